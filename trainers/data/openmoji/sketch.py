@@ -1,0 +1,85 @@
+"""The domain sketch: the outlines drawn by an unsteady hand on paper."""
+
+import math
+
+import numpy as np
+
+from trainers.data.openmoji.drawings import Drawing
+from trainers.data.openmoji.raster import (
+    Floats,
+    Rng,
+    grid,
+    noise,
+    pixels,
+    random_pose,
+    raster,
+    rgb,
+    sampled,
+)
+
+
+def sketch(item: Drawing, rng: Rng, size: int) -> Floats:
+    """Return a picture (size, size, 3) in [0, 1] of the drawing's outlines in pencil or ink."""
+    pose = random_pose(rng, scale=(0.82, 1.06), turn=10, shift=0.04)
+    colour, coverage = pixels(pose.apply(raster(item, "line", int(rng.integers(2))), size))
+    dark = coverage * (1 - colour.mean(axis=2))
+    ink = np.zeros((size, size), np.float32)
+    passes = int(rng.integers(1, 4))  # an unsteady hand goes over the lines more than once
+    for _ in range(passes):
+        ink = np.maximum(ink, _shaky(dark, rng) * np.float32(rng.uniform(0.6, 1.0)))
+    if rng.random() < 0.4:
+        fill, mask = pixels(pose.apply(raster(item, "colour"), size))
+        shade = mask * (1 - fill.mean(axis=2))
+        ink = np.maximum(ink, 0.8 * shade * _hatching(rng, size))
+    # Pencil catches the grain of the paper: the line is broken where the paper is deep.
+    grain = noise(rng, size, size) * 0.8 + noise(rng, size, size / 2) * 0.4
+    ink *= np.clip(1 - rng.uniform(0.05, 0.35) * np.abs(grain), 0, 1)
+    ink = np.clip(ink * rng.uniform(1.0, 1.45), 0, 1)
+    paper = _paper(rng, size)
+    tone = _tone(rng)
+    result: Floats = paper + (tone - paper) * ink[..., None]
+    return result
+
+
+def _shaky(dark: Floats, rng: Rng) -> Floats:
+    size = dark.shape[0]
+    x, y = grid(size)
+    reach = rng.uniform(0.2, 0.8) * size / 64
+    bumps = float(rng.uniform(3, 8))
+    shift = rng.normal(0, 0.5, 2) * size / 64
+    moved = sampled(
+        dark,
+        x + np.float32(reach) * noise(rng, size, bumps) + np.float32(shift[0]),
+        y + np.float32(reach) * noise(rng, size, bumps) + np.float32(shift[1]),
+    )
+    pressure = np.clip(0.85 + 0.25 * noise(rng, size, 4), 0.25, 1.1)
+    result: Floats = moved * pressure
+    return result
+
+
+def _hatching(rng: Rng, size: int) -> Floats:
+    x, y = grid(size)
+    angle = math.radians(float(rng.uniform(25, 65)))
+    spacing = float(rng.uniform(2.6, 4.2)) * size / 64
+    across = (x * math.cos(angle) + y * math.sin(angle)) + 0.8 * noise(rng, size, 5)
+    stripes = np.clip(np.cos(across * np.float32(2 * math.pi / spacing)), 0, 1)
+    result: Floats = stripes.astype(np.float32)
+    return result
+
+
+def _paper(rng: Rng, size: int) -> Floats:
+    warmth = float(rng.uniform(0.0, 0.11)) if rng.random() < 0.75 else 0.01
+    tone = rgb(float(rng.uniform(0.08, 0.14)), warmth, float(rng.uniform(0.86, 0.99)))
+    roughness = float(rng.uniform(0.01, 0.03))
+    uneven = noise(rng, size, 2) * 0.012 + noise(rng, size, size) * roughness
+    result: Floats = tone * (1 + uneven)[..., None]
+    return result
+
+
+def _tone(rng: Rng) -> Floats:
+    kind = rng.random()
+    if kind < 0.6:  # pencil, charcoal
+        return np.full(3, rng.uniform(0.05, 0.35), np.float32)
+    if kind < 0.85:  # sepia
+        return rgb(0.06, float(rng.uniform(0.3, 0.5)), float(rng.uniform(0.2, 0.35)))
+    return rgb(0.62, float(rng.uniform(0.2, 0.45)), float(rng.uniform(0.2, 0.35)))  # blue-black ink

@@ -1,0 +1,102 @@
+"""One clear sentence for each mistake: the errors that a user is meant to read.
+
+Everything a user can get wrong before training starts (a key, a value, a folder) ends as a
+`ConfigError`, whose message names where it stands, what it is and what would do instead. The
+command line prints it without a traceback and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names source, key and value."""
+
+
+class TrainingDiverged(FloatingPointError):
+    """The training loss is no longer a finite number."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion to append to a message: ` (did you mean 'lr'?)`, or the list of known words."""
+    words = [str(k) for k in known]
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (known: {', '.join(sorted(words))})" if words else ""
+
+
+def validate(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:
+    """`values` as a `model`.
+
+    Raises:
+        ConfigError: with one line a mistake, each naming `source`, the dotted key and the value.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(model, item, source) for item in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], item: Any, source: str) -> str:
+    """One line for one pydantic error."""
+    location = [part for part in item["loc"] if isinstance(part, str | int)]
+    where, names = _dotted(model, location)
+    value = item["input"]
+    if item["type"] == "extra_forbidden":
+        unknown = str(location[-1])
+        return f"{source}: unknown key {where!r} = {value!r}{did_you_mean(unknown, names)}"
+    if item["type"] == "missing":
+        return f"{source}: the key {where!r} is missing"
+    if item["type"] in ("literal_error", "union_tag_invalid"):
+        expected = item["ctx"].get("expected", item["ctx"].get("expected_tags", ""))
+        choices = [word.strip(" '\"") for word in expected.replace(" or ", ",").split(",")]
+        given = str(value.get("name")) if isinstance(value, Mapping) else str(value)
+        key = f"{where}.name" if isinstance(value, Mapping) else where
+        return f"{source}: {key} = {given!r} is not one of its values{did_you_mean(given, choices)}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{source}: {where} = {value!r}: {message}" if where else f"{source}: {message}"
+
+
+def _dotted(model: type[BaseModel], location: list[str | int]) -> tuple[str, list[str]]:
+    """The dotted key of an error, without pydantic's union tags, and the names known beside it."""
+    parts: list[str] = []
+    names = list(model.model_fields)
+    current: type[BaseModel] | None = model
+    candidates: list[type[BaseModel]] = []
+    for part in location:
+        tagged = next((c for c in candidates if _tag(c) == part), None)
+        if tagged is not None:  # the tag of a discriminated union, no key of the user's
+            current, names, candidates = tagged, list(tagged.model_fields), []
+            continue
+        parts.append(str(part))
+        field = current.model_fields.get(str(part)) if current is not None else None
+        candidates = _models(field.annotation) if field is not None else []
+        current = candidates[0] if len(candidates) == 1 else None
+        if current is not None:
+            names = list(current.model_fields)
+            candidates = []
+    if location and current is None and not candidates:
+        pass  # the last part is a leaf: `names` already lists its siblings
+    return ".".join(parts), names
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("name") or model.model_fields.get("type")
+    values = get_args(field.annotation) if field is not None else ()
+    return str(values[0]) if values else None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Every pydantic model inside a type annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
