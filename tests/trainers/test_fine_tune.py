@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from trainers.config import OptimConfig, TrialConfig, with_overrides
+from trainers.data.pictures import Pictures
+from trainers.errors import ConfigError, TrainingDiverged
+from trainers.evaluation import metric_names
+from trainers.fine_tune import REPORTED, Report, fine_tune, learning_rate, load_split, start
+from trainers.models import load_clip
+
+CLOCKS = ("cost/", "train/images_per_s")
+
+
+def changed(config: TrialConfig, **overrides: Any) -> TrialConfig:
+    return with_overrides(config, {k.replace("__", "."): v for k, v in overrides.items()}, "test")
+
+
+def untimed(report: Report) -> dict[str, float]:
+    return {k: v for k, v in report.metrics.items() if not k.startswith(CLOCKS)}
+
+
+def test_reports_come_at_every_evaluation_with_all_the_names_that_are_promised(
+    trial: TrialConfig,
+) -> None:
+    reports = list(fine_tune(changed(trial, steps=5)))
+    assert [report.step for report in reports] == [3, 5]
+    assert set(reports[0].metrics) == {*REPORTED, *metric_names(trial.data)}
+    accuracies = [reports[1].metrics[f"ood_val/{d}/acc"] for d in trial.data.ood_domains]
+    assert reports[1].metrics["ood_val/mean_acc"] == pytest.approx(sum(accuracies) / 4)
+
+
+def test_two_runs_with_one_seed_are_equal_to_the_last_bit(trial: TrialConfig) -> None:
+    first, second = ([untimed(r) for r in fine_tune(trial)] for _ in range(2))
+    assert first == second
+    assert first != [untimed(r) for r in fine_tune(changed(trial, seed=1))]
+
+
+def test_a_resumed_run_is_equal_to_an_undisturbed_one_to_the_last_bit(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    undisturbed = list(fine_tune(trial))
+    interrupted = fine_tune(trial)
+    next(interrupted).save(tmp_path)
+    interrupted.close()
+    (resumed,) = list(fine_tune(trial, resume_from=tmp_path))
+    assert untimed(resumed) == untimed(undisturbed[-1])
+    for old, new in zip(
+        undisturbed[-1].run.student.parameters(), resumed.run.student.parameters(), strict=True
+    ):
+        assert torch.equal(old, new)
+
+
+def test_a_run_resumed_after_its_last_step_still_reports(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    *_, last = fine_tune(trial)
+    last.save(tmp_path)
+    (again,) = list(fine_tune(trial, resume_from=tmp_path))
+    assert again.step == trial.steps
+    assert again.metrics["id_val/acc"] == last.metrics["id_val/acc"]
+
+
+def test_lipsum_ft_of_weight_zero_is_plain_fine_tuning(trial: TrialConfig) -> None:
+    plain = changed(trial, method={"name": "ft"})
+    weightless = changed(trial, method__reg_weight=0)
+    assert [untimed(r) for r in fine_tune(plain)] == [untimed(r) for r in fine_tune(weightless)]
+
+
+def test_a_heavy_regulariser_keeps_the_scores_nearer_to_the_zero_shot_models(
+    trial: TrialConfig,
+) -> None:
+    def drift(reg_weight: float) -> float:
+        *_, last = fine_tune(changed(trial, steps=12, method__reg_weight=reg_weight))
+        *_, images = next(iter(load_split(trial, "val").values())).eval_batches(48, 64)
+        views = images[0].float() / 255
+        with torch.no_grad():
+            f, f0 = last.run.student.visual(views), last.run.zero_shot.visual(views)
+        return float((1 - torch.nn.functional.cosine_similarity(f, f0)).mean())
+
+    assert drift(100.0) < drift(1e-3) / 2
+
+
+def test_before_the_first_step_it_is_the_zero_shot_model(trial: TrialConfig) -> None:
+    run = start(trial)
+    metrics = run.evaluate("val", load_split(trial, "val"))
+    clip, pictures = load_clip(trial.model), load_split(trial, "val")["real"]
+    views, labels = next(pictures.eval_batches(48, len(pictures)))
+    mean, std = (
+        torch.tensor(x).view(3, 1, 1)
+        for x in (run.zero_shot.image_input.mean, run.zero_shot.image_input.std)
+    )
+    with torch.no_grad():
+        f = clip.encode_image((views / 255 - mean) / std, normalize=True)  # type: ignore[operator]
+    predicted = (f @ run.zero_shot.head.T).argmax(dim=-1)
+    assert metrics["id_val/acc"] == pytest.approx(100 * float((predicted == labels).float().mean()))
+
+
+def test_only_the_image_encoder_and_the_head_are_trained(trial: TrialConfig) -> None:
+    *_, last = fine_tune(trial)
+    fresh = load_clip(trial.model)
+    for name, parameter in fresh.named_parameters():
+        assert torch.equal(parameter, dict(last.run.zero_shot.clip.named_parameters())[name])
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(
+            last.run.student.visual.parameters(),
+            fresh.visual.parameters(),
+            strict=True,  # type: ignore[union-attr]
+        )
+    ]
+    assert all(moved)
+    assert not torch.equal(last.run.student.head, last.run.zero_shot.head)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial: TrialConfig) -> None:
+    with pytest.raises(TrainingDiverged, match="step 10"):
+        list(fine_tune(changed(trial, steps=12, optim__lr=1e30, eval__every=12)))
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine_to_zero() -> None:
+    optim = OptimConfig(lr=2.0, warmup_fraction=0.1)
+    rates = [learning_rate(step, 100, optim) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
+    assert learning_rate(100, 100, optim) == pytest.approx(0.0)
+
+
+def _distributed_losses(rank: int, world_size: int, folder: str, config: TrialConfig) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    store = dist.FileStore(f"{folder}/store", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    reports = [untimed(report) for report in fine_tune(config)]
+    torch.save(reports, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_one_and_two_workers_have_the_same_curves(trial: TrialConfig, tmp_path: Path) -> None:
+    """Slow: starts two processes that import torch."""
+    alone = [untimed(report) for report in fine_tune(trial)]
+    torch.multiprocessing.spawn(_distributed_losses, (2, str(tmp_path), trial), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    for one, two in zip(alone, first, strict=True):
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=2e-4, abs=1e-4), name
+
+
+def test_a_batch_that_the_workers_cannot_share_evenly_is_refused(
+    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="batch_size = 8: not divisible by 3 workers"):
+        start(trial)
+
+
+def test_the_test_split_is_not_touched(trial: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = Pictures.__init__
+
+    def spy(self: Pictures, root: Path, domain: str, split: str) -> None:
+        read.append(split)
+        original(self, root, domain, split)
+
+    monkeypatch.setattr(Pictures, "__init__", spy)
+    list(fine_tune(trial))
+    assert set(read) == {"train", "val"}

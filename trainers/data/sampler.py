@@ -1,0 +1,50 @@
+"""Which samples make which step: a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from trainers.seeding import generator
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (step, sample) for one worker, from any step on.
+
+    Every epoch is a permutation of all samples; the steps cut the endless row of epochs into
+    global batches, and worker `rank` of `world_size` takes its even share of each. So the global
+    batch of a step does not depend on the number of workers, nor on where a run was resumed.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        steps: range,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps = steps
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in self.steps:
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.num_samples != epoch:
+                    epoch = position // self.num_samples
+                    order = generator(self.seed, "epoch", epoch).permutation(self.num_samples)
+                batch.append((step, int(order[position % self.num_samples])))
+            yield batch[self.rank :: self.world_size]

@@ -1,0 +1,101 @@
+"""The Ray Train `TorchTrainer` around `fine_tune`: workers, checkpoints, reports.
+
+The only module of this package that knows Ray. A trial of a search and a run of its own are the
+same here; what differs is who listens to the reports (`callbacks`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from trainers.config import TrialConfig
+from trainers.errors import validate
+from trainers.fine_tune import Report, fine_tune
+
+REPORT_POLL_S = 0.2
+"""Ray's controller takes one report each poll; its default of 2 s makes short trials wait."""
+
+WORKER_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(REPORT_POLL_S),
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+"""What the runtime environment of a job must carry for its trainers."""
+
+
+def torch_trainer(
+    config: TrialConfig,
+    *,
+    name: str,
+    storage_path: Path | str,
+    workers: int = 1,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float = 0,
+    max_failures: int = 0,
+    callbacks: Sequence[Any] = (),
+) -> TorchTrainer:
+    """A trainer of this configuration; `fit()` runs it, and goes on where one of its name stopped.
+
+    Args:
+        config: what is run.
+        name: of the run's folder below `storage_path`; stable, so that a retry finds its
+            checkpoints.
+        storage_path: a folder or bucket that every node reaches.
+        workers: data-parallel processes.
+        cpus_per_worker: CPUs that Ray reserves for each.
+        gpus_per_worker: GPUs that Ray reserves for each; with 0, it trains on the CPU.
+        max_failures: worker failures, such as a lost node, that are answered by a restart.
+        callbacks: of Ray Train (`ray.train.UserCallback`), such as Tune's `TuneReportCallback`.
+    """
+    resources = {"CPU": cpus_per_worker}
+    if gpus_per_worker:
+        resources["GPU"] = gpus_per_worker
+    return TorchTrainer(
+        train_loop,
+        train_loop_config=config.model_dump(mode="json"),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage_path),
+            callbacks=list(callbacks),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+
+
+def train_loop(values: dict[str, Any]) -> None:
+    """What each worker runs: `fine_tune` from the last checkpoint on, reporting to Ray Train."""
+    config = validate(TrialConfig, values, "trial")
+    device = ray.train.torch.get_device()
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        _report_all(config, device, None)
+        return
+    with checkpoint.as_directory() as folder:
+        _report_all(config, device, Path(folder))
+
+
+def _report_all(config: TrialConfig, device: Any, resume_from: Path | None) -> None:
+    for report in fine_tune(config, device=device, resume_from=resume_from):
+        _report(report)
+
+
+def _report(report: Report) -> None:
+    """Every worker must report; the first brings the checkpoint, which all workers share."""
+    metrics = {"step": report.step, **report.metrics}
+    if ray.train.get_context().get_world_rank() != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        report.save(Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
