@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import optuna
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+import search_spaces
+from search_spaces import Categorical, Distribution, Float, Int, SearchSpace
+from search_spaces.lipsum_ft import PAPER_DEFAULTS, lipsum_ft
+
+LR = Float(low=1e-6, high=1e-3, log=True)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ({"type": "float", "low": 0, "high": 1}, Float(low=0, high=1)),
+        ({"type": "int", "low": 1, "high": 9, "step": 2}, Int(low=1, high=9, step=2)),
+        ({"type": "categorical", "choices": ["a", 1, 2.5]}, Categorical(choices=("a", 1, 2.5))),
+    ],
+)
+def test_the_type_field_chooses_the_distribution(raw: object, expected: object) -> None:
+    assert TypeAdapter(Distribution).validate_python(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "options", "words"),
+    [
+        (1.0, 1.0, {}, "low=1.0 must be smaller than high=1.0"),
+        (2.0, 1.0, {}, "low=2.0 must be smaller than high=1.0"),
+        (0.0, 1.0, {"log": True}, "low=0.0 must be greater than 0 on a log scale"),
+        (0.0, 1.0, {"step": 0.3}, "the last value is 0.9"),
+        (0.0, 1.0, {"step": -0.5}, "step=-0.5 must be greater than 0"),
+        (1.0, 2.0, {"step": 0.5, "log": True}, "does not go with log=true"),
+        (float("nan"), 1.0, {}, "finite"),
+        (0.0, float("inf"), {}, "finite"),
+    ],
+)
+def test_an_impossible_range_is_refused_with_its_numbers(
+    low: float, high: float, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        Float.model_validate({"low": low, "high": high, **options})
+
+
+def test_a_range_that_is_wrong_inside_a_space_is_named_by_its_key() -> None:
+    with pytest.raises(ValidationError, match=r"parameters\.`optim\.lr`"):
+        SearchSpace.model_validate(
+            {"parameters": {"optim.lr": {"type": "float", "low": 3, "high": 2}}}
+        )
+
+
+def test_a_misspelt_field_is_refused_instead_of_ignored() -> None:
+    with pytest.raises(ValidationError, match="logarithmic"):
+        Float.model_validate({"low": 1, "high": 2, "logarithmic": True})
+
+
+def test_a_space_needs_a_parameter_and_a_choice_needs_a_value() -> None:
+    with pytest.raises(ValidationError, match="the space is empty"):
+        SearchSpace(parameters={})
+    with pytest.raises(ValidationError, match="choices is empty"):
+        Categorical(choices=())
+    with pytest.raises(ValidationError, match="'a' twice"):
+        Categorical(choices=("a", "b", "a"))
+
+
+@pytest.mark.parametrize(
+    ("point", "words"),
+    [
+        ({"optim.lr": 1.0}, r"point 1: optim\.lr=1\.0 is outside 1e-06 \.\. 0\.001"),
+        ({"optim.lr": float("nan")}, "is not a finite number"),
+        ({"optim.lr": "fast"}, r"optim\.lr='fast' is not a number"),
+        ({}, r"point 1 lacks optim\.lr"),
+        ({"optim.lr": 1e-5, "optim.rl": 1}, r"point 1 sets optim\.rl, which the space does not"),
+    ],
+)
+def test_a_first_point_that_does_not_fit_is_refused_with_key_and_value(
+    point: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SearchSpace.model_validate({"parameters": {"optim.lr": LR}, "initial_points": [point]})
+
+
+def test_a_first_point_takes_the_types_and_the_order_of_the_space() -> None:
+    space = SearchSpace(
+        parameters={"a.real": Float(low=0, high=2), "a.whole": Int(low=0, high=9)},
+        # YAML reads `1e-1` as a string; 3.0 comes back from a file written by another tool.
+        initial_points=[{"a.whole": 3.0, "a.real": "1e-1"}],
+    )
+    (point,) = space.initial_points
+    assert list(point.items()) == [("a.real", 0.1), ("a.whole", 3)]
+    assert type(point["a.whole"]) is int
+
+
+def test_a_first_point_off_the_grid_is_refused_but_rounding_errors_are_not() -> None:
+    grid = {"x": Float(low=0.0, high=1.0, step=0.1)}
+    SearchSpace(parameters=grid, initial_points=[{"x": 0.1 * 3}])
+    with pytest.raises(ValidationError, match=r"x=0\.25 is not 0 plus a multiple of 0\.1"):
+        SearchSpace(parameters=grid, initial_points=[{"x": 0.25}])
+    with pytest.raises(ValidationError, match=r"n=2\.5 is not a whole number"):
+        SearchSpace(parameters={"n": Int(low=0, high=9)}, initial_points=[{"n": 2.5}])
+
+
+def test_true_is_not_the_choice_1() -> None:
+    space = {"x": Categorical(choices=(1, 2))}
+    with pytest.raises(ValidationError, match="x=True is not one of 1, 2"):
+        SearchSpace(parameters=space, initial_points=[{"x": True}])
+
+
+def test_optuna_gets_the_same_ranges_in_the_same_order() -> None:
+    space = SearchSpace(
+        parameters={
+            "c": Categorical(choices=("a", "b")),
+            "b": Int(low=1, high=9, step=2),
+            "a": LR,
+        }
+    )
+    assert list(space.distributions().items()) == [
+        ("c", optuna.distributions.CategoricalDistribution(("a", "b"))),
+        ("b", optuna.distributions.IntDistribution(1, 9, step=2)),
+        ("a", optuna.distributions.FloatDistribution(1e-6, 1e-3, log=True)),
+    ]
+
+
+def test_a_space_survives_the_way_through_json() -> None:
+    space = lipsum_ft(text_count=True)
+    assert SearchSpace.model_validate_json(space.model_dump_json()) == space
+
+
+def test_describe_gives_one_line_a_parameter_and_one_a_point() -> None:
+    space = SearchSpace(parameters={"optim.lr": LR}, initial_points=[{"optim.lr": 1e-5}])
+    assert space.describe() == [
+        "optim.lr  float 1e-06 .. 0.001, log scale",
+        "first point 1  optim.lr 1e-05",
+    ]
+
+
+@pytest.mark.parametrize("text_count", [False, True])
+def test_the_first_point_of_lipsum_ft_is_the_paper_s(text_count: bool) -> None:
+    space = lipsum_ft(text_count)
+    (point,) = space.initial_points
+    assert point == {key: PAPER_DEFAULTS[key] for key in space.parameters}
+    assert ("method.text_count" in point) == text_count
+
+
+def test_every_ready_space_loads_and_a_misspelt_name_is_corrected() -> None:
+    for name in search_spaces.SPACES:
+        assert search_spaces.load(name).parameters
+    with pytest.raises(ValueError, match=r"'lipsum-tf'.* Did you mean 'lipsum_ft'"):
+        search_spaces.load("lipsum-tf")
+
+
+def test_search_spaces_imports_neither_torch_nor_ray() -> None:
+    code = "import search_spaces, sys; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
