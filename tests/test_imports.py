@@ -1,0 +1,49 @@
+"""Imports run one way: cluster -> tuning -> trainers, search_spaces."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "search_spaces": set(),
+    "trainers": set(),
+    "tuning": {"trainers", "search_spaces"},
+    "cluster": {"tuning", "trainers", "search_spaces"},
+}
+FOREIGN = {
+    "search_spaces": {"torch", "ray", "open_clip", "mlflow"},
+    "trainers": {"optuna", "mlflow"},
+}
+RAY_LIVES_IN = {Path("trainers/torch_trainer.py")}
+
+
+def imported(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_imports_only_those_below_it(package: str) -> None:
+    forbidden = (set(ALLOWED) - ALLOWED[package] - {package}) | FOREIGN.get(package, set())
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = {
+        str(file.relative_to(ROOT)): names
+        for file in files
+        if (names := forbidden & set(imported(file)))
+    }
+    assert not wrong
+
+
+def test_in_trainers_only_the_torch_trainer_knows_ray() -> None:
+    files = (ROOT / "trainers").rglob("*.py")
+    knows = {file.relative_to(ROOT) for file in files if "ray" in set(imported(file))}
+    assert knows == RAY_LIVES_IN

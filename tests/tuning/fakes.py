@@ -1,0 +1,114 @@
+"""A search as it could have been, written by hand: 14 trials, plain fine-tuning, two failures."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+from tuning.records import SearchRecord, TrialRecord
+
+DOMAINS = ("painting", "clipart", "infograph", "sketch")
+TOTAL_STEPS = 240
+
+
+def search_record(run_folder: Path, **changes: object) -> SearchRecord:
+    """A search over DomainNet, with changes."""
+    search = SearchRecord(
+        name="domainnet-vit-b32",
+        total_steps=TOTAL_STEPS,
+        budget_trials=16,
+        objective_metric="val/mean_acc",
+        objective_mode="max",
+        id_domain="real",
+        ood_domains=DOMAINS,
+        zero_shot=report(0, 82.4, 61.0),
+        config={
+            "trial": {"model": {"name": "ViT-B-32-quickgelu"}, "optim": {"lr": 1e-5}},
+            "search": {"budget": {"trials": 16}, "space": ["method.reg_weight", "optim.lr"]},
+        },
+        run_folder=run_folder,
+        sees_ood=True,
+    )
+    return replace(search, **changes)  # type: ignore[arg-type]
+
+
+def report(step: int, id_acc: float, ood_acc: float, **extra: float) -> dict[str, float]:
+    """The flat metrics of one evaluation."""
+    offsets = dict(zip(DOMAINS, (4.0, 9.0, -14.0, 1.0), strict=True))
+    metrics = {f"ood_val/{name}/acc": ood_acc + offset for name, offset in offsets.items()}
+    return {
+        "step": step,
+        "id_val/acc": id_acc,
+        "ood_val/mean_acc": ood_acc,
+        "val/mean_acc": (id_acc + ood_acc) / 2,
+        "train/loss": 2.5 * math.exp(-step / 150),
+        "cost/seconds": 1.5 * step,
+        **metrics,
+        **extra,
+    }
+
+
+def trial(
+    number: int, id_acc: float = 85.0, ood_acc: float = 62.0, **changes: object
+) -> TrialRecord:
+    """A finished trial that ends at these accuracies, with changes."""
+    curve = tuple(
+        report(step, 82.4 + (id_acc - 82.4) * step / 240, 61.0 + (ood_acc - 61.0) * step / 240)
+        for step in range(40, TOTAL_STEPS + 1, 40)
+    )
+    record = TrialRecord(
+        trial_id=f"ab12_{number:05d}",
+        number=number,
+        kind="trial",
+        name=f"trial-{number:03d}",
+        params={"method.reg_weight": 1.0, "method.text_length": 8, "optim.lr": 1e-5},
+        outcome="finished",
+        curve=curve,
+        started_at=1_700_000_000.0 + 400 * number,
+        ended_at=1_700_000_360.0 + 400 * number,
+    )
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+def reference(**changes: object) -> TrialRecord:
+    """Plain fine-tuning: better on its own domain, worse on the others."""
+    fields: dict[str, object] = {
+        "trial_id": "ref_00000",
+        "name": "ft",
+        "kind": "reference",
+        "params": {},
+    }
+    return trial(0, 88.6, 56.8, **(fields | changes))
+
+
+def finished_search(seed: int = 0) -> list[TrialRecord]:
+    """All that a search of 14 trials leaves behind."""
+    rng = random.Random(seed)
+    records = [reference()]
+    for number in range(14):
+        log_weight = rng.uniform(-2, 2) if number else 0.0
+        pull = 1 / (1 + math.exp(-2 * (log_weight + 0.4)))
+        id_acc = 88.6 - 3.0 * pull**2 + rng.gauss(0, 0.35)
+        ood_acc = 56.8 + 7.4 * pull - 2.2 * pull**4 + rng.gauss(0, 0.5)
+        record = trial(
+            number,
+            id_acc,
+            ood_acc,
+            params={
+                "method.reg_weight": 10**log_weight,
+                "method.text_length": rng.randint(2, 24),
+                "optim.lr": 10 ** rng.uniform(-5.5, -4.5),
+            },
+        )
+        if number in (4, 7, 9, 11):
+            record = replace(record, outcome="pruned", curve=record.curve[: 1 + number % 3])
+        records.append(record)
+    records[6] = replace(
+        records[6],
+        outcome="failed",
+        error="OutOfMemoryError: CUDA out of memory.\n  ...",
+        curve=records[6].curve[:1],
+    )
+    return records

@@ -1,0 +1,224 @@
+"""Real searches on a real local Ray, small. Slow: a trial takes ten seconds to start."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from mlflow.tracking import MlflowClient
+from optuna.trial import TrialState
+from PIL import Image
+from ray.util.state import list_placement_groups
+from rich.console import Console
+
+from trainers.config import nest
+from trainers.data.openmoji.build import Pictures, build
+from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.errors import ConfigError
+from tuning.config import ResourcesConfig, load_config
+from tuning.ray_session import concurrent_trials, ray_session
+from tuning.search import SearchResult, run_search
+
+pytestmark = pytest.mark.slow
+
+STEPS = 9
+
+
+def configuration(root: Path, storage: Path) -> dict[str, Any]:
+    return {
+        "trial": {
+            "data": {"root": str(root)},
+            "method": {"name": "lipsum_ft", "text_count": 16},
+            "optim": {"lr": 1e-3, "batch_size": 8},
+            "eval": {"every": 3},
+            "steps": STEPS,
+        },
+        "search": {
+            "name": "small",
+            "storage": str(storage),
+            "scheduler": {"name": "asha", "grace_steps": 3, "reduction_factor": 2},
+            "objective": {"metric": "train/loss", "mode": "min"},
+            "budget": {"trials": 5},
+        },
+    }
+
+
+def broken_copy(root: Path, copy: Path) -> Path:
+    """The same data, but its training pictures are no pictures."""
+    build(copy, classes=("apple", "bus"), pictures=Pictures(2, 1, 1), workers=1, progress=False)
+    for domain in ("real", "painting", "clipart", "infograph", "sketch"):
+        for split in ("train", "val", "test"):
+            file = part_path(copy, domain, split)
+            file.write_bytes(part_path(root, domain, split).read_bytes())
+    names = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
+    rows = [LabelledImage(b"no picture", "broken.jpg", label=i % 8) for i in range(48)]
+    write_images(part_path(copy, "real", "train"), rows, names, {})
+    return copy
+
+
+@pytest.fixture(scope="module")
+def search(
+    pictures_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SearchResult, list[Any], float]:
+    """One search that has it all: a finished trial, a pruned one, one that raises, one with NaN.
+
+    Each first point is a trial whose end is known: the learning rate makes the loss of the third
+    worse than the first's at the first rung, of the second a NaN, and the last has no pictures.
+    """
+    folder = tmp_path_factory.mktemp("search")
+    broken = broken_copy(pictures_root, folder / "broken")
+    good = str(pictures_root)
+    points = [
+        {"optim.lr": 1e-3, "data.root": good},
+        {"optim.lr": 1e30, "data.root": good},
+        {"optim.lr": 1e-8, "data.root": good},
+        {"optim.lr": 1e-3, "data.root": str(broken)},
+        {"optim.lr": 2e-3, "data.root": good},
+    ]
+    space = {
+        "name": None,
+        "parameters": {
+            "optim.lr": {"type": "float", "low": 1e-8, "high": 1e30, "log": True},
+            "data.root": {"type": "categorical", "choices": [good, str(broken)]},
+        },
+        "initial_points": points,
+    }
+    values = configuration(pictures_root, folder / "runs")
+    values["search"] |= {"space": space, "resources": {"max_concurrent": 1}}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with ray_session():
+        found = run_search(load_config(path), console=Console(quiet=True))
+        return found, *left_behind()
+
+
+@pytest.fixture
+def result(search: tuple[SearchResult, list[Any], float]) -> SearchResult:
+    return search[0]
+
+
+def left_behind(seconds: float = 30) -> tuple[list[Any], float]:
+    """Placement groups alive and CPUs in use, once they have had time to go."""
+    deadline = time.monotonic() + seconds
+    while True:
+        alive = [g for g in list_placement_groups() if g.state != "REMOVED"]
+        used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
+        if (not alive and used < 1e-6) or time.monotonic() > deadline:
+            return alive, used
+        time.sleep(0.5)
+
+
+def outcomes(found: SearchResult) -> dict[str, str]:
+    return {record.name: record.outcome for record in found.records}
+
+
+def test_trials_finish_are_pruned_and_fail_each_by_itself(result: SearchResult) -> None:
+    assert outcomes(result) == {
+        "ft": "finished",
+        "trial-000": "finished",
+        "trial-001": "failed",
+        "trial-002": "pruned",
+        "trial-003": "failed",
+        "trial-004": result.records[-1].outcome,
+    }
+    assert outcomes(result)["trial-004"] in ("finished", "pruned")
+    assert result.outcome == "finished"
+
+
+def test_a_failed_trial_says_why(result: SearchResult) -> None:
+    errors = {record.name: record.error for record in result.failed}
+    assert "TrainingDiverged" in str(errors["trial-001"])
+    assert "not a finite number" in str(errors["trial-001"])
+    assert "UnidentifiedImageError" in str(errors["trial-003"])
+
+
+def test_optuna_is_told_what_really_happened(result: SearchResult) -> None:
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(result.run_folder / "optuna.journal"))
+    )
+    study = optuna.load_study(study_name=result.run_folder.name, storage=storage)
+    states = [trial.state for trial in study.trials]
+    assert states[:4] == [
+        TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL,
+    ]  # fmt: skip
+    assert list(study.trials[2].intermediate_values) == [3]
+
+
+def test_mlflow_has_one_run_a_trial_below_the_searchs_with_all_that_was_reported(
+    result: SearchResult,
+) -> None:
+    client = MlflowClient(result.tracking_uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "lipsum-tune"]
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {r.data.tags["trial_id"]: r for r in runs if r is not parent}
+    assert parent.info.status == "FINISHED"
+    assert len(children) == 6
+    status = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+    for record in result.records:
+        run = children[record.trial_id]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == status[record.outcome]
+        for name in ("id_val/acc", "ood_val/mean_acc", "ood_val/sketch/acc", "cost/seconds"):
+            history = client.get_metric_history(run.info.run_id, name)
+            assert [m.step for m in history] == [int(point["step"]) for point in record.curve]
+    lr = children[result.records[1].trial_id].data.params["optim.lr"]
+    assert float(lr) == 1e-3
+
+
+def test_the_run_folder_has_tables_figure_and_what_it_takes_to_repeat_it(
+    result: SearchResult,
+) -> None:
+    trials = pq.read_table(result.run_folder / "trials.parquet").to_pylist()
+    assert trials[0]["name"] == "zero-shot"
+    assert {row["name"]: row["outcome"] for row in trials[1:]} == outcomes(result)
+    curves = pq.read_table(result.run_folder / "curves.parquet").to_pylist()
+    assert len(curves) == 1 + sum(len(record.curve) for record in result.records)
+    with Image.open(result.run_folder / "report" / "id_vs_ood.png") as picture:
+        assert picture.width > 600
+    environment = json.loads((result.run_folder / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    assert load_config(result.run_folder / "search.yaml").search.name == "small"
+
+
+def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(
+    search: tuple[SearchResult, list[Any], float],
+) -> None:
+    found, alive, used = search
+    assert "pruned" in outcomes(found).values()
+    assert alive == []
+    assert used == pytest.approx(0, abs=1e-6)
+
+
+def test_two_workers_train_one_trial(pictures_root: Path, tmp_path: Path) -> None:
+    values = nest(
+        {
+            "search.references": ["ft"],
+            "search.budget.trials": 1,
+            "search.resources.workers": 2,
+            "trial.steps": 3,
+        },
+        configuration(pictures_root, tmp_path / "runs"),
+    )
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(values))
+    found = run_search(load_config(path), console=Console(quiet=True))
+    assert outcomes(found) == {"ft": "finished", "trial-000": "finished"}
+
+
+def test_a_trial_that_can_never_fit_is_refused_before_it_starts() -> None:
+    with ray_session():
+        cpus = int(ray.cluster_resources()["CPU"])
+        assert concurrent_trials(ResourcesConfig()) == cpus
+        assert concurrent_trials(ResourcesConfig(workers=cpus)) == 1
+        with pytest.raises(ConfigError, match=rf"one trial takes {cpus + 1} CPU"):
+            concurrent_trials(ResourcesConfig(workers=cpus + 1))
+        with pytest.raises(ConfigError, match="1 GPU; the cluster has"):
+            concurrent_trials(ResourcesConfig(gpus_per_worker=1))

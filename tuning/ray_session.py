@@ -1,0 +1,106 @@
+"""A connection to Ray: to the cluster that is asked for, or to one started for this search."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import ray
+
+from trainers.errors import ConfigError
+from trainers.torch_trainer import WORKER_ENVIRONMENT
+from tuning.config import ResourcesConfig
+
+LOCALHOST = "127.0.0.1"
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """Connect, and disconnect afterwards; a cluster started here is also stopped.
+
+    A process that is connected already stays connected, to where it is.
+
+    Args:
+        address: of a running cluster, `host:port`; by default the one named by `RAY_ADDRESS`, which
+            `ray job submit` sets, or else a new one on this machine alone.
+
+    Raises:
+        ConfigError: nothing answers at that address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            _connect(address)
+        else:
+            _start_local()
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
+        raise ConfigError(f"cannot connect to {where}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def concurrent_trials(resources: ResourcesConfig) -> int:
+    """How many trials fit into the cluster at once.
+
+    Raises:
+        ConfigError: not even one does; the message says what a trial takes and what there is.
+    """
+    total = ray.cluster_resources()
+    wanted = {
+        "CPU": resources.workers * resources.cpus_per_worker,
+        "GPU": resources.workers * resources.gpus_per_worker,
+    }
+    # A driver holds a sliver of a CPU, so the last worker would wait for ever on an exact fit.
+    fits = min(
+        int((total.get(kind, 0.0) + 1e-6) // amount) for kind, amount in wanted.items() if amount
+    )
+    if fits == 0:
+        have = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in wanted)
+        need = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
+        raise ConfigError(f"search.resources: one trial takes {need}; the cluster has {have}")
+    return min(fits, resources.max_concurrent or fits)
+
+
+def _connect(address: str) -> None:
+    # A stopped trial's resources are freed through the state API, which its helper processes look
+    # for at RAY_ADDRESS; `ray job submit` sets that for the entry point alone.
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": address}},
+    )
+
+
+def _start_local() -> None:
+    # The port is chosen here because the workers must be told the address before it exists: with
+    # a second Ray on this machine they would otherwise find the wrong one.
+    port = _free_port()
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host=LOCALHOST,
+            _node_ip_address=LOCALHOST,  # nothing of a local search is for the network
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": f"{LOCALHOST}:{port}"}},
+        )
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"]
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind((LOCALHOST, 0))
+        return int(listener.getsockname()[1])
