@@ -59,7 +59,6 @@ def concurrent_trials(resources: ResourcesConfig) -> int:
         "CPU": resources.workers * resources.cpus_per_worker,
         "GPU": resources.workers * resources.gpus_per_worker,
     }
-    # A driver holds a sliver of a CPU, so the last worker would wait for ever on an exact fit.
     fits = min(
         int((total.get(kind, 0.0) + 1e-6) // amount) for kind, amount in wanted.items() if amount
     )

@@ -36,9 +36,10 @@ from tuning.searcher import REFERENCE_KEY, OptunaSearcher, create_study
 
 logger = logging.getLogger(__name__)
 
-DRIVER_CPUS = 0.01
-"""A trial's driver only waits for its workers: given a whole CPU, drivers would take those that
-the workers wait for, and none would ever start."""
+DRIVER_MEMORY = 256 << 20
+"""Bytes that Ray reserves for a trial's driver, which only waits for its workers. It takes memory
+and no CPU: drivers of whole CPUs would take all that the workers wait for, and none would ever
+start; drivers of a sliver would keep the last worker from an exact fit."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _fit(file: SearchFile, run_folder: Path, recorder: Recorder, concurrent: int
         references=search.references,
     )
     tuner = tune.Tuner(
-        tune.with_resources(trainable(file, run_folder), {"cpu": DRIVER_CPUS}),
+        tune.with_resources(trainable(file, run_folder), {"memory": DRIVER_MEMORY}),
         tune_config=tune.TuneConfig(
             num_samples=search.budget.trials + len(search.references),
             max_concurrent_trials=concurrent,

@@ -27,7 +27,7 @@ from tuning.config import load_config
 METHODS = {
     "FT": {"method": {"name": "ft"}},
     "Lipsum-FT": {
-        "method": {"name": "lipsum_ft", "reg_weight": 1.0, "text_length": 8, "text_count": 80}
+        "method": {"name": "lipsum_ft", "reg_weight": 0.3, "text_length": 8, "text_count": 80}
     },
 }
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
@@ -44,10 +44,11 @@ def main() -> None:
     """Train, print the table, and keep the figures as Parquet where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="quickstart")
+    parser.add_argument("--steps", type=int, default=300, help="twice the quickstart's")
     parser.add_argument("--seeds", type=int, default=5, choices=sorted(T_95))
     parser.add_argument("--output", type=Path, help="a Parquet file for all figures")
     arguments = parser.parse_args()
-    base = load_config(arguments.config).trial
+    base = load_config(arguments.config, [f"trial.steps={arguments.steps}"]).trial
     resolve_root(base.data.root, progress=True)
     zero_shot = start(base).evaluate("test", load_split(base, "test"))
     rows = [{"method": "zero-shot", "seed": -1, "seconds": 0.0, **zero_shot}]
@@ -64,7 +65,7 @@ def main() -> None:
             )
     if arguments.output:
         pq.write_table(pa.Table.from_pylist(rows), arguments.output)
-    Console().print(table(rows, base))
+    Console(width=110).print(table(rows, base))
 
 
 def table(rows: list[dict[str, object]], base: TrialConfig) -> Table:

@@ -26,9 +26,14 @@ def resolve_root(root: str, *, progress: bool = False) -> Path:
         return Path(root).expanduser()
     try:
         from trainers.data.openmoji.build import build
+        from trainers.data.openmoji.contact_sheet import contact_sheet
     except ImportError as error:
         raise ConfigError(
             f"data.root = {EMBEDDED!r}: the embedded benchmark needs {error.name!r}; "
             "install it with: pip install 'lipsum-tune[benchmark]'"
         ) from error
-    return build(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED, progress=progress)
+    folder = build(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED, progress=progress)
+    sheet = folder.with_name(f"{EMBEDDED}-contact-sheet.png")
+    if not sheet.exists():
+        contact_sheet(folder, sheet)
+    return folder
