@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trainers.dotted import nest
 from trainers.errors import validate
 from trainers.methods import FineTuning, LipsumFineTuning
 from trainers.models import ModelConfig
@@ -109,18 +110,3 @@ def with_overrides(config: TrialConfig, overrides: Mapping[str, Any], source: st
         ConfigError: an unknown key or a value out of its range.
     """
     return validate(TrialConfig, nest(overrides, config.model_dump(mode="json")), source)
-
-
-def nest(dotted: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Dotted keys laid over a nested dictionary, which is copied."""
-    nested = {k: nest({}, v) if isinstance(v, Mapping) else v for k, v in (base or {}).items()}
-    for key, value in dotted.items():
-        *parents, leaf = key.split(".")
-        target = nested
-        for parent in parents:
-            child = target.get(parent)
-            if not isinstance(child, dict):
-                child = target[parent] = {}
-            target = child
-        target[leaf] = value
-    return nested

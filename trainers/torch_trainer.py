@@ -1,24 +1,26 @@
 """The Ray Train `TorchTrainer` around `fine_tune`: workers, checkpoints, reports.
 
 The only module of this package that knows Ray. A trial of a search and a run of its own are the
-same here; what differs is who listens to the reports (`callbacks`).
+same here; what differs is who listens to the reports (`callbacks`). The fine-tuning itself is
+imported by the workers alone: for each trial, Ray starts two more processes that read this module,
+and open_clip takes seconds to import.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from trainers.config import TrialConfig
-from trainers.errors import validate
-from trainers.fine_tune import Report, fine_tune
+if TYPE_CHECKING:
+    from trainers.config import TrialConfig
+    from trainers.fine_tune import Report
 
 REPORT_POLL_S = 0.2
 """Ray's controller takes one report each poll; its default of 2 s makes short trials wait."""
@@ -31,7 +33,7 @@ WORKER_ENVIRONMENT = {
 
 
 def torch_trainer(
-    config: TrialConfig,
+    config: Mapping[str, Any],
     *,
     name: str,
     storage_path: Path | str,
@@ -44,7 +46,7 @@ def torch_trainer(
     """A trainer of this configuration; `fit()` runs it, and goes on where one of its name stopped.
 
     Args:
-        config: what is run.
+        config: what is run, a `TrialConfig` as plain values; the workers validate it.
         name: of the run's folder below `storage_path`; stable, so that a retry finds its
             checkpoints.
         storage_path: a folder or bucket that every node reaches.
@@ -59,7 +61,7 @@ def torch_trainer(
         resources["GPU"] = gpus_per_worker
     return TorchTrainer(
         train_loop,
-        train_loop_config=config.model_dump(mode="json"),
+        train_loop_config=dict(config),
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -75,6 +77,9 @@ def torch_trainer(
 
 def train_loop(values: dict[str, Any]) -> None:
     """What each worker runs: `fine_tune` from the last checkpoint on, reporting to Ray Train."""
+    from trainers.config import TrialConfig
+    from trainers.errors import validate
+
     config = validate(TrialConfig, values, "trial")
     device = ray.train.torch.get_device()
     checkpoint = ray.train.get_checkpoint()
@@ -86,6 +91,8 @@ def train_loop(values: dict[str, Any]) -> None:
 
 
 def _report_all(config: TrialConfig, device: Any, resume_from: Path | None) -> None:
+    from trainers.fine_tune import fine_tune
+
     for report in fine_tune(config, device=device, resume_from=resume_from):
         _report(report)
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import search_spaces
 from search_spaces import Categorical, SearchSpace
 from trainers.checks import check_trial
-from trainers.config import TrialConfig, nest, with_overrides
+from trainers.config import TrialConfig, with_overrides
+from trainers.dotted import nest
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation import metric_names
 from trainers.fine_tune import REPORTED

@@ -13,8 +13,14 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from tuning.records import Listener, SearchOutcome, SearchRecord, TrialRecord
-from tuning.searcher import REFERENCE_KEY, STEP
+from tuning.records import (
+    REFERENCE_KEY,
+    STEP,
+    Listener,
+    SearchOutcome,
+    SearchRecord,
+    TrialRecord,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
 Kind: TypeAlias = Literal["trial", "reference"]
@@ -23,6 +23,11 @@ Kind: TypeAlias = Literal["trial", "reference"]
 SearchOutcome: TypeAlias = Literal["finished", "failed", "stopped"]
 Mode: TypeAlias = Literal["max", "min"]
 ParamValue: TypeAlias = bool | int | float | str
+
+REFERENCE_KEY: Final = "reference"
+"""In the configuration of a Tune trial: the name of the reference that it is."""
+STEP: Final = "step"
+"""In a report: optimiser steps done. Tune's own iteration starts anew after a resume."""
 
 # The names that reports, MLflow and the tables share. Accuracies are percentages, 0 to 100.
 ID_ACC = "id_val/acc"

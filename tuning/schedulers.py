@@ -8,7 +8,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from tuning.config import AshaConfig, NoSchedulerConfig, ObjectiveConfig
-from tuning.searcher import REFERENCE_KEY, STEP
+from tuning.records import REFERENCE_KEY, STEP
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

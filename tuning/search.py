@@ -9,19 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 import yaml
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
 
 from trainers.config import TrialConfig
 from trainers.data.roots import resolve_root
 from trainers.errors import ConfigError
 from trainers.fine_tune import load_split, start
-from trainers.torch_trainer import torch_trainer
 from tuning.config import ResourcesConfig, SearchFile
 from tuning.environment import environment
 from tuning.mlflow_callback import MlflowListener, default_tracking_uri
@@ -32,14 +29,10 @@ from tuning.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.report import figure
 from tuning.results import TablesListener, best_trial
 from tuning.schedulers import create_scheduler
-from tuning.searcher import REFERENCE_KEY, OptunaSearcher, create_study
+from tuning.searcher import OptunaSearcher, create_study
+from tuning.trainable import trainable
 
 logger = logging.getLogger(__name__)
-
-DRIVER_MEMORY = 256 << 20
-"""Bytes that Ray reserves for a trial's driver, which only waits for its workers. It takes memory
-and no CPU: drivers of whole CPUs would take all that the workers wait for, and none would ever
-start; drivers of a sliver would keep the last worker from an exact fit."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +138,7 @@ def _in_packaged_directory() -> bool:
 def _fit(file: SearchFile, run_folder: Path, recorder: Recorder, concurrent: int) -> SearchOutcome:
     """Run Tune's loop; `stopped` where it was interrupted."""
     search, steps = file.search, file.trial.steps
+    references = search.references
     # The display is ours; Tune's own would repeat every failure, traceback and all, between it.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -154,12 +148,17 @@ def _fit(file: SearchFile, run_folder: Path, recorder: Recorder, concurrent: int
         search.objective,
         total_steps=steps,
         trials=search.budget.trials,
-        references=search.references,
+        references=references,
     )
     tuner = tune.Tuner(
-        tune.with_resources(trainable(file, run_folder), {"memory": DRIVER_MEMORY}),
+        trainable(
+            file.trial.model_dump(mode="json"),
+            {name: file.reference_config(name).model_dump(mode="json") for name in references},
+            run_folder / "train",
+            search.resources.model_dump(exclude={"max_concurrent"}),
+        ),
         tune_config=tune.TuneConfig(
-            num_samples=search.budget.trials + len(search.references),
+            num_samples=search.budget.trials + len(references),
             max_concurrent_trials=concurrent,
             search_alg=searcher,
             scheduler=create_scheduler(search.scheduler, search.objective, steps),
@@ -174,27 +173,6 @@ def _fit(file: SearchFile, run_folder: Path, recorder: Recorder, concurrent: int
     tuner.fit()
     running = any(record.outcome == "running" for record in recorder.records.values())
     return "stopped" if running else "finished"
-
-
-def trainable(file: SearchFile, run_folder: Path) -> Any:
-    """The function that Tune runs for each trial: it drives one `TorchTrainer` and waits."""
-
-    def trial(proposal: dict[str, Any]) -> None:
-        reference = proposal.get(REFERENCE_KEY)
-        config = file.reference_config(reference) if reference else file.trial_config(proposal)
-        resources = file.search.resources
-        torch_trainer(
-            config,
-            name=f"train-{tune.get_context().get_trial_id()}",
-            storage_path=run_folder / "train",
-            workers=resources.workers,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker,
-            max_failures=resources.max_failures,
-            callbacks=[TuneReportCallback()],
-        ).fit()
-
-    return trial
 
 
 def _record(file: SearchFile, run_folder: Path) -> SearchRecord:

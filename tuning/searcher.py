@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -23,11 +23,7 @@ from ray.tune.search import Searcher
 
 from search_spaces import SearchSpace
 from tuning.config import ObjectiveConfig, SamplerConfig
-
-REFERENCE_KEY: Final = "reference"
-"""In a Tune configuration: the name of the reference that this trial is."""
-STEP: Final = "step"
-"""In a report: optimiser steps done. Tune's own iteration starts anew after a resume."""
+from tuning.records import REFERENCE_KEY, STEP
 
 
 class OptunaSearcher(Searcher):

@@ -44,7 +44,7 @@ def main() -> None:
     """Train, print the table, and keep the figures as Parquet where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="quickstart")
-    parser.add_argument("--steps", type=int, default=300, help="twice the quickstart's")
+    parser.add_argument("--steps", type=int, default=300, help="more than the quickstart's")
     parser.add_argument("--seeds", type=int, default=5, choices=sorted(T_95))
     parser.add_argument("--output", type=Path, help="a Parquet file for all figures")
     arguments = parser.parse_args()

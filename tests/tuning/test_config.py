@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from trainers.config import TrialConfig, nest
+from trainers.config import TrialConfig
+from trainers.dotted import nest
 from trainers.errors import ConfigError
 from tuning.config import load_config
 

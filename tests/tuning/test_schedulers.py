@@ -9,8 +9,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuning.config import AshaConfig, NoSchedulerConfig, ObjectiveConfig
+from tuning.records import REFERENCE_KEY
 from tuning.schedulers import StepAsha, create_scheduler
-from tuning.searcher import REFERENCE_KEY
 
 CONTROLLER = create_autospec(TuneController)
 

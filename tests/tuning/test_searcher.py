@@ -12,7 +12,8 @@ from ray.tune.search import Searcher
 
 from search_spaces import Float, Int, SearchSpace
 from tuning.config import ObjectiveConfig, SamplerConfig
-from tuning.searcher import REFERENCE_KEY, OptunaSearcher, create_study
+from tuning.records import REFERENCE_KEY
+from tuning.searcher import OptunaSearcher, create_study
 
 OBJECTIVE = ObjectiveConfig(metric="val/mean_acc")
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
