@@ -53,9 +53,9 @@ def test_the_cut_vocabulary_keeps_clips_merges_in_their_order() -> None:
     assert cut.decode(cut.encode("a photo of a cat.")).strip() == "a photo of a cat ."
 
 
-def test_random_texts_span_several_directions_of_the_embedded_model() -> None:
+def test_random_texts_span_more_than_one_direction_of_the_embedded_model() -> None:
     zero_shot = load_zero_shot(ModelConfig(), ["cat", "dog"])
-    assert random_text_rank(zero_shot, 8) > 3
+    assert random_text_rank(zero_shot, 8) > 2
 
 
 def test_the_head_is_the_mean_over_openais_templates(clip: torch.nn.Module) -> None:

