@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+# Before Ray is imported: heads, jobs and clients of the tests all use a token, or, depending on
+# which of them came first in this process, some would be refused.
+os.environ["RAY_AUTH_MODE"] = "token"
 
 import pytest
 
@@ -10,6 +17,12 @@ from trainers.config import TrialConfig
 from trainers.data.openmoji.build import Pictures, build
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
+
+
+def pytest_configure() -> None:
+    """Make Ray's token, where this user has none yet; one that is there is kept."""
+    ray = Path(sys.executable).parent / "ray"
+    subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="session")
