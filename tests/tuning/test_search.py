@@ -15,7 +15,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 from PIL import Image
-from ray.util.state import list_placement_groups
+from ray.util import placement_group_table
 from rich.console import Console
 
 from trainers.data.openmoji.build import Pictures, build
@@ -108,7 +108,7 @@ def left_behind(seconds: float = 30) -> tuple[list[Any], float]:
     """Placement groups alive and CPUs in use, once they have had time to go."""
     deadline = time.monotonic() + seconds
     while True:
-        alive = [g for g in list_placement_groups() if g.state != "REMOVED"]
+        alive = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
         used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
         if (not alive and used < 1e-6) or time.monotonic() > deadline:
             return alive, used
