@@ -89,6 +89,10 @@ class OptunaSearcher(Searcher):
         if error or result is None or value is None:
             self._study.tell(trial, state=TrialState.FAIL)
         elif int(result[STEP]) < self._total_steps:
+            # Tune reports a stopped trial's last result here alone.
+            known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+            if int(result[STEP]) not in known:
+                trial.report(value, step=int(result[STEP]))
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, value)

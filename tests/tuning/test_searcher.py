@@ -80,10 +80,10 @@ def test_a_trial_stopped_before_its_last_step_is_told_as_pruned_with_its_values(
     s = searcher(study)
     s.suggest("a")
     s.on_trial_result("a", result(30, 10.0))
-    s.on_trial_complete("a", result(30, 10.0))
+    s.on_trial_complete("a", result(60, 12.0))  # Tune reports the last result here alone
     (trial,) = study.trials
     assert trial.state == TrialState.PRUNED
-    assert trial.intermediate_values == {30: 10.0}
+    assert trial.intermediate_values == {30: 10.0, 60: 12.0}
 
 
 @pytest.mark.parametrize(
