@@ -84,8 +84,6 @@ def _dotted(model: type[BaseModel], location: list[str | int]) -> tuple[str, lis
         if current is not None:
             names = list(current.model_fields)
             candidates = []
-    if location and current is None and not candidates:
-        pass  # the last part is a leaf: `names` already lists its siblings
     return ".".join(parts), names
 
 
