@@ -7,7 +7,6 @@ process group exists, the model is wrapped in DistributedDataParallel and figure
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.checkpoint import Progress, load_checkpoint, save_checkpoint
+from trainers.clock import Clock
 from trainers.config import OptimConfig, TrialConfig
 from trainers.data.pictures import Pictures, train_batches
 from trainers.data.roots import resolve_root
@@ -40,6 +40,7 @@ REPORTED = (
     "train/images_per_s",
     "random_text/effective_rank",
     "cost/seconds",
+    "cost/eval_seconds",
     "cost/gpu_seconds",
     "cost/cpu_seconds",
 )
@@ -62,7 +63,8 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint from which `fine_tune` goes on bit for bit."""
-        save_checkpoint(folder, self.run.student, self.run.optimizer, self.run.progress)
+        run = self.run
+        save_checkpoint(folder, run.student, run.optimizer, run.progress, self.metrics)
 
 
 @dataclass
@@ -77,6 +79,8 @@ class Run:
     rank: int
     world_size: int
     progress: Progress
+    saved_metrics: dict[str, float] | None = None
+    """Of the report with which the checkpoint was saved that the run was resumed from."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """bfloat16 autocast where the configuration and the device have it."""
@@ -123,8 +127,9 @@ def fine_tune(
     Args:
         config: the whole of what is run.
         device: where; by default a GPU if there is one.
-        resume_from: a folder that `Report.save` wrote. The run goes on after that step, with the
-            same batches, views and random texts as if it had never stopped.
+        resume_from: a folder that `Report.save` wrote. The run repeats the report that was saved,
+            for it may have been lost, and goes on after that step with the same batches, views and
+            random texts as if it had never stopped.
 
     Raises:
         ConfigError: the data or the model do not fit the configuration.
@@ -135,11 +140,10 @@ def fine_tune(
     train = Pictures(root, config.data.id_domain, "train")
     held_out = load_split(config, "val")
     rank_of_texts = random_text_rank(run.zero_shot, diagnostic_text_length(config))
-    clock = _Clock(run)
+    clock = Clock(run)
     fixed = {"random_text/effective_rank": rank_of_texts}
-    if run.progress.step == config.steps:  # resumed after its last step: its word is still owed
-        yield Report(config.steps, fixed | run.evaluate("val", held_out) | clock.cost(), run)
-        return
+    if run.saved_metrics is not None:
+        yield Report(run.progress.step, run.saved_metrics, run)
     sums = torch.zeros(4, dtype=torch.float64, device=run.device)
     model = _distributed(run)
     for step, (views, labels) in enumerate(_batches(run, train), start=run.progress.step):
@@ -152,9 +156,10 @@ def fine_tune(
         if due:
             yield Report(
                 step=run.progress.step,
-                metrics=clock.training(sums, config)
+                metrics=clock.training(sums, config.optim.batch_size)
+                | {"train/lr": learning_rate(step, config.steps, config.optim)}
                 | fixed
-                | run.evaluate("val", held_out)
+                | clock.evaluate(held_out)
                 | clock.cost(),
                 run=run,
             )
@@ -191,10 +196,12 @@ def start(
         weight_decay=config.optim.weight_decay,
         fused=True,
     )
-    progress = Progress()
+    progress, saved_metrics = Progress(), None
     if resume_from is not None:
-        progress = load_checkpoint(resume_from, student, optimizer)
-    return Run(config, zero_shot, student, optimizer, where, rank, world_size, progress)
+        progress, saved_metrics = load_checkpoint(resume_from, student, optimizer)
+    return Run(
+        config, zero_shot, student, optimizer, where, rank, world_size, progress, saved_metrics
+    )
 
 
 def load_split(config: TrialConfig, split: str) -> dict[str, Pictures]:
@@ -273,52 +280,3 @@ def _step(run: Run, model: nn.Module, step: int, views: Tensor, labels: Tensor) 
 def _check_finite(sums: Tensor, step: int) -> None:
     if not bool(sums.isfinite().all()):
         raise TrainingDiverged(f"the training loss is not a finite number at step {step}")
-
-
-class _Clock:
-    """Means of the training figures, and what the run has cost so far."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.previous = run.progress
-        self.since_step = run.progress.step
-        self.since = self.wall = time.perf_counter()
-        self.cpu = time.process_time()
-
-    def training(self, sums: Tensor, config: TrialConfig) -> dict[str, float]:
-        """Means over the steps since the last report, and over the workers."""
-        steps = self.run.progress.step - self.since_step
-        seconds = time.perf_counter() - self.since
-        means = sums / steps
-        if self.run.world_size > 1:
-            dist.all_reduce(means)
-            means = means / self.run.world_size
-        loss, task_loss, reg, grad_norm = means.tolist()
-        self.since_step = self.run.progress.step
-        return {
-            "train/loss": loss,
-            "train/task_loss": task_loss,
-            "train/reg": reg,
-            "train/grad_norm": grad_norm,
-            "train/lr": learning_rate(self.run.progress.step - 1, config.steps, config.optim),
-            "train/images_per_s": steps * config.optim.batch_size / seconds,
-        }
-
-    def cost(self) -> dict[str, float]:
-        """Seconds of wall clock, of GPUs and of CPU over all workers, resumed parts included."""
-        progress, gpu = self.run.progress, self.run.device.type == "cuda"
-        wall = time.perf_counter()
-        cpu = torch.tensor(time.process_time() - self.cpu, dtype=torch.float64)
-        cpu = cpu.to(self.run.device)
-        if self.run.world_size > 1:
-            dist.all_reduce(cpu)
-        progress.seconds += wall - self.wall
-        progress.gpu_seconds += (wall - self.wall) * self.run.world_size if gpu else 0.0
-        progress.cpu_seconds += float(cpu)
-        self.cpu = time.process_time()
-        self.wall = self.since = time.perf_counter()
-        return {
-            "cost/seconds": progress.seconds,
-            "cost/gpu_seconds": progress.gpu_seconds,
-            "cost/cpu_seconds": progress.cpu_seconds,
-        }

@@ -9,7 +9,7 @@ and open_clip takes seconds to import.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,8 @@ def torch_trainer(
     gpus_per_worker: float = 0,
     max_failures: int = 0,
     callbacks: Sequence[Any] = (),
+    final_split: str | None = None,
+    loop: Callable[[dict[str, Any]], None] | None = None,
 ) -> TorchTrainer:
     """A trainer of this configuration; `fit()` runs it, and goes on where one of its name stopped.
 
@@ -55,13 +57,16 @@ def torch_trainer(
         gpus_per_worker: GPUs that Ray reserves for each; with 0, it trains on the CPU.
         max_failures: worker failures, such as a lost node, that are answered by a restart.
         callbacks: of Ray Train (`ray.train.UserCallback`), such as Tune's `TuneReportCallback`.
+        final_split: evaluated once, after the last step, and added to the last report; a search
+            has none, so that no trial ever reads the test splits.
+        loop: in place of `train_loop`, for measurements; it is given the same values.
     """
     resources = {"CPU": cpus_per_worker}
     if gpus_per_worker:
         resources["GPU"] = gpus_per_worker
     return TorchTrainer(
-        train_loop,
-        train_loop_config=dict(config),
+        loop or train_loop,
+        train_loop_config={"trial": dict(config), "final_split": final_split},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -80,20 +85,24 @@ def train_loop(values: dict[str, Any]) -> None:
     from trainers.config import TrialConfig
     from trainers.errors import validate
 
-    config = validate(TrialConfig, values, "trial")
-    device = ray.train.torch.get_device()
+    config = validate(TrialConfig, values["trial"], "trial")
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        _report_all(config, device, None)
+        _report_all(config, values["final_split"], None)
         return
     with checkpoint.as_directory() as folder:
-        _report_all(config, device, Path(folder))
+        _report_all(config, values["final_split"], Path(folder))
 
 
-def _report_all(config: TrialConfig, device: Any, resume_from: Path | None) -> None:
-    from trainers.fine_tune import fine_tune
+def _report_all(config: TrialConfig, final_split: str | None, resume_from: Path | None) -> None:
+    from trainers.fine_tune import fine_tune, load_split
 
+    device = ray.train.torch.get_device()
     for report in fine_tune(config, device=device, resume_from=resume_from):
+        # A resumed run repeats its last report, with what was measured already.
+        known = f"id_{final_split}/acc" in report.metrics
+        if final_split is not None and report.step == config.steps and not known:
+            report.metrics.update(report.run.evaluate(final_split, load_split(config, final_split)))
         _report(report)
 
 

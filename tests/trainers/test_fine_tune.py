@@ -51,7 +51,8 @@ def test_a_resumed_run_is_equal_to_an_undisturbed_one_to_the_last_bit(
     interrupted = fine_tune(trial)
     next(interrupted).save(tmp_path)
     interrupted.close()
-    (resumed,) = list(fine_tune(trial, resume_from=tmp_path))
+    repeated, resumed = list(fine_tune(trial, resume_from=tmp_path))
+    assert untimed(repeated) == untimed(undisturbed[0])  # for its first saying may be lost
     assert untimed(resumed) == untimed(undisturbed[-1])
     for old, new in zip(
         undisturbed[-1].run.student.parameters(), resumed.run.student.parameters(), strict=True
@@ -66,7 +67,7 @@ def test_a_run_resumed_after_its_last_step_still_reports(
     last.save(tmp_path)
     (again,) = list(fine_tune(trial, resume_from=tmp_path))
     assert again.step == trial.steps
-    assert again.metrics["id_val/acc"] == last.metrics["id_val/acc"]
+    assert again.metrics == last.metrics
 
 
 def test_lipsum_ft_of_weight_zero_is_plain_fine_tuning(trial: TrialConfig) -> None:

@@ -1,0 +1,78 @@
+"""What a run has to say of its training since the last report, and of what it has cost."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainers.data.pictures import Pictures
+
+if TYPE_CHECKING:
+    from trainers.fine_tune import Run
+
+
+class Clock:
+    """Means of the training figures, and what the run has cost so far."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.since_step = run.progress.step
+        self.since = self.wall = time.perf_counter()
+        self.cpu = time.process_time()
+
+    def training(self, sums: Tensor, batch_size: int) -> dict[str, float]:
+        """Means over the steps since the last report, and over the workers.
+
+        Args:
+            sums: of loss, task loss, regulariser and gradient norm over those steps, (4,).
+            batch_size: pictures a step over all workers.
+        """
+        steps = self.run.progress.step - self.since_step
+        seconds = time.perf_counter() - self.since
+        means = sums / steps
+        if self.run.world_size > 1:
+            dist.all_reduce(means)
+            means = means / self.run.world_size
+        loss, task_loss, reg, grad_norm = means.tolist()
+        self.since_step = self.run.progress.step
+        return {
+            "train/loss": loss,
+            "train/task_loss": task_loss,
+            "train/reg": reg,
+            "train/grad_norm": grad_norm,
+            "train/images_per_s": steps * batch_size / seconds,
+        }
+
+    def evaluate(self, pictures: dict[str, Pictures]) -> dict[str, float]:
+        """The validation metrics, on the clock of evaluations."""
+        began = time.perf_counter()
+        metrics = self.run.evaluate("val", pictures)
+        self.run.progress.eval_seconds += time.perf_counter() - began
+        return metrics
+
+    def cost(self) -> dict[str, float]:
+        """Seconds of wall clock (evaluations: this worker's), GPUs and CPU, resumed parts included.
+
+        GPU and CPU seconds are those of all workers.
+        """
+        progress, gpu = self.run.progress, self.run.device.type == "cuda"
+        wall = time.perf_counter()
+        cpu = torch.tensor(time.process_time() - self.cpu, dtype=torch.float64)
+        cpu = cpu.to(self.run.device)
+        if self.run.world_size > 1:
+            dist.all_reduce(cpu)
+        progress.seconds += wall - self.wall
+        progress.gpu_seconds += (wall - self.wall) * self.run.world_size if gpu else 0.0
+        progress.cpu_seconds += float(cpu)
+        self.cpu = time.process_time()
+        self.wall = self.since = time.perf_counter()
+        return {
+            "cost/seconds": progress.seconds,
+            "cost/eval_seconds": progress.eval_seconds,
+            "cost/gpu_seconds": progress.gpu_seconds,
+            "cost/cpu_seconds": progress.cpu_seconds,
+        }
