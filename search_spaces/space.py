@@ -11,6 +11,7 @@ torch nor ray and a space can be read, checked and printed anywhere.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -226,6 +227,10 @@ class SearchSpace(_Frozen):
     def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
         """The space for an Optuna sampler, by dotted key."""
         return {key: parameter.to_optuna() for key, parameter in self.parameters.items()}
+
+    def canonical(self) -> str:
+        """The parameters as one line of JSON, the same in whatever order they are written."""
+        return json.dumps(self.model_dump(mode="json")["parameters"], sort_keys=True)
 
     def describe(self) -> list[str]:
         """One aligned line a parameter, then one line a first point."""

@@ -1,52 +1,38 @@
-"""What one search is: a `SearchFile`, read from YAML and checked as a whole before anything runs.
+"""What one search is: a `SearchFile` of two sections, frozen and validated.
 
-A file has two sections. `trial:` is the base `TrialConfig`; `search:` says what is varied, how it
-is proposed and stopped, what is maximised, and on which resources. Command-line keys are the same
-dotted paths: ``--set trial.steps=500`` or ``--set search.budget.trials=20``.
+`trial:` is the base `TrialConfig`; `search:` says what is varied, how it is proposed and stopped,
+what is maximised, and on which resources. `tuning.config_file` reads and checks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from importlib import resources
-from pathlib import Path
+import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-import search_spaces
-from search_spaces import Categorical, SearchSpace
-from trainers.checks import check_trial
+from search_spaces import SearchSpace
 from trainers.config import TrialConfig, with_overrides
-from trainers.dotted import nest
-from trainers.errors import ConfigError, did_you_mean, validate
+from trainers.errors import ConfigError, validate
 from trainers.evaluation import metric_names
-from trainers.fine_tune import REPORTED
+from tuning.objective import Constraint, Objective, check_constraints, parse_constraint
+from tuning.space_config import SpaceConfig, resolve_space
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class SpaceConfig(_Frozen):
-    """What is searched: a ready space, with parameters replaced or added, or one of its own."""
-
-    name: str | None = "lipsum_ft"
-    """A ready space of `search_spaces`; null starts from an empty one."""
-    parameters: dict[str, dict[str, Any]] = {}
-    """Dotted key to `{type: float|int|categorical, low, high, log, step, choices}`."""
-    initial_points: tuple[dict[str, Any], ...] | None = None
-    """Tried first, in order; by default those of the ready space."""
-
-
 class SamplerConfig(_Frozen):
     """Who proposes configurations: one of Optuna's samplers."""
 
-    name: Literal["tpe", "random"] = "tpe"
+    name: Literal["tpe", "gp", "cma_es", "nsga2", "qmc", "grid", "random"] = "tpe"
     seed: int = Field(default=0, ge=0)
     startup_trials: int = Field(default=6, ge=1)
-    """Random proposals before TPE starts to learn."""
+    """Random proposals before `tpe`, `gp` or `cma_es` learns; the population of `nsga2`."""
+    grid_points: int = Field(default=4, ge=2)
+    """Of `grid`: values of each numeric parameter, evenly spaced on its scale."""
 
 
 class AshaConfig(_Frozen):
@@ -57,6 +43,28 @@ class AshaConfig(_Frozen):
     """No trial is stopped before this step; the first rung."""
     reduction_factor: float = Field(default=3, gt=1)
     """Of the trials that reach a rung, one in so many goes on."""
+
+
+class HyperbandConfig(_Frozen):
+    """Asynchronous Hyperband: several ASHA ladders, each a rung later than the one before."""
+
+    name: Literal["hyperband"] = "hyperband"
+    grace_steps: int = Field(ge=1)
+    """The first rung of the first ladder."""
+    reduction_factor: float = Field(default=3, gt=1)
+    """Of the trials that reach a rung, one in so many goes on."""
+    brackets: int = Field(default=3, ge=1)
+    """Ladders; no more than there are rungs."""
+
+
+class MedianConfig(_Frozen):
+    """Stops a trial whose best is worse than the median of the others' running means."""
+
+    name: Literal["median"] = "median"
+    grace_steps: int = Field(ge=1)
+    """No trial is stopped before this step."""
+    min_trials: int = Field(default=4, ge=1)
+    """Others that must have come as far."""
 
 
 class NoSchedulerConfig(_Frozen):
@@ -73,10 +81,53 @@ class ObjectiveConfig(_Frozen):
 
 
 class BudgetConfig(_Frozen):
-    """What ends the search."""
+    """What ends the search, whichever comes first; all of it counts through every resume.
+
+    At `trials` and `patience`, nothing new is proposed and what runs may finish. At the others,
+    running trials are stopped where they are; a resume with more budget takes them up again.
+    """
 
     trials: int = Field(default=20, ge=1)
     """Trials that the sampler proposes; references come on top."""
+    hours: float | None = Field(default=None, gt=0)
+    """Wall clock in which the search runs."""
+    gpu_hours: float | None = Field(default=None, gt=0)
+    """GPUs reserved, times the hours: partial, failed and repeated trials and references too."""
+    target: float | None = None
+    """A value of the objective that is good enough."""
+    patience: int | None = Field(default=None, ge=1)
+    """Ended trials in a row that did not improve on the best."""
+
+
+class CheckpointsConfig(_Frozen):
+    """What the search may keep on disk."""
+
+    disk_gb: float | None = Field(default=None, gt=0)
+    """Of all checkpoints together (10^9 bytes). Those of running trials are never given up."""
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """The same in bytes."""
+        return None if self.disk_gb is None else int(self.disk_gb * 1e9)
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str | Mapping | ObjectiveConfig) else value
+
+
+_Lines = Annotated[tuple[str, ...], BeforeValidator(_one_or_several)]
+
+
+class WarmStartConfig(_Frozen):
+    """Earlier searches to learn from."""
+
+    runs: _Lines = ()
+    """Their run folders."""
+    use: Literal["auto", "observations", "points"] = "auto"
+    """`observations` tells the sampler what they measured, `points` tries their best first; `auto`
+    is observations where trial and data are the same, else points."""
+    top: int = Field(default=4, ge=1)
+    """Of each run, how many points to try first."""
 
 
 class ResourcesConfig(_Frozen):
@@ -92,16 +143,28 @@ class ResourcesConfig(_Frozen):
     max_failures: int = Field(default=0, ge=0)
     """Worker failures that a trial survives by starting again from its checkpoint."""
 
+    @property
+    def gpus_per_trial(self) -> float:
+        """GPUs that a trial reserves."""
+        return self.workers * self.gpus_per_worker
+
+    def per_trial(self) -> dict[str, Any]:
+        """What `trainers.torch_trainer` is told."""
+        return self.model_dump(exclude={"max_concurrent"})
+
 
 class TrackingConfig(_Frozen):
     """Where MLflow keeps the record."""
 
     uri: str | None = None
-    """Any tracking URI; null is a SQLite database in the folder of runs."""
+    """Any tracking URI; null is a SQLite database in the folder of runs. A password in it is
+    written `${NAME}`, and taken from the environment."""
     experiment: str = "lipsum-tune"
 
 
-SchedulerConfig = Annotated[AshaConfig | NoSchedulerConfig, Field(discriminator="name")]
+SchedulerConfig = Annotated[
+    AshaConfig | HyperbandConfig | MedianConfig | NoSchedulerConfig, Field(discriminator="name")
+]
 
 
 class SearchConfig(_Frozen):
@@ -112,12 +175,22 @@ class SearchConfig(_Frozen):
     space: SpaceConfig = SpaceConfig()
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = NoSchedulerConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: Annotated[
+        tuple[ObjectiveConfig, ...], BeforeValidator(_one_or_several), Field(min_length=1)
+    ] = (ObjectiveConfig(),)
+    """One, or a list of several."""
+    constraints: _Lines = ()
+    """One line or several, such as `id_val/acc >= zero_shot.id_val/acc`; see `tuning.objective`."""
+    warm_start: WarmStartConfig = WarmStartConfig()
     budget: BudgetConfig = BudgetConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
     references: tuple[Literal["ft"], ...] = ("ft",)
     """Run beside the search for comparison, with the trial's own settings, never stopped early."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+    study_storage: str | None = None
+    """A database for the Optuna study, `postgresql://user:${PASSWORD}@host/name`; null is a journal
+    file in the run folder."""
     storage: str = "runs"
     """Folder of run folders; on several nodes, one that all of them reach."""
 
@@ -134,127 +207,45 @@ class SearchFile(_Frozen):
         Raises:
             ConfigError: an unknown ready space, or a parameter that makes no sense.
         """
-        space = self.search.space
+        return resolve_space(self.search.space, self.trial)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is optimised."""
+        return tuple(Objective(o.metric, o.mode) for o in self.search.objective)
+
+    def constraints(self, zero_shot: Mapping[str, float] | None = None) -> tuple[Constraint, ...]:
+        """What a choice must meet.
+
+        Args:
+            zero_shot: where it is known already, for a closer look at what can be met.
+
+        Raises:
+            ConfigError: a line that cannot be read, or that no trial can meet.
+        """
+        known = metric_names(self.trial.data)
         try:
-            ready = search_spaces.load(space.name) if space.name else None
-            parameters = {**(ready.model_dump()["parameters"] if ready else {}), **space.parameters}
-            points = space.initial_points
-            if points is None:
-                points = tuple(ready.initial_points) if ready else ()
-            return SearchSpace.model_validate(
-                {"parameters": parameters, "initial_points": list(points)}
-            )
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(["search.space", *(str(part) for part in first["loc"])])
-            message = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{where} = {first['input']!r}: {message}") from None
+            constraints = tuple(parse_constraint(line, known) for line in self.search.constraints)
+            check_constraints(constraints, zero_shot)
         except ValueError as error:
-            raise ConfigError(f"search.space.name = {space.name!r}: {error}") from None
+            raise ConfigError(f"search.constraints: {error}") from None
+        return constraints
 
     def trial_config(self, params: Mapping[str, Any]) -> TrialConfig:
         """The base trial with a proposal laid over it."""
         return with_overrides(self.trial, params, "search.space")
 
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of what must stay the same for as long as a search goes on."""
+        parts = {
+            "trial": self.trial.model_dump_json(),
+            "search.objective": repr(self.objectives),
+            "search.constraints": repr(self.search.constraints),
+            "search.space": self.search_space().canonical(),
+        }
+        return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in parts.items()}
+
     def reference_config(self, name: str) -> TrialConfig:
         """The base trial with the reference's method."""
         values = self.trial.model_dump(mode="json") | {"method": {"name": name}}
         return validate(TrialConfig, values, "search.references")
-
-
-def load_config(source: str | Path, overrides: Iterable[str] = ()) -> SearchFile:
-    """Read, override, validate and check a configuration.
-
-    Args:
-        source: a YAML file, or the name of a ready one such as `quickstart`.
-        overrides: ``key=value`` with dotted keys; values are YAML.
-
-    Raises:
-        ConfigError: one line for each mistake, naming the file, the key and the value.
-    """
-    path = find_config(source)
-    values = _read_yaml(path)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {override!r}: write it as key=value")
-        try:
-            values = nest({key.strip(): yaml.safe_load(text)}, values)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r}: {error}") from None
-    file = validate(SearchFile, values, str(path))
-    try:
-        check_search(file)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return file
-
-
-def find_config(source: str | Path) -> Path:
-    """The file itself, or the ready configuration of that name."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    ready = Path(str(resources.files("search_spaces"))) / "configs"
-    named = ready / f"{source}.yaml"
-    if named.is_file():
-        return named
-    names = [file.stem for file in ready.glob("*.yaml")]
-    raise ConfigError(
-        f"{source}: no such file, nor a ready configuration{did_you_mean(str(source), names)}"
-    )
-
-
-def check_search(file: SearchFile) -> None:
-    """Raise a `ConfigError` for whatever can be known to fail before a worker starts."""
-    space = file.search_space()
-    for point in _extreme_points(space):
-        check_trial(file.trial_config(point))
-    for name in file.search.references:
-        file.reference_config(name)
-    _check_objective(file)
-    batch, workers = file.trial.optim.batch_size, file.search.resources.workers
-    if batch % workers:
-        raise ConfigError(
-            f"trial.optim.batch_size = {batch}: not divisible by search.resources.workers = "
-            f"{workers}"
-        )
-    scheduler = file.search.scheduler
-    if isinstance(scheduler, AshaConfig) and scheduler.grace_steps > file.trial.steps:
-        raise ConfigError(
-            f"search.scheduler.grace_steps = {scheduler.grace_steps}: "
-            f"more than trial.steps = {file.trial.steps}"
-        )
-
-
-def _check_objective(file: SearchFile) -> None:
-    metric = file.search.objective.metric
-    known = [*metric_names(file.trial.data), *REPORTED]
-    if metric not in known:
-        raise ConfigError(
-            f"search.objective.metric = {metric!r} is never reported{did_you_mean(metric, known)}"
-        )
-
-
-def _extreme_points(space: SearchSpace) -> Iterable[dict[str, Any]]:
-    """Points that reach every bound and every choice, then those that are tried first."""
-    choices: dict[str, list[Any]] = {}
-    for key, parameter in space.parameters.items():
-        if isinstance(parameter, Categorical):
-            choices[key] = list(parameter.choices)
-        else:
-            choices[key] = [parameter.low, parameter.high]
-    most = max((len(values) for values in choices.values()), default=0)
-    for index in range(most):
-        yield {key: values[min(index, len(values) - 1)] for key, values in choices.items()}
-    yield from space.initial_points
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected the sections `trial:` and `search:`")
-    return values

@@ -5,25 +5,28 @@ needs to know how a trial runs, so tables, MLflow, reports and the display can b
 records written by hand, and made again from records read back from a table.
 
 States of a trial: `running` -> one of `finished` (all its steps), `pruned` (the scheduler stopped
-it), `failed` (it raised), `stopped` (the user interrupted the search). A stopped or failed trial
-may run again after a resume; finished and pruned are final.
+it), `failed` (it raised), `stopped` (the search was interrupted, or a budget ended it). A resume
+takes the stopped ones up again; the others are final.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias
+
+from tuning.objective import Constraint, Mode, Objective
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
 Kind: TypeAlias = Literal["trial", "reference"]
 """A reference is plain fine-tuning beside the search, to compare with; no sampler proposed it."""
 SearchOutcome: TypeAlias = Literal["finished", "failed", "stopped"]
-Mode: TypeAlias = Literal["max", "min"]
 ParamValue: TypeAlias = bool | int | float | str
 
+TRIAL_KEY: Final = "trial_id"
+"""In the configuration of a Tune trial: our name for it. Tune's own differs after a resume."""
 REFERENCE_KEY: Final = "reference"
 """In the configuration of a Tune trial: the name of the reference that it is."""
 STEP: Final = "step"
@@ -38,6 +41,17 @@ TRAIN_LOSS = "train/loss"
 SECONDS = "cost/seconds"
 
 
+def trial_name(number: int) -> str:
+    """The name of the trial of that number, counted from 0: `trial-007`."""
+    return f"trial-{number:03d}"
+
+
+def trial_number(trial_id: str) -> int:
+    """The number in `trial-007`; -1 for a reference."""
+    name, _, number = trial_id.rpartition("-")
+    return int(number) if name == "trial" else -1
+
+
 def domain_acc(domain: str) -> str:
     """The name of the validation accuracy on one out-of-distribution domain."""
     return f"ood_val/{domain}/acc"
@@ -48,10 +62,10 @@ class TrialRecord:
     """One trial as it stands; a new record replaces the old one at every event."""
 
     trial_id: str
+    """`trial-007`, or `ft` for the reference: the same through every resume."""
     number: int
+    """Order of proposal; -1 for a reference."""
     kind: Kind
-    name: str
-    """For people: "trial-007", or "ft" for the reference."""
     params: Mapping[str, ParamValue]
     """Dotted key -> value, what the sampler proposed."""
     outcome: Outcome = "running"
@@ -60,8 +74,14 @@ class TrialRecord:
     curve: tuple[Mapping[str, float], ...] = ()
     """Every report in order, each flat, with "step" among its keys."""
     started_at: float | None = None
-    """Unix time in seconds."""
+    """Unix time in seconds; of the last attempt, where a trial was taken up again."""
     ended_at: float | None = None
+    gpus: float = 0.0
+    """Reserved while it runs; of the last attempt."""
+    earlier_seconds: float = 0.0
+    """Wall time of the attempts before the last."""
+    earlier_gpu_seconds: float = 0.0
+    """GPUs times seconds, of the attempts before the last."""
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -75,10 +95,22 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time from start to end; while it runs, what its last report says."""
+        """Wall time of all attempts; while it runs, what its last report says."""
         if self.started_at is not None and self.ended_at is not None:
-            return self.ended_at - self.started_at
+            return self.earlier_seconds + self.ended_at - self.started_at
         return self.metrics.get(SECONDS)
+
+    def gpu_seconds(self, now: float) -> float:
+        """GPUs reserved times seconds, over all attempts, until its end or until now."""
+        if self.started_at is None:
+            return self.earlier_gpu_seconds
+        ended = now if self.ended_at is None else self.ended_at
+        return self.earlier_gpu_seconds + self.gpus * (ended - self.started_at)
+
+    @property
+    def compact(self) -> TrialRecord:
+        """The record with its last report alone."""
+        return replace(self, curve=self.curve[-1:])
 
     def last(self, metric: str) -> float | None:
         """The metric in the last report; None where it is absent or not finite."""
@@ -108,8 +140,8 @@ class SearchRecord:
     total_steps: int
     """Steps of a trial that nothing stops."""
     budget_trials: int
-    objective_metric: str
-    objective_mode: Mode
+    objectives: tuple[Objective, ...]
+    """One or several; all count the same."""
     id_domain: str
     ood_domains: tuple[str, ...]
     zero_shot: Mapping[str, float]
@@ -117,15 +149,63 @@ class SearchRecord:
     config: Mapping[str, object]
     """The resolved configuration file."""
     run_folder: Path
-    sees_ood: bool
-    """The objective reads out-of-distribution validation data, so those are no longer unseen."""
+    constraints: tuple[Constraint, ...] = ()
+
+    @property
+    def sees_ood(self) -> bool:
+        """Whether choosing reads out-of-distribution validation data, which is then not unseen."""
+        metrics = [o.metric for o in self.objectives] + [c.metric for c in self.constraints]
+        return any(metric.startswith(("ood_val/", "val/")) for metric in metrics)
 
     @property
     def selection(self) -> str:
         """One sentence for every figure and table: how, and on which split, trials are chosen."""
-        best = "highest" if self.objective_mode == "max" else "lowest"
-        text = f"Chosen by the {best} {self.objective_metric} at the last step"
+        wanted = [
+            f"the {'highest' if o.mode == 'max' else 'lowest'} {o.metric}" for o in self.objectives
+        ]
+        text = f"Chosen by {' and '.join(wanted)} at the last step"
+        if self.constraints:
+            text += f", with {' and '.join(c.text for c in self.constraints)}"
         return f"{text}, which looks at OOD validation data." if self.sees_ood else f"{text}."
+
+    def values(self, record: TrialRecord) -> tuple[float, ...] | None:
+        """The objectives at the last report, more being better; None where one is absent."""
+        signed = []
+        for objective in self.objectives:
+            value = record.last(objective.metric)
+            if value is None:
+                return None
+            signed.append(objective.signed(value))
+        return tuple(signed)
+
+    def score(self, record: TrialRecord) -> float:
+        """One figure to rank by, more being better: the mean of the objectives; -inf for none."""
+        values = self.values(record)
+        return -math.inf if values is None else sum(values) / len(values)
+
+    def bests(self, records: Iterable[TrialRecord]) -> dict[str, float]:
+        """For each constraint, by its text, its metric's best among finished trials."""
+        found: dict[str, float] = {}
+        for record in records:
+            found = self.with_bests(found, record)
+        return found
+
+    def with_bests(self, bests: Mapping[str, float], record: TrialRecord) -> dict[str, float]:
+        """The bests with one more trial looked at."""
+        found = dict(bests)
+        for constraint in self.constraints:
+            value = record.last(constraint.metric)
+            if record.kind == "trial" and record.outcome == "finished" and value is not None:
+                better = max if constraint.mode == "max" else min
+                found[constraint.text] = better(found.get(constraint.text, value), value)
+        return found
+
+    def violations(self, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
+        """By how much the trial misses each constraint; at most 0 where it meets it."""
+        return {
+            c.text: c.violation(record.last(c.metric), c.bound(self.zero_shot, bests.get(c.text)))
+            for c in self.constraints
+        }
 
 
 class Listener(Protocol):

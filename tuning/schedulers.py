@@ -1,76 +1,89 @@
-"""Early stopping on our own step counter, with references left alone."""
+"""Ray Tune's face of the stopping rules: our own step counter, references left alone."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tuning.config import AshaConfig, NoSchedulerConfig, ObjectiveConfig
-from tuning.records import REFERENCE_KEY, STEP
+from tuning.config import AshaConfig, HyperbandConfig, MedianConfig, SchedulerConfig
+from tuning.objective import Objective
+from tuning.records import REFERENCE_KEY, STEP, TRIAL_KEY, TrialRecord, trial_number
+from tuning.stopping import Asha, Hyperband, MedianRule, StoppingRule, Values, rung_ladder
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 
-class StepAsha(AsyncHyperBandScheduler):
-    """ASHA that counts optimiser steps and lets references and finished trials be.
+class StepScheduler(FIFOScheduler):
+    """Stops trials by a rule on optimiser steps; lets references and finished trials be.
 
-    A reference is there to be compared with, so it must see its end; and its scores must not move
-    the rungs either. A trial at its last step ends by itself: stopping it there would tear down
-    the workers while they write the last checkpoint.
+    A reference is there to be compared with, so it must see its end, and its scores must not move
+    the rule either. A trial at its last step ends by itself: stopping it there would tear down the
+    workers while they write the last checkpoint.
+
+    Ray's own schedulers count its iterations, which start anew after a resume, forget their rungs
+    when restored, and take one objective.
+
+    Args:
+        rule: None lets every trial run to its end.
+        objectives: what the rule is told of, at every report.
+        total_steps: of a trial that nothing stops.
+        earlier: trials of earlier sessions, whose curves the rule hears again.
     """
 
-    def __init__(self, config: AshaConfig, objective: ObjectiveConfig, total_steps: int) -> None:
-        super().__init__(
-            time_attr=STEP,
-            metric=objective.metric,
-            mode=objective.mode,
-            max_t=total_steps,
-            grace_period=config.grace_steps,
-            reduction_factor=config.reduction_factor,
-            stop_last_trials=False,
-        )
-        self.total_steps = total_steps
+    def __init__(
+        self,
+        rule: StoppingRule | None,
+        objectives: Sequence[Objective],
+        total_steps: int,
+        earlier: Iterable[TrialRecord] = (),
+    ) -> None:
+        super().__init__()
+        self._rule, self._objectives, self._total_steps = rule, objectives, total_steps
+        for record in earlier:
+            if record.kind == "trial":
+                for report in record.curve:
+                    self._keeps(record.number, report)
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Keep the metric and mode given at construction."""
-        return True
-
-    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Take a trial in, unless it is a reference."""
-        if REFERENCE_KEY not in trial.config:
-            super().on_trial_add(tune_controller, trial)
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """The next one that waits; Ray's own looks through all that have ended, at every step."""
+        waiting = (t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING)
+        return next(waiting, None)
 
     def on_trial_result(
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
         """CONTINUE or STOP."""
-        if trial.trial_id not in self._trial_info or result.get(STEP, 0) >= self.total_steps:
+        if REFERENCE_KEY in trial.config or STEP not in result:
             return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
+        number = trial_number(trial.config[TRIAL_KEY])
+        keeps = self._keeps(number, result) or result[STEP] >= self._total_steps
+        return str(TrialScheduler.CONTINUE if keeps else TrialScheduler.STOP)
 
-    def on_trial_complete(
-        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
-    ) -> None:
-        """Forget the trial; its scores stay in the rungs."""
-        if trial.trial_id in self._trial_info:
-            super().on_trial_complete(tune_controller, trial, result)
-
-    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Forget the trial."""
-        self._trial_info.pop(trial.trial_id, None)
-
-    def on_trial_remove(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Forget the trial."""
-        self._trial_info.pop(trial.trial_id, None)
+    def _keeps(self, number: int, report: Any) -> bool:
+        return self._rule is None or self._rule.keeps(
+            number, int(report[STEP]), _signed(self._objectives, report)
+        )
 
 
-def create_scheduler(
-    config: AshaConfig | NoSchedulerConfig, objective: ObjectiveConfig, total_steps: int
-) -> TrialScheduler:
-    """The scheduler of that configuration."""
-    if isinstance(config, NoSchedulerConfig):
-        return FIFOScheduler()
-    return StepAsha(config, objective, total_steps)
+def create_rule(config: SchedulerConfig, total_steps: int) -> StoppingRule | None:
+    """The rule of that configuration; None where every trial runs to its end."""
+    if isinstance(config, MedianConfig):
+        return MedianRule(config.grace_steps, config.min_trials)
+    if not isinstance(config, AshaConfig | HyperbandConfig):
+        return None
+    rungs = rung_ladder(config.grace_steps, config.reduction_factor, total_steps)
+    if isinstance(config, HyperbandConfig):
+        return Hyperband(rungs, config.reduction_factor, config.brackets)
+    return Asha(rungs, config.reduction_factor)
+
+
+def _signed(objectives: Sequence[Objective], report: Any) -> Values | None:
+    values = [report.get(objective.metric) for objective in objectives]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return None
+    return tuple(o.signed(float(v)) for o, v in zip(objectives, values, strict=True))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tuning.objective import Objective
 from tuning.records import SearchRecord, TrialRecord
 
 DOMAINS = ("painting", "clipart", "infograph", "sketch")
@@ -19,8 +21,7 @@ def search_record(run_folder: Path, **changes: object) -> SearchRecord:
         name="domainnet-vit-b32",
         total_steps=TOTAL_STEPS,
         budget_trials=16,
-        objective_metric="val/mean_acc",
-        objective_mode="max",
+        objectives=(Objective("val/mean_acc"),),
         id_domain="real",
         ood_domains=DOMAINS,
         zero_shot=report(0, 82.4, 61.0),
@@ -29,7 +30,6 @@ def search_record(run_folder: Path, **changes: object) -> SearchRecord:
             "search": {"budget": {"trials": 16}, "space": ["method.reg_weight", "optim.lr"]},
         },
         run_folder=run_folder,
-        sees_ood=True,
     )
     return replace(search, **changes)  # type: ignore[arg-type]
 
@@ -59,10 +59,9 @@ def trial(
         for step in range(40, TOTAL_STEPS + 1, 40)
     )
     record = TrialRecord(
-        trial_id=f"ab12_{number:05d}",
+        trial_id=f"trial-{number:03d}",
         number=number,
         kind="trial",
-        name=f"trial-{number:03d}",
         params={"method.reg_weight": 1.0, "method.text_length": 8, "optim.lr": 1e-5},
         outcome="finished",
         curve=curve,
@@ -72,11 +71,25 @@ def trial(
     return replace(record, **changes)  # type: ignore[arg-type]
 
 
+def measured(
+    number: int, id_acc: float, ood_accs: Mapping[str, float], **changes: object
+) -> TrialRecord:
+    """A finished trial with these accuracies at its last step, their means as reports have them."""
+    mean = sum(ood_accs.values()) / len(ood_accs) if ood_accs else math.nan
+    report = {
+        "step": TOTAL_STEPS,
+        "id_val/acc": id_acc,
+        "ood_val/mean_acc": mean,
+        "val/mean_acc": (id_acc + mean) / 2,
+        **{f"ood_val/{domain}/acc": acc for domain, acc in ood_accs.items()},
+    }
+    return trial(number, **{"curve": (report,), **changes})  # type: ignore[arg-type]
+
+
 def reference(**changes: object) -> TrialRecord:
     """Plain fine-tuning: better on its own domain, worse on the others."""
     fields: dict[str, object] = {
-        "trial_id": "ref_00000",
-        "name": "ft",
+        "trial_id": "ft",
         "kind": "reference",
         "params": {},
     }

@@ -1,0 +1,277 @@
+"""The Optuna study of a search: where it is kept, who proposes, and what it knows at the start.
+
+The journal of the run folder is what really happened; the study is the sampler's picture of it.
+`synchronise` brings the picture up to date after any interruption, and makes it anew where it is
+missing, as after a move of the run folder or a change of the space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from search_spaces import SearchSpace
+from trainers.errors import ConfigError
+from tuning.config import SamplerConfig
+from tuning.journal import cut_torn_line
+from tuning.records import STEP, Outcome, ParamValue, SearchRecord, TrialRecord
+
+TRIAL_ID = "trial_id"
+"""User attribute of an Optuna trial: the name of ours."""
+_WORST = 1e9
+"""For a constraint on a metric that the trial does not have; Optuna takes no infinity."""
+STATES = {
+    "finished": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "stopped": TrialState.RUNNING,
+    "running": TrialState.RUNNING,
+}
+
+
+def open_study(
+    search: SearchRecord, sampler: SamplerConfig, space: SearchSpace, storage_url: str | None = None
+) -> optuna.Study:
+    """The study of this search alone; made if it is not there.
+
+    Args:
+        search: whose study it is; objectives give the directions.
+        sampler: who proposes.
+        space: what is searched; another space is another study, for in Optuna a parameter cannot
+            change what it is.
+        storage_url: of a database, `postgresql://...`; None is a journal file in the run folder,
+            appended to and never rewritten, so that a crash cannot corrupt what stands in it.
+
+    Raises:
+        ConfigError: the database cannot be used.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # By folder too: two searches of one name in one database must not share a study.
+    identity = f"{search.run_folder.resolve()}\n{space.canonical()}"
+    name = f"{search.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    storage = _storage(search.run_folder, storage_url)
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        directions=["maximize" if o.mode == "max" else "minimize" for o in search.objectives],
+        load_if_exists=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        if not study.metric_names:
+            study.set_metric_names([o.metric for o in search.objectives])
+        study.sampler = create_sampler(sampler, len(study.get_trials(deepcopy=False)))
+    return study
+
+
+def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
+    """Optuna's sampler of that name.
+
+    Args:
+        config: which one.
+        known_trials: trials of the study. They are part of the seed: a sampler that starts with the
+            same seed at every resume would propose the same points again.
+    """
+    seed = int(np.random.SeedSequence((config.seed, known_trials)).generate_state(1)[0])
+    if config.name == "tpe":
+        return TPESampler(
+            seed=seed,
+            n_startup_trials=config.startup_trials,
+            multivariate=True,
+            constant_liar=True,  # trials run side by side: keep away from what is being tried
+        )
+    if config.name == "gp":
+        return GPSampler(seed=seed, n_startup_trials=config.startup_trials)
+    if config.name == "cma_es":
+        return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
+    if config.name == "nsga2":
+        return NSGAIISampler(seed=seed, population_size=max(2, config.startup_trials))
+    if config.name == "qmc":  # goes on in its sequence by what the study holds, not by the seed
+        return QMCSampler(seed=config.seed, scramble=True)
+    return RandomSampler(seed=seed)
+
+
+def grid(space: SearchSpace, points: int, seed: int) -> list[dict[str, ParamValue]]:
+    """All combinations of `points` values a numeric parameter and all choices, well shuffled."""
+    axes = {key: _axis(of_key, points) for key, of_key in space.distributions().items()}
+    combinations = [
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    ]
+    order = np.random.default_rng(seed).permutation(len(combinations))
+    return [combinations[index] for index in order]
+
+
+def _axis(distribution: BaseDistribution, points: int) -> Sequence[ParamValue]:
+    if isinstance(distribution, CategoricalDistribution):
+        return [choice for choice in distribution.choices if choice is not None]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    values: np.ndarray = (np.geomspace if distribution.log else np.linspace)(low, high, points)
+    if step is not None:
+        values = low + np.round((values - low) / step) * step
+    kind = int if isinstance(distribution, IntDistribution) else float
+    return sorted({kind(value) for value in values.clip(low, high)})
+
+
+def ended_in(study: optuna.Study) -> dict[str, Outcome]:
+    """The outcomes of the trials that the study knows to have ended, by our names."""
+    outcomes: dict[TrialState, Outcome] = {
+        TrialState.COMPLETE: "finished",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+    }
+    return {
+        trial.user_attrs[TRIAL_ID]: outcomes[trial.state]
+        for trial in study.get_trials(deepcopy=False)
+        if TRIAL_ID in trial.user_attrs and trial.state in outcomes
+    }
+
+
+def synchronise(
+    study: optuna.Study,
+    space: Mapping[str, BaseDistribution],
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+) -> None:
+    """Tell the study what the journal knows and it does not.
+
+    Trials that ended while the driver was killed are told; those that it lacks are added, unless
+    they lie outside of the space.
+    """
+    bests = search.bests(records)
+    known = {t.user_attrs.get(TRIAL_ID): t for t in study.get_trials(deepcopy=False)}
+    for record in records:
+        state = STATES[record.outcome]
+        if record.kind != "trial":
+            continue
+        trial = known.get(record.trial_id)
+        if trial is not None and trial.params != dict(record.params):
+            # Named in this space and never started; the name went to a trial of another space.
+            if not trial.state.is_finished():
+                study.tell(optuna.Trial(study, trial._trial_id), state=TrialState.FAIL)
+            trial = None
+        if trial is None:
+            if inside(record.params, space):
+                violations = search.violations(record, bests)
+                known_as = {TRIAL_ID: record.trial_id}
+                add_observation(study, space, search, record, violations, known_as)
+        elif state != TrialState.RUNNING and not trial.state.is_finished():
+            tell(optuna.Trial(study, trial._trial_id), study, search, record, bests)
+
+
+def add_observation(
+    study: optuna.Study,
+    space: Mapping[str, BaseDistribution],
+    search: SearchRecord,
+    record: TrialRecord,
+    violations: Mapping[str, float],
+    attributes: Mapping[str, str],
+) -> None:
+    """Give the study a trial that it did not propose, with user attributes."""
+    values = _raw_values(search, record)
+    state = STATES[record.outcome]
+    if state in (TrialState.COMPLETE, TrialState.PRUNED) and values is None:
+        state = TrialState.FAIL
+    metric = search.objectives[0].metric
+    intermediate = {
+        int(point[STEP]): float(point[metric])
+        for point in record.curve
+        if len(search.objectives) == 1 and math.isfinite(point.get(metric, math.nan))
+    }
+    finite = {text: min(missed, _WORST) for text, missed in violations.items()}
+    trial = optuna.create_trial(
+        state=state,
+        values=values if state == TrialState.COMPLETE else None,
+        params=dict(record.params),
+        distributions=dict(space),
+        user_attrs=dict(attributes),
+        intermediate_values=intermediate,
+        constraints=finite if state == TrialState.COMPLETE else None,
+    )
+    study.add_trial(trial)
+
+
+def tell(
+    trial: optuna.Trial,
+    study: optuna.Study,
+    search: SearchRecord,
+    record: TrialRecord,
+    bests: Mapping[str, float],
+) -> None:
+    """Tell the outcome of a trial: complete with values and constraints, pruned, or failed."""
+    state, values = STATES[record.outcome], _raw_values(search, record)
+    if values is None and state != TrialState.FAIL:
+        state = TrialState.FAIL  # it ended with no number: a loss that diverged
+    if len(search.objectives) == 1 and values is not None:
+        report(trial, study, values[0], record.step)  # Tune may bring the last one with the end
+    if state == TrialState.COMPLETE:
+        for text, violation in search.violations(record, bests).items():
+            trial.set_constraint(text, min(violation, _WORST))
+        study.tell(trial, values)
+    else:
+        study.tell(trial, state=state)
+
+
+def report(trial: optuna.Trial, study: optuna.Study, value: float, step: int) -> None:
+    """Tell an intermediate value, unless it is known; Optuna has them for one objective only."""
+    if step not in study._storage.get_trial(trial._trial_id).intermediate_values:
+        trial.report(value, step)
+
+
+def inside(params: Mapping[str, object], space: Mapping[str, BaseDistribution]) -> bool:
+    """Whether the parameters are those of the space, each within its range."""
+    return params.keys() == space.keys() and all(
+        distribution._contains(distribution.to_internal_repr(params[key]))
+        for key, distribution in space.items()
+    )
+
+
+def _raw_values(search: SearchRecord, record: TrialRecord) -> list[float] | None:
+    values = [record.last(objective.metric) for objective in search.objectives]
+    return [v for v in values if v is not None] if None not in values else None
+
+
+def _storage(run_folder: Path, url: str | None) -> BaseStorage:
+    if url is None:
+        path = run_folder / "optuna.journal"
+        if path.is_file():
+            cut_torn_line(path)
+        # Left behind by a driver that was killed while it wrote; the run folder's own lock says
+        # that no other one lives.
+        (run_folder / "optuna.journal.lock").unlink(missing_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    try:
+        return optuna.storages.RDBStorage(os.path.expandvars(url))
+    except Exception as error:  # SQLAlchemy's, its drivers', and ImportError for a missing driver
+        raise ConfigError(f"search.study_storage = {url!r}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
