@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuning.config import SearchFile, load_config
+    from tuning.config import SearchFile
+    from tuning.config_file import load_config
     from tuning.search import SearchResult, run_search
 
 __all__ = ["SearchFile", "SearchResult", "load_config", "run_search"]
 
 _HOME = {
     "SearchFile": "tuning.config",
-    "load_config": "tuning.config",
+    "load_config": "tuning.config_file",
     "SearchResult": "tuning.search",
     "run_search": "tuning.search",
 }

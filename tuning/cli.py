@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from tuning.search import SearchResult
 
 app = typer.Typer(
     name="lipsum-tune",
@@ -28,31 +31,119 @@ Set = Annotated[
 ]
 
 
+Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster; by default RAY_ADDRESS, or a local one.")
+]
+Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+
+
 @app.command()
 def search(
     config: Config,
     set_: Set = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; by default RAY_ADDRESS, or a local one.")
-    ] = None,
+    address: Address = None,
 ) -> None:
     """Run a search."""
-    from tuning.config import load_config
-    from tuning.report import leaderboard
+    from tuning.config_file import load_config
     from tuning.search import run_search
 
     overrides = [*(set_ or ()), *([f"search.name={name}"] if name else ())]
-    result = run_search(load_config(config, overrides), address=address)
+    _show(run_search(load_config(config, overrides), address=address))
+
+
+@app.command()
+def resume(run: Run, set_: Set = None, address: Address = None) -> None:
+    """Go on with a search after any interruption; budgets and resources may change."""
+    from tuning.resume import resume_search
+
+    _show(resume_search(run, set_ or (), address=address))
+
+
+@app.command()
+def extend(
+    run: Run,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="This many more than there are.")
+    ] = None,
+    set_: Set = None,
+    address: Address = None,
+) -> None:
+    """Give a search more trials, or another space, sampler or scheduler."""
+    from tuning.resume import resume_search
+    from tuning.runs import load_run
+
+    overrides = list(set_ or ())
+    if trials is not None:
+        loaded = load_run(run)
+        there = sum(record.kind == "trial" for record in loaded.history.records)
+        wanted = max(there, loaded.file.search.budget.trials) + trials
+        overrides.append(f"search.budget.trials={wanted}")
+    _show(resume_search(run, overrides, extend=True, address=address))
+
+
+@app.command()
+def plan(config: Config, set_: Set = None, address: Address = None) -> None:
+    """What a search will cost, before it starts: a short probe, then an estimate."""
+    from tuning.config_file import load_config
+    from tuning.planning.plan import check_budget, plan_search
+    from tuning.planning.plan_report import render
+
     console = Console()
-    console.print(leaderboard(result.search, result.records, width=console.width))
-    console.print(f"Run folder  {result.run_folder}", soft_wrap=True)
-    console.print(f"Figure      {result.run_folder / 'report' / 'id_vs_ood.png'}", soft_wrap=True)
-    console.print(f"MLflow      lipsum-tune ui {result.run_folder}", soft_wrap=True)
-    if result.outcome == "stopped":
-        raise typer.Exit(130)
-    if result.failed:
-        Console(stderr=True).print(f"{len(result.failed)} trial(s) failed", style="red")
+    planned = plan_search(load_config(config, set_ or ()), address=address)
+    console.print(render(planned, console.width))
+    check_budget(planned)
+
+
+@app.command()
+def status(run: Run) -> None:
+    """What a search has done so far; it may be running."""
+    from tuning.journal import is_running
+    from tuning.reporting.report import report as full_report
+    from tuning.runs import load_run
+
+    loaded = load_run(run)
+    console = Console()
+    console.print(full_report(loaded.search, loaded.history.records, width=console.width))
+    state = "running" if is_running(run) else loaded.history.outcome or "killed; resume it"
+    console.print(f"State       {state}")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write the tables and the figure of a run folder again, and print the leaderboard."""
+    from tuning.reporting.report import figure
+    from tuning.reporting.tables import write_tables
+    from tuning.runs import load_run
+
+    loaded = load_run(run)
+    write_tables(loaded.folder, loaded.search, loaded.history.records)
+    figure(loaded.search, loaded.history.records, loaded.folder / "report" / "id_vs_ood.png")
+    status(run)
+
+
+@app.command()
+def confirm(
+    run: Run,
+    top: Annotated[int, typer.Option(help="So many best by the objective.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds, the same for all.")] = 5,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="Only what this rule chose; may be repeated. Default: all but pareto."),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Train what was chosen again on fresh seeds, then read the test splits, once.
+
+    Every distinct choice of the selection rules is trained, plain fine-tuning beside them.
+    """
+    from tuning.confirmation.confirm import confirm as confirm_choices
+    from tuning.confirmation.report import table
+
+    found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
+    console = Console()
+    console.print(table(found, console.width))
+    if found.failed:
         raise typer.Exit(1)
 
 
@@ -65,7 +156,7 @@ def train(
     """Run one trial, no search: the `trial:` section alone, with no Ray."""
     from trainers.data.roots import resolve_root
     from trainers.fine_tune import fine_tune
-    from tuning.config import load_config
+    from tuning.config_file import load_config
 
     trial = load_config(config, set_ or ()).trial
     console = Console()
@@ -91,7 +182,7 @@ def ui(
 ) -> None:
     """Open MLflow on a folder of runs, in the browser at http://HOST:PORT."""
     from trainers.errors import ConfigError
-    from tuning.mlflow_callback import default_tracking_uri
+    from tuning.tracking.mlflow_callback import default_tracking_uri
 
     runs = run.parent if (run / "search.yaml").is_file() else run
     database = runs.resolve() / "mlflow.db"
@@ -108,6 +199,28 @@ def ui(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     os.execvpe(sys.executable, [sys.executable, "-m", *command], environment)
+
+
+def _show(result: SearchResult) -> None:
+    """Print what a search found, and exit with the status that says how it ended."""
+    from trainers.errors import ConfigError
+    from tuning.reporting.report import report as full_report
+
+    console = Console()
+    console.print(full_report(result.search, result.records, width=console.width))
+    if result.ended_by:
+        console.print(f"Ended by    {result.ended_by}", soft_wrap=True)
+    console.print(f"Run folder  {result.run_folder}", soft_wrap=True)
+    console.print(f"Figure      {result.run_folder / 'report' / 'id_vs_ood.png'}", soft_wrap=True)
+    console.print(f"MLflow      lipsum-tune ui {result.run_folder}", soft_wrap=True)
+    if result.ended_by and not any(record.outcome == "finished" for record in result.records):
+        raise ConfigError(f"{result.ended_by}, and no trial has finished; resume it with more")
+    if result.outcome == "stopped":
+        console.print(f"Go on with  lipsum-tune resume {result.run_folder}", soft_wrap=True)
+        raise typer.Exit(130)
+    if result.failed:
+        Console(stderr=True).print(f"{len(result.failed)} trial(s) failed", style="red")
+        raise typer.Exit(1)
 
 
 def main() -> None:

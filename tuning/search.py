@@ -1,17 +1,21 @@
-"""Run a search: Ray Tune over Ray Train trials, proposed by Optuna, recorded by the listeners."""
+"""Run a search: Ray Tune over Ray Train trials, proposed by Optuna, recorded by the listeners.
+
+A new search, a resumed and an extended one are the same thing: whatever the journal of the run
+folder already holds is told to study, scheduler, budget and listeners, and the rest is run.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import optuna
 import ray
-import yaml
 from ray import tune
 from rich.console import Console
 
@@ -19,18 +23,24 @@ from trainers.config import TrialConfig
 from trainers.data.roots import resolve_root
 from trainers.errors import ConfigError
 from trainers.fine_tune import load_split, start
+from tuning.budget import Budget
+from tuning.checkpoints import CheckpointListener
 from tuning.config import ResourcesConfig, SearchFile
-from tuning.environment import environment
-from tuning.mlflow_callback import MlflowListener, default_tracking_uri
-from tuning.progress import ProgressListener
+from tuning.journal import JOURNAL_FILE, History, Journal, read_history
 from tuning.ray_session import concurrent_trials, ray_session
 from tuning.recorder import Recorder
-from tuning.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.report import figure
-from tuning.results import TablesListener, best_trial
-from tuning.schedulers import create_scheduler
-from tuning.searcher import OptunaSearcher, create_study
+from tuning.records import Listener, SearchOutcome, SearchRecord, TrialRecord
+from tuning.reporting.progress import ProgressListener
+from tuning.reporting.report import figure
+from tuning.reporting.tables_listener import TablesListener
+from tuning.runs import create_run_folder, search_record
+from tuning.schedulers import StepScheduler, create_rule
+from tuning.searcher import OptunaSearcher
+from tuning.selection import best_trial
+from tuning.study import ended_in, grid, open_study, synchronise
+from tuning.tracking.mlflow_callback import MlflowListener, TrackingError, default_tracking_uri
 from tuning.trainable import trainable
+from tuning.warm_start import load_earlier, warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +55,8 @@ class SearchResult:
     outcome: SearchOutcome
     run_folder: Path
     tracking_uri: str
+    ended_by: str | None = None
+    """The budget that ended it, where it is not the number of trials."""
 
     @property
     def best(self) -> TrialRecord | None:
@@ -60,7 +72,7 @@ class SearchResult:
 def run_search(
     file: SearchFile, *, address: str | None = None, console: Console | None = None
 ) -> SearchResult:
-    """Run the search of a configuration to its end.
+    """Run the search of a configuration to its end, in a new run folder.
 
     Args:
         file: from `tuning.config.load_config`.
@@ -70,126 +82,200 @@ def run_search(
     Raises:
         ConfigError: before anything runs: no such data, too few resources, MLflow out of reach.
     """
-    console = console or Console(stderr=True)
+    for folder in file.search.warm_start.runs:
+        load_earlier(folder)  # what cannot be read is better known at once
     resolve_root(file.trial.data.root, progress=True)
     run_folder = create_run_folder(file)
-    tracking_uri = file.search.tracking.uri or default_tracking_uri(run_folder.parent)
-    with ray_session(address), ProgressListener(console) as progress:
-        concurrent = concurrent_trials(file.search.resources)
-        search = _record(file, run_folder)
-        listeners = (
-            MlflowListener(tracking_uri, file.search.tracking.experiment),
-            TablesListener(run_folder),
-            progress,
-        )
-        recorder = Recorder(search, listeners)
-        recorder.start()
-        outcome: SearchOutcome = "failed"
-        try:
-            outcome = _fit(file, run_folder, recorder, concurrent)
-        except KeyboardInterrupt:
-            outcome = "stopped"
-        finally:
-            records = recorder.finish(outcome)
-    figure(search, records, run_folder / "report" / "id_vs_ood.png")
-    return SearchResult(search, records, outcome, run_folder, tracking_uri)
+    try:
+        return continue_search(run_folder, file, address=address, console=console)
+    except (ConfigError, TrackingError):
+        if not (run_folder / JOURNAL_FILE).is_file() or not read_history(run_folder).records:
+            shutil.rmtree(run_folder)  # it never began
+        raise
 
 
-def create_run_folder(file: SearchFile) -> Path:
-    """A new folder for this search with its resolved configuration; a name in use gets a number.
+def continue_search(
+    run_folder: Path,
+    file: SearchFile,
+    *,
+    address: str | None = None,
+    console: Console | None = None,
+) -> SearchResult:
+    """Run what is left of the search in a run folder; see `tuning.resume` for what may differ.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: before anything runs; another process is running this search.
     """
-    storage = _storage(file.search.storage)
-    name, number = file.search.name, 1
+    console = console or Console(stderr=True)
+    resolve_root(file.trial.data.root, progress=True)
+    tracking_uri = file.search.tracking.uri or default_tracking_uri(run_folder.parent)
+    journal = Journal(run_folder)
     try:
-        storage.mkdir(parents=True, exist_ok=True)
-        while True:
-            folder = storage / (name if number == 1 else f"{name}-{number}")
+        with ray_session(address), ProgressListener(console) as progress:
+            journal.session_started(file.fingerprints())
+            search = _measure_zero_shot(run_folder, file, journal)
+            study, history = _take_up(search, file, journal, console)
+            budget = Budget(file.search.budget, search, history)
+            listeners: tuple[Listener, ...] = (
+                budget,
+                MlflowListener(tracking_uri, file.search.tracking.experiment),
+                TablesListener(run_folder, lambda: read_history(run_folder, live=True).records),
+                CheckpointListener(
+                    run_folder, file.search.checkpoints.disk_bytes, earlier=history.records
+                ),
+                progress,
+            )
+            gpus = file.search.resources.gpus_per_trial
+            recorder = Recorder(search, journal, listeners, history.records, gpus)
+            recorder.start()
+            outcome: SearchOutcome = "failed"
             try:
-                folder.mkdir()
-                break
-            except FileExistsError:
-                number += 1
-        (folder / "report").mkdir()
-        text = yaml.safe_dump(file.model_dump(mode="json"), sort_keys=False)
-        (folder / "search.yaml").write_text(text, encoding="utf-8")
-        described = json.dumps(environment(file.trial), indent=2) + "\n"
-        (folder / "environment.json").write_text(described, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"search.storage = {file.search.storage!r}: {error}") from None
-    return folder
+                outcome = _fit(file, study, budget, recorder, history)
+            except KeyboardInterrupt:
+                outcome = "stopped"
+            finally:
+                records = recorder.finish(outcome)
+    finally:
+        journal.close()
+    figure(search, records, run_folder / "report" / "id_vs_ood.png")
+    return SearchResult(search, records, outcome, run_folder, tracking_uri, budget.reason())
 
 
-def _storage(configured: str) -> Path:
-    """The folder of runs; a Ray job's working directory is a copy that Ray deletes again."""
-    path = Path(configured).expanduser()
-    if not path.is_absolute() and "RAY_JOB_ID" in os.environ and _in_packaged_directory():
-        path = Path.home() / "lipsum-tune" / path
-        logger.warning("a Ray job's working directory is temporary: runs are kept in %s", path)
-    return path.resolve()
+def _measure_zero_shot(run_folder: Path, file: SearchFile, journal: Journal) -> SearchRecord:
+    """What the search is after; the zero-shot model is evaluated once."""
+    zero_shot = read_history(run_folder).zero_shot
+    if zero_shot is None:
+        zero_shot = _zero_shot_on_cluster(file.trial, file.search.resources)
+        journal.zero_shot(zero_shot)
+    return search_record(file, run_folder, zero_shot)
 
 
-def _in_packaged_directory() -> bool:
-    return "working_dir_files" in Path.cwd().parts
+def _take_up(
+    search: SearchRecord, file: SearchFile, journal: Journal, console: Console
+) -> tuple[optuna.Study, History]:
+    """Study and journal, each told what a kill kept it from; a new study also of earlier searches.
+
+    A trial that had ended for Optuna, or reported its last step, has ended: it is not run again.
+    """
+    space = file.search_space()
+    study = open_study(search, file.search.sampler, space, file.search.study_storage)
+    ended = ended_in(study)
+    for record in read_history(search.run_folder).unfinished:
+        outcome = "finished" if record.step >= search.total_steps else ended.get(record.trial_id)
+        if outcome is not None:
+            error = "the driver was killed before it wrote why" if outcome == "failed" else None
+            journal.trial_ended(replace(record, outcome=outcome, error=error))
+    history = read_history(search.run_folder)
+    synchronise(study, space.distributions(), search, history.records)
+    for line in warm_start(study, space, file, search, strict=not history.records):
+        console.print(f"Warm start  {line}", soft_wrap=True, highlight=False)
+    return study, history
 
 
-def _fit(file: SearchFile, run_folder: Path, recorder: Recorder, concurrent: int) -> SearchOutcome:
+def _fit(
+    file: SearchFile, study: optuna.Study, budget: Budget, recorder: Recorder, history: History
+) -> SearchOutcome:
     """Run Tune's loop; `stopped` where it was interrupted."""
-    search, steps = file.search, file.trial.steps
-    references = search.references
-    # The display is ours; Tune's own would repeat every failure, traceback and all, between it.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    searcher = OptunaSearcher(
-        file.search_space(),
-        partial(create_study, run_folder, run_folder.name, search.sampler, search.objective),
-        search.objective,
-        total_steps=steps,
-        trials=search.budget.trials,
-        references=references,
+    search, run_folder = file.search, recorder.search.run_folder
+    references: dict[str, dict[str, Any]] = {
+        name: file.reference_config(name).model_dump(mode="json") for name in search.references
+    }
+    train = trainable(
+        file.trial.model_dump(mode="json"),
+        references,
+        run_folder / "train",
+        search.resources.per_trial(),
     )
-    tuner = tune.Tuner(
-        trainable(
-            file.trial.model_dump(mode="json"),
-            {name: file.reference_config(name).model_dump(mode="json") for name in references},
-            run_folder / "train",
-            search.resources.model_dump(exclude={"max_concurrent"}),
-        ),
+    concurrent = concurrent_trials(search.resources)
+    create_tuner(train, file, study, budget, recorder, history, concurrent).fit()
+    running = any(record.outcome == "running" for record in recorder.records.values())
+    return "stopped" if running and budget.over() is None else "finished"
+
+
+def create_tuner(
+    train: Any,
+    file: SearchFile,
+    study: optuna.Study,
+    budget: Budget,
+    recorder: Recorder,
+    history: History,
+    concurrent: int,
+    *,
+    reuse_actors: bool = False,
+) -> tune.Tuner:
+    """Tune's loop around a trainable, with all that proposes, stops and records trials.
+
+    Args:
+        train: what Tune runs for each proposal.
+        file: the search.
+        study: told of `history` already.
+        budget: says when it is over.
+        recorder: hears of every event.
+        history: what earlier sessions did.
+        concurrent: trials at once.
+        reuse_actors: run trials one after the other in the same processes. Tune hangs on them where
+            a trial is stopped.
+    """
+    search, run_folder = file.search, recorder.search.run_folder
+    _quiet_tune()
+    shutil.rmtree(run_folder / "tune", ignore_errors=True)  # of earlier sessions: never read again
+    space, sampler = file.search_space(), search.sampler
+    searcher = OptunaSearcher(
+        study,
+        space,
+        recorder.search,
+        may_propose=budget.allows,
+        references=search.references,
+        earlier=history.records,
+        grid=grid(space, sampler.grid_points, sampler.seed) if sampler.name == "grid" else None,
+    )
+    steps, objectives = file.trial.steps, file.objectives
+    scheduler = StepScheduler(
+        create_rule(search.scheduler, steps), objectives, steps, history.records
+    )
+    return tune.Tuner(
+        train,
         tune_config=tune.TuneConfig(
-            num_samples=search.budget.trials + len(references),
+            num_samples=-1,  # until the searcher has no more
             max_concurrent_trials=concurrent,
             search_alg=searcher,
-            scheduler=create_scheduler(search.scheduler, search.objective, steps),
-            metric=search.objective.metric,
-            mode=search.objective.mode,
-            reuse_actors=False,  # with a scheduler that stops trials, Tune hangs on reused actors
+            scheduler=scheduler,
+            reuse_actors=reuse_actors,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(run_folder), callbacks=[recorder], verbose=0
+            name="tune",
+            storage_path=str(run_folder),
+            callbacks=[recorder],
+            stop=_BudgetStopper(budget),
+            verbose=0,
         ),
     )
-    tuner.fit()
-    running = any(record.outcome == "running" for record in recorder.records.values())
-    return "stopped" if running else "finished"
 
 
-def _record(file: SearchFile, run_folder: Path) -> SearchRecord:
-    objective, data = file.search.objective, file.trial.data
-    return SearchRecord(
-        name=run_folder.name,
-        total_steps=file.trial.steps,
-        budget_trials=file.search.budget.trials,
-        objective_metric=objective.metric,
-        objective_mode=objective.mode,
-        id_domain=data.id_domain,
-        ood_domains=data.ood_domains,
-        zero_shot=_zero_shot_on_cluster(file.trial, file.search.resources),
-        config=file.model_dump(mode="json"),
-        run_folder=run_folder,
-        sees_ood=objective.metric.startswith(("ood_val/", "val/")),
-    )
+class _BudgetStopper(tune.Stopper):
+    """Stops running trials where a budget says that the search ends now."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._budget.over() is not None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # Tune pickles it beside its own state, from which nothing is restored here
+
+
+def _quiet_tune() -> None:
+    """Tune's display, result files and snapshots have no reader: ours take their place."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    # A report without the objective is a failure of that trial, and not of the search.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _zero_shot_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:

@@ -16,7 +16,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from trainers.dotted import nest
 from trainers.torch_trainer import torch_trainer
-from tuning.records import REFERENCE_KEY
+from tuning.records import REFERENCE_KEY, TRIAL_KEY
 
 DRIVER_MEMORY = 256 << 20
 """Bytes that Ray reserves for a trial's driver, which only waits for its workers. It takes memory
@@ -56,12 +56,39 @@ def _trial(
     storage_path: Path,
     resources: dict[str, Any],
 ) -> None:
-    reference = proposal.get(REFERENCE_KEY)
+    params = dict(proposal)
+    trial_id, reference = params.pop(TRIAL_KEY), params.pop(REFERENCE_KEY, None)
     torch_trainer(
-        references[reference] if reference else nest(proposal, base),
-        # A stable name: a trial that is tried again finds its checkpoints under it.
-        name=f"train-{tune.get_context().get_trial_id()}",
+        references[reference] if reference else nest(params, base),
+        # A stable name: a trial that is taken up again finds its checkpoints under it.
+        name=f"train-{trial_id}",
         storage_path=storage_path,
         callbacks=[TuneReportCallback()],
         **resources,
     ).fit()
+
+
+def final_metrics(
+    config: Mapping[str, Any],
+    split: str,
+    *,
+    name: str,
+    storage_path: Path,
+    resources: Mapping[str, Any],
+) -> dict[str, float]:
+    """Train to the end, then evaluate a split once; what `confirm` runs as a task of Ray.
+
+    Args:
+        config: a `TrialConfig` as plain values.
+        split: evaluated after the last step, on the workers.
+        name: stable, so that a run that was killed goes on from its checkpoints.
+        storage_path: for the checkpoints.
+        resources: workers and what each takes, as `torch_trainer` names them.
+
+    Returns:
+        The last report.
+    """
+    trainer = torch_trainer(
+        config, name=name, storage_path=storage_path, final_split=split, **resources
+    )
+    return trainer.fit().metrics or {}

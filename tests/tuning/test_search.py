@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -22,9 +21,12 @@ from trainers.data.openmoji.build import Pictures, build
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.dotted import nest
 from trainers.errors import ConfigError
-from tuning.config import ResourcesConfig, load_config
+from tuning.config import ResourcesConfig
+from tuning.config_file import load_config
 from tuning.ray_session import concurrent_trials, ray_session
+from tuning.runs import load_run
 from tuning.search import SearchResult, run_search
+from tuning.study import open_study
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +118,7 @@ def left_behind(seconds: float = 30) -> tuple[list[Any], float]:
 
 
 def outcomes(found: SearchResult) -> dict[str, str]:
-    return {record.name: record.outcome for record in found.records}
+    return {record.trial_id: record.outcome for record in found.records}
 
 
 def test_trials_finish_are_pruned_and_fail_each_by_itself(result: SearchResult) -> None:
@@ -132,17 +134,15 @@ def test_trials_finish_are_pruned_and_fail_each_by_itself(result: SearchResult) 
 
 
 def test_a_failed_trial_says_why(result: SearchResult) -> None:
-    errors = {record.name: record.error for record in result.failed}
+    errors = {record.trial_id: record.error for record in result.failed}
     assert "TrainingDiverged" in str(errors["trial-001"])
     assert "not a finite number" in str(errors["trial-001"])
     assert "UnidentifiedImageError" in str(errors["trial-003"])
 
 
 def test_optuna_is_told_what_really_happened(result: SearchResult) -> None:
-    storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(str(result.run_folder / "optuna.journal"))
-    )
-    study = optuna.load_study(study_name=result.run_folder.name, storage=storage)
+    run = load_run(result.run_folder)
+    study = open_study(run.search, run.file.search.sampler, run.file.search_space())
     states = [trial.state for trial in study.trials]
     assert states[:4] == [
         TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL,
@@ -176,8 +176,8 @@ def test_the_run_folder_has_tables_figure_and_what_it_takes_to_repeat_it(
     result: SearchResult,
 ) -> None:
     trials = pq.read_table(result.run_folder / "trials.parquet").to_pylist()
-    assert trials[0]["name"] == "zero-shot"
-    assert {row["name"]: row["outcome"] for row in trials[1:]} == outcomes(result)
+    assert trials[0]["trial_id"] == "zero-shot"
+    assert {row["trial_id"]: row["outcome"] for row in trials[1:]} == outcomes(result)
     curves = pq.read_table(result.run_folder / "curves.parquet").to_pylist()
     assert len(curves) == 1 + sum(len(record.curve) for record in result.records)
     with Image.open(result.run_folder / "report" / "id_vs_ood.png") as picture:

@@ -1,0 +1,82 @@
+"""Run folders as a search leaves them, written by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.tuning import fakes
+from trainers.data.fingerprint import data_fingerprint
+from trainers.dotted import nest
+from tuning.config import SearchFile
+from tuning.journal import Journal
+from tuning.records import SearchOutcome, TrialRecord
+from tuning.runs import write_config
+
+LR, WEIGHT = "optim.lr", "method.reg_weight"
+ZERO_SHOT = fakes.report(0, 82.4, 61.0)
+
+
+def search_file(root: Path, **changes: Any) -> SearchFile:
+    """A search over two parameters, as long as the trials of `fakes`; dotted keys, `__` for dots.
+
+    The data are those of `root`, the domains those of `fakes`.
+    """
+    space = {
+        "name": None,
+        "parameters": {
+            LR: {"type": "float", "low": 1e-6, "high": 1e-2, "log": True},
+            WEIGHT: {"type": "float", "low": 0.01, "high": 100.0, "log": True},
+        },
+        "initial_points": [{LR: 1e-5, WEIGHT: 1.0}],
+    }
+    values = {
+        "trial": {
+            "data": {"root": str(root)},
+            "optim": {"batch_size": 8},
+            "eval": {"every": 40},
+            "steps": fakes.TOTAL_STEPS,
+        },
+        "search": {"space": space},
+    }
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return SearchFile.model_validate(nest(dotted, values))
+
+
+def trial(
+    number: int, id_acc: float, ood_acc: float, lr: float = 1e-4, weight: float = 1.0, **more: Any
+) -> TrialRecord:
+    """A finished trial of that search."""
+    params = {LR: lr, WEIGHT: weight}
+    return fakes.trial(number, id_acc, ood_acc, **{"params": params, **more})
+
+
+def write_run(
+    folder: Path,
+    file: SearchFile,
+    records: Iterable[TrialRecord] = (),
+    *,
+    zero_shot: Mapping[str, float] | None = ZERO_SHOT,
+    outcome: SearchOutcome | None = "finished",
+) -> Path:
+    """All that a search leaves but its tables; an outcome of None is a driver that was killed."""
+    (folder / "report").mkdir(parents=True)
+    write_config(folder, file)
+    environment = {"data": data_fingerprint(file.trial.data)}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    journal = Journal(folder)
+    journal.session_started(file.fingerprints())
+    if zero_shot is not None:
+        journal.zero_shot(zero_shot)
+    for record in records:
+        journal.trial_started(record)
+        for number in range(len(record.curve)):
+            journal.trial_reported(dataclasses.replace(record, curve=record.curve[: number + 1]))
+        journal.trial_ended(record)
+    if outcome is not None:
+        journal.session_ended(outcome)
+    journal.close()
+    return folder

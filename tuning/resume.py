@@ -1,0 +1,96 @@
+"""Go on with a search, or extend it: what may differ from the run folder's configuration.
+
+A resume finishes the search as it was set up, so nothing may change that its trials measure or
+that its sampler has learned from. Extending a search is another decision: its space may be moved or
+narrowed, and what lies outside of the new space is kept in the tables but forgotten by the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from trainers.errors import ConfigError
+from tuning.config import SearchFile
+from tuning.config_file import load_config
+from tuning.journal import is_running
+from tuning.runs import CONFIG_FILE, load_run, write_config
+from tuning.search import SearchResult, continue_search
+
+RESUMABLE = (
+    "search.budget",
+    "search.resources",
+    "search.tracking",
+    "search.checkpoints",
+)
+"""Keys that a resume may change: none of them alters what a trial measures."""
+EXTENDABLE = (*RESUMABLE, "search.space", "search.sampler", "search.scheduler")
+
+
+def resume_search(
+    folder: Path,
+    overrides: Iterable[str] = (),
+    *,
+    extend: bool = False,
+    address: str | None = None,
+    console: Console | None = None,
+) -> SearchResult:
+    """Go on after an interruption, from what the run folder holds.
+
+    Args:
+        folder: a run folder.
+        overrides: `key=value`, of the keys above.
+        extend: allow for another space, sampler or scheduler too.
+        address: of a Ray cluster, as in `run_search`.
+        console: for the display of progress.
+
+    Raises:
+        ConfigError: no run folder, one of another version, one that another process is running,
+            or a key that must not change.
+    """
+    before = load_run(folder)
+    if is_running(folder):  # its search.yaml must stay what it runs with
+        raise ConfigError(f"{folder}: another process is running this search")
+    file = load_config(folder / CONFIG_FILE, list(overrides))
+    _check_same(before.file, file, EXTENDABLE if extend else RESUMABLE)
+    _check_untouched(before.history.fingerprints, file, extend)
+    if file != before.file:
+        write_config(folder, file)
+    return continue_search(before.folder, file, address=address, console=console)
+
+
+def _check_same(before: SearchFile, after: SearchFile, allowed: tuple[str, ...]) -> None:
+    """Raise for a key outside of the allowed ones that has another value than before."""
+    was, now = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key) and not key.startswith(tuple(f"{a}." for a in allowed)):
+            raise ConfigError(
+                f"--set {key}: it was {was.get(key)!r} in this search and cannot become "
+                f"{now.get(key)!r}{_hint(key)}"
+            )
+
+
+def _check_untouched(known: dict[str, str], file: SearchFile, extend: bool) -> None:
+    """Raise where search.yaml itself was edited in what its trials have in common."""
+    for key, fingerprint in file.fingerprints().items():
+        if known.get(key, fingerprint) != fingerprint and not (extend and key == "search.space"):
+            raise ConfigError(
+                f"{CONFIG_FILE}: {key} is no longer what this search was run with{_hint(key)}"
+            )
+
+
+def _hint(key: str) -> str:
+    if key.startswith(("search.space", "search.sampler", "search.scheduler")):
+        return "; use `lipsum-tune extend` to go on with another one"
+    return "; start a new search, with this one in search.warm_start.runs"
+
+
+def _flat(values: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
