@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.tuning import fakes
+from tuning.records import TrialRecord
+from tuning.reporting.progress import ProgressListener, render
+
+SEARCH = fakes.search_record(Path("run"))
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+
+def plain() -> Console:
+    return Console(file=io.StringIO(), width=80, force_terminal=False)
+
+
+def terminal(height: int = 24) -> Console:
+    return Console(
+        file=io.StringIO(), width=100, height=height, force_terminal=True, force_interactive=True
+    )
+
+
+def text(console: Console) -> str:
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def running(number: int, reports: int = 3) -> TrialRecord:
+    trial = fakes.trial(number)
+    return replace(trial, outcome="running", curve=trial.curve[:reports], ended_at=None)
+
+
+def test_a_log_gets_one_plain_line_an_event() -> None:
+    console = plain()
+    report = fakes.report(120, 71.2, 44.0) | {"train/loss": 1.23}
+    trial = fakes.trial(3, outcome="running", curve=(report,), ended_at=None)
+    with ProgressListener(console) as listener:
+        listener.search_started(SEARCH)
+        listener.trial_started(replace(trial, curve=()))
+        listener.trial_reported(trial)
+        ended = replace(trial, outcome="failed", error="RuntimeError: [/red] boom", ended_at=None)
+        listener.trial_ended(ended)
+        listener.search_ended([ended, fakes.trial(4, 86, 62)], "finished")
+    assert text(console).splitlines() == [
+        "domainnet-vit-b32  16 trials of 240 steps  zero-shot  id 82.4  ood 61.0",
+        "trial-003  started  method.reg_weight=1  method.text_length=8  optim.lr=1e-05",
+        "trial-003  step 120/240  id 71.2  ood 44.0  loss 1.23",
+        "trial-003  failed  step 120/240  id 71.2  ood 44.0  loss 1.23  in 3m 00s  "
+        "RuntimeError: [/red] boom",
+        "domainnet-vit-b32  finished  1 finished, 1 failed  "
+        "best trial-004  id 86.0  ood 62.0  loss 0.505",
+    ]
+
+
+def test_a_terminal_shows_running_trials_and_gets_its_cursor_back() -> None:
+    console = terminal()
+    listener = ProgressListener(console)
+    listener.search_started(SEARCH)
+    listener.trial_started(running(3))
+    listener.search_ended([replace(running(3), outcome="stopped"), fakes.trial(1)], "stopped")
+    assert "trial-003" in text(console)
+    assert "best trial-001" in text(console)
+    listener.close()  # once more does no harm
+    assert text(console).rindex(SHOW_CURSOR) > text(console).rindex(HIDE_CURSOR)
+
+
+def test_an_exception_gives_the_terminal_back() -> None:
+    console = terminal()
+
+    def interrupted() -> None:
+        with ProgressListener(console) as listener:
+            listener.search_started(SEARCH)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert text(console).rindex(SHOW_CURSOR) > text(console).rindex(HIDE_CURSOR)
+
+
+@pytest.mark.parametrize("height", [8, 12, 24, 50])
+@pytest.mark.parametrize("num_running", [0, 2, 30])
+def test_the_display_is_never_longer_than_the_terminal(height: int, num_running: int) -> None:
+    console = terminal(height)
+    records = [running(number) for number in range(num_running)]
+    records += [fakes.trial(100 + number) for number in range(20)]
+    lines = console.render_lines(render(SEARCH, records, 75.0, height))
+    assert len(lines) < height
+    shown = "\n".join("".join(segment.text for segment in line) for line in lines)
+    assert "20 of 16 trials done" in shown
+    assert "1m 15s" in shown
+    if num_running == 30 and height < 30:
+        assert "more running" in shown
+
+
+def test_the_trials_that_ended_last_are_shown() -> None:
+    console = terminal()
+    records = [fakes.trial(number) for number in range(10)]
+    lines = console.render_lines(render(SEARCH, records, 0.0, 24))
+    shown = "\n".join("".join(segment.text for segment in line) for line in lines)
+    table = shown.split("─\n")[-1]
+    assert "trial-009" in table
+    assert "trial-002" not in table

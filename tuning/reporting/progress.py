@@ -1,0 +1,225 @@
+"""How a search goes on, in the terminal: a live display, or plain lines where there is none.
+
+On a terminal: a header, the running trials with a bar each, the last few that ended. Anywhere else,
+a log file or a Ray job, one line an event:
+
+    trial-003  step 120/240  id 71.2  ood 44.0  loss 1.23
+"""
+
+from __future__ import annotations
+
+import atexit
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from tuning.records import (
+    ID_ACC,
+    OOD_MEAN_ACC,
+    TRAIN_LOSS,
+    SearchOutcome,
+    SearchRecord,
+    TrialRecord,
+)
+from tuning.reporting.report import OUTCOME_STYLE, format_percent, format_seconds, format_value
+from tuning.selection import best_trial
+
+_HEADER_LINES = 5  # two rules, two lines of text, and one of air for the cursor
+_LAST_ENDED = 6
+_BAR_WIDTH = 24
+
+
+class ProgressListener:
+    """Shows a search on a console. Use it as a context manager, or call `close` at the end.
+
+    Leaving the context, `close`, the search's end and the interpreter's exit all give the terminal
+    back, whichever comes first; `close` may be called twice.
+
+    Args:
+        console: Where to; the live display needs it to be a terminal.
+        clock: Unix time in seconds; for tests.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
+        self._console = console
+        self._clock = clock
+        self._search: SearchRecord | None = None
+        self._began = clock()
+        self._records: dict[str, TrialRecord] = {}
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the live display, which leaves its last state on the screen, and the cursor."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+            atexit.unregister(self.close)
+
+    def search_started(self, search: SearchRecord) -> None:
+        """Opens the display."""
+        self.close()
+        self._search, self._began = search, self._clock()
+        if not self._console.is_terminal:
+            self._print(
+                f"{search.name}  {search.budget_trials} trials of {search.total_steps} steps  "
+                f"zero-shot{_accuracies(search.zero_shot.get, loss=False)}"
+            )
+            return
+        self._live = Live(
+            console=self._console,
+            refresh_per_second=4,
+            get_renderable=self._renderable,
+            vertical_overflow="crop",
+        )
+        atexit.register(self.close)
+        self._live.start()
+
+    def trial_started(self, record: TrialRecord) -> None:
+        """A new row, or a line with the trial's parameters."""
+        values = "  ".join(f"{key}={format_value(v)}" for key, v in record.params.items())
+        self._update(record, f"started  {values}".rstrip())
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """A longer bar, or a line with the report."""
+        self._update(record, f"{self._step(record)}{_accuracies(record.last)}")
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """The trial moves to the ended ones, or a line with its outcome."""
+        took = format_seconds(record.seconds)
+        text = f"{record.outcome}  {self._step(record)}{_accuracies(record.last)}"
+        text += f"  in {took}" if took else ""
+        self._update(record, f"{text}  {record.error_line}".rstrip())
+
+    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
+        """Closes the display, after one last look at all trials."""
+        self._records = {record.trial_id: record for record in records}
+        if self._live is not None:
+            self._live.refresh()
+        elif self._search is not None:
+            best = best_trial(self._search, records)
+            chosen = f"  best {best.trial_id}{_accuracies(best.last)}" if best else ""
+            self._print(f"{self._search.name}  {outcome}  {_counts(records)}{chosen}")
+        self.close()
+
+    def _update(self, record: TrialRecord, text: str) -> None:
+        if self._live is not None:
+            self._records[record.trial_id] = record.compact  # read by the display's thread
+        elif self._search is not None:
+            self._print(f"{record.trial_id}  {text}")
+
+    def _step(self, record: TrialRecord) -> str:
+        total = self._search.total_steps if self._search else "?"
+        return f"step {record.step}/{total}"
+
+    def _print(self, line: str) -> None:
+        # Untouched by rich: no markup, no colour, no wrapping at the 80 columns of a log file.
+        self._console.out(line, highlight=False)
+
+    def _renderable(self) -> RenderableType:
+        if self._search is None:
+            return Text()
+        elapsed = self._clock() - self._began
+        records = list(self._records.values())  # in one step: no trial is added meanwhile
+        return render(self._search, records, elapsed, self._console.height)
+
+
+def render(
+    search: SearchRecord, records: Sequence[TrialRecord], elapsed_s: float, height: int
+) -> RenderableType:
+    """The display as it is now, in no more than `height` lines; running trials have precedence."""
+    running = [r for r in records if r.outcome == "running"]
+    ended = [r for r in records if r.outcome != "running"]
+    room = max(0, height - _HEADER_LINES)
+    # A table that is cut needs a line to say so.
+    shown = running if len(running) <= room else running[: max(0, room - 1)]
+    hidden = len(running) - len(shown)
+    # By the time of the end, where it is known, since events may come again after a resume.
+    ended.sort(key=lambda r: r.ended_at or 0.0)
+    num_ended = min(_LAST_ENDED, room - len(shown) - (hidden > 0))
+    last = ended[-num_ended:] if num_ended > 0 else []
+
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(no_wrap=True)
+    table.add_column(width=_BAR_WIDTH, no_wrap=True)
+    for _ in range(4):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)  # gives way first
+    for record in shown:
+        bar = ProgressBar(search.total_steps, record.step, width=_BAR_WIDTH)
+        table.add_row(*_row(search, record, bar))
+    if hidden:
+        table.add_row(f"... {hidden} more running", *[""] * 6, style="dim")
+    for record in reversed(last):
+        outcome = Text(record.outcome, style=OUTCOME_STYLE[record.outcome])
+        table.add_row(*_row(search, record, outcome))
+    return Group(*_header(search, records, elapsed_s), table)
+
+
+def _header(
+    search: SearchRecord, records: Sequence[TrialRecord], elapsed_s: float
+) -> Iterable[RenderableType]:
+    yield Rule(f"[bold]{escape(search.name)}[/]", align="left", style="dim")
+    done = sum(r.kind == "trial" and r.outcome != "running" for r in records)
+    counts = f"{done} of {search.budget_trials} trials done  ·  {_counts(records)}"
+    counts += f"  ·  {format_seconds(elapsed_s)}"
+    yield Text(counts, no_wrap=True, overflow="ellipsis")
+    zero_shot = f"zero-shot{_accuracies(search.zero_shot.get, loss=False)}"
+    best = best_trial(search, [r for r in records if r.outcome != "running"])
+    line = Text(no_wrap=True, overflow="ellipsis")
+    if best is not None:
+        line.append(f"best {best.trial_id}{_accuracies(best.last, loss=False)}", style="bold green")
+        line.append("  ·  ")
+    line.append(zero_shot, style="dim")
+    yield line
+    yield Rule(style="dim")
+
+
+def _row(
+    search: SearchRecord, record: TrialRecord, state: RenderableType
+) -> tuple[RenderableType, ...]:
+    params = "  ".join(
+        f"{key.rpartition('.')[2]} {format_value(value)}" for key, value in record.params.items()
+    )
+    id_acc, ood_acc = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
+    return (
+        escape(record.trial_id),
+        state,
+        f"{record.step}/{search.total_steps}",
+        f"id {format_percent(id_acc)}" if id_acc is not None else "",
+        f"ood {format_percent(ood_acc)}" if ood_acc is not None else "",
+        format_seconds(record.seconds),
+        escape(record.error_line or params),
+    )
+
+
+def _counts(records: Sequence[TrialRecord]) -> str:
+    """`3 running, 5 finished` of the trials; a reference counts towards no budget."""
+    trials = [r for r in records if r.kind == "trial"]
+    counts = [(sum(r.outcome == outcome for r in trials), outcome) for outcome in OUTCOME_STYLE]
+    return ", ".join(f"{number} {outcome}" for number, outcome in counts if number) or "0 trials"
+
+
+def _accuracies(metric: Callable[[str], float | None], loss: bool = True) -> str:
+    names = [("id", ID_ACC, ".1f"), ("ood", OOD_MEAN_ACC, ".1f"), ("loss", TRAIN_LOSS, ".3g")]
+    values = [(label, metric(name), spec) for label, name, spec in names[: 2 + loss]]
+    return "".join(f"  {label} {v:{spec}}" for label, v, spec in values if v is not None)
