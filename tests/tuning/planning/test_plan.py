@@ -1,0 +1,254 @@
+"""What a plan says, refuses and warns of; and one real one, on a real local Ray."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+
+from trainers.config import TrialConfig
+from trainers.errors import ConfigError
+from tuning.config import SearchFile
+from tuning.planning.cost import SearchShape, estimate
+from tuning.planning.plan import (
+    Plan,
+    check_budget,
+    number_of_trials,
+    plan_search,
+    proposals,
+    trial_cost,
+)
+from tuning.planning.plan_report import render
+from tuning.planning.probe import INTERVALS, Probe, summarise
+from tuning.ray_session import ray_session
+from tuning.schedulers import create_rule
+
+PROBE = Probe(
+    device="A Processor",
+    startup_s=60,
+    load_s=5,
+    first_eval_s=8,
+    step_s=1,
+    step_spread=0.05,
+    samples=6,
+    eval_s=9,
+    save_s=1,
+    checkpoint_bytes=10**9,
+    weights_bytes=4 * 10**8,
+    memory_bytes=2 * 10**9,
+    gpu_memory_bytes=0,
+    gpu_total_bytes=0,
+)
+
+
+def search_file(**search: Any) -> SearchFile:
+    scheduler = {"name": "asha", "grace_steps": 100, "reduction_factor": 3}
+    values = {"scheduler": scheduler, **search}
+    return SearchFile.model_validate(
+        {"trial": {"steps": 900, "eval": {"every": 100}}, "search": values}
+    )
+
+
+def make_plan(file: SearchFile, probe: Probe = PROBE, memory: int = 10**11) -> Plan:
+    """The plan of a search whose probe is known; four trials at once."""
+    shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
+    cost = trial_cost(probe)
+    expected = estimate(shape, cost, lambda: create_rule(file.search.scheduler, 900))
+    return Plan(file, probe, shape, expected, memory)
+
+
+def printed(plan: Plan, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO())
+    console.print(render(plan, width))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_search_far_beyond_its_budget_is_refused_in_one_sentence() -> None:
+    plan = make_plan(search_file(budget={"hours": 0.4}))
+    hours = plan.estimate.hours
+    expected = (
+        f"search.budget.hours = 0.4: the search needs {hours.median:.2f} h "
+        f"({hours.low:.2f} to {hours.high:.2f})"
+    )
+    with pytest.raises(ConfigError) as refused:
+        check_budget(plan)
+    assert str(refused.value) == expected
+
+
+def test_a_budget_of_less_than_one_trial_says_so() -> None:
+    full = (60 + 900 + 9 * 10) / 3600
+    plan = make_plan(search_file(budget={"hours": full * 0.9}))
+    with pytest.raises(ConfigError, match=r"not even one trial of 900 steps fits.* 0\.29 h"):
+        check_budget(plan)
+
+
+def test_gpu_hours_are_gpus_times_hours() -> None:
+    resources = {"workers": 2, "gpus_per_worker": 0.5, "cpus_per_worker": 4}
+    file = search_file(budget={"gpu_hours": 1}, resources=resources)
+    plan = make_plan(file)
+    assert plan.device_hours == plan.estimate.trial_hours * 1.0
+    assert plan.device == "GPU"
+    with pytest.raises(ConfigError, match=r"search\.budget\.gpu_hours = 1: the search needs"):
+        check_budget(plan)
+
+
+def test_cpu_hours_stand_in_where_trials_take_no_gpu() -> None:
+    plan = make_plan(search_file(resources={"workers": 2, "cpus_per_worker": 4}))
+    assert (plan.device, plan.device_hours) == ("CPU", plan.estimate.trial_hours * 8)
+
+
+def test_between_the_low_end_and_the_median_it_warns_and_goes_on() -> None:
+    hours = make_plan(search_file()).estimate.hours
+    plan = make_plan(search_file(budget={"hours": (hours.low + hours.median) / 2}))
+    check_budget(plan)
+    assert any("search.budget.hours" in warning for warning in plan.warnings)
+    late = {"name": "asha", "grace_steps": 450}
+    enough = make_plan(search_file(budget={"hours": hours.high * 2}, scheduler=late))
+    check_budget(enough)
+    assert enough.warnings == []
+
+
+def test_it_warns_of_rungs_in_the_first_half() -> None:
+    assert "grace_steps = 100 is early" in make_plan(search_file()).warnings[-1]
+
+
+def test_too_little_memory_disk_or_gpu_memory_is_said() -> None:
+    file = search_file(
+        checkpoints={"disk_gb": 10}, resources={"gpus_per_worker": 0.5}, budget={"trials": 4}
+    )
+    gpu = replace(PROBE, gpu_memory_bytes=5 * 10**9, gpu_total_bytes=8 * 10**9)
+    plan = make_plan(file, gpu, memory=7 * 10**9)
+    assert plan.peak_checkpoint_bytes == 4 * 2 * 10**9 + (6 + 1) * 4 * 10**8
+    memory, on_gpu, disk, _ = plan.warnings
+    assert "4 trials at once take 8 GB of memory, and the cluster has 7 GB" in memory
+    assert "2 workers on a GPU take 10 GB, and it has 8 GB" in on_gpu
+    assert "search.checkpoints.disk_gb = 10: some checkpoints" in disk
+    tight = make_plan(search_file(checkpoints={"disk_gb": 7}))
+    assert "running trials alone take 8 GB" in tight.warnings[0]
+
+
+def test_the_marks_are_the_rungs() -> None:
+    assert make_plan(search_file()).marks == [100, 300]
+    assert make_plan(search_file(scheduler={"name": "none"})).marks == []
+    median = make_plan(search_file(scheduler={"name": "median", "grace_steps": 250})).marks
+    assert median == [300, 500, 700]
+
+
+def test_a_small_grid_ends_the_search_before_its_budget() -> None:
+    space = {"name": None, "parameters": {"seed": {"type": "categorical", "choices": [1, 2, 3]}}}
+    file = search_file(space=space, sampler={"name": "grid"}, budget={"trials": 20})
+    assert number_of_trials(file) == 3
+    assert number_of_trials(search_file(budget={"trials": 20})) == 20
+
+
+def test_first_points_are_proposed_first_and_all_lie_in_the_space() -> None:
+    space = search_file().search_space()
+    points = proposals(space, seed=0, number=20)
+    assert points[0] == space.initial_points[0]
+    assert all(
+        parameter.parse(point[key]) == point[key]
+        for point in points
+        for key, parameter in space.parameters.items()
+    )
+    assert points == proposals(space, seed=0, number=20) != proposals(space, seed=1, number=20)
+
+
+def timing(step_s: float, seconds: float, load_s: float) -> Mapping[str, Any]:
+    return {
+        "device": "A Processor",
+        "seconds": seconds,
+        "first_interval_s": load_s + 5 * step_s,
+        "steps_s": [9.0, *[step_s] * (INTERVALS - 1)],  # the first loads and warms up
+        "evals_s": [7.0, *[3.0] * (INTERVALS - 1)],
+        "saves_s": [0.5] * (INTERVALS - 1),
+        "checkpoint_bytes": 11,
+        "weights_bytes": 4,
+        "memory_bytes": 1000,
+        "driver_bytes": 100,
+        "gpu_memory_bytes": 0,
+        "gpu_total_bytes": 0,
+    }
+
+
+def test_start_up_is_what_steps_evaluations_and_checkpoints_leave_of_a_probe() -> None:
+    probe = summarise([timing(1.0, 60.0, 4.0), timing(1.0, 62.0, 6.0)], workers=3)
+    assert (probe.step_s, probe.eval_s, probe.save_s) == (1.0, 3.0, 0.5)
+    assert probe.startup_s == 61 - 4 * (5 * 1 + 3 + 0.5)
+    assert (probe.load_s, probe.first_eval_s) == (5.0, 7.0)
+    assert (probe.step_spread, probe.samples) == (0.0, 6)
+    assert probe.memory_bytes == 3 * 1000 + 2 * 100
+
+
+def test_the_spread_is_that_of_all_measured_intervals() -> None:
+    probe = summarise([timing(1.0, 60.0, 4.0), timing(3.0, 90.0, 4.0)], workers=1)
+    assert probe.step_s == 2
+    assert probe.step_spread == pytest.approx((6 / 5) ** 0.5 / 2)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_what_is_printed_fits_the_terminal_and_says_all(width: int) -> None:
+    file = search_file(budget={"hours": 1000, "patience": 9})
+    text = printed(make_plan(file), width)
+    assert max(map(len, text.splitlines())) <= width
+    for words in (
+        "method.reg_weight",
+        "first point",
+        "A Processor",
+        "20 trials of 900 steps, 4 at once",
+        "wall clock",
+        "CPU-hours",
+        "1000 h",
+        "kept",
+        "11 GB",
+        "patience",
+    ):
+        assert words in text
+
+
+@pytest.mark.slow
+def test_a_real_plan_measures_this_machine_and_leaves_nothing_behind(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    file = SearchFile.model_validate(
+        {
+            "trial": trial.model_dump(mode="json"),
+            "search": {"storage": str(tmp_path / "a" / "runs"), "budget": {"trials": 3}},
+        }
+    )
+    with ray_session():
+        cpus = int(ray.cluster_resources()["CPU"])
+        plan = plan_search(file, console=Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+    probe, shape = plan.probe, plan.shape
+    assert shape.concurrent == min(cpus, 4)  # three trials and a reference
+    assert 0 < probe.step_s < 10
+    assert 0 < probe.eval_s < 10
+    assert probe.startup_s > 1  # two processes that import torch
+    assert 10**8 < probe.memory_bytes < plan.cluster_memory_bytes
+    assert probe.checkpoint_bytes > 2.9 * probe.weights_bytes > 10**6  # AdamW: two more each
+    one = plan.full_trial_hours
+    assert one * 3600 > probe.startup_s + 6 * probe.step_s + 2 * probe.eval_s
+    assert plan.estimate.trial_hours.median == pytest.approx(4 * one, rel=0.5)
+    assert plan.estimate.steps.median == 4 * 6
+    with pytest.raises(ConfigError, match="not even one trial"):
+        check_budget(replace(plan, file=search_file(budget={"hours": one / 2})))
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_one_clear_sentence(trial: TrialConfig, tmp_path: Path) -> None:
+    values = trial.model_dump(mode="json")
+    values["optim"]["lr"] = 1e30
+    search = {"storage": str(tmp_path), "resources": {"max_concurrent": 1}}
+    file = SearchFile.model_validate({"trial": values, "search": search})
+    with (
+        ray_session(),
+        pytest.raises(ConfigError, match="not a finite number at step 5") as error,
+    ):
+        plan_search(file, console=Console(quiet=True))
+    assert "\n" not in str(error.value)

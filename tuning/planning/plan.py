@@ -1,0 +1,279 @@
+"""What a search will cost, before it starts: `lipsum-tune plan CONFIG`.
+
+Short real trials are timed (`probe`), and the whole search is played through with what they took
+(`cost`). References are reckoned like trials that nothing stops, at the price of the base trial; so
+are all proposals, whatever they say of the number of random texts.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+from rich.console import Console
+
+from search_spaces import SearchSpace
+from trainers.config import with_overrides
+from trainers.data.roots import resolve_root
+from trainers.errors import ConfigError
+from tuning.config import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
+from tuning.planning.cost import Band, Estimate, SearchShape, TrialCost, estimate
+from tuning.planning.probe import MAX_PROBES, OVERRIDES, Probe, probe_trials
+from tuning.ray_session import concurrent_trials, ray_session
+from tuning.schedulers import create_rule
+from tuning.stopping import rung_ladder
+from tuning.study import grid
+
+KEPT_CHECKPOINTS = 6
+"""Of ended trials, weights alone: about one for each rule of selection. References come on top."""
+CHECKPOINTS_A_TRIAL = 2
+"""While it runs: the one kept, and the one being written."""
+PROPOSALS = 5
+LEAST_SPREAD = 0.1
+"""Steps repeat themselves well, but starts differ by about so much from one to the next."""
+_MEDIAN_MARKS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search, what was measured, and what it is expected to cost."""
+
+    file: SearchFile
+    probe: Probe
+    shape: SearchShape
+    estimate: Estimate
+    cluster_memory_bytes: int
+    """What Ray has to give on all nodes, its object store included."""
+
+    @property
+    def trial_cost(self) -> TrialCost:
+        """The cost of a trial, from the probe."""
+        return trial_cost(self.probe)
+
+    @property
+    def full_trial_hours(self) -> float:
+        """Wall clock of one trial that nothing stops."""
+        steps = self.shape.report_steps
+        return self.trial_cost.seconds(steps[-1], len(steps)) / 3600
+
+    @property
+    def device(self) -> str:
+        """What the hours are counted of: GPU, or CPU where trials take no GPU."""
+        return "GPU" if self.file.search.resources.gpus_per_worker else "CPU"
+
+    @property
+    def devices_per_trial(self) -> float:
+        """GPUs that a trial reserves, or CPUs where it takes no GPU."""
+        resources = self.file.search.resources
+        return resources.gpus_per_trial or resources.workers * resources.cpus_per_worker
+
+    @property
+    def device_hours(self) -> Band:
+        """GPUs reserved times the hours, or CPUs."""
+        return self.estimate.trial_hours * self.devices_per_trial
+
+    @property
+    def marks(self) -> list[int]:
+        """The steps at which trials may be stopped, a few of them where it is at every report."""
+        scheduler, total = self.file.search.scheduler, self.shape.total_steps
+        if isinstance(scheduler, AshaConfig | HyperbandConfig):
+            return rung_ladder(scheduler.grace_steps, scheduler.reduction_factor, total)
+        if isinstance(scheduler, MedianConfig):
+            steps = [s for s in self.shape.report_steps if scheduler.grace_steps <= s < total]
+            return steps[:: math.ceil(len(steps) / _MEDIAN_MARKS)] if steps else []
+        return []
+
+    @property
+    def running_checkpoint_bytes(self) -> int:
+        """Checkpoints of the trials that run at once."""
+        return self.shape.concurrent * CHECKPOINTS_A_TRIAL * self.probe.checkpoint_bytes
+
+    @property
+    def peak_checkpoint_bytes(self) -> int:
+        """Those, and the weights kept of ended trials."""
+        kept = KEPT_CHECKPOINTS + self.shape.references
+        return self.running_checkpoint_bytes + kept * self.probe.weights_bytes
+
+    @property
+    def budgets(self) -> list[tuple[str, float, Band, float]]:
+        """For each budget of hours: key, value, what the search needs, what one trial does."""
+        budget, estimate = self.file.search.budget, self.estimate
+        found = []
+        if budget.hours is not None:
+            one = self.full_trial_hours + self.shape.setup_s / 3600
+            found.append(("search.budget.hours", budget.hours, estimate.hours, one))
+        if budget.gpu_hours is not None:
+            one = self.full_trial_hours * self.devices_per_trial
+            found.append(("search.budget.gpu_hours", budget.gpu_hours, self.device_hours, one))
+        return found
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may go wrong, a sentence each."""
+        return list(_warnings(self))
+
+
+def plan_search(
+    file: SearchFile, *, address: str | None = None, console: Console | None = None
+) -> Plan:
+    """Probe the machine, and reckon what the search of this configuration costs there.
+
+    Args:
+        file: from `tuning.config.load_config`.
+        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
+        console: says what is being done; by default the terminal's standard error.
+
+    Raises:
+        ConfigError: too few resources, no such data, or the base trial fails in its first steps.
+    """
+    console = console or Console(stderr=True)
+    resolve_root(file.trial.data.root, progress=True)
+    search = file.search
+    began = time.perf_counter()
+    with ray_session(address), _scratch(Path(search.storage).expanduser().resolve()) as folder:
+        start_s = time.perf_counter() - began
+        trials = number_of_trials(file)
+        concurrent = min(concurrent_trials(search.resources), trials + len(search.references))
+        probes = min(concurrent, MAX_PROBES)
+        with console.status(f"Timing the first steps of {probes} trial(s) side by side"):
+            probe = probe_trials(
+                with_overrides(file.trial, OVERRIDES, "trial").model_dump(mode="json"),
+                search.resources.per_trial() | {"max_failures": 0},
+                folder,
+                probes,
+            )
+        have = ray.cluster_resources()
+    shape = SearchShape(
+        trials=trials,
+        total_steps=file.trial.steps,
+        eval_every=file.trial.eval.every,
+        concurrent=concurrent,
+        references=len(search.references),
+        objectives=len(file.objectives),
+        # The zero-shot model is evaluated before the first trial starts.
+        setup_s=start_s + probe.load_s + probe.first_eval_s,
+    )
+    with console.status("Playing the search through"):
+        expected = estimate(
+            shape,
+            trial_cost(probe),
+            lambda: create_rule(search.scheduler, file.trial.steps),
+            seed=search.sampler.seed,
+        )
+    memory = int(have.get("memory", 0) + have.get("object_store_memory", 0))
+    return Plan(file, probe, shape, expected, memory)
+
+
+def check_budget(plan: Plan) -> None:
+    """Refuse a search that its budget cannot pay for.
+
+    Raises:
+        ConfigError: a budget of hours is below the low end of the estimate, or below one trial.
+    """
+    for key, budget, needs, one_trial in plan.budgets:
+        if budget < one_trial:
+            raise ConfigError(
+                f"{key} = {budget:g}: not even one trial of {plan.shape.total_steps} steps fits, "
+                f"which takes {_hours(one_trial)} h"
+            )
+        if budget < needs.low:
+            raise ConfigError(
+                f"{key} = {budget:g}: the search needs {_hours(needs.median)} h "
+                f"({_hours(needs.low)} to {_hours(needs.high)})"
+            )
+
+
+def number_of_trials(file: SearchFile) -> int:
+    """Trials that the sampler will propose: the budget's, or those of a smaller grid."""
+    trials, sampler = file.search.budget.trials, file.search.sampler
+    if sampler.name != "grid":
+        return trials
+    return min(trials, len(grid(file.search_space(), sampler.grid_points, sampler.seed)))
+
+
+def proposals(space: SearchSpace, seed: int, number: int = PROPOSALS) -> list[dict[str, Any]]:
+    """The first points, then random ones: what a sampler begins with, before it has learnt."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    for point in space.initial_points:
+        study.enqueue_trial(point)
+    return [study.ask(fixed_distributions=space.distributions()).params for _ in range(number)]
+
+
+def trial_cost(probe: Probe) -> TrialCost:
+    """What a trial takes, by the probe."""
+    return TrialCost(
+        startup_s=probe.startup_s,
+        step_s=probe.step_s,
+        eval_s=probe.eval_s + probe.save_s,
+        spread=max(probe.step_spread, LEAST_SPREAD),
+        samples=probe.samples,
+    )
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    probe, concurrent = plan.probe, plan.shape.concurrent
+    for key, budget, needs, _ in plan.budgets:
+        if needs.low <= budget < needs.median:
+            yield f"{key} = {budget:g} is likely to end the search before its last trial"
+    memory = concurrent * probe.memory_bytes
+    if memory > plan.cluster_memory_bytes:
+        yield (
+            f"{concurrent} trials at once take {gigabytes(memory)} of memory, and the cluster has "
+            f"{gigabytes(plan.cluster_memory_bytes)}: lower search.resources.max_concurrent"
+        )
+    a_gpu = max(1, int(1 / (plan.file.search.resources.gpus_per_worker or 1)))
+    if a_gpu * probe.gpu_memory_bytes > probe.gpu_total_bytes:
+        yield (
+            f"{a_gpu} workers on a GPU take {gigabytes(a_gpu * probe.gpu_memory_bytes)}, and it "
+            f"has {gigabytes(probe.gpu_total_bytes)}: raise search.resources.gpus_per_worker"
+        )
+    limit = plan.file.search.checkpoints.disk_gb
+    if limit is not None and plan.peak_checkpoint_bytes > limit * 1e9:
+        running = plan.running_checkpoint_bytes > limit * 1e9
+        yield f"search.checkpoints.disk_gb = {limit:g}: " + (
+            f"running trials alone take {gigabytes(plan.running_checkpoint_bytes)}"
+            if running
+            else "some checkpoints of the best trials will have to be given up"
+        )
+    if plan.marks and plan.marks[0] < plan.shape.total_steps / 2:
+        yield (
+            f"search.scheduler.grace_steps = {plan.marks[0]} is early: before half of the steps, "
+            "while the learning rate is high, the best trials may look worse than those that "
+            "hardly move the model"
+        )
+
+
+def gigabytes(count: float) -> str:
+    """Bytes to people: `0.013 GB`, of 10^9."""
+    return f"{count / 1e9:.2g} GB" if count < 1e10 else f"{count / 1e9:.0f} GB"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"
+
+
+@contextmanager
+def _scratch(storage: Path) -> Iterator[Path]:
+    """A folder for the probe's checkpoints where those of the search will be, gone afterwards."""
+    new = [folder for folder in (storage, *storage.parents) if not folder.exists()]
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".plan-", dir=storage)
+    except OSError as error:
+        raise ConfigError(f"search.storage = {str(storage)!r}: {error}") from None
+    try:
+        with scratch as name:
+            yield Path(name)
+    finally:
+        for folder in new:
+            with suppress(OSError):  # something else may have been put there in the meantime
+                folder.rmdir()
