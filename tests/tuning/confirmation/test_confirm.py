@@ -1,0 +1,306 @@
+"""Confirmations: who is chosen, what is stored, and one on a real local Ray, small."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from mlflow.tracking import MlflowClient
+from rich.console import Console
+
+from tests.tuning import fakes
+from trainers.config import TrialConfig
+from trainers.errors import ConfigError
+from trainers.fine_tune import fine_tune, load_split
+from tuning.config import SearchFile
+from tuning.confirmation.confirm import chosen, confirm, fresh_seeds
+from tuning.confirmation.report import table
+from tuning.confirmation.results import (
+    Configuration,
+    Confirmation,
+    ResultsFile,
+    TestResult,
+    read_results,
+    results_path,
+    write_results_table,
+)
+from tuning.journal import Journal
+from tuning.objective import Objective
+from tuning.ray_session import ray_session
+from tuning.runs import load_run
+from tuning.tracking.mlflow_callback import MlflowListener, default_tracking_uri
+from tuning.trainable import final_metrics
+
+STEPS = 3
+
+
+def result(trial_id: str, seed: int, acc: float) -> TestResult:
+    metrics = {"id_test/acc": acc, "ood_test/mean_acc": acc - 20}
+    metrics |= {f"ood_test/{domain}/acc": acc - 20 for domain in fakes.DOMAINS}
+    kind = "reference" if trial_id == "ft" else "trial"
+    return TestResult(trial_id, kind, seed, {"optim.lr": 1e-5}, ("objective #1",), metrics)
+
+
+def test_rules_choose_among_finished_trials_and_each_trial_comes_once(tmp_path: Path) -> None:
+    search = fakes.search_record(tmp_path, objectives=(Objective("id_val/acc"),))
+    records = [
+        fakes.reference(),
+        fakes.trial(0, 85.0, 62.0),
+        fakes.trial(1, 80.0, 66.0),
+        fakes.trial(2, 99.0, 99.0, outcome="pruned"),
+        fakes.trial(3, 84.0, 60.0),
+    ]
+    found = {one.trial_id: one for one in chosen(search, records, top=2)}
+    assert list(found) == ["trial-000", "trial-003", "trial-001"]
+    assert found["trial-000"].labels == ("objective #1", "id_val")
+    assert found["trial-003"].labels == ("objective #2",)
+    assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out", "worst_domain")
+    assert not found["trial-000"].looks_at_ood
+    assert found["trial-001"].looks_at_ood
+
+
+def test_the_pareto_front_is_confirmed_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    search = fakes.search_record(tmp_path)
+    records = [fakes.trial(i, 80.0 + i, 66.0 - i) for i in range(4)]
+    assert len(chosen(search, records)) < 4
+    assert [one.labels for one in chosen(search, records, rules=["pareto"])] == [("pareto",)] * 4
+    (only,) = chosen(search, records, rules=["id_val"])
+    assert (only.trial_id, only.labels) == ("trial-003", ("id_val",))
+
+
+def test_what_cannot_be_confirmed_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    search = fakes.search_record(tmp_path)
+    with pytest.raises(ConfigError, match="no finished trial"):
+        chosen(search, [fakes.reference(), fakes.trial(0, outcome="pruned")])
+    with pytest.raises(ConfigError, match=r"--rule 'paretto'.*did you mean 'pareto'"):
+        chosen(search, [fakes.trial(0)], rules=["paretto"])
+    with pytest.raises(ConfigError, match="--top 0"):
+        chosen(search, [fakes.trial(0)], top=0)
+    with pytest.raises(ConfigError, match="two seeds or more"):
+        confirm(tmp_path, seeds=1)
+
+
+def test_fresh_seeds_are_none_that_a_trial_used() -> None:
+    used = fakes.trial(0, params={"seed": 1001})
+    assert fresh_seeds(0, [fakes.trial(1), used], 3) == (1000, 1002, 1003)
+    assert fresh_seeds(7, [], 2) == (1007, 1008)
+
+
+def test_results_are_kept_line_by_line_and_a_torn_line_is_cut_off(tmp_path: Path) -> None:
+    first, second = result("ft", 1000, 70.0), result("trial-000", 1000, 72.0)
+    with ResultsFile(tmp_path) as file:
+        file.append(first)
+        with pytest.raises(ConfigError, match="another process is confirming"):
+            ResultsFile(tmp_path)
+    with results_path(tmp_path).open("a") as file_of_a_killed_process:
+        file_of_a_killed_process.write('{"trial_id": "trial-0')
+    assert list(read_results(tmp_path).values()) == [first]
+    with ResultsFile(tmp_path) as file:
+        file.append(second)
+    assert read_results(tmp_path) == {("ft", 1000): first, ("trial-000", 1000): second}
+    results_path(tmp_path).write_text("nonsense\n" + results_path(tmp_path).read_text())
+    with pytest.raises(ConfigError, match="line 1 cannot be read"):
+        read_results(tmp_path)
+
+
+def test_parameters_of_mixed_types_share_a_column(tmp_path: Path) -> None:
+    with ResultsFile(tmp_path):
+        pass
+    results = [
+        replace(result("trial-000", 1000, 70.0), params={"choice": 1}),
+        replace(result("trial-001", 1000, 70.0), params={"choice": "one"}),
+        replace(result("ft", 1000, 70.0), params={}),
+    ]
+    rows = pq.read_table(write_results_table(tmp_path, results)).to_pylist()
+    assert [row["choice"] for row in rows] == ["1", "one", None]
+
+
+def shown(confirmation: Confirmation, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(table(confirmation, width))
+    return console.export_text()
+
+
+def test_the_table_has_means_and_paired_differences(tmp_path: Path) -> None:
+    search = fakes.search_record(tmp_path)
+    results = [result("ft", 1000, 70.0), result("ft", 1001, 74.0)]
+    results += [result("trial-000", 1000, 72.0), result("trial-000", 1001, 75.0)]
+    results = [*results, replace(result("zero-shot", 0, 69.0), seed=None, kind="zero_shot")]
+    configurations = chosen(search, [fakes.trial(0)])
+    confirmation = Confirmation(
+        search,
+        (1000, 1001),
+        (Configuration("ft", {}), *configurations),
+        {one.key: one for one in results},
+        {("trial-000", 1002): "OutOfMemoryError: full"},
+    )
+    text = shown(confirmation, 160)
+    assert "72.0 ± 2.8" in text  # of 70 and 74
+    assert "73.5 ± 2.1" in text  # of 72 and 75
+    assert "+1.5" in text  # the mean of 2 and 1
+    assert "[-4.9, +7.9]" in text  # 12.706 * sqrt(0.5) / sqrt(2) = 6.353
+    assert "OutOfMemoryError" in text
+    assert "OOD validation data" in text
+    assert "sketch" in text
+    assert "left out for want of room" not in text
+    narrow = shown(confirmation, 80)
+    assert "sketch" not in narrow
+    assert "left out for want of room" in narrow.replace("\n", " ")
+    assert max(map(len, narrow.splitlines())) <= 80
+
+
+def run_folder(root: Path, folder: Path) -> Path:
+    """A finished search of two trials, one of which diverges if it is trained again."""
+    file = SearchFile.model_validate(
+        {
+            "trial": {
+                "data": {"root": str(root)},
+                "method": {"name": "lipsum_ft", "text_count": 16},
+                "optim": {"lr": 1e-3, "batch_size": 8},
+                "eval": {"every": STEPS},
+                "steps": STEPS,
+                "seed": 3,
+            },
+            "search": {"name": "small", "resources": {"workers": 1}},
+        }
+    )
+    folder.mkdir(parents=True)
+    (folder / "search.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
+    journal = Journal(folder)
+    journal.session_started(file.fingerprints())
+    journal.zero_shot(fakes.report(0, 60.0, 40.0))
+    for number, (id_acc, ood_acc) in enumerate(((70.0, 50.0), (75.0, 35.0))):
+        params = {"method.reg_weight": 0.5, "optim.lr": (1e-3, 1e30)[number]}
+        record = fakes.trial(number, params=params, curve=(fakes.report(STEPS, id_acc, ood_acc),))
+        journal.trial_started(replace(record, outcome="running"))
+        journal.trial_reported(record)
+        journal.trial_ended(record)
+    journal.session_ended("finished")
+    journal.close()
+    return folder
+
+
+def alone(config: TrialConfig) -> Mapping[str, float]:
+    """What the configuration reaches on the test splits with neither Ray nor search."""
+    *_, last = fine_tune(config)
+    return last.run.evaluate("test", load_split(config, "test"))
+
+
+@pytest.fixture(scope="module")
+def confirmed(
+    pictures_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Confirmation]:
+    folder = run_folder(pictures_root, tmp_path_factory.mktemp("runs") / "small")
+    listener = MlflowListener(default_tracking_uri(folder.parent), "lipsum-tune")
+    listener.search_started(load_run(folder).search)
+    listener.search_ended(load_run(folder).history.records, "finished")
+    with ray_session():
+        return folder, confirm(folder, seeds=2, console=Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_each_is_trained_on_the_same_fresh_seeds_and_measured_on_the_test_splits(
+    confirmed: tuple[Path, Confirmation],
+) -> None:
+    folder, found = confirmed
+    assert found.seeds == (1003, 1004)
+    assert found.results.keys() == {
+        ("zero-shot", None), ("ft", 1003), ("ft", 1004), ("trial-000", 1003), ("trial-000", 1004),
+    }  # fmt: skip
+    file = load_run(folder).file
+    params = {"method.reg_weight": 0.5, "optim.lr": 1e-3}
+    trial = file.trial_config(params).model_copy(update={"seed": 1004})
+    assert found.results["trial-000", 1004].metrics == pytest.approx(alone(trial))
+    assert all("val" not in name for name in found.results["ft", 1003].metrics)
+    metric = "ood_test/mean_acc"
+    ours, its = found.values("trial-000", metric), found.values("ft", metric)
+    gap = found.against_ft("trial-000", metric)
+    assert gap is not None
+    assert gap.mean == pytest.approx(sum(ours[s] - its[s] for s in found.seeds) / 2)
+    kept = [path.name for path in (folder / "confirm" / "train").glob("trial-000*")]
+    assert kept == []
+
+
+@pytest.mark.slow
+def test_what_fails_is_named_and_takes_nothing_with_it(
+    confirmed: tuple[Path, Confirmation],
+) -> None:
+    _, found = confirmed
+    assert [c.trial_id for c in found.configurations] == ["ft", "trial-000", "trial-001"]
+    assert found.failed.keys() == {("trial-001", 1003), ("trial-001", 1004)}
+    assert "TrainingDiverged: the training loss is not" in found.failed["trial-001", 1003]
+    assert found.estimate("trial-001", "id_test/acc") is None
+    assert "TrainingDiverged" in shown(found, 160)
+
+
+@pytest.mark.slow
+def test_what_is_measured_is_never_measured_again(
+    confirmed: tuple[Path, Confirmation],
+) -> None:
+    folder, found = confirmed
+    before = results_path(folder).read_bytes()
+    assert not ray.is_initialized()
+    again = confirm(folder, seeds=2, rules=["objective"], console=Console(quiet=True))
+    assert not ray.is_initialized()
+    assert results_path(folder).read_bytes() == before
+    assert again.results == found.results
+    rows = pq.read_table(folder / "confirm" / "results.parquet").to_pylist()
+    assert [(row["trial_id"], row["seed"]) for row in rows] == list(found.results)
+    assert rows[-1]["id_test/acc"] == json.loads(before.splitlines()[-1])["metrics"]["id_test/acc"]
+
+
+@pytest.mark.slow
+def test_mlflow_has_one_run_a_configuration_below_the_searchs(
+    confirmed: tuple[Path, Confirmation],
+) -> None:
+    folder, found = confirmed
+    client = MlflowClient(default_tracking_uri(folder.parent))
+    (experiment,) = [e for e in client.search_experiments() if e.name == "lipsum-tune"]
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'confirm'")
+    by_trial = {run.data.tags["confirms"]: run for run in runs}
+    assert len(runs) == len(by_trial) == 2
+    (parent,) = client.search_runs([experiment.experiment_id], "tags.kind = 'search'")
+    for trial_id, run in by_trial.items():
+        mean = found.estimate(trial_id, "id_test/acc")
+        assert mean is not None
+        assert run.data.metrics["id_test/acc"] == pytest.approx(mean.mean)
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == "FINISHED"
+    assert by_trial["trial-000"].data.params["method.reg_weight"] == "0.5"
+
+
+@pytest.mark.slow
+def test_two_workers_and_a_run_resumed_after_its_last_step_read_the_test_splits(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    config = trial.model_copy(update={"steps": STEPS})
+    with ray_session():
+        train = ray.remote(num_cpus=0)(final_metrics)
+        arguments = {"name": "two", "storage_path": tmp_path, "resources": {"workers": 2}}
+        first, again = (
+            ray.get(train.remote(config.model_dump(mode="json"), "test", **arguments))
+            for _ in range(2)
+        )
+    assert "train/loss" in first  # it trained
+    timed = {name for name in again if name.startswith(("cost/", "train/images"))}
+    assert again.keys() == first.keys()
+    assert all(again[n] == first[n] for n in again.keys() - timed)  # its last word, said again
+    tested = {name for name in first if name.startswith(("id_test/", "ood_test/"))}
+    expected = alone(config)
+    assert tested == {name for name in expected if name != "test/mean_acc"}
+    for name in tested:
+        assert again[name] == pytest.approx(first[name])
+        if name.endswith("nll"):
+            assert first[name] == pytest.approx(expected[name], rel=0.01)
+
+
+def test_a_trial_of_a_search_never_reads_the_test_splits(trial: TrialConfig) -> None:
+    for report in fine_tune(trial):
+        assert not [name for name in report.metrics if "test" in name]

@@ -1,0 +1,1 @@
+"""What a search chose, on fresh seeds and on the test splits."""

@@ -1,0 +1,149 @@
+"""Confirm what a search chose: train it again on fresh seeds, and only then read the test splits.
+
+The figures that chose a trial are optimistic about it: they are the best of many, on the very
+pictures and the very seed that chose it. A confirmation is not. What is trained is fixed before,
+by rules that saw validation data alone; the seeds are new, and the same for every configuration
+and for plain fine-tuning, so that differences can be taken seed by seed; and a test split is
+evaluated once for each, after the last step. No other part of the project reads the test splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import count, islice
+from pathlib import Path
+
+from rich.console import Console
+
+from trainers.data.roots import resolve_root
+from trainers.errors import ConfigError, did_you_mean
+from tuning.confirmation.jobs import jobs, run_jobs
+from tuning.confirmation.results import (
+    FT,
+    Configuration,
+    Confirmation,
+    Key,
+    ResultsFile,
+    read_results,
+    write_results_table,
+)
+from tuning.ray_session import ray_session
+from tuning.records import SearchRecord, TrialRecord
+from tuning.runs import load_run
+from tuning.selection import OBJECTIVE, PARETO, RULES, choices, ranked
+from tuning.tracking.mlflow_client import default_tracking_uri
+from tuning.tracking.mlflow_confirm import log_confirmation
+
+FIRST_FRESH_SEED = 1000
+"""Added to the seed of the search's trials."""
+
+
+def confirm(
+    folder: Path,
+    *,
+    top: int = 1,
+    seeds: int = 5,
+    rules: Sequence[str] = (),
+    address: str | None = None,
+    console: Console | None = None,
+) -> Confirmation:
+    """Train the chosen configurations of a search on fresh seeds, then read the test splits.
+
+    What was measured by an earlier call is taken from the run folder, not measured again.
+
+    Args:
+        folder: the run folder of a search.
+        top: how many trials to confirm, best first by the search's objective.
+        seeds: fresh ones, the same for every configuration.
+        rules: of `tuning.selection`, whose choices to confirm, the objective being one; by
+            default all but the Pareto front.
+        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
+        console: for a line a result; by default the terminal's standard error.
+
+    Raises:
+        ConfigError: no trial has finished, no such rule, fewer than two seeds.
+    """
+    console = console or Console(stderr=True)
+    if seeds < 2:
+        raise ConfigError(f"--seeds {seeds}: an interval takes two seeds or more")
+    run = load_run(folder)
+    search, file, records = run.search, run.file, run.history.records
+    configurations = (Configuration(FT, {}), *chosen(search, records, top, rules))
+    if run.history.outcome is None:
+        console.print(
+            f"note: the search {search.name} has not ended, it runs or was killed: "
+            "trials that finish later are not among the choices"
+        )
+    fresh = fresh_seeds(file.trial.seed, records, seeds)
+    wanted = jobs(file, configurations, fresh)
+    failed: dict[Key, str] = {}
+    if any(job.key not in read_results(run.folder) for job in wanted):
+        resolve_root(file.trial.data.root, progress=True)
+        with ResultsFile(run.folder) as results, ray_session(address):
+            stored = read_results(run.folder)
+            missing = [job for job in wanted if job.key not in stored]
+            failed = run_jobs(missing, file.search.resources, results, console)
+    stored = read_results(run.folder)
+    write_results_table(run.folder, list(stored.values()))
+    confirmation = Confirmation(search, fresh, configurations, stored, failed)
+    uri = file.search.tracking.uri or default_tracking_uri(run.folder.parent)
+    log_confirmation(uri, file.search.tracking.experiment, confirmation)
+    return confirmation
+
+
+def chosen(
+    search: SearchRecord, records: Sequence[TrialRecord], top: int = 1, rules: Sequence[str] = ()
+) -> tuple[Configuration, ...]:
+    """The finished trials to confirm, each once, with every reason for it.
+
+    Args:
+        search: what its objective is.
+        records: all its trials.
+        top: of the objective's ranking.
+        rules: as of `confirm`.
+
+    Raises:
+        ConfigError: there is none, no such rule, or `top` is not positive.
+    """
+    for rule in rules:
+        if rule not in RULES:
+            raise ConfigError(f"--rule {rule!r}: no such rule{did_you_mean(rule, RULES)}")
+    if top < 1:
+        raise ConfigError(f"--top {top}: at least one")
+    wanted = set(rules) or RULES.keys() - {PARETO}
+    found: dict[str, Configuration] = {}
+    for rule, label, trial, looks_at_ood in _picks(search, records, top):
+        if rule not in wanted or trial.outcome != "finished":
+            continue
+        earlier = found.get(trial.trial_id, Configuration(trial.trial_id, trial.params))
+        found[trial.trial_id] = replace(
+            earlier,
+            labels=(*earlier.labels, label),
+            looks_at_ood=earlier.looks_at_ood or looks_at_ood,
+        )
+    if not found:
+        raise ConfigError(f"{search.run_folder}: no finished trial to confirm")
+    return tuple(found.values())
+
+
+def _picks(
+    search: SearchRecord, records: Sequence[TrialRecord], top: int
+) -> Iterable[tuple[str, str, TrialRecord, bool]]:
+    """Rule, label, trial, and whether OOD validation data had a say."""
+    ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
+    for rank, trial in enumerate(ranking[:top], 1):
+        yield OBJECTIVE, f"{OBJECTIVE} #{rank}", trial, search.sees_ood
+    for choice in choices(search, records):
+        for trial in choice.trials if choice.rule != OBJECTIVE else ():
+            left_out = [d for d, its in choice.by_domain.items() if its.trial_id == trial.trial_id]
+            some = 0 < len(left_out) < len(choice.by_domain)
+            label = f"{choice.rule}/{'+'.join(left_out)}" if some else choice.rule
+            yield choice.rule, label, trial, choice.looks_at_ood
+
+
+def fresh_seeds(base: int, records: Iterable[TrialRecord], number: int) -> tuple[int, ...]:
+    """Seeds from base + FIRST_FRESH_SEED on, none of which a trial of the search has used."""
+    used = {record.params.get("seed") for record in records}
+    fresh = (seed for seed in count(base + FIRST_FRESH_SEED) if seed not in used)
+    return tuple(islice(fresh, number))
