@@ -1,0 +1,154 @@
+"""The searches that the simulator compares, each made anew from a seed.
+
+None is given a first point to try: the paper's defaults would be a head start for whoever has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from search_spaces import SearchSpace
+from tuning.config import (
+    AshaConfig,
+    HyperbandConfig,
+    MedianConfig,
+    NoSchedulerConfig,
+    SamplerConfig,
+    SchedulerConfig,
+)
+from tuning.objective import Objective
+from tuning.records import SearchRecord
+from tuning.schedulers import StepScheduler, create_rule
+from tuning.searcher import OptunaSearcher
+from tuning.stopping import rung_ladder
+from tuning.study import create_sampler
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What all contenders search, and the settings that they share."""
+
+    space: SearchSpace
+    objective: Objective
+    total_steps: int
+    recorded_steps: tuple[int, ...]
+    """Where the table has evaluations, the last step among them."""
+    grace_steps: int
+    reduction_factor: float
+    startup_trials: int
+    """Random proposals of our TPE and GP before they learn; Ray's has Optuna's default, 10."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to search."""
+
+    name: str
+    create: Callable[[Problem, int], tuple[Searcher, TrialScheduler]]
+    """From the problem and a seed."""
+    evaluate_at: Callable[[Problem], Sequence[int]]
+    """The steps at which its scheduler needs to know, and the last one."""
+
+
+def ours(name: str, sampler: str, scheduler: str) -> Contender:
+    """A search by this project's own searcher and scheduler."""
+
+    def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
+        settings = {"name": sampler, "seed": seed, "startup_trials": problem.startup_trials}
+        study = optuna.create_study(
+            direction="maximize" if problem.objective.mode == "max" else "minimize",
+            sampler=create_sampler(SamplerConfig.model_validate(settings)),
+        )
+        space = problem.space.model_copy(update={"initial_points": []})
+        searcher = OptunaSearcher(study, space, _search_record(problem))
+        rule = create_rule(_scheduler_config(scheduler, problem), problem.total_steps)
+        return searcher, StepScheduler(rule, (problem.objective,), problem.total_steps)
+
+    def evaluate_at(problem: Problem) -> Sequence[int]:
+        if scheduler == "none":
+            return [problem.total_steps]
+        if scheduler == "median":
+            return [step for step in problem.recorded_steps if step >= problem.grace_steps]
+        return _rungs(problem)
+
+    return Contender(name, create, evaluate_at)
+
+
+def _stock_searcher(problem: Problem, seed: int) -> Searcher:
+    metric, mode = problem.objective.metric, problem.objective.mode
+    return OptunaSearch(problem.space.distributions(), metric=metric, mode=mode, seed=seed)
+
+
+def _stock(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
+    scheduler = ASHAScheduler(
+        time_attr="step",
+        metric=problem.objective.metric,
+        mode=problem.objective.mode,
+        max_t=problem.total_steps,
+        grace_period=problem.grace_steps,
+        reduction_factor=problem.reduction_factor,
+    )
+    return _stock_searcher(problem, seed), scheduler
+
+
+def _stock_unpruned(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
+    return _stock_searcher(problem, seed), FIFOScheduler()
+
+
+def _rungs(problem: Problem) -> list[int]:
+    ladder = rung_ladder(problem.grace_steps, problem.reduction_factor, problem.total_steps)
+    return [*ladder, problem.total_steps]
+
+
+def _scheduler_config(name: str, problem: Problem) -> SchedulerConfig:
+    grace, factor = problem.grace_steps, problem.reduction_factor
+    configs: dict[str, SchedulerConfig] = {
+        "asha": AshaConfig(grace_steps=grace, reduction_factor=factor),
+        "hyperband": HyperbandConfig(grace_steps=grace, reduction_factor=factor),
+        "median": MedianConfig(grace_steps=grace),
+        "none": NoSchedulerConfig(),
+    }
+    return configs[name]
+
+
+def _search_record(problem: Problem) -> SearchRecord:
+    """As much of a search as the searcher reads: objectives and length."""
+    return SearchRecord(
+        name="simulated",
+        total_steps=problem.total_steps,
+        budget_trials=0,
+        objectives=(problem.objective,),
+        id_domain="",
+        ood_domains=(),
+        zero_shot={},
+        config={},
+        run_folder=Path(),
+    )
+
+
+RANDOM = "random"
+STOCK = "Ray's OptunaSearch + ASHA"
+OURS = "TPE + ASHA (ours)"
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        ours(RANDOM, "random", "none"),
+        ours("random + ASHA", "random", "asha"),
+        Contender(STOCK, _stock, _rungs),
+        ours(OURS, "tpe", "asha"),
+        ours("TPE", "tpe", "none"),
+        Contender("Ray's OptunaSearch", _stock_unpruned, lambda problem: [problem.total_steps]),
+        ours("GP", "gp", "none"),
+        ours("GP + ASHA", "gp", "asha"),
+        ours("TPE + Hyperband", "tpe", "hyperband"),
+        ours("TPE + median rule", "tpe", "median"),
+    )
+}
+"""By name, in the order of the table."""

@@ -1,0 +1,194 @@
+"""Is anything lost or done twice when the driver is killed? `python -m tests.benchmarks.kills`
+
+Runs a search on the embedded benchmark as a process of its own, kills its driver with SIGKILL at
+random moments, resumes it each time, and at the end compares the journal, the Optuna study, the
+MLflow runs and the tables one to one. Exits with status 1 and names what does not agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from mlflow.tracking import MlflowClient
+
+from tuning.config_file import load_config
+from tuning.journal import JOURNAL_FILE
+from tuning.records import TrialRecord
+from tuning.runs import LoadedRun, load_run
+from tuning.study import STATES, TRIAL_ID, open_study
+from tuning.tracking.mlflow_callback import default_tracking_uri
+
+SHORT = (
+    "trial.steps=40",
+    "trial.eval.every=10",
+    "search.scheduler.grace_steps=10",
+    "search.budget.trials=10",
+)
+"""The quickstart's search, with more and shorter trials."""
+STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
+def search_with_kills(config: Path, storage: Path, kills: int, seed: int = 0) -> Path:
+    """Run a search to its end in spite of so many kills; returns its run folder.
+
+    Each kill comes a random time of up to 5 s after a random number of up to 8 events of that
+    driver, so that a slow machine is not killed while it starts, time after time.
+
+    Args:
+        config: of a search that keeps its runs in `storage` and is called as its file is.
+        storage: the folder of runs.
+        kills: of the driver.
+        seed: of the moments.
+    """
+    moments = random.Random(seed)
+    folder = storage / config.stem
+    for number in range(kills + 1):
+        before = len(_events(folder))
+        command = ["resume", str(folder)] if before else ["search", str(config)]
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "tuning", *command], stdout=subprocess.DEVNULL
+        )
+        if number == kills:
+            if driver.wait() not in (0, 1):  # 1: a trial failed, which may be what was asked for
+                raise RuntimeError(f"the last driver exited with status {driver.returncode}")
+            break
+        events = moments.randrange(9)
+        while driver.poll() is None and len(_events(folder)) < before + events:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0.0, 5.0))
+        driver.kill()
+        driver.wait()
+        print(f"kill {number + 1}: {_progress(folder)}", flush=True)
+    return folder
+
+
+def disagreements(folder: Path) -> list[str]:
+    """What journal, study, MLflow and tables of a finished search do not agree about."""
+    run = load_run(folder)
+    trials = {record.trial_id: record for record in run.history.records}
+    found = [
+        f"{record.trial_id} is {record.outcome}"
+        for record in trials.values()
+        if record.outcome not in STATUS
+    ]
+    proposed = {name for name, record in trials.items() if record.kind == "trial"}
+    expected = {f"trial-{n:03d}" for n in range(run.file.search.budget.trials)}
+    if proposed != expected or trials.keys() - proposed != set(run.file.search.references):
+        found.append(f"the trials are {sorted(trials)}")
+    every = run.file.trial.eval.every
+    for name, record in trials.items():
+        steps = [int(point["step"]) for point in record.curve]
+        if steps != list(range(every, record.step + 1, every)):
+            found.append(f"{name} has reports at {steps}")
+    return [
+        *found,
+        *_study(run, trials),
+        *_mlflow(run, trials),
+        *_tables(run, trials),
+        *_repeated_steps(run),
+    ]
+
+
+def _study(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
+    study = open_study(run.search, run.file.search.sampler, run.file.search_space())
+    told = Counter((t.user_attrs.get(TRIAL_ID), t.state) for t in study.trials)
+    wanted = Counter(
+        (name, STATES[record.outcome]) for name, record in trials.items() if record.kind == "trial"
+    )
+    return [] if told == wanted else [f"Optuna has {told}, the journal {wanted}"]
+
+
+def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
+    client = MlflowClient(default_tracking_uri(run.folder.parent))
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "lipsum-tune"]
+    runs = client.search_runs(experiments, max_results=1000)
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if r not in parents]
+    found = [] if len(parents) == 1 else [f"MLflow has {len(parents)} parent runs"]
+    has = Counter((r.data.tags["trial_id"], r.info.status) for r in children)
+    wanted = Counter((name, STATUS.get(record.outcome, "")) for name, record in trials.items())
+    if has != wanted:
+        found.append(f"MLflow has {has}, the journal {wanted}")
+    for child in children:
+        history = client.get_metric_history(child.info.run_id, "val/mean_acc")
+        steps = [metric.step for metric in history]
+        reported = [int(point["step"]) for point in trials[child.data.tags["trial_id"]].curve]
+        if steps != reported:
+            found.append(f"MLflow has steps {steps} of {child.info.run_name}, not {reported}")
+    return found
+
+
+def _tables(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
+    table = pq.read_table(run.folder / "trials.parquet").to_pylist()
+    curves = pq.read_table(run.folder / "curves.parquet").to_pylist()
+    rows = Counter((row["trial_id"], row["outcome"]) for row in table if row["kind"] != "zero_shot")
+    points = Counter((row["trial_id"], row["step"]) for row in curves if row["kind"] != "zero_shot")
+    wanted_rows = Counter((name, record.outcome) for name, record in trials.items())
+    wanted_points = Counter(
+        (name, int(point["step"])) for name, record in trials.items() for point in record.curve
+    )
+    found = [] if rows == wanted_rows else [f"trials.parquet has {rows}, the journal {wanted_rows}"]
+    if points != wanted_points:
+        found.append(f"curves.parquet has {points}, the journal {wanted_points}")
+    return found
+
+
+def _repeated_steps(run: LoadedRun) -> list[str]:
+    """Attempts that began more than one evaluation before what the trial had reported."""
+    found, last, resumed = [], dict[str, int](), dict[str, bool]()
+    for event in _events(run.folder):
+        if event["event"] == "started":
+            resumed[event["trial"]] = event["trial"] in last
+        elif event["event"] == "report":
+            name, step = event["trial"], int(event["report"]["step"])
+            if resumed.get(name) and step < last[name]:
+                found.append(f"{name} was at step {last[name]} and reported {step} again")
+            resumed[name], last[name] = False, step
+    return found
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    path = folder / JOURNAL_FILE
+    if not path.exists():
+        return []
+    whole = path.read_text().rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _progress(folder: Path) -> str:
+    events = Counter(event["event"] for event in _events(folder))
+    return ", ".join(f"{count} {name}" for name, count in events.items()) or "nothing yet"
+
+
+def main() -> None:
+    """Run it on the embedded benchmark and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    storage = Path(tempfile.mkdtemp(prefix="kills-"))
+    config = storage / "killed.yaml"
+    changes = [*SHORT, "search.name=killed", f"search.storage={storage}"]
+    file = load_config("quickstart", changes)
+    config.write_text(yaml.safe_dump(file.model_dump(mode="json")))
+    began = time.monotonic()
+    folder = search_with_kills(config, storage, arguments.kills, arguments.seed)
+    found = disagreements(folder)
+    print(f"{arguments.kills} kills, {_progress(folder)}, {time.monotonic() - began:.0f} s")
+    print("\n".join(found) or "journal, Optuna, MLflow and tables agree one to one")
+    raise SystemExit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    main()

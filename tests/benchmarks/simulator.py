@@ -1,0 +1,175 @@
+"""A search in simulated time: real searcher and scheduler objects, replayed learning curves.
+
+Stands in for Ray's `TuneController` and its cluster. Any `ray.tune.search.Searcher` and any
+`TrialScheduler` that stops trials hear the same calls in the same order as in a real search
+(`TuneController._process_trial_result`, `stop_trial`, `_process_trial_failure`), so what is
+measured is the code that users run and not a copy of it. Two things differ. Time is counted and
+does not pass. And a trial is proposed when a device is free for it, where Tune, unless concurrency
+is limited, keeps one more proposal in waiting.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.utils import flatten_dict
+
+from tests.benchmarks.curve_table import Costs, Curve, CurveTable
+
+ITERATION = "training_iteration"
+NO_CONTROLLER: Final[Any] = None
+"""Schedulers get it for a `TuneController`; those that stop trials do not ask it for anything."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial that ended, by itself or not."""
+
+    trial_id: str
+    """Tune's name."""
+    configuration: int
+    """Index of the recorded configuration whose curve it was."""
+    seconds: float
+    """Simulated clock of the search, from its beginning."""
+    step: int
+    """At its last report."""
+    outcome: Literal["finished", "stopped", "failed"]
+    result: dict[str, Any]
+    """The last report, flat; empty where it failed before the first."""
+
+
+@dataclass
+class _Run:
+    """A trial on a device."""
+
+    trial: Trial
+    configuration: int
+    curve: Curve
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        return int(self.result.get("step", 0))
+
+    def ended(self, seconds: float, outcome: Literal["finished", "stopped", "failed"]) -> Ended:
+        return Ended(
+            self.trial.trial_id, self.configuration, seconds, self.step, outcome, self.result
+        )
+
+
+def simulate(
+    searcher: Searcher,
+    scheduler: TrialScheduler,
+    table: CurveTable,
+    costs: Costs,
+    evaluate_at: Iterable[int],
+    gpus: int = 1,
+    once: bool = False,
+) -> Iterator[Ended]:
+    """Run a search, yielding each trial as it ends, in the order of simulated time.
+
+    It goes on until the searcher says that it has finished, or the table is used up; whoever has
+    seen enough stops reading.
+
+    Args:
+        searcher: proposes; its proposals, flat or nested, have the parameters of the table's space.
+        scheduler: decides at each report.
+        table: what the trials report.
+        costs: how long they take for it.
+        evaluate_at: the steps at which a trial evaluates itself and reports. A search pays for
+            these alone: the rungs of its scheduler and the last step.
+        gpus: devices, each for one trial at a time.
+        once: a configuration of the table stands in for one proposal only, and the next nearest one
+            that is left for the next.
+
+    Raises:
+        NotImplementedError: the scheduler pauses a trial.
+    """
+    steps = sorted(set(evaluate_at))
+    names, order = itertools.count(), itertools.count()
+    reports: list[tuple[float, int, _Run]] = []  # a heap of when each running trial reports next
+    clock, free, finished = 0.0, gpus, False
+    taken: set[int] = set()
+    while True:
+        while free and not finished and len(taken) < len(table.params):
+            trial_id = f"{next(names):08x}"
+            config: Any = searcher.suggest(trial_id)  # typed as a dict, it may be FINISHED
+            finished = config == Searcher.FINISHED
+            if finished or config is None:  # None: nothing before another trial reports
+                break
+            run = _start(trial_id, config, scheduler, table, taken)
+            if once:
+                taken.add(run.configuration)
+            at = clock + costs.start_seconds + costs.interval(steps[0])
+            heapq.heappush(reports, (at, next(order), run))
+            free -= 1
+        if not reports:
+            return
+        clock, _, run = heapq.heappop(reports)
+        step = next(step for step in steps if step > run.step)
+        if ended := _process(run, step, steps[-1], clock, searcher, scheduler):
+            free += 1
+            yield ended
+        else:
+            following = next(later for later in steps if later > step)
+            at = clock + costs.interval(following - step)
+            heapq.heappush(reports, (at, next(order), run))
+
+
+def _start(
+    trial_id: str,
+    config: dict[str, Any],
+    scheduler: TrialScheduler,
+    table: CurveTable,
+    taken: set[int],
+) -> _Run:
+    trial = Trial("simulated", config=config, trial_id=trial_id, stub=True)
+    scheduler.on_trial_add(NO_CONTROLLER, trial)
+    trial.set_status(Trial.RUNNING)
+    keys = flatten_dict(config, delimiter=".").keys() & table.space.parameters.keys()
+    assert keys == table.space.parameters.keys(), config
+    configuration = table.nearest(config, taken)
+    return _Run(trial, configuration, table.curves[configuration])
+
+
+def _process(
+    run: _Run,
+    step: int,
+    last_step: int,
+    clock: float,
+    searcher: Searcher,
+    scheduler: TrialScheduler,
+) -> Ended | None:
+    """Give a report to scheduler and searcher; None where the trial goes on."""
+    trial = run.trial
+    if step not in run.curve:  # the recorded training diverged before it came so far
+        trial.set_status(Trial.ERROR)
+        scheduler.on_trial_error(NO_CONTROLLER, trial)
+        searcher.on_trial_complete(trial.trial_id, error=True)
+        return run.ended(clock, "failed")
+    iteration = run.result.get(ITERATION, 0) + 1
+    run.result = {
+        **run.curve[step],
+        "step": step,
+        ITERATION: iteration,
+        "trial_id": trial.trial_id,
+    }
+    decision = scheduler.on_trial_result(NO_CONTROLLER, trial, dict(run.result))
+    if decision not in (TrialScheduler.CONTINUE, TrialScheduler.NOOP, TrialScheduler.STOP):
+        raise NotImplementedError(f"{type(scheduler).__name__} wants to {decision} a trial")
+    if decision != TrialScheduler.STOP:  # a result at which it stops comes with the end alone
+        searcher.on_trial_result(trial.trial_id, dict(run.result))
+        if step < last_step:
+            return None
+    run.result["done"] = True
+    scheduler.on_trial_complete(NO_CONTROLLER, trial, dict(run.result))
+    searcher.on_trial_complete(trial.trial_id, result=dict(run.result))
+    trial.set_status(Trial.TERMINATED)
+    return run.ended(clock, "finished" if step == last_step else "stopped")

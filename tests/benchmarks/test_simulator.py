@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import ray
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from search_spaces import Float, Int, SearchSpace
+from tests.benchmarks.contenders import CONTENDERS, OURS, RANDOM, STOCK, Problem
+from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
+from tests.benchmarks.simulate import Setting, Trace, search, summary
+from tests.benchmarks.simulator import Ended, simulate
+from tuning.objective import Objective
+
+SPACE = SearchSpace(
+    parameters={
+        "optim.lr": Float(low=1e-4, high=1e-2, log=True),
+        "method.text_length": Int(low=1, high=5),
+    }
+)
+COSTS = Costs(step_seconds=1.0, eval_seconds=5.0)
+LAST = 40
+
+
+def row(configuration: int, step: int, score: float, lr: float = 1e-3, length: int = 1) -> Any:
+    params = {"optim.lr": lr, "method.text_length": length}
+    return {"configuration": configuration, **params, "step": step, "score": score}
+
+
+@pytest.fixture
+def table() -> CurveTable:
+    """Nine configurations that rise evenly to a final score, highest at 1e-3; one that diverges."""
+    rows = []
+    for number, lr in enumerate(np.geomspace(1e-4, 1e-2, 9)):
+        final = 90 - 10 * abs(math.log10(lr) + 3)
+        lasts = LAST if number < 8 else 20
+        rows += [row(number, s, final * s / LAST, float(lr)) for s in range(10, lasts + 1, 10)]
+    return curve_table(rows, SPACE)
+
+
+class Script(Searcher):
+    """Proposes what it was given, and writes down every call."""
+
+    def __init__(self, lrs: Sequence[float | None], calls: list[Any]) -> None:
+        super().__init__(metric="score", mode="max")
+        self.lrs, self.calls, self.names = list(lrs), calls, dict[str, int]()
+
+    def suggest(self, trial_id: str) -> Any:
+        if not self.lrs:
+            return Searcher.FINISHED
+        lr = self.lrs.pop(0)
+        if lr is None:
+            return None
+        self.names[trial_id] = len(self.names)
+        self.calls.append(("suggest", self.names[trial_id]))
+        return {"optim.lr": lr, "method.text_length": 1}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.calls.append(("searcher result", self.names[trial_id], *_seen(result)))
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        seen = _seen(result) if result else (None,)
+        self.calls.append(("searcher complete", self.names[trial_id], *seen, error))
+
+
+class StopsBelow(FIFOScheduler):
+    """Stops what has less than so much at step 20, and writes down every call."""
+
+    def __init__(self, bound: float, searcher: Script) -> None:
+        super().__init__()
+        self.bound, self.searcher = bound, searcher
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self._note("add", trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        self._note("result", trial, *_seen(result))
+        stops = result["step"] == 20 and result["score"] < self.bound
+        return str(TrialScheduler.STOP if stops else TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self._note("complete", trial, *_seen(result))
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._note("error", trial)
+
+    def _note(self, what: str, trial: Trial, *seen: Any) -> None:
+        number = self.searcher.names[trial.trial_id]
+        self.searcher.calls.append((f"scheduler {what}", number, *seen))
+
+
+def _seen(result: dict[str, Any]) -> tuple[Any, ...]:
+    done = bool(result.get("done"))
+    return result["step"], result["score"], result["training_iteration"], done
+
+
+def run(
+    table: CurveTable, lrs: Sequence[float | None], bound: float = 0.0, gpus: int = 1
+) -> tuple[list[Ended], list[Any]]:
+    searcher = Script(lrs, [])
+    scheduler = StopsBelow(bound, searcher)
+    ended = list(simulate(searcher, scheduler, table, COSTS, (20, LAST), gpus))
+    return ended, searcher.calls
+
+
+def test_a_trial_that_is_stopped_brings_its_last_result_with_the_end_alone(
+    table: CurveTable,
+) -> None:
+    ended, calls = run(table, [1e-3, 1e-4], bound=42.0)
+    assert [(e.outcome, e.step) for e in ended] == [("finished", 40), ("stopped", 20)]
+    assert calls == [
+        ("suggest", 0),
+        ("scheduler add", 0),
+        ("scheduler result", 0, 20, 45.0, 1, False),
+        ("searcher result", 0, 20, 45.0, 1, False),
+        ("scheduler result", 0, 40, 90.0, 2, False),
+        ("searcher result", 0, 40, 90.0, 2, False),
+        ("scheduler complete", 0, 40, 90.0, 2, True),
+        ("searcher complete", 0, 40, 90.0, 2, True, False),
+        ("suggest", 1),
+        ("scheduler add", 1),
+        ("scheduler result", 1, 20, 40.0, 1, False),
+        ("scheduler complete", 1, 20, 40.0, 1, True),
+        ("searcher complete", 1, 20, 40.0, 1, True, False),
+    ]
+
+
+@pytest.mark.slow
+def test_ray_tune_itself_makes_the_same_calls_in_the_same_order(
+    table: CurveTable, tmp_path: Path
+) -> None:
+    def train(config: dict[str, Any]) -> None:
+        curve = table.curves[table.nearest(config)]
+        for step in (20, LAST):
+            if step not in curve:
+                raise ArithmeticError("diverged")
+            tune.report({**curve[step], "step": step})
+
+    lrs = [1e-3, 1e-4, 1e-2, 2e-3]
+    searcher = Script(lrs, [])
+    ray.init(num_cpus=1, include_dashboard=False)
+    try:
+        tuner = tune.Tuner(
+            train,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=StopsBelow(42.0, searcher),
+                num_samples=len(lrs),
+                max_concurrent_trials=1,
+            ),
+            run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+        )
+        tuner.fit()
+    finally:
+        ray.shutdown()
+    assert searcher.calls == run(table, lrs, bound=42.0)[1]
+
+
+def test_a_training_that_diverged_is_an_error_at_the_time_of_its_missing_report(
+    table: CurveTable,
+) -> None:
+    (ended,), calls = run(table, [1e-2])
+    assert (ended.outcome, ended.step, ended.seconds) == ("failed", 20, 50.0)
+    assert calls[-2:] == [("scheduler error", 0), ("searcher complete", 0, None, True)]
+
+
+def test_the_clock_counts_steps_and_the_evaluations_that_are_made(table: CurveTable) -> None:
+    ended, _ = run(table, [1e-3, 1e-4, 1e-3], bound=42.0)
+    assert [e.seconds for e in ended] == [50.0, 75.0, 125.0]  # 2 (20 + 5), then 20 + 5
+
+
+def test_devices_run_side_by_side_and_take_the_next_trial_as_they_become_free(
+    table: CurveTable,
+) -> None:
+    ended, calls = run(table, [1e-3, 1e-4, 1e-3, 1e-3], bound=42.0, gpus=2)
+    assert [e.seconds for e in ended] == [25.0, 50.0, 75.0, 100.0]
+    assert [e.outcome for e in ended] == ["stopped", "finished", "finished", "finished"]
+    begun = [calls.index(("suggest", number)) for number in range(4)]
+    ends = [i for i, call in enumerate(calls) if call[0] == "searcher complete"]
+    assert begun[1] < ends[0] < begun[2] < ends[1] < begun[3]
+
+
+def test_starting_a_trial_takes_its_time(table: CurveTable) -> None:
+    searcher = Script([1e-3], [])
+    costs = Costs(1.0, 5.0, start_seconds=7.0)
+    (ended,) = simulate(searcher, FIFOScheduler(), table, costs, [LAST])
+    assert ended.seconds == costs.trial(LAST) == 7 + 40 + 5
+
+
+def test_a_searcher_with_nothing_to_propose_is_asked_again_after_the_next_report(
+    table: CurveTable,
+) -> None:
+    ended, _ = run(table, [1e-3, None, 1e-3], gpus=2)
+    assert [e.seconds for e in ended] == [50.0, 75.0]
+    assert run(table, [None]) == ([], [])
+
+
+def test_a_scheduler_that_pauses_is_refused(table: CurveTable) -> None:
+    class Pauses(FIFOScheduler):
+        def on_trial_result(self, *_: Any) -> str:
+            return str(TrialScheduler.PAUSE)
+
+    with pytest.raises(NotImplementedError, match="Pauses wants to PAUSE"):
+        list(simulate(Script([1e-3], []), Pauses(), table, COSTS, [LAST]))
+
+
+def test_a_proposal_gets_the_curve_that_is_nearest_on_the_scale_of_its_parameters() -> None:
+    corners = [row(i, 1, 0.0, lr, n) for i, (lr, n) in enumerate([(1e-4, 1), (1e-2, 1), (1e-2, 5)])]
+    table = curve_table(corners, SPACE)
+    assert table.nearest({"optim.lr": 9e-4, "method.text_length": 1}) == 0  # linearly 1 is nearer
+    assert table.nearest({"optim.lr": 1.1e-3, "method.text_length": 2}) == 1
+    assert table.nearest({"optim": {"lr": 2e-3}, "method": {"text_length": 4}}) == 2
+    assert unit_point(SPACE, corners[2]).tolist() == [1.0, 1.0]
+
+
+def test_a_configuration_that_is_lent_once_makes_room_for_the_next_nearest_until_none_is_left(
+    table: CurveTable,
+) -> None:
+    searcher = Script([1e-3] * 12, [])
+    events = simulate(searcher, FIFOScheduler(), table, COSTS, [LAST], once=True)
+    configurations = [ended.configuration for ended in events]
+    assert configurations[0] == 4
+    assert {*configurations[1:3]} == {3, 5}
+    assert sorted(configurations) == list(range(9))
+
+
+def test_each_recorded_configuration_is_its_own_nearest(table: CurveTable) -> None:
+    assert [table.nearest(params) for params in table.params] == list(range(9))
+
+
+def test_a_diverged_configuration_is_worse_than_all_others(table: CurveTable) -> None:
+    finals = table.finals("score")
+    assert finals.argmax() == 4
+    assert finals[8] == -math.inf
+
+
+def test_costs_are_medians_without_what_each_first_row_has_of_loading() -> None:
+    def at(configuration: int, step: int, wall: float, evaluating: float, cpu: float) -> Any:
+        costs = {"cost/seconds": wall, "cost/eval_seconds": evaluating, "cost/cpu_seconds": cpu}
+        return row(configuration, step, 0.0) | costs
+
+    rows = [
+        at(0, 10, 100.0, 50.0, 90.0),
+        at(0, 20, 110.0, 54.0, 95.0),  # 10 s for 5 of the CPU: 2 to evaluate, 3 for ten steps
+        at(0, 30, 120.0, 58.0, 100.0),
+        at(1, 10, 1.0, 0.5, 1.0),
+        at(1, 20, 101.0, 50.5, 101.0),  # an outlier
+    ]
+    costs = median_costs(rows)
+    assert costs.step_seconds == pytest.approx(0.3)
+    assert costs.eval_seconds == pytest.approx(2.0)
+
+
+@pytest.fixture
+def setting(table: CurveTable) -> Setting:
+    problem = Problem(SPACE, Objective("score"), LAST, (10, 20, 30, LAST), 10, 2.0, 4)
+    return Setting(problem, table, COSTS, gpus=1, once=False, ceiling=1500.0)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if "GP" in n else []) for n in CONTENDERS]
+)
+def test_every_contender_searches_and_does_the_same_again_with_the_same_seed(
+    setting: Setting, name: str
+) -> None:
+    first, second = search(name, 3, setting), search(name, 3, setting)
+    assert first.seconds.tolist() == second.seconds.tolist()
+    assert first.regrets.tolist() == second.regrets.tolist()
+    assert first.regrets[-1] == 0.0  # nine configurations: a search of 1500 s sees the best of them
+
+
+@pytest.mark.parametrize(("name", "other"), [(OURS, "stopped"), (RANDOM, "failed")])
+def test_our_searcher_hears_of_stopped_trials_as_pruned_and_of_diverged_ones_as_failed(
+    setting: Setting, name: str, other: str
+) -> None:
+    searcher, scheduler = CONTENDERS[name].create(setting.problem, 0)
+    steps = CONTENDERS[name].evaluate_at(setting.problem)
+    ended = list(islice(simulate(searcher, scheduler, setting.table, COSTS, steps), 80))
+    states = {
+        "finished": TrialState.COMPLETE,
+        "stopped": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+    }
+    study: optuna.Study = searcher._study  # type: ignore[attr-defined]
+    assert [t.state for t in study.trials[:80]] == [states[e.outcome] for e in ended]
+    assert {e.outcome for e in ended} == {"finished", other}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        (RANDOM, [LAST]),
+        (STOCK, [10, 20, LAST]),
+        (OURS, [10, 20, LAST]),
+        ("TPE + median rule", [10, 20, 30, LAST]),
+    ],
+)
+def test_a_search_evaluates_where_its_scheduler_looks_and_at_the_end(
+    setting: Setting, name: str, steps: list[int]
+) -> None:
+    assert list(CONTENDERS[name].evaluate_at(setting.problem)) == steps
+
+
+def test_random_search_proposes_the_same_with_and_without_pruning(setting: Setting) -> None:
+    proposals = []
+    for name in (RANDOM, "random + ASHA"):
+        searcher, scheduler = CONTENDERS[name].create(setting.problem, 1)
+        steps = CONTENDERS[name].evaluate_at(setting.problem)
+        events = simulate(searcher, scheduler, setting.table, COSTS, steps)
+        proposals.append([ended.configuration for ended in islice(events, 20)])
+    assert proposals[0] == proposals[1]
+
+
+def test_a_search_arrives_with_the_first_finished_trial_within_half_a_point() -> None:
+    trace = Trace(np.array([10.0, 20.0, 30.0]), np.array([2.0, 0.5, 0.0]), trials=9)
+    assert trace.arrival(ceiling=100.0) == 20.0
+    assert trace.arrival(ceiling=15.0) == math.inf
+    np.testing.assert_equal(trace.regret_at(np.array([5.0, 10.0, 25.0])), [np.nan, 2.0, 0.5])
+
+
+def test_the_ratios_of_the_table_are_of_means_with_censored_searches_at_the_ceiling() -> None:
+    def arrives(*seconds: float) -> list[Trace]:
+        return [Trace(np.array([s]), np.array([0.0]), trials=1) for s in seconds]
+
+    shown = summary({RANDOM: arrives(30.0, 99.0), STOCK: arrives(20.0, 20.0)}, ceiling=50.0)
+    cells = {column.header: list(column.cells) for column in shown.columns}
+    assert cells["censored"] == ["1/2", "0/2"]
+    assert str(cells[f"{RANDOM} / it"][1]).startswith("2.00 [1.50, 2.50]")  # (30 + 50) / 2 over 20
+    assert str(cells["Ray's / it"][0]).startswith("0.50 [0.40, 0.67]")
