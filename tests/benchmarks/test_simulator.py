@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import ray
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.experiment import Trial
@@ -22,6 +21,7 @@ from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_
 from tests.benchmarks.simulate import Setting, Trace, search, summary
 from tests.benchmarks.simulator import Ended, simulate
 from tuning.objective import Objective
+from tuning.ray_session import ray_session
 
 SPACE = SearchSpace(
     parameters={
@@ -151,8 +151,7 @@ def test_ray_tune_itself_makes_the_same_calls_in_the_same_order(
 
     lrs = [1e-3, 1e-4, 1e-2, 2e-3]
     searcher = Script(lrs, [])
-    ray.init(num_cpus=1, include_dashboard=False)
-    try:
+    with ray_session():
         tuner = tune.Tuner(
             train,
             tune_config=tune.TuneConfig(
@@ -164,8 +163,6 @@ def test_ray_tune_itself_makes_the_same_calls_in_the_same_order(
             run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
         )
         tuner.fit()
-    finally:
-        ray.shutdown()
     assert searcher.calls == run(table, lrs, bound=42.0)[1]
 
 
