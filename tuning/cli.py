@@ -203,7 +203,9 @@ def ui(
 
 def _show(result: SearchResult) -> None:
     """Print what a search found, and exit with the status that says how it ended."""
+    from trainers.checkpoint import WEIGHTS
     from trainers.errors import ConfigError
+    from tuning.checkpoints import kept_checkpoint
     from tuning.reporting.report import report as full_report
 
     console = Console()
@@ -212,6 +214,8 @@ def _show(result: SearchResult) -> None:
         console.print(f"Ended by    {result.ended_by}", soft_wrap=True)
     console.print(f"Run folder  {result.run_folder}", soft_wrap=True)
     console.print(f"Figure      {result.run_folder / 'report' / 'id_vs_ood.png'}", soft_wrap=True)
+    if result.best and (kept := kept_checkpoint(result.run_folder, result.best.trial_id)):
+        console.print(f"Weights     {kept / WEIGHTS}", soft_wrap=True)
     console.print(f"MLflow      lipsum-tune ui {result.run_folder}", soft_wrap=True)
     if result.ended_by and not any(record.outcome == "finished" for record in result.records):
         raise ConfigError(f"{result.ended_by}, and no trial has finished; resume it with more")

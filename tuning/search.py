@@ -159,8 +159,9 @@ def _take_up(
     """
     space = file.search_space()
     study = open_study(search, file.search.sampler, space, file.search.study_storage)
-    ended = ended_in(study)
-    for record in read_history(search.run_folder).unfinished:
+    unfinished = read_history(search.run_folder).unfinished
+    ended = ended_in(study, unfinished)
+    for record in unfinished:
         outcome = "finished" if record.step >= search.total_steps else ended.get(record.trial_id)
         if outcome is not None:
             error = "the driver was killed before it wrote why" if outcome == "failed" else None

@@ -140,17 +140,22 @@ def _axis(distribution: BaseDistribution, points: int) -> Sequence[ParamValue]:
     return sorted({kind(value) for value in values.clip(low, high)})
 
 
-def ended_in(study: optuna.Study) -> dict[str, Outcome]:
-    """The outcomes of the trials that the study knows to have ended, by our names."""
+def ended_in(study: optuna.Study, records: Sequence[TrialRecord]) -> dict[str, Outcome]:
+    """The outcomes of those trials that the study knows to have ended, by our names.
+
+    A name alone is not enough: extending to another space and back may have given it twice.
+    """
     outcomes: dict[TrialState, Outcome] = {
         TrialState.COMPLETE: "finished",
         TrialState.PRUNED: "pruned",
         TrialState.FAIL: "failed",
     }
+    params = {record.trial_id: dict(record.params) for record in records}
     return {
-        trial.user_attrs[TRIAL_ID]: outcomes[trial.state]
+        name: outcomes[trial.state]
         for trial in study.get_trials(deepcopy=False)
-        if TRIAL_ID in trial.user_attrs and trial.state in outcomes
+        if (name := trial.user_attrs.get(TRIAL_ID)) in params
+        if trial.params == params[name] and trial.state in outcomes
     }
 
 

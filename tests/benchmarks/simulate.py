@@ -213,6 +213,11 @@ def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
         f"{costs.eval_seconds:.2f} s, a whole trial "
         f"{costs.trial(setting.problem.total_steps):.1f} s."
     )
+    correlations = setting.table.rank_correlations(arguments.objective)
+    console.print(
+        "Rank correlation with the last step, among the better half: "
+        + ", ".join(f"{value:.2f} at step {step}" for step, value in correlations.items())
+    )
     traces: dict[str, list[Trace]] = {}
     with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:
         began = time.perf_counter()

@@ -138,6 +138,16 @@ def test_a_trial_that_is_stopped_brings_its_last_result_with_the_end_alone(
     ]
 
 
+def test_rank_correlations_are_those_of_the_better_half() -> None:
+    # Finals 1 to 6: the better half is 4, 5, 6 (and the median's own side), ranked at step 10 as
+    # 3, 1, 2 by values that the others do not share.
+    early, late = [0.0, 0.0, 0.0, 30.0, 10.0, 20.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    curves = tuple({10: {"acc": e}, 20: {"acc": f}} for e, f in zip(early, late, strict=True))
+    measured = CurveTable(SPACE, ({},) * 6, curves).rank_correlations("acc")
+    # 1 - 6 * sum(d^2) / (n * (n^2 - 1)), d = ranks (3, 1, 2) less (1, 2, 3)
+    assert measured == {10: pytest.approx(1 - 6 * (4 + 1 + 1) / (3 * 8))}
+
+
 @pytest.mark.slow
 def test_ray_tune_itself_makes_the_same_calls_in_the_same_order(
     table: CurveTable, tmp_path: Path

@@ -247,16 +247,19 @@ def test_a_trial_cut_off_between_two_of_its_parameters_is_completed(search: Sear
 def test_what_optuna_knows_to_have_ended_is_known(search: SearchRecord) -> None:
     study = open_study(search, SamplerConfig(), SPACE)
     s = searcher(study, search)
-    for name in "abcd":
-        s.suggest(name)
+    records = [
+        fakes.trial(number, params=params(s.suggest(name))) for number, name in enumerate("abcd")
+    ]
     s.on_trial_complete("a", result(240, 50.0))
     s.on_trial_complete("b", result(60, 50.0))
     s.on_trial_complete("c", error=True)
-    assert ended_in(study) == {
+    assert ended_in(study, records) == {
         "trial-000": "finished",
         "trial-001": "pruned",
         "trial-002": "failed",
     }
+    other = replace(records[2], params={"optim.lr": 2e-3, "method.text_length": 3})
+    assert ended_in(study, [other]) == {}  # of that name, but another trial
 
 
 def test_a_name_that_another_space_gave_away_does_not_mix_two_trials(search: SearchRecord) -> None:
