@@ -109,7 +109,7 @@ def open_store(url: str | Path) -> Store:
     parts = urlsplit(text)
     if parts.username or parts.password:
         shown = text.replace(parts.netloc, f"...@{parts.hostname}")
-        raise ConfigError(f"{shown}: credentials do not belong in a URL; set them in the environment")
+        raise ConfigError(f"{shown}: credentials do not belong in a URL; set the environment")
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ArrowInvalid, NotImplementedError):
