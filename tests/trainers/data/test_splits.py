@@ -1,0 +1,171 @@
+"""Carving a validation split: how many, which ones, from where, and what is said about it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import pytest
+
+from trainers.data.layouts.listing import Example, Finding, Split, SplitListing
+from trainers.data.layouts.sources import FileSource
+from trainers.data.splits import carve_validation
+from trainers.errors import ConfigError
+
+
+def example(path: str, label: int) -> Example:
+    return Example(FileSource(path), path, label)
+
+
+def listing(
+    counts: Sequence[int], split: Split = "train", domain: str = "real", **fields: object
+) -> SplitListing:
+    """`counts[label]` pictures of each class, classes interleaved."""
+    examples = [
+        example(f"{domain}/{split}/{label}/{number}.jpg", label)
+        for number in range(max(counts))
+        for label, count in enumerate(counts)
+        if number < count
+    ]
+    names = tuple(f"class {label}" for label in range(len(counts)))
+    return SplitListing(domain, split, names, tuple(examples), **fields)  # type: ignore[arg-type]
+
+
+def by_split(listings: Sequence[SplitListing]) -> dict[tuple[str, str], SplitListing]:
+    result = {(item.domain, item.split): item for item in listings}
+    assert len(result) == len(listings)
+    return result
+
+
+def paths(item: SplitListing) -> list[str]:
+    return [e.path for e in item.examples]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "fraction", "carved"),
+    [
+        (1, 0.1, 0),
+        (1, 0.9, 0),
+        (2, 0.1, 1),
+        (2, 0.9, 1),
+        (3, 0.1, 1),
+        (10, 0.1, 1),
+        (14, 0.1, 1),
+        (16, 0.1, 2),
+        (100, 0.1, 10),
+        (7, 0.5, 4),
+    ],
+)
+def test_a_share_of_each_class_is_carved(pictures: int, fraction: float, carved: int) -> None:
+    splits = by_split(carve_validation([listing([pictures, 20])], fraction, seed=0))
+    val = Counter(e.label for e in splits["real", "val"].examples)
+    train = Counter(e.label for e in splits["real", "train"].examples)
+    assert val[0] == carved
+    assert train[0] == pictures - carved
+    assert val[1] == round(20 * fraction)
+    assert train[1] == 20 - val[1]
+
+
+def test_the_pictures_of_smallest_hash_are_taken() -> None:
+    original = listing([10, 30])
+    splits = by_split(carve_validation([original], 0.2, seed=7))
+
+    def rank(path: str) -> bytes:
+        return blake2b(b"7/" + path.encode(), digest_size=8).digest()
+
+    for label, carved in ((0, 2), (1, 6)):
+        its = [e.path for e in original.examples if e.label == label]
+        expected = set(sorted(its, key=rank)[:carved])
+        assert {e.path for e in splits["real", "val"].examples if e.label == label} == expected
+
+
+def test_the_choice_depends_on_neither_order_nor_other_classes() -> None:
+    original = listing([10, 30])
+    backwards = SplitListing("real", "train", original.class_names, original.examples[::-1])
+    alone = SplitListing(
+        "real", "train", original.class_names, tuple(e for e in original.examples if e.label == 1)
+    )
+    val = set(paths(by_split(carve_validation([original], 0.2, 0))["real", "val"]))
+    assert set(paths(by_split(carve_validation([backwards], 0.2, 0))["real", "val"])) == val
+    assert set(paths(by_split(carve_validation([alone], 0.2, 0))["real", "val"])) == {
+        path for path in val if "/1/" in path
+    }
+
+
+def test_another_seed_chooses_other_pictures() -> None:
+    first, second = (
+        set(paths(by_split(carve_validation([listing([100])], 0.2, seed))["real", "val"]))
+        for seed in (0, 1)
+    )
+    assert len(first) == len(second) == 20
+    assert len(first & second) < 15
+
+
+def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
+    original = listing([10, 30])
+    splits = by_split(carve_validation([original], 0.3, 0))
+    train, val = paths(splits["real", "train"]), paths(splits["real", "val"])
+    position = {path: index for index, path in enumerate(paths(original))}
+    assert sorted(train, key=position.__getitem__) == train
+    assert sorted(val, key=position.__getitem__) == val
+    assert sorted([*train, *val]) == sorted(position)
+
+
+def test_test_is_left_alone_where_there_is_train() -> None:
+    test = listing([4, 4], "test")
+    splits = by_split(carve_validation([listing([4, 4]), test], 0.5, 0))
+    assert splits["real", "test"] is test
+    assert {path.split("/")[1] for path in paths(splits["real", "val"])} == {"train"}
+
+
+def test_a_test_set_without_train_is_divided() -> None:
+    splits = by_split(carve_validation([listing([4, 4], "test", "imagenet-a")], 0.5, 0))
+    assert list(splits) == [("imagenet-a", "test"), ("imagenet-a", "val")]
+    assert len(splits["imagenet-a", "test"].examples) == 4
+    assert splits["imagenet-a", "val"].metadata["carved_from"] == "test"
+
+
+def test_an_official_validation_split_is_kept() -> None:
+    listings = [listing([4]), listing([2], "val"), listing([4], "train", "sketch")]
+    splits = by_split(carve_validation(listings, 0.5, 0))
+    assert splits["real", "train"] is listings[0]
+    assert splits["real", "val"] is listings[1]
+    assert len(splits["sketch", "val"].examples) == 2
+
+
+def test_both_parts_say_how_they_came_to_be() -> None:
+    original = listing([4], metadata={"layout": "folders"}, border=2)
+    splits = by_split(carve_validation([original], 0.25, 3))
+    for split in ("train", "val"):
+        assert splits["real", split].metadata == {
+            "layout": "folders",
+            "carved_from": "train",
+            "val_fraction": "0.25",
+            "val_seed": "3",
+        }
+        assert splits["real", split].border == 2
+        assert splits["real", split].class_names == original.class_names
+
+
+def test_findings_stay_with_the_split_they_came_with() -> None:
+    finding = Finding("real/gone.jpg", "missing file", bad=True)
+    splits = by_split(carve_validation([listing([4], findings=(finding,))], 0.25, 0))
+    assert splits["real", "train"].findings == (finding,)
+    assert splits["real", "val"].findings == ()
+
+
+def test_nothing_is_carved_for_a_fraction_of_nothing() -> None:
+    original = listing([4])
+    assert carve_validation([original], 0, 0) == [original]
+
+
+def test_classes_of_single_pictures_give_no_validation_split_and_say_so() -> None:
+    original = listing([1, 1])
+    (train,) = carve_validation([original], 0.5, 0)
+    assert train.examples == original.examples
+    assert [(f.path, f.kind) for f in train.findings] == [("real", "no validation split")]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 10, float("nan")])
+def test_a_fraction_that_is_no_share_is_refused(fraction: float) -> None:
+    with pytest.raises(ConfigError, match="--val-fraction = "):
+        carve_validation([listing([4])], fraction, 0)
