@@ -10,18 +10,47 @@ from trainers.seeding import generator
 from trainers.zero_shot import ZeroShotModel
 
 
-def random_texts(start_token: int, count: int, length: int, *, seed: int, step: int) -> Tensor:
+def random_texts(
+    start_token: int,
+    count: int,
+    length: int,
+    *,
+    seed: int,
+    step: int,
+    masked_token: int | None = None,
+) -> Tensor:
     """The random texts of one step, (count, length + 2) int64: start, random tokens, end.
 
-    Token ids are uniform over ``0 .. start_token - 1``; the end token is ``start_token + 1``. No
-    padding: the sequence is exactly as long as its tokens.
+    Token ids are uniform over ``0 .. start_token - 1``, but for a `masked_token`, which the text
+    tower would take for padding; the end token is ``start_token + 1``. No padding: the sequence is
+    exactly as long as its tokens.
     """
+    drawn = start_token if masked_token is None else start_token - 1
     tokens = generator(seed, "random texts", step).integers(
-        0, start_token, size=(count, length), dtype=np.int64
+        0, drawn, size=(count, length), dtype=np.int64
     )
+    if masked_token is not None:
+        tokens += tokens >= masked_token
     return torch.from_numpy(
         np.pad(tokens, ((0, 0), (1, 1)), constant_values=((0, 0), (start_token, start_token + 1)))
     )
+
+
+def random_text_features(
+    zero_shot: ZeroShotModel, count: int, length: int, *, seed: int, step: int
+) -> Tensor:
+    """L2-normalised features (count, D) of a step's random texts, on the model's device.
+
+    Raises:
+        ValueError: the model has no random texts.
+    """
+    text = zero_shot.text
+    if text.start_token is None:
+        raise ValueError(f"{text.model}: its tokenizer has no start token")
+    tokens = random_texts(
+        text.start_token, count, length, seed=seed, step=step, masked_token=text.masked_token
+    )
+    return zero_shot.encode_tokens(tokens.to(zero_shot.device))
 
 
 def effective_rank(text_features: Tensor) -> float:
@@ -37,5 +66,4 @@ def effective_rank(text_features: Tensor) -> float:
 @torch.no_grad()
 def random_text_rank(zero_shot: ZeroShotModel, length: int, *, count: int = 1024) -> float:
     """The effective rank of the model's random texts of a length, from `count` of them."""
-    tokens = random_texts(zero_shot.start_token, count, length, seed=0, step=0)
-    return effective_rank(zero_shot.encode_tokens(tokens.to(zero_shot.device)))
+    return effective_rank(random_text_features(zero_shot, count, length, seed=0, step=0))

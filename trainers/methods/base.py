@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from trainers.models import ModelConfig, TextFacts, text_facts
 from trainers.zero_shot import ZeroShotModel
 
 
@@ -50,8 +51,8 @@ class Method(BaseModel, ABC):
         """Whether `loss` reads `Batch.zero_shot_features`."""
         return False
 
-    def check(self, zero_shot: ZeroShotModel) -> None:
-        """Raise a `ConfigError` where this method cannot work with the model."""
+    def check(self, text: TextFacts) -> None:
+        """Raise a `ConfigError` where this method cannot work with a model of such texts."""
         return None
 
     @abstractmethod
@@ -60,6 +61,11 @@ class Method(BaseModel, ABC):
 
         Whatever is random depends on (seed, step) alone, so that all workers agree on it.
         """
+
+
+def check_method_fits(method: Method, model: ModelConfig) -> None:
+    """Raise a `ConfigError` where the method cannot work with the model; no weights are loaded."""
+    method.check(text_facts(model))
 
 
 def zero(like: Tensor) -> Tensor:

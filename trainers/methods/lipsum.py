@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from trainers.errors import ConfigError
 from trainers.methods.base import Batch, Loss, Method
-from trainers.random_texts import random_texts
+from trainers.models import TextFacts
+from trainers.random_texts import random_text_features
 from trainers.zero_shot import ZeroShotModel
 
 
@@ -43,19 +44,24 @@ class LipsumFineTuning(Method):
         """The regulariser compares with the zero-shot model, unless its weight is 0."""
         return self.reg_weight > 0
 
-    def check(self, zero_shot: ZeroShotModel) -> None:
-        """Raise a `ConfigError` where a random text does not fit the model's context."""
-        check_text_length(self.text_length, zero_shot.context_length)
+    def check(self, text: TextFacts) -> None:
+        """Raise a `ConfigError` where there are no random texts, or they exceed the context."""
+        if not text.has_random_texts:
+            raise ConfigError(
+                f"method.name = {self.name!r}, model.name = {text.model!r}: random texts are made "
+                "of the start and end tokens of CLIP's tokenizer, and this model has another; "
+                "write method.name = 'ft', or name a model with CLIP's tokenizer"
+            )
+        check_text_length(self.text_length, text.context_length)
 
     def loss(self, batch: Batch, zero_shot: ZeroShotModel, *, seed: int, step: int) -> Loss:
         """Cross-entropy plus the energy gap to the zero-shot model on this step's random texts."""
         task = functional.cross_entropy(batch.logits, batch.labels)
         if batch.zero_shot_features is None:
             return Loss(task=task, reg=task.new_zeros(()), reg_weight=self.reg_weight)
-        tokens = random_texts(
-            zero_shot.start_token, self.text_count, self.text_length, seed=seed, step=step
+        text_features = random_text_features(
+            zero_shot, self.text_count, self.text_length, seed=seed, step=step
         )
-        text_features = zero_shot.encode_tokens(tokens.to(batch.labels.device))
         reg = energy_gap(
             batch.features, batch.zero_shot_features, text_features, zero_shot.logit_scale
         )

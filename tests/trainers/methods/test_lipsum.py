@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional
 
 from trainers.errors import ConfigError
-from trainers.methods.lipsum import check_text_length, energy_gap
+from trainers.methods import FineTuning, LipsumFineTuning, check_method_fits
+from trainers.methods.lipsum import energy_gap
+from trainers.models import ModelConfig
 from trainers.random_texts import effective_rank, random_texts
 
 B, D, M, S = 5, 7, 4, 100.0
@@ -94,6 +96,21 @@ def test_effective_rank_counts_the_directions() -> None:
 
 
 def test_a_text_that_the_context_cannot_hold_is_refused() -> None:
-    check_text_length(30, context_length=32)
+    check_method_fits(LipsumFineTuning(text_length=30), ModelConfig())
     with pytest.raises(ConfigError, match=r"text_length = 31.*at most 30"):
-        check_text_length(31, context_length=32)
+        check_method_fits(LipsumFineTuning(text_length=31), ModelConfig())
+    coca = ModelConfig(name="coca_ViT-B-32", pretrained="random")
+    with pytest.raises(ConfigError, match="context holds 76"):
+        check_method_fits(LipsumFineTuning(text_length=75), coca)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32", "ViT-L-14-CLIPA"])
+def test_a_model_without_clips_tokens_is_refused_and_told_what_would_do(name: str) -> None:
+    model = ModelConfig(name=name, pretrained="random")
+    with pytest.raises(ConfigError) as caught:
+        check_method_fits(LipsumFineTuning(), model)
+    message = str(caught.value)
+    assert f"method.name = 'lipsum_ft', model.name = '{name}'" in message
+    assert "write method.name = 'ft', or name a model with CLIP's tokenizer" in message
+    assert "\n" not in message
+    check_method_fits(FineTuning(), model)

@@ -1,0 +1,133 @@
+"""Text features against open_clip's own, for every kind of text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from tests.trainers.tiny_models import KINDS, random_model, write_config
+from trainers import tiny_clip
+from trainers.errors import ConfigError
+from trainers.models import (
+    ModelConfig,
+    TextFacts,
+    encode_tokens,
+    ends_at_the_end_token,
+    load_clip,
+    text_facts,
+)
+from trainers.random_texts import random_texts
+
+CUT = {
+    "clip",
+    "quick-gelu",
+    "custom-text",
+    "projection-with-bias",
+    "no-projection",
+    "sigmoid",
+    "fixed-positions",
+    "patch-dropout",
+    "resnet",
+    "timm",
+}
+
+
+def padded(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    full = torch.zeros(len(tokens), length, dtype=torch.long)
+    full[:, : tokens.shape[1]] = tokens
+    return full
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_equal_open_clips_on_padded_sequences(
+    kind: str, tiny: Callable[[str], nn.Module]
+) -> None:
+    clip = tiny(kind)
+    tokens = random_texts(49406, 8, 8, seed=0, step=0, masked_token=0)
+    expected = clip.encode_text(padded(tokens, 24), normalize=True)  # type: ignore[operator]
+    torch.testing.assert_close(encode_tokens(clip, tokens), expected, rtol=0, atol=1e-5)
+    assert expected.std(dim=0).max() > 1e-3  # texts differ, so equality says something
+
+
+def test_padding_is_left_out_where_nothing_behind_the_end_token_matters(
+    tiny: Callable[[str], nn.Module],
+) -> None:
+    assert {kind for kind in KINDS if ends_at_the_end_token(tiny(kind))} == CUT
+
+
+@pytest.mark.parametrize("kind", ["bidirectional", "bidirectional-clip", "coca"])
+def test_cutting_the_padding_would_be_wrong_elsewhere(
+    kind: str, tiny: Callable[[str], nn.Module]
+) -> None:
+    clip = tiny(kind)
+    tokens = random_texts(49406, 4, 8, seed=0, step=0, masked_token=0)
+    longer = padded(tokens, 24)
+    longer[:, 10:] = 7  # other ids where padding was
+    changed = clip.encode_text(longer, normalize=True)  # type: ignore[operator]
+    assert (changed - encode_tokens(clip, tokens)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("length", [1, 8, 30])
+def test_the_embedded_models_features_equal_open_clips(length: int) -> None:
+    clip = load_clip(ModelConfig())
+    tokens = random_texts(tiny_clip.tokenizer().sot_token_id, 16, length, seed=0, step=0)
+    expected = clip.encode_text(padded(tokens, 32), normalize=True)  # type: ignore[operator]
+    torch.testing.assert_close(encode_tokens(clip, tokens), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_facts_come_from_configuration_and_tokenizer(tmp_path: Path) -> None:
+    assert text_facts(ModelConfig()) == TextFacts("tiny-clip", "clip", 32, 2046, 2047)
+    built_in = ModelConfig(name="ViT-L-14", pretrained="random")
+    assert text_facts(built_in) == TextFacts("ViT-L-14", "clip", 77, 49406, 49407)
+    coca = text_facts(ModelConfig(name="coca_ViT-B-32", pretrained="random"))
+    assert (coca.context_length, coca.masked_token) == (76, 0)
+    custom = text_facts(random_model(tmp_path, "clip"))
+    assert (custom.context_length, custom.has_random_texts) == (24, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "length"),
+    [
+        ("ViT-B-16-SigLIP", "huggingface", 64),
+        ("ViT-L-14-CLIPA", "huggingface", 32),
+        ("roberta-ViT-B-32", "huggingface", 77),
+    ],
+)
+def test_other_tokenizers_have_no_random_texts(name: str, kind: str, length: int) -> None:
+    facts = text_facts(ModelConfig(name=name, pretrained="random"))
+    assert (facts.tokenizer, facts.context_length) == (kind, length)
+    assert not facts.has_random_texts
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
+    text = KINDS["clip"]["text_cfg"] | {"vocab_size": 100}
+    path = write_config(tmp_path, "clip", text_cfg=text)
+    with pytest.raises(ConfigError, match=r"vocab_size = 100.*49408 tokens"):
+        text_facts(ModelConfig(name=str(path), pretrained="random"))
+
+
+def test_random_texts_leave_out_the_token_that_is_taken_for_padding() -> None:
+    tokens = random_texts(6, 50, 20, seed=0, step=0, masked_token=2)[:, 1:-1]
+    assert set(tokens.unique().tolist()) == {0, 1, 3, 4, 5}
+    counts = torch.bincount(tokens.flatten(), minlength=6)
+    assert counts[[0, 1, 3, 4, 5]].min() > 150  # of 1000 over five ids
+
+
+def test_the_embedded_model_is_open_clips_and_small() -> None:
+    assert isinstance(load_clip(ModelConfig()), open_clip.CLIP)
+    assert tiny_clip.WEIGHTS.stat().st_size <= 5_000_000
+
+
+def test_the_cut_vocabulary_keeps_clips_merges_in_their_order() -> None:
+    cut, whole = tiny_clip.tokenizer(), open_clip.get_tokenizer("ViT-B-32").__class__()
+    assert cut.vocab_size == tiny_clip.model_config()["text_cfg"]["vocab_size"]
+    assert cut.sot_token_id == cut.vocab_size - 2
+    assert cut.eot_token_id == cut.vocab_size - 1
+    # An ordinary token has the id that it has in CLIP's whole vocabulary.
+    assert all(cut.decoder[i] == whole.decoder[i] for i in range(cut.sot_token_id))
+    assert cut.decode(cut.encode("a photo of a cat.")).strip() == "a photo of a cat ."

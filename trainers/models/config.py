@@ -1,0 +1,56 @@
+"""Which zero-shot model is fine-tuned, as a user says it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+TINY_CLIP = "tiny-clip"
+RANDOM = "random"
+LOCAL_DIR = "local-dir:"
+HUB = "hf-hub:"
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
+"""Endings of the files that weights are read from."""
+
+
+class ModelConfig(BaseModel):
+    """Which zero-shot model is fine-tuned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = TINY_CLIP
+    """`tiny-clip` (embedded), a name that open_clip knows, such as `ViT-B-16-quickgelu`,
+    `hf-hub:org/repo`, `local-dir:/folder`, or the path of a model configuration `.json`."""
+    pretrained: str | None = None
+    """A pre-trained tag of open_clip, a checkpoint's path (`.safetensors`, or `.pt`, `.pth`, `.bin`
+    with tensors alone), or `random`; absent where the model brings its own weights."""
+
+    @field_validator("name")
+    @classmethod
+    def _paths_are_absolute(cls, name: str) -> str:
+        if name.startswith(LOCAL_DIR) and name != LOCAL_DIR:
+            return LOCAL_DIR + _absolute(name.removeprefix(LOCAL_DIR))
+        return _absolute(name) if name.endswith(".json") else name
+
+    @field_validator("pretrained")
+    @classmethod
+    def _checkpoint_is_absolute(cls, pretrained: str | None) -> str | None:
+        if pretrained is not None and is_path(pretrained):
+            return _absolute(pretrained)
+        return pretrained
+
+    @property
+    def brings_its_weights(self) -> bool:
+        """Whether the name alone says which weights are meant."""
+        return self.name == TINY_CLIP or self.name.startswith((LOCAL_DIR, HUB))
+
+
+def is_path(pretrained: str) -> bool:
+    """Whether this is a checkpoint's path, and no tag."""
+    return "/" in pretrained or pretrained.endswith(CHECKPOINTS)
+
+
+def _absolute(path: str) -> str:
+    """The same file for workers, which may run in another folder."""
+    return str(Path(path).expanduser().absolute())
