@@ -15,6 +15,7 @@ import pytest
 
 from trainers.config import TrialConfig
 from trainers.data.openmoji.build import Pictures, build
+from trainers.data.shard_cache import CACHE_VARIABLE
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
 
@@ -23,6 +24,12 @@ def pytest_configure() -> None:
     """Make Ray's token, where this user has none yet; one that is there is kept."""
     ray = Path(sys.executable).parent / "ray"
     subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of Arrow files for these tests and all processes that they start."""
+    os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("arrow"))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,6 @@ import platformdirs
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from open_clip.loss import ClipLoss
-from PIL import Image
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -115,8 +114,8 @@ def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]
         views, captions = [], []
         for code_point, class_name in _drawings_of_a_batch(recipe.batch_size, rng):
             domain, rendering = rng.integers(len(DOMAINS)), rng.integers(recipe.renderings)
-            picture = Image.fromarray(pictures[drawings[code_point], domain, rendering])
-            views.append(train_view(picture, pixels.size, rng, CROP_AREA))
+            picture = torch.from_numpy(np.array(pictures[drawings[code_point], domain, rendering]))
+            views.append(train_view(picture.permute(2, 0, 1), pixels, rng, CROP_AREA))
             name = names[code_point]
             if class_name is not None and rng.random() < 0.5:
                 name = spoken(class_name)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-import pyarrow.parquet as pq
-
 from trainers.config import DataConfig
-from trainers.data.pictures import parquet_files
-from trainers.data.roots import resolve_root
+from trainers.data.roots import domain_files, resolve_root
+from trainers.data.schema import open_parquet
 
 SPLITS = ("train", "val")
 
@@ -18,14 +16,15 @@ def data_fingerprint(data: DataConfig) -> dict[str, str]:
 
     Footers, not pictures: reading a whole data set to name it would cost more than many a trial.
     """
-    root = resolve_root(data.root)
+    store = resolve_root(data.root)
     wanted = [(data.id_domain, split) for split in SPLITS]
     wanted += [(domain, "val") for domain in data.ood_domains]
     fingerprints = {}
     for domain, split in wanted:
         digest = hashlib.sha256()
-        for file in parquet_files(root, domain, split):
-            footer = pq.read_metadata(file)
-            digest.update(f"{file.name} {file.stat().st_size} {footer.to_dict()}".encode())
+        for file in domain_files(store, domain, split):
+            with open_parquet(store, file) as parquet:
+                footer = parquet.metadata.to_dict()
+            digest.update(f"{file.base_name} {file.size} {footer}".encode())
         fingerprints[f"{domain}/{split}"] = digest.hexdigest()[:16]
     return fingerprints

@@ -19,13 +19,19 @@ A data set is one folder per domain and split: ``<root>/<domain>/<split>/part-00
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import fs
+
+from trainers.data.storage import Store
+from trainers.errors import ConfigError
 
 CLASS_NAMES_KEY = b"class_names"
 METADATA_KEY = b"metadata"
@@ -34,6 +40,7 @@ HUGGINGFACE_KEY = b"huggingface"
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 _ROW_GROUP = 512  # rows; small enough to read a part of a file without holding all of it
+_ADVICE = " (`lipsum-tune prepare parquet` turns other Parquet files into such)"
 
 
 @dataclass(frozen=True)
@@ -137,39 +144,101 @@ def _write_atomically(path: Path, table: pa.Table) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Return the names of the classes of a file, in the order of its labels."""
-    return read_header(path).class_names
-
-
-def read_header(path: Path) -> Header:
-    """Return what the file says about itself, without reading its pictures.
+def read_header(store: Store, file: fs.FileInfo | str) -> Header:
+    """Return what a file says about itself, reading its footer alone.
 
     Files written by the package ``datasets`` are understood too; they have no metadata.
-    Raises ValueError if the file has no columns image and label, or no class names.
+    Raises ConfigError if it is no Parquet file, has no columns image and label of the right types,
+    or no class names.
     """
-    with pq.ParquetFile(path) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
-    for column in ("image", "label"):
-        if column not in schema.names:
-            raise ValueError(f"{path} has no column {column!r}")
-    return Header(_class_names(schema, path), _metadata(schema), rows)
+    with open_parquet(store, file) as parquet:
+        return header_of(parquet, f"{store.url}/{_relative(store, file)}")
 
 
-def _class_names(schema: pa.Schema, path: Path) -> tuple[str, ...]:
+def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
+    """Return the header of a file after a look at its labels, reading no pictures.
+
+    Raises ConfigError as `read_header` does, and if a label is missing or names no class.
+    """
+    name = f"{store.url}/{_relative(store, file)}"
+    with open_parquet(store, file) as parquet:
+        header = header_of(parquet, name)
+        check_range(parquet.read(columns=["label"])["label"], len(header.class_names), name)
+    return header
+
+
+def check_range(labels: pa.ChunkedArray | pa.Array, num_classes: int, name: str) -> None:
+    """Raise a ConfigError that names the file if a label is null or not in [0, num_classes)."""
+    if labels.null_count:
+        raise ConfigError(f"{name}: {labels.null_count} of its {len(labels)} labels are missing")
+    least, greatest = pc.min_max(labels).as_py().values()
+    if len(labels) and not 0 <= least <= greatest < num_classes:
+        wrong = least if least < 0 else greatest
+        raise ConfigError(
+            f"{name}: label {wrong} of {num_classes} classes (0 to {num_classes - 1})"
+        )
+
+
+@contextmanager
+def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of which only what is asked for is read.
+
+    Raises ConfigError if it cannot be opened or is not one.
+    """
+    name = f"{store.url}/{_relative(store, file)}"
+    try:
+        stream = store.open(_relative(store, file))
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be opened: {error.strerror or error}") from None
+    with stream:
+        try:
+            parquet = pq.ParquetFile(stream)
+        except pa.ArrowInvalid as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{name}: not a whole Parquet file ({reason})") from None
+        with parquet:
+            yield parquet
+
+
+def class_names_of(schema: pa.Schema, name: str) -> tuple[str, ...]:
+    """Return the class names in a schema's metadata, ours or those of the package ``datasets``.
+
+    Raises ConfigError, naming the file, if there are none.
+    """
     entries = schema.metadata or {}
     if CLASS_NAMES_KEY in entries:
         return tuple(json.loads(entries[CLASS_NAMES_KEY]))
     features = json.loads(entries.get(HUGGINGFACE_KEY, b"{}")).get("info", {}).get("features", {})
     names = features.get("label", {}).get("names")
     if names is None:
-        raise ValueError(f"{path} has no class names in its schema metadata")
+        raise ConfigError(f"{name}: no class names in its schema's metadata{_ADVICE}")
     return tuple(names)
 
 
-def _metadata(schema: pa.Schema) -> dict[str, str]:
+def metadata_of(schema: pa.Schema) -> dict[str, str]:
+    """Return the free metadata in a schema; none in files of the package ``datasets``."""
     text = (schema.metadata or {}).get(METADATA_KEY, b"{}")
     return {str(key): str(value) for key, value in json.loads(text).items()}
+
+
+def header_of(parquet: pq.ParquetFile, name: str) -> Header:
+    """Return what an open file says about itself; `name` is for the errors of `read_header`."""
+    schema = parquet.schema_arrow
+    for column in ("image", "label"):
+        if column not in schema.names:
+            raise ConfigError(f"{name}: no column {column!r}{_ADVICE}")
+    image, label = (schema.field(column).type for column in ("image", "label"))
+    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
+        raise ConfigError(
+            f"{name}: its column 'image' is {image}, not a struct with bytes{_ADVICE}"
+        )
+    if not pa.types.is_integer(label):
+        raise ConfigError(f"{name}: its column 'label' is {label}, not integers{_ADVICE}")
+    return Header(class_names_of(schema, name), metadata_of(schema), parquet.metadata.num_rows)
+
+
+def _relative(store: Store, file: fs.FileInfo | str) -> str:
+    return file if isinstance(file, str) else store.relative(file)
 
 
 def _json(value: object) -> bytes:

@@ -7,6 +7,7 @@ Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `GOOGLE_APPLICATION_
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import fsspec
 from pyarrow import ArrowInvalid, fs
 
 from trainers.errors import ConfigError
+
+_SECRET = re.compile(r"(key|secret|token|password|signature|sig)[^=&]*=", re.I)
 
 
 @dataclass(frozen=True)
@@ -100,20 +103,23 @@ def open_store(url: str | Path) -> Store:
     Arrow's own file systems come first; those it lacks are fsspec's.
 
     Raises:
-        ConfigError: a password in the URL, or a file system that nothing here knows.
+        ConfigError: a password in the URL, a file system that nothing here knows, or one that
+            does not answer.
     """
     text = str(url)
     if "://" not in text:
         folder = Path(text).expanduser().absolute().as_posix()
         return Store(fs.LocalFileSystem(), folder.rstrip("/"), text)
     parts = urlsplit(text)
-    if parts.username or parts.password:
-        shown = text.replace(parts.netloc, f"...@{parts.hostname}")
+    if parts.username or parts.password or _SECRET.search(parts.query):
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ConfigError(f"{shown}: credentials do not belong in a URL; set the environment")
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ArrowInvalid, NotImplementedError):
         filesystem, path = _from_fsspec(text)
+    except OSError as error:
+        raise ConfigError(f"{text}: cannot be reached: {' '.join(str(error).split())}") from None
     return Store(filesystem, path.rstrip("/"), text)
 
 

@@ -26,6 +26,7 @@ from trainers.data.openmoji.drawings import (
 from trainers.data.openmoji.raster import generator, raster
 from trainers.data.openmoji.render import DOMAINS, Domain, render
 from trainers.data.schema import part_path, read_header
+from trainers.data.storage import open_store
 
 CLASSES = ["cat", "whale", "bus", "clock"]
 FEW = Pictures(train=4, val=2, test=2)
@@ -216,7 +217,7 @@ def test_pictures_are_jpeg_of_the_wanted_size_with_full_colour(benchmark: Path) 
 
 def test_files_carry_class_names_licence_and_attribution(benchmark: Path) -> None:
     for domain in DOMAINS:
-        header = read_header(part_path(benchmark, domain, "test"))
+        header = read_header(open_store(benchmark), f"{domain}/test/part-00000.parquet")
         assert header.class_names == tuple(sorted(CLASSES))
         assert header.metadata["license"] == "CC BY-SA 4.0"
         assert "OpenMoji" in header.metadata["attribution"]

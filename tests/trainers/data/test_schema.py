@@ -9,12 +9,14 @@ from PIL import Image
 
 from trainers.data.schema import (
     LabelledImage,
+    check_labels,
     part_path,
     part_paths,
-    read_class_names,
     read_header,
     write_images,
 )
+from trainers.data.storage import Store, open_store
+from trainers.errors import ConfigError
 
 IMAGES = [
     LabelledImage(b"first", "a.jpg", 1, "a dog."),
@@ -24,11 +26,33 @@ CLASSES = ["cat", "dog"]
 METADATA = {"license": "CC BY-SA 4.0", "attribution": "gezeichnet von Jörg"}
 
 
+class Recording(Store):
+    """A store that knows how many bytes were read from it."""
+
+    read = 0
+
+    def open(self, path: str) -> pa.NativeFile:
+        source, recording = super().open(path), self
+
+        class File:
+            closed = False
+
+            def read(self, size: int | None = None) -> bytes:
+                data: bytes = source.read(size)
+                object.__setattr__(recording, "read", recording.read + len(data))
+                return data
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(source, name)
+
+        return pa.PythonFile(File(), mode="r")
+
+
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = part_path(tmp_path, "real", "train")
     write_images(path, IMAGES, CLASSES, METADATA)
-    header = read_header(path)
-    assert header.class_names == ("cat", "dog") == read_class_names(path)
+    header = read_header(open_store(tmp_path), "real/train/part-00000.parquet")
+    assert header.class_names == ("cat", "dog")
     assert header.metadata == METADATA
     assert header.rows == 2
     assert pq.read_table(path).to_pylist() == [
@@ -73,18 +97,52 @@ def test_class_names_of_a_file_from_hugging_face_are_understood(tmp_path: Path) 
     table = pq.read_table(path)
     only = {b"huggingface": table.schema.metadata[b"huggingface"]}
     pq.write_table(table.replace_schema_metadata(only), path)
-    assert read_class_names(path) == ("cat", "dog")
-    assert read_header(path).metadata == {}
+    header = read_header(open_store(tmp_path), "x.parquet")
+    assert (header.class_names, header.metadata) == (("cat", "dog"), {})
 
 
-def test_a_file_without_class_names_or_columns_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"image": [{"bytes": b"x"}], "label": [0]}, "no class names"),
+        ({"image": [{"bytes": b"x"}]}, "no column 'label'"),
+        ({"picture": [{"bytes": b"x"}], "label": [0]}, "no column 'image'"),
+        ({"image": [b"x"], "label": [0]}, "'image' is binary, not a struct with bytes"),
+        ({"image": [{"bytes": b"x"}], "label": ["cat"]}, "'label' is string, not integers"),
+    ],
+)
+def test_a_file_without_class_names_or_columns_is_refused_with_advice(
+    tmp_path: Path, columns: dict[str, list[object]], problem: str
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    message = f"^{tmp_path}/x.parquet: .*{problem}.*`lipsum-tune prepare parquet`"
+    with pytest.raises(ConfigError, match=message):
+        read_header(open_store(tmp_path), "x.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not Parquet at all", b"PAR1" * 3])
+def test_what_is_no_parquet_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"x.parquet: not a whole Parquet file") as caught:
+        read_header(open_store(tmp_path), "x.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/x.parquet: cannot be opened"):
+        read_header(open_store(tmp_path), "x.parquet")
+
+
+def test_labels_are_checked_without_reading_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"image": ["x"], "label": [0]}), path)
-    with pytest.raises(ValueError, match="class names"):
-        read_header(path)
-    pq.write_table(pa.table({"image": ["x"]}), path)
-    with pytest.raises(ValueError, match="'label'"):
-        read_header(path)
+    write_images(path, [LabelledImage(b"x" * 500_000, "a", 1)] * 2, CLASSES, {})
+    store = Recording(**vars(open_store(tmp_path)))
+    assert check_labels(store, "x.parquet").rows == 2
+    assert store.read < 100_000
+    schema = pq.read_schema(path)
+    pq.write_table(pq.read_table(path).set_column(1, schema.field(1), [[0, 2]]), path)
+    with pytest.raises(ConfigError, match=f"^{path}: label 2 of 2 classes"):
+        check_labels(open_store(tmp_path), "x.parquet")
 
 
 def test_labels_without_a_class_and_repeated_classes_are_refused(tmp_path: Path) -> None:

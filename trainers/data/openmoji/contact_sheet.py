@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from trainers.data.openmoji.classes import Split
 from trainers.data.openmoji.render import DOMAINS, Domain
 from trainers.data.schema import part_paths, read_header
+from trainers.data.storage import open_store
 
 _CELL, _LABEL, _HEAD, _GAP = 66, 96, 16, 10  # pixels
 _ROWS = 20  # classes below each other before the next column starts
@@ -20,7 +21,8 @@ def contact_sheet(root: Path, path: Path, split: Split = "train") -> Path:
 
     Raises FileNotFoundError if the benchmark is not in ``root``.
     """
-    names = read_header(part_paths(root, DOMAINS[0], split)[0]).class_names
+    first = part_paths(root, DOMAINS[0], split)[0]
+    names = read_header(open_store(first.parent), first.name).class_names
     width = _LABEL + _CELL * len(DOMAINS) + _GAP
     rows = min(_ROWS, len(names))
     columns = math.ceil(len(names) / rows)

@@ -1,0 +1,58 @@
+"""Folders anywhere: what is written appears whole, and no secret is taken from a URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainers.data.storage import open_store
+from trainers.errors import ConfigError
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_what_is_written_is_listed_and_read_back(tmp_path: Path, scheme: str) -> None:
+    store = open_store(f"{scheme}{tmp_path}/data").at("real")
+    with store.write("val/a.txt") as file:
+        file.write(b"hello")
+    (info,) = [info for info in store.list(recursive=True) if info.is_file]
+    assert store.relative(info) == "val/a.txt"
+    assert info.size == 5
+    assert store.read_bytes("val/a.txt") == b"hello"
+    with store.open("val/a.txt") as file:
+        file.seek(1)
+        assert file.read(3) == b"ell"
+    assert store.exists("val")
+    assert not store.exists("test")
+    assert store.list("test") == []
+    assert store.is_local == (scheme != "memory://")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    with store.write("a") as file:
+        file.write(b"old")
+    with pytest.raises(TypeError), store.write("a") as file:
+        file.write("new, but no bytes")
+    assert store.read_bytes("a") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://me:hunter2@bucket/data",
+        "s3://bucket/data?secret_key=hunter2",
+        "gs://bucket/data?access_token=hunter2&region=x",
+    ],
+)
+def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match="credentials do not belong in a URL") as error:
+        open_store(url)
+    assert "hunter2" not in str(error.value)
+    assert "bucket/data" in str(error.value)
+
+
+def test_an_unknown_file_system_is_one_clear_error() -> None:
+    with pytest.raises(ConfigError, match=r"nosuch://bucket/x: .*nosuch"):
+        open_store("nosuch://bucket/x")
