@@ -9,12 +9,15 @@ fields are defined beside their code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from trainers.data.roots import EMBEDDED
+from trainers.data.suite import Suite, load_suite, resolve_suite
 from trainers.dotted import nest
-from trainers.errors import validate
+from trainers.errors import ConfigError, validate
 from trainers.methods import FineTuning, LipsumFineTuning
 from trainers.models import ModelConfig
 
@@ -26,16 +29,57 @@ class _Frozen(BaseModel):
 class DataConfig(_Frozen):
     """Where the pictures are, and which domain is in-distribution (ID)."""
 
-    root: str = "openmoji"
-    """A folder with `<domain>/<split>/*.parquet`; `openmoji` is the embedded benchmark."""
+    root: str = EMBEDDED
+    """A folder or URL (`s3://bucket/data`) with `<domain>/<split>/*.parquet`; `openmoji` is the
+    embedded benchmark."""
+    suite: str | Suite | None = None
+    """A packaged suite by name, or one of your own: a YAML file or its keys, which then become
+    part of the configuration. It says what the domains are, unless the next two keys do, and what
+    prompts call the classes; without one, folder names with spaces for underscores."""
     id_domain: str = "real"
     """Fine-tuned on its train split."""
     ood_domains: tuple[str, ...] = ("painting", "clipart", "infograph", "sketch")
     """Only ever evaluated: the distribution shifts."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Least and greatest share of a picture's area that a random crop of training covers."""
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    """Share of a picture that evaluation crops; null is what the data say, else 224/256."""
+    cache_gb: float = Field(default=100, gt=0)
+    """Limit of the local cache of opened data sets on each machine (10^9 bytes)."""
     workers: int = Field(default=0, ge=0)
     """Processes a training worker that decode pictures; 0 decodes in the training process."""
+
+    @field_validator("root")
+    @classmethod
+    def _root_is_absolute(cls, root: str) -> str:
+        """The same folder for workers and resumed runs, which may start in another one."""
+        if root == EMBEDDED or "://" in root:
+            return root
+        return str(Path(root).expanduser().absolute())
+
+    @field_validator("suite", mode="before")
+    @classmethod
+    def _suite_is_whole(cls, suite: Any) -> str | Suite | None:
+        return resolve_suite(suite)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suite_names_the_domains(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        try:
+            suite = resolve_suite(values.get("suite"))
+        except ConfigError:
+            return values  # which the field's own validation refuses
+        if suite is None:
+            return values
+        rules = load_suite(suite) if isinstance(suite, str) else suite
+        filled = {"id_domain": rules.id_domain, **values, "suite": suite}
+        domains = rules.ood_domains
+        if filled["id_domain"] in domains:  # one of its shifts is fine-tuned on instead
+            domains = (rules.id_domain, *domains)
+        others = tuple(name for name in domains if name != filled["id_domain"])
+        return {"ood_domains": others, **filled}
 
     @model_validator(mode="after")
     def _domains_differ(self) -> DataConfig:
@@ -51,6 +95,25 @@ class DataConfig(_Frozen):
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError("expected two shares, 0 < least <= greatest <= 1")
         return area
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """All of them, the ID domain first."""
+        return (self.id_domain, *self.ood_domains)
+
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_gb` in bytes."""
+        return int(self.cache_gb * 1e9)
+
+    @property
+    def rules(self) -> Suite:
+        """The suite itself; without one, classes are called by their names, spaces put in."""
+        if isinstance(self.suite, str):
+            return load_suite(self.suite)
+        return self.suite or Suite(
+            name="none", id_domain=self.id_domain, ood_domains=self.ood_domains
+        )
 
 
 class OptimConfig(_Frozen):

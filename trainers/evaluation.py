@@ -13,12 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainers.config import DataConfig
+from trainers.data.class_map import ClassMap
 from trainers.data.pictures import Pictures
 from trainers.data.views import normalise
+from trainers.errors import ConfigError
 from trainers.models import ImageInput
 
 ECE_BINS = 15
 MEASURES = ("acc", "nll", "ece")
+"""Of a domain, as reports have them; `evaluate` also counts the pictures."""
 
 
 @torch.no_grad()
@@ -29,27 +32,41 @@ def evaluate(
     *,
     batch_size: int,
     device: torch.device,
+    class_map: ClassMap | None = None,
+    workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> dict[str, float]:
-    """`acc` (percent), `nll` (nats) and `ece` (percent, 15 equal bins) of all the pictures.
+    """`acc` (percent), `nll` (nats), `ece` (percent, 15 equal bins) and `count` of the pictures.
 
     Args:
-        classify: pictures (B, 3, H, W) to logits (B, K).
+        classify: pictures (B, 3, H, W) to logits (B, K) of the ID classes.
         pictures: of one domain and split.
         image_input: size and normalisation of the pictures.
         batch_size: of a forward pass.
         device: where `classify` runs.
+        class_map: from the ID classes to the domain's own; by default they are the same.
+        workers: processes that decode pictures; 0 decodes in this one.
         rank: of this worker; each evaluates its share, and all return the same figures.
         world_size: number of workers.
+
+    Raises:
+        ConfigError: the class map leaves every picture out.
     """
     sums = torch.zeros(3 + 3 * ECE_BINS, dtype=torch.float64, device=device)
-    batches = pictures.eval_batches(image_input.size, batch_size, rank, world_size)
+    batches = pictures.eval_batches(image_input, batch_size, rank, world_size, workers)
     for views, labels in batches:
+        if not len(labels):  # a worker may have no share of a very small domain
+            continue
         logits = classify(normalise(views.to(device), image_input)).float()
-        sums += _sums(logits, labels.to(device))
+        labels = labels.to(device)
+        if class_map is not None:
+            logits, labels = class_map.score(logits, labels)
+        sums += _sums(logits, labels)
     if world_size > 1:
         dist.all_reduce(sums)
+    if not sums[0]:
+        raise ConfigError(f"{pictures.name}: none of its pictures is of a class that is scored")
     return _ratios(sums)
 
 
@@ -74,6 +91,7 @@ def _ratios(sums: Tensor) -> dict[str, float]:
         "acc": 100 * correct / number,
         "nll": nll / number,
         "ece": 100 * float((bin_correct - bin_confidence).abs().sum()) / number,
+        "count": number,
     }
 
 

@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.checkpoint import Progress, load_checkpoint, save_checkpoint
+from trainers.checkpoint import save_checkpoint
 from trainers.clock import Clock
 from trainers.config import OptimConfig, TrialConfig
 from trainers.data.pictures import Pictures, train_batches
-from trainers.data.roots import resolve_root
 from trainers.data.sampler import StepSampler
 from trainers.data.views import normalise
-from trainers.errors import ConfigError, TrainingDiverged
-from trainers.evaluation import evaluate, summarise
+from trainers.errors import TrainingDiverged
 from trainers.methods import Batch, LipsumFineTuning
+from trainers.models import ModelConfig, text_facts
 from trainers.random_texts import random_text_rank
-from trainers.student import Student
-from trainers.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.run import Run, load_split, open_pictures, start
+
+__all__ = [
+    "REPORTED",
+    "Report",
+    "Run",
+    "fine_tune",
+    "learning_rate",
+    "load_split",
+    "reported",
+    "start",
+]
+
+RANDOM_TEXT_RANK = "random_text/effective_rank"
 
 REPORTED = (
     "train/loss",
@@ -38,16 +47,22 @@ REPORTED = (
     "train/grad_norm",
     "train/lr",
     "train/images_per_s",
-    "random_text/effective_rank",
+    RANDOM_TEXT_RANK,
     "cost/seconds",
     "cost/eval_seconds",
     "cost/gpu_seconds",
     "cost/cpu_seconds",
 )
-"""Names in every report, besides `evaluation.metric_names`."""
+"""Names in every report, besides `evaluation.metric_names`; see `reported`."""
 
 CHECK_EVERY = 10
 """Steps from one look at the loss to the next: each look waits for the GPU."""
+
+
+def reported(model: ModelConfig) -> tuple[str, ...]:
+    """`REPORTED`, without what cannot be said of a model that has no random texts."""
+    has_random_texts = text_facts(model).has_random_texts
+    return tuple(name for name in REPORTED if has_random_texts or name != RANDOM_TEXT_RANK)
 
 
 @dataclass(frozen=True)
@@ -65,55 +80,6 @@ class Report:
         """Write a checkpoint from which `fine_tune` goes on bit for bit."""
         run = self.run
         save_checkpoint(folder, run.student, run.optimizer, run.progress, self.metrics)
-
-
-@dataclass
-class Run:
-    """The state of one fine-tuning on one worker."""
-
-    config: TrialConfig
-    zero_shot: ZeroShotModel
-    student: Student
-    optimizer: torch.optim.Optimizer
-    device: torch.device
-    rank: int
-    world_size: int
-    progress: Progress
-    saved_metrics: dict[str, float] | None = None
-    """Of the report with which the checkpoint was saved that the run was resumed from."""
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """bfloat16 autocast where the configuration and the device have it."""
-        bf16 = self.config.precision == "bf16" or (
-            self.config.precision == "auto"
-            and self.device.type == "cuda"
-            and torch.cuda.is_bf16_supported()
-        )
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of normalised images under the current parameters."""
-        with self.autocast():
-            logits: Tensor = self.student(images)[1]
-        return logits
-
-    def evaluate(self, split: str, pictures: dict[str, Pictures]) -> dict[str, float]:
-        """The flat metrics of the ID and OOD domains on a split."""
-        self.student.eval()
-        by_domain = {
-            domain: evaluate(
-                self.classify,
-                of_domain,
-                self.zero_shot.image_input,
-                batch_size=self.config.eval.batch_size,
-                device=self.device,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
-            for domain, of_domain in pictures.items()
-        }
-        self.student.train()
-        return summarise(by_domain, self.config.data, split)
 
 
 def fine_tune(
@@ -136,12 +102,11 @@ def fine_tune(
         TrainingDiverged: the loss is no longer a number.
     """
     run = start(config, device=device, resume_from=resume_from)
-    root = resolve_root(config.data.root)
-    train = Pictures(root, config.data.id_domain, "train")
+    train = open_pictures(config.data, config.data.id_domain, "train")
     held_out = load_split(config, "val")
-    rank_of_texts = random_text_rank(run.zero_shot, diagnostic_text_length(config))
+    run.class_maps(held_out)  # a domain that does not fit is told now, not at an evaluation
+    fixed = random_text_diagnostic(run)
     clock = Clock(run)
-    fixed = {"random_text/effective_rank": rank_of_texts}
     if run.saved_metrics is not None:
         yield Report(run.progress.step, run.saved_metrics, run)
     sums = torch.zeros(4, dtype=torch.float64, device=run.device)
@@ -166,55 +131,17 @@ def fine_tune(
             sums.zero_()
 
 
-def start(
-    config: TrialConfig,
-    *,
-    device: torch.device | str | None = None,
-    resume_from: Path | None = None,
-) -> Run:
-    """A run before its first step, or as a checkpoint left it: `Run.evaluate` is then zero-shot.
+def random_text_diagnostic(run: Run) -> dict[str, float]:
+    """The effective rank of random texts; nothing where the model has none.
 
-    Raises:
-        ConfigError: the data or the model do not fit the configuration.
+    Their length is the method's own, or Lipsum-FT's default as far as the model's context holds it.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if config.optim.batch_size % world_size:
-        raise ConfigError(
-            f"optim.batch_size = {config.optim.batch_size}: not divisible by {world_size} workers"
-        )
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    root = resolve_root(config.data.root)
-    names = Pictures(root, config.data.id_domain, "train").class_names
-    zero_shot = load_zero_shot(config.model, names, where)
-    config.method.check(zero_shot)
-    student = Student(zero_shot).to(where)
-    optimizer = torch.optim.AdamW(
-        student.parameters(),
-        lr=config.optim.lr,
-        betas=config.optim.betas,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-        fused=True,
-    )
-    progress, saved_metrics = Progress(), None
-    if resume_from is not None:
-        progress, saved_metrics = load_checkpoint(resume_from, student, optimizer)
-    return Run(
-        config, zero_shot, student, optimizer, where, rank, world_size, progress, saved_metrics
-    )
-
-
-def load_split(config: TrialConfig, split: str) -> dict[str, Pictures]:
-    """The pictures of all the configuration's domains, the ID domain first."""
-    root = resolve_root(config.data.root)
-    domains = (config.data.id_domain, *config.data.ood_domains)
-    return {domain: Pictures(root, domain, split) for domain in domains}
-
-
-def diagnostic_text_length(config: TrialConfig) -> int:
-    """The text length whose effective rank a run reports: its own, or Lipsum-FT's default."""
-    method = config.method if isinstance(config.method, LipsumFineTuning) else LipsumFineTuning()
-    return method.text_length
+    if not run.zero_shot.has_random_texts:
+        return {}
+    method = run.config.method
+    lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
+    length = min(lipsum.text_length, run.zero_shot.text.context_length - 2)
+    return {RANDOM_TEXT_RANK: random_text_rank(run.zero_shot, length)}
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
@@ -238,7 +165,7 @@ def _batches(run: Run, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
         train_batches(
             train,
             sampler,
-            size=run.zero_shot.image_input.size,
+            image_input=run.zero_shot.image_input,
             crop_area=run.config.data.crop_area,
             workers=run.config.data.workers,
             pin_memory=run.device.type == "cuda",
@@ -262,9 +189,7 @@ def _step(run: Run, model: nn.Module, step: int, views: Tensor, labels: Tensor) 
         zero_shot_features = None
         if method.needs_zero_shot_features:
             with torch.no_grad():
-                zero_shot_features = run.zero_shot.visual(images)
-    if zero_shot_features is not None:
-        zero_shot_features = nn.functional.normalize(zero_shot_features.float(), dim=-1)
+                zero_shot_features = run.zero_shot.image_features(images)
     batch = Batch(labels.to(run.device), features, logits, zero_shot_features)
     loss = method.loss(batch, run.zero_shot, seed=config.seed, step=step)
     for group in run.optimizer.param_groups:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from search_spaces import SearchSpace
 from trainers.config import TrialConfig, with_overrides
+from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation import metric_names
 from tuning.objective import Constraint, Objective, check_constraints, parse_constraint
@@ -200,6 +201,15 @@ class SearchFile(_Frozen):
 
     trial: TrialConfig = TrialConfig()
     search: SearchConfig = SearchConfig()
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values for people: as the file, but of an inlined suite its name and a digest."""
+        values = self.model_dump(mode="json")
+        suite = self.trial.data.suite
+        if isinstance(suite, Suite):
+            digest = hashlib.sha256(suite.model_dump_json().encode()).hexdigest()[:12]
+            values["trial"]["data"]["suite"] = f"{suite.name} ({digest})"
+        return values
 
     def search_space(self) -> SearchSpace:
         """The space as the sampler needs it.

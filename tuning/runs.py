@@ -72,7 +72,7 @@ def search_record(file: SearchFile, folder: Path, zero_shot: dict[str, float]) -
         id_domain=file.trial.data.id_domain,
         ood_domains=file.trial.data.ood_domains,
         zero_shot=zero_shot,
-        config=file.model_dump(mode="json"),
+        config=file.summary(),
         run_folder=folder,
     )
 

@@ -86,7 +86,8 @@ def same_task(run: LoadedRun, file: SearchFile) -> bool:
     except (FileNotFoundError, ValueError):
         return False  # nobody knows what data it saw
     here: Any = json.loads(json.dumps(data_fingerprint(file.trial.data)))
-    then, now = (f.trial.model_dump(exclude={"data": {"root"}}) for f in (run.file, file))
+    elsewhere: Any = {"data": {"root", "workers", "cache_gb"}}  # these change no figure
+    then, now = (f.trial.model_dump(exclude=elsewhere) for f in (run.file, file))
     return then == now and environment.get("data") == here
 
 

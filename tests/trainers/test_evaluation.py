@@ -19,7 +19,7 @@ def by_hand(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         if inside.any():
             ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     nll = -np.log(p[np.arange(len(labels)), labels]).mean()
-    return {"acc": 100 * correct.mean(), "nll": nll, "ece": 100 * ece}
+    return {"acc": 100 * correct.mean(), "nll": nll, "ece": 100 * ece, "count": len(labels)}
 
 
 @pytest.mark.parametrize("shares", [[60], [13, 47]])

@@ -5,16 +5,28 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from tests.conftest import CLASSES
+from trainers import models
 from trainers.config import OptimConfig, TrialConfig, with_overrides
 from trainers.data.pictures import Pictures
+from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, TrainingDiverged
 from trainers.evaluation import metric_names
-from trainers.fine_tune import REPORTED, Report, fine_tune, learning_rate, load_split, start
+from trainers.fine_tune import (
+    REPORTED,
+    Report,
+    fine_tune,
+    learning_rate,
+    load_split,
+    reported,
+    start,
+)
 from trainers.models import load_clip
 
 CLOCKS = ("cost/", "train/images_per_s")
@@ -81,7 +93,8 @@ def test_a_heavy_regulariser_keeps_the_scores_nearer_to_the_zero_shot_models(
 ) -> None:
     def drift(reg_weight: float) -> float:
         *_, last = fine_tune(changed(trial, steps=12, method__reg_weight=reg_weight))
-        *_, images = next(iter(load_split(trial, "val").values())).eval_batches(48, 64)
+        pictures = next(iter(load_split(trial, "val").values()))
+        *_, images = pictures.eval_batches(last.run.zero_shot.image_input, 64)
         views = images[0].float() / 255
         with torch.no_grad():
             f, f0 = last.run.student.visual(views), last.run.zero_shot.visual(views)
@@ -94,7 +107,7 @@ def test_before_the_first_step_it_is_the_zero_shot_model(trial: TrialConfig) -> 
     run = start(trial)
     metrics = run.evaluate("val", load_split(trial, "val"))
     clip, pictures = load_clip(trial.model), load_split(trial, "val")["real"]
-    views, labels = next(pictures.eval_batches(48, len(pictures)))
+    views, labels = next(pictures.eval_batches(run.zero_shot.image_input, len(pictures)))
     mean, std = (
         torch.tensor(x).view(3, 1, 1)
         for x in (run.zero_shot.image_input.mean, run.zero_shot.image_input.std)
@@ -103,6 +116,63 @@ def test_before_the_first_step_it_is_the_zero_shot_model(trial: TrialConfig) -> 
         f = clip.encode_image((views / 255 - mean) / std, normalize=True)  # type: ignore[operator]
     predicted = (f @ run.zero_shot.head.T).argmax(dim=-1)
     assert metrics["id_val/acc"] == pytest.approx(100 * float((predicted == labels).float().mean()))
+
+
+def test_a_domain_may_have_the_classes_in_another_order_or_a_part_of_them(
+    trial: TrialConfig, pictures_root: Path, tmp_path: Path
+) -> None:
+    """Reversed classes leave every figure as it is; three of eight are easier than all."""
+    for domain in trial.data.domains:
+        (tmp_path / domain).symlink_to(pictures_root / domain)
+    (tmp_path / "sketch").unlink()
+    rows = pq.read_table(part_path(pictures_root, "sketch", "val")).to_pylist()
+    for classes in (CLASSES[::-1], CLASSES[2::-1]):
+        pictures = [
+            LabelledImage(row["image"]["bytes"], "x", classes.index(CLASSES[row["label"]]))
+            for row in rows
+            if CLASSES[row["label"]] in classes
+        ]
+        write_images(part_path(tmp_path, "sketch", "val"), pictures, classes, {})
+        there = changed(trial, data__root=str(tmp_path))
+        run, split = start(there), load_split(there, "val")
+        metrics = run.evaluate("val", split)
+        if len(classes) == len(CLASSES):
+            assert metrics == pytest.approx(start(trial).evaluate("val", load_split(trial, "val")))
+            assert not run.class_maps(split)["sketch"].is_identity
+            assert run.class_maps(split)["painting"].is_identity
+        else:
+            assert metrics["ood_val/sketch/acc"] > 100 / 3
+            assert metrics["ood_val/sketch/nll"] < math.log(3)
+
+
+def test_classes_that_the_head_has_not_are_told_before_the_first_step(
+    trial: TrialConfig, pictures_root: Path, tmp_path: Path
+) -> None:
+    for domain in trial.data.domains:
+        (tmp_path / domain).symlink_to(pictures_root / domain)
+    (tmp_path / "sketch").unlink()
+    write_images(part_path(tmp_path, "sketch", "val"), [LabelledImage(b"", "x", 0)], ("cow",), {})
+    with pytest.raises(ConfigError, match="sketch: 'cow': no class of real"):
+        next(fine_tune(changed(trial, data__root=str(tmp_path))))
+
+
+def test_a_model_without_random_texts_is_fine_tuned_and_reports_no_rank_of_them(
+    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As of a multilingual or sigmoid model, whose tokenizers need packages that need not be here.
+    monkeypatch.setattr(models.text, "tokenizer_kind", lambda *_: "huggingface")
+    plain = changed(trial, method={"name": "ft"}, steps=2)
+    (report,) = fine_tune(plain)
+    assert set(report.metrics) == {*reported(plain.model), *metric_names(trial.data)}
+    assert set(REPORTED) - set(reported(plain.model)) == {"random_text/effective_rank"}
+
+
+def test_the_configuration_says_how_much_of_a_picture_evaluation_crops(
+    trial: TrialConfig,
+) -> None:
+    own = load_split(trial, "val")["sketch"]
+    assert own.crop_pct == 224 / 256
+    assert load_split(changed(trial, data__crop_pct=1.0), "val")["sketch"].crop_pct == 1.0
 
 
 def test_only_the_image_encoder_and_the_head_are_trained(trial: TrialConfig) -> None:
@@ -171,9 +241,9 @@ def test_the_test_split_is_not_touched(trial: TrialConfig, monkeypatch: pytest.M
     read: list[str] = []
     original = Pictures.__init__
 
-    def spy(self: Pictures, root: Path, domain: str, split: str) -> None:
+    def spy(self: Pictures, root: Any, domain: str, split: str, **arguments: Any) -> None:
         read.append(split)
-        original(self, root, domain, split)
+        original(self, root, domain, split, **arguments)
 
     monkeypatch.setattr(Pictures, "__init__", spy)
     list(fine_tune(trial))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainers.checks import check_data
 from trainers.data.roots import resolve_root
 from trainers.errors import ConfigError, did_you_mean
 from tuning.confirmation.jobs import jobs, run_jobs
@@ -62,7 +63,8 @@ def confirm(
         console: for a line a result; by default the terminal's standard error.
 
     Raises:
-        ConfigError: no trial has finished, no such rule, fewer than two seeds.
+        ConfigError: no trial has finished, no such rule, fewer than two seeds, a domain without a
+            test split.
     """
     console = console or Console(stderr=True)
     if seeds < 2:
@@ -79,7 +81,9 @@ def confirm(
     wanted = jobs(file, configurations, fresh)
     failed: dict[Key, str] = {}
     if any(job.key not in read_results(run.folder) for job in wanted):
-        resolve_root(file.trial.data.root, progress=True)
+        data = file.trial.data
+        check_data(data, [(domain, "test") for domain in data.domains])
+        resolve_root(data.root, progress=True)
         with ResultsFile(run.folder) as results, ray_session(address):
             stored = read_results(run.folder)
             missing = [job for job in wanted if job.key not in stored]

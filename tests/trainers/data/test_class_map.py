@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainers.data.layouts import trees
+from trainers.config import DataConfig
+from trainers.data.class_map import class_map, domain_class_map
+from trainers.data.layouts import find_layout
+from trainers.data.layouts.imagenet import wordnet_ids
+from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.schema import Header
+from trainers.data.storage import open_store
+from trainers.data.suite import DomainRule, load_suite
+from trainers.errors import ConfigError
+
+ID = ("ant", "bee", "cat", "dog")
+
+
+def mapped(classes: tuple[str, ...], **arguments: Any) -> Any:
+    return class_map(ID, classes, domain="sketch", id_domain="real", **arguments)
+
+
+def test_the_same_classes_in_the_same_order_cost_nothing() -> None:
+    logits = torch.randn(3, 4)
+    assert mapped(ID).is_identity
+    assert mapped(ID).project(logits) is logits
+
+
+@pytest.mark.parametrize(
+    ("classes", "columns"),
+    [
+        (("bee", "dog"), [1, 3]),  # a mask
+        (("dog", "ant"), [3, 0]),  # a mask in another order
+        (("dog", "cat", "bee", "ant"), [3, 2, 1, 0]),  # a permutation
+    ],
+)
+def test_a_part_of_the_classes_is_scored_in_its_own_order(
+    classes: tuple[str, ...], columns: list[int]
+) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0]])
+    projection = mapped(classes)
+    assert not projection.is_identity
+    assert torch.equal(projection.project(logits), logits[:, columns])
+
+
+def test_a_class_that_stands_for_several_scores_as_the_best_of_them() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0]])
+    rule = DomainRule(class_map={"insect": ("ant", "bee"), "pet": ("dog",)})
+    projection = mapped(("pet", "insect"), rule=rule)
+    assert projection.project(logits).tolist() == [[3.0, 1.0], [4.0, 7.0]]
+
+
+def test_projections_equal_numpys_on_many_classes_and_unequal_groups() -> None:
+    rng = np.random.default_rng(0)
+    names = tuple(f"c{i}" for i in range(50))
+    groups = {f"d{i}": tuple(rng.choice(names, rng.integers(1, 6), False)) for i in range(20)}
+    logits = rng.standard_normal((8, 50)).astype(np.float32)
+    expected = np.stack(
+        [logits[:, [names.index(n) for n in groups[f"d{i}"]]].max(axis=1) for i in range(20)], 1
+    )
+    projection = class_map(
+        names, tuple(groups), domain="d", id_domain="c",
+        metadata={"class_map": json.dumps(groups)},
+    )  # fmt: skip
+    assert np.array_equal(projection.project(torch.from_numpy(logits)).numpy(), expected)
+
+
+def test_imagenet_r_is_masked_to_its_200_classes_by_wordnet_id() -> None:
+    ids = wordnet_ids()
+    info = resources.files("timm.data") / "_info"
+    r = (info / "imagenet_r_synsets.txt").read_text().split()
+    projection = class_map(
+        ids, r, domain="imagenet-r", id_domain="imagenet",
+        rule=load_suite("imagenet").rule("imagenet-r"),
+    )  # fmt: skip
+    shown = projection.project(torch.arange(1000.0)[None])[0]
+    # Goldfish, great white shark and hammerhead: 1, 2 and 4 of the 1000, the first of the 200.
+    assert shown[:3].tolist() == [1, 2, 4]
+    assert shown.tolist() == list(map(int, (info / "imagenet_r_indices.txt").read_text().split()))
+    assert shown.shape == (200,)
+
+
+@pytest.mark.parametrize(
+    ("classes", "arguments", "said"),
+    [
+        (
+            ("ant", "cats"),
+            {},
+            r"'cats': no class of real.* \(did you mean 'cat'\?\); in a suite",
+        ),
+        (tuple("xyzuv"), {}, "'x', 'y', 'z' and 2 more: no class of real, which has 4; in a suite"),
+        (("ant", "ant"), {}, "sketch: several of its classes are called 'ant'"),
+        (ID, {"rule": DomainRule(num_classes=200)}, "it has 4 classes, and the suite expects 200"),
+        (
+            ("pet", "insect"),
+            {"rule": DomainRule(class_map={"pet": ("dog",)})},
+            "its class_map has nothing for 'insect'",
+        ),
+        (
+            ("pet",),
+            {"metadata": {"class_map": '{"pet": ["dgo"]}'}},
+            r"'pet' stand for 'dgo', which is no class of real \(did you mean 'dog'\?\)",
+        ),
+        (("pet",), {"metadata": {"class_map": "[]"}}, "is no JSON object of lists"),
+        (("pet",), {"metadata": {"class_map": '{"pet": "dog"}'}}, "is no JSON object of lists"),
+    ],
+)
+def test_a_class_that_cannot_be_scored_is_refused_by_name(
+    classes: tuple[str, ...], arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        mapped(classes, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subset_of_imagenet_cannot_be_scored_on_all_of_v2() -> None:
+    ids = wordnet_ids()
+    with pytest.raises(ConfigError, match="and 897 more: no class of imagenet, which has 100"):
+        class_map(ids[:100], ids, domain="imagenet-v2", id_domain="imagenet")
+
+
+def test_pictures_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says_so() -> None:
+    skip = DomainRule(unknown_classes="skip")
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0], [1.0, 1.0, 1.0, 2.0]])
+    partly = mapped(("dog", "cow", "bee"), rule=skip)
+    scored, labels = partly.score(logits, torch.tensor([2, 1, 0]))  # bee, cow, dog
+    assert scored.tolist() == [[3.0, 1.0], [2.0, 1.0]]
+    assert labels.tolist() == [1, 0]
+    assert partly.num_classes == 2
+    whole = mapped(("dog", "bee"), rule=skip)
+    assert whole.score(logits, torch.tensor([0, 1, 1]))[1].tolist() == [0, 1, 1]
+    groups = {"pet": ["dog", "hamster"], "fish": ["cod"]}
+    of_files = mapped(("fish", "pet"), rule=skip, metadata={"class_map": json.dumps(groups)})
+    assert of_files.groups == ((), (3,))
+    with pytest.raises(ConfigError, match="none of its classes is one of real"):
+        mapped(("cow",), rule=skip)
+
+
+def test_what_the_suite_maps_goes_before_what_the_files_say() -> None:
+    data = DataConfig.model_validate(
+        {"suite": {"id_domain": "real", "ood_domains": ["sketch"],
+                   "domains": {"sketch": {"class_map": {"pet": ["cat"]}}}}}
+    )  # fmt: skip
+    header = Header(("pet",), {"class_map": '{"pet": ["dog"]}'}, rows=1)
+    assert domain_class_map(data, ID, "sketch", header).groups == ((2,),)
+    plain = data.model_copy(update={"suite": None})
+    assert domain_class_map(plain, ID, "sketch", header).groups == ((3,),)
+
+
+def test_what_the_layouts_of_imagenets_shifts_name_fits_imagenets_classes(tmp_path: Path) -> None:
+    made = {
+        "imagenet-v2": trees.make_imagenet_v2,
+        "imagenet-r": trees.make_imagenet_r,
+        "imagenet-a": trees.make_imagenet_a,
+        "imagenet-sketch": trees.make_imagenet_sketch,
+        "objectnet": trees.make_objectnet,
+    }
+    ids, suite, sizes = wordnet_ids(), load_suite("imagenet"), {}
+    for layout, make in made.items():
+        (listing,) = find_layout(layout).listing(open_store(make(tmp_path)), LayoutOptions())
+        projection = class_map(
+            ids, listing.class_names, domain=listing.domain, id_domain="imagenet",
+            rule=suite.rule(listing.domain) if layout != "objectnet" else None,  # a tree of few
+            metadata=listing.metadata,
+        )  # fmt: skip
+        assert listing.domain in {*suite.ood_domains, "objectnet"}
+        sizes[layout] = len(projection.groups)
+        if layout == "objectnet":
+            assert max(len(group) for group in projection.groups) > 1
+        else:
+            named = [ids[group[0]] for group in projection.groups]
+            assert named == list(listing.class_names)
+    assert [sizes[name] for name in list(made)[:4]] == [1000, 200, 200, 1000]

@@ -1,0 +1,263 @@
+"""What becomes of pictures of every kind, against pixels computed by hand."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from trainers.data.encoding import BadPicture, Encoded, EncodeOptions, encode
+
+AS_IS = EncodeOptions()
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+def saved(picture: Image.Image, file_format: str, **options: Any) -> bytes:
+    target = io.BytesIO()
+    picture.save(target, file_format, **options)
+    return target.getvalue()
+
+
+def pixels(encoded: Encoded) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded.data)) as picture:
+        return np.asarray(picture)
+
+
+def format_of(data: bytes) -> str | None:
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.format
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand: what Pillow cannot write itself."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(Image.fromarray(NOISE), "JPEG"),
+        saved(Image.fromarray(NOISE), "JPEG", progressive=True, quality=30),
+        saved(Image.fromarray(NOISE[..., 0]), "JPEG"),
+        saved(Image.fromarray(NOISE), "PNG"),
+        saved(Image.fromarray(NOISE[..., 0]), "PNG"),
+        saved(
+            Image.fromarray(NOISE),
+            "MPO",
+            save_all=True,
+            append_images=[Image.fromarray(NOISE[::-1])],
+        ),
+    ],
+    ids=["jpeg", "progressive jpeg", "grey jpeg", "png", "grey png", "mpo"],
+)
+def test_what_is_plain_already_stays_byte_for_byte(data: bytes) -> None:
+    assert encode(data, AS_IS) == Encoded(data)
+    assert encode(data, EncodeOptions(resize=24)) == Encoded(data)  # its short side
+
+
+def test_a_picture_of_four_inks_becomes_rgb() -> None:
+    inks = np.zeros((16, 16, 4), np.uint8)
+    inks[:] = (100, 50, 200, 60)
+    encoded = encode(saved(Image.fromarray(inks, "CMYK"), "JPEG", quality=100), AS_IS)
+    assert encoded.changes == ("CMYK",)
+    assert format_of(encoded.data) == "JPEG"
+    paper = [(255 - ink) * (255 - 60) / 255 for ink in (100, 50, 200)]  # 118.5, 156.8, 42.1
+    assert np.abs(pixels(encoded) - np.array(paper)).max() <= 3
+    assert pixels(encoded).shape == (16, 16, 3)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    levels = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    by_hand = [0, 0, 1, 1, 128, 255]  # level / 257, to the nearest
+    for data, changes in (
+        (saved(Image.fromarray(levels), "PNG"), ("16-bit",)),
+        (saved(Image.fromarray(levels), "TIFF"), ("format", "16-bit")),
+        (saved(Image.fromarray(levels.astype(np.int32)), "TIFF"), ("format", "16-bit")),
+    ):
+        encoded = encode(data, AS_IS)
+        assert encoded.changes == changes
+        assert format_of(encoded.data) == "PNG"
+        assert pixels(encoded)[0].tolist() == [[value] * 3 for value in by_hand]
+    too_wide = saved(Image.fromarray(np.array([[0, 70_000]], np.int32)), "TIFF")
+    with pytest.raises(BadPicture, match="mode: I: integers of more than 16 bits"):
+        encode(too_wide, AS_IS)
+
+
+def test_sixteen_bits_a_colour_become_eight() -> None:
+    row = b"\x00" + struct.pack(">6H", 0xFFFF, 0x8000, 0x0100, 0, 0x00FF, 0x7FFF)
+    encoded = encode(png(2, 1, 16, 2, row), AS_IS)
+    assert encoded.changes == ("16-bit",)
+    assert pixels(encoded)[0].tolist() == [[255, 128, 1], [0, 0, 127]]
+
+
+def test_palettes_are_looked_up_with_and_without_transparency() -> None:
+    indexed = Image.new("P", (3, 1))
+    indexed.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    indexed.putdata([2, 0, 1])
+    plain = encode(saved(indexed, "PNG"), AS_IS)
+    assert plain.changes == ("palette",)
+    assert pixels(plain)[0].tolist() == [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
+    holes = encode(saved(indexed, "PNG", transparency=0), AS_IS)
+    assert holes.changes == ("palette", "transparency")
+    assert pixels(holes)[0].tolist() == [[70, 80, 90], [255, 255, 255], [40, 50, 60]]
+
+
+def test_what_is_transparent_is_laid_over_white() -> None:
+    colour = np.array([[[200, 100, 0, 255], [200, 100, 0, 51], [200, 100, 0, 0]]], np.uint8)
+    encoded = encode(saved(Image.fromarray(colour), "PNG"), AS_IS)
+    assert encoded.changes == ("transparency",)
+    # 51 is a fifth of 255: 0.2 * 200 + 0.8 * 255 = 244, and so on
+    assert pixels(encoded)[0].tolist() == [[200, 100, 0], [244, 224, 204], [255, 255, 255]]
+    grey = np.array([[[100, 51], [100, 255]]], np.uint8)
+    encoded = encode(saved(Image.fromarray(grey), "PNG"), AS_IS)
+    assert pixels(encoded)[0].tolist() == [[224] * 3, [100] * 3]
+    keyed = saved(Image.fromarray(colour[..., :3]), "PNG", transparency=(200, 100, 0))
+    assert encode(keyed, AS_IS).changes == ("transparency",)
+    assert pixels(encode(keyed, AS_IS)).min() == 255
+
+
+@pytest.mark.parametrize(
+    ("file_format", "changes", "stored"),
+    [
+        ("GIF", {"format", "animated", "palette"}, "PNG"),
+        ("PNG", {"animated"}, "PNG"),
+        ("WEBP", {"format", "animated"}, "JPEG"),
+        ("TIFF", {"format", "animated"}, "PNG"),
+    ],
+)
+def test_of_an_animation_the_first_frame_is_taken(
+    file_format: str, changes: set[str], stored: str
+) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
+    data = saved(frames[0], file_format, save_all=True, append_images=frames[1:])
+    encoded = encode(data, AS_IS)
+    assert set(encoded.changes) == changes
+    assert format_of(encoded.data) == stored
+    assert np.abs(pixels(encoded).astype(int) - (255, 0, 0)).max() <= 3
+
+
+def test_a_picture_that_lies_on_its_side_is_put_upright() -> None:
+    picture = Image.fromarray(NOISE)
+    exif = picture.getexif()
+    exif[0x0112] = 6  # the camera was turned to the left: turn the picture to the right
+    encoded = encode(saved(picture, "PNG", exif=exif), AS_IS)
+    assert encoded.changes == ("EXIF rotation",)
+    assert np.array_equal(pixels(encoded), np.rot90(NOISE, -1))
+    assert encode(encoded.data, AS_IS) == Encoded(encoded.data)  # nothing is turned twice
+    jpeg = encode(saved(picture, "JPEG", exif=exif, quality=95), AS_IS)
+    assert (jpeg.changes, pixels(jpeg).shape) == (("EXIF rotation",), (32, 24, 3))
+    exif[0x0112] = 1
+    upright = saved(picture, "JPEG", exif=exif)
+    assert encode(upright, AS_IS) == Encoded(upright)
+
+
+def test_other_formats_and_modes_become_rgb() -> None:
+    bitmap = encode(saved(Image.fromarray(NOISE), "BMP"), AS_IS)
+    assert (bitmap.changes, format_of(bitmap.data)) == (("format",), "PNG")
+    assert np.array_equal(pixels(bitmap), NOISE)
+    black_and_white = Image.new("1", (8, 1))
+    black_and_white.putdata([0, 1] * 4)
+    one_bit = encode(saved(black_and_white, "PNG"), AS_IS)
+    assert one_bit.changes == ("1-bit",)
+    assert pixels(one_bit)[0].tolist() == [[0] * 3, [255] * 3] * 4
+    webp = encode(saved(Image.fromarray(NOISE), "WEBP", lossless=True), AS_IS)
+    assert (webp.changes, format_of(webp.data)) == (("format",), "JPEG")
+    with pytest.raises(BadPicture, match="mode: F"):
+        encode(saved(Image.fromarray(NOISE[..., 0].astype(np.float32)), "TIFF"), AS_IS)
+    white = encode(saved(Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF"), AS_IS)
+    assert white.changes == ("format", "mode")
+    assert pixels(white).min() >= 254
+
+
+def test_a_border_is_cut_off_every_side() -> None:
+    encoded = encode(saved(Image.fromarray(NOISE), "PNG"), AS_IS, border=2)
+    assert encoded.changes == ("border",)
+    assert np.array_equal(pixels(encoded), NOISE[2:-2, 2:-2])
+    with pytest.raises(BadPicture, match="too small: 32 x 24 pixels, a border of 12"):
+        encode(saved(Image.fromarray(NOISE), "PNG"), AS_IS, border=12)
+
+
+def test_the_short_side_is_made_smaller_and_never_larger() -> None:
+    wide = Image.fromarray(RNG.integers(0, 256, (60, 101, 3), dtype=np.uint8))
+    encoded = encode(saved(wide, "PNG"), EncodeOptions(resize=30))
+    assert (encoded.changes, format_of(encoded.data)) == (("resized",), "JPEG")
+    assert pixels(encoded).shape == (30, 50, 3)
+    directly = np.asarray(wide.resize((50, 30), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(pixels(encoded) - directly).mean() < 4  # what the JPEG costs
+    tall = encode(saved(wide.rotate(90, expand=True), "JPEG"), EncodeOptions(resize=30))
+    assert pixels(tall).shape == (50, 30, 3)
+    small = saved(wide, "JPEG")
+    assert encode(small, EncodeOptions(resize=61)) == Encoded(small)
+
+
+def test_chroma_is_kept_at_full_resolution_and_quality_matters() -> None:
+    data = saved(Image.fromarray(NOISE), "PNG")
+    fine, coarse = (encode(data, EncodeOptions(resize=20, quality=q)).data for q in (95, 30))
+    assert len(coarse) < len(fine)
+    with Image.open(io.BytesIO(fine)) as picture:
+        assert [layer[1:3] for layer in picture.layer] == [(1, 1)] * 3
+
+
+def test_a_colour_profile_goes_when_the_pixels_are_encoded_again() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = saved(Image.fromarray(NOISE), "PNG", icc_profile=profile)
+    assert encode(data, AS_IS) == Encoded(data)
+    with Image.open(io.BytesIO(encode(data, AS_IS, border=1).data)) as picture:
+        assert "icc_profile" not in picture.info
+
+
+JPEG, PNG = saved(Image.fromarray(NOISE), "JPEG"), saved(Image.fromarray(NOISE), "PNG")
+GIF = saved(Image.fromarray(NOISE), "GIF")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "empty"),
+        (b"<html>404 not found</html>", "not a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"\x00" * 4096, "not a picture"),
+        (JPEG[: len(JPEG) // 2], "truncated"),
+        (JPEG[:40], "truncated"),
+        (PNG[: len(PNG) // 2], "truncated"),
+        (PNG[:20], "truncated"),
+        (GIF[: len(GIF) // 2], "truncated"),
+        (saved(Image.fromarray(NOISE), "WEBP")[:200], "truncated"),
+        (PNG[:60] + bytes(80) + PNG[140:], "truncated"),
+    ],
+    ids=[
+        "empty", "text", "postscript", "zeros", "half a jpeg", "head of a jpeg", "half a png",
+        "head of a png", "half a gif", "half a webp", "corrupt png",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_decoded_to_its_end_is_bad(data: bytes, kind: str) -> None:
+    with pytest.raises(BadPicture) as found:
+        encode(data, AS_IS)
+    assert found.value.kind == kind
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("side", [9_500, 14_000], ids=["Pillow warns", "Pillow refuses"])
+def test_a_picture_of_too_many_pixels_is_bad_before_it_is_decoded(side: int) -> None:
+    bomb = png(side, side, 8, 2, bytes(100))
+    with pytest.raises(BadPicture, match="too large"):
+        encode(bomb, AS_IS)
+
+
+def test_notes_of_a_camera_that_are_corrupt_do_no_harm() -> None:
+    data = saved(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert encode(data, AS_IS) == Encoded(data)

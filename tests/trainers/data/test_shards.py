@@ -1,0 +1,292 @@
+"""Shards: written, read back, recognised when finished, and made anew when anything differs."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from trainers.data.encoding import EncodeOptions
+from trainers.data.layouts.listing import Example, Finding, SplitListing
+from trainers.data.layouts.sources import FileSource
+from trainers.data.schema import read_header
+from trainers.data.shards import (
+    Shard,
+    finished,
+    make_shard,
+    plan_shards,
+    write_shard,
+)
+from trainers.data.storage import Store, open_store
+
+OPTIONS = EncodeOptions()
+CLASSES = ("cat", "dog", "The_Eiffel_Tower")
+
+
+def picture(colour: str) -> bytes:
+    target = io.BytesIO()
+    Image.new("RGB", (12, 10), colour).save(target, "PNG")
+    return target.getvalue()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Store:
+    """Seven pictures in three classes: `0.png` to `6.png`."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    colours = ("red", "green", "blue", "white", "black", "yellow", "grey")
+    for number, colour in enumerate(colours):
+        (folder / f"{number}.png").write_bytes(picture(colour))
+    return open_store(folder)
+
+
+@pytest.fixture
+def destination(tmp_path: Path) -> Store:
+    return open_store(tmp_path / "data")
+
+
+def listing(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2, 0), **more: Any) -> SplitListing:
+    examples = tuple(
+        Example(FileSource(f"{number}.png"), f"{number}.png", label)
+        for number, label in enumerate(labels)
+    )
+    listed = SplitListing("real", "train", CLASSES, examples, metadata={"layout": "folders"})
+    return replace(listed, **more)
+
+
+def test_a_split_is_cut_into_shards_in_the_order_of_its_listing() -> None:
+    shards = plan_shards(listing(), OPTIONS, 3)
+    assert [len(shard.examples) for shard in shards] == [3, 3, 1]
+    assert [e for shard in shards for e in shard.examples] == list(listing().examples)
+    assert [shard.path for shard in shards] == [
+        f"real/train/part-0000{i}.parquet" for i in range(3)
+    ]
+    assert plan_shards(listing(), OPTIONS, 3) == shards
+    assert plan_shards(listing(()), OPTIONS, 3) == []
+
+
+def test_the_digest_changes_with_all_that_goes_in_and_with_nothing_else() -> None:
+    def digests(of: SplitListing, options: EncodeOptions = OPTIONS) -> tuple[str, ...]:
+        return tuple(shard.digest for shard in plan_shards(of, options, 3))
+
+    same = digests(listing())
+    assert digests(listing(findings=(Finding("list.txt", "duplicate"),))) == same
+    for other in (
+        digests(listing(class_names=("cat", "dog", "tower"))),
+        digests(listing(metadata={"layout": "webdataset"})),
+        digests(listing(border=2)),
+        digests(listing(domain="painting")),
+        digests(listing(split="val")),
+        digests(listing(), EncodeOptions(resize=8)),
+        digests(listing(), EncodeOptions(quality=90)),
+    ):
+        assert len({*same, *other}) == 6
+    one_label = digests(listing((0, 1, 2, 0, 1, 2, 1)))
+    assert (one_label[:2], one_label[2] != same[2]) == (same[:2], True)
+    caption = replace(listing().examples[6], caption="a cat")
+    assert digests(listing(examples=(*listing().examples[:6], caption)))[2] != same[2]
+
+
+def test_a_shard_reads_back_as_it_was_listed(source: Store, destination: Store) -> None:
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    report = write_shard(source, destination, shard, OPTIONS)
+    file = destination.local_path(shard.path)
+    assert (report.rows, report.bytes, report.findings) == (7, file.stat().st_size, ())
+    table = pq.read_table(file)
+    assert table.column_names == ["image", "label"]
+    assert table["label"].to_pylist() == [0, 1, 2, 0, 1, 2, 0]
+    for number, image in enumerate(table["image"].to_pylist()):
+        assert image["path"] == f"{number}.png"
+        assert image["bytes"] == (source.local_path(f"{number}.png")).read_bytes()
+    header = read_header(destination, shard.path)
+    assert (header.class_names, header.rows) == (CLASSES, 7)
+    assert header.metadata["layout"] == "folders"
+    column = pq.ParquetFile(file).metadata.row_group(0).column(0)
+    assert (column.path_in_schema, column.compression) == ("image.bytes", "UNCOMPRESSED")
+    assert not [e for e in column.encodings if "DICTIONARY" in e]
+
+
+def test_captions_make_a_column(source: Store, destination: Store) -> None:
+    examples = listing().examples
+    captioned = (replace(examples[0], caption="a cat, Zürich"), *examples[1:3])
+    (shard,) = plan_shards(listing(examples=captioned), OPTIONS, 10)
+    write_shard(source, destination, shard, OPTIONS)
+    table = pq.read_table(destination.local_path(shard.path))
+    assert table["caption"].to_pylist() == ["a cat, Zürich", None, None]
+
+
+def test_many_pictures_are_written_in_row_groups(source: Store, destination: Store) -> None:
+    examples = tuple(replace(listing().examples[i % 7], path=f"{i}") for i in range(600))
+    (shard,) = plan_shards(listing(examples=examples), OPTIONS, 1000)
+    write_shard(source, destination, shard, OPTIONS)
+    parquet = pq.ParquetFile(destination.local_path(shard.path))
+    groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+    assert groups == [256, 256, 88]
+    assert parquet.read(["label"])["label"].to_pylist() == [e.label for e in examples]
+
+
+def test_bad_pictures_are_left_out_and_changes_are_listed(
+    source: Store, destination: Store
+) -> None:
+    (source.local_path() / "1.png").write_bytes(b"")
+    (source.local_path() / "2.png").write_bytes(picture("blue")[:50])
+    (source.local_path() / "3.png").unlink()
+    rgba = np.full((4, 4, 4), 51, np.uint8)
+    Image.fromarray(rgba).save(source.local_path() / "5.png")
+    (shard,) = plan_shards(listing((0, 1, 2, 0, 3, 2, -1)), OPTIONS, 10)
+    report = write_shard(source, destination, shard, OPTIONS)
+    bad = {f.path: (f.kind, f.detail) for f in report.findings if f.bad}
+    assert {path: kind for path, (kind, _) in bad.items()} == {
+        "1.png": "empty",
+        "2.png": "truncated",
+        "3.png": "unreadable",
+        "4.png": "label out of range",
+        "6.png": "label out of range",
+    }
+    assert bad["4.png"][1] == "3 of 3 classes"
+    assert [f for f in report.findings if not f.bad] == [Finding("5.png", "transparency")]
+    table = pq.read_table(destination.local_path(shard.path))
+    assert [image["path"] for image in table["image"].to_pylist()] == ["0.png", "5.png"]
+    assert table["label"].to_pylist() == [0, 2]
+    assert report.rows == 2
+
+
+def test_a_shard_without_a_good_picture_is_an_empty_table(
+    source: Store, destination: Store
+) -> None:
+    (shard,) = plan_shards(listing((7,)), OPTIONS, 10)
+    assert write_shard(source, destination, shard, OPTIONS).rows == 0
+    assert pq.read_table(destination.local_path(shard.path)).num_rows == 0
+
+
+def test_what_is_resized_or_cropped_as_asked_is_no_finding(
+    source: Store, destination: Store
+) -> None:
+    options = EncodeOptions(resize=6)
+    (shard,) = plan_shards(listing(border=1), options, 10)
+    report = write_shard(source, destination, shard, options)
+    assert report.findings == ()
+    data = pq.read_table(destination.local_path(shard.path))["image"][0].as_py()["bytes"]
+    with Image.open(io.BytesIO(data)) as small:
+        assert small.size == (7, 6)  # 10 x 8 within the border
+
+
+def test_a_finished_shard_is_recognised_and_still_tells_its_findings(
+    source: Store, destination: Store
+) -> None:
+    (source.local_path() / "1.png").write_bytes(b"")
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    assert finished(destination, shard) is None
+    written = make_shard(source, destination, shard, OPTIONS)
+    file = destination.local_path(shard.path)
+    before = file.stat()
+    again = make_shard(source, destination, shard, OPTIONS)
+    assert (again, again.reused, written.reused) == (written, True, False)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    (other,) = plan_shards(listing(), EncodeOptions(resize=4), 10)
+    assert finished(destination, other) is None
+    file.write_bytes(file.read_bytes()[:-20])  # cut off, as on a bucket after a crash
+    assert finished(destination, shard) is None
+
+
+def test_a_shard_is_made_anew_once_a_bad_picture_is_mended(
+    source: Store, destination: Store
+) -> None:
+    (source.local_path() / "1.png").write_bytes(b"")
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    assert make_shard(source, destination, shard, OPTIONS).rows == 6
+    (source.local_path() / "1.png").write_bytes(picture("pink"))
+    report = make_shard(source, destination, shard, OPTIONS)
+    assert (report.rows, report.findings, report.reused) == (7, (), False)
+
+
+def test_a_file_that_was_not_written_to_its_end_is_none_of_ours(
+    source: Store, destination: Store
+) -> None:
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+
+    class Interrupted(Store):
+        """As a bucket does: what was written before the interruption is published."""
+
+        @contextmanager
+        def write(self, path: str) -> Iterator[Any]:
+            target = io.BytesIO()
+            try:
+                yield Stopping(target)
+            finally:
+                self.local_path(path).parent.mkdir(parents=True)
+                self.local_path(path).write_bytes(target.getvalue())
+
+    class Stopping(io.RawIOBase):
+        def __init__(self, target: io.BytesIO) -> None:
+            self.target, self.stopped = target, False
+
+        def writable(self) -> bool:
+            return True
+
+        def tell(self) -> int:
+            return self.target.tell()
+
+        def write(self, data: Any) -> int:
+            if self.target.tell() > 300 and not self.stopped:
+                self.stopped = True
+                raise KeyboardInterrupt
+            return self.target.write(data)
+
+    broken = Interrupted(destination.filesystem, destination.root, destination.url)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(source, broken, shard, OPTIONS)
+    assert destination.local_path(shard.path).stat().st_size > 300
+    assert finished(destination, shard) is None
+    assert make_shard(source, destination, shard, OPTIONS).rows == 7
+
+
+def test_a_destination_that_cannot_be_written_to_is_named(
+    source: Store, destination: Store
+) -> None:
+    class Full(Store):
+        @contextmanager
+        def write(self, path: str) -> Iterator[Any]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+            yield
+
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    full = Full(destination.filesystem, destination.root, destination.url)
+    with pytest.raises(OSError, match="no space left") as caught:
+        write_shard(source, full, shard, OPTIONS)
+    assert f"{destination.url}/real/train/part-00000.parquet" in str(caught.value)
+    Path(destination.root).write_text("a file where the folder should be")
+    with pytest.raises(OSError, match=str(destination.url)):
+        write_shard(source, destination, shard, OPTIONS)
+
+
+def test_datasets_of_hugging_face_opens_a_shard(source: Store, destination: Store) -> None:
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    write_shard(source, destination, shard, OPTIONS)
+    schema = pq.read_schema(destination.local_path(shard.path))
+    features = Features.from_arrow_schema(schema)
+    assert isinstance(features["image"], ImageFeature)
+    assert features["label"].names == list(CLASSES)
+    rows = Dataset(pq.read_table(destination.local_path(shard.path)))
+    assert rows[0]["image"].getpixel((0, 0)) == (255, 0, 0)
+    assert json.loads(schema.metadata[b"class_names"]) == list(CLASSES)
+
+
+def test_a_shard_is_small_to_send(source: Store) -> None:
+    import pickle
+
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    assert isinstance(pickle.loads(pickle.dumps(shard)), Shard)

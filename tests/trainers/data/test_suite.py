@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import yaml
+
+from trainers.config import DataConfig, TrialConfig, with_overrides
+from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
+from trainers.errors import ConfigError, validate
+from trainers.prompts import TEMPLATES
+
+OWN: dict[str, Any] = {
+    "name": "products",
+    "id_domain": "studio",
+    "ood_domains": ["street"],
+    "templates": ["a photo of a {}.", "a {} for sale"],
+    "class_names": {"sku_17": "running shoe", "sku_18": "sandal"},
+}
+
+
+def test_the_packaged_suites_have_the_papers_domains_and_figures() -> None:
+    assert sorted(packaged_suites()) == ["domainnet", "imagenet"]
+    imagenet, domainnet = load_suite("imagenet"), load_suite("domainnet")
+    assert imagenet.ood_domains == ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
+    assert [imagenet.rule(d).num_classes for d in ("imagenet-r", "imagenet-a", "objectnet")] == [
+        200, 200, 113,
+    ]  # fmt: skip
+    assert imagenet.rule("imagenet").num_classes is None  # a subset of 100 is an everyday case
+    assert domainnet.rule("real").num_classes == 345
+    published = domainnet.published["ViT-B-16-quickgelu/openai"]
+    assert [published[d] for d in (domainnet.id_domain, *domainnet.ood_domains)] == [
+        82.46, 66.69, 65.57, 43.77, 56.98,
+    ]  # fmt: skip
+    for suite in (imagenet, domainnet):
+        for figures in suite.published.values():
+            assert list(figures) == [suite.id_domain, *suite.ood_domains]
+        assert len(suite.all_templates) == 80
+
+
+def test_domainnet_is_prompted_with_its_folder_names_as_they_are() -> None:
+    prompts = load_suite("domainnet").prompts(("The_Eiffel_Tower", "t-shirt"))
+    assert prompts.names == ("The_Eiffel_Tower", "t-shirt")
+    assert "a photo of a t-shirt." in prompts.of("t-shirt")
+
+
+def test_imagenet_is_prompted_with_the_names_of_open_clip_by_wordnet_id() -> None:
+    names = imagenet_names()
+    # Hand-picked from the list that comes with ImageNet; the ids are not in the order of labels.
+    picked = {"n01443537": "goldfish", "n02123045": "tabby cat", "n15075141": "toilet paper"}
+    assert {identity: names[identity] for identity in picked} == picked
+    assert list(names.values()) == list(open_clip.IMAGENET_CLASSNAMES)
+    twice = load_suite("imagenet").prompts(("n04355933", "n04356056"))
+    assert twice.names == ("sunglasses", "sunglasses")  # as open_clip has them
+
+
+def test_class_names_are_spoken_unless_a_suite_says_otherwise() -> None:
+    data = DataConfig()
+    assert data.rules.prompts(("aircraft_carrier", "t-shirt")).names == (
+        "aircraft carrier", "t shirt",
+    )  # fmt: skip
+    assert data.rules.all_templates == TEMPLATES["openai_imagenet"]
+
+
+@pytest.mark.parametrize(
+    ("class_names", "classes", "said"),
+    [
+        ("spoken", ("t-shirt", "t_shirt"), "'t-shirt' and 't_shirt' are both called 't shirt'"),
+        ("spoken", ("n01443537",), "'n01443537' is a WordNet id.*data.suite = imagenet"),
+        ("imagenet", ("n99999999",), "'n99999999' is no WordNet id of ImageNet's 1000"),
+        ({"a": "shoe", "b": "shoe"}, ("a", "b"), "'a' and 'b' are both called 'shoe'"),
+        ({"sandal": "shoe"}, ("sandle",), r"no name for 'sandle' \(did you mean 'sandal'\?\)"),
+        ({"x": "y"}, ("a", "b", "c", "d", "e"), "no name for 'a', 'b', 'c' and 2 more"),
+    ],
+)
+def test_classes_that_a_prompt_cannot_tell_apart_are_refused(
+    class_names: Any, classes: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        Suite(id_domain="a", class_names=class_names).prompts(classes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("templates", ["a photo"], r"templates = .*each with one {}; 'a photo' has not"),
+        ("templates", ["{} and {}"], r"'{} and {}' has not"),
+        ("templates", [], "expected templates"),
+        ("templates", "openai", r"no templates are called so .*openai_imagenet"),
+        ("class_names", "verbatin", r"class_names = 'verbatin'.*did you mean 'verbatim'"),
+        ("class_names", {"a": " "}, "the class 'a' has an empty name"),
+        ("ood_domain", ["x"], r"unknown key 'ood_domain'.*did you mean 'ood_domains'"),
+        ("domains", {"x": {"num_class": 3}}, r"unknown key .*num_class'.*'num_classes'"),
+        ("domains", {"x": {"class_map": {"a": []}}}, "the class 'a' has no ID class"),
+        ("id_domain", None, "id_domain"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_one_line_that_names_file_and_key(
+    key: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(OWN | {key: value}))
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_suite(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_suite_that_is_not_there_or_no_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'imagnet'.*did you mean 'imagenet'"):
+        load_suite("imagnet")
+    (tmp_path / "broken.yaml").write_text("templates: [")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: "):
+        load_suite(tmp_path / "broken.yaml")
+    with pytest.raises(ConfigError, match=r"data\.suite = 3: expected the name"):
+        validate(TrialConfig, {"data": {"suite": 3}}, "f.yaml")
+
+
+def test_a_suite_names_the_domains_unless_the_user_does() -> None:
+    def domains(**values: Any) -> tuple[str, ...]:
+        return DataConfig.model_validate({"suite": "domainnet", **values}).domains
+
+    assert domains() == ("real", "painting", "clipart", "infograph", "sketch")
+    assert domains(ood_domains=["sketch", "quickdraw"]) == ("real", "sketch", "quickdraw")
+    assert domains(id_domain="sketch") == ("sketch", "real", "painting", "clipart", "infograph")
+    assert domains(id_domain="photo")[0] == "photo"
+    assert DataConfig().domains == domains()  # and without a suite, as ever
+
+
+def test_a_suite_of_the_users_own_becomes_part_of_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(OWN))
+    config = TrialConfig.model_validate({"data": {"suite": str(path)}})
+    path.unlink()  # as on another machine
+    again = TrialConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
+    assert again.data.rules.prompts(("sku_18", "sku_17")).names == ("sandal", "running shoe")
+    assert again.data.domains == ("studio", "street")
+    changed = with_overrides(config, {"optim.lr": 1e-3}, "test")
+    assert changed.data == config.data
+    assert TrialConfig.model_validate({"data": {"suite": "imagenet"}}).data.suite == "imagenet"

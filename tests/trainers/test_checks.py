@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from trainers.checks import check_data, check_trial
+from trainers.config import DataConfig, TrialConfig
+from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
+from trainers.errors import ConfigError
+
+ID = ("ant", "bee", "cat")
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 60)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write(
+    root: Path,
+    domain: str,
+    split: str,
+    classes: Sequence[str] = ID,
+    metadata: dict[str, str] | None = None,
+    part: int = 0,
+) -> None:
+    pictures = [LabelledImage(jpeg(), f"{c}.jpg", label) for label, c in enumerate(classes)]
+    write_images(part_path(root, domain, split, part), pictures, classes, metadata or {})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
+        write(tmp_path, domain, split)
+    return tmp_path
+
+
+def data(root: Path, **values: Any) -> DataConfig:
+    return DataConfig.model_validate(
+        {"root": str(root), "id_domain": "photo", "ood_domains": ["sketch"], **values}
+    )
+
+
+def test_sound_data_pass_and_a_part_of_the_classes_is_no_mistake(root: Path) -> None:
+    check_data(data(root))
+    write(root, "sketch", "val", ("cat", "ant"))
+    check_data(data(root))
+    write(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cat"]})})
+    check_data(data(root))
+
+
+def refused(root: Path, said: str, **values: Any) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        check_data(data(root, **values))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_root_domain_or_split_is_named_with_what_is_there(root: Path) -> None:
+    refused(root / "nowhere", "nowhere'.*no such folder")
+    refused(root, r"no domain 'skecth' \(did you mean 'sketch'\?\)", ood_domains=["skecth"])
+    refused(root, r"sketch: it has no split 'train' \(known: val\)", id_domain="sketch",
+            ood_domains=["photo"])  # fmt: skip
+
+
+def test_a_preparation_that_is_not_done_is_refused_and_none_is_no_matter(root: Path) -> None:
+    file = root / "sketch" / "preparation.json"
+    file.write_text('{"status": "done"}')
+    check_data(data(root))
+    file.write_text('{"status": "unfinished"}')
+    refused(root, "sketch: its preparation is unfinished")
+    file.write_text('{"status": "refused"}')
+    refused(root, "sketch: .*--skip-bad")
+
+
+def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
+    write(root, "sketch", "val", ("cat", "cow"))
+    refused(root, "sketch: 'cow': no class of photo, which has 3; in a suite of your own")
+    skip = {"id_domain": "photo", "domains": {"sketch": {"unknown_classes": "skip"}}}
+    check_data(data(root, suite=skip))
+    rules = {"id_domain": "photo", "domains": {"sketch": {"num_classes": 200}}}
+    refused(root, "sketch: it has 2 classes, and the suite expects 200", suite=rules)
+    write(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cta"]})})
+    refused(root, r"'pet' stand for 'cta', which is no class of photo \(did you mean 'cat'")
+
+
+def test_the_validation_split_of_the_id_domain_is_checked_too(root: Path) -> None:
+    write(root, "photo", "val", ("ant", "bee", "cat", "dog"))
+    refused(root, "photo: 'dog': no class of photo")
+
+
+def test_files_of_one_split_that_differ_in_their_classes_are_refused(root: Path) -> None:
+    write(root, "sketch", "val", ("ant", "cat", "bee"), part=1)
+    refused(root, "sketch/val: its files differ in their class names")
+
+
+def test_a_label_out_of_range_is_found_in_any_file_without_reading_pictures(root: Path) -> None:
+    schema = arrow_schema(ID, {}, captions=False)
+    rows = {"image": [{"bytes": b"no picture", "path": "x"}] * 2, "label": [0, 3]}
+    path = part_path(root, "sketch", "val", 1)
+    pq.write_table(pa.Table.from_pydict(rows, schema), path)
+    refused(root, r"part-00001\.parquet: label 3 of 3 classes")
+
+
+def test_a_domain_without_pictures_is_refused(root: Path) -> None:
+    write_images(part_path(root, "sketch", "val"), [], ID, {})
+    refused(root, "sketch/val: it has no pictures")
+
+
+def test_a_cache_that_is_too_small_for_all_of_it_is_told_with_the_need(root: Path) -> None:
+    refused(root, r"data\.cache_gb = 1e-06: .* need ", cache_gb=1e-6)
+
+
+def test_class_names_that_make_no_prompt_are_told_before_a_worker_starts(root: Path) -> None:
+    names = {"id_domain": "photo", "name": "mine", "class_names": {"ant": "an ant", "bee": "bee"}}
+    refused(root, "suite 'mine': class_names has no name for 'cat'", suite=names)
+    for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
+        write(root, domain, split, ("n01440764", "n01443537"))
+    refused(root, r"'n01440764' is a WordNet id.*data\.suite = imagenet")
+
+
+def test_of_the_embedded_benchmark_only_the_domains_are_looked_at() -> None:
+    check_data(DataConfig())
+    with pytest.raises(ConfigError, match=r"no domain 'skech' \(did you mean 'sketch'\?\)"):
+        check_data(DataConfig(ood_domains=("skech",)))
+
+
+def test_a_method_that_the_models_texts_cannot_serve_is_refused(root: Path) -> None:
+    config = TrialConfig(data=data(root))
+    check_trial(config)
+    too_long = config.model_copy(
+        update={"method": config.method.model_copy(update={"text_length": 31})}
+    )
+    with pytest.raises(ConfigError, match=r"method\.text_length = 31"):
+        check_trial(too_long)
+
+
+def test_data_under_a_url_are_checked_alike(root: Path) -> None:
+    check_data(data(root).model_copy(update={"root": root.as_uri()}))
+    write(root, "sketch", "val", ("cow",))
+    with pytest.raises(ConfigError, match="'cow': no class of photo"):
+        check_data(data(root).model_copy(update={"root": root.as_uri()}))

@@ -1,0 +1,249 @@
+"""Evaluation suites as data: which domains belong together and how their classes are spoken of.
+
+A suite is a few lines of YAML, packaged (`imagenet`, `domainnet`) or a user's own::
+
+    name: products
+    id_domain: studio
+    ood_domains: [street, sketch]
+    templates: ["a photo of a {}.", "a product photo of a {}."]
+    class_names: {sku_17: running shoe, sku_18: sandal}
+    domains:
+      sketch: {num_classes: 1, class_map: {shoe: [sku_17, sku_18]}}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from open_clip import IMAGENET_CLASSNAMES
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from trainers.errors import ConfigError, did_you_mean, validate
+from trainers.prompts import TEMPLATES, Prompts, spoken
+
+SHOWN = 3
+"""Names that a message gives before it only counts the others."""
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DomainRule(_Frozen):
+    """What holds for the classes of one domain."""
+
+    num_classes: int | None = Field(default=None, ge=1)
+    """So many it has; other data of that name are refused."""
+    class_map: dict[str, tuple[str, ...]] | None = None
+    """Its class to the ID classes that count as it; by default what its Parquet files say, and
+    where they say nothing, the ID class of the same name."""
+
+    unknown_classes: Literal["refuse", "skip"] = "refuse"
+    """What is done about classes that stand for no ID class: the data are refused, or the pictures
+    of those classes left out, and the domain's figures are then of the others."""
+
+    @field_validator("class_map")
+    @classmethod
+    def _maps_to_something(
+        cls, class_map: dict[str, tuple[str, ...]] | None
+    ) -> dict[str, tuple[str, ...]] | None:
+        for name, ids in (class_map or {}).items():
+            if not ids:
+                raise ValueError(f"the class {name!r} has no ID class; leave it out of the data")
+        return class_map
+
+
+def _check_templates(templates: Any) -> Any:
+    if isinstance(templates, str) and templates not in TEMPLATES:
+        raise ValueError(
+            f"no templates are called so{did_you_mean(templates, TEMPLATES)}; or give a list"
+        )
+    if isinstance(templates, Sequence) and not isinstance(templates, str):
+        wrong = [t for t in templates if not isinstance(t, str) or t.count("{}") != 1]
+        if wrong or not templates:
+            shown = f"; {wrong[0]!r} has not" if wrong else ""
+            raise ValueError(f"expected templates, each with one {{}}{shown}")
+    return templates
+
+
+def _check_names(names: Any) -> Any:
+    if isinstance(names, Mapping):
+        wrong = [key for key, name in names.items() if not str(name or "").strip()]
+        if wrong:
+            raise ValueError(f"the class {wrong[0]!r} has an empty name")
+        return {str(key): str(name) for key, name in names.items()}
+    known = ("spoken", "verbatim", "imagenet")
+    if names not in known:
+        raise ValueError(
+            f"not one of its values{did_you_mean(str(names), known)}; or give a mapping from "
+            "class to name"
+        )
+    return names
+
+
+class Suite(_Frozen):
+    """Domains that are evaluated together, the words for their classes, and published figures."""
+
+    name: str = Field(default="custom", min_length=1)
+    id_domain: str
+    """In-distribution: fine-tuned on; its classes are those of the head."""
+    ood_domains: tuple[str, ...] = ()
+    """Only evaluated."""
+    templates: Annotated[str | tuple[str, ...], BeforeValidator(_check_templates)] = (
+        "openai_imagenet"
+    )
+    """`openai_imagenet` (80), `simple_imagenet` (7), or a list, each with one `{}`."""
+    class_names: Annotated[
+        Literal["spoken", "verbatim", "imagenet"] | dict[str, str], BeforeValidator(_check_names)
+    ] = "spoken"
+    """What prompts call a class: its name with underscores and hyphens as spaces, its name as it
+    is, open_clip's name of its WordNet id, or by this mapping."""
+    domains: dict[str, DomainRule] = {}
+    """Rules by domain, also for domains that a user may add to `ood_domains`."""
+    published: dict[str, dict[str, float]] = {}
+    """Zero-shot accuracy in percent on test splits: `<model.name>/<model.pretrained>` to domain to
+    figure."""
+
+    @property
+    def all_templates(self) -> tuple[str, ...]:
+        """The templates themselves."""
+        return TEMPLATES[self.templates] if isinstance(self.templates, str) else self.templates
+
+    def rule(self, domain: str) -> DomainRule:
+        """What holds for a domain, nothing where the suite does not say."""
+        return self.domains.get(domain, DomainRule())
+
+    def prompts(self, class_names: Sequence[str]) -> Prompts:
+        """The texts of the zero-shot head.
+
+        Two classes may be spoken of alike in `imagenet` only, where two names of open_clip are
+        given twice; anywhere else, one of them could never be told from the other.
+
+        Args:
+            class_names: of the ID domain, in the order of its labels.
+
+        Raises:
+            ConfigError: a class without a name, or two with the same.
+        """
+        names = tuple(self._name(name, class_names) for name in class_names)
+        if self.class_names != "imagenet":
+            first: dict[str, str] = {}
+            for identity, name in zip(class_names, names, strict=True):
+                if name in first:
+                    raise ConfigError(
+                        f"suite {self.name!r}: class_names: the classes {first[name]!r} and "
+                        f"{identity!r} are both called {name!r}"
+                    )
+                first[name] = identity
+        return Prompts(names, self.all_templates)
+
+    def _name(self, identity: str, class_names: Sequence[str]) -> str:
+        if isinstance(self.class_names, Mapping):
+            if identity not in self.class_names:
+                missing = [name for name in class_names if name not in self.class_names]
+                raise ConfigError(
+                    f"suite {self.name!r}: class_names has no name for {listed(missing)}"
+                    f"{near(missing[0], self.class_names) if len(missing) == 1 else ''}"
+                )
+            return self.class_names[identity]
+        if self.class_names == "imagenet":
+            name = imagenet_names().get(identity)
+            if name is None:
+                raise ConfigError(
+                    f"suite {self.name!r}: class_names = 'imagenet': the class {identity!r} is no "
+                    "WordNet id of ImageNet's 1000 classes"
+                )
+            return name
+        if _WORDNET_ID.fullmatch(identity):
+            raise ConfigError(
+                f"the class {identity!r} is a WordNet id, which says nothing to a model; set "
+                "data.suite = imagenet, or class_names: imagenet in a suite of your own"
+            )
+        return identity if self.class_names == "verbatim" else spoken(identity)
+
+
+def load_suite(source: str | Path) -> Suite:
+    """A packaged suite by name, or one of a YAML file.
+
+    Raises:
+        ConfigError: there is none, or it is not valid; one line for each mistake.
+    """
+    if str(source) in packaged_suites():
+        return _packaged(str(source))
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"no suite is called {str(source)!r}, nor is there such a file"
+            f"{did_you_mean(str(source), packaged_suites())}"
+        )
+    return _parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@cache
+def _packaged(name: str) -> Suite:
+    return _parse(packaged_suites()[name], f"suite {name!r}")
+
+
+def _parse(text: str, source: str) -> Suite:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected the keys of a suite, such as `id_domain:`")
+    return validate(Suite, values, source)
+
+
+def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
+    """What a configuration keeps: a packaged suite's name, or the whole of any other.
+
+    Args:
+        value: a name, a YAML file, the keys of a suite, or one that is resolved already.
+        source: named in the message about a mistake in its keys.
+
+    Raises:
+        ConfigError: as `load_suite`.
+    """
+    if value is None or isinstance(value, Suite):
+        return value
+    if isinstance(value, Mapping):
+        return validate(Suite, value, source)
+    if not isinstance(value, str | Path):
+        raise ConfigError("expected the name of a suite, a YAML file, or the keys of a suite")
+    return str(value) if str(value) in packaged_suites() else load_suite(value)
+
+
+@cache
+def packaged_suites() -> dict[str, str]:
+    """The YAML of every suite that comes with the package, by name."""
+    folder = resources.files("trainers.data") / "suites"
+    files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
+    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
+
+
+def imagenet_names() -> dict[str, str]:
+    """Open_clip's names of ImageNet's 1000 classes, by WordNet id."""
+    from trainers.data.layouts.imagenet import wordnet_ids
+
+    return dict(zip(wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names of many, for a message."""
+    more = len(names) - SHOWN
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The nearest of many names, to append to a message, and never a list of all of them."""
+    hint = did_you_mean(name, known)
+    return hint if "did you mean" in hint else ""
