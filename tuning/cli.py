@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from tuning.cli_data import app as data_commands
+
 if TYPE_CHECKING:
     from tuning.search import SearchResult
 
@@ -23,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_commands)
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or a ready one such as `quickstart`.")]
 Set = Annotated[
@@ -46,10 +49,12 @@ def search(
 ) -> None:
     """Run a search."""
     from tuning.config_file import load_config
-    from tuning.search import run_search
 
     overrides = [*(set_ or ()), *([f"search.name={name}"] if name else ())]
-    _show(run_search(load_config(config, overrides), address=address))
+    file = load_config(config, overrides)
+    from tuning.search import run_search  # after the check: Ray and MLflow take seconds to import
+
+    _show(run_search(file, address=address))
 
 
 @app.command()
@@ -86,11 +91,13 @@ def extend(
 def plan(config: Config, set_: Set = None, address: Address = None) -> None:
     """What a search will cost, before it starts: a short probe, then an estimate."""
     from tuning.config_file import load_config
+
+    file = load_config(config, set_ or ())
     from tuning.planning.plan import check_budget, plan_search
     from tuning.planning.plan_report import render
 
     console = Console()
-    planned = plan_search(load_config(config, set_ or ()), address=address)
+    planned = plan_search(file, address=address)
     console.print(render(planned, console.width))
     check_budget(planned)
 

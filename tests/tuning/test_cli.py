@@ -24,7 +24,10 @@ from tuning.records import SearchOutcome
 from tuning.runs import CONFIG_FILE, load_run
 from tuning.search import SearchResult
 
-COMMANDS = {"search", "resume", "extend", "plan", "status", "report", "confirm", "train", "ui"}
+COMMANDS = {
+    "prepare", "zero-shot", "plan", "search", "resume", "extend", "status", "report", "confirm",
+    "train", "ui",
+}  # fmt: skip
 
 
 def lipsum_tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,48 @@
+"""Prepared data read back by other means than the project's own reader."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from trainers.data.storage import Store, open_store
+
+Row = tuple[str, str, tuple[int, int, int]]
+"""Path, class name, and the colour in the middle of the picture."""
+
+
+def rows(root: Path | str, split: str) -> list[Row]:
+    """All rows of `<domain>/<split>`, in the order of the files."""
+    store = open_store(root)
+    found = []
+    for info in store.list(split):
+        with store.open(store.relative(info)) as file:
+            table = pq.read_table(file)
+        names = names_in(store, store.relative(info))
+        for image, label in zip(
+            table["image"].to_pylist(), table["label"].to_pylist(), strict=True
+        ):
+            with Image.open(io.BytesIO(image["bytes"])) as picture:
+                middle = (picture.width // 2, picture.height // 2)
+                colour = picture.convert("RGB").getpixel(middle)
+                assert picture.mode in ("L", "RGB")
+            assert isinstance(colour, tuple)
+            found.append((image["path"], names[label], colour))
+    return found
+
+
+def names_in(store: Store, path: str) -> list[str]:
+    """The class names in a file's metadata."""
+    with store.open(path) as file:
+        metadata = pq.read_schema(file).metadata
+    return json.loads(metadata[b"class_names"])
+
+
+def counts(root: Path | str, split: str) -> dict[str, int]:
+    """How many pictures of each class."""
+    return dict(Counter(name for _, name, _ in rows(root, split)))

@@ -1,0 +1,198 @@
+"""Plans: what is refused before anything is written, and what may go on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.trainers.data.layouts.trees import draw, make_domainnet
+from trainers.data.encoding import EncodeOptions
+from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.shards import make_shard
+from trainers.errors import ConfigError
+from tuning.preparation.options import PrepareOptions
+from tuning.preparation.plan import Plan, other_parts, plan_preparation
+from tuning.preparation.record import read_record, write_record
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_domainnet(tmp_path / "source")
+
+
+def prepare_here(tree: Path, destination: Path, options: PrepareOptions) -> Plan:
+    """A whole preparation in this process, its records included, as an earlier run leaves it."""
+    plan = plan_preparation("domainnet", str(tree), str(destination), options)
+    for domain in plan.domains:
+        for shard in domain.shards:
+            make_shard(plan.source, plan.destination, shard, options.encode)
+        facts = {"digest": domain.digest, "settings": dict(domain.settings)}
+        write_record(domain.store, "done", facts)
+    return plan
+
+
+def refusal(tree: Path, destination: Path | str, options: PrepareOptions | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plan_preparation("domainnet", str(tree), str(destination), options or PrepareOptions())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_plan_has_the_splits_of_all_domains_and_writes_nothing(
+    tree: Path, tmp_path: Path
+) -> None:
+    plan = plan_preparation("domainnet", str(tree), str(tmp_path / "data"), PrepareOptions())
+    counts = {
+        f"{shard.domain}/{shard.split}": len(shard.examples)
+        for domain in plan.domains
+        for shard in domain.shards
+    }
+    assert counts == {  # of 2 pictures a class in train one is carved; painting lacks the t-shirts
+        "painting/train": 6, "painting/val": 6, "painting/test": 7,
+        "real/train": 7, "real/val": 7, "real/test": 7,
+    }  # fmt: skip
+    assert plan.pictures == 40
+    assert not (tmp_path / "data").exists()
+    names = {shard.class_names for domain in plan.domains for shard in domain.shards}
+    assert len(names) == 1
+
+
+def test_what_cannot_begin_is_told_at_once(tree: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with pytest.raises(ConfigError, match="did you mean 'domainnet'"):
+        plan_preparation("domainet", str(tree), str(data), PrepareOptions())
+    assert refusal(tmp_path / "nowhere", data).endswith("nowhere: no such folder")
+    assert "a file, where a folder" in refusal(tree / "real_train.txt", data)
+    assert "a file, where a folder" in refusal(tree, tree / "real_train.txt")
+    assert "Protocol not known: nfs" in refusal(tree, "nfs://server/data")
+    assert "credentials do not belong" in refusal(tree, "s3://key:secret@bucket/data")
+    assert "apart" in refusal(tree, tree)
+    assert "apart" in refusal(tree, tree / "prepared")
+    assert "apart" in refusal(tree, tmp_path / "source" / ".." / "source" / "data")
+    (tmp_path / "link").symlink_to(tree)
+    assert "apart" in refusal(tree, tmp_path / "link" / "data")
+    with pytest.raises(ConfigError, match="--quality 0"):
+        plan_preparation(
+            "domainnet", str(tree), str(data), PrepareOptions(encode=EncodeOptions(quality=0))
+        )
+    for name in ("..", "a/b"):
+        named = PrepareOptions(LayoutOptions(domain=name))
+        with pytest.raises(ConfigError, match="a folder's name"):
+            plan_preparation("folders", str(tree / "real"), str(data), named)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="empty"):
+        plan_preparation("folders", str(tmp_path / "empty"), str(data), PrepareOptions())
+    assert not data.exists()
+
+
+def test_a_file_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+    draw(tmp_path / "source" / "cat" / "a.png")
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/source/cat/caf\xe9.png"))).write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"caf\\xe9.png.* not UTF-8"):
+        plan_preparation(
+            "folders", str(tmp_path / "source"), str(tmp_path / "data"), PrepareOptions()
+        )
+
+
+def test_a_source_in_a_folder_that_is_written_is_refused(tmp_path: Path) -> None:
+    source = make_domainnet(tmp_path / "data" / "real" / "raw")
+    assert "keep the source" in refusal(source, tmp_path / "data")
+    plan = plan_preparation(
+        "domainnet",
+        str(source),
+        str(tmp_path / "data"),
+        PrepareOptions(LayoutOptions(domains=("painting",))),
+    )
+    assert [domain.domain for domain in plan.domains] == ["painting"]
+
+
+def test_the_same_again_may_go_on_and_other_settings_may_not(tree: Path, tmp_path: Path) -> None:
+    data, options = tmp_path / "data", PrepareOptions()
+    assert not any(d.is_done for d in prepare_here(tree, data, options).domains)
+    again = plan_preparation("domainnet", str(tree), str(data), options)
+    assert all(domain.is_done and not domain.overwrite for domain in again.domains)
+    smaller = replace(options, encode=EncodeOptions(resize=8))
+    assert re.search(
+        r"data/painting: prepared before with other settings \(--resize None, now 8\); "
+        "--overwrite replaces it",
+        refusal(tree, data, smaller),
+    )
+    assert "--seed 0, now 1; --shard-size 4096, now 2" in refusal(
+        tree, data, replace(options, seed=1, shard_size=2)
+    )
+    plan = plan_preparation("domainnet", str(tree), str(data), replace(smaller, overwrite=True))
+    assert all(domain.overwrite and not domain.is_done for domain in plan.domains)
+
+
+def test_other_pictures_or_class_names_are_other_data(tree: Path, tmp_path: Path) -> None:
+    data, options = tmp_path / "data", PrepareOptions()
+    prepare_here(tree, data, options)
+    lists = [tree / f"{domain}_test.txt" for domain in ("painting", "real")]
+    whole = [file.read_text() for file in lists]
+    lists[0].write_text("".join(whole[0].splitlines(keepends=True)[1:]))
+    assert "other pictures at the source" in refusal(tree, data)
+    for file, text in zip(lists, whole, strict=True):
+        file.write_text(text)
+    assert plan_preparation("domainnet", str(tree), str(data), options).domains[0].is_done
+    real = replace(options, layout=LayoutOptions(domains=("real",)))
+    assert [d.is_done for d in plan_preparation("domainnet", str(tree), str(data), real).domains]
+
+
+def test_files_that_nobody_prepared_are_not_replaced(tree: Path, tmp_path: Path) -> None:
+    own = tmp_path / "data" / "real" / "train" / "mine.parquet"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"pictures of my own")
+    assert "data/real: holds Parquet files" in refusal(tree, tmp_path / "data")
+    plan = plan_preparation(
+        "domainnet", str(tree), str(tmp_path / "data"), PrepareOptions(overwrite=True)
+    )
+    real = next(domain for domain in plan.domains if domain.domain == "real")
+    assert other_parts(real.store, real.shards) == ["train/mine.parquet"]
+
+
+def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(
+    tree: Path, tmp_path: Path
+) -> None:
+    data, options = tmp_path / "data", PrepareOptions()
+    plan = prepare_here(tree, data, options)
+    extra = data / "real" / "train" / "part-00007.parquet"
+    extra.write_bytes(b"")
+    assert "real/train/part-00007.parquet: not part of this preparation" in refusal(tree, data)
+    real = next(domain for domain in plan.domains if domain.domain == "real")
+    write_record(real.store, "unfinished", {**(read_record(real.store) or {}), "overwrite": True})
+    again = plan_preparation("domainnet", str(tree), str(data), options)  # was said, then killed
+    assert [domain.overwrite for domain in again.domains] == [False, True]
+
+
+def test_a_record_that_cannot_be_read_is_named(tree: Path, tmp_path: Path) -> None:
+    record = tmp_path / "data" / "real" / "preparation.json"
+    record.parent.mkdir(parents=True)
+    for text in ("{", json.dumps(["done"])):
+        record.write_text(text)
+        assert "real/preparation.json: not a record of `prepare`" in refusal(
+            tree, tmp_path / "data"
+        )
+
+
+def test_digests_do_not_depend_on_where_the_source_lies(tree: Path, tmp_path: Path) -> None:
+    options = PrepareOptions()
+    prepare_here(tree, tmp_path / "data", options)
+    moved = tree.rename(tmp_path / "moved")
+    plan = plan_preparation("domainnet", str(moved), str(tmp_path / "data"), options)
+    assert all(domain.is_done for domain in plan.domains)
+
+
+def test_a_picture_is_never_opened_for_a_plan(tree: Path, tmp_path: Path) -> None:
+    for file in tree.rglob("*.jpg"):
+        file.write_bytes(b"")
+    plan = plan_preparation("domainnet", str(tree), str(tmp_path / "data"), PrepareOptions())
+    assert plan.pictures == 40
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(b""))

@@ -1,0 +1,267 @@
+"""Preparations through a real Ray: parallel, reported, refused, killed, on S3, on a full disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import ray
+from moto.server import ThreadedMotoServer
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.trainers.data.layouts.trees import DOMAINNET_CLASSES, make_domainnet
+from tests.tuning.preparation.reading import counts, rows
+from trainers.data.encoding import EncodeOptions
+from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.storage import open_store
+from tuning.cli import app
+from tuning.preparation.options import PrepareOptions
+from tuning.preparation.prepare import prepare
+from tuning.preparation.record import read_record
+from tuning.preparation.report import render
+from tuning.preparation.tasks import PreparationFailed
+from tuning.ray_session import ray_session
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[str]:
+    """One Ray for all of this module; its address."""
+    with ray_session():
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_domainnet(tmp_path / "source")
+
+
+def record(destination: Path | str, domain: str) -> dict[str, object]:
+    return read_record(open_store(destination).at(domain)) or {}
+
+
+def parts(root: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of modification of each file of Parquet."""
+    return {
+        str(path.relative_to(root)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in sorted(root.rglob("*.parquet"))
+    }
+
+
+def test_domainnet_is_prepared_recorded_and_read_back(tree: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    report = prepare(
+        "domainnet", str(tree), str(data), PrepareOptions(shard_size=4), progress=False
+    )
+    assert [(d.domain, d.status, d.bad) for d in report.domains] == [
+        ("painting", "done", 0),
+        ("real", "done", 0),
+    ]
+    assert counts(data, "real/test") == dict.fromkeys(DOMAINNET_CLASSES, 1)
+    assert counts(data, "real/val") == dict.fromkeys(DOMAINNET_CLASSES, 1)
+    assert "t-shirt" not in counts(data, "painting/train")
+    assert [name for _, name, _ in rows(data, "real/test")] == list(DOMAINNET_CLASSES)
+    painting = record(data, "painting")
+    assert (painting["status"], painting["layout"]) == ("done", "domainnet")
+    assert painting["settings"]["--shard-size"] == 4  # type: ignore[index]
+    splits = painting["splits"]
+    assert isinstance(splits, dict)
+    assert {split: made["pictures"] for split, made in splits.items()} == {
+        "train": 6, "val": 6, "test": 7,
+    }  # fmt: skip
+    on_disk = sum(path.stat().st_size for path in (data / "painting").rglob("*.parquet"))
+    assert sum(made["bytes"] for made in splits.values()) == on_disk
+    with (data / "painting" / "findings.csv").open() as file:
+        (missing,) = csv.DictReader(file)
+    assert (missing["split"], missing["kind"], missing["bad"]) == ("train", "missing class", "no")
+    shown = Console(file=io.StringIO(), width=100)
+    shown.print(render(report))
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    assert "trial.data.root: " in text
+    assert "missing class" in text
+
+    before = parts(data)
+    again = prepare("domainnet", str(tree), str(data), PrepareOptions(shard_size=4), progress=False)
+    assert again.domains == report.domains
+    assert (again.made, parts(data)) == (0, before)
+
+
+def test_bad_pictures_are_listed_refused_and_left_out_where_that_is_said(
+    tree: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    names = {"empty": "real_000_000001.jpg", "truncated": "real_001_000003.jpg"}
+    (tree / "real" / "teddy-bear" / names["empty"]).write_bytes(b"")
+    cut = tree / "real" / "tent" / names["truncated"]
+    cut.write_bytes(cut.read_bytes()[:-200])
+    grey = Image.new("CMYK", (16, 12))
+    grey.save(tree / "real" / "tiger" / "real_003_000003.jpg")
+    command = ["prepare", "domainnet", str(tree), str(data), "--domains", "real"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    said = " ".join(refused.stderr.split())
+    assert "2 of 21 pictures cannot be used" in said
+    assert "empty 1, truncated 1" in said or "truncated 1, empty 1" in said
+    assert f"{data}/real/findings.csv" in said
+    assert "--skip-bad 2" in said
+    assert record(data, "real")["status"] == "refused"
+    with (data / "real" / "findings.csv").open() as file:
+        listed = {
+            row["path"]: (row["split"], row["kind"], row["bad"]) for row in csv.DictReader(file)
+        }
+    carved = listed.pop(f"real/teddy-bear/{names['empty']}")
+    assert carved in (("train", "empty", "yes"), ("val", "empty", "yes"))
+    assert listed == {
+        f"real/tent/{names['truncated']}": ("test", "truncated", "yes"),
+        "real/tiger/real_003_000003.jpg": ("test", "CMYK", "no"),
+    }
+    before = parts(data)
+    assert CliRunner().invoke(app, [*command, "--skip-bad", "1"]).exit_code == 1
+    done = CliRunner().invoke(app, [*command, "--skip-bad", "10%"])
+    assert done.exit_code == 0, done.output
+    assert "2 bad pictures left out" in done.output
+    assert record(data, "real")["status"] == "done"
+    assert parts(data) == before
+    assert "tent" not in counts(data, "real/test")
+
+
+def test_other_settings_replace_what_is_there_only_with_overwrite(
+    tree: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    real = LayoutOptions(domains=("real",))
+    prepare("domainnet", str(tree), str(data), PrepareOptions(real, shard_size=2), progress=False)
+    assert len(parts(data)) == 12
+    own = data / "sketch" / "train" / "part-00000.parquet"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"another domain is left alone")
+    options = PrepareOptions(real, EncodeOptions(resize=6), overwrite=True)
+    report = prepare("domainnet", str(tree), str(data), options, progress=False)
+    assert len(parts(data)) == 3 + 1
+    assert report.made == 21
+    image = rows(data, "real/test")[0]
+    assert image[0] == "real/teddy-bear/real_000_000003.jpg"
+    assert own.read_bytes() == b"another domain is left alone"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a real S3 server on this machine, which the environment names."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-of-tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_pictures_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> None:
+    tree = make_domainnet(tmp_path / "source", ["real"])
+    client = boto3.client("s3")
+    for file in tree.rglob("*.*"):
+        client.upload_file(str(file), "bucket", f"raw/{file.relative_to(tree)}")
+    options = PrepareOptions(shard_size=4)
+    report = prepare("domainnet", f"{bucket}/raw", f"{bucket}/data", options, progress=False)
+    assert [(d.domain, d.status) for d in report.domains] == [("real", "done")]
+    assert counts(f"{bucket}/data", "real/test") == dict.fromkeys(DOMAINNET_CLASSES, 1)
+    assert record(f"{bucket}/data", "real")["source"] == f"{bucket}/raw"
+    local = prepare("domainnet", str(tree), str(tmp_path / "data"), options, progress=False)
+    assert rows(f"{bucket}/data", "real/val") == rows(tmp_path / "data", "real/val")
+    assert [d.splits for d in local.domains] == [d.splits for d in report.domains]
+    again = prepare("domainnet", f"{bucket}/raw", f"{bucket}/data", options, progress=False)
+    assert again.made == 0
+    missing = CliRunner().invoke(app, ["prepare", "folders", "s3://nowhere/raw", f"{bucket}/x"])
+    assert (missing.exit_code, type(missing.exception).__name__) == (1, "ConfigError")
+    assert "s3://nowhere/raw" in str(missing.exception)
+
+
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None:
+    source, data = tmp_path / "source", tmp_path / "data"
+    rng = np.random.default_rng(0)
+    (source / "cat").mkdir(parents=True)
+    (source / "dog").mkdir()
+    Image.fromarray(rng.integers(0, 256, (600, 600, 3), dtype=np.uint8)).save(source / "cat/0.png")
+    for number in range(1, 60):  # the same slow picture, so that a kill comes in the middle
+        os.link(source / "cat/0.png", source / ("cat", "dog")[number % 2] / f"{number}.png")
+    command = [
+        "prepare", "folders", str(source), str(data), "--domain", "pets",
+        "--resize", "256", "--shard-size", "2", "--address", cluster,
+    ]  # fmt: skip
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tuning", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    while len(parts(data)) < 3:
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert record(data, "pets")["status"] == "unfinished"
+    left = parts(data)
+    assert 3 <= len(left) < 30
+    (data / "pets" / "train" / "part-00029.parquet.1.unfinished").write_bytes(b"cut off")
+    resumed = CliRunner().invoke(app, command)
+    assert resumed.exit_code == 0, resumed.output
+    after = parts(data)
+    assert len(after) == 27 + 3  # of 30 pictures a class 3 are carved
+    kept = [path for path in left if after[path] == left[path]]
+    assert len(kept) == len(left)
+    assert record(data, "pets")["status"] == "done"
+    assert not list(data.rglob("*.unfinished"))
+    found = rows(data, "pets/train") + rows(data, "pets/val")
+    assert len(found) == len({path for path, _, _ in found}) == 60
+
+
+def test_a_full_disk_is_told_and_what_is_finished_stays(tmp_path: Path) -> None:
+    if os.geteuid() != 0:  # where it cannot mount, it runs itself as root of its own namespace
+        test = f"{__file__}::test_a_full_disk_is_told_and_what_is_finished_stays"
+        subprocess.run(["unshare", "-rm", sys.executable, "-m", "pytest", "-q", test], check=True)
+        return
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    source = tmp_path / "source"
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        file = source / "cat" / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(file)
+    options = PrepareOptions(LayoutOptions(domain="pets"), shard_size=2)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    try:
+        with pytest.raises(PreparationFailed) as failed:
+            prepare("folders", str(source), str(disk), options, progress=False)
+        said = str(failed.value)
+        assert "no space left" in said
+        assert str(disk) in said
+        assert "run the same command again" in said
+        assert "\n" not in said
+        left = parts(disk)
+        assert 1 <= len(left) < 13
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        report = prepare("folders", str(source), str(disk), options, progress=False)
+        assert [domain.status for domain in report.domains] == ["done"]
+        assert {path: parts(disk)[path] for path in left} == left
+        assert len(rows(disk, "pets/train")) + len(rows(disk, "pets/val")) == 24
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,71 @@
+"""What a person reads at the end of a preparation, and the help before it."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+from typer.testing import CliRunner
+
+from trainers.data.layouts import LAYOUTS
+from trainers.data.layouts.listing import Finding
+from tuning.cli import app
+from tuning.preparation.prepare import DomainReport, PreparationReport, SplitReport
+from tuning.preparation.record import Found, Status
+from tuning.preparation.report import refusal, render
+
+
+def domain(name: str, status: Status = "done", findings: tuple[Found, ...] = ()) -> DomainReport:
+    splits = {"train": SplitReport(1200, 34_500_000), "test": SplitReport(300, 500_000)}
+    return DomainReport(name, f"s3://bucket/data/{name}", status, splits, findings, 1502)
+
+
+def shown(report: PreparationReport) -> list[str]:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(report))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+BAD = (
+    Found("train", Finding("cat/1.jpg", "truncated", "12 bytes", bad=True)),
+    Found("test", Finding("cat/2.jpg", "empty", bad=True)),
+)
+ODD = (
+    Found("train", Finding("cat/3.jpg", "CMYK")),
+    Found("train", Finding("cat/4.jpg", "CMYK")),
+    Found("test", Finding("dog", "missing class")),
+)
+
+
+def test_the_summary_counts_pictures_findings_and_bytes() -> None:
+    report = PreparationReport(
+        "s3://bucket/data", (domain("real"), domain("sketch", findings=BAD + ODD)), 3000, 60.0
+    )
+    lines = [" ".join(line.split()) for line in shown(report)]
+    assert "real 1,200 300 35 MB 0 done" in lines
+    assert "sketch 1,200 300 35 MB 2 done" in lines
+    assert "CMYK 2 sketch" in lines
+    assert "truncated 1 bad: sketch" in lines
+    assert (
+        "! sketch: 2 bad pictures left out, 2 conversions of pictures, 1 other findings, "
+        "listed in s3://bucket/data/sketch/findings.csv"
+    ) in " ".join(lines)
+    assert "Read 3,000 pictures in 1m 00s, 50 a second" in lines
+    assert "Config trial.data.root: s3://bucket/data" in lines
+
+
+def test_a_refusal_says_how_many_of_which_kinds_where_and_what_to_do() -> None:
+    report = PreparationReport("s3://bucket/data", (domain("real", "refused", BAD),), 0, 1.0)
+    assert refusal(report) == (
+        "s3://bucket/data/real: 2 of 1,502 pictures cannot be used (truncated 1, empty 1), listed "
+        "in s3://bucket/data/real/findings.csv; mend them, or leave them out with --skip-bad 2, "
+        "and run the same command again"
+    )
+    assert not any("trial.data.root" in line for line in shown(report))
+
+
+def test_the_help_lists_every_layout() -> None:
+    text = CliRunner().invoke(app, ["prepare", "--help"], env={"COLUMNS": "150"}).output
+    for layout in LAYOUTS.values():
+        assert f"{layout.name}: " in text
+        assert layout.description in " ".join(text.split())

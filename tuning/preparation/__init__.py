@@ -1,0 +1,1 @@
+"""`lipsum-tune prepare`: pictures in any usual layout, made into the project's Parquet shards."""
