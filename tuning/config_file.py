@@ -1,4 +1,4 @@
-"""Configuration files: read from YAML, overridden, validated and checked before anything runs.
+"""Configuration files: read, validated and checked before anything runs.
 
 Command-line keys are the dotted paths of the file: ``--set trial.steps=500`` or
 ``--set search.budget.trials=20``.
@@ -7,23 +7,18 @@ Command-line keys are the dotted paths of the file: ``--set trial.steps=500`` or
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from importlib import resources
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from search_spaces import Categorical, SearchSpace
-from trainers.checks import check_trial
-from trainers.dotted import nest
+from trainers.checks import check_trials
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation import metric_names
-from trainers.fine_tune import REPORTED
+from trainers.fine_tune import reported
 from tuning.config import NoSchedulerConfig, SearchFile
+from tuning.config_layers import read_layers
 
-_PARAMETERS = "search.space.parameters."
-_PARAMETER_FIELDS = ("type", "low", "high", "log", "step", "choices")
 _PASSWORD = re.compile(
     r"://[^:/@]*:([^@]+)@|https?://([^:/@]+)@|[?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=([^&]+)",
     re.I,
@@ -37,72 +32,28 @@ def load_config(
     """Read, override, validate and check a configuration.
 
     Args:
-        source: a YAML file, or the name of a ready one such as `quickstart`.
+        source: a YAML file, or the name of a ready one such as `quickstart`; `:VARIANT` after it
+            picks one of its variants.
         overrides: ``key=value`` with dotted keys; values are YAML.
         check: see to it that it can run here and now, data and all; without, it is only read.
 
     Raises:
         ConfigError: one line for each mistake, naming the file, the key and the value.
     """
-    path = find_config(source)
-    values = _read_yaml(path)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {override!r}: write it as key=value")
-        try:
-            values = _override(values, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r}: {_yaml_problem(error)}") from None
-    file = validate(SearchFile, values, str(path))
+    name, values = read_layers(source, overrides)
+    file = validate(SearchFile, values, name)
     try:
         if check:
             check_search(file)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{name}: {error}") from None
     return file
-
-
-def _override(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """`values` with one more key; the names of searched parameters have dots of their own."""
-    if not key.startswith(_PARAMETERS):
-        return nest({key: value}, values)
-    name, field = key.removeprefix(_PARAMETERS), ""
-    if name.rpartition(".")[2] in _PARAMETER_FIELDS:
-        name, _, field = name.rpartition(".")
-    parameters: Any = values
-    for part in ("search", "space", "parameters"):
-        parameters = parameters.get(part) or {}
-        if not isinstance(parameters, Mapping):
-            return values  # which validation refuses
-    if not field:
-        return nest({_PARAMETERS.rstrip("."): {**parameters, name: value}}, values)
-    given = parameters.get(name) or {}
-    if not isinstance(given, Mapping):
-        return values
-    return nest({_PARAMETERS.rstrip("."): {**parameters, name: {**given, field: value}}}, values)
-
-
-def find_config(source: str | Path) -> Path:
-    """The file itself, or the ready configuration of that name."""
-    path = Path(source)
-    if path.is_file():
-        return path
-    ready = Path(str(resources.files("search_spaces"))) / "configs"
-    named = ready / f"{source}.yaml"
-    if named.is_file():
-        return named
-    names = [file.stem for file in ready.glob("*.yaml")]
-    raise ConfigError(
-        f"{source}: no such file, nor a ready configuration{did_you_mean(str(source), names)}"
-    )
 
 
 def check_search(file: SearchFile) -> None:
     """Raise a `ConfigError` for whatever can be known to fail before a worker starts."""
     space = file.search_space()
-    for point in _extreme_points(space):
-        check_trial(file.trial_config(point))
+    check_trials(file.trial_config(point) for point in _extreme_points(space))
     for name in file.search.references:
         file.reference_config(name)
     _check_objective(file)
@@ -137,7 +88,7 @@ def _has_password(url: str) -> bool:
 
 
 def _check_objective(file: SearchFile) -> None:
-    known = [*metric_names(file.trial.data), *REPORTED]
+    known = [*metric_names(file.trial.data), *reported(file.trial.model)]
     for objective in file.objectives:
         if objective.metric not in known:
             raise ConfigError(
@@ -187,23 +138,3 @@ def _extreme_points(space: SearchSpace) -> Iterable[dict[str, Any]]:
     for index in range(most):
         yield {key: values[min(index, len(values) - 1)] for key, values in choices.items()}
     yield from space.initial_points
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected the sections `trial:` and `search:`")
-    return values
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong with a text that is no YAML, in one line."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +157,6 @@ def test_yaml_cannot_make_python_objects(tmp_path: Path) -> None:
     path.write_text("trial: !!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigError, match="could not determine a constructor"):
         load_config(path)
-
-
-def test_every_ready_configuration_is_valid_and_says_how_it_is_run() -> None:
-    files = list(Path(str(resources.files("search_spaces"))).glob("configs/*.yaml"))
-    assert files
-    for file in files:
-        assert load_config(file.stem).trial.steps > 0
-        assert file.read_text().startswith("# ")
-        assert f"lipsum-tune search {file.stem}" in file.read_text()
 
 
 def test_a_proposal_is_laid_over_the_base_trial(good: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,237 @@
+"""The configurations that come with the package, and the two mechanisms that keep them short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from search_spaces import Float
+from trainers.data.suite import Suite
+from trainers.errors import ConfigError
+from trainers.fine_tune import fine_tune
+from tuning.config import AshaConfig, SearchFile
+from tuning.config_file import check_search, load_config
+from tuning.config_layers import find_config, ready_configs
+from tuning.runs import search_record, write_config
+
+PAPER = [
+    f"{data}_{model}"
+    for data in ("domainnet", "imagenet")
+    for model in ("vit_b16", "vit_b32", "vit_l14")
+]
+
+
+def test_the_ready_configurations_are_those_that_users_know() -> None:
+    assert ready_configs() == sorted([*PAPER, "quickstart"])
+
+
+@pytest.mark.parametrize("name", [*PAPER, "quickstart"])
+def test_every_header_says_how_it_is_run_what_it_costs_and_what_comes_out(name: str) -> None:
+    header = re.split(r"^(?!#)", find_config(name).read_text(), maxsplit=1, flags=re.M)[0]
+    assert f"lipsum-tune search {name}" in header
+    for word in ("Cost:", "Expected:"):
+        assert word in header
+    if name in PAPER:
+        for command in ("zero-shot", "confirm runs/", f"search {name}:runlocal", "prepare"):
+            assert command.replace("zero-shot", f"zero-shot {name}") in header.lower()
+        assert "not\n# " in header or "not measured" in header or "has not run" in header
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_setting_is_what_its_files_say(name: str) -> None:
+    file = load_config(name, check=False)
+    data, _, model = name.partition("_")
+    trial, search = file.trial, file.search
+    short = model.replace("vit_", "").upper()
+    assert trial.model.name == f"ViT-{short[0]}-{short[1:]}-quickgelu"
+    assert trial.model.pretrained == "openai"
+    assert trial.data.suite == data
+    assert trial.data.root == str(Path("data", data).absolute())
+    assert trial.steps == {"domainnet": 5_000, "imagenet": 50_000}[data]
+    assert trial.optim.model_dump() == {
+        "lr": 1e-5, "batch_size": 256, "warmup_fraction": 0.1, "weight_decay": 0.0,
+        "betas": (0.9, 0.999), "eps": 1e-8,
+    }  # fmt: skip
+    assert trial.data.crop_area == (0.08, 1.0)
+    assert trial.precision == "auto"
+    assert search.name == name
+    lr = file.search_space().parameters["optim.lr"]
+    assert isinstance(lr, Float)
+    assert lr.log
+    assert (lr.low * lr.high) ** 0.5 == pytest.approx(1e-5)
+    assert file.search_space().initial_points[0]["optim.lr"] == 1e-5
+    assert isinstance(search.scheduler, AshaConfig)
+    assert search.scheduler.grace_steps >= trial.steps / 2
+    assert search.scheduler.grace_steps % trial.eval.every == 0
+    assert search.resources.gpus_per_worker == 1
+    assert trial.optim.batch_size % search.resources.workers == 0
+    assert search.resources.cpus_per_worker >= trial.data.workers
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_runlocal_passes_every_check_and_takes_no_more_than_a_laptop(name: str) -> None:
+    file = load_config(f"{name}:runlocal")
+    assert file.trial.model.name == "tiny-clip"
+    assert file.trial.data.root == "openmoji"
+    assert file.trial.data.suite is None
+    assert file.trial.steps <= 20
+    assert file.search.budget.trials == 2
+    assert file.search.resources.model_dump(exclude_defaults=True) == {}  # one CPU, no GPU
+    assert file.objectives == load_config(name, check=False).objectives
+    assert file.search.space.name == "lipsum_ft"
+
+
+def test_a_runlocal_trial_runs(pictures_root: Path) -> None:
+    here = [f"trial.data.root={pictures_root}", "trial.steps=2", "trial.optim.batch_size=8"]
+    file = load_config("imagenet_vit_l14:runlocal", [*here, "search.scheduler.grace_steps=1"])
+    (report,) = fine_tune(file.trial)
+    assert report.step == 2
+    assert 0 <= report.metrics["val/mean_acc"] <= 100
+
+
+def write(folder: Path, name: str, /, **values: Any) -> Path:
+    path = folder / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def loaded(path: Path | str) -> SearchFile:
+    return load_config(path, check=False)
+
+
+def test_a_file_says_only_what_differs_from_what_it_extends(tmp_path: Path) -> None:
+    write(tmp_path, "base", trial={"steps": 7, "optim": {"lr": 1e-3}, "eval": {"every": 2}})
+    child = write(tmp_path, "deep/child", extends="../base.yaml", trial={"optim": {"eps": 1e-6}})
+    grandchild = write(tmp_path, "grandchild", extends="deep/child.yaml", trial={"steps": 9})
+    trial = loaded(grandchild).trial
+    assert (trial.steps, trial.optim.lr, trial.optim.eps, trial.eval.every) == (9, 1e-3, 1e-6, 2)
+    assert loaded(child).trial.steps == 7
+    own = write(tmp_path, "own", extends="domainnet_vit_b16", search={"budget": {"trials": 3}})
+    assert loaded(own).search.budget.trials == 3
+    assert loaded(own).trial == loaded("domainnet_vit_b16").trial
+
+
+def test_another_kind_of_model_or_scheduler_starts_afresh(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "own", extends="domainnet_vit_b16",
+        trial={"model": {"name": "tiny-clip"}}, search={"scheduler": {"name": "none"}},
+    )  # fmt: skip
+    assert loaded(path).trial.model.pretrained is None
+    assert loaded(path).search.scheduler.name == "none"
+
+
+def test_files_that_extend_each_other_or_nothing_are_one_error(tmp_path: Path) -> None:
+    one = write(tmp_path, "one", extends="two.yaml")
+    write(tmp_path, "two", extends="one.yaml")
+    with pytest.raises(ConfigError, match=r"one\.yaml -> two\.yaml -> one\.yaml"):
+        loaded(one)
+    itself = write(tmp_path, "itself", extends="itself.yaml")
+    with pytest.raises(ConfigError, match="comes back to itself"):
+        loaded(itself)
+    wrong = write(tmp_path, "wrong", extends="domainnet_vit_b61")
+    with pytest.raises(ConfigError, match=r"wrong\.yaml: extends = .*mean 'domainnet_vit_b16'"):
+        loaded(wrong)
+    with pytest.raises(ConfigError, match=r"extends = 3: expected"):
+        loaded(write(tmp_path, "number", extends=3))
+
+
+def test_a_variant_is_laid_over_the_file_and_overrides_over_that(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "mine",
+        trial={"steps": 100},
+        variants={
+            "short": {
+                "trial.steps": 10,
+                "search.space.parameters.optim.lr": {"low": 1e-5, "high": 1e-4},
+                "search.space.parameters.method.reg_weight.high": 10.0,
+            }
+        },
+    )
+    assert loaded(path).trial.steps == 100
+    short = loaded(f"{path}:short")
+    assert short.trial.steps == 10
+    parameters = short.search_space().parameters
+    assert parameters["optim.lr"] == Float(low=1e-5, high=1e-4, log=True)
+    assert parameters["method.reg_weight"] == Float(low=0.01, high=10.0, log=True)
+    assert load_config(f"{path}:short", ["trial.steps=3"], check=False).trial.steps == 3
+    inherits = write(tmp_path, "inherits", extends="mine.yaml")
+    assert loaded(f"{inherits}:short").trial.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("domainnet_vit_b16:runlokal", r"no variant 'runlokal' \(did you mean 'runlocal'\?\)"),
+        ("quickstart:runlocal", r"quickstart\.yaml: it has no variants"),
+        ("quickstar:runlocal", r"quickstar: no such file, nor .*did you mean 'quickstart'"),
+    ],
+)
+def test_a_variant_that_is_not_there_is_one_line(source: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        loaded(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_variant_is_told_under_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", variants={"bad": {"trial.optim.lrr": 1}, "worse": 3})
+    with pytest.raises(ConfigError, match=r"mine\.yaml:bad: unknown key 'trial\.optim\.lrr'"):
+        loaded(f"{path}:bad")
+    with pytest.raises(ConfigError, match=r"variants\.worse = 3: expected dotted keys"):
+        loaded(f"{path}:worse")
+
+
+def test_what_is_kept_of_a_run_is_whole_and_needs_no_other_file(tmp_path: Path) -> None:
+    suite = {"name": "mine", "id_domain": "photo", "class_names": {"a": "an a"}}
+    write(tmp_path, "suites/mine", **suite)
+    path = write(
+        tmp_path, "own", extends="domainnet_vit_b16",
+        trial={"data": {"suite": "suites/mine.yaml"}}, variants={"x": {"trial.steps": 5}},
+    )  # fmt: skip
+    file = loaded(f"{path}:x")
+    assert isinstance(file.trial.data.suite, Suite)
+    run = tmp_path / "run"
+    run.mkdir()
+    write_config(run, file)
+    (tmp_path / "suites" / "mine.yaml").unlink()
+    kept = yaml.safe_load((run / "search.yaml").read_text())
+    assert kept.keys() == {"trial", "search"}
+    assert loaded(run / "search.yaml") == file
+    assert file.trial.data.domains == ("photo",)
+
+
+def test_of_a_suite_of_the_users_own_the_record_has_name_and_digest(tmp_path: Path) -> None:
+    suite = {
+        "name": "mine",
+        "id_domain": "photo",
+        "class_names": {f"c{i}": f"a {i}" for i in range(99)},
+    }
+    path = write(
+        tmp_path, "own", trial={"data": {"suite": suite}},
+        search={"objective": {"metric": "id_val/acc"}},
+    )  # fmt: skip
+    file = loaded(path)
+    config: Any = search_record(file, tmp_path, {"id_val/acc": 1.0}).config
+    assert re.fullmatch(r"mine \([0-9a-f]{12}\)", config["trial"]["data"]["suite"])
+    named: Any = search_record(loaded("domainnet_vit_b16"), tmp_path, {"id_val/acc": 1.0}).config
+    assert named["trial"]["data"]["suite"] == "domainnet"
+
+
+def test_a_mistake_in_a_suite_names_the_configuration_and_the_key(tmp_path: Path) -> None:
+    path = write(tmp_path, "own", trial={"data": {"suite": {"id_domain": "a", "template": "x"}}})
+    with pytest.raises(ConfigError, match=r"own\.yaml: trial\.data\.suite: unknown key 'template'"):
+        loaded(path)
+    path = write(tmp_path, "own", trial={"data": {"suite": "imagnet"}})
+    with pytest.raises(ConfigError, match=r"own\.yaml: no suite is called 'imagnet'.*'imagenet'"):
+        loaded(path)
+
+
+def test_ready_configurations_say_at_once_that_their_data_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_config("domainnet_vit_b16", [f"trial.data.root={tmp_path / 'none'}"])
+    check_search(load_config("quickstart"))
