@@ -15,6 +15,8 @@ from trainers.torch_trainer import WORKER_ENVIRONMENT
 from tuning.config import ResourcesConfig
 
 LOCALHOST = "127.0.0.1"
+ANSWER_S = 10
+"""For how long a cluster may keep a first connection waiting."""
 
 
 @contextmanager
@@ -70,6 +72,7 @@ def concurrent_trials(resources: ResourcesConfig) -> int:
 
 
 def _connect(address: str) -> None:
+    _refuse_silence(address)
     # A stopped trial's resources are freed through the state API, which its helper processes look
     # for at RAY_ADDRESS; `ray job submit` sets that for the entry point alone.
     ray.init(
@@ -78,6 +81,18 @@ def _connect(address: str) -> None:
         logging_level=logging.ERROR,
         runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": address}},
     )
+
+
+def _refuse_silence(address: str) -> None:
+    """Raise a ConnectionError where nothing listens: Ray itself would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return  # `auto`, or a URL: Ray knows how to take it
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
+            return
+    except OSError as error:
+        raise ConnectionError(f"nothing answers there ({error})") from None
 
 
 def _start_local() -> None:
