@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pyarrow import fs
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -106,9 +106,11 @@ class Pictures:
             image.load()
             return image if image.mode == "RGB" else image.convert("RGB")
         except _UNDECODABLE as error:
+            # Pillow's own sentence about a foreign file is the address of an object.
+            problem = "not a picture" if isinstance(error, UnidentifiedImageError) else error
             raise ConfigError(
                 f"{self.store.url}/{self.name}: row {index} ({self._paths[chunk][row].as_py()}): "
-                f"{error}; `lipsum-tune prepare parquet` finds and leaves out such pictures"
+                f"{problem}; `lipsum-tune prepare parquet` finds and leaves out such pictures"
             ) from None
 
     def pixels(self, index: int) -> Tensor:
