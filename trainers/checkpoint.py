@@ -8,9 +8,10 @@ under their new name, and at no other moment: whatever kills a save, one whole c
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     metrics: Mapping[str, float],
+    class_names: Sequence[str],
 ) -> None:
     """Write all that is needed to go on bit for bit; nothing else is random or stateful.
 
@@ -59,6 +61,7 @@ def save_checkpoint(
         progress: how far the run is.
         metrics: of the report that the checkpoint goes with. Whoever was told of it may not have
             lived to write it down, so a resumed run says it again.
+        class_names: (K,) of the head: the same weights mean nothing for others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights, state = folder / WEIGHTS, folder / STATE
@@ -66,7 +69,12 @@ def save_checkpoint(
     if _weights_of(folder) == new_weights:
         new_weights.replace(weights)  # ends the swap that a killed save began
     values = dataclasses.asdict(progress)
-    training = {"optimizer": optimizer.state_dict(), "progress": values, "metrics": dict(metrics)}
+    training = {
+        "optimizer": optimizer.state_dict(),
+        "progress": values,
+        "metrics": dict(metrics),
+        "classes": _hash(class_names),
+    }
     torch.save(training, new_state)
     save_model(student, str(new_weights), metadata={"progress": json.dumps(values)})
     for path in (new_state, new_weights):
@@ -77,7 +85,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, student: Student, optimizer: torch.optim.Optimizer
+    folder: Path,
+    student: Student,
+    optimizer: torch.optim.Optimizer,
+    class_names: Sequence[str],
 ) -> tuple[Progress, dict[str, float]]:
     """Load what `save_checkpoint` wrote into `student` and `optimizer`.
 
@@ -85,12 +96,18 @@ def load_checkpoint(
         How far the run is, and the metrics of the report that the checkpoint goes with.
 
     Raises:
-        ConfigError: no whole checkpoint is there, or its files are of two different ones.
+        ConfigError: no whole checkpoint is there, its files are of two different ones, or it was
+            trained on other classes than `class_names`.
     """
     if not (folder / STATE).is_file():
         raise ConfigError(f"{folder}: no {STATE}, and training cannot go on from weights alone")
     device = str(student.head.device)
     state = torch.load(folder / STATE, map_location=device, weights_only=True)
+    if state.get("classes", "") not in ("", _hash(class_names)):  # "" before states carried it
+        raise ConfigError(
+            f"{folder}: it was trained on other classes, or in another order, than the "
+            f"{len(class_names)} that the data have now"
+        )
     weights = _weights_of(folder)
     found = _progress_of(weights)
     if found is None:
@@ -109,6 +126,10 @@ def saved_step(folder: Path) -> int | None:
     """The optimiser steps of the weights in a checkpoint; None where they are missing or torn."""
     progress = _progress_of(_weights_of(folder))
     return None if progress is None else int(progress.get("step", 0))
+
+
+def _hash(class_names: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
 
 
 def _weights_of(folder: Path) -> Path:

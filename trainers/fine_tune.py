@@ -79,7 +79,9 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write a checkpoint from which `fine_tune` goes on bit for bit."""
         run = self.run
-        save_checkpoint(folder, run.student, run.optimizer, run.progress, self.metrics)
+        save_checkpoint(
+            folder, run.student, run.optimizer, run.progress, self.metrics, run.class_names
+        )
 
 
 def fine_tune(

@@ -196,6 +196,10 @@ class SearchConfig(_Frozen):
     """Folder of run folders; on several nodes, one that all of them reach."""
 
 
+ELSEWHERE = ("root", "workers", "cache_gb")
+"""Of `trial.data`, where the pictures lie and how they get here: this changes no figure."""
+
+
 class SearchFile(_Frozen):
     """A whole configuration file."""
 
@@ -248,7 +252,7 @@ class SearchFile(_Frozen):
     def fingerprints(self) -> dict[str, str]:
         """Hashes of what must stay the same for as long as a search goes on."""
         parts = {
-            "trial": self.trial.model_dump_json(),
+            "trial": self.trial.model_dump_json(exclude={"data": set(ELSEWHERE)}),
             "search.objective": repr(self.objectives),
             "search.constraints": repr(self.search.constraints),
             "search.space": self.search_space().canonical(),

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from trainers.config import TrialConfig
+from trainers.config import DataConfig, TrialConfig
 from trainers.data.fingerprint import data_fingerprint
+from trainers.data.suite import listed
+from trainers.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT_FILE = "environment.json"
+"""In a run folder."""
 
 PACKAGES = (
     "lipsum-tune",
@@ -27,7 +36,7 @@ PACKAGES = (
 
 
 def environment(trial: TrialConfig) -> dict[str, object]:
-    """A record for `environment.json`, from which a run can be understood and repeated."""
+    """A record for `ENVIRONMENT_FILE`, from which a run can be understood and repeated."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -36,6 +45,36 @@ def environment(trial: TrialConfig) -> dict[str, object]:
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
     }
+
+
+def data_seen(folder: Path) -> dict[str, str] | None:
+    """The fingerprint of the data that a run folder's search began with; None: nobody knows."""
+    try:
+        data = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")).get("data")
+    except (FileNotFoundError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def check_same_data(folder: Path, data: DataConfig) -> None:
+    """See to it that the data are still those that a run folder's search began with.
+
+    Where nothing was written of them, this is said, and nothing refused.
+
+    Raises:
+        ConfigError: a domain and split has changed, or is missing.
+    """
+    seen = data_seen(folder)
+    if seen is None:
+        logger.warning("%s does not say what data it saw; nobody knows if they changed", folder)
+        return
+    changed = [part for part, now in data_fingerprint(data).items() if seen.get(part) != now]
+    if changed:
+        raise ConfigError(
+            f"trial.data.root = {data.root!r}: {listed(changed)} changed since this search began "
+            f"({folder / ENVIRONMENT_FILE}); put the old data back, or start a new search, with "
+            "this one in search.warm_start.runs"
+        )
 
 
 def _version(package: str) -> str | None:

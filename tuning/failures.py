@@ -9,12 +9,13 @@ def in_one_line(error: BaseException) -> str:
     Ray's account of a driver wraps Ray Train's account of its workers, which wraps what one of them
     raised; the last is what a person wants to read.
     """
-    cause = _root_cause(error)
+    cause = root_cause(error)
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[0] if lines else ''}"
 
 
-def _root_cause(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
+    """What a worker raised."""
     while True:
         failures = getattr(error, "worker_failures", None)
         inner = next(iter(failures.values())) if failures else None

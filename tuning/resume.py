@@ -1,8 +1,9 @@
 """Go on with a search, or extend it: what may differ from the run folder's configuration.
 
 A resume finishes the search as it was set up, so nothing may change that its trials measure or
-that its sampler has learned from. Extending a search is another decision: its space may be moved or
-narrowed, and what lies outside of the new space is kept in the tables but forgotten by the sampler.
+that its sampler has learned from, the data included; where these lie may. Extending a search is
+another decision: its space may be moved or narrowed, and what lies outside of the new space is kept
+in the tables but forgotten by the sampler.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainers.data.roots import resolve_root
 from trainers.errors import ConfigError
-from tuning.config import SearchFile
+from tuning.config import ELSEWHERE, SearchFile
 from tuning.config_file import load_config
+from tuning.environment import check_same_data
 from tuning.journal import is_running
 from tuning.runs import CONFIG_FILE, load_run, write_config
 from tuning.search import SearchResult, continue_search
@@ -24,6 +27,7 @@ RESUMABLE = (
     "search.resources",
     "search.tracking",
     "search.checkpoints",
+    *(f"trial.data.{key}" for key in ELSEWHERE),
 )
 """Keys that a resume may change: none of them alters what a trial measures."""
 EXTENDABLE = (*RESUMABLE, "search.space", "search.sampler", "search.scheduler")
@@ -48,7 +52,7 @@ def resume_search(
 
     Raises:
         ConfigError: no run folder, one of another version, one that another process is running,
-            or a key that must not change.
+            a key that must not change, or data that have changed.
     """
     before = load_run(folder)
     if is_running(folder):  # its search.yaml must stay what it runs with
@@ -56,6 +60,8 @@ def resume_search(
     file = load_config(folder / CONFIG_FILE, list(overrides))
     _check_same(before.file, file, EXTENDABLE if extend else RESUMABLE)
     _check_untouched(before.history.fingerprints, file, extend)
+    resolve_root(file.trial.data.root, progress=True)
+    check_same_data(before.folder, file.trial.data)
     if file != before.file:
         write_config(folder, file)
     return continue_search(before.folder, file, address=address, console=console)
@@ -64,8 +70,9 @@ def resume_search(
 def _check_same(before: SearchFile, after: SearchFile, allowed: tuple[str, ...]) -> None:
     """Raise for a key outside of the allowed ones that has another value than before."""
     was, now = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
+    may_change = tuple(f"{key}." for key in allowed)
     for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key) and not key.startswith(tuple(f"{a}." for a in allowed)):
+        if was.get(key) != now.get(key) and not f"{key}.".startswith(may_change):
             raise ConfigError(
                 f"--set {key}: it was {was.get(key)!r} in this search and cannot become "
                 f"{now.get(key)!r}{_hint(key)}"

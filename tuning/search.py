@@ -26,6 +26,7 @@ from trainers.fine_tune import load_split, start
 from tuning.budget import Budget
 from tuning.checkpoints import CheckpointListener
 from tuning.config import ResourcesConfig, SearchFile
+from tuning.failures import root_cause
 from tuning.journal import JOURNAL_FILE, History, Journal, read_history
 from tuning.ray_session import concurrent_trials, ray_session
 from tuning.recorder import Recorder
@@ -284,7 +285,10 @@ def _zero_shot_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dic
     task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(
         zero_shot_metrics
     )
-    metrics: dict[str, float] = ray.get(task.remote(trial))
+    try:
+        metrics: dict[str, float] = ray.get(task.remote(trial))
+    except ConfigError as error:  # as Ray tells it: a page of where
+        raise root_cause(error) from None
     return metrics
 
 

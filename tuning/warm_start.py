@@ -9,17 +9,16 @@ zero-shot model is.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 
 from search_spaces import SearchSpace
 from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
-from tuning.config import SearchFile
+from tuning.config import ELSEWHERE, SearchFile
+from tuning.environment import data_seen
 from tuning.ranking import pareto_front, ranked
 from tuning.records import SearchRecord, TrialRecord
 from tuning.runs import LoadedRun, load_run
@@ -81,14 +80,8 @@ def warm_start(
 
 def same_task(run: LoadedRun, file: SearchFile) -> bool:
     """Whether a trial of that run would measure the same today: equal trial, equal data."""
-    try:
-        environment = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False  # nobody knows what data it saw
-    here: Any = json.loads(json.dumps(data_fingerprint(file.trial.data)))
-    elsewhere: Any = {"data": {"root", "workers", "cache_gb"}}  # these change no figure
-    then, now = (f.trial.model_dump(exclude=elsewhere) for f in (run.file, file))
-    return then == now and environment.get("data") == here
+    then, now = (f.trial.model_dump(exclude={"data": set(ELSEWHERE)}) for f in (run.file, file))
+    return then == now and data_seen(run.folder) == data_fingerprint(file.trial.data)
 
 
 def best_points(

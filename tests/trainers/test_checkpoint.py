@@ -30,6 +30,7 @@ SIZE = 30_000  # below what torch spreads over threads, which a busy machine is 
 
 
 METRICS = {"id_val/acc": 53.125}
+CLASSES = ("ant", "bee", "cat")
 
 
 class Model(nn.Module):
@@ -54,13 +55,13 @@ def run_at(step: int) -> tuple[Student, torch.optim.Optimizer, Progress]:
 
 
 def save(folder: Path, step: int) -> None:
-    save_checkpoint(folder, *run_at(step), METRICS)
+    save_checkpoint(folder, *run_at(step), METRICS, CLASSES)
 
 
 def load(folder: Path) -> int:
     """The step of the checkpoint, having seen that all of it is of that step."""
     model, optimizer, _ = run_at(-1)
-    progress, metrics = load_checkpoint(folder, model, optimizer)
+    progress, metrics = load_checkpoint(folder, model, optimizer, CLASSES)
     assert metrics == METRICS
     assert progress == Progress(progress.step, 0.1 * progress.step)
     state = optimizer.state[model.head]
@@ -90,10 +91,30 @@ def test_two_runs_at_the_same_step_are_told_apart(tmp_path: Path) -> None:
     save(tmp_path / "one", 20)
     model, optimizer, progress = run_at(20)
     progress.seconds += 1e-9
-    save_checkpoint(tmp_path / "other", model, optimizer, progress, METRICS)
+    save_checkpoint(tmp_path / "other", model, optimizer, progress, METRICS, CLASSES)
     shutil.copy(tmp_path / "one" / WEIGHTS, tmp_path / "other" / WEIGHTS)
     with pytest.raises(ConfigError, match="two different checkpoints"):
         load(tmp_path / "other")
+
+
+@pytest.mark.parametrize("classes", [("bee", "ant", "cat"), ("ant", "bee"), ("ant", "bee", "dog")])
+def test_a_checkpoint_of_other_classes_or_another_order_is_refused(
+    classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    save(tmp_path, 20)
+    model, optimizer, _ = run_at(-1)
+    with pytest.raises(ConfigError, match="trained on other classes, or in another order") as said:
+        load_checkpoint(tmp_path, model, optimizer, classes)
+    assert str(said.value).startswith(f"{tmp_path}: ")
+    assert torch.all(cast(Model, model).head == -1)  # nothing of it was taken
+
+
+def test_a_checkpoint_from_before_it_knew_its_classes_is_taken(tmp_path: Path) -> None:
+    save(tmp_path, 20)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    del state["classes"]
+    torch.save(state, tmp_path / STATE)
+    assert load(tmp_path) == 20
 
 
 def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
@@ -123,7 +144,7 @@ def _save_until_call(folder: Path, number: int, connection: Connection) -> None:
 
     torch.set_num_threads(1)
     sys.setprofile(die)
-    save_checkpoint(folder, *run, METRICS)
+    save_checkpoint(folder, *run, METRICS, CLASSES)
     sys.setprofile(None)
     connection.send(next(calls))
 

@@ -8,8 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from tests.tuning import fakes
 from trainers.data.fingerprint import data_fingerprint
+from trainers.data.schema import CLASS_NAMES_KEY, part_path
 from trainers.dotted import nest
 from tuning.config import SearchFile
 from tuning.journal import Journal
@@ -52,6 +55,16 @@ def trial(
     """A finished trial of that search."""
     params = {LR: lr, WEIGHT: weight}
     return fakes.trial(number, id_acc, ood_acc, **{"params": params, **more})
+
+
+def swap_classes(root: Path, domain: str, split: str) -> None:
+    """Give each picture of the first class the second's name, and the reverse."""
+    path = part_path(root, domain, split)
+    table = pq.read_table(path)
+    metadata = table.schema.metadata
+    first, second, *others = json.loads(metadata[CLASS_NAMES_KEY])
+    metadata[CLASS_NAMES_KEY] = json.dumps([second, first, *others]).encode()
+    pq.write_table(table.replace_schema_metadata(metadata), path)
 
 
 def write_run(

@@ -6,6 +6,7 @@ Slow: every start of a driver is that of a Ray cluster and of a trial's processe
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,17 +95,18 @@ def reported(folder: Path) -> list:  # type: ignore[type-arg]
         return []
 
 
-def test_a_budget_ends_the_search_now_and_more_of_it_takes_the_running_trials_up_again(
+def test_a_budget_ends_the_search_now_and_more_of_it_takes_it_up_again_from_where_data_are_now(
     pictures_root: Path, tmp_path: Path
 ) -> None:
-    config = write(
-        pictures_root, tmp_path, "timed", references=[], budget={"trials": 2, "hours": 1e-9}
-    )
+    root = Path(shutil.copytree(pictures_root, tmp_path / "pictures"))
+    config = write(root, tmp_path, "timed", references=[], budget={"trials": 2, "hours": 1e-9})
     found = run_search(load_config(config), console=Console(quiet=True))
     assert found.outcome == "finished"
     assert "search.budget.hours" in str(found.ended_by)
     assert Counter(outcomes(found).values())["finished"] == 0
-    more = resume_search(found.run_folder, ["search.budget.hours=1"], console=Console(quiet=True))
+    moved = root.rename(tmp_path / "moved")  # which its trials read from now on
+    changes = ["search.budget.hours=1", f"trial.data.root={moved}", "trial.data.workers=1"]
+    more = resume_search(found.run_folder, changes, console=Console(quiet=True))
     assert set(outcomes(more).values()) <= {"finished", "pruned"}
     assert len(more.records) == 2
     assert disagreements(found.run_folder) == []

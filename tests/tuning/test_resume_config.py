@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from ray.tune.search import Searcher
 
 from tests.tuning import fakes
-from tests.tuning.run_folders import LR, search_file, trial, write_run
+from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.dotted import nest
 from trainers.errors import ConfigError
 from tuning import resume
@@ -67,9 +68,11 @@ def test_with_nothing_changed_a_search_goes_on_as_it_was(
         "search.resources.max_concurrent=1",
         "search.tracking.experiment=other",
         "search.checkpoints.disk_gb=5",
+        "trial.data.cache_gb=7",
+        "trial.data.workers=2",
     ],
 )
-def test_budgets_resources_and_tracking_may_change_and_are_kept(
+def test_budgets_resources_tracking_and_reading_may_change_and_are_kept(
     override: str, extend: bool, run: Path, went_on: list[SearchFile]
 ) -> None:
     expected = load_config(run / CONFIG_FILE, [override])
@@ -130,6 +133,67 @@ def test_what_trials_measure_never_changes_and_the_error_says_what_to_do(
     )
     assert went_on == []
     assert (run / CONFIG_FILE).read_text() == before
+
+
+@pytest.fixture
+def copy(pictures_root: Path, tmp_path: Path) -> Path:
+    """Data that a test may change."""
+    return Path(shutil.copytree(pictures_root, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_data_that_were_moved_are_read_where_they_are_now(
+    extend: bool, copy: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    run = write_run(tmp_path / "run", search_file(copy), [trial(0, 85.0, 62.0)])
+    moved = copy.rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"copy'.*no such folder"):
+        resume_search(run, extend=extend)
+    resume_search(run, [f"trial.data.root={moved}"], extend=extend)
+    resume_search(run, extend=extend)  # which was kept
+    (first, second) = went_on
+    assert first == second == search_file(moved)
+    assert first.trial_config({LR: 1e-3}).data.root == str(moved)
+    assert first.reference_config("ft").data.root == str(moved)
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+def test_data_that_have_changed_are_refused_with_the_domain_and_split(
+    extend: bool, moved: bool, copy: Path, run: Path, went_on: list[SearchFile]
+) -> None:
+    elsewhere = [f"trial.data.root={copy}"]
+    if not moved:
+        resume_search(run, elsewhere)
+        went_on.clear()
+    before = (run / CONFIG_FILE).read_text()
+    swap_classes(copy, "sketch", "val")
+    with pytest.raises(ConfigError) as caught:
+        resume_search(run, elsewhere if moved else [], extend=extend)
+    assert str(caught.value) == (
+        f"trial.data.root = {str(copy)!r}: 'sketch/val' changed since this search began "
+        f"({run / 'environment.json'}); put the old data back, or start a new search, with this "
+        "one in search.warm_start.runs"
+    )
+    assert went_on == []
+    assert (run / CONFIG_FILE).read_text() == before
+
+
+def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(
+    run: Path, went_on: list[SearchFile], caplog: pytest.LogCaptureFixture
+) -> None:
+    resume_search(run)
+    assert caplog.messages == []
+    for left in ("{}", None):
+        if left is None:
+            (run / "environment.json").unlink()
+        else:
+            (run / "environment.json").write_text(left)
+        resume_search(run)
+        (told,) = caplog.messages
+        assert told.startswith(f"{run} does not say what data it saw")
+        caplog.clear()
+    assert len(went_on) == 3
 
 
 def test_a_search_yaml_that_was_edited_is_refused(run: Path, went_on: list[SearchFile]) -> None:

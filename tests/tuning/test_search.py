@@ -17,6 +17,7 @@ from PIL import Image
 from ray.util import placement_group_table
 from rich.console import Console
 
+from trainers.config import TrialConfig
 from trainers.data.openmoji.build import Pictures, build
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.dotted import nest
@@ -25,7 +26,7 @@ from tuning.config import ResourcesConfig
 from tuning.config_file import load_config
 from tuning.ray_session import concurrent_trials, ray_session
 from tuning.runs import load_run
-from tuning.search import SearchResult, run_search
+from tuning.search import SearchResult, _zero_shot_on_cluster, run_search
 from tuning.study import open_study
 
 pytestmark = pytest.mark.slow
@@ -211,6 +212,15 @@ def test_two_workers_train_one_trial(pictures_root: Path, tmp_path: Path) -> Non
     path.write_text(yaml.safe_dump(values))
     found = run_search(load_config(path), console=Console(quiet=True))
     assert outcomes(found) == {"trial-000": "finished"}
+
+
+def test_a_mistake_that_a_worker_is_the_first_to_find_is_one_line_too(tmp_path: Path) -> None:
+    trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
+    with ray_session(), pytest.raises(ConfigError) as caught:
+        _zero_shot_on_cluster(trial, ResourcesConfig())
+    assert type(caught.value) is ConfigError
+    assert str(caught.value).startswith(f"{tmp_path}: it has no domain 'real'")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_trial_that_can_never_fit_is_refused_before_it_starts() -> None:

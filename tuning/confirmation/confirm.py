@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainers.checks import check_data
+from trainers.checks import check_data, trial_parts
 from trainers.data.roots import resolve_root
 from trainers.errors import ConfigError, did_you_mean
 from tuning.confirmation.jobs import jobs, run_jobs
@@ -29,6 +29,7 @@ from tuning.confirmation.results import (
     read_results,
     write_results_table,
 )
+from tuning.environment import check_same_data
 from tuning.ray_session import ray_session
 from tuning.records import SearchRecord, TrialRecord
 from tuning.runs import load_run
@@ -64,7 +65,7 @@ def confirm(
 
     Raises:
         ConfigError: no trial has finished, no such rule, fewer than two seeds, a domain without a
-            test split.
+            test split, or data that have changed since the search.
     """
     console = console or Console(stderr=True)
     if seeds < 2:
@@ -82,8 +83,9 @@ def confirm(
     failed: dict[Key, str] = {}
     if any(job.key not in read_results(run.folder) for job in wanted):
         data = file.trial.data
-        check_data(data, [(domain, "test") for domain in data.domains])
+        check_data(data, [*trial_parts(data), *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
+        check_same_data(run.folder, data)
         with ResultsFile(run.folder) as results, ray_session(address):
             stored = read_results(run.folder)
             missing = [job for job in wanted if job.key not in stored]

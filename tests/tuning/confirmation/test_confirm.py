@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, swap_classes, write_run
+from tests.tuning.run_folders import trial as searched
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune, load_split
@@ -185,6 +188,21 @@ def run_folder(root: Path, folder: Path) -> Path:
     journal.session_ended("finished")
     journal.close()
     return folder
+
+
+def test_data_that_changed_since_the_search_or_are_not_whole_are_refused_before_anything_starts(
+    pictures_root: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(pictures_root, tmp_path / "copy"))
+    folder = write_run(tmp_path / "run", search_file(root), [searched(0, 85.0, 62.0)])
+    swap_classes(root, "real", "train")
+    with pytest.raises(ConfigError, match="'real/train' changed since this search began"):
+        confirm(folder, console=Console(quiet=True))
+    shutil.rmtree(root / "clipart" / "val")
+    with pytest.raises(ConfigError, match="clipart: it has no split 'val'"):
+        confirm(folder, console=Console(quiet=True))
+    assert not results_path(folder).exists()
+    assert not ray.is_initialized()
 
 
 def alone(config: TrialConfig) -> Mapping[str, float]:
