@@ -95,4 +95,4 @@ def _number(pictures: int, fraction: float) -> int:
 
 
 def _rank(path: str, seed: int) -> bytes:
-    return blake2b(f"{seed}/{path}".encode(), digest_size=8).digest()
+    return blake2b(f"{seed}/{path}".encode("utf-8", "surrogateescape"), digest_size=8).digest()

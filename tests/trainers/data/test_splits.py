@@ -91,6 +91,12 @@ def test_the_choice_depends_on_neither_order_nor_other_classes() -> None:
     }
 
 
+def test_paths_in_another_encoding_have_a_place_too() -> None:
+    names = [name.decode("utf-8", "surrogateescape") for name in (b"caf\xe9", b"caf\xe8")]
+    original = SplitListing("real", "train", ("cafe",), tuple(example(n, 0) for n in names))
+    assert len(by_split(carve_validation([original], 0.5, 0))["real", "val"].examples) == 1
+
+
 def test_another_seed_chooses_other_pictures() -> None:
     first, second = (
         set(paths(by_split(carve_validation([listing([100])], 0.2, seed))["real", "val"]))

@@ -15,6 +15,7 @@ from importlib.resources import files
 import numpy as np
 import yaml
 
+from trainers.data.layouts.class_folders import folders_in
 from trainers.data.layouts.class_names import read_class_names_file
 from trainers.data.layouts.imagenet import subset_ids, wordnet_ids
 from trainers.data.layouts.listing import (
@@ -23,12 +24,12 @@ from trainers.data.layouts.listing import (
     Split,
     SplitListing,
     beside,
-    folders_in,
     only,
 )
 from trainers.data.layouts.naming import SPLITS, chosen_domains, domain_of
 from trainers.data.layouts.npy import NpyHeader, read_npy_header, require_pictures
-from trainers.data.layouts.sources import ArraySource, reason
+from trainers.data.layouts.outages import reason
+from trainers.data.layouts.sources import ArraySource
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 

@@ -8,7 +8,7 @@ there are, in which split, and in which order the classes go.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import PurePosixPath
 from typing import Final, Literal
@@ -67,6 +67,8 @@ class _LeftOut:
 
     paths: frozenset[str] = frozenset()
     sha256: str = ""
+    unknown: tuple[Finding, ...] = ()
+    """Says how many of them no list has."""
 
 
 def domainnet(source: Store, options: LayoutOptions) -> list[SplitListing]:
@@ -89,7 +91,8 @@ def domainnet(source: Store, options: LayoutOptions) -> list[SplitListing]:
     for domain in domains:
         its = [entry for entry in lists if entry.domain == domain]
         listings += _domain(source, its, class_names, left_out)
-    return listings
+    first, *others = listings
+    return [replace(first, findings=(*left_out.unknown, *first.findings)), *others]
 
 
 def _read_lists(source: Store) -> list[_PathList]:
@@ -174,13 +177,17 @@ def _paths_to_leave_out(file: str | None, lists: Iterable[_PathList]) -> _LeftOu
     folder, slash, name = file.rpartition("/")
     text, sha256 = read_text(open_store(folder or slash or "."), name)
     paths = [line.strip().removeprefix("./") for line in text.split("\n") if line.strip()]
-    left_out = _LeftOut(frozenset(paths), sha256)
-    if not any(line.path in left_out.paths for entry in lists for line in entry.lines):
+    listed = {line.path for entry in lists for line in entry.lines}
+    unknown = [path for path in paths if path not in listed]
+    if len(unknown) == len(paths):
         raise ConfigError(
             f"domainnet: --deduplicate = {file!r}: no list has any of its {len(paths)} paths "
             f"({beside(paths, most=1)}); they look like 'real/tiger/real_320_000001.jpg'"
         )
-    return left_out
+    if not unknown:
+        return _LeftOut(frozenset(paths), sha256)
+    detail = f"no list has {len(unknown)} of the {len(paths)} paths, e.g. {unknown[0]}"
+    return _LeftOut(frozenset(paths), sha256, (Finding(name, "unknown duplicates", detail),))
 
 
 def _domain(

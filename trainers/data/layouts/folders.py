@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pyarrow import fs
-
+from trainers.data.layouts.class_folders import (
+    contents,
+    folders_in,
+    picture_files,
+    pictures_by_class,
+)
 from trainers.data.layouts.class_names import read_class_names_file, refuse_names_spoken_alike
 from trainers.data.layouts.listing import (
     Example,
@@ -15,11 +19,8 @@ from trainers.data.layouts.listing import (
     Split,
     SplitListing,
     beside,
-    folders_in,
-    is_picture,
+    join,
     only,
-    picture_files,
-    pictures_by_folder,
 )
 from trainers.data.layouts.naming import SPLIT_WORDS, SPLITS, chosen_domains, domain_of
 from trainers.data.layouts.sources import FileSource
@@ -48,7 +49,8 @@ def folders(source: Store, options: LayoutOptions) -> list[SplitListing]:
 
     Raises:
         ConfigError: no class folders; folders that look like domains or splits among them; a
-            folder that `--class-names` lacks; two classes that a prompt could not tell apart.
+            folder that `--class-names` lacks or, without it, that `train` lacks; two classes that a
+            prompt could not tell apart.
     """
     only(options, "folders", "domain", "domains", "split", "class_names")
     trees = [
@@ -90,10 +92,10 @@ def _split_folders(source: Store, path: str) -> dict[Split, str]:
     others = [
         name
         for name in names
-        if spelled and name not in spelled and picture_files(source, _join(path, name))
+        if spelled and name not in spelled and picture_files(source, join(path, name))
     ]
     if others:
-        parents = [name for name in spelled if _holds_class_folders(source, _join(path, name))]
+        parents = [name for name in spelled if _holds_class_folders(source, join(path, name))]
         if parents:
             raise ConfigError(
                 f"{source.at(path).url if path else source.url}: {parents[0]!r} is the folder of a "
@@ -105,9 +107,9 @@ def _split_folders(source: Store, path: str) -> dict[Split, str]:
         split = SPLIT_WORDS[name.lower()]
         if split in found:
             raise ConfigError(
-                f"{source.url}: {found[split]} and {_join(path, name)} are both the split {split!r}"
+                f"{source.url}: {found[split]} and {join(path, name)} are both the split {split!r}"
             )
-        found[split] = _join(path, name)
+        found[split] = join(path, name)
     return found
 
 
@@ -116,22 +118,16 @@ def _holds_class_folders(source: Store, path: str) -> bool:
 
 
 def _tree(source: Store, path: str, domain: str, split: Split) -> _Tree:
-    names = folders_in(source, path)
-    found = dict(
-        zip(names, pictures_by_folder(source, [_join(path, name) for name in names]), strict=True)
-    )
+    found, findings = pictures_by_class(source, path, folders_in(source, path))
     pictures = {name: paths for name, paths in found.items() if paths}
     where = source.at(path).url if path else source.url
-    stray = _pictures_directly_in(source, path)
     if not pictures:
-        there = f"{len(stray)} pictures without a class folder" if stray else beside(names)
+        stray = len(_pictures_directly_in(source, path))
+        there = f"{stray} pictures without a class folder" if stray else beside(list(found))
         raise ConfigError(f"{where}: no class folders with pictures; there is {there}")
     _refuse_domains_as_classes(where, path, pictures)
-    findings = [
-        Finding(name, "no class folder", "a picture beside the class folders") for name in stray
-    ]
     findings += [
-        Finding(_join(path, name), "empty folder", "no pictures, so no class")
+        Finding(join(path, name), "empty folder", "no pictures, so no class")
         for name, paths in found.items()
         if not paths
     ]
@@ -139,15 +135,14 @@ def _tree(source: Store, path: str, domain: str, split: Split) -> _Tree:
 
 
 def _pictures_directly_in(source: Store, path: str) -> list[str]:
-    files = [info for info in source.list(path) if info.type == fs.FileType.File]
-    return [source.relative(info) for info in files if is_picture(info.path)]
+    return contents(source, path, recursive=False).pictures
 
 
 def _refuse_domains_as_classes(where: str, path: str, pictures: dict[str, list[str]]) -> None:
     """Domains or splits taken for classes would train without complaint, on the wrong labels."""
     below: list[set[str]] = []
     for name, paths in pictures.items():
-        start = len(_join(path, name)) + 1
+        start = len(join(path, name)) + 1
         if any("/" not in picture[start:] for picture in paths):
             return  # a class of its own
         below.append({picture[start:].partition("/")[0] for picture in paths})
@@ -162,6 +157,7 @@ def _refuse_domains_as_classes(where: str, path: str, pictures: dict[str, list[s
 def _class_names(source: Store, options: LayoutOptions, trees: Sequence[_Tree]) -> tuple[str, ...]:
     there = sorted({name for tree in trees for name in tree.pictures})
     if options.class_names is None:
+        _refuse_classes_without_training(source, trees)
         refuse_names_spoken_alike(there, source.url)
         return tuple(there)
     given = read_class_names_file(options.class_names)
@@ -175,6 +171,20 @@ def _class_names(source: Store, options: LayoutOptions, trees: Sequence[_Tree]) 
     return given
 
 
+def _refuse_classes_without_training(source: Store, trees: Sequence[_Tree]) -> None:
+    """Pictures for evaluation often lie unsorted, and their folder would become a class."""
+    trained = {tree.domain: tree.pictures for tree in trees if tree.split == "train"}
+    for tree in trees:
+        known = trained.get(tree.domain, tree.pictures)
+        unknown = [name for name in tree.pictures if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"{source.at(tree.path).url}: the folders {beside(unknown)} are no classes of the "
+                f"split train ({beside(list(known), most=3)}); sort the pictures into folders of "
+                "these names, give the folder of train alone, or name all classes in --class-names"
+            )
+
+
 def _listing(tree: _Tree, class_names: tuple[str, ...]) -> SplitListing:
     examples = tuple(
         Example(FileSource(path), path, label)
@@ -183,7 +193,7 @@ def _listing(tree: _Tree, class_names: tuple[str, ...]) -> SplitListing:
     )
     missing = tuple(
         Finding(
-            _join(tree.path, name), "missing class", f"no pictures in {tree.domain}, {tree.split}"
+            join(tree.path, name), "missing class", f"no pictures in {tree.domain}, {tree.split}"
         )
         for name in class_names
         if name not in tree.pictures
@@ -196,7 +206,3 @@ def _listing(tree: _Tree, class_names: tuple[str, ...]) -> SplitListing:
         tree.findings + missing,
         {"layout": "folders"},
     )
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}/{name}" if path else name

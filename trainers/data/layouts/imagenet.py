@@ -14,17 +14,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
+from trainers.data.layouts.class_folders import (
+    contents,
+    contents_of,
+    folders_in,
+    pictures_of_classes,
+)
 from trainers.data.layouts.listing import (
     Finding,
     LayoutOptions,
     Split,
     SplitListing,
     beside,
-    folders_in,
-    is_picture,
     join,
     only,
-    pictures_of_classes,
 )
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
@@ -91,18 +94,27 @@ def imagenet(source: Store, options: LayoutOptions) -> list[SplitListing]:
     listings = []
     for name, split in _OFFICIAL.items():
         if name in folders:
-            path = join(base, name)
-            examples, findings = pictures_of_classes(source, path, labels)
-            findings += tuple(
-                Finding(join(path, folder), "class not in train", "left out")
-                for folder in folders[name]
-                if folder not in labels
-            )
+            examples, findings = pictures_of_classes(source, base, name, labels)
+            unknown = [folder for folder in folders[name] if folder not in labels]
+            findings += _left_out(source, base, name, unknown)
             domain = options.domain or "imagenet"
             listings.append(
                 SplitListing(domain, split, class_names, examples, findings, {"layout": "imagenet"})
             )
     return listings
+
+
+def _left_out(source: Store, base: str, path: str, folders: Sequence[str]) -> tuple[Finding, ...]:
+    """Each class that train lacks, and how much is lost: train may be unpacked half-way only."""
+    if not folders:
+        return ()
+    found = contents_of(source, [join(base, path, folder) for folder in folders])
+    lost = sum(len(there.pictures) for there in found)
+    detail = f"{lost} pictures of {len(folders)} classes that train lacks left out"
+    return (
+        Finding(path, "pictures left out", detail),
+        *(Finding(join(path, folder), "class not in train", "left out") for folder in folders),
+    )
 
 
 def imagenet_v2(source: Store, options: LayoutOptions) -> list[SplitListing]:
@@ -129,7 +141,7 @@ def imagenet_v2(source: Store, options: LayoutOptions) -> list[SplitListing]:
         )
     labels = _class_indices(source, base, folders)
     missing = {str(i): i for i in set(range(len(wordnet_ids()))) - set(labels.values())}
-    examples, findings = pictures_of_classes(source, base, labels | missing)
+    examples, findings = pictures_of_classes(source, base, "", labels | missing)
     variant = base or source.root.rpartition("/")[2]
     metadata = {"layout": "imagenet-v2"} | ({"variant": variant} if variant in _V2_ARCHIVES else {})
     domain = options.domain or "imagenet-v2"
@@ -196,7 +208,7 @@ def _by_wordnet_id(
                 f"{len(class_names)} classes of {layout}"
             )
     labels = {name: label for label, name in enumerate(class_names)}
-    examples, findings = pictures_of_classes(source, base, labels)
+    examples, findings = pictures_of_classes(source, base, "", labels)
     domain = options.domain or layout
     return [SplitListing(domain, "test", class_names, examples, findings, {"layout": layout})]
 
@@ -204,7 +216,7 @@ def _by_wordnet_id(
 def _classes_of_imagenet(source: Store, path: str) -> tuple[str, ...]:
     folders = folders_in(source, path)
     if not folders:
-        pictures = sum(is_picture(info.path) for info in source.list(path))
+        pictures = len(contents(source, path).pictures)
         what = f"{pictures} pictures without class folders" if pictures else "no class folders"
         raise ConfigError(
             f"{join(source.url, path)}: {what}; sort them into a folder for each WordNet id, "

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache, partial
 from typing import Literal
 
-from PIL import Image
-from pyarrow import fs
-
-from trainers.data.layouts.sources import FileSource, Source
+from trainers.data.layouts.sources import Source
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
@@ -25,7 +20,8 @@ class Example:
 
     source: Source
     path: str
-    """Its name in the data set and in reports, relative to the source."""
+    """Its name in the data set and in reports, in UTF-8; the same wherever the source is taken to
+    begin, since validation splits are carved by it."""
     label: int
     """An index into the class names; whoever reads the picture checks its range."""
     caption: str | None = None
@@ -103,103 +99,6 @@ def only(options: LayoutOptions, layout: str, *allowed: str) -> None:
             f"{layout}: --{option.name.replace('_', '-')} = {shown!r}: the layout {layout} has no "
             f"use for it (it takes {flags})"
         )
-
-
-_NO_PICTURES = ("@eaDir", "__MACOSX")
-"""Folders of thumbnails and resource forks that file servers and archivers leave behind."""
-
-_LISTED_AT_ONCE = 16
-
-
-@cache
-def picture_extensions() -> frozenset[str]:
-    """The endings of Pillow's picture formats, in lower case with their dot."""
-    return frozenset(
-        extension
-        for extension, name in Image.registered_extensions().items()
-        if Image.MIME.get(name, "").startswith("image/")
-    )
-
-
-def is_picture(path: str) -> bool:
-    """Whether a file's name says that it is a picture; hidden files are none."""
-    name = path.rpartition("/")[2]
-    dot = name.rfind(".")
-    return dot > 0 and name[0] != "." and name[dot:].lower() in picture_extensions()
-
-
-def picture_files(store: Store, path: str = "") -> list[str]:
-    """Every picture in a folder and the folders below it, by its name, sorted.
-
-    Hidden files and folders, thumbnails of file servers and other kinds of files are left out.
-
-    Returns:
-        Paths relative to `store`, those of `path` included.
-    """
-    start = len(path) + 1 if path else 0
-    found = []
-    for info in store.list(path, recursive=True):
-        if info.type != fs.FileType.File or not is_picture(info.path):
-            continue
-        name = store.relative(info)
-        folders = name[start:].split("/")[:-1]
-        if not any(folder.startswith(".") or folder in _NO_PICTURES for folder in folders):
-            found.append(name)
-    return found
-
-
-def folders_in(store: Store, path: str = "") -> list[str]:
-    """The names of the folders that lie directly in one, sorted, without hidden ones."""
-    names = [
-        store.relative(info).rpartition("/")[2]
-        for info in store.list(path)
-        if info.type == fs.FileType.Directory
-    ]
-    return [name for name in names if not name.startswith(".") and name not in _NO_PICTURES]
-
-
-def pictures_by_folder(store: Store, folders: Sequence[str]) -> Iterator[list[str]]:
-    """`picture_files` of many folders in turn; several are listed at once.
-
-    A class folder costs a bucket or a file server one answer's time, and ImageNet has a thousand.
-    """
-    with ThreadPoolExecutor(max_workers=_LISTED_AT_ONCE) as pool:
-        yield from pool.map(partial(picture_files, store), folders)
-
-
-def pictures_of_classes(
-    store: Store, base: str, labels: Mapping[str, int]
-) -> tuple[tuple[Example, ...], tuple[Finding, ...]]:
-    """The pictures of class folders, by label, and what is odd about them.
-
-    A class of `labels` without a picture is found missing, also if it has no folder; a picture
-    beside the folders has no class.
-
-    Args:
-        store: the source.
-        base: where the class folders lie, relative to it.
-        labels: the label of each folder.
-
-    Raises:
-        ConfigError: there is no picture at all.
-    """
-    findings = [
-        Finding(store.relative(info), "no class", "it lies beside the class folders", bad=True)
-        for info in store.list(base)
-        if info.type == fs.FileType.File and is_picture(info.path)
-    ]
-    examples: list[Example] = []
-    folders = sorted(labels, key=labels.__getitem__)
-    paths = [join(base, folder) for folder in folders]
-    for folder, path, pictures in zip(
-        folders, paths, pictures_by_folder(store, paths), strict=True
-    ):
-        examples += [Example(FileSource(name), name, labels[folder]) for name in pictures]
-        if not pictures:
-            findings.append(Finding(path, "missing class", "it has no picture"))
-    if not examples:
-        raise ConfigError(f"{join(store.url, base)}: no picture in any of its class folders")
-    return tuple(examples), tuple(findings)
 
 
 def join(*parts: str) -> str:

@@ -13,16 +13,15 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final
 
+from trainers.data.layouts.class_folders import folders_in, pictures_of_classes
 from trainers.data.layouts.imagenet import wordnet_ids
 from trainers.data.layouts.listing import (
     Finding,
     LayoutOptions,
     SplitListing,
     beside,
-    folders_in,
     join,
     only,
-    pictures_of_classes,
     read_text,
 )
 from trainers.data.storage import Store
@@ -56,12 +55,11 @@ def objectnet(source: Store, options: LayoutOptions) -> list[SplitListing]:
         )
     class_map = _class_map(source, join(base, "mappings"))
     class_names = tuple(sorted(class_map))
-    images = join(base, "images")
     labels = {name: label for label, name in enumerate(class_names)}
-    examples, findings = pictures_of_classes(source, images, labels)
+    examples, findings = pictures_of_classes(source, base, "images", labels)
     findings += tuple(
-        Finding(join(images, folder), "no ImageNet class", "left out")
-        for folder in folders_in(source, images)
+        Finding(f"images/{folder}", "no ImageNet class", "left out")
+        for folder in folders_in(source, join(base, "images"))
         if folder not in class_map
     )
     metadata = {"layout": "objectnet", "class_map": json.dumps(class_map, sort_keys=True)}

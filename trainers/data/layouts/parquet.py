@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,8 +21,9 @@ from trainers.data.layouts.listing import (
     only,
 )
 from trainers.data.layouts.naming import SPLIT_WORDS, SPLITS, domain_of, split_in_words
+from trainers.data.layouts.outages import reason
 from trainers.data.layouts.parquet_columns import Columns, find_columns
-from trainers.data.layouts.sources import ParquetSource, open_parquet, reason
+from trainers.data.layouts.sources import ParquetSource, open_parquet
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 
@@ -48,8 +49,8 @@ def parquet(source: Store, options: LayoutOptions) -> list[SplitListing]:
     names themselves, whose order is theirs in `--class-names` or else in the alphabet.
 
     Raises:
-        ConfigError: no such files, several data sets in one folder, unknown columns, or files that
-            disagree on the classes.
+        ConfigError: no such files, several data sets in one folder, unknown columns, files that
+            disagree on the classes, or no labels at all.
     """
     only(options, "parquet", "domain", "split", "class_names", "image_column", "label_column")
     domain = domain_of(source, options)
@@ -57,11 +58,28 @@ def parquet(source: Store, options: LayoutOptions) -> list[SplitListing]:
     columns = {p: find_columns(source, p, options) for paths in by_split.values() for p in paths}
     rows = {path: _read_rows(source, found) for path, found in columns.items()}
     class_names = _class_names(source, options, columns, rows)
-    return [
+    unlabelled = _unlabelled(by_split, rows)
+    if len(unlabelled) == len(by_split):
+        raise ConfigError(f"{source.url}: no picture has a label, all say -1 or nothing")
+    first, *others = (
         _listing(source, domain, split, by_split[split], columns, rows, class_names)
         for split in SPLITS
-        if split in by_split
-    ]
+        if split in by_split and split not in unlabelled
+    )
+    return [replace(first, findings=(*unlabelled.values(), *first.findings)), *others]
+
+
+def _unlabelled(
+    by_split: Mapping[Split, Sequence[str]], rows: Mapping[str, _Rows]
+) -> dict[Split, Finding]:
+    """The splits whose labels are kept secret, as Hugging Face has them: all are -1."""
+    found: dict[Split, Finding] = {}
+    for split, paths in by_split.items():
+        labels = [label for path in paths for label in rows[path].labels]
+        if labels and all(label in (-1, None) for label in labels):
+            detail = f"{split}: left out, for none of its {len(labels)} pictures has a label"
+            found[split] = Finding(paths[0], "unlabelled split", detail)
+    return found
 
 
 def _files(source: Store, otherwise: Split) -> dict[Split, list[str]]:

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from trainers.data.layouts.listing import LayoutOptions
-from trainers.data.layouts.sources import open_parquet, reason
+from trainers.data.layouts.outages import reason
+from trainers.data.layouts.sources import open_parquet
 from trainers.data.schema import CLASS_NAMES_KEY, HUGGINGFACE_KEY, METADATA_KEY
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean

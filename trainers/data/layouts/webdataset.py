@@ -1,8 +1,8 @@
-"""WebDataset: tars in which files of one name before the first dot make a sample.
+"""WebDataset: tars in which files of one name before their extension make a sample.
 
-`<source>/*.tar` or `<source>/{train,val,test}/*.tar`; in a tar `0001.jpg` with `0001.cls` (or
-`0001.cls.txt`, or `0001.json` with `label` or `cls`) and perhaps `0001.txt`, a caption. Class names
-stand in `classnames.txt` beside the tars or one folder above.
+`<source>/*.tar`, whose names may speak of a split, or `<source>/{train,val,test}/*.tar`; in a tar
+`0001.jpg` with `0001.cls` (or `0001.cls.txt`, or `0001.json` with `label` or `cls`) and perhaps
+`0001.txt`, a caption. Class names stand in `classnames.txt` beside the tars or one folder above.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from trainers.data.layouts.class_folders import folders_in, picture_extensions
 from trainers.data.layouts.class_names import parse_class_names, read_class_names_file
 from trainers.data.layouts.listing import (
     Example,
@@ -24,12 +25,11 @@ from trainers.data.layouts.listing import (
     Split,
     SplitListing,
     beside,
-    folders_in,
     only,
-    picture_extensions,
 )
-from trainers.data.layouts.naming import SPLIT_WORDS, SPLITS, domain_of
-from trainers.data.layouts.sources import RangeSource, open_with_read_ahead, reason
+from trainers.data.layouts.naming import SPLIT_WORDS, SPLITS, domain_of, split_in_words
+from trainers.data.layouts.outages import reason
+from trainers.data.layouts.sources import RangeSource, open_with_read_ahead
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
@@ -85,12 +85,13 @@ def _list_split(
 
 def _tars(source: Store, options: LayoutOptions) -> dict[Split, list[str]]:
     found: dict[Split, list[str]] = {}
-    if here := _tars_in(source, ""):
-        found[options.split or "train"] = here
+    for path in _tars_in(source, ""):
+        found.setdefault(_split_in_name(path) or options.split or "train", []).append(path)
     for folder in folders_in(source):
-        split = SPLIT_WORDS.get(folder.lower())
-        if split and (inside := _tars_in(source, folder)):
-            found[split] = found.get(split, []) + inside
+        if split := SPLIT_WORDS.get(folder.lower()):
+            for path in _tars_in(source, folder):
+                _refuse_another_split(source, path, split)
+                found.setdefault(split, []).append(path)
     if not found:
         there = [source.relative(info) for info in source.list()]
         raise ConfigError(
@@ -98,6 +99,19 @@ def _tars(source: Store, options: LayoutOptions) -> dict[Split, list[str]]:
             f"there is {beside(there)}"
         )
     return found
+
+
+def _split_in_name(path: str) -> Split | None:
+    return split_in_words(path.rpartition("/")[2][: -len(".tar")])
+
+
+def _refuse_another_split(source: Store, path: str, split: Split) -> None:
+    named = _split_in_name(path)
+    if named not in (None, split):
+        raise ConfigError(
+            f"{source.url}: {path} lies in the folder of the split {split!r} and is named as one "
+            f"of {named!r}; move or rename it"
+        )
 
 
 def _tars_in(source: Store, folder: str) -> list[str]:
@@ -163,17 +177,22 @@ def _list_tar(source: Store, path: str) -> Iterator[Example | Finding]:
         ):
             for member in _regular_files(tar):
                 key, extension = _key_and_extension(member.name)
-                if extension not in _TEXTS and f".{extension}" not in picture_extensions():
+                if not extension:
                     continue
                 if not _add(samples.setdefault(key, _Sample()), path, member, extension, tar):
-                    yield Finding(f"{path}/{member.name}", "duplicate", "the first one is used")
+                    name = _printable(f"{path}/{member.name}")
+                    yield Finding(name, "duplicate", "the first one is used")
             _refuse_a_broken_end(file, tar.offset)
     except (OSError, tarfile.TarError) as error:
         raise ConfigError(
             f"{source.url}: {path} cannot be read as a tar: {reason(error)}"
         ) from None
     for key, sample in samples.items():
-        yield _judged(path, key, sample)
+        judged = _judged(_printable(path), _printable(key), sample)
+        if not any(shorter in samples for shorter in _cut_at_dots(key)):
+            yield judged
+        elif isinstance(judged, Example):  # `b.seg.png` is another picture of the sample `b`
+            yield Finding(judged.path, "unclear name", "its own sample, or the other's?", bad=True)
 
 
 def _regular_files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -191,9 +210,28 @@ def _refuse_a_broken_end(file: Any, offset: int) -> None:
 
 
 def _key_and_extension(name: str) -> tuple[str, str]:
+    """A file's sample, and its extension if it is a known one: the longest, as in `a.cls.txt`.
+
+    WebDataset cuts at the first dot, which would make `shot.2021.01.jpg` a file of unknown kind.
+    """
     folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, extension = file.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower() if stem else ""
+    dots = [place for place, letter in enumerate(file) if letter == "."]
+    for dot in dots if file[:1] != "." else ():
+        extension = file[dot + 1 :].lower()
+        if extension in _TEXTS or f".{extension}" in picture_extensions():
+            return f"{folder}{slash}{file[:dot]}", extension
+    return f"{folder}{slash}{file}", ""
+
+
+def _cut_at_dots(key: str) -> Iterator[str]:
+    """The samples that a file of this name could belong to as one of several pictures."""
+    start = key.rfind("/") + 1
+    return (key[:end] for end in range(start, len(key)) if key[end] == ".")
+
+
+def _printable(name: str) -> str:
+    """A tar's name of a file in UTF-8; it may be in any encoding."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _add(
@@ -209,7 +247,7 @@ def _add(
     if sample.picture is not None:
         return False
     sample.picture = RangeSource(path, member.offset_data, member.size)
-    sample.name = member.name.removeprefix("./")
+    sample.name = _printable(member.name.removeprefix("./"))
     return True
 
 

@@ -160,6 +160,22 @@ def test_duplicates_of_the_users_list_are_left_out_and_counted(tree: Path, tmp_p
     assert listings["painting", "test"].metadata["deduplicated"] == "0"
 
 
+def test_paths_of_the_users_list_that_no_list_has_are_counted(tree: Path, tmp_path: Path) -> None:
+    duplicates = tmp_path / "duplicates.txt"
+    known = "real/tiger/real_003_000001.jpg"
+    duplicates.write_text(f"{known}\n{known} 3\nreal\\tiger\\real_003_000002.jpg\n")
+    listings = read(tree, domains=("real",), deduplicate=str(duplicates))
+    assert listings["real", "train"].findings == (
+        Finding(
+            "duplicates.txt",
+            "unknown duplicates",
+            f"no list has 2 of the 3 paths, e.g. {known} 3",
+        ),
+        Finding(known, "deduplicated", "left out as --deduplicate says"),
+    )
+    assert listings["real", "test"].findings == ()
+
+
 def test_a_domain_with_one_list_says_which_one_is_missing(tree: Path) -> None:
     (tree / "real_train.txt").unlink()
     listings = read(tree)

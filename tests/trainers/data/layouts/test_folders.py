@@ -187,8 +187,47 @@ def test_pictures_outside_a_class_and_empty_folders_are_reported(tmp_path: Path)
     (listing,) = listings(tmp_path)
     assert listing.class_names == ("cat",)
     assert [(f.path, f.kind, f.bad) for f in listing.findings] == [
-        ("overview.png", "no class folder", False),
+        ("overview.png", "no class", True),
         ("dog", "empty folder", False),
+    ]
+
+
+def test_unsorted_pictures_of_evaluation_do_not_become_a_class(tmp_path: Path) -> None:
+    for name in ("n01443537", "n01629819"):
+        draw(tmp_path / "train" / name / "images" / f"{name}_0.JPEG")
+    draw(tmp_path / "val" / "images" / "val_0.JPEG")
+    draw(tmp_path / "test" / "images" / "test_0.JPEG")
+    refused(
+        tmp_path,
+        r"/val: the folders images are no classes of the split train \(n01443537, n01629819\); "
+        "sort the pictures",
+    )
+    (listing,) = listings(tmp_path / "train")
+    assert listing.class_names == ("n01443537", "n01629819")
+
+
+def test_a_class_that_train_lacks_is_one_where_the_user_names_it(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "mine")
+    draw(root / "test" / "bus" / "1.jpg")
+    refused(root, r"/test: the folders bus are no classes of the split train")
+    names = tmp_path / "names.txt"
+    names.write_text("bus\ncat\nt-shirt\nZebra\n")
+    *_, test = listings(root, class_names=str(names))
+    assert ("test/bus/1.jpg", 0) in table(test)
+
+
+def test_a_link_back_gives_no_class_the_pictures_of_another(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        draw(tmp_path / name / "1.jpg")
+    (tmp_path / "cat" / "loop").symlink_to("..")
+    (tmp_path / "dog" / "2.heic").write_bytes(b"a picture from a telephone")
+    (tmp_path / "dog" / "3.jpg").symlink_to("gone.jpg")
+    (listing,) = listings(tmp_path)
+    assert table(listing) == [("cat/1.jpg", 0), ("dog/1.jpg", 1)]
+    assert [(f.path, f.kind, f.bad) for f in listing.findings] == [
+        ("cat/loop", "looping link", False),
+        ("dog/3.jpg", "missing file", True),
+        (".", "other files", False),
     ]
 
 

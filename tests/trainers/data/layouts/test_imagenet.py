@@ -34,6 +34,7 @@ from trainers.data.layouts.imagenet import (
     wordnet_ids,
 )
 from trainers.data.layouts.listing import Finding, LayoutOptions, SplitListing
+from trainers.data.splits import carve_validation
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError
 
@@ -97,7 +98,8 @@ def test_imagenet_trains_on_train_and_tests_on_the_official_validation_set(tmp_p
 
 def test_a_subset_of_imagenet_has_the_classes_of_its_train_folder(tmp_path: Path) -> None:
     make_imagenet(tmp_path)
-    draw(tmp_path / "val" / STINGRAY / "other.JPEG")  # the validation set is whole
+    for name in ("other.JPEG", "another.JPEG"):
+        draw(tmp_path / "val" / STINGRAY / name)  # the validation set is whole
     for picture in (tmp_path / "val" / WHITE_SHARK).iterdir():
         picture.unlink()
     train, test = read(imagenet, tmp_path)
@@ -105,6 +107,7 @@ def test_a_subset_of_imagenet_has_the_classes_of_its_train_folder(tmp_path: Path
     assert {e.label for e in test.examples} == {0, 1, 3}
     assert test.findings == (
         Finding(f"val/{WHITE_SHARK}", "missing class", "it has no picture"),
+        Finding("val", "pictures left out", "2 pictures of 1 classes that train lacks left out"),
         Finding(f"val/{STINGRAY}", "class not in train", "left out"),
     )
 
@@ -128,7 +131,22 @@ def test_the_validation_set_alone_is_enough(tmp_path: Path) -> None:
 def test_kaggles_archive_is_read_from_its_top(tmp_path: Path) -> None:
     make_imagenet(tmp_path / "ILSVRC/Data/CLS-LOC")
     train, _ = read(imagenet, tmp_path)
-    assert table(train)[0][0] == "ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_10.JPEG"
+    assert table(train)[0][0] == "train/n01440764/n01440764_10.JPEG"
+    assert open_store(tmp_path).exists(train.examples[0].source.path)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("layout", "make"), [(imagenet_v2, make_imagenet_v2), (imagenet_r, make_imagenet_r)]
+)
+def test_the_same_pictures_are_carved_from_an_archive_and_from_the_folder_around_it(
+    tmp_path: Path, layout: Layout, make: Callable[[Path], Path]
+) -> None:
+    (archive,) = make(tmp_path).iterdir()
+    carved = [
+        [(x.split, table(x)) for x in carve_validation(read(layout, root), 0.5, seed=3)]
+        for root in (tmp_path, archive)
+    ]
+    assert carved[0] == carved[1]
 
 
 def test_v2_is_labelled_by_the_number_of_the_folder(tmp_path: Path) -> None:
@@ -136,18 +154,18 @@ def test_v2_is_labelled_by_the_number_of_the_folder(tmp_path: Path) -> None:
     assert (listing.domain, listing.split) == ("imagenet-v2", "test")
     archive = "imagenetv2-matched-frequency-format-val"
     assert table(listing) == [
-        (f"{archive}/2/a2.jpeg", 2, "n01484850"),
-        (f"{archive}/2/b2.jpeg", 2, "n01484850"),
-        (f"{archive}/10/a10.jpeg", 10, "n01530575"),
-        (f"{archive}/10/b10.jpeg", 10, "n01530575"),
-        (f"{archive}/100/a100.jpeg", 100, "n01860187"),
-        (f"{archive}/100/b100.jpeg", 100, "n01860187"),
-        (f"{archive}/999/a999.jpeg", 999, "n15075141"),
-        (f"{archive}/999/b999.jpeg", 999, "n15075141"),
+        ("2/a2.jpeg", 2, "n01484850"),
+        ("2/b2.jpeg", 2, "n01484850"),
+        ("10/a10.jpeg", 10, "n01530575"),
+        ("10/b10.jpeg", 10, "n01530575"),
+        ("100/a100.jpeg", 100, "n01860187"),
+        ("100/b100.jpeg", 100, "n01860187"),
+        ("999/a999.jpeg", 999, "n15075141"),
+        ("999/b999.jpeg", 999, "n15075141"),
     ]
     assert listing.class_names == wordnet_ids()
     assert listing.metadata == {"layout": "imagenet-v2", "variant": archive}
-    assert [f.path for f in listing.findings[:3]] == [f"{archive}/{i}" for i in (0, 1, 3)]
+    assert [f.path for f in listing.findings[:3]] == ["0", "1", "3"]
     assert len(listing.findings) == 996
 
 

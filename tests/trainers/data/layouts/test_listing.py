@@ -1,40 +1,17 @@
-"""What counts as a picture in a folder, and options that a layout has no use for."""
+"""Options that a layout has no use for, and what messages say of files."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.trainers.data.layouts.trees import draw
 from trainers.data.layouts.listing import (
     LayoutOptions,
     beside,
-    folders_in,
     only,
-    picture_files,
     read_text,
 )
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
-
-
-def test_pictures_are_found_by_their_ending_in_any_case_at_any_depth(tmp_path: Path) -> None:
-    for name in ("b/2.JPEG", "b/1.Png", "a.webp", "b/deep/3.tif"):
-        draw(tmp_path / "root" / name)
-    for name in ("b/notes.txt", "b/jpg", "b/.jpg", "data.parquet", "b/4.jpg.part"):
-        (tmp_path / "root" / name).write_text("no picture")
-    store = open_store(tmp_path)
-    assert picture_files(store, "root/b") == ["root/b/1.Png", "root/b/2.JPEG", "root/b/deep/3.tif"]
-    assert picture_files(store) == ["root/a.webp", *picture_files(store, "root/b")]
-    assert picture_files(store, "nowhere") == []
-
-
-def test_a_class_folder_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
-    draw(tmp_path / "disk" / "tiger" / "1.png")
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "tiger").symlink_to(tmp_path / "disk" / "tiger")
-    store = open_store(tmp_path / "root")
-    assert folders_in(store) == ["tiger"]
-    assert picture_files(store, "tiger") == ["tiger/1.png"]
 
 
 def test_only_the_options_of_a_layout_pass() -> None:

@@ -8,6 +8,7 @@ import pytest
 from tests.trainers.data.layouts.trees import draw, make_objectnet
 from trainers.data.layouts.listing import Finding, LayoutOptions, SplitListing
 from trainers.data.layouts.objectnet import objectnet
+from trainers.data.layouts.sources import FileSource
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 
@@ -61,7 +62,10 @@ def test_the_frame_of_two_pixels_is_to_be_cut_off(archive: Path) -> None:
 def test_the_folder_that_holds_the_archive_may_be_given(archive: Path) -> None:
     listing = read(archive.parent, domain="things")
     assert listing.domain == "things"
-    assert listing.examples[0].path == "objectnet-1.0/images/alarm_clock/alarm_clock1.png"
+    assert listing.examples[0].path == "images/alarm_clock/alarm_clock1.png"
+    assert listing.examples[0].source == FileSource(
+        "objectnet-1.0/images/alarm_clock/alarm_clock1.png"
+    )
 
 
 def test_a_mapped_class_without_a_folder_is_missing(archive: Path) -> None:

@@ -184,6 +184,36 @@ def test_missing_pictures_are_found_without_statistics_too(tmp_path: Path) -> No
     assert [(f.path, f.bad) for f in listing.findings] == [("1.png", True), ("3.png", True)]
 
 
+def test_a_split_whose_labels_are_secret_is_left_out(tmp_path: Path) -> None:
+    root = make_parquet(tmp_path / "pets")
+    for part, labels in enumerate(([-1, -1], [-1])):
+        images = [encoded(str(label)) for label in labels]
+        write_parquet(root / "data" / f"test-0000{part}-of-00002.parquet", images, labels)
+    train, val = listings(root)
+    assert (train.split, len(train.examples), val.split, len(val.examples)) == (
+        "train",
+        5,
+        "val",
+        1,
+    )
+    assert [(f.path, f.kind, f.bad) for f in train.findings] == [
+        ("data/test-00000-of-00002.parquet", "unlabelled split", False)
+    ]
+    assert "none of its 3 pictures has a label" in train.findings[0].detail
+    assert not val.findings
+
+
+def test_single_pictures_without_a_label_stay_in_the_listing(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test-0.parquet", [encoded("a"), encoded("b")], [-1, 1])
+    (listing,) = listings(tmp_path)
+    assert [label for _, label in table(listing)] == [-1, 1]  # its reader finds it out of range
+
+
+def test_a_source_without_any_label_is_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test-0.parquet", [encoded("a")], [-1])
+    refused(tmp_path, "no picture has a label")
+
+
 def test_integers_without_names_of_classes_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", [encoded("a")], [0], class_names=None)
     refused(tmp_path, "--class-names is missing: x.parquet does not say .* column 'label' mean")

@@ -8,6 +8,7 @@ from tests.trainers.data.layouts.more_trees import encoded, make_webdataset, wri
 from trainers.data.layouts.listing import Finding, LayoutOptions, SplitListing
 from trainers.data.layouts.sources import read_sources
 from trainers.data.layouts.webdataset import webdataset
+from trainers.data.splits import carve_validation
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 
@@ -142,6 +143,66 @@ def test_tars_outside_a_split_s_folder_are_train_or_what_the_user_says(tmp_path:
     assert [(x.domain, x.split) for x in listings(root)] == [("x", "train")]
     found = listings(root, split="test", domain="flickr")
     assert [(x.domain, x.split) for x in found] == [("flickr", "test")]
+
+
+def test_tars_of_several_splits_side_by_side_go_by_their_names(tmp_path: Path) -> None:
+    sample = {"a.jpg": b"1", "a.cls": b"1"}
+    for name in ("in1k-train-00", "in1k-train-01", "in1k-validation-00", "in1k_test", "more"):
+        tars(tmp_path, sample, f"{name}.tar")
+    found = [(x.split, [e.path for e in x.examples]) for x in listings(tmp_path)]
+    assert found == [
+        ("train", ["in1k-train-00.tar/a.jpg", "in1k-train-01.tar/a.jpg", "more.tar/a.jpg"]),
+        ("val", ["in1k-validation-00.tar/a.jpg"]),
+        ("test", ["in1k_test.tar/a.jpg"]),
+    ]
+    found = [(x.split, len(x.examples)) for x in listings(tmp_path, split="val")]
+    assert found == [("train", 2), ("val", 2), ("test", 1)]
+
+
+def test_a_tar_that_speaks_of_another_split_than_its_folder_is_refused(tmp_path: Path) -> None:
+    root = make_webdataset(tmp_path)
+    (root / "train" / "1.tar").rename(root / "train" / "cats-val-1.tar")
+    refused(root, "train/cats-val-1.tar lies in the folder of the split 'train' .* 'val'")
+
+
+def test_keys_may_have_dots(tmp_path: Path) -> None:
+    members = {}
+    for key in ("p1", "shot.2021.01", "shot.2021.02", "some.folder/p.2"):
+        members |= {f"{key}.jpg": key.encode(), f"{key}.cls.txt": b"1", f"{key}.txt": key.encode()}
+    (listing,) = listings(tars(tmp_path, members))
+    assert [(e.path, e.caption) for e in listing.examples] == [
+        ("0.tar/p1.jpg", "p1"),
+        ("0.tar/shot.2021.01.jpg", "shot.2021.01"),
+        ("0.tar/shot.2021.02.jpg", "shot.2021.02"),
+        ("0.tar/some.folder/p.2.jpg", "some.folder/p.2"),
+    ]
+    assert not listing.findings
+
+
+def test_a_key_with_dots_beside_the_key_before_them_is_not_lost_in_silence(tmp_path: Path) -> None:
+    names = ("a.jpg", "a.cls", "a.2.jpg", "a.2.cls", "a.seg.png", "b.1.jpg")
+    (listing,) = listings(tars(tmp_path, dict.fromkeys(names, b"1")))
+    assert [e.path for e in listing.examples] == ["0.tar/a.jpg"]
+    assert [(f.path, f.kind, f.bad) for f in listing.findings] == [
+        ("0.tar/a.2.jpg", "unclear name", True),
+        ("0.tar/b.1.jpg", "no label", True),
+    ]
+
+
+def test_names_in_another_encoding_are_made_printable(tmp_path: Path) -> None:
+    names = (b"caf\xe9", b"caf\xe8", b"th\xe9")
+    members = {}
+    for name in names:
+        key = name.decode("utf-8", "surrogateescape")
+        members |= {f"{key}.jpg": name, f"{key}.cls": b"1"}
+    del members[f"{key}.cls"]
+    listings_found = listings(tars(tmp_path, members))
+    train, val = carve_validation(listings_found, 0.5, seed=0)
+    assert {e.path for x in (train, val) for e in x.examples} == {
+        r"0.tar/caf\xe9.jpg",
+        r"0.tar/caf\xe8.jpg",
+    }
+    assert [f.path for f in train.findings] == [r"0.tar/th\xe9.jpg"]
 
 
 def test_class_names_stand_beside_the_tars_above_them_or_in_a_file_of_the_user_s(
