@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pyarrow import fs
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
+from trainers.data.encoding import BadPicture, decode, orientation
 from trainers.data.roots import domain_files
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import check_range, class_names_of, metadata_of
@@ -32,9 +34,6 @@ from trainers.seeding import generator
 
 KEEP_BYTES = 1 << 29
 """Evaluation views of up to this size stay decoded in memory (512 MiB)."""
-
-_UNDECODABLE = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
-"""What PIL raises for bytes that are no picture, or none at all."""
 
 
 class Pictures:
@@ -95,22 +94,18 @@ class Pictures:
         self._map()
 
     def decode(self, index: int) -> Image.Image:
-        """One picture, RGB.
+        """One picture, RGB and upright, as `prepare` would store it.
 
         Raises:
             ConfigError: it cannot be decoded; names the picture and what to do about it.
         """
         chunk, row = self._find(index)
         try:
-            image = Image.open(io.BytesIO(self._images[chunk][row].as_buffer()))
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-        except _UNDECODABLE as error:
-            # Pillow's own sentence about a foreign file is the address of an object.
-            problem = "not a picture" if isinstance(error, UnidentifiedImageError) else error
+            return decode(self._images[chunk][row].as_py() or b"")
+        except BadPicture as bad:
             raise ConfigError(
                 f"{self.store.url}/{self.name}: row {index} ({self._paths[chunk][row].as_py()}): "
-                f"{problem}; `lipsum-tune prepare parquet` finds and leaves out such pictures"
+                f"{bad}; `lipsum-tune prepare parquet` finds and leaves out such pictures"
             ) from None
 
     def pixels(self, index: int) -> Tensor:
@@ -172,7 +167,10 @@ class Pictures:
     def _map(self) -> list[pa.Table]:
         try:
             tables = [map_shard(path) for path in self._shards]
-        except FileNotFoundError:  # another data set needed the room
+        except FileNotFoundError:  # another data set needed the room, or some are torn
+            for path in self._shards:
+                with suppress(FileNotFoundError):
+                    map_shard(path)
             self._shards = cached_shards(self.store, self.files, limit_bytes=self._limit)
             tables = [map_shard(path) for path in self._shards]
         self.labels: np.ndarray = np.concatenate([table["label"].to_numpy() for table in tables])
@@ -211,15 +209,19 @@ class Pictures:
 
 
 def _is_usual_jpeg(data: pa.Buffer) -> bool:
-    """Whether it is one on which PIL and torchvision agree to the bit.
+    """Whether it is one on which `decode` and torchvision agree to the bit.
 
-    Not so where the end is missing, which torchvision would fill up with grey.
+    Not so where the end is missing, which torchvision would fill up with grey, nor where it lies on
+    its side.
     """
-    try:
-        image = Image.open(io.BytesIO(data))
-    except _UNDECODABLE:
+    if bytes(data[:2]) != b"\xff\xd8" or bytes(data[-2:]) != b"\xff\xd9":
         return False
-    return image.format == "JPEG" and image.mode == "RGB" and bytes(data[-2:]) == b"\xff\xd9"
+    try:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(data), formats=["JPEG"])
+    except Exception:  # `decode` says what it is
+        return False
+    return image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
 
 
 class _EvalViews(Dataset[tuple[Tensor, Tensor]]):

@@ -72,7 +72,16 @@ def _check_prepared(store: Store, domain: str) -> None:
     path = f"{domain}/{PREPARATION_FILE}"
     if not store.exists(path):
         return
-    status = json.loads(store.read_bytes(path)).get("status")
+    try:
+        record = json.loads(store.read_bytes(path))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise ConfigError(
+            f"{store.url}/{path}: not a record of `prepare`; remove it, "
+            "and run `lipsum-tune prepare` again if it was interrupted"
+        )
+    status = record.get("status")
     if status == "refused":
         raise ConfigError(
             f"{store.url}/{domain}: its preparation found more bad pictures than it may skip; "

@@ -60,6 +60,8 @@ class Header:
     class_names: tuple[str, ...]
     metadata: Mapping[str, str]
     rows: int
+    image_bytes: int = 0
+    """Of the column image, uncompressed."""
 
 
 def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
@@ -232,9 +234,25 @@ def header_of(parquet: pq.ParquetFile, name: str) -> Header:
         raise ConfigError(
             f"{name}: its column 'image' is {image}, not a struct with bytes{_ADVICE}"
         )
+    encoded = image.field("bytes").type
+    if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        raise ConfigError(f"{name}: its column 'image.bytes' is {encoded}, not binary{_ADVICE}")
     if not pa.types.is_integer(label):
         raise ConfigError(f"{name}: its column 'label' is {label}, not integers{_ADVICE}")
-    return Header(class_names_of(schema, name), metadata_of(schema), parquet.metadata.num_rows)
+    footer = parquet.metadata
+    return Header(
+        class_names_of(schema, name), metadata_of(schema), footer.num_rows, _image_bytes(footer)
+    )
+
+
+def _image_bytes(footer: pq.FileMetaData) -> int:
+    columns = [
+        column
+        for column in range(footer.num_columns)
+        if footer.schema.column(column).path.startswith("image.")
+    ]
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    return sum(group.column(c).total_uncompressed_size for group in groups for c in columns)
 
 
 def _relative(store: Store, file: fs.FileInfo | str) -> str:

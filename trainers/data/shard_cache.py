@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from threading import Lock
+from urllib.parse import parse_qs, urlsplit
 
 import filelock
 import platformdirs
@@ -23,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
-from trainers.data.schema import header_of, open_parquet
+from trainers.data.mounts import network_file_system
+from trainers.data.schema import header_of, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
@@ -44,6 +50,11 @@ _NO_PLACE = {
 _BATCH = 256  # rows
 _ADVICE = f" (${CACHE_VARIABLE} names another folder)"
 _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
+_WORTH_TELLING = 10**9  # bytes
+_TELL_EVERY_S = 30.0
+_MOUNTS = Path("/proc/mounts")
+
+logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -70,7 +81,7 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
     targets = [folder / f"{_key(store, file)}.arrow" for file in files]
     try:
         if not _touch(targets):
-            check_limit(store, files, limit_bytes=limit_bytes)
+            warn_if_shared(folder)
             folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(folder / "lock"):
                 _convert_missing(store, files, targets, limit_bytes)
@@ -86,24 +97,62 @@ def map_shard(path: Path) -> pa.Table:
     """The rows of an Arrow file, with the columns of `COLUMNS`; read only as they are looked at.
 
     The mapping outlives the open file, so a data set of many shards needs no descriptors.
+
+    Raises:
+        FileNotFoundError: it is not there, or it was torn, by a crash of the machine say, and is
+            now removed: either way it has to be made again.
     """
-    with pa.memory_map(str(path)) as source:
-        return ipc.open_file(source).read_all()
+    try:
+        with pa.memory_map(str(path)) as source:
+            return ipc.open_file(source).read_all()
+    except pa.ArrowException:
+        path.unlink(missing_ok=True)
+        raise FileNotFoundError(errno.ENOENT, "torn, and now removed", str(path)) from None
 
 
-def check_limit(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: int) -> None:
+def check_limit(
+    store: Store, files: Sequence[fs.FileInfo], needed: int, *, limit_bytes: int
+) -> None:
     """Raise a ConfigError if some Parquet files, say all of a trial's, cannot be cached together.
 
-    Pictures are compressed already, so they are as large in Arrow as they are in Parquet.
+    Args:
+        store: where they lie.
+        files: as the store lists them.
+        needed: bytes of their pictures, uncompressed, as their headers say.
+        limit_bytes: of the cache.
     """
-    needed = sum(file.size for file in files)
     if needed > limit_bytes:
-        folders = sorted({store.relative(file).rpartition("/")[0] for file in files})
-        raise ConfigError(
-            f"data.cache_gb = {limit_bytes / 1e9:g}: the pictures of {store.url} "
-            f"({', '.join(folders)}) need {needed / 1e9:.3g} GB on each machine; raise it, or make "
-            "them smaller with `lipsum-tune prepare --resize`"
+        raise _exceeds(store, files, f"{needed / 1e9:.3g} GB", limit_bytes)
+
+
+@cache
+def warn_if_shared(folder: Path) -> None:
+    """Warn, once in a process, of a folder for the cache that machines share."""
+    try:
+        kind = network_file_system(folder.resolve(), _MOUNTS.read_text(errors="replace"))
+    except OSError:  # not Linux
+        return
+    if kind is not None:
+        logger.warning(
+            "the cache of pictures, %s, is on a network file system (%s), where reading is slow "
+            "and machines get into each other's way: let %s name a folder on a local disk",
+            folder,
+            kind,
+            CACHE_VARIABLE,
         )
+
+
+def _exceeds(store: Store, files: Sequence[fs.FileInfo], size: str, limit: int) -> ConfigError:
+    return ConfigError(
+        f"data.cache_gb = {limit / 1e9:g}: the pictures of {store.url} ({_parts(store, files)}) "
+        f"need {size} on each machine; raise it, or make them smaller with "
+        "`lipsum-tune prepare --resize`"
+    )
+
+
+def _parts(store: Store, files: Iterable[fs.FileInfo]) -> str:
+    """Domains and splits, such as `real/train, sketch/val`."""
+    return ", ".join(sorted({store.relative(file).rpartition("/")[0] for file in files}))
 
 
 def _key(store: Store, file: fs.FileInfo) -> str:
@@ -112,7 +161,17 @@ def _key(store: Store, file: fs.FileInfo) -> str:
     if version is None and isinstance(store.filesystem, fs.PyFileSystem):
         version = store.filesystem.handler.fs.checksum(file.path)  # of fsspec: an ETag or the like
     identity = f"{FORMAT} {store.filesystem.type_name} {file.path} {file.size} {version}"
+    if not store.is_local:
+        identity += f" {_server(store.url)}"
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+def _server(url: str) -> str:
+    """What tells buckets of one name apart: the account, and which S3 server is meant."""
+    parts = urlsplit(url)
+    asked = parse_qs(parts.query).get("endpoint_override", [])
+    usual = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
+    return f"{parts.netloc} {next(filter(None, [*asked, *usual]), '')}"
 
 
 def _touch(paths: Sequence[Path]) -> bool:
@@ -134,46 +193,92 @@ def _convert_missing(
     for stale in folder.glob("*.unfinished"):
         stale.unlink()
     missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
-    _make_room(folder, [file for file, _ in missing], keep=targets, limit=limit)
-    with ThreadPoolExecutor(_CONVERSIONS) as pool:
-        list(pool.map(lambda pair: _convert(store, *pair), missing))
+    if missing:
+        _convert_all(store, missing, targets, limit)
     _touch(targets)
 
 
-def _make_room(
-    folder: Path, missing: Sequence[fs.FileInfo], *, keep: Sequence[Path], limit: int
+def _convert_all(
+    store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], targets: Sequence[Path], limit: int
 ) -> None:
-    """Remove the longest unused files until the missing ones fit, under the limit and on disk."""
-    needed = sum(file.size for file in missing)
-    found = {path: path.stat() for path in folder.glob("*.arrow")}
-    excess = needed + sum(stat.st_size for stat in found.values()) - limit
-    for path in sorted(found.keys() - set(keep), key=lambda path: found[path].st_mtime_ns):
-        if excess <= 0 and shutil.disk_usage(folder).free >= needed:
-            break
-        path.unlink(missing_ok=True)
-        excess -= found[path].st_size
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise ConfigError(
-            f"{folder}: the cache of pictures needs {needed / 1e9:.3g} GB more and the disk has "
-            f"{free / 1e9:.3g} GB free{_ADVICE}"
-        )
+    files, folder = [file for file, _ in missing], targets[0].parent
+    what = f"{_parts(store, files)} of {store.url}"
+    with ThreadPoolExecutor(_CONVERSIONS) as pool:
+        needed = sum(h.image_bytes for h in pool.map(lambda file: read_header(store, file), files))
+        there = sum(path.stat().st_size for path in targets if path.exists())
+        check_limit(store, files, there + needed, limit_bytes=limit)
+        room = _Room(folder, keep=targets, limit=limit)
+        room.take(needed)
+        if needed > _WORTH_TELLING:
+            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, folder)
+        told = time.monotonic()
+        converted = pool.map(lambda pair: _convert(store, pair[0], pair[1], room), missing)
+        for done, _ in enumerate(converted, 1):
+            if time.monotonic() - told >= _TELL_EVERY_S:
+                logger.warning("caching %s: %d of %d files", what, done, len(missing))
+                told = time.monotonic()
 
 
-def _convert(store: Store, file: fs.FileInfo, target: Path) -> None:
+class _Room:
+    """Room in the cache, for which the longest unused files are removed.
+
+    Args:
+        folder: of the cache.
+        keep: what is not to be removed.
+        limit: bytes of all its files together.
+    """
+
+    def __init__(self, folder: Path, *, keep: Sequence[Path], limit: int) -> None:
+        self.limit, self._folder, self._lock = limit, folder, Lock()
+        found = {path: path.stat() for path in folder.glob("*.arrow")}
+        self._left = limit - sum(stat.st_size for stat in found.values())
+        unused = sorted(found.keys() - set(keep), key=lambda path: found[path].st_mtime_ns)
+        self._removable = [(path, found[path].st_size) for path in reversed(unused)]
+
+    def take(self, size: int) -> bool:
+        """Make so many bytes of room; False if the limit does not allow it.
+
+        Raises:
+            ConfigError: the disk does not.
+        """
+        with self._lock:
+            self._left -= size
+            while self._removable and (self._left < 0 or self._free() < size):
+                path, freed = self._removable.pop()
+                path.unlink(missing_ok=True)
+                self._left += freed
+            if self._free() < size:
+                raise ConfigError(
+                    f"{self._folder}: the cache of pictures needs {size / 1e9:.3g} GB more and "
+                    f"the disk has {self._free() / 1e9:.3g} GB free{_ADVICE}"
+                )
+            return self._left >= 0
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._folder).free
+
+
+def _convert(store: Store, file: fs.FileInfo, target: Path, room: _Room) -> None:
     """Stream a Parquet file into an Arrow file, which appears whole or not at all."""
     name = f"{store.url}/{store.relative(file)}"
     unfinished = target.with_suffix(".unfinished")
     try:
         with open_parquet(store, file) as parquet, unfinished.open("wb") as sink:
-            header_of(parquet, name)
+            # Room was made for what the footer says; equal pictures may be in the file only once.
+            unforeseen = -header_of(parquet, name).image_bytes
             schema = COLUMNS.with_metadata(parquet.schema_arrow.metadata)
             with ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(_BATCH, columns=["label", "image"]):
-                    writer.write_batch(_flat(batch, schema))
+                    rows = _flat(batch, schema)
+                    unforeseen += rows.nbytes
+                    if unforeseen > 0:
+                        if not room.take(unforeseen):
+                            raise _exceeds(store, [file], "more than that", room.limit)
+                        unforeseen = 0
+                    writer.write_batch(rows)
             os.fsync(sink.fileno())
         unfinished.replace(target)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's: a full disk, say; Arrow's own errors have no number
         raise ConfigError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None

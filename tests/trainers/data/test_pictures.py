@@ -94,6 +94,14 @@ def test_a_copy_makes_cached_files_again_that_were_removed(root: Path, cache: Pa
     assert np.array_equal(np.asarray(pickle.loads(sent).decode(3)), pixels(3))
 
 
+@pytest.mark.parametrize("left", [0, 8, 300, 1500])
+def test_a_cached_file_that_was_torn_is_made_again(root: Path, cache: Path, left: int) -> None:
+    Pictures(root, "real", "train")
+    for path in cache.glob("*.arrow"):
+        path.write_bytes(path.read_bytes()[:left])
+    assert np.array_equal(np.asarray(Pictures(root, "real", "train").decode(6)), pixels(6))
+
+
 @pytest.mark.parametrize("keep", [0, 1 << 29])
 def test_loader_processes_give_the_very_batches_of_this_process(
     root: Path, monkeypatch: pytest.MonkeyPatch, keep: int
@@ -214,12 +222,55 @@ def test_pixels_are_those_of_the_decoded_picture_in_every_format(tmp_path: Path)
         assert torch.equal(pictures.pixels(index), decoded)
 
 
+def saved(levels: Any, kind: str = "PNG", *, orientation: int | None = None) -> bytes:
+    picture, buffer = Image.fromarray(np.array(levels)), io.BytesIO()
+    exif = picture.getexif()
+    exif[0x010F] = "a camera"
+    if orientation is not None:
+        exif[0x0112] = orientation
+    picture.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+def test_what_prepare_did_not_write_looks_as_it_would_make_it(tmp_path: Path) -> None:
+    upright = [[[1, 2, 3]], [[4, 5, 6]]]
+    by_hand: list[tuple[bytes, list[list[list[int]]]]] = [
+        (saved(np.uint16([[0, 257, 32896, 65535]])), [[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]),
+        (saved(np.uint8([[[9, 9, 9, 0], [9, 9, 9, 255]]])), [[[255] * 3, [9] * 3]]),
+        (saved(np.uint8([[[4, 5, 6], [1, 2, 3]]]), orientation=6), [[[4, 5, 6]], [[1, 2, 3]]]),
+        (saved(np.uint8([[[4, 5, 6], [1, 2, 3]]]), orientation=8), upright),
+        (saved(np.uint8(upright), orientation=1), upright),
+    ]
+    images = [LabelledImage(data, "x", 0) for data, _ in by_hand]
+    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
+    pictures = Pictures(tmp_path, "real", "train")
+    for index, (_, expected) in enumerate(by_hand):
+        assert np.array(pictures.decode(index)).tolist() == expected
+        assert pictures.pixels(index).permute(1, 2, 0).tolist() == expected
+
+
+def test_a_jpeg_that_lies_on_its_side_is_upright_to_training_too(tmp_path: Path) -> None:
+    images = [
+        LabelledImage(saved(pixels(9), "JPEG", orientation=orientation), "x", 0)
+        for orientation in (None, 1, 6, 2)
+    ]
+    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
+    pictures = Pictures(tmp_path, "real", "train")
+    plain, same, turned, mirrored = (pictures.pixels(index) for index in range(4))
+    assert torch.equal(same, plain)
+    assert torch.equal(turned, plain.rot90(-1, (1, 2)))
+    assert torch.equal(mirrored, plain.flip(2))
+    for index in range(4):
+        decoded = torch.from_numpy(np.array(pictures.decode(index))).permute(2, 0, 1)
+        assert torch.equal(pictures.pixels(index), decoded)
+
+
 def test_a_jpeg_that_is_cut_off_is_no_picture_to_training_either(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels(9)).save(buffer, "JPEG")
     image = LabelledImage(buffer.getvalue()[:-100], "half.jpg", 0)
     write_images(part_path(tmp_path, "real", "train"), [image], CLASSES, {})
-    with pytest.raises(ConfigError, match=r"row 0 \(half.jpg\): image file is truncated"):
+    with pytest.raises(ConfigError, match=r"row 0 \(half.jpg\): truncated: .*is truncated"):
         Pictures(tmp_path, "real", "train").pixels(0)
 
 
@@ -303,6 +354,10 @@ def test_a_domain_whose_preparation_is_not_done_is_refused(root: Path) -> None:
     ):
         record.write_text(json.dumps({"status": status}))
         with pytest.raises(ConfigError, match=advice):
+            Pictures(root, "real", "train")
+    for damaged in ("", '{"status": "do', "[]", "\udcff"):
+        record.write_bytes(damaged.encode("utf-8", "surrogateescape"))
+        with pytest.raises(ConfigError, match=f"^{record}: not a record of `prepare`; .*$"):
             Pictures(root, "real", "train")
     record.write_text(json.dumps({"status": "done"}))
     assert len(Pictures(root, "real", "train")) == 7

@@ -61,6 +61,18 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ]
 
 
+def test_the_header_says_how_large_pictures_are_uncompressed_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    images = [{"bytes": bytes([n]) * 100_000, "path": f"{n}.bmp"} for n in range(4)]
+    columns = {"image": images, "label": [0] * 4, "depth": [bytes(50_000)] * 4}
+    table = pa.table(columns).replace_schema_metadata({"class_names": '["cat"]'})
+    pq.write_table(table, tmp_path / "x.parquet", compression="zstd", row_group_size=2)
+    assert (tmp_path / "x.parquet").stat().st_size < 10_000
+    header = read_header(open_store(tmp_path), "x.parquet")
+    assert 400_000 < header.image_bytes < 401_000
+
+
 def test_files_lie_in_a_folder_per_domain_and_split(tmp_path: Path) -> None:
     for part in (1, 0):
         write_images(part_path(tmp_path, "sketch", "val", part), IMAGES, CLASSES, {})
@@ -109,6 +121,8 @@ def test_class_names_of_a_file_from_hugging_face_are_understood(tmp_path: Path) 
         ({"picture": [{"bytes": b"x"}], "label": [0]}, "no column 'image'"),
         ({"image": [b"x"], "label": [0]}, "'image' is binary, not a struct with bytes"),
         ({"image": [{"bytes": b"x"}], "label": ["cat"]}, "'label' is string, not integers"),
+        ({"image": [{"bytes": [1, 2]}], "label": [0]}, "'image.bytes' is list<.*>, not binary"),
+        ({"image": [{"bytes": "x"}], "label": [0]}, "'image.bytes' is string, not binary"),
     ],
 )
 def test_a_file_without_class_names_or_columns_is_refused_with_advice(

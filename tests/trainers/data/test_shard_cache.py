@@ -166,14 +166,15 @@ def test_pictures_that_exceed_the_limit_alone_are_refused_before_anything_is_rem
     other = cached_shards(*data_set(tmp_path / "other", 100_000)[:2], limit_bytes=GB)
     store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
     message = (
-        rf"data\.cache_gb = 0\.001: the pictures of {store.url} \(real/train\) need 0\.00201 GB on "
+        rf"data\.cache_gb = 0\.001: the pictures of {store.url} \(real/train\) need 0\.002 GB on "
         "each machine; raise it, or make them smaller with `lipsum-tune prepare --resize`"
     )
-    for refuse in (cached_shards, check_limit):
-        with pytest.raises(ConfigError, match=message):
-            refuse(store, files, limit_bytes=10**6)
+    with pytest.raises(ConfigError, match=message):
+        cached_shards(store, files, limit_bytes=10**6)
     assert list(cache.glob("*.arrow")) == other
-    check_limit(store, files, limit_bytes=3 * 10**6)
+    with pytest.raises(ConfigError, match=message):
+        check_limit(store, files, 2 * 10**6, limit_bytes=10**6)
+    check_limit(store, files, 2 * 10**6, limit_bytes=3 * 10**6)
 
 
 def test_a_full_disk_is_told_beforehand_after_all_that_can_be_removed_was(
