@@ -11,7 +11,7 @@ from trainers.config import DataConfig, TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.data.roots import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, check_labels
-from trainers.data.shard_cache import check_limit
+from trainers.data.shard_cache import cache_folder, check_limit, warn_if_shared
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 from trainers.methods import check_method_fits
@@ -54,28 +54,46 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
         data: the suite with them: its class names and the class maps of all domains are made.
         parts: what will be read, by default what a trial reads; the ID domain's first.
     """
-    if parts is None:
-        parts = [(data.id_domain, "train"), *((domain, "val") for domain in data.domains)]
+    data.rules.check_rules(data.domains)
+    parts = parts or trial_parts(data)
     if data.root == EMBEDDED:
-        for domain, _ in parts:
-            if domain not in EMBEDDED_DOMAINS:
-                raise ConfigError(
-                    f"data: the embedded benchmark has no domain {domain!r}"
-                    f"{did_you_mean(domain, EMBEDDED_DOMAINS)}"
-                )
+        headers = _embedded(parts)
+    else:
+        store = resolve_root(data.root)
+        files = {part: domain_files(store, *part) for part in parts}
+        every = [file for of_part in files.values() for file in of_part]
+        headers = _headers(store, files)
+        needed = sum(header.image_bytes for header in headers.values())
+        check_limit(store, every, needed, limit_bytes=data.cache_bytes)
+        warn_if_shared(cache_folder())
+    if not headers:
         return
-    store = resolve_root(data.root)
-    files = {part: domain_files(store, *part) for part in parts}
-    check_limit(
-        store, [f for of_part in files.values() for f in of_part], limit_bytes=data.cache_bytes
-    )
-    headers = _headers(store, files)
     id_classes = headers[parts[0]].class_names
     data.rules.prompts(id_classes)
-    for (domain, split), header in headers.items():
-        if not header.rows:
-            raise ConfigError(f"{store.url}/{domain}/{split}: it has no pictures")
+    for (domain, _), header in headers.items():
         domain_class_map(data, id_classes, domain, header)
+
+
+def trial_parts(data: DataConfig) -> list[Part]:
+    """What a trial reads: never a test split."""
+    return [(data.id_domain, "train"), *((domain, "val") for domain in data.domains)]
+
+
+def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
+    """What the benchmark says of itself once it is built; nothing where its packages are missing,
+    which `resolve_root` tells."""
+    for domain, _ in parts:
+        if domain not in EMBEDDED_DOMAINS:
+            raise ConfigError(
+                f"data: the embedded benchmark has no domain {domain!r}"
+                f"{did_you_mean(domain, EMBEDDED_DOMAINS)}"
+            )
+    try:
+        from trainers.data.openmoji.classes import load_classes
+    except ImportError:
+        return {}
+    classes = tuple(load_classes())
+    return {part: Header(classes, {}, rows=len(classes)) for part in parts}
 
 
 def _headers(store: Store, files: Mapping[Part, Sequence[fs.FileInfo]]) -> dict[Part, Header]:
@@ -91,6 +109,8 @@ def _headers(store: Store, files: Mapping[Part, Sequence[fs.FileInfo]]) -> dict[
             raise ConfigError(
                 f"{store.url}/{domain}/{split}: its files differ in their class names"
             )
-        rows = sum(header.rows for header in headers)
-        merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows)
+        rows, size = (sum(h.rows for h in headers), sum(h.image_bytes for h in headers))
+        if not rows:
+            raise ConfigError(f"{store.url}/{domain}/{split}: it has no pictures")
+        merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows, size)
     return merged

@@ -100,7 +100,7 @@ def start(
     """A run before its first step, or as a checkpoint left it: `Run.evaluate` is then zero-shot.
 
     Raises:
-        ConfigError: the data or the model do not fit the configuration.
+        ConfigError: the data or the model do not fit the configuration, or the checkpoint the data.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if config.optim.batch_size % world_size:
@@ -122,7 +122,7 @@ def start(
     )
     progress, saved_metrics = Progress(), None
     if resume_from is not None:
-        progress, saved_metrics = load_checkpoint(resume_from, student, optimizer)
+        progress, saved_metrics = load_checkpoint(resume_from, student, optimizer, names)
     return Run(
         config=config,
         zero_shot=zero_shot,

@@ -3,25 +3,39 @@
 A file may begin with ``extends: domainnet_vit_b16``, a ready configuration or a path from its own
 folder, and say only what differs. ``variants:`` names sets of dotted keys that are laid over it
 where the command says ``FILE:VARIANT``. Neither key is left in what comes out.
+
+In every layer alike, what belongs to a kind goes with it: another model, method, ready space or
+scheduler, or another `type` of a parameter, leaves nothing of what the layers below said of the one
+before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainers.data.suite import packaged_suites, resolve_suite
+from trainers.data.suite import load_suite, packaged_suites, resolve_suite
 from trainers.dotted import nest
 from trainers.errors import ConfigError, did_you_mean
+from tuning.config import SearchFile
 
-_PARAMETERS = "search.space.parameters."
+_SUITE = "trial.data.suite"
+_SPACE = ("search", "space", "parameters")
+_PARAMETERS = f"{'.'.join(_SPACE)}."
 _PARAMETER_FIELDS = ("type", "low", "high", "log", "step", "choices")
-_KINDS = ("trial.model", "trial.method", "search.space", "search.scheduler")
-"""Sections whose other keys belong to their `name`: with another name, they start afresh."""
+_STANDARD = SearchFile()
+_KINDS = {
+    "trial.model": _STANDARD.trial.model.name,
+    "trial.method": _STANDARD.trial.method.name,
+    "search.space": _STANDARD.search.space.name,
+    "search.scheduler": _STANDARD.search.scheduler.name,
+}
+"""Sections whose other keys belong to their `name`, and the name where none is given."""
 
 
 def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
@@ -39,8 +53,7 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str,
     variants = values.pop("variants", None)
     if variant is not None:
         values = _with_variant(values, variants, variant, path)
-    for override in overrides:
-        values = _with_override(values, override)
+    values = _laid_over(values, [_parsed(override) for override in overrides])
     name = str(path) if variant is None else f"{path}:{variant}"
     return name, _with_suite(values, name)
 
@@ -92,19 +105,41 @@ def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     if found.resolve() in chain:
         names = " -> ".join(p.name for p in (*chain, found))
         raise ConfigError(f"{path}: extends = {base!r}: it comes back to itself ({names})")
-    return _merge(_extended(found, chain), values)
+    return _with_own_name(_merge(_extended(found, chain), values), values, path)
+
+
+def _with_own_name(merged: dict[str, Any], own: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A search called as its file is, unless that says another name: never as what it extends."""
+    search = merged.get("search", {})
+    if not isinstance(search, Mapping) or "name" in (_at(own, "search") or {}):
+        return merged
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")
+    return merged | {"search": {**search, "name": name or "search"}}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below, where = base.get(key), f"{at}.{key}" if at else key
+        if where == _SUITE and isinstance(value, Mapping) and "id_domain" not in value:
+            below = _opened(below)  # another suite would say which domain is its own
+            value = below if isinstance(below, str) else value
         if isinstance(below, Mapping) and isinstance(value, Mapping):
-            another = where in _KINDS and value.get("name", below.get("name")) != below.get("name")
-            merged[key] = value if another else _merge(below, value, where)
+            afresh = _starts_afresh(where, below, value)
+            merged[key] = value if afresh else _merge(below, value, where)
         else:
             merged[key] = value
     return merged
+
+
+def _starts_afresh(where: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Whether a section is now of another kind, to which the keys `below` do not belong."""
+    if where in _KINDS:
+        name = below.get("name", _KINDS[where])
+        return bool(over.get("name", name) != name)
+    if where.startswith(_PARAMETERS):
+        return "type" in over or ("choices" in over and "choices" not in below)
+    return False
 
 
 def _with_variant(
@@ -117,30 +152,47 @@ def _with_variant(
         raise ConfigError(f"{path}: it has no variant {variant!r}{did_you_mean(variant, variants)}")
     if not isinstance(keys, Mapping):
         raise ConfigError(f"{path}: variants.{variant} = {keys!r}: expected dotted keys")
-    for key, value in keys.items():
-        values = _override(values, str(key), value)
-    return values
+    return _laid_over(values, [(str(key), value) for key, value in keys.items()])
 
 
-def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+def _parsed(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override!r}: write it as key=value")
     try:
-        return _override(values, key.strip(), yaml.safe_load(text))
+        return key.strip(), yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: {_yaml_problem(error)}") from None
 
 
+def _laid_over(values: dict[str, Any], keys: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """`values` with one layer's dotted keys, none of which another's new `name` takes away."""
+    for key, value in keys:
+        section, _, field = key.rpartition(".")
+        of_parameter = section.startswith(_PARAMETERS)
+        path = (*_SPACE, section.removeprefix(_PARAMETERS)) if of_parameter else section.split(".")
+        below = _at(values, *path)
+        if below is not None and _starts_afresh(section, below, {field: value}):
+            values = _override(values, section, {})
+    for key, value in keys:
+        values = _override(values, key, value)
+    return values
+
+
 def _override(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """`values` with one more key; the names of searched parameters have dots of their own."""
+    if key.startswith(f"{_SUITE}."):
+        suite = _opened((_at(values, "trial", "data") or {}).get("suite"))
+        if isinstance(suite, str):
+            return values  # which validation refuses
+        return nest({key: value}, nest({_SUITE: suite}, values))
     if not key.startswith(_PARAMETERS):
         return nest({key: value}, values)
     name, field = key.removeprefix(_PARAMETERS), ""
     if name.rpartition(".")[2] in _PARAMETER_FIELDS:
         name, _, field = name.rpartition(".")
     parameters: Any = values
-    for part in ("search", "space", "parameters"):
+    for part in _SPACE:
         parameters = parameters.get(part) or {}
         if not isinstance(parameters, Mapping):
             return values  # which validation refuses
@@ -152,23 +204,37 @@ def _override(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return nest({_PARAMETERS.rstrip("."): {**parameters, name: {**given, field: value}}}, values)
 
 
+def _opened(suite: Any) -> Any:
+    """The keys of a suite in place of its name or file, so that others can be laid over.
+
+    A name that is none stays, and is refused when all is laid.
+    """
+    try:
+        opened = load_suite(suite) if isinstance(suite, str) else None
+    except ConfigError:
+        opened = None
+    return opened.model_dump(mode="json", exclude_unset=True) if opened else suite
+
+
 def _with_suite(values: dict[str, Any], name: str) -> dict[str, Any]:
     """With a suite of the user's own put in whole: workers and resumed runs have no such file."""
-    data = _data(values)
+    data = _at(values, "trial", "data")
     if data is None or data.get("suite") is None:
         return values
     try:
-        suite = resolve_suite(data["suite"], "trial.data.suite")
+        suite = resolve_suite(data["suite"], _SUITE)
     except ConfigError as error:
         lines = (f"{name}: {line}" for line in str(error).splitlines())
         raise ConfigError("\n".join(lines)) from None
-    return nest({"trial.data.suite": suite}, values)
+    return nest({_SUITE: suite}, values)
 
 
-def _data(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    trial = values.get("trial")
-    data = trial.get("data") if isinstance(trial, Mapping) else None
-    return data if isinstance(data, Mapping) else None
+def _at(values: Mapping[str, Any], *path: str) -> Mapping[str, Any] | None:
+    """The section there, if there is one."""
+    found: Any = values
+    for part in path:
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found if isinstance(found, Mapping) else None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -181,12 +247,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected the sections `trial:` and `search:`")
-    suite = (_data(values) or {}).get("suite")
-    if isinstance(suite, str) and suite not in packaged_suites():
-        beside = path.parent / Path(suite).expanduser()
-        if beside.is_file():
-            values["trial"]["data"]["suite"] = str(beside.absolute())
+    _find_suites(values, path.parent)
+    variants = values.get("variants")
+    for keys in variants.values() if isinstance(variants, dict) else ():
+        if isinstance(keys, dict):
+            _find_suites(keys, path.parent)
     return values
+
+
+def _find_suites(values: dict[str, Any], folder: Path, at: str = "") -> None:
+    """Put the whole path of a suite that lies in the folder; keys may be dotted, or sections."""
+    for key, value in values.items():
+        where = f"{at}{key}"
+        if where == _SUITE and isinstance(value, str) and value not in packaged_suites():
+            beside = folder / Path(value).expanduser()
+            if beside.is_file():
+                values[key] = str(beside.absolute())
+        elif isinstance(value, dict) and _SUITE.startswith(f"{where}."):
+            _find_suites(value, folder, f"{where}.")
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

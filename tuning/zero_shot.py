@@ -70,18 +70,27 @@ def sampling_error(acc: float, pictures: int) -> float:
 
 
 def check_zero_shot(
-    config: TrialConfig, split: str, domains: Sequence[str] = ()
+    config: TrialConfig,
+    split: str,
+    domains: Sequence[str] = (),
+    expected: Mapping[str, float] | None = None,
 ) -> tuple[str, ...]:
     """The domains that will be evaluated, all of the configuration's by default.
 
     Raises:
-        ConfigError: one that the configuration has not, without that split, or that does not fit.
+        ConfigError: one that the configuration has not, without that split, or that does not fit;
+            or something is expected, and of none of them.
     """
     known = config.data.domains
     for domain in domains:
         if domain not in known:
             raise ConfigError(f"--domains {domain!r}: not configured{did_you_mean(domain, known)}")
     wanted = tuple(domain for domain in known if domain in domains) if domains else known
+    if expected is not None and not any(domain in expected for domain in wanted):
+        raise ConfigError(
+            f"--expect: nothing is expected of {', '.join(wanted)}, so nothing would be compared; "
+            f"there are figures of {', '.join(expected) or 'no domain'}"
+        )
     others = tuple(domain for domain in wanted if domain != config.data.id_domain)
     check_data(config.data, [(domain, split) for domain in (config.data.id_domain, *others)])
     check_model(config.model)
@@ -110,7 +119,7 @@ def measure(
     Raises:
         ConfigError: as `check_zero_shot`.
     """
-    wanted = check_zero_shot(config, split, domains)
+    wanted = check_zero_shot(config, split, domains, expected)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = config.data
     names = id_classes(data, split)

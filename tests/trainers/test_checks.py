@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from trainers import checks
 from trainers.checks import check_data, check_trial
 from trainers.config import DataConfig, TrialConfig
 from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
@@ -81,6 +82,24 @@ def test_a_preparation_that_is_not_done_is_refused_and_none_is_no_matter(root: P
     refused(root, "sketch: .*--skip-bad")
 
 
+def test_pictures_too_large_for_the_cache_are_refused_however_they_are_compressed(
+    root: Path,
+) -> None:
+    rows = {"image": [{"bytes": bytes([n]) * 50_000, "path": "x"} for n in range(40)]}
+    rows["label"] = [0] * 40
+    path = part_path(root, "sketch", "val", 1)
+    table = pa.Table.from_pydict(rows, arrow_schema(ID, {}, captions=False))
+    pq.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 50_000
+    refused(root, r"cache_gb = 0\.001: .* \(photo/train, .*\) need 0\.00\d* GB", cache_gb=0.001)
+    check_data(data(root, cache_gb=0.01))
+
+
+def test_a_damaged_record_of_a_preparation_is_no_traceback(root: Path) -> None:
+    (root / "sketch" / "preparation.json").write_text('{"status": "do')
+    refused(root, "sketch/preparation.json: not a record of `prepare`")
+
+
 def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
     write(root, "sketch", "val", ("cat", "cow"))
     refused(root, "sketch: 'cow': no class of photo, which has 3; in a suite of your own")
@@ -88,6 +107,8 @@ def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
     check_data(data(root, suite=skip))
     rules = {"id_domain": "photo", "domains": {"sketch": {"num_classes": 200}}}
     refused(root, "sketch: it has 2 classes, and the suite expects 200", suite=rules)
+    rules = {"id_domain": "photo", "domains": {"skecth": {"unknown_classes": "skip"}}}
+    refused(root, r"suite 'custom': domains\.skecth: .*did you mean 'sketch'", suite=rules)
     write(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cta"]})})
     refused(root, r"'pet' stand for 'cta', which is no class of photo \(did you mean 'cat'")
 
@@ -127,10 +148,22 @@ def test_class_names_that_make_no_prompt_are_told_before_a_worker_starts(root: P
     refused(root, r"'n01440764' is a WordNet id.*data\.suite = imagenet")
 
 
-def test_of_the_embedded_benchmark_only_the_domains_are_looked_at() -> None:
+def test_the_embedded_benchmark_is_checked_before_it_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks, "resolve_root", None)
     check_data(DataConfig())
     with pytest.raises(ConfigError, match=r"no domain 'skech' \(did you mean 'sketch'\?\)"):
         check_data(DataConfig(ood_domains=("skech",)))
+    with pytest.raises(ConfigError, match="real: it has 100 classes, and the suite expects 345"):
+        check_data(DataConfig(suite="domainnet"))
+    names = {"id_domain": "real", "name": "mine", "class_names": {"apple": "an apple"}}
+    with pytest.raises(ConfigError, match=r"suite 'mine': class_names has no name for .* 96 more"):
+        check_data(DataConfig.model_validate({"suite": names}))
+    mapped = {"id_domain": "real", "ood_domains": ["sketch"], "domains": {
+        "sketch": {"class_map": {"apple": ["apple"]}}}}  # fmt: skip
+    with pytest.raises(ConfigError, match="sketch: its class_map has nothing for"):
+        check_data(DataConfig.model_validate({"suite": mapped}))
 
 
 def test_a_method_that_the_models_texts_cannot_serve_is_refused(root: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from search_spaces import Float
-from trainers.data.suite import Suite
+from search_spaces import Categorical, Float
+from trainers.data.suite import Suite, load_suite
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from tuning.config import AshaConfig, SearchFile
@@ -85,6 +85,12 @@ def test_runlocal_passes_every_check_and_takes_no_more_than_a_laptop(name: str) 
     assert file.search.space.name == "lipsum_ft"
 
 
+@pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("imagenet")])
+def test_the_cache_holds_imagenet_in_full_size(name: str) -> None:
+    everything = 147.9 + 6.7 + 1.3 + 2.2 + 0.7 + 7.6  # GB: train and val, V2, -R, -A, -Sketch
+    assert load_config(name, check=False).trial.data.cache_gb > everything
+
+
 def test_a_runlocal_trial_runs(pictures_root: Path) -> None:
     here = [f"trial.data.root={pictures_root}", "trial.steps=2", "trial.optim.batch_size=8"]
     file = load_config("imagenet_vit_l14:runlocal", [*here, "search.scheduler.grace_steps=1"])
@@ -123,6 +129,126 @@ def test_another_kind_of_model_or_scheduler_starts_afresh(tmp_path: Path) -> Non
     )  # fmt: skip
     assert loaded(path).trial.model.pretrained is None
     assert loaded(path).search.scheduler.name == "none"
+
+
+def test_the_same_kind_said_again_loses_nothing(tmp_path: Path) -> None:
+    write(tmp_path, "base", trial={"method": {"reg_weight": 0.3}})  # lipsum_ft, by default
+    child = write(tmp_path, "child", extends="base.yaml", trial={"method": {"name": "lipsum_ft"}})
+    assert loaded(child).trial.method.model_dump()["reg_weight"] == 0.3
+    again = load_config(tmp_path / "base.yaml", ["trial.method.name=lipsum_ft"], check=False)
+    assert again.trial == loaded(child).trial
+
+
+@pytest.mark.parametrize("given", [{"type": "categorical"}, {}], ids=["typed", "choices alone"])
+def test_a_parameter_of_another_type_has_nothing_of_what_is_extended(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    write(
+        tmp_path, "base",
+        search={"space": {"parameters": {
+            "optim.lr": {"low": 1e-6, "high": 1e-4},
+            "optim.eps": {"type": "categorical", "choices": [1e-8, 1e-6]},
+        }}},
+    )  # fmt: skip
+    key = "optim.lr" if given else "optim.eps"
+    parameters = {key: given | {"choices": [1e-5, 3e-5]}}
+    path = write(tmp_path, "own", extends="base.yaml", search={"space": {"parameters": parameters}})
+    assert loaded(path).search_space().parameters[key] == Categorical(choices=(1e-5, 3e-5))
+    wider = {"optim.lr": {"high": 1e-3}}
+    path = write(tmp_path, "wider", extends="base.yaml", search={"space": {"parameters": wider}})
+    assert loaded(path).search_space().parameters["optim.lr"] == Float(
+        low=1e-6, high=1e-3, log=True
+    )
+
+
+def test_a_search_is_called_as_its_file_and_not_as_what_that_extends(tmp_path: Path) -> None:
+    def name(path: Path | str) -> str:
+        return loaded(path).search.name
+
+    assert name(write(tmp_path, "own", extends="domainnet_vit_b16")) == "own"
+    assert name(write(tmp_path, "_my search!", extends="own.yaml")) == "my-search-"
+    assert name(write(tmp_path, "\u732b", extends="own.yaml")) == "search"
+    called = write(tmp_path, "c", extends="domainnet_vit_b16", search={"name": "x", "budget": {}})
+    assert name(called) == "x"
+    assert name(f"{called}:runlocal") == "runlocal"
+    assert name("domainnet_vit_b32") == "domainnet_vit_b32"
+    wrong = write(tmp_path, "wrong", extends="domainnet_vit_b16", search=3)
+    with pytest.raises(ConfigError, match=r"wrong\.yaml: search = 3"):
+        loaded(wrong)
+
+
+def test_another_kind_starts_afresh_on_the_command_line_and_in_variants_too(tmp_path: Path) -> None:
+    def over(*keys: str) -> SearchFile:
+        return load_config("domainnet_vit_b16", keys, check=False)
+
+    assert over("search.scheduler.name=none").search.scheduler.name == "none"
+    assert over("trial.model.name=tiny-clip").trial.model.pretrained is None
+    assert over("trial.model.name=ViT-B-16-quickgelu").trial.model.pretrained == "openai"
+    assert over("trial.model.pretrained=metaclip").trial.model.name == "ViT-B-16-quickgelu"
+    for keys in (
+        ("trial.model.name=ViT-B-32", "trial.model.pretrained=laion2b_s34b_b79k"),
+        ("trial.model.pretrained=laion2b_s34b_b79k", "trial.model.name=ViT-B-32"),
+    ):
+        assert over(*keys).trial.model.pretrained == "laion2b_s34b_b79k"
+    median = over("search.scheduler.name=median", "search.scheduler.grace_steps=7").search.scheduler
+    assert median.model_dump() == {"name": "median", "grace_steps": 7, "min_trials": 4}
+    weighted = write(tmp_path, "weighted", trial={"method": {"reg_weight": 0.3}})
+    assert load_config(weighted, ["trial.method.name=ft"], check=False).trial.method.name == "ft"
+    variant = {"search.scheduler.name": "none", "trial.method.name": "ft"}
+    path = write(tmp_path, "v", extends="domainnet_vit_b16", variants={"plain": variant})
+    assert loaded(f"{path}:plain").search.scheduler.name == "none"
+    assert loaded(f"{path}:plain").trial.method.name == "ft"
+
+
+def test_a_parameter_of_another_type_starts_afresh_on_the_command_line_too() -> None:
+    lr = "search.space.parameters.optim.lr"
+    for keys in (
+        [f"{lr}.type=categorical", f"{lr}.choices=[1.0e-5]"],
+        [f"{lr}.choices=[1.0e-5]", f"{lr}.type=categorical"],
+    ):
+        file = load_config("domainnet_vit_b16", keys, check=False)
+        assert file.search_space().parameters["optim.lr"] == Categorical(choices=(1e-5,))
+
+
+def test_keys_of_a_suite_are_laid_over_a_packaged_one_or_a_file(tmp_path: Path) -> None:
+    def suite(source: Path | str, *keys: str) -> Suite:
+        found = load_config(source, keys, check=False).trial.data.suite
+        assert isinstance(found, Suite)
+        return found
+
+    templates = "trial.data.suite.templates=simple_imagenet"
+    packaged = load_suite("domainnet")
+    expected = packaged.model_copy(update={"templates": "simple_imagenet"})
+    assert suite("domainnet_vit_b16", templates) == expected
+    path = write(
+        tmp_path, "own", extends="domainnet_vit_b16",
+        trial={"data": {"suite": {"templates": "simple_imagenet"}}},
+    )  # fmt: skip
+    assert suite(path) == expected
+    other = {"id_domain": "photo"}
+    path = write(tmp_path, "other", extends="own.yaml", trial={"data": {"suite": "mine.yaml"}})
+    write(tmp_path, "mine", id_domain="photo", class_names={"a": "an a"})
+    assert suite(path, templates) == Suite(
+        id_domain="photo", class_names={"a": "an a"}, templates="simple_imagenet"
+    )
+    path = write(tmp_path, "whole", extends="domainnet_vit_b16", trial={"data": {"suite": other}})
+    assert suite(path) == Suite(id_domain="photo")  # another suite, and not a part of DomainNet's
+    wrong = write(tmp_path, "wrong", trial={"data": {"suite": "domainet"}})
+    with pytest.raises(ConfigError, match=r"wrong\.yaml: no suite .*did you mean 'domainnet'"):
+        load_config(wrong, [templates], check=False)
+
+
+def test_the_path_of_a_suite_in_a_variant_is_of_its_files_folder(tmp_path: Path) -> None:
+    write(tmp_path, "deep/mine", id_domain="photo")
+    forms: dict[str, Any] = {
+        "key": {"trial.data.suite": "mine.yaml"},
+        "section": {"trial.data": {"suite": "mine.yaml"}},
+        "whole": {"trial": {"data": {"suite": "mine.yaml"}}},
+    }
+    write(tmp_path, "deep/base", variants=forms)
+    path = write(tmp_path, "own", extends="deep/base.yaml")
+    for form in forms:
+        assert loaded(f"{path}:{form}").trial.data.suite == Suite(id_domain="photo")
 
 
 def test_files_that_extend_each_other_or_nothing_are_one_error(tmp_path: Path) -> None:

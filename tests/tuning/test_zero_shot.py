@@ -26,7 +26,7 @@ from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
 from tuning.cli import app
 from tuning.zero_shot import Row, check_zero_shot, expectations, measure, sampling_error
-from tuning.zero_shot_report import causes, zero_shot_table
+from tuning.zero_shot_report import causes, not_compared, zero_shot_table
 
 MASKED = ("umbrella", "cat", "bus")
 """A part of the classes, in another order."""
@@ -206,6 +206,62 @@ def test_the_mean_is_over_ood_domains_and_compared_over_all_of_them_or_not_at_al
     assert shown(None, None, None) == ["mean", "OOD", "45.00"]
 
 
+def test_at_80_columns_no_cell_is_cut() -> None:
+    figures = {
+        "imagenet": (50_000, 1000, 68.17), "imagenet-v2": (10_000, 1000, 0.12),
+        "imagenet-sketch": (50_889, 1000, 46.66), "photographs_at_night": (4, 2, 50.0),
+    }  # fmt: skip
+    for known in (46.66, None):
+        rows = [
+            Row(name, *of, nll=11.234, ece=12.34, expected=known) for name, of in figures.items()
+        ]
+        console = Console(width=80)
+        with console.capture() as capture:
+            console.print(zero_shot_table(rows, title="ViT, test splits", id_domain="imagenet"))
+        shown = capture.get()
+        assert "…" not in shown
+        _, header, _, *lines, _, mean = shown.splitlines()
+        named = ["imagenet (ID)", *list(figures)[1:]]
+        assert [line[:20].rstrip() for line in lines] == named
+        compared = ["expected", "off", "by"] if known else ["NLL", "ECE,", "%"]
+        assert header.split() == ["pictures", "classes", "acc,", "%", *compared]
+        last = [line.split()[-1] for line in lines]
+        assert last == (["off", "off", "agrees", "agrees"] if known else ["12.34"] * 4)
+        assert "50.00 ± 49.00" in lines[3]
+        assert mean.startswith("mean OOD")
+
+
+def test_a_name_too_long_for_the_line_goes_on_in_the_next() -> None:
+    row = Row("n" * 40, 1000, 10, 50.0, 1.0, 2.0, expected=50.0)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(zero_shot_table([row], title="t", id_domain="real"))
+    assert capture.get().count("n") == 40 + "".join(["expected", "acc"]).count("n")
+    assert "agrees" in capture.get()
+
+
+def test_a_comparison_of_nothing_is_refused(config: TrialConfig) -> None:
+    with pytest.raises(
+        ConfigError, match=r"nothing is expected of painting, .*there are figures of real, sketch"
+    ):
+        check_zero_shot(config, "test", ["painting"], {"real": 90.0, "sketch": 1.0})
+    with pytest.raises(ConfigError, match=r"nothing is expected of real, .*figures of no domain"):
+        measure(config, "test", expected={})
+    assert check_zero_shot(config, "test", ["real"], {"real": 90.0}) == ("real",)
+    assert causes([Row("real", 9, 2, 50.0, 1.0, 2.0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [((1.0, None), "Not compared: b."), ((None, None), None), ((1.0, 2.0), None)],
+)
+def test_what_was_not_compared_is_named(
+    expected: tuple[float | None, float | None], said: str | None
+) -> None:
+    rows = [Row(n, 9, 2, 50.0, 1.0, 2.0, known) for n, known in zip("ab", expected, strict=True)]
+    assert not_compared(rows) == said
+
+
 def test_expectations_come_from_the_suite_a_list_or_a_file(
     config: TrialConfig, tmp_path: Path
 ) -> None:
@@ -245,7 +301,7 @@ def test_the_command_marks_what_is_off_hints_at_causes_and_exits_with_1(
     file = tmp_path / "mine.yaml"
     values = {"trial": config.model_dump(mode="json", include={"data": {"root", "suite"}})}
     file.write_text(yaml.safe_dump(values))
-    runner = CliRunner(env={"COLUMNS": "160"})
+    runner = CliRunner(env={"COLUMNS": "80"})
     plain = runner.invoke(app, ["zero-shot", str(file), "--domains", "real,sketch"])
     assert plain.exit_code == 0, plain.output
     assert "val splits" in plain.stdout
@@ -253,7 +309,10 @@ def test_the_command_marks_what_is_off_hints_at_causes_and_exits_with_1(
     published = runner.invoke(app, ["zero-shot", str(file), "--expect", "published"])
     assert published.exit_code == 1
     assert "test splits" in published.stdout
-    off = [line for line in published.stdout.splitlines() if "off" in line]
-    assert len(off) == 1
-    assert "sketch" in off[0]
+    off = [line.split()[0] for line in published.stdout.splitlines() if line.endswith(" off")]
+    assert off == ["sketch"]
+    assert "Not compared: painting, clipart.\n" in published.stdout
     assert "class names or templates" in published.stderr
+    none = runner.invoke(app, ["zero-shot", str(file), "--expect", "real=9", "--domains", "sketch"])
+    assert isinstance(none.exception, ConfigError)
+    assert "--expect: nothing is expected of sketch" in str(none.exception)

@@ -129,8 +129,9 @@ def class_map(
         metadata: of the domain's Parquet files.
 
     Raises:
-        ConfigError: another number of classes than the suite has, or a class that stands for none
-            of the ID classes, or several classes of one name.
+        ConfigError: another number of classes than the suite has, a class that stands for none of
+            the ID classes, several classes of one name, or that stand for the same ID classes, or
+            a class of the suite's map that the domain has not.
     """
     rule = rule or DomainRule()
     if rule.num_classes is not None and rule.num_classes != len(domain_classes):
@@ -142,6 +143,12 @@ def class_map(
         if twice := sorted(c for c, times in Counter(classes).items() if times > 1):
             raise ConfigError(f"{name}: several of its classes are called {listed(twice)}")
     labels = {name: label for label, name in enumerate(id_classes)}
+    for name in rule.class_map or ():
+        if name not in domain_classes:
+            raise ConfigError(
+                f"{domain}: the class_map of the suite has {name!r}, which is none of its "
+                f"{len(domain_classes)} classes{near(name, domain_classes)}"
+            )
     given = rule.class_map or _from_metadata(metadata or {}, domain)
     targets = given or {name: (name,) for name in domain_classes}
     if rule.unknown_classes == "refuse":
@@ -155,6 +162,7 @@ def class_map(
     )
     if not any(groups):
         raise ConfigError(f"{domain}: none of its classes is one of {id_domain}")
+    _check_groups(domain_classes, groups, domain, id_domain)
     return ClassMap(len(id_classes), groups)
 
 
@@ -191,6 +199,23 @@ def _check_targets(
                     f"{domain}: its class_map has {name!r} stand for {target!r}, which is no class "
                     f"of {id_domain}{near(target, labels)}"
                 )
+
+
+def _check_groups(
+    domain_classes: Sequence[str],
+    groups: Sequence[tuple[int, ...]],
+    domain: str,
+    id_domain: str,
+) -> None:
+    """No two classes may stand for the same ID classes; that some are shared is usual."""
+    first: dict[frozenset[int], str] = {}
+    for name, group in zip(domain_classes, groups, strict=True):
+        other = first.setdefault(frozenset(group), name)
+        if group and other != name:
+            raise ConfigError(
+                f"{domain}: its class_map has {other!r} and {name!r} stand for the same classes of "
+                f"{id_domain}, so that nothing could tell them apart"
+            )
 
 
 def _from_metadata(metadata: Mapping[str, str], domain: str) -> dict[str, tuple[str, ...]] | None:

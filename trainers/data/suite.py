@@ -108,7 +108,7 @@ class Suite(_Frozen):
     is, open_clip's name of its WordNet id, or by this mapping."""
     domains: dict[str, DomainRule] = {}
     """Rules by domain, also for domains that a user may add to `ood_domains`."""
-    published: dict[str, dict[str, float]] = {}
+    published: dict[str, dict[str, Annotated[float, Field(ge=0, le=100)]]] = {}
     """Zero-shot accuracy in percent on test splits: `<model.name>/<model.pretrained>` to domain to
     figure."""
 
@@ -121,11 +121,34 @@ class Suite(_Frozen):
         """What holds for a domain, nothing where the suite does not say."""
         return self.domains.get(domain, DomainRule())
 
+    def check_rules(self, domains: Iterable[str]) -> None:
+        """Raise for a rule that was meant for another domain, by the looks of its name.
+
+        Rules for domains that are not there are usual: a configuration may have only some of a
+        suite's, or add others.
+
+        Args:
+            domains: of the configuration.
+
+        Raises:
+            ConfigError: a rule's domain is nearly one of those, or of the suite's, and none.
+        """
+        known = {self.id_domain, *self.ood_domains, *domains}
+        packaged = load_suite(self.name).domains if self.name in packaged_suites() else {}
+        for domain in self.domains:
+            hint = near(domain, known)
+            if hint and domain not in known and domain not in packaged:
+                raise ConfigError(
+                    f"suite {self.name!r}: domains.{domain}: no such domain in id_domain or "
+                    f"ood_domains{hint}"
+                )
+
     def prompts(self, class_names: Sequence[str]) -> Prompts:
         """The texts of the zero-shot head.
 
         Two classes may be spoken of alike in `imagenet` only, where two names of open_clip are
-        given twice; anywhere else, one of them could never be told from the other.
+        given twice; anywhere else, one of them could never be told from the other. Tokenizers fold
+        case and spaces, so names that differ in those alone are alike.
 
         Args:
             class_names: of the ID domain, in the order of its labels.
@@ -137,12 +160,13 @@ class Suite(_Frozen):
         if self.class_names != "imagenet":
             first: dict[str, str] = {}
             for identity, name in zip(class_names, names, strict=True):
-                if name in first:
+                heard = " ".join(name.casefold().split())
+                if heard in first:
                     raise ConfigError(
-                        f"suite {self.name!r}: class_names: the classes {first[name]!r} and "
-                        f"{identity!r} are both called {name!r}"
+                        f"suite {self.name!r}: class_names: the classes {first[heard]!r} and "
+                        f"{identity!r} are both called {heard!r} (case and spaces do not count)"
                     )
-                first[name] = identity
+                first[heard] = identity
         return Prompts(names, self.all_templates)
 
     def _name(self, identity: str, class_names: Sequence[str]) -> str:

@@ -57,6 +57,11 @@ def test_a_class_that_stands_for_several_scores_as_the_best_of_them() -> None:
     assert projection.project(logits).tolist() == [[3.0, 1.0], [4.0, 7.0]]
 
 
+def test_classes_may_share_some_of_what_they_stand_for() -> None:
+    rule = DomainRule(class_map={"pet": ("dog", "cat"), "dog": ("dog",)})
+    assert mapped(("pet", "dog"), rule=rule).groups == ((3, 2), (3,))
+
+
 def test_projections_equal_numpys_on_many_classes_and_unequal_groups() -> None:
     rng = np.random.default_rng(0)
     names = tuple(f"c{i}" for i in range(50))
@@ -107,6 +112,24 @@ def test_imagenet_r_is_masked_to_its_200_classes_by_wordnet_id() -> None:
             ("pet",),
             {"metadata": {"class_map": '{"pet": ["dgo"]}'}},
             r"'pet' stand for 'dgo', which is no class of real \(did you mean 'dog'\?\)",
+        ),
+        (
+            ("pet",),
+            {"rule": DomainRule(class_map={"pet": ("dog",), "pte": ("cat",)})},
+            r"the class_map of the suite has 'pte', which is none of its 1 classes \(.*'pet'",
+        ),
+        (
+            ("pet", "dog"),
+            {"rule": DomainRule(class_map={"pet": ("dog", "cat"), "dog": ("cat", "dog")})},
+            "'pet' and 'dog' stand for the same classes of real",
+        ),
+        (
+            ("pet", "dog"),
+            {
+                "rule": DomainRule(unknown_classes="skip"),
+                "metadata": {"class_map": '{"pet": ["dog", "cow"], "dog": ["dog"]}'},
+            },
+            "'pet' and 'dog' stand for the same classes of real",
         ),
         (("pet",), {"metadata": {"class_map": "[]"}}, "is no JSON object of lists"),
         (("pet",), {"metadata": {"class_map": '{"pet": "dog"}'}}, "is no JSON object of lists"),

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from trainers.config import DataConfig, TrialConfig, with_overrides
+from trainers.data.layouts.arrays import domainnet_classes
+from trainers.data.layouts.imagenet import wordnet_ids
 from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
 from trainers.errors import ConfigError, validate
 from trainers.prompts import TEMPLATES
@@ -71,6 +73,9 @@ def test_class_names_are_spoken_unless_a_suite_says_otherwise() -> None:
         ("spoken", ("n01443537",), "'n01443537' is a WordNet id.*data.suite = imagenet"),
         ("imagenet", ("n99999999",), "'n99999999' is no WordNet id of ImageNet's 1000"),
         ({"a": "shoe", "b": "shoe"}, ("a", "b"), "'a' and 'b' are both called 'shoe'"),
+        ("verbatim", ("Cat", "cat"), "'Cat' and 'cat' are both called 'cat'"),
+        ("spoken", ("red_fox", "red_ fox_"), "'red_fox' and 'red_ fox_' are both called 'red fox'"),
+        ({"a": "shoe", "b": " Shoe "}, ("a", "b"), "'a' and 'b' are both called 'shoe'"),
         ({"sandal": "shoe"}, ("sandle",), r"no name for 'sandle' \(did you mean 'sandal'\?\)"),
         ({"x": "y"}, ("a", "b", "c", "d", "e"), "no name for 'a', 'b', 'c' and 2 more"),
     ],
@@ -96,6 +101,8 @@ def test_classes_that_a_prompt_cannot_tell_apart_are_refused(
         ("domains", {"x": {"num_class": 3}}, r"unknown key .*num_class'.*'num_classes'"),
         ("domains", {"x": {"class_map": {"a": []}}}, "the class 'a' has no ID class"),
         ("id_domain", None, "id_domain"),
+        ("published", {"m": {"studio": 150}}, r"published\.m\.studio = 150: .*equal to 100"),
+        ("published", {"m": {"studio": -1}}, r"published\.m\.studio = -1: .*equal to 0"),
     ],
 )
 def test_a_mistake_in_a_suite_is_one_line_that_names_file_and_key(
@@ -117,6 +124,36 @@ def test_a_suite_that_is_not_there_or_no_yaml_is_named(tmp_path: Path) -> None:
         load_suite(tmp_path / "broken.yaml")
     with pytest.raises(ConfigError, match=r"data\.suite = 3: expected the name"):
         validate(TrialConfig, {"data": {"suite": 3}}, "f.yaml")
+
+
+def test_every_packaged_suite_tells_its_own_classes_apart() -> None:
+    assert len(load_suite("domainnet").prompts(domainnet_classes()).names) == 345
+    assert len(load_suite("imagenet").prompts(wordnet_ids()).names) == 1000
+
+
+def test_a_rule_for_nearly_one_of_the_domains_is_refused_and_for_others_waits() -> None:
+    def check(*ruled: str, **values: Any) -> None:
+        suite = OWN | {"domains": {domain: {"num_classes": 3} for domain in ruled}}
+        data = DataConfig.model_validate({"suite": suite, **values})
+        data.rules.check_rules(data.domains)
+
+    check("studio", "street", "x_ray")
+    with pytest.raises(
+        ConfigError,
+        match=r"suite 'products': domains\.streat: no such domain .*did you mean 'street'\?\)$",
+    ):
+        check("studio", "streat")
+    check("streat", ood_domains=["street", "streat"])
+    check("street", ood_domains=["streets"])  # the suite has it
+    with pytest.raises(ConfigError, match=r"domains\.streetss: .*did you mean 'streets'"):
+        check("streetss", ood_domains=["streets"])
+
+
+def test_the_rules_of_a_packaged_suite_hold_for_a_part_of_its_domains() -> None:
+    some = {"id_domain": "imagenet", "ood_domains": ["imagenet-v2"]}
+    for suite in ("imagenet", load_suite("imagenet").model_dump() | some):
+        data = DataConfig.model_validate({"suite": suite, **some})
+        data.rules.check_rules(data.domains)
 
 
 def test_a_suite_names_the_domains_unless_the_user_does() -> None:
