@@ -59,7 +59,7 @@ def search(
 
 @app.command()
 def resume(run: Run, set_: Set = None, address: Address = None) -> None:
-    """Go on with a search after any interruption; budgets and resources may change."""
+    """Go on with a search after any interruption; budgets, resources and data.root may change."""
     from tuning.resume import resume_search
 
     _show(resume_search(run, set_ or (), address=address))

@@ -71,7 +71,11 @@ def prepare(
     ] = False,
     address: Address = None,
 ) -> None:
-    """Turn pictures in any usual layout into Parquet, checked; run it again to go on."""
+    """Turn pictures in any usual layout into Parquet, checked; run it again to go on.
+
+    Run again it also makes anew what has changed at the source, by sizes and times of files; single
+    pictures in a bucket are not looked at for that.
+    """
     from trainers.data.encoding import EncodeOptions
     from trainers.data.layouts.listing import LayoutOptions
     from tuning.preparation.options import PrepareOptions, parse_ceiling
@@ -142,7 +146,7 @@ def zero_shot(
     from trainers.errors import ConfigError
     from tuning.config_file import load_config
     from tuning.zero_shot import PUBLISHED, expectations, measure
-    from tuning.zero_shot_report import causes, zero_shot_table
+    from tuning.zero_shot_report import causes, not_compared, zero_shot_table
 
     file = load_config(config, set_ or (), check=False)
     trial = file.trial
@@ -161,6 +165,8 @@ def zero_shot(
     title = f"{trial.model.name}, zero-shot, {which} splits"
     console.print(zero_shot_table(rows, title=title, id_domain=trial.data.id_domain))
     console.print("Intervals and verdicts: 95 % sampling error of that many pictures (binomial).")
+    if left := not_compared(rows):
+        console.print(left, markup=False, soft_wrap=True)
     if found := causes(rows):
         print(found, file=sys.stderr)
         raise typer.Exit(1)

@@ -15,7 +15,7 @@ import yaml
 from trainers.errors import ConfigError
 from tuning.config import SearchFile
 from tuning.config_file import load_config
-from tuning.environment import environment
+from tuning.environment import ENVIRONMENT_FILE, environment
 from tuning.journal import History, is_running, read_history
 from tuning.records import SearchRecord
 
@@ -89,7 +89,7 @@ def create_run_folder(file: SearchFile) -> Path:
         try:
             (folder / "report").mkdir()
             write_config(folder, file)
-            (folder / "environment.json").write_text(described, encoding="utf-8")
+            (folder / ENVIRONMENT_FILE).write_text(described, encoding="utf-8")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -1,17 +1,19 @@
 """Pictures as they are found, made into pictures that every reader decodes alike.
 
 A picture is decoded whole, so that one that is cut off is found now and not in the middle of a
-search. What is plain already stays as it is, byte for byte; the rest becomes 8-bit RGB.
+search; damage that leaves a JPEG decodable to its end cannot be told from a picture. What is plain
+already stays as it is, byte for byte; the rest becomes 8-bit RGB.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP",
@@ -29,14 +31,27 @@ _PLAIN = ("JPEG", "MPO", "PNG")
 _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
 _PNG_BIT_DEPTH = 24  # offset of that byte in a PNG
+_JPEG_SIDE = 65_500  # pixels that libjpeg writes at most
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # but those within pictures
+_JPEG_END = 0xD9
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture upright, by EXIF's orientation."""
 
 
 class BadPicture(ValueError):
     """A picture that cannot be used.
 
     Attributes:
-        kind: `empty`, `not a picture`, `truncated` (cut off or corrupt), `too large`, `too small`
-            or `mode`.
+        kind: `empty`, `not a picture`, `truncated` (cut off or corrupt), `too large`, `too small`,
+            `mode` or `cannot be encoded`.
         detail: more about it, in one line.
     """
 
@@ -80,9 +95,22 @@ def encode(data: bytes, options: EncodeOptions, border: int = 0) -> Encoded:
         border: pixels to cut off every side.
 
     Raises:
-        BadPicture: it cannot be decoded to its end.
+        BadPicture: it cannot be decoded to its end, or what becomes of it cannot be kept.
     """
     picture, changes = _decode(data)
+    try:
+        return _encode(data, picture, changes, options, border)
+    except BadPicture:
+        raise
+    except MemoryError as error:
+        raise BadPicture("too large", _one_line(error)) from None
+    except Exception as error:  # one picture is never to stop the others
+        raise BadPicture("cannot be encoded", _one_line(error)) from None
+
+
+def _encode(
+    data: bytes, picture: Image.Image, changes: list[str], options: EncodeOptions, border: int
+) -> Encoded:
     rgb = _crop(picture, border)
     if border:
         changes.append("border")
@@ -95,6 +123,24 @@ def encode(data: bytes, options: EncodeOptions, border: int = 0) -> Encoded:
         return Encoded(data)
     lossless = picture.format not in _LOSSY and "resized" not in changes
     return Encoded(_write(rgb.convert("RGB"), lossless, options.quality), tuple(changes))
+
+
+def decode(data: bytes) -> Image.Image:
+    """A picture as `encode` would store it, RGB and upright, whatever it is.
+
+    Raises:
+        BadPicture: it cannot be decoded to its end.
+    """
+    picture, _ = _decode(data)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def orientation(picture: Image.Image) -> int:
+    """How its camera was held, by EXIF's numbers; 1 is upright."""
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a camera's notes may be corrupt where its picture is not
+        return 1
 
 
 def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
@@ -131,23 +177,34 @@ def _load(data: bytes) -> tuple[Image.Image, list[str]]:
     if is_deep_png and not picture.mode.startswith("I"):
         changes.append("16-bit")  # Pillow has already taken the high byte of each colour
     picture.load()
-    if _orientation(picture) in range(2, 9):
+    if picture.format in ("JPEG", "MPO") and not _has_end(data):
+        raise BadPicture("truncated", "no end marker")
+    if orientation(picture) in range(2, 9):
         changes.append("EXIF rotation")
         return _upright(picture), changes
     return picture, changes
 
 
-def _orientation(picture: Image.Image) -> int:
-    try:
-        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a camera's notes may be corrupt where its picture is not
-        return 1
-
-
 def _upright(picture: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(picture)
+    upright = picture.transpose(_TRANSPOSED[orientation(picture)])
     upright.format = picture.format
     return upright
+
+
+def _has_end(data: bytes) -> bool:
+    """Whether a JPEG goes on to its end marker; what follows that is no part of it.
+
+    Decoders make up what is missing, and grey is what they make up.
+    """
+    if data.endswith(b"\xff\xd9"):  # nearly all do: no need to look at every byte
+        return True
+    position = 2
+    while found := _JPEG_MARKER.search(data, position):
+        position = found.end()
+        if found[1][0] == _JPEG_END:
+            return True
+        position += int.from_bytes(data[position : position + 2], "big")  # over a segment
+    return False
 
 
 def _as_rgb(picture: Image.Image, changes: list[str]) -> tuple[Image.Image, list[str]]:
@@ -170,10 +227,13 @@ def _as_rgb(picture: Image.Image, changes: list[str]) -> tuple[Image.Image, list
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """16-bit grey levels scaled to 8 bits: 65535 becomes 255."""
-    levels = np.asarray(picture).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 65535:
+    found = np.asarray(picture)
+    if found.min() < 0 or found.max() > 65535:
         raise BadPicture("mode", f"{picture.mode}: integers of more than 16 bits")
-    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    levels = found.astype(np.uint32)
+    levels += 128
+    levels //= 257
+    return Image.fromarray(levels.astype(np.uint8))
 
 
 def _is_transparent(picture: Image.Image) -> bool:
@@ -214,6 +274,9 @@ def _write(picture: Image.Image, lossless: bool, quality: int) -> bytes:
     target = io.BytesIO()
     if lossless:
         picture.save(target, "PNG")
+    elif max(picture.size) > _JPEG_SIDE:
+        width, height = picture.size
+        raise BadPicture("too large", f"{width} x {height} pixels, more than a JPEG can have")
     else:
         picture.save(target, "JPEG", quality=quality, subsampling=0)
     return target.getvalue()

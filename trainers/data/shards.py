@@ -19,17 +19,20 @@ import pyarrow.parquet as pq
 
 from trainers.data.encoding import BadPicture, EncodeOptions, encode
 from trainers.data.layouts.listing import Example, Finding, Split, SplitListing
-from trainers.data.layouts.sources import read_sources
+from trainers.data.layouts.outages import require_source
+from trainers.data.layouts.sources import read_sources, stamp
 from trainers.data.schema import arrow_schema
 from trainers.data.storage import Store
 
 FORMAT = 1
 """Raise it when the same pictures and options would make other files."""
 PREPARATION_KEY = b"preparation"
-"""Of the footer's entry: `digest`, and `findings` as lists of path, kind, detail, bad."""
+"""Of the footer's entry: `digest`, `stamp` (of the files it was read from), and `findings` as lists
+of path, kind, detail, bad."""
 
 _ROW_GROUP_ROWS = 256
 _ROW_GROUP_BYTES = 64 << 20  # of full-size pictures, fewer rows are held at once
+_UNREADABLE = "unreadable"
 _ASKED_FOR = ("border", "resized")
 """Changes that the layout or the user wants in every picture: nothing to report."""
 
@@ -66,6 +69,8 @@ class ShardReport:
     """Of its pictures; the bad ones are not in it."""
     reused: bool = field(default=False, compare=False)
     """Whether it was there already."""
+    stamp: str = field(default="", compare=False)
+    """Sizes and times of the files that it was read from, as a digest."""
 
 
 def plan_shards(listing: SplitListing, options: EncodeOptions, size: int) -> list[Shard]:
@@ -112,20 +117,27 @@ def write_shard(
     Pictures that cannot be used are left out and are in the report.
 
     Raises:
+        SourceLost: the source does not answer, or is gone; then there is no such shard.
         OSError: the destination cannot be written to; the message names it.
     """
     findings: list[Finding] = []
+    before = _stamp(source, shard)
     rows = _usable(source, shard, options, findings)
     try:
         with destination.write(shard.path) as file:
-            count = _write_parquet(file, rows, shard, findings)
+            count = _write_parquet(file, rows, shard, findings, before)
+        size = destination.info(shard.path).size
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = "no space left"
         else:
             reason = " ".join(str(error).split())
-        raise OSError(error.errno, f"{destination.url}/{shard.path}: {reason}") from error
-    return ShardReport(count, destination.info(shard.path).size, tuple(findings))
+        raise OSError(f"{destination.url}/{shard.path}: {reason}") from error
+    return ShardReport(count, size, tuple(findings), stamp=before)
+
+
+def _stamp(source: Store, shard: Shard) -> str:
+    return stamp(source, (example.source for example in shard.examples))
 
 
 def finished(destination: Store, shard: Shard) -> ShardReport | None:
@@ -139,24 +151,37 @@ def finished(destination: Store, shard: Shard) -> ShardReport | None:
             entry = json.loads((footer.metadata or {}).get(PREPARATION_KEY, b"{}"))
     except (OSError, pa.ArrowInvalid, json.JSONDecodeError):  # cut off, or no Parquet at all
         return None
-    if entry.get("digest") != shard.digest:
+    if entry.get("digest") != shard.digest or "stamp" not in entry:
         return None
     findings = tuple(Finding(*finding) for finding in entry["findings"])
-    return ShardReport(footer.num_rows, info.size, findings, reused=True)
+    return ShardReport(footer.num_rows, info.size, findings, reused=True, stamp=entry["stamp"])
 
 
 def make_shard(
     source: Store, destination: Store, shard: Shard, options: EncodeOptions
 ) -> ShardReport:
-    """The shard as it is if it is finished; otherwise, or where bad pictures were mended, anew.
+    """The shard as it is if it is up to date, else anew.
 
     Raises:
-        OSError: as `write_shard`.
+        SourceLost, OSError: as `write_shard`.
+    """
+    report = up_to_date(source, destination, shard, options)
+    return write_shard(source, destination, shard, options) if report is None else report
+
+
+def up_to_date(
+    source: Store, destination: Store, shard: Shard, options: EncodeOptions
+) -> ShardReport | None:
+    """What the shard holds, if it is finished and there is nothing better to be had.
+
+    None, too, if its pictures have changed at the source or one that was bad can now be used. What
+    is gone from the source is no reason to give up what was made of it.
     """
     report = finished(destination, shard)
     if report is None or _is_mended(source, shard, report, options):
-        return write_shard(source, destination, shard, options)
-    return report
+        return None
+    now = _stamp(source, shard)
+    return None if now and report.stamp and now != report.stamp else report
 
 
 def _is_mended(source: Store, shard: Shard, report: ShardReport, options: EncodeOptions) -> bool:
@@ -189,6 +214,8 @@ def _usable(
         encoded, changes = picture
         findings += [Finding(example.path, c) for c in changes if c not in _ASKED_FOR]
         yield example, encoded
+    if any(finding.kind == _UNREADABLE for finding in findings):
+        require_source(source)  # it may have gone while it was read
 
 
 def _is_in_range(shard: Shard, label: int) -> bool:
@@ -199,7 +226,7 @@ def _encoded(
     data: bytes | OSError, options: EncodeOptions, border: int
 ) -> tuple[bytes, tuple[str, ...]] | BadPicture:
     if isinstance(data, OSError):
-        return BadPicture("unreadable", " ".join(str(data).split()))
+        return BadPicture(_UNREADABLE, " ".join(str(data).split()))
     try:
         encoded = encode(data, options, border)
     except BadPicture as bad:
@@ -208,7 +235,11 @@ def _encoded(
 
 
 def _write_parquet(
-    file: Any, rows: Iterable[tuple[Example, bytes]], shard: Shard, findings: list[Finding]
+    file: Any,
+    rows: Iterable[tuple[Example, bytes]],
+    shard: Shard,
+    findings: list[Finding],
+    stamp: str,
 ) -> int:
     """Stream row groups; the entry with the digest comes last, so that only a whole file has it."""
     schema = arrow_schema(shard.class_names, shard.metadata, captions=shard.captions)
@@ -226,6 +257,7 @@ def _write_parquet(
             count += len(group)
         entry = {
             "digest": shard.digest,
+            "stamp": stamp,
             "findings": [[f.path, f.kind, f.detail, f.bad] for f in findings],
         }
         writer.add_key_value_metadata({PREPARATION_KEY.decode(): json.dumps(entry)})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from pyarrow import ArrowInvalid
 
 from trainers.data.layouts import find_layout
 from trainers.data.layouts.listing import SplitListing
@@ -16,6 +19,8 @@ from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError
 from tuning.preparation.options import PrepareOptions
 from tuning.preparation.record import Found, read_record
+
+_PART = re.compile(r"(train|val|test)/part-\d{5}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,11 @@ class DomainPlan:
     settings: Mapping[str, Any]
     """What was asked for, by the names of the options."""
     overwrite: bool
-    """Whether files of an earlier preparation are to go."""
+    """Whether `--overwrite` was said, now or before an interruption."""
+    extra: tuple[str, ...]
+    """Parquet files in its folder that are to go."""
+    record: Mapping[str, Any] | None
+    """Of an earlier preparation."""
     is_done: bool
     """Whether the very same has been prepared before."""
 
@@ -54,6 +63,11 @@ class Plan:
     source: Store
     destination: Store
     domains: tuple[DomainPlan, ...]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a record says of where its pictures are from."""
+        return {"layout": self.layout, "source": self.source.url}
 
     @property
     def pictures(self) -> int:
@@ -89,19 +103,22 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
                 raise ConfigError(f"--domain {name!r}: a folder's name is expected")
             _keep_apart(origin, target.at(name))
             _keep_apart(target.at(name), origin)
+        plan = Plan(layout, origin, target, ())
         domains = tuple(
-            _plan_domain(target, name, [li for li in listings if li.domain == name], options)
+            _plan_domain(plan, name, [li for li in listings if li.domain == name], options)
             for name in names
         )
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: the name {error.object!r} is not UTF-8; rename it") from None
     except OSError as error:  # no permission, no connection, no such bucket
         raise ConfigError(f"{source} to {destination}: {' '.join(str(error).split())}") from error
-    return Plan(layout, origin, target, domains)
+    except ArrowInvalid as error:  # a path that its file system does not understand
+        raise ConfigError(f"{source} to {destination}: {str(error).splitlines()[0]}") from error
+    return replace(plan, domains=domains)
 
 
 def _plan_domain(
-    target: Store, name: str, listings: Sequence[SplitListing], options: PrepareOptions
+    plan: Plan, name: str, listings: Sequence[SplitListing], options: PrepareOptions
 ) -> DomainPlan:
     shards = tuple(
         shard
@@ -112,14 +129,25 @@ def _plan_domain(
         raise ConfigError(f"{name}: no pictures of this domain are left")
     findings = tuple(Found(li.split, finding) for li in listings for finding in li.findings)
     settings = _settings(listings[0].class_names, options)
-    store = target.at(name)
+    store = plan.destination.at(name)
     record = read_record(store)
+    status = record.get("status") if record else None
     is_same = record is not None and record.get("digest") == _digest(shards)
-    overwrite = options.overwrite or bool(is_same and record and record.get("overwrite"))
+    goes_on = status in ("unfinished", "refused") and all(
+        record and record.get(key) == value
+        for key, value in {**plan.facts, "settings": settings}.items()
+    )
+    overwrite = options.overwrite or bool(
+        is_same and status == "unfinished" and record and record.get("overwrite")
+    )
+    extra = other_parts(store, shards)
     if not overwrite:
-        _keep_what_is_there(store, shards, record, settings)
-    is_done = bool(is_same and record and record.get("status") == "done")
-    return DomainPlan(store, name, shards, findings, settings, overwrite, is_done)
+        kept = [path for path in extra if not (goes_on and _PART.fullmatch(path))]
+        _keep_what_is_there(store, shards, record, settings, kept, goes_on=goes_on)
+    is_done = is_same and status == "done"
+    return DomainPlan(
+        store, name, shards, findings, settings, overwrite, tuple(extra), record, is_done
+    )
 
 
 def _settings(class_names: Sequence[str], options: PrepareOptions) -> dict[str, Any]:
@@ -152,18 +180,26 @@ def other_parts(store: Store, shards: Sequence[Shard]) -> list[str]:
 
 
 def _keep_what_is_there(
-    store: Store, shards: Sequence[Shard], record: Mapping[str, Any] | None, settings: Any
+    store: Store,
+    shards: Sequence[Shard],
+    record: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    others: Sequence[str],
+    *,
+    goes_on: bool,
 ) -> None:
-    """Refuse to replace another preparation, or files that nobody prepared."""
+    """Refuse to replace another preparation, or files that nobody prepared.
+
+    One that was interrupted or refused may go on with the pictures that are there now.
+    """
     way_out = "--overwrite replaces it"
     if record is None:
-        there = [info for info in store.list(recursive=True) if info.path.endswith(".parquet")]
-        if there:
+        if any(info.path.endswith(".parquet") for info in store.list(recursive=True)):
             raise ConfigError(
                 f"{store.url}: holds Parquet files that `prepare` did not make; {way_out}"
             )
         return
-    if record.get("digest") != _digest(shards):
+    if not goes_on and record.get("digest") != _digest(shards):
         before, names = record.get("settings", {}), "class_names_sha256"
         differing = [
             f"{key} {_said(before.get(key))}, now {_said(settings.get(key))}"
@@ -176,7 +212,7 @@ def _keep_what_is_there(
         raise ConfigError(
             f"{store.url}: prepared before with other settings ({'; '.join(differing)}); {way_out}"
         )
-    if others := other_parts(store, shards):
+    if others:
         raise ConfigError(f"{store.url}/{others[0]}: not part of this preparation; {way_out}")
 
 

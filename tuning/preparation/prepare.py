@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
 from rich.console import Console
 
 from trainers.data.layouts.listing import Split
-from trainers.data.shards import Shard, ShardReport
+from trainers.data.shards import Shard, ShardReport, make_shard, up_to_date
 from trainers.data.storage import Store
 from tuning.preparation.display import Display
+from tuning.preparation.guard import alone, require_own, require_whole
 from tuning.preparation.options import PrepareOptions
 from tuning.preparation.plan import DomainPlan, Plan, other_parts, plan_preparation
 from tuning.preparation.record import FINDINGS, Found, Status, write_findings, write_record
@@ -83,7 +88,8 @@ def prepare(
 ) -> PreparationReport:
     """Make a data set in the project's format out of pictures in any of the known layouts.
 
-    Run again after an interruption it goes on: finished shards stay as they are.
+    Run again it goes on after an interruption, and makes anew whatever shard has pictures that have
+    changed at the source since; all others stay as they are.
 
     Args:
         layout: a name of `trainers.data.layouts.LAYOUTS`.
@@ -95,7 +101,9 @@ def prepare(
 
     Raises:
         ConfigError: before anything is written, for whatever can be known to fail.
-        PreparationFailed: the destination cannot be written to, or a worker was lost.
+        PreparationFailed: the source does not answer, the destination cannot be written to or is
+            another's, or a worker was lost.
+        KeyboardInterrupt: also for SIGTERM, by which clusters end a job.
     """
     options = options or PrepareOptions()
     plan = plan_preparation(layout, source, destination, options)
@@ -107,25 +115,50 @@ def _carry_out(
 ) -> PreparationReport:
     from tuning.ray_session import ray_session  # torch with it: not before the plan stands
 
+    run = uuid4().hex
+    runs = {domain.domain: (domain.record or {}).get("run") for domain in plan.domains}
     ended: dict[str, list[tuple[Shard, ShardReport]]] = {d.domain: [] for d in plan.domains}
     reports: list[DomainReport] = []
+    stale: list[Shard] = []
+
+    def begin(domain: DomainPlan) -> None:
+        runs[domain.domain] = run
+        write_record(domain.store, "unfinished", _facts(plan, domain, run))
 
     def on_end(shard: Shard, report: ShardReport) -> None:
         display.shard_ended(shard, report)
         ended[shard.domain].append((shard, report))
         domain = next(d for d in plan.domains if d.domain == shard.domain)
         if len(ended[shard.domain]) == len(domain.shards):
-            reports.append(_finish(plan, domain, ended[shard.domain], options))
+            is_locked = domain.domain in locked
+            reports.append(
+                _finish(plan, domain, ended[shard.domain], options, runs[shard.domain], is_locked)
+            )
 
-    shards = [shard for domain in plan.domains for shard in domain.shards]
+    def on_checked(shard: Shard, report: ShardReport | None) -> None:
+        if report is None:
+            stale.append(shard)
+        else:
+            on_end(shard, report)
+
     source, destination = _address(plan.source), _address(plan.destination)
     try:
-        with ray_session(address), Display(console, plan.pictures) as display:
+        with ExitStack() as stack:
+            locked = {d.domain for d in plan.domains if stack.enter_context(alone(d))}
+            stack.enter_context(ray_session(address))
+            stack.enter_context(_interrupted_by_sigterm())
+            display = stack.enter_context(Display(console, plan.pictures))
             for domain in plan.domains:
                 if not domain.is_done:
-                    write_record(domain.store, "unfinished", _facts(plan, domain))
+                    begin(domain)
             began = time.monotonic()
-            run_shards(source, destination, shards, options.encode, on_end)
+            done = [shard for d in plan.domains if d.is_done for shard in d.shards]
+            run_shards(source, destination, done, options.encode, up_to_date, on_checked)
+            for domain in plan.domains:  # no reader is to take a half for the whole
+                if any(shard.domain == domain.domain for shard in stale):
+                    begin(domain)
+            rest = [shard for d in plan.domains if not d.is_done for shard in d.shards]
+            run_shards(source, destination, stale + rest, options.encode, make_shard, on_end)
             seconds = time.monotonic() - began
     except (OSError, PreparationFailed) as error:
         raise PreparationFailed(
@@ -138,13 +171,32 @@ def _carry_out(
     return PreparationReport(plan.destination.url, tuple(reports), made, seconds)
 
 
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Within a connection to Ray, whose own handler would print what its threads were doing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _finish(
     plan: Plan,
     domain: DomainPlan,
     ended: Sequence[tuple[Shard, ShardReport]],
     options: PrepareOptions,
+    run: str | None,
+    is_locked: bool,
 ) -> DomainReport:
-    """Remove what was to be replaced, list the findings, and close the record."""
+    """Remove what was to be replaced, see that all is there, and close the record."""
     place = {shard.path: number for number, shard in enumerate(domain.shards)}
     in_order = sorted(ended, key=lambda pair: place[pair[0].path])
     findings = list(domain.findings)
@@ -158,18 +210,22 @@ def _finish(
     report = DomainReport(
         domain.domain, domain.store.url, status, splits, tuple(findings), domain.pictures
     )
-    if domain.overwrite:
-        _remove(domain.store, other_parts(domain.store, domain.shards))
-    _remove_unfinished(domain.store)
+    require_own(domain.store, run)
+    others = other_parts(domain.store, domain.shards)
+    _remove(domain.store, [path for path in others if path in domain.extra])
+    if is_locked:
+        _remove_unfinished(domain.store)
+    require_whole(plan.destination, domain, in_order)
     write_findings(domain.store, findings)
-    write_record(domain.store, status, {**_facts(plan, domain), **_counts(report, options)})
+    require_own(domain.store, run)
+    write_record(domain.store, status, {**_facts(plan, domain, run), **_counts(report, options)})
     return report
 
 
-def _facts(plan: Plan, domain: DomainPlan) -> dict[str, Any]:
+def _facts(plan: Plan, domain: DomainPlan, run: str | None) -> dict[str, Any]:
     return {
-        "layout": plan.layout,
-        "source": plan.source.url,
+        "run": run,
+        **plan.facts,
         "settings": dict(domain.settings),
         "digest": domain.digest,
         "overwrite": domain.overwrite,

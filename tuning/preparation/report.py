@@ -20,7 +20,10 @@ _SPLITS = ("train", "val", "test")
 
 
 def render(report: PreparationReport) -> RenderableType:
-    """A table of pictures by domain and split, the findings by kind, and what to do with it."""
+    """A table of pictures by domain and split, the findings by kind, and what to do with it.
+
+    Where there is but one finding of a kind, what it says is shown: it may count for itself.
+    """
     parts: list[RenderableType] = [
         Rule(f"[bold]{escape(report.destination)}[/]", align="left", style="dim"),
         _pictures(report),
@@ -67,7 +70,7 @@ def _pictures(report: PreparationReport) -> Table:
 def _findings(report: PreparationReport) -> Iterator[RenderableType]:
     found = sorted(
         (
-            (not f.finding.bad, f.finding.kind, domain.domain)
+            (not f.finding.bad, f.finding.kind, domain.domain, f.finding.detail)
             for domain in report.domains
             for f in domain.findings
         ),
@@ -79,10 +82,12 @@ def _findings(report: PreparationReport) -> Iterator[RenderableType]:
     for header in ("found", "times", ""):
         table.add_column(header, justify="right" if header == "times" else "left")
     for (is_usable, kind), items in groupby(found, key=lambda item: item[:2]):
-        domains = [item[2] for item in items]
-        where = ", ".join(dict.fromkeys(domains))
+        places, details = zip(*(item[2:] for item in items), strict=True)
+        where = ", ".join(dict.fromkeys(places))
         said = where if is_usable else f"bad: {where}"
-        table.add_row(kind, f"{len(domains):,}", escape(said), style="" if is_usable else "red")
+        if len(places) == 1 and details[0]:  # often a count of its own
+            said += f": {details[0]}"
+        table.add_row(kind, f"{len(places):,}", escape(said), style="" if is_usable else "red")
     yield Text()
     yield table
     yield Text()

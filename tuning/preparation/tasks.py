@@ -6,18 +6,22 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from trainers.data.encoding import EncodeOptions
-from trainers.data.shards import Shard, ShardReport, make_shard
-from trainers.data.storage import open_store
-from tuning.failures import in_one_line
+from trainers.data.layouts.outages import SourceLost, require_source
+from trainers.data.shards import Shard, ShardReport
+from trainers.data.storage import Store, open_store
+from tuning.failures import in_one_line, root_cause
 
 _AHEAD = 2  # tasks in flight for each CPU: one runs, one waits for it
 _STOPPING_S = 10.0
 _STORAGE_VARIABLES = ("AWS_", "AZURE_", "GCS_", "GOOGLE_", "HF_", "STORAGE_")
+
+
+Report = TypeVar("Report", ShardReport, ShardReport | None)
 
 
 class PreparationFailed(RuntimeError):
@@ -29,47 +33,55 @@ def run_shards(
     destination: str,
     shards: Sequence[Shard],
     options: EncodeOptions,
-    on_end: Callable[[Shard, ShardReport], None],
+    make: Callable[[Store, Store, Shard, EncodeOptions], Report],
+    on_end: Callable[[Shard, Report], None],
 ) -> None:
-    """Make the shards in parallel, in their order; needs a connection to Ray.
+    """Make or check the shards in parallel, in their order; needs a connection to Ray.
 
     Args:
         source: URL or absolute path, which every machine of the cluster reaches.
         destination: the same of the data set that is made.
         shards: the files to be.
         options: what is done to every picture.
+        make: what is to be done with each: `make_shard`, or only to see whether it is `up_to_date`.
         on_end: called here with each shard as it ends.
 
     Raises:
         PreparationFailed: at the first shard that fails; the message is one sentence.
     """
-    make: Any = ray.remote(num_cpus=1)(_make)
-    fixed = ray.put((source, destination, options, _storage_environment()))
+    task: Any = ray.remote(num_cpus=1)(_make)
+    fixed = ray.put((source, destination, options, _storage_environment(), make))
     at_once = _AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting, running = deque(shards), dict[Any, Shard]()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
                 shard = waiting.popleft()
-                running[make.remote(fixed, shard)] = shard
+                running[task.remote(fixed, shard)] = shard
             (ended,), _ = ray.wait(list(running), num_returns=1)
             shard = running.pop(ended)
             try:
                 report = ray.get(ended)
+            except SourceLost as error:
+                raise PreparationFailed(str(root_cause(error))) from error
             except Exception as error:
                 raise PreparationFailed(f"{shard.path}: {in_one_line(error)}") from error
             on_end(shard, report)
     finally:
-        for task in running:
-            ray.cancel(task)
+        for unneeded in running:
+            ray.cancel(unneeded)
         if running:  # nothing is to be written any more when this returns
             ray.wait(list(running), num_returns=len(running), timeout=_STOPPING_S)
 
 
-def _make(fixed: tuple[str, str, EncodeOptions, Mapping[str, str]], shard: Shard) -> ShardReport:
-    source, destination, options, environment = fixed
+def _make(
+    fixed: tuple[str, str, EncodeOptions, Mapping[str, str], Callable[..., Report]], shard: Shard
+) -> Report:
+    source, destination, options, environment, make = fixed
     with _added_to_environment(environment):
-        return make_shard(open_store(source), open_store(destination), shard, options)
+        origin = open_store(source)
+        require_source(origin)
+        return make(origin, open_store(destination), shard, options)
 
 
 @contextmanager

@@ -261,3 +261,68 @@ def test_a_picture_of_too_many_pixels_is_bad_before_it_is_decoded(side: int) -> 
 def test_notes_of_a_camera_that_are_corrupt_do_no_harm() -> None:
     data = saved(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
     assert encode(data, AS_IS) == Encoded(data)
+
+
+def test_a_strip_that_no_jpeg_can_hold_is_bad_and_stops_nothing() -> None:
+    strip = saved(Image.new("RGB", (30, 10_000)), "PNG")
+    assert pixels(encode(strip, EncodeOptions(resize=20))).shape == (6_666, 20, 3)
+    with pytest.raises(BadPicture, match="too large: 8 x 66666 pixels"):
+        encode(saved(Image.new("RGB", (9, 75_000)), "PNG"), EncodeOptions(resize=8))
+    with pytest.raises(BadPicture, match="too large: 70000 x 2 pixels"):
+        encode(saved(Image.new("RGB", (70_000, 2)), "JPEG2000"), AS_IS)
+
+
+PROGRESSIVE = saved(Image.fromarray(NOISE), "JPEG", progressive=True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        JPEG + b"\x00" * 100,
+        JPEG + b"SEFT\xff\xda\x00\x10 what a camera leaves behind",
+        JPEG[:-2] + b"\xff\xff\xff\xd9",  # filled up, as the standard allows
+        PROGRESSIVE + JPEG[: len(JPEG) // 2],
+        saved(Image.fromarray(NOISE), "JPEG", restart_marker_blocks=1),
+        saved(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00" + JPEG[: len(JPEG) // 2]),
+        JPEG[:2] + b"\xff\xfe\x00\x06\xff\xd9\xff\xd9" + JPEG[2:],
+    ],
+    ids=["zeros", "trailer", "fill", "preview", "restarts", "thumbnail", "comment"],
+)
+def test_what_a_camera_leaves_around_a_jpeg_does_no_harm(data: bytes) -> None:
+    assert encode(data, AS_IS) == Encoded(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        JPEG[:-2],
+        JPEG[:-20],
+        JPEG[: len(JPEG) // 2] + bytes(len(JPEG) // 2),
+        PROGRESSIVE[:-2],
+        saved(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00" + JPEG)[:-2],
+    ],
+    ids=["no end", "last bytes", "zeros", "progressive", "the end of a thumbnail"],
+)
+def test_a_jpeg_without_its_end_is_truncated(data: bytes) -> None:
+    with pytest.raises(BadPicture, match="truncated"):
+        encode(data, AS_IS)
+
+
+def test_each_orientation_is_undone() -> None:
+    by_hand = {
+        2: NOISE[:, ::-1], 3: NOISE[::-1, ::-1], 4: NOISE[::-1], 5: NOISE.swapaxes(0, 1),
+        6: np.rot90(NOISE, -1), 7: np.rot90(NOISE, 2).swapaxes(0, 1), 8: np.rot90(NOISE),
+    }  # fmt: skip
+    for orientation, expected in by_hand.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        encoded = encode(saved(Image.fromarray(NOISE), "PNG", exif=exif), AS_IS)
+        assert np.array_equal(pixels(encoded), expected)
+
+
+def test_other_notes_that_are_malformed_do_not_keep_a_picture_from_being_turned() -> None:
+    tags = [(0x0112, 3, 1, struct.pack("<I", 6)), (0x8769, 2, 4, b"abcd")]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHI4s", *t) for t in tags)
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + directory + bytes(4)
+    encoded = encode(saved(Image.fromarray(NOISE), "JPEG", exif=exif), AS_IS)
+    assert (encoded.changes, pixels(encoded).shape) == (("EXIF rotation",), (32, 24, 3))

@@ -17,14 +17,17 @@ import pytest
 from PIL import Image
 
 from trainers.data.encoding import EncodeOptions
+from trainers.data.layouts import outages
 from trainers.data.layouts.listing import Example, Finding, SplitListing
-from trainers.data.layouts.sources import FileSource
+from trainers.data.layouts.outages import SourceLost
+from trainers.data.layouts.sources import ArraySource, FileSource
 from trainers.data.schema import read_header
 from trainers.data.shards import (
     Shard,
     finished,
     make_shard,
     plan_shards,
+    up_to_date,
     write_shard,
 )
 from trainers.data.storage import Store, open_store
@@ -210,6 +213,66 @@ def test_a_shard_is_made_anew_once_a_bad_picture_is_mended(
     assert (report.rows, report.findings, report.reused) == (7, (), False)
 
 
+def test_a_shard_is_made_anew_once_a_picture_has_changed_and_kept_once_one_is_gone(
+    source: Store, destination: Store
+) -> None:
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    assert make_shard(source, destination, shard, OPTIONS).rows == 7
+    (source.local_path() / "1.png").write_bytes(picture("pink") + b"1")
+    assert up_to_date(source, destination, shard, OPTIONS) is None
+    assert not make_shard(source, destination, shard, OPTIONS).reused
+    table = pq.read_table(destination.local_path(shard.path))
+    assert table["image"][1].as_py()["bytes"] == picture("pink") + b"1"
+    (source.local_path() / "1.png").unlink()
+    kept = make_shard(source, destination, shard, OPTIONS)
+    assert (kept.reused, kept.rows) == (True, 7)
+
+
+def test_a_container_that_was_replaced_is_noticed(source: Store, destination: Store) -> None:
+    np.save(source.local_path("x.npy"), np.zeros((2, 8, 8, 3), np.uint8))
+    examples = tuple(Example(ArraySource("x.npy", i), f"{i}", 0) for i in range(2))
+    (shard,) = plan_shards(listing(examples=examples), OPTIONS, 10)
+    make_shard(source, destination, shard, OPTIONS)
+    assert make_shard(source, destination, shard, OPTIONS).reused
+    np.save(source.local_path("x.npy"), np.ones((2, 8, 8, 3), np.uint8))  # of the same size
+    assert not make_shard(source, destination, shard, OPTIONS).reused
+
+
+def test_a_source_that_does_not_answer_makes_no_shard(
+    source: Store, destination: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outages, "_PAUSES_S", (0.0, 0.0))
+
+    class Failing(Store):
+        def read_bytes(self, path: str) -> bytes:
+            if path == "3.png":
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read_bytes(path)
+
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    failing = Failing(source.filesystem, source.root, source.url)
+    with pytest.raises(SourceLost, match=r"source/3.png: the source does not answer: .*Input"):
+        make_shard(failing, destination, shard, OPTIONS)
+    assert not destination.info(shard.path).is_file
+
+
+def test_a_source_that_goes_away_while_it_is_read_makes_no_shard(
+    source: Store, destination: Store
+) -> None:
+    class Vanishing(Store):
+        def read_bytes(self, path: str) -> bytes:
+            if path == "3.png":
+                for file in self.local_path().iterdir():
+                    file.unlink()
+            return super().read_bytes(path)
+
+    (shard,) = plan_shards(listing(), OPTIONS, 10)
+    vanishing = Vanishing(source.filesystem, source.root, source.url)
+    with pytest.raises(SourceLost, match="not there on the machine"):
+        make_shard(vanishing, destination, shard, OPTIONS)
+    assert not destination.info(shard.path).is_file
+
+
 def test_a_file_that_was_not_written_to_its_end_is_none_of_ours(
     source: Store, destination: Store
 ) -> None:
@@ -266,8 +329,9 @@ def test_a_destination_that_cannot_be_written_to_is_named(
         write_shard(source, full, shard, OPTIONS)
     assert f"{destination.url}/real/train/part-00000.parquet" in str(caught.value)
     Path(destination.root).write_text("a file where the folder should be")
-    with pytest.raises(OSError, match=str(destination.url)):
+    with pytest.raises(OSError, match=str(destination.url)) as caught:
         write_shard(source, destination, shard, OPTIONS)
+    assert "Errno None" not in str(caught.value)
 
 
 def test_datasets_of_hugging_face_opens_a_shard(source: Store, destination: Store) -> None:

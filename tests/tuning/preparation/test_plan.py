@@ -19,7 +19,7 @@ from trainers.data.shards import make_shard
 from trainers.errors import ConfigError
 from tuning.preparation.options import PrepareOptions
 from tuning.preparation.plan import Plan, other_parts, plan_preparation
-from tuning.preparation.record import read_record, write_record
+from tuning.preparation.record import Status, write_record
 
 
 @pytest.fixture
@@ -38,7 +38,9 @@ def prepare_here(tree: Path, destination: Path, options: PrepareOptions) -> Plan
     return plan
 
 
-def refusal(tree: Path, destination: Path | str, options: PrepareOptions | None = None) -> str:
+def refusal(
+    tree: Path | str, destination: Path | str, options: PrepareOptions | None = None
+) -> str:
     with pytest.raises(ConfigError) as caught:
         plan_preparation("domainnet", str(tree), str(destination), options or PrepareOptions())
     assert "\n" not in str(caught.value)
@@ -166,9 +168,36 @@ def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(
     extra.write_bytes(b"")
     assert "real/train/part-00007.parquet: not part of this preparation" in refusal(tree, data)
     real = next(domain for domain in plan.domains if domain.domain == "real")
-    write_record(real.store, "unfinished", {**(read_record(real.store) or {}), "overwrite": True})
+    said = {"digest": real.digest, "settings": dict(real.settings), "overwrite": True}
+    write_record(real.store, "done", said)  # it was said of what was there then
+    assert "real/train/part-00007.parquet: not part of this preparation" in refusal(tree, data)
+    write_record(real.store, "unfinished", said)
     again = plan_preparation("domainnet", str(tree), str(data), options)  # was said, then killed
     assert [domain.overwrite for domain in again.domains] == [False, True]
+    assert again.domains[1].extra == ("train/part-00007.parquet",)
+
+
+@pytest.mark.parametrize("status", ["unfinished", "refused"])
+def test_what_is_not_done_may_go_on_with_fewer_pictures(
+    tree: Path, tmp_path: Path, status: Status
+) -> None:
+    data, options = tmp_path / "data", PrepareOptions(shard_size=2)
+    plan = prepare_here(tree, data, options)
+    listed = (tree / "real_test.txt").read_text().splitlines(keepends=True)
+    (tree / "real_test.txt").write_text("".join(listed[2:]))  # the last of four parts goes
+    assert "other pictures at the source" in refusal(tree, data, options)
+    real = plan.domains[1]
+    facts = {**plan.facts, "digest": real.digest, "settings": dict(real.settings)}
+    write_record(real.store, status, facts)
+    again = plan_preparation("domainnet", str(tree), str(data), options).domains[1]
+    assert (again.is_done, again.overwrite) == (False, False)
+    assert again.extra == ("test/part-00003.parquet",)
+    assert "--shard-size 2, now 3" in refusal(tree, data, PrepareOptions(shard_size=3))
+    moved = make_domainnet(tmp_path / "other")
+    (moved / "real_test.txt").write_text("".join(listed[4:]))
+    assert "other pictures at the source" in refusal(moved, data, options)
+    (data / "real" / "mine.parquet").write_bytes(b"of my own")
+    assert "real/mine.parquet: not part of this preparation" in refusal(tree, data, options)
 
 
 def test_a_record_that_cannot_be_read_is_named(tree: Path, tmp_path: Path) -> None:

@@ -21,13 +21,17 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.trainers.data.layouts.trees import DOMAINNET_CLASSES, make_domainnet
+from tests.trainers.data.layouts.trees import DOMAINNET_CLASSES, draw, make_domainnet
 from tests.tuning.preparation.reading import counts, rows
 from trainers.data.encoding import EncodeOptions
 from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.shards import Shard, ShardReport
 from trainers.data.storage import open_store
+from trainers.errors import ConfigError
 from tuning.cli import app
+from tuning.preparation.display import Display
 from tuning.preparation.options import PrepareOptions
+from tuning.preparation.plan import plan_preparation
 from tuning.preparation.prepare import prepare
 from tuning.preparation.record import read_record
 from tuning.preparation.report import render
@@ -193,9 +197,66 @@ def test_pictures_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> N
     missing = CliRunner().invoke(app, ["prepare", "folders", "s3://nowhere/raw", f"{bucket}/x"])
     assert (missing.exit_code, type(missing.exception).__name__) == (1, "ConfigError")
     assert "s3://nowhere/raw" in str(missing.exception)
+    with pytest.raises(ConfigError, match=f"^{bucket}//raw to "):
+        plan_preparation("folders", f"{bucket}//raw", f"{bucket}/x", PrepareOptions())
 
 
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None:
+def test_bad_pictures_that_are_thrown_away_need_no_other_command(
+    tree: Path, tmp_path: Path
+) -> None:
+    bad, data = tree / "real" / "teddy-bear" / "0.png", tmp_path / "data"
+    bad.write_bytes(b"")
+    options = PrepareOptions(shard_size=4)
+    report = prepare("folders", str(tree / "real"), str(data), options, progress=False)
+    assert ([d.status for d in report.domains], len(parts(data))) == (["refused"], 6)
+    bad.unlink()
+    report = prepare("folders", str(tree / "real"), str(data), options, progress=False)
+    assert [(d.status, d.pictures) for d in report.domains] == [("done", 21)]
+    assert len(rows(data, "real/train")) + len(rows(data, "real/val")) == 21
+
+
+def test_pictures_that_have_changed_are_prepared_anew_and_meanwhile_nothing_is_done(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    options = PrepareOptions(LayoutOptions(domains=("real",)), shard_size=4)
+    prepare("domainnet", str(tree), str(data), options, progress=False)
+    before, run = parts(data), record(data, "real")["run"]
+    draw(tree / "real" / "tent" / "real_001_000003.jpg", size=(20, 20))
+    said: list[object] = []
+    shown = Display.shard_ended
+
+    def watched(display: Display, shard: Shard, report: ShardReport) -> None:
+        said.append((report.reused, record(data, "real")["status"]))
+        shown(display, shard, report)
+
+    monkeypatch.setattr(Display, "shard_ended", watched)
+    report = prepare("domainnet", str(tree), str(data), options, progress=False)
+    assert said == [(True, "done")] * 5 + [(False, "unfinished")]
+    assert report.made == 4
+    changed = {path for path, file in parts(data).items() if before[path] != file}
+    assert changed == {"real/test/part-00000.parquet"}
+    assert record(data, "real")["status"] == "done"
+    assert record(data, "real")["run"] != run
+
+
+def test_sigterm_ends_as_ctrl_c_does_and_a_second_preparation_waits_for_none(
+    tmp_path: Path, cluster: str
+) -> None:
+    driver, command = slow_preparation(tmp_path, cluster)
+    second = CliRunner().invoke(app, command)
+    assert type(second.exception).__name__ == "ConfigError"
+    assert str(second.exception) == f"{tmp_path}/data/pets: another `prepare` is at work there"
+    driver.send_signal(signal.SIGTERM)
+    said = driver.communicate()[1].decode()
+    assert driver.returncode == 130, said
+    assert said.splitlines()[-1] == "lipsum-tune: run the same command again to go on"
+    assert "***" not in said
+    assert record(tmp_path / "data", "pets")["status"] == "unfinished"
+
+
+def slow_preparation(tmp_path: Path, cluster: str) -> tuple[subprocess.Popen[bytes], list[str]]:
+    """One of 60 pictures that has made a few of its 30 shards, and how it was begun."""
     source, data = tmp_path / "source", tmp_path / "data"
     rng = np.random.default_rng(0)
     (source / "cat").mkdir(parents=True)
@@ -215,6 +276,12 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str)
     while len(parts(data)) < 3:
         assert driver.poll() is None, driver.communicate()[1]
         time.sleep(0.01)
+    return driver, command
+
+
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None:
+    data = tmp_path / "data"
+    driver, command = slow_preparation(tmp_path, cluster)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert record(data, "pets")["status"] == "unfinished"

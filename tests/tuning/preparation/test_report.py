@@ -45,7 +45,7 @@ def test_the_summary_counts_pictures_findings_and_bytes() -> None:
     assert "real 1,200 300 35 MB 0 done" in lines
     assert "sketch 1,200 300 35 MB 2 done" in lines
     assert "CMYK 2 sketch" in lines
-    assert "truncated 1 bad: sketch" in lines
+    assert "truncated 1 bad: sketch: 12 bytes" in lines
     assert (
         "! sketch: 2 bad pictures left out, 2 conversions of pictures, 1 other findings, "
         "listed in s3://bucket/data/sketch/findings.csv"

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
 from itertools import groupby, islice
 from typing import Any
 
@@ -22,6 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from trainers.data.layouts.npy import read_npy_header, require_pictures
+from trainers.data.layouts.outages import UNREADABLE, Unusable, persistently, reason, require_bytes
 from trainers.data.storage import Store
 
 
@@ -60,9 +63,6 @@ class ParquetSource:
 
 Source = FileSource | RangeSource | ArraySource | ParquetSource
 
-_UNREADABLE = (OSError, ValueError, pa.ArrowException)
-"""What reading raises where a file is gone, closed to us, cut off or not what it was."""
-
 _READ_AHEAD = 4 << 20
 """Bytes a request on a bucket: neighbours in a tar or an array then come along."""
 
@@ -76,9 +76,12 @@ _BATCH = 64
 def read_sources(store: Store, sources: Iterable[Source]) -> Iterator[bytes | OSError]:
     """The encoded pictures, in order; consecutive sources of one file share one opening of it.
 
-    Rows of arrays come as PNG. What cannot be read comes as an `OSError` that is not raised, so
-    one bad file does not keep its neighbours back. No tar, array or Parquet file is ever in
-    memory as a whole.
+    Rows of arrays come as PNG. A file that is gone, closed to us or broken comes as an `OSError`
+    that is not raised, so it does not keep its neighbours back. No tar, array or Parquet file is
+    ever in memory as a whole.
+
+    Raises:
+        SourceLost: the source did not answer, time and again.
     """
     for (kind, path), group in groupby(sources, key=_file_of):
         if kind is FileSource:
@@ -86,18 +89,22 @@ def read_sources(store: Store, sources: Iterable[Source]) -> Iterator[bytes | OS
             continue
         with ExitStack() as stack:
             try:
-                read = stack.enter_context(_OPENERS[kind](store, path))
-            except _UNREADABLE as error:
+                read = persistently(store, path, partial(_opened, stack, kind, store, path))
+            except UNREADABLE as error:
                 unopened = _as_os_error(path, error)
                 yield from (unopened for _ in group)
                 continue
             for source in group:
                 try:
-                    data = read(source)
-                except _UNREADABLE as error:
+                    data = persistently(store, path, partial(read, source))
+                except UNREADABLE as error:
                     yield _as_os_error(path, error)
                 else:
                     yield data
+
+
+def _opened(stack: ExitStack, kind: type, store: Store, path: str) -> Callable[[Any], bytes]:
+    return stack.enter_context(_OPENERS[kind](store, path))
 
 
 def _file_of(source: Source) -> tuple[type, str]:
@@ -121,8 +128,8 @@ def _read_files(store: Store, paths: Iterable[str]) -> Iterator[bytes | OSError]
 
 def _read_file(store: Store, path: str) -> bytes | OSError:
     try:
-        return store.read_bytes(path)
-    except _UNREADABLE as error:
+        return persistently(store, path, partial(store.read_bytes, path))
+    except UNREADABLE as error:
         return _as_os_error(path, error)
 
 
@@ -130,9 +137,24 @@ def _as_os_error(path: str, error: Exception) -> OSError:
     return error if isinstance(error, OSError) else OSError(f"{path}: {reason(error)}")
 
 
-def reason(error: Exception) -> str:
-    """Why a file cannot be read, in one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def stamp(store: Store, sources: Iterable[Source]) -> str:
+    """A digest of the sizes and times of the files that sources lie in; empty if one is gone.
+
+    A bucket's files of single pictures are left out: each would cost a request.
+    """
+    paths = {
+        source.path for source in sources if store.is_local or not isinstance(source, FileSource)
+    }
+    digest = blake2b(digest_size=16)
+    for path in sorted(paths):
+        try:
+            info = persistently(store, path, partial(store.info, path))
+        except UNREADABLE:
+            return ""
+        if not info.is_file:
+            return ""
+        digest.update(f"{path}\0{info.size}\0{info.mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def open_with_read_ahead(store: Store, path: str) -> Any:
@@ -167,7 +189,7 @@ def _read_exactly(file: Any, offset: int, size: int) -> bytes:
     file.seek(offset)
     data = bytes(file.read(size))
     if len(data) != size:
-        raise OSError(f"the file ends {size - len(data)} bytes before the picture does")
+        raise Unusable(f"the file ends {size - len(data)} bytes before the picture does")
     return data
 
 
@@ -186,19 +208,28 @@ def open_parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _open_parquet(store: Store, path: str) -> Iterator[Callable[[ParquetSource], bytes]]:
-    with open_parquet(store, path) as parquet:
-        yield _PictureColumn(parquet).read
+    with ExitStack() as stack:
+        for is_last in (False, True):
+            try:
+                parquet = stack.enter_context(open_parquet(store, path))
+                break
+            except OSError as error:  # Arrow says the same of a broken footer
+                require_bytes(store, path, 0, _READ_AHEAD)
+                if is_last:
+                    raise Unusable(f"{path}: {reason(error)}") from error
+        yield _PictureColumn(store, path, parquet).read
 
 
 class _PictureColumn:
     """Rows of a column of pictures, in whatever order; cheap where they come in their own."""
 
-    def __init__(self, parquet: pq.ParquetFile) -> None:
-        self._parquet = parquet
+    def __init__(self, store: Store, path: str, parquet: pq.ParquetFile) -> None:
+        self._store, self._path, self._parquet = store, path, parquet
         counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._column = ""
         self._group = -1
+        self._doubtful: set[int] = set()  # row groups that could not be read once
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._pictures: pa.Array = pa.array([], pa.binary())
         self._first = 0  # the row at which `_pictures` begins
@@ -207,20 +238,20 @@ class _PictureColumn:
         """The encoded picture of one row."""
         group = int(np.searchsorted(self._ends, source.row, side="right"))
         if group == len(self._ends):
-            raise OSError(f"{source.path} has no row {source.row} any more")
+            raise Unusable(f"{source.path} has no row {source.row} any more")
         if (source.column, group) != (self._column, self._group) or source.row < self._first:
             self._start(source.column, group)
         while source.row >= self._first + len(self._pictures):
             self._advance()
         picture = self._pictures[source.row - self._first].as_py()
         if picture is None:
-            raise OSError(f"{source.path} has no picture in row {source.row}")
+            raise Unusable(f"{source.path} has no picture in row {source.row}")
         return bytes(picture)
 
     def _start(self, column: str, group: int) -> None:
         schema = self._parquet.schema_arrow
         if column not in schema.names:
-            raise OSError(f"there is no column {column!r} any more")
+            raise Unusable(f"there is no column {column!r} any more")
         nested = pa.types.is_struct(schema.field(column).type)
         self._batches = self._parquet.iter_batches(
             _BATCH, row_groups=[group], columns=[f"{column}.bytes" if nested else column]
@@ -232,13 +263,30 @@ class _PictureColumn:
     def _advance(self) -> None:
         self._first += len(self._pictures)
         self._pictures = self._pictures[:0]
-        batch = next(self._batches, None)
-        if batch is None:  # also after a page that could not be read
-            raise OSError(f"the column {self._column!r} cannot be read from row {self._first} on")
+        try:
+            batch = next(self._batches, None)
+        except OSError as error:  # Arrow says the same of a page that cannot be decoded
+            self._doubt(error)
+            batch = None
+        if batch is None:  # also after such a page
+            raise Unusable(f"the column {self._column!r} cannot be read from row {self._first} on")
         column = batch.column(0)
         self._pictures = (
             pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
         )
+
+    def _doubt(self, error: OSError) -> None:
+        """Raise it unless it came twice while the bytes themselves can be read."""
+        number, self._group = self._group, -1
+        if number not in self._doubtful:
+            self._doubtful.add(number)
+            raise error
+        group = self._parquet.metadata.row_group(number)
+        chunks = (group.column(i) for i in range(group.num_columns))
+        chunk = next(c for c in chunks if c.path_in_schema.removesuffix(".bytes") == self._column)
+        start = chunk.dictionary_page_offset or chunk.data_page_offset
+        require_bytes(self._store, self._path, start, chunk.total_compressed_size)
+        self._group = number
 
 
 _OPENERS: dict[type, Callable[[Store, str], AbstractContextManager[Callable[[Any], bytes]]]] = {

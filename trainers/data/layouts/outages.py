@@ -1,0 +1,89 @@
+"""Whether a picture cannot be read, or its source cannot: an outage says nothing about pictures."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+from pyarrow import fs
+
+from trainers.data.storage import Store
+
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+"""What reading raises where a file is gone, closed to us, cut off or not what it was."""
+
+_OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_PAUSES_S = (0.5, 2.0, 8.0)
+"""Between the attempts at a source that does not answer."""
+
+T = TypeVar("T")
+
+
+class SourceLost(RuntimeError):
+    """A source that does not answer, which says nothing about the pictures in it."""
+
+
+class Unusable(OSError):
+    """What was read, and is not what it should be."""
+
+
+def persistently(store: Store, path: str, read: Callable[[], T]) -> T:
+    """What `read` returns, tried again where the source rather than the file is in trouble.
+
+    Raises:
+        SourceLost: the source did not answer, time and again.
+        OSError: or others of `UNREADABLE`: the file itself cannot be read.
+    """
+    for pause in (*_PAUSES_S, None):
+        try:
+            return read()
+        except Exception as error:  # an SDK has kinds of its own
+            if is_of_the_file(store, path, error):
+                raise
+            if pause is None:
+                raise SourceLost(
+                    f"{store.url}/{path}: the source does not answer: {reason(error)}"
+                ) from error
+        time.sleep(pause)
+    raise AssertionError
+
+
+def is_of_the_file(store: Store, path: str, error: Exception) -> bool:
+    """Whether other files of the source may well be readable."""
+    if isinstance(error, PermissionError):
+        return store.is_local  # a bucket refuses keys that are wrong or have expired
+    if not isinstance(error, OSError) or isinstance(error, Unusable):
+        return isinstance(error, UNREADABLE)
+    if error.errno is None and store.is_local:  # so Arrow says that it is no file
+        return bool(store.info(path).type == fs.FileType.Directory)
+    return isinstance(error, FileNotFoundError) or error.errno in _OF_THE_FILE
+
+
+def require_source(store: Store) -> None:
+    """Check that a source is there, on this machine.
+
+    Raises:
+        SourceLost: it is not, or nothing is in it: a disk that is not mounted.
+    """
+    if not store.exists() or (store.is_local and not any(store.local_path().iterdir())):
+        raise SourceLost(
+            f"{store.url}: the source is not there on the machine {socket.gethostname()}: "
+            "is it a disk that every machine shares?"
+        )
+
+
+def require_bytes(store: Store, path: str, start: int, size: int) -> None:
+    """Read some bytes for nothing: raises where it is not their meaning that is wrong."""
+    with store.open(path) as file:
+        file.seek(start)
+        while size > 0 and (piece := file.read(min(size, 4 << 20))):
+            size -= len(piece)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be read, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
