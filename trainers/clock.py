@@ -12,7 +12,7 @@ from torch import Tensor
 from trainers.data.pictures import Pictures
 
 if TYPE_CHECKING:
-    from trainers.fine_tune import Run
+    from trainers.run import Run
 
 
 class Clock:
@@ -57,7 +57,7 @@ class Clock:
     def cost(self) -> dict[str, float]:
         """Seconds of wall clock (evaluations: this worker's), GPUs and CPU, resumed parts included.
 
-        GPU and CPU seconds are those of all workers.
+        GPU and CPU seconds are those of all workers, without the processes that decode for them.
         """
         progress, gpu = self.run.progress, self.run.device.type == "cuda"
         wall = time.perf_counter()

@@ -27,17 +27,6 @@ from trainers.models import ModelConfig, text_facts
 from trainers.random_texts import random_text_rank
 from trainers.run import Run, load_split, open_pictures, start
 
-__all__ = [
-    "REPORTED",
-    "Report",
-    "Run",
-    "fine_tune",
-    "learning_rate",
-    "load_split",
-    "reported",
-    "start",
-]
-
 RANDOM_TEXT_RANK = "random_text/effective_rank"
 
 REPORTED = (
@@ -163,15 +152,13 @@ def _batches(run: Run, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
         rank=run.rank,
         world_size=run.world_size,
     )
-    return iter(
-        train_batches(
-            train,
-            sampler,
-            image_input=run.zero_shot.image_input,
-            crop_area=run.config.data.crop_area,
-            workers=run.config.data.workers,
-            pin_memory=run.device.type == "cuda",
-        )
+    return train_batches(
+        train,
+        sampler,
+        image_input=run.zero_shot.image_input,
+        crop_area=run.config.data.crop_area,
+        workers=run.config.data.workers,
+        pin_memory=run.device.type == "cuda",
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 if TYPE_CHECKING:
     from trainers.config import TrialConfig
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 REPORT_POLL_S = 0.2
 """Ray's controller takes one report each poll; its default of 2 s makes short trials wait."""
+
+FIRST_STEP_S = 4 * 3600
+"""For how long workers wait for one another: one may have to copy all pictures into its machine's
+cache before its first step, where the others have them."""
 
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(REPORT_POLL_S),
@@ -66,6 +70,7 @@ def torch_trainer(
         resources["GPU"] = gpus_per_worker
     return TorchTrainer(
         loop or train_loop,
+        torch_config=TorchConfig(timeout_s=FIRST_STEP_S),
         train_loop_config={"trial": dict(config), "final_split": final_split},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
@@ -95,7 +100,8 @@ def train_loop(values: dict[str, Any]) -> None:
 
 
 def _report_all(config: TrialConfig, final_split: str | None, resume_from: Path | None) -> None:
-    from trainers.fine_tune import fine_tune, load_split
+    from trainers.fine_tune import fine_tune
+    from trainers.run import load_split
 
     device = ray.train.torch.get_device()
     for report in fine_tune(config, device=device, resume_from=resume_from):

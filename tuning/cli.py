@@ -1,6 +1,7 @@
 """The command `lipsum-tune`.
 
-Exit status: 0 done; 1 a trial failed; 2 the configuration cannot run; 130 interrupted.
+Exit status: 0 done; 1 a trial failed, a preparation was refused or a zero-shot figure is off; 2 the
+configuration cannot run; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from tuning.cli_data import Address
 from tuning.cli_data import app as data_commands
 
 if TYPE_CHECKING:
@@ -34,9 +36,6 @@ Set = Annotated[
 ]
 
 
-Address = Annotated[
-    str | None, typer.Option(help="Of a Ray cluster; by default RAY_ADDRESS, or a local one.")
-]
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
 
 

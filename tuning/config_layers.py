@@ -138,7 +138,8 @@ def _starts_afresh(where: str, below: Mapping[str, Any], over: Mapping[str, Any]
         name = below.get("name", _KINDS[where])
         return bool(over.get("name", name) != name)
     if where.startswith(_PARAMETERS):
-        return "type" in over or ("choices" in over and "choices" not in below)
+        another = over.get("type", below.get("type")) != below.get("type")
+        return another or ("choices" in over and "choices" not in below)
     return False
 
 

@@ -20,9 +20,9 @@ from ray import tune
 from rich.console import Console
 
 from trainers.config import TrialConfig
-from trainers.data.roots import resolve_root
+from trainers.data.roots import EMBEDDED, resolve_root
 from trainers.errors import ConfigError
-from trainers.fine_tune import load_split, start
+from trainers.run import load_split, start
 from tuning.budget import Budget
 from tuning.checkpoints import CheckpointListener
 from tuning.config import ResourcesConfig, SearchFile
@@ -114,7 +114,7 @@ def continue_search(
     try:
         with ray_session(address), ProgressListener(console) as progress:
             journal.session_started(file.fingerprints())
-            search = _measure_zero_shot(run_folder, file, journal)
+            search = _measure_zero_shot(run_folder, file, journal, console)
             study, history = _take_up(search, file, journal, console)
             budget = Budget(file.search.budget, search, history)
             listeners: tuple[Listener, ...] = (
@@ -142,10 +142,14 @@ def continue_search(
     return SearchResult(search, records, outcome, run_folder, tracking_uri, budget.reason())
 
 
-def _measure_zero_shot(run_folder: Path, file: SearchFile, journal: Journal) -> SearchRecord:
+def _measure_zero_shot(
+    run_folder: Path, file: SearchFile, journal: Journal, console: Console
+) -> SearchRecord:
     """What the search is after; the zero-shot model is evaluated once."""
     zero_shot = read_history(run_folder).zero_shot
     if zero_shot is None:
+        if file.trial.data.root != EMBEDDED:  # or hours may pass without a word
+            console.print("zero-shot  starts once the pictures are in the machine's cache")
         zero_shot = _zero_shot_on_cluster(file.trial, file.search.resources)
         journal.zero_shot(zero_shot)
     return search_record(file, run_folder, zero_shot)

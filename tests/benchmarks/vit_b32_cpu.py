@@ -27,7 +27,8 @@ from torch import nn
 
 from trainers.config import TrialConfig
 from trainers.data.openmoji.build import Pictures, build
-from trainers.fine_tune import fine_tune, load_split
+from trainers.fine_tune import fine_tune
+from trainers.run import load_split
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella", "banana", "bird")
 METHODS = ("ft", "lipsum_ft")

@@ -23,11 +23,10 @@ from trainers.fine_tune import (
     Report,
     fine_tune,
     learning_rate,
-    load_split,
     reported,
-    start,
 )
 from trainers.models import load_clip
+from trainers.run import load_split, start
 
 CLOCKS = ("cost/", "train/images_per_s")
 

@@ -78,7 +78,11 @@ class Store:
 
     @contextmanager
     def write(self, path: str) -> Iterator[Any]:
-        """A file to write to, which appears whole or not at all; its folders are made."""
+        """A file to write to; its folders are made.
+
+        On a local disk it appears whole or not at all. A bucket publishes what was written when it
+        is closed, even after an error.
+        """
         target = self.full(path)
         if not self.is_local:  # buckets publish a file when it is closed
             self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
@@ -111,7 +115,8 @@ def open_store(url: str | Path) -> Store:
         folder = Path(text).expanduser().absolute().as_posix()
         return Store(fs.LocalFileSystem(), folder.rstrip("/"), text)
     parts = urlsplit(text)
-    if parts.username or parts.password or _SECRET.search(parts.query):
+    # A user name alone is Azure's way to name a container, and no secret.
+    if parts.password or _SECRET.search(parts.query):
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ConfigError(f"{shown}: credentials do not belong in a URL; set the environment")
     try:

@@ -31,9 +31,8 @@ class TextFacts:
     context_length: int
     """Tokens that a text may have, start and end included."""
     start_token: int | None = None
-    """Ids of ordinary tokens are 0 .. start_token - 1; None where there is no such token."""
-    end_token: int | None = None
-    """The largest id of all."""
+    """Ids of ordinary tokens are 0 .. start_token - 1, the end token is the next; None where there
+    are no such tokens."""
     masked_token: int | None = None
     """An ordinary token that the text tower takes for padding (CoCa's 0)."""
 
@@ -62,7 +61,6 @@ def text_facts(model: ModelConfig) -> TextFacts:
         tokenizer=kind,
         context_length=length,
         start_token=int(tokenizer.sot_token_id),
-        end_token=int(tokenizer.eot_token_id),
         masked_token=int(built.text.get("pad_id", 0)) if padding_is_masked else None,
     )
 

@@ -4,7 +4,8 @@ The figures that chose a trial are optimistic about it: they are the best of man
 pictures and the very seed that chose it. A confirmation is not. What is trained is fixed before,
 by rules that saw validation data alone; the seeds are new, and the same for every configuration
 and for plain fine-tuning, so that differences can be taken seed by seed; and a test split is
-evaluated once for each, after the last step. No other part of the project reads the test splits.
+evaluated once for each, after the last step. Nothing else reads the test splits
+but `zero-shot`, which selects nothing.
 """
 
 from __future__ import annotations

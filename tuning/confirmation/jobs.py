@@ -120,7 +120,7 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: Path) -> Any:
 
 
 def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
-    from trainers.fine_tune import load_split, start
+    from trainers.run import load_split, start
 
     return start(config).evaluate(SPLIT, load_split(config, SPLIT))
 

@@ -206,7 +206,9 @@ def _finish(
         before = splits.get(shard.split, SplitReport(0, 0))
         splits[shard.split] = SplitReport(before.pictures + made.rows, before.bytes + made.bytes)
     bad = sum(found.finding.bad for found in findings)
-    status: Status = "done" if options.skip_bad.allows(bad, domain.pictures) else "refused"
+    is_unchanged = domain.is_done and all(made.reused for _, made in in_order)
+    is_right = is_unchanged or options.skip_bad.allows(bad, domain.pictures)
+    status: Status = "done" if is_right else "refused"
     report = DomainReport(
         domain.domain, domain.store.url, status, splits, tuple(findings), domain.pictures
     )

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 from trainers.data.layouts.listing import Finding, Split
+from trainers.data.roots import PREPARATION_FILE
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
-RECORD = "preparation.json"
+RECORD = PREPARATION_FILE
 FINDINGS = "findings.csv"
 
 Status = Literal["unfinished", "done", "refused"]

@@ -56,3 +56,9 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
 def test_an_unknown_file_system_is_one_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"nosuch://bucket/x: .*nosuch"):
         open_store("nosuch://bucket/x")
+
+
+def test_a_user_name_alone_is_no_secret() -> None:
+    # So Azure names a container; nobody is asked before it is read.
+    store = open_store("abfss://container@account.dfs.core.windows.net/data")
+    assert store.root.endswith("data")

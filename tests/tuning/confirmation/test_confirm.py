@@ -21,7 +21,8 @@ from tests.tuning.run_folders import search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
-from trainers.fine_tune import fine_tune, load_split
+from trainers.fine_tune import fine_tune
+from trainers.run import load_split
 from tuning.config import SearchFile
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds
 from tuning.confirmation.report import table
