@@ -33,7 +33,7 @@ from trainers.models import ImageInput
 from trainers.seeding import generator
 
 KEEP_BYTES = 1 << 29
-"""Evaluation views of up to this size stay decoded in memory (512 MiB)."""
+"""Evaluation views of up to this size (512 MiB) stay decoded, for each domain in each process."""
 
 
 class Pictures:
@@ -68,7 +68,7 @@ class Pictures:
         self.name = f"{domain}/{split}"
         self.files = domain_files(self.store, domain, split)
         self._limit = int(cache_gb * 1e9)
-        self._shards = cached_shards(self.store, self.files, limit_bytes=self._limit)
+        self._shards: list[Path] = []
         tables = self._map()
         self.class_names, self.metadata = self._agreed(tables)
         self.crop_pct = crop_pct if crop_pct is not None else self._own_crop_pct()
@@ -165,20 +165,29 @@ class Pictures:
         )
 
     def _map(self) -> list[pa.Table]:
-        try:
-            tables = [map_shard(path) for path in self._shards]
-        except FileNotFoundError:  # another data set needed the room, or some are torn
-            for path in self._shards:
-                with suppress(FileNotFoundError):
-                    map_shard(path)
-            self._shards = cached_shards(self.store, self.files, limit_bytes=self._limit)
-            tables = [map_shard(path) for path in self._shards]
+        tables = self._tables()
         self.labels: np.ndarray = np.concatenate([table["label"].to_numpy() for table in tables])
         """(N,) int64, indices into the class names."""
         self._images = [chunk for table in tables for chunk in table["bytes"].chunks]
         self._paths = [chunk for table in tables for chunk in table["path"].chunks]
         self._ends = list(accumulate(len(chunk) for chunk in self._images))
         return tables
+
+    def _tables(self) -> list[pa.Table]:
+        for _ in range(3):
+            try:
+                if not self._shards:
+                    self._shards = cached_shards(self.store, self.files, limit_bytes=self._limit)
+                return [map_shard(path) for path in self._shards]
+            except FileNotFoundError:  # another data set needed the room, or some are torn
+                for path in self._shards:  # all that are torn go now
+                    with suppress(FileNotFoundError):
+                        map_shard(path)
+                self._shards = []
+        raise ConfigError(
+            f"data.cache_gb = {self._limit / 1e9:g}: the cache is being emptied by others while "
+            f"{self.store.url}/{self.name} is read from it: raise data.cache_gb"
+        )
 
     def _agreed(self, tables: list[pa.Table]) -> tuple[tuple[str, ...], Mapping[str, str]]:
         """Class names and metadata of all files, once they and the labels are known to be sound."""

@@ -160,12 +160,17 @@ def read_header(store: Store, file: fs.FileInfo | str) -> Header:
 def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
     """Return the header of a file after a look at its labels, reading no pictures.
 
-    Raises ConfigError as `read_header` does, and if a label is missing or names no class.
+    Raises ConfigError as `read_header` does, and if labels cannot be read, or one is missing or
+    names no class.
     """
     name = f"{store.url}/{_relative(store, file)}"
     with open_parquet(store, file) as parquet:
         header = header_of(parquet, name)
-        check_range(parquet.read(columns=["label"])["label"], len(header.class_names), name)
+        try:
+            labels = parquet.read(columns=["label"])["label"]
+        except (pa.ArrowException, OSError) as error:
+            raise cannot_be_read(name, error) from None
+    check_range(labels, len(header.class_names), name)
     return header
 
 
@@ -185,21 +190,30 @@ def check_range(labels: pa.ChunkedArray | pa.Array, num_classes: int, name: str)
 def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFile]:
     """A Parquet file of which only what is asked for is read.
 
-    Raises ConfigError if it cannot be opened or is not one.
+    Raises ConfigError if it cannot be opened or is not one; not for what is read afterwards.
     """
     name = f"{store.url}/{_relative(store, file)}"
     try:
         stream = store.open(_relative(store, file))
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be opened: {error.strerror or error}") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name}: cannot be opened: {reason}") from None
     with stream:
         try:
             parquet = pq.ParquetFile(stream)
         except pa.ArrowInvalid as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"{name}: not a whole Parquet file ({reason})") from None
+        except (pa.ArrowException, OSError) as error:
+            raise cannot_be_read(name, error) from None
         with parquet:
             yield parquet
+
+
+def cannot_be_read(name: str, error: Exception) -> ConfigError:
+    """What to raise where Arrow, or the file system, gives up in the middle of a file."""
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return ConfigError(f"{name}: cannot be read: {reason}")
 
 
 def class_names_of(schema: pa.Schema, name: str) -> tuple[str, ...]:

@@ -12,14 +12,12 @@ import errno
 import hashlib
 import logging
 import os
-import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from urllib.parse import parse_qs, urlsplit
 
 import filelock
@@ -28,8 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
+from trainers.data.cache_room import Room, stats
 from trainers.data.mounts import network_file_system
-from trainers.data.schema import header_of, open_parquet, read_header
+from trainers.data.schema import cannot_be_read, header_of, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
@@ -46,9 +45,10 @@ _NO_PLACE = {
     *(errno.ENOSPC, errno.EDQUOT),  # full
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # not ours to write to
     *(errno.ENOTDIR, errno.EEXIST),  # a file where the folder should be
+    *(errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS),  # without locks
 }
 _BATCH = 256  # rows
-_ADVICE = f" (${CACHE_VARIABLE} names another folder)"
+_LOCK = "lock"
 _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
 _WORTH_TELLING = 10**9  # bytes
 _TELL_EVERY_S = 30.0
@@ -76,20 +76,16 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
 
     Raises:
         ConfigError: these files alone exceed the limit or the disk, or one is no such Parquet.
+        FileNotFoundError: others empty the cache meanwhile.
     """
     folder = cache_folder()
     targets = [folder / f"{_key(store, file)}.arrow" for file in files]
-    try:
+    with _refusals_told(folder):
         if not _touch(targets):
             warn_if_shared(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(folder / "lock"):
+            with filelock.FileLock(folder / _LOCK):
                 _convert_missing(store, files, targets, limit_bytes)
-    except OSError as error:
-        if error.errno not in _NO_PLACE:
-            raise
-        reason = os.strerror(error.errno)
-        raise ConfigError(f"{folder}: the cache of pictures: {reason}{_ADVICE}") from None
     return targets
 
 
@@ -101,13 +97,39 @@ def map_shard(path: Path) -> pa.Table:
     Raises:
         FileNotFoundError: it is not there, or it was torn, by a crash of the machine say, and is
             now removed: either way it has to be made again.
+        ConfigError: it is torn and cannot be removed.
     """
+    with suppress(pa.ArrowException):
+        return _mapped(path)
+    with _refusals_told(path.parent), filelock.FileLock(path.parent / _LOCK):
+        try:
+            return _mapped(path)  # another process may have made it anew
+        except pa.ArrowException:
+            path.unlink(missing_ok=True)
+    raise FileNotFoundError(errno.ENOENT, "torn, and now removed", str(path))
+
+
+def _mapped(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as source:
+        return ipc.open_file(source).read_all()
+
+
+@contextmanager
+def _refusals_told(folder: Path) -> Iterator[None]:
+    """A ConfigError where the system says that this is no place for the cache."""
     try:
-        with pa.memory_map(str(path)) as source:
-            return ipc.open_file(source).read_all()
-    except pa.ArrowException:
-        path.unlink(missing_ok=True)
-        raise FileNotFoundError(errno.ENOENT, "torn, and now removed", str(path)) from None
+        yield
+    except NotImplementedError:  # some versions of filelock for ENOSYS
+        reason = os.strerror(errno.ENOSYS)
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        reason = error.strerror or type(error).__name__
+    else:
+        return
+    raise ConfigError(
+        f"{folder}: the cache of pictures: {reason} (${CACHE_VARIABLE} names another folder)"
+    )
 
 
 def check_limit(
@@ -191,7 +213,7 @@ def _convert_missing(
     """With the lock of the folder held, so that whatever is unfinished there was left behind."""
     folder = targets[0].parent
     for stale in folder.glob("*.unfinished"):
-        stale.unlink()
+        stale.unlink(missing_ok=True)
     missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
     if missing:
         _convert_all(store, missing, targets, limit)
@@ -205,9 +227,9 @@ def _convert_all(
     what = f"{_parts(store, files)} of {store.url}"
     with ThreadPoolExecutor(_CONVERSIONS) as pool:
         needed = sum(h.image_bytes for h in pool.map(lambda file: read_header(store, file), files))
-        there = sum(path.stat().st_size for path in targets if path.exists())
+        there = sum(stat.st_size for stat in stats(targets).values())
         check_limit(store, files, there + needed, limit_bytes=limit)
-        room = _Room(folder, keep=targets, limit=limit)
+        room = Room(folder, keep=targets, limit=limit)
         room.take(needed)
         if needed > _WORTH_TELLING:
             logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, folder)
@@ -219,46 +241,7 @@ def _convert_all(
                 told = time.monotonic()
 
 
-class _Room:
-    """Room in the cache, for which the longest unused files are removed.
-
-    Args:
-        folder: of the cache.
-        keep: what is not to be removed.
-        limit: bytes of all its files together.
-    """
-
-    def __init__(self, folder: Path, *, keep: Sequence[Path], limit: int) -> None:
-        self.limit, self._folder, self._lock = limit, folder, Lock()
-        found = {path: path.stat() for path in folder.glob("*.arrow")}
-        self._left = limit - sum(stat.st_size for stat in found.values())
-        unused = sorted(found.keys() - set(keep), key=lambda path: found[path].st_mtime_ns)
-        self._removable = [(path, found[path].st_size) for path in reversed(unused)]
-
-    def take(self, size: int) -> bool:
-        """Make so many bytes of room; False if the limit does not allow it.
-
-        Raises:
-            ConfigError: the disk does not.
-        """
-        with self._lock:
-            self._left -= size
-            while self._removable and (self._left < 0 or self._free() < size):
-                path, freed = self._removable.pop()
-                path.unlink(missing_ok=True)
-                self._left += freed
-            if self._free() < size:
-                raise ConfigError(
-                    f"{self._folder}: the cache of pictures needs {size / 1e9:.3g} GB more and "
-                    f"the disk has {self._free() / 1e9:.3g} GB free{_ADVICE}"
-                )
-            return self._left >= 0
-
-    def _free(self) -> int:
-        return shutil.disk_usage(self._folder).free
-
-
-def _convert(store: Store, file: fs.FileInfo, target: Path, room: _Room) -> None:
+def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
     """Stream a Parquet file into an Arrow file, which appears whole or not at all."""
     name = f"{store.url}/{store.relative(file)}"
     unfinished = target.with_suffix(".unfinished")
@@ -281,7 +264,7 @@ def _convert(store: Store, file: fs.FileInfo, target: Path, room: _Room) -> None
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's: a full disk, say; Arrow's own errors have no number
-        raise ConfigError(f"{name}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise cannot_be_read(name, error) from None
     finally:
         unfinished.unlink(missing_ok=True)
 

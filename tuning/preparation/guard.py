@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tuning.preparation.tasks import PreparationFailed
 
 LOCK = ".prepare.lock"
 _READ_AT_ONCE = 16
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
@@ -46,15 +48,17 @@ def _locked(folder: Store) -> Iterator[bool]:
         return
     folder.local_path().mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.local_path(LOCK))
+    is_locked = True
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(f"{folder.url}: another `prepare` is at work there") from None
-    except NotImplementedError:  # a network file system without locks
-        yield False
-        return
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        is_locked = False  # a network file system without locks
     try:
-        yield True
+        yield is_locked
     finally:
         lock.release()
 

@@ -102,6 +102,31 @@ def test_a_cached_file_that_was_torn_is_made_again(root: Path, cache: Path, left
     assert np.array_equal(np.asarray(Pictures(root, "real", "train").decode(6)), pixels(6))
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_cache_that_others_empty_is_filled_again_and_told_of_at_last(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    made: list[list[Path]] = []
+
+    def cached_and_removed(*args: Any, **limit: int) -> list[Path]:
+        made.append(shard_cache.cached_shards(*args, **limit))
+        if len(made) <= times:
+            made[-1][1].unlink()
+        return made[-1]
+
+    monkeypatch.setattr(pictures_module, "cached_shards", cached_and_removed)
+    if times == 2:
+        pictures = Pictures(root, "real", "train")
+        assert np.array_equal(np.asarray(pictures.decode(6)), pixels(6))
+    else:
+        message = (
+            rf"^data\.cache_gb = 0\.5: the cache is being emptied .* {root}/real/train .*: raise"
+        )
+        with pytest.raises(ConfigError, match=message):
+            Pictures(root, "real", "train", cache_gb=0.5)
+    assert len(made) == 3
+
+
 @pytest.mark.parametrize("keep", [0, 1 << 29])
 def test_loader_processes_give_the_very_batches_of_this_process(
     root: Path, monkeypatch: pytest.MonkeyPatch, keep: int

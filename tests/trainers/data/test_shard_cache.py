@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import signal
@@ -8,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
+import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -177,19 +180,49 @@ def test_pictures_that_exceed_the_limit_alone_are_refused_before_anything_is_rem
     check_limit(store, files, 2 * 10**6, limit_bytes=3 * 10**6)
 
 
-def test_a_full_disk_is_told_beforehand_after_all_that_can_be_removed_was(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_refuses_locks_is_no_place_for_the_cache(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    (old,) = cached_shards(*data_set(tmp_path / "old", 100_000)[:2], limit_bytes=GB)
-    usage = type("Usage", (), {"free": 1500})
-    monkeypatch.setattr(shard_cache.shutil, "disk_usage", lambda folder: usage)
-    store, files, _ = data_set(tmp_path / "data", 2_000_000)
-    message = (
-        f"{cache}: the cache of pictures needs 0.002.* GB more and the disk has 1.5e-06 GB free"
-    )
-    with pytest.raises(ConfigError, match=message):
-        cached_shards(store, files, limit_bytes=GB)
-    assert not old.exists()
+    def refused(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    store, files, _ = data_set(tmp_path / "data", 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refused)
+        message = (
+            rf"^{cache}: the cache of pictures: {os.strerror(error)} \(\${CACHE_VARIABLE} names"
+        )
+        with pytest.raises(ConfigError, match=message):
+            cached_shards(store, files, limit_bytes=GB)
+
+
+@pytest.mark.parametrize("again", ["whole", "torn", "gone"])
+def test_a_torn_file_is_looked_at_once_more_before_it_is_removed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    store, files, written = data_set(tmp_path / "data", 100_000)
+    (path,) = cached_shards(store, files, limit_bytes=GB)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+
+    class Meanwhile(filelock.FileLock):
+        """A lock for which another process went first."""
+
+        def acquire(self, *args: Any, **kwargs: Any) -> Any:
+            if again == "whole":
+                path.write_bytes(whole)
+            elif again == "gone":
+                path.unlink()
+            return super().acquire(*args, **kwargs)
+
+    monkeypatch.setattr(filelock, "FileLock", Meanwhile)
+    if again == "whole":
+        assert content([map_shard(path)]) == written
+        return
+    with pytest.raises(FileNotFoundError):
+        map_shard(path)
+    assert not path.exists()
 
 
 def test_a_disk_that_fills_meanwhile_is_one_clear_error_and_leaves_nothing(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from pyarrow import fs
 
 from trainers.data import shard_cache
+from trainers.data.cache_room import Room
 from trainers.data.roots import domain_files
 from trainers.data.schema import arrow_schema
 from trainers.data.shard_cache import CACHE_VARIABLE, cached_shards
@@ -76,6 +79,53 @@ def test_what_was_not_foreseen_finds_room_where_there_is_some(cache: Path, tmp_p
     cached_shards(store, files, limit_bytes=2_900_000)
     assert [path.exists() for path in old] == [True, False]
     assert sum(path.stat().st_size for path in cache.glob("*.arrow")) < 2_900_000
+
+
+def test_a_full_disk_is_told_beforehand_and_nothing_removed_in_vain(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (old,) = cached_shards(*data_set(tmp_path / "old", different(5)), limit_bytes=GB)
+    usage = type("Usage", (), {"free": 1500})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    store, files = data_set(tmp_path / "data", different(20))
+    message = (
+        f"{cache}: the cache of pictures: 0.002 GB more are needed, and the disk has 1.5e-06 GB "
+        "free and 0.0005.* GB of other pictures"
+    )
+    with pytest.raises(ConfigError, match=message):
+        cached_shards(store, files, limit_bytes=GB)
+    assert old.exists()
+
+
+def test_a_disk_whose_files_are_mapped_elsewhere_is_full_once_they_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old.arrow").write_bytes(bytes(1000))
+    usage = type("Usage", (), {"free": 500})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"the disk has 5e-07 GB free$") as full:
+        Room(tmp_path, keep=[], limit=GB).take(1200)
+    assert full.value.errno == errno.ENOSPC
+
+
+def test_a_limit_that_cannot_be_kept_costs_no_file(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.arrow").write_bytes(bytes(1000))
+    room = Room(tmp_path, keep=[tmp_path / "a.arrow"], limit=3500)
+    assert not room.take(2501)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert room.take(2500)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.arrow"]
+
+
+def test_a_file_that_goes_while_the_cache_is_looked_at_takes_no_room(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "there.arrow").write_bytes(bytes(1000))
+    (tmp_path / "gone.arrow").symlink_to(tmp_path / "nowhere")  # listed, and not to be looked at
+    room = Room(tmp_path, keep=[tmp_path / "there.arrow"], limit=3000)
+    assert not room.take(2001)
+    assert room.take(2000)
 
 
 def test_files_that_are_cached_already_count_too(cache: Path, tmp_path: Path) -> None:

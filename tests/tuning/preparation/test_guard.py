@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,18 @@ def test_one_preparation_at_a_time_is_at_work_in_a_domain(plan: Plan) -> None:
             pass
     with alone(real) as is_locked:
         assert is_locked
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_that_refuses_locks_is_prepared_to_without_one(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with alone(plan.domains[0]) as is_locked:
+        assert not is_locked
 
 
 def test_a_preparation_that_ended_while_this_one_made_its_plan_is_noticed(

@@ -17,6 +17,9 @@ UNREADABLE = (OSError, ValueError, pa.ArrowException)
 """What reading raises where a file is gone, closed to us, cut off or not what it was."""
 
 _OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_MAYBE_OF_THE_FILE = (errno.EIO, errno.EINVAL)
+"""On a disk: a sector that cannot be read, or a name that it does not take."""
+_OUR_OWN = (errno.EMFILE, errno.ENFILE)
 _PAUSES_S = (0.5, 2.0, 8.0)
 """Between the attempts at a source that does not answer."""
 
@@ -24,7 +27,7 @@ T = TypeVar("T")
 
 
 class SourceLost(RuntimeError):
-    """A source that does not answer, which says nothing about the pictures in it."""
+    """A source that cannot be asked, which says nothing about the pictures in it."""
 
 
 class Unusable(OSError):
@@ -35,7 +38,7 @@ def persistently(store: Store, path: str, read: Callable[[], T]) -> T:
     """What `read` returns, tried again where the source rather than the file is in trouble.
 
     Raises:
-        SourceLost: the source did not answer, time and again.
+        SourceLost: the source did not answer, or we could not ask, time and again.
         OSError: or others of `UNREADABLE`: the file itself cannot be read.
     """
     for pause in (*_PAUSES_S, None):
@@ -45,11 +48,32 @@ def persistently(store: Store, path: str, read: Callable[[], T]) -> T:
             if is_of_the_file(store, path, error):
                 raise
             if pause is None:
-                raise SourceLost(
-                    f"{store.url}/{path}: the source does not answer: {reason(error)}"
-                ) from error
+                if _is_damage(store, error):
+                    raise
+                raise _lost(store, path, error) from error
         time.sleep(pause)
     raise AssertionError
+
+
+def _is_damage(store: Store, error: Exception) -> bool:
+    """Whether what stays unreadable on a disk is one file's, since the disk itself answers."""
+    number = error.errno if isinstance(error, OSError) else None
+    if not store.is_local or number not in _MAYBE_OF_THE_FILE:
+        return False
+    try:
+        require_source(store)
+    except (SourceLost, OSError):
+        return False
+    return True
+
+
+def _lost(store: Store, path: str, error: Exception) -> SourceLost:
+    if isinstance(error, OSError) and error.errno in _OUR_OWN:
+        return SourceLost(
+            f"{store.url}/{path}: not read, for too many files are open on the machine "
+            f"{socket.gethostname()}: raise `ulimit -n` there"
+        )
+    return SourceLost(f"{store.url}/{path}: the source does not answer: {reason(error)}")
 
 
 def is_of_the_file(store: Store, path: str, error: Exception) -> bool:

@@ -130,6 +130,32 @@ def test_a_file_that_is_gone_closed_to_us_or_broken_is_not_asked_for_again(
     assert isinstance(broken, OSError)
 
 
+@pytest.mark.parametrize("error", [errno.EIO, errno.EINVAL])
+def test_what_stays_unreadable_on_a_disk_that_answers_is_one_files(
+    store: Troubled, error: int
+) -> None:
+    store.local_path("two.jpg").write_bytes(b"two")
+    store.failures.extend(OSError(error, os.strerror(error)) for _ in range(4))
+    bad, good = read_sources(store, [FileSource("one.jpg"), FileSource("two.jpg")])
+    assert isinstance(bad, OSError)
+    assert (bad.errno, good) == (error, b"two")
+    assert store.asked == {"one.jpg": 4, "two.jpg": 1}
+
+
+def test_a_disk_that_went_with_its_files_is_lost(store: Troubled, tmp_path: Path) -> None:
+    away = open_store(tmp_path / "away")
+    gone = Troubled(away.filesystem, away.root, away.url)
+    gone.failures.extend(OSError(errno.EIO, "Input/output error") for _ in range(4))
+    with pytest.raises(SourceLost, match=r"away/one.jpg: the source does not answer: .*Input"):
+        list(read_sources(gone, [FileSource("one.jpg")]))
+
+
+def test_too_many_open_files_of_our_own_are_not_put_on_the_source(store: Troubled) -> None:
+    store.failures.extend(OSError(errno.EMFILE, "Too many open files") for _ in range(4))
+    with pytest.raises(SourceLost, match=r"one.jpg: not read, .* too many files .*`ulimit -n`"):
+        list(read_sources(store, [FileSource("one.jpg")]))
+
+
 def test_a_bucket_that_refuses_the_keys_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
