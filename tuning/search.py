@@ -290,10 +290,9 @@ def _zero_shot_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dic
         zero_shot_metrics
     )
     try:
-        metrics: dict[str, float] = ray.get(task.remote(trial))
+        return dict(ray.get(task.remote(trial)))
     except ConfigError as error:  # as Ray tells it: a page of where
         raise root_cause(error) from None
-    return metrics
 
 
 def zero_shot_metrics(trial: TrialConfig) -> dict[str, float]:

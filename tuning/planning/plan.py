@@ -26,7 +26,8 @@ from trainers.data.roots import resolve_root
 from trainers.errors import ConfigError
 from tuning.config import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
 from tuning.planning.cost import Band, Estimate, SearchShape, TrialCost, estimate
-from tuning.planning.probe import MAX_PROBES, OVERRIDES, Probe, probe_trials
+from tuning.planning.intervals import overrides
+from tuning.planning.probe import MAX_PROBES, Probe, probe_trials
 from tuning.ray_session import concurrent_trials, ray_session
 from tuning.schedulers import create_rule
 from tuning.stopping import rung_ladder
@@ -143,9 +144,11 @@ def plan_search(
         trials = number_of_trials(file)
         concurrent = min(concurrent_trials(search.resources), trials + len(search.references))
         probes = min(concurrent, MAX_PROBES)
-        with console.status(f"Timing the first steps of {probes} trial(s) side by side"):
+        base = with_overrides(file.trial, overrides(file.trial.data.workers), "trial")
+        what = f"Opening the pictures, and timing the first steps of {probes} trial(s) side by side"
+        with console.status(what):
             probe = probe_trials(
-                with_overrides(file.trial, OVERRIDES, "trial").model_dump(mode="json"),
+                base.model_dump(mode="json"),
                 search.resources.per_trial() | {"max_failures": 0},
                 folder,
                 probes,

@@ -87,6 +87,11 @@ def _measured(plan: Plan) -> Table:
         ("a checkpoint", f"{probe.save_s:.3g} s", gigabytes(probe.checkpoint_bytes)),
         ("start of a trial", f"{probe.startup_s:.3g} s", "processes, imports, loading, end"),
         ("start of the search", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model"),
+        (
+            "cache of pictures",
+            format_seconds(probe.cache_s),
+            "filled once a machine, in no cost below",
+        ),
         ("memory of a trial", gigabytes(probe.memory_bytes), "resident, at its peak"),
     ]
     if probe.gpu_total_bytes:

@@ -6,6 +6,9 @@ look at every picture. What a trial takes beyond its steps, evaluations and chec
 start-up; nothing of it need be known by name. As many probes run side by side as the search will
 have trials at once (up to `MAX_PROBES`), because trials get into each other's way.
 
+The pictures are opened once before anything is timed: a machine fills its cache of Arrow files for
+its first trial only, which may take longer than the trial, and the probes have then done it.
+
 Of this module the workers of a probe read all, so it imports little, as `torch_trainer` does.
 """
 
@@ -25,24 +28,20 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.collective import broadcast_from_rank_zero
+from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from trainers.errors import ConfigError
 from trainers.torch_trainer import torch_trainer
+from tuning.planning.intervals import StepWatch
 from tuning.trainable import DRIVER_MEMORY
 
 if TYPE_CHECKING:
+    from trainers.config import TrialConfig
     from trainers.fine_tune import Report
 
-INTERVAL_STEPS = 5
-INTERVALS = 4
-"""Each ends with an evaluation and a checkpoint; the first is the warm-up."""
 LIMIT_S = 120.0
 """Where evaluations are long, no further interval is begun after this time, but two are done."""
 MAX_PROBES = 4
-
-OVERRIDES = {"steps": INTERVALS * INTERVAL_STEPS, "eval.every": INTERVAL_STEPS}
-"""What a probe changes of the base trial."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,10 @@ class Probe:
     """Name of the GPU or CPU."""
     startup_s: float
     """What a trial takes beyond its steps, evaluations and checkpoints; the mean of the probes."""
+    cache_s: float
+    """Opening the pictures before that: what it takes a machine once to fill its cache of them."""
     load_s: float
-    """Of that, imports, model and pictures in the worker."""
+    """Of the start-up, imports, model and pictures in the worker."""
     first_eval_s: float
     """The first evaluation, which decodes the pictures."""
     step_s: float
@@ -85,7 +86,7 @@ def probe_trials(
     """Run `probes` short trials side by side on the connected Ray cluster.
 
     Args:
-        trial: a `TrialConfig` as plain values, `OVERRIDES` laid over it.
+        trial: a `TrialConfig` as plain values, `overrides` laid over it.
         resources: workers and what each takes, as `torch_trainer` names them.
         folder: for their checkpoints; every node reaches it.
         probes: no more than fit into the cluster at once.
@@ -124,16 +125,18 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
     step_s, eval_s = statistics.median(steps), statistics.median(evals)
 
     def startup(timing: Mapping[str, Any]) -> float:
-        intervals = len(timing["steps_s"])
-        return timing["seconds"] - intervals * (INTERVAL_STEPS * step_s + eval_s + save_s)
+        steps_s = sum(timing["intervals_s"]) - load(timing)
+        others_s = len(timing["intervals_s"]) * (eval_s + save_s)
+        return timing["seconds"] - timing["cache_s"] - steps_s - others_s
 
     def load(timing: Mapping[str, Any]) -> float:
-        return timing["first_interval_s"] - INTERVAL_STEPS * step_s
+        return timing["intervals_s"][0] - timing["interval_steps"] * step_s
 
     first = timings[0]
     return Probe(
         device=first["device"],
         startup_s=max(0.0, statistics.fmean(map(startup, timings))),
+        cache_s=max(timing["cache_s"] for timing in timings),
         load_s=max(0.0, statistics.fmean(map(load, timings))),
         first_eval_s=statistics.fmean(timing["evals_s"][0] for timing in timings),
         step_s=step_s,
@@ -162,22 +165,27 @@ def _drive(
 
 def _probe_loop(values: dict[str, Any]) -> None:
     """What `trainers.torch_trainer.train_loop` does, with a clock beside it."""
-    resumed = began = time.perf_counter()
+    began = time.perf_counter()
     import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
 
     from trainers.config import TrialConfig
     from trainers.errors import validate
     from trainers.fine_tune import fine_tune
 
     config, device = validate(TrialConfig, values["trial"], "trial"), ray.train.torch.get_device()
-    timing: dict[str, Any] = {"steps_s": [], "evals_s": [], "saves_s": [], "device": _name(device)}
+    cache_s = _open_pictures(config)
+    began += cache_s
+    watch = StepWatch(config.data.workers, device, began)
+    register_optimizer_step_post_hook(watch)
+    timing: dict[str, Any] = {"device": _name(device), "interval_steps": config.eval.every}
+    timing |= {"cache_s": cache_s, "intervals_s": [], "steps_s": [], "evals_s": [], "saves_s": []}
     for report in fine_tune(config, device=device):
         reported = time.perf_counter()
         eval_s = report.metrics["cost/eval_seconds"] - sum(timing["evals_s"])
-        interval_s = reported - resumed - eval_s
-        timing.setdefault("first_interval_s", interval_s)
         timing["evals_s"].append(eval_s)
-        timing["steps_s"].append(interval_s / INTERVAL_STEPS)
+        timing["intervals_s"].append(reported - eval_s - watch.began)
+        timing["steps_s"].append(watch.step_s(reported - eval_s))
         gpu = device.type == "cuda"
         timing |= {
             "memory_bytes": _peak_memory(),
@@ -190,7 +198,18 @@ def _probe_loop(values: dict[str, Any]) -> None:
         late = resumed - began > LIMIT_S and len(timing["saves_s"]) > 1
         if broadcast_from_rank_zero(late):
             break
-        resumed = time.perf_counter()
+        watch.restart(time.perf_counter())
+
+
+def _open_pictures(config: TrialConfig) -> float:
+    """Have the machines of all workers fill their caches; returns the seconds that it took."""
+    from trainers.run import load_split, open_pictures
+
+    began = time.perf_counter()
+    open_pictures(config.data, config.data.id_domain, "train")
+    load_split(config, "val")
+    barrier()
+    return time.perf_counter() - began
 
 
 def _report(report: Report, timing: dict[str, Any]) -> None:

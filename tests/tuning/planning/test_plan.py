@@ -12,10 +12,11 @@ import pytest
 import ray
 from rich.console import Console
 
-from trainers.config import TrialConfig
+from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
 from tuning.config import SearchFile
 from tuning.planning.cost import SearchShape, estimate
+from tuning.planning.intervals import INTERVALS
 from tuning.planning.plan import (
     Plan,
     check_budget,
@@ -25,13 +26,14 @@ from tuning.planning.plan import (
     trial_cost,
 )
 from tuning.planning.plan_report import render
-from tuning.planning.probe import INTERVALS, Probe, summarise
+from tuning.planning.probe import Probe, summarise
 from tuning.ray_session import ray_session
 from tuning.schedulers import create_rule
 
 PROBE = Probe(
     device="A Processor",
     startup_s=60,
+    cache_s=0,
     load_s=5,
     first_eval_s=8,
     step_s=1,
@@ -159,11 +161,13 @@ def test_first_points_are_proposed_first_and_all_lie_in_the_space() -> None:
     assert points == proposals(space, seed=0, number=20) != proposals(space, seed=1, number=20)
 
 
-def timing(step_s: float, seconds: float, load_s: float) -> Mapping[str, Any]:
+def timing(step_s: float, seconds: float, load_s: float, cache_s: float = 0.0) -> Mapping[str, Any]:
     return {
         "device": "A Processor",
         "seconds": seconds,
-        "first_interval_s": load_s + 5 * step_s,
+        "cache_s": cache_s,
+        "interval_steps": 5,
+        "intervals_s": [load_s + 5 * step_s, *[5 * step_s] * (INTERVALS - 1)],
         "steps_s": [9.0, *[step_s] * (INTERVALS - 1)],  # the first loads and warms up
         "evals_s": [7.0, *[3.0] * (INTERVALS - 1)],
         "saves_s": [0.5] * (INTERVALS - 1),
@@ -183,6 +187,22 @@ def test_start_up_is_what_steps_evaluations_and_checkpoints_leave_of_a_probe() -
     assert (probe.load_s, probe.first_eval_s) == (5.0, 7.0)
     assert (probe.step_spread, probe.samples) == (0.0, 6)
     assert probe.memory_bytes == 3 * 1000 + 2 * 100
+
+
+def test_filling_the_cache_of_a_cold_machine_is_told_and_in_no_cost() -> None:
+    warm = summarise([timing(1.0, 60.0, 4.0), timing(1.0, 62.0, 6.0)], workers=3)
+    cold = [timing(1.0, 1860.0, 4.0, 1800.0), timing(1.0, 1861.0, 6.0, 1799.0)]
+    assert summarise(cold, workers=3) == replace(warm, cache_s=1800.0)
+    plans = [make_plan(search_file(), replace(PROBE, cache_s=s)) for s in (0, 1800)]
+    assert plans[0].estimate == plans[1].estimate
+    assert "30m 00s   filled once a machine" in printed(plans[1], 80)
+
+
+def test_batches_made_during_an_evaluation_make_no_trial_start_sooner() -> None:
+    """Three of five were ready, so an interval took 2 s instead of 5."""
+    helped = {"intervals_s": [4.0 + 5.0, *[2.0] * (INTERVALS - 1)]}
+    probe = summarise([timing(1.0, 60.0, 4.0), {**timing(1.0, 51.0, 4.0), **helped}], workers=1)
+    assert probe.startup_s == 60 - 4 * (5 * 1 + 3 + 0.5)
 
 
 def test_the_spread_is_that_of_all_measured_intervals() -> None:
@@ -217,7 +237,7 @@ def test_a_real_plan_measures_this_machine_and_leaves_nothing_behind(
 ) -> None:
     file = SearchFile.model_validate(
         {
-            "trial": trial.model_dump(mode="json"),
+            "trial": with_overrides(trial, {"data.workers": 1}, "test").model_dump(mode="json"),
             "search": {"storage": str(tmp_path / "a" / "runs"), "budget": {"trials": 3}},
         }
     )
@@ -229,8 +249,10 @@ def test_a_real_plan_measures_this_machine_and_leaves_nothing_behind(
     assert shape.concurrent == min(cpus, 4)  # three trials and a reference
     assert 0 < probe.step_s < 10
     assert 0 < probe.eval_s < 10
-    assert probe.startup_s > 1  # two processes that import torch
-    assert 10**8 < probe.memory_bytes < plan.cluster_memory_bytes
+    assert probe.cache_s > 0
+    assert (
+        probe.startup_s > 1
+    )  # two processes that     assert 10**8 < probe.memory_bytes < plan.cluster_memory_bytes
     assert probe.checkpoint_bytes > 2.9 * probe.weights_bytes > 10**6  # AdamW: two more each
     one = plan.full_trial_hours
     assert one * 3600 > probe.startup_s + 6 * probe.step_s + 2 * probe.eval_s
