@@ -286,13 +286,12 @@ def _quiet_tune() -> None:
 
 def _zero_shot_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:
     """The validation figures of the zero-shot model, from where the trials' hardware is."""
-    task = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)(
-        zero_shot_metrics
-    )
+    remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
     try:
-        return dict(ray.get(task.remote(trial)))
+        metrics: dict[str, float] = ray.get(remote(zero_shot_metrics).remote(trial))
     except ConfigError as error:  # as Ray tells it: a page of where
         raise root_cause(error) from None
+    return metrics
 
 
 def zero_shot_metrics(trial: TrialConfig) -> dict[str, float]:
