@@ -59,7 +59,7 @@ def check_tokenizer(model: ModelConfig, built: Architecture) -> None:
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError(
             f"{source}: its tokenizer or text tower comes from Hugging Face; "
-            "pip install transformers sentencepiece"
+            "pip install 'lipsum-tune[huggingface]'"
         )
     tokenizer = built.text.get("hf_tokenizer_name")
     if tokenizer and not model.name.startswith(LOCAL_DIR) and not Path(tokenizer).is_dir():

@@ -89,8 +89,10 @@ def test_a_missing_package_is_named_before_anything_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install transformers" in refused("ViT-B-16-SigLIP", "webli")
-    assert "pip install transformers" in refused("roberta-ViT-B-32", "laion2b_s12b_b32k")
+    assert "pip install 'lipsum-tune[huggingface]'" in refused("ViT-B-16-SigLIP", "webli")
+    assert "pip install 'lipsum-tune[huggingface]'" in refused(
+        "roberta-ViT-B-32", "laion2b_s12b_b32k"
+    )
 
 
 def test_a_tokenizer_that_cannot_be_had_is_told_before_it_is_asked_for(
