@@ -24,6 +24,11 @@ class TrainingDiverged(FloatingPointError):
     """The training loss is no longer a finite number."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the page that some libraries add; its kind where it is silent."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suggestion to append to a message: ` (did you mean 'lr'?)`, or the list of known words."""
     words = [str(k) for k in known]

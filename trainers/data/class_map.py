@@ -44,11 +44,6 @@ class ClassMap:
         """Of the domain, those that are scored."""
         return sum(map(bool, self.groups))
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether the domain has the ID classes in their order."""
-        return self._index is None
-
     def project(self, logits: Tensor) -> Tensor:
         """ID logits (B, K) to the domain's (B, `num_classes`): the best of each group."""
         if self._index is None:

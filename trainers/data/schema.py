@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from trainers.data.storage import Store
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 
 CLASS_NAMES_KEY = b"class_names"
 METADATA_KEY = b"metadata"
@@ -202,8 +202,7 @@ def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFi
         try:
             parquet = pq.ParquetFile(stream)
         except pa.ArrowInvalid as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{name}: not a whole Parquet file ({reason})") from None
+            raise ConfigError(f"{name}: not a whole Parquet file ({first_line(error)})") from None
         except (pa.ArrowException, OSError) as error:
             raise cannot_be_read(name, error) from None
         with parquet:
@@ -212,8 +211,7 @@ def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFi
 
 def cannot_be_read(name: str, error: Exception) -> ConfigError:
     """What to raise where Arrow, or the file system, gives up in the middle of a file."""
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return ConfigError(f"{name}: cannot be read: {reason}")
+    return ConfigError(f"{name}: cannot be read: {first_line(error)}")
 
 
 def class_names_of(schema: pa.Schema, name: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import open_clip
 import timm
 
 from trainers import tiny_clip
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, first_line
 from trainers.models.config import HUB, LOCAL_DIR, TINY_CLIP, ModelConfig
 from trainers.models.hub import CONFIG, check_repository
 
@@ -100,8 +100,9 @@ def _from_hub(name: str) -> dict[str, Any]:
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{source}: no configuration could be fetched: {reason}") from None
+        raise ConfigError(
+            f"{source}: no configuration could be fetched: {first_line(error)}"
+        ) from None
 
 
 def _custom(path: Path) -> Architecture:

@@ -9,7 +9,7 @@ import open_clip
 import platformdirs
 from filelock import FileLock
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 
 TIMEOUT = 20.0
 """Seconds that the hub may take to answer."""
@@ -36,10 +36,9 @@ def check_repository(
             return
         found = huggingface_hub.HfApi().model_info(repository, timeout=TIMEOUT)
     except Exception as error:  # of whichever HTTP library the hub's client uses
-        reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise ConfigError(
             f"{source}: {repository} is neither on this machine nor to be had from the Hugging "
-            f"Face hub: {reason}"
+            f"Face hub: {first_line(error)}"
         ) from None
     names = {sibling.rfilename for sibling in found.siblings or ()}
     if listed and names.isdisjoint(files):
@@ -70,7 +69,6 @@ def fetch_weights(name: str, tag: str) -> None:
         try:
             open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
         except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
             raise ConfigError(
-                f"model.pretrained = {tag!r}: the weights could not be fetched: {reason}"
+                f"model.pretrained = {tag!r}: the weights could not be fetched: {first_line(error)}"
             ) from None

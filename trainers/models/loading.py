@@ -8,7 +8,7 @@ import open_clip
 import torch
 from torch import nn
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 from trainers.models.architecture import Architecture, architecture
 from trainers.models.check import check_model
 from trainers.models.config import RANDOM, ModelConfig, is_path
@@ -49,7 +49,7 @@ def _random(model: ModelConfig, built: Architecture) -> nn.Module:
         )
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"model.name = {model.name!r}: it cannot be built: {_one(error)}"
+            f"model.name = {model.name!r}: it cannot be built: {first_line(error)}"
         ) from None
 
 
@@ -82,7 +82,3 @@ def _pretrained(model: ModelConfig, built: Architecture) -> nn.Module:
         raise ConfigError(
             f"{source}: the weights do not fit {built.name!r}: {misfit(error)}"
         ) from None
-
-
-def _one(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import open_clip
 
 from trainers import tiny_clip
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 from trainers.models.architecture import Architecture, architecture
 from trainers.models.config import HUB, LOCAL_DIR, TINY_CLIP, ModelConfig
 from trainers.models.hub import check_repository
@@ -39,8 +39,9 @@ def load_tokenizer(model: ModelConfig) -> Any:
     try:
         return _tokenizer(built.name)
     except (ImportError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"model.name = {model.name!r}: its tokenizer: {reason}") from None
+        raise ConfigError(
+            f"model.name = {model.name!r}: its tokenizer: {first_line(error)}"
+        ) from None
 
 
 @cache

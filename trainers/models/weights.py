@@ -13,7 +13,7 @@ import open_clip
 import torch
 from safetensors import SafetensorError, safe_open
 
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, first_line
 from trainers.models.architecture import Architecture
 from trainers.models.config import CHECKPOINTS, HUB, LOCAL_DIR, RANDOM, ModelConfig, is_path
 from trainers.models.hub import WEIGHTS, check_repository, check_tag
@@ -96,7 +96,9 @@ def check_checkpoint(path: Path, key: str) -> None:
             with safe_open(path, "pt") as file:
                 empty = not list(file.keys())
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{where}: not a whole safetensors file ({_first(error)})") from None
+            raise ConfigError(
+                f"{where}: not a whole safetensors file ({first_line(error)})"
+            ) from None
     elif path.suffix in CHECKPOINTS:
         empty = not _state_dict(_unpickled(path, where), where)
     else:
@@ -155,13 +157,9 @@ def misfit(error: Exception) -> str:
         name, given, wanted = sizes[0]
         more = f" and {len(sizes) - 1} more" if len(sizes) > 1 else ""
         parts.append(f"{name} is [{given}] instead of [{wanted}]{more}")
-    return "; ".join(parts) or _first(error)
+    return "; ".join(parts) or first_line(error)
 
 
 def _some(keys: list[str], shown: int = 3) -> str:
     more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
     return ", ".join(keys[:shown]) + more
-
-
-def _first(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]

@@ -16,7 +16,7 @@ from trainers.data.layouts.listing import SplitListing
 from trainers.data.shards import Shard, plan_shards
 from trainers.data.splits import carve_validation
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 from tuning.preparation.options import PrepareOptions
 from tuning.preparation.record import Found, read_record
 
@@ -113,7 +113,7 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
     except OSError as error:  # no permission, no connection, no such bucket
         raise ConfigError(f"{source} to {destination}: {' '.join(str(error).split())}") from error
     except ArrowInvalid as error:  # a path that its file system does not understand
-        raise ConfigError(f"{source} to {destination}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{source} to {destination}: {first_line(error)}") from error
     return replace(plan, domains=domains)
 
 

@@ -28,10 +28,9 @@ from trainers.data.layouts.listing import (
 )
 from trainers.data.layouts.naming import SPLITS, chosen_domains, domain_of
 from trainers.data.layouts.npy import NpyHeader, read_npy_header, require_pictures
-from trainers.data.layouts.outages import reason
 from trainers.data.layouts.sources import ArraySource
 from trainers.data.storage import Store
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 
 DOMAINS = {
     "DomainNetReal": "real",
@@ -178,7 +177,7 @@ def _picture_header(source: Store, path: str) -> NpyHeader:
         require_pictures(header)
         _require_whole(header, source.info(path).size)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{source.url}: {path}: {reason(error)}") from None
+        raise ConfigError(f"{source.url}: {path}: {first_line(error)}") from None
     return header
 
 
@@ -192,7 +191,7 @@ def _labels(source: Store, path: str) -> list[int]:
             )
         _require_whole(header, len(data))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{source.url}: {path}: {reason(error)}") from None
+        raise ConfigError(f"{source.url}: {path}: {first_line(error)}") from None
     return [int(label) for label in np.frombuffer(data, header.dtype, offset=header.offset)]
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from trainers.data.storage import Store
+from trainers.errors import first_line
 
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
 """What reading raises where a file is gone, closed to us, cut off or not what it was."""
@@ -73,7 +74,7 @@ def _lost(store: Store, path: str, error: Exception) -> SourceLost:
             f"{store.url}/{path}: not read, for too many files are open on the machine "
             f"{socket.gethostname()}: raise `ulimit -n` there"
         )
-    return SourceLost(f"{store.url}/{path}: the source does not answer: {reason(error)}")
+    return SourceLost(f"{store.url}/{path}: the source does not answer: {first_line(error)}")
 
 
 def is_of_the_file(store: Store, path: str, error: Exception) -> bool:
@@ -106,8 +107,3 @@ def require_bytes(store: Store, path: str, start: int, size: int) -> None:
         file.seek(start)
         while size > 0 and (piece := file.read(min(size, 4 << 20))):
             size -= len(piece)
-
-
-def reason(error: Exception) -> str:
-    """Why a file cannot be read, in one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -21,11 +21,10 @@ from trainers.data.layouts.listing import (
     only,
 )
 from trainers.data.layouts.naming import SPLIT_WORDS, SPLITS, domain_of, split_in_words
-from trainers.data.layouts.outages import reason
 from trainers.data.layouts.parquet_columns import Columns, find_columns
-from trainers.data.layouts.sources import ParquetSource, open_parquet
+from trainers.data.layouts.sources import ParquetSource, stream_parquet
 from trainers.data.storage import Store
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, first_line
 
 _KEPT = ("class_map", "crop_pct", "license", "attribution")
 """Of the metadata of this project's own files, what remains true of the pictures."""
@@ -122,11 +121,13 @@ def _read_rows(source: Store, columns: Columns) -> _Rows:
         leaf for leaf in (columns.name_leaf, columns.label, columns.caption) if leaf is not None
     ]
     try:
-        with open_parquet(source, columns.path) as parquet:
+        with stream_parquet(source, columns.path) as parquet:
             table = parquet.read(columns=leaves)
             missing = frozenset(_rows_without_picture(parquet, columns))
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"{source.url}: {columns.path} cannot be read: {reason(error)}") from None
+        raise ConfigError(
+            f"{source.url}: {columns.path} cannot be read: {first_line(error)}"
+        ) from None
     nothing = [None] * table.num_rows
     names = nothing
     if columns.name_leaf is not None:

@@ -10,11 +10,10 @@ from typing import Any
 import pyarrow as pa
 
 from trainers.data.layouts.listing import LayoutOptions
-from trainers.data.layouts.outages import reason
-from trainers.data.layouts.sources import open_parquet
+from trainers.data.layouts.sources import stream_parquet
 from trainers.data.schema import CLASS_NAMES_KEY, HUGGINGFACE_KEY, METADATA_KEY
 from trainers.data.storage import Store
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, first_line
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png")
 LABEL_NAMES = ("label", "labels", "cls", "fine_label")
@@ -74,11 +73,11 @@ def find_columns(source: Store, path: str, options: LayoutOptions) -> Columns:
 
 def _schema(source: Store, path: str) -> pa.Schema:
     try:
-        with open_parquet(source, path) as parquet:
+        with stream_parquet(source, path) as parquet:
             return parquet.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(
-            f"{source.url}: {path} cannot be read as Parquet: {reason(error)}"
+            f"{source.url}: {path} cannot be read as Parquet: {first_line(error)}"
         ) from None
 
 

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from trainers.data.layouts.npy import read_npy_header, require_pictures
-from trainers.data.layouts.outages import UNREADABLE, Unusable, persistently, reason, require_bytes
+from trainers.data.layouts.outages import UNREADABLE, Unusable, persistently, require_bytes
 from trainers.data.storage import Store
+from trainers.errors import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def _read_file(store: Store, path: str) -> bytes | OSError:
 
 
 def _as_os_error(path: str, error: Exception) -> OSError:
-    return error if isinstance(error, OSError) else OSError(f"{path}: {reason(error)}")
+    return error if isinstance(error, OSError) else OSError(f"{path}: {first_line(error)}")
 
 
 def stamp(store: Store, sources: Iterable[Source]) -> str:
@@ -194,7 +195,7 @@ def _read_exactly(file: Any, offset: int, size: int) -> bytes:
 
 
 @contextmanager
-def open_parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
+def stream_parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file of which pages are read as they are needed.
 
     A row group may be as large as its file, and Arrow would fetch all of it before the first row.
@@ -211,12 +212,12 @@ def _open_parquet(store: Store, path: str) -> Iterator[Callable[[ParquetSource],
     with ExitStack() as stack:
         for is_last in (False, True):
             try:
-                parquet = stack.enter_context(open_parquet(store, path))
+                parquet = stack.enter_context(stream_parquet(store, path))
                 break
             except OSError as error:  # Arrow says the same of a broken footer
                 require_bytes(store, path, 0, _READ_AHEAD)
                 if is_last:
-                    raise Unusable(f"{path}: {reason(error)}") from error
+                    raise Unusable(f"{path}: {first_line(error)}") from error
         yield _PictureColumn(store, path, parquet).read
 
 

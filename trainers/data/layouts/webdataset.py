@@ -28,10 +28,9 @@ from trainers.data.layouts.listing import (
     only,
 )
 from trainers.data.layouts.naming import SPLIT_WORDS, SPLITS, domain_of, split_in_words
-from trainers.data.layouts.outages import reason
 from trainers.data.layouts.sources import RangeSource, open_with_read_ahead
 from trainers.data.storage import Store
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 
 CLASS_NAMES_FILE = "classnames.txt"
 
@@ -185,7 +184,7 @@ def _list_tar(source: Store, path: str) -> Iterator[Example | Finding]:
             _refuse_a_broken_end(file, tar.offset)
     except (OSError, tarfile.TarError) as error:
         raise ConfigError(
-            f"{source.url}: {path} cannot be read as a tar: {reason(error)}"
+            f"{source.url}: {path} cannot be read as a tar: {first_line(error)}"
         ) from None
     for key, sample in samples.items():
         judged = _judged(_printable(path), _printable(key), sample)
