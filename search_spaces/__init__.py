@@ -5,10 +5,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from search_spaces.car_ft import car_ft
+from search_spaces.carot import carot
+from search_spaces.distributions import Categorical, Distribution, Float, Int, Value
+from search_spaces.ema import ema
+from search_spaces.flyp import flyp
+from search_spaces.ft import ft
+from search_spaces.kd import kd
+from search_spaces.l2_sp import l2_sp
 from search_spaces.lipsum_ft import lipsum_ft
-from search_spaces.space import Categorical, Distribution, Float, Int, SearchSpace, Value
+from search_spaces.lp_ft import lp_ft
+from search_spaces.r_adapter import r_adapter
+from search_spaces.space import BRANCH_KEY, SearchSpace
+from search_spaces.star_ft import star_ft
+from search_spaces.tpgm import tpgm
+from search_spaces.wise_ft import wise_ft
 
 __all__ = [
+    "BRANCH_KEY",
+    "METHODS",
     "SPACES",
     "Categorical",
     "Distribution",
@@ -19,8 +34,25 @@ __all__ = [
     "load",
 ]
 
-SPACES: dict[str, Callable[[], SearchSpace]] = {
+METHODS: dict[str, Callable[[], SearchSpace]] = {
+    "ft": ft,
+    "lp_ft": lp_ft,
+    "ema": ema,
+    "wise_ft": wise_ft,
+    "tpgm": tpgm,
+    "l2_sp": l2_sp,
+    "kd": kd,
+    "car_ft": car_ft,
     "lipsum_ft": lipsum_ft,
+    "flyp": flyp,
+    "star_ft": star_ft,
+    "carot": carot,
+    "r_adapter": r_adapter,
+}
+"""The ready space of every method, by the method's own name."""
+
+SPACES: dict[str, Callable[[], SearchSpace]] = {
+    **METHODS,
     "lipsum_ft_text_count": lambda: lipsum_ft(text_count=True),
 }
 """Every ready space, by the name that a search's configuration uses."""

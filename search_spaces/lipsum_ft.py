@@ -9,7 +9,8 @@ below are ours.
 
 from __future__ import annotations
 
-from search_spaces.space import Distribution, Float, Int, SearchSpace, Value
+from search_spaces.distributions import Distribution, Float, Int, Value
+from search_spaces.space import SearchSpace
 
 # Low and high, all on a log scale. Weight 0, plain fine-tuning, is not in any of them: it runs
 # beside the search as a reference.

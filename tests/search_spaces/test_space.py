@@ -146,6 +146,58 @@ def test_the_first_point_of_lipsum_ft_is_the_paper_s(text_count: bool) -> None:
     assert ("method.text_count" in point) == text_count
 
 
+BRANCHES = SearchSpace(
+    branches={
+        "ft": SearchSpace(parameters={"optim.lr": LR}),
+        "kd": SearchSpace(
+            parameters={"optim.lr": LR, "method.reg_weight": Float(low=0, high=9)},
+            initial_points=[{"optim.lr": 1e-5, "method.reg_weight": 1}],
+        ),
+    }
+)
+
+
+def test_a_space_has_parameters_or_branches_and_branches_have_none_themselves() -> None:
+    branches = {"ft": SearchSpace(parameters={"optim.lr": LR})}
+    with pytest.raises(ValidationError, match="has no parameters beside theirs"):
+        SearchSpace(parameters={"optim.lr": LR}, branches=branches)
+    with pytest.raises(ValidationError, match="'a' has branches itself"):
+        SearchSpace(branches={"a": SearchSpace(branches=branches)})
+    with pytest.raises(ValidationError, match=r"'method\.name' is no parameter"):
+        SearchSpace(parameters={"method.name": Categorical(choices=("ft", "kd"))})
+    with pytest.raises(ValidationError, match=r"point 1 sets optim\.lr"):
+        SearchSpace(branches=branches, initial_points=[{"optim.lr": 1e-5}])
+
+
+def test_the_parts_of_a_space_are_its_branches_or_itself() -> None:
+    alone = SearchSpace(parameters={"optim.lr": LR})
+    assert alone.parts() == {None: alone}
+    assert BRANCHES.parts() == BRANCHES.branches
+
+
+def test_branches_survive_the_way_through_json_and_their_order_is_not_part_of_what_they_are() -> (
+    None
+):
+    assert SearchSpace.model_validate_json(BRANCHES.model_dump_json()) == BRANCHES
+    turned = SearchSpace(branches=dict(reversed(BRANCHES.branches.items())))
+    assert turned.canonical() == BRANCHES.canonical()
+    wider = SearchSpace(parameters={"optim.lr": Float(low=1e-7, high=1e-3, log=True)})
+    other = SearchSpace(branches={**BRANCHES.branches, "ft": wider})
+    renamed = SearchSpace(branches={"flyp": BRANCHES.branches["ft"], "kd": BRANCHES.branches["kd"]})
+    assert len({space.canonical() for space in (BRANCHES, other, renamed)}) == 3
+
+
+def test_branches_are_described_under_their_names() -> None:
+    assert BRANCHES.describe() == [
+        "ft",
+        "  optim.lr  float 1e-06 .. 0.001, log scale",
+        "kd",
+        "  optim.lr           float 1e-06 .. 0.001, log scale",
+        "  method.reg_weight  float 0 .. 9",
+        "  first point 1      optim.lr 1e-05, method.reg_weight 1",
+    ]
+
+
 def test_every_ready_space_loads_and_a_misspelt_name_is_corrected() -> None:
     for name in search_spaces.SPACES:
         assert search_spaces.load(name).parameters
