@@ -1,119 +1,231 @@
-"""Accuracy, negative log-likelihood and calibration error of a classifier, per domain.
+"""Accuracy, calibration, and distance from the zero-shot model, per domain.
 
-Workers add up counts and sums, and ratios are taken once at the end: an average of the workers'
-averages would be wrong wherever their shares differ in size.
+A model is looked at once for all measures; `trainers.domain_sums` is what is counted meanwhile,
+`trainers.calibration` what the calibration errors are made of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from trainers.config import DataConfig
 from trainers.data.class_map import ClassMap
 from trainers.data.pictures import Pictures
 from trainers.data.views import normalise
+from trainers.domain_sums import MEASURES, DomainSums
 from trainers.errors import ConfigError
 from trainers.models import ImageInput
 
-ECE_BINS = 15
-MEASURES = ("acc", "nll", "ece")
-"""Of a domain, as reports have them; `evaluate` also counts the pictures."""
+
+@dataclass(frozen=True)
+class Drift:
+    """The zero-shot model's part in a comparison with it; D features.
+
+    With f and f0 the L2-normalised features of a picture under the current and the zero-shot
+    parameters, a picture's energy gap is the mean over texts of ``(s <f, t_m> - s <f0, t_m>)^2``,
+    which their second moment C makes ``s^2 (f - f0)' C (f - f0)``, and its feature distortion is
+    ``||f - f0||``. Nam, Heo and Lee, "Lipsum-FT" (arXiv 2404.00860), explain with both what
+    fine-tuning does to robustness; half of this energy gap, s included, is their regulariser.
+    Their released code has neither, so figures of theirs may differ by such factors.
+    """
+
+    zero_shot_features: Tensor
+    """(n, D) of one worker's share, as `image_features` gives them."""
+    second_moment: Tensor
+    """C: (D, D), ``mean_m t_m t_m'`` of L2-normalised text features."""
+    logit_scale: float
+    """s, of the zero-shot model."""
+
+    def of(self, features: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Energy gaps and distortions, (B,) each, float64.
+
+        Args:
+            features: (B, D), L2-normalised.
+            first: place of the first of them in the worker's share.
+        """
+        zero_shot = self.zero_shot_features[first : first + len(features)]
+        shift = (features - zero_shot.to(features.device)).double()
+        moment = self.second_moment.to(shift)
+        return self.logit_scale**2 * ((shift @ moment) * shift).sum(dim=-1), shift.norm(dim=-1)
 
 
 @torch.no_grad()
 def evaluate(
-    classify: Callable[[Tensor], Tensor],
+    classify: Callable[[Tensor], tuple[Tensor, Tensor]],
     pictures: Pictures,
     image_input: ImageInput,
     *,
     batch_size: int,
     device: torch.device,
     class_map: ClassMap | None = None,
+    drift: Drift | None = None,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> dict[str, float]:
-    """`acc` (percent), `nll` (nats), `ece` (percent, 15 equal bins) and `count` of the pictures.
+    lockstep: bool = False,
+) -> DomainSums:
+    """The sums of a domain, of which `summarise` makes metrics; on the CPU.
 
     Args:
-        classify: pictures (B, 3, H, W) to logits (B, K) of the ID classes.
+        classify: pictures (B, 3, H, W) to L2-normalised features (B, D) and to logits (B, K) of the
+            ID classes, both float32.
         pictures: of one domain and split.
         image_input: size and normalisation of the pictures.
         batch_size: of a forward pass.
         device: where `classify` runs.
-        class_map: from the ID classes to the domain's own; by default they are the same.
+        class_map: from the ID classes to the domain's own; by default they are the same. What it
+            leaves out is not scored, but compared with the zero-shot model like all others.
+        drift: what to compare with; without it, `energy_gap` and `feature_distortion` are absent.
         workers: processes that decode pictures; 0 decodes in this one.
-        rank: of this worker; each evaluates its share, and all return the same figures.
+        rank: of this worker; each evaluates its share, and all return the same sums.
         world_size: number of workers.
+        lockstep: call `classify` equally often on every worker, on a blank picture where a worker
+            has no more of its own: for a model whose forward pass all workers take together.
 
     Raises:
         ConfigError: the class map leaves every picture out.
+        ValueError: `drift` is of another number of pictures than this worker's share.
     """
-    sums = torch.zeros(3 + 3 * ECE_BINS, dtype=torch.float64, device=device)
-    batches = pictures.eval_batches(image_input, batch_size, rank, world_size, workers)
-    for views, labels in batches:
+    share = _share(pictures, rank, world_size)
+    if drift is not None and len(drift.zero_shot_features) != share:
+        raise ValueError(
+            f"{pictures.name}: {len(drift.zero_shot_features)} zero-shot features of a share of "
+            f"{share} pictures"
+        )
+    classes = len(pictures.class_names) if class_map is None else class_map.num_classes
+    sums, done, calls = DomainSums.zeros(classes, device), 0, 0
+    for views, labels in pictures.eval_batches(image_input, batch_size, rank, world_size, workers):
         if not len(labels):  # a worker may have no share of a very small domain
             continue
-        logits = classify(normalise(views.to(device), image_input)).float()
-        labels = labels.to(device)
+        features, logits = classify(normalise(views.to(device), image_input))
+        none = features.new_zeros(0)
+        shifts = (none, none) if drift is None else drift.of(features.float(), done)
+        logits, labels = logits.float(), labels.to(device)
+        done, calls = done + len(labels), calls + 1
         if class_map is not None:
             logits, labels = class_map.score(logits, labels)
-        sums += _sums(logits, labels)
+        sums += DomainSums.of(logits, labels, *shifts)
+    if lockstep:
+        for blank in _missing(pictures, image_input, calls, batch_size, world_size):
+            classify(blank.to(device))
     if world_size > 1:
-        dist.all_reduce(sums)
-    if not sums[0]:
+        sums = sums.reduce()
+    if not sums.number:
         raise ConfigError(f"{pictures.name}: none of its pictures is of a class that is scored")
-    return _ratios(sums)
+    return sums.cpu()
 
 
-def _sums(logits: Tensor, labels: Tensor) -> Tensor:
-    """Number, correct, sum of NLL; then per bin: number, correct, sum of confidence."""
-    log_probabilities = logits.log_softmax(dim=-1)
-    confidence, predicted = log_probabilities.exp().max(dim=-1)
-    correct = (predicted == labels).double()
-    nll = -log_probabilities.gather(1, labels[:, None]).sum()
-    bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(max=ECE_BINS - 1)
-    per_bin = torch.zeros(3, ECE_BINS, dtype=torch.float64, device=logits.device)
-    for row, values in enumerate((torch.ones_like(correct), correct, confidence.double())):
-        per_bin[row].index_add_(0, bins, values)
-    total = torch.stack([correct.new_tensor(len(labels)), correct.sum(), nll.double()])
-    return torch.cat([total, per_bin.flatten()])
+@torch.no_grad()
+def image_features(
+    encode: Callable[[Tensor], Tensor],
+    pictures: Pictures,
+    image_input: ImageInput,
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    lockstep: bool = False,
+) -> Tensor:
+    """What `encode` gives for one worker's share, in the order of `evaluate`: (n, D), on the CPU.
+
+    Rounding depends on precision and batch size: with those of the evaluation, a model that has not
+    moved has no distance from itself. A worker without a share gets (0, 0).
+
+    Args:
+        encode: pictures (B, 3, H, W) to features (B, D).
+        pictures: of one domain and split.
+        image_input: size and normalisation of the pictures.
+        batch_size: of a forward pass.
+        device: where `encode` runs.
+        workers: processes that decode pictures; 0 decodes in this one.
+        rank: of this worker.
+        world_size: number of workers.
+        lockstep: as of `evaluate`.
+    """
+    batches = pictures.eval_batches(image_input, batch_size, rank, world_size, workers)
+    found = [
+        encode(normalise(views.to(device), image_input)).float().cpu()
+        for views, labels in batches
+        if len(labels)
+    ]
+    if lockstep:
+        for blank in _missing(pictures, image_input, len(found), batch_size, world_size):
+            encode(blank.to(device))
+    return torch.cat(found) if found else torch.empty(0, 0)
 
 
-def _ratios(sums: Tensor) -> dict[str, float]:
-    number, correct, nll = sums[:3].tolist()
-    _, bin_correct, bin_confidence = sums[3:].view(3, ECE_BINS)
-    return {
-        "acc": 100 * correct / number,
-        "nll": nll / number,
-        "ece": 100 * float((bin_correct - bin_confidence).abs().sum()) / number,
-        "count": number,
-    }
+def _missing(
+    pictures: Pictures, image_input: ImageInput, calls: int, batch_size: int, world_size: int
+) -> Iterator[Tensor]:
+    """A blank picture for each batch that the first worker, of the largest share, has more."""
+    for _ in range(calls, math.ceil(_share(pictures, 0, world_size) / batch_size)):
+        yield torch.zeros(1, 3, image_input.size, image_input.size)
+
+
+def _share(pictures: Pictures, rank: int, world_size: int) -> int:
+    """How many pictures a worker evaluates."""
+    return len(range(rank, len(pictures), world_size))
 
 
 def summarise(
+    by_domain: Mapping[str, DomainSums],
+    data: DataConfig,
+    split: str,
+    temperature: float | None = None,
+) -> dict[str, float]:
+    """The metrics that users see: those of `flat_metrics`, and `id_<split>/temperature`.
+
+    Args:
+        by_domain: of the ID domain and all OOD domains.
+        data: says which is which.
+        split: `val` or `test`.
+        temperature: of `ece_scaled` in all domains. None fits it on the ID domain's own pictures,
+            which the validation split alone is for: others are given what that one reported.
+
+    Raises:
+        ValueError: no temperature for another split than `val`.
+    """
+    if temperature is None:
+        if split != "val":
+            raise ValueError(f"{split}: the temperature is fitted on the validation split only")
+        temperature = by_domain[data.id_domain].temperature
+    measures = {domain: sums.measures(temperature) for domain, sums in by_domain.items()}
+    return flat_metrics(measures, data, split) | {_temperature_name(split): temperature}
+
+
+def flat_metrics(
     by_domain: Mapping[str, Mapping[str, float]], data: DataConfig, split: str
 ) -> dict[str, float]:
-    """The flat metrics that users see, such as `id_val/acc` and `ood_val/sketch/acc`.
+    """The measures of all domains under names such as `id_val/acc` and `ood_val/sketch/acc`.
 
-    `ood_<split>/mean_acc` is the mean over the OOD domains, and `<split>/mean_acc` the mean of
-    that and the ID accuracy: neither distribution counts more than the other.
+    `ood_<split>/mean_acc` is the mean over the OOD domains, as for every other measure, and
+    `<split>/mean_acc` the mean of that and the ID accuracy: neither distribution counts more than
+    the other.
     """
-    flat = {f"id_{split}/{name}": by_domain[data.id_domain][name] for name in MEASURES}
+    of_id = by_domain[data.id_domain]
+    flat = {f"id_{split}/{name}": value for name, value in of_id.items()}
     for domain in data.ood_domains:
-        flat |= {f"ood_{split}/{domain}/{name}": by_domain[domain][name] for name in MEASURES}
+        flat |= {f"ood_{split}/{domain}/{name}": v for name, v in by_domain[domain].items()}
     if data.ood_domains:
-        accuracies = [by_domain[domain]["acc"] for domain in data.ood_domains]
-        flat[f"ood_{split}/mean_acc"] = sum(accuracies) / len(accuracies)
+        for name in of_id:
+            values = [by_domain[domain][name] for domain in data.ood_domains]
+            flat[f"ood_{split}/mean_{name}"] = sum(values) / len(values)
         flat[f"{split}/mean_acc"] = (flat[f"id_{split}/acc"] + flat[f"ood_{split}/mean_acc"]) / 2
     return flat
 
 
 def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
-    """The names that `summarise` gives for this data."""
-    blank = dict.fromkeys(MEASURES, 0.0)
-    return tuple(summarise(dict.fromkeys((data.id_domain, *data.ood_domains), blank), data, split))
+    """The names that `summarise` gives for this data, where features are compared."""
+    blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
+    return (*flat_metrics(blank, data, split), _temperature_name(split))
+
+
+def _temperature_name(split: str) -> str:
+    return f"id_{split}/temperature"
