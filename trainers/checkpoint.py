@@ -1,4 +1,8 @@
-"""Checkpoints of one fine-tuning: weights as safetensors, the optimiser's state beside them.
+"""Checkpoints of one fine-tuning: weights as safetensors, what training needs beside them.
+
+The weights are those that are evaluated and exported, averaged, interpolated or merged where the
+method says so, under the names of open_clip's modules: `visual.*`, `head`, and `text.*` where the
+text encoder trained. What training goes on from, where that is something else, is in the state.
 
 A save into a folder that already holds a checkpoint writes both files under a new name first, then
 swaps them in, the state before the weights. So between the two renames the new weights stand alone
@@ -11,19 +15,18 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from trainers.errors import ConfigError
-
-if TYPE_CHECKING:
-    from trainers.student import Student
 
 WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
@@ -42,25 +45,26 @@ class Progress:
     cpu_seconds: float = 0.0
 
 
-def save_checkpoint(
-    folder: Path,
-    student: Student,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    metrics: Mapping[str, float],
-    class_names: Sequence[str],
-) -> None:
-    """Write all that is needed to go on bit for bit; nothing else is random or stateful.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run goes on from, bit for bit; nothing else is random or stateful."""
 
-    A checkpoint that is there is replaced, in one piece; other files of the folder stay.
+    weights: Mapping[str, Tensor]
+    """Those that are evaluated."""
+    training: Mapping[str, Any]
+    """The optimiser's state and whatever else the run needs to train on."""
+    progress: Progress
+    metrics: Mapping[str, float]
+    """Of the report that the checkpoint goes with. Whoever was told of it may not have lived to
+    write it down, so a resumed run says it again."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
+    """Write a checkpoint; one that is there is replaced in one piece, other files stay.
 
     Args:
         folder: made where it is missing.
-        student: its weights.
-        optimizer: its state.
-        progress: how far the run is.
-        metrics: of the report that the checkpoint goes with. Whoever was told of it may not have
-            lived to write it down, so a resumed run says it again.
+        checkpoint: what to write.
         class_names: (K,) of the head: the same weights mean nothing for others.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,15 +72,15 @@ def save_checkpoint(
     new_weights, new_state = folder / (WEIGHTS + _NEW), folder / (STATE + _NEW)
     if _weights_of(folder) == new_weights:
         new_weights.replace(weights)  # ends the swap that a killed save began
-    values = dataclasses.asdict(progress)
+    progress = dataclasses.asdict(checkpoint.progress)
     training = {
-        "optimizer": optimizer.state_dict(),
-        "progress": values,
-        "metrics": dict(metrics),
+        **checkpoint.training,
+        "progress": progress,
+        "metrics": dict(checkpoint.metrics),
         "classes": _hash(class_names),
     }
     torch.save(training, new_state)
-    save_model(student, str(new_weights), metadata={"progress": json.dumps(values)})
+    _write_weights(new_weights, checkpoint.weights, checkpoint.progress, class_names)
     for path in (new_state, new_weights):
         _sync(path)
     new_state.replace(state)
@@ -84,16 +88,38 @@ def save_checkpoint(
     _sync(folder)
 
 
-def load_checkpoint(
-    folder: Path,
-    student: Student,
-    optimizer: torch.optim.Optimizer,
-    class_names: Sequence[str],
-) -> tuple[Progress, dict[str, float]]:
-    """Load what `save_checkpoint` wrote into `student` and `optimizer`.
+def save_weights(
+    folder: Path, weights: Mapping[str, Tensor], progress: Progress, class_names: Sequence[str]
+) -> None:
+    """Write a checkpoint of weights alone, from which nothing can train on, into a new folder."""
+    folder.mkdir(parents=True)
+    _write_weights(folder / WEIGHTS, weights, progress, class_names)
 
-    Returns:
-        How far the run is, and the metrics of the report that the checkpoint goes with.
+
+def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights of a checkpoint on the CPU, and the (K,) class names of their head.
+
+    Raises:
+        ConfigError: they are missing, damaged, or of a version that did not write the names.
+    """
+    with _opened(folder) as (file, class_names):
+        return {name: file.get_tensor(name) for name in file.keys()}, class_names  # noqa: SIM118
+
+
+def saved_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """The shapes of a checkpoint's weights by name, and its class names; no tensor is read.
+
+    Raises:
+        ConfigError: as `load_weights`.
+    """
+    with _opened(folder) as (file, class_names):
+        return {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}, class_names  # noqa: SIM118
+
+
+def load_checkpoint(
+    folder: Path, class_names: Sequence[str], device: torch.device | str = "cpu"
+) -> Checkpoint:
+    """What `save_checkpoint` wrote.
 
     Raises:
         ConfigError: no whole checkpoint is there, its files are of two different ones, or it was
@@ -101,9 +127,8 @@ def load_checkpoint(
     """
     if not (folder / STATE).is_file():
         raise ConfigError(f"{folder}: no {STATE}, and training cannot go on from weights alone")
-    device = str(student.head.device)
     state = torch.load(folder / STATE, map_location=device, weights_only=True)
-    if state.get("classes", "") not in ("", _hash(class_names)):  # "" before states carried it
+    if state.pop("classes") != _hash(class_names):
         raise ConfigError(
             f"{folder}: it was trained on other classes, or in another order, than the "
             f"{len(class_names)} that the data have now"
@@ -112,20 +137,42 @@ def load_checkpoint(
     found = _progress_of(weights)
     if found is None:
         raise ConfigError(f"{weights}: missing or damaged")
-    if found not in ({}, state["progress"]):  # {} before weights carried it
+    progress, metrics = state.pop("progress"), state.pop("metrics")
+    if found != progress:
         raise ConfigError(
-            f"{folder}: {WEIGHTS} (step {found['step']}) and {STATE} (step "
-            f"{state['progress']['step']}) are of two different checkpoints"
+            f"{folder}: {WEIGHTS} (step {found.get('step')}) and {STATE} (step "
+            f"{progress['step']}) are of two different checkpoints"
         )
-    load_model(student, str(weights), device=device)
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"]), state["metrics"]
+    tensors = load_file(weights, device=str(device))
+    return Checkpoint(tensors, state, Progress(**progress), metrics)
 
 
 def saved_step(folder: Path) -> int | None:
     """The optimiser steps of the weights in a checkpoint; None where they are missing or torn."""
     progress = _progress_of(_weights_of(folder))
     return None if progress is None else int(progress.get("step", 0))
+
+
+def _write_weights(
+    path: Path, weights: Mapping[str, Tensor], progress: Progress, class_names: Sequence[str]
+) -> None:
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    about = {"progress": dataclasses.asdict(progress), "classes": list(class_names)}
+    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in about.items()})
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """The file of weights and the class names in it."""
+    path = _weights_of(folder)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = (file.metadata() or {}).get("classes")
+            if names is None:
+                raise ConfigError(f"{path}: of an earlier version, it does not name its classes")
+            yield file, tuple(json.loads(names))
+    except (FileNotFoundError, SafetensorError):
+        raise ConfigError(f"{path}: missing or damaged") from None
 
 
 def _hash(class_names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from trainers.data.shard_cache import cache_folder, check_limit, warn_if_shared
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 from trainers.methods import check_method_fits
-from trainers.models import ModelConfig, check_model
+from trainers.models import ModelConfig, check_activation_checkpointing, check_model
 
 EMBEDDED_DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 
@@ -44,6 +44,8 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         if config.model not in models:  # after the data: it may fetch weights
             check_model(config.model)
             models.append(config.model)
+        if config.activation_checkpointing:
+            check_activation_checkpointing(config.model)
         check_method_fits(config.method, config.model)
 
 

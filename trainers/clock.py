@@ -47,10 +47,12 @@ class Clock:
             "train/images_per_s": steps * batch_size / seconds,
         }
 
-    def evaluate(self, pictures: dict[str, Pictures]) -> dict[str, float]:
-        """The validation metrics, on the clock of evaluations."""
+    def evaluate(self, pictures: dict[str, Pictures], *, sweep: bool = False) -> dict[str, float]:
+        """The validation metrics, on the clock of evaluations; with WiSE-FT's curve if asked for."""
         began = time.perf_counter()
         metrics = self.run.evaluate("val", pictures)
+        if sweep:
+            metrics |= self.run.sweep("val", pictures)
         self.run.progress.eval_seconds += time.perf_counter() - began
         return metrics
 

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from trainers.data.roots import EMBEDDED
 from trainers.data.suite import Suite, load_suite, resolve_suite
-from trainers.dotted import nest
+from trainers.dotted import over_trial
 from trainers.errors import ConfigError, validate
-from trainers.methods import FineTuning, LipsumFineTuning
+from trainers.methods import LipsumFineTuning, MethodConfig
 from trainers.models import ModelConfig
+from trainers.precision import PrecisionName
 
 
 class _Frozen(BaseModel):
@@ -123,6 +124,11 @@ class OptimConfig(_Frozen):
     """Peak learning rate."""
     batch_size: int = Field(default=256, ge=1)
     """Pictures a step over all workers."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Pictures that go through a worker's model at once: a step is then made of several parts,
+    with the same gradient. null is a worker's whole share; it is halved where memory is short."""
+    clip_grad_norm: float | None = Field(default=None, gt=0)
+    """Limit of the norm of all gradients together."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -140,9 +146,9 @@ class EvalConfig(_Frozen):
     """Steps from one evaluation to the next; the last step is always evaluated."""
     batch_size: int = Field(default=256, ge=1)
     """Pictures a forward pass."""
-
-
-MethodConfig = Annotated[FineTuning | LipsumFineTuning, Field(discriminator="name")]
+    wise_alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    """Evaluated once, after the last step: points on the line from the zero-shot model's weights
+    (0) to the fine-tuned ones (1), which is WiSE-FT's curve of ID and OOD accuracy."""
 
 
 class TrialConfig(_Frozen):
@@ -157,12 +163,29 @@ class TrialConfig(_Frozen):
     """Optimiser steps."""
     seed: int = Field(default=0, ge=0)
     """Of batches, views and random texts: all are functions of (seed, step, sample)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: PrecisionName = "auto"
     """Of the encoders' forward pass; `auto` is bfloat16 autocast on GPUs that have it."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What several workers of a trial hold: each the whole model, or (`fsdp`) each a part of it."""
+    activation_checkpointing: bool = False
+    """Compute a block's activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """`torch.compile` the encoders."""
+
+    @model_validator(mode="after")
+    def _method_can_be_sharded(self) -> TrialConfig:
+        if self.parallel == "fsdp" and not self.method.shardable:
+            raise ValueError(
+                f"parallel = 'fsdp': method.name = {self.method.name!r} needs whole weights on "
+                "every worker; write parallel = 'ddp'"
+            )
+        return self
 
 
 def with_overrides(config: TrialConfig, overrides: Mapping[str, Any], source: str) -> TrialConfig:
     """`config` with dotted keys laid over it, validated again as a whole.
+
+    Another `method.name` leaves none of the settings of the method before.
 
     Args:
         config: the base.
@@ -172,4 +195,4 @@ def with_overrides(config: TrialConfig, overrides: Mapping[str, Any], source: st
     Raises:
         ConfigError: an unknown key or a value out of its range.
     """
-    return validate(TrialConfig, nest(overrides, config.model_dump(mode="json")), source)
+    return validate(TrialConfig, over_trial(overrides, config.model_dump(mode="json")), source)

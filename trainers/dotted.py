@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+METHOD_NAME = "method.name"
+
 
 def nest(dotted: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Dotted keys laid over a nested dictionary, which is copied."""
@@ -19,3 +21,16 @@ def nest(dotted: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> di
             target = child
         target[leaf] = value
     return nested
+
+
+def over_trial(dotted: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys laid over a `TrialConfig` of plain values, which is copied.
+
+    As `nest`, but where ``method.name`` becomes another one, none of the trial's other ``method``
+    keys stays: they are settings of the method before.
+    """
+    method = trial.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else None
+    if dotted.get(METHOD_NAME, name) != name:
+        trial = {key: value for key, value in trial.items() if key != "method"}
+    return nest(dotted, trial)

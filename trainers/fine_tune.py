@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from trainers.checkpoint import save_checkpoint
 from trainers.clock import Clock
 from trainers.config import OptimConfig, TrialConfig
 from trainers.data.pictures import Pictures, train_batches
 from trainers.data.sampler import StepSampler
-from trainers.data.views import normalise
 from trainers.errors import TrainingDiverged
-from trainers.methods import Batch, LipsumFineTuning
+from trainers.methods import LipsumFineTuning, Stage
 from trainers.models import ModelConfig, text_facts
-from trainers.random_texts import random_text_rank
-from trainers.run import Run, load_split, open_pictures, start
+from trainers.random_texts import effective_rank, random_text_moment
+from trainers.run import Run, load_split, open_pictures, optimizer_of, start
+from trainers.snapshots import restore, snapshot
+from trainers.step import Stepper
+from trainers.weights import update_average
 
 RANDOM_TEXT_RANK = "random_text/effective_rank"
 
@@ -36,6 +37,7 @@ REPORTED = (
     "train/grad_norm",
     "train/lr",
     "train/images_per_s",
+    "train/micro_batch_size",
     RANDOM_TEXT_RANK,
     "cost/seconds",
     "cost/eval_seconds",
@@ -66,11 +68,14 @@ class Report:
     """The run as it stands: to be saved or evaluated before the next report is asked for."""
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint from which `fine_tune` goes on bit for bit."""
-        run = self.run
-        save_checkpoint(
-            folder, run.student, run.optimizer, run.progress, self.metrics, run.class_names
-        )
+        """Write a checkpoint from which `fine_tune` goes on bit for bit.
+
+        Every worker must call it; the first one writes.
+        """
+        if self.run.rank == 0 or self.run.config.parallel == "fsdp":
+            checkpoint = snapshot(self.run, self.metrics)
+            if checkpoint is not None and self.run.rank == 0:
+                save_checkpoint(folder, checkpoint, self.run.class_names)
 
 
 def fine_tune(
@@ -92,7 +97,9 @@ def fine_tune(
         ConfigError: the data or the model do not fit the configuration.
         TrainingDiverged: the loss is no longer a number.
     """
-    run = start(config, device=device, resume_from=resume_from)
+    run = start(config, device=device)
+    if resume_from is not None:
+        restore(run, resume_from)
     train = open_pictures(config.data, config.data.id_domain, "train")
     held_out = load_split(config, "val")
     run.class_maps(held_out)  # a domain that does not fit is told now, not at an evaluation
@@ -101,9 +108,14 @@ def fine_tune(
     if run.saved_metrics is not None:
         yield Report(run.progress.step, run.saved_metrics, run)
     sums = torch.zeros(4, dtype=torch.float64, device=run.device)
-    model = _distributed(run)
-    for step, (views, labels) in enumerate(_batches(run, train), start=run.progress.step):
-        sums += _step(run, model, step, views, labels)
+    stepper, first = Stepper(run), run.progress.step
+    for step, (views, labels) in enumerate(_batches(run, train), start=first):
+        stage = config.method.stage(step, config.steps)
+        if step in (first, stage.first):
+            _begin(run, stage, step)
+        lr = learning_rate(step - stage.first, stage.steps, config.optim, stage.lr)
+        sums += stepper.step(step, views, labels, lr=lr)
+        _average(run, step)
         run.progress.step = step + 1
         last = run.progress.step == config.steps
         due = last or run.progress.step % config.eval.every == 0
@@ -113,13 +125,26 @@ def fine_tune(
             yield Report(
                 step=run.progress.step,
                 metrics=clock.training(sums, config.optim.batch_size)
-                | {"train/lr": learning_rate(step, config.steps, config.optim)}
+                | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
                 | fixed
-                | clock.evaluate(held_out)
+                | clock.evaluate(held_out, sweep=last)
                 | clock.cost(),
                 run=run,
             )
             sums.zero_()
+
+
+def _begin(run: Run, stage: Stage, step: int) -> None:
+    """Enter a stage, or go on in it after a resume."""
+    if step == stage.first > 0:
+        run.optimizer = optimizer_of(run.student, run.config)
+    run.student.head_alone = stage.head_alone
+
+
+def _average(run: Run, step: int) -> None:
+    decay = run.config.method.average_decay(step, run.config.steps)
+    if decay is not None and run.average is not None:
+        update_average(run.average, run.weights, decay)
 
 
 def random_text_diagnostic(run: Run) -> dict[str, float]:
@@ -132,15 +157,18 @@ def random_text_diagnostic(run: Run) -> dict[str, float]:
     method = run.config.method
     lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
     length = min(lipsum.text_length, run.zero_shot.text.context_length - 2)
-    return {RANDOM_TEXT_RANK: random_text_rank(run.zero_shot, length)}
+    return {RANDOM_TEXT_RANK: effective_rank(random_text_moment(run.zero_shot, length))}
 
 
-def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
-    """Linear warm-up over the first steps, then a cosine to 0; `step` counts from 0."""
-    warmup = round(optim.warmup_fraction * steps)
+def learning_rate(step: int, steps: int, optim: OptimConfig, peak: float | None = None) -> float:
+    """Linear warm-up over the first steps, then a cosine to 0; `step` counts from 0.
+
+    The peak is the configuration's, unless another one is given.
+    """
+    warmup, peak = round(optim.warmup_fraction * steps), optim.lr if peak is None else peak
     if step < warmup:
-        return optim.lr * (step + 1) / warmup
-    return optim.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def _batches(run: Run, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
@@ -160,35 +188,6 @@ def _batches(run: Run, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
         workers=run.config.data.workers,
         pin_memory=run.device.type == "cuda",
     )
-
-
-def _distributed(run: Run) -> nn.Module:
-    if run.world_size == 1:
-        return run.student
-    device_ids = [run.device] if run.device.type == "cuda" else None
-    return DistributedDataParallel(run.student, device_ids=device_ids)
-
-
-def _step(run: Run, model: nn.Module, step: int, views: Tensor, labels: Tensor) -> Tensor:
-    """One optimiser step; returns loss, task loss, regulariser and gradient norm, (4,)."""
-    config, method = run.config, run.config.method
-    images = normalise(views.to(run.device, non_blocking=True), run.zero_shot.image_input)
-    with run.autocast():
-        features, logits = model(images)
-        zero_shot_features = None
-        if method.needs_zero_shot_features:
-            with torch.no_grad():
-                zero_shot_features = run.zero_shot.image_features(images)
-    batch = Batch(labels.to(run.device), features, logits, zero_shot_features)
-    loss = method.loss(batch, run.zero_shot, seed=config.seed, step=step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(step, config.steps, config.optim)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()
-    gradients = [p.grad for p in run.student.parameters() if p.grad is not None]
-    grad_norm = nn.utils.get_total_norm(gradients)
-    run.optimizer.step()
-    return torch.stack([loss.total, loss.task, loss.reg, grad_norm]).detach().double()
 
 
 def _check_finite(sums: Tensor, step: int) -> None:

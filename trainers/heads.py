@@ -1,11 +1,12 @@
-"""The zero-shot classifier: one row a class, made of prompts, kept on disk between trials."""
+"""The zero-shot classifier and what else is made of prompts, kept on disk between trials."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,19 +21,58 @@ from torch import Tensor, nn
 from trainers.models import Architecture, encode_tokens, ends_at_the_end_token
 from trainers.prompts import Prompts
 
-FORMAT = 2
-"""Raised when the same inputs shall give another head."""
+FORMAT = 3
+"""Raised when the same inputs shall give other heads."""
 
 TEXTS_A_BATCH = 1024
 
 
-@torch.no_grad()
-def zero_shot_head(
-    clip: nn.Module, tokenizer: Any, prompts: Prompts, device: torch.device | str = "cpu"
-) -> Tensor:
-    """The (K, D) float32 head: the mean over the templates of normalised text features.
+@dataclass(frozen=True)
+class Heads:
+    """Classifiers made of the prompts of K classes in T templates."""
 
-    Each class embedding is L2-normalised again.
+    classes: Tensor
+    """(K, D) float32: the zero-shot head, the mean of each class over the templates."""
+    contexts: Tensor
+    """(T, D) float32: the mean of each template over the classes, which tells styles apart."""
+
+
+@torch.no_grad()
+def heads_of(
+    encode: Callable[[Tensor], Tensor], tokenize: Callable[[list[str]], Tensor], prompts: Prompts
+) -> Heads:
+    """Means of normalised text features, each L2-normalised again.
+
+    Args:
+        encode: tokens (N, n) to L2-normalised features (N, D).
+        tokenize: N texts to tokens (N, n).
+        prompts: names and templates.
+    """
+    num_templates = len(prompts.templates)
+    per_batch = max(1, TEXTS_A_BATCH // num_templates)
+    rows, contexts = [], torch.zeros(())
+    for start in range(0, len(prompts.names), per_batch):
+        names = prompts.names[start : start + per_batch]
+        features = encode(tokenize([text for name in names for text in prompts.of(name)])).float()
+        by_name = features.unflatten(0, (len(names), num_templates))
+        rows.append(by_name.mean(dim=1))
+        contexts = contexts.to(features) + by_name.sum(dim=0)
+    normalize = nn.functional.normalize
+    return Heads(normalize(torch.cat(rows), dim=-1), normalize(contexts, dim=-1))
+
+
+def tokenize_short(clip: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
+    """Tokens (N, n), n no longer than the model `clip` needs them."""
+    tokens: Tensor = tokenizer(texts)
+    if ends_at_the_end_token(clip):  # nothing behind the end token, the largest id, matters
+        tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+    return tokens
+
+
+def zero_shot_heads(
+    clip: nn.Module, tokenizer: Any, prompts: Prompts, device: torch.device | str = "cpu"
+) -> Heads:
+    """The heads of a model.
 
     Args:
         clip: the model, on `device`.
@@ -41,28 +81,22 @@ def zero_shot_head(
         device: where texts are encoded, several classes at once.
     """
     where = torch.device(device)
-    per_batch = max(1, TEXTS_A_BATCH // len(prompts.templates))
-    cut = ends_at_the_end_token(clip)
-    rows = []
-    for start in range(0, len(prompts.names), per_batch):
-        names = prompts.names[start : start + per_batch]
-        tokens = tokenizer([text for name in names for text in prompts.of(name)])
-        if cut:  # nothing behind the end token, the largest id, matters
-            tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+
+    def encode(tokens: Tensor) -> Tensor:
         with torch.autocast(where.type, enabled=False):
-            features = encode_tokens(clip, tokens.to(where)).float()
-        rows.append(features.view(len(names), len(prompts.templates), -1).mean(dim=1))
-    return nn.functional.normalize(torch.cat(rows), dim=-1)
+            return encode_tokens(clip, tokens.to(where))
+
+    return heads_of(encode, lambda texts: tokenize_short(clip, tokenizer, texts), prompts)
 
 
-def cached_head(
+def cached_heads(
     clip: nn.Module,
     tokenizer: Any,
     prompts: Prompts,
     built: Architecture,
     device: torch.device | str = "cpu",
-) -> Tensor:
-    """`zero_shot_head` on the CPU, kept on disk under a hash of all that goes into it.
+) -> Heads:
+    """`zero_shot_heads` on the CPU, kept on disk under a hash of all that goes into it.
 
     Trials that start together wait for the first one to make it.
     """
@@ -70,32 +104,37 @@ def cached_head(
     path = platformdirs.user_cache_path("lipsum-tune") / "heads" / f"{digest}.safetensors"
     if (kept := _read(path)) is not None:
         return kept
-    head = None
+    heads = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if (kept := _read(path)) is not None:
                 return kept
-            head = zero_shot_head(clip, tokenizer, prompts, device).cpu().contiguous()
-            _keep(head, path)
+            heads = _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device))
+            _keep(heads, path)
     except (OSError, SafetensorError):  # a full disk costs the next trial time, not this one
         pass
-    return zero_shot_head(clip, tokenizer, prompts, device).cpu() if head is None else head
+    return _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device)) if heads is None else heads
 
 
-def _keep(head: Tensor, path: Path) -> None:
+def _on_cpu(heads: Heads) -> Heads:
+    return Heads(heads.classes.cpu().contiguous(), heads.contexts.cpu().contiguous())
+
+
+def _keep(heads: Heads, path: Path) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
-        save_file({"head": head}, unfinished)
+        save_file({"head": heads.classes, "contexts": heads.contexts}, unfinished)
         unfinished.replace(path)  # whoever reads it must never find half a file
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> Tensor | None:
+def _read(path: Path) -> Heads | None:
     """What was kept; nothing where it cannot be read, and is made again."""
     try:
-        return load_file(path)["head"]
+        kept = load_file(path)
+        return Heads(kept["head"], kept["contexts"])
     except (OSError, SafetensorError, KeyError):
         return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,17 +55,28 @@ def random_text_features(
     return zero_shot.encode_tokens(tokens.to(zero_shot.device))
 
 
-def effective_rank(text_features: Tensor) -> float:
-    """Participation ratio of the eigenvalues of ``C = mean_m t_m t_m'``: between 1 and D.
+def second_moment(text_features: Tensor) -> Tensor:
+    """``C = mean_m t_m t_m'`` of M features (M, D): (D, D), in their precision."""
+    return text_features.T @ text_features / len(text_features)
+
+
+@lru_cache(maxsize=4)
+def random_text_moment(
+    zero_shot: ZeroShotModel, length: int, *, count: int = 1024, seed: int = 0
+) -> Tensor:
+    """C (D, D) of a model's random texts of a length, estimated once from `count` of them."""
+    parts = [
+        second_moment(random_text_features(zero_shot, 1024, length, seed=seed, step=part))
+        for part in range(count // 1024)
+    ]
+    return torch.stack(parts).mean(dim=0)
+
+
+def effective_rank(moment: Tensor) -> float:
+    """Participation ratio of the eigenvalues of C (D, D): between 1 and D.
 
     With eigenvalues l_i it is ``(sum l_i)^2 / sum l_i^2``. Near 1, all random texts say the same,
     and a regulariser built on them can hold on to a single direction only.
     """
-    moment = text_features.double().T @ text_features.double() / len(text_features)
+    moment = moment.double()
     return float(moment.trace().square() / moment.square().sum())
-
-
-@torch.no_grad()
-def random_text_rank(zero_shot: ZeroShotModel, length: int, *, count: int = 1024) -> float:
-    """The effective rank of the model's random texts of a length, from `count` of them."""
-    return effective_rank(random_text_features(zero_shot, count, length, seed=0, step=0))

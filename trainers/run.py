@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
-from trainers.checkpoint import Progress, load_checkpoint
+from trainers.checkpoint import Progress
 from trainers.config import DataConfig, TrialConfig
 from trainers.data.class_map import ClassMap, domain_class_map
 from trainers.data.pictures import Pictures
 from trainers.data.roots import domain_files, resolve_root
 from trainers.data.schema import read_header
+from trainers.drift import DriftReference
 from trainers.errors import ConfigError
 from trainers.evaluation import evaluate, summarise
-from trainers.methods import check_method_fits
+from trainers.heads import heads_of
+from trainers.id_loss import id_losses
+from trainers.methods import Trained, Weights, check_method_fits
+from trainers.models import keep_no_activations
+from trainers.parallel import as_sharded, shard, world
+from trainers.precision import Precision
 from trainers.student import Student
+from trainers.weights import interpolate, swapped_in
 from trainers.zero_shot import ZeroShotModel, load_zero_shot
 
 
@@ -32,24 +38,41 @@ class Run:
     zero_shot: ZeroShotModel
     student: Student
     optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    precision: Precision
     device: torch.device
     rank: int
     world_size: int
     progress: Progress
     class_names: tuple[str, ...]
     """(K,) of the ID domain, which are the head's."""
+    initial: Mapping[str, Tensor]
+    """What is trained, before the first step."""
+    drift: DriftReference
+    average: dict[str, Tensor] | None = None
+    """Of what is trained, where the method has one."""
+    deployed: Weights | None = None
+    """What the last validation evaluated; None where that is what is trained, as it is."""
+    deployed_head: Tensor | None = None
+    """(K, D) the head that went with it, where the text encoder makes one."""
+    micro_batch_size: int = 0
+    """Pictures of a worker that go through the model at once."""
+    temperature: float | None = None
+    """Of calibration, as the last evaluation of the ID validation split found it."""
     saved_metrics: dict[str, float] | None = None
     """Of the report with which the checkpoint was saved that the run was resumed from."""
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """bfloat16 autocast where the configuration and the device have it."""
-        return autocast(self.config, self.device)
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained, as it is now."""
+        return {name: p.detach() for name, p in self.student.trained.items()}
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of normalised images under the current parameters."""
-        with self.autocast():
-            logits: Tensor = self.student(images)[1]
-        return logits
+    @torch.no_grad()
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and logits (B, K) of normalised images under the current parameters."""
+        with self.precision.autocast():
+            outputs = self.student(images)
+        return outputs.features, outputs.logits
 
     def class_maps(self, pictures: Mapping[str, Pictures]) -> dict[str, ClassMap]:
         """From the head's classes to those of each domain.
@@ -63,46 +86,104 @@ class Run:
         }
 
     def evaluate(self, split: str, pictures: Mapping[str, Pictures]) -> dict[str, float]:
-        """The flat metrics of the ID and OOD domains on a split."""
+        """The flat metrics of the ID and OOD domains on a split.
+
+        The validation split comes first: on it, what is deployed and its temperature are settled.
+        Other splits are evaluated with both as they were settled there.
+        """
+        data = self.config.data
+        if split == "val":
+            self._settle(pictures[data.id_domain])
+        elif self.temperature is None:
+            raise ValueError(f"{split}: the validation split has not been evaluated")
+        with self.holding(self.weights if self.deployed is None else self.deployed):
+            temperature = None if split == "val" else self.temperature
+            metrics = self.measure(split, pictures, temperature)
+            if self.student.text is not None:
+                self.deployed_head = self.student.head
+        if split == "val":
+            self.temperature = metrics["id_val/temperature"]
+        return metrics
+
+    def sweep(self, split: str, pictures: Mapping[str, Pictures]) -> dict[str, float]:
+        """Accuracies on the line from the zero-shot model to what is deployed, by `wise_alphas`.
+
+        WiSE-FT's curve (Wortsman et al., CVPR 2022): `wise/0.5/id_val/acc` and so on.
+        """
+        found: dict[str, float] = {}
+        weights = self.weights if self.deployed is None else self.deployed
+        # With adapters' gains as they are, the line is that of the merged weights; maps of 0 are
+        # the zero-shot model under any gain.
+        gains = {n: v for n, v in weights.items() if n.endswith("_adapters.gains")}
+        for alpha in self.config.eval.wise_alphas:
+            with self.holding(interpolate({**self.initial, **gains}, weights, alpha)):
+                metrics = self.measure(split, pictures, self.temperature)
+            found |= {f"wise/{alpha:g}/{n}": v for n, v in metrics.items() if n in WISE_METRICS}
+        return found
+
+    def measure(
+        self, split: str, pictures: Mapping[str, Pictures], temperature: float | None
+    ) -> dict[str, float]:
+        """The flat metrics of the student as it stands."""
         self.student.eval()
         data, maps = self.config.data, self.class_maps(pictures)
-        by_domain = {}
-        for domain, of_domain in pictures.items():
-            by_domain[domain] = evaluate(
+        by_domain = {
+            domain: evaluate(
                 self.classify,
                 of_domain,
                 self.zero_shot.image_input,
                 batch_size=self.config.eval.batch_size,
                 device=self.device,
                 class_map=maps[domain],
+                drift=self.drift.of(of_domain),
                 workers=data.workers,
                 rank=self.rank,
                 world_size=self.world_size,
+                lockstep=self.config.parallel == "fsdp",
             )
+            for domain, of_domain in pictures.items()
+        }
         self.student.train()
-        return summarise(by_domain, data, split)
+        return summarise(by_domain, data, split, temperature)
+
+    @contextmanager
+    def holding(self, weights: Weights) -> Iterator[None]:
+        """Within the block, the student has these weights, and a head that goes with them."""
+        with swapped_in(self.student.trained, weights):
+            if self.student.text is not None:
+                self.student.head = self._head_of_texts()
+            yield
+
+    def _settle(self, id_pictures: Pictures) -> None:
+        if self.progress.step == 0:  # nothing has moved
+            self.deployed = None
+            return
+        weights, losses = self.weights, id_losses(self, id_pictures)
+        deployed = self.config.method.deployed(Trained(weights, self.initial, self.average, losses))
+        self.deployed = None if deployed is weights else deployed
+
+    @torch.no_grad()
+    def _head_of_texts(self) -> Tensor:
+        """(K, D): the zero-shot head that the text encoder makes now."""
+
+        def encode(tokens: Tensor) -> Tensor:
+            features: Tensor = self.student(None, tokens.to(self.device)[None]).text_features[0]
+            return features
+
+        return heads_of(encode, self.zero_shot.tokenize, self.zero_shot.prompts).classes
 
 
-def autocast(config: TrialConfig, device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the configuration and the device have it."""
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+WISE_METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
+"""What is said of each point of a sweep, where the data have it."""
 
 
-def start(
-    config: TrialConfig,
-    *,
-    device: torch.device | str | None = None,
-    resume_from: Path | None = None,
-) -> Run:
-    """A run before its first step, or as a checkpoint left it: `Run.evaluate` is then zero-shot.
+def start(config: TrialConfig, *, device: torch.device | str | None = None) -> Run:
+    """A run before its first step: `Run.evaluate` is then zero-shot.
 
     Raises:
-        ConfigError: the data or the model do not fit the configuration, or the checkpoint the data.
+        ConfigError: the data or the model do not fit the configuration.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = world()
     if config.optim.batch_size % world_size:
         raise ConfigError(
             f"optim.batch_size = {config.optim.batch_size}: not divisible by {world_size} workers"
@@ -111,29 +192,50 @@ def start(
     names = id_classes(config.data)
     check_method_fits(config.method, config.model)
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
-    student = Student(zero_shot).to(where)
-    optimizer = torch.optim.AdamW(
-        student.parameters(),
-        lr=config.optim.lr,
-        betas=config.optim.betas,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-        fused=True,
-    )
-    progress, saved_metrics = Progress(), None
-    if resume_from is not None:
-        progress, saved_metrics = load_checkpoint(resume_from, student, optimizer, names)
+    student = Student(zero_shot, config.method.trains).to(where)
+    if config.activation_checkpointing:
+        keep_no_activations(student.visual)
+        if student.text is not None:
+            keep_no_activations(student.text)
+    if config.parallel == "fsdp" and world_size > 1:
+        shard(student, zero_shot)
+    if config.compile:
+        for encoder in (student.visual, student.text):
+            if encoder is not None:
+                encoder.compile()
+    precision = Precision(config.precision, where)
+    share = config.optim.batch_size // world_size
+    initial = {n: as_sharded(v, student.trained[n]) for n, v in student.initial(zero_shot).items()}
+    averages = config.method.average_decay(0, config.steps) is not None
     return Run(
         config=config,
         zero_shot=zero_shot,
         student=student,
-        optimizer=optimizer,
+        optimizer=optimizer_of(student, config),
+        scaler=precision.scaler(),
+        precision=precision,
         device=where,
         rank=rank,
         world_size=world_size,
-        progress=progress,
+        progress=Progress(),
         class_names=names,
-        saved_metrics=saved_metrics,
+        initial=initial,
+        drift=DriftReference(zero_shot, config, precision, rank, world_size),
+        average={n: v.clone() for n, v in initial.items()} if averages else None,
+        micro_batch_size=min(config.optim.micro_batch_size or share, share),
+    )
+
+
+def optimizer_of(student: Student, config: TrialConfig) -> torch.optim.Optimizer:
+    """AdamW on what the student trains."""
+    optim = config.optim
+    return torch.optim.AdamW(
+        student.trained.values(),
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=True,
     )
 
 

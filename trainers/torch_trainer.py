@@ -115,9 +115,9 @@ def _report_all(config: TrialConfig, final_split: str | None, resume_from: Path 
 def _report(report: Report) -> None:
     """Every worker must report; the first brings the checkpoint, which all workers share."""
     metrics = {"step": report.step, **report.metrics}
-    if ray.train.get_context().get_world_rank() != 0:
-        ray.train.report(metrics)
-        return
     with tempfile.TemporaryDirectory() as folder:
         report.save(Path(folder))
+        if ray.train.get_context().get_world_rank() != 0:
+            ray.train.report(metrics)
+            return
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

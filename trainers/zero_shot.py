@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from trainers.heads import cached_head
+from trainers.heads import cached_heads, tokenize_short
 from trainers.models import (
     ImageInput,
     ModelConfig,
@@ -24,13 +25,17 @@ from trainers.models import (
 from trainers.prompts import Prompts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ZeroShotModel:
     """A frozen CLIP and what is derived from it once; D features, K classes."""
 
     clip: nn.Module
     head: Tensor
     """(K, D) float32, L2-normalised rows: the zero-shot classifier."""
+    contexts: Tensor
+    """(T, D) float32, L2-normalised rows: each template, averaged over the classes."""
+    prompts: Prompts
+    """What both are made of."""
     logit_scale: float
     """s: the exponential of the pre-trained parameter, 100 for OpenAI's models.
 
@@ -39,6 +44,7 @@ class ZeroShotModel:
     """
     image_input: ImageInput
     text: TextFacts
+    tokenizer: Any
     trainable: frozenset[str]
     """The parameters of `visual` that open_clip trains; the others are constants, such as
     sine-cosine positions."""
@@ -63,6 +69,10 @@ class ZeroShotModel:
         """L2-normalised float32 features (B, D) of normalised images (B, 3, H, W)."""
         return nn.functional.normalize(pooled_features(self.visual, images).float(), dim=-1)
 
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Tokens (N, n) of texts, on the CPU, n no longer than it has to be."""
+        return tokenize_short(self.clip, self.tokenizer, list(texts))
+
     @torch.no_grad()
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """L2-normalised float32 text features (M, D) of token sequences (M, n)."""
@@ -81,12 +91,16 @@ def load_zero_shot(
     visual = cast(nn.Module, clip.visual)
     trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
     clip = clip.requires_grad_(False).to(device)
-    head = cached_head(clip, load_tokenizer(model), prompts, architecture(model), device)
+    tokenizer = load_tokenizer(model)
+    heads = cached_heads(clip, tokenizer, prompts, architecture(model), device)
     return ZeroShotModel(
         clip=clip,
-        head=head.to(device),
+        head=heads.classes.to(device),
+        contexts=heads.contexts.to(device),
+        prompts=prompts,
         logit_scale=cast(Tensor, clip.logit_scale).exp().item(),
         image_input=image_input(clip),
         text=text_facts(model),
+        tokenizer=tokenizer,
         trainable=trainable,
     )

@@ -9,22 +9,25 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save_file
 
 from trainers.checkpoint import (
     STATE,
     WEIGHTS,
+    Checkpoint,
     Progress,
     load_checkpoint,
+    load_weights,
     save_checkpoint,
+    save_weights,
+    saved_shapes,
     saved_step,
 )
 from trainers.errors import ConfigError
-from trainers.student import Student
 
 SIZE = 30_000  # below what torch spreads over threads, which a busy machine is slow at
 
@@ -33,42 +36,28 @@ METRICS = {"id_val/acc": 53.125}
 CLASSES = ("ant", "bee", "cat")
 
 
-class Model(nn.Module):
-    """All of a `Student` that checkpoints look at."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Parameter(torch.zeros(SIZE))
-
-
-def run_at(step: int) -> tuple[Student, torch.optim.Optimizer, Progress]:
-    """A run in which every number, of weights and of state, is the step."""
-    model = Model()
-    optimizer = torch.optim.AdamW(model.parameters())
-    model.head.grad = torch.zeros(SIZE)
-    optimizer.step()
-    with torch.no_grad():
-        model.head.fill_(step)
-        optimizer.state[model.head]["exp_avg"].fill_(step)
-        optimizer.state[model.head]["exp_avg_sq"].fill_(step)
-    return cast(Student, model), optimizer, Progress(step, 0.1 * step)
+def at(step: int) -> Checkpoint:
+    """A checkpoint in which every number, of weights and of state, is the step."""
+    weights = {"head": torch.full((SIZE,), float(step))}
+    training = {"optimizer": {"exp_avg": torch.full((2 * SIZE,), float(step))}, "size": step}
+    return Checkpoint(weights, training, Progress(step, 0.1 * step), METRICS)
 
 
 def save(folder: Path, step: int) -> None:
-    save_checkpoint(folder, *run_at(step), METRICS, CLASSES)
+    save_checkpoint(folder, at(step), CLASSES)
 
 
 def load(folder: Path) -> int:
     """The step of the checkpoint, having seen that all of it is of that step."""
-    model, optimizer, _ = run_at(-1)
-    progress, metrics = load_checkpoint(folder, model, optimizer, CLASSES)
-    assert metrics == METRICS
-    assert progress == Progress(progress.step, 0.1 * progress.step)
-    state = optimizer.state[model.head]
-    for values in (model.head, state["exp_avg"], state["exp_avg_sq"]):
-        assert torch.all(values == progress.step)
-    assert saved_step(folder) == progress.step
-    return progress.step
+    found = load_checkpoint(folder, CLASSES)
+    step = found.progress.step
+    assert found.metrics == METRICS
+    assert found.progress == Progress(step, 0.1 * step)
+    assert found.training["size"] == step
+    for values in (found.weights["head"], found.training["optimizer"]["exp_avg"]):
+        assert torch.all(values == step)
+    assert saved_step(folder) == step
+    return step
 
 
 def test_a_checkpoint_is_replaced_and_nothing_else_of_its_folder_is(tmp_path: Path) -> None:
@@ -89,9 +78,9 @@ def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
 
 def test_two_runs_at_the_same_step_are_told_apart(tmp_path: Path) -> None:
     save(tmp_path / "one", 20)
-    model, optimizer, progress = run_at(20)
-    progress.seconds += 1e-9
-    save_checkpoint(tmp_path / "other", model, optimizer, progress, METRICS, CLASSES)
+    other = at(20)
+    other.progress.seconds += 1e-9
+    save_checkpoint(tmp_path / "other", other, CLASSES)
     shutil.copy(tmp_path / "one" / WEIGHTS, tmp_path / "other" / WEIGHTS)
     with pytest.raises(ConfigError, match="two different checkpoints"):
         load(tmp_path / "other")
@@ -102,19 +91,9 @@ def test_a_checkpoint_of_other_classes_or_another_order_is_refused(
     classes: tuple[str, ...], tmp_path: Path
 ) -> None:
     save(tmp_path, 20)
-    model, optimizer, _ = run_at(-1)
     with pytest.raises(ConfigError, match="trained on other classes, or in another order") as said:
-        load_checkpoint(tmp_path, model, optimizer, classes)
+        load_checkpoint(tmp_path, classes)
     assert str(said.value).startswith(f"{tmp_path}: ")
-    assert torch.all(cast(Model, model).head == -1)  # nothing of it was taken
-
-
-def test_a_checkpoint_from_before_it_knew_its_classes_is_taken(tmp_path: Path) -> None:
-    save(tmp_path, 20)
-    state = torch.load(tmp_path / STATE, weights_only=True)
-    del state["classes"]
-    torch.save(state, tmp_path / STATE)
-    assert load(tmp_path) == 20
 
 
 def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
@@ -134,9 +113,35 @@ def test_torn_weights_are_seen(tmp_path: Path, size: int) -> None:
         load(tmp_path)
 
 
+def test_weights_are_read_alone_and_name_their_classes(tmp_path: Path) -> None:
+    save(tmp_path / "both", 20)
+    (tmp_path / "both" / STATE).unlink()
+    save_weights(tmp_path / "alone", at(20).weights, Progress(20), CLASSES)
+    for folder in (tmp_path / "both", tmp_path / "alone"):
+        weights, class_names = load_weights(folder)
+        assert class_names == CLASSES
+        assert torch.equal(weights["head"], torch.full((SIZE,), 20.0))
+        assert saved_shapes(folder) == ({"head": (SIZE,)}, CLASSES)
+        assert saved_step(folder) == 20
+
+
+def test_weights_that_are_torn_missing_or_nameless_are_told(tmp_path: Path) -> None:
+    save(tmp_path, 20)
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[:-1])
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match="missing or damaged"):
+            load_weights(folder)
+        with pytest.raises(ConfigError, match="missing or damaged"):
+            saved_shapes(folder)
+    save_file({"head": torch.zeros(3, 2)}, tmp_path / WEIGHTS, {"progress": "{}"})
+    with pytest.raises(ConfigError, match="of an earlier version, it does not name its classes"):
+        load_weights(tmp_path)
+
+
 def _save_until_call(folder: Path, number: int, connection: Connection) -> None:
     """Save step 2 over step 1, and die at the given call of any function along the way."""
-    run, calls = run_at(2), itertools.count()
+    checkpoint, calls = at(2), itertools.count()
 
     def die(frame: object, event: str, argument: object) -> None:
         if event in ("call", "c_call") and next(calls) == number:
@@ -144,7 +149,7 @@ def _save_until_call(folder: Path, number: int, connection: Connection) -> None:
 
     torch.set_num_threads(1)
     sys.setprofile(die)
-    save_checkpoint(folder, *run, METRICS, CLASSES)
+    save_checkpoint(folder, checkpoint, CLASSES)
     sys.setprofile(None)
     connection.send(next(calls))
 

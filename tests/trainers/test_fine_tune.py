@@ -115,6 +115,7 @@ def test_before_the_first_step_it_is_the_zero_shot_model(trial: TrialConfig) -> 
         f = clip.encode_image((views / 255 - mean) / std, normalize=True)  # type: ignore[operator]
     predicted = (f @ run.zero_shot.head.T).argmax(dim=-1)
     assert metrics["id_val/acc"] == pytest.approx(100 * float((predicted == labels).float().mean()))
+    assert metrics["ood_val/mean_energy_gap"] == metrics["id_val/feature_distortion"] == 0
 
 
 def test_a_domain_may_have_the_classes_in_another_order_or_a_part_of_them(
@@ -223,6 +224,7 @@ def test_one_and_two_workers_have_the_same_curves(trial: TrialConfig, tmp_path: 
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first == second
     for one, two in zip(alone, first, strict=True):
+        assert one.pop("train/micro_batch_size") == 2 * two.pop("train/micro_batch_size")
         for name, value in one.items():
             assert two[name] == pytest.approx(value, rel=2e-4, abs=1e-4), name
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainers.tiny_models import KINDS, random_model
-from trainers.methods import Batch, FineTuning, LipsumFineTuning, Method
+from trainers.methods import Batch, FineTuning, LipsumFineTuning, Method, Step
 from trainers.prompts import Prompts
-from trainers.student import Student
+from trainers.student import Outputs, Student
 from trainers.zero_shot import ZeroShotModel, load_zero_shot
 
 PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.",))
@@ -30,16 +30,19 @@ def images(zero_shot: ZeroShotModel, count: int = 4) -> Tensor:
 
 def step(student: Student, zero_shot: ZeroShotModel, method: Method) -> Tensor:
     pixels, labels = images(zero_shot), torch.tensor([0, 1, 2, 0])
-    features, logits = student(pixels)
-    batch = Batch(labels, features, logits, zero_shot.image_features(pixels))
-    loss = method.loss(batch, zero_shot, seed=0, step=0)
+    before = zero_shot.image_features(pixels)
+    nothing = before.new_zeros(0, *before.shape)
+    scale = torch.tensor(zero_shot.logit_scale)
+    teacher = Outputs(before, scale * before @ zero_shot.head.T, nothing, scale)
+    where = Step(zero_shot, 0, 10, 0, student.trained, student.initial(zero_shot))
+    loss = method.loss(Batch(labels, student(pixels), teacher), where)
     loss.total.backward()
     return loss.reg.detach()
 
 
 def test_it_starts_as_the_zero_shot_model(zero_shot: ZeroShotModel) -> None:
     student, pixels = Student(zero_shot), images(zero_shot)
-    features, logits = student(pixels)
+    features, logits, _, _ = student(pixels)
     encoded = zero_shot.clip.encode_image(pixels, normalize=True)  # type: ignore[operator]
     torch.testing.assert_close(features, encoded, rtol=0, atol=1e-5)
     torch.testing.assert_close(zero_shot.image_features(pixels), encoded, rtol=0, atol=1e-5)
@@ -96,6 +99,6 @@ def test_training_draws_no_random_numbers_of_its_own(tmp_path: Path) -> None:
     zero_shot = load_zero_shot(random_model(tmp_path, "patch-dropout"), PROMPTS)
     student = Student(zero_shot).train()
     state = torch.get_rng_state()
-    first, again = (student(images(zero_shot))[0] for _ in range(2))
+    first, again = (student(images(zero_shot)).features for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(state, torch.get_rng_state())

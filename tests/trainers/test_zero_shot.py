@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tests.trainers.tiny_models import random_model
 from trainers import heads, tiny_clip
-from trainers.heads import head_digest, zero_shot_head
+from trainers.heads import head_digest, zero_shot_heads
 from trainers.models import ModelConfig, architecture, load_clip, load_tokenizer
 from trainers.prompts import Prompts
-from trainers.random_texts import random_text_rank
+from trainers.random_texts import effective_rank, random_text_moment
 from trainers.zero_shot import load_zero_shot
 
 PROMPTS = Prompts(
@@ -41,7 +41,7 @@ def test_the_head_is_open_clips_zero_shot_classifier(
     model = random_model(tmp_path, kind)
     clip, tokenizer = load_clip(model), load_tokenizer(model)
     monkeypatch.setattr(heads, "TEXTS_A_BATCH", texts_a_batch)
-    head = zero_shot_head(clip, tokenizer, PROMPTS)
+    head = zero_shot_heads(clip, tokenizer, PROMPTS).classes
     expected = open_clip.build_zero_shot_classifier(
         clip, tokenizer, PROMPTS.names, PROMPTS.templates
     ).T
@@ -67,12 +67,12 @@ def test_a_text_tower_of_another_library_is_asked_through_encode_text(tmp_path: 
     expected = open_clip.build_zero_shot_classifier(
         clip, tokenizer, PROMPTS.names, PROMPTS.templates
     ).T
-    torch.testing.assert_close(zero_shot_head(clip, tokenizer, PROMPTS), expected)
+    torch.testing.assert_close(zero_shot_heads(clip, tokenizer, PROMPTS).classes, expected)
 
 
 def test_the_embedded_models_head_is_the_mean_over_openais_templates() -> None:
     clip, tokenizer = load_clip(ModelConfig()), tiny_clip.tokenizer()
-    head = zero_shot_head(clip, tokenizer, Prompts(("cat", "teddy bear")))
+    head = zero_shot_heads(clip, tokenizer, Prompts(("cat", "teddy bear"))).classes
     texts = [template("teddy bear") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
     rows = clip.encode_text(tokenizer(texts), normalize=True)  # type: ignore[operator]
     expected = rows.mean(dim=0) / rows.mean(dim=0).norm()
@@ -86,10 +86,11 @@ def test_a_head_is_computed_once_and_read_back(
     model = random_model(tmp_path, "clip")
     first = load_zero_shot(model, PROMPTS)
     assert len(list(cache.glob("*.safetensors"))) == 1
-    monkeypatch.setattr(heads, "zero_shot_head", None)  # a second computation would fail
-    second = load_zero_shot(model, PROMPTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(heads, "heads_of", None)  # a second computation would fail
+        second = load_zero_shot(model, PROMPTS)
     assert torch.equal(first.head, second.head)
-    fresh = zero_shot_head(first.clip, load_tokenizer(model), PROMPTS)
+    fresh = zero_shot_heads(first.clip, load_tokenizer(model), PROMPTS).classes
     assert torch.equal(second.head, fresh)
 
 
@@ -107,7 +108,9 @@ def test_a_head_that_cannot_be_kept_is_made_all_the_same(cache: Path, tmp_path: 
     cache.write_text("a file where the folder should be")
     model = random_model(tmp_path, "clip")
     head = load_zero_shot(model, PROMPTS).head
-    assert torch.equal(head, zero_shot_head(load_clip(model), load_tokenizer(model), PROMPTS))
+    assert torch.equal(
+        head, zero_shot_heads(load_clip(model), load_tokenizer(model), PROMPTS).classes
+    )
 
 
 def test_whatever_goes_into_a_head_changes_its_key(tmp_path: Path) -> None:
@@ -149,4 +152,4 @@ def test_the_logit_scale_is_the_exponential_of_whatever_shape(
 def test_random_texts_span_more_than_one_direction_of_the_embedded_model() -> None:
     zero_shot = load_zero_shot(ModelConfig(), PROMPTS)
     assert zero_shot.has_random_texts
-    assert random_text_rank(zero_shot, 8) > 2
+    assert effective_rank(random_text_moment(zero_shot, 8)) > 2

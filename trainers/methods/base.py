@@ -1,30 +1,107 @@
-"""The interface of a fine-tuning method: a task term and a regulariser of one batch."""
+"""The interface of a fine-tuning method: what is trained, what a step minimises, what is kept.
+
+A method is a value: its own configuration and nothing that changes. What changes in training (the
+weights, their average, the optimiser) belongs to the loop, which asks the method what to do with it.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from trainers.models import ModelConfig, TextFacts, text_facts
-from trainers.zero_shot import ZeroShotModel
+from trainers.prompts import Prompts
+from trainers.seeding import generator
+from trainers.student import Outputs, Trains
+
+if TYPE_CHECKING:
+    from trainers.zero_shot import ZeroShotModel
+
+Weights: TypeAlias = Mapping[str, Tensor]
+"""Trained parameters by their names in the student."""
+
+Texts: TypeAlias = Sequence[Sequence[str]]
+"""G kinds of text, in each one for every picture."""
+
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method sees of one worker's share of a step; B pictures, D features, K classes."""
+    """What a loss is made of: B pictures, D features, K classes, G kinds of text a picture.
+
+    It is one worker's share of a step, or a part of it, for a loss that is a mean over pictures
+    (`Method.per_picture`), and all workers' pictures for one that compares them with each other.
+    """
 
     labels: Tensor
     """(B,) int64."""
-    features: Tensor
-    """(B, D) float32: L2-normalised image features under the current parameters."""
-    logits: Tensor
-    """(B, K) float32: ``logit_scale * features @ head.T``."""
-    zero_shot_features: Tensor | None
-    """(B, D) float32: of the same views under the zero-shot parameters, where asked for."""
+    student: Outputs
+    """Under the current parameters."""
+    zero_shot: Outputs | None = None
+    """Of the same views and texts under the zero-shot parameters, where asked for."""
+    average: Outputs | None = None
+    """Of the same under the average of the parameters so far, where asked for."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in its training a run is, and what a loss may need besides the batch."""
+
+    zero_shot: ZeroShotModel
+    number: int
+    """Of the optimiser step, counted from 0."""
+    steps: int
+    """Of the whole run."""
+    seed: int
+    weights: Mapping[str, nn.Parameter]
+    """What is trained, by its names in the student: the live parameters."""
+    initial: Weights
+    """The same before the first step."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has come to."""
+
+    weights: Weights
+    initial: Weights
+    """Before the first step."""
+    average: Weights | None
+    """Where the method has one."""
+    id_loss: Callable[[Weights], Tensor]
+    """The mean cross-entropy, differentiable, of weights on some ID validation pictures: the next
+    ones at every call."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Chance at a step, for one worker's share of the pictures.
+
+    What falls to a picture depends on (seed, step) and its place in the whole batch, so it is the
+    same however many workers there are.
+    """
+
+    seed: int
+    step: int
+    batch_size: int
+    """Of all workers."""
+    rank: int = 0
+    world_size: int = 1
+
+    def choose(self, purpose: str, number: int) -> list[int]:
+        """For each of the worker's pictures one of 0 .. number - 1, uniformly."""
+        drawn = generator(self.seed, purpose, self.step).integers(number, size=self.batch_size)
+        chosen: list[int] = drawn[self.rank :: self.world_size].tolist()
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -33,7 +110,7 @@ class Loss:
 
     task: Tensor
     reg: Tensor
-    reg_weight: float
+    reg_weight: float = 1.0
 
     @property
     def total(self) -> Tensor:
@@ -41,33 +118,127 @@ class Loss:
         return self.task + self.reg_weight * self.reg
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run with a learning-rate schedule and an optimiser of its own."""
+
+    first: int
+    """Its first step."""
+    steps: int
+    lr: float | None = None
+    """Peak learning rate; None is the configuration's."""
+    head_alone: bool = False
+    """Whether the image encoder is left as it is."""
+
+
 class Method(BaseModel, ABC):
     """A method is its own configuration: frozen, and named by its `name` field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    name: str
+
+    shardable: ClassVar[bool] = True
+    """Whether the weights may be spread over workers."""
+
     @property
-    def needs_zero_shot_features(self) -> bool:
-        """Whether `loss` reads `Batch.zero_shot_features`."""
+    def trains(self) -> Trains:
+        """What the optimiser moves."""
+        return "image_encoder"
+
+    @property
+    def per_picture(self) -> bool:
+        """Whether the loss is a mean over pictures, each for itself, besides terms of the
+        parameters alone. Then a batch may be split and its parts' losses averaged."""
+        return True
+
+    @property
+    def needs_zero_shot(self) -> bool:
+        """Whether `loss` reads `Batch.zero_shot`."""
         return False
+
+    @property
+    def needs_average(self) -> bool:
+        """Whether `loss` reads `Batch.average`."""
+        return False
+
+    @property
+    def adapter_drop_rate(self) -> float:
+        """Share of the adapters that a step leaves out."""
+        return 0.0
 
     def check(self, text: TextFacts) -> None:
         """Raise a `ConfigError` where this method cannot work with a model of such texts."""
         return None
 
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise a `ConfigError` where the model lacks a part that this method works on."""
+        return None
+
+    def stage(self, step: int, steps: int) -> Stage:
+        """The part of the run that a step belongs to; by default the run is one."""
+        return Stage(0, steps)
+
+    def texts(self, labels: Sequence[int], prompts: Prompts, draw: Draw) -> Texts:
+        """The texts of a worker's pictures; none by default.
+
+        Args:
+            labels: (B,) of the pictures.
+            prompts: of the classes.
+            draw: whatever is random comes from here.
+        """
+        return ()
+
     @abstractmethod
-    def loss(self, batch: Batch, zero_shot: ZeroShotModel, *, seed: int, step: int) -> Loss:
-        """The loss of one batch.
+    def loss(self, batch: Batch, step: Step) -> Loss:
+        """The loss of a batch.
 
         Whatever is random depends on (seed, step) alone, so that all workers agree on it.
         """
+
+    def average_decay(self, step: int, steps: int) -> float | None:
+        """d of ``average <- d average + (1 - d) weights`` after a step; None: nothing is averaged.
+
+        The first average is the initial weights.
+        """
+        return None
+
+    def deployed(self, trained: Trained) -> Weights:
+        """What is evaluated, kept and exported; by default the trained weights."""
+        return trained.weights
 
 
 def check_method_fits(method: Method, model: ModelConfig) -> None:
     """Raise a `ConfigError` where the method cannot work with the model; no weights are loaded."""
     method.check(text_facts(model))
+    method.check_model(model)
+
+
+def cross_entropy(batch: Batch) -> Tensor:
+    """The task term of a classifier: the mean cross-entropy of the student's logits, a scalar."""
+    return functional.cross_entropy(batch.student.logits, batch.labels)
 
 
 def zero(like: Tensor) -> Tensor:
     """The regulariser of a method that has none."""
     return torch.zeros((), dtype=like.dtype, device=like.device)
+
+
+def scheduled(weight: float, schedule: Schedule, step: Step) -> float:
+    """A regulariser's weight at a step: constant, or falling from its value to 0 over the run."""
+    if schedule == "constant":
+        return weight
+    done = step.number / step.steps
+    if schedule == "linear":
+        return weight * (1 - done)
+    return weight * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def kl_divergence(of_logits: Tensor, from_logits: Tensor) -> Tensor:
+    """``KL(softmax(of_logits) || softmax(from_logits))``, the mean over the rows, a scalar."""
+    return functional.kl_div(
+        from_logits.log_softmax(dim=-1),
+        of_logits.log_softmax(dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )

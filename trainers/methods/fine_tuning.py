@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch.nn import functional
-
-from trainers.methods.base import Batch, Loss, Method, zero
-from trainers.zero_shot import ZeroShotModel
+from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, zero
 
 
-class FineTuning(Method):
+class PlainFineTuning(Method):
+    """Methods that train by cross-entropy alone, and differ in what they do around it."""
+
+    def loss(self, batch: Batch, step: Step) -> Loss:
+        """Cross-entropy; its regulariser is 0."""
+        task = cross_entropy(batch)
+        return Loss(task, zero(task))
+
+
+class FineTuning(PlainFineTuning):
     """FT, the baseline of every robust method: ``cross_entropy(logits, labels)``."""
 
     name: Literal["ft"] = "ft"
-
-    def loss(self, batch: Batch, zero_shot: ZeroShotModel, *, seed: int, step: int) -> Loss:
-        """Cross-entropy; its regulariser is 0."""
-        task = functional.cross_entropy(batch.logits, batch.labels)
-        return Loss(task=task, reg=zero(task), reg_weight=0.0)

@@ -10,42 +10,96 @@ L2-normalised features of M random texts that are drawn afresh at every step::
 
 The scale stands inside the square: with CLIP's s = 100, leaving it out would weaken the term ten
 thousand times. Since ``reg = s^2 / 2 * (f - f0)' C (f - f0)`` with ``C = sum_m t_m t_m' / M``, the
-random texts matter through their second moment alone, whose effective rank is reported.
+random texts matter through their second moment alone, whose effective rank is reported. That asks
+for controls, `text_source`::
+
+    random          the method itself: M fresh texts a step
+    fixed           M texts, the same at every step
+    second_moment   the expected C, estimated once from 16,384 random texts: no texts in the loop
+    isotropic       C = I / D, as if texts pointed everywhere: the distillation of features
+    file            M texts a step of the user's, from `texts_file`
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+import torch
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
-from torch.nn import functional
 
 from trainers.errors import ConfigError
-from trainers.methods.base import Batch, Loss, Method
+from trainers.methods.base import (
+    Batch,
+    Loss,
+    Method,
+    Schedule,
+    Step,
+    cross_entropy,
+    scheduled,
+    zero,
+)
 from trainers.models import TextFacts
-from trainers.random_texts import random_text_features
+from trainers.random_texts import random_text_features, random_text_moment
+from trainers.seeding import generator
+from trainers.texts_file import digest, read_texts
 from trainers.zero_shot import ZeroShotModel
+
+TEXTS_OF_MOMENT = 16_384
+"""Random texts that the expected second moment is estimated from."""
 
 
 class LipsumFineTuning(Method):
-    """Lipsum-FT with the defaults of the authors' code."""
+    """Lipsum-FT with the defaults of the authors' code. With `reg_weight = 0` it is FT."""
 
     name: Literal["lipsum_ft"] = "lipsum_ft"
     reg_weight: float = Field(default=1.0, ge=0)
     """Weight of the regulariser."""
+    reg_schedule: Schedule = "constant"
+    """Or falling from `reg_weight` to 0 over the run, linearly or as a cosine."""
+    text_source: Literal["random", "fixed", "second_moment", "isotropic", "file"] = "random"
+    """Which texts; all but the first are controls of ours."""
     text_length: int = Field(default=8, ge=1)
     """L: random tokens a text, besides the start and end tokens."""
     text_count: int = Field(default=80, ge=1)
-    """M: random texts a step."""
+    """M: texts a step."""
+    texts_file: str | None = None
+    """Of `text_source: file`: UTF-8, a text a line; every worker must be able to read it."""
+    texts_sha256: str | None = None
+    """Of that file, filled in where it is left out: with other texts a run cannot go on."""
+
+    @field_validator("texts_file")
+    @classmethod
+    def _path_is_absolute(cls, path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _texts_have_a_file(self) -> LipsumFineTuning:
+        if (self.text_source == "file") != (self.texts_file is not None):
+            raise ValueError(
+                "text_source = 'file' and texts_file go together; write both or neither"
+            )
+        if self.texts_file is not None:
+            found = digest(Path(self.texts_file))
+            if self.texts_sha256 not in (None, found):
+                raise ValueError(
+                    f"texts_file = {self.texts_file!r} has changed since: its SHA-256 was "
+                    f"{self.texts_sha256} and is {found}"
+                )
+            object.__setattr__(self, "texts_sha256", found)  # pydantic has no public way
+        return self
 
     @property
-    def needs_zero_shot_features(self) -> bool:
+    def needs_zero_shot(self) -> bool:
         """The regulariser compares with the zero-shot model, unless its weight is 0."""
         return self.reg_weight > 0
 
     def check(self, text: TextFacts) -> None:
         """Raise a `ConfigError` where there are no random texts, or they exceed the context."""
+        if self.text_source in ("isotropic", "file"):
+            return
         if not text.has_random_texts:
             raise ConfigError(
                 f"method.name = {self.name!r}, model.name = {text.model!r}: random texts are made "
@@ -54,18 +108,39 @@ class LipsumFineTuning(Method):
             )
         check_text_length(self.text_length, text.context_length)
 
-    def loss(self, batch: Batch, zero_shot: ZeroShotModel, *, seed: int, step: int) -> Loss:
-        """Cross-entropy plus the energy gap to the zero-shot model on this step's random texts."""
-        task = functional.cross_entropy(batch.logits, batch.labels)
-        if batch.zero_shot_features is None:
-            return Loss(task=task, reg=task.new_zeros(()), reg_weight=self.reg_weight)
-        text_features = random_text_features(
-            zero_shot, self.text_count, self.text_length, seed=seed, step=step
+    def loss(self, batch: Batch, step: Step) -> Loss:
+        """Cross-entropy plus the energy gap to the zero-shot model on this step's texts."""
+        task = cross_entropy(batch)
+        if batch.zero_shot is None:
+            return Loss(task, zero(task))
+        before, now = batch.zero_shot.features, batch.student.features
+        scale = step.zero_shot.logit_scale
+        if self.text_source in ("second_moment", "isotropic"):
+            reg = quadratic_gap(now, before, self._moment(step), scale)
+        else:
+            reg = energy_gap(now, before, self._text_features(step), scale)
+        return Loss(task, reg, scheduled(self.reg_weight, self.reg_schedule, step))
+
+    def _text_features(self, step: Step) -> Tensor:
+        """(M, D) of this step."""
+        if self.text_source == "file":
+            every = _features_of_file(step.zero_shot, str(self.texts_file))
+            drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
+            return every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
+        if self.text_source == "fixed":
+            return _fixed_features(step.zero_shot, self.text_count, self.text_length, step.seed)
+        return random_text_features(
+            step.zero_shot, self.text_count, self.text_length, seed=step.seed, step=step.number
         )
-        reg = energy_gap(
-            batch.features, batch.zero_shot_features, text_features, zero_shot.logit_scale
+
+    def _moment(self, step: Step) -> Tensor:
+        """(D, D)."""
+        if self.text_source == "isotropic":
+            width = step.zero_shot.head.shape[1]
+            return torch.eye(width, device=step.zero_shot.device) / width
+        return random_text_moment(
+            step.zero_shot, self.text_length, count=TEXTS_OF_MOMENT, seed=step.seed
         )
-        return Loss(task=task, reg=reg, reg_weight=self.reg_weight)
 
 
 def check_text_length(text_length: int, context_length: int) -> None:
@@ -91,3 +166,28 @@ def energy_gap(
     """
     change = logit_scale * (features - zero_shot_features) @ text_features.T  # (B, M)
     return change.square().mean() / 2
+
+
+def quadratic_gap(
+    features: Tensor, zero_shot_features: Tensor, moment: Tensor, logit_scale: float
+) -> Tensor:
+    """The same for texts of the second moment C (D, D): ``s^2 / 2 (f - f0)' C (f - f0)``, mean."""
+    change = logit_scale * (features - zero_shot_features)  # (B, D)
+    return ((change @ moment) * change).sum(dim=-1).mean() / 2
+
+
+# What does not change from step to step is computed once a process, for its last model.
+
+
+@lru_cache(maxsize=1)
+def _fixed_features(zero_shot: ZeroShotModel, count: int, length: int, seed: int) -> Tensor:
+    return random_text_features(zero_shot, count, length, seed=seed, step=0)
+
+
+@lru_cache(maxsize=1)
+def _features_of_file(zero_shot: ZeroShotModel, path: str) -> Tensor:
+    texts = read_texts(Path(path))
+    parts = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
+    return torch.cat(
+        [zero_shot.encode_tokens(zero_shot.tokenize(part).to(zero_shot.device)) for part in parts]
+    )

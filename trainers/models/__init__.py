@@ -5,11 +5,16 @@
 the two sides what they take and give; `loading` makes the model.
 """
 
+from trainers.models.activations import (
+    blocks,
+    check_activation_checkpointing,
+    keep_no_activations,
+)
 from trainers.models.architecture import Architecture, architecture
 from trainers.models.check import check_model
 from trainers.models.config import RANDOM, TINY_CLIP, ModelConfig
 from trainers.models.image import ImageInput, image_input, pooled_features
-from trainers.models.loading import create_clip, load_clip
+from trainers.models.loading import create_clip, load_clip, skeleton
 from trainers.models.text import TextFacts, encode_tokens, ends_at_the_end_token, text_facts
 from trainers.models.tokenizer import load_tokenizer
 
@@ -21,13 +26,17 @@ __all__ = [
     "ModelConfig",
     "TextFacts",
     "architecture",
+    "blocks",
+    "check_activation_checkpointing",
     "check_model",
     "create_clip",
     "encode_tokens",
     "ends_at_the_end_token",
     "image_input",
+    "keep_no_activations",
     "load_clip",
     "load_tokenizer",
     "pooled_features",
+    "skeleton",
     "text_facts",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -65,7 +65,7 @@ def check_square(vision: Mapping[str, Any]) -> None:
     square_side(vision.get("image_size", 224))
 
 
-def pooled_features(visual: nn.Module, images: Tensor) -> Tensor:
+def pooled_features(visual: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Image features (B, D) of images (B, 3, H, W), projected but not normalised.
 
     CoCa's tower returns the tokens of a picture beside its feature; they are left out.

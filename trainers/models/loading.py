@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import open_clip
@@ -42,11 +43,31 @@ def create_clip(model: ModelConfig) -> nn.Module:
     return created
 
 
-def _random(model: ModelConfig, built: Architecture) -> nn.Module:
+def skeleton(model: ModelConfig) -> nn.Module:
+    """The model without its weights, to be asked what parts it has; a fraction of a second.
+
+    Its parameters have names and shapes and, on PyTorch's meta device, no memory.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    built, silenced = architecture(model), logging.root.manager.disable
+    logging.disable(logging.WARNING)  # of there being no weights
     try:
-        return open_clip.create_model(
-            built.name, pretrained_text=False, force_preprocess_cfg=dict(built.preprocessing)
-        )
+        with torch.device("meta"):
+            return _built(model, built, device="meta", load_weights=False)
+    finally:
+        logging.disable(silenced)
+
+
+def _random(model: ModelConfig, built: Architecture) -> nn.Module:
+    return _built(model, built, force_preprocess_cfg=dict(built.preprocessing))
+
+
+def _built(model: ModelConfig, built: Architecture, **options: Any) -> nn.Module:
+    try:
+        created: nn.Module = open_clip.create_model(built.name, pretrained_text=False, **options)
+        return created
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"model.name = {model.name!r}: it cannot be built: {first_line(error)}"

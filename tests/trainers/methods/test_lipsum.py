@@ -11,7 +11,7 @@ from trainers.errors import ConfigError
 from trainers.methods import FineTuning, LipsumFineTuning, check_method_fits
 from trainers.methods.lipsum import energy_gap
 from trainers.models import ModelConfig
-from trainers.random_texts import effective_rank, random_texts
+from trainers.random_texts import effective_rank, random_texts, second_moment
 
 B, D, M, S = 5, 7, 4, 100.0
 
@@ -89,10 +89,13 @@ def test_random_texts_are_a_function_of_seed_and_step() -> None:
 
 
 def test_effective_rank_counts_the_directions() -> None:
-    assert effective_rank(torch.ones(9, 5) / 5**0.5) == pytest.approx(1)
-    assert effective_rank(torch.eye(6)) == pytest.approx(6)
+    def rank(text_features: torch.Tensor) -> float:
+        return effective_rank(second_moment(text_features))
+
+    assert rank(torch.ones(9, 5) / 5**0.5) == pytest.approx(1)
+    assert rank(torch.eye(6)) == pytest.approx(6)
     two_of_three = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
-    assert effective_rank(two_of_three) == pytest.approx(2)
+    assert rank(two_of_three) == pytest.approx(2)
 
 
 def test_a_text_that_the_context_cannot_hold_is_refused() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tests.trainers.tiny_models import KINDS, random_model, write_config
 from trainers import tiny_clip
 from trainers.errors import ConfigError
-from trainers.models import ModelConfig, check_model, image_input, load_clip
+from trainers.models import ModelConfig, check_model, image_input, load_clip, skeleton
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +147,21 @@ def test_weights_from_a_file_are_preprocessed_as_all_tags_of_the_model_are(tmp_p
     ]
     for key in ("mean", "std", "interpolation", "resize_mode"):
         assert (key in two_ways) == (len({config[key] for config in configs}) == 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_skeleton_has_every_parameter_and_no_memory(kind: str, tmp_path: Path) -> None:
+    model = random_model(tmp_path, kind)
+    parameters = dict(skeleton(model).named_parameters())
+    assert all(parameter.is_meta for parameter in parameters.values())
+    shapes = {name: p.shape for name, p in load_clip(model).named_parameters()}
+    assert {name: p.shape for name, p in parameters.items()} == shapes
+
+
+def test_a_skeleton_says_nothing_of_weights_that_are_not_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skeleton(random_model(tmp_path, "clip"))
+    assert not caplog.records
+    load_clip(random_model(tmp_path, "clip"))  # which has random ones
+    assert "No pretrained weights" in caplog.text

@@ -1,0 +1,80 @@
+"""What losses are checked against: NumPy in float64, sums written out, gradients by differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.methods import Batch, Step
+from trainers.student import Outputs
+from trainers.zero_shot import ZeroShotModel
+
+
+def log_softmax(row: np.ndarray) -> np.ndarray:
+    """Of one row of logits."""
+    largest = max(row)
+    return row - largest - np.log(sum(np.exp(value - largest) for value in row))
+
+
+def contrastive(scores: np.ndarray) -> float:
+    """FLYP's loss of scores (B, B), picture by picture and text by text."""
+    total = 0.0
+    for i in range(len(scores)):
+        total -= log_softmax(scores[i, :])[i] + log_softmax(scores[:, i])[i]
+    return total / (2 * len(scores))
+
+
+def unit_rows(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Random rows of length 1."""
+    x = rng.standard_normal(shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def differences(function: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
+    """The gradient of a function at x by central differences of fourth order."""
+    gradient, h = np.zeros_like(x), 1e-3
+    for index in np.ndindex(x.shape):
+        values = []
+        for offset in (-2, -1, 1, 2):
+            moved = x.copy()
+            moved[index] += offset * h
+            values.append(function(moved))
+        gradient[index] = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)
+    return gradient
+
+
+def outputs(features: Tensor, text_features: Tensor, scale: Tensor) -> Outputs:
+    """Of features (B, D) and text features (G, B, D), without a head."""
+    return Outputs(features, features.new_zeros(len(features), 0), text_features, scale)
+
+
+def at(
+    zero_shot: ZeroShotModel,
+    number: int,
+    *,
+    steps: int = 10,
+    weights: Mapping[str, nn.Parameter] | None = None,
+) -> Step:
+    """A step of a run whose trained parameters are these."""
+    trained = weights or {}
+    initial = {name: value.detach().clone() for name, value in trained.items()}
+    return Step(zero_shot, number, steps, seed=0, weights=trained, initial=initial)
+
+
+def random_batch(
+    *, classes: tuple[int, ...], kinds: int = 1, features: int = 5, seed: int = 0
+) -> Batch:
+    """Of random features, all of which require gradients, in float64; scales 7, 6 and 5."""
+    rng = np.random.default_rng(seed)
+
+    def of(scale: float) -> Outputs:
+        return outputs(
+            torch.tensor(unit_rows(rng, len(classes), features), requires_grad=True),
+            torch.tensor(unit_rows(rng, kinds, len(classes), features), requires_grad=True),
+            torch.tensor(scale, dtype=torch.float64, requires_grad=True),
+        )
+
+    return Batch(torch.tensor(classes), student=of(7.0), zero_shot=of(6.0), average=of(5.0))

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.trainers.tiny_models import random_model
+from trainers.prompts import Prompts
+from trainers.zero_shot import ZeroShotModel, load_zero_shot
+
+PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.", "art of a {}.", "one {}"))
+
+
+@pytest.fixture(scope="session")
+def zero_shot(tmp_path_factory: pytest.TempPathFactory) -> ZeroShotModel:
+    """A tiny CLIP with random weights; three classes, three templates."""
+    return load_zero_shot(random_model(tmp_path_factory.mktemp("model"), "clip"), PROMPTS)

@@ -1,0 +1,41 @@
+"""Every method once, with settings under which the embedded model learns in a dozen steps."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from trainers.config import TrialConfig, with_overrides
+from trainers.fine_tune import Report
+from trainers.methods import Method, MethodConfig
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "ema": {"ema_decay": 0.5},
+    "l2_sp": {"reg_weight": 0.5},
+    "lipsum_ft": {"text_count": 16},
+    "lp_ft": {"probe_fraction": 0.34, "probe_lr": 1e-2},
+    "tpgm": {"projection_steps": 2, "projection_lr": 0.1},
+    "r_adapter": {"ema_decay": 0.5},
+}
+"""Where the defaults are for longer runs."""
+
+LR = {"r_adapter": 3e-3}
+CLOCKS = ("cost/", "train/images_per_s")
+
+
+def methods() -> dict[str, type[Method]]:
+    """All of the union that a configuration may name."""
+    return {
+        str(cls.model_fields["name"].default): cls for cls in get_args(get_args(MethodConfig)[0])
+    }
+
+
+def configured(trial: TrialConfig, name: str, **fields: Any) -> TrialConfig:
+    """The trial with a method of that name, its `FIELDS` and others."""
+    method = {"name": name, **FIELDS.get(name, {}), **fields}
+    lr = LR.get(name, trial.optim.lr)
+    return with_overrides(trial, {"method": method, "optim.lr": lr}, "test")
+
+
+def untimed(report: Report) -> dict[str, float]:
+    """The report's metrics but those that a clock made."""
+    return {k: v for k, v in report.metrics.items() if not k.startswith(CLOCKS)}

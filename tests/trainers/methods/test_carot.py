@@ -1,0 +1,194 @@
+"""CaRot's terms against sums over entries, its teacher's schedule, and where projections are."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.trainers.methods.by_hand import at, contrastive, differences, log_softmax, random_batch
+from tests.trainers.tiny_models import KINDS, random_model, write_config
+from trainers.errors import ConfigError
+from trainers.methods import CaRot, ContrastiveFineTuning, check_method_fits
+from trainers.methods.carot import projections
+from trainers.models import RANDOM, ModelConfig, pooled_features
+from trainers.prompts import Prompts
+from trainers.student import Outputs, Student
+from trainers.zero_shot import ZeroShotModel, load_zero_shot
+
+CLASSES = (0, 1, 0, 2)
+
+
+def norm(matrix: np.ndarray) -> float:
+    return float(np.sqrt(sum(value * value for value in matrix.flat)))
+
+
+def soft_cross_entropy(teacher: np.ndarray, student: np.ndarray) -> float:
+    """By rows and by columns, added."""
+    total = 0.0
+    for t, s in ((teacher, student), (teacher.T, student.T)):
+        for i in range(len(t)):
+            total -= float(np.dot(np.exp(log_softmax(t[i])), log_softmax(s[i])))
+    return total / len(teacher)
+
+
+def regulariser(scores: np.ndarray, teacher: np.ndarray, wv: np.ndarray, wt: np.ndarray) -> float:
+    """With the weights of the authors' code."""
+    orthogonality = norm(wv.T @ wv - np.eye(wv.shape[1]))
+    cross = norm(wv @ wt.T)
+    return 0.2 * orthogonality + 0.05 * cross + 1.5 * soft_cross_entropy(teacher, scores)
+
+
+def scores_of(outputs: Outputs) -> np.ndarray:
+    features, (texts,) = outputs.features.detach(), outputs.text_features.detach()
+    return (outputs.logit_scale.detach() * features @ texts.T).numpy()
+
+
+def test_loss_and_its_gradients_equal_the_sums(zero_shot: ZeroShotModel) -> None:
+    batch = random_batch(classes=CLASSES)
+    assert batch.average is not None
+    rng = np.random.default_rng(1)
+    wv, wt = rng.standard_normal((6, 5)), rng.standard_normal((3, 5))
+    weights = {
+        "visual.proj": nn.Parameter(torch.tensor(wv)),
+        "text.clip.text_projection": nn.Parameter(torch.tensor(wt)),
+    }
+    scores, teacher = scores_of(batch.student), scores_of(batch.average)
+    loss = CaRot().loss(batch, at(zero_shot, 1, weights=weights))
+    loss.reg.backward()
+    assert loss.task.item() == pytest.approx(contrastive(scores), rel=1e-10)
+    by_hand = regulariser(scores, teacher, wv, wt)
+    assert loss.reg.item() == pytest.approx(by_hand, rel=1e-10)
+    assert loss.total.item() == pytest.approx(contrastive(scores) + by_hand, rel=1e-10)
+
+    f, s = batch.student.features.detach().numpy(), batch.student.logit_scale.item()
+    t = batch.student.text_features[0].detach().numpy()
+    for tensor, expected in (
+        (weights["visual.proj"], differences(lambda x: regulariser(scores, teacher, x, wt), wv)),
+        (
+            weights["text.clip.text_projection"],
+            differences(lambda x: regulariser(scores, teacher, wv, x), wt),
+        ),
+        (
+            batch.student.features,
+            differences(lambda x: regulariser(s * x @ t.T, teacher, wv, wt), f),
+        ),
+    ):
+        assert tensor.grad is not None
+        np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=1e-6, atol=1e-8)
+    assert batch.student.text_features.grad is not None
+
+
+def test_the_first_step_does_not_distil(zero_shot: ZeroShotModel) -> None:
+    method = CaRot(orthogonality_weight=0, cross_weight=0)
+    batch = random_batch(classes=CLASSES)
+    assert method.loss(batch, at(zero_shot, 0)).reg.item() == 0
+    assert method.loss(batch, at(zero_shot, 1)).reg.item() > 0
+
+
+def test_with_all_weights_0_it_is_flyp_bit_for_bit(zero_shot: ZeroShotModel) -> None:
+    method = CaRot(orthogonality_weight=0, cross_weight=0, distillation_weight=0)
+    assert not method.needs_average
+    assert method.average_decay(0, 10) is None
+    found, flyp = (random_batch(classes=CLASSES) for _ in range(2))
+    total = method.loss(found, at(zero_shot, 3)).total
+    total.backward()
+    of_flyp = ContrastiveFineTuning().loss(flyp, at(zero_shot, 3)).total
+    of_flyp.backward()
+    assert torch.equal(total, of_flyp)
+    for mine, theirs in zip(found.student, flyp.student, strict=True):
+        assert (mine.grad is None) == (theirs.grad is None)
+        assert mine.grad is None or torch.equal(mine.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+def test_orthonormal_projections_cost_nothing_and_have_a_gradient(
+    zero_shot: ZeroShotModel,
+) -> None:
+    orthonormal, none = nn.Parameter(torch.eye(6, 4)), nn.Parameter(torch.zeros(3, 4))
+    weights = {"visual.proj": orthonormal, "text.clip.text_projection": none}
+    method = CaRot(distillation_weight=0)
+    loss = method.loss(random_batch(classes=CLASSES), at(zero_shot, 0, weights=weights))
+    loss.reg.backward()
+    assert loss.reg.item() == 0
+    for parameter in weights.values():
+        assert parameter.grad is not None
+        assert bool(parameter.grad.isfinite().all())
+
+
+def test_the_average_is_refreshed_as_in_the_authors_run_of_25_000_steps() -> None:
+    decays = [CaRot().average_decay(step, 25_000) for step in range(25_000)]
+    refreshed = [step for step, decay in enumerate(decays) if decay != 1]
+    assert refreshed == list(range(0, 25_000, 500))
+    # From 0.05 to 0.9 over the first 5,000 steps, ten refreshes.
+    expected = [0.05 + 0.085 * number for number in range(10)] + 40 * [0.9]
+    assert [decays[step] for step in refreshed] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("steps", "refreshes"), [(7, 7), (50, 50), (333, 50), (1000, 50)])
+def test_a_run_of_any_length_has_as_many_refreshes_as_fit(steps: int, refreshes: int) -> None:
+    refreshed = [s for s in range(steps) if CaRot().average_decay(s, steps) != 1]
+    assert len(refreshed) == refreshes
+    assert refreshed[0] == 0
+    gaps = {after - before for before, after in pairwise(refreshed)}
+    assert max(gaps) - min(gaps) <= 1
+
+
+PROJECTED = sorted(set(KINDS) - {"no-projection"})
+
+
+@pytest.mark.parametrize("kind", PROJECTED)
+def test_the_projections_are_what_every_feature_goes_through(kind: str, tmp_path: Path) -> None:
+    model = random_model(tmp_path, kind)
+    check_method_fits(CaRot(), model)
+    zero_shot = load_zero_shot(model, Prompts(("cat", "dog"), ("a {}.", "a photo of a {}.")))
+    student = Student(zero_shot, "both_encoders")
+    image, text = projections(student.trained)
+    assert image.shape[1] == text.shape[1] == 16
+    size = zero_shot.image_input.size
+    images = torch.randn(3, 3, size, size)
+    tokens = zero_shot.tokenize(["a cat", "two dogs in the rain", "fish"])
+    tower = student.text
+    assert tower is not None
+    with torch.no_grad():
+        assert pooled_features(student.visual, images).std(dim=0).min() > 0
+        assert tower(tokens).std(dim=0).min() > 0
+        image.zero_()
+        text.zero_()
+        # What is left is a bias, where there is one.
+        assert pooled_features(student.visual, images).std(dim=0).max() == 0
+        assert tower(tokens).std(dim=0).max() == 0
+
+
+def test_a_model_without_projections_is_refused_unless_they_do_not_count(tmp_path: Path) -> None:
+    text_without = random_model(tmp_path, "no-projection")
+    with pytest.raises(ConfigError, match=r"'carot'.*the text encoder of this model has no linear"):
+        check_method_fits(CaRot(), text_without)
+    check_method_fits(CaRot(orthogonality_weight=0, cross_weight=0), text_without)
+    siglip = ModelConfig(name="ViT-B-16-SigLIP", pretrained=RANDOM)
+    with pytest.raises(ConfigError, match="the image encoder of this model has no linear one"):
+        check_method_fits(CaRot(), siglip)
+
+
+def test_a_projection_of_two_layers_is_refused(tmp_path: Path) -> None:
+    vision = KINDS["timm"]["vision_cfg"] | {"timm_proj": "mlp"}
+    model = ModelConfig(
+        name=str(write_config(tmp_path, "timm", vision_cfg=vision)), pretrained=RANDOM
+    )
+    with pytest.raises(ConfigError, match="the image encoder of this model has no linear one"):
+        check_method_fits(CaRot(), model)
+
+
+def test_the_last_layer_of_a_timm_encoder_counts_as_its_projection(tmp_path: Path) -> None:
+    vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""}
+    model = ModelConfig(
+        name=str(write_config(tmp_path, "timm", vision_cfg=vision)), pretrained=RANDOM
+    )
+    check_method_fits(CaRot(), model)
+    zero_shot = load_zero_shot(model, Prompts(("cat",), ("a {}.",)))
+    last = [m for m in zero_shot.visual.modules() if isinstance(m, nn.Linear)][-1]
+    student = Student(zero_shot, "both_encoders")
+    assert torch.equal(projections(student.trained)[0].T, last.weight)

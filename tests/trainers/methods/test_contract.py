@@ -1,0 +1,238 @@
+"""What must hold for every method alike, on the real embedded model and real pictures.
+
+Takes a minute: each of the methods is trained four times and once more by two workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tests.trainers.methods.contract import CLOCKS, configured, methods, untimed
+from trainers.checkpoint import WEIGHTS
+from trainers.config import TrialConfig, with_overrides
+from trainers.data.views import normalise
+from trainers.evaluation import evaluate, metric_names
+from trainers.fine_tune import REPORTED, fine_tune
+from trainers.heads import zero_shot_heads
+from trainers.models import image_input, load_clip, load_tokenizer
+from trainers.prompts import Prompts
+from trainers.run import Run, id_classes, load_split, open_pictures, start
+
+NAMES = sorted(methods())
+TEMPLATES = ["a photo of a {}.", "a sketch of a {}.", "a {}."]
+
+WEIGHTLESS: dict[str, tuple[str, dict[str, object]]] = {
+    "lipsum_ft": ("ft", {"reg_weight": 0}),
+    "l2_sp": ("ft", {"reg_weight": 0}),
+    "kd": ("ft", {"reg_weight": 0}),
+    "car_ft": ("ft", {"reg_weight": 0}),
+    "ema": ("ft", {"ema_decay": 0}),
+    "wise_ft": ("ft", {"alpha": 1}),
+    "tpgm": ("ft", {"projection_steps": 0}),
+    "lp_ft": ("ft", {"probe_fraction": 0}),
+    "star_ft": ("ft", {"reg_weight": 0, "task": "cross_entropy"}),
+    "carot": (
+        "flyp",
+        {"orthogonality_weight": 0, "cross_weight": 0, "distillation_weight": 0},
+    ),
+}
+"""What a method comes to where what it adds weighs nothing, and how that is said."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run of two reports said, and left behind at each."""
+
+    config: TrialConfig
+    reports: list[dict[str, float]]
+    checkpoints: list[Path]
+    train_nll: tuple[float, float]
+    """On the pictures that it trained on, before the first step and after the last."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Those that the run was for."""
+        return load_file(self.checkpoints[-1] / WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def train(
+    pictures_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Trained]:
+    """Trains a method once, however many tests ask for it."""
+
+    @cache
+    def run(name: str) -> Trained:
+        config = configured(small_trial(pictures_root), name)
+        folder = tmp_path_factory.mktemp(name)
+        reports, checkpoints, before = [], [], train_nll(start(config))
+        for report in fine_tune(config):
+            checkpoints.append(folder / str(report.step))
+            report.save(checkpoints[-1])
+            reports.append(untimed(report))
+        return Trained(config, reports, checkpoints, (before, train_nll(report.run)))
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_and_reports_what_every_method_reports(
+    name: str, train: Callable[[str], Trained]
+) -> None:
+    trained = train(name)
+    before, after = trained.train_nll
+    assert after < 0.9 * before
+    names = {*REPORTED, *metric_names(trained.config.data)}
+    assert set(trained.reports[0]) == {n for n in names if not n.startswith(CLOCKS)}
+    run = start(trained.config)
+    moved = [n for n, v in trained.weights().items() if not torch.equal(v, plain(run)[n])]
+    assert len(moved) > 10
+    assert trained.weights().keys() == plain(run).keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_before_its_first_step_it_is_the_zero_shot_model(
+    name: str, train: Callable[[str], Trained]
+) -> None:
+    config = train(name).config
+    run = start(config)
+    metrics = run.evaluate("val", load_split(config, "val"))
+    assert metrics["ood_val/mean_feature_distortion"] == pytest.approx(0, abs=1e-5)
+    assert metrics["id_val/acc"] == zero_shot_accuracy(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_run_is_equal_to_the_last_bit(name: str, train: Callable[[str], Trained]) -> None:
+    trained = train(name)
+    assert [untimed(report) for report in fine_tune(trained.config)] == trained.reports
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_resumes_in_the_midst_of_an_epoch_to_the_last_bit(
+    name: str, train: Callable[[str], Trained], tmp_path: Path
+) -> None:
+    trained = train(name)
+    repeated, resumed = fine_tune(trained.config, resume_from=trained.checkpoints[0])
+    assert untimed(repeated) == trained.reports[0]
+    assert untimed(resumed) == trained.reports[1]
+    resumed.save(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    assert all(torch.equal(value, weights[name]) for name, value in trained.weights().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_test_figures_are_the_same_before_and_after_a_resume_at_its_end(
+    name: str, train: Callable[[str], Trained]
+) -> None:
+    trained = train(name)
+    pictures = load_split(trained.config, "test")
+    (again,) = fine_tune(trained.config, resume_from=trained.checkpoints[-1])
+    found = again.run.evaluate("test", pictures)
+    assert found["id_test/acc"] == accuracy_of_weights(trained, "test")
+
+
+@pytest.mark.parametrize("name", WEIGHTLESS)
+def test_where_it_adds_nothing_it_is_the_method_that_it_builds_on(
+    name: str, train: Callable[[str], Trained]
+) -> None:
+    base, fields = WEIGHTLESS[name]
+    config = configured(small_trial(Path(train(base).config.data.root)), name, **fields)
+    assert [untimed(report) for report in fine_tune(config)] == train(base).reports
+
+
+def test_star_ft_without_weight_is_flyp_with_one_template(
+    train: Callable[[str], Trained],
+) -> None:
+    trial = small_trial(Path(train("flyp").config.data.root))
+    one = with_overrides(trial, {"data.suite.templates": TEMPLATES[:1]}, "test")
+    flyp, star = configured(one, "flyp"), configured(one, "star_ft", reg_weight=0)
+    assert [untimed(r) for r in fine_tune(star)] == [untimed(r) for r in fine_tune(flyp)]
+
+
+def test_two_workers_come_to_what_one_does(train: Callable[[str], Trained], tmp_path: Path) -> None:
+    """One pair of processes trains all methods: starting it takes as long as they do."""
+    configs = {name: train(name).config for name in NAMES}
+    torch.multiprocessing.spawn(_distributed, (2, str(tmp_path), configs), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    for name in NAMES:
+        for one, two in zip(train(name).reports, first[name], strict=True):
+            assert one.keys() == two.keys()
+            for metric in one.keys() - {"train/micro_batch_size"}:
+                assert two[metric] == pytest.approx(one[metric], rel=1e-3, abs=1e-3), (name, metric)
+
+
+def _distributed(
+    rank: int, world_size: int, folder: str, configs: Mapping[str, TrialConfig]
+) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    found = {name: [untimed(r) for r in fine_tune(config)] for name, config in configs.items()}
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def small_trial(pictures_root: Path) -> TrialConfig:
+    """Eight steps on 48 pictures, of which six are an epoch, with reports after 4 and 8."""
+    suite = {"id_domain": "real", "ood_domains": ["painting", "sketch"], "templates": TEMPLATES}
+    return TrialConfig.model_validate(
+        {
+            "data": {"root": str(pictures_root), "suite": suite},
+            "optim": {"lr": 1e-4, "batch_size": 8},
+            "eval": {"every": 4},
+            "steps": 8,
+        }
+    )
+
+
+def train_nll(run: Run) -> float:
+    """Of whole pictures of the training split, under what the run trains."""
+    pictures = open_pictures(run.config.data, "real", "train")
+    size = run.zero_shot.image_input
+    with run.holding(run.weights):
+        sums = evaluate(run.classify, pictures, size, batch_size=64, device=run.device)
+    return sums.measures()["nll"]
+
+
+def plain(run: Run) -> dict[str, Tensor]:
+    """The weights of a run in open_clip's names."""
+    return run.student.plain_state()
+
+
+def zero_shot_accuracy(config: TrialConfig) -> float:
+    """Of open_clip's own classifier, by its own forward pass."""
+    clip = load_clip(config.model)
+    head = zero_shot_heads(clip, load_tokenizer(config.model), prompts_of(config)).classes
+    return _accuracy(config, "val", clip.visual, head)  # type: ignore[arg-type]
+
+
+def accuracy_of_weights(trained: Trained, split: str) -> float:
+    """Of the weights of a checkpoint, in a model that knows nothing of students and methods."""
+    weights, clip = trained.weights(), load_clip(trained.config.model)
+    visual = {k.removeprefix("visual."): v for k, v in weights.items() if k.startswith("visual.")}
+    clip.visual.load_state_dict(visual)  # type: ignore[union-attr, operator]
+    return _accuracy(trained.config, split, clip.visual, weights["head"])  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _accuracy(config: TrialConfig, split: str, visual: nn.Module, head: Tensor) -> float:
+    pictures = load_split(config, split)["real"]
+    size = image_input(load_clip(config.model))
+    views, labels = next(pictures.eval_batches(size, len(pictures)))
+    predicted = (visual(normalise(views, size)) @ head.T).argmax(dim=-1)
+    return 100 * int((predicted == labels).sum()) / len(labels)
+
+
+def prompts_of(config: TrialConfig) -> Prompts:
+    """Of the ID domain's classes."""
+    return config.data.rules.prompts(id_classes(config.data))

@@ -1,0 +1,160 @@
+"""R-Adapter's loss against sums over pairs, and what of the adapters is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.trainers.methods.by_hand import at, contrastive, differences, log_softmax, random_batch
+from tests.trainers.tiny_models import random_model
+from trainers.errors import ConfigError
+from trainers.methods import ResidualAdapter, Trained, Weights, check_method_fits
+from trainers.models import RANDOM, ModelConfig
+from trainers.student import Student
+from trainers.weights import swapped_in
+from trainers.zero_shot import ZeroShotModel
+
+CLASSES = (0, 1, 0, 2, 1, 0)
+METHOD = ResidualAdapter()
+
+
+def multi_positive(
+    f: np.ndarray, t: np.ndarray, s: float, classes: tuple[int, ...], margin: float, eps: float
+) -> float:
+    """MPM-NCE picture by picture, text by text; the margin is one of cosines."""
+    n, total = len(classes), 0.0
+    scores = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            other = classes[i] != classes[j]
+            scores[i, j] = s * (float(np.dot(f[i], t[j])) + (margin if other else 0))
+    for i in range(n):
+        positives = sum(c == classes[i] for c in classes)
+        by_picture, by_text = log_softmax(scores[i, :]), log_softmax(scores[:, i])
+        for j in range(n):
+            same = classes[i] == classes[j]
+            label = (1 - eps) / positives if same else eps / (n - positives)
+            total -= label * (by_picture[j] + by_text[j]) / 2
+    return total / n
+
+
+def test_loss_and_its_gradients_equal_the_sum_over_pairs(zero_shot: ZeroShotModel) -> None:
+    batch = random_batch(classes=CLASSES)
+    f = batch.student.features.detach().numpy()
+    t = batch.student.text_features[0].detach().numpy()
+
+    def of(features: np.ndarray, texts: np.ndarray) -> float:
+        return multi_positive(features, texts, 7.0, CLASSES, margin=0.05, eps=0.02)
+
+    loss = METHOD.loss(batch, at(zero_shot, 0))
+    loss.total.backward()
+    assert loss.total.item() == pytest.approx(of(f, t), rel=1e-10)
+    for tensor, expected in (
+        (batch.student.features, differences(lambda x: of(x, t), f)),
+        (batch.student.text_features, differences(lambda x: of(f, x), t)[None]),
+    ):
+        assert tensor.grad is not None
+        np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_with_every_class_once_and_nothing_added_it_is_the_contrastive_loss(
+    zero_shot: ZeroShotModel,
+) -> None:
+    batch = random_batch(classes=(0, 1, 2, 3))
+    plain = ResidualAdapter(margin=0, label_smoothing=0)
+    scores = 7 * batch.student.features @ batch.student.text_features[0].T
+    expected = contrastive(scores.detach().numpy())
+    assert plain.loss(batch, at(zero_shot, 0)).total.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_margin_makes_the_texts_of_other_classes_harder_and_no_others(
+    zero_shot: ZeroShotModel,
+) -> None:
+    batch = random_batch(classes=CLASSES)
+    one_class = replace(batch, labels=torch.zeros(6, dtype=torch.int64))
+    losses = {
+        (margin, b is batch): ResidualAdapter(margin=margin).loss(b, at(zero_shot, 0)).total.item()
+        for margin in (0.0, 0.1)
+        for b in (batch, one_class)
+    }
+    assert losses[0.1, True] > losses[0.0, True]
+    assert losses[0.1, False] == losses[0.0, False]
+
+
+def test_a_batch_of_one_class_has_only_positives(zero_shot: ZeroShotModel) -> None:
+    batch = random_batch(classes=(1, 1, 1))
+    loss = METHOD.loss(batch, at(zero_shot, 0)).total
+    loss.backward()
+    f, (t,) = batch.student.features.detach(), batch.student.text_features.detach()
+    by_hand = multi_positive(f.numpy(), t.numpy(), 7.0, (1, 1, 1), margin=0, eps=0)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-10)
+    assert batch.student.features.grad is not None
+    assert bool(batch.student.features.grad.isfinite().all())
+
+
+def somewhere(student: Student, seed: int) -> dict[str, Tensor]:
+    """Random adapters."""
+    rng = torch.Generator().manual_seed(seed)
+    return {n: 0.3 * torch.randn(p.shape, generator=rng) for n, p in student.trained.items()}
+
+
+def deployed(method: ResidualAdapter, student: Student, weights: Weights) -> Weights:
+    """What is kept of these weights as the average; the last weights are others."""
+    last = somewhere(student, seed=2)
+
+    def no_loss(weights: Weights) -> Tensor:
+        raise AssertionError("it looks at no pictures")
+
+    return method.deployed(Trained(last, {}, average=weights, id_loss=no_loss))
+
+
+def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot: ZeroShotModel) -> None:
+    student = Student(zero_shot, METHOD.trains)
+    assert METHOD.average_decay(17, 100) == 0.999
+    average = somewhere(student, seed=1)
+    with swapped_in(student.trained, deployed(METHOD, student, average)):
+        state = student.plain_state()
+    for tower, encoder in (("visual", zero_shot.visual), ("text", zero_shot.clip)):
+        maps = [value for name, value in average.items() if f"{tower}_adapters.maps" in name]
+        gains = average[f"{tower}_adapters.gains"]
+        layers = [
+            f"transformer.resblocks.{block}.{layer}"
+            for block in range(2)
+            for layer in ("attn.out_proj", "mlp.c_proj")
+        ]
+        for layer, change, gain in zip(layers, maps, gains, strict=True):
+            a = change.double().numpy()
+            merge = np.eye(len(a)) + 0.5 * gain.item() * a
+            plain = cast(nn.Linear, encoder.get_submodule(layer))
+            for part in ("weight", "bias"):
+                by_hand = merge @ getattr(plain, part).double().numpy()
+                found = state[f"{tower}.{layer}.{part}"]
+                np.testing.assert_allclose(found, by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_alpha_0_is_the_zero_shot_model_and_alpha_1_the_average(zero_shot: ZeroShotModel) -> None:
+    student = Student(zero_shot, METHOD.trains)
+    average = somewhere(student, seed=1)
+    images = torch.randn(3, 3, 32, 32)
+    with swapped_in(student.trained, deployed(ResidualAdapter(alpha=0), student, average)):
+        features = student(images).features
+        torch.testing.assert_close(features, zero_shot.image_features(images))
+    everything = deployed(ResidualAdapter(alpha=1), student, average)
+    assert all(torch.equal(everything[name], value) for name, value in average.items())
+
+
+@pytest.mark.parametrize("kind", ["resnet", "timm"])
+def test_an_encoder_without_transformer_blocks_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method.name = 'r_adapter': .*name a model with two"):
+        check_method_fits(METHOD, random_model(tmp_path, kind))
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "coca_ViT-B-32", "EVA02-B-16"])
+def test_models_of_two_transformers_are_not(name: str) -> None:
+    check_method_fits(METHOD, ModelConfig(name=name, pretrained=RANDOM))

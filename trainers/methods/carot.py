@@ -1,0 +1,143 @@
+"""CaRot: the contrastive loss with near-orthogonal projections and a slow teacher of its own.
+
+Oh et al., "Towards Calibrated Robust Fine-Tuning of Vision-Language Models", NeurIPS 2024 (arXiv
+2311.01723). With S = s F T' the scaled cosines of B pictures and their texts, S~ those that a
+moving average of the weights gives of the same views and texts, and Wv, Wt the linear maps by which
+the encoders' widths come to the D features, (width, D)::
+
+    loss = contrastive loss of S (FLYP's)
+         + orthogonality_weight * ||Wv' Wv - I||_F  +  cross_weight * ||Wv Wt'||_F
+         + distillation_weight * (H(softmax S~, softmax S) + H(softmax S~', softmax S'))
+
+H(p, q) is the mean over the rows of -sum p log q. The norms are neither squared nor divided by a
+size, and the two directions of H are added, not averaged.
+
+All of it, and the default weights 0.2, 0.05 and 1.5, is as in the authors' code; the term with Wt
+is in its command for ImageNet. There the average is refreshed after every 500th of about 25,000
+steps, counted from 0, with a momentum that rises from 0.05 to 0.9 in the first fifth of the run: it
+starts as almost the student itself and slows down. A run of another length has as many refreshes
+here (`teacher_updates`), for an average that is never refreshed is the zero-shot model. As in their
+code the first step does not distil, the trained logit scale is in S and its average in S~, and what
+is evaluated is the student. Their figures, of 10 epochs on ImageNet, have not been reproduced here.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from trainers.errors import ConfigError
+from trainers.methods.base import Batch, Loss, Step, Weights, zero
+from trainers.methods.contrastive import ContrastiveMethod, contrastive_loss, similarities
+from trainers.models import ModelConfig, skeleton
+from trainers.student import Outputs
+
+MOMENTUM = (0.05, 0.9)
+"""Of the average, at the first step and after its rise."""
+RISE = 0.2
+"""Share of the run in which the momentum rises, linearly."""
+
+IMAGE_PROJECTIONS = (
+    "visual.proj",
+    "visual.attnpool.c_proj.weight",
+    "visual.head.proj.weight",
+    "visual.trunk.head.weight",
+    "visual.trunk.head.fc.weight",
+)
+"""Wv of CLIP's transformers, of its ResNets, and of timm's encoders, where it may be put on top or
+be the encoder's own last layer."""
+TEXT_PROJECTIONS = (
+    "text.clip.text_projection",
+    "text.clip.text.text_projection",
+    "text.clip.text.text_projection.weight",
+    "text.clip.text.proj.weight",
+)
+"""Wt of CLIP, of text towers apart, with a bias too (SigLIP's), and of Hugging Face's."""
+
+
+class CaRot(ContrastiveMethod):
+    """CaRot with the defaults of the authors' code."""
+
+    name: Literal["carot"] = "carot"
+    shardable: ClassVar[bool] = False
+    orthogonality_weight: float = Field(default=0.2, ge=0)
+    """Weight of ``||Wv' Wv - I||_F``."""
+    cross_weight: float = Field(default=0.05, ge=0)
+    """Weight of ``||Wv Wt'||_F``."""
+    distillation_weight: float = Field(default=1.5, ge=0)
+    """Weight of the cross-entropies with the average."""
+    teacher_updates: int = Field(default=50, ge=1)
+    """Refreshes of the average in a run, evenly spread; at most one a step."""
+
+    @property
+    def needs_average(self) -> bool:
+        """The average is the teacher, unless it does not count."""
+        return self.distillation_weight > 0
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise a `ConfigError` where an encoder has no linear projection to be made orthogonal."""
+        if self.orthogonality_weight or self.cross_weight:
+            projections(
+                {
+                    name if name.startswith("visual.") else f"text.clip.{name}": parameter
+                    for name, parameter in skeleton(model).named_parameters()
+                }
+            )
+
+    def average_decay(self, step: int, steps: int) -> float | None:
+        """The momentum after a step that refreshes the average; 1, which is none, after others."""
+        if not self.needs_average:
+            return None
+        if step * self.teacher_updates % steps >= self.teacher_updates:
+            return 1.0
+        first, last = MOMENTUM
+        return first + (last - first) * min(1.0, step / (RISE * steps))
+
+    def loss(self, batch: Batch, step: Step) -> Loss:
+        """The contrastive loss, plus all other terms with their weights as the regulariser."""
+        scores = similarities(batch.student)
+        task = contrastive_loss(scores)
+        reg = zero(task)
+        if self.orthogonality_weight or self.cross_weight:
+            image, text = projections(step.weights)
+            reg = reg + self.orthogonality_weight * distance_from_orthogonal(image)
+            reg = reg + self.cross_weight * torch.linalg.matrix_norm(image @ text.T)
+        if self.needs_average and step.number > 0:
+            teacher = similarities(cast(Outputs, batch.average))
+            reg = reg + self.distillation_weight * distillation(teacher, scores)
+        return Loss(task=task, reg=reg)
+
+
+def projections(weights: Weights) -> tuple[Tensor, Tensor]:
+    """Wv (image width, D) and Wt (text width, D) among what trains.
+
+    Raises:
+        ConfigError: an encoder has none, or one that is not linear.
+    """
+    found = []
+    for encoder, names in (("image", IMAGE_PROJECTIONS), ("text", TEXT_PROJECTIONS)):
+        name = next((name for name in names if name in weights), None)
+        if name is None:
+            raise ConfigError(
+                "method.name = 'carot': it keeps the projections of both encoders near-orthogonal, "
+                f"and the {encoder} encoder of this model has no linear one; set "
+                "method.orthogonality_weight = method.cross_weight = 0, or name another model"
+            )
+        found.append(weights[name].T if name.endswith(".weight") else weights[name])
+    return found[0], found[1]
+
+
+def distance_from_orthogonal(projection: Tensor) -> Tensor:
+    """``||W' W - I||_F`` of W (width, D), a scalar."""
+    identity = torch.eye(projection.shape[1], dtype=projection.dtype, device=projection.device)
+    return torch.linalg.matrix_norm(projection.T @ projection - identity)
+
+
+def distillation(teacher: Tensor, student: Tensor) -> Tensor:
+    """Soft cross-entropies of two sets of scores (B, B), by rows plus by columns, a scalar."""
+    by_rows = functional.cross_entropy(student, teacher.softmax(dim=-1))
+    return by_rows + functional.cross_entropy(student.T, teacher.T.softmax(dim=-1))

@@ -1,0 +1,33 @@
+"""WiSE-FT: plain fine-tuning, then a point between the zero-shot weights and the fine-tuned ones.
+
+Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (arXiv 2109.01903)::
+
+    theta = (1 - alpha) theta_zero_shot + alpha theta_fine_tuned
+
+over every weight, the head included. The authors recommend alpha = 0.5 where nothing is known of
+the shift. Any method's end can be looked at on the whole line with `eval.wise_alphas`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainers.methods.base import Trained, Weights
+from trainers.methods.fine_tuning import PlainFineTuning
+from trainers.weights import interpolate
+
+
+class WiseFineTuning(PlainFineTuning):
+    """WiSE-FT. With `alpha = 1` it is FT."""
+
+    name: Literal["wise_ft"] = "wise_ft"
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """0 is the zero-shot model, 1 the fine-tuned one."""
+
+    def deployed(self, trained: Trained) -> Weights:
+        """The interpolated weights, at every evaluation."""
+        if self.alpha == 1:
+            return trained.weights
+        return interpolate(trained.initial, trained.weights, self.alpha)

@@ -1,0 +1,43 @@
+"""LP-FT: a linear probe first, then fine-tuning from the head that it found.
+
+Kumar, Raghunathan, Jones, Ma and Liang, "Fine-Tuning can Distort Pretrained Features and
+Underperform Out-of-Distribution", ICLR 2022 (arXiv 2202.10054). In the first stage the head alone
+is trained on the frozen encoder's features, in the second everything, each with cross-entropy, a
+learning-rate schedule and an optimiser of its own::
+
+    stage 1   head            steps 0 .. F - 1        peak learning rate probe_lr
+    stage 2   encoder, head   steps F .. steps - 1    peak learning rate optim.lr
+
+with ``F = probe_fraction * steps``, so that LP-FT costs no more steps than the others.
+
+The authors probe with a head of its own scale, bias and start, to convergence. Here it is the head
+of all methods, without a bias, and starts as the zero-shot one. The defaults below are therefore
+ours, and the authors' figures have not been reproduced.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from trainers.methods.base import Stage
+from trainers.methods.fine_tuning import PlainFineTuning
+
+
+class LinearProbeFineTuning(PlainFineTuning):
+    """LP-FT. With `probe_fraction = 0` it is FT."""
+
+    name: Literal["lp_ft"] = "lp_ft"
+    shardable: ClassVar[bool] = False
+    probe_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the steps that train the head alone."""
+    probe_lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of these steps."""
+
+    def stage(self, step: int, steps: int) -> Stage:
+        """The probe, then everything."""
+        probing = round(self.probe_fraction * steps)
+        if step < probing:
+            return Stage(0, probing, self.probe_lr, head_alone=True)
+        return Stage(probing, steps - probing)

@@ -1,0 +1,111 @@
+"""From a run to its checkpoint and back; of a sharded run, all workers together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainers.checkpoint import Checkpoint, load_checkpoint
+from trainers.parallel import as_sharded, whole
+from trainers.run import Run
+from trainers.weights import swapped_in
+
+SCALE = "text.logit_scale"
+"""What sharded runs have in another shape: they have no scalars."""
+
+
+def snapshot(run: Run, metrics: Mapping[str, float]) -> Checkpoint | None:
+    """All that the run needs to go on, as its last evaluation left it.
+
+    Of a sharded run every worker must ask for it, and the first one alone is given it, on the CPU.
+    """
+    trained, deployed = _collected(run, run.weights), None
+    if run.deployed is not None:
+        deployed = _collected(run, run.deployed)
+    with swapped_in(run.student.trained, run.weights if run.deployed is None else run.deployed):
+        plain = _collected(run, run.student.plain_state())
+    if run.deployed_head is not None:
+        plain["head"] = run.deployed_head
+    if SCALE in plain:
+        plain[SCALE] = plain[SCALE].reshape_as(cast(Tensor, run.zero_shot.clip.logit_scale))
+    merged = run.student.trains == "adapters"  # then neither can be told from the plain weights
+    training: dict[str, Any] = {
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "micro_batch_size": run.micro_batch_size,
+        "temperature": run.temperature,
+        "average": None if run.average is None else _collected(run, run.average),
+        "trained": trained if merged or deployed is not None else None,
+        "deployed": deployed if merged else None,
+    }
+    training["optimizer"]["state"] = {
+        index: _collected(run, state) for index, state in training["optimizer"]["state"].items()
+    }
+    first = run.rank == 0 or not _is_sharded(run)
+    return Checkpoint(plain, training, run.progress, dict(metrics)) if first else None
+
+
+def restore(run: Run, folder: Path) -> None:
+    """Bring a run that has not begun to where the one was whose checkpoint the folder holds.
+
+    It may have had another number of workers, and have been sharded or not.
+
+    Raises:
+        ConfigError: what `load_checkpoint` refuses.
+    """
+    checkpoint = load_checkpoint(folder, run.class_names, "cpu" if _is_sharded(run) else run.device)
+    training, parameters = checkpoint.training, run.student.trained
+    plain = {name: checkpoint.weights.get(_plain_name(name)) for name in parameters}
+    trained = training["trained"] or plain
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(as_sharded(trained[name], parameter))
+    if training["trained"] is not None:
+        deployed = training["deployed"] or plain
+        run.deployed = {n: as_sharded(deployed[n], p) for n, p in parameters.items()}
+    if run.average is not None and training["average"] is not None:
+        run.average = {n: as_sharded(training["average"][n], p) for n, p in parameters.items()}
+    if run.student.text is not None:
+        run.deployed_head = checkpoint.weights["head"].to(run.device)
+    run.optimizer.load_state_dict(_sharded_state(training["optimizer"], list(parameters.values())))
+    run.scaler.load_state_dict(training["scaler"])
+    run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
+    run.temperature = training["temperature"]
+    run.progress, run.saved_metrics = checkpoint.progress, dict(checkpoint.metrics)
+
+
+def _is_sharded(run: Run) -> bool:
+    return run.config.parallel == "fsdp" and run.world_size > 1
+
+
+def _collected(run: Run, tensors: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+    """Those of a sharded run one after the other, put together for its first worker alone."""
+    if not _is_sharded(run):
+        return dict(tensors)
+    found = {}
+    for name, value in tensors.items():
+        tensor = whole(value)
+        if run.rank == 0:
+            found[name] = tensor.cpu()
+    return found
+
+
+def _plain_name(name: str) -> str:
+    """A student's parameter as `Student.plain_state` calls it."""
+    return name.replace("text.clip.", "text.", 1) if name.startswith("text.clip.") else name
+
+
+def _sharded_state(state_dict: dict[str, Any], parameters: list[nn.Parameter]) -> Any:
+    """An optimiser's state, each moment sharded as its parameter is."""
+    state = {
+        index: {
+            key: value if key == "step" else as_sharded(value, parameters[index])
+            for key, value in of_parameter.items()
+        }
+        for index, of_parameter in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
