@@ -37,8 +37,8 @@ class Budget:
         self._began = clock() - history.seconds
         self._ended_gpu_seconds = 0.0
         self._running: dict[str, TrialRecord] = {}
-        self._bests: dict[str, float] = {}
-        self._front: list[Values] = []
+        self._bests: dict[str | None, dict[str, float]] = {}  # by method
+        self._fronts: dict[str | None, list[Values]] = {}
         self._since_improvement = 0
         for record in sorted(history.records, key=lambda record: record.ended_at or 0.0):
             self._count(record)
@@ -101,7 +101,8 @@ class Budget:
 
     @property
     def _best(self) -> float:
-        return max((values[0] for values in self._front), default=-math.inf)
+        fronts = self._fronts.values()
+        return max((values[0] for front in fronts for values in front), default=-math.inf)
 
     def _stale(self) -> str | None:
         patience = self._config.patience
@@ -110,13 +111,15 @@ class Budget:
         return None
 
     def _improves(self, record: TrialRecord) -> bool:
-        """Take a finished trial into the front of the best, if it belongs there."""
-        self._bests = self._search.with_bests(self._bests, record)
-        values = self._search.values(record)
-        missed = self._search.violations(record, self._bests).values()
+        """Take a finished trial into the front of its method's best, if it belongs there."""
+        method = self._search.method(record)
+        bests = self._search.with_bests(self._bests.get(method, {}), record)
+        self._bests[method] = bests
+        front, values = self._fronts.get(method, []), self._search.values(record)
+        missed = self._search.violations(record, bests).values()
         if values is None or max(missed, default=-math.inf) > 0:
             return False
-        if any(other == values or dominates(other, values) for other in self._front):
+        if any(other == values or dominates(other, values) for other in front):
             return False
-        self._front = [v for v in self._front if not dominates(values, v)] + [values]
+        self._fronts[method] = [v for v in front if not dominates(values, v)] + [values]
         return True

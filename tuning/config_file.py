@@ -18,6 +18,7 @@ from trainers.evaluation import metric_names
 from trainers.fine_tune import reported
 from tuning.config import NoSchedulerConfig, SearchFile
 from tuning.config_layers import read_layers
+from tuning.records import METHOD_KEY
 
 _PASSWORD = re.compile(
     r"://[^:/@]*:([^@]+)@|https?://([^:/@]+)@|[?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=([^&]+)",
@@ -53,7 +54,11 @@ def load_config(
 def check_search(file: SearchFile) -> None:
     """Raise a `ConfigError` for whatever can be known to fail before a worker starts."""
     space = file.search_space()
-    check_trials(file.trial_config(point) for point in _extreme_points(space))
+    check_trials(
+        file.trial_config(point if method is None else {METHOD_KEY: method, **point})
+        for method, part in space.parts().items()
+        for point in _extreme_points(part)
+    )
     for name in file.search.references:
         file.reference_config(name)
     _check_objective(file)
@@ -90,6 +95,11 @@ def _has_password(url: str) -> bool:
 def _check_objective(file: SearchFile) -> None:
     known = [*metric_names(file.trial.data), *reported(file.trial.model)]
     for objective in file.objectives:
+        if objective.metric.startswith("wise/"):
+            raise ConfigError(
+                f"search.objective.metric = {objective.metric!r}: reported after the last step "
+                "alone; search over method.name = 'wise_ft' and its alpha"
+            )
         if objective.metric not in known:
             raise ConfigError(
                 f"search.objective.metric = {objective.metric!r} is never reported"
@@ -106,11 +116,14 @@ def _check_sampler(file: SearchFile, space: SearchSpace) -> None:
     if name == "cma_es":
         if len(file.objectives) > 1:
             raise ConfigError("search.sampler.name = 'cma_es': it takes one objective only")
-        numeric = [p for p in space.parameters.values() if not isinstance(p, Categorical)]
-        if len(numeric) < 2:
-            raise ConfigError(
-                "search.sampler.name = 'cma_es': it needs two parameters or more that are numbers"
-            )
+        for method, part in space.parts().items():
+            numeric = [p for p in part.parameters.values() if not isinstance(p, Categorical)]
+            if len(numeric) < 2:
+                where = "" if method is None else f", which {method!r} has not"
+                raise ConfigError(
+                    "search.sampler.name = 'cma_es': it needs two parameters or more that are "
+                    f"numbers{where}"
+                )
 
 
 def _check_budget(file: SearchFile) -> None:

@@ -5,8 +5,8 @@ folder, and say only what differs. ``variants:`` names sets of dotted keys that 
 where the command says ``FILE:VARIANT``. Neither key is left in what comes out.
 
 In every layer alike, what belongs to a kind goes with it: another model, method, ready space or
-scheduler, or another `type` of a parameter, leaves nothing of what the layers below said of the one
-before.
+scheduler, several methods in place of one ready space, or another `type` of a parameter, leaves
+nothing of what the layers below said of the one before.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from trainers.errors import ConfigError, did_you_mean
 from tuning.config import SearchFile
 
 _SUITE = "trial.data.suite"
-_SPACE = ("search", "space", "parameters")
-_PARAMETERS = f"{'.'.join(_SPACE)}."
+_SPACE = "search.space"
+_PARAMETER = re.compile(r"(?P<section>search\.space(\.by_method\.\w+)?\.parameters)\.(?P<name>.+)")
+"""Of all methods, or of one of several; the names of parameters have dots of their own."""
+_OF_METHOD = re.compile(r"search\.space\.by_method\.(?P<method>\w+)")
 _PARAMETER_FIELDS = ("type", "low", "high", "log", "step", "choices")
 _STANDARD = SearchFile()
 _KINDS = {
     "trial.model": _STANDARD.trial.model.name,
     "trial.method": _STANDARD.trial.method.name,
-    "search.space": _STANDARD.search.space.name,
+    _SPACE: _STANDARD.search.space.name,
     "search.scheduler": _STANDARD.search.scheduler.name,
 }
 """Sections whose other keys belong to their `name`, and the name where none is given."""
@@ -134,10 +136,17 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], at: str = "") -> di
 
 def _starts_afresh(where: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
     """Whether a section is now of another kind, to which the keys `below` do not belong."""
+    if where == _SPACE and over.get("methods"):
+        return not below.get("methods")
+    if where == _SPACE and below.get("methods"):
+        return bool(over.get("name"))
     if where in _KINDS:
         name = below.get("name", _KINDS[where])
         return bool(over.get("name", name) != name)
-    if where.startswith(_PARAMETERS):
+    if of_method := _OF_METHOD.fullmatch(where):
+        name = below.get("name") or of_method["method"]
+        return (over.get("name") or name) != name
+    if _PARAMETER.fullmatch(where):
         another = over.get("type", below.get("type")) != below.get("type")
         return another or ("choices" in over and "choices" not in below)
     return False
@@ -170,8 +179,10 @@ def _laid_over(values: dict[str, Any], keys: Sequence[tuple[str, Any]]) -> dict[
     """`values` with one layer's dotted keys, none of which another's new `name` takes away."""
     for key, value in keys:
         section, _, field = key.rpartition(".")
-        of_parameter = section.startswith(_PARAMETERS)
-        path = (*_SPACE, section.removeprefix(_PARAMETERS)) if of_parameter else section.split(".")
+        of_parameter = _PARAMETER.fullmatch(section)
+        path = section.split(".")
+        if of_parameter:
+            path = [*of_parameter["section"].split("."), of_parameter["name"]]
         below = _at(values, *path)
         if below is not None and _starts_afresh(section, below, {field: value}):
             values = _override(values, section, {})
@@ -181,28 +192,29 @@ def _laid_over(values: dict[str, Any], keys: Sequence[tuple[str, Any]]) -> dict[
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """`values` with one more key; the names of searched parameters have dots of their own."""
+    """`values` with one more key."""
     if key.startswith(f"{_SUITE}."):
         suite = _opened((_at(values, "trial", "data") or {}).get("suite"))
         if isinstance(suite, str):
             return values  # which validation refuses
         return nest({key: value}, nest({_SUITE: suite}, values))
-    if not key.startswith(_PARAMETERS):
+    of_parameter = _PARAMETER.fullmatch(key)
+    if not of_parameter:
         return nest({key: value}, values)
-    name, field = key.removeprefix(_PARAMETERS), ""
+    section, name, field = of_parameter["section"], of_parameter["name"], ""
     if name.rpartition(".")[2] in _PARAMETER_FIELDS:
         name, _, field = name.rpartition(".")
     parameters: Any = values
-    for part in _SPACE:
+    for part in section.split("."):
         parameters = parameters.get(part) or {}
         if not isinstance(parameters, Mapping):
             return values  # which validation refuses
     if not field:
-        return nest({_PARAMETERS.rstrip("."): {**parameters, name: value}}, values)
+        return nest({section: {**parameters, name: value}}, values)
     given = parameters.get(name) or {}
     if not isinstance(given, Mapping):
         return values
-    return nest({_PARAMETERS.rstrip("."): {**parameters, name: {**given, field: value}}}, values)
+    return nest({section: {**parameters, name: {**given, field: value}}}, values)
 
 
 def _opened(suite: Any) -> Any:

@@ -24,7 +24,7 @@ _CONSTRAINT: Final = re.compile(r"(?P<metric>\S+)\s*(?P<relation>>=|<=)\s*(?P<bo
 _ANCHORED: Final = re.compile(
     r"(?P<anchor>best|zero_shot\.\S+?)\s*(?:(?P<sign>[+-])\s*(?P<offset>[\d.eE-]+))?"
 )
-_PERCENT: Final = ("/acc", "_acc", "/ece")
+_PERCENT: Final = ("acc", "ece", "ece_scaled")
 """Endings of metrics that lie between 0 and 100."""
 
 

@@ -2,8 +2,8 @@
 
 A resume finishes the search as it was set up, so nothing may change that its trials measure or
 that its sampler has learned from, the data included; where these lie may. Extending a search is
-another decision: its space may be moved or narrowed, and what lies outside of the new space is kept
-in the tables but forgotten by the sampler.
+another decision: its space may be moved or narrowed or get more methods, and what lies outside of
+the new space is kept in the tables but forgotten by the sampler.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
@@ -11,8 +11,23 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tuning.config import AshaConfig, HyperbandConfig, MedianConfig, SchedulerConfig
 from tuning.objective import Objective
-from tuning.records import REFERENCE_KEY, STEP, TRIAL_KEY, TrialRecord, trial_number
-from tuning.stopping import Asha, Hyperband, MedianRule, StoppingRule, Values, rung_ladder
+from tuning.records import (
+    METHOD_KEY,
+    REFERENCE_KEY,
+    STEP,
+    TRIAL_KEY,
+    TrialRecord,
+    trial_number,
+)
+from tuning.stopping import (
+    Asha,
+    Hyperband,
+    MedianRule,
+    Separately,
+    StoppingRule,
+    Values,
+    rung_ladder,
+)
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -23,31 +38,36 @@ class StepScheduler(FIFOScheduler):
 
     A reference is there to be compared with, so it must see its end, and its scores must not move
     the rule either. A trial at its last step ends by itself: stopping it there would tear down the
-    workers while they write the last checkpoint.
+    workers while they write the last checkpoint. Where methods are compared, each has a rule of its
+    own: one that starts slowly must not be stopped by the others.
 
     Ray's own schedulers count its iterations, which start anew after a resume, forget their rungs
     when restored, and take one objective.
 
     Args:
-        rule: None lets every trial run to its end.
+        new_rule: a rule that has heard nothing yet; None lets every trial run to its end.
         objectives: what the rule is told of, at every report.
         total_steps: of a trial that nothing stops.
-        earlier: trials of earlier sessions, whose curves the rule hears again.
+        earlier: trials of earlier sessions, whose curves the rules hear again.
+        method: of trials whose proposal names none.
     """
 
     def __init__(
         self,
-        rule: StoppingRule | None,
+        new_rule: Callable[[], StoppingRule | None],
         objectives: Sequence[Objective],
         total_steps: int,
         earlier: Iterable[TrialRecord] = (),
+        method: str | None = None,
     ) -> None:
         super().__init__()
-        self._rule, self._objectives, self._total_steps = rule, objectives, total_steps
+        self._objectives, self._total_steps, self._method = objectives, total_steps, method
+        self._methods: dict[int, Any] = {}  # by the number of the trial
+        self._rule = Separately(new_rule, self._methods.__getitem__)
         for record in earlier:
             if record.kind == "trial":
                 for report in record.curve:
-                    self._keeps(record.number, report)
+                    self._keeps(record.number, record.params, report)
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """The next one that waits; Ray's own looks through all that have ended, at every step."""
@@ -61,13 +81,12 @@ class StepScheduler(FIFOScheduler):
         if REFERENCE_KEY in trial.config or STEP not in result:
             return str(TrialScheduler.CONTINUE)
         number = trial_number(trial.config[TRIAL_KEY])
-        keeps = self._keeps(number, result) or result[STEP] >= self._total_steps
+        keeps = self._keeps(number, trial.config, result) or result[STEP] >= self._total_steps
         return str(TrialScheduler.CONTINUE if keeps else TrialScheduler.STOP)
 
-    def _keeps(self, number: int, report: Any) -> bool:
-        return self._rule is None or self._rule.keeps(
-            number, int(report[STEP]), _signed(self._objectives, report)
-        )
+    def _keeps(self, number: int, params: Mapping[str, Any], report: Any) -> bool:
+        self._methods[number] = params.get(METHOD_KEY, self._method)
+        return self._rule.keeps(number, int(report[STEP]), _signed(self._objectives, report))
 
 
 def create_rule(config: SchedulerConfig, total_steps: int) -> StoppingRule | None:

@@ -11,10 +11,10 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optuna
 import ray
 from ray import tune
 from rich.console import Console
@@ -23,6 +23,7 @@ from trainers.config import TrialConfig
 from trainers.data.roots import EMBEDDED, resolve_root
 from trainers.errors import ConfigError
 from trainers.run import load_split, start
+from tuning.branches import Branch, ended_branches, open_branches, synchronise_branches
 from tuning.budget import Budget
 from tuning.checkpoints import CheckpointListener
 from tuning.config import ResourcesConfig, SearchFile
@@ -32,13 +33,12 @@ from tuning.ray_session import concurrent_trials, ray_session
 from tuning.recorder import Recorder
 from tuning.records import Listener, SearchOutcome, SearchRecord, TrialRecord
 from tuning.reporting.progress import ProgressListener
-from tuning.reporting.report import figure
+from tuning.reporting.report import figures
 from tuning.reporting.tables_listener import TablesListener
 from tuning.runs import create_run_folder, search_record
 from tuning.schedulers import StepScheduler, create_rule
 from tuning.searcher import OptunaSearcher
 from tuning.selection import best_trial
-from tuning.study import ended_in, grid, open_study, synchronise
 from tuning.tracking.mlflow_callback import MlflowListener, TrackingError, default_tracking_uri
 from tuning.trainable import trainable
 from tuning.warm_start import load_earlier, warm_start
@@ -115,15 +115,13 @@ def continue_search(
         with ray_session(address), ProgressListener(console) as progress:
             journal.session_started(file.fingerprints())
             search = _measure_zero_shot(run_folder, file, journal, console)
-            study, history = _take_up(search, file, journal, console)
-            budget = Budget(file.search.budget, search, history)
+            branches, history = _take_up(search, file, journal, console)
+            budget, keep = Budget(file.search.budget, search, history), file.search.checkpoints
             listeners: tuple[Listener, ...] = (
                 budget,
                 MlflowListener(tracking_uri, file.search.tracking.experiment),
                 TablesListener(run_folder, lambda: read_history(run_folder, live=True).records),
-                CheckpointListener(
-                    run_folder, file.search.checkpoints.disk_bytes, earlier=history.records
-                ),
+                CheckpointListener(run_folder, keep.disk_bytes, history.records, keep.keep_top),
                 progress,
             )
             gpus = file.search.resources.gpus_per_trial
@@ -131,14 +129,14 @@ def continue_search(
             recorder.start()
             outcome: SearchOutcome = "failed"
             try:
-                outcome = _fit(file, study, budget, recorder, history)
+                outcome = _fit(file, branches, budget, recorder, history)
             except KeyboardInterrupt:
                 outcome = "stopped"
             finally:
                 records = recorder.finish(outcome)
     finally:
         journal.close()
-    figure(search, records, run_folder / "report" / "id_vs_ood.png")
+    figures(search, records, run_folder)
     return SearchResult(search, records, outcome, run_folder, tracking_uri, budget.reason())
 
 
@@ -157,29 +155,33 @@ def _measure_zero_shot(
 
 def _take_up(
     search: SearchRecord, file: SearchFile, journal: Journal, console: Console
-) -> tuple[optuna.Study, History]:
-    """Study and journal, each told what a kill kept it from; a new study also of earlier searches.
+) -> tuple[tuple[Branch, ...], History]:
+    """Branches and journal, told what a kill kept them from; new studies also of earlier searches.
 
     A trial that had ended for Optuna, or reported its last step, has ended: it is not run again.
     """
-    space = file.search_space()
-    study = open_study(search, file.search.sampler, space, file.search.study_storage)
+    storage = file.search.study_storage
+    branches = open_branches(search, file.search.sampler, file.search_space(), storage)
     unfinished = read_history(search.run_folder).unfinished
-    ended = ended_in(study, unfinished)
+    ended = ended_branches(branches, search, unfinished)
     for record in unfinished:
         outcome = "finished" if record.step >= search.total_steps else ended.get(record.trial_id)
         if outcome is not None:
             error = "the driver was killed before it wrote why" if outcome == "failed" else None
             journal.trial_ended(replace(record, outcome=outcome, error=error))
     history = read_history(search.run_folder)
-    synchronise(study, space.distributions(), search, history.records)
-    for line in warm_start(study, space, file, search, strict=not history.records):
+    synchronise_branches(branches, search, history.records)
+    for line in warm_start(branches, file, search, strict=not history.records):
         console.print(f"Warm start  {line}", soft_wrap=True, highlight=False)
-    return study, history
+    return branches, history
 
 
 def _fit(
-    file: SearchFile, study: optuna.Study, budget: Budget, recorder: Recorder, history: History
+    file: SearchFile,
+    branches: Sequence[Branch],
+    budget: Budget,
+    recorder: Recorder,
+    history: History,
 ) -> SearchOutcome:
     """Run Tune's loop; `stopped` where it was interrupted."""
     search, run_folder = file.search, recorder.search.run_folder
@@ -193,7 +195,7 @@ def _fit(
         search.resources.per_trial(),
     )
     concurrent = concurrent_trials(search.resources)
-    create_tuner(train, file, study, budget, recorder, history, concurrent).fit()
+    create_tuner(train, file, branches, budget, recorder, history, concurrent).fit()
     running = any(record.outcome == "running" for record in recorder.records.values())
     return "stopped" if running and budget.over() is None else "finished"
 
@@ -201,7 +203,7 @@ def _fit(
 def create_tuner(
     train: Any,
     file: SearchFile,
-    study: optuna.Study,
+    branches: Sequence[Branch],
     budget: Budget,
     recorder: Recorder,
     history: History,
@@ -214,7 +216,7 @@ def create_tuner(
     Args:
         train: what Tune runs for each proposal.
         file: the search.
-        study: told of `history` already.
+        branches: told of `history` already.
         budget: says when it is over.
         recorder: hears of every event.
         history: what earlier sessions did.
@@ -225,20 +227,16 @@ def create_tuner(
     search, run_folder = file.search, recorder.search.run_folder
     _quiet_tune()
     shutil.rmtree(run_folder / "tune", ignore_errors=True)  # of earlier sessions: never read again
-    space, sampler = file.search_space(), search.sampler
     searcher = OptunaSearcher(
-        study,
-        space,
+        branches,
         recorder.search,
         may_propose=budget.allows,
         references=search.references,
         earlier=history.records,
-        grid=grid(space, sampler.grid_points, sampler.seed) if sampler.name == "grid" else None,
     )
-    steps, objectives = file.trial.steps, file.objectives
-    scheduler = StepScheduler(
-        create_rule(search.scheduler, steps), objectives, steps, history.records
-    )
+    steps = file.trial.steps
+    rule = partial(create_rule, search.scheduler, steps)
+    scheduler = StepScheduler(rule, file.objectives, steps, history.records, file.trial.method.name)
     return tune.Tuner(
         train,
         tune_config=tune.TuneConfig(

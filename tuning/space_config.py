@@ -3,32 +3,74 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 import search_spaces
-from search_spaces import SearchSpace
-from trainers.config import TrialConfig
+from search_spaces import METHODS, SearchSpace
+from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, did_you_mean
+from tuning.records import METHOD_KEY
+
+ALL = "all"
 
 
-class SpaceConfig(BaseModel):
-    """What is searched: a ready space, with parameters replaced or added, or one of its own."""
-
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str | None = "lipsum_ft"
-    """A ready space of `search_spaces`; null starts from an empty one."""
     parameters: dict[str, dict[str, Any]] = {}
     """Dotted key to `{type: float|int|categorical, low, high, log, step, choices}`; without a
     `type`, it changes these fields of the ready space's parameter."""
     initial_points: tuple[dict[str, Any], ...] | None = None
     """Tried first, in order; by default those of the ready space that lie inside, with the trial's
     own values for added parameters."""
+
+
+class MethodSpaceConfig(_Section):
+    """What is searched for one of several methods, where it differs from what is for all."""
+
+    name: str | None = None
+    """A ready space; null is the method's own."""
+
+
+class SpaceConfig(_Section):
+    """What is searched: a ready space, with parameters replaced or added, or one of its own.
+
+    With `methods`, it is the ready space of each, side by side. `parameters` then are laid over
+    every one that has the key, and one that none has is added to all; of `initial_points`, which
+    differ from method to method, an empty list alone is for all.
+    """
+
+    name: str | None = "lipsum_ft"
+    """A ready space of `search_spaces`; null starts from an empty one."""
+    methods: tuple[str, ...] = ()
+    """Compared with each other, each tuned by itself in as many trials; `all` is every method."""
+    by_method: dict[str, MethodSpaceConfig] = {}
+    """For one of `methods` alone, over what is said for all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_bring_their_spaces(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("methods"):
+            return {"name": None, **values}
+        return values
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _all_methods(cls, methods: Any) -> Any:
+        listed = [methods] if isinstance(methods, str) else methods
+        return tuple(METHODS) if listed == [ALL] else listed
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_differ(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for name in methods if methods.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is named twice")
+        return methods
 
 
 def resolve_space(space: SpaceConfig, trial: TrialConfig) -> SearchSpace:
@@ -39,31 +81,115 @@ def resolve_space(space: SpaceConfig, trial: TrialConfig) -> SearchSpace:
         trial: its values complete the ready first points where the space has more parameters.
 
     Raises:
-        ConfigError: an unknown ready space, or a parameter that makes no sense.
+        ConfigError: an unknown ready space or method, or a parameter that makes no sense.
     """
+    _refuse_method_name(space)
+    if not space.methods:
+        if space.by_method:
+            raise ConfigError(
+                "search.space.by_method: it says more of search.space.methods, which are not given"
+            )
+        ready = _load(space.name, "search.space.name") if space.name else None
+        known = ready.parameters if ready else ()
+        layers = {"search.space": space.parameters}
+        return _varied(ready, layers, space.initial_points, trial, known)
+    if space.name:
+        raise ConfigError(
+            f"search.space.name = {space.name!r}: with search.space.methods each method has its "
+            "ready space; write null, or search.space.by_method.<method>.name for another"
+        )
+    if space.initial_points:
+        raise ConfigError(
+            "search.space.initial_points: methods differ in their parameters; write "
+            "search.space.by_method.<method>.initial_points"
+        )
+    return SearchSpace(branches=_branches(space, trial))
+
+
+def _refuse_method_name(space: SpaceConfig) -> None:
+    sections = {"search.space": space.parameters}
+    for method, own in space.by_method.items():
+        sections[f"search.space.by_method.{method}"] = own.parameters
+    for where, parameters in sections.items():
+        if METHOD_KEY in parameters:
+            given = parameters[METHOD_KEY].get("choices", ["ft", "lipsum_ft"])
+            raise ConfigError(
+                f"{where}.parameters.{METHOD_KEY}: methods have parameters of their own and are "
+                f"tuned each by itself; write search.space.methods: {given}"
+            )
+
+
+def _branches(space: SpaceConfig, trial: TrialConfig) -> dict[str, SearchSpace]:
+    """What is searched for each method."""
+    for key, names in (("methods", space.methods), ("by_method", space.by_method)):
+        for name in names:
+            if name not in METHODS:
+                raise ConfigError(
+                    f"search.space.{key}: no method {name!r}{did_you_mean(name, [*METHODS, ALL])}"
+                )
+    of_method = {name: space.by_method.get(name, MethodSpaceConfig()) for name in space.methods}
+    ready = {
+        name: _load(own.name or name, f"search.space.by_method.{name}.name")
+        for name, own in of_method.items()
+    }
+    known = dict.fromkeys(key for of_ready in ready.values() for key in of_ready.parameters)
+    branches = {}
+    for name, own in of_method.items():
+        common = {
+            key: given
+            for key, given in space.parameters.items()
+            if key in ready[name].parameters or key not in known
+        }
+        layers = {"search.space": common, f"search.space.by_method.{name}": own.parameters}
+        points = space.initial_points if own.initial_points is None else own.initial_points
+        of_trial = with_overrides(trial, {METHOD_KEY: name}, "search.space.methods")
+        branches[name] = _varied(ready[name], layers, points, of_trial, known)
+    return branches
+
+
+def _load(name: str, key: str) -> SearchSpace:
     try:
-        ready = search_spaces.load(space.name) if space.name else None
+        return search_spaces.load(name)
     except ValueError as error:
-        raise ConfigError(f"search.space.name = {space.name!r}: {error}") from None
+        raise ConfigError(f"{key} = {name!r}: {error}") from None
+
+
+def _varied(
+    ready: SearchSpace | None,
+    layers: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    points: Sequence[Mapping[str, Any]] | None,
+    trial: TrialConfig,
+    known: Iterable[str],
+) -> SearchSpace:
+    """A ready space with parameters laid over it.
+
+    Args:
+        ready: None is an empty one.
+        layers: section of the configuration -> its parameters, the later over the earlier.
+        points: None is those of the ready space.
+        trial: has values for parameters that these points lack.
+        known: parameters that a misspelt one may be.
+    """
     parameters = ready.model_dump()["parameters"] if ready else {}
-    for key, given in space.parameters.items():
-        parameters[key] = given if "type" in given else {**parameters.get(key, {}), **given}
+    for given in layers.values():
+        for key, fields in given.items():
+            parameters[key] = fields if "type" in fields else {**parameters.get(key, {}), **fields}
     try:
-        points = list(space.initial_points or ())
-        if ready and space.initial_points is None:
+        first = list(points or ())
+        if ready and points is None:
             varied = SearchSpace.model_validate({"parameters": parameters})
-            points = _completed(ready.initial_points, varied, trial)
-        return SearchSpace.model_validate({"parameters": parameters, "initial_points": points})
+            first = _completed(ready.initial_points, varied, trial)
+        return SearchSpace.model_validate({"parameters": parameters, "initial_points": first})
     except ValidationError as error:
-        raise ConfigError(_space_problem(error, ready)) from None
+        raise ConfigError(_space_problem(error, known, layers)) from None
 
 
 def _completed(
     points: Iterable[Mapping[str, Any]], space: SearchSpace, trial: TrialConfig
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """The points with the trial's own values for what they lack; those outside are left out."""
     own = trial.model_dump(mode="json")
-    completed = []
+    completed: list[Mapping[str, Any]] = []
     for point in points:
         with suppress(KeyError, TypeError, ValueError):
             lacking = space.parameters.keys() - point.keys()
@@ -73,16 +199,22 @@ def _completed(
     return completed
 
 
-def _space_problem(error: ValidationError, ready: SearchSpace | None) -> str:
+def _space_problem(
+    error: ValidationError, known: Iterable[str], layers: Mapping[str, Mapping[str, Any]]
+) -> str:
     """The first mistake in a space, in one line."""
     first = error.errors(include_url=False)[0]
     # After a parameter's key pydantic names its type, which is no key of the user's.
     parts = [str(part) for index, part in enumerate(first["loc"]) if index != 2]
-    where = ".".join(["search.space", *parts])
+    section, *later = layers
+    for name in later:
+        if parts[0] == "initial_points" or (len(parts) > 1 and parts[1] in layers[name]):
+            section = name
+    where = ".".join([section, *parts])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_not_found":
-        known = did_you_mean(parts[-1], ready.parameters) if ready else ""
-        message = f"a parameter that is new to the space needs a `type`{known}"
+        message = "a parameter that is new to the space needs a `type`"
+        message += did_you_mean(parts[-1], known)
     elif first["type"] == "union_tag_invalid":
         message = "its `type` is not one of float, int, categorical"
     elif first["type"] == "extra_forbidden":

@@ -13,7 +13,7 @@ import bisect
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeAlias
 
 Values: TypeAlias = tuple[float, ...]
@@ -128,6 +128,31 @@ class MedianRule:
         best = [max(column) for column in zip(*mine, strict=True)]
         medians = [statistics.median(column) for column in zip(*means, strict=True)]
         return any(b >= m for b, m in zip(best, medians, strict=True))
+
+
+class Separately:
+    """A rule for each group of trials, none of which is compared with those of another.
+
+    Args:
+        new_rule: one that has heard nothing yet, or None where every trial runs to its end.
+        group_of: the group of the trial of that number.
+    """
+
+    def __init__(
+        self,
+        new_rule: Callable[[], StoppingRule | None],
+        group_of: Callable[[int], Hashable],
+    ) -> None:
+        self._new_rule, self._group_of = new_rule, group_of
+        self._rules: dict[Hashable, StoppingRule | None] = {}
+
+    def keeps(self, number: int, step: int, values: Values | None) -> bool:
+        """Ask the rule of the trial's group."""
+        group = self._group_of(number)
+        if group not in self._rules:
+            self._rules[group] = self._new_rule()
+        rule = self._rules[group]
+        return rule is None or rule.keeps(number, step, values)
 
 
 def dominates(a: Values, b: Values) -> bool:

@@ -1,4 +1,4 @@
-"""The Optuna study of a search: where it is kept, who proposes, and what it knows at the start.
+"""The Optuna study of a search: where it is kept, and what it knows at the start.
 
 The journal of the run folder is what really happened; the study is the sampler's picture of it.
 `synchronise` brings the picture up to date after any interruption, and makes it anew where it is
@@ -8,31 +8,15 @@ missing, as after a move of the run folder or a change of the space.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import (
-    BaseSampler,
-    CmaEsSampler,
-    GPSampler,
-    NSGAIISampler,
-    QMCSampler,
-    RandomSampler,
-    TPESampler,
-)
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -41,7 +25,8 @@ from search_spaces import SearchSpace
 from trainers.errors import ConfigError
 from tuning.config import SamplerConfig
 from tuning.journal import cut_torn_line
-from tuning.records import STEP, Outcome, ParamValue, SearchRecord, TrialRecord
+from tuning.records import STEP, Outcome, SearchRecord, TrialRecord
+from tuning.samplers import create_sampler
 
 TRIAL_ID = "trial_id"
 """User attribute of an Optuna trial: the name of ours."""
@@ -57,7 +42,11 @@ STATES = {
 
 
 def open_study(
-    search: SearchRecord, sampler: SamplerConfig, space: SearchSpace, storage_url: str | None = None
+    search: SearchRecord,
+    sampler: SamplerConfig,
+    space: SearchSpace,
+    storage: BaseStorage | str | None = None,
+    method: str | None = None,
 ) -> optuna.Study:
     """The study of this search alone; made if it is not there.
 
@@ -66,8 +55,8 @@ def open_study(
         sampler: who proposes.
         space: what is searched; another space is another study, for in Optuna a parameter cannot
             change what it is.
-        storage_url: of a database, `postgresql://...`; None is a journal file in the run folder,
-            appended to and never rewritten, so that a crash cannot corrupt what stands in it.
+        storage: where it is kept; for None and a URL, see `open_storage`.
+        method: whose study it is, where a search has one for each.
 
     Raises:
         ConfigError: the database cannot be used.
@@ -75,10 +64,11 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # By folder too: two searches of one name in one database must not share a study.
     identity = f"{search.run_folder.resolve()}\n{space.canonical()}"
-    name = f"{search.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-    storage = _storage(search.run_folder, storage_url)
+    name = search.name if method is None else f"{search.name}-{method}"
+    if not isinstance(storage, BaseStorage):
+        storage = open_storage(search.run_folder, storage)
     study = optuna.create_study(
-        study_name=name,
+        study_name=f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}",
         storage=storage,
         directions=["maximize" if o.mode == "max" else "minimize" for o in search.objectives],
         load_if_exists=True,
@@ -89,55 +79,6 @@ def open_study(
             study.set_metric_names([o.metric for o in search.objectives])
         study.sampler = create_sampler(sampler, len(study.get_trials(deepcopy=False)))
     return study
-
-
-def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
-    """Optuna's sampler of that name.
-
-    Args:
-        config: which one.
-        known_trials: trials of the study. They are part of the seed: a sampler that starts with the
-            same seed at every resume would propose the same points again.
-    """
-    seed = int(np.random.SeedSequence((config.seed, known_trials)).generate_state(1)[0])
-    if config.name == "tpe":
-        return TPESampler(
-            seed=seed,
-            n_startup_trials=config.startup_trials,
-            multivariate=True,
-            constant_liar=True,  # trials run side by side: keep away from what is being tried
-        )
-    if config.name == "gp":
-        return GPSampler(seed=seed, n_startup_trials=config.startup_trials)
-    if config.name == "cma_es":
-        return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
-    if config.name == "nsga2":
-        return NSGAIISampler(seed=seed, population_size=max(2, config.startup_trials))
-    if config.name == "qmc":  # goes on in its sequence by what the study holds, not by the seed
-        return QMCSampler(seed=config.seed, scramble=True)
-    return RandomSampler(seed=seed)
-
-
-def grid(space: SearchSpace, points: int, seed: int) -> list[dict[str, ParamValue]]:
-    """All combinations of `points` values a numeric parameter and all choices, well shuffled."""
-    axes = {key: _axis(of_key, points) for key, of_key in space.distributions().items()}
-    combinations = [
-        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
-    ]
-    order = np.random.default_rng(seed).permutation(len(combinations))
-    return [combinations[index] for index in order]
-
-
-def _axis(distribution: BaseDistribution, points: int) -> Sequence[ParamValue]:
-    if isinstance(distribution, CategoricalDistribution):
-        return [choice for choice in distribution.choices if choice is not None]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    values: np.ndarray = (np.geomspace if distribution.log else np.linspace)(low, high, points)
-    if step is not None:
-        values = low + np.round((values - low) / step) * step
-    kind = int if isinstance(distribution, IntDistribution) else float
-    return sorted({kind(value) for value in values.clip(low, high)})
 
 
 def ended_in(study: optuna.Study, records: Sequence[TrialRecord]) -> dict[str, Outcome]:
@@ -164,23 +105,31 @@ def synchronise(
     space: Mapping[str, BaseDistribution],
     search: SearchRecord,
     records: Sequence[TrialRecord],
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Tell the study what the journal knows and it does not.
 
     Trials that ended while the driver was killed are told; those that it lacks are added, unless
     they lie outside of the space.
+
+    Args:
+        study: of the search.
+        space: of the study.
+        search: what is optimised.
+        records: the trials that are its to know.
+        elsewhere: names of trials that are not.
     """
     bests = search.bests(records)
     known = {t.user_attrs.get(TRIAL_ID): t for t in study.get_trials(deepcopy=False)}
+    for name in known.keys() & elsewhere:
+        _give_up(study, known[name])
     for record in records:
         state = STATES[record.outcome]
         if record.kind != "trial":
             continue
         trial = known.get(record.trial_id)
         if trial is not None and trial.params != dict(record.params):
-            # Named in this space and never started; the name went to a trial of another space.
-            if not trial.state.is_finished():
-                study.tell(optuna.Trial(study, trial._trial_id), state=TrialState.FAIL)
+            _give_up(study, trial)
             trial = None
         if trial is None:
             if inside(record.params, space):
@@ -189,6 +138,12 @@ def synchronise(
                 add_observation(study, space, search, record, violations, known_as)
         elif state != TrialState.RUNNING and not trial.state.is_finished():
             tell(optuna.Trial(study, trial._trial_id), study, search, record, bests)
+
+
+def _give_up(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    """Close a trial that was named here and never started; the name went to one elsewhere."""
+    if not trial.state.is_finished():
+        study.tell(optuna.Trial(study, trial._trial_id), state=TrialState.FAIL)
 
 
 def add_observation(
@@ -263,7 +218,17 @@ def _raw_values(search: SearchRecord, record: TrialRecord) -> list[float] | None
     return [v for v in values if v is not None] if None not in values else None
 
 
-def _storage(run_folder: Path, url: str | None) -> BaseStorage:
+def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
+    """Where studies are kept.
+
+    Args:
+        run_folder: of the search.
+        url: of a database, `postgresql://...`; None is a journal file in the run folder, appended
+            to and never rewritten, so that a crash cannot corrupt what stands in it.
+
+    Raises:
+        ConfigError: the database cannot be used.
+    """
     if url is None:
         path = run_folder / "optuna.journal"
         if path.is_file():

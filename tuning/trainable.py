@@ -14,7 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from trainers.dotted import nest
+from trainers.dotted import over_trial
 from trainers.torch_trainer import torch_trainer
 from tuning.records import REFERENCE_KEY, TRIAL_KEY
 
@@ -59,7 +59,7 @@ def _trial(
     params = dict(proposal)
     trial_id, reference = params.pop(TRIAL_KEY), params.pop(REFERENCE_KEY, None)
     torch_trainer(
-        references[reference] if reference else nest(params, base),
+        references[reference] if reference else over_trial(params, base),
         # A stable name: a trial that is taken up again finds its checkpoints under it.
         name=f"train-{trial_id}",
         storage_path=storage_path,

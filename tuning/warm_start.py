@@ -8,19 +8,19 @@ zero-shot model is.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 
-from search_spaces import SearchSpace
 from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
+from tuning.branches import Branch, point_of
 from tuning.config import ELSEWHERE, SearchFile
 from tuning.environment import data_seen
 from tuning.ranking import pareto_front, ranked
-from tuning.records import SearchRecord, TrialRecord
+from tuning.records import METHOD_KEY, SearchRecord, TrialRecord
 from tuning.runs import LoadedRun, load_run
 from tuning.study import add_observation, inside
 
@@ -30,19 +30,15 @@ _DONE = "warm_started"
 
 
 def warm_start(
-    study: optuna.Study,
-    space: SearchSpace,
-    file: SearchFile,
-    search: SearchRecord,
-    strict: bool = True,
+    branches: Sequence[Branch], file: SearchFile, search: SearchRecord, strict: bool = True
 ) -> list[str]:
-    """Give a study what the earlier runs of the configuration know; one line a run for people.
+    """Give studies what the earlier runs of the configuration know; a line for people on each.
 
-    A study is given it once; after a kill half-way, only what it lacks.
+    A study is given it once; after a kill half-way, only what it lacks. Each is given the trials of
+    its own method, whether the earlier run had several or this one alone.
 
     Args:
-        study: of the search.
-        space: of the study.
+        branches: of the search.
         file: names the runs.
         search: what is optimised.
         strict: refuse a run that does not fit; a search that is under way goes on without it.
@@ -51,36 +47,32 @@ def warm_start(
         ConfigError: a run cannot be read, or none of its trials fits the space.
     """
     told: list[str] = []
-    warm = file.search.warm_start
-    if study.user_attrs.get(_DONE):
-        return told
-    for folder in warm.runs:
+    new = [branch for branch in branches if not branch.study.user_attrs.get(_DONE)]
+    runs = file.search.warm_start.runs
+    for folder in runs if new else ():
         run = load_earlier(folder)
-        fitting = [r for r in _ended(run) if inside(r.params, space.distributions())]
-        if not fitting and not strict:
-            told.append(f"{folder}: no trial inside of this space")
-            continue
-        if not fitting:
+        fitting = [(b, records) for b in new if (records := _fitting(b, run, file))]
+        if fitting:
+            told += [f"{folder}: {line}" for line in _learn(fitting, run, file, search)]
+        elif strict:
             raise ConfigError(
                 f"search.warm_start.runs: {folder}: none of its {len(_ended(run))} ended trials "
-                f"has the parameters of this space ({', '.join(space.parameters)}) in its ranges"
+                f"has the parameters of {_named(branches)} in its ranges"
             )
-        if warm.use == "observations" or (warm.use == "auto" and same_task(run, file)):
-            if all(search.values(record) is None for record in fitting):
-                metrics = " and ".join(objective.metric for objective in search.objectives)
-                raise ConfigError(f"search.warm_start.use: {folder}: no trial there has {metrics}")
-            _observe(study, space, search, run, fitting)
-            told.append(f"{folder}: {len(fitting)} trials as observations")
         else:
-            told.append(f"{folder}: its best {_enqueue(study, search, run, fitting, warm.top)}")
-    if warm.runs:
-        study.set_user_attr(_DONE, True)
+            told.append(f"{folder}: no trial inside of this space")
+    for branch in new if runs else ():
+        branch.study.set_user_attr(_DONE, True)
     return told
 
 
-def same_task(run: LoadedRun, file: SearchFile) -> bool:
+def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, branch: Branch) -> bool:
     """Whether a trial of that run would measure the same today: equal trial, equal data."""
-    then, now = (f.trial.model_dump(exclude={"data": set(ELSEWHERE)}) for f in (run.file, file))
+    method = {key: value for key, value in record.params.items() if key == METHOD_KEY}
+    then, now = (
+        config.model_dump(exclude={"data": set(ELSEWHERE)})
+        for config in (run.file.trial_config(method), file.trial_config(branch.proposal({})))
+    )
     return then == now and data_seen(run.folder) == data_fingerprint(file.trial.data)
 
 
@@ -104,6 +96,57 @@ def load_earlier(folder: str) -> LoadedRun:
         return load_run(Path(folder).expanduser())
     except ConfigError as error:
         raise ConfigError(f"search.warm_start.runs: {error}") from None
+
+
+def _named(branches: Sequence[Branch]) -> str:
+    if all(branch.method is None for branch in branches):
+        return f"this space ({', '.join(branches[0].space.parameters)})"
+    return f"one of these methods ({', '.join(str(branch.method) for branch in branches)})"
+
+
+def _fitting(branch: Branch, run: LoadedRun, file: SearchFile) -> list[TrialRecord]:
+    """The ended trials of a run that lie inside of a branch, their methods with them."""
+    wanted = branch.method or file.trial.method.name
+
+    def fits(record: TrialRecord) -> bool:
+        # Two searches of one method each may learn from another as far as their parameters agree.
+        compared = branch.method is not None or METHOD_KEY in record.params
+        method = record.params.get(METHOD_KEY, run.file.trial.method.name)
+        own = method == wanted or not compared
+        return own and inside(point_of(record), branch.space.distributions())
+
+    return [record for record in _ended(run) if fits(record)]
+
+
+def _learn(
+    fitting: Sequence[tuple[Branch, Sequence[TrialRecord]]],
+    run: LoadedRun,
+    file: SearchFile,
+    search: SearchRecord,
+) -> list[str]:
+    """Tell each branch of its trials in a run; says what they were told.
+
+    Raises:
+        ConfigError: there is nothing in the run that any of them could learn from.
+    """
+    told, problems, use = list[str](), list[ConfigError](), file.search.warm_start.use
+    for branch, records in fitting:
+        whose = "" if branch.method is None else f"{branch.method}: "
+        points = [replace(record, params=point_of(record)) for record in records]
+        try:
+            if use == "observations" or (
+                use == "auto" and same_task(run, records[0], file, branch)
+            ):
+                _observe(branch, search, run, points)
+                told.append(f"{whose}{len(points)} trials as observations")
+            else:
+                best = _enqueue(branch.study, search, run, points, file.search.warm_start.top)
+                told.append(f"{whose}its best {best}")
+        except ConfigError as problem:
+            problems.append(problem)
+    if not told:
+        raise problems[0]
+    return told
 
 
 def _ended(run: LoadedRun) -> list[TrialRecord]:
@@ -137,12 +180,11 @@ def _enqueue(
 
 
 def _observe(
-    study: optuna.Study,
-    space: SearchSpace,
-    search: SearchRecord,
-    run: LoadedRun,
-    records: Sequence[TrialRecord],
+    branch: Branch, search: SearchRecord, run: LoadedRun, records: Sequence[TrialRecord]
 ) -> None:
+    if all(search.values(record) is None for record in records):
+        metrics = " and ".join(objective.metric for objective in search.objectives)
+        raise ConfigError(f"search.warm_start.use: {run.folder}: no trial there has {metrics}")
     zero_shot = run.search.zero_shot
     shift = {
         name: value - zero_shot[name]
@@ -151,12 +193,13 @@ def _observe(
     }
     shifted = [_shifted(record, shift) for record in records]
     bests = search.bests(shifted)
+    study, distributions = branch.study, branch.space.distributions()
     known = {trial.user_attrs.get(WARM_START) for trial in study.get_trials(deepcopy=False)}
     for record in shifted:
         source = f"{run.folder.name}/{record.trial_id}"
         if source not in known:
             violations, attributes = search.violations(record, bests), {WARM_START: source}
-            add_observation(study, space.distributions(), search, record, violations, attributes)
+            add_observation(study, distributions, search, record, violations, attributes)
 
 
 def _shifted(record: TrialRecord, shift: dict[str, float]) -> TrialRecord:
@@ -164,4 +207,4 @@ def _shifted(record: TrialRecord, shift: dict[str, float]) -> TrialRecord:
         {name: value + shift.get(name, 0.0) for name, value in report.items()}
         for report in record.curve
     )
-    return dataclasses.replace(record, curve=curve)
+    return replace(record, curve=curve)

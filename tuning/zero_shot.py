@@ -21,8 +21,8 @@ from trainers.data.class_map import domain_class_map
 from trainers.errors import ConfigError, did_you_mean
 from trainers.evaluation import evaluate
 from trainers.models import check_model
-from trainers.run import autocast, id_classes, open_pictures
-from trainers.student import Student
+from trainers.precision import Precision
+from trainers.run import id_classes, open_pictures
 from trainers.zero_shot import load_zero_shot
 
 PUBLISHED = "published"
@@ -121,22 +121,21 @@ def measure(
     """
     wanted = check_zero_shot(config, split, domains, expected)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    data = config.data
+    data, precision = config.data, Precision(config.precision, where)
     names = id_classes(data, split)
     zero_shot = load_zero_shot(config.model, data.rules.prompts(names), where)
-    student = Student(zero_shot).to(where).eval()
 
-    def classify(images: Tensor) -> Tensor:
-        with autocast(config, where):
-            logits: Tensor = student(images)[1]
-        return logits
+    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
+        with precision.autocast():
+            features = zero_shot.image_features(images)
+        return features, zero_shot.logit_scale * features @ zero_shot.head.T
 
     rows = []
     for domain in wanted:
         began(domain)
         pictures = open_pictures(data, domain, split)
         class_map = domain_class_map(data, names, domain, pictures)
-        figures = evaluate(
+        sums = evaluate(
             classify,
             pictures,
             zero_shot.image_input,
@@ -145,14 +144,15 @@ def measure(
             class_map=class_map,
             workers=data.workers,
         )
+        measures = sums.measures()
         rows.append(
             Row(
                 domain=domain,
-                pictures=int(figures["count"]),
+                pictures=sums.number,
                 classes=class_map.num_classes,
-                acc=figures["acc"],
-                nll=figures["nll"],
-                ece=figures["ece"],
+                acc=measures["acc"],
+                nll=measures["nll"],
+                ece=measures["ece"],
                 expected=(expected or {}).get(domain),
             )
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -15,6 +16,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import SearchSpace
+from tuning.branches import Branch
 from tuning.config import (
     AshaConfig,
     HyperbandConfig,
@@ -25,10 +27,10 @@ from tuning.config import (
 )
 from tuning.objective import Objective
 from tuning.records import SearchRecord
+from tuning.samplers import create_sampler
 from tuning.schedulers import StepScheduler, create_rule
 from tuning.searcher import OptunaSearcher
 from tuning.stopping import rung_ladder
-from tuning.study import create_sampler
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ def ours(name: str, sampler: str, scheduler: str) -> Contender:
             sampler=create_sampler(SamplerConfig.model_validate(settings)),
         )
         space = problem.space.model_copy(update={"initial_points": []})
-        searcher = OptunaSearcher(study, space, _search_record(problem))
-        rule = create_rule(_scheduler_config(scheduler, problem), problem.total_steps)
-        return searcher, StepScheduler(rule, (problem.objective,), problem.total_steps)
+        searcher = OptunaSearcher([Branch(space, study)], _search_record(problem))
+        config, total_steps = _scheduler_config(scheduler, problem), problem.total_steps
+        rule = partial(create_rule, config, total_steps)
+        return searcher, StepScheduler(rule, (problem.objective,), total_steps)
 
     def evaluate_at(problem: Problem) -> Sequence[int]:
         if scheduler == "none":

@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 import yaml
 from mlflow.tracking import MlflowClient
 
+from tuning.branches import open_branches
 from tuning.config_file import load_config
 from tuning.journal import JOURNAL_FILE
 from tuning.records import TrialRecord
 from tuning.runs import LoadedRun, load_run
-from tuning.study import STATES, TRIAL_ID, open_study
+from tuning.study import STATES, TRIAL_ID
 from tuning.tracking.mlflow_callback import default_tracking_uri
 
 SHORT = (
@@ -101,8 +102,11 @@ def disagreements(folder: Path) -> list[str]:
 
 
 def _study(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
-    study = open_study(run.search, run.file.search.sampler, run.file.search_space())
-    told = Counter((t.user_attrs.get(TRIAL_ID), t.state) for t in study.trials)
+    told = Counter(
+        (trial.user_attrs.get(TRIAL_ID), trial.state)
+        for branch in open_branches(run.search, run.file.search.sampler, run.file.search_space())
+        for trial in branch.study.trials
+    )
     wanted = Counter(
         (name, STATES[record.outcome]) for name, record in trials.items() if record.kind == "trial"
     )

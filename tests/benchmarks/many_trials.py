@@ -46,8 +46,9 @@ from safetensors.numpy import save_file
 
 from trainers.checkpoint import STATE, WEIGHTS
 from trainers.config import DataConfig
-from trainers.evaluation import MEASURES, summarise
+from trainers.evaluation import flat_metrics, metric_names
 from trainers.fine_tune import REPORTED
+from tuning.branches import open_branches
 from tuning.budget import Budget
 from tuning.checkpoints import CheckpointListener, trial_folder
 from tuning.config import SearchFile
@@ -70,7 +71,6 @@ from tuning.runs import create_run_folder, search_record
 from tuning.schedulers import StepScheduler
 from tuning.search import create_tuner
 from tuning.searcher import OptunaSearcher
-from tuning.study import open_study
 from tuning.tracking.mlflow_callback import MlflowListener, default_tracking_uri
 from tuning.trainable import DRIVER_MEMORY
 
@@ -113,9 +113,8 @@ def instant_trial(
         accuracies = {data.id_domain: 80 - 5 * weight**2 + noise.gauss(0, 0.3)}
         for domain in data.ood_domains:
             accuracies[domain] = 50 + 8 * weight - 3 * weight**4 + noise.gauss(0, 0.5)
-        blank = dict.fromkeys(MEASURES, 1.0)
-        metrics = {domain: {**blank, "acc": acc} for domain, acc in accuracies.items()}
-        report = {**dict.fromkeys(REPORTED, 1.0), **summarise(metrics, data, "val")}
+        measured = flat_metrics({d: {"acc": acc} for d, acc in accuracies.items()}, data, "val")
+        report = {**dict.fromkeys((*REPORTED, *metric_names(data)), 1.0), **measured}
         if index < REPORTS:
             report["val/mean_acc"] = 100 + number  # never the worse part of a rung
         tune.report({STEP: steps * index // REPORTS, **report})
@@ -234,10 +233,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
     run_folder = create_run_folder(file)
     history, stopwatch = History(), Stopwatch()
     data, steps = file.trial.data, file.trial.steps
-    blank = {
-        domain: dict.fromkeys(MEASURES, 40.0) for domain in (data.id_domain, *data.ood_domains)
-    }
-    search = search_record(file, run_folder, summarise(blank, data, "val"))
+    search = search_record(file, run_folder, dict.fromkeys(metric_names(data), 40.0))
     journal = Journal(run_folder)
     journal.session_started(file.fingerprints())
     journal.zero_shot(dict(search.zero_shot))
@@ -262,7 +258,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
         )
         recorder = Recorder(search, journal, listeners)
         recorder.start()
-        study = open_study(search, file.search.sampler, file.search_space())
+        branches = open_branches(search, file.search.sampler, file.search_space())
         concurrent = concurrent_trials(file.search.resources)
         trial = partial(
             instant_trial, data=data, steps=steps, folder=run_folder, concurrent=concurrent
@@ -270,7 +266,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
         tuner = create_tuner(
             tune.with_resources(trial, {"memory": DRIVER_MEMORY}),
             file,
-            study,
+            branches,
             budget,
             recorder,
             history,

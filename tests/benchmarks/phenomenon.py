@@ -58,7 +58,9 @@ def main() -> None:
     arguments = parser.parse_args()
     base = load_config(arguments.config, [f"trial.steps={arguments.steps}"]).trial
     resolve_root(base.data.root, progress=True)
-    zero_shot = start(base).evaluate("test", load_split(base, "test"))
+    before = start(base)
+    before.evaluate("val", load_split(base, "val"))  # settles the temperature of calibration
+    zero_shot = before.evaluate("test", load_split(base, "test"))
     rows: list[dict[str, Any]] = [{"method": "zero-shot", "seed": -1, "seconds": 0.0, **zero_shot}]
     jobs = [(method, seed, base) for seed in range(arguments.seeds) for method in METHODS]
     with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:

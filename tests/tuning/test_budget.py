@@ -124,6 +124,22 @@ def test_an_improvement_starts_patience_anew_and_a_stopped_trial_does_not_count(
     assert spent.allows(5)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_of_several_methods_each_improves_on_its_own_best(resumed: bool) -> None:
+    ends = [("ft", 70.0), ("kd", 50.0), ("ft", 69.0), ("kd", 51.0), ("ft", 68.0), ("kd", 51.0)]
+    records = [
+        scored(number, accuracy, params={"method.name": method})
+        for number, (method, accuracy) in enumerate(ends)
+    ]
+    earlier = tuple(records[:4]) if resumed else ()
+    spent = budget(Clock(), earlier, patience=2)
+    for record in records[len(earlier) :]:
+        assert spent.allows(record.number)  # a better kd, though worse than any ft
+        end(spent, record)
+    assert not spent.allows(6)
+    assert "patience" in str(spent.reason())
+
+
 def test_with_several_objectives_a_new_point_of_the_front_is_an_improvement() -> None:
     search = fakes.search_record(
         Path("unused"), objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc"))

@@ -84,6 +84,7 @@ def good(pictures_root: Path) -> dict[str, Any]:
         ("search.budget.patience", 0, r"search.budget.patience = 0"),
         ("search.budget.gpu_hours", 2, r"gpu_hours = 2: trials take no GPU .*search.budget.hours"),
         ("search.checkpoints.disk_gb", 0, r"search.checkpoints.disk_gb = 0"),
+        ("search.checkpoints.keep_top", -1, r"search.checkpoints.keep_top = -1"),
         ("search.warm_start.use", "obs", r"search.warm_start.use = 'obs' is not one of its values"),
         ("search.scheduler.grace_steps", 7, r"grace_steps = 7: more than trial.steps = 6"),
         ("search.scheduler", {"name": "asha"}, r"search.scheduler.grace_steps' is missing"),

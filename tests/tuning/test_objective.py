@@ -6,7 +6,10 @@ import pytest
 
 from tuning.objective import Constraint, check_constraints, parse_constraint
 
-KNOWN = ("id_val/acc", "id_val/nll", "ood_val/mean_acc")
+KNOWN = (
+    *("id_val/acc", "id_val/nll", "ood_val/mean_acc", "id_val/class_acc", "ood_val/mean_ece"),
+    *("id_val/ece_scaled", "ood_val/sketch/energy_gap"),
+)
 ZERO_SHOT = {"id_val/acc": 53.0, "id_val/nll": 1.5}
 
 
@@ -66,6 +69,9 @@ def test_a_line_that_cannot_be_read_is_named(line: str, said: str) -> None:
         (("id_val/acc >= best + 5",), "cannot be met, not even by the best"),
         (("id_val/nll <= best - 0.1",), "cannot be met, not even by the best"),
         (("ood_val/mean_acc <= -1",), "cannot be met"),
+        (("id_val/class_acc >= 101",), "cannot be met"),
+        (("ood_val/mean_ece <= -1",), "cannot be met"),
+        (("id_val/ece_scaled <= -1",), "cannot be met"),
         (("id_val/acc >= zero_shot.id_val/acc + 50",), "cannot be met"),
         (("id_val/acc >= 60", "id_val/acc <= 59"), "exclude each other"),
         (("id_val/acc >= zero_shot.id_val/acc", "id_val/acc <= 50"), "exclude each other"),
@@ -77,5 +83,6 @@ def test_what_no_trial_can_meet_is_refused(lines: tuple[str, ...], said: str) ->
 
 
 def test_what_can_be_met_is_not_refused() -> None:
+    check_constraints(parse("ood_val/sketch/energy_gap >= 101"), ZERO_SHOT)
     check_constraints(parse("id_val/nll >= 101", "id_val/acc >= 60", "id_val/acc <= 60"), ZERO_SHOT)
     check_constraints(parse("id_val/acc >= zero_shot.id_val/acc + 50"))  # not known yet

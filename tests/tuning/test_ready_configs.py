@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from search_spaces import Categorical, Float
+from search_spaces import METHODS, Categorical, Float
 from trainers.data.suite import Suite, load_suite
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
@@ -26,10 +26,10 @@ PAPER = [
 
 
 def test_the_ready_configurations_are_those_that_users_know() -> None:
-    assert ready_configs() == sorted([*PAPER, "quickstart"])
+    assert ready_configs() == sorted([*PAPER, "methods", "quickstart"])
 
 
-@pytest.mark.parametrize("name", [*PAPER, "quickstart"])
+@pytest.mark.parametrize("name", [*PAPER, "methods", "quickstart"])
 def test_every_header_says_how_it_is_run_what_it_costs_and_what_comes_out(name: str) -> None:
     header = re.split(r"^(?!#)", find_config(name).read_text(), maxsplit=1, flags=re.M)[0]
     assert f"lipsum-tune search {name}" in header
@@ -54,7 +54,7 @@ def test_the_papers_setting_is_what_its_files_say(name: str) -> None:
     assert trial.steps == {"domainnet": 5_000, "imagenet": 50_000}[data]
     assert trial.optim.model_dump() == {
         "lr": 1e-5, "batch_size": 256, "warmup_fraction": 0.1, "weight_decay": 0.0,
-        "betas": (0.9, 0.999), "eps": 1e-8,
+        "betas": (0.9, 0.999), "eps": 1e-8, "clip_grad_norm": None, "micro_batch_size": None,
     }  # fmt: skip
     assert trial.data.crop_area == (0.08, 1.0)
     assert trial.precision == "auto"
@@ -97,6 +97,28 @@ def test_a_runlocal_trial_runs(pictures_root: Path) -> None:
     (report,) = fine_tune(file.trial)
     assert report.step == 2
     assert 0 <= report.metrics["val/mean_acc"] <= 100
+
+
+def test_the_comparison_of_methods_gives_each_as_many_trials_and_ranges_that_suit_the_model() -> (
+    None
+):
+    file = load_config("methods")
+    quickstart = load_config("quickstart")
+    branches = file.search_space().branches
+    assert branches.keys() == METHODS.keys()
+    assert file.search.budget.trials % len(branches) == 0
+    assert file.search.references == ()
+    assert file.trial.model_copy(update={"eval": quickstart.trial.eval}) == quickstart.trial
+    for method, branch in branches.items():
+        (point,) = branch.initial_points
+        (ready,) = METHODS[method]().initial_points
+        same = {key for key in ready if point[key] == ready[key]}
+        assert ready.keys() - same <= {"optim.lr", "method.ema_decay"}
+        lr = branch.parameters["optim.lr"]
+        assert isinstance(lr, Float)
+        if method != "r_adapter":
+            assert lr == quickstart.search_space().parameters["optim.lr"]
+            assert point["optim.lr"] == quickstart.trial.optim.lr
 
 
 def write(folder: Path, name: str, /, **values: Any) -> Path:

@@ -110,3 +110,24 @@ def test_a_budget_ends_the_search_now_and_more_of_it_takes_it_up_again_from_wher
     assert set(outcomes(more).values()) <= {"finished", "pruned"}
     assert len(more.records) == 2
     assert disagreements(found.run_folder) == []
+
+
+def test_methods_are_searched_in_turn_and_one_that_is_added_later_catches_up(
+    pictures_root: Path, tmp_path: Path
+) -> None:
+    methods = {"methods": ["ft", "lipsum_ft"]}
+    more = {"space": methods, "references": [], "budget": {"trials": 2}}
+    config = write(pictures_root, tmp_path, "methods", scheduler={"name": "none"}, **more)
+    found = run_search(load_config(config), console=Console(quiet=True))
+    assert outcomes(found) == {"trial-000": "finished", "trial-001": "finished"}
+    added = ["search.budget.trials=4", "search.space.methods=[ft, lipsum_ft, kd]"]
+    extended = resume_search(found.run_folder, added, extend=True, console=Console(quiet=True))
+    assert disagreements(found.run_folder) == []
+    trained = [record.params["method.name"] for record in extended.records]
+    assert trained == ["ft", "lipsum_ft", "kd", "ft"]
+    # What was trained is what was proposed: plain fine-tuning alone has no regulariser.
+    regularisers = [record.last("train/reg") for record in extended.records]
+    assert [bool(reg) for reg in regularisers] == [False, True, True, False]
+    rows = pq.read_table(found.run_folder / "trials.parquet").to_pylist()
+    by_method = {row["trial_id"]: row["method.name"] for row in rows[1:]}
+    assert list(by_method.values()) == trained

@@ -15,6 +15,7 @@ from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write
 from trainers.dotted import nest
 from trainers.errors import ConfigError
 from tuning import resume
+from tuning.branches import open_branches, synchronise_branches
 from tuning.budget import Budget
 from tuning.config import SearchFile
 from tuning.config_file import load_config
@@ -22,7 +23,6 @@ from tuning.journal import Journal
 from tuning.resume import resume_search
 from tuning.runs import CONFIG_FILE, load_run
 from tuning.searcher import OptunaSearcher
-from tuning.study import open_study, synchronise
 
 NARROWER = f"search.space.parameters.{LR}.low=1e-5"
 
@@ -249,13 +249,11 @@ def test_a_value_that_cannot_be_is_refused_as_in_a_new_search(run: Path) -> None
 def test_the_budget_counts_the_trials_that_are_there(trials: int, more: int, run: Path) -> None:
     loaded = load_run(run)
     file = load_config(run / CONFIG_FILE, [f"search.budget.trials={trials}"])
-    search, space, history = loaded.search, file.search_space(), loaded.history
-    study = open_study(search, file.search.sampler, space)
-    synchronise(study, space.distributions(), search, history.records)
+    search, history = loaded.search, loaded.history
+    branches = open_branches(search, file.search.sampler, file.search_space())
+    synchronise_branches(branches, search, history.records)
     budget = Budget(file.search.budget, search, history)
-    searcher = OptunaSearcher(
-        study, space, search, may_propose=budget.allows, earlier=history.records
-    )
+    searcher = OptunaSearcher(branches, search, may_propose=budget.allows, earlier=history.records)
     proposals = [searcher.suggest(str(n)) for n in range(more + 1)]
     assert [p["trial_id"] for p in proposals[:-1]] == [f"trial-{3 + n:03d}" for n in range(more)]
     assert proposals[-1] == Searcher.FINISHED

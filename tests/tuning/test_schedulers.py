@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from tuning.config import (
     SchedulerConfig,
 )
 from tuning.objective import Objective
-from tuning.records import REFERENCE_KEY, STEP, TRIAL_KEY, TrialRecord
+from tuning.records import METHOD_KEY, REFERENCE_KEY, STEP, TRIAL_KEY, TrialRecord
 from tuning.schedulers import StepScheduler, create_rule
 from tuning.stopping import Asha, Hyperband, MedianRule
 
@@ -33,12 +35,14 @@ def scheduler(
     config: SchedulerConfig = ASHA,
     objectives: Sequence[Objective] = (Objective(METRIC),),
     earlier: Iterable[TrialRecord] = (),
+    method: str | None = None,
 ) -> StepScheduler:
-    return StepScheduler(create_rule(config, TOTAL_STEPS), objectives, TOTAL_STEPS, earlier)
+    rule = partial(create_rule, config, TOTAL_STEPS)
+    return StepScheduler(rule, objectives, TOTAL_STEPS, earlier, method)
 
 
-def tune_trial(number: int) -> Trial:
-    config = {TRIAL_KEY: f"trial-{number:03d}"}
+def tune_trial(number: int, method: str | None = None) -> Trial:
+    config = {TRIAL_KEY: f"trial-{number:03d}"} | ({METHOD_KEY: method} if method else {})
     return Trial("none", config=config, trial_id=f"{number + 7:08x}", stub=True)
 
 
@@ -151,6 +155,47 @@ def test_a_report_that_comes_again_after_a_resume_is_not_compared_again() -> Non
 def test_the_references_of_earlier_sessions_move_no_rung() -> None:
     reference = replace(record(-1, 99.0), trial_id="ft", kind="reference")
     assert goes_on(scheduler(earlier=[reference]), tune_trial(0), 30, 1.0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ASHA, HyperbandConfig(grace_steps=30), MedianConfig(grace_steps=30, min_trials=1)],
+)
+def test_a_method_is_stopped_as_it_would_be_if_it_were_searched_alone(
+    config: SchedulerConfig,
+) -> None:
+    rng = random.Random(1)
+    # Dealt in turn; those of kd are far worse throughout.
+    trials = [(n, method) for n, method in enumerate(["ft", "kd"] * 12)]
+    reports = [
+        (number, method, step, rng.gauss(60 if method == "ft" else 10, 5))
+        for step in (30, 60)
+        for number, method in trials
+    ]
+    together = scheduler(config)
+    alone = {"ft": scheduler(config), "kd": scheduler(config)}
+    stopped: dict[str, set[int]] = {"ft": set(), "kd": set()}
+    for number, method, step, value in reports:
+        if number in stopped[method]:
+            continue
+        goes = goes_on(together, tune_trial(number, method), step, value)
+        assert goes == goes_on(alone[method], tune_trial(number), step, value)
+        if not goes:
+            stopped[method].add(number)
+    assert 0 < len(stopped["ft"]) < 12
+    assert 0 < len(stopped["kd"]) < 12
+
+
+def test_after_a_resume_each_method_hears_of_its_own_curves() -> None:
+    unnamed = [replace(record(0, 50.0), params={"optim.lr": 1e-4})]
+    named = [
+        replace(record(n, value), params={METHOD_KEY: "kd"}) for n, value in ((1, 5.0), (2, 6.0))
+    ]
+    s = scheduler(earlier=[*unnamed, *named], method="ft")
+    assert not goes_on(s, tune_trial(3, "kd"), 30, 5.5)  # of three one goes on: 6
+    assert not goes_on(s, tune_trial(4, "ft"), 30, 49.0)  # second of two
+    assert goes_on(s, tune_trial(5, "l2_sp"), 30, 1.0)  # the first of its own
+    assert not goes_on(s, tune_trial(6), 30, 49.0)
 
 
 def test_without_a_rule_every_trial_runs_to_its_end() -> None:

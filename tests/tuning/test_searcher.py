@@ -13,11 +13,13 @@ from ray.tune.search import Searcher
 
 from search_spaces import Float, Int, SearchSpace
 from tests.tuning import fakes
+from tuning.branches import Branch
 from tuning.config import SamplerConfig
 from tuning.objective import Objective, parse_constraint
 from tuning.records import REFERENCE_KEY, TRIAL_KEY, SearchRecord, TrialRecord
+from tuning.samplers import create_sampler, grid
 from tuning.searcher import OptunaSearcher
-from tuning.study import TRIAL_ID, create_sampler, ended_in, grid, open_study, synchronise
+from tuning.study import TRIAL_ID, ended_in, open_study, synchronise
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
 SPACE = SearchSpace(
@@ -40,9 +42,16 @@ def study(search: SearchRecord) -> optuna.Study:
     return open_study(search, SamplerConfig(), SPACE)
 
 
-def searcher(study: optuna.Study, search: SearchRecord, trials: int = 4, **more: Any):  # type: ignore[no-untyped-def]
+def searcher(  # type: ignore[no-untyped-def]
+    study: optuna.Study,
+    search: SearchRecord,
+    trials: int = 4,
+    grid: list[dict[str, Any]] | None = None,
+    **more: Any,
+):
     allows: Callable[[int], bool] = lambda number: number < trials  # noqa: E731
-    return OptunaSearcher(study, SPACE, search, may_propose=allows, **more)
+    branch = Branch(SPACE, study, grid=grid)
+    return OptunaSearcher([branch], search, may_propose=allows, **more)
 
 
 def result(step: int, value: float, **more: float) -> dict[str, float]:
@@ -298,7 +307,7 @@ def test_another_space_is_another_study_that_knows_the_trials_inside_of_it(
     assert before.study_name != after.study_name
     synchronise(after, narrowed.distributions(), search, [inside, outside])
     assert [trial.user_attrs[TRIAL_ID] for trial in after.trials] == ["trial-000"]
-    s = OptunaSearcher(after, narrowed, search, earlier=[inside, outside])
+    s = OptunaSearcher([Branch(narrowed, after)], search, earlier=[inside, outside])
     proposal = s.suggest("a")
     assert proposal[TRIAL_KEY] == "trial-002"
     assert proposal["optim.lr"] >= 1e-4

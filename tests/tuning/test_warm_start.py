@@ -6,6 +6,7 @@ import io
 import math
 import shutil
 import statistics
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from rich.console import Console
 from tests.tuning import fakes
 from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, write_run
 from trainers.errors import ConfigError
+from tuning.branches import open_branches
+from tuning.config import SearchFile
 from tuning.journal import JOURNAL_FILE, Journal
+from tuning.records import METHOD_KEY, TrialRecord
 from tuning.runs import search_record
 from tuning.search import _take_up
-from tuning.study import TRIAL_ID, open_study
+from tuning.study import TRIAL_ID
 from tuning.warm_start import warm_start
 
 BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
@@ -53,8 +57,8 @@ def warm(
     folder = runs[0].parent / "new"
     folder.mkdir(exist_ok=True)
     search = search_record(file, folder, zero_shot)
-    study = open_study(search, file.search.sampler, file.search_space())
-    return study, warm_start(study, file.search_space(), file, search)
+    (branch,) = open_branches(search, file.search.sampler, file.search_space())
+    return branch.study, warm_start([branch], file, search)
 
 
 def waiting(study: optuna.Study) -> list[tuple[float, float]]:
@@ -265,8 +269,8 @@ def test_a_study_is_warmed_once_and_not_again_by_a_resume(
 
     def start() -> tuple[int, str]:
         console = Console(file=io.StringIO(), width=200)
-        study, _ = _take_up(search, file, journal, console)
-        return len(study.trials), console.file.getvalue()  # type: ignore[attr-defined]
+        (branch,), _ = _take_up(search, file, journal, console)
+        return len(branch.study.trials), console.file.getvalue()  # type: ignore[attr-defined]
 
     assert start() == (1, f"Warm start  {earlier}: 1 trials as observations\n")
     record = trial(0, 84.0, 61.0)
@@ -292,3 +296,115 @@ def test_the_sampler_proposes_near_what_was_good_before(pictures_root: Path, ear
     distances = [abs(math.log10(lr) + 4) for lr in asked]
     assert statistics.median(distances) < 0.5
     assert sum(distance < 1 for distance in distances) >= 20
+
+
+def of_method(method: str, number: int, id_acc: float, lr: float, **more: Any) -> TrialRecord:
+    """A finished trial of a search of several methods."""
+    weight = {} if method == "ft" else {WEIGHT: 1.0}
+    params = {METHOD_KEY: method, LR: lr, **weight}
+    return fakes.trial(number, id_acc, 62.0, **{"params": params, **more})
+
+
+def methods_file(root: Path, *runs: Path, **changes: Any) -> SearchFile:
+    """A search over ft and kd, with the parameters that the searches of `run_folders` have."""
+    of_all = {
+        "methods": ["ft", "kd"],
+        "parameters": {LR: {"type": "float", "low": 1e-6, "high": 1e-2, "log": True}},
+    }
+    return search_file(
+        root,
+        **{
+            "search__space": of_all,
+            "search__warm_start__runs": [str(run) for run in runs],
+            **changes,
+        },
+    )
+
+
+def warm_methods(
+    root: Path, *runs: Path, **changes: Any
+) -> tuple[dict[str | None, optuna.Study], list[str]]:
+    """The new studies of such a search, and what they were told."""
+    file = methods_file(root, *runs, **changes)
+    folder = Path(tempfile.mkdtemp(dir=runs[0].parent))
+    search = search_record(file, folder, ZERO_SHOT)
+    branches = open_branches(search, file.search.sampler, file.search_space())
+    told = warm_start(branches, file, search)
+    return {branch.method: branch.study for branch in branches}, told
+
+
+def sources(study: optuna.Study) -> list[str]:
+    return [trial.user_attrs["warm_start"] for trial in study.trials]
+
+
+def test_each_method_learns_from_the_trials_of_its_own(pictures_root: Path, earlier: Path) -> None:
+    line = "id_val/acc >= best - 0.5"
+    records = [
+        of_method("ft", 0, 88.0, 1e-4),
+        of_method("kd", 1, 85.0, 2e-4),
+        of_method("kd", 2, 84.0, 3e-4),
+        of_method("l2_sp", 3, 86.0, 3e-4),
+    ]
+    write_run(earlier, methods_file(pictures_root), records)
+    studies, told = warm_methods(pictures_root, earlier, search__constraints=[line])
+    assert told == [
+        f"{earlier}: ft: 1 trials as observations",
+        f"{earlier}: kd: 2 trials as observations",
+    ]
+    assert sources(studies["ft"]) == ["earlier/trial-000"]
+    assert sources(studies["kd"]) == ["earlier/trial-001", "earlier/trial-002"]
+    # The best is that of the method: of all, it would be 88.
+    assert [t.constraints[line] for t in studies["kd"].trials] == pytest.approx([-0.5, 0.5])
+    assert studies["kd"].trials[0].params == {LR: 2e-4, WEIGHT: 1.0}
+
+
+@pytest.mark.parametrize("searched", ["kd", "lipsum_ft"])
+def test_a_method_learns_from_a_search_of_it_alone(
+    searched: str, pictures_root: Path, earlier: Path
+) -> None:
+    alone = search_file(pictures_root, trial__method={"name": searched})
+    write_run(earlier, alone, [trial(0, 85.0, 62.0)])
+    if searched == "lipsum_ft":  # with parameters of the same names
+        with pytest.raises(ConfigError, match=r"parameters of one of these methods \(ft, kd\)"):
+            warm_methods(pictures_root, earlier)
+        return
+    # Whatever the base trial's own method is, kd would measure the same.
+    studies, told = warm_methods(pictures_root, earlier)
+    assert told == [f"{earlier}: kd: 1 trials as observations"]
+    assert [len(study.trials) for study in studies.values()] == [0, 1]
+
+
+def test_a_search_of_one_method_learns_from_one_of_several(
+    pictures_root: Path, earlier: Path
+) -> None:
+    records = [
+        of_method("l2_sp", 0, 88.0, 1e-4),
+        of_method("kd", 1, 85.0, 2e-4),
+        of_method("kd", 2, 84.0, 3e-4, outcome="failed"),
+    ]
+    write_run(earlier, methods_file(pictures_root), records)
+    study, told = warm(pictures_root, earlier, trial__method={"name": "kd"})
+    assert told == [f"{earlier}: 1 trials as observations"]
+    assert [trial.params[LR] for trial in study.trials] == [2e-4]
+
+
+def test_over_other_data_the_best_points_of_each_method_are_tried_first(
+    pictures_root: Path, other_root: Path, earlier: Path
+) -> None:
+    records = [
+        of_method("ft", 0, 88.0, 1e-4),
+        of_method("ft", 1, 87.0, 2e-4, outcome="pruned"),
+        of_method("kd", 2, 84.0, 3e-4),
+        of_method("kd", 3, 85.0, 4e-4),
+    ]
+    write_run(earlier, methods_file(other_root), records)
+    studies, _ = warm_methods(pictures_root, earlier, search__warm_start__top=1)
+    points = {
+        method: [t.system_attrs["fixed_params"] for t in study.trials]
+        for method, study in studies.items()
+    }
+    assert points == {"ft": [{LR: 1e-4}], "kd": [{LR: 4e-4, WEIGHT: 1.0}]}
+    kept = [records[1], records[3]]  # no ft finished: kd learns all the same
+    other = write_run(earlier.parent / "other-run", methods_file(other_root), kept)
+    studies, told = warm_methods(pictures_root, other)
+    assert told == [f"{other}: kd: its best 1 points are tried first"]

@@ -2,7 +2,7 @@
 
 Short real trials are timed (`probe`), and the whole search is played through with what they took
 (`cost`). References are reckoned like trials that nothing stops, at the price of the base trial; so
-are all proposals, whatever they say of the number of random texts.
+are all proposals, whatever they say of the method or of the number of random texts.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from tuning.planning.cost import Band, Estimate, SearchShape, TrialCost, estimat
 from tuning.planning.intervals import overrides
 from tuning.planning.probe import MAX_PROBES, Probe, probe_trials
 from tuning.ray_session import concurrent_trials, ray_session
+from tuning.samplers import grid
 from tuning.schedulers import create_rule
-from tuning.stopping import rung_ladder
-from tuning.study import grid
+from tuning.stopping import Separately, StoppingRule, rung_ladder
 
 KEPT_CHECKPOINTS = 6
 """Of ended trials, weights alone: about one for each rule of selection. References come on top."""
@@ -100,7 +101,10 @@ class Plan:
     @property
     def peak_checkpoint_bytes(self) -> int:
         """Those, and the weights kept of ended trials."""
-        kept = KEPT_CHECKPOINTS + self.shape.references
+        search = self.file.search
+        asked_for = min(search.checkpoints.keep_top, search.budget.trials)
+        kept = KEPT_CHECKPOINTS + self.shape.references + asked_for
+        kept += len(search.space.methods)  # the best of each
         return self.running_checkpoint_bytes + kept * self.probe.weights_bytes
 
     @property
@@ -168,7 +172,7 @@ def plan_search(
         expected = estimate(
             shape,
             trial_cost(probe),
-            lambda: create_rule(search.scheduler, file.trial.steps),
+            rules(file),
             seed=search.sampler.seed,
         )
     memory = int(have.get("memory", 0) + have.get("object_store_memory", 0))
@@ -199,7 +203,15 @@ def number_of_trials(file: SearchFile) -> int:
     trials, sampler = file.search.budget.trials, file.search.sampler
     if sampler.name != "grid":
         return trials
-    return min(trials, len(grid(file.search_space(), sampler.grid_points, sampler.seed)))
+    parts = file.search_space().parts().values()
+    return min(trials, sum(len(grid(p, sampler.grid_points, sampler.seed)) for p in parts))
+
+
+def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
+    """Makes what stops the trials: of several methods, to which trials go in turn, a rule each."""
+    new_rule = partial(create_rule, file.search.scheduler, file.trial.steps)
+    methods = len(file.search_space().branches)
+    return partial(Separately, new_rule, lambda number: number % methods) if methods else new_rule
 
 
 def proposals(space: SearchSpace, seed: int, number: int = PROPOSALS) -> list[dict[str, Any]]:
@@ -238,6 +250,11 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield (
             f"{a_gpu} workers on a GPU take {gigabytes(a_gpu * probe.gpu_memory_bytes)}, and it "
             f"has {gigabytes(probe.gpu_total_bytes)}: raise search.resources.gpus_per_worker"
+        )
+    if methods := plan.file.search.space.methods:
+        yield (
+            f"{len(methods)} methods are reckoned at the price of one, trial.method.name = "
+            f"{plan.file.trial.method.name!r}; those that train the text encoder too cost more"
         )
     limit = plan.file.search.checkpoints.disk_gb
     if limit is not None and plan.peak_checkpoint_bytes > limit * 1e9:

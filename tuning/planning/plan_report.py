@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rich.console import Group, RenderableType
 from rich.constrain import Constrain
@@ -12,6 +12,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from search_spaces import SearchSpace
 from tuning.planning.cost import Band
 from tuning.planning.plan import Plan, gigabytes, proposals
 from tuning.reporting.report import format_seconds, format_value
@@ -52,12 +53,26 @@ def _table(*headers: str) -> Table:
 
 
 def _proposals(plan: Plan) -> Table:
-    space = plan.file.search_space()
+    space, seed = plan.file.search_space(), plan.file.search.sampler.seed
+    if space.branches:
+        return _proposals_of_methods(space.branches, seed)
     table = _table("", *space.parameters)
-    for number, point in enumerate(proposals(space, plan.file.search.sampler.seed), 1):
+    for number, point in enumerate(proposals(space, seed), 1):
         first = number <= len(space.initial_points)
         values = [escape(format_value(point[key])) for key in space.parameters]
         table.add_row("first point" if first else "random", *values)
+    return table
+
+
+def _proposals_of_methods(branches: Mapping[str, SearchSpace], seed: int) -> Table:
+    """One of each: they have few parameters in common, and each begins with a point of its own."""
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify = "left"
+    for method, space in branches.items():
+        (point,) = proposals(space, seed, number=1)
+        values = (f"{key} {format_value(point[key])}" for key in space.parameters)
+        table.add_row(method, escape(", ".join(values)))
     return table
 
 

@@ -23,6 +23,7 @@ from tuning.planning.plan import (
     number_of_trials,
     plan_search,
     proposals,
+    rules,
     trial_cost,
 )
 from tuning.planning.plan_report import render
@@ -135,6 +136,16 @@ def test_too_little_memory_disk_or_gpu_memory_is_said() -> None:
     assert "running trials alone take 8 GB" in tight.warnings[0]
 
 
+@pytest.mark.parametrize(("keep_top", "more"), [(0, 0), (3, 3), (50, 4)])
+def test_the_weights_that_shall_be_kept_take_disk_too_but_of_no_more_trials_than_there_are(
+    keep_top: int, more: int
+) -> None:
+    budget = {"trials": 4}
+    plan = make_plan(search_file(budget=budget, checkpoints={"keep_top": keep_top}))
+    usual = make_plan(search_file(budget=budget)).peak_checkpoint_bytes
+    assert plan.peak_checkpoint_bytes - usual == more * PROBE.weights_bytes
+
+
 def test_the_marks_are_the_rungs() -> None:
     assert make_plan(search_file()).marks == [100, 300]
     assert make_plan(search_file(scheduler={"name": "none"})).marks == []
@@ -147,6 +158,35 @@ def test_a_small_grid_ends_the_search_before_its_budget() -> None:
     file = search_file(space=space, sampler={"name": "grid"}, budget={"trials": 20})
     assert number_of_trials(file) == 3
     assert number_of_trials(search_file(budget={"trials": 20})) == 20
+
+
+METHODS = {"methods": ["ft", "kd", "l2_sp"]}
+
+
+def test_the_grids_of_several_methods_end_the_search_together() -> None:
+    sampler = {"name": "grid", "grid_points": 3}
+    file = search_file(sampler=sampler, space=METHODS, budget={"trials": 100})
+    assert number_of_trials(file) == 3 + 3 * 3 + 3 * 3
+
+
+def test_of_several_methods_each_has_its_rule_and_a_trial_in_turn() -> None:
+    rule = rules(search_file(space=METHODS))()
+    assert rule is not None
+    for number, value in enumerate((50.0, 10.0, 30.0, 49.0, 11.0, 29.0)):
+        # The second of each is compared with the first of each: better or worse than that one.
+        assert rule.keeps(number, 100, (value,)) == (number < 3 or number == 4)
+    alone = rules(search_file())()
+    assert alone is not None
+    assert [alone.keeps(number, 100, (float(-number),)) for number in range(2)] == [True, False]
+
+
+def test_a_plan_of_several_methods_shows_the_first_point_of_each_and_says_what_it_leaves_out() -> (
+    None
+):
+    text = printed(make_plan(search_file(space=METHODS)), width=200)
+    assert "kd      method.reg_weight 1, optim.lr 1e-05" in text
+    assert "3 methods are reckoned at the price of one, trial.method.name = 'lipsum_ft'" in text
+    assert "price of one" not in printed(make_plan(search_file()), width=200)
 
 
 def test_first_points_are_proposed_first_and_all_lie_in_the_space() -> None:
