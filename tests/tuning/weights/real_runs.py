@@ -1,0 +1,56 @@
+"""Run folders of searches that never ran, with real trials in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.tuning.run_folders import search_file, write_run
+from trainers.fine_tune import fine_tune
+from trainers.run import load_split, start
+from tuning.checkpoints import trial_folder
+from tuning.config import SearchFile
+from tuning.records import TrialRecord, trial_name
+
+DOMAINS = ("sketch", "clipart")
+
+
+def real_file(root: Path, **changes: Any) -> SearchFile:
+    """A search over methods, learning rates and seeds with trials of two steps on tiny-clip."""
+    space = {
+        "parameters": {
+            "optim.lr": {"type": "float", "low": 1e-6, "high": 1e-1, "log": True},
+            "seed": {"type": "int", "low": 0, "high": 99},
+        },
+    }
+    settings = {
+        "trial__steps": 2,
+        "trial__eval__every": 2,
+        "trial__data__ood_domains": DOMAINS,
+        "trial__method": {"name": "ft"},
+        "trial__optim__lr": 5e-4,
+        "trial__precision": "fp32",
+        "search__space": space,
+    }
+    return search_file(root, **{**settings, **changes})
+
+
+def real_run(
+    folder: Path, file: SearchFile, trials: Sequence[Mapping[str, Any]]
+) -> tuple[Path, list[TrialRecord]]:
+    """Train each proposal in this process, and leave what a search would leave."""
+    records = []
+    for number, params in enumerate(trials):
+        config = file.trial_config(params)
+        *_, last = fine_tune(config)
+        name = trial_name(number)
+        last.save(trial_folder(folder, name) / "checkpoint_2030-01-01_10-00-00.000000")
+        report = {"step": float(last.step), **last.metrics}
+        records.append(
+            TrialRecord(name, number, "trial", dict(params), "finished", curve=(report,))
+        )
+    run = start(file.trial)
+    zero_shot = run.evaluate("val", load_split(file.trial, "val"))
+    write_run(folder, file, records, zero_shot=zero_shot)
+    return folder, records

@@ -1,0 +1,142 @@
+"""Which trials go into a soup, what is refused, and what is left in the run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from tests.tuning.weights.real_runs import real_file, real_run
+from trainers.checkpoint import load_weights
+from trainers.errors import ConfigError
+from trainers.soups import Soup, Taste, average
+from tuning.checkpoints import kept_checkpoint
+from tuning.cli import app
+from tuning.ray_session import ray_session
+from tuning.records import TrialRecord
+from tuning.runs import load_run
+from tuning.tracking import mlflow_client as mlf
+from tuning.tracking.mlflow_callback import MlflowListener, default_tracking_uri
+from tuning.weights.soup import FinishedSoup, Ingredient, ingredients
+from tuning.weights.soup_report import soup_report
+
+Real = tuple[Path, list[TrialRecord]]
+
+
+def names(found: tuple[Ingredient, ...]) -> list[str]:
+    return [ingredient.record.trial_id for ingredient in found]
+
+
+def test_ingredients_are_the_best_whose_weights_are_kept_highest_id_accuracy_first(
+    real: Real,
+) -> None:
+    run, records = real
+    found = ingredients(load_run(run), top=5, method="ft")
+    order = sorted(records[:3], key=lambda r: (-r.metrics["id_val/acc"], r.number))
+    assert names(found) == [record.trial_id for record in order]
+    best = sorted(records[:3], key=lambda r: (-r.metrics["val/mean_acc"], r.number))[:2]
+    assert {*names(ingredients(load_run(run), top=2, method="ft"))} == {r.trial_id for r in best}
+    assert all(i.checkpoint == kept_checkpoint(run, i.record.trial_id) for i in found)
+
+
+@pytest.mark.parametrize(
+    ("top", "method", "said"),
+    [
+        (5, None, "flyp trained the text encoder and ft did not.*--method"),
+        (5, "flyp", "only those of trial-003 are kept; set search.checkpoints.keep_top = 5"),
+        (5, "fylp", "--method 'fylp': no trial has it .did you mean 'flyp'"),
+        (1, "ft", "--top 1: a soup takes two"),
+    ],
+)
+def test_what_makes_no_soup_is_told_in_one_line(
+    top: int, method: str | None, said: str, real: Real
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        ingredients(load_run(real[0]), top, method)
+    assert "\n" not in str(caught.value)
+
+
+def test_trials_of_different_models_make_no_soup(real: Real, tmp_path: Path) -> None:
+    shutil.copytree(real[0], tmp_path / "run")
+    loaded = load_run(tmp_path / "run")
+    other = {"model.name": "ViT-B-32", "model.pretrained": "random"}
+    first, *others = loaded.history.records
+    changed = replace(first, params={**first.params, **other})
+    history = replace(loaded.history, records=(changed, *others))
+    with pytest.raises(ConfigError, match="different models: ViT-B-32/random, tiny-clip/None"):
+        ingredients(replace(loaded, history=history), 3, "ft")
+
+
+def test_the_report_has_every_ingredient_and_what_the_soup_gains(real: Real) -> None:
+    run = load_run(real[0])
+    found = ingredients(run, 3, "ft")
+    metrics = {**found[0].record.metrics, "id_val/acc": 12.3, "ood_val/mean_acc": 45.6}
+    tastes = (Taste(0, 12.0, True), Taste(1, 7.8, False), Taste(2, 12.3, True))
+    soup = FinishedSoup(
+        run.search, "greedy", found, Soup((0, 2), metrics, tastes), run.folder / "soups" / "greedy"
+    )
+    console = Console(width=140, record=True, file=None, quiet=False)
+    with console.capture() as shown:
+        console.print(soup_report(soup))
+    lines = shown.get().splitlines()
+    row = next(line for line in lines if found[1].record.trial_id in line)
+    assert "no: ID 7.8" in row
+    assert "2 trials" in next(line for line in lines if "greedy soup" in line and "12.3" in line)
+    gain = 12.3 - found[0].record.metrics["id_val/acc"]
+    assert f"{gain:+.1f} ID" in shown.get()
+    assert "optimistic" in shown.get()
+
+
+@pytest.mark.slow
+def test_a_soup_from_the_command_line_is_kept_logged_and_can_be_exported(
+    pictures_root: Path, tmp_path: Path
+) -> None:
+    """Slow: starts Ray."""
+    run, records = real_run(
+        tmp_path / "runs" / "mine",
+        real_file(pictures_root),
+        [{"seed": seed, "optim.lr": 5e-4} for seed in range(2)],
+    )
+    loaded = load_run(run)
+    uri = default_tracking_uri(run.parent)
+    listener = MlflowListener(uri, "lipsum-tune")
+    listener.search_started(loaded.search)
+    listener.search_ended(records, "finished")
+    with ray_session():
+        for _ in range(2):  # the second time, it is the same soup
+            command = ["soup", str(run), "--name", "uniform"]
+            done = CliRunner().invoke(app, command, env={"COLUMNS": "140"})
+            assert done.exit_code == 0, done.output
+    assert "trial-000" in done.output
+    folder = run / "soups" / "uniform"
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["uniform"]
+    said = json.loads((folder / "soup.json").read_text())
+    assert {*said["trials"]} == {"trial-000", "trial-001"}
+    checkpoints = [kept_checkpoint(run, name) for name in said["trials"]]
+    expected = average([path for path in checkpoints if path is not None])
+    for name, value in load_weights(folder)[0].items():
+        torch.testing.assert_close(value, expected[name])
+    client, experiment_id = mlf.connect(uri, "lipsum-tune")
+    (logged,) = client.search_runs([experiment_id], "tags.kind = 'soup'")
+    assert logged.data.tags["mlflow.parentRunId"] == listener.parent_run_id
+    assert logged.data.tags["trials"] == ", ".join(said["trials"])
+    assert logged.data.metrics["id_val/acc"] == pytest.approx(said["metrics"]["id_val/acc"])
+    assert logged.info.status == "FINISHED"
+    output = tmp_path / "model"
+    done = CliRunner().invoke(
+        app, ["export", str(run), "--soup", "uniform", "--output", str(output)]
+    )
+    assert done.exit_code == 0, done.output
+    about = json.loads((output / "classes.json").read_text())
+    assert about["trials"] == said["trials"]
+    assert about["metrics"] == said["metrics"]
+    assert torch.equal(
+        load_file(output / "head.safetensors")["head"], load_weights(folder)[0]["head"]
+    )

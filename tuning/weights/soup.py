@@ -1,0 +1,196 @@
+"""A model soup of a search's best trials: see `trainers.soups` for what that is.
+
+It is measured on the validation splits alone, like the trials that it is made of, and kept in the
+run folder as `soups/<name>/`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from rich.console import Console
+
+from trainers.checkpoint import saved_shapes
+from trainers.data.roots import resolve_root
+from trainers.errors import ConfigError, did_you_mean
+from trainers.soups import TEXT, Recipe, Soup, check_ingredients, cook
+from tuning.checkpoints import kept_checkpoint
+from tuning.config import ResourcesConfig
+from tuning.environment import check_same_data
+from tuning.failures import root_cause
+from tuning.ray_session import concurrent_trials, ray_session
+from tuning.records import ID_ACC, SearchRecord, TrialRecord
+from tuning.runs import LoadedRun, load_run
+from tuning.selection import ranked
+from tuning.tracking.mlflow_client import default_tracking_uri
+from tuning.tracking.mlflow_soup import log_soup
+from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, config_of, measured
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A finished trial whose weights are there."""
+
+    record: TrialRecord
+    checkpoint: Path
+
+
+@dataclass(frozen=True)
+class FinishedSoup:
+    """A soup, what it was made of, and where it is."""
+
+    search: SearchRecord
+    recipe: Recipe
+    ingredients: tuple[Ingredient, ...]
+    """All that could go into it, the highest ID accuracy first."""
+    soup: Soup
+    folder: Path
+
+    @property
+    def used(self) -> tuple[TrialRecord, ...]:
+        """Those that went into it."""
+        return tuple(self.ingredients[index].record for index in self.soup.used)
+
+    @property
+    def chosen(self) -> str:
+        """In a sentence: how its ingredients were chosen, and on which split."""
+        best = f"{len(self.ingredients)} of the best trials of the search"
+        if self.recipe == "uniform":
+            return f"The mean of {best}. {self.search.selection}"
+        return (
+            f"The mean of {len(self.used)} among {best}, those that do not lower its {ID_ACC}. "
+            f"{self.search.selection}"
+        )
+
+
+def make_soup(
+    folder: Path,
+    *,
+    recipe: Recipe = "greedy",
+    top: int = 5,
+    method: str | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+) -> FinishedSoup:
+    """Average the best trials of a search, as a task on the hardware of its trials.
+
+    Args:
+        folder: of the run.
+        recipe: which of the ingredients go into it; also its name.
+        top: so many ingredients at most.
+        method: of the ingredients; by default any, as far as their weights are alike.
+        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
+        console: for what takes long; by default the terminal's standard error.
+
+    Raises:
+        ConfigError: fewer than two ingredients, some that cannot be averaged, or data that have
+            changed since the search.
+    """
+    console = console or Console(stderr=True)
+    run = load_run(folder)
+    found = ingredients(run, top, method)
+    data = run.file.trial.data
+    resolve_root(data.root, progress=True)
+    check_same_data(run.folder, data)
+    with ray_session(address), console.status(f"{recipe} soup of {len(found)} trials"):
+        finished = write_soup(run, found, recipe, run.file.search.resources)
+    uri = run.file.search.tracking.uri or default_tracking_uri(run.folder.parent)
+    log_soup(uri, run.file.search.tracking.experiment, finished)
+    return finished
+
+
+def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[Ingredient, ...]:
+    """The best finished trials whose weights are kept, the highest ID accuracy first.
+
+    Raises:
+        ConfigError: fewer than two, or some that cannot be averaged.
+    """
+    search, records = run.search, run.history.records
+    methods = search.methods(records)
+    if method is not None and method not in methods:
+        raise ConfigError(f"--method {method!r}: no trial has it{did_you_mean(method, methods)}")
+    if top < 2:
+        raise ConfigError(f"--top {top}: a soup takes two trials or more")
+    found = [
+        Ingredient(record, checkpoint)
+        for record in ranked(search, records)
+        if record.outcome == "finished" and record.last(ID_ACC) is not None
+        if method in (None, search.method(record))
+        if (checkpoint := kept_checkpoint(run.folder, record.trial_id)) is not None
+    ][:top]
+    if len(found) < 2:
+        of_method = "" if method is None else f" of {method}"
+        raise ConfigError(
+            f"{run.folder}: a soup takes the weights of two finished trials{of_method}, and "
+            f"{f'only those of {found[0].record.trial_id}' if found else 'none'} are kept; set "
+            f"search.checkpoints.keep_top = {top} before a search, or for the trials to come"
+        )
+    _check_alike(run, found)
+    found.sort(key=lambda i: (-(i.record.last(ID_ACC) or 0.0), i.record.number))
+    return tuple(found)
+
+
+def write_soup(
+    run: LoadedRun, found: Sequence[Ingredient], recipe: Recipe, resources: ResourcesConfig
+) -> FinishedSoup:
+    """Make the soup within a session of Ray, and put it into the run folder in one piece."""
+    concurrent_trials(resources.model_copy(update={"workers": 1}))  # or the task would never start
+    remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
+    folder = run.folder / SOUPS_FOLDER / recipe
+    unfinished = folder.with_name(f".{recipe}-{secrets.token_hex(4)}")
+    config = config_of(run, found[0].record)
+    paths = [ingredient.checkpoint for ingredient in found]
+    try:
+        soup: Soup = ray.get(remote(cook).remote(config, paths, recipe, unfinished))
+        finished = FinishedSoup(run.search, recipe, tuple(found), soup, folder)
+        text = json.dumps(_about(finished), indent=2) + "\n"
+        (unfinished / SOUP_FILE).write_text(text, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    except ConfigError as error:  # as Ray tells it: a page of where
+        raise root_cause(error) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return finished
+
+
+def _check_alike(run: LoadedRun, found: Sequence[Ingredient]) -> None:
+    """Raise where the ingredients did not begin at one model, or have not the same tensors."""
+    of_method: dict[bool, list[str]] = {}
+    for ingredient in found:
+        shapes, _ = saved_shapes(ingredient.checkpoint)
+        trains_text = any(name.startswith(TEXT) for name in shapes)
+        names = of_method.setdefault(trains_text, [])
+        names.append(run.search.method(ingredient.record) or "?")
+    if len(of_method) > 1:
+        images, both = (", ".join(dict.fromkeys(of_method[key])) for key in (False, True))
+        raise ConfigError(
+            f"{run.folder}: {both} trained the text encoder and {images} did not: their weights "
+            "cannot be averaged; choose one with --method"
+        )
+    models = {config_of(run, ingredient.record).model for ingredient in found}
+    if len(models) > 1:
+        names = sorted(f"{model.name}/{model.pretrained}" for model in models)
+        raise ConfigError(f"{run.folder}: no soup of different models: {', '.join(names)}")
+    check_ingredients([ingredient.checkpoint for ingredient in found])
+
+
+def _about(finished: FinishedSoup) -> dict[str, object]:
+    """What `soup.json` says."""
+    search, used = finished.search, finished.used
+    return {
+        "run": search.name,
+        "soup": finished.recipe,
+        "trials": [record.trial_id for record in used],
+        "of_trials": [i.record.trial_id for i in finished.ingredients],
+        "method": ", ".join(dict.fromkeys(search.method(record) or "?" for record in used)),
+        "chosen": finished.chosen,
+        "looks_at_ood": search.sees_ood,
+        "metrics": measured(finished.soup.metrics),
+    }
