@@ -4,12 +4,14 @@ Each trial has a folder of its own below the run folder, in which Ray Train keep
 checkpoint. Of a trial that runs, or was stopped and may run again, nothing is touched. Once the end
 of a trial is recorded, it never trains again: a pruned or failed one loses its folder at once, a
 finished one its optimiser state, and its weights too as soon as no selection rule can choose it any
-more. Where the budget is exceeded, weights are given up in this order:
+more, nor is it among the best that were asked for (`search.checkpoints.keep_top`). Where the budget
+is exceeded, weights are given up in this order:
 
     1. of trials that no rule chooses now, but one could: a bound on the `best` tightens in time
     2. of trials that other selection rules choose, the last rule's and the worse ones first
-    3. of the references
-    4. of the trial that the search's own objective chooses
+    3. of the best that were asked for, the worse ones first
+    4. of the references
+    5. of the trial that the search's own objective chooses
 
 What is on disk is compared with what should be at every event, so whatever was missed is caught up
 with at the next one: a folder that could not be removed, one that Ray Train made again while it
@@ -29,8 +31,9 @@ from pathlib import Path
 from typing import Final
 
 from trainers.checkpoint import STATE, saved_step
+from tuning.objective import Constraint
 from tuning.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.selection import choices
+from tuning.selection import choices, ranked
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +59,13 @@ def kept_checkpoint(run_folder: Path, trial_id: str) -> Path | None:
     return _newest_checkpoint(trial_folder(run_folder, trial_id))
 
 
-def kept_trials(search: SearchRecord, finished: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+def kept_trials(
+    search: SearchRecord, finished: Iterable[TrialRecord], keep_top: int = 0
+) -> tuple[TrialRecord, ...]:
     """The finished trials whose weights are needed, now or perhaps later; the most needed first.
 
-    The others can be forgotten: what stays of these and a new trial is what stays of all.
+    The `keep_top` best by the objective are, whether or not a rule chooses them. All others can be
+    forgotten: what stays of these and a new trial is what stays of all.
     """
     finished = list(finished)
     trials = [record for record in finished if record.kind == "trial"]
@@ -67,8 +73,9 @@ def kept_trials(search: SearchRecord, finished: Iterable[TrialRecord]) -> tuple[
     order = [
         *objective.trials,
         *(record for record in finished if record.kind == "reference"),
+        *ranked(search, trials)[:keep_top],
         *(record for choice in others for record in choice.trials),
-        *_chosen_later(search, trials),
+        *_chosen_later(search, trials, keep_top),
     ]
     return tuple({record.trial_id: record for record in order}.values())
 
@@ -82,13 +89,19 @@ class CheckpointListener:
         run_folder: of the search.
         disk_bytes: of all checkpoints together; None for no limit.
         earlier: the trials of earlier sessions of the search.
+        keep_top: as of `kept_trials`.
     """
 
     def __init__(
-        self, run_folder: Path, disk_bytes: int | None, earlier: Iterable[TrialRecord] = ()
+        self,
+        run_folder: Path,
+        disk_bytes: int | None,
+        earlier: Iterable[TrialRecord] = (),
+        keep_top: int = 0,
     ) -> None:
         self._run_folder = run_folder
         self._disk_bytes = disk_bytes
+        self._keep_top = keep_top
         self._earlier = tuple(record.compact for record in earlier)
         self._search: SearchRecord | None = None
         self._final: set[str] = set()
@@ -128,7 +141,7 @@ class CheckpointListener:
         while finished:
             some, finished = finished[:_AT_ONCE], finished[_AT_ONCE:]
             assert self._search is not None
-            self._kept = kept_trials(self._search, (*self._kept, *some))
+            self._kept = kept_trials(self._search, (*self._kept, *some), self._keep_top)
 
     def _clean(self) -> None:
         kept = {record.trial_id for record in self._kept} - self._given_up
@@ -194,34 +207,40 @@ class CheckpointListener:
             logger.warning(text)
 
 
-def _chosen_later(search: SearchRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _chosen_later(
+    search: SearchRecord, trials: Sequence[TrialRecord], keep_top: int
+) -> list[TrialRecord]:
     """The trials that some rule would choose under tighter bounds, and those that set the bounds.
 
     A bound on the `best` of a metric only tightens. A trial stands best under the tightest bounds
-    that it meets, its own values: whoever a rule chooses there, for each trial, may be chosen yet.
-    That is all, as long as any trial meets the constraints.
+    that it meets, its own values, or under those of now where it misses them already: from there on
+    it misses as much more as any other trial, or more. Whoever a rule chooses there, for each
+    trial, may be chosen yet, and nobody else; so may whoever is among the best there.
     """
     moving = [c for c in search.constraints if c.anchor == "best"]
     if not moving:
         return []
     bests = search.bests(trials)
     found: dict[str, TrialRecord] = {}
-
-    def meets(record: TrialRecord) -> bool:
-        missed = search.violations(record, bests)
-        return all(missed[c.text] <= 0 for c in moving)
-
-    pool = [record for record in trials if meets(record)]
-    for record in pool:
-        own = {c.text: record.last(c.metric) or 0.0 for c in moving}
+    for record in trials:
         constraints = tuple(
-            replace(c, anchor=None, offset=own[c.text]) if c.text in own else c
+            _tightened(c, record.last(c.metric), bests.get(c.text)) if c.anchor == "best" else c
             for c in search.constraints
         )
-        for choice in choices(replace(search, constraints=constraints), pool):
-            found |= {chosen.trial_id: chosen for chosen in choice.trials}
+        tightened = replace(search, constraints=constraints)
+        chosen = [trial for choice in choices(tightened, trials) for trial in choice.trials]
+        found |= {t.trial_id: t for t in (*chosen, *ranked(tightened, trials)[:keep_top])}
     later = sorted(found.values(), key=lambda r: (-search.score(r), r.number))
     return later + [r for r in trials for c in moving if r.last(c.metric) == bests.get(c.text)]
+
+
+def _tightened(constraint: Constraint, value: float | None, best: float | None) -> Constraint:
+    """A bound on the best, moved on to the value where that lies within it, and fixed there."""
+    bounds = [v for v in (constraint.bound({}, best), value) if v is not None]
+    if not bounds:
+        return constraint
+    tightest = max if constraint.mode == "max" else min
+    return replace(constraint, anchor=None, offset=tightest(bounds))
 
 
 def _checkpoints(folder: Path) -> list[Path]:

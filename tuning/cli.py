@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tuning.cli_data import Address
 from tuning.cli_data import app as data_commands
+from tuning.cli_weights import app as weights_commands
 
 if TYPE_CHECKING:
     from tuning.search import SearchResult
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_commands)
+app.add_typer(weights_commands)
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or a ready one such as `quickstart`.")]
 Set = Annotated[
@@ -117,14 +119,14 @@ def status(run: Run) -> None:
 
 @app.command()
 def report(run: Run) -> None:
-    """Write the tables and the figure of a run folder again, and print the leaderboard."""
-    from tuning.reporting.report import figure
+    """Write the tables and the figures of a run folder again, and print the leaderboard."""
+    from tuning.reporting.report import figures
     from tuning.reporting.tables import write_tables
     from tuning.runs import load_run
 
     loaded = load_run(run)
     write_tables(loaded.folder, loaded.search, loaded.history.records)
-    figure(loaded.search, loaded.history.records, loaded.folder / "report" / "id_vs_ood.png")
+    figures(loaded.search, loaded.history.records, loaded.folder)
     status(run)
 
 
@@ -144,11 +146,11 @@ def confirm(
     Every distinct choice of the selection rules is trained, plain fine-tuning beside them.
     """
     from tuning.confirmation.confirm import confirm as confirm_choices
-    from tuning.confirmation.report import table
+    from tuning.confirmation.report import report as full_report
 
     found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
     console = Console()
-    console.print(table(found, console.width))
+    console.print(full_report(found, console.width))
     if found.failed:
         raise typer.Exit(1)
 
@@ -163,6 +165,7 @@ def train(
     from trainers.data.roots import resolve_root
     from trainers.fine_tune import fine_tune
     from tuning.config_file import load_config
+    from tuning.weights.sources import write_trial
 
     trial = load_config(config, set_ or ()).trial
     console = Console()
@@ -171,10 +174,11 @@ def train(
         figures = "  ".join(
             f"{name} {value:.4g}"
             for name, value in report.metrics.items()
-            if name in ("train/loss", "train/reg") or name.endswith("acc")
+            if name in ("train/loss", "train/reg") or name.endswith(("/acc", "/mean_acc"))
         )
         console.print(f"step {report.step}/{trial.steps}  {figures}", soft_wrap=True)
         report.save(output)
+        write_trial(output, trial)
     console.print(f"Checkpoint  {output.resolve()}", soft_wrap=True)
 
 

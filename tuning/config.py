@@ -18,6 +18,7 @@ from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation import metric_names
 from tuning.objective import Constraint, Objective, check_constraints, parse_constraint
+from tuning.records import METHOD_KEY
 from tuning.space_config import SpaceConfig, resolve_space
 
 
@@ -31,7 +32,8 @@ class SamplerConfig(_Frozen):
     name: Literal["tpe", "gp", "cma_es", "nsga2", "qmc", "grid", "random"] = "tpe"
     seed: int = Field(default=0, ge=0)
     startup_trials: int = Field(default=6, ge=1)
-    """Random proposals before `tpe`, `gp` or `cma_es` learns; the population of `nsga2`."""
+    """Random proposals before `tpe`, `gp` or `cma_es` learns; the population of `nsga2`. Where
+    methods are compared, so many of each."""
     grid_points: int = Field(default=4, ge=2)
     """Of `grid`: values of each numeric parameter, evenly spaced on its scale."""
 
@@ -89,7 +91,7 @@ class BudgetConfig(_Frozen):
     """
 
     trials: int = Field(default=20, ge=1)
-    """Trials that the sampler proposes; references come on top."""
+    """Trials that are proposed, for all methods together; references come on top."""
     hours: float | None = Field(default=None, gt=0)
     """Wall clock in which the search runs."""
     gpu_hours: float | None = Field(default=None, gt=0)
@@ -97,7 +99,7 @@ class BudgetConfig(_Frozen):
     target: float | None = None
     """A value of the objective that is good enough."""
     patience: int | None = Field(default=None, ge=1)
-    """Ended trials in a row that did not improve on the best."""
+    """Ended trials in a row that did not improve on the best, each on that of its method."""
 
 
 class CheckpointsConfig(_Frozen):
@@ -105,6 +107,9 @@ class CheckpointsConfig(_Frozen):
 
     disk_gb: float | None = Field(default=None, gt=0)
     """Of all checkpoints together (10^9 bytes). Those of running trials are never given up."""
+    keep_top: int = Field(default=0, ge=0)
+    """The weights of so many finished trials, the best by the objective, are kept in any case: for
+    `lipsum-tune soup` and `export`. 0 keeps those that a selection rule may choose."""
 
     @property
     def disk_bytes(self) -> int | None:
@@ -247,7 +252,8 @@ class SearchFile(_Frozen):
 
     def trial_config(self, params: Mapping[str, Any]) -> TrialConfig:
         """The base trial with a proposal laid over it."""
-        return with_overrides(self.trial, params, "search.space")
+        of = f" for {params[METHOD_KEY]!r}" if METHOD_KEY in params else ""
+        return with_overrides(self.trial, params, f"search.space{of}")
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of what must stay the same for as long as a search goes on."""

@@ -79,15 +79,21 @@ def contenders(
 
     Where there is none such, what comes closest to it.
     """
+    pool = comparable(records, measure)
+    missed = {name: sum(by.values()) for name, by in misses(search, records).items()}
+    least = min((missed[r.trial_id] for r in pool), default=0.0)
+    return [r for r in pool if missed[r.trial_id] == least]
+
+
+def comparable(records: list[TrialRecord], measure: Measure) -> list[TrialRecord]:
+    """The measured trials that finished; where none has, those that got furthest."""
     alive = [r for r in records if r.kind == "trial" and r.outcome != "failed"]
     alive = [r for r in alive if measure(r) is not None]
     pool = [r for r in alive if r.outcome == "finished"]
     if not pool:
         furthest = max((r.step for r in alive), default=0)
         pool = [r for r in alive if r.step == furthest]
-    missed = {name: sum(by.values()) for name, by in misses(search, records).items()}
-    least = min((missed[r.trial_id] for r in pool), default=0.0)
-    return [r for r in pool if missed[r.trial_id] == least]
+    return pool
 
 
 def score_of(search: SearchRecord) -> Measure:

@@ -29,6 +29,10 @@ TRIAL_KEY: Final = "trial_id"
 """In the configuration of a Tune trial: our name for it. Tune's own differs after a resume."""
 REFERENCE_KEY: Final = "reference"
 """In the configuration of a Tune trial: the name of the reference that it is."""
+METHOD_KEY: Final = "method.name"
+"""Among the params of a trial: its method, where a search compares several."""
+ZERO_SHOT: Final = "zero-shot"
+"""In tables and displays: the model before any step, among the trials."""
 STEP: Final = "step"
 """In a report: optimiser steps done. Tune's own iteration starts anew after a resume."""
 
@@ -167,6 +171,21 @@ class SearchRecord:
         if self.constraints:
             text += f", with {' and '.join(c.text for c in self.constraints)}"
         return f"{text}, which looks at OOD validation data." if self.sees_ood else f"{text}."
+
+    def method(self, record: TrialRecord) -> str | None:
+        """What the trial trains with: as proposed, else as configured; None where neither says."""
+        if record.kind == "reference":
+            return record.trial_id
+        configured: object = self.config
+        for key in ("trial", *METHOD_KEY.split(".")):
+            configured = configured.get(key) if isinstance(configured, Mapping) else None
+        name = record.params.get(METHOD_KEY, configured)
+        return None if name is None else str(name)
+
+    def methods(self, records: Iterable[TrialRecord]) -> tuple[str, ...]:
+        """Those of the trials, no references, each once and in the order of `records`."""
+        found = (self.method(record) for record in records if record.kind == "trial")
+        return tuple(dict.fromkeys(name for name in found if name is not None))
 
     def values(self, record: TrialRecord) -> tuple[float, ...] | None:
         """The objectives at the last report, more being better; None where one is absent."""

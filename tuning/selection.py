@@ -7,11 +7,14 @@ step, all on validation splits:
 | rule | chooses by | its OOD figure |
 |---|---|---|
 | objective | the search's own objective | optimistic where that looks at OOD data |
+| by_method | the same, among the trials of each method | as of `objective` |
 | id_val | ID accuracy | honest: OOD data had no say in the choice |
 | ood_val | mean OOD accuracy | the oracle: chosen on the very data it reports |
 | leave_one_domain_out | for each OOD domain, the mean of the others | honest: on the one left out |
 | worst_domain | the lowest accuracy among the OOD domains | optimistic |
 | pareto | nothing: all that none beats in both ID and OOD accuracy | what can be had |
+
+`by_method` is there only where the trials of a search have several methods.
 
 Where all trials have all figures none is above the oracle, so the gap is what not knowing the shift
 costs. A rule speaks of the choice alone: which trials were proposed, and which were stopped early,
@@ -30,6 +33,7 @@ from typing import Final
 from tuning.ranking import (
     Measure,
     best_trial,
+    comparable,
     contenders,
     highest,
     misses,
@@ -40,6 +44,7 @@ from tuning.ranking import (
 from tuning.records import ID_ACC, OOD_MEAN_ACC, SearchRecord, TrialRecord, domain_acc
 
 __all__ = [
+    "BY_METHOD",
     "ID_VAL",
     "LEAVE_ONE_DOMAIN_OUT",
     "OBJECTIVE",
@@ -49,6 +54,7 @@ __all__ = [
     "WORST_DOMAIN",
     "Choice",
     "Pick",
+    "best_by_method",
     "best_trial",
     "choices",
     "misses",
@@ -57,6 +63,7 @@ __all__ = [
 ]
 
 OBJECTIVE: Final = "objective"
+BY_METHOD: Final = "by_method"
 ID_VAL: Final = "id_val"
 OOD_VAL: Final = "ood_val"
 LEAVE_ONE_DOMAIN_OUT: Final = "leave_one_domain_out"
@@ -66,6 +73,7 @@ PARETO: Final = "pareto"
 RULES: Final[Mapping[str, str]] = MappingProxyType(
     {
         OBJECTIVE: "What the search itself is after.",
+        BY_METHOD: "The same, within each method.",
         ID_VAL: "The highest accuracy in distribution.",
         OOD_VAL: "The highest mean accuracy on the OOD domains, the oracle.",
         LEAVE_ONE_DOMAIN_OUT: "For each OOD domain, the highest mean accuracy on the others.",
@@ -88,6 +96,8 @@ class Pick:
     """On the OOD domain that is worst; for a trial chosen without one of them, as `ood_acc`."""
     left_out: str | None = None
     """The OOD domain that had no say in the choice."""
+    method: str | None = None
+    """What the trial trains with; None where its configuration does not say."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,8 @@ class Choice:
     looks_at_ood: bool
     """Whether OOD validation data, by rule or by constraint, had a say in it."""
     picks: tuple[Pick, ...] = ()
-    """One; one a domain for `leave_one_domain_out`; one a member for `pareto`, highest ID first."""
+    """One; one a domain for `leave_one_domain_out`; one a member for `pareto`, highest ID first;
+    one a method for `by_method`, best first."""
     reason: str | None = None
     """Why there is no pick."""
     gap: float | None = None
@@ -127,6 +138,12 @@ class Choice:
         return {pick.left_out: pick.trial for pick in self.picks if pick.left_out is not None}
 
     @property
+    def by_method(self) -> Mapping[str, TrialRecord]:
+        """Of the rule of that name: the method -> the best of its trials."""
+        picks = self.picks if self.rule == BY_METHOD else ()
+        return {pick.method: pick.trial for pick in picks if pick.method is not None}
+
+    @property
     def id_acc(self) -> float | None:
         """ID accuracy, the mean over the picks."""
         return self._fold(statistics.fmean, [pick.id_acc for pick in self.picks])
@@ -151,12 +168,14 @@ class Choice:
 def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:
     """What every rule chooses, in the order of `RULES`; equal trials go to the earlier.
 
-    Each chooses among the trials that `best_trial` would choose among, had it the rule's measure:
-    finished ones that meet the constraints, or what comes closest to that.
+    `by_method` is left out where all trials have one method. Each chooses among the trials that
+    `best_trial` would choose among, had it the rule's measure: finished ones that meet the
+    constraints, or what comes closest to that.
     """
     records = list(records)
     found = [
         _choice(search, OBJECTIVE, _single(search, records, score_of(search))),
+        *_method_choices(search, records),
         _choice(search, ID_VAL, _single(search, records, lambda r: r.last(ID_ACC))),
         *_ood_choices(search, records),
     ]
@@ -165,6 +184,30 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     return tuple(
         replace(c, gap=_less(c.ood_acc, ood_acc), id_gap=_less(c.id_acc, id_acc)) for c in found
     )
+
+
+def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
+    """For each method the trial that `best_trial` would choose among its own; best first.
+
+    Values at different steps do not compare: where any trial of the search finished, a method of
+    which none did is left out. Bounds on the `best` are those of the whole search.
+    """
+    records = list(records)
+    pool = {record.trial_id for record in comparable(records, score_of(search))}
+    found: dict[str, TrialRecord] = {}
+    for record in ranked(search, records):
+        method = search.method(record)
+        if record.trial_id in pool and method is not None:
+            found.setdefault(method, record)
+    return found
+
+
+def _method_choices(search: SearchRecord, records: list[TrialRecord]) -> list[Choice]:
+    """Nothing where all have one method: it would be the objective's choice again."""
+    if len(search.methods(records)) < 2:
+        return []
+    picks = tuple(_pick(search, record) for record in best_by_method(search, records).values())
+    return [_choice(search, BY_METHOD, picks)]
 
 
 def _ood_choices(search: SearchRecord, records: list[TrialRecord]) -> list[Choice]:
@@ -188,7 +231,7 @@ def _choice(
 ) -> Choice:
     if not picks and reason is None:
         reason = "no trial has the figures that it takes"
-    sees_ood = search.sees_ood if rule == OBJECTIVE else rule != ID_VAL
+    sees_ood = search.sees_ood if rule in (OBJECTIVE, BY_METHOD) else rule != ID_VAL
     constraints = replace(search, objectives=())
     return Choice(rule, sees_ood or constraints.sees_ood, picks, reason)
 
@@ -206,7 +249,8 @@ def _leave_one_out(search: SearchRecord, records: list[TrialRecord]) -> tuple[Pi
         if chosen is None:
             return ()
         unseen = chosen.last(domain_acc(domain))
-        picks.append(Pick(chosen, chosen.last(ID_ACC), unseen, unseen, domain))
+        method = search.method(chosen)
+        picks.append(Pick(chosen, chosen.last(ID_ACC), unseen, unseen, domain, method))
     return tuple(picks)
 
 
@@ -227,7 +271,8 @@ def _pareto(search: SearchRecord, records: list[TrialRecord]) -> tuple[Pick, ...
 
 def _pick(search: SearchRecord, record: TrialRecord) -> Pick:
     worst = _worst(record, search.ood_domains)
-    return Pick(record, record.last(ID_ACC), record.last(OOD_MEAN_ACC), worst)
+    id_acc, ood_acc = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
+    return Pick(record, id_acc, ood_acc, worst, method=search.method(record))
 
 
 def _domain_accs(record: TrialRecord, domains: Sequence[str]) -> list[float] | None:

@@ -96,6 +96,32 @@ def reference(**changes: object) -> TrialRecord:
     return trial(0, 88.6, 56.8, **(fields | changes))
 
 
+METHODS: Mapping[str, Mapping[str, int | float | str]] = {
+    "ft": {},
+    "kd": {"method.reg_weight": 1.2},
+    "lipsum_ft": {"method.reg_weight": 0.7, "method.text_length": 8},
+    "carot": {"method.orthogonality_weight": 0.2, "method.distillation_weight": 1.5},
+}
+"""Some of those that a search may compare, with what it varies of each but the learning rate."""
+
+
+def compared_methods(trials_each: int = 2) -> list[TrialRecord]:
+    """A search over `METHODS`, in turn; a later method, and a later trial of it, is the better."""
+    records = [reference()]
+    for number in range(trials_each * len(METHODS)):
+        round_, index = divmod(number, len(METHODS))
+        name, own = list(METHODS.items())[index]
+        id_acc, ood_acc = 88.0 - index + 0.1 * round_, 58.0 + 2 * index + 0.1 * round_
+        errors = {"id_val/ece": 3.0 + index, "ood_val/mean_ece": 10.0 + index}
+        record = trial(
+            number,
+            params={"method.name": name, "optim.lr": 1e-5 * (1 + round_), **own},
+            curve=(report(120, 80.0, 60.0), report(TOTAL_STEPS, id_acc, ood_acc, **errors)),
+        )
+        records.append(record)
+    return records
+
+
 def finished_search(seed: int = 0) -> list[TrialRecord]:
     """All that a search of 14 trials leaves behind."""
     rng = random.Random(seed)

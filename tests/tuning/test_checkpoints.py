@@ -50,9 +50,12 @@ def num_bytes(run_folder: Path) -> int:
 
 
 def started(
-    search: SearchRecord, disk_bytes: int | None = None, earlier: Iterable[TrialRecord] = ()
+    search: SearchRecord,
+    disk_bytes: int | None = None,
+    earlier: Iterable[TrialRecord] = (),
+    keep_top: int = 0,
 ) -> CheckpointListener:
-    listener = CheckpointListener(search.run_folder, disk_bytes, earlier)
+    listener = CheckpointListener(search.run_folder, disk_bytes, earlier, keep_top)
     listener.search_started(search)
     return listener
 
@@ -165,6 +168,91 @@ def test_keeping_one_by_one_is_keeping_of_all_at_once(tmp_path: Path) -> None:
     for record in trials:
         kept = kept_trials(search, (*kept, record))
     assert kept == kept_trials(search, trials)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        ("id_val/acc >= best - 0.5",),
+        ("id_val/acc >= best - 0.5", "train/loss <= best + 0.1", "ood_val/mean_acc >= 62"),
+    ],
+)
+def test_the_best_trial_of_each_method_keeps_its_weights_whatever_the_others_reach(
+    tmp_path: Path, lines: Sequence[str], seed: int
+) -> None:
+    search = constrained(tmp_path, *lines)
+    names = random.Random(seed).choices(["ft", "kd", "lipsum_ft"], k=60)
+    trials = [
+        replace(record, params={"method.name": name})
+        for record, name in zip(random_trials(60, seed), names, strict=True)
+    ]
+    kept: tuple[TrialRecord, ...] = ()
+    for number, record in enumerate(trials, 1):
+        kept = kept_trials(search, (*kept, record))
+        ended = trials[:number]
+        for name in {*names[:number]}:
+            own = [r for r in ended if r.params["method.name"] == name]
+            bests = search.bests(ended)
+            missed = {
+                r.trial_id: sum(max(0, v) for v in search.violations(r, bests).values())
+                for r in own
+            }
+            best = min(own, key=lambda r: (missed[r.trial_id], -search.score(r), r.number))
+            assert best in kept
+    at_once = kept_trials(search, trials)
+    assert {record.trial_id for record in kept} == {record.trial_id for record in at_once}
+    assert len(kept) <= 20
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        ("id_val/acc >= 85.5",),
+        ("id_val/acc >= best - 0.5",),
+        ("id_val/acc >= best - 1", "train/loss <= best + 0.2", "ood_val/mean_acc >= 60"),
+    ],
+)
+def test_at_any_time_the_weights_of_so_many_best_as_were_asked_for_are_there(
+    tmp_path: Path, lines: Sequence[str], seed: int
+) -> None:
+    search = constrained(tmp_path, *lines)
+    listener = started(search, keep_top=4)
+    trials, kept = random_trials(30, seed), tuple[TrialRecord, ...]()
+    for number, record in enumerate(trials, 1):
+        run(listener, search, record)
+        ended = trials[:number]
+        bests = search.bests(ended)
+        order = {
+            r.trial_id: (
+                sum(max(0, v) for v in search.violations(r, bests).values()),
+                -search.score(r),
+                r.number,
+            )
+            for r in ended
+        }
+        best = {*sorted(order, key=lambda name: order[name])[:4]}
+        assert on_disk(tmp_path) >= best | chosen_by_any(search, ended)
+        kept = kept_trials(search, (*kept, record), 4)
+    at_once = kept_trials(search, trials, 4)
+    assert {r.trial_id for r in at_once} == {r.trial_id for r in kept} == on_disk(tmp_path)
+    assert len(kept) <= 25
+
+
+def test_the_best_that_were_asked_for_outlast_what_other_rules_choose(tmp_path: Path) -> None:
+    search = search_record(tmp_path)
+    trials = [
+        reference(),
+        measured(0, 86.0, 66.0),  # by the objective
+        measured(1, 85.9, 65.9),  # second, and in no way the best
+        measured(2, 90.0, 50.0),  # by ID accuracy
+    ]
+    order = [record.trial_id for record in kept_trials(search, trials, keep_top=2)]
+    assert order == ["trial-000", "ft", "trial-001", "trial-002"]
+    assert [r.trial_id for r in kept_trials(search, trials)] == ["trial-000", "ft", "trial-002"]
 
 
 def test_a_trial_that_sets_a_bound_counts_though_it_is_not_chosen(tmp_path: Path) -> None:

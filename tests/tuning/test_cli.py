@@ -26,7 +26,7 @@ from tuning.search import SearchResult
 
 COMMANDS = {
     "prepare", "zero-shot", "plan", "search", "resume", "extend", "status", "report", "confirm",
-    "train", "ui",
+    "train", "export", "soup", "ui",
 }  # fmt: skip
 
 
@@ -95,6 +95,7 @@ def test_train_runs_one_trial_with_no_ray_and_keeps_its_checkpoint(
     assert done.returncode == 0, done.stderr
     assert "step 2/2" in done.stdout
     assert (tmp_path / "out" / "student.safetensors").is_file()
+    assert yaml.safe_load((tmp_path / "out" / "trial.yaml").read_text())["steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,10 @@ def test_train_runs_one_trial_with_no_ray_and_keeps_its_checkpoint(
         (("status", "nowhere"), "nowhere: no run folder"),
         (("report", "nowhere"), "nowhere: no run folder"),
         (("confirm", "nowhere"), "nowhere: no run folder"),
+        (("export", "nowhere", "--output", "out"), "nowhere: no run folder"),
+        (("export", "RUN", "--output", "out"), "the weights of trial-000 (finished) are not kept"),
+        (("soup", "nowhere"), "nowhere: no run folder"),
+        (("soup", "RUN"), "set search.checkpoints.keep_top = 5"),
         (("plan", "no-such.yaml"), "no-such.yaml: no such file"),
         (("plan", "quickstart", "--set", "search.budget.trials=0"), "search.budget.trials = 0"),
         (("plan", "quickstart", "--set", "search.budget.gpu_hours=1"), "trials take no GPU"),

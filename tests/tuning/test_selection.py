@@ -26,6 +26,14 @@ def chosen(search: SearchRecord, records: list[TrialRecord]) -> dict[str, Choice
     return {choice.rule: choice for choice in choices(search, records)}
 
 
+def with_methods(*names: str) -> list[TrialRecord]:
+    """The trials of the table, with these methods in turn."""
+    return [
+        replace(record, params={"method.name": names[record.number % len(names)]})
+        for record in TABLE
+    ]
+
+
 def numbers(choice: Choice) -> list[int]:
     return [trial.number for trial in choice.trials]
 
@@ -35,8 +43,10 @@ def figures(choice: Choice) -> tuple[float | None, ...]:
 
 
 def test_every_rule_is_there_in_a_fixed_order() -> None:
-    assert [choice.rule for choice in choices(SEARCH, TABLE)] == list(RULES)
-    assert [choice.rule for choice in choices(SEARCH, [])] == list(RULES)
+    of_one_method = [rule for rule in RULES if rule != "by_method"]
+    assert [choice.rule for choice in choices(SEARCH, TABLE)] == of_one_method
+    assert [choice.rule for choice in choices(SEARCH, [])] == of_one_method
+    assert [choice.rule for choice in choices(SEARCH, with_methods("ft", "kd"))] == list(RULES)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +91,57 @@ def test_the_pareto_front_has_all_its_members_and_no_single_figure() -> None:
     assert figures(choice) == (None,) * 5
     alone = chosen(SEARCH, TABLE[:1])["pareto"]
     assert figures(alone) == (90, 50, 40, 0, 0)
+
+
+def test_by_method_chooses_the_best_of_each_by_the_objective_and_the_best_method_first() -> None:
+    found = chosen(SEARCH, with_methods("ft", "kd"))["by_method"]  # 70, 71.5, 70.5, 66.5
+    assert [(p.method, p.trial.number, p.id_acc, p.ood_acc) for p in found.picks] == [
+        ("kd", 1, 88, 55),
+        ("ft", 2, 85, 56),
+    ]
+    assert {name: trial.number for name, trial in found.by_method.items()} == {"kd": 1, "ft": 2}
+    assert found.is_set
+    assert figures(found) == (None,) * 5
+    assert found.looks_at_ood
+    blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
+    found = chosen(blind, with_methods("ft", "kd"))["by_method"]
+    assert numbers(found) == [0, 1]
+    assert not found.looks_at_ood
+
+
+def test_every_rule_says_which_method_its_choice_has() -> None:
+    found = chosen(SEARCH, with_methods("ft", "kd"))
+    assert [pick.method for pick in found["id_val"].picks] == ["ft"]
+    assert [pick.method for pick in found["leave_one_domain_out"].picks] == ["ft", "kd", "ft"]
+    assert not found["id_val"].by_method
+
+
+def test_a_trial_without_a_proposed_method_has_that_of_the_configuration() -> None:
+    search = replace(SEARCH, config={"trial": {"method": {"name": "lipsum_ft"}}})
+    assert [c.rule for c in choices(search, TABLE)].count("by_method") == 0
+    records = [*TABLE[:2], replace(TABLE[2], params={"method.name": "kd"})]
+    found = chosen(search, records)["by_method"]
+    assert {name: trial.number for name, trial in found.by_method.items()} == {
+        "lipsum_ft": 1,
+        "kd": 2,
+    }
+
+
+def test_a_method_of_which_no_trial_finished_has_none_chosen_where_another_has() -> None:
+    records = with_methods("ft", "kd", "l2_sp", "ema")
+    records[0] = replace(records[0], outcome="pruned")
+    records[1] = replace(records[1], outcome="failed")
+    found = chosen(SEARCH, records)["by_method"]
+    assert list(found.by_method) == ["l2_sp", "ema"]
+    unfinished = [replace(record, outcome="stopped") for record in with_methods("ft", "kd")]
+    assert list(chosen(SEARCH, unfinished)["by_method"].by_method) == ["kd", "ft"]
+
+
+def test_a_method_that_misses_the_constraints_has_what_misses_them_least() -> None:
+    limit = parse_constraint("id_val/acc >= best - 1", TABLE[0].metrics)
+    search = replace(SEARCH, constraints=(limit,))  # 89, by trial 0, which is no kd
+    found = chosen(search, with_methods("ft", "kd"))["by_method"]
+    assert {name: trial.number for name, trial in found.by_method.items()} == {"ft": 0, "kd": 1}
 
 
 def test_all_rules_agree_with_numpy_on_random_trials_and_none_beats_the_oracle() -> None:

@@ -34,7 +34,7 @@ from tuning.environment import check_same_data
 from tuning.ray_session import ray_session
 from tuning.records import SearchRecord, TrialRecord
 from tuning.runs import load_run
-from tuning.selection import OBJECTIVE, PARETO, RULES, choices, ranked
+from tuning.selection import BY_METHOD, OBJECTIVE, PARETO, RULES, Choice, choices, ranked
 from tuning.tracking.mlflow_client import default_tracking_uri
 from tuning.tracking.mlflow_confirm import log_confirmation
 
@@ -73,7 +73,7 @@ def confirm(
         raise ConfigError(f"--seeds {seeds}: an interval takes two seeds or more")
     run = load_run(folder)
     search, file, records = run.search, run.file, run.history.records
-    configurations = (Configuration(FT, {}), *chosen(search, records, top, rules))
+    configurations = (Configuration(FT, {}, method=FT), *chosen(search, records, top, rules))
     if run.history.outcome is None:
         console.print(
             f"note: the search {search.name} has not ended, it runs or was killed: "
@@ -123,12 +123,16 @@ def chosen(
     for rule, label, trial, looks_at_ood in _picks(search, records, top):
         if rule not in wanted or trial.outcome != "finished":
             continue
-        earlier = found.get(trial.trial_id, Configuration(trial.trial_id, trial.params))
+        new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
+        earlier = found.get(trial.trial_id, new)
         found[trial.trial_id] = replace(
             earlier,
             labels=(*earlier.labels, label),
             looks_at_ood=earlier.looks_at_ood or looks_at_ood,
+            best_of_method=earlier.best_of_method or rule == BY_METHOD,
         )
+    if not found and set(rules) == {BY_METHOD} and len(search.methods(records)) < 2:
+        raise ConfigError(f"--rule {BY_METHOD}: all trials of this search have the same method")
     if not found:
         raise ConfigError(f"{search.run_folder}: no finished trial to confirm")
     return tuple(found.values())
@@ -143,10 +147,15 @@ def _picks(
         yield OBJECTIVE, f"{OBJECTIVE} #{rank}", trial, search.sees_ood
     for choice in choices(search, records):
         for trial in choice.trials if choice.rule != OBJECTIVE else ():
-            left_out = [d for d, its in choice.by_domain.items() if its.trial_id == trial.trial_id]
-            some = 0 < len(left_out) < len(choice.by_domain)
-            label = f"{choice.rule}/{'+'.join(left_out)}" if some else choice.rule
-            yield choice.rule, label, trial, choice.looks_at_ood
+            yield choice.rule, _label(choice, trial), trial, choice.looks_at_ood
+
+
+def _label(choice: Choice, trial: TrialRecord) -> str:
+    """The rule, and where it chose the trial for some purpose only, for which."""
+    parts = {**choice.by_domain, **choice.by_method}
+    its = [name for name, one in parts.items() if one.trial_id == trial.trial_id]
+    some = choice.by_method or 0 < len(its) < len(parts)
+    return f"{choice.rule}/{'+'.join(its)}" if some else choice.rule
 
 
 def fresh_seeds(base: int, records: Iterable[TrialRecord], number: int) -> tuple[int, ...]:

@@ -14,10 +14,18 @@ from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
 from tuning.config import ResourcesConfig, SearchFile
-from tuning.confirmation.results import FT, SPLIT, Configuration, Key, ResultsFile, TestResult
+from tuning.confirmation.results import (
+    COSTS,
+    FT,
+    SPLIT,
+    Configuration,
+    Key,
+    ResultsFile,
+    TestResult,
+)
 from tuning.failures import in_one_line
 from tuning.ray_session import concurrent_trials
-from tuning.reporting.tables import ZERO_SHOT
+from tuning.records import ZERO_SHOT
 from tuning.trainable import DRIVER_MEMORY, final_metrics
 
 _SHOWN = (f"id_{SPLIT}/acc", f"ood_{SPLIT}/mean_acc")
@@ -120,11 +128,15 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: Path) -> Any:
 
 
 def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
+    """Of the test splits, with the temperature that the run settles on validation pictures."""
     from trainers.run import load_split, start
 
-    return start(config).evaluate(SPLIT, load_split(config, SPLIT))
+    run = start(config)
+    run.evaluate("val", load_split(config, "val"))
+    return run.evaluate(SPLIT, load_split(config, SPLIT))
 
 
 def _test_metrics(report: Mapping[str, float]) -> dict[str, float]:
     prefixes = (f"id_{SPLIT}/", f"ood_{SPLIT}/", f"{SPLIT}/")
-    return {name: float(value) for name, value in report.items() if name.startswith(prefixes)}
+    kept = [name for name in report if name.startswith(prefixes) or name in COSTS]
+    return {name: float(report[name]) for name in kept}

@@ -3,18 +3,24 @@ that can be told from plain fine-tuning and from the zero-shot model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
+from tuning.confirmation.formats import format_difference, format_mean
+from tuning.confirmation.methods_report import methods_table, tuned_ft
 from tuning.confirmation.results import FT, SPLIT, Configuration, Confirmation
 from tuning.confirmation.statistics import Estimate
-from tuning.reporting.formats import format_percent, format_value
-from tuning.reporting.tables import ZERO_SHOT
+from tuning.records import METHOD_KEY, ZERO_SHOT
+from tuning.reporting.formats import format_params, format_percent, natural_width
+
+
+def report(confirmation: Confirmation, width: int | None = None) -> RenderableType:
+    """The methods side by side where there are several, then all that was confirmed."""
+    methods, whole = methods_table(confirmation, width), table(confirmation, width)
+    return whole if methods is None else Group(methods, "", whole)
 
 
 def table(confirmation: Confirmation, width: int | None = None) -> Table:
@@ -26,8 +32,7 @@ def table(confirmation: Confirmation, width: int | None = None) -> Table:
             left out, and the caption says so.
     """
     whole = _table(confirmation, domains=True)
-    ruler = Console(width=10_000)
-    if width is None or Measurement.get(ruler, ruler.options, whole).maximum <= width:
+    if width is None or natural_width(whole) <= width:
         return whole
     return _table(confirmation, domains=False)
 
@@ -44,12 +49,14 @@ def _table(confirmation: Confirmation, *, domains: bool) -> Table:
     for header in columns.values():
         shown.add_column(escape(header), justify="right", no_wrap=True)
     _add_means(shown, confirmation, list(columns))
+    plain = _ft(confirmation)
     trials = [one for one in confirmation.configurations if one.trial_id != FT]
-    _add_differences(shown, trials, list(columns), "FT", confirmation.against_ft)
+    _add_differences(shown, trials, list(columns), plain, plain, confirmation.against_ft)
     _add_differences(
         shown,
         confirmation.configurations,
         list(columns),
+        plain,
         ZERO_SHOT,
         confirmation.against_zero_shot,
     )
@@ -64,7 +71,8 @@ def _add_means(shown: Table, confirmation: Confirmation, metrics: Sequence[str])
     shown.add_row(ZERO_SHOT, *cells)
     for configuration in confirmation.configurations:
         estimates = [confirmation.estimate(configuration.trial_id, m) for m in metrics]
-        shown.add_row(_described(configuration), *map(_mean, estimates))
+        described = _described(configuration) or _ft(confirmation)
+        shown.add_row(described, *map(format_mean, estimates))
     shown.add_section()
 
 
@@ -72,51 +80,40 @@ def _add_differences(
     shown: Table,
     configurations: Sequence[Configuration],
     metrics: Sequence[str],
+    plain: str,
     to: str,
     difference: Callable[[str, str], Estimate | None],
 ) -> None:
     shown.add_row(f"[dim]difference to {to} \\[95 % interval][/]")
     for configuration in configurations:
         estimates = [difference(configuration.trial_id, metric) for metric in metrics]
-        shown.add_row(_name(configuration), *map(_difference, estimates))
+        shown.add_row(_name(configuration) or plain, *map(format_difference, estimates))
     shown.add_section()
 
 
+def _ft(confirmation: Confirmation) -> str:
+    """The reference, so named that it is not taken for a method that was tuned."""
+    return "FT" if tuned_ft(confirmation) is None else "FT, reference"
+
+
 def _name(configuration: Configuration) -> str:
-    return "FT" if configuration.trial_id == FT else escape(configuration.trial_id)
+    """The trial, and its method where the search varied it; nothing for plain fine-tuning."""
+    if configuration.trial_id == FT:
+        return ""
+    method = configuration.params.get(METHOD_KEY)
+    return escape(configuration.trial_id + ("" if method is None else f" ({method})"))
 
 
 def _described(configuration: Configuration) -> str:
-    """The trial, why it is here, and its parameters."""
+    """The trial, why it is here, and its parameters; nothing for plain fine-tuning."""
     if configuration.trial_id == FT:
-        return "FT"
+        return ""
     mark = " *" if configuration.looks_at_ood else ""
-    params = ", ".join(
-        f"{key.rpartition('.')[2]} {format_value(value)}"
-        for key, value in configuration.params.items()
-        if key != "seed"
-    )
+    params = format_params(configuration.params, but=["seed"])
     return (
         f"[bold]{escape(configuration.trial_id)}[/]{mark}\n"
         f"{escape(', '.join(configuration.labels))}\n[dim]{escape(params)}[/]"
     )
-
-
-def _mean(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    spread = "" if math.isnan(estimate.sd) else f" ± {estimate.sd:.1f}"
-    return f"{estimate.mean:.1f}{spread}"
-
-
-def _difference(estimate: Estimate | None) -> str:
-    """In bold where the interval excludes 0; two lines, or six of them would not fit a screen."""
-    if estimate is None:
-        return "-"
-    if math.isnan(estimate.half_width):
-        return f"{estimate.mean:+.1f}"
-    text = f"{estimate.mean:+.1f}\n\\[{estimate.low:+.1f}, {estimate.high:+.1f}]"
-    return f"[bold]{text}[/]" if estimate.excludes_zero else text
 
 
 def _caption(confirmation: Confirmation, *, left_out: bool) -> str:

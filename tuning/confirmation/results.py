@@ -21,8 +21,8 @@ import pyarrow as pa
 from trainers.errors import ConfigError
 from tuning.confirmation.statistics import Estimate, difference, estimate, paired_difference
 from tuning.journal import cut_torn_line
-from tuning.records import ParamValue, SearchRecord
-from tuning.reporting.tables import ZERO_SHOT, write_atomically
+from tuning.records import ZERO_SHOT, ParamValue, SearchRecord
+from tuning.reporting.parquet import write_atomically
 
 CONFIRM_FOLDER = "confirm"
 RESULTS_FILE = "results.jsonl"
@@ -30,6 +30,8 @@ TABLE_FILE = "results.parquet"
 FT = "ft"
 """The reference: plain fine-tuning."""
 SPLIT = "test"
+COSTS = ("cost/seconds", "cost/gpu_seconds", "cost/cpu_seconds")
+"""Of one training, evaluations included."""
 
 Key: TypeAlias = tuple[str, int | None]
 """Trial and seed; the zero-shot model has no seed."""
@@ -49,7 +51,7 @@ class TestResult:
     labels: tuple[str, ...]
     """Why it was confirmed, at the time."""
     metrics: Mapping[str, float]
-    """Of the test splits alone."""
+    """Of the test splits, and under `COSTS` what training took."""
 
     @property
     def key(self) -> Key:
@@ -67,6 +69,10 @@ class Configuration:
     """Why it is here: `objective #1`, `id_val`, `leave_one_domain_out/sketch+clipart`, ..."""
     looks_at_ood: bool = False
     """Whether OOD validation data had a say in one of these choices."""
+    method: str | None = None
+    """What it trains with; None where the search does not say."""
+    best_of_method: bool = False
+    """Whether it is here as the best of its method, so that it stands for the method."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,12 @@ class Confirmation:
     """By trial and seed; those of earlier calls with other seeds or configurations among them."""
     failed: Mapping[Key, str]
     """What could not be measured, and why in one line; the next call tries it again."""
+
+    @property
+    def methods(self) -> tuple[Configuration, ...]:
+        """The best of each method, as validation ranked them; none where there are not several."""
+        found = tuple(one for one in self.configurations if one.best_of_method)
+        return found if len(found) > 1 else ()
 
     @property
     def zero_shot(self) -> Mapping[str, float]:
@@ -99,14 +111,19 @@ class Confirmation:
         return estimate(list(values.values())) if values else None
 
     def against_ft(self, trial_id: str, metric: str) -> Estimate | None:
-        """The difference to plain fine-tuning, paired by seed; None with no seed in common."""
-        ours, its = self.values(trial_id, metric), self.values(FT, metric)
+        """The difference to plain fine-tuning, the reference, as of `against`."""
+        return self.against(FT, trial_id, metric)
+
+    def against(self, other_id: str, trial_id: str, metric: str) -> Estimate | None:
+        """The difference to another configuration, paired by seed; None with no seed in common."""
+        ours, its = self.values(trial_id, metric), self.values(other_id, metric)
         return paired_difference(ours, its) if ours.keys() & its.keys() else None
 
     def against_zero_shot(self, trial_id: str, metric: str) -> Estimate | None:
         """The difference to the zero-shot model, which no seed changes."""
         values = self.values(trial_id, metric)
-        return difference(values, self.zero_shot[metric]) if values and self.zero_shot else None
+        constant = self.zero_shot.get(metric)  # which has no cost
+        return difference(values, constant) if values and constant is not None else None
 
 
 class ResultsFile:

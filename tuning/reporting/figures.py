@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from tuning.records import ID_ACC, OOD_MEAN_ACC, SearchRecord, TrialRecord
+from tuning.reporting.method_marks import draw_methods, method_legend
 from tuning.selection import PARETO, best_trial, choices
 
 COLOUR_BY = "method.reg_weight"
@@ -28,27 +29,35 @@ _MARKERS = {"finished": "o", "pruned": "v", "stopped": "s", "running": "D"}
 _BLUE, _VERMILION, _GREY, _INK, _SOFT_INK = "#0072B2", "#D55E00", "#8A8F98", "#22262B", "#5B616B"
 _PLOT_BOX = (0.095, 0.175, 0.77, 0.70)
 _BAR_BOX = (0.895, 0.175, 0.02, 0.70)
+_PLOT_BOX_BESIDE_METHODS = (0.095, 0.175, 0.70, 0.70)
 
 
 def figure(search: SearchRecord, records: Sequence[TrialRecord], path: Path) -> Path:
     """A PNG of ID against OOD accuracy, one mark a trial; up and to the right is better.
 
     Trials that failed, or that have no finite accuracy, are left out and counted in the footnote.
+    Where there are several methods, each has marks of its own.
 
     Returns:
         The path, whose folder is made if need be.
     """
     drawn = Figure(figsize=(8.6, 6.2), dpi=150, facecolor="white")
     FigureCanvasAgg(drawn)
-    axes = drawn.add_axes(_PLOT_BOX)
-    _draw_frame(axes, search)
+    several = len(search.methods(records)) > 1
+    axes = drawn.add_axes(_PLOT_BOX_BESIDE_METHODS if several else _PLOT_BOX)
+    draw_frame(axes, search, "In distribution, and under shift")
     trials = [r for r in records if r.kind == "trial" and r.outcome != "failed" and _xy(r)]
     axes.margins(0.09)
-    _draw_trials(drawn, axes, trials)
+    if several:
+        draw_methods(axes, search, trials)
+    else:
+        _draw_trials(drawn, axes, trials)
     has_front = _draw_front(axes, search, records)
-    _draw_references(axes, search, records)
+    _draw_references(axes, search, records, "FT, reference" if several else "FT")
     _draw_best(axes, best_trial(search, records))
-    if axes.get_legend_handles_labels()[0]:
+    if several:
+        _draw_method_legend(axes, search, trials)
+    elif axes.get_legend_handles_labels()[0]:
         # Above the plot: any corner inside may be where a trial is.
         axes.legend(
             loc="lower right",
@@ -64,6 +73,8 @@ def figure(search: SearchRecord, records: Sequence[TrialRecord], path: Path) -> 
     note = search.selection + " Validation accuracy, each trial at its last step."
     if has_front:
         note += " Line: Pareto front."
+    if several:
+        note += " Large: the best of each method."
     if left_out:
         note += f" Not shown: {left_out} that failed or have no result yet."
     note = "\n".join(textwrap.wrap(note, 122))
@@ -73,13 +84,29 @@ def figure(search: SearchRecord, records: Sequence[TrialRecord], path: Path) -> 
     return path
 
 
-def _draw_frame(axes: Axes, search: SearchRecord) -> None:
+def _draw_method_legend(axes: Axes, search: SearchRecord, trials: Sequence[TrialRecord]) -> None:
+    """Beside the plot: any corner inside may be where a trial is."""
+    axes.legend(
+        handles=method_legend(search, trials),
+        title="method, best first",
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.01),
+        frameon=False,
+        fontsize=9,
+        title_fontsize=9,
+        alignment="left",
+        handletextpad=0.3,
+        labelspacing=0.65,
+    )
+
+
+def draw_frame(axes: Axes, search: SearchRecord, subtitle: str) -> None:
+    """Axes of ID accuracy, to the right, and mean OOD accuracy, up."""
     axes.set_xlabel(f"ID accuracy on {search.id_domain}", fontsize=11, color=_INK)
     domains = len(search.ood_domains)
     axes.set_ylabel(
         f"OOD accuracy, mean of {domains} domain{'s' * (domains != 1)}", fontsize=11, color=_INK
     )
-    subtitle = "In distribution, and under shift"
     axes.set_title(subtitle, loc="left", fontsize=10.5, color=_SOFT_INK, pad=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
@@ -91,12 +118,14 @@ def _draw_frame(axes: Axes, search: SearchRecord) -> None:
     axes.spines[["left", "bottom"]].set_color("#C3C8CF")
 
 
-def _draw_references(axes: Axes, search: SearchRecord, records: Iterable[TrialRecord]) -> None:
+def _draw_references(
+    axes: Axes, search: SearchRecord, records: Iterable[TrialRecord], plain: str
+) -> None:
     """The zero-shot star, and plain fine-tuning with lines: beyond both a trial beats it twice."""
     x, y = search.zero_shot.get(ID_ACC), search.zero_shot.get(OOD_MEAN_ACC)
     if x is not None and y is not None and math.isfinite(x) and math.isfinite(y):
         axes.scatter(x, y, s=230, marker="*", color=_INK, edgecolor="white", zorder=4)
-        _label(axes, "zero-shot", (x, y), offset=(-6, 11))
+        label(axes, "zero-shot", (x, y), offset=(-6, 11))
     for record in records:
         point = _xy(record)
         if record.kind != "reference" or point is None:
@@ -105,8 +134,8 @@ def _draw_references(axes: Axes, search: SearchRecord, records: Iterable[TrialRe
         axes.axhline(point[1], color=_GREY, linestyle=(0, (5, 4)), linewidth=1, zorder=1)
         axes.scatter(*point, s=110, marker="X", color=_INK, edgecolor="white", zorder=4)
         # Below: most trials lie above it.
-        name = "FT" if record.trial_id == "ft" else record.trial_id
-        _label(axes, name, point, offset=(8, -14))
+        name = plain if record.trial_id == "ft" else record.trial_id
+        label(axes, name, point, offset=(8, -14))
 
 
 def _draw_trials(drawn: Figure, axes: Axes, trials: Sequence[TrialRecord]) -> None:
@@ -171,10 +200,10 @@ def _draw_best(axes: Axes, best: TrialRecord | None) -> None:
     if best is None or point is None:
         return
     axes.scatter(*point, s=265, facecolor="none", edgecolor=_VERMILION, linewidth=2, zorder=5)
-    _label(axes, f"best: {best.trial_id}", point, colour=_VERMILION, offset=(11, 10))
+    label(axes, f"best: {best.trial_id}", point, colour=_VERMILION, offset=(11, 10))
 
 
-def _label(
+def label(
     axes: Axes,
     text: str,
     point: tuple[float, float],

@@ -30,6 +30,7 @@ from tuning.records import (
     SearchRecord,
     TrialRecord,
 )
+from tuning.reporting.formats import short_names
 from tuning.reporting.report import OUTCOME_STYLE, format_percent, format_seconds, format_value
 from tuning.selection import best_trial
 
@@ -197,9 +198,8 @@ def _header(
 def _row(
     search: SearchRecord, record: TrialRecord, state: RenderableType
 ) -> tuple[RenderableType, ...]:
-    params = "  ".join(
-        f"{key.rpartition('.')[2]} {format_value(value)}" for key, value in record.params.items()
-    )
+    names, values = short_names(list(record.params)), record.params.values()
+    params = "  ".join(f"{n} {format_value(v)}" for n, v in zip(names, values, strict=True))
     id_acc, ood_acc = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
     return (
         escape(record.trial_id),

@@ -1,5 +1,5 @@
-"""What a search found, for people: the leaderboard and the rules of selection in the terminal, and
-`figure` beside them.
+"""What a search found, for people: the leaderboard, the best of each method and the rules of
+selection in the terminal, and `figures` beside them.
 
 All say which split the choice was made on, since validation numbers that chose a trial are
 optimistic about it; the test splits are read by `confirm` alone.
@@ -10,34 +10,46 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 from tuning.records import (
     ID_ACC,
+    METHOD_KEY,
     OOD_MEAN_ACC,
     SECONDS,
+    ZERO_SHOT,
     SearchRecord,
     TrialRecord,
     domain_acc,
 )
 from tuning.reporting.figures import figure
-from tuning.reporting.formats import format_percent, format_seconds, format_value
+from tuning.reporting.formats import (
+    format_params,
+    format_percent,
+    format_seconds,
+    format_value,
+    natural_width,
+    short_names,
+)
+from tuning.reporting.methods_report import methods_table
 from tuning.reporting.selection_report import selection_table
-from tuning.reporting.tables import ZERO_SHOT
+from tuning.reporting.wise_figure import WISE_FIGURE, wise_figure
 from tuning.selection import best_trial, misses, pareto_front, ranked
 
 __all__ = [
     "OUTCOME_STYLE",
     "figure",
+    "figures",
     "format_percent",
     "format_seconds",
     "format_value",
     "leaderboard",
+    "methods_table",
     "report",
     "selection_table",
 ]
@@ -50,7 +62,7 @@ OUTCOME_STYLE = {
     "failed": "red",
 }
 # What a narrow terminal goes without, first to last; all of it is in trials.parquet.
-_EXPENDABLE = ("domains", "time", "step", "outcome")
+_EXPENDABLE = ("domains", "parameters", "time", "step", "outcome")
 
 
 @dataclass(frozen=True)
@@ -65,8 +77,23 @@ class _Column:
 def report(
     search: SearchRecord, records: Sequence[TrialRecord], width: int | None = None
 ) -> RenderableType:
-    """The leaderboard, and under it what each rule of selection chooses."""
-    return Group(leaderboard(search, records, width), "", selection_table(search, records, width))
+    """The leaderboard, the best of each method where there are several, and the rules' choices."""
+    tables = (
+        leaderboard(search, records, width),
+        methods_table(search, records, width),
+        selection_table(search, records, width),
+    )
+    parts = [part for table in tables if table is not None for part in (table, "")]
+    return Group(*parts[:-1])
+
+
+def figures(
+    search: SearchRecord, records: Sequence[TrialRecord], run_folder: Path
+) -> tuple[Path, ...]:
+    """All figures into `report/` of a run folder: ID against OOD, and WiSE-FT's curves if any."""
+    report = run_folder / "report"
+    found = wise_figure(search, records, report / WISE_FIGURE)
+    return (figure(search, records, report / "id_vs_ood.png"), *([found] if found else []))
 
 
 @dataclass(frozen=True)
@@ -92,14 +119,13 @@ def leaderboard(
             fits, the single OOD domains first, and the caption says so.
     """
     standing = _standing(search, records)
-    params = list(dict.fromkeys(key for r in records for key in r.params))
-    columns = [*_columns(search, params), *_misses_column(search, standing)]
-    ruler = Console(width=10_000)
-    for number in range(len(_EXPENDABLE) + 1):
-        dropped = _EXPENDABLE[:number]
+    columns = [*_columns(search, records), *_misses_column(search, standing)]
+    expendable = [group for group in _EXPENDABLE if any(c.group == group for c in columns)]
+    for number in range(len(expendable) + 1):
+        dropped = expendable[:number]
         kept = [column for column in columns if column.group not in dropped]
         table = _table(search, standing, kept)
-        if width is None or Measurement.get(ruler, ruler.options, table).maximum <= width:
+        if width is None or natural_width(table) <= width:
             break
     table.caption = escape(_caption(search, standing, dropped))
     return table
@@ -147,16 +173,13 @@ def _table(search: SearchRecord, standing: _Standing, columns: Sequence[_Column]
     return table
 
 
-def _columns(search: SearchRecord, params: Sequence[str]) -> list[_Column]:
-    def param(key: str) -> Callable[[TrialRecord], str]:
-        return lambda record: escape(format_value(record.params.get(key, "")))
-
+def _columns(search: SearchRecord, records: Sequence[TrialRecord]) -> list[_Column]:
     def percent(metric: str) -> Callable[[TrialRecord], str]:
         return lambda record: format_percent(record.metrics.get(metric))
 
     return [
         _Column("trial", lambda record: escape(record.trial_id), justify="left"),
-        *(_Column(h, param(k)) for h, k in zip(_short_names(params), params, strict=True)),
+        *_param_columns(search, records),
         _Column(f"{search.id_domain}\n(ID)", percent(ID_ACC), style="bold"),
         _Column("OOD\nmean", percent(OOD_MEAN_ACC), style="bold"),
         *(_Column(d, percent(domain_acc(d)), "domains") for d in search.ood_domains),
@@ -164,6 +187,33 @@ def _columns(search: SearchRecord, params: Sequence[str]) -> list[_Column]:
         _Column("outcome", _outcome, "outcome", justify="left"),
         _Column("time", lambda record: format_seconds(record.seconds), "time"),
     ]
+
+
+def _param_columns(search: SearchRecord, records: Sequence[TrialRecord]) -> list[_Column]:
+    """One a parameter; of several methods one a parameter that all have, and one for the others."""
+
+    def param(key: str) -> Callable[[TrialRecord], str]:
+        return lambda record: escape(format_value(record.params.get(key, "")))
+
+    def method(record: TrialRecord) -> str:
+        return escape(search.method(record) or "") if record.kind == "trial" else ""
+
+    keys = list(dict.fromkeys(key for r in records for key in r.params))
+    if len(search.methods(records)) < 2:
+        return [_Column(h, param(k)) for h, k in zip(short_names(keys), keys, strict=True)]
+    trials = [record for record in records if record.kind == "trial"]
+    common = [key for key in keys if all(key in record.params for record in trials)]
+    own = [METHOD_KEY, *common]
+    shown = [key for key in common if key != METHOD_KEY]
+    found = [_Column("method", method, justify="left")]
+    found += [_Column(h, param(k)) for h, k in zip(short_names(shown), shown, strict=True)]
+    if not {*keys} <= {*own}:
+
+        def others(record: TrialRecord) -> str:
+            return escape(format_params(record.params, but=own))
+
+        found.append(_Column("parameters", others, "parameters", justify="left"))
+    return found
 
 
 def _misses_column(search: SearchRecord, standing: _Standing) -> list[_Column]:
@@ -210,9 +260,3 @@ def _caption(search: SearchRecord, standing: _Standing, dropped: Sequence[str]) 
         lines.append(f"{len(failed)} failed:")
         lines += [f"  {r.trial_id}: {r.error_line or 'no error recorded'}" for r in failed]
     return "\n".join(lines)
-
-
-def _short_names(keys: Sequence[str]) -> list[str]:
-    """The last part of each dotted key, or the whole key where two would look the same."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return [s if last.count(s) == 1 else k for s, k in zip(last, keys, strict=True)]

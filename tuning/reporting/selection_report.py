@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 from tuning.records import SearchRecord, TrialRecord
-from tuning.reporting.formats import format_gap, format_percent
-from tuning.selection import Choice, choices
+from tuning.reporting.formats import format_gap, format_percent, natural_width
+from tuning.selection import BY_METHOD, Choice, choices
 
 HEADERS: Final = (
     "rule", "trials", "ID", "OOD\nmean", "worst\nOOD", "gap", "ID\ngap", "sees\nOOD", "chooses"
@@ -39,7 +37,6 @@ def selection_table(
     """
     found = choices(search, records)
     rows = [dict(zip(HEADERS, cells(choice), strict=True)) for choice in found]
-    ruler = Console(width=10_000)
     for number in range(len(_EXPENDABLE) + 1):
         kept = [header for header in HEADERS if header not in _EXPENDABLE[:number]]
         table = Table(title="What each rule chooses", caption_justify="left", header_style="bold")
@@ -47,7 +44,7 @@ def selection_table(
             table.add_column(header, justify="left" if header in _LEFT else "right", no_wrap=True)
         for row in rows:
             table.add_row(*(escape(row[header]) for header in kept))
-        if width is None or Measurement.get(ruler, ruler.options, table).maximum <= width:
+        if width is None or natural_width(table) <= width:
             break
     table.caption = escape("\n".join(notes(search, found)))
     return table
@@ -80,7 +77,9 @@ def notes(search: SearchRecord, found: Sequence[Choice]) -> list[str]:
     for choice in found:
         if choice.by_domain:
             lines.append(f"{choice.rule}, chosen by the other domains: {_by_domain(choice)}.")
-        if choice.is_set:
+        if choice.rule == BY_METHOD:
+            lines.append(f"{choice.rule}: see the best of each method.")
+        elif choice.is_set:
             lines.append(f"{choice.rule} (ID, OOD mean): {_members(choice)}.")
     if search.sees_ood:
         lines.append("Whatever the rule, the search that proposed the trials looked at OOD data.")

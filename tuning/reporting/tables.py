@@ -1,4 +1,5 @@
-"""The tables of a search: `trials.parquet`, `curves.parquet` and `selection.parquet`.
+"""The tables of a search: `trials.parquet`, `curves.parquet`, `selection.parquet`, and
+`methods.parquet` where its trials have several methods.
 
 Columns carry the names of the configuration and of the reports, unchanged: parameters have dots
 (`method.reg_weight`), metrics have slashes (`id_val/acc`), and neither can meet a fixed column.
@@ -24,13 +25,15 @@ Columns carry the names of the configuration and of the reports, unchanged: para
 one column a metric. Wide, as a plot wants it: `df[df.kind == "trial"].plot(x="step", ...)`.
 
 `selection.parquet`, one row a trial that a rule of `tuning.selection` chose: one a rule, one a
-domain for `leave_one_domain_out`, one a member for `pareto`; a rule that chose none has one too:
+domain for `leave_one_domain_out`, one a member for `pareto`, one a method for `by_method`; a rule
+that chose none has one too:
 
 | column | type | what |
 |---|---|---|
 | rule | string | its name |
 | looks_at_ood | bool | whether OOD validation data had a say in the choice |
 | trial_id, number | string, int64 | the trial chosen |
+| method | string | what it trains with; null where the configuration does not say |
 | left_out | string | the OOD domain that had no say in it; of `leave_one_domain_out` only |
 | id_acc | double | ID accuracy |
 | ood_acc | double | mean accuracy on the OOD domains; on `left_out` alone where there is one |
@@ -39,8 +42,12 @@ domain for `leave_one_domain_out`, one a member for `pareto`; a rule that chose 
 | id_gap | double | of the rule, in each of its rows: ID accuracy less that of `id_val` |
 | reason | string | why the rule chose none, else null |
 
-The mean of `ood_acc` over the rows of a rule is the rule's own figure; not so for `pareto`, whose
-rows are alternatives and whose gaps are null.
+The mean of `ood_acc` over the rows of a rule is the rule's own figure; not so for `pareto` and
+`by_method`, whose rows are alternatives and whose gaps are null.
+
+`methods.parquet` is described in `tuning.reporting.methods_table`.
+
+So is `wise.parquet`, of trials with `trial.eval.wise_alphas`, in `tuning.reporting.wise`.
 
 The schema metadata, key `lipsum_tune`, is JSON: search, objectives, constraints, domains,
 sees_ood.
@@ -48,23 +55,27 @@ sees_ood.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from tuning.records import SearchRecord, TrialRecord
+from tuning.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.reporting.methods_table import METHODS_FILE, methods_table
+from tuning.reporting.parquet import (
+    arrow_table,
+    metric_cells,
+    metric_fields,
+    param_fields,
+    write_atomically,
+)
+from tuning.reporting.wise import WISE_FILE, wise_table
 from tuning.selection import best_trial, choices
 
-ZERO_SHOT = "zero-shot"
 TRIALS_FILE = "trials.parquet"
 CURVES_FILE = "curves.parquet"
 SELECTION_FILE = "selection.parquet"
-FORMAT_VERSION = 2
 
 _TRIAL_FIELDS = (
     pa.field("trial_id", pa.string(), nullable=False),
@@ -92,6 +103,7 @@ _SELECTION_FIELDS = (
     pa.field("looks_at_ood", pa.bool_(), nullable=False),
     pa.field("trial_id", pa.string()),
     pa.field("number", pa.int64()),
+    pa.field("method", pa.string()),
     pa.field("left_out", pa.string()),
     pa.field("id_acc", pa.float64()),
     pa.field("ood_acc", pa.float64()),
@@ -123,29 +135,29 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
                 "objective_best": record.best(first.metric, first.mode),
                 "is_best": best is not None and record.trial_id == best.trial_id,
                 **record.params,
-                **_metrics(record.metrics),
+                **metric_cells(record.metrics),
             }
         )
-    fields = [*_TRIAL_FIELDS, *_param_fields(records)]
-    fields += _metric_fields([search.zero_shot, *(r.metrics for r in records)])
-    return _table(search, rows, fields)
+    fields = [*_TRIAL_FIELDS, *param_fields(records)]
+    fields += metric_fields([search.zero_shot, *(r.metrics for r in records)])
+    return arrow_table(search, rows, fields)
 
 
 def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
     """One row a report, the zero-shot model at step 0; columns as the module's header says."""
     zero_shot = _zero_shot_row(search)
     fixed = {field.name for field in _CURVE_FIELDS}
-    rows = [{k: v for k, v in zero_shot.items() if k in fixed} | _metrics(search.zero_shot)]
+    rows = [{k: v for k, v in zero_shot.items() if k in fixed} | metric_cells(search.zero_shot)]
     for record in sorted(records, key=lambda r: (r.number, r.trial_id)):
         trial = {
             "trial_id": record.trial_id,
             "number": record.number,
             "kind": record.kind,
         }
-        rows += [{**trial, "step": int(p.get("step", 0)), **_metrics(p)} for p in record.curve]
+        rows += [{**trial, "step": int(p.get("step", 0)), **metric_cells(p)} for p in record.curve]
     fields = [*_CURVE_FIELDS]
-    fields += _metric_fields([search.zero_shot, *(p for r in records for p in r.curve)])
-    return _table(search, rows, fields)
+    fields += metric_fields([search.zero_shot, *(p for r in records for p in r.curve)])
+    return arrow_table(search, rows, fields)
 
 
 def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
@@ -164,6 +176,7 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.
                 **of_rule,
                 "trial_id": pick.trial.trial_id,
                 "number": pick.trial.number,
+                "method": pick.method,
                 "left_out": pick.left_out,
                 "id_acc": pick.id_acc,
                 "ood_acc": pick.ood_acc,
@@ -171,16 +184,17 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.
             }
             for pick in choice.picks
         ] or [of_rule]
-    return _table(search, rows, list(_SELECTION_FIELDS))
+    return arrow_table(search, rows, _SELECTION_FIELDS)
 
 
 def write_tables(
     folder: Path, search: SearchRecord, records: Sequence[TrialRecord]
-) -> tuple[Path, Path, Path]:
+) -> tuple[Path, ...]:
     """The tables into the folder, made if need be; a reader never sees half a file.
 
     Returns:
-        The paths of trials.parquet, curves.parquet and selection.parquet.
+        The paths of trials.parquet, curves.parquet, selection.parquet, of methods.parquet where the
+        trials have several methods, and of wise.parquet where any has a curve of WiSE-FT's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
@@ -188,10 +202,13 @@ def write_tables(
         folder / CURVES_FILE: curves_table(search, records),
         folder / SELECTION_FILE: selection_table(search, records),
     }
+    if len(search.methods(records)) > 1:
+        tables[folder / METHODS_FILE] = methods_table(search, records)
+    if (wise := wise_table(search, records)) is not None:
+        tables[folder / WISE_FILE] = wise
     for path, table in tables.items():
         write_atomically(table, path)
-    trials, curves, selection = tables
-    return trials, curves, selection
+    return tuple(tables)
 
 
 def _zero_shot_row(search: SearchRecord) -> dict[str, object]:
@@ -205,70 +222,9 @@ def _zero_shot_row(search: SearchRecord) -> dict[str, object]:
         "objective": objective,
         "objective_best": objective,
         "is_best": False,
-        **_metrics(search.zero_shot),
+        **metric_cells(search.zero_shot),
     }
-
-
-def _metrics(report: Mapping[str, float]) -> dict[str, object]:
-    return {name: float(value) for name, value in report.items() if name != "step"}
-
-
-def _metric_fields(reports: Iterable[Mapping[str, float]]) -> list[pa.Field]:
-    names = {name for report in reports for name in report if name != "step"}
-    return [pa.field(name, pa.float64()) for name in sorted(names)]
-
-
-def _param_fields(records: Sequence[TrialRecord]) -> list[pa.Field]:
-    """One column a parameter, in the order of the space, in the narrowest type that holds all."""
-    types: dict[str, set[type]] = {}
-    for record in records:
-        for key, value in record.params.items():
-            types.setdefault(key, set()).add(type(value))
-    return [pa.field(key, _arrow_type(seen)) for key, seen in types.items()]
-
-
-def _arrow_type(seen: set[type]) -> pa.DataType:
-    if seen == {bool}:
-        return pa.bool_()
-    if seen == {int}:
-        return pa.int64()
-    if seen <= {int, float}:
-        return pa.float64()
-    return pa.string()
-
-
-def _table(search: SearchRecord, rows: list[dict[str, object]], fields: list[pa.Field]) -> pa.Table:
-    about = {
-        "format_version": FORMAT_VERSION,
-        "search": search.name,
-        "objectives": [[o.metric, o.mode] for o in search.objectives],
-        "constraints": [c.text for c in search.constraints],
-        "id_domain": search.id_domain,
-        "ood_domains": search.ood_domains,
-        "sees_ood": search.sees_ood,
-    }
-    columns = [
-        pa.array([_cell(row.get(field.name), field.type) for row in rows], field.type)
-        for field in fields
-    ]
-    schema = pa.schema(fields, metadata={"lipsum_tune": json.dumps(about)})
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _cell(value: object, arrow_type: pa.DataType) -> object:
-    # Choices of mixed types share a column of strings.
-    return str(value) if value is not None and pa.types.is_string(arrow_type) else value
 
 
 def _utc(unix_s: float | None) -> datetime | None:
     return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC)
-
-
-def write_atomically(table: pa.Table, path: Path) -> None:
-    """Write a table as Parquet; a reader finds the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(table, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

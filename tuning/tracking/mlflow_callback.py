@@ -3,11 +3,11 @@
 | run | name | tags | metrics |
 |---|---|---|---|
 | parent | the search's | search, run_folder, kind, outcome, best/* | zero_shot/*, best/* |
-| child | the trial's | search, trial_id, kind, outcome, error, nonfinite | its reports, by step |
+| child | the trial's | search, trial_id, kind, method, outcome, error, nonfinite | its reports |
 
-Statuses: FINISHED; KILLED for pruned and stopped; FAILED. Every child has its `outcome` and `kind`
-from the start, since a filter on a tag hides the runs that lack it. The best parameters are tags,
-not params: a resumed search may find better ones, and MLflow's params cannot change.
+Statuses: FINISHED; KILLED for pruned and stopped; FAILED. Every child has `outcome`, `kind` and
+`method` from the start, since a filter on a tag hides the runs that lack it. The best parameters
+are tags, not params: a resumed search may find better ones, and MLflow's params cannot change.
 
 MLflow watches, it does not take part. Once the search runs, nothing here raises: a write that fails
 waits in memory, in order, and is tried again at a later event and at the end.
@@ -28,6 +28,7 @@ from mlflow.tracking import MlflowClient
 from tuning.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
 from tuning.reporting.figures import figure
 from tuning.reporting.tables import write_tables
+from tuning.reporting.wise_figure import WISE_FIGURE, wise_figure
 from tuning.selection import best_trial
 from tuning.tracking import mlflow_client as mlf
 from tuning.tracking.mlflow_client import TrackingError, default_tracking_uri
@@ -192,6 +193,8 @@ class MlflowListener:
                 "kind": record.kind,
                 "outcome": "running",
             }
+            if (method := self._search.method(record)) is not None:
+                tags["method"] = method
             self._runs[record.trial_id] = self._create(record.trial_id, tags, record.started_at)
             self._stored_steps[record.trial_id] = set()
         return self._runs[record.trial_id]
@@ -262,7 +265,8 @@ class MlflowListener:
         with tempfile.TemporaryDirectory() as folder:
             tables = write_tables(Path(folder), self._search, records)
             picture = figure(self._search, records, Path(folder) / "accuracy.png")
-            for path in (*tables, picture):
+            wise = wise_figure(self._search, records, Path(folder) / WISE_FIGURE)
+            for path in (*tables, picture, *([wise] if wise else [])):
                 self._client.log_artifact(self.parent_run_id, str(path))
 
     def _create(self, name: str, tags: dict[str, str], started_at: float | None) -> str:

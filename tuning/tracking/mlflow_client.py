@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -81,6 +81,14 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             f"MLflow cannot be used at {redact(uri)}: {reason.splitlines()[0][:300]}. "
             "Start the server or correct the tracking URI."
         ) from None  # the cause's text may hold the credentials that were just taken out
+
+
+def search_run(client: MlflowClient, experiment_id: str, run_folder: Path) -> Run | None:
+    """The run of the search in that folder, below which others may be; None where there is none."""
+    # Compared here, since a folder's name may hold quotes, which a filter cannot.
+    folder = str(run_folder.resolve())
+    searches = client.search_runs([experiment_id], "tags.kind = 'search'", max_results=50_000)
+    return next((run for run in searches if run.data.tags.get("run_folder") == folder), None)
 
 
 def redact(text: str) -> str:

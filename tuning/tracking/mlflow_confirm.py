@@ -2,8 +2,8 @@
 
 | what | holds |
 |---|---|
-| tags | search, kind = `confirm`, confirms (the trial), labels, seeds, looks_at_ood, outcome |
-| metrics | each metric of the test splits: its mean, `sd/...`, `vs_ft/...`, `vs_zero_shot/...` |
+| tags | search, kind = `confirm`, confirms (the trial), method, labels, seeds, looks_at_ood, ... |
+| metrics | each of the test splits, and costs: mean, `sd/...`, `vs_ft/...`, `vs_zero_shot/...` |
 
 The step of a metric is the number of seeds. What went wrong is a warning, never an error: the
 results are in the run folder.
@@ -36,7 +36,7 @@ def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmat
     try:
         client, experiment_id = mlf.connect(tracking_uri, experiment)
         with mlf.brief_requests():
-            parent = _parent(client, experiment_id, confirmation)
+            parent = mlf.search_run(client, experiment_id, confirmation.search.run_folder)
             if parent is None:
                 return  # a search that MLflow never heard of
             for configuration in confirmation.configurations:
@@ -47,13 +47,6 @@ def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmat
             mlf.redact(tracking_uri),
             mlf.redact(str(error)).strip().partition("\n")[0][:300],
         )
-
-
-def _parent(client: MlflowClient, experiment_id: str, confirmation: Confirmation) -> Run | None:
-    # Compared here, since a folder's name may hold quotes, which a filter cannot.
-    folder = str(confirmation.search.run_folder.resolve())
-    searches = client.search_runs([experiment_id], "tags.kind = 'search'", max_results=50_000)
-    return next((run for run in searches if run.data.tags.get("run_folder") == folder), None)
 
 
 def _log(
@@ -78,6 +71,8 @@ def _log(
         "looks_at_ood": str(configuration.looks_at_ood).lower(),
         "outcome": "finished",
     }
+    if configuration.method is not None:
+        tags["method"] = configuration.method
     same = f"tags.`{_PARENT}` = '{parent.info.run_id}' and tags.kind = 'confirm'"
     earlier = client.search_runs([experiment_id], f"{same} and tags.confirms = '{name}'")
     if any(run.data.tags.get("seeds") == tags["seeds"] for run in earlier):

@@ -13,6 +13,9 @@ from tuning.records import (
     domain_acc,
 )
 from tuning.reporting.formats import format_percent, format_value
+from tuning.reporting.methods_report import cells as method_cells
+from tuning.reporting.methods_report import method_rows, model_cells
+from tuning.reporting.methods_report import notes as method_notes
 from tuning.reporting.selection_report import HEADERS, cells, notes
 from tuning.selection import best_trial, choices
 
@@ -38,7 +41,7 @@ def describe(
         values = ", ".join(f"`{k}` {format_value(v)}" for k, v in best.params.items())
         cut_short = "" if best.outcome == "finished" else f" ({best.outcome} at step {best.step})"
         lines += ["", f"**Best: {best.trial_id}**{cut_short} with {values}."]
-        lines += ["", *_rules(search, records)]
+        lines += [*_methods(search, records), "", *_rules(search, records)]
     if outcome:
         lines += ["", _ending(records, outcome), *_failures(records)]
     else:
@@ -67,6 +70,24 @@ def _accuracies(
     if best is not None:
         lines.append(row(f"**{best.trial_id}**", best.metrics))
     return lines
+
+
+def _methods(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+    """The best of each method, where there are several, between the models to compare with."""
+    found = method_rows(search, records)
+    if not found:
+        return []
+    rows = [*model_cells(search, records), *(method_cells(search, row) for row in found)]
+    headers = list(rows[-1])
+    titles = [header.replace("\n", " ") for header in headers]
+    return [
+        "",
+        f"| {' | '.join(titles)} |",
+        f"|---|---|---|---|{'---:|' * (len(headers) - 4)}",
+        *(f"| {' | '.join(row.get(header) or '-' for header in headers)} |" for row in rows),
+        "",
+        *(f"- {note}" for note in method_notes(search, found)),
+    ]
 
 
 def _rules(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:

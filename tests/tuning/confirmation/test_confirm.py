@@ -27,6 +27,7 @@ from tuning.config import SearchFile
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds
 from tuning.confirmation.report import table
 from tuning.confirmation.results import (
+    COSTS,
     Configuration,
     Confirmation,
     ResultsFile,
@@ -79,12 +80,33 @@ def test_the_pareto_front_is_confirmed_only_when_it_is_asked_for(tmp_path: Path)
     assert (only.trial_id, only.labels) == ("trial-003", ("id_val",))
 
 
+def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path: Path) -> None:
+    search, records = fakes.search_record(tmp_path), fakes.compared_methods()
+    found = {one.trial_id: one for one in chosen(search, records)}
+    assert list(found)[:4] == ["trial-007", "trial-006", "trial-005", "trial-004"]
+    best = found["trial-007"]
+    assert best.labels[:2] == ("objective #1", "by_method/carot")
+    assert (best.method, best.best_of_method, best.params["method.name"]) == (
+        "carot",
+        True,
+        "carot",
+    )
+    only = chosen(search, records, rules=["by_method"])
+    assert [one.labels for one in only] == [
+        ("by_method/carot",), ("by_method/lipsum_ft",), ("by_method/kd",), ("by_method/ft",),
+    ]  # fmt: skip
+    (other,) = chosen(search, records, rules=["id_val"])
+    assert (other.trial_id, other.method, other.best_of_method) == ("trial-004", "ft", False)
+
+
 def test_what_cannot_be_confirmed_is_refused_in_one_sentence(tmp_path: Path) -> None:
     search = fakes.search_record(tmp_path)
     with pytest.raises(ConfigError, match="no finished trial"):
         chosen(search, [fakes.reference(), fakes.trial(0, outcome="pruned")])
     with pytest.raises(ConfigError, match=r"--rule 'paretto'.*did you mean 'pareto'"):
         chosen(search, [fakes.trial(0)], rules=["paretto"])
+    with pytest.raises(ConfigError, match="--rule by_method: all trials of this search have the"):
+        chosen(search, [fakes.trial(0)], rules=["by_method"])
     with pytest.raises(ConfigError, match="--top 0"):
         chosen(search, [fakes.trial(0)], top=0)
     with pytest.raises(ConfigError, match="two seeds or more"):
@@ -236,7 +258,11 @@ def test_each_is_trained_on_the_same_fresh_seeds_and_measured_on_the_test_splits
     file = load_run(folder).file
     params = {"method.reg_weight": 0.5, "optim.lr": 1e-3}
     trial = file.trial_config(params).model_copy(update={"seed": 1004})
-    assert found.results["trial-000", 1004].metrics == pytest.approx(alone(trial))
+    measured = dict(found.results["trial-000", 1004].metrics)
+    costs = {name: measured.pop(name) for name in COSTS}
+    assert measured == pytest.approx(alone(trial))
+    assert costs["cost/seconds"] > 0
+    assert costs["cost/cpu_seconds"] > 0
     assert all("val" not in name for name in found.results["ft", 1003].metrics)
     metric = "ood_test/mean_acc"
     ours, its = found.values("trial-000", metric), found.values("ft", metric)
@@ -293,6 +319,9 @@ def test_mlflow_has_one_run_a_configuration_below_the_searchs(
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.info.status == "FINISHED"
     assert by_trial["trial-000"].data.params["method.reg_weight"] == "0.5"
+    assert by_trial["trial-000"].data.metrics["cost/seconds"] > 0
+    methods = {trial_id: run.data.tags["method"] for trial_id, run in by_trial.items()}
+    assert methods == {"ft": "ft", "trial-000": "lipsum_ft"}
 
 
 @pytest.mark.slow

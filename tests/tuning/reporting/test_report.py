@@ -131,6 +131,59 @@ def test_the_report_is_the_leaderboard_above_the_rules(width: int) -> None:
     assert text.index("trial-012") < text.index("What each rule chooses")
 
 
+def test_several_methods_share_the_columns_that_all_have_and_one_for_the_others() -> None:
+    text = printed(SEARCH, fakes.compared_methods(1))
+    headers = [cell.strip() for cell in text.splitlines()[3].split("┃")[1:]]
+    assert headers[:7] == ["#", "trial", "method", "lr", "parameters", "(ID)", "mean"]
+    assert [row[1:5] for row in first_cells(text)] == [
+        ["zero-shot", "", "", ""],
+        ["ft", "", "", ""],
+        ["trial-003", "carot", "1e-05", "orthogonality_weight=0.2 distillation_weight=1.5"],
+        ["trial-002", "lipsum_ft", "1e-05", "reg_weight=0.7 text_length=8"],
+        ["trial-001", "kd", "1e-05", "reg_weight=1.2"],
+        ["trial-000", "ft", "1e-05", ""],
+    ]
+
+
+@pytest.mark.parametrize("width", [200, 140, 100, 80])
+def test_a_narrow_terminal_goes_without_the_parameters_of_methods_and_says_so(width: int) -> None:
+    text = printed(SEARCH, fakes.compared_methods(), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert ("orthogonality_weight" in text) == (width >= 140)
+    assert "lipsum_ft" in text
+    assert ("want of room: domains, parameters" in text) == (width < 140)
+
+
+@pytest.mark.parametrize("width", [160, 80])
+def test_the_report_has_the_best_of_each_method_between_leaderboard_and_rules(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(report(SEARCH, fakes.compared_methods(), width))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    titles = [text.index(t) for t in (SEARCH.name, "The best of each method", "What each rule")]
+    assert titles == sorted(titles)
+
+
+def test_the_note_for_mlflow_has_a_table_of_the_methods() -> None:
+    lines = describe(SEARCH, fakes.compared_methods(), "finished").splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("| method "))
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines[start : start + 8]]
+    assert len({len(row) for row in cells}) == 1
+    assert [row[0] for row in cells[2:]] == [
+        "zero-shot", "ft, reference", "carot", "lipsum_ft", "kd", "ft",
+    ]  # fmt: skip
+    assert cells[4][1:7] == [
+        "2/0/0", "trial-007", "lr=2e-05 orthogonality_weight=0.2 distillation_weight=1.5",
+        "85.1", "64.1", "74.6",
+    ]  # fmt: skip
+    assert "- Equal numbers of trials, 2 a method: finished/pruned/failed." in lines
+    assert not any(
+        line.startswith("| method")
+        for line in describe(SEARCH, fakes.finished_search(), "finished").splitlines()
+    )
+
+
 def test_a_search_without_any_trial_still_has_a_leaderboard_and_a_figure(tmp_path: Path) -> None:
     assert "zero-shot" in printed(SEARCH, [])
     assert figure(SEARCH, [], tmp_path / "empty.png").exists()
@@ -149,8 +202,17 @@ def test_the_figure_is_a_picture_in_a_folder_made_for_it(tmp_path: Path) -> None
         [fakes.trial(1, params={"method.reg_weight": 0.0}), fakes.trial(2)],
         [fakes.trial(1, math.nan, math.nan), fakes.trial(2, outcome="running", curve=())],
         [fakes.trial(1, outcome=outcome) for outcome in ("finished", "pruned", "stopped")],
+        fakes.compared_methods(),
+        [replace(record, outcome="running", curve=()) for record in fakes.compared_methods()],
     ],
-    ids=["weight not searched", "weight zero", "nothing to draw", "one weight"],
+    ids=[
+        "weight not searched",
+        "weight zero",
+        "nothing to draw",
+        "one weight",
+        "methods",
+        "methods without results",
+    ],
 )
 def test_the_figure_can_be_drawn_whatever_the_trials_lack(
     records: list[TrialRecord], tmp_path: Path

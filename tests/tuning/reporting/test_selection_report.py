@@ -79,6 +79,13 @@ def test_a_long_front_is_cut_short() -> None:
     assert "018 (78.0, 42.0) and 18 more." in text
 
 
+def test_the_best_of_each_method_is_a_row_that_refers_to_their_own_table() -> None:
+    text = printed(fakes.search_record(Path("run")), fakes.compared_methods())
+    assert rows(text)["by_method"][:-1] == ["4 trials", "85-88", "58-64", "44-50", "", "", "yes"]
+    assert "by_method: see the best of each method." in text
+    assert "by_method" not in printed(SEARCH, TABLE)
+
+
 @pytest.mark.parametrize("width", [200, 120, 80, 72])
 def test_a_narrow_terminal_gets_whole_figures_in_fewer_columns(width: int) -> None:
     text = printed(SEARCH, TABLE, width)

@@ -91,6 +91,37 @@ def test_a_search_is_a_parent_and_a_trial_a_child_with_params_curve_and_status(
     assert "step" not in child.data.metrics
 
 
+def test_every_run_of_a_trial_says_its_method_so_that_runs_can_be_grouped(
+    listener: MlflowListener, client: MlflowClient, search: SearchRecord
+) -> None:
+    config = {"trial": {"method": {"name": "lipsum_ft"}}}
+    listener.search_started(replace(search, config=config))
+    for record in (*fakes.compared_methods(1), fakes.trial(9)):
+        play(listener, record)
+    methods = {name: run.data.tags["method"] for name, run in children(client, listener).items()}
+    assert methods == {
+        "ft": "ft",
+        "trial-000": "ft",
+        "trial-001": "kd",
+        "trial-002": "lipsum_ft",
+        "trial-003": "carot",
+        "trial-009": "lipsum_ft",  # proposes none, so it has the configuration's
+    }
+
+
+def test_a_search_over_methods_adds_their_table(
+    listener: MlflowListener, client: MlflowClient, search: SearchRecord
+) -> None:
+    records = fakes.compared_methods(1)
+    listener.search_started(search)
+    listener.search_ended(records, "finished")
+    artifacts = {file.path for file in client.list_artifacts(listener.parent_run_id)}
+    assert "methods.parquet" in artifacts
+    parent = client.get_run(listener.parent_run_id)
+    assert "| carot | 1/0/0 | trial-003 |" in parent.data.tags["mlflow.note.content"]
+    assert parent.data.tags["best/method.name"] == "carot"
+
+
 def test_the_parent_has_the_configuration_and_the_zero_shot_model(
     listener: MlflowListener, client: MlflowClient, search: SearchRecord
 ) -> None:
