@@ -48,7 +48,7 @@ class Clock:
         }
 
     def evaluate(self, pictures: dict[str, Pictures], *, sweep: bool = False) -> dict[str, float]:
-        """The validation metrics, on the clock of evaluations; with WiSE-FT's curve if asked for."""
+        """The validation metrics, on the clock of evaluations, and WiSE-FT's curve if asked for."""
         began = time.perf_counter()
         metrics = self.run.evaluate("val", pictures)
         if sweep:

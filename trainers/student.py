@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
@@ -105,9 +106,9 @@ class Student(nn.Module):
             self.text.eval()
         return self
 
-    @property
+    @cached_property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that train, by name."""
+        """The parameters that train, by name; to be asked for once they are where they stay."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @property

@@ -1,7 +1,7 @@
 """The interface of a fine-tuning method: what is trained, what a step minimises, what is kept.
 
-A method is a value: its own configuration and nothing that changes. What changes in training (the
-weights, their average, the optimiser) belongs to the loop, which asks the method what to do with it.
+A method is a value: its own configuration and nothing that changes. What does change in training,
+the weights, their average, the optimiser, belongs to the loop, which asks the method about it.
 """
 
 from __future__ import annotations

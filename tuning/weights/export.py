@@ -60,7 +60,9 @@ def export(
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             card = model_card(source.title, source.trial, about, output)
             (unfinished / CARD).write_text(card, encoding="utf-8")
-            unfinished.chmod(0o755)  # a temporary folder is for its owner alone
+            unfinished.chmod(0o755)  # it and what safetensors writes are for their owner alone
+            for file in unfinished.iterdir():
+                file.chmod(0o644)
             unfinished.replace(output)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

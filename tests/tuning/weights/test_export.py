@@ -43,6 +43,7 @@ def test_by_default_it_is_the_trial_that_the_objective_chooses(real: Real, tmp_p
     run, records = real
     written = export(run, tmp_path / "model")
     assert {path.name for path in written.iterdir()} == FILES
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in written.iterdir())
     best = best_trial(load_run(run).search, records)
     said = about(written)
     assert best is not None
