@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from trainers.data.pictures import Pictures
+from trainers.data.pictures import Pictures, eval_samples
+from trainers.data.sampler import StepSampler
 from trainers.data.views import normalise
 from trainers.parallel import gather
 from trainers.student import Outputs
@@ -28,7 +29,7 @@ def id_losses(run: Run, pictures: Pictures) -> Callable[[Mapping[str, Tensor]], 
     Differentiable in the weights. Every worker gets the loss over all workers' pictures, as
     `parallel.gather` has it: the mean of their gradients is the gradient.
     """
-    batches = _endless(run, pictures)
+    batches = _shuffled(run, pictures)
     id_domain = run.config.data.id_domain
     class_map = run.class_maps({id_domain: pictures})[id_domain]
 
@@ -42,12 +43,20 @@ def id_losses(run: Run, pictures: Pictures) -> Callable[[Mapping[str, Tensor]], 
     return loss
 
 
-def _endless(run: Run, pictures: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
-    """Centre crops in their order, over and over; the same number on every worker."""
-    image_input = run.zero_shot.image_input
-    per_worker = max(1, len(pictures) // run.world_size)  # a picture too many has no counterpart
-    batch_size = min(max(1, BATCH_SIZE // run.world_size), per_worker)
-    for _ in itertools.count():
-        batches = pictures.eval_batches(image_input, batch_size, run.rank, run.world_size)
-        for views, labels in itertools.islice(batches, per_worker // batch_size):
-            yield normalise(views.to(run.device), image_input), labels.to(run.device)
+def _shuffled(run: Run, pictures: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
+    """Centre crops without end, every picture once before any comes again.
+
+    Files have one class after the other: in their order, a batch would hold a few classes alone.
+    """
+    world_size, image_input = run.world_size, run.zero_shot.image_input
+    sampler = StepSampler(
+        len(pictures),
+        world_size * max(1, BATCH_SIZE // world_size),  # as many for every worker
+        seed=run.config.seed,
+        steps=range(sys.maxsize),
+        rank=run.rank,
+        world_size=world_size,
+    )
+    samples = ([sample for _, sample in batch] for batch in sampler)
+    for views, labels in eval_samples(pictures, samples, image_input, run.config.data.workers):
+        yield normalise(views.to(run.device), image_input), labels.to(run.device)

@@ -5,6 +5,7 @@ Whatever is alone here, in a notebook say, passes through unchanged.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -32,7 +33,10 @@ def replicated(student: Student, device: torch.device) -> nn.Module:
     if world()[1] == 1:
         return student
     device_ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(student, device_ids=device_ids)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of the argument's name
+        # Buffers are the same everywhere; to send them, a worker would wait for one whose forward
+        # pass has run out of memory.
+        return DistributedDataParallel(student, device_ids=device_ids, broadcast_buffers=False)
 
 
 def shard(student: Student, zero_shot: ZeroShotModel) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor
 from trainers.seeding import generator
 from trainers.zero_shot import ZeroShotModel
 
+PART = 1024
+"""Random texts that are encoded at once for the second moment."""
+
 
 def random_texts(
     start_token: int,
@@ -60,14 +63,21 @@ def second_moment(text_features: Tensor) -> Tensor:
     return text_features.T @ text_features / len(text_features)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def random_text_moment(
-    zero_shot: ZeroShotModel, length: int, *, count: int = 1024, seed: int = 0
+    zero_shot: ZeroShotModel, length: int, *, count: int = PART, seed: int = 0
 ) -> Tensor:
-    """C (D, D) of a model's random texts of a length, estimated once from `count` of them."""
+    """C (D, D) of a model's random texts of a length, estimated once from `count` of them.
+
+    Args:
+        zero_shot: the model; the last one's is kept.
+        length: L.
+        count: a multiple of `PART`.
+        seed: of the texts.
+    """
     parts = [
-        second_moment(random_text_features(zero_shot, 1024, length, seed=seed, step=part))
-        for part in range(count // 1024)
+        second_moment(random_text_features(zero_shot, PART, length, seed=seed, step=part))
+        for part in range(count // PART)
     ]
     return torch.stack(parts).mean(dim=0)
 

@@ -63,7 +63,7 @@ class Student(nn.Module):
     again, and the logit scale stays as it was. With `"both_encoders"` everything of the CLIP
     trains, its logit scale included, and with `"adapters"` linear maps in both encoders while the
     encoders stay: there is no head to train then. For evaluation one is made of the class prompts
-    (`trainers.heads.zero_shot_head`) and put into `head`.
+    (`trainers.heads.heads_of`) and put into `head`.
 
     The encoders are always in evaluation mode, though their parameters train. A ResNet's running
     statistics stay the pre-trained ones: those of a worker's share of a batch would differ between

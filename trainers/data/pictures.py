@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -284,6 +284,18 @@ def train_batches(
             num_workers=workers,
             pin_memory=pin_memory,
         )
+    )
+
+
+def eval_samples(
+    pictures: Pictures,
+    samples: Iterable[list[int]],
+    image_input: ImageInput,
+    workers: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chosen pictures as evaluation sees them: ((B, 3, size, size) uint8, (B,) int64) a batch."""
+    return _batches(
+        DataLoader(_EvalViews(pictures, image_input), batch_sampler=samples, num_workers=workers)
     )
 
 

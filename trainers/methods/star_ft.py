@@ -17,8 +17,9 @@ falls to 0, as in the authors' code; theirs falls once an epoch, w0 (1 - (e + 1)
 step. Their templates come from a language model; those in `spurious_templates.yaml` are our own.
 
 With ``task = "cross_entropy"`` it is cross-entropy on a trained head in place of the contrastive
-loss. Only the image encoder trains then: that U stays U0 is our choice. The authors' figures, of 10
-epochs on ImageNet, have not been reproduced here.
+loss. Only the image encoder and the head train then: that U stays U0, and that this head is the one
+that is evaluated, are our choices. The authors' figures, of 10 epochs on ImageNet, have not been
+reproduced here.
 """
 
 from __future__ import annotations
