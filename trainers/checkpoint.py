@@ -153,6 +153,16 @@ def saved_step(folder: Path) -> int | None:
     return None if progress is None else int(progress.get("step", 0))
 
 
+def saved_metrics(folder: Path) -> dict[str, float]:
+    """What the report of a checkpoint said of its weights; nothing where only weights are there."""
+    if not (folder / STATE).is_file():
+        return {}
+    # Mapped: of a file with all of the optimiser's state, the few figures alone are read.
+    state = torch.load(folder / STATE, map_location="cpu", mmap=True, weights_only=True)
+    same = state["progress"] == _progress_of(_weights_of(folder))
+    return dict(state["metrics"]) if same else {}
+
+
 def _write_weights(
     path: Path, weights: Mapping[str, Tensor], progress: Progress, class_names: Sequence[str]
 ) -> None:

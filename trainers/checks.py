@@ -47,6 +47,7 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         if config.activation_checkpointing:
             check_activation_checkpointing(config.model)
         check_method_fits(config.method, config.model)
+        config.method.check_files()
 
 
 def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:

@@ -150,6 +150,14 @@ class EvalConfig(_Frozen):
     """Evaluated once, after the last step: points on the line from the zero-shot model's weights
     (0) to the fine-tuned ones (1), which is WiSE-FT's curve of ID and OOD accuracy."""
 
+    @field_validator("wise_alphas")
+    @classmethod
+    def _alphas_differ(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
+        names = [f"{alpha:g}" for alpha in alphas]  # as in the names of metrics
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is named twice")
+        return alphas
+
 
 class TrialConfig(_Frozen):
     """One fine-tuning, whole."""

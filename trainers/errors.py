@@ -61,6 +61,9 @@ def _explain(model: type[BaseModel], item: Any, source: str) -> str:
         return f"{source}: unknown key {where!r} = {value!r}{did_you_mean(unknown, names)}"
     if item["type"] == "missing":
         return f"{source}: the key {where!r} is missing"
+    if item["type"] == "union_tag_not_found":
+        tag = str(item["ctx"]["discriminator"]).strip("'")
+        return f"{source}: the key '{where}.{tag}' is missing"
     if item["type"] in ("literal_error", "union_tag_invalid"):
         expected = item["ctx"].get("expected", item["ctx"].get("expected_tags", ""))
         choices = [word.strip(" '\"") for word in expected.replace(" or ", ",").split(",")]
@@ -68,6 +71,8 @@ def _explain(model: type[BaseModel], item: Any, source: str) -> str:
         key = f"{where}.name" if isinstance(value, Mapping) else where
         return f"{source}: {key} = {given!r} is not one of its values{did_you_mean(given, choices)}"
     message = item["msg"].removeprefix("Value error, ")
+    if where and isinstance(value, Mapping):  # a whole section, of which the message names the key
+        return f"{source}: {where}: {message}"
     return f"{source}: {where} = {value!r}: {message}" if where else f"{source}: {message}"
 
 

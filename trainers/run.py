@@ -191,6 +191,7 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> R
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     names = id_classes(config.data)
     check_method_fits(config.method, config.model)
+    config.method.check_files()
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
     student = Student(zero_shot, config.method.trains).to(where)
     if config.activation_checkpointing:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from trainers.errors import ConfigError
+
 
 def read_texts(path: Path) -> list[str]:
     """The lines that say anything, in order.
 
     Raises:
-        ValueError: the file cannot be read, is no UTF-8, or says nothing.
+        ConfigError: the file cannot be read, is no UTF-8, or says nothing.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"texts_file = {str(path)!r}: {error}") from None
+        raise ConfigError(f"texts_file = {str(path)!r}: {error}") from None
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
-        raise ValueError(f"texts_file = {str(path)!r}: there is no text in it")
+        raise ConfigError(f"texts_file = {str(path)!r}: there is no text in it")
     return texts
 
 
@@ -26,6 +28,6 @@ def digest(path: Path) -> str:
     """SHA-256 of the texts, so that white space and empty lines do not count.
 
     Raises:
-        ValueError: as `read_texts`.
+        ConfigError: as `read_texts`.
     """
     return hashlib.sha256("\n".join(read_texts(path)).encode()).hexdigest()

@@ -164,10 +164,10 @@ def train(
     """Run one trial, no search: the `trial:` section alone, with no Ray."""
     from trainers.data.roots import resolve_root
     from trainers.fine_tune import fine_tune
-    from tuning.config_file import load_config
+    from tuning.config_file import load_trial
     from tuning.weights.sources import write_trial
 
-    trial = load_config(config, set_ or ()).trial
+    trial = load_trial(config, set_ or ())
     console = Console()
     resolve_root(trial.data.root, progress=True)
     for report in fine_tune(trial):

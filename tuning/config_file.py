@@ -6,19 +6,27 @@ Command-line keys are the dotted paths of the file: ``--set trial.steps=500`` or
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from search_spaces import Categorical, SearchSpace
-from trainers.checks import check_trials
+from trainers.checks import check_trial, check_trials
+from trainers.config import TrialConfig
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation import metric_names
 from trainers.fine_tune import reported
+from trainers.methods import FineTuning, Method, check_method_fits
 from tuning.config import NoSchedulerConfig, SearchFile
 from tuning.config_layers import read_layers
 from tuning.records import METHOD_KEY
+from tuning.space_config import check_keys
+
+logger = logging.getLogger(__name__)
 
 _PASSWORD = re.compile(
     r"://[^:/@]*:([^@]+)@|https?://([^:/@]+)@|[?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=([^&]+)",
@@ -51,14 +59,46 @@ def load_config(
     return file
 
 
+class _TrialFile(BaseModel):
+    """A configuration file of which the search does not matter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trial: TrialConfig = TrialConfig()
+    search: Any = None
+
+
+def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig:
+    """The `trial:` section alone, as `load_config` reads it, and checked like that.
+
+    Raises:
+        ConfigError: one line for each mistake in that section; the search may say anything.
+    """
+    name, values = read_layers(source, overrides)
+    trial = validate(_TrialFile, values, name).trial
+    try:
+        check_trial(trial)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    return trial
+
+
 def check_search(file: SearchFile) -> None:
     """Raise a `ConfigError` for whatever can be known to fail before a worker starts."""
     space = file.search_space()
-    check_trials(
-        file.trial_config(point if method is None else {METHOD_KEY: method, **point})
-        for method, part in space.parts().items()
-        for point in _extreme_points(part)
-    )
+    check_keys(file.search.space, space, file.trial)
+    try:
+        check_trials(
+            file.trial_config(point if method is None else {METHOD_KEY: method, **point})
+            for method, part in space.parts().items()
+            for point in _extreme_points(part)
+        )
+    except ConfigError as error:
+        if method := _misfit(file, space, str(error)):
+            raise ConfigError(
+                f"search.space.methods: {error}; or leave {method!r} out of them"
+            ) from None
+        raise
     for name in file.search.references:
         file.reference_config(name)
     _check_objective(file)
@@ -90,6 +130,22 @@ def check_search(file: SearchFile) -> None:
 def _has_password(url: str) -> bool:
     passwords = [group for found in _PASSWORD.findall(url) for group in found if group]
     return any(not _FROM_ENVIRONMENT.fullmatch(password) for password in passwords)
+
+
+def _misfit(file: SearchFile, space: SearchSpace, message: str) -> str | None:
+    """The method among several that says this of the model, with whatever parameters."""
+
+    def says(method: Method) -> bool:
+        try:
+            check_method_fits(method, file.trial.model)
+        except ConfigError as error:
+            return str(error) == message
+        return False
+
+    if says(FineTuning()):  # of the model itself
+        return None
+    methods = {name: file.trial_config({METHOD_KEY: name}).method for name in space.branches}
+    return next((name for name, method in methods.items() if says(method)), None)
 
 
 def _check_objective(file: SearchFile) -> None:
@@ -136,6 +192,19 @@ def _check_budget(file: SearchFile) -> None:
     if budget.target is not None and len(file.objectives) > 1:
         raise ConfigError(
             f"search.budget.target = {budget.target:g}: a target needs a single objective"
+        )
+    methods = len(file.search.space.methods)
+    if budget.trials < methods:
+        raise ConfigError(
+            f"search.budget.trials = {budget.trials}: fewer than the {methods} of "
+            "search.space.methods; each needs a trial, and all of them as many"
+        )
+    if methods and budget.trials % methods:
+        logger.warning(
+            "search.budget.trials = %d: no multiple of the %d of search.space.methods, so some "
+            "get a trial more than others",
+            budget.trials,
+            methods,
         )
 
 

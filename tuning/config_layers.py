@@ -6,7 +6,8 @@ where the command says ``FILE:VARIANT``. Neither key is left in what comes out.
 
 In every layer alike, what belongs to a kind goes with it: another model, method, ready space or
 scheduler, several methods in place of one ready space, or another `type` of a parameter, leaves
-nothing of what the layers below said of the one before.
+nothing of what the layers below said of the one before. Fewer methods leave nothing of what they
+said of the others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from trainers.data.suite import load_suite, packaged_suites, resolve_suite
 from trainers.dotted import nest
 from trainers.errors import ConfigError, did_you_mean
 from tuning.config import SearchFile
+from tuning.space_config import ALL
 
 _SUITE = "trial.data.suite"
 _SPACE = "search.space"
@@ -120,6 +122,8 @@ def _with_own_name(merged: dict[str, Any], own: Mapping[str, Any], path: Path) -
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    if at == _SPACE:
+        base = _of_methods(base, over.get("methods"))
     merged = dict(base)
     for key, value in over.items():
         below, where = base.get(key), f"{at}.{key}" if at else key
@@ -132,6 +136,16 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any], at: str = "") -> di
         else:
             merged[key] = value
     return merged
+
+
+def _of_methods(space: Mapping[str, Any], methods: Any) -> Mapping[str, Any]:
+    """A space without what it says of single methods that a layer above leaves out."""
+    listed = [methods] if isinstance(methods, str) else methods
+    of_each = space.get("by_method")
+    if not listed or not isinstance(listed, list) or not isinstance(of_each, Mapping):
+        return space
+    kept = {name: said for name, said in of_each.items() if name in listed or ALL in listed}
+    return {**space, "by_method": kept}
 
 
 def _starts_afresh(where: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
@@ -186,6 +200,8 @@ def _laid_over(values: dict[str, Any], keys: Sequence[tuple[str, Any]]) -> dict[
         below = _at(values, *path)
         if below is not None and _starts_afresh(section, below, {field: value}):
             values = _override(values, section, {})
+        if key == f"{_SPACE}.methods" and below is not None:
+            values = nest({_SPACE: _of_methods(_at(values, *path) or {}, value)}, values)
     for key, value in keys:
         values = _override(values, key, value)
     return values

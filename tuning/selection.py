@@ -14,7 +14,8 @@ step, all on validation splits:
 | worst_domain | the lowest accuracy among the OOD domains | optimistic |
 | pareto | nothing: all that none beats in both ID and OOD accuracy | what can be had |
 
-`by_method` is there only where the trials of a search have several methods.
+`by_method` is there only where the trials of a search have several methods. `id_val` favours the
+method `tpgm`, which learns its radii on the labels of that very split.
 
 Where all trials have all figures none is above the oracle, so the gap is what not knowing the shift
 costs. A rule speaks of the choice alone: which trials were proposed, and which were stopped early,

@@ -11,9 +11,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 import search_spaces
-from search_spaces import METHODS, SearchSpace
+from search_spaces import METHODS, Categorical, Distribution, SearchSpace
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, did_you_mean
+from trainers.methods import Method
 from tuning.records import METHOD_KEY
 
 ALL = "all"
@@ -63,7 +64,11 @@ class SpaceConfig(_Section):
     @classmethod
     def _all_methods(cls, methods: Any) -> Any:
         listed = [methods] if isinstance(methods, str) else methods
-        return tuple(METHODS) if listed == [ALL] else listed
+        if isinstance(listed, list | tuple) and ALL in listed:
+            if len(listed) > 1:
+                raise ValueError(f"`{ALL}` stands alone")
+            return tuple(METHODS)
+        return listed
 
     @field_validator("methods")
     @classmethod
@@ -106,6 +111,60 @@ def resolve_space(space: SpaceConfig, trial: TrialConfig) -> SearchSpace:
     return SearchSpace(branches=_branches(space, trial))
 
 
+def check_keys(config: SpaceConfig, space: SearchSpace, trial: TrialConfig) -> None:
+    """Raise a `ConfigError` where what is searched does not go with the method.
+
+    Args:
+        config: what the space comes from.
+        space: what it comes to.
+        trial: names the method, where there are not several.
+    """
+    for given in config.by_method:
+        if given not in config.methods:
+            raise ConfigError(
+                f"search.space.by_method.{given}: {given!r} is not among search.space.methods = "
+                f"{list(config.methods)}"
+            )
+    for name, part in space.parts().items():
+        own = {} if name is None else {METHOD_KEY: name}
+        method = with_overrides(trial, own, "search.space.methods").method
+        # Where a choice is searched, other settings may matter for one of its values alone.
+        chosen = any(key.startswith("method.") and _varies(p) for key, p in part.parameters.items())
+        for key, parameter in part.parameters.items():
+            section, _, field = key.partition(".")
+            where = _section_of(key, name, config)
+            if section == "method" and field not in type(method).model_fields:
+                raise ConfigError(f"{where}: {_no_setting(method, field, name, config)}")
+            fixed = isinstance(parameter, Categorical) and not _varies(parameter)
+            if section == "method" and field in method.idle and not fixed and not chosen:
+                raise ConfigError(
+                    f"{where}: it changes nothing with the method's other settings; write "
+                    f"{{type: categorical, choices: [{getattr(method, field)}]}} in its place"
+                )
+
+
+def _varies(parameter: Distribution) -> bool:
+    return isinstance(parameter, Categorical) and len(parameter.choices) > 1
+
+
+def _section_of(key: str, name: str | None, config: SpaceConfig) -> str:
+    """Where a parameter of a method's space stands, or may be written."""
+    section = "search.space"
+    if name is not None and key not in config.parameters:
+        section += f".by_method.{name}"
+    return f"{section}.parameters.{key}"
+
+
+def _no_setting(method: Method, field: str, name: str | None, config: SpaceConfig) -> str:
+    """What to do about a parameter that is no field of the method."""
+    known = [known for known in type(method).model_fields if known != "name"]
+    said = f"method.name = {method.name!r} has no {field!r}"
+    if name is None and config.name and f"method.{field}" not in config.parameters:
+        said += f", which search.space.name = {config.name!r} searches"
+        return said + f"; write search.space.name = {method.name!r}"
+    return said + did_you_mean(field, known)
+
+
 def _refuse_method_name(space: SpaceConfig) -> None:
     sections = {"search.space": space.parameters}
     for method, own in space.by_method.items():
@@ -143,6 +202,11 @@ def _branches(space: SpaceConfig, trial: TrialConfig) -> dict[str, SearchSpace]:
         layers = {"search.space": common, f"search.space.by_method.{name}": own.parameters}
         points = space.initial_points if own.initial_points is None else own.initial_points
         of_trial = with_overrides(trial, {METHOD_KEY: name}, "search.space.methods")
+        for key in own.parameters:
+            section, _, field = key.partition(".")
+            if section == "method" and field not in type(of_trial.method).model_fields:
+                where = f"search.space.by_method.{name}.parameters.{key}"
+                raise ConfigError(f"{where}: {_no_setting(of_trial.method, field, name, space)}")
         branches[name] = _varied(ready[name], layers, points, of_trial, known)
     return branches
 
@@ -213,8 +277,13 @@ def _space_problem(
     where = ".".join([section, *parts])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_not_found":
-        message = "a parameter that is new to the space needs a `type`"
-        message += did_you_mean(parts[-1], known)
+        known = list(known)
+        if parts[-1] in known:  # of another method
+            of = section.rpartition(".")[2]
+            message = f"the space of {of!r} has no such parameter, and a new one needs a `type`"
+        else:
+            message = "a parameter that is new to the space needs a `type`"
+            message += did_you_mean(parts[-1], known)
     elif first["type"] == "union_tag_invalid":
         message = "its `type` is not one of float, int, categorical"
     elif first["type"] == "extra_forbidden":

@@ -20,7 +20,12 @@ FIRST: dict[str, dict[str, Value]] = {
         "method.distillation_weight": 1.5,
         "optim.lr": 1e-5,
     },
-    "r_adapter": {"method.drop_rate": 0.2, "method.alpha": 0.5, "optim.lr": 5e-4},
+    "r_adapter": {
+        "method.drop_rate": 0.2,
+        "method.alpha": 0.5,
+        "optim.lr": 5e-4,
+        "method.ema_decay": 0.999,
+    },
 }
 
 

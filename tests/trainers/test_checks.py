@@ -13,9 +13,11 @@ from PIL import Image
 
 from trainers import checks
 from trainers.checks import check_data, check_trial
-from trainers.config import DataConfig, TrialConfig
+from trainers.config import DataConfig, TrialConfig, with_overrides
 from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
 from trainers.errors import ConfigError
+from trainers.methods import LipsumFineTuning
+from trainers.run import start
 
 ID = ("ant", "bee", "cat")
 
@@ -181,3 +183,39 @@ def test_data_under_a_url_are_checked_alike(root: Path) -> None:
     write(root, "sketch", "val", ("cow",))
     with pytest.raises(ConfigError, match="'cow': no class of photo"):
         check_data(data(root).model_copy(update={"root": root.as_uri()}))
+
+
+def test_texts_that_have_changed_stop_a_run_but_not_the_reading_of_its_configuration(
+    root: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a photo\na sketch\n")
+    method = LipsumFineTuning(text_source="file", texts_file=str(texts))
+    config = TrialConfig(data=data(root), method=method)
+    texts.write_text("\n  a photo\na sketch")  # the same texts
+    check_trial(config)
+    texts.write_text("a photo\n")
+    assert TrialConfig.model_validate(config.model_dump(mode="json")) == config
+    changed = r"method\.texts_file = .* has changed since: its SHA-256 was"
+    with pytest.raises(ConfigError, match=changed):
+        check_trial(config)
+    with pytest.raises(ConfigError, match=changed):
+        start(config, device="cpu")
+    texts.unlink()
+    assert TrialConfig.model_validate(config.model_dump(mode="json")) == config
+    with pytest.raises(ConfigError, match=r"texts_file = .*No such file"):
+        check_trial(config)
+
+
+def test_a_file_of_texts_is_nothing_to_another_source_but_may_be_searched_beside_it(
+    root: Path, tmp_path: Path
+) -> None:
+    method = LipsumFineTuning(texts_file=str(tmp_path / "nowhere.txt"))
+    check_trial(TrialConfig(data=data(root), method=method))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a photo")
+    base = TrialConfig(data=data(root), method=LipsumFineTuning(texts_file=str(texts)))
+    texts.write_text("another")
+    proposed = with_overrides(base, {"method.text_source": "file"}, "search.space")
+    with pytest.raises(ConfigError, match="has changed since"):
+        check_trial(proposed)

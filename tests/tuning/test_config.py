@@ -12,7 +12,7 @@ from search_spaces import Categorical, Float
 from trainers.config import TrialConfig
 from trainers.dotted import nest
 from trainers.errors import ConfigError
-from tuning.config_file import load_config
+from tuning.config_file import load_config, load_trial
 from tuning.objective import Objective
 
 BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
@@ -49,6 +49,14 @@ def good(pictures_root: Path) -> dict[str, Any]:
         ("trial.data.crop_area", [0.5, 0.2], r"trial.data.crop_area = .*least <= greatest"),
         ("trial.model.name", "tiny-klip", r"model.name = 'tiny-klip'.*did you mean 'tiny-clip'"),
         ("trial.method", {"name": "lipsum_ft", "text_length": 31}, r"text_length"),
+        ("trial.method", {"name": "lipsum_ft", "text_source": "file"},
+         r"trial.method: text_source = 'file' takes the texts of texts_file"),
+        ("trial.method", {"name": "lipsum_ft", "text_source": "file", "texts_file": "/nowhere"},
+         r"trial.method: texts_file = '/nowhere': .*No such file"),
+        ("trial", {"method": {"text_count": 9}}, r"the key 'trial.method.name' is missing"),
+        ("trial", {"method": {"name": "tpgm"}, "parallel": "fsdp"},
+         r"\.yaml: trial: parallel = 'fsdp': method.name = 'tpgm'"),
+        ("trial.eval.wise_alphas", [0.5, 1, 0.5], r"trial.eval.wise_alphas = .*: 0.5 is named tw"),
         ("search.objective.metric", "val/acc", r"'val/acc' is never reported \(did you mean"),
         ("search.objective.mode", "up", r"search.objective.0.mode = 'up'"),
         ("search.objective", [], r"search.objective = \[\]: .*at least 1 item"),
@@ -297,3 +305,14 @@ def test_a_configuration_can_be_read_where_it_cannot_run(path: Path) -> None:
     assert load_config(path, elsewhere, check=False).trial.data.root == "/no/such/folder"
     with pytest.raises(ConfigError, match="no such folder"):
         load_config(path, elsewhere)
+
+
+def test_a_single_training_does_not_care_what_would_be_searched(path: Path) -> None:
+    keys = ["trial.method.name=r_adapter", "trial.steps=2"]  # neither space nor scheduler fits
+    assert load_trial(path, [*keys, "search.foo=1"]).method.name == "r_adapter"
+    with pytest.raises(ConfigError, match=r"good\.yaml: .*no domain 'skech'"):
+        load_trial(path, ["trial.data.ood_domains=[skech]"])
+    with pytest.raises(ConfigError, match=r"unknown key 'trial\.optim\.lrr'.*mean 'lr'"):
+        load_trial(path, ["trial.optim.lrr=1"])
+    with pytest.raises(ConfigError, match=r"unknown key 'serch'.*mean 'search'"):
+        load_trial(path, ["serch.name=x"])

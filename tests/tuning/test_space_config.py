@@ -120,7 +120,14 @@ def path(pictures_root: Path, tmp_path: Path) -> Path:
         ("by_method.ft.initial_points=[{}]",
          r"search.space.by_method.ft.initial_points = .*point 1 lacks optim.lr"),
         ("by_method.ft.parameters.method.reg_weight={type: float, low: 0, high: 1}",
-         r"search.space for 'ft': unknown key 'method.reg_weight'"),
+         r"by_method.ft.parameters.method.reg_weight: method.name = 'ft' has no 'reg_weight'$"),
+        ("by_method.ft.parameters.method.reg_weight.low=1",
+         r"by_method.ft.parameters.method.reg_weight: method.name = 'ft' has no 'reg_weight'$"),
+        ("by_method.lipsum_ft.parameters.method.reg_wight.low=1",
+         r"'lipsum_ft' has no 'reg_wight' \(did you mean 'reg_weight'\?\)$"),
+        ("by_method.kd.parameters.optim.lr.low=1e-5",
+         r"search.space.by_method.kd: 'kd' is not among search.space.methods = \['ft', 'lips"),
+        ("methods=[all, ft]", r"search.space.methods = \['all', 'ft'\]: `all` stands alone"),
         ("by_method.lipsum_ft.parameters.method.text_length.high=300",
          r"text_length = 300: with its start"),
     ],
@@ -145,10 +152,82 @@ def test_a_ready_space_for_all_does_not_go_with_methods(path: Path) -> None:
         load_config(path)
 
 
-def test_what_is_said_of_a_method_that_is_left_out_waits_for_it(path: Path) -> None:
-    keys = ["search.space.by_method.lipsum_ft.parameters.optim.lr.low=1e-5"]
-    left_out = load_config(path, [*keys, "search.space.methods=ft"])
-    assert left_out.search_space() == SearchSpace(branches={"ft": load("ft")})
+def test_a_field_of_a_parameter_that_only_another_methods_space_has_is_no_misspelling(
+    path: Path,
+) -> None:
+    both = "search.space.by_method.kd.parameters.optim.eps={type: float, low: 1e-9, high: 1e-7}"
+    ready = ["search.space.methods=[kd, lipsum_ft]", "search.space.by_method.kd.name=ft"]
+    with pytest.raises(ConfigError, match="the space of 'kd' has no such parameter") as caught:
+        load_config(path, [*ready, "search.space.by_method.kd.parameters.method.reg_weight.low=1"])
+    assert "did you mean" not in str(caught.value)
+    assert "optim.eps" in load_config(path, [*ready, both]).search_space().branches["kd"].parameters
+
+
+def test_what_a_lower_layer_says_of_a_method_goes_where_that_is_left_out(path: Path) -> None:
+    key = "search.space.by_method.lipsum_ft.parameters.optim.lr.low"
+    values = nest({"search.space.by_method": {
+        "lipsum_ft": {"parameters": {"optim.lr": {"low": 1e-5}}}, "ft": {"initial_points": []},
+    }}, yaml.safe_load(path.read_text()))  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    only = SearchSpace(branches={"ft": SearchSpace(parameters=load("ft").parameters)})
+    assert load_config(path, ["search.space.methods=ft"]).search_space() == only
+    child = path.with_name("child.yaml")
+    child.write_text(
+        yaml.safe_dump({"extends": str(path), "search": {"space": {"methods": ["ft"]}}})
+    )
+    assert load_config(child).search_space() == only
+    assert load_config(path, ["search.space.methods=all"]).search.space.by_method.keys() == {
+        "ft", "lipsum_ft",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"by_method\.lipsum_ft: .* not among"):
+        load_config(path, [f"{key}=1e-5", "search.space.methods=ft"])
+
+
+def test_a_space_that_is_not_the_methods_is_told_which_one_is(path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["search.space.name=lipsum_ft", "trial.method.name=r_adapter"])
+    said = "'reg_weight', which search.space.name = 'lipsum_ft' searches; write search.space.name ="
+    assert f"method.name = 'r_adapter' has no {said} 'r_adapter'" in str(caught.value)
+    fitting = ["search.space.name=r_adapter", "trial.method.name=r_adapter"]
+    assert load_config(path, fitting).search_space() == load("r_adapter")
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_length_of_texts_that_changes_nothing_is_not_searched(several: bool, path: Path) -> None:
+    section = "search.space.by_method.lipsum_ft" if several else "search.space"
+    length = f"{section}.parameters.method.text_length"
+    keys = [
+        "trial.method={name: lipsum_ft, text_source: isotropic}",
+        *([] if several else ["search.space.name=lipsum_ft"]),
+    ]
+    with pytest.raises(ConfigError, match=rf"{length}: it changes nothing .*choices: \[8\]"):
+        load_config(path, keys)
+    fixed = load_config(path, [*keys, f"{length}={{type: categorical, choices: [8]}}"])
+    (part,) = [p for name, p in fixed.search_space().parts().items() if name != "ft"]
+    assert [point["method.text_length"] for point in part.initial_points] == [8]
+    source = f"{section}.parameters.method.text_source"
+    load_config(path, [*keys, f"{source}={{type: categorical, choices: [random, isotropic]}}"])
+
+
+def test_a_method_that_cannot_work_with_the_model_is_named_and_may_be_left_out(path: Path) -> None:
+    model = ["trial.model={name: RN50, pretrained: random}", "search.budget.trials=3"]
+    with pytest.raises(ConfigError, match=r"'r_adapter'.*; or leave 'r_adapter' out of them$"):
+        load_config(path, ["search.space.methods=[ft, r_adapter, kd]", *model])
+    load_config(path, ["search.space.methods=[ft, kd]", *model])
+    with pytest.raises(ConfigError, match="RN501") as caught:  # no method's fault
+        load_config(path, ["trial.model.name=RN501"])
+    assert "leave" not in str(caught.value)
+
+
+def test_every_method_gets_a_trial_and_unequal_numbers_are_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match=r"search\.budget\.trials = 1: fewer than the 2 of"):
+        load_config(path, ["search.budget.trials=1"])
+    load_config(path, ["search.budget.trials=4"])
+    assert not caplog.records
+    load_config(path, ["search.budget.trials=5"])
+    assert "search.budget.trials = 5: no multiple of the 2" in caplog.text
 
 
 def test_cma_es_needs_two_numbers_of_every_method(path: Path) -> None:

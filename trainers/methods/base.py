@@ -175,6 +175,15 @@ class Method(BaseModel, ABC):
         """Raise a `ConfigError` where the model lacks a part that this method works on."""
         return None
 
+    def check_files(self) -> None:
+        """Raise a `ConfigError` where a file that this method reads is missing or has changed."""
+        return None
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Fields that change nothing, the others being what they are; they are not searched."""
+        return frozenset()
+
     def stage(self, step: int, steps: int) -> Stage:
         """The part of the run that a step belongs to; by default the run is one."""
         return Stage(0, steps)

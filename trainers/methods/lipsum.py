@@ -66,9 +66,11 @@ class LipsumFineTuning(Method):
     text_count: int = Field(default=80, ge=1)
     """M: texts a step."""
     texts_file: str | None = None
-    """Of `text_source: file`: UTF-8, a text a line; every worker must be able to read it."""
+    """Of `text_source: file`, else of no effect: UTF-8, a text a line; every worker must be able
+    to read it."""
     texts_sha256: str | None = None
-    """Of that file, filled in where it is left out: with other texts a run cannot go on."""
+    """Of that file, filled in where it is left out: with other texts a run cannot go on, though
+    all that is known of it can still be read."""
 
     @field_validator("texts_file")
     @classmethod
@@ -76,19 +78,19 @@ class LipsumFineTuning(Method):
         return None if path is None else str(Path(path).expanduser().absolute())
 
     @model_validator(mode="after")
-    def _texts_have_a_file(self) -> LipsumFineTuning:
-        if (self.text_source == "file") != (self.texts_file is not None):
-            raise ValueError(
-                "text_source = 'file' and texts_file go together; write both or neither"
-            )
-        if self.texts_file is not None:
-            found = digest(Path(self.texts_file))
-            if self.texts_sha256 not in (None, found):
-                raise ValueError(
-                    f"texts_file = {self.texts_file!r} has changed since: its SHA-256 was "
-                    f"{self.texts_sha256} and is {found}"
-                )
-            object.__setattr__(self, "texts_sha256", found)  # pydantic has no public way
+    def _texts_are_known(self) -> LipsumFineTuning:
+        """The file is read where its hash is missing alone: `check_files` compares the two."""
+        needed = self.text_source == "file"
+        if needed and self.texts_file is None:
+            raise ValueError("text_source = 'file' takes the texts of texts_file, which is missing")
+        if self.texts_file is not None and self.texts_sha256 is None:
+            try:  # another source may be searched together with the file
+                found = digest(Path(self.texts_file))
+            except ConfigError:
+                if needed:
+                    raise
+            else:
+                object.__setattr__(self, "texts_sha256", found)  # pydantic has no public way
         return self
 
     @property
@@ -107,6 +109,27 @@ class LipsumFineTuning(Method):
                 "write method.name = 'ft', or name a model with CLIP's tokenizer"
             )
         check_text_length(self.text_length, text.context_length)
+
+    def check_files(self) -> None:
+        """Raise a `ConfigError` where the texts are not those that the configuration means."""
+        if self.text_source != "file" or self.texts_file is None:
+            return
+        found = digest(Path(self.texts_file))
+        if self.texts_sha256 != found:
+            raise ConfigError(
+                f"method.texts_file = {self.texts_file!r} has changed since: its SHA-256 was "
+                f"{self.texts_sha256} and is {found}"
+            )
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """The length and number of texts, where the source has none of that."""
+        without = {
+            "second_moment": {"text_count"},
+            "isotropic": {"text_length", "text_count"},
+            "file": {"text_length"},
+        }
+        return frozenset(without.get(self.text_source, ()))
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """Cross-entropy plus the energy gap to the zero-shot model on this step's texts."""

@@ -218,6 +218,8 @@ def notes(search: SearchRecord, found: Sequence[MethodRow]) -> list[str]:
         "Validation figures in percent, each trial at its last step; ECE: calibration error.",
         _numbers(found),
     ]
+    if any(row.method == "tpgm" for row in found):
+        lines.append("tpgm is trained on ID validation labels too: its ID figures are optimistic.")
     if any(row.best and not row.is_finished for row in found):
         lines.append("* No trial of the method finished: this is the one that got furthest.")
     short = [row.method for row in found if row.misses]

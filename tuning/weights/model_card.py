@@ -74,13 +74,18 @@ def _accuracies(about: Mapping[str, Any]) -> list[str]:
     known = {d: about["metrics"][name] for d, name in domains.items() if name in about["metrics"]}
     if not known:
         return ["These very weights have not been evaluated.", ""]
+    worth = "."
+    if about.get("trial") or about.get("trials"):
+        worth = (
+            ", which had a say in the choice: it is optimistic. "
+            "`lipsum-tune confirm` reads the test splits."
+        )
     return [
         f"| {' | '.join(known)} |",
         f"|{'---:|' * len(known)}",
         f"| {' | '.join(f'{value:.1f}' for value in known.values())} |",
         "",
-        "Accuracy in percent on the validation splits, which had a say in the choice: it is "
-        "optimistic. `lipsum-tune confirm` reads the test splits.",
+        f"Accuracy in percent on the validation splits{worth}",
         "",
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from trainers.checkpoint import WEIGHTS, saved_step
+from trainers.checkpoint import WEIGHTS, saved_metrics, saved_step
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError, did_you_mean, validate
 from tuning.checkpoints import kept_checkpoint
@@ -133,7 +133,7 @@ def _of_training(folder: Path) -> Source:
         raise ConfigError(f"{folder}: no whole {WEIGHTS}")
     trial = validate(TrialConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     origin = {"run": folder.resolve().name, "method": trial.method.name, "step": saved_step(folder)}
-    return Source(folder.resolve().name, folder, trial, origin, {})
+    return Source(folder.resolve().name, folder, trial, origin, saved_metrics(folder))
 
 
 def measured(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -64,6 +64,14 @@ def test_a_row_a_method_with_its_best_trial_stands_under_the_models_to_compare_w
     assert "Equal numbers of trials, 2 a method: finished/pruned/failed." in text
 
 
+def test_a_method_that_learns_on_validation_labels_is_said_to() -> None:
+    said = "tpgm is trained on ID validation labels too"
+    records = fakes.compared_methods()
+    assert said not in printed(SEARCH, records)
+    params = {"method.name": "tpgm", "optim.lr": 1e-5}
+    assert said in printed(SEARCH, changed(of("kd"), records, params=params))
+
+
 def test_there_is_no_table_where_all_trials_have_one_method() -> None:
     assert methods_table(SEARCH, fakes.finished_search()) is None
     assert methods_table(SEARCH, []) is None

@@ -25,7 +25,7 @@ from tuning.records import TrialRecord
 from tuning.runs import load_run
 from tuning.selection import best_trial
 from tuning.weights.export import export
-from tuning.weights.sources import write_trial
+from tuning.weights.sources import measured, write_trial
 
 Real = tuple[Path, list[TrialRecord]]
 FILES = {
@@ -127,6 +127,10 @@ def test_what_train_left_can_be_exported_too(trial: TrialConfig, tmp_path: Path)
     written = export(tmp_path / "trained", tmp_path / "model")
     said = about(written)
     assert (said["run"], said["method"], said["step"]) == ("trained", "lipsum_ft", 6)
+    assert said["metrics"] == measured(last.metrics)
+    card = (written / "README.md").read_text()
+    assert f"{last.metrics['id_val/acc']:.1f}" in card
+    assert "Accuracy in percent on the validation splits.\n" in card  # there was no choice
     weights, _ = load_weights(tmp_path / "trained")
     head = load_file(written / "head.safetensors")["head"]
     assert torch.equal(head, weights["head"])
