@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,20 @@ def log_softmax(row: np.ndarray) -> np.ndarray:
     """Of one row of logits."""
     largest = max(row)
     return row - largest - np.log(sum(np.exp(value - largest) for value in row))
+
+
+def cross_entropy(logits: np.ndarray, labels: Sequence[int]) -> float:
+    """Of logits (B, K), the mean over the rows."""
+    found = [log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)]
+    return -float(sum(found)) / len(found)
+
+
+def divergence(before: np.ndarray, after: np.ndarray) -> float:
+    """KL(softmax(before) || softmax(after)) of logits (B, K), the mean over the rows."""
+    total = 0.0
+    for p, q in zip(map(log_softmax, before), map(log_softmax, after), strict=True):
+        total += sum(np.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
+    return total / len(before)
 
 
 def contrastive(scores: np.ndarray) -> float:
@@ -49,6 +63,12 @@ def differences(function: Callable[[np.ndarray], float], x: np.ndarray) -> np.nd
 def outputs(features: Tensor, text_features: Tensor, scale: Tensor) -> Outputs:
     """Of features (B, D) and text features (G, B, D), without a head."""
     return Outputs(features, features.new_zeros(len(features), 0), text_features, scale)
+
+
+def scored(logits: Tensor, features: Tensor) -> Outputs:
+    """Of logits (B, K) and features (B, D) that have nothing to do with each other."""
+    one = torch.ones((), dtype=features.dtype)
+    return Outputs(features, logits, features.new_zeros(0, *features.shape), one)
 
 
 def at(

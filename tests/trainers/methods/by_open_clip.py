@@ -1,0 +1,82 @@
+"""What losses of real pictures are checked against: open_clip's own forward pass, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.trainers.curves import short
+from trainers import fine_tune as loop
+from trainers.config import TrialConfig
+from trainers.data.views import normalise
+from trainers.models import ModelConfig, image_input, load_clip
+from trainers.run import Run, load_split, open_pictures, start
+from trainers.step import Stepper
+
+TEMPLATES = ("a photo of a {}.", "a sketch of a {}.", "one {}")
+SUITE = {"id_domain": "real", "ood_domains": ["sketch"], "templates": TEMPLATES}
+
+
+@torch.no_grad()
+def features(images: Tensor, weights: Mapping[str, Tensor] | None = None) -> np.ndarray:
+    """L2-normalised features (B, D) of images, by the embedded model or one of its weights."""
+    clip = cast(Any, load_clip(ModelConfig()))
+    if weights is not None:
+        visual = {n.removeprefix("visual."): v for n, v in weights.items() if n != "head"}
+        clip.visual.load_state_dict(visual)
+    found: np.ndarray = clip.double().encode_image(images.double(), normalize=True).numpy()
+    return found
+
+
+def logits(images: Tensor, weights: Mapping[str, Tensor]) -> np.ndarray:
+    """(B, K) of images, by `visual.*` and `head`."""
+    return scale() * features(images, weights) @ weights["head"].double().numpy().T
+
+
+def scale() -> float:
+    """s of the embedded model."""
+    return float(np.exp(cast(Tensor, load_clip(ModelConfig()).logit_scale).item()))
+
+
+def pictures_of(config: TrialConfig, split: str = "val") -> tuple[Tensor, list[int]]:
+    """All of the ID domain's pictures as evaluation sees them, and their labels."""
+    size = image_input(load_clip(config.model))
+    pictures = load_split(config, split)[config.data.id_domain]
+    views, labels = next(pictures.eval_batches(size, len(pictures)))
+    return normalise(views, size), labels.tolist()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step of a run that has left the zero-shot weights, and what it was made of."""
+
+    run: Run
+    weights: dict[str, Tensor]
+    """Before the step."""
+    images: Tensor
+    labels: list[int]
+    loss: float
+    task: float
+    reg: float
+
+
+def take_step(
+    trial: TrialConfig, method: dict[str, Any], number: int = 2, moved: float = 0.01
+) -> Taken:
+    """One on real pictures, from random weights near the zero-shot ones."""
+    run = start(short(trial, method, data__suite=SUITE, precision="fp32"))
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in run.student.trained.values():
+            parameter.add_(moved * torch.randn(parameter.shape, generator=noise))
+    weights = {name: value.clone() for name, value in run.student.plain_state().items()}
+    data = run.config.data
+    views, labels = next(loop._batches(run, open_pictures(data, data.id_domain, "train")))
+    loss, task, reg, _ = Stepper(run).step(number, views, labels, lr=1e-3).tolist()
+    images = normalise(views, run.zero_shot.image_input)
+    return Taken(run, weights, images, labels.tolist(), loss, task, reg)

@@ -1,0 +1,84 @@
+"""WiSE-FT's point and its whole line against weights that are interpolated in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.trainers.curves import short
+from tests.trainers.methods import by_open_clip
+from tests.trainers.methods.by_hand import cross_entropy
+from trainers.checkpoint import WEIGHTS
+from trainers.config import TrialConfig
+from trainers.fine_tune import Report, fine_tune
+from trainers.run import start
+
+FAR = {"optim__lr": 3e-3, "precision": "fp32"}
+
+
+def on_the_line(
+    first: Mapping[str, Tensor], last: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
+    return {n: (1 - alpha) * first[n].double() + alpha * v.double() for n, v in last.items()}
+
+
+def trained(
+    trial: TrialConfig, method: dict[str, Any], **changes: Any
+) -> tuple[TrialConfig, Report]:
+    config = short(trial, method, **FAR, **changes)
+    *_, report = fine_tune(config)
+    return config, report
+
+
+def test_what_is_kept_and_evaluated_is_that_point_between_both_weights(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    config, report = trained(trial, {"name": "wise_ft", "alpha": 0.3})
+    _, plain = trained(trial, {"name": "ft"})
+    report.save(tmp_path)
+    kept, zero_shot = load_file(tmp_path / WEIGHTS), start(config).student.plain_state()
+    last = plain.run.student.plain_state()
+    assert all(torch.equal(v, last[n]) for n, v in report.run.student.plain_state().items())
+
+    expected = on_the_line(zero_shot, last, 0.3)
+    assert kept.keys() == expected.keys() >= {"head", "visual.proj"}
+    for name, value in expected.items():
+        torch.testing.assert_close(kept[name].double(), value, rtol=0, atol=2e-7)
+
+    images, labels = by_open_clip.pictures_of(config)
+    logits = by_open_clip.logits(images, expected)
+    run = report.run
+    assert run.deployed is not None
+    run.student.eval()
+    with run.holding(run.deployed):
+        features, found = run.classify(images)
+    np.testing.assert_allclose(found.numpy(), logits, atol=1e-3)
+    np.testing.assert_allclose(features, by_open_clip.features(images, expected), atol=1e-5)
+    nll = cross_entropy(logits, labels)
+    assert report.metrics["id_val/nll"] == pytest.approx(nll, rel=1e-4)
+    assert abs(nll - plain.metrics["id_val/nll"]) > 1e-2
+
+
+def test_the_sweep_goes_from_the_zero_shot_model_to_the_fine_tuned_one(trial: TrialConfig) -> None:
+    alphas = [0, 0.4, 1]
+    config, report = trained(trial, {"name": "ft"}, eval__wise_alphas=alphas)
+    zero_shot, last = start(config).student.plain_state(), report.run.student.plain_state()
+    images, labels = by_open_clip.pictures_of(config)
+    found = [report.metrics[f"wise/{alpha}/id_val/acc"] for alpha in alphas]
+    by_hand = []
+    for alpha in alphas:
+        logits = by_open_clip.logits(images, on_the_line(zero_shot, last, alpha))
+        by_hand.append(100 * float(np.mean(logits.argmax(axis=1) == labels)))
+    assert found == pytest.approx(by_hand)
+    assert found[-1] == report.metrics["id_val/acc"]
+    assert len(set(found)) > 1
+    head = start(config).zero_shot.head.double().numpy()
+    alone = by_open_clip.features(images) @ head.T
+    assert found[0] == pytest.approx(100 * float(np.mean(alone.argmax(axis=1) == labels)))

@@ -1,0 +1,99 @@
+"""LP-FT's two stages in a run: who trains when, at which rate, and what the second begins with."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainers.curves import short
+from trainers.config import TrialConfig
+from trainers.fine_tune import Report, fine_tune
+from trainers.methods import LinearProbeFineTuning
+from trainers.run import start
+
+PROBE = {"name": "lp_ft", "probe_fraction": 0.5, "probe_lr": 1e-2}
+LR = 1e-4
+
+
+@dataclass(frozen=True)
+class At:
+    """A run at one of its steps."""
+
+    step: int
+    lr: float
+    weights: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    """AdamW's state of each weight; none where it has not moved."""
+
+
+def at(report: Report) -> At:
+    run, trained = report.run, report.run.student.trained
+    moments = {n: run.optimizer.state[p] for n, p in trained.items() if p in run.optimizer.state}
+    weights = {name: p.detach().clone() for name, p in trained.items()}
+    return At(report.step, report.metrics["train/lr"], weights, copy.deepcopy(moments))
+
+
+@pytest.fixture
+def config(trial: TrialConfig) -> TrialConfig:
+    """Four steps of the head and four of everything, with a report after each."""
+    changes: dict[str, Any] = {"steps": 8, "eval__every": 1, "optim__lr": LR}
+    return short(trial, PROBE, **changes, optim__warmup_fraction=0.5, optim__weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "steps", "probing"), [(0, 7, 0), (0.34, 8, 3), (0.2, 5000, 1000), (0.999, 10, 10)]
+)
+def test_the_head_alone_trains_for_that_share_of_the_steps(
+    fraction: float, steps: int, probing: int
+) -> None:
+    method = LinearProbeFineTuning(probe_fraction=fraction, probe_lr=0.3)
+    stages = [method.stage(step, steps) for step in range(steps)]
+    assert [stage.head_alone for stage in stages] == [step < probing for step in range(steps)]
+    for step, stage in enumerate(stages):
+        first, length = (0, probing) if step < probing else (probing, steps - probing)
+        assert (stage.first, stage.steps) == (first, length)
+        assert stage.lr == (0.3 if step < probing else None)
+
+
+def test_each_stage_has_its_own_optimiser_and_rates_also_when_resumed_between_them(
+    config: TrialConfig, tmp_path: Path
+) -> None:
+    before = {n: p.detach().clone() for n, p in start(config).student.trained.items()}
+    run = []
+    for report in fine_tune(config):
+        run.append(at(report))
+        if report.step == 4:
+            report.save(tmp_path)
+
+    # Half of a stage is warm-up, from half of the peak; then a cosine, of which the last step is
+    # half-way down.
+    rates = [peak * share for peak in (1e-2, LR) for share in (0.5, 1, 1, 0.5 * (1 + cos(pi / 2)))]
+    assert [moment.lr for moment in run] == pytest.approx(rates, rel=1e-12)
+
+    *probe, first, second, third, _ = run
+    for moment in probe:
+        moved = {name for name, v in moment.weights.items() if not torch.equal(v, before[name])}
+        assert moved == moment.moments.keys() == {"head"}
+    assert all(not torch.equal(value, before[name]) for name, value in third.weights.items())
+
+    assert [probe[-1].moments["head"]["step"], first.moments["head"]["step"]] == [4, 1]
+    assert first.moments.keys() == before.keys()
+    assert all(state["step"] == 2 for state in second.moments.values())
+    # After its first step, AdamW's moments are 0.1 g and 0.001 g^2 of one gradient g.
+    for state in first.moments.values():
+        gradient = state["exp_avg"].double() / 0.1
+        torch.testing.assert_close(state["exp_avg_sq"].double() / 0.001, gradient**2)
+
+    saved, resumed, *_ = (at(report) for report in fine_tune(config, resume_from=tmp_path))
+    assert (saved.step, resumed.step) == (4, 5)
+    for name, value in first.weights.items():
+        assert torch.equal(resumed.weights[name], value)
+        for key, moment_value in first.moments[name].items():
+            assert torch.equal(resumed.moments[name][key], moment_value)

@@ -1,0 +1,115 @@
+"""TPGM's shares against optima in closed form, and against Adam on gradients by differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainers.methods.by_hand import differences
+from trainers.methods import ProjectedFineTuning, Trained, Weights
+from trainers.methods.projecting import project
+
+SHAPES = {"head": (3, 4), "visual.proj": (2, 4), "visual.scale": (), "visual.bias": (5,)}
+
+
+def somewhere(seed: int) -> dict[str, Tensor]:
+    rng = np.random.default_rng(seed)
+    return {name: torch.tensor(rng.standard_normal(shape)) for name, shape in SHAPES.items()}
+
+
+INITIAL, WEIGHTS = somewhere(0), somewhere(1)
+CHANGE = {name: value - INITIAL[name] for name, value in WEIGHTS.items()}
+
+
+def shares_of(weights: Weights) -> np.ndarray:
+    """What share of its way each tensor has gone, all of whose entries must agree."""
+    found = []
+    for name, change in CHANGE.items():
+        shares = ((weights[name].detach() - INITIAL[name]) / change).numpy()
+        assert np.ptp(shares) < 1e-9
+        found.append(float(shares.mean()))
+    return np.array(found)
+
+
+def squared_distance_to(target: Weights) -> Callable[[Weights], Tensor]:
+    return lambda weights: sum(  # type: ignore[return-value]
+        (value - target[name]).square().sum() / 2 for name, value in weights.items()
+    )
+
+
+def test_shares_come_to_the_optimum_of_each_tensor_within_0_and_1() -> None:
+    """The nearest point to a target on the way is where the target's projection onto it is."""
+    rng, wanted = np.random.default_rng(2), {}
+    for (name, change), share in zip(CHANGE.items(), (0.3, 0.8, 1.7, -0.4), strict=True):
+        beside = torch.tensor(rng.standard_normal(change.shape))
+        beside = beside - (beside * change).sum() / change.square().sum() * change
+        wanted[name] = INITIAL[name] + share * change + beside
+    found = project(WEIGHTS, INITIAL, squared_distance_to(wanted), steps=400, lr=0.02)
+    assert shares_of(found) == pytest.approx([0.3, 0.8, 1, 0], abs=1e-3)
+    torch.testing.assert_close(found["visual.scale"], WEIGHTS["visual.scale"])
+    assert torch.equal(found["visual.bias"], INITIAL["visual.bias"])
+
+
+def test_shares_begin_at_a_half_and_never_leave_0_and_1() -> None:
+    seen = []
+
+    def id_loss(weights: Weights) -> Tensor:
+        seen.append(shares_of(weights))
+        sign = -1 if len(seen) % 4 < 2 else 1
+        return sign * squared_distance_to(somewhere(3))(weights)
+
+    found = project(WEIGHTS, INITIAL, id_loss, steps=12, lr=0.4)
+    assert len(seen) == 12
+    assert seen[0] == pytest.approx(0.5)
+    every = np.array([*seen, shares_of(found)])
+    assert every.min() == 0
+    assert every.max() == 1
+
+
+def curved(weights: Weights) -> Tensor:
+    """In which every tensor's gradient depends on all the others."""
+    total = torch.stack([(value.sin() * (1 + i)).sum() for i, value in enumerate(weights.values())])
+    return total.sum().sin() + 0.1 * total.square().sum()
+
+
+def adam_by_differences(steps: int, lr: float) -> np.ndarray:
+    """The shares after so many steps of Kingma and Ba's algorithm, written out."""
+
+    def loss(shares: np.ndarray) -> float:
+        pairs = zip(CHANGE.items(), shares, strict=True)
+        return curved({n: INITIAL[n] + float(r) * change for (n, change), r in pairs}).item()
+
+    shares, m, v = np.full(4, 0.5), np.zeros(4), np.zeros(4)
+    for step in range(1, steps + 1):
+        gradient = differences(loss, shares)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        corrected = v / (1 - 0.999**step)
+        shares = shares - lr * m / (1 - 0.9**step) / (np.sqrt(corrected) + 1e-8)
+        shares = shares.clip(0, 1)
+    return shares
+
+
+def test_every_step_is_adams_on_the_gradient_in_the_shares() -> None:
+    for steps in (1, 2, 7):
+        found = shares_of(project(WEIGHTS, INITIAL, curved, steps=steps, lr=0.03))
+        assert found == pytest.approx(adam_by_differences(steps, lr=0.03), abs=1e-5)
+
+
+def test_a_weight_that_has_not_moved_stays_where_it_is() -> None:
+    still = WEIGHTS | {"head": INITIAL["head"].clone()}
+    found = project(still, INITIAL, squared_distance_to(somewhere(3)), steps=5, lr=0.1)
+    assert torch.equal(found["head"], INITIAL["head"])
+    assert all(bool(value.isfinite().all()) for value in found.values())
+
+
+def test_the_projected_weights_are_deployed_and_the_trained_ones_left_alone() -> None:
+    before = {name: value.clone() for name, value in WEIGHTS.items()}
+    method = ProjectedFineTuning(projection_steps=3, projection_lr=0.03)
+    found = method.deployed(Trained(WEIGHTS, INITIAL, average=None, id_loss=curved))
+    assert shares_of(found) == pytest.approx(adam_by_differences(3, lr=0.03), abs=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in WEIGHTS.items())
+    assert not any(value.requires_grad for value in found.values())
