@@ -23,24 +23,23 @@ def snapshot(run: Run, metrics: Mapping[str, float]) -> Checkpoint | None:
 
     Of a sharded run every worker must ask for it, and the first one alone is given it, on the CPU.
     """
-    trained, deployed = _collected(run, run.weights), None
-    if run.deployed is not None:
-        deployed = _collected(run, run.deployed)
-    with swapped_in(run.student.trained, run.weights if run.deployed is None else run.deployed):
+    kept = run.weights if run.deployed is None else run.deployed
+    with swapped_in(run.student.trained, kept):
         plain = _collected(run, run.student.plain_state())
     if run.deployed_head is not None:
         plain["head"] = run.deployed_head
     if SCALE in plain:
         plain[SCALE] = plain[SCALE].reshape_as(cast(Tensor, run.zero_shot.clip.logit_scale))
-    merged = run.student.trains == "adapters"  # then neither can be told from the plain weights
+    merged = run.student.trains == "adapters"  # then plain weights tell neither of the two
+    goes_on_elsewhere = merged or run.deployed is not None
     training: dict[str, Any] = {
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "micro_batch_size": run.micro_batch_size,
         "temperature": run.temperature,
         "average": None if run.average is None else _collected(run, run.average),
-        "trained": trained if merged or deployed is not None else None,
-        "deployed": deployed if merged else None,
+        "trained": _collected(run, run.weights) if goes_on_elsewhere else None,
+        "deployed": _collected(run, kept) if merged else None,
     }
     training["optimizer"]["state"] = {
         index: _collected(run, state) for index, state in training["optimizer"]["state"].items()
@@ -59,16 +58,19 @@ def restore(run: Run, folder: Path) -> None:
     """
     checkpoint = load_checkpoint(folder, run.class_names, "cpu" if _is_sharded(run) else run.device)
     training, parameters = checkpoint.training, run.student.trained
-    plain = {name: checkpoint.weights.get(_plain_name(name)) for name in parameters}
-    trained = training["trained"] or plain
+
+    def fitted(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        if tensors is None:
+            tensors = {name: checkpoint.weights[_plain_name(name)] for name in parameters}
+        return {name: as_sharded(tensors[name], like) for name, like in parameters.items()}
+
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(as_sharded(trained[name], parameter))
+        for name, value in fitted(training["trained"]).items():
+            parameters[name].copy_(value)
     if training["trained"] is not None:
-        deployed = training["deployed"] or plain
-        run.deployed = {n: as_sharded(deployed[n], p) for n, p in parameters.items()}
+        run.deployed = fitted(training["deployed"])
     if run.average is not None and training["average"] is not None:
-        run.average = {n: as_sharded(training["average"][n], p) for n, p in parameters.items()}
+        run.average = fitted(training["average"])
     if run.student.text is not None:
         run.deployed_head = checkpoint.weights["head"].to(run.device)
     run.optimizer.load_state_dict(_sharded_state(training["optimizer"], list(parameters.values())))

@@ -7,6 +7,7 @@ arXiv 1604.06174).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,15 +18,22 @@ from trainers.errors import ConfigError
 from trainers.models.architecture import architecture
 from trainers.models.config import ModelConfig
 
-BLOCK_LISTS = ("resblocks", "blocks", "layer")
+BLOCK_LISTS = ("resblocks", "blocks", "layer", "layers", "block")
 """What open_clip, timm and Hugging Face call the lists of an encoder's blocks."""
 
 
 def blocks(encoder: nn.Module) -> list[nn.Module]:
-    """An encoder's blocks, of transformers and of timm's convolutional nets; inner ones first."""
-    named = list(encoder.named_modules())
-    lists = [module for name, module in named if name.rpartition(".")[2] in BLOCK_LISTS]
-    return [block for of_list in reversed(lists) for block in of_list.children()]
+    """An encoder's blocks, of transformers and of timm's convolutional nets; none within another.
+
+    Where there are lists in lists, as stages are, they are those of the innermost.
+    """
+    lists = [m for name, m in encoder.named_modules() if name.rpartition(".")[2] in BLOCK_LISTS]
+    found = {block: None for of_list in lists for block in of_list.children()}
+    return [block for block in found if found.keys().isdisjoint(_within(block))]
+
+
+def _within(module: nn.Module) -> Iterator[nn.Module]:
+    return (inner for inner in module.modules() if inner is not module)
 
 
 def check_activation_checkpointing(model: ModelConfig) -> None:

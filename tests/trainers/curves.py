@@ -1,0 +1,40 @@
+"""Short runs, and when the curves of two are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests.trainers.methods.contract import untimed
+from trainers.config import TrialConfig, with_overrides
+from trainers.fine_tune import fine_tune
+
+Curve: TypeAlias = list[dict[str, float]]
+"""The metrics of a run's reports, but those that a clock made."""
+
+PARTS = "train/micro_batch_size"
+
+
+def short(trial: TrialConfig, method: str | dict[str, Any], **overrides: Any) -> TrialConfig:
+    """Three steps of a method, one report at their end, one shifted domain."""
+    named = {"name": method} if isinstance(method, str) else method
+    base = {"method": named, "steps": 3, "eval.every": 3, "data.ood_domains": ["sketch"]}
+    laid_over = {key.replace("__", "."): value for key, value in overrides.items()}
+    return with_overrides(trial, base | laid_over, "test")
+
+
+def curve(config: TrialConfig, resume_from: Path | None = None) -> Curve:
+    """Of a run from beginning to end."""
+    return [untimed(report) for report in fine_tune(config, resume_from=resume_from)]
+
+
+def assert_near(found: Sequence[dict[str, float]], wanted: Sequence[dict[str, float]]) -> None:
+    """Both have the same figures to 1e-4, of whatever parts a step was made."""
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {PARTS}:
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-4), name

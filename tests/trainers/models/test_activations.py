@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tests.trainers.curves import curve, short
+from trainers.checks import check_trial
+from trainers.config import TrialConfig
+from trainers.errors import ConfigError
+from trainers.models import ModelConfig, blocks, keep_no_activations, pooled_features
+from trainers.student import TextTower
+
+KINDS = ("clip", "custom-text", "bidirectional", "coca", "timm")
+TOKENS = torch.tensor([[49406, 320, 1929, 49407, 0], [49406, 320, 2368, 1929, 49407]])
+
+
+def image_tower(clip: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+    visual: Any = clip.visual
+    images = torch.rand(4, 3, *visual.preprocess_cfg["size"])
+    return copy.deepcopy(visual), lambda tower: pooled_features(tower, images)
+
+
+def text_tower(clip: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+    return TextTower(clip), lambda tower: tower(TOKENS)
+
+
+@pytest.mark.parametrize("side", [image_tower, text_tower])
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointed_gradients_are_the_same_to_the_bit_and_fewer_bytes_are_kept(
+    tiny: Callable[[str], nn.Module], kind: str, side: Callable[[nn.Module], Any]
+) -> None:
+    tower, features = side(tiny(kind))
+    plain = _gradients(tower.requires_grad_(), features)
+    keep_no_activations(tower)
+    checkpointed = _gradients(tower, features)
+    assert checkpointed[0] < plain[0]
+    assert checkpointed[1].keys() == plain[1].keys()
+    assert all(torch.equal(plain[1][name], value) for name, value in checkpointed[1].items())
+
+
+def _gradients(
+    tower: nn.Module, features: Callable[[nn.Module], Tensor]
+) -> tuple[int, dict[str, Tensor]]:
+    """Bytes that the forward pass keeps beside the parameters, and the parameters' gradients."""
+    tower.zero_grad(set_to_none=True)
+    own = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = features(tower)
+    size = sum(kept.values())
+    output.square().sum().backward()
+    gradients = {name: p.grad for name, p in tower.named_parameters() if p.grad is not None}
+    return size, gradients
+
+
+def test_weights_that_stand_in_for_a_call_are_those_of_the_second_pass_too(
+    tiny: Callable[[str], nn.Module],
+) -> None:
+    tower, _ = image_tower(tiny("clip"))
+    images = torch.rand(2, 3, 32, 32)
+    others = {n: (1.1 * p.detach()).requires_grad_() for n, p in tower.named_parameters()}
+
+    def gradients() -> tuple[Tensor, ...]:
+        output = functional_call(tower, others, (images,))
+        return torch.autograd.grad(output.square().sum(), list(others.values()))
+
+    plain = gradients()
+    keep_no_activations(tower)
+    assert all(torch.equal(*pair) for pair in zip(plain, gradients(), strict=True))
+
+
+@pytest.mark.parametrize("method", ["lipsum_ft", "flyp", "r_adapter"])
+def test_a_run_with_it_is_equal_to_one_without_to_the_last_bit(
+    trial: TrialConfig, method: str
+) -> None:
+    assert curve(short(trial, method, activation_checkpointing=True)) == curve(short(trial, method))
+
+
+def test_blocks_are_those_of_the_innermost_lists() -> None:
+    stages = nn.Module()
+    stages.layers = nn.ModuleList(nn.Module() for _ in range(2))
+    for stage in stages.layers:
+        stage.blocks = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+        stage.downsample = nn.Linear(1, 1)
+    inner = [block for stage in stages.layers for block in stage.blocks.children()]
+    assert blocks(stages) == inner
+
+
+def test_a_resnet_is_refused_before_a_worker_starts(trial: TrialConfig) -> None:
+    resnet = ModelConfig(name="RN50", pretrained="random")
+    config = trial.model_copy(update={"model": resnet})
+    check_trial(config)
+    message = r"activation_checkpointing = true: .*'RN50' is a ResNet.* = false"
+    with pytest.raises(ConfigError, match=message):
+        check_trial(config.model_copy(update={"activation_checkpointing": True}))
+
+
+def test_an_encoder_of_no_known_blocks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"activation_checkpointing = true: no blocks .* Linear"):
+        keep_no_activations(nn.Linear(1, 1))
