@@ -65,7 +65,7 @@ class Stepper:
             lr: learning rate.
 
         Raises:
-            OutOfMemoryError: not even single pictures fit.
+            OutOfMemoryError: not even single pictures fit, or another worker waits for this one.
         """
         run = self._run
         self._may_not_fit = self._is_unproven(number)

@@ -11,13 +11,14 @@ from torch import nn
 from trainers.run import Run, start
 
 
-def limit_pictures(most: int, where: str) -> Callable[..., Run]:
+def limit_pictures(most: int, where: str, from_step: int = 0) -> Callable[..., Run]:
     """`start` of a run in which more pictures at a time raise what PyTorch raises on a GPU.
 
     Args:
         most: that fit.
         where: in the `student`'s forward pass, in its `backward` pass, in the `teacher`'s forward
             pass, or in the student's while `all` of it trains. Evaluations always fit.
+        from_step: the first step in which that is so.
     """
 
     def start_limited(*arguments: Any, **options: Any) -> Run:
@@ -26,6 +27,8 @@ def limit_pictures(most: int, where: str) -> Callable[..., Run]:
 
         def before(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
             if not run.student.training or (where == "all" and run.student.head_alone):
+                return
+            if run.progress.step < from_step:
                 return
             if len(inputs[0]) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")

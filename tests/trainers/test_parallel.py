@@ -56,8 +56,9 @@ def configured(trial: TrialConfig, method: str, **overrides: Any) -> TrialConfig
 def test_two_workers_have_the_curve_of_one(
     trial: TrialConfig, two_workers: TwoWorkers, method: str, parallel: str, parts: int | None
 ) -> None:
-    alone = configured(trial, method)
-    together = configured(trial, method, parallel=parallel, optim__micro_batch_size=parts)
+    sweep: dict[str, Any] = {"eval__wise_alphas": [0.25]} if method == "wise_ft" else {}
+    alone = configured(trial, method, **sweep)
+    together = configured(trial, method, parallel=parallel, optim__micro_batch_size=parts, **sweep)
     first, second = two_workers(curve, together)
     assert first == second
     assert_near(first, curve(alone))
@@ -152,29 +153,42 @@ def test_workers_that_run_out_of_memory_at_different_places_agree_on_smaller_par
     assert {report[PARTS] for report in halved[0]} == {2}
 
 
-def _curve_in_short_memory(config: TrialConfig, where: tuple[str | None, ...]) -> Curve:
+def _curve_in_short_memory(
+    config: TrialConfig, where: tuple[str | None, ...], from_step: int = 0
+) -> Curve:
     """Of a run in which three pictures at a time are one too many, or none where it is nowhere."""
     place = where[dist.get_rank()]
     if place is not None:
-        loop.start = limit_pictures(2, place)
+        loop.start = limit_pictures(2, place, from_step)
     try:
         return curve(config)
     finally:
         loop.start = start
 
 
-def test_memory_that_fails_in_a_step_of_shards_ends_the_run(
+def test_workers_agree_on_smaller_parts_after_an_evaluation_too(
     trial: TrialConfig, two_workers: TwoWorkers
 ) -> None:
-    """No worker can take a step again while another waits for its part of the weights."""
-    config = configured(trial, "ft", parallel="fsdp")
-    said = two_workers(_out_of_memory, config)
+    """It may leave other weights behind, and so less memory than there was."""
+    config = configured(trial, "wise_ft", steps=6)
+    first, second = two_workers(_curve_in_short_memory, config, ("student", None), 3)
+    assert first == second
+    assert [report[PARTS] for report in first] == [4, 2]
+
+
+@pytest.mark.parametrize(("parallel", "from_step"), [("ddp", 2), ("fsdp", 0)])
+def test_memory_that_fails_in_the_midst_of_reductions_ends_the_run(
+    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, from_step: int
+) -> None:
+    """No worker can take a step again while another waits for it: a restart can."""
+    config = configured(trial, "ft", parallel=parallel)
+    said = two_workers(_out_of_memory, config, from_step)
     assert all("Tried to allocate" in message for message in said)
 
 
-def _out_of_memory(config: TrialConfig) -> str:
+def _out_of_memory(config: TrialConfig, from_step: int) -> str:
     try:
-        _curve_in_short_memory(config, ("student", "student"))
+        _curve_in_short_memory(config, ("student", "student"), from_step)
     except torch.OutOfMemoryError as error:
         return str(error)
     return "it fits"

@@ -79,6 +79,14 @@ def first_batch(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     return next(loop._batches(run, open_pictures(data, data.id_domain, "train")))
 
 
+def test_memory_that_gets_short_halves_the_parts_from_then_on(
+    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "start", limit_pictures(4, "student", from_step=2))
+    first, second = curve(short(trial, "ft", steps=4, eval__every=2))
+    assert (first[PARTS], second[PARTS]) == (8, 4)
+
+
 LimitPictures = Callable[..., None]
 
 
