@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from tests.conftest import CLASSES
 from trainers import models
@@ -205,28 +203,6 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine_to_zero() -> Non
     assert rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
     assert learning_rate(100, 100, optim) == pytest.approx(0.0)
-
-
-def _distributed_losses(rank: int, world_size: int, folder: str, config: TrialConfig) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
-    reports = [untimed(report) for report in fine_tune(config)]
-    torch.save(reports, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_one_and_two_workers_have_the_same_curves(trial: TrialConfig, tmp_path: Path) -> None:
-    """Slow: starts two processes that import torch."""
-    alone = [untimed(report) for report in fine_tune(trial)]
-    torch.multiprocessing.spawn(_distributed_losses, (2, str(tmp_path), trial), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert first == second
-    for one, two in zip(alone, first, strict=True):
-        assert one.pop("train/micro_batch_size") == 2 * two.pop("train/micro_batch_size")
-        for name, value in one.items():
-            assert two[name] == pytest.approx(value, rel=2e-4, abs=1e-4), name
 
 
 def test_a_batch_that_the_workers_cannot_share_evenly_is_refused(

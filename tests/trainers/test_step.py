@@ -105,7 +105,6 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> LimitPictures:
     [
         ("ft", "student"),
         ("ft", "backward"),
-        ("flyp", "student"),
         ("flyp", "backward"),
         ("star_ft", "teacher"),
     ],

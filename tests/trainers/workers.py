@@ -23,18 +23,12 @@ PATIENCE_S = 300
 
 
 class TwoWorkers:
-    """The two, for as long as the block lasts."""
+    """The two, for as long as the block lasts; after a failure, two others."""
 
     def __init__(self, folder: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._ends, self._processes = [], []
-        for rank in range(NUMBER):
-            here, there = context.Pipe()
-            arguments = (rank, str(folder / "store"), there)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            self._ends.append(here)
-            self._processes.append(process)
+        self._folder, self._started = folder, 0
+        self._ends: list[Connection] = []
+        self._processes: list[Any] = []
 
     def __enter__(self) -> TwoWorkers:
         return self
@@ -45,11 +39,7 @@ class TwoWorkers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for end in self._ends:
-            end.close()
-        for process in self._processes:
-            process.kill()  # there is nothing that they would have to put in order
-            process.join()
+        self._stop()
 
     def __call__(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What the job returns on either, the first one's first.
@@ -57,17 +47,42 @@ class TwoWorkers:
         Raises:
             RuntimeError: it failed on one of them, or they do not end.
         """
+        if not self._processes:
+            self._start()
+        try:
+            for end in self._ends:
+                end.send((job, arguments))
+            return [self._answer(rank) for rank in range(NUMBER)]
+        except BaseException:
+            self._stop()  # the other one may wait for ever
+            raise
+
+    def _answer(self, rank: int) -> Any:
+        if not self._ends[rank].poll(PATIENCE_S):
+            raise RuntimeError(f"worker {rank} does not end")
+        failure, answer = self._ends[rank].recv()
+        if failure:
+            raise RuntimeError(f"worker {rank}:\n{failure}")
+        return answer
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        store = str(self._folder / f"store{self._started}")
+        self._started += 1
+        for rank in range(NUMBER):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, store, there), daemon=True)
+            process.start()
+            self._ends.append(here)
+            self._processes.append(process)
+
+    def _stop(self) -> None:
         for end in self._ends:
-            end.send((job, arguments))
-        answers = []
-        for rank, end in enumerate(self._ends):
-            if not end.poll(PATIENCE_S):
-                raise RuntimeError(f"worker {rank} does not end")
-            failure, answer = end.recv()
-            if failure:
-                raise RuntimeError(f"worker {rank}:\n{failure}")
-            answers.append(answer)
-        return answers
+            end.close()
+        for process in self._processes:
+            process.kill()  # there is nothing that they would have to put in order
+            process.join()
+        self._ends, self._processes = [], []
 
 
 def _serve(rank: int, store: str, connection: Connection) -> None:
