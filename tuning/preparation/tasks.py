@@ -17,7 +17,7 @@ from trainers.data.storage import Store, open_store
 from tuning.failures import in_one_line, root_cause
 
 _AHEAD = 2  # tasks in flight for each CPU: one runs, one waits for it
-_STOPPING_S = 10.0
+_STOPPING_S = 5.0
 _STORAGE_VARIABLES = ("AWS_", "AZURE_", "GCS_", "GOOGLE_", "HF_", "STORAGE_")
 
 
@@ -68,9 +68,9 @@ def run_shards(
                 raise PreparationFailed(f"{shard.path}: {in_one_line(error)}") from error
             on_end(shard, report)
     finally:
-        for unneeded in running:
-            ray.cancel(unneeded)
-        if running:  # nothing is to be written any more when this returns
+        # Not cancelled: a task that ends as it is cancelled kills this process, by a check in Ray's
+        # core. What is not done by then ends with the connection, and leaves no half of a shard.
+        if running:
             ray.wait(list(running), num_returns=len(running), timeout=_STOPPING_S)
 
 
