@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -18,6 +16,7 @@ from rich.console import Console
 from trainers.data.layouts.listing import Split
 from trainers.data.shards import Shard, ShardReport, make_shard, up_to_date
 from trainers.data.storage import Store
+from tuning.interruption import interrupted_by_sigterm
 from tuning.preparation.display import Display
 from tuning.preparation.guard import alone, require_own, require_whole
 from tuning.preparation.options import PrepareOptions
@@ -146,7 +145,7 @@ def _carry_out(
         with ExitStack() as stack:
             locked = {d.domain for d in plan.domains if stack.enter_context(alone(d))}
             stack.enter_context(ray_session(address))
-            stack.enter_context(_interrupted_by_sigterm())
+            stack.enter_context(interrupted_by_sigterm())
             display = stack.enter_context(Display(console, plan.pictures))
             for domain in plan.domains:
                 if not domain.is_done:
@@ -169,23 +168,6 @@ def _carry_out(
     in_order = {domain.domain: place for place, domain in enumerate(plan.domains)}
     reports.sort(key=lambda report: in_order[report.domain])
     return PreparationReport(plan.destination.url, tuple(reports), made, seconds)
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Within a connection to Ray, whose own handler would print what its threads were doing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _finish(
