@@ -1,0 +1,97 @@
+"""The container file: linted, and what it copies is all that the package needs.
+
+No image is built: that takes a container engine.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+FILE = ROOT / "cluster" / "container" / "Containerfile"
+BIN = Path(sys.executable).parent
+
+
+def instructions(name: str) -> list[str]:
+    lines = FILE.read_text().replace("\\\n", " ").splitlines()
+    return [line.split(maxsplit=1)[1] for line in lines if line.startswith(name + " ")]
+
+
+def copied() -> list[tuple[str, str]]:
+    """What is copied, and to where below the folder of the package."""
+    pairs = []
+    for instruction in instructions("COPY"):
+        *sources, target = instruction.split()
+        pairs += [(source, target) for source in sources]
+    return pairs
+
+
+def test_the_linter_has_nothing_to_say() -> None:
+    for arguments in ((FILE,), ("--failure-threshold=style", FILE)):
+        linted = subprocess.run([BIN / "hadolint", *arguments], capture_output=True, text=True)
+        assert linted.returncode == 0, linted.stdout
+
+
+def test_the_linter_would_complain_of_an_untagged_base(tmp_path: Path) -> None:
+    worse = tmp_path / "Containerfile"
+    worse.write_text("FROM python\n" + FILE.read_text().split("FROM ${BASE}\n")[1])
+    linted = subprocess.run([BIN / "hadolint", worse], capture_output=True, text=True)
+    assert linted.returncode != 0
+    assert "DL3006" in linted.stdout
+
+
+def test_the_base_has_a_tag_and_the_processes_are_not_root() -> None:
+    (base,) = [value for value in instructions("ARG") if value.startswith("BASE=")]
+    assert re.fullmatch(r"BASE=python:3\.\d+-slim-[a-z]+", base)
+    assert instructions("USER") == ["1000:1000"]
+    lines = FILE.read_text().splitlines()
+    assert not any(line.startswith("RUN") for line in lines[lines.index("USER 1000:1000") :])
+
+
+def test_the_image_has_the_ray_that_the_manifests_name() -> None:
+    (version,) = [v for v in instructions("ARG") if v.startswith("RAY_VERSION=")]
+    for name in ("raycluster", "rayjob"):
+        manifest = next(yaml.safe_load_all((ROOT / f"cluster/kuberay/{name}.yaml").read_text()))
+        spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+        assert version == f"RAY_VERSION={spec['rayVersion']}"
+
+
+def test_no_secret_goes_in_and_only_the_package_is_at_hand() -> None:
+    names = " ".join(instructions("ARG") + instructions("ENV"))
+    assert not re.search(r"PASSWORD|TOKEN|SECRET|_KEY", names)
+    ignored = (FILE.parent / "Containerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in ignored if not line.startswith("#")]
+    assert rules[0] == "*"
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == {name for name, _ in copied()}
+
+
+@pytest.mark.slow
+def test_what_is_copied_is_all_that_the_package_needs(tmp_path: Path) -> None:
+    source = tmp_path / "lipsum-tune"
+    source.mkdir()
+    for name, target in copied():
+        place = source / (name if target == "./" else target)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, place)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--wheel-dir", tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("cluster", "search_spaces", "trainers", "tuning")
+        for suffix in ("py", "yaml", "json", "safetensors")
+        for path in (ROOT / package).rglob(f"*.{suffix}")
+    }
+    assert len(wanted) > 100
+    assert wanted <= inside, wanted - inside

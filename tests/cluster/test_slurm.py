@@ -1,0 +1,104 @@
+"""The batch script: linted, and run by a real Slurm of two nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from tests.cluster.slurm import ENDED, Slurm, running_slurm
+from tests.tuning.test_search import configuration
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "cluster" / "slurm" / "search.sbatch"
+BIN = Path(sys.executable).parent
+SMALL = ("--gpus-per-node=0", "--cpus-per-task=1")  # what the nodes of the tests have
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("script", ["slurm/search.sbatch", "launcher/spot_notice.sh"])
+def test_the_linter_of_shell_scripts_has_nothing_to_say(script: str) -> None:
+    path = ROOT / "cluster" / script
+    subprocess.run(["bash", "-n", path], check=True)
+    linted = subprocess.run(
+        [BIN / "shellcheck", "--shell=bash", "--severity=style", path],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert linted.returncode == 0, linted.stdout
+
+
+@pytest.mark.slow
+def test_slurm_accepts_what_the_script_asks_for(slurm: Slurm) -> None:
+    accepted = slurm.run("sbatch", "--test-only", *SMALL, SCRIPT, "search.yaml")
+    assert accepted.returncode == 0, accepted.stderr
+    assert "using 2 processors on nodes n[1-2]" in accepted.stderr
+    refused = slurm.run("sbatch", "--test-only", *SMALL, "--nodes=3", SCRIPT, "search.yaml")
+    assert refused.returncode != 0
+
+
+@pytest.mark.slow
+def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(
+    slurm: Slurm, pictures_root: Path, tmp_path: Path
+) -> None:
+    """Its time is cut to a few minutes, and the signal of `--signal=B:TERM@120` given by hand."""
+    values = configuration(pictures_root, tmp_path / "runs")
+    values["search"] |= {"budget": {"trials": 2}, "references": []}
+    values["search"]["scheduler"] = {"name": "none"}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(values))
+    submitted = slurm.run(
+        "sbatch", "--parsable", *SMALL, "--time=60", "--output=job.log",
+        f"--export=ALL,LIPSUM_TUNE_VENV={BIN.parent}", SCRIPT, "search.yaml",
+        cwd=tmp_path, check=True,
+    )  # fmt: skip
+    job = submitted.stdout.strip()
+    journal, log = tmp_path / "runs" / "small" / "journal.jsonl", tmp_path / "job.log"
+    secret = tmp_path / f".lipsum-tune-{job}"
+
+    def events() -> list[str]:
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        return [json.loads(line)["event"] for line in lines]
+
+    def state() -> str:
+        return slurm.job(job)["JobState"]
+
+    try:
+        slurm.wait_for(
+            lambda: "report" in events() or state() in ENDED, 400, "a first report of the search"
+        )
+        assert state() == "RUNNING", log.read_text()
+        assert (secret / "token").stat().st_mode & 0o077 == 0
+        assert secret.stat().st_mode & 0o077 == 0
+        hours, minutes, _ = map(int, slurm.job(job)["RunTime"].split(":"))
+        limit = f"TimeLimit={60 * hours + minutes + 4}"
+        slurm.run("scontrol", "update", f"JobId={job}", limit, check=True)
+        slurm.run("scancel", "--signal=TERM", "--batch", job, check=True)
+        slurm.wait_for(lambda: state() in ENDED | {"PENDING"}, 180, "requeueing")
+        assert state() == "PENDING", log.read_text()
+        assert slurm.job(job)["Restarts"] == "1"
+        assert not secret.exists()
+        ended_in_order = len(events())
+        # By itself it would wait for two minutes; at once, the nodes would not have it back.
+        again = ("StartTime=now+5", "TimeLimit=60")
+        slurm.run("scontrol", "update", f"JobId={job}", *again, check=True)
+        slurm.wait_for(lambda: state() in ENDED, 600, "the search's end")
+    finally:
+        slurm.run("scancel", job)
+    assert state() == "COMPLETED", log.read_text()
+    assert len(events()) > ended_in_order
+    assert not secret.exists()
+    assert not Path(f"/tmp/lipsum-tune-{job}").exists()
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "lipsum-tune"]
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 2
