@@ -1,0 +1,79 @@
+"""What a configuration needs, against accounts of nodes."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.doctor.facts import Pictures
+from cluster.doctor.needs import files, pictures, room, storage
+from cluster.doctor.probes import Silence
+from tests.cluster.doctor.accounts import node
+from tuning.config import ResourcesConfig
+from tuning.shared_storage import NodeStorage
+
+ROOT = "/data/pictures"
+
+
+def seen(size: int) -> dict[str, Pictures]:
+    return {"real/train": {"files": 2, "bytes": size}, "real/val": {"files": 1, "bytes": 10}}
+
+
+def test_equal_pictures_are_well_and_the_odd_one_out_is_named() -> None:
+    found = list(pictures(ROOT, {"a": seen(90), "b": seen(90), "c": seen(50)}))
+    assert [(f.status, f.nodes) for f in found] == [
+        ("ok", ("a",)), ("ok", ("b",)), ("fault", ("c",)),
+    ]  # fmt: skip
+    assert "3 files" in found[2].found
+
+
+def test_pictures_that_a_node_does_not_have_are_a_fault() -> None:
+    missing = Silence("ConfigError: data.root = '/data/pictures': no such folder")
+    found = {f.nodes[0]: f for f in pictures(ROOT, {"a": seen(90), "b": missing})}
+    assert found["a"].status == "ok"
+    assert found["b"].status == "fault"
+    assert found["b"].found == "data.root = '/data/pictures': no such folder"
+    assert f"mount {ROOT}" in found["b"].remedy
+
+
+def test_storage_is_told_node_by_node() -> None:
+    answers = [
+        ("a", NodeStorage("10.0.0.4", sees=True, writes=True)),
+        ("b", NodeStorage("10.0.0.5", sees=False, writes=False)),
+        ("c", NodeStorage("10.0.0.6", sees=True, writes=False, error="cannot write there: full")),
+    ]
+    found = list(storage("search.storage", "/shared/runs", answers))
+    assert [(f.status, f.nodes) for f in found] == [
+        ("ok", ("a",)), ("fault", ("b",)), ("fault", ("c",)),
+    ]  # fmt: skip
+    assert "does not see this folder" in found[1].found
+    assert "search.checkpoints.storage" in found[1].remedy
+    (bucket,) = storage("search.checkpoints.storage", "s3://b/c", answers[2:])
+    assert "credentials" in bucket.remedy
+
+
+def test_files_that_a_node_lacks_are_listed() -> None:
+    assert not list(files("a", []))
+    (finding,) = files("a", ["/weights.pt", "/texts.txt"])
+    assert finding.status == "fault"
+    assert "/weights.pt, /texts.txt" in finding.found
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "at_once"),
+    [
+        ([(4, 0)], {"workers": 2}, 2),
+        ([(3, 0), (3, 0)], {"workers": 2, "cpus_per_worker": 2}, 1),  # 2 workers, of 6 CPUs
+        ([(4, 0), (4, 0)], {"cpus_per_worker": 6}, 0),  # 8 CPUs, but on two machines
+        ([(16, 1), (16, 1)], {"gpus_per_worker": 2}, 0),
+        ([(16, 2)], {"gpus_per_worker": 0.4}, 4),  # a worker's share lies on one GPU
+        ([(2, 8)], {"gpus_per_worker": 1}, 2),
+        ([(16, 0)], {"max_concurrent": 3}, 3),
+    ],
+)
+def test_room_is_counted_worker_by_worker(
+    nodes: list[tuple[float, float]], resources: dict[str, float], at_once: int
+) -> None:
+    there = [node(str(number), cpus, gpus) for number, (cpus, gpus) in enumerate(nodes)]
+    finding = room(ResourcesConfig.model_validate(resources), there)
+    assert finding.status == ("ok" if at_once else "fault")
+    assert f"{at_once} at once" in finding.found if at_once else "0 fit" in finding.found
