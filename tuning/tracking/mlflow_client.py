@@ -8,6 +8,7 @@ in seconds that its record will not be kept, and must never stop or wait for lon
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -19,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from sqlalchemy.exc import DBAPIError, InterfaceError
+
 # MLflow reads the first when it is imported; the second keeps the two lines that it prints at every
 # run's end out of the live display.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -29,6 +32,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from trainers.errors import ConfigError
+from tuning.urls import check_driver, expand, goes_unencrypted, is_database
+from tuning.urls import redact as redact
+
+_log = logging.getLogger(__name__)
+# Of a database's error it writes a page, though it raises the same, which here becomes a line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 MAX_METRICS = 1000
 """Metrics of one request; params and tags have limits of their own."""
@@ -44,8 +53,6 @@ ARTIFACT_FOLDER = "mlflow-artifacts"
 _SECRET_KEY = re.compile(
     r"(^|[._\-/])(password|passwd|pwd|secret|token|api_?key|access_?key|credentials?)$", re.I
 )
-_URI_CREDENTIALS = re.compile(r"(\b[a-z][\w+.\-]*://)[^/\s]*@", re.I)
-_QUERY_SECRET = re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token|key)[^=&\s]*=)[^&\s]+", re.I)
 _NOT_IN_A_KEY = re.compile(r"[^\w.\-/ ]")
 
 
@@ -58,25 +65,38 @@ def default_tracking_uri(runs_folder: Path) -> str:
     return f"sqlite:///{runs_folder.resolve() / 'mlflow.db'}"
 
 
+def tracking_uri(configured: str | None, runs_folder: Path) -> str:
+    """Where a search is recorded: as configured, else as `MLFLOW_TRACKING_URI` says, else there."""
+    named = configured or os.environ.get("MLFLOW_TRACKING_URI")
+    return named or default_tracking_uri(runs_folder)
+
+
 def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """A client, and the id of the experiment, which is made where it is missing.
 
     With SQLite the experiment's artifacts lie in a folder beside the database; a server places them
     itself.
 
+    Args:
+        uri: as configured: `${NAME}` stands for a password in the environment.
+        experiment: its name.
+
     Raises:
         TrackingError: within seconds, if it cannot be reached or used.
     """
-    uri = os.path.expandvars(uri)  # a configuration says ${NAME} in place of a password
+    configured, uri = uri, expand(uri)
+    if is_database(uri):
+        check_driver("search.tracking.uri", configured)
     try:
         _check_reachable(uri)
+        _warn_of_plain_text(uri)
         with brief_requests(retries=0), _quiet_migrations():
             client = MlflowClient(tracking_uri=uri)
             return client, _experiment_id(client, experiment, uri)
     except TrackingError:
         raise
     except Exception as error:
-        reason = redact(str(error)).strip() or type(error).__name__
+        reason = redact(str(error), configured).strip() or type(error).__name__
         raise TrackingError(
             f"MLflow cannot be used at {redact(uri)}: {reason.splitlines()[0][:300]}. "
             "Start the server or correct the tracking URI."
@@ -89,11 +109,6 @@ def search_run(client: MlflowClient, experiment_id: str, run_folder: Path) -> Ru
     folder = str(run_folder.resolve())
     searches = client.search_runs([experiment_id], "tags.kind = 'search'", max_results=50_000)
     return next((run for run in searches if run.data.tags.get("run_folder") == folder), None)
-
-
-def redact(text: str) -> str:
-    """The text with user, password and tokens in its URIs replaced by `***`."""
-    return _QUERY_SECRET.sub(r"\1***", _URI_CREDENTIALS.sub(r"\1***@", text))
 
 
 @contextlib.contextmanager
@@ -120,6 +135,13 @@ def is_refusal(error: Exception) -> bool:
     take, a run that somebody deleted, or a mistake in our code does not.
     """
     if isinstance(error, MlflowException):
+        cause = error.__cause__  # of a database that is used with no server between
+        if isinstance(cause, InterfaceError) or (
+            isinstance(cause, DBAPIError) and cause.connection_invalidated
+        ):
+            return False  # the connection broke, which MLflow calls a bad request
+        if type(error) is MlflowException and not (cause or error.__context__):
+            return True  # MLflow's own check in this process, and no request behind it
         status: int = error.get_http_status_code()
         return status in (400, 404, 409)
     return not isinstance(error, OSError)
@@ -158,6 +180,16 @@ def log(
         room = MAX_METRICS - len(params[:MAX_PARAMS]) - len(tags[:MAX_PARAMS])
         client.log_batch(run_id, metrics[:room], params[:MAX_PARAMS], tags[:MAX_PARAMS])
         metrics, params, tags = metrics[room:], params[MAX_PARAMS:], tags[MAX_PARAMS:]
+
+
+@functools.cache  # once a server
+def _warn_of_plain_text(uri: str) -> None:
+    if goes_unencrypted(uri):
+        _log.warning(
+            "%s is a public address and no https: all that is written there, and a password or "
+            "token of MLFLOW_TRACKING_* with it, can be read on the way.",
+            redact(uri),
+        )
 
 
 def _check_reachable(uri: str) -> None:
@@ -201,7 +233,7 @@ def _quiet_migrations() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(max(logger.level, logging.WARNING))
     try:
         yield
     finally:

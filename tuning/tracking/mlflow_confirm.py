@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from tuning.confirmation.results import FT, Configuration, Confirmation
 from tuning.tracking import mlflow_client as mlf
+from tuning.urls import redact
 
 logger = logging.getLogger(__name__)
 _PARENT = "mlflow.parentRunId"
@@ -44,8 +45,8 @@ def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmat
     except Exception as error:
         logger.warning(
             "MLflow at %s does not have the confirmation: %s",
-            mlf.redact(tracking_uri),
-            mlf.redact(str(error)).strip().partition("\n")[0][:300],
+            redact(tracking_uri),
+            redact(str(error), tracking_uri).strip().partition("\n")[0][:300],
         )
 
 

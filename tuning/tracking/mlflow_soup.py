@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tuning.tracking import mlflow_client as mlf
+from tuning.urls import redact
 
 if TYPE_CHECKING:
     from tuning.weights.soup import FinishedSoup
@@ -37,8 +38,8 @@ def log_soup(tracking_uri: str, experiment: str, finished: FinishedSoup) -> None
     except Exception as error:
         logger.warning(
             "MLflow at %s does not have the soup: %s",
-            mlf.redact(tracking_uri),
-            mlf.redact(str(error)).strip().partition("\n")[0][:300],
+            redact(tracking_uri),
+            redact(str(error), tracking_uri).strip().partition("\n")[0][:300],
         )
 
 

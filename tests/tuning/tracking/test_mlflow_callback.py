@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-import logging
 import math
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.entities import Run
@@ -12,6 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from tests.tuning import fakes
 from tuning.records import SearchRecord, TrialRecord
+from tuning.tracking import mlflow_callback
 from tuning.tracking import mlflow_client as mlf
 from tuning.tracking.mlflow_callback import MlflowListener, TrackingError, default_tracking_uri
 
@@ -32,7 +34,7 @@ def search(runs_folder: Path, request: pytest.FixtureRequest) -> SearchRecord:
 
 @pytest.fixture
 def listener(runs_folder: Path) -> MlflowListener:
-    return MlflowListener(default_tracking_uri(runs_folder), EXPERIMENT, retry_seconds=0)
+    return MlflowListener(default_tracking_uri(runs_folder), EXPERIMENT, retry_seconds=0.05)
 
 
 @pytest.fixture
@@ -52,6 +54,7 @@ def play(listener: MlflowListener, record: TrialRecord) -> None:
 
 
 def children(client: MlflowClient, listener: MlflowListener) -> dict[str, Run]:
+    assert listener.wait()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs(
         [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{listener.parent_run_id}'"
@@ -170,11 +173,13 @@ def test_a_report_is_one_request(
     listener.search_started(search)
     trial = fakes.trial(1, outcome="running")
     play(listener, replace(trial, curve=trial.curve[:-1]))
+    assert listener.wait()
     calls: list[int] = []
     monkeypatch.setattr(
         MlflowClient, "log_batch", lambda self, run_id, metrics, *_: calls.append(len(metrics))
     )
     listener.trial_reported(trial)
+    assert listener.wait()
     assert calls == [len(trial.metrics) - 1]  # all but the step
 
 
@@ -239,6 +244,7 @@ def test_a_resume_finds_its_runs_and_logs_no_report_twice(
     listener.search_started(search)
     play(listener, fakes.trial(0))
     play(listener, replace(trial, outcome="running", curve=trial.curve[:3]))
+    assert listener.wait()
 
     resumed = MlflowListener(default_tracking_uri(runs_folder), EXPERIMENT)
     resumed.search_started(search)
@@ -264,7 +270,6 @@ def test_writes_wait_in_order_while_the_server_is_away(
     client: MlflowClient,
     search: SearchRecord,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     trial = fakes.trial(1)
     listener.search_started(search)
@@ -274,16 +279,78 @@ def test_writes_wait_in_order_while_the_server_is_away(
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_run", away)
-        play(listener, replace(trial, outcome="running"))
-    warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert len([w for w in warnings if "does not answer" in w.message]) == 1
-    assert listener.num_pending == 1 + len(trial.curve)
-
-    listener.trial_ended(trial)
-    assert listener.num_pending == 0
+        play(listener, trial)
+        assert not listener.wait(0.2)
+        assert listener.num_pending == 1 + len(trial.curve) + 1
     (child,) = children(client, listener).values()
     assert child.info.status == "FINISHED"
     assert len(client.get_metric_history(child.info.run_id, "id_val/acc")) == len(trial.curve)
+
+
+def test_a_run_whose_answer_was_lost_is_found_again(
+    listener: MlflowListener,
+    client: MlflowClient,
+    search: SearchRecord,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create, lost = MlflowClient.create_run, [ConnectionError("reset by peer")]
+
+    def create_and_say_nothing(*args: Any, **kwargs: Any) -> Run:
+        run = create(*args, **kwargs)
+        if lost:
+            raise lost.pop()
+        return run
+
+    listener.search_started(search)
+    monkeypatch.setattr(MlflowClient, "create_run", create_and_say_nothing)
+    play(listener, fakes.trial(1))
+    (child,) = children(client, listener).values()
+    assert len(client.get_metric_history(child.info.run_id, "id_val/acc")) == 6
+
+
+def test_a_run_that_a_hung_server_made_twice_is_deleted_at_the_end(
+    listener: MlflowListener, client: MlflowClient, search: SearchRecord
+) -> None:
+    listener.search_started(search)
+    play(listener, fakes.trial(1))
+    (child,) = children(client, listener).values()
+    tags = {k: v for k, v in child.data.tags.items() if k != "outcome"} | {"outcome": "running"}
+    late = client.create_run(child.info.experiment_id, tags=tags, run_name="trial-001")
+    listener.search_ended([fakes.trial(1)], "finished")
+    assert list(children(client, listener)) == ["trial-001"]
+    assert client.get_run(late.info.run_id).info.lifecycle_stage == "deleted"
+    assert client.get_run(child.info.run_id).info.status == "FINISHED"
+
+
+def test_the_end_of_a_search_whose_server_is_away_says_how_to_have_it_written(
+    listener: MlflowListener,
+    search: SearchRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def away(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("connection refused")
+
+    listener.search_started(search)
+    monkeypatch.setattr(MlflowClient, "log_batch", away)
+    monkeypatch.setattr(mlflow_callback, "_PATIENCE_STOPPED_S", 0.2)
+    stopped = fakes.trial(1, outcome="stopped")
+    play(listener, stopped)
+    listener.search_ended([stopped], "stopped")
+    said = caplog.records[-1].message
+    assert f"is still away; {listener.num_pending} writes" in said
+    assert f"`lipsum-tune report {search.run_folder}`" in said
+
+
+def test_limits_of_requests_are_in_the_environment_from_start_to_end_and_no_longer(
+    listener: MlflowListener, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    monkeypatch.delenv(name, raising=False)
+    listener.search_started(search)
+    assert name in os.environ
+    listener.search_ended([], "stopped")
+    assert name not in os.environ
 
 
 def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(
@@ -295,7 +362,6 @@ def test_a_run_that_somebody_deleted_does_not_hold_up_the_others(
     client.delete_run(children(client, listener)[first.trial_id].info.run_id)
     listener.trial_ended(replace(first, outcome="finished"))
     play(listener, fakes.trial(2))
-    assert listener.num_pending == 0
     assert [run.info.run_name for run in children(client, listener).values()] == ["trial-002"]
 
 

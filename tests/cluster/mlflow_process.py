@@ -1,0 +1,129 @@
+"""The MLflow server of `python -m cluster.mlflow` as a process that tests start, hang and stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+READY_S = 120
+
+
+class ServerProcess:
+    """One server at one address, however often it is started.
+
+    Args:
+        uri: of its database.
+        folder: for its artifacts, its log, and the file that tells it the database.
+        arguments: more of the command line.
+    """
+
+    def __init__(self, uri: str, folder: Path, *arguments: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        self.artifacts = folder / "artifacts"
+        file = folder / "database-uri"
+        file.touch(mode=0o600)
+        file.write_text(uri)
+        self._command = [
+            *(sys.executable, "-m", "cluster.mlflow", "--port", str(self.port), "--workers", "2"),
+            *("--artifacts", str(self.artifacts), "--backend-store-uri-file", str(file)),
+            *arguments,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + READY_S
+        while not self.answers():
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+        with ThreadPoolExecutor(8) as pool:  # each worker opens the database at its first request
+            list(pool.map(self._first_experiment, range(8)))
+
+    def answers(self) -> bool:
+        """Whether it is there, and does not hang."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=1):
+                return True
+        except OSError:
+            return False
+
+    def stop(self) -> int:
+        """End it with SIGTERM; its exit status, once its last process is gone."""
+        assert self._process is not None
+        self._process.terminate()
+        status = self._process.wait(60)
+        deadline = time.monotonic() + 60
+        while self.processes():
+            assert time.monotonic() < deadline, self.processes()
+            time.sleep(0.1)
+        return status
+
+    def hang(self) -> None:
+        """All of its processes stand still: connections are taken, and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """The reverse."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """All of its processes at once, with no goodbye."""
+        if self._process is not None and self._process.poll() is None:
+            self._signal(signal.SIGKILL)
+            self._process.wait(60)
+
+    def processes(self) -> list[str]:
+        """The command lines of its processes that live, as all users of the machine see them."""
+        assert self._process is not None
+        found = []
+        for folder in Path("/proc").iterdir():
+            try:
+                if folder.name.isdecimal() and os.getpgid(int(folder.name)) == self._process.pid:
+                    line = (folder / "cmdline").read_bytes()
+                    found += [line.replace(b"\0", b" ").decode()] if line else []
+            except (OSError, ProcessLookupError):
+                continue  # it is gone
+        return found
+
+    def _first_experiment(self, _: int) -> None:
+        path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
+        with urllib.request.urlopen(self.url + path, timeout=READY_S) as answer:
+            assert answer.status == 200
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
+
+
+@contextmanager
+def running_server(uri: str, folder: Path, *arguments: str) -> Iterator[ServerProcess]:
+    """A server that answers; killed afterwards if it is still there."""
+    server = ServerProcess(uri, folder, *arguments)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody has."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,216 @@
+"""MLflow's server over a real PostgreSQL, and Optuna on the same, under several writers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import psycopg
+import pytest
+from optuna.distributions import FloatDistribution
+
+from cluster.mlflow.database import check_database, upgrade_database
+from tests.cluster import writers
+from tests.cluster.mlflow_process import ServerProcess, running_server
+from tests.cluster.postgres import Postgres, running_postgres
+from trainers.errors import ConfigError
+from tuning.study import open_storage
+
+pytestmark = pytest.mark.slow
+WRITERS = 8
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("server")
+    with running_server(postgres.url("mlflow"), folder, "--server-name", "mlflow.test") as running:
+        yield running
+        assert running.stop() == 0
+        assert not running.answers()
+
+
+def request(server: ServerProcess, **headers: str) -> int:
+    """The status of a request that changes something, as a browser would send it."""
+    body = json.dumps({"experiment_ids": ["0"]}).encode()
+    asked = urllib.request.Request(
+        f"{server.url}/api/2.0/mlflow/runs/search",
+        body,
+        {"Content-Type": "application/json", **headers},
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture(scope="module")
+def eight_searches(
+    postgres: Postgres, server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Eight processes that begin to write at the same moment, each as one search does."""
+    folder = tmp_path_factory.mktemp("searches")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([writers.__name__])
+    start = context.Barrier(WRITERS)
+    urls = (server.url, postgres.url("optuna"))
+    processes = [
+        context.Process(target=writers.write_search, args=(number, *urls, folder, start))
+        for number in range(WRITERS)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * WRITERS
+
+
+@pytest.mark.usefixtures("eight_searches")
+def test_eight_searches_write_at_once_and_nothing_is_lost(
+    postgres: Postgres, server: ServerProcess
+) -> None:
+    said = {
+        (writers.search_name(number), f"trial-{index:03d}", name, int(point["step"]), value)
+        for number in range(WRITERS)
+        for index in range(writers.TRIALS)
+        for point in writers.trial_record(number, index, 1e-4).curve
+        for name, value in point.items()
+        if name != "step"
+    }
+    written = postgres.query(
+        "mlflow",
+        """
+        select search.value, trial.value, m.key, m.step, m.value from metrics m
+        join tags search on search.run_uuid = m.run_uuid and search.key = 'search'
+        join tags trial on trial.run_uuid = m.run_uuid and trial.key = 'trial_id'
+        """,
+    )
+    assert len(written) == len(said)
+    assert set(written) == said
+    states = postgres.query("mlflow", "select name, status, count(*) from runs group by 1, 2")
+    trials = [f"trial-{index:03d}" for index in range(writers.TRIALS)]
+    assert sorted(states) == sorted(
+        [(name, "FINISHED", WRITERS) for name in trials]
+        + [(writers.search_name(number), "FINISHED", 1) for number in range(WRITERS)]
+    )
+    files = sorted(path.name for path in server.artifacts.rglob("*") if path.is_file())
+    assert files.count("trials.parquet") == files.count("accuracy.png") == WRITERS
+
+    params = postgres.query(
+        "mlflow",
+        """
+        select search.value, trial.value, p.value::float from params p
+        join tags search on search.run_uuid = p.run_uuid and search.key = 'search'
+        join tags trial on trial.run_uuid = p.run_uuid and trial.key = 'trial_id'
+        """,
+    )
+    proposed = postgres.query(
+        "optuna",
+        """
+        select substr(s.study_name, 1, 8), trim(both '"' from a.value_json), p.param_value
+        from studies s join trials t using (study_id) join trial_params p using (trial_id)
+        join trial_user_attributes a on a.trial_id = t.trial_id and a.key = 'trial_id'
+        where t.state = 'COMPLETE'
+        """,
+    )
+    assert len(params) == WRITERS * writers.TRIALS
+    assert set(params) == set(proposed)
+
+
+@pytest.mark.usefixtures("eight_searches")
+def test_eight_searches_share_a_study_and_each_trial_has_a_number_of_its_own(
+    postgres: Postgres,
+) -> None:
+    trials = postgres.query(
+        "optuna",
+        f"""
+        select t.number, a.value_json::int, v.value, p.param_value
+        from trials t join studies s using (study_id)
+        join trial_user_attributes a using (trial_id) join trial_values v using (trial_id)
+        join trial_params p using (trial_id)
+        where s.study_name = '{writers.SHARED}' and t.state = 'COMPLETE' order by 1
+        """,
+    )
+    assert [number for number, *_ in trials] == list(range(WRITERS * writers.TRIALS))
+    counts = [sum(writer == number for _, writer, *_ in trials) for number in range(WRITERS)]
+    assert counts == [writers.TRIALS] * WRITERS
+    assert all(value == lr for *_, value, lr in trials)
+
+
+def test_no_process_shows_the_password_and_none_but_the_server_is_there(
+    postgres: Postgres, server: ServerProcess
+) -> None:
+    lines = server.processes()
+    assert sum("mlflow server" in line for line in lines) == 1
+    assert not any(postgres.passwords["mlflow"] in line for line in lines)
+    assert not any("huey" in line for line in lines)
+    assert postgres.passwords["mlflow"] not in server.log.read_text()
+
+
+def test_the_server_answers_to_its_own_names_and_to_no_other(server: ServerProcess) -> None:
+    own = f"mlflow.test:{server.port}"
+    assert request(server) == 200
+    assert request(server, Host=own, Origin=f"http://{own}") == 200
+    assert request(server, Host="elsewhere.test") == 403
+    assert request(server, Origin="http://elsewhere.test") == 403
+
+
+def test_a_database_of_an_older_mlflow_is_upgraded_when_asked_alone(postgres: Postgres) -> None:
+    from alembic import command as alembic
+    from mlflow.store.db import utils
+    from sqlalchemy import create_engine
+
+    old = "da6fb0208061"
+    with psycopg.connect(postgres.url("postgres", driver=""), autocommit=True) as connection:
+        connection.execute("create database older owner mlflow")
+    uri = postgres.url("mlflow").removesuffix("mlflow") + "older"
+    engine = create_engine(uri)
+    utils.InitialBase.metadata.create_all(engine)
+    config = utils._get_alembic_config(uri)
+    with engine.begin() as opened:
+        config.attributes["connection"] = opened
+        alembic.upgrade(config, old)
+
+    with pytest.raises(ConfigError, match=r"older MLflow; make a backup.* --upgrade"):
+        check_database(uri)
+    assert check_database(uri, may_upgrade=True)
+    upgrade_database(uri)
+    assert not check_database(uri, may_upgrade=True)
+    utils._verify_schema(engine)
+
+
+def test_mlflow_and_optuna_refuse_the_database_of_the_other(
+    postgres: Postgres, server: ServerProcess, tmp_path: Path
+) -> None:
+    storage = open_storage(tmp_path, postgres.url("optuna"))
+    study = optuna.create_study(storage=storage, study_name="one trial")
+    study.ask({"x": FloatDistribution(0, 1)})
+    with pytest.raises(ConfigError, match="give MLflow a database of its own"):
+        check_database(postgres.url("optuna"))
+    with pytest.raises(ConfigError, match="Optuna needs a database of its own"):
+        open_storage(tmp_path, postgres.url("mlflow"))
+
+
+def test_a_database_that_refuses_or_is_away_is_one_line_without_its_password(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SECRET", "pa55word")
+    wrong = postgres.url("optuna", password="${SECRET}")
+    away = wrong.replace(f":{postgres.port}/", ":9/")
+    for uri, why in ((wrong, "password authentication failed"), (away, "onnection refused")):
+        for use in (check_database, lambda uri: open_storage(tmp_path, uri)):
+            with pytest.raises(ConfigError, match=why) as caught:
+                use(uri if use is not check_database else uri.replace("${SECRET}", "pa55word"))
+            assert "pa55word" not in str(caught.value)
+            assert len(str(caught.value).splitlines()) == 1

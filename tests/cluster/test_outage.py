@@ -1,0 +1,197 @@
+"""MLflow's server hangs, and is away for a minute, while a real search trains."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.mlflow_process import ServerProcess, running_server
+from tests.cluster.postgres import Postgres, running_postgres
+from tests.tuning import fakes
+from tuning.journal import JOURNAL_FILE, read_history
+from tuning.records import TrialRecord
+from tuning.tracking.mlflow_callback import MlflowListener
+
+pytestmark = pytest.mark.slow
+REQUEST_S = 10.0
+"""After which a request to a server that hangs is given up: the least that one costs who waits."""
+HUNG_S, AWAY_S = 15.0, 60.0
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with running_server(postgres.url("mlflow"), tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+def written(postgres: Postgres, search: str) -> list[tuple[str, str, int, float]]:
+    """The metrics of a search's trials, by SQL, of runs that are not deleted."""
+    return postgres.query(
+        "mlflow",
+        f"""
+        select trial.value, m.key, m.step, m.value from metrics m
+        join runs on runs.run_uuid = m.run_uuid and runs.lifecycle_stage = 'active'
+        join tags search on search.run_uuid = m.run_uuid and search.key = 'search'
+        join tags trial on trial.run_uuid = m.run_uuid and trial.key = 'trial_id'
+        where search.value = '{search}'
+        """,
+    )  # type: ignore[return-value]
+
+
+def statuses(postgres: Postgres, search: str) -> list[tuple[str, str]]:
+    """Of the runs of a search and of its trials."""
+    return postgres.query(
+        "mlflow",
+        f"""
+        select name, status from runs join tags using (run_uuid)
+        where key = 'search' and value = '{search}' and lifecycle_stage = 'active' order by 1
+        """,
+    )  # type: ignore[return-value]
+
+
+def reported(records: list[TrialRecord]) -> set[tuple[str, str, int, float]]:
+    """The same as the records have it."""
+    return {
+        (record.trial_id, name, int(point["step"]), value)
+        for record in records
+        for point in record.curve
+        for name, value in point.items()
+        if name != "step" and math.isfinite(value)
+    }
+
+
+def until(condition: Callable[[], object], seconds: float = 180.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.2)
+
+
+def test_events_do_not_wait_for_a_server_that_hangs_and_nothing_is_written_twice(
+    postgres: Postgres,
+    server: ServerProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a user's own setting is kept
+    search = fakes.search_record(tmp_path / "hung", name="hung")
+    records = [fakes.trial(number) for number in range(3)]
+    listener = MlflowListener(server.url, "lipsum-tune", retry_seconds=0.1)
+    listener.search_started(search)
+    server.hang()
+    began = time.monotonic()
+    for record in records:
+        running = replace(record, outcome="running", curve=(), ended_at=None)
+        listener.trial_started(running)
+        for length in range(1, len(record.curve) + 1):
+            listener.trial_reported(replace(running, curve=record.curve[:length]))
+        listener.trial_ended(record)
+    assert time.monotonic() - began < REQUEST_S  # 24 events, less than a single request
+    assert listener.num_pending == sum(2 + len(record.curve) for record in records)
+    until(lambda: "does not answer" in caplog.text)  # it was asked to make a run
+    server.go_on()
+    listener.search_ended(records, "finished")
+    assert listener.num_pending == 0
+    found = written(postgres, "hung")
+    assert len(found) == len(set(found))
+    assert set(found) == reported(records)
+    assert statuses(postgres, "hung") == [
+        ("hung", "FINISHED"),
+        *((record.trial_id, "FINISHED") for record in records),
+    ]
+
+
+def test_a_search_trains_on_while_the_server_hangs_and_is_away_and_no_metric_is_missing(
+    postgres: Postgres, server: ServerProcess, pictures_root: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "outage"
+    driver = start_search(pictures_root, run, server.url)
+    try:
+        until(lambda: len(times(run)) > 3)
+        began = time.time()
+        server.hang()
+        time.sleep(HUNG_S)
+        server.kill()
+        time.sleep(AWAY_S)
+        back = time.time()
+        server.start()
+        known = len(reported(read_history(run, live=True).records))
+        until(lambda: len(written(postgres, "outage")) > known)
+        driver.send_signal(signal.SIGINT)
+        output = driver.communicate(timeout=120)[0]
+    finally:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+    assert driver.returncode == 130, output
+    assert output.count("does not answer") == output.count("answers again") == 1
+
+    during = [at for at in times(run) if began - 1 <= at <= back]
+    gaps = [late - early for early, late in itertools.pairwise([*during, back])]
+    assert len(during) > 10
+    assert max(gaps) < REQUEST_S, gaps  # it waited for not a single request
+    found = written(postgres, "outage")
+    assert len(found) == len(set(found))
+    assert set(found) == reported(read_history(run).records)
+    assert statuses(postgres, "outage") == [("outage", "KILLED"), ("trial-000", "KILLED")]
+
+
+def start_search(root: Path, run: Path, uri: str) -> subprocess.Popen[str]:
+    """A driver whose one trial goes on until it is interrupted, and reports every second or so."""
+    values = {
+        "trial": {
+            "data": {"root": str(root)},
+            "method": {"name": "ft"},
+            "optim": {"lr": 1e-4, "batch_size": 8},
+            "eval": {"every": 4},
+            "steps": 100_000,
+        },
+        "search": {
+            "name": run.name,
+            "storage": str(run.parent),
+            "space": {
+                "name": None,
+                "parameters": {
+                    "optim.lr": {"type": "float", "low": 1e-6, "high": 1e-3, "log": True}
+                },
+            },
+            "references": [],
+            "budget": {"trials": 1},
+            "tracking": {"uri": uri},
+        },
+    }
+    path = run.parent / "outage.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return subprocess.Popen(
+        [sys.executable, "-m", "tuning", "search", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def times(run: Path) -> list[float]:
+    """When the trial reported, in seconds, as the journal has it."""
+    journal = run / JOURNAL_FILE
+    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [event["time"] for event in events if event["event"] == "report"]

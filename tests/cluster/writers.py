@@ -1,0 +1,68 @@
+"""One of several searches that write to the same MLflow and the same Optuna database at once."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import optuna
+from optuna.distributions import FloatDistribution
+
+from search_spaces import SearchSpace
+from search_spaces.distributions import Float
+from tests.tuning import fakes
+from tuning.config import SamplerConfig
+from tuning.records import TrialRecord
+from tuning.study import TRIAL_ID, open_study, tell
+from tuning.tracking.mlflow_callback import MlflowListener
+
+TRIALS = 5
+SHARED = "shared"
+LR = "optim.lr"
+
+
+def search_name(number: int) -> str:
+    return f"writer-{number}"
+
+
+def trial_record(number: int, trial: int, lr: float) -> TrialRecord:
+    """What that writer says of that trial; no two say the same."""
+    record = fakes.trial(trial, id_acc=80.0 + number, ood_acc=50.0 + number + trial / 10)
+    return replace(record, params={LR: lr})
+
+
+def write_search(
+    number: int, tracking_uri: str, study_url: str, folder: Path, start: Barrier
+) -> None:
+    """All that a search writes, trial by trial, and the same number of trials of a shared study."""
+    logging.basicConfig(level=logging.ERROR)
+    name = search_name(number)
+    search = fakes.search_record(folder / name, name=name)
+    search.run_folder.mkdir()
+    space = SearchSpace(parameters={LR: Float(low=1e-6, high=1e-2, log=True)})
+    distribution = FloatDistribution(1e-6, 1e-2, log=True)
+    start.wait()
+    listener = MlflowListener(tracking_uri, "lipsum")
+    listener.search_started(search)
+    sampler = SamplerConfig(name="random", seed=number)
+    study = open_study(search, sampler, space, study_url)
+    shared = optuna.create_study(storage=study_url, study_name=SHARED, load_if_exists=True)
+    records = []
+    for index in range(TRIALS):
+        proposed = study.ask({LR: distribution})
+        record = trial_record(number, index, proposed.params[LR])
+        proposed.set_user_attr(TRIAL_ID, record.trial_id)
+        running = replace(record, outcome="running", curve=(), ended_at=None)
+        listener.trial_started(running)
+        for length in range(1, len(record.curve) + 1):
+            listener.trial_reported(replace(running, curve=record.curve[:length]))
+        tell(proposed, study, search, record, {})
+        listener.trial_ended(record)
+        records.append(record)
+        common = shared.ask({LR: distribution})
+        common.set_user_attr("writer", number)
+        shared.tell(common, common.params[LR])
+    listener.search_ended(records, "finished")
+    assert listener.num_pending == 0
