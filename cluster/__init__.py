@@ -1,1 +1,1 @@
-"""Getting a search onto machines; for now a search is submitted with Ray's own `ray job submit`."""
+"""Getting a search onto machines: jobs of Ray, manifests and scripts, and a look at the cluster."""

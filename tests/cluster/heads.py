@@ -1,0 +1,87 @@
+"""A head of Ray for tests, as `ray start` makes one; only what was started is stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray.job_submission import JobSubmissionClient
+
+BIN = Path(sys.executable).parent
+START_S = 120.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running one."""
+
+    address: str
+    """`host:port`, for drivers."""
+    dashboard: str
+    """`http://...`, for jobs."""
+    folder: Path
+    """All that it writes, logs among it."""
+    environment: Mapping[str, str]
+    """For commands that are to find it."""
+
+
+def free_port() -> int:
+    """A port that nothing listens on, outside of those that Ray gives to its workers."""
+    while True:
+        with closing(socket.socket()) as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = int(listener.getsockname()[1])
+        if port >= 20_000:
+            return port
+
+
+@contextmanager
+def running_head(**variables: str) -> Iterator[Head]:
+    """A head on this machine, everything that it serves on loopback.
+
+    Args:
+        variables: added to its environment.
+    """
+    port, dashboard, agent, client = (free_port() for _ in range(4))
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: a socket's path has 107 characters
+    known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment = known | variables | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        [
+            BIN / "ray", "start", "--head", "--block", f"--port={port}",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+            f"--temp-dir={folder}", "--disable-usage-stats",
+        ],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", folder, environment)
+    try:
+        _wait_for(head.dashboard)
+        yield head
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(dashboard: str) -> None:
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            JobSubmissionClient(dashboard).list_jobs()
+            return
+        except (ConnectionError, RuntimeError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)

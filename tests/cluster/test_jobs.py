@@ -1,0 +1,151 @@
+"""A search as a Ray job. Slow: starts a real head of its own, and submits to it."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.util.state import list_actors, list_placement_groups
+
+from tests.benchmarks.kills import disagreements
+from tests.cluster.heads import BIN, Head, running_head
+from tuning.journal import JOURNAL_FILE
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent.parent
+SECRETS = {
+    name: secrets.token_hex(12)
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "MY_PASSWORD")
+}
+"""In the environment of the cluster's nodes, and of whoever submits."""
+STOPPED_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with running_head(**SECRETS) as running:
+        yield running
+
+
+def quickstart(root: Path, runs: Path, name: str, steps: int = 9) -> list[str]:
+    """The quickstart's search, of two short trials on few pictures."""
+    settings = {
+        "trial.data.root": root, "trial.steps": steps, "trial.eval.every": steps // 3,
+        "trial.optim.batch_size": 8, "trial.method.text_count": 16,
+        "search.scheduler": "{name: none}", "search.references": "[]",
+        "search.budget.trials": 2, "search.name": name, "search.storage": runs,
+    }  # fmt: skip
+    return [
+        "quickstart",
+        *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
+    ]
+
+
+def submit(head: Head, arguments: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable, "-m", "cluster", "submit", *arguments,
+            "--address", head.dashboard, *options,
+        ],
+        cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+
+
+def statuses(runs: Path) -> Counter[str]:
+    """Of all runs in MLflow."""
+    client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return Counter(run.info.status for run in client.search_runs(experiments))
+
+
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.5)
+
+
+def test_rays_own_command_runs_a_search_to_its_end_and_no_secret_is_written_anywhere(
+    head: Head, pictures_root: Path, tmp_path: Path
+) -> None:
+    submitted = subprocess.run(
+        [
+            BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".",
+            "--submission-id", "a-search", "--",
+            "python", "-m", "tuning", "search", *quickstart(pictures_root, tmp_path, "plain"),
+        ],
+        cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "trial-001" in submitted.stdout
+    client = JobSubmissionClient(head.dashboard)
+    assert client.get_job_status("a-search") == JobStatus.SUCCEEDED
+    assert disagreements(tmp_path / "plain") == []
+    assert statuses(tmp_path) == {"FINISHED": 3}
+    assert files_with_secrets(head, tmp_path) == []
+
+
+def test_a_stopped_job_leaves_nothing_behind_and_goes_on_when_it_is_submitted_again(
+    head: Head, pictures_root: Path, tmp_path: Path
+) -> None:
+    search = quickstart(pictures_root, tmp_path, "stopped", steps=1500)
+    journal = tmp_path / "stopped" / JOURNAL_FILE
+    first = submit(head, search, "--no-wait")
+    assert first.returncode == 0, first.stderr
+    job_id = next(line.split()[1] for line in first.stderr.splitlines() if line.startswith("Job"))
+    again = submit(head, search, "--no-wait")
+    assert f"{job_id}  (it was running already" in again.stderr
+
+    until(lambda: journal.exists() and '"report"' in journal.read_text())
+    stop = [BIN / "ray", "job", "stop", "--address", head.dashboard, job_id]
+    subprocess.run(stop, env=head.environment, check=True, capture_output=True, timeout=90)
+    assert JobSubmissionClient(head.dashboard).get_job_status(job_id) == JobStatus.STOPPED
+    assert set(statuses(tmp_path)) == {"KILLED"}
+    deadline = time.monotonic() + STOPPED_S
+    while (left := alive(head)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left == []
+
+    resumed = submit(head, search)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert f"{job_id}-2" in resumed.stderr
+    assert "trial-001" in resumed.stdout
+    assert disagreements(tmp_path / "stopped") == []
+    assert statuses(tmp_path) == {"FINISHED": 3}
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["stopped"]
+    assert files_with_secrets(head, tmp_path) == []
+
+
+def alive(head: Head) -> list[str]:
+    """What of a job's is still there; the cluster's own actors, which are detached, stay."""
+    actors = list_actors(head.dashboard, filters=[("state", "=", "ALIVE")], detail=True)
+    groups = list_placement_groups(head.dashboard, filters=[("state", "!=", "REMOVED")])
+    return [*(actor.class_name for actor in actors if not actor.is_detached), *map(str, groups)]
+
+
+def test_a_mistake_that_only_the_job_can_find_is_its_last_line_and_status_2(
+    head: Head, tmp_path: Path
+) -> None:
+    found = submit(head, quickstart(tmp_path / "no-data", tmp_path, "mistaken"))
+    assert found.returncode == 2
+    assert f"data.root = '{tmp_path}/no-data': no such folder" in found.stdout
+    assert not (tmp_path / "mistaken").exists()
+
+
+def files_with_secrets(head: Head, runs: Path) -> list[Path]:
+    """Among all that the head, its jobs and their searches wrote."""
+    written = [path for place in (head.folder, runs) for path in place.rglob("*")]
+    files = [path for path in written if path.is_file() and not path.is_symlink()]
+    assert any(path.name.startswith("job-driver-") for path in files)
+    assert any(path.name == "mlflow.db" for path in files)
+    contents = {path: path.read_bytes() for path in files}
+    return [p for p, text in contents.items() if any(s.encode() in text for s in SECRETS.values())]
