@@ -26,10 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, StorageFailed, first_line, system_error, system_words
 
 WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
+SINCE = "since_report"
+"""Of `Checkpoint.training`: the `step` of the last report, and what was done since."""
 _NEW = ".new"
 """Ending of a file that is being written."""
 
@@ -55,8 +57,8 @@ class Checkpoint:
     """The optimiser's state and whatever else the run needs to train on."""
     progress: Progress
     metrics: Mapping[str, float]
-    """Of the report that the checkpoint goes with. Whoever was told of it may not have lived to
-    write it down, so a resumed run says it again."""
+    """Of the last report, with which most checkpoints go; empty before the first. Whoever was told
+    of it may not have lived to write it down, so a resumed run says it again."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
@@ -66,7 +68,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
         folder: made where it is missing.
         checkpoint: what to write.
         class_names: (K,) of the head: the same weights mean nothing for others.
+
+    Raises:
+        StorageFailed: the disk is full, or cannot be written for another reason.
     """
+    with _writing(folder):
+        _save(folder, checkpoint, class_names)
+
+
+def _save(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights, state = folder / WEIGHTS, folder / STATE
     new_weights, new_state = folder / (WEIGHTS + _NEW), folder / (STATE + _NEW)
@@ -79,7 +89,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
         "metrics": dict(checkpoint.metrics),
         "classes": _hash(class_names),
     }
-    torch.save(training, new_state)
+    with new_state.open("wb") as file:  # with a path, torch would not say what the system said
+        torch.save(training, file)
     _write_weights(new_weights, checkpoint.weights, checkpoint.progress, class_names)
     for path in (new_state, new_weights):
         _sync(path)
@@ -92,8 +103,9 @@ def save_weights(
     folder: Path, weights: Mapping[str, Tensor], progress: Progress, class_names: Sequence[str]
 ) -> None:
     """Write a checkpoint of weights alone, from which nothing can train on, into a new folder."""
-    folder.mkdir(parents=True)
-    _write_weights(folder / WEIGHTS, weights, progress, class_names)
+    with _writing(folder):
+        folder.mkdir(parents=True)
+        _write_weights(folder / WEIGHTS, weights, progress, class_names)
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -122,8 +134,8 @@ def load_checkpoint(
     """What `save_checkpoint` wrote.
 
     Raises:
-        ConfigError: no whole checkpoint is there, its files are of two different ones, or it was
-            trained on other classes than `class_names`.
+        ConfigError: no whole checkpoint is there, its files are of two different ones, it was
+            trained on other classes than `class_names`, or by an earlier version.
     """
     if not (folder / STATE).is_file():
         raise ConfigError(f"{folder}: no {STATE}, and training cannot go on from weights alone")
@@ -133,6 +145,8 @@ def load_checkpoint(
             f"{folder}: it was trained on other classes, or in another order, than the "
             f"{len(class_names)} that the data have now"
         )
+    if SINCE not in state:
+        raise ConfigError(f"{folder}: of an earlier version, from which training cannot go on")
     weights = _weights_of(folder)
     found = _progress_of(weights)
     if found is None:
@@ -160,7 +174,8 @@ def saved_metrics(folder: Path) -> dict[str, float]:
     # Mapped: of a file with all of the optimiser's state, the few figures alone are read.
     state = torch.load(folder / STATE, map_location="cpu", mmap=True, weights_only=True)
     same = state["progress"] == _progress_of(_weights_of(folder))
-    return dict(state["metrics"]) if same else {}
+    reported = state.get(SINCE, state["progress"])["step"]
+    return dict(state["metrics"]) if same and reported == state["progress"]["step"] else {}
 
 
 def _write_weights(
@@ -169,6 +184,19 @@ def _write_weights(
     tensors = {name: value.contiguous() for name, value in weights.items()}
     about = {"progress": dataclasses.asdict(progress), "classes": list(class_names)}
     save_file(tensors, path, metadata={key: json.dumps(value) for key, value in about.items()})
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Neither torch nor safetensors raises the system's own error, where a disk is full."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        found = system_error(error)
+        if found is None and not isinstance(error, SafetensorError):
+            raise  # of the tensors, and not of the disk
+        said = first_line(error) if found is None else system_words(found)
+        raise StorageFailed(f"{folder}: a checkpoint cannot be written: {said}") from error
 
 
 @contextmanager

@@ -2,13 +2,17 @@
 
 Everything a user can get wrong before training starts (a key, a value, a folder) ends as a
 `ConfigError`, whose message names where it stands, what it is and what would do instead. The
-command line prints it without a traceback and exits with status 2.
+command line prints it without a traceback and exits with status 2. What storage does to a search
+that is under way, a full disk or a bucket that refuses, ends as a `StorageFailed`, in one line too.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -22,6 +26,47 @@ class ConfigError(ValueError):
 
 class TrainingDiverged(FloatingPointError):
     """The training loss is no longer a finite number."""
+
+
+class StorageFailed(Exception):
+    """What was to be kept could not be written or read; the message names where, and why.
+
+    It is nobody's mistake, and no trial's: what runs can go on from its last checkpoint once there
+    is room, or the storage answers again.
+    """
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Of `OSError.errno`: there is no room, whoever asks for it."""
+
+
+@contextmanager
+def storage_failures(where: object, what: str) -> Iterator[None]:
+    """Within the block, an error of the system is one of storage: `{where}: {what}: No space left`.
+
+    Raises:
+        StorageFailed: in place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailed(f"{where}: {what}: {system_words(error)}") from error
+
+
+def system_words(error: OSError) -> str:
+    """What the system said, in one line."""
+    return os.strerror(error.errno) if error.errno else first_line(error)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind one that a library made of it; None where there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -1,11 +1,11 @@
-"""The checkpoints of a search on disk: which stay, for how long, and within which budget.
+"""The checkpoints of a search: which stay, for how long, and within which budget.
 
-Each trial has a folder of its own below the run folder, in which Ray Train keeps its last
-checkpoint. Of a trial that runs, or was stopped and may run again, nothing is touched. Once the end
-of a trial is recorded, it never trains again: a pruned or failed one loses its folder at once, a
-finished one its optimiser state, and its weights too as soon as no selection rule can choose it any
-more, nor is it among the best that were asked for (`search.checkpoints.keep_top`). Where the budget
-is exceeded, weights are given up in this order:
+Each trial has a folder of its own, in which Ray Train keeps its last checkpoint; where that is and
+how it is removed, `tuning.checkpoint_files` knows. Of a trial that runs, or was stopped and may run
+again, nothing is touched. Once the end of a trial is recorded, it never trains again: a pruned or
+failed one loses its folder at once, a finished one its optimiser state, and its weights too as soon
+as no selection rule can choose it any more, nor is it among the best that were asked for
+(`search.checkpoints.keep_top`). Where the budget is exceeded, weights are given up in this order:
 
     1. of trials that no rule chooses now, but one could: a bound on the `best` tightens in time
     2. of trials that other selection rules choose, the last rule's and the worse ones first
@@ -13,50 +13,32 @@ is exceeded, weights are given up in this order:
     4. of the references
     5. of the trial that the search's own objective chooses
 
-What is on disk is compared with what should be at every event, so whatever was missed is caught up
+What is there is compared with what should be at every event, so whatever was missed is caught up
 with at the next one: a folder that could not be removed, one that Ray Train made again while it
-closed the trial, or one that a killed driver left half removed, under a name of its own.
+closed the trial, or one that a killed driver left half removed.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
-from trainers.checkpoint import STATE, saved_step
+from trainers.data.storage import Store
+from trainers.errors import system_words
+from tuning.checkpoint_files import TrialFiles, keep_weights, list_trials, remove, trial_path
+from tuning.checkpoint_repair import repair
 from tuning.objective import Constraint
 from tuning.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection import choices, ranked
 
 logger = logging.getLogger(__name__)
 
-TRAIN_FOLDER: Final = "train"
-"""Below a run folder: where Ray Train keeps the runs of all trials."""
-_TRIAL: Final = "train-"
-_DELETING: Final = ".deleting-"
 _FINAL: Final = ("finished", "pruned", "failed")
 _AT_ONCE: Final = 32
 """Trials of earlier sessions that are compared at a time: comparing all pairs would be slow."""
-
-
-def trial_folder(run_folder: Path, trial_id: str) -> Path:
-    """Where Ray Train keeps the checkpoints of a trial."""
-    return run_folder / TRAIN_FOLDER / f"{_TRIAL}{trial_id}"
-
-
-def kept_checkpoint(run_folder: Path, trial_id: str) -> Path | None:
-    """The newest checkpoint of a trial whose weights are whole; None where there is none.
-
-    Of a trial that has ended it holds the weights alone.
-    """
-    return _newest_checkpoint(trial_folder(run_folder, trial_id))
 
 
 def kept_trials(
@@ -83,10 +65,10 @@ def kept_trials(
 class CheckpointListener:
     """Removes checkpoints as soon as they are not needed, and keeps all within a budget.
 
-    It never raises; what cannot be removed is named in the log once, and tried again.
+    It never raises at an event; what cannot be removed is named in the log once, and tried again.
 
     Args:
-        run_folder: of the search.
+        train: the folder of all trials.
         disk_bytes: of all checkpoints together; None for no limit.
         earlier: the trials of earlier sessions of the search.
         keep_top: as of `kept_trials`.
@@ -94,12 +76,12 @@ class CheckpointListener:
 
     def __init__(
         self,
-        run_folder: Path,
+        train: Store,
         disk_bytes: int | None,
         earlier: Iterable[TrialRecord] = (),
         keep_top: int = 0,
     ) -> None:
-        self._run_folder = run_folder
+        self._train = train
         self._disk_bytes = disk_bytes
         self._keep_top = keep_top
         self._earlier = tuple(record.compact for record in earlier)
@@ -110,8 +92,15 @@ class CheckpointListener:
         self._said: set[str] = set()
 
     def search_started(self, search: SearchRecord) -> None:
-        """Clean up what an earlier session left."""
+        """Clean up what an earlier session left, and make ready what goes on.
+
+        Raises:
+            StorageFailed: it cannot be read.
+        """
         self._search = search
+        for record in self._earlier:
+            if record.outcome == "stopped":
+                repair(self._train.at(trial_path(record.trial_id)))
         self._take(self._earlier)
         self._clean()
 
@@ -145,27 +134,23 @@ class CheckpointListener:
 
     def _clean(self) -> None:
         kept = {record.trial_id for record in self._kept} - self._given_up
-        for folder in self._folders():
-            trial_id = folder.name.removeprefix(_TRIAL)
-            if folder.name.startswith(_DELETING):
-                self._try(shutil.rmtree, folder)
-            elif trial_id in self._final:
-                self._try(_keep_weights if trial_id in kept else _remove, folder)
+        for trial in self._trials():
+            if trial.trial_id in self._final:
+                self._try(keep_weights if trial.trial_id in kept else remove, trial)
         if self._disk_bytes is not None:
             self._keep_budget(self._disk_bytes)
 
     def _keep_budget(self, disk_bytes: int) -> None:
-        sizes = {folder: _num_bytes(folder) for folder in self._folders()}
-        total = sum(sizes.values())
+        trials = {trial.trial_id: trial for trial in self._trials()}
+        total = sum(trial.num_bytes for trial in trials.values())
         for record in reversed(self._kept):
-            folder = trial_folder(self._run_folder, record.trial_id)
             if total <= disk_bytes:
                 return
-            if folder not in sizes or record.trial_id not in self._final:
+            if record.trial_id not in trials or record.trial_id not in self._final:
                 continue
             self._given_up.add(record.trial_id)
-            if self._try(_remove, folder):
-                total -= sizes[folder]
+            if self._try(remove, trials[record.trial_id]):
+                total -= trials[record.trial_id].num_bytes
                 logger.warning(
                     "the weights of %s are given up: all checkpoints together would take more than "
                     "search.checkpoints.disk_gb = %g",
@@ -173,7 +158,7 @@ class CheckpointListener:
                     disk_bytes / 1e9,
                 )
         if total > disk_bytes:
-            running = [f for f in sizes if f.name.removeprefix(_TRIAL) not in self._final]
+            running = [trial for name, trial in trials.items() if name not in self._final]
             needed = math.ceil(max(total, _bytes_to_run(running)) / 1e8) / 10
             self._say_once(
                 "budget",
@@ -184,20 +169,19 @@ class CheckpointListener:
                 "(search.resources.max_concurrent)",
             )
 
-    def _folders(self) -> list[Path]:
+    def _trials(self) -> list[TrialFiles]:
         try:
-            return sorted((self._run_folder / TRAIN_FOLDER).iterdir())
-        except FileNotFoundError:  # no trial has started
-            return []
+            return list_trials(self._train)
         except OSError as error:
-            self._say_once("folders", f"checkpoints cannot be listed: {error}")
+            self._say_once("trials", f"checkpoints cannot be listed: {system_words(error)}")
             return []
 
-    def _try(self, action: Callable[[Path], object], folder: Path) -> bool:
+    def _try(self, action: Callable[[TrialFiles], object], trial: TrialFiles) -> bool:
         try:
-            action(folder)
+            action(trial)
         except OSError as error:
-            self._say_once(folder.name, f"{folder}: cannot be removed yet: {error}")
+            said = system_words(error)
+            self._say_once(trial.trial_id, f"{trial.folder.url}: cannot be removed yet: {said}")
             return False
         return True
 
@@ -243,55 +227,7 @@ def _tightened(constraint: Constraint, value: float | None, best: float | None) 
     return replace(constraint, anchor=None, offset=tightest(bounds))
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint_*") if path.is_dir()]  # and no snapshot
-
-
-def _newest_checkpoint(folder: Path) -> Path | None:
-    """By the steps of the weights; where Ray Train's names tie, which are times, by these."""
-    whole = [
-        (step, path.name, path)
-        for path in _checkpoints(folder)
-        if (step := saved_step(path)) is not None
-    ]
-    return max(whole)[-1] if whole else None
-
-
-def _keep_weights(folder: Path) -> None:
-    """Remove all but the newest weights of a trial that is not going to train again."""
-    checkpoints = _checkpoints(folder)
-    if len(checkpoints) < 2 and not any((path / STATE).exists() for path in checkpoints):
-        return
-    newest = _newest_checkpoint(folder)
-    if newest is None:
-        return
-    for path in checkpoints:
-        if path != newest:
-            shutil.rmtree(path)
-    (newest / STATE).unlink(missing_ok=True)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder so that a kill on the way leaves nothing that looks like a checkpoint."""
-    # A name of its own: an earlier attempt at this folder may have failed half way.
-    doomed = folder.with_name(f"{_DELETING}{folder.name}-{secrets.token_hex(4)}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _num_bytes(folder: Path) -> int:
-    """Of all files below; those that Ray Train takes away meanwhile count nothing."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += (Path(parent) / name).lstat().st_size
-            except OSError:
-                continue
-    return total
-
-
-def _bytes_to_run(folders: Sequence[Path]) -> int:
+def _bytes_to_run(trials: Sequence[TrialFiles]) -> int:
     """What these trials take at most: each has two checkpoints while it writes one."""
-    largest = max((_num_bytes(p) for f in folders for p in _checkpoints(f)), default=0)
-    return 2 * largest * len(folders)
+    sizes = (trial.bytes_of(name) for trial in trials for name in trial.checkpoints)
+    return 2 * max(sizes, default=0) * len(trials)

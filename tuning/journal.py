@@ -3,22 +3,27 @@
 It is the one place that says what happened, from which tables, MLflow and a resume are made. A line
 is written before anybody else hears of the event, and never changed, so whatever kills the driver
 leaves a journal that is right up to its last whole line. A line torn by the crash is cut off when
-the journal is opened again.
+the journal is opened again. One that cannot be written, for the disk is full, ends the session's
+journal: what happened later would rest on an event that is not there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
+import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, StorageFailed, storage_failures
 from tuning.records import Outcome, SearchOutcome, TrialRecord
 
 JOURNAL_FILE = "journal.jsonl"
@@ -44,6 +49,8 @@ class History:
     """Of the last session; None where it was killed, or still runs."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Of the configuration that the last session ran with."""
+    run_id: str = ""
+    """Given to the run folder when it was made, and its own wherever it is moved."""
 
     @property
     def unfinished(self) -> tuple[TrialRecord, ...]:
@@ -56,11 +63,14 @@ class Journal:
 
     Raises:
         ConfigError: another process has it open, or it is of another version.
+        StorageFailed: here and in all that writes: the disk is full, or fails.
     """
 
     def __init__(self, run_folder: Path) -> None:
-        path = run_folder / JOURNAL_FILE
-        self._file = path.open("ab+")
+        path = self._path = run_folder / JOURNAL_FILE
+        self._failure: StorageFailed | None = None
+        with storage_failures(path, "cannot be opened"):
+            self._file = path.open("ab+", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -69,9 +79,14 @@ class Journal:
         cut_torn_line(path)
         self._last = 0.0
         if path.stat().st_size == 0:
-            self._append({"event": "created", "format": FORMAT})
-        else:
-            read_history(run_folder)
+            self._append({"event": "created", "format": FORMAT, "id": secrets.token_hex(4)})
+        self.run_id = read_history(run_folder).run_id
+        """As of `History`."""
+
+    @property
+    def failure(self) -> StorageFailed | None:
+        """Why nothing is written any more; None where all was."""
+        return self._failure
 
     def session_started(self, fingerprints: Mapping[str, str]) -> None:
         """A driver begins, or goes on, with a configuration of these hashes."""
@@ -124,9 +139,33 @@ class Journal:
             json.dumps({"time": self._last if when is None else when, **what}) + "\n"
             for what, when in ((event, at), *more)
         ]
-        self._file.write("".join(lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._failure is not None:
+            # Not the same one: raised where itself is being handled, it would be cut out of there.
+            raise StorageFailed(str(self._failure))
+        try:
+            with storage_failures(self._path, "cannot be written"):
+                append_synced(self._file, "".join(lines).encode())
+        except StorageFailed as error:
+            self._failure = error
+            raise
+
+
+def append_synced(file: FileIO, content: bytes) -> None:
+    """Append to an unbuffered file and wait until it is on disk; all of it, or nothing.
+
+    Raises:
+        OSError: it is not there, and the file ends as before, in so far as the system lets it.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), size)  # or the next line would be glued to half a one
+        raise
 
 
 def _end_of(record: TrialRecord) -> Event:
@@ -191,6 +230,7 @@ class _Reader:
     seconds: float = 0.0
     outcome: SearchOutcome | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
+    run_id: str = ""
     began: float | None = None
     last: float = 0.0
     known: bool = False
@@ -201,6 +241,8 @@ class _Reader:
             if kind != "created" or event.get("format") != FORMAT:
                 raise _OtherFormat(event.get("format"))
             self.known = True
+            # Journals of earlier versions have no name but the time at which they were begun.
+            self.run_id = event.get("id") or hashlib.sha256(str(at).encode()).hexdigest()[:8]
         if kind == "session":
             self._close_session()
             self.began, self.outcome, self.fingerprints = at, None, event["fingerprints"]
@@ -227,7 +269,12 @@ class _Reader:
         ]
         records.sort(key=lambda record: record.number)
         return History(
-            tuple(records), self.zero_shot, self.seconds, self.outcome, self.fingerprints
+            tuple(records),
+            self.zero_shot,
+            self.seconds,
+            self.outcome,
+            self.fingerprints,
+            self.run_id,
         )
 
     def _close_session(self) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pickle
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from tuning.failures import in_one_line
+from trainers.errors import StorageFailed
+from tuning.failures import error_of, in_one_line, storage_failure
 from tuning.journal import Journal, read_history
 from tuning.records import (
     REFERENCE_KEY,
@@ -141,11 +141,16 @@ class Recorder(Callback):
         self._earlier = []
 
     def finish(self, outcome: SearchOutcome) -> list[TrialRecord]:
-        """Close what still runs as stopped, tell the listeners, and return all records, whole."""
-        for record in list(self.records.values()):
-            if record.outcome == "running":
-                self._end(dataclasses.replace(record, outcome="stopped"))
-        self._journal.session_ended(outcome)
+        """Close what still runs as stopped, tell the listeners, and return all records, whole.
+
+        Where the journal cannot be written any more, it says the same without these lines: what
+        seems to run has been stopped.
+        """
+        with suppress(StorageFailed):
+            for record in list(self.records.values()):
+                if record.outcome == "running":
+                    self._end(dataclasses.replace(record, outcome="stopped"))
+            self._journal.session_ended(outcome)
         records = list(read_history(self.search.run_folder).records)
         self._tell("search_ended", records, outcome)
         return records
@@ -175,8 +180,12 @@ class Recorder(Callback):
         for listener in self._listeners:
             try:
                 getattr(listener, event)(*arguments)
-            except Exception:
-                logger.exception("%s failed at %s", type(listener).__name__, event)
+            except Exception as error:
+                name = type(listener).__name__
+                if failure := storage_failure(error):
+                    logger.error("%s failed at %s: %s", name, event, failure)
+                else:
+                    logger.exception("%s failed at %s", name, event)
 
 
 def _kept(record: TrialRecord) -> TrialRecord:
@@ -195,7 +204,5 @@ def _let_go(trial: Trial) -> None:
 
 def explain(trial: Trial) -> str:
     """What a failed trial raised on its worker, in one line; Tune keeps it in a file."""
-    file = Path(trial.pickled_error_file or "")
-    if not file.is_file():
-        return "the trial ended without saying why"
-    return in_one_line(pickle.loads(file.read_bytes()))
+    error = error_of(trial)
+    return "the trial ended without saying why" if error is None else in_one_line(error)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import yaml
 
+from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError
+from tuning.checkpoint_files import TRAIN_FOLDER, checkpoint_home
 from tuning.config import SearchFile
 from tuning.config_file import load_config
 from tuning.environment import ENVIRONMENT_FILE, environment
@@ -31,6 +33,21 @@ class LoadedRun:
     folder: Path
     file: SearchFile
     history: History
+
+    @property
+    def home(self) -> str:
+        """The folder or URL below which all its checkpoints lie."""
+        storage = self.file.search.checkpoints.storage
+        return checkpoint_home(self.folder, storage, self.history.run_id)
+
+    @property
+    def checkpoints(self) -> Store:
+        """The folder of all trials' checkpoints.
+
+        Raises:
+            ConfigError: it does not answer.
+        """
+        return open_store(f"{self.home}/{TRAIN_FOLDER}")
 
     @property
     def search(self) -> SearchRecord:
@@ -108,6 +125,13 @@ def _new_folder(storage: Path, name: str) -> Path:
             continue
         return folder
     raise AssertionError("unreachable")
+
+
+def runs_named(storage: str, name: str) -> list[Path]:
+    """The run folders that searches of this name got, in their order."""
+    folders = _storage(storage)
+    numbered = (folders / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
+    return [f for f in itertools.takewhile(Path.is_dir, numbered) if (f / CONFIG_FILE).is_file()]
 
 
 def write_config(folder: Path, file: SearchFile) -> None:

@@ -8,11 +8,16 @@ missing, as after a move of the run folder or a change of the space.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
+import random
+import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -20,16 +25,20 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from search_spaces import SearchSpace
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, storage_failures
 from tuning.config import SamplerConfig
 from tuning.journal import cut_torn_line
 from tuning.records import STEP, Outcome, SearchRecord, TrialRecord
 from tuning.samplers import create_sampler
+from tuning.urls import check_driver, expand, redact
 
 TRIAL_ID = "trial_id"
 """User attribute of an Optuna trial: the name of ours."""
+_ATTEMPTS = 8
+"""At opening a database."""
 _WORST = 1e9
 """For a constraint on a metric that the trial does not have; Optuna takes no infinity."""
 STATES = {
@@ -223,8 +232,8 @@ def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
 
     Args:
         run_folder: of the search.
-        url: of a database, `postgresql://...`; None is a journal file in the run folder, appended
-            to and never rewritten, so that a crash cannot corrupt what stands in it.
+        url: of a database, `postgresql+psycopg://...`; None is a journal file in the run folder,
+            appended to and never rewritten, so that a crash cannot corrupt what stands in it.
 
     Raises:
         ConfigError: the database cannot be used.
@@ -236,11 +245,42 @@ def open_storage(run_folder: Path, url: str | None) -> BaseStorage:
         # Left behind by a driver that was killed while it wrote; the run folder's own lock says
         # that no other one lives.
         (run_folder / "optuna.journal.lock").unlink(missing_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(_JournalFile(str(path)))
+    check_driver("search.study_storage", url)
     try:
-        return optuna.storages.RDBStorage(os.path.expandvars(url))
-    except Exception as error:  # SQLAlchemy's, its drivers', and ImportError for a missing driver
-        raise ConfigError(f"search.study_storage = {url!r}: {_first_line(error)}") from None
+        return _open_database(expand(url))
+    except Exception as error:  # SQLAlchemy's and its drivers'
+        own = "; Optuna needs a database of its own" if isinstance(error, RuntimeError) else ""
+        reason = redact(_first_line(error), url)
+        raise ConfigError(f"search.study_storage = {redact(url)!r}: {reason}{own}") from None
+
+
+def _open_database(url: str) -> BaseStorage:
+    """Where several searches find it empty, one makes the tables and the others ask again."""
+    for attempt in itertools.count(1):
+        try:
+            # Between two events of a search hours may pass, in which a connection is cut.
+            return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except (IntegrityError, ProgrammingError):  # what was not there a moment ago, now is
+            if attempt == _ATTEMPTS:
+                raise
+        time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError("unreachable")
+
+
+class _JournalFile(JournalFileBackend):
+    """Optuna's, but what could not be written whole leaves nothing, and is told as what it is."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        path = Path(self._file_path)
+        size = path.stat().st_size
+        with storage_failures(path, "cannot be written"):
+            try:
+                super().append_logs(logs)
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(path, size)  # nobody else writes: the run folder is locked
+                raise
 
 
 def _first_line(error: Exception) -> str:

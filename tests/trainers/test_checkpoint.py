@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainers.checkpoint import (
+    SINCE,
     STATE,
     WEIGHTS,
     Checkpoint,
@@ -40,6 +41,7 @@ def at(step: int) -> Checkpoint:
     """A checkpoint in which every number, of weights and of state, is the step."""
     weights = {"head": torch.full((SIZE,), float(step))}
     training = {"optimizer": {"exp_avg": torch.full((2 * SIZE,), float(step))}, "size": step}
+    training[SINCE] = {"step": step, "seconds": 0.0, "sums": None}
     return Checkpoint(weights, training, Progress(step, 0.1 * step), METRICS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import random
@@ -11,27 +12,51 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
 from trainers.checkpoint import STATE, WEIGHTS
-from tuning.checkpoints import CheckpointListener, kept_checkpoint, kept_trials, trial_folder
+from trainers.data.storage import Store, open_store
+from tuning import checkpoint_files
+from tuning.checkpoint_files import SNAPSHOT, TRAIN_FOLDER, trial_path
+from tuning.checkpoints import CheckpointListener, kept_trials
 from tuning.objective import Objective, parse_constraint
 from tuning.records import SearchRecord, TrialRecord
 from tuning.selection import choices
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-STATE_BYTES = 3000
+
+def _state() -> bytes:
+    file = io.BytesIO()
+    torch.save({"step": torch.zeros(500)}, file)
+    return file.getvalue()
+
+
+TRAINING_STATE = _state()
+STATE_BYTES = len(TRAINING_STATE)
+
+
+def train(run_folder: Path) -> Store:
+    return open_store(run_folder / TRAIN_FOLDER)
+
+
+def trial_folder(run_folder: Path, trial_id: str) -> Path:
+    return run_folder / TRAIN_FOLDER / trial_path(trial_id)
+
+
+def kept_checkpoint(run_folder: Path, trial_id: str) -> Path | None:
+    found = checkpoint_files.kept_checkpoint(train(run_folder), trial_id)
+    return None if found is None else found.local_path()
 
 
 def write_checkpoint(run_folder: Path, trial_id: str, step: int = 240, second: int = 0) -> Path:
-    """What Ray Train leaves of a trial: weights of 1 kB, state, and its own snapshot."""
+    """What Ray Train leaves of a trial: weights of 1 kB, its state, and its own snapshot."""
     folder = trial_folder(run_folder, trial_id)
     checkpoint = folder / f"checkpoint_2030-01-01_10-00-{second:02d}.000000"
     checkpoint.mkdir(parents=True)
     metadata = {"progress": json.dumps({"step": step})}
     save_file({"head": np.zeros(250, np.float32)}, checkpoint / WEIGHTS, metadata)
-    (checkpoint / STATE).write_bytes(bytes(STATE_BYTES))
+    (checkpoint / STATE).write_bytes(TRAINING_STATE)
     (folder / SNAPSHOT).write_text("{}")
     return checkpoint
 
@@ -55,7 +80,7 @@ def started(
     earlier: Iterable[TrialRecord] = (),
     keep_top: int = 0,
 ) -> CheckpointListener:
-    listener = CheckpointListener(search.run_folder, disk_bytes, earlier, keep_top)
+    listener = CheckpointListener(train(search.run_folder), disk_bytes, earlier, keep_top)
     listener.search_started(search)
     return listener
 
@@ -280,7 +305,8 @@ def test_a_resume_cleans_up_and_touches_nothing_that_may_run_again(tmp_path: Pat
     ]
     for record in earlier:
         write_checkpoint(tmp_path, record.trial_id)
-    (tmp_path / "train" / "train-trial-003").rename(tmp_path / "train" / ".deleting-x")
+    (weights,) = trial_folder(tmp_path, "trial-003").glob(f"*/{WEIGHTS}")
+    weights.unlink()  # a driver was killed while it removed the trial
     listener = started(search, earlier=earlier)
     assert on_disk(tmp_path) == {"ft", "trial-001", "trial-004"}
     assert with_state(tmp_path) == {"trial-004"}
@@ -314,16 +340,18 @@ def test_a_folder_that_comes_back_goes_again_at_the_next_event(tmp_path: Path) -
 def test_one_folder_that_cannot_be_removed_keeps_no_other_and_is_named_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Too long for the name under which it would be removed; permissions do not stop root.
-    stuck = trial(0, trial_id="x" * 240, outcome="pruned")
-    records = [stuck, trial(1, outcome="pruned"), trial(2, outcome="failed")]
+    records = [trial(number, outcome="pruned") for number in range(3)]
+    stuck = records[0].trial_id
     for record in records:
-        write_checkpoint(tmp_path, record.trial_id)
+        checkpoint = write_checkpoint(tmp_path, record.trial_id)
+        if record.trial_id == stuck:
+            (checkpoint / WEIGHTS).unlink()
+            (checkpoint / WEIGHTS).mkdir()  # permissions do not stop root
     listener = started(search_record(tmp_path), earlier=records)
     listener.trial_started(trial(3, outcome="running"))
-    assert on_disk(tmp_path) == {stuck.trial_id}
+    assert on_disk(tmp_path) == {stuck}
     assert len(caplog.records) == 1
-    assert "File name too long" in caplog.text
+    assert f"train-{stuck}: cannot be removed yet" in caplog.text
 
 
 def test_the_budget_gives_up_the_least_important_first_and_what_runs_never(

@@ -114,11 +114,7 @@ def open_store(url: str | Path) -> Store:
     if "://" not in text:
         folder = Path(text).expanduser().absolute().as_posix()
         return Store(fs.LocalFileSystem(), folder.rstrip("/"), text)
-    parts = urlsplit(text)
-    # A user name alone is Azure's way to name a container, and no secret.
-    if parts.password or _SECRET.search(parts.query):
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        raise ConfigError(f"{shown}: credentials do not belong in a URL; set the environment")
+    refuse_secrets(text)
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ArrowInvalid, NotImplementedError):
@@ -126,6 +122,15 @@ def open_store(url: str | Path) -> Store:
     except OSError as error:
         raise ConfigError(f"{text}: cannot be reached: {' '.join(str(error).split())}") from None
     return Store(filesystem, path.rstrip("/"), text)
+
+
+def refuse_secrets(url: str) -> None:
+    """Raise a `ConfigError`, which does not repeat it, for a password in a URL."""
+    parts = urlsplit(url)
+    # A user name alone is Azure's way to name a container, and no secret.
+    if parts.password or _SECRET.search(parts.query):
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise ConfigError(f"{shown}: credentials do not belong in a URL; set the environment")
 
 
 def _from_fsspec(url: str) -> tuple[fs.FileSystem, str]:

@@ -14,6 +14,7 @@ from trainers.errors import ConfigError
 from trainers.export import Classifier, classifier, write_open_clip
 from trainers.models import TINY_CLIP
 from trainers.prompts import Prompts
+from tuning.checkpoint_files import fetched
 from tuning.weights.model_card import model_card
 from tuning.weights.sources import SPLIT, Source, find_source, measured
 
@@ -44,11 +45,13 @@ def export(
 
     Raises:
         ConfigError: no such weights, or an output that is in use.
+        StorageFailed: the weights cannot be copied here.
     """
     source, output = find_source(folder, trial, soup), output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"--output {output}: it exists, and is no empty folder")
-    weights, class_names = load_weights(source.checkpoint)
+    with fetched(source.checkpoint) as checkpoint:
+        weights, class_names = load_weights(checkpoint)
     prompts = source.trial.data.rules.prompts(class_names)
     found = classifier(source.trial.model, prompts, weights, alpha)
     about = _about(source, found, class_names, prompts, alpha)

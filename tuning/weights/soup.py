@@ -9,18 +9,25 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from rich.console import Console
 
-from trainers.checkpoint import saved_shapes
+from trainers.checkpoint import WEIGHTS, saved_shapes
+from trainers.config import TrialConfig
 from trainers.data.roots import resolve_root
+from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
-from trainers.soups import TEXT, Recipe, Soup, check_ingredients, cook
-from tuning.checkpoints import kept_checkpoint
+from trainers.evaluator import TEXT
+from trainers.soups import Recipe, Soup, check_ingredients, cook
+from tuning.checkpoint_files import fetched, kept_checkpoint
 from tuning.config import ResourcesConfig
 from tuning.environment import check_same_data
 from tuning.failures import root_cause
@@ -28,7 +35,8 @@ from tuning.ray_session import concurrent_trials, ray_session
 from tuning.records import ID_ACC, SearchRecord, TrialRecord
 from tuning.runs import LoadedRun, load_run
 from tuning.selection import ranked
-from tuning.tracking.mlflow_client import default_tracking_uri
+from tuning.shared_storage import check_nodes
+from tuning.tracking.mlflow_client import tracking_uri
 from tuning.tracking.mlflow_soup import log_soup
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, config_of, measured
 
@@ -38,7 +46,7 @@ class Ingredient:
     """A finished trial whose weights are there."""
 
     record: TrialRecord
-    checkpoint: Path
+    checkpoint: Store
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,9 @@ def make_soup(
     resolve_root(data.root, progress=True)
     check_same_data(run.folder, data)
     with ray_session(address), console.status(f"{recipe} soup of {len(found)} trials"):
+        check_nodes(run.file, run.home)
         finished = write_soup(run, found, recipe, run.file.search.resources)
-    uri = run.file.search.tracking.uri or default_tracking_uri(run.folder.parent)
+    uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
     log_soup(uri, run.file.search.tracking.experiment, finished)
     return finished
 
@@ -111,7 +120,7 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
     Raises:
         ConfigError: fewer than two, or some that cannot be averaged.
     """
-    search, records = run.search, run.history.records
+    search, records, checkpoints = run.search, run.history.records, run.checkpoints
     methods = search.methods(records)
     if method is not None and method not in methods:
         raise ConfigError(f"--method {method!r}: no trial has it{did_you_mean(method, methods)}")
@@ -122,7 +131,7 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
         for record in ranked(search, records)
         if record.outcome == "finished" and record.last(ID_ACC) is not None
         if method in (None, search.method(record))
-        if (checkpoint := kept_checkpoint(run.folder, record.trial_id)) is not None
+        if (checkpoint := kept_checkpoint(checkpoints, record.trial_id)) is not None
     ][:top]
     if len(found) < 2:
         of_method = "" if method is None else f" of {method}"
@@ -145,9 +154,11 @@ def write_soup(
     folder = run.folder / SOUPS_FOLDER / recipe
     unfinished = folder.with_name(f".{recipe}-{secrets.token_hex(4)}")
     config = config_of(run, found[0].record)
-    paths = [ingredient.checkpoint for ingredient in found]
+    checkpoints = [ingredient.checkpoint for ingredient in found]
     try:
-        soup: Soup = ray.get(remote(cook).remote(config, paths, recipe, unfinished))
+        soup, weights = ray.get(remote(_cook).remote(config, checkpoints, recipe))
+        unfinished.mkdir(parents=True)
+        weights.tofile(unfinished / WEIGHTS)
         finished = FinishedSoup(run.search, recipe, tuple(found), soup, folder)
         text = json.dumps(_about(finished), indent=2) + "\n"
         (unfinished / SOUP_FILE).write_text(text, encoding="utf-8")
@@ -160,11 +171,28 @@ def write_soup(
     return finished
 
 
+def _cook(
+    config: TrialConfig, checkpoints: Sequence[Store], recipe: Recipe
+) -> tuple[Soup, NDArray[np.uint8]]:
+    """On a worker, which may not see the run folder: the soup, and its file of weights."""
+    with ExitStack() as stack:
+        folders = [stack.enter_context(fetched(checkpoint)) for checkpoint in checkpoints]
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / recipe
+        soup = cook(config, folders, recipe, folder)
+        return soup, np.fromfile(folder / WEIGHTS, np.uint8)
+
+
 def _check_alike(run: LoadedRun, found: Sequence[Ingredient]) -> None:
     """Raise where the ingredients did not begin at one model, or have not the same tensors."""
+    with ExitStack() as stack:
+        folders = [stack.enter_context(fetched(i.checkpoint)) for i in found]
+        _check_shapes(run, found, folders)
+
+
+def _check_shapes(run: LoadedRun, found: Sequence[Ingredient], folders: Sequence[Path]) -> None:
     of_method: dict[bool, list[str]] = {}
-    for ingredient in found:
-        shapes, _ = saved_shapes(ingredient.checkpoint)
+    for ingredient, folder in zip(found, folders, strict=True):
+        shapes, _ = saved_shapes(folder)
         trains_text = any(name.startswith(TEXT) for name in shapes)
         names = of_method.setdefault(trains_text, [])
         names.append(run.search.method(ingredient.record) or "?")
@@ -178,7 +206,7 @@ def _check_alike(run: LoadedRun, found: Sequence[Ingredient]) -> None:
     if len(models) > 1:
         names = sorted(f"{model.name}/{model.pretrained}" for model in models)
         raise ConfigError(f"{run.folder}: no soup of different models: {', '.join(names)}")
-    check_ingredients([ingredient.checkpoint for ingredient in found])
+    check_ingredients(folders)
 
 
 def _about(finished: FinishedSoup) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Weights that a search or `lipsum-tune train` left on disk, with all that is known of them."""
+"""Weights that a search or `lipsum-tune train` left somewhere, with all that is known of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
-from trainers.checkpoint import WEIGHTS, saved_metrics, saved_step
+from trainers.checkpoint import WEIGHTS, saved_metrics
+from trainers.checkpoint import saved_step as step_on_disk
 from trainers.config import TrialConfig
+from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, validate
-from tuning.checkpoints import kept_checkpoint
+from tuning.checkpoint_files import kept_checkpoint, saved_step
 from tuning.records import TrialRecord
 from tuning.runs import CONFIG_FILE, LoadedRun, load_run
 from tuning.selection import best_trial
@@ -28,11 +30,12 @@ _MEASURED = (f"id_{SPLIT}/", f"ood_{SPLIT}/", f"{SPLIT}/")
 
 @dataclass(frozen=True)
 class Source:
-    """Weights on disk."""
+    """Weights, wherever they lie."""
 
     title: str
     """For people, such as `quickstart, trial-007`."""
-    checkpoint: Path
+    checkpoint: Store
+    """Its folder."""
     trial: TrialConfig
     """With what they were trained; of a soup, its first ingredient."""
     origin: Mapping[str, Any]
@@ -87,9 +90,10 @@ def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
         record = records[trial_id]
     else:
         raise ConfigError(f"--trial {trial_id!r}: no such trial{did_you_mean(trial_id, records)}")
-    checkpoint = kept_checkpoint(run.folder, record.trial_id)
+    checkpoints = run.checkpoints
+    checkpoint = kept_checkpoint(checkpoints, record.trial_id)
     if checkpoint is None:
-        kept = [name for name in records if kept_checkpoint(run.folder, name) is not None]
+        kept = [name for name in records if kept_checkpoint(checkpoints, name) is not None]
         raise ConfigError(
             f"{run.folder}: the weights of {record.trial_id} ({record.outcome}) are not kept, "
             f"those of {', '.join(kept) or 'no trial'} are; search.checkpoints.keep_top keeps more"
@@ -124,16 +128,17 @@ def _of_soup(run: LoadedRun, name: str) -> Source:
     metrics = about.pop("metrics")
     first = next(r for r in run.history.records if r.trial_id == about["trials"][0])
     title = f"{run.folder.name}, {name} soup"
-    return Source(title, folder, config_of(run, first), about, metrics)
+    return Source(title, open_store(folder), config_of(run, first), about, metrics)
 
 
 def _of_training(folder: Path) -> Source:
     path = folder / TRIAL_FILE
-    if saved_step(folder) is None:
+    step, name = step_on_disk(folder), folder.resolve().name
+    if step is None:
         raise ConfigError(f"{folder}: no whole {WEIGHTS}")
     trial = validate(TrialConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    origin = {"run": folder.resolve().name, "method": trial.method.name, "step": saved_step(folder)}
-    return Source(folder.resolve().name, folder, trial, origin, saved_metrics(folder))
+    origin = {"run": name, "method": trial.method.name, "step": step}
+    return Source(name, open_store(folder), trial, origin, saved_metrics(folder))
 
 
 def measured(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -9,9 +9,10 @@ from typing import Any
 from tests.tuning.run_folders import search_file, write_run
 from trainers.fine_tune import fine_tune
 from trainers.run import load_split, start
-from tuning.checkpoints import trial_folder
+from tuning.checkpoint_files import TRAIN_FOLDER, kept_checkpoint, trial_path
 from tuning.config import SearchFile
 from tuning.records import TrialRecord, trial_name
+from tuning.runs import load_run
 
 DOMAINS = ("sketch", "clipart")
 
@@ -45,7 +46,8 @@ def real_run(
         config = file.trial_config(params)
         *_, last = fine_tune(config)
         name = trial_name(number)
-        last.save(trial_folder(folder, name) / "checkpoint_2030-01-01_10-00-00.000000")
+        kept = folder / TRAIN_FOLDER / trial_path(name)
+        last.save(kept / "checkpoint_2030-01-01_10-00-00.000000")
         report = {"step": float(last.step), **last.metrics}
         records.append(
             TrialRecord(name, number, "trial", dict(params), "finished", curve=(report,))
@@ -54,3 +56,9 @@ def real_run(
     zero_shot = run.evaluate("val", load_split(file.trial, "val"))
     write_run(folder, file, records, zero_shot=zero_shot)
     return folder, records
+
+
+def kept_weights(run_folder: Path, trial_id: str) -> Path | None:
+    """The folder of a trial's weights, which are on this disk."""
+    found = kept_checkpoint(load_run(run_folder).checkpoints, trial_id)
+    return None if found is None else found.local_path()

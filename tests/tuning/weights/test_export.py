@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from tests.conftest import CLASSES
 from tests.trainers.exported import open_clip_logits
+from tests.tuning.weights.real_runs import kept_weights
 from trainers.checkpoint import load_weights
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.prompts import Prompts
 from trainers.zero_shot import load_zero_shot
-from tuning.checkpoints import kept_checkpoint
 from tuning.records import TrialRecord
 from tuning.runs import load_run
 from tuning.selection import best_trial
@@ -68,7 +68,7 @@ def test_features_times_head_times_scale_are_the_logits_of_the_checkpoint(
     assert said["classes"] == [name.replace("_", " ") for name in CLASSES]
     assert (said["id_domain"], said["ood_domains"]) == ("real", ["sketch", "clipart"])
     assert (said["chosen"], said["looks_at_ood"]) == ("Named by hand.", None)
-    checkpoint = kept_checkpoint(run, "trial-001")
+    checkpoint = kept_weights(run, "trial-001")
     assert checkpoint is not None
     weights, _ = load_weights(checkpoint)
     zero_shot = load_zero_shot(load_run(run).file.trial.model, _prompts(run))

@@ -13,11 +13,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tests.tuning.weights.real_runs import real_file, real_run
+from tests.tuning.weights.real_runs import kept_weights, real_file, real_run
 from trainers.checkpoint import load_weights
 from trainers.errors import ConfigError
 from trainers.soups import Soup, Taste, average
-from tuning.checkpoints import kept_checkpoint
 from tuning.cli import app
 from tuning.ray_session import ray_session
 from tuning.records import TrialRecord
@@ -43,7 +42,7 @@ def test_ingredients_are_the_best_whose_weights_are_kept_highest_id_accuracy_fir
     assert names(found) == [record.trial_id for record in order]
     best = sorted(records[:3], key=lambda r: (-r.metrics["val/mean_acc"], r.number))[:2]
     assert {*names(ingredients(load_run(run), top=2, method="ft"))} == {r.trial_id for r in best}
-    assert all(i.checkpoint == kept_checkpoint(run, i.record.trial_id) for i in found)
+    assert all(i.checkpoint.local_path() == kept_weights(run, i.record.trial_id) for i in found)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_a_soup_from_the_command_line_is_kept_logged_and_can_be_exported(
     assert sorted(p.name for p in folder.parent.iterdir()) == ["uniform"]
     said = json.loads((folder / "soup.json").read_text())
     assert {*said["trials"]} == {"trial-000", "trial-001"}
-    checkpoints = [kept_checkpoint(run, name) for name in said["trials"]]
+    checkpoints = [kept_weights(run, name) for name in said["trials"]]
     expected = average([path for path in checkpoints if path is not None])
     for name, value in load_weights(folder)[0].items():
         torch.testing.assert_close(value, expected[name])
