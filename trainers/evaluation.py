@@ -19,6 +19,7 @@ from trainers.data.pictures import Pictures
 from trainers.data.views import normalise
 from trainers.domain_sums import MEASURES, DomainSums
 from trainers.errors import ConfigError
+from trainers.flat_metrics import flat_metrics, temperature_name
 from trainers.models import ImageInput
 
 
@@ -183,7 +184,7 @@ def summarise(
     """The metrics that users see: those of `flat_metrics`, and `id_<split>/temperature`.
 
     Args:
-        by_domain: of the ID domain and all OOD domains.
+        by_domain: of the ID domain, and of OOD domains: all of them, or others measure the rest.
         data: says which is which.
         split: `val` or `test`.
         temperature: of `ece_scaled` in all domains. None fits it on the ID domain's own pictures,
@@ -197,35 +198,10 @@ def summarise(
             raise ValueError(f"{split}: the temperature is fitted on the validation split only")
         temperature = by_domain[data.id_domain].temperature
     measures = {domain: sums.measures(temperature) for domain, sums in by_domain.items()}
-    return flat_metrics(measures, data, split) | {_temperature_name(split): temperature}
-
-
-def flat_metrics(
-    by_domain: Mapping[str, Mapping[str, float]], data: DataConfig, split: str
-) -> dict[str, float]:
-    """The measures of all domains under names such as `id_val/acc` and `ood_val/sketch/acc`.
-
-    `ood_<split>/mean_acc` is the mean over the OOD domains, as for every other measure, and
-    `<split>/mean_acc` the mean of that and the ID accuracy: neither distribution counts more than
-    the other.
-    """
-    of_id = by_domain[data.id_domain]
-    flat = {f"id_{split}/{name}": value for name, value in of_id.items()}
-    for domain in data.ood_domains:
-        flat |= {f"ood_{split}/{domain}/{name}": v for name, v in by_domain[domain].items()}
-    if data.ood_domains:
-        for name in of_id:
-            values = [by_domain[domain][name] for domain in data.ood_domains]
-            flat[f"ood_{split}/mean_{name}"] = sum(values) / len(values)
-        flat[f"{split}/mean_acc"] = (flat[f"id_{split}/acc"] + flat[f"ood_{split}/mean_acc"]) / 2
-    return flat
+    return flat_metrics(measures, data, split) | {temperature_name(split): temperature}
 
 
 def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
     """The names that `summarise` gives for this data, where features are compared."""
     blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
-    return (*flat_metrics(blank, data, split), _temperature_name(split))
-
-
-def _temperature_name(split: str) -> str:
-    return f"id_{split}/temperature"
+    return (*flat_metrics(blank, data, split), temperature_name(split))

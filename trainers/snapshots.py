@@ -9,21 +9,25 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainers.checkpoint import Checkpoint, load_checkpoint
+from trainers.checkpoint import SINCE, Checkpoint, load_checkpoint
 from trainers.parallel import as_sharded, whole
-from trainers.run import Run
+from trainers.run import Run, SinceReport
 from trainers.weights import swapped_in
 
 SCALE = "text.logit_scale"
 """What sharded runs have in another shape: they have no scalars."""
 
 
-def snapshot(run: Run, metrics: Mapping[str, float]) -> Checkpoint | None:
-    """All that the run needs to go on, as its last evaluation left it.
+def snapshot(run: Run) -> Checkpoint | None:
+    """All that the run needs to go on: as its last evaluation left it, or between two of them.
+
+    Between two, what is deployed is not known. The weights are then those that train, with the head
+    of the last evaluation: good to go on from, and for nothing else.
 
     Of a sharded run every worker must ask for it, and the first one alone is given it, on the CPU.
     """
-    kept = run.weights if run.deployed is None else run.deployed
+    deploys_others = run.deployed is not None and not run.is_between_reports
+    kept = run.deployed if run.deployed is not None and deploys_others else run.weights
     with swapped_in(run.student.trained, kept):
         plain = _collected(run, run.student.plain_state())
     if run.deployed_head is not None:
@@ -31,7 +35,7 @@ def snapshot(run: Run, metrics: Mapping[str, float]) -> Checkpoint | None:
     if SCALE in plain:
         plain[SCALE] = plain[SCALE].reshape_as(cast(Tensor, run.zero_shot.clip.logit_scale))
     merged = run.student.trains == "adapters"  # then plain weights tell neither of the two
-    goes_on_elsewhere = merged or run.deployed is not None
+    goes_on_elsewhere = merged or deploys_others
     training: dict[str, Any] = {
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
@@ -40,12 +44,17 @@ def snapshot(run: Run, metrics: Mapping[str, float]) -> Checkpoint | None:
         "average": None if run.average is None else _collected(run, run.average),
         "trained": _collected(run, run.weights) if goes_on_elsewhere else None,
         "deployed": _collected(run, kept) if merged else None,
+        SINCE: {
+            "step": run.since.step,
+            "seconds": run.since.seconds,
+            "sums": run.since.all_sums if run.is_between_reports else None,
+        },
     }
     training["optimizer"]["state"] = {
         index: _collected(run, state) for index, state in training["optimizer"]["state"].items()
     }
     first = run.rank == 0 or not _is_sharded(run)
-    return Checkpoint(plain, training, run.progress, dict(metrics)) if first else None
+    return Checkpoint(plain, training, run.progress, run.reported or {}) if first else None
 
 
 def restore(run: Run, folder: Path) -> None:
@@ -77,7 +86,18 @@ def restore(run: Run, folder: Path) -> None:
     run.scaler.load_state_dict(training["scaler"])
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
     run.temperature = training["temperature"]
-    run.progress, run.saved_metrics = checkpoint.progress, dict(checkpoint.metrics)
+    run.progress, run.reported = checkpoint.progress, dict(checkpoint.metrics) or None
+    run.since = _since(training[SINCE], run)
+
+
+def _since(saved: Mapping[str, Any], run: Run) -> SinceReport:
+    """A worker's share of what was done since the last report."""
+    since = SinceReport.now(saved["step"], run.device)
+    if saved["sums"] is not None:
+        sums = saved["sums"].to(run.device)  # of others, where there were more or fewer workers
+        since.sums += sums[run.rank] if len(sums) == run.world_size else sums.mean(0)
+        since.seconds = saved["seconds"]
+    return since
 
 
 def _is_sharded(run: Run) -> bool:

@@ -11,7 +11,7 @@ A head that a text encoder makes is not averaged but made anew by the averaged t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -19,15 +19,14 @@ import torch
 from torch import Tensor
 
 from trainers.checkpoint import Progress, load_weights, save_weights, saved_shapes
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import TrialConfig
 from trainers.data.pictures import Pictures
 from trainers.errors import ConfigError
-from trainers.run import Run, load_split, start
+from trainers.evaluator import TEXT, evaluator, hold
+from trainers.run import Run, load_split
 
 Recipe: TypeAlias = Literal["uniform", "greedy"]
 
-TEXT = "text."
-"""What the weights of a text encoder begin with, where it trained."""
 ID_ACC = "id_val/acc"
 
 
@@ -75,7 +74,7 @@ def cook(
     """
     check_ingredients(ingredients)
     shapes, class_names = saved_shapes(ingredients[0])
-    run = start(_to_evaluate(config, any(n.startswith(TEXT) for n in shapes)), device=device)
+    run = evaluator(config, any(n.startswith(TEXT) for n in shapes), device)
     if run.class_names != class_names:
         raise ConfigError(f"{ingredients[0]}: trained on other classes than the data have now")
     pictures = load_split(config, "val")
@@ -84,7 +83,7 @@ def cook(
     if recipe == "greedy":
         tastes = greedy(everything, lambda some: _id_acc(run, pictures, _pick(ingredients, some)))
     used = tuple(t.ingredient for t in tastes if t.kept) or everything
-    _hold(run, average(_pick(ingredients, used)))
+    hold(run, average(_pick(ingredients, used)))
     with run.holding(run.weights):
         metrics = run.measure("val", pictures, None)
     weights = {name: value.cpu() for name, value in run.student.plain_state().items()}
@@ -142,31 +141,9 @@ def _pick(folders: Sequence[Path], indices: Sequence[int]) -> list[Path]:
     return [folders[index] for index in indices]
 
 
-def _to_evaluate(config: TrialConfig, trains_text: bool) -> TrialConfig:
-    """A configuration whose student holds such weights as they are, on a single worker."""
-    plain = {"method.name": "flyp" if trains_text else "ft", "parallel": "ddp", "compile": False}
-    return with_overrides(config, plain | {"activation_checkpointing": False}, "soup")
-
-
 def _id_acc(run: Run, pictures: Mapping[str, Pictures], ingredients: Sequence[Path]) -> float:
     """Of the mean of some checkpoints; the OOD domains are not looked at."""
     id_domain = run.config.data.id_domain
-    _hold(run, average(ingredients))
-    alone = replace(run, config=with_overrides(run.config, {"data.ood_domains": []}, "soup"))
-    with alone.holding(alone.weights):
-        return alone.measure("val", {id_domain: pictures[id_domain]}, None)[ID_ACC]
-
-
-@torch.no_grad()
-def _hold(run: Run, weights: Mapping[str, Tensor]) -> None:
-    """Put the weights of a checkpoint into a run's student, which has no adapters."""
-    student = run.student
-    student.visual.load_state_dict(_below("visual.", weights))
-    if student.text is not None:
-        student.text.clip.load_state_dict(_below(TEXT, weights))
-    else:
-        student.head.copy_(weights["head"])
-
-
-def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+    hold(run, average(ingredients))
+    with run.holding(run.weights):
+        return run.measure("val", {id_domain: pictures[id_domain]}, None)[ID_ACC]

@@ -85,6 +85,28 @@ def assert_alike(found: Any, wanted: Any) -> None:
             assert_alike(found[key], wanted[key])
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_workers_resume_between_two_reports_to_the_last_bit_and_one_up_to_rounding(
+    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
+) -> None:
+    config = configured(trial, {"name": "ema", "ema_decay": 0.5}, parallel)
+    undisturbed, _ = two_workers(_saved_between, config, tmp_path)
+    assert two_workers(curve, config, tmp_path) == [undisturbed, undisturbed]
+    assert_near(curve(config, resume_from=tmp_path), undisturbed)
+
+
+def _saved_between(config: TrialConfig, folder: Path) -> Curve:
+    """The curve of a run that was saved a step after its first report."""
+    found = []
+    for report in fine_tune(config, save_now=iter([False, True]).__next__):
+        if report.metrics:
+            found.append(untimed(report))
+        else:
+            assert report.step == 3
+            report.save(folder)
+    return found
+
+
 def test_two_replicas_resume_what_one_worker_saved_and_the_other_way_round(
     trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
 ) -> None:
