@@ -3,54 +3,67 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from trainers.data.pictures import Pictures
+from trainers.parallel import gather
 
 if TYPE_CHECKING:
     from trainers.run import Run
 
 
 class Clock:
-    """Means of the training figures, and what the run has cost so far."""
+    """Means of the training figures, and what the run has cost so far.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.since_step = run.progress.step
+    Args:
+        run: as it stands when its training begins or goes on.
+        ood_elsewhere: as of `fine_tune`.
+    """
+
+    def __init__(self, run: Run, ood_elsewhere: Callable[[], bool] | None = None) -> None:
+        self.run, self._ood_elsewhere = run, ood_elsewhere
         self.since = self.wall = time.perf_counter()
         self.cpu = time.process_time()
 
-    def training(self, sums: Tensor, batch_size: int) -> dict[str, float]:
-        """Means over the steps since the last report, and over the workers.
-
-        Args:
-            sums: of loss, task loss, regulariser and gradient norm over those steps, (4,).
-            batch_size: pictures a step over all workers.
-        """
-        steps = self.run.progress.step - self.since_step
-        seconds = time.perf_counter() - self.since
-        means = sums / steps
+    def training(self) -> dict[str, float]:
+        """Means over the steps since the last report, and over the workers."""
+        since = self.run.since
+        steps = self.run.progress.step - since.step
+        seconds = since.seconds + time.perf_counter() - self.since
+        means = since.sums / steps
         if self.run.world_size > 1:
             dist.all_reduce(means)
             means = means / self.run.world_size
         loss, task_loss, reg, grad_norm = means.tolist()
-        self.since_step = self.run.progress.step
         return {
             "train/loss": loss,
             "train/task_loss": task_loss,
             "train/reg": reg,
             "train/grad_norm": grad_norm,
-            "train/images_per_s": steps * batch_size / seconds,
+            "train/images_per_s": steps * self.run.config.optim.batch_size / seconds,
         }
 
+    def pause(self) -> None:
+        """Bring up to date what is saved of a run between two reports."""
+        since = self.run.since
+        since.seconds += time.perf_counter() - self.since
+        since.all_sums = gather(since.sums[None])
+        self.cost()
+
     def evaluate(self, pictures: dict[str, Pictures], *, sweep: bool = False) -> dict[str, float]:
-        """The validation metrics, on the clock of evaluations, and WiSE-FT's curve if asked for."""
+        """The validation metrics, on the clock of evaluations, and WiSE-FT's curve if asked for.
+
+        Those of the ID domain alone, where others evaluate the OOD domains.
+        """
         began = time.perf_counter()
-        metrics = self.run.evaluate("val", pictures)
+        data = self.run.config.data
+        elsewhere = data.ood_domains and self._ood_elsewhere and self._ood_elsewhere()
+        domains = (data.id_domain,) if elsewhere else data.domains
+        metrics = self.run.evaluate("val", {domain: pictures[domain] for domain in domains})
         if sweep:
             metrics |= self.run.sweep("val", pictures)
         self.run.progress.eval_seconds += time.perf_counter() - began

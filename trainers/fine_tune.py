@@ -7,7 +7,7 @@ process group exists, the model is wrapped in DistributedDataParallel and figure
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from trainers.data.sampler import StepSampler
 from trainers.errors import TrainingDiverged
 from trainers.methods import LipsumFineTuning, Stage
 from trainers.models import ModelConfig, text_facts
+from trainers.pending import completed, is_complete
 from trainers.random_texts import effective_rank, random_text_moment
-from trainers.run import Run, load_split, open_pictures, optimizer_of, start
+from trainers.run import Run, SinceReport, load_split, open_pictures, optimizer_of, start
 from trainers.snapshots import restore, snapshot
 from trainers.step import Stepper
 from trainers.weights import update_average
@@ -58,12 +59,13 @@ def reported(model: ModelConfig) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run has to say at an evaluation."""
+    """What a run has to say at an evaluation; or nothing, where it is only to be saved."""
 
     step: int
     """Optimiser steps done."""
     metrics: dict[str, float]
-    """Flat, the same on every worker; accuracies in percent, costs in seconds."""
+    """Flat, the same on every worker; accuracies in percent, costs in seconds. Empty where
+    `save_now` of `fine_tune` asked for a checkpoint."""
     run: Run
     """The run as it stands: to be saved or evaluated before the next report is asked for."""
 
@@ -73,7 +75,7 @@ class Report:
         Every worker must call it; the first one writes.
         """
         if self.run.rank == 0 or self.run.config.parallel == "fsdp":
-            checkpoint = snapshot(self.run, self.metrics)
+            checkpoint = snapshot(self.run)
             if checkpoint is not None and self.run.rank == 0:
                 save_checkpoint(folder, checkpoint, self.run.class_names)
 
@@ -83,15 +85,23 @@ def fine_tune(
     *,
     device: torch.device | str | None = None,
     resume_from: Path | None = None,
+    ood_elsewhere: Callable[[], bool] | None = None,
+    save_now: Callable[[], bool] | None = None,
 ) -> Iterator[Report]:
     """Fine-tune, and report at every evaluation and at the last step.
 
     Args:
         config: the whole of what is run.
         device: where; by default a GPU if there is one.
-        resume_from: a folder that `Report.save` wrote. The run repeats the report that was saved,
-            for it may have been lost, and goes on after that step with the same batches, views and
-            random texts as if it had never stopped.
+        resume_from: a folder that `Report.save` wrote. The run repeats its last report before that,
+            for it may have been lost, and goes on where it was saved with the same batches, views
+            and random texts as if it had never stopped.
+        ood_elsewhere: asked at every evaluation, and gives every worker the same answer: whether
+            others evaluate the OOD domains this time, and the report is to come without them. A
+            report that is repeated has them all the same.
+        save_now: asked after every step between two evaluations, and gives every worker the same
+            answer: whether the run is to be saved as it stands, because a machine may be gone
+            before the next evaluation. It then yields a report without metrics.
 
     Raises:
         ConfigError: the data or the model do not fit the configuration.
@@ -104,34 +114,54 @@ def fine_tune(
     held_out = load_split(config, "val")
     run.class_maps(held_out)  # a domain that does not fit is told now, not at an evaluation
     fixed = random_text_diagnostic(run)
-    clock = Clock(run)
-    if run.saved_metrics is not None:
-        yield Report(run.progress.step, run.saved_metrics, run)
-    sums = torch.zeros(4, dtype=torch.float64, device=run.device)
+    yield from _repeated(run, held_out)
+    clock = Clock(run, ood_elsewhere)
     stepper, first = Stepper(run), run.progress.step
     for step, (views, labels) in enumerate(_batches(run, train), start=first):
         stage = config.method.stage(step, config.steps)
         if step in (first, stage.first):
             _begin(run, stage, step)
         lr = learning_rate(step - stage.first, stage.steps, config.optim, stage.lr)
-        sums += stepper.step(step, views, labels, lr=lr)
+        run.since.sums += stepper.step(step, views, labels, lr=lr)
         _average(run, step)
         run.progress.step = step + 1
         last = run.progress.step == config.steps
         due = last or run.progress.step % config.eval.every == 0
-        if due or run.progress.step % CHECK_EVERY == 0:
-            _check_finite(sums, run.progress.step)
+        asked = not due and save_now is not None and save_now()
+        if due or asked or run.progress.step % CHECK_EVERY == 0:
+            _check_finite(run.since.sums, run.progress.step)
         if due:
-            yield Report(
-                step=run.progress.step,
-                metrics=clock.training(sums, config.optim.batch_size)
+            run.reported = (
+                clock.training()
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
                 | fixed
                 | clock.evaluate(held_out, sweep=last)
-                | clock.cost(),
-                run=run,
+                | clock.cost()
             )
-            sums.zero_()
+            run.since = SinceReport.now(run.progress.step, run.device)
+            yield Report(run.progress.step, run.reported, run)
+        elif asked:
+            clock.pause()
+            yield Report(run.progress.step, {}, run)
+
+
+def _repeated(run: Run, held_out: Mapping[str, Pictures]) -> Iterator[Report]:
+    """The last report of a resumed run, with OOD domains that others may not have evaluated.
+
+    Where it has trained on since, the weights are gone that they would be evaluated with. But they
+    are where `ood_elsewhere` wanted them, and the report with them.
+    """
+    data = run.config.data
+    if run.reported is None:
+        return
+    if not is_complete(run.reported, data):
+        if run.is_between_reports:
+            return
+        with run.holding(run.weights if run.deployed is None else run.deployed):
+            sums = run.sums({domain: held_out[domain] for domain in data.ood_domains})
+        measures = {domain: s.measures(run.temperature) for domain, s in sums.items()}
+        run.reported = completed(run.reported, measures, data)
+    yield Report(run.since.step, run.reported, run)
 
 
 def _begin(run: Run, stage: Stage, step: int) -> None:

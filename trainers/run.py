@@ -16,6 +16,7 @@ from trainers.data.class_map import ClassMap, domain_class_map
 from trainers.data.pictures import Pictures
 from trainers.data.roots import domain_files, resolve_root
 from trainers.data.schema import read_header
+from trainers.domain_sums import DomainSums
 from trainers.drift import DriftReference
 from trainers.errors import ConfigError
 from trainers.evaluation import evaluate, summarise
@@ -28,6 +29,25 @@ from trainers.precision import Precision
 from trainers.student import Student
 from trainers.weights import interpolate, swapped_in
 from trainers.zero_shot import ZeroShotModel, load_zero_shot
+
+
+@dataclass
+class SinceReport:
+    """What a worker has done since the run last reported, or since it began."""
+
+    step: int
+    """Of that report."""
+    sums: Tensor
+    """(4,) float64, of loss, task loss, regulariser and gradient norm over the steps since."""
+    seconds: float = 0.0
+    """Of training, as far as processes that are gone did it."""
+    all_sums: Tensor | None = None
+    """(W, 4), the sums of all workers, where the run is about to be saved."""
+
+    @classmethod
+    def now(cls, step: int, device: torch.device) -> SinceReport:
+        """Nothing yet."""
+        return cls(step, torch.zeros(4, dtype=torch.float64, device=device))
 
 
 @dataclass
@@ -49,6 +69,7 @@ class Run:
     initial: Mapping[str, Tensor]
     """What is trained, before the first step."""
     drift: DriftReference
+    since: SinceReport
     average: dict[str, Tensor] | None = None
     """Of what is trained, where the method has one."""
     deployed: Weights | None = None
@@ -59,8 +80,13 @@ class Run:
     """Pictures of a worker that go through the model at once."""
     temperature: float | None = None
     """Of calibration, as the last evaluation of the ID validation split found it."""
-    saved_metrics: dict[str, float] | None = None
-    """Of the report with which the checkpoint was saved that the run was resumed from."""
+    reported: dict[str, float] | None = None
+    """The metrics of the last report; None before the first."""
+
+    @property
+    def is_between_reports(self) -> bool:
+        """Whether it has trained since it last reported."""
+        return self.progress.step != self.since.step
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -86,7 +112,7 @@ class Run:
         }
 
     def evaluate(self, split: str, pictures: Mapping[str, Pictures]) -> dict[str, float]:
-        """The flat metrics of the ID and OOD domains on a split.
+        """The flat metrics of a split: of the ID domain, and of those OOD domains that are there.
 
         The validation split comes first: on it, what is deployed and its temperature are settled.
         Other splits are evaluated with both as they were settled there.
@@ -124,9 +150,13 @@ class Run:
     def measure(
         self, split: str, pictures: Mapping[str, Pictures], temperature: float | None
     ) -> dict[str, float]:
-        """The flat metrics of the student as it stands."""
+        """The flat metrics of the student as it stands, on the ID domain and any others."""
+        return summarise(self.sums(pictures), self.config.data, split, temperature)
+
+    def sums(self, pictures: Mapping[str, Pictures]) -> dict[str, DomainSums]:
+        """What `summarise` makes metrics of, of the student as it stands, by domain."""
         self.student.eval()
-        data, maps = self.config.data, self.class_maps(pictures)
+        maps = self.class_maps(pictures)
         by_domain = {
             domain: evaluate(
                 self.classify,
@@ -136,7 +166,7 @@ class Run:
                 device=self.device,
                 class_map=maps[domain],
                 drift=self.drift.of(of_domain),
-                workers=data.workers,
+                workers=self.config.data.workers,
                 rank=self.rank,
                 world_size=self.world_size,
                 lockstep=self.config.parallel == "fsdp",
@@ -144,7 +174,7 @@ class Run:
             for domain, of_domain in pictures.items()
         }
         self.student.train()
-        return summarise(by_domain, data, split, temperature)
+        return by_domain
 
     @contextmanager
     def holding(self, weights: Weights) -> Iterator[None]:
@@ -222,6 +252,7 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> R
         class_names=names,
         initial=initial,
         drift=DriftReference(zero_shot, config, precision, rank, world_size),
+        since=SinceReport.now(0, where),
         average={n: v.clone() for n, v in initial.items()} if averages else None,
         micro_batch_size=min(config.optim.micro_batch_size or share, share),
     )

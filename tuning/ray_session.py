@@ -12,7 +12,10 @@ import ray
 
 from trainers.errors import ConfigError
 from trainers.torch_trainer import WORKER_ENVIRONMENT
+from tuning.capacity import check_fits, fitting_trials, has_autoscaler
 from tuning.config import ResourcesConfig
+
+logger = logging.getLogger(__name__)
 
 LOCALHOST = "127.0.0.1"
 ANSWER_S = 10
@@ -51,24 +54,26 @@ def ray_session(address: str | None = None) -> Iterator[None]:
 
 
 def concurrent_trials(resources: ResourcesConfig) -> int:
-    """How many trials fit into the cluster at once.
+    """How many trials run at once: as many as fit, or as an autoscaler is to make room for.
 
     Raises:
-        ConfigError: not even one does; the message says what a trial takes and what there is.
+        ConfigError: not even one fits, and no nodes are added; the message says what a trial takes
+            and what there is.
     """
-    total = ray.cluster_resources()
-    wanted = {
-        "CPU": resources.workers * resources.cpus_per_worker,
-        "GPU": resources.workers * resources.gpus_per_worker,
-    }
-    fits = min(
-        int((total.get(kind, 0.0) + 1e-6) // amount) for kind, amount in wanted.items() if amount
-    )
-    if fits == 0:
-        have = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in wanted)
-        need = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items() if amount)
-        raise ConfigError(f"search.resources: one trial takes {need}; the cluster has {have}")
-    return min(fits, resources.max_concurrent or fits)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fits = fitting_trials(nodes, resources)
+    if not has_autoscaler():
+        check_fits(nodes, resources)
+        return min(fits, resources.max_concurrent or fits)
+    wanted = resources.max_concurrent or max(fits, 1)
+    if wanted > fits:
+        logger.warning(
+            "%d trial(s) fit into the cluster as it is; others, up to %d, wait for its autoscaler "
+            "to add nodes",
+            fits,
+            wanted,
+        )
+    return wanted
 
 
 def _connect(address: str) -> None:

@@ -8,35 +8,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from trainers.dotted import over_trial
-from trainers.torch_trainer import torch_trainer
-from tuning.records import REFERENCE_KEY, TRIAL_KEY
+from trainers.errors import storage_failures
+from tuning.evaluation_tasks import fit_with_tasks, waits_for_tasks
+from tuning.records import REFERENCE_KEY, STEP, TRIAL_KEY
+from tuning.restarts import fit
 
 DRIVER_MEMORY = 256 << 20
 """Bytes that Ray reserves for a trial's driver, which only waits for its workers. It takes memory
 and no CPU: drivers of whole CPUs would take all that the workers wait for, and none would ever
 start; drivers of a sliver would keep the last worker from an exact fit."""
+_HEAD = "node:__internal_head__"
+"""What Ray's head has 1 of, and no other node has."""
+
+
+def driver_options() -> dict[str, Any]:
+    """Of a Ray task or actor that drives a trial: on the head, so that no other node takes a driver
+    with it, and with it the trial, when it is lost."""
+    head = {_HEAD: 0.001} if _HEAD in ray.cluster_resources() else {}
+    return {"memory": DRIVER_MEMORY, "resources": head}
 
 
 def trainable(
     base: Mapping[str, Any],
     references: Mapping[str, Mapping[str, Any]],
-    storage_path: Path,
+    storage_path: str,
     resources: Mapping[str, Any],
+    ood_tasks: bool = False,
 ) -> Any:
     """The function for `tune.Tuner`, with the resources of its driver.
 
     Args:
         base: a `TrialConfig` as plain values, over which each proposal is laid.
         references: the configuration of each reference, by name.
-        storage_path: for the checkpoints of all trials.
-        resources: workers and what each takes, as `torch_trainer` names them.
+        storage_path: for the checkpoints of all trials, a folder or URL.
+        resources: as of `tuning.restarts.fit`.
+        ood_tasks: evaluate the OOD domains as tasks, where there is room.
     """
     function = partial(
         _trial,
@@ -44,8 +57,21 @@ def trainable(
         references=dict(references),
         storage_path=storage_path,
         resources=dict(resources),
+        ood_tasks=ood_tasks,
     )
-    return tune.with_resources(function, {"memory": DRIVER_MEMORY})
+    options = driver_options()
+    return tune.with_resources(function, {"memory": options["memory"], **options["resources"]})
+
+
+class TuneReports(TuneReportCallback):
+    """Gives Tune what workers report at evaluations, and not that they saved something between."""
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
+    ) -> None:
+        """The first worker's report: all say the same."""
+        if STEP in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
 
 
 def _trial(
@@ -53,19 +79,20 @@ def _trial(
     *,
     base: dict[str, Any],
     references: dict[str, Any],
-    storage_path: Path,
+    storage_path: str,
     resources: dict[str, Any],
+    ood_tasks: bool,
 ) -> None:
     params = dict(proposal)
     trial_id, reference = params.pop(TRIAL_KEY), params.pop(REFERENCE_KEY, None)
-    torch_trainer(
-        references[reference] if reference else over_trial(params, base),
-        # A stable name: a trial that is taken up again finds its checkpoints under it.
-        name=f"train-{trial_id}",
-        storage_path=storage_path,
-        callbacks=[TuneReportCallback()],
-        **resources,
-    ).fit()
+    config = references[reference] if reference else over_trial(params, base)
+    # A stable name: a trial that is taken up again finds its checkpoints under it.
+    of_trial: dict[str, Any] = {"name": f"train-{trial_id}", "storage_path": storage_path}
+    with storage_failures(storage_path, "cannot be used"):
+        if ood_tasks or waits_for_tasks(**of_trial):
+            fit_with_tasks(config, **of_trial, resources=resources, new_tasks=ood_tasks)
+            return
+        fit(config, **of_trial, callbacks=[TuneReports()], resources=resources)
 
 
 def final_metrics(
@@ -73,7 +100,7 @@ def final_metrics(
     split: str,
     *,
     name: str,
-    storage_path: Path,
+    storage_path: str,
     resources: Mapping[str, Any],
 ) -> dict[str, float]:
     """Train to the end, then evaluate a split once; what `confirm` runs as a task of Ray.
@@ -82,13 +109,14 @@ def final_metrics(
         config: a `TrialConfig` as plain values.
         split: evaluated after the last step, on the workers.
         name: stable, so that a run that was killed goes on from its checkpoints.
-        storage_path: for the checkpoints.
-        resources: workers and what each takes, as `torch_trainer` names them.
+        storage_path: for the checkpoints, a folder or URL.
+        resources: as of `tuning.restarts.fit`.
 
     Returns:
         The last report.
     """
-    trainer = torch_trainer(
-        config, name=name, storage_path=storage_path, final_split=split, **resources
-    )
-    return trainer.fit().metrics or {}
+    with storage_failures(storage_path, "cannot be used"):
+        result = fit(
+            config, name=name, storage_path=storage_path, final_split=split, resources=resources
+        )
+    return result.metrics or {}

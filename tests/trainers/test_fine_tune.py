@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from tests.conftest import CLASSES
 from trainers import models
+from trainers.checkpoint import STATE, saved_metrics
 from trainers.config import OptimConfig, TrialConfig, with_overrides
 from trainers.data.pictures import Pictures
 from trainers.data.schema import LabelledImage, part_path, write_images
@@ -67,6 +68,53 @@ def test_a_resumed_run_is_equal_to_an_undisturbed_one_to_the_last_bit(
         undisturbed[-1].run.student.parameters(), resumed.run.student.parameters(), strict=True
     ):
         assert torch.equal(old, new)
+
+
+def test_a_run_that_is_saved_between_reports_again_and_again_says_and_costs_the_same(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    """Every step but those of the reports is saved, and the run goes on from each in turn."""
+    undisturbed = [(report.step, untimed(report)) for report in fine_tune(trial)]
+    said, folder, saved = [], None, -1
+    while saved < trial.steps:
+        run = fine_tune(trial, resume_from=folder, save_now=lambda: True)
+        for report in run:
+            if not report.metrics or report.step == trial.steps:
+                break
+            said.append((report.step, untimed(report)))
+        folder, saved = tmp_path / str(report.step), report.step
+        report.save(folder)
+        run.close()
+    said.append((report.step, untimed(report)))
+    assert said == [undisturbed[0]] * 3 + undisturbed[1:]  # step 3, once more at 4 and at 5
+    assert report.metrics["cost/seconds"] > report.metrics["cost/eval_seconds"] > 0
+    pictures = trial.optim.batch_size * 3
+    before = torch.load(tmp_path / "5" / STATE, weights_only=True)["since_report"]["seconds"]
+    assert 0 < before < pictures / report.metrics["train/images_per_s"]
+    assert saved_metrics(folder) == report.metrics
+    assert saved_metrics(tmp_path / "4") == {}  # the weights there are not those of the report
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    next(fine_tune(trial)).save(tmp_path)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    del state["since_report"]
+    torch.save(state, tmp_path / STATE)
+    with pytest.raises(ConfigError, match=r"of an earlier version, from which .* cannot go on$"):
+        next(fine_tune(trial, resume_from=tmp_path))
+
+
+def test_a_report_whose_ood_domains_others_evaluate_is_not_repeated_from_later_weights(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    elsewhere = fine_tune(trial, ood_elsewhere=lambda: True, save_now=lambda: True)
+    between = next(report for report in elsewhere if report.step == 5)
+    between.save(tmp_path)
+    (last,) = fine_tune(trial, resume_from=tmp_path)
+    *_, undisturbed = fine_tune(trial)
+    assert untimed(last) == untimed(undisturbed)
 
 
 def test_a_run_resumed_after_its_last_step_still_reports(
