@@ -10,6 +10,7 @@ from pathlib import Path
 # Before Ray is imported: heads, jobs and clients of the tests all use a token, or, depending on
 # which of them came first in this process, some would be refused.
 os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # of whoever runs the tests
 
 import pytest
 

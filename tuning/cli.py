@@ -1,7 +1,7 @@
 """The command `lipsum-tune`.
 
-Exit status: 0 done; 1 a trial failed, a preparation was refused or a zero-shot figure is off; 2 the
-configuration cannot run; 130 interrupted.
+Exit status: 0 done; 1 a trial or storage failed, a preparation was refused or a zero-shot figure is
+off; 2 the configuration cannot run; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from tuning.cli_data import Address
 from tuning.cli_data import app as data_commands
@@ -46,6 +47,12 @@ def search(
     config: Config,
     set_: Set = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run of this name and configuration, if there is one."
+        ),
+    ] = False,
     address: Address = None,
 ) -> None:
     """Run a search."""
@@ -53,13 +60,15 @@ def search(
 
     overrides = [*(set_ or ()), *([f"search.name={name}"] if name else ())]
     file = load_config(config, overrides)
-    from tuning.search import run_search  # after the check: Ray and MLflow take seconds to import
+    # After the check: Ray and MLflow take seconds to import.
+    from tuning.resume import search_or_resume
+    from tuning.search import run_search
 
-    _show(run_search(file, address=address))
+    _show((search_or_resume if resume else run_search)(file, address=address))
 
 
-@app.command()
-def resume(run: Run, set_: Set = None, address: Address = None) -> None:
+@app.command("resume")
+def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
     """Go on with a search after any interruption; budgets, resources and data.root may change."""
     from tuning.resume import resume_search
 
@@ -119,15 +128,23 @@ def status(run: Run) -> None:
 
 @app.command()
 def report(run: Run) -> None:
-    """Write the tables and the figures of a run folder again, and print the leaderboard."""
+    """Write tables, figures and what MLflow lacks of a run folder, and print the leaderboard."""
+    from tuning.journal import is_running
     from tuning.reporting.report import figures
     from tuning.reporting.tables import write_tables
     from tuning.runs import load_run
+    from tuning.tracking.mlflow_catch_up import catch_up
+    from tuning.tracking.mlflow_client import TrackingError
 
     loaded = load_run(run)
     write_tables(loaded.folder, loaded.search, loaded.history.records)
     figures(loaded.search, loaded.history.records, loaded.folder)
     status(run)
+    if not is_running(run):  # else its driver does it
+        try:
+            Console().print(f"MLflow      {catch_up(loaded)}", soft_wrap=True, highlight=False)
+        except TrackingError as error:
+            Console(stderr=True).print(f"[yellow]warning:[/] {escape(str(error))}", soft_wrap=True)
 
 
 @app.command()
@@ -189,19 +206,21 @@ def ui(
     ),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Also on an address that others can reach.")
+    ] = False,
 ) -> None:
     """Open MLflow on a folder of runs, in the browser at http://HOST:PORT."""
     from trainers.errors import ConfigError
+    from tuning.addresses import check_listens
     from tuning.tracking.mlflow_callback import default_tracking_uri
 
+    if risk := check_listens(host, "MLflow", allow_remote):
+        Console(stderr=True).print(f"[yellow]warning:[/] {risk}")
     runs = run.parent if (run / "search.yaml").is_file() else run
     database = runs.resolve() / "mlflow.db"
     if not database.is_file():
         raise ConfigError(f"{run}: no MLflow database ({database}); run a search first")
-    if host not in ("127.0.0.1", "localhost", "::1"):
-        Console(stderr=True).print(
-            f"[yellow]warning:[/] MLflow asks for no password, and {host} lets others reach it"
-        )
     uri = default_tracking_uri(runs.resolve())
     command = ["mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
     environment = os.environ | {
@@ -214,9 +233,11 @@ def ui(
 def _show(result: SearchResult) -> None:
     """Print what a search found, and exit with the status that says how it ended."""
     from trainers.checkpoint import WEIGHTS
+    from trainers.data.storage import open_store
     from trainers.errors import ConfigError
-    from tuning.checkpoints import kept_checkpoint
+    from tuning.checkpoint_files import kept_checkpoint
     from tuning.reporting.report import report as full_report
+    from tuning.tracking.mlflow_client import default_tracking_uri, redact
 
     console = Console()
     console.print(full_report(result.search, result.records, width=console.width))
@@ -224,9 +245,13 @@ def _show(result: SearchResult) -> None:
         console.print(f"Ended by    {result.ended_by}", soft_wrap=True)
     console.print(f"Run folder  {result.run_folder}", soft_wrap=True)
     console.print(f"Figure      {result.run_folder / 'report' / 'id_vs_ood.png'}", soft_wrap=True)
-    if result.best and (kept := kept_checkpoint(result.run_folder, result.best.trial_id)):
-        console.print(f"Weights     {kept / WEIGHTS}", soft_wrap=True)
-    console.print(f"MLflow      lipsum-tune ui {result.run_folder}", soft_wrap=True)
+    if result.best and result.checkpoints:
+        kept = kept_checkpoint(open_store(result.checkpoints), result.best.trial_id)
+        if kept is not None:
+            console.print(f"Weights     {kept.url}/{WEIGHTS}", soft_wrap=True)
+    is_local = result.tracking_uri == default_tracking_uri(result.run_folder.parent)
+    where = f"lipsum-tune ui {result.run_folder}" if is_local else redact(result.tracking_uri)
+    console.print(f"MLflow      {where}", soft_wrap=True, highlight=False)
     if result.ended_by and not any(record.outcome == "finished" for record in result.records):
         raise ConfigError(f"{result.ended_by}, and no trial has finished; resume it with more")
     if result.outcome == "stopped":
@@ -238,11 +263,16 @@ def _show(result: SearchResult) -> None:
 
 
 def main() -> None:
-    """Run the command; a mistake in the configuration is one sentence, not a traceback."""
-    from trainers.errors import ConfigError
+    """Run the command; a mistake, or a disk that is full, is one sentence, not a traceback."""
+    from trainers.errors import FULL, ConfigError, StorageFailed
 
     try:
         app()
-    except ConfigError as error:
+    except (ConfigError, StorageFailed) as error:
         print(f"lipsum-tune: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"lipsum-tune: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

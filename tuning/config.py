@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from search_spaces import SearchSpace
 from trainers.config import TrialConfig, with_overrides
@@ -19,6 +27,7 @@ from trainers.errors import ConfigError, validate
 from trainers.evaluation import metric_names
 from tuning.objective import Constraint, Objective, check_constraints, parse_constraint
 from tuning.records import METHOD_KEY
+from tuning.scheduler_config import NoSchedulerConfig, SchedulerConfig
 from tuning.space_config import SpaceConfig, resolve_space
 
 
@@ -36,44 +45,6 @@ class SamplerConfig(_Frozen):
     methods are compared, so many of each."""
     grid_points: int = Field(default=4, ge=2)
     """Of `grid`: values of each numeric parameter, evenly spaced on its scale."""
-
-
-class AshaConfig(_Frozen):
-    """Asynchronous successive halving (Li et al., MLSys 2020) on optimiser steps."""
-
-    name: Literal["asha"] = "asha"
-    grace_steps: int = Field(ge=1)
-    """No trial is stopped before this step; the first rung."""
-    reduction_factor: float = Field(default=3, gt=1)
-    """Of the trials that reach a rung, one in so many goes on."""
-
-
-class HyperbandConfig(_Frozen):
-    """Asynchronous Hyperband: several ASHA ladders, each a rung later than the one before."""
-
-    name: Literal["hyperband"] = "hyperband"
-    grace_steps: int = Field(ge=1)
-    """The first rung of the first ladder."""
-    reduction_factor: float = Field(default=3, gt=1)
-    """Of the trials that reach a rung, one in so many goes on."""
-    brackets: int = Field(default=3, ge=1)
-    """Ladders; no more than there are rungs."""
-
-
-class MedianConfig(_Frozen):
-    """Stops a trial whose best is worse than the median of the others' running means."""
-
-    name: Literal["median"] = "median"
-    grace_steps: int = Field(ge=1)
-    """No trial is stopped before this step."""
-    min_trials: int = Field(default=4, ge=1)
-    """Others that must have come as far."""
-
-
-class NoSchedulerConfig(_Frozen):
-    """Every trial runs to its end."""
-
-    name: Literal["none"] = "none"
 
 
 class ObjectiveConfig(_Frozen):
@@ -103,13 +74,27 @@ class BudgetConfig(_Frozen):
 
 
 class CheckpointsConfig(_Frozen):
-    """What the search may keep on disk."""
+    """Where the search keeps the checkpoints of its trials, and how many of them."""
 
+    storage: str | None = None
+    """A folder or URL (`s3://bucket/x`) in which each search gets a folder of its own; null is the
+    run folder. Every node must reach it. The run folder itself stays on a disk: its journal is
+    appended to line by line, which a bucket cannot do."""
     disk_gb: float | None = Field(default=None, gt=0)
     """Of all checkpoints together (10^9 bytes). Those of running trials are never given up."""
     keep_top: int = Field(default=0, ge=0)
     """The weights of so many finished trials, the best by the objective, are kept in any case: for
     `lipsum-tune soup` and `export`. 0 keeps those that a selection rule may choose."""
+
+    @field_validator("storage")
+    @classmethod
+    def _is_absolute(cls, storage: str | None) -> str | None:
+        if storage is None or "://" in storage:
+            return storage
+        folder = Path(storage).expanduser()
+        if not folder.is_absolute():  # of which folder? each node has its own
+            raise ValueError("neither an absolute path nor a URL")
+        return str(folder)
 
     @property
     def disk_bytes(self) -> int | None:
@@ -141,13 +126,54 @@ class ResourcesConfig(_Frozen):
 
     workers: int = Field(default=1, ge=1)
     """Data-parallel processes a trial."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """A number makes trials elastic: with so many workers they start, or go on when a node is lost,
+    where there is no room for `workers`. Ray looks for room again every minute; a trial that grows
+    goes on from its last checkpoint. Figures are those of `workers` up to rounding."""
     cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: float = Field(default=0, ge=0)
-    """May be a fraction: several trials then share a GPU."""
+    """May be a fraction: several trials of one worker then share a GPU."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Of the workers of a trial: on few nodes, over many; the strict ones on one node, or each on
+    another, or not at all."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """A ceiling on the trials at once; null takes all that fits."""
-    max_failures: int = Field(default=0, ge=0)
-    """Worker failures that a trial survives by starting again from its checkpoint."""
+    """A ceiling on the trials at once; null takes all that fits. Where the cluster has an
+    autoscaler, so many run as it adds nodes."""
+    max_failures: int = Field(default=3, ge=0)
+    """Lost workers or nodes that a trial survives by going on from its last checkpoint. What a
+    training itself raises is not tried again."""
+    preemption_grace_s: float = Field(default=0, ge=0)
+    """A node that announces its end (a spot node) has its trials saved at once, and they train on
+    until it is gone; on other nodes they may for so long after. Such losses are not counted."""
+    ood_evaluation: Literal["inline", "tasks"] = "inline"
+    """Who evaluates the OOD domains: the trial's workers, or tasks of their own while training goes
+    on. A task takes what a worker takes; where no node has that to spare, it is the workers."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _is_whole_or_a_fraction(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("more than one GPU, but not a whole number of them")
+        return gpus
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ResourcesConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers = {self.min_workers}: more than workers = {self.workers}"
+            )
+        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: NCCL "
+                "refuses two workers of one trial on one GPU; give each a whole one, or the trial "
+                "one worker"
+            )
+        return self
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of workers that a trial may have."""
+        return range(self.min_workers or self.workers, self.workers + 1)
 
     @property
     def gpus_per_trial(self) -> float:
@@ -155,8 +181,8 @@ class ResourcesConfig(_Frozen):
         return self.workers * self.gpus_per_worker
 
     def per_trial(self) -> dict[str, Any]:
-        """What `trainers.torch_trainer` is told."""
-        return self.model_dump(exclude={"max_concurrent"})
+        """What `tuning.restarts.fit` is told."""
+        return self.model_dump(exclude={"max_concurrent", "ood_evaluation"})
 
 
 class TrackingConfig(_Frozen):
@@ -166,11 +192,6 @@ class TrackingConfig(_Frozen):
     """Any tracking URI; null is a SQLite database in the folder of runs. A password in it is
     written `${NAME}`, and taken from the environment."""
     experiment: str = "lipsum-tune"
-
-
-SchedulerConfig = Annotated[
-    AshaConfig | HyperbandConfig | MedianConfig | NoSchedulerConfig, Field(discriminator="name")
-]
 
 
 class SearchConfig(_Frozen):
@@ -195,10 +216,11 @@ class SearchConfig(_Frozen):
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     study_storage: str | None = None
-    """A database for the Optuna study, `postgresql://user:${PASSWORD}@host/name`; null is a journal
-    file in the run folder."""
+    """A database for the Optuna study, `postgresql+psycopg://user:${PASSWORD}@host/name`, not the
+    one of MLflow; null is a journal file in the run folder."""
     storage: str = "runs"
-    """Folder of run folders; on several nodes, one that all of them reach."""
+    """Folder of run folders; on several nodes, one that all of them reach, unless the checkpoints
+    have a storage of their own."""
 
 
 ELSEWHERE = ("root", "workers", "cache_gb")

@@ -17,13 +17,15 @@ from pydantic import BaseModel, ConfigDict
 from search_spaces import Categorical, SearchSpace
 from trainers.checks import check_trial, check_trials
 from trainers.config import TrialConfig
+from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation import metric_names
 from trainers.fine_tune import reported
 from trainers.methods import FineTuning, Method, check_method_fits
-from tuning.config import NoSchedulerConfig, SearchFile
+from tuning.config import SearchFile
 from tuning.config_layers import read_layers
 from tuning.records import METHOD_KEY
+from tuning.scheduler_config import NoSchedulerConfig
 from tuning.space_config import check_keys
 
 logger = logging.getLogger(__name__)
@@ -99,15 +101,17 @@ def check_search(file: SearchFile) -> None:
                 f"search.space.methods: {error}; or leave {method!r} out of them"
             ) from None
         raise
+    check_settings(file)
+
+
+def check_settings(file: SearchFile) -> None:
+    """The part of `check_search` that looks at neither data nor models: these may be elsewhere."""
+    space = file.search_space()
+    check_keys(file.search.space, space, file.trial)
     for name in file.search.references:
         file.reference_config(name)
     _check_objective(file)
-    batch, workers = file.trial.optim.batch_size, file.search.resources.workers
-    if batch % workers:
-        raise ConfigError(
-            f"trial.optim.batch_size = {batch}: not divisible by search.resources.workers = "
-            f"{workers}"
-        )
+    _check_batch(file)
     scheduler = file.search.scheduler
     if not isinstance(scheduler, NoSchedulerConfig) and scheduler.grace_steps > file.trial.steps:
         raise ConfigError(
@@ -118,16 +122,35 @@ def check_search(file: SearchFile) -> None:
         ("search.study_storage", file.search.study_storage),
         ("search.tracking.uri", file.search.tracking.uri),
     ):
-        if _has_password(url or ""):
+        if has_password(url or ""):
             raise ConfigError(
                 f"{key}: a password does not belong in a file; write ${{NAME}} in its place, and "
                 "set that variable in the environment"
             )
     _check_sampler(file, space)
+    refuse_secrets(file.search.checkpoints.storage or "")
     _check_budget(file)
 
 
-def _has_password(url: str) -> bool:
+def _check_batch(file: SearchFile) -> None:
+    """Each worker of a trial takes the same share of a batch, however many of them there are."""
+    batch, resources = file.trial.optim.batch_size, file.search.resources
+    for workers in reversed(resources.sizes):
+        if batch % workers == 0:
+            continue
+        if workers == resources.workers:
+            raise ConfigError(
+                f"trial.optim.batch_size = {batch}: not divisible by search.resources.workers = "
+                f"{workers}"
+            )
+        raise ConfigError(
+            f"search.resources.min_workers = {resources.min_workers}: a trial may then have "
+            f"{workers} workers, by which trial.optim.batch_size = {batch} is not divisible"
+        )
+
+
+def has_password(url: str) -> bool:
+    """Whether a URL holds a password or token itself, and not `${NAME}` in its place."""
     passwords = [group for found in _PASSWORD.findall(url) for group in found if group]
     return any(not _FROM_ENVIRONMENT.fullmatch(password) for password in passwords)
 

@@ -18,15 +18,16 @@ from trainers.errors import ConfigError
 from tuning.config import ELSEWHERE, SearchFile
 from tuning.config_file import load_config
 from tuning.environment import check_same_data
-from tuning.journal import is_running
-from tuning.runs import CONFIG_FILE, load_run, write_config
-from tuning.search import SearchResult, continue_search
+from tuning.journal import JOURNAL_FILE, is_running
+from tuning.runs import CONFIG_FILE, load_run, runs_named, write_config
+from tuning.search import SearchResult, continue_search, run_search
 
 RESUMABLE = (
     "search.budget",
     "search.resources",
     "search.tracking",
-    "search.checkpoints",
+    "search.checkpoints.disk_gb",
+    "search.checkpoints.keep_top",
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )
 """Keys that a resume may change: none of them alters what a trial measures."""
@@ -58,7 +59,10 @@ def resume_search(
     if is_running(folder):  # its search.yaml must stay what it runs with
         raise ConfigError(f"{folder}: another process is running this search")
     file = load_config(folder / CONFIG_FILE, list(overrides))
-    _check_same(before.file, file, EXTENDABLE if extend else RESUMABLE)
+    for key, (was, now) in _changes(before.file, file, EXTENDABLE if extend else RESUMABLE).items():
+        raise ConfigError(
+            f"--set {key}: it was {was!r} in this search and cannot become {now!r}{_hint(key)}"
+        )
     _check_untouched(before.history.fingerprints, file, extend)
     resolve_root(file.trial.data.root, progress=True)
     check_same_data(before.folder, file.trial.data)
@@ -67,16 +71,48 @@ def resume_search(
     return continue_search(before.folder, file, address=address, console=console)
 
 
-def _check_same(before: SearchFile, after: SearchFile, allowed: tuple[str, ...]) -> None:
-    """Raise for a key outside of the allowed ones that has another value than before."""
+def search_or_resume(
+    file: SearchFile, *, address: str | None = None, console: Console | None = None
+) -> SearchResult:
+    """Go on with the run of this name and configuration; begin it where there is none.
+
+    For whoever submits the same command again after an interruption: a job of Ray, Kubernetes or
+    Slurm. What a resume may change may differ. A run of the same name with another configuration is
+    left alone, and the new one gets a number.
+
+    Raises:
+        ConfigError: what `run_search` and `resume_search` refuse.
+    """
+    folder = earlier_run(file)
+    if folder is None:
+        return run_search(file, address=address, console=console)
+    if is_running(folder):
+        raise ConfigError(f"{folder}: another process is running this search")
+    write_config(folder, file)
+    if (folder / JOURNAL_FILE).is_file():
+        return resume_search(folder, address=address, console=console)
+    return continue_search(folder, file, address=address, console=console)  # it never began
+
+
+def earlier_run(file: SearchFile) -> Path | None:
+    """The last run folder of this name and configuration, but for what a resume may change."""
+    for folder in reversed(runs_named(file.search.storage, file.search.name)):
+        if not _changes(load_config(folder / CONFIG_FILE, check=False), file, RESUMABLE):
+            return folder
+    return None
+
+
+def _changes(
+    before: SearchFile, after: SearchFile, allowed: tuple[str, ...]
+) -> dict[str, tuple[object, object]]:
+    """The keys outside of the allowed ones that have another value than before, and both values."""
     was, now = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
     may_change = tuple(f"{key}." for key in allowed)
-    for key in sorted(was.keys() | now.keys()):
-        if was.get(key) != now.get(key) and not f"{key}.".startswith(may_change):
-            raise ConfigError(
-                f"--set {key}: it was {was.get(key)!r} in this search and cannot become "
-                f"{now.get(key)!r}{_hint(key)}"
-            )
+    return {
+        key: (was.get(key), now.get(key))
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not f"{key}.".startswith(may_change)
+    }
 
 
 def _check_untouched(known: dict[str, str], file: SearchFile, extend: bool) -> None:
@@ -91,6 +127,8 @@ def _check_untouched(known: dict[str, str], file: SearchFile, extend: bool) -> N
 def _hint(key: str) -> str:
     if key.startswith(("search.space", "search.sampler", "search.scheduler")):
         return "; use `lipsum-tune extend` to go on with another one"
+    if key == "search.checkpoints.storage":
+        return ": its checkpoints would not be found"
     return "; start a new search, with this one in search.warm_start.runs"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tuning.config import AshaConfig, HyperbandConfig, MedianConfig, SchedulerConfig
+from tuning.failures import check_own_failure
 from tuning.objective import Objective
 from tuning.records import (
     METHOD_KEY,
@@ -19,6 +19,7 @@ from tuning.records import (
     TrialRecord,
     trial_number,
 )
+from tuning.scheduler_config import AshaConfig, HyperbandConfig, MedianConfig, SchedulerConfig
 from tuning.stopping import (
     Asha,
     Hyperband,
@@ -83,6 +84,14 @@ class StepScheduler(FIFOScheduler):
         number = trial_number(trial.config[TRIAL_KEY])
         keeps = self._keeps(number, trial.config, result) or result[STEP] >= self._total_steps
         return str(TrialScheduler.CONTINUE if keeps else TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        """The first to hear of a failure, before the sampler learns that the point is a bad one.
+
+        Raises:
+            StorageFailed: there is no room for any trial: what is raised here ends the search.
+        """
+        check_own_failure(trial)
 
     def _keeps(self, number: int, params: Mapping[str, Any], report: Any) -> bool:
         self._methods[number] = params.get(METHOD_KEY, self._method)

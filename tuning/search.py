@@ -6,28 +6,27 @@ folder already holds is told to study, scheduler, budget and listeners, and the 
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
 from rich.console import Console
 
 from trainers.config import TrialConfig
 from trainers.data.roots import EMBEDDED, resolve_root
+from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.run import load_split, start
 from tuning.branches import Branch, ended_branches, open_branches, synchronise_branches
 from tuning.budget import Budget
+from tuning.checkpoint_files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints import CheckpointListener
 from tuning.config import ResourcesConfig, SearchFile
-from tuning.failures import root_cause
+from tuning.failures import resumable, root_cause, storage_failure
+from tuning.interruption import interrupted_by_sigterm
 from tuning.journal import JOURNAL_FILE, History, Journal, read_history
 from tuning.ray_session import concurrent_trials, ray_session
 from tuning.recorder import Recorder
@@ -36,14 +35,14 @@ from tuning.reporting.progress import ProgressListener
 from tuning.reporting.report import figures
 from tuning.reporting.tables_listener import TablesListener
 from tuning.runs import create_run_folder, search_record
-from tuning.schedulers import StepScheduler, create_rule
-from tuning.searcher import OptunaSearcher
 from tuning.selection import best_trial
-from tuning.tracking.mlflow_callback import MlflowListener, TrackingError, default_tracking_uri
+from tuning.shared_storage import check_nodes
+from tuning.tracking.mlflow_callback import MlflowListener, TrackingError
+from tuning.tracking.mlflow_client import tracking_uri
 from tuning.trainable import trainable
+from tuning.tune_loop import create_tuner
+from tuning.urls import check_drivers
 from tuning.warm_start import load_earlier, warm_start
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ class SearchResult:
     tracking_uri: str
     ended_by: str | None = None
     """The budget that ended it, where it is not the number of trials."""
+    checkpoints: str | None = None
+    """Folder or URL of the trials' checkpoints."""
 
     @property
     def best(self) -> TrialRecord | None:
@@ -106,22 +107,39 @@ def continue_search(
 
     Raises:
         ConfigError: before anything runs; another process is running this search.
+        StorageFailed: run folder or checkpoints could not be kept; it can be resumed.
     """
     console = console or Console(stderr=True)
     resolve_root(file.trial.data.root, progress=True)
-    tracking_uri = file.search.tracking.uri or default_tracking_uri(run_folder.parent)
-    journal = Journal(run_folder)
+    uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
+    check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
+    with resumable(run_folder):
+        return _continue(run_folder, file, uri, address, console)
+
+
+def _continue(
+    run_folder: Path, file: SearchFile, uri: str, address: str | None, console: Console
+) -> SearchResult:
+    journal, keep = Journal(run_folder), file.search.checkpoints
     try:
-        with ray_session(address), ProgressListener(console) as progress:
+        with (
+            ray_session(address),
+            interrupted_by_sigterm(),
+            ProgressListener(console) as progress,
+        ):
+            home = checkpoint_home(run_folder, keep.storage, journal.run_id)
+            check_nodes(file, home)
+            concurrent = concurrent_trials(file.search.resources)
+            checkpoints = open_store(f"{home}/{TRAIN_FOLDER}")
             journal.session_started(file.fingerprints())
             search = _measure_zero_shot(run_folder, file, journal, console)
             branches, history = _take_up(search, file, journal, console)
-            budget, keep = Budget(file.search.budget, search, history), file.search.checkpoints
+            budget = Budget(file.search.budget, search, history)
             listeners: tuple[Listener, ...] = (
                 budget,
-                MlflowListener(tracking_uri, file.search.tracking.experiment),
+                MlflowListener(uri, file.search.tracking.experiment),
                 TablesListener(run_folder, lambda: read_history(run_folder, live=True).records),
-                CheckpointListener(run_folder, keep.disk_bytes, history.records, keep.keep_top),
+                CheckpointListener(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
                 progress,
             )
             gpus = file.search.resources.gpus_per_trial
@@ -129,15 +147,22 @@ def continue_search(
             recorder.start()
             outcome: SearchOutcome = "failed"
             try:
-                outcome = _fit(file, branches, budget, recorder, history)
+                outcome = _fit(
+                    file, branches, budget, recorder, history, checkpoints.url, concurrent
+                )
             except KeyboardInterrupt:
                 outcome = "stopped"
+            except Exception as error:
+                outcome = "stopped" if storage_failure(error) else "failed"
+                raise
             finally:
                 records = recorder.finish(outcome)
+            if journal.failure is not None:
+                raise journal.failure
     finally:
         journal.close()
     figures(search, records, run_folder)
-    return SearchResult(search, records, outcome, run_folder, tracking_uri, budget.reason())
+    return SearchResult(search, records, outcome, run_folder, uri, budget.reason(), checkpoints.url)
 
 
 def _measure_zero_shot(
@@ -182,104 +207,24 @@ def _fit(
     budget: Budget,
     recorder: Recorder,
     history: History,
+    checkpoints: str,
+    concurrent: int,
 ) -> SearchOutcome:
     """Run Tune's loop; `stopped` where it was interrupted."""
-    search, run_folder = file.search, recorder.search.run_folder
+    search = file.search
     references: dict[str, dict[str, Any]] = {
         name: file.reference_config(name).model_dump(mode="json") for name in search.references
     }
     train = trainable(
         file.trial.model_dump(mode="json"),
         references,
-        run_folder / "train",
+        checkpoints,
         search.resources.per_trial(),
+        ood_tasks=search.resources.ood_evaluation == "tasks",
     )
-    concurrent = concurrent_trials(search.resources)
     create_tuner(train, file, branches, budget, recorder, history, concurrent).fit()
     running = any(record.outcome == "running" for record in recorder.records.values())
     return "stopped" if running and budget.over() is None else "finished"
-
-
-def create_tuner(
-    train: Any,
-    file: SearchFile,
-    branches: Sequence[Branch],
-    budget: Budget,
-    recorder: Recorder,
-    history: History,
-    concurrent: int,
-    *,
-    reuse_actors: bool = False,
-) -> tune.Tuner:
-    """Tune's loop around a trainable, with all that proposes, stops and records trials.
-
-    Args:
-        train: what Tune runs for each proposal.
-        file: the search.
-        branches: told of `history` already.
-        budget: says when it is over.
-        recorder: hears of every event.
-        history: what earlier sessions did.
-        concurrent: trials at once.
-        reuse_actors: run trials one after the other in the same processes. Tune hangs on them where
-            a trial is stopped.
-    """
-    search, run_folder = file.search, recorder.search.run_folder
-    _quiet_tune()
-    shutil.rmtree(run_folder / "tune", ignore_errors=True)  # of earlier sessions: never read again
-    searcher = OptunaSearcher(
-        branches,
-        recorder.search,
-        may_propose=budget.allows,
-        references=search.references,
-        earlier=history.records,
-    )
-    steps = file.trial.steps
-    rule = partial(create_rule, search.scheduler, steps)
-    scheduler = StepScheduler(rule, file.objectives, steps, history.records, file.trial.method.name)
-    return tune.Tuner(
-        train,
-        tune_config=tune.TuneConfig(
-            num_samples=-1,  # until the searcher has no more
-            max_concurrent_trials=concurrent,
-            search_alg=searcher,
-            scheduler=scheduler,
-            reuse_actors=reuse_actors,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(run_folder),
-            callbacks=[recorder],
-            stop=_BudgetStopper(budget),
-            verbose=0,
-        ),
-    )
-
-
-class _BudgetStopper(tune.Stopper):
-    """Stops running trials where a budget says that the search ends now."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-
-    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._budget.over() is not None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {}  # Tune pickles it beside its own state, from which nothing is restored here
-
-
-def _quiet_tune() -> None:
-    """Tune's display, result files and snapshots have no reader: ours take their place."""
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
-    # A report without the objective is a failure of that trial, and not of the search.
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 
 def _zero_shot_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:

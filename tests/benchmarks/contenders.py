@@ -17,17 +17,17 @@ from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import SearchSpace
 from tuning.branches import Branch
-from tuning.config import (
+from tuning.config import SamplerConfig
+from tuning.objective import Objective
+from tuning.records import SearchRecord
+from tuning.samplers import create_sampler
+from tuning.scheduler_config import (
     AshaConfig,
     HyperbandConfig,
     MedianConfig,
     NoSchedulerConfig,
-    SamplerConfig,
     SchedulerConfig,
 )
-from tuning.objective import Objective
-from tuning.records import SearchRecord
-from tuning.samplers import create_sampler
 from tuning.schedulers import StepScheduler, create_rule
 from tuning.searcher import OptunaSearcher
 from tuning.stopping import rung_ladder

@@ -46,11 +46,13 @@ from safetensors.numpy import save_file
 
 from trainers.checkpoint import STATE, WEIGHTS
 from trainers.config import DataConfig
+from trainers.data.storage import open_store
 from trainers.evaluation import flat_metrics, metric_names
 from trainers.fine_tune import REPORTED
 from tuning.branches import open_branches
 from tuning.budget import Budget
-from tuning.checkpoints import CheckpointListener, trial_folder
+from tuning.checkpoint_files import TRAIN_FOLDER, trial_path
+from tuning.checkpoints import CheckpointListener
 from tuning.config import SearchFile
 from tuning.config_file import load_config
 from tuning.journal import History, Journal, read_history
@@ -69,10 +71,10 @@ from tuning.reporting.progress import ProgressListener
 from tuning.reporting.tables_listener import TablesListener
 from tuning.runs import create_run_folder, search_record
 from tuning.schedulers import StepScheduler
-from tuning.search import create_tuner
 from tuning.searcher import OptunaSearcher
 from tuning.tracking.mlflow_callback import MlflowListener, default_tracking_uri
 from tuning.trainable import DRIVER_MEMORY
+from tuning.tune_loop import create_tuner
 
 BLOCK: Final = 200
 WARM_UP: Final = 50
@@ -104,11 +106,12 @@ def instant_trial(
     trial_id = proposal[TRIAL_KEY]
     number = trial_number(trial_id)
     noise, weight = random.Random(number), _pull(proposal)
-    _write_checkpoint(trial_folder(folder, trial_id) / "checkpoint_000001", steps)
+    train = folder / TRAIN_FOLDER
+    _write_checkpoint(train / trial_path(trial_id) / "checkpoint_000001", steps)
     if number < concurrent:
         # Where a trial ends before all processes have started, Tune gives the process to the trial
         # that waits for its own, throws that one away, and starts another, again and again.
-        _wait_for([trial_folder(folder, trial_name(other)) for other in range(concurrent)])
+        _wait_for([train / trial_path(trial_name(other)) for other in range(concurrent)])
     for index in range(1, REPORTS + 1):
         accuracies = {data.id_domain: 80 - 5 * weight**2 + noise.gauss(0, 0.3)}
         for domain in data.ood_domains:
@@ -252,7 +255,9 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
             budget,
             mlflow,
             TablesListener(run_folder, lambda: read_history(run_folder, live=True).records),
-            CheckpointListener(run_folder, file.search.checkpoints.disk_bytes),
+            CheckpointListener(
+                open_store(run_folder / TRAIN_FOLDER), file.search.checkpoints.disk_bytes
+            ),
             progress,
             meter,
         )

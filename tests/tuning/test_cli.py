@@ -14,6 +14,7 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from cluster.cli import app as whole
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from tuning import resume
@@ -26,7 +27,7 @@ from tuning.search import SearchResult
 
 COMMANDS = {
     "prepare", "zero-shot", "plan", "search", "resume", "extend", "status", "report", "confirm",
-    "train", "export", "soup", "ui",
+    "train", "export", "soup", "ui", "submit", "doctor",
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def lipsum_tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert set(get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
+    assert set(get_command(whole).commands) == COMMANDS  # type: ignore[attr-defined]
 
 
 @pytest.fixture

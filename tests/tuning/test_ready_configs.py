@@ -13,10 +13,11 @@ from search_spaces import METHODS, Categorical, Float
 from trainers.data.suite import Suite, load_suite
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from tuning.config import AshaConfig, SearchFile
+from tuning.config import SearchFile
 from tuning.config_file import check_search, load_config
 from tuning.config_layers import find_config, ready_configs
 from tuning.runs import search_record, write_config
+from tuning.scheduler_config import AshaConfig
 
 PAPER = [
     f"{data}_{model}"

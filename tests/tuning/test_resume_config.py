@@ -19,8 +19,8 @@ from tuning.branches import open_branches, synchronise_branches
 from tuning.budget import Budget
 from tuning.config import SearchFile
 from tuning.config_file import load_config
-from tuning.journal import Journal
-from tuning.resume import resume_search
+from tuning.journal import JOURNAL_FILE, Journal
+from tuning.resume import earlier_run, resume_search, search_or_resume
 from tuning.runs import CONFIG_FILE, load_run
 from tuning.searcher import OptunaSearcher
 
@@ -100,6 +100,13 @@ def test_space_sampler_and_scheduler_may_change_when_a_search_is_extended(
     assert went_on == []
     resume_search(run, [override], extend=True)
     assert went_on == [load_run(run).file] == [load_config(run / CONFIG_FILE, [override])]
+
+
+def test_checkpoints_are_not_looked_for_elsewhere(run: Path, went_on: list[SearchFile]) -> None:
+    said = "None in this search and cannot become 's3://mine': its checkpoints would not be found"
+    with pytest.raises(ConfigError, match=said):
+        resume_search(run, ["search.checkpoints.storage=s3://mine"])
+    assert went_on == []
 
 
 @pytest.mark.parametrize("extend", [False, True])
@@ -257,3 +264,55 @@ def test_the_budget_counts_the_trials_that_are_there(trials: int, more: int, run
     proposals = [searcher.suggest(str(n)) for n in range(more + 1)]
     assert [p["trial_id"] for p in proposals[:-1]] == [f"trial-{3 + n:03d}" for n in range(more)]
     assert proposals[-1] == Searcher.FINISHED
+
+
+def named(root: Path, storage: Path, **changes: Any) -> SearchFile:
+    values = search_file(root).model_dump(mode="json")
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return SearchFile.model_validate(
+        nest({"search.name": "mine", "search.storage": str(storage), **dotted}, values)
+    )
+
+
+def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
+    pictures_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    first = named(pictures_root, tmp_path)
+    other = named(pictures_root, tmp_path, trial__optim__weight_decay=0.3)
+    assert earlier_run(first) is None
+    write_run(tmp_path / "mine", first, [trial(0, 85.0, 62.0)])
+    assert earlier_run(other) is None  # a new one, and not that
+    write_run(tmp_path / "mine-2", other, [trial(0, 85.0, 62.0)])
+    assert earlier_run(first) == tmp_path / "mine"
+    assert earlier_run(other) == tmp_path / "mine-2"
+    more = named(pictures_root, tmp_path, search__budget__trials=77)
+    assert earlier_run(more) == tmp_path / "mine"
+    search_or_resume(more)
+    assert [file.search.budget.trials for file in went_on] == [77]
+    assert load_run(tmp_path / "mine").file == more
+    assert load_run(tmp_path / "mine-2").file == other
+
+
+def test_a_run_that_another_process_has_is_left_to_it(
+    pictures_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    file = named(pictures_root, tmp_path)
+    write_run(tmp_path / "mine", file, [trial(0, 85.0, 62.0)])
+    before = (tmp_path / "mine" / CONFIG_FILE).read_text()
+    journal = Journal(tmp_path / "mine")
+    try:
+        with pytest.raises(ConfigError, match="another process is running this search"):
+            search_or_resume(named(pictures_root, tmp_path, search__budget__trials=77))
+    finally:
+        journal.close()
+    assert (tmp_path / "mine" / CONFIG_FILE).read_text() == before
+    assert went_on == []
+
+
+def test_a_run_that_was_killed_before_it_began_begins(
+    pictures_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    file = named(pictures_root, tmp_path)
+    write_run(tmp_path / "mine", file, []).joinpath(JOURNAL_FILE).unlink()
+    search_or_resume(file)
+    assert went_on == [file]

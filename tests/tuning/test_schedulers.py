@@ -12,15 +12,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from tests.tuning.fakes import trial as trial_record
-from tuning.config import (
+from tuning.objective import Objective
+from tuning.records import METHOD_KEY, REFERENCE_KEY, STEP, TRIAL_KEY, TrialRecord
+from tuning.scheduler_config import (
     AshaConfig,
     HyperbandConfig,
     MedianConfig,
     NoSchedulerConfig,
     SchedulerConfig,
 )
-from tuning.objective import Objective
-from tuning.records import METHOD_KEY, REFERENCE_KEY, STEP, TRIAL_KEY, TrialRecord
 from tuning.schedulers import StepScheduler, create_rule
 from tuning.stopping import Asha, Hyperband, MedianRule
 

@@ -20,8 +20,10 @@ from rich.console import Console
 from trainers.checks import check_data, trial_parts
 from trainers.data.roots import resolve_root
 from trainers.errors import ConfigError, did_you_mean
+from tuning.checkpoint_files import TRAIN_FOLDER
 from tuning.confirmation.jobs import jobs, run_jobs
 from tuning.confirmation.results import (
+    CONFIRM_FOLDER,
     FT,
     Configuration,
     Confirmation,
@@ -31,11 +33,13 @@ from tuning.confirmation.results import (
     write_results_table,
 )
 from tuning.environment import check_same_data
+from tuning.interruption import interrupted_by_sigterm
 from tuning.ray_session import ray_session
 from tuning.records import SearchRecord, TrialRecord
 from tuning.runs import load_run
 from tuning.selection import BY_METHOD, OBJECTIVE, PARETO, RULES, Choice, choices, ranked
-from tuning.tracking.mlflow_client import default_tracking_uri
+from tuning.shared_storage import check_nodes
+from tuning.tracking.mlflow_client import tracking_uri
 from tuning.tracking.mlflow_confirm import log_confirmation
 
 FIRST_FRESH_SEED = 1000
@@ -87,14 +91,16 @@ def confirm(
         check_data(data, [*trial_parts(data), *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
         check_same_data(run.folder, data)
-        with ResultsFile(run.folder) as results, ray_session(address):
+        with ResultsFile(run.folder) as results, ray_session(address), interrupted_by_sigterm():
             stored = read_results(run.folder)
             missing = [job for job in wanted if job.key not in stored]
-            failed = run_jobs(missing, file.search.resources, results, console)
+            check_nodes(file, run.home)
+            checkpoints = f"{run.home}/{CONFIRM_FOLDER}/{TRAIN_FOLDER}"
+            failed = run_jobs(missing, file.search.resources, results, checkpoints, console)
     stored = read_results(run.folder)
     write_results_table(run.folder, list(stored.values()))
     confirmation = Confirmation(search, fresh, configurations, stored, failed)
-    uri = file.search.tracking.uri or default_tracking_uri(run.folder.parent)
+    uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
     log_confirmation(uri, file.search.tracking.experiment, confirmation)
     return confirmation
 

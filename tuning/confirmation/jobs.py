@@ -3,16 +3,17 @@ splits once. They run side by side on Ray, and none takes the others with it whe
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
 from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
+from trainers.data.storage import open_store
+from tuning.checkpoint_files import remove_folder
+from tuning.checkpoint_repair import repair
 from tuning.config import ResourcesConfig, SearchFile
 from tuning.confirmation.results import (
     COSTS,
@@ -23,10 +24,10 @@ from tuning.confirmation.results import (
     ResultsFile,
     TestResult,
 )
-from tuning.failures import in_one_line
+from tuning.failures import in_one_line, storage_failure
 from tuning.ray_session import concurrent_trials
 from tuning.records import ZERO_SHOT
-from tuning.trainable import DRIVER_MEMORY, final_metrics
+from tuning.trainable import driver_options, final_metrics
 
 _SHOWN = (f"id_{SPLIT}/acc", f"ood_{SPLIT}/mean_acc")
 
@@ -69,18 +70,26 @@ def jobs(
 
 
 def run_jobs(
-    wanted: Sequence[Job], resources: ResourcesConfig, results: ResultsFile, console: Console
+    wanted: Sequence[Job],
+    resources: ResourcesConfig,
+    results: ResultsFile,
+    checkpoints: str,
+    console: Console,
 ) -> dict[Key, str]:
     """Run them, as many at once as trials fit, and keep each result as soon as it is there.
 
     Args:
         wanted: in the order in which they start.
         resources: what each takes.
-        results: appended to; its folder also has the checkpoints of what is unfinished.
+        results: appended to.
+        checkpoints: a folder or URL, for those of what is unfinished.
         console: for a line a job.
 
     Returns:
         Those that failed, and why.
+
+    Raises:
+        StorageFailed: results or checkpoints cannot be kept; what was measured is.
     """
     concurrent = concurrent_trials(resources)
     waiting, running = list(reversed(wanted)), dict[Any, Job]()
@@ -89,17 +98,19 @@ def run_jobs(
         while waiting or running:
             while waiting and len(running) < concurrent:
                 job = waiting.pop()
-                running[_submit(job, resources, results.checkpoints)] = job
+                running[_submit(job, resources, checkpoints)] = job
             (ended,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(ended)
             try:
                 metrics = _test_metrics(ray.get(ended))
             except Exception as error:
+                if failure := storage_failure(error):
+                    raise failure from None
                 failed[job.key] = reason = in_one_line(error)
                 said = f"failed: {reason}"
             else:
                 results.append(replace(job.result, metrics=metrics))
-                shutil.rmtree(results.checkpoints / job.name, ignore_errors=True)
+                remove_folder(f"{checkpoints}/{job.name}")
                 said = "  ".join(f"{n} {metrics[n]:.1f}" for n in _SHOWN if n in metrics)
             number = len(wanted) - len(waiting) - len(running)
             line = f"{job.name}  {said}  ({number} of {len(wanted)})"
@@ -110,14 +121,15 @@ def run_jobs(
     return failed
 
 
-def _submit(job: Job, resources: ResourcesConfig, checkpoints: Path) -> Any:
+def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
     """The job as a task of Ray; one that trains waits for its workers and takes no CPU itself."""
     if job.result.kind == "zero_shot":
         evaluate = ray.remote(
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker
         )(_zero_shot_metrics)
         return evaluate.remote(job.config)
-    driver: Any = ray.remote(num_cpus=0, memory=DRIVER_MEMORY)
+    repair(open_store(f"{checkpoints}/{job.name}"))  # a call before may have been cut off
+    driver: Any = ray.remote(num_cpus=0, **driver_options())
     return driver(final_metrics).remote(
         job.config.model_dump(mode="json"),
         SPLIT,

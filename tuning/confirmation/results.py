@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, storage_failures
 from tuning.confirmation.statistics import Estimate, difference, estimate, paired_difference
-from tuning.journal import cut_torn_line
+from tuning.journal import append_synced, cut_torn_line
 from tuning.records import ZERO_SHOT, ParamValue, SearchRecord
 from tuning.reporting.parquet import write_atomically
 
@@ -134,10 +133,9 @@ class ResultsFile:
     """
 
     def __init__(self, run_folder: Path) -> None:
-        path = results_path(run_folder)
+        path = self._path = results_path(run_folder)
         path.parent.mkdir(exist_ok=True)
-        self.checkpoints = path.parent / "train"
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -157,10 +155,13 @@ class ResultsFile:
         self._file.close()
 
     def append(self, result: TestResult) -> None:
-        """Keep it for good."""
-        self._file.write(json.dumps(dataclasses.asdict(result)).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Keep it for good.
+
+        Raises:
+            StorageFailed: the disk is full, or fails.
+        """
+        with storage_failures(self._path, "cannot be written"):
+            append_synced(self._file, json.dumps(dataclasses.asdict(result)).encode() + b"\n")
 
 
 def results_path(run_folder: Path) -> Path:

@@ -25,12 +25,13 @@ from search_spaces import SearchSpace
 from trainers.config import with_overrides
 from trainers.data.roots import resolve_root
 from trainers.errors import ConfigError
-from tuning.config import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
+from tuning.config import SearchFile
 from tuning.planning.cost import Band, Estimate, SearchShape, TrialCost, estimate
 from tuning.planning.intervals import overrides
 from tuning.planning.probe import MAX_PROBES, Probe, probe_trials
 from tuning.ray_session import concurrent_trials, ray_session
 from tuning.samplers import grid
+from tuning.scheduler_config import AshaConfig, HyperbandConfig, MedianConfig
 from tuning.schedulers import create_rule
 from tuning.stopping import Separately, StoppingRule, rung_ladder
 

@@ -31,9 +31,9 @@ import ray.train.torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from trainers.errors import ConfigError
-from trainers.torch_trainer import torch_trainer
 from tuning.planning.intervals import StepWatch
-from tuning.trainable import DRIVER_MEMORY
+from tuning.restarts import fit
+from tuning.trainable import driver_options
 
 if TYPE_CHECKING:
     from trainers.config import TrialConfig
@@ -87,14 +87,14 @@ def probe_trials(
 
     Args:
         trial: a `TrialConfig` as plain values, `overrides` laid over it.
-        resources: workers and what each takes, as `torch_trainer` names them.
+        resources: as of `tuning.restarts.fit`.
         folder: for their checkpoints; every node reaches it.
         probes: no more than fit into the cluster at once.
 
     Raises:
         ConfigError: the trial fails.
     """
-    task = ray.remote(num_cpus=0, memory=DRIVER_MEMORY, max_retries=0)(_drive)
+    task = ray.remote(num_cpus=0, max_retries=0, **driver_options())(_drive)
     began = time.perf_counter()
     running = {}
     for number in range(probes):
@@ -157,8 +157,8 @@ def _drive(
     values: dict[str, Any], name: str, folder: Path, resources: dict[str, Any]
 ) -> dict[str, Any]:
     """In Tune's place: drive one trial and wait for it."""
-    trainer = torch_trainer(values, name=name, storage_path=folder, loop=_probe_loop, **resources)
-    metrics = trainer.fit().metrics
+    trained = fit(values, name=name, storage_path=folder, loop=_probe_loop, resources=resources)
+    metrics = trained.metrics
     assert metrics is not None
     return metrics["probe"] | {"driver_bytes": _peak_memory()}
 

@@ -8,8 +8,8 @@ from statistics import median
 import numpy as np
 import pytest
 
-from tuning.config import AshaConfig, HyperbandConfig, MedianConfig
 from tuning.planning.cost import Estimate, SearchShape, TrialCost, estimate, play
+from tuning.scheduler_config import AshaConfig, HyperbandConfig, MedianConfig
 from tuning.schedulers import create_rule
 from tuning.stopping import Asha
 

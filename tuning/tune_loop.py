@@ -1,0 +1,111 @@
+"""Ray Tune's loop, with our own searcher, scheduler, budget and recorder in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ray import tune
+from ray.tune.execution import class_cache
+
+from tuning.branches import Branch
+from tuning.budget import Budget
+from tuning.config import SearchFile
+from tuning.journal import History
+from tuning.recorder import Recorder
+from tuning.schedulers import StepScheduler, create_rule
+from tuning.searcher import OptunaSearcher
+
+
+def create_tuner(
+    train: Any,
+    file: SearchFile,
+    branches: Sequence[Branch],
+    budget: Budget,
+    recorder: Recorder,
+    history: History,
+    concurrent: int,
+    *,
+    reuse_actors: bool = False,
+) -> tune.Tuner:
+    """Tune's loop around a trainable, with all that proposes, stops and records trials.
+
+    Args:
+        train: what Tune runs for each proposal.
+        file: the search.
+        branches: told of `history` already.
+        budget: says when it is over.
+        recorder: hears of every event.
+        history: what earlier sessions did.
+        concurrent: trials at once.
+        reuse_actors: run trials one after the other in the same processes. Tune hangs on them where
+            a trial is stopped.
+    """
+    search, run_folder = file.search, recorder.search.run_folder
+    _quiet_tune()
+    _keep_keys_at_home()
+    shutil.rmtree(run_folder / "tune", ignore_errors=True)  # of earlier sessions: never read again
+    searcher = OptunaSearcher(
+        branches,
+        recorder.search,
+        may_propose=budget.allows,
+        references=search.references,
+        earlier=history.records,
+    )
+    steps = file.trial.steps
+    rule = partial(create_rule, search.scheduler, steps)
+    scheduler = StepScheduler(rule, file.objectives, steps, history.records, file.trial.method.name)
+    return tune.Tuner(
+        train,
+        tune_config=tune.TuneConfig(
+            num_samples=-1,  # until the searcher has no more
+            max_concurrent_trials=concurrent,
+            search_alg=searcher,
+            scheduler=scheduler,
+            reuse_actors=reuse_actors,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(run_folder),
+            callbacks=[recorder],
+            stop=_BudgetStopper(budget),
+            verbose=0,
+        ),
+    )
+
+
+class _BudgetStopper(tune.Stopper):
+    """Stops running trials where a budget says that the search ends now."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def __call__(self, trial_id: str, result: dict[str, object]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._budget.over() is not None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # Tune pickles it beside its own state, from which nothing is restored here
+
+
+def _quiet_tune() -> None:
+    """Tune's display, result files and snapshots have no reader: ours take their place."""
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    # A report without the objective is a failure of that trial, and not of the search.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def _keep_keys_at_home() -> None:
+    """Tune would put the driver's keys into the runtime environment of its trials, which Ray writes
+    to its logs and shows on its dashboard. They are in the environment of each node."""
+    passed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in passed_on if not n.startswith("AWS_")}
