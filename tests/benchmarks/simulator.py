@@ -10,10 +10,16 @@ is limited, keeps one more proposal in waiting.
 
 from __future__ import annotations
 
+import atexit
 import heapq
 import itertools
+import pickle
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from ray.tune.experiment import Trial
@@ -22,6 +28,7 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from tests.benchmarks.curve_table import Costs, Curve, CurveTable
+from trainers.errors import TrainingDiverged
 
 ITERATION = "training_iteration"
 NO_CONTROLLER: Final[Any] = None
@@ -43,6 +50,23 @@ class Ended:
     outcome: Literal["finished", "stopped", "failed"]
     result: dict[str, Any]
     """The last report, flat; empty where it failed before the first."""
+
+
+class _Simulated(Trial):
+    """Runs nowhere. What Tune would keep in a file, where it diverges, is there all the same."""
+
+    @property
+    def pickled_error_file(self) -> str:
+        return _diverged()
+
+
+@cache
+def _diverged() -> str:
+    folder = tempfile.mkdtemp(prefix="simulator-")
+    atexit.register(shutil.rmtree, folder)
+    path = Path(folder) / "error.pkl"
+    path.write_bytes(pickle.dumps(TrainingDiverged("as was recorded")))
+    return str(path)
 
 
 @dataclass
@@ -130,7 +154,7 @@ def _start(
     table: CurveTable,
     taken: set[int],
 ) -> _Run:
-    trial = Trial("simulated", config=config, trial_id=trial_id, stub=True)
+    trial = _Simulated("simulated", config=config, trial_id=trial_id, stub=True)
     scheduler.on_trial_add(NO_CONTROLLER, trial)
     trial.set_status(Trial.RUNNING)
     keys = flatten_dict(config, delimiter=".").keys() & table.space.parameters.keys()

@@ -56,6 +56,7 @@ class ProgressListener:
         self._search: SearchRecord | None = None
         self._began = clock()
         self._records: dict[str, TrialRecord] = {}
+        self._steps: dict[str, int] = {}  # of the last report of each trial
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -101,8 +102,11 @@ class ProgressListener:
         self._update(record, f"started  {values}".rstrip())
 
     def trial_reported(self, record: TrialRecord) -> None:
-        """A longer bar, or a line with the report."""
-        self._update(record, f"{self._step(record)}{_accuracies(record.last)}")
+        """A longer bar, or a line with the report, which is said again by a trial that was lost."""
+        step, known = self._step(record), self._steps.get(record.trial_id, 0)
+        self._steps[record.trial_id] = record.step
+        went_on = "goes on from " if record.step <= known else ""
+        self._update(record, f"{went_on}{step}{_accuracies(record.last)}")
 
     def trial_ended(self, record: TrialRecord) -> None:
         """The trial moves to the ended ones, or a line with its outcome."""

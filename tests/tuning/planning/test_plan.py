@@ -92,10 +92,10 @@ def test_a_budget_of_less_than_one_trial_says_so() -> None:
 
 
 def test_gpu_hours_are_gpus_times_hours() -> None:
-    resources = {"workers": 2, "gpus_per_worker": 0.5, "cpus_per_worker": 4}
+    resources = {"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 4}
     file = search_file(budget={"gpu_hours": 1}, resources=resources)
     plan = make_plan(file)
-    assert plan.device_hours == plan.estimate.trial_hours * 1.0
+    assert plan.device_hours == plan.estimate.trial_hours * 2.0
     assert plan.device == "GPU"
     with pytest.raises(ConfigError, match=r"search\.budget\.gpu_hours = 1: the search needs"):
         check_budget(plan)

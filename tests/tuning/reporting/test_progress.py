@@ -42,6 +42,7 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
         listener.search_started(SEARCH)
         listener.trial_started(replace(trial, curve=()))
         listener.trial_reported(trial)
+        listener.trial_reported(trial)  # its node was lost, and it says again what it had said
         ended = replace(trial, outcome="failed", error="RuntimeError: [/red] boom", ended_at=None)
         listener.trial_ended(ended)
         listener.search_ended([ended, fakes.trial(4, 86, 62)], "finished")
@@ -49,6 +50,7 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
         "domainnet-vit-b32  16 trials of 240 steps  zero-shot  id 82.4  ood 61.0",
         "trial-003  started  method.reg_weight=1  method.text_length=8  optim.lr=1e-05",
         "trial-003  step 120/240  id 71.2  ood 44.0  loss 1.23",
+        "trial-003  goes on from step 120/240  id 71.2  ood 44.0  loss 1.23",
         "trial-003  failed  step 120/240  id 71.2  ood 44.0  loss 1.23  in 3m 00s  "
         "RuntimeError: [/red] boom",
         "domainnet-vit-b32  finished  1 finished, 1 failed  "
