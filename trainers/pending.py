@@ -3,8 +3,9 @@
 For each of them, the run leaves a folder with the evaluated weights and the report so far, which
 knows the ID domain alone; `trainers.deferred` measures the others from the weights. The report is
 written last: a folder without it is what a kill left. Whoever has the measures of all OOD domains
-puts the report together, and removes the folder once somebody wrote the whole report down. Knows
-no open_clip, which whoever waits for the measures need not import.
+puts the report together, and removes the folder once somebody wrote the whole report down. Where a
+report that lacks nothing has to wait for one that does, its folder holds it alone. Knows no
+open_clip, which whoever waits for the measures need not import.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ _ID = f"id_{SPLIT}/"
 
 @dataclass(frozen=True)
 class Pending:
-    """A report that waits for its OOD domains."""
+    """A report that waits for its OOD domains, or for one before it that does."""
 
     name: str
     """Of its folder."""
@@ -41,7 +42,9 @@ class Pending:
     metrics: Mapping[str, float]
     """Flat: all that the run itself has to say at this step."""
     id_domain: str
+    """Empty where the report lacks nothing."""
     ood_domains: tuple[str, ...]
+    """That it waits for."""
 
     @property
     def temperature(self) -> float:
@@ -103,20 +106,50 @@ def leave_pending(
     Raises:
         StorageFailed: they cannot be written.
     """
-    # With a name of its own: a run that went back to an earlier checkpoint comes here again.
-    name = f"step-{step:08d}-{secrets.token_hex(4)}"
-    pending = Pending(name, step, dict(metrics), domains.id_domain, tuple(domains.ood_domains))
-    folder = store.at(name)
+    ood_domains = tuple(domains.ood_domains)
+    pending = Pending(_new_name(step), step, dict(metrics), domains.id_domain, ood_domains)
+    folder = store.at(pending.name)
     with storage_failures(folder.url, "the weights to be evaluated cannot be written"):
         with (checkpoint / WEIGHTS).open("rb") as source, folder.write(WEIGHTS) as target:
             shutil.copyfileobj(source, target, 1 << 20)
-        with folder.write(REPORT) as file:
-            file.write(json.dumps(asdict(pending)).encode())
+        _write_report(folder, pending)
     return pending
 
 
+def leave_complete(store: Store, step: int, metrics: Mapping[str, float]) -> Pending:
+    """Leave a report that lacks nothing, but has to wait for one before it, in a new folder.
+
+    Args:
+        store: the folder of all that is pending of a run.
+        step: of the report.
+        metrics: of the report.
+
+    Raises:
+        StorageFailed: it cannot be written.
+    """
+    pending = Pending(_new_name(step), step, dict(metrics), "", ())
+    folder = store.at(pending.name)
+    with storage_failures(folder.url, "a report cannot be written"):
+        _write_report(folder, pending)
+    return pending
+
+
+def _new_name(step: int) -> str:
+    """Of no other folder: a run that went back to an earlier checkpoint comes to a step again."""
+    return f"{_prefix(step)}{secrets.token_hex(4)}"
+
+
+def _prefix(step: int) -> str:
+    return f"step-{step:08d}-"
+
+
+def _write_report(folder: Store, pending: Pending) -> None:
+    with folder.write(REPORT) as file:
+        file.write(json.dumps(asdict(pending)).encode())
+
+
 def read_pending(store: Store, name: str) -> Pending:
-    """What `leave_pending` left in a folder of that name.
+    """What was left in a folder of that name.
 
     Raises:
         StorageFailed: it cannot be read.
@@ -143,6 +176,19 @@ def left_pending(store: Store) -> list[Pending]:
             else:
                 remove_pending(store, name)
     return sorted(found, key=lambda pending: pending.step)
+
+
+def remove_all_pending(store: Store, step: int, but: Container[str]) -> None:
+    """Remove all folders of a step, whole or not, but those of some names.
+
+    Raises:
+        StorageFailed: they cannot be removed.
+    """
+    with storage_failures(store.url, "cannot be read"):
+        names = [info.base_name for info in store.list()]
+    for name in names:
+        if name.startswith(_prefix(step)) and name not in but:
+            remove_pending(store, name)
 
 
 def remove_pending(store: Store, name: str) -> None:

@@ -42,7 +42,7 @@ class SinceReport:
     seconds: float = 0.0
     """Of training, as far as processes that are gone did it."""
     all_sums: Tensor | None = None
-    """(W, 4), the sums of all workers, where the run is about to be saved."""
+    """(W, 4), the sums of all workers, where the run is about to be saved or was just restored."""
 
     @classmethod
     def now(cls, step: int, device: torch.device) -> SinceReport:

@@ -94,9 +94,12 @@ def _since(saved: Mapping[str, Any], run: Run) -> SinceReport:
     """A worker's share of what was done since the last report."""
     since = SinceReport.now(saved["step"], run.device)
     if saved["sums"] is not None:
-        sums = saved["sums"].to(run.device)  # of others, where there were more or fewer workers
-        since.sums += sums[run.rank] if len(sums) == run.world_size else sums.mean(0)
+        sums: Tensor = saved["sums"].to(run.device)
+        if len(sums) != run.world_size:  # of others, more or fewer
+            sums = sums.mean(0).repeat(run.world_size, 1)
+        since.sums += sums[run.rank]
         since.seconds = saved["seconds"]
+        since.all_sums = sums  # the run is saved again when it repeats its last report
     return since
 
 

@@ -32,7 +32,8 @@ from trainers.student import Outputs
 
 UNPROVEN = 2
 """Steps after which all that a step needs has been in memory: in the first there are not yet the
-moments of the optimiser, and an evaluation may leave other weights behind."""
+moments of the optimiser, an evaluation may leave other weights behind, and a run that goes on from
+a checkpoint may do so where there is less memory."""
 
 
 class Stepper:
@@ -44,11 +45,11 @@ class Stepper:
     sharded model, end with the error, and a restart goes on from the last checkpoint.
 
     Args:
-        run: whose state moves on.
+        run: whose state moves on; as it stands when its training begins or goes on.
     """
 
     def __init__(self, run: Run) -> None:
-        self._run, self._method = run, run.config.method
+        self._run, self._method, self._began = run, run.config.method, run.progress.step
         self._model: nn.Module = run.student
         if run.config.parallel == "ddp":
             self._model = replicated(run.student, run.device)
@@ -86,7 +87,8 @@ class Stepper:
     def _is_unproven(self, number: int) -> bool:
         config = self._run.config
         stage = self._method.stage(number, config.steps)
-        return min(number - stage.first, number % config.eval.every) < UNPROVEN
+        since = (number - stage.first, number % config.eval.every, number - self._began)
+        return min(since) < UNPROVEN
 
     def _gradients(self, number: int, inputs: Inputs) -> Tensor | None:
         """The step's gradients into the parameters, and its figures (3,); None: out of memory."""

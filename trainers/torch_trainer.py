@@ -108,7 +108,7 @@ def torch_trainer(
         ConfigError: a URL that nothing here knows.
         StorageFailed: it does not answer.
     """
-    storage = _open(storage_path)
+    storage = open_storage(storage_path)
     resources = {"CPU": cpus_per_worker}
     if gpus_per_worker:
         resources["GPU"] = gpus_per_worker
@@ -143,7 +143,13 @@ def torch_trainer(
     )
 
 
-def _open(storage_path: Path | str) -> Store:
+def open_storage(storage_path: Path | str) -> Store:
+    """Where trials keep their checkpoints.
+
+    Raises:
+        ConfigError: a URL that nothing here knows.
+        StorageFailed: it does not answer.
+    """
     try:
         return open_store(storage_path)
     except ConfigError as error:
@@ -251,7 +257,7 @@ def _report(report: Report, storage: str) -> None:
             ray.train.report(metrics)
             return
         if report.metrics and not is_complete(report.metrics, report.run.config.data):
-            pending = _open(storage).at(PENDING)
+            pending = open_storage(storage).at(PENDING)
             left = leave_pending(
                 pending, folder, report.step, report.metrics, report.run.config.data
             )

@@ -23,6 +23,7 @@ from pyarrow import fs
 from trainers.checkpoint import STATE, WEIGHTS
 from trainers.data.storage import Store, open_store
 from trainers.errors import storage_failures
+from trainers.pending import PENDING
 
 TRAIN_FOLDER: Final = "train"
 """Below a home: where Ray Train keeps the runs of all trials."""
@@ -32,17 +33,18 @@ _TRIAL: Final = "train-"
 _CHECKPOINT: Final = "checkpoint_"
 
 
-def checkpoint_home(run_folder: Path, storage: str | None, run_id: str) -> str:
+def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
     """The folder or URL below which all checkpoints of a run lie.
 
     Args:
         run_folder: of the run.
         storage: `search.checkpoints.storage`.
-        run_id: from its journal, so that a run folder may be moved and two of one name differ.
+        name: of its search. That of the folder may change: a run folder may be moved.
+        run_id: from its journal, for two runs of one name.
     """
     if storage is None:
         return str(run_folder)
-    return f"{storage.rstrip('/')}/{run_folder.name}-{run_id}"
+    return f"{storage.rstrip('/')}/{name}-{run_id}"
 
 
 def trial_path(trial_id: str) -> str:
@@ -181,6 +183,8 @@ def keep_weights(trial: TrialFiles) -> None:
     Raises:
         OSError: something cannot be read or removed; another attempt goes on from there.
     """
+    for name in _pending(trial):
+        _delete_folder(trial.folder.at(name))
     with_state = [name for name in trial.checkpoints if f"{name}/{STATE}" in trial.sizes]
     if len(trial.checkpoints) == 1 and not with_state:
         return
@@ -193,6 +197,12 @@ def keep_weights(trial: TrialFiles) -> None:
             remove_checkpoint(trial.folder.at(name))
     if newest in with_state:
         _delete_file(trial.folder, f"{newest}/{STATE}")
+
+
+def _pending(trial: TrialFiles) -> list[str]:
+    """Folders of reports (`trainers.pending`) that nobody was told of: their worker was lost."""
+    parts = [path.split("/") for path in trial.sizes]
+    return sorted({f"{PENDING}/{p[1]}" for p in parts if p[0] == PENDING and len(p) == 3})
 
 
 def remove(trial: TrialFiles) -> None:

@@ -3,8 +3,14 @@
 Where its workers find room in the cluster, they report to Ray Train without the OOD domains, and
 leave the evaluated weights (`trainers.pending`). The driver of the trial is told, starts a task a
 domain, puts the reports together and gives them to Tune in the order of steps, one complete report
-a step as ever. The folder of a report goes once Tune has recorded it: whatever kills the driver,
-the next one finds what is missing, and reports it first.
+a step as ever. The folder of a report goes once Tune has recorded it, and one that lacks nothing
+gets a folder too where it has to wait: whatever kills the driver, the next one finds what is
+missing, and reports it first.
+
+Tasks that nobody waits for any more end with the driver, to which they belong: Tune removes the
+placement group of a trial that it stops or that raised, and Ray the processes in it and of theirs.
+They are not cancelled, for a task that ends just as it is (`ray.cancel`, Ray 2.60) kills the driver
+by a check in Ray's core, and what it had to say is lost.
 
 Ray Train's own `ValidationConfig` (alpha in 2.60) is not this: it evaluates one checkpoint at a
 time, with no regard to room, tells no callback what it found, and passes over what failed.
@@ -14,15 +20,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -33,12 +41,15 @@ from trainers.pending import (
     PENDING,
     Evaluated,
     Pending,
+    leave_complete,
     left_pending,
     read_pending,
+    remove_all_pending,
     remove_pending,
 )
 from trainers.torch_trainer import PENDING_KEY
 from tuning.checkpoint_files import fetched, read_json
+from tuning.failures import in_one_line, storage_failure
 from tuning.records import STEP
 from tuning.restarts import fit
 
@@ -48,6 +59,10 @@ SPENT = "spent.json"
 """Beside the folders of reports: what the tasks of a trial have taken so far."""
 
 Report: TypeAlias = dict[str, Any]
+
+
+class EvaluationFailed(RuntimeError):
+    """A task could not evaluate its domain; the message names which, and why."""
 
 
 def fit_with_tasks(
@@ -68,8 +83,8 @@ def fit_with_tasks(
         new_tasks: False settles what an earlier session left, and evaluates all else inline.
 
     Raises:
-        Exception: what the training raised, or a task; a task is tried again once where its node
-            or its process was lost.
+        Exception: what the training raised, or what `Reports.send_complete` makes of a task's; one
+            is tried again once where its node or its process was lost.
     """
     folder, queue = open_store(f"{storage_path}/{name}"), _queue()
     cpus, gpus = resources["cpus_per_worker"], resources["gpus_per_worker"]
@@ -84,17 +99,12 @@ def fit_with_tasks(
         ood_tasks=new_tasks,
     )
     reports = Reports(config, folder.at(PENDING), task, tune.report)
-    try:
-        training = _in_background(train)
-        while not (training.done() and reports.all_sent and queue.empty()):
-            try:
-                reports.take(queue.get(timeout=POLL_S))
-            except Empty:
-                reports.send_complete()
-        training.result()
-    except BaseException:  # Tune stops a trial with SystemExit
-        reports.cancel()
-        raise
+    training = _in_background(train)
+    while not (training.done() and reports.all_sent and queue.empty()):
+        with suppress(Empty):
+            reports.take(queue.get(timeout=POLL_S))
+        reports.send_complete()
+    training.result()
 
 
 def _queue() -> Queue:
@@ -137,7 +147,14 @@ class _Waiting:
     """By domain."""
 
     @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        step: int = self.report[STEP]
+        return step
+
+    @property
     def is_complete(self) -> bool:
+        """Whether all of its tasks have ended."""
         tasks = list(self.tasks.values())
         return not tasks or not ray.wait(tasks, num_returns=len(tasks), timeout=0)[1]
 
@@ -156,8 +173,9 @@ class Reports:
         self, config: Mapping[str, Any], store: Store, task: Any, send: Callable[[Report], object]
     ) -> None:
         self._config, self._store, self._task, self._send = dict(config), store, task, send
-        self._waiting: deque[_Waiting] = deque()
-        self._last_step = -1
+        self._waiting: list[_Waiting] = []
+        self._taken = set[int]()
+        self._sent = -1
         with storage_failures(store.url, "cannot be read"):
             self._spent: dict[str, float] = read_json(store, SPENT) or {}
         for pending in left_pending(store):
@@ -169,38 +187,49 @@ class Reports:
         return not self._waiting
 
     def take(self, report: Report) -> None:
-        """Of a worker, as Ray Train was given it."""
+        """Of a worker, as Ray Train was given it.
+
+        Raises:
+            StorageFailed: what waits cannot be written or read.
+        """
         name = report.pop(PENDING_KEY, None)
         self._take(report, read_pending(self._store, name) if name else None)
+        # A worker may have been lost between what it left and what it said of it. Later than here,
+        # nobody comes to this step again, and the next driver would report it after later ones.
+        waiting = {w.pending.name for w in self._waiting if w.pending is not None}
+        remove_all_pending(self._store, report[STEP], but=waiting)
 
     def send_complete(self) -> None:
         """Send reports, up to the first that waits for tasks.
 
         Raises:
-            Exception: what a task raised.
+            EvaluationFailed: a task raised.
+            StorageFailed: a task did not get its weights, or no room; or costs cannot be written.
+            RayError: the process of a task was lost, twice.
         """
         while self._waiting and self._waiting[0].is_complete:
             first = self._waiting[0]
             self._send(self._with_costs(self._completed(first)))
+            self._sent = first.step
             if first.pending is not None:
                 remove_pending(self._store, first.pending.name)
-            self._waiting.popleft()
-
-    def cancel(self) -> None:
-        """End the tasks: nobody will ask what they found."""
-        for task in [task for waiting in self._waiting for task in waiting.tasks.values()]:
-            ray.cancel(task)
+            self._waiting.pop(0)
 
     def _take(self, report: Report, pending: Pending | None) -> None:
         # A worker that goes on from a checkpoint says again what it had said, and may train again
-        # what led to the next report: the figures are the same.
-        again = report[STEP] <= self._last_step
-        if again and pending is not None:
-            remove_pending(self._store, pending.name)
-        if again:
+        # what led to the next report: the figures are the same. Of a step before one that was sent,
+        # nothing can be: it would end the curve there.
+        if report[STEP] in self._taken or report[STEP] < self._sent:
+            if pending is not None:
+                remove_pending(self._store, pending.name)
             return
-        self._last_step = report[STEP]
-        self._waiting.append(_Waiting(report, pending, self._start(pending) if pending else {}))
+        if pending is None and self._waiting:
+            # The worker goes on, and would say again only the last of what this process alone knew.
+            metrics = {name: value for name, value in report.items() if name != STEP}
+            pending = leave_complete(self._store, report[STEP], metrics)
+        self._taken.add(report[STEP])
+        waiting = _Waiting(report, pending, self._start(pending) if pending else {})
+        insort(self._waiting, waiting, key=lambda waiting: waiting.step)
 
     def _start(self, pending: Pending) -> dict[str, Any]:
         return {domain: self._start_one(pending, domain) for domain in pending.ood_domains}
@@ -215,23 +244,43 @@ class Reports:
         return task.remote(self._config, url, domain, pending.temperature)
 
     def _completed(self, waiting: _Waiting) -> Report:
-        if waiting.pending is None:
+        if waiting.pending is None or not waiting.tasks:
             return waiting.report
-        found: list[Evaluated] = ray.get(list(waiting.tasks.values()))
+        found = {domain: _result(task, domain) for domain, task in waiting.tasks.items()}
         for name in ("cpu_seconds", "gpu_seconds"):
-            self._spent[name] = self._spent.get(name, 0.0) + sum(getattr(e, name) for e in found)
+            spent = sum(getattr(evaluated, name) for evaluated in found.values())
+            self._spent[name] = self._spent.get(name, 0.0) + spent
         with (
             storage_failures(self._store.url, "cannot be written"),
             self._store.write(SPENT) as file,
         ):
             file.write(json.dumps(self._spent).encode())
-        measures = {d: e.measures for d, e in zip(waiting.tasks, found, strict=True)}
+        measures = {domain: evaluated.measures for domain, evaluated in found.items()}
         return waiting.report | waiting.pending.completed(measures)
 
     def _with_costs(self, report: Report) -> Report:
         """With what tasks took, up to this report, beside what the workers did."""
         costs = {f"cost/{name}": seconds for name, seconds in self._spent.items()}
         return report | {name: report.get(name, 0.0) + value for name, value in costs.items()}
+
+
+def _result(task: Any, domain: str) -> Evaluated:
+    """What a task found.
+
+    Ray raises what the task did, as an error of that type too: an OSError of data that cannot be
+    read would pass for one of the checkpoints' storage, which ends the search.
+
+    Raises:
+        EvaluationFailed: it raised.
+        StorageFailed: and it was this.
+    """
+    try:
+        evaluated: Evaluated = ray.get(task)
+        return evaluated
+    except RayTaskError as error:
+        if failure := storage_failure(error):
+            raise failure from None
+        raise EvaluationFailed(f"evaluation of {domain}: {in_one_line(error)}") from error
 
 
 def _evaluate(config: Mapping[str, Any], url: str, domain: str, temperature: float) -> Evaluated:

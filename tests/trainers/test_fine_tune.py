@@ -95,6 +95,27 @@ def test_a_run_that_is_saved_between_reports_again_and_again_says_and_costs_the_
     assert saved_metrics(tmp_path / "4") == {}  # the weights there are not those of the report
 
 
+def test_a_run_that_is_saved_again_as_it_repeats_its_last_report_goes_on_as_if_undisturbed(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    """It was saved between two reports before, and what it had done since is not forgotten."""
+    *_, undisturbed = fine_tune(trial)
+    first = fine_tune(trial, save_now=lambda: True)
+    next(report for report in first if report.step == 5).save(tmp_path / "first")
+    second = fine_tune(trial, resume_from=tmp_path / "first")
+    repeated = next(second)
+    assert repeated.step == 3
+    repeated.save(tmp_path / "second")
+    second.close()
+    *_, last = fine_tune(trial, resume_from=tmp_path / "second")
+    assert untimed(last) == untimed(undisturbed)
+    seconds = [
+        torch.load(tmp_path / name / STATE, weights_only=True)["since_report"]["seconds"]
+        for name in ("first", "second")
+    ]
+    assert seconds[0] == seconds[1] > 0
+
+
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
     trial: TrialConfig, tmp_path: Path
 ) -> None:

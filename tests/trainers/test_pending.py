@@ -18,9 +18,11 @@ from trainers.pending import (
     REPORT,
     Pending,
     is_complete,
+    leave_complete,
     leave_pending,
     left_pending,
     read_pending,
+    remove_all_pending,
     remove_pending,
 )
 
@@ -77,6 +79,26 @@ def test_half_a_folder_which_a_kill_left_is_removed_and_no_report(
     assert [info.base_name for info in store.list()] == [whole.name]
     with pytest.raises(StorageFailed, match=f"{torn.name}: cannot be read"):
         read_pending(store, torn.name)
+
+
+def test_a_report_that_lacks_nothing_is_left_without_weights_and_found_among_the_others(
+    store: Store, checkpoint: Path
+) -> None:
+    before = leave_pending(store, checkpoint, 20, METRICS, DATA)
+    whole = leave_complete(store, 40, METRICS)
+    after = leave_pending(store, checkpoint, 60, METRICS, DATA)
+    assert left_pending(store) == [before, whole, after]
+    assert (whole.metrics, whole.ood_domains) == (METRICS, ())
+    assert [info.base_name for info in store.list(whole.name)] == [REPORT]
+
+
+def test_all_of_a_step_is_removed_but_what_is_named(store: Store, checkpoint: Path) -> None:
+    remove_all_pending(store, 20, but=())
+    named, torn, _ = (leave_pending(store, checkpoint, 20, METRICS, DATA) for _ in range(3))
+    store.filesystem.delete_file(store.full(f"{torn.name}/{REPORT}"))
+    other = leave_complete(store, 200, METRICS)
+    remove_all_pending(store, 20, but={named.name})
+    assert [info.base_name for info in store.list()] == [named.name, other.name]
 
 
 def test_the_whole_report_has_the_names_and_means_of_one_that_was_never_in_parts() -> None:

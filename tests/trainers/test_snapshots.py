@@ -95,6 +95,27 @@ def test_two_workers_resume_between_two_reports_to_the_last_bit_and_one_up_to_ro
     assert_near(curve(config, resume_from=tmp_path), undisturbed)
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_workers_that_were_saved_again_as_they_repeat_a_report_know_what_they_had_done_since(
+    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
+) -> None:
+    """And so do two of which one took the place in between."""
+    config = configured(trial, {"name": "ft"}, parallel)
+    first, again, alone = (tmp_path / name for name in ("first", "again", "alone"))
+    undisturbed, _ = two_workers(_saved_between, config, first)
+    two_workers(_saved_as_repeated, config, first, again)
+    assert two_workers(curve, config, again) == [undisturbed, undisturbed]
+    _saved_as_repeated(config, first, alone)
+    assert_near(two_workers(curve, config, alone)[0], undisturbed)
+
+
+def _saved_as_repeated(config: TrialConfig, folder: Path, target: Path) -> None:
+    """Resume a run, and go no further than to save it again."""
+    resumed = fine_tune(config, resume_from=folder)
+    next(resumed).save(target)
+    resumed.close()
+
+
 def _saved_between(config: TrialConfig, folder: Path) -> Curve:
     """The curve of a run that was saved a step after its first report."""
     found = []

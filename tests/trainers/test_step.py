@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.trainers.curves import PARTS, assert_near, curve, short
+from tests.trainers.curves import PARTS, Curve, assert_near, curve, short
+from tests.trainers.methods.contract import untimed
 from tests.trainers.short_memory import limit_pictures
+from tests.trainers.workers import TwoWorkers
 from trainers import fine_tune as loop
 from trainers.config import TrialConfig
 from trainers.data.views import normalise
@@ -131,6 +133,37 @@ def test_a_resumed_run_takes_its_steps_in_the_parts_that_fitted(
     *_, last = curve(config, resume_from=tmp_path)
     assert last[PARTS] == 2
     assert [last["train/loss"]] == rest
+
+
+def test_workers_that_go_on_where_there_is_less_memory_agree_on_smaller_parts(
+    trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
+) -> None:
+    """Two workers, and neither at the beginning of the training nor after an evaluation."""
+    config = short(trial, "ft", steps=6, eval__every=6, optim__eps=1e-3)
+    undisturbed, _ = two_workers(_saved_after_four_steps, config, tmp_path)
+    resumed, other = two_workers(_resumed_in_short_memory, config, tmp_path)
+    assert resumed == other
+    assert_near(resumed, undisturbed)
+    assert [report[PARTS] for report in (*undisturbed, *resumed)] == [4, 2]
+
+
+def _saved_after_four_steps(config: TrialConfig, folder: Path) -> Curve:
+    found = []
+    for report in fine_tune(config, save_now=iter([False] * 3 + [True, False]).__next__):
+        if report.metrics:
+            found.append(untimed(report))
+        else:
+            assert report.step == 4
+            report.save(folder)
+    return found
+
+
+def _resumed_in_short_memory(config: TrialConfig, folder: Path) -> Curve:
+    loop.start = limit_pictures(2, "student")
+    try:
+        return curve(config, resume_from=folder)
+    finally:
+        loop.start = start
 
 
 def test_what_fits_while_the_head_alone_trains_is_halved_when_all_does(

@@ -111,6 +111,21 @@ def test_the_newest_whole_weights_are_found_read_and_all_else_is_removed(
     assert kept_checkpoint(train, TRIAL) is None
 
 
+def test_reports_that_a_lost_worker_left_go_with_all_but_the_weights(
+    train: Store, tmp_path: Path
+) -> None:
+    folder = two_checkpoints(train, tmp_path)
+    keep_weights(list_trials(train)[0])
+    kept = files(train)
+    spent = f"{trial_path(TRIAL)}/pending/spent.json"
+    put(train, **{spent: b"{}"})
+    for name in ("step-00000040-ab12", "step-00000080-cd34"):
+        put(folder.at(f"pending/{name}"), **{WEIGHTS: weights(40), "report.json": b"{}"})
+    keep_weights(list_trials(train)[0])
+    assert files(train) == {*kept, spent}
+    assert [info.base_name for info in folder.list("pending")] == ["spent.json"]
+
+
 def test_weights_that_are_cut_short_anywhere_are_none(tmp_path: Path) -> None:
     content = weights(7)
     for length in {*range(0, len(content), 97), 7, 8, 9, len(content) - 1, len(content)}:
@@ -175,8 +190,8 @@ def test_weights_that_cannot_be_copied_are_told_with_their_place(
 
 
 def test_a_run_has_a_folder_of_its_own_in_the_storage(tmp_path: Path) -> None:
-    assert checkpoint_home(tmp_path / "mine", None, "ab12") == str(tmp_path / "mine")
-    assert checkpoint_home(tmp_path / "mine", "s3://b/x/", "ab12") == "s3://b/x/mine-ab12"
+    assert checkpoint_home(tmp_path / "moved", None, "mine", "ab12") == str(tmp_path / "moved")
+    assert checkpoint_home(tmp_path / "moved", "s3://b/x/", "mine", "ab12") == "s3://b/x/mine-ab12"
 
 
 def ray_trains(train: Store) -> str | None:

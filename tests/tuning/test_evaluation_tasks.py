@@ -1,5 +1,5 @@
-"""OOD domains evaluated as tasks: real searches on a Ray of four CPUs. Slow: a trial takes ten
-seconds to start."""
+"""OOD domains evaluated as tasks: real searches on a Ray of four CPUs, slow, for a trial takes ten
+seconds to start; and without Ray, what becomes of reports that wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 import ray
 import torch
 import yaml
+from ray.exceptions import RayTaskError
 from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray.util.state import list_tasks
 from rich.console import Console
 
@@ -27,16 +30,17 @@ from trainers.checkpoint import WEIGHTS
 from trainers.config import DataConfig
 from trainers.data.storage import Store, open_store
 from trainers.domain_sums import MEASURES
+from trainers.errors import StorageFailed, storage_failures
 from trainers.fine_tune import fine_tune
 from trainers.pending import PENDING, REPORT, Evaluated, leave_pending
 from trainers.torch_trainer import PENDING_KEY, WORKER_ENVIRONMENT
 from tuning.config_file import load_config
-from tuning.evaluation_tasks import SPENT, Reports
+from tuning.evaluation_tasks import SPENT, EvaluationFailed, Reports
 from tuning.journal import JOURNAL_FILE
 from tuning.ray_session import LOCALHOST, _free_port
 from tuning.search import SearchResult, run_search
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 OOD = ("painting", "clipart", "infograph", "sketch")
 DATA = DataConfig(id_domain="real", ood_domains=OOD)
@@ -79,8 +83,9 @@ def points(*rates: float) -> dict[str, Any]:
 
 
 def figures(report: Mapping[str, float]) -> dict[str, float]:
-    """All but what it cost, and how fast."""
-    return {n: v for n, v in report.items() if not n.startswith(("cost/", "train/images"))}
+    """All but what it cost, how fast, and in what parts."""
+    other = ("cost/", "train/images", "train/micro_batch_size")
+    return {n: v for n, v in report.items() if not n.startswith(other)}
 
 
 def inline(file: Any, params: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -111,6 +116,7 @@ def search(
     return result, evaluations(dashboard)
 
 
+@slow
 def test_reports_of_tasks_are_those_of_workers_complete_and_in_order(
     search: tuple[SearchResult, list[Any]],
 ) -> None:
@@ -127,6 +133,7 @@ def test_reports_of_tasks_are_those_of_workers_complete_and_in_order(
     assert {f"evaluate {domain} at step 3" for domain in OOD} <= finished
 
 
+@slow
 def test_tasks_run_beside_the_trial_and_what_they_took_is_in_its_costs(
     search: tuple[SearchResult, list[Any]],
 ) -> None:
@@ -141,6 +148,7 @@ def test_tasks_run_beside_the_trial_and_what_they_took_is_in_its_costs(
     assert spent["gpu_seconds"] == last["cost/gpu_seconds"] == 0
 
 
+@slow
 def test_a_trial_that_is_stopped_takes_its_tasks_with_it(
     search: tuple[SearchResult, list[Any]],
 ) -> None:
@@ -150,6 +158,7 @@ def test_a_trial_that_is_stopped_takes_its_tasks_with_it(
     assert not (result.run_folder / "train" / "train-trial-001").exists()
 
 
+@slow
 def test_where_no_node_has_room_the_workers_evaluate_everything(
     dashboard: str, pictures_root: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +177,7 @@ def test_where_no_node_has_room_the_workers_evaluate_everything(
     assert len(evaluations(dashboard)) == before
 
 
+@slow
 def test_a_killed_search_loses_no_report_that_waited_for_tasks(
     pictures_root: Path, tmp_path: Path
 ) -> None:
@@ -234,14 +244,14 @@ METRICS = {f"id_val/{name}": 1.0 for name in (*MEASURES, "temperature")} | {"cos
 class Trial:
     """A trial's reports, with what a worker does to them and what Tune is told."""
 
-    def __init__(self, folder: Path, **config: object) -> None:
+    def __init__(self, folder: Path, task: Any = None, **config: object) -> None:
         self.checkpoint = folder / "checkpoint"
         self.checkpoint.mkdir(exist_ok=True)
         (self.checkpoint / WEIGHTS).touch()
         self.store: Store = open_store(folder / PENDING)
         self.sent: list[dict[str, float]] = []
         config = {"folder": str(folder), **config}
-        self.reports = Reports(config, self.store, told_what_to_do(), self.sent.append)
+        self.reports = Reports(config, self.store, task or told_what_to_do(), self.sent.append)
 
     def leave(self, step: int) -> str:
         return leave_pending(self.store, self.checkpoint, step, METRICS, DATA).name
@@ -263,6 +273,7 @@ class Trial:
         return [i.base_name for i in self.store.list() if i.base_name.startswith("step-")]
 
 
+@slow
 def test_a_report_that_waits_for_tasks_holds_up_the_next_and_nothing_is_sent_twice(
     dashboard: str, tmp_path: Path
 ) -> None:
@@ -282,6 +293,7 @@ def test_a_report_that_waits_for_tasks_holds_up_the_next_and_nothing_is_sent_twi
     assert [report["cost/cpu_seconds"] for report in trial.sent] == [9.0, 17.0, 17.0]
 
 
+@slow
 def test_what_an_earlier_driver_left_is_reported_first_and_costs_add_up(
     dashboard: str, tmp_path: Path
 ) -> None:
@@ -299,6 +311,7 @@ def test_what_an_earlier_driver_left_is_reported_first_and_costs_add_up(
     assert again.folders == []
 
 
+@slow
 def test_a_task_that_fails_fails_the_trial_and_one_whose_process_dies_is_tried_again(
     dashboard: str, tmp_path: Path
 ) -> None:
@@ -308,19 +321,181 @@ def test_a_task_that_fails_fails_the_trial_and_one_whose_process_dies_is_tried_a
     assert dies.send_all() == [3]
     fails = Trial(tmp_path, fails="clipart")
     fails.reports_without_ood(3)
-    with pytest.raises(ValueError, match="clipart cannot be read"):
+    said = "evaluation of clipart: ValueError: clipart cannot be read"
+    with pytest.raises(EvaluationFailed, match=f"^{said}$"):
         fails.send_all()
     assert fails.sent == []
     assert len(fails.folders) == 1  # a resume finds it
 
 
+@slow
 def test_tasks_that_nobody_waits_for_any_more_give_their_cpus_back(
     dashboard: str, tmp_path: Path
 ) -> None:
-    trial = Trial(tmp_path, wait=True)
-    trial.reports_without_ood(3)
-    trial.reports_without_ood(6)
+    """Tune removes the placement group of a driver that ends, in whatever way."""
+    group = placement_group([{"memory": 1 << 20}])
+    driver = (
+        ray.remote(Driver)
+        .options(num_cpus=0, memory=1 << 20, scheduling_strategy=in_group(group))
+        .remote(tmp_path)
+    )
+    ray.get(driver.waits_for.remote([3, 6]))  # eight tasks: four have to wait for a CPU
     while ray.available_resources().get("CPU", 0) > 0:
         time.sleep(0.1)
-    trial.reports.cancel()
-    assert left_behind()[1] == pytest.approx(0, abs=1e-6)
+    remove_placement_group(group)
+    assert left_behind() == ([], pytest.approx(0, abs=1e-6))
+    time.sleep(2)
+    assert left_behind(0)[1] == pytest.approx(0, abs=1e-6)  # nor have others begun
+
+
+def in_group(group: Any) -> PlacementGroupSchedulingStrategy:
+    return PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+
+
+class Driver:
+    """The driver of a trial whose tasks do not end by themselves."""
+
+    def __init__(self, folder: Path) -> None:
+        self._trial = Trial(folder, wait=True)
+
+    def waits_for(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            self._trial.reports_without_ood(step)
+
+
+@dataclass
+class Tasks:
+    """In place of Ray and its tasks."""
+
+    running: set[int] = field(default_factory=set)
+    """Steps whose tasks have not ended."""
+    raises: Exception | None = None
+
+    def options(self, **options: object) -> Tasks:
+        return self
+
+    def remote(self, config: object, url: str, domain: str, temperature: float) -> tuple[str, str]:
+        return url.rpartition("/")[2], domain
+
+    def wait(
+        self, tasks: Sequence[tuple[str, str]], **options: object
+    ) -> tuple[list[object], list[object]]:
+        running = [(name, domain) for name, domain in tasks if int(name[5:13]) in self.running]
+        return [task for task in tasks if task not in running], [*running]
+
+    def get(self, task: tuple[str, str]) -> Evaluated:
+        if self.raises is not None:
+            about = {"proctitle": "ray", "pid": 1, "ip": "127.0.0.1"}
+            raise RayTaskError("f", "Traceback", self.raises, **about).as_instanceof_cause()
+        return Evaluated(dict.fromkeys(MEASURES, float(len(task[1]))), 2.0, 0.5)
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    tasks = Tasks()
+    monkeypatch.setattr(ray, "wait", tasks.wait)
+    monkeypatch.setattr(ray, "get", tasks.get)
+    return tasks
+
+
+def test_a_driver_that_is_killed_while_whole_reports_wait_loses_none_of_them(
+    tasks: Tasks, tmp_path: Path
+) -> None:
+    killed = Trial(tmp_path, tasks)
+    tasks.running = {100}
+    killed.reports_without_ood(100)
+    killed.reports_whole(200)
+    killed.reports_without_ood(300)
+    killed.reports_whole(400)
+    killed.reports.send_complete()
+    assert killed.sent == []
+
+    tasks.running = set()
+    resumed = Trial(tmp_path, tasks)
+    resumed.reports_whole(400)  # a worker repeats its last report, and no other
+    resumed.reports_without_ood(500)
+    assert resumed.send_all() == [100, 200, 300, 400, 500]
+    assert [r["cost/cpu_seconds"] for r in resumed.sent] == [9.0 + 8 * n for n in (1, 1, 2, 2, 3)]
+    without_costs = {n: v for n, v in resumed.sent[1].items() if not n.startswith("cost/")}
+    assert without_costs == {"step": 200} | {n: v for n, v in METRICS.items() if n[:5] != "cost/"}
+    assert resumed.folders == []
+
+
+def test_a_whole_report_that_waits_for_none_is_sent_and_nothing_is_written(
+    tasks: Tasks, tmp_path: Path
+) -> None:
+    trial = Trial(tmp_path, tasks)
+    for step in (100, 200):
+        trial.reports_whole(step)
+        assert trial.folders == []
+        assert trial.send_all()[-1] == step
+    assert not (tmp_path / PENDING).exists()
+
+
+def test_reports_are_sent_in_the_order_of_steps_in_whatever_order_they_come(
+    tasks: Tasks, tmp_path: Path
+) -> None:
+    first = Trial(tmp_path, tasks)
+    for step in (100, 300):
+        first.leave(step)
+    tasks.running = {100, 300}
+    trial = Trial(tmp_path, tasks)
+    trial.reports_whole(200)
+    trial.reports_without_ood(300)
+    tasks.running = {300}
+    trial.reports.send_complete()
+    assert [report["step"] for report in trial.sent] == [100, 200]
+    trial.reports_whole(100)
+    trial.reports_whole(200)
+    trial.reports_without_ood(150)  # would end the curve there
+    tasks.running = set()
+    assert trial.send_all() == [100, 200, 300]
+    assert trial.folders == []
+
+
+def test_what_a_lost_worker_could_not_tell_of_goes_when_the_next_one_comes_to_that_step(
+    tasks: Tasks, tmp_path: Path
+) -> None:
+    trial = Trial(tmp_path, tasks)
+    trial.reports_without_ood(100)
+    trial.leave(200)  # then it was lost, and so the next time, half way
+    half = trial.leave(200)
+    (tmp_path / PENDING / half / REPORT).unlink()
+    further = trial.leave(300)
+    tasks.running = {100, 200}
+    trial.reports_without_ood(200)
+    assert [name[:13] for name in trial.folders] == ["step-00000100", "step-00000200", further[:13]]
+    tasks.running = set()
+    assert trial.send_all() == [100, 200]
+    assert trial.folders == [further]
+    assert Trial(tmp_path, tasks).send_all() == [300]
+
+
+def test_a_task_that_cannot_read_its_pictures_fails_the_trial_and_is_no_failure_of_storage(
+    tasks: Tasks, tmp_path: Path
+) -> None:
+    trial = Trial(tmp_path, tasks)
+    trial.reports_without_ood(100)
+    tasks.raises = PermissionError(13, "Permission denied", "/data/painting")
+    with (
+        pytest.raises(EvaluationFailed, match="of painting: PermissionError: "),
+        storage_failures("s3://checkpoints", "cannot be used"),
+    ):
+        trial.send_all()
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (StorageFailed("s3://mine: its weights cannot be copied here"), "^s3://mine: its weights"),
+        (OSError(28, "No space left on device", "/tmp/weights"), "^/tmp/weights: No space left"),
+    ],
+)
+def test_a_task_whose_storage_fails_says_so(
+    tasks: Tasks, tmp_path: Path, raised: Exception, said: str
+) -> None:
+    trial = Trial(tmp_path, tasks)
+    trial.reports_without_ood(100)
+    tasks.raises = raised
+    with pytest.raises(StorageFailed, match=said):
+        trial.send_all()
