@@ -10,20 +10,17 @@ journal: what happened later would rest on an event that is not there.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from trainers.errors import ConfigError, StorageFailed, storage_failures
+from tuning.appended import append_synced, is_open, open_alone
 from tuning.records import Outcome, SearchOutcome, TrialRecord
 
 JOURNAL_FILE = "journal.jsonl"
@@ -62,21 +59,15 @@ class Journal:
     """The journal of one run folder, open for the one driver that may run it.
 
     Raises:
-        ConfigError: another process has it open, or it is of another version.
+        ConfigError: another process has it open, it is of another version, or no locks are kept
+            where it lies.
         StorageFailed: here and in all that writes: the disk is full, or fails.
     """
 
     def __init__(self, run_folder: Path) -> None:
         path = self._path = run_folder / JOURNAL_FILE
         self._failure: StorageFailed | None = None
-        with storage_failures(path, "cannot be opened"):
-            self._file = path.open("ab+", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ConfigError(f"{run_folder}: another process is running this search") from None
-        cut_torn_line(path)
+        self._file = open_alone(path, f"{run_folder}: another process is running this search")
         self._last = 0.0
         if path.stat().st_size == 0:
             self._append({"event": "created", "format": FORMAT, "id": secrets.token_hex(4)})
@@ -150,39 +141,18 @@ class Journal:
             raise
 
 
-def append_synced(file: FileIO, content: bytes) -> None:
-    """Append to an unbuffered file and wait until it is on disk; all of it, or nothing.
-
-    Raises:
-        OSError: it is not there, and the file ends as before, in so far as the system lets it.
-    """
-    size = os.fstat(file.fileno()).st_size
-    try:
-        left = memoryview(content)
-        while left:
-            left = left[file.write(left) :]
-        os.fsync(file.fileno())
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(file.fileno(), size)  # or the next line would be glued to half a one
-        raise
-
-
 def _end_of(record: TrialRecord) -> Event:
     end = {"outcome": record.outcome, "error": record.error}
     return {"event": "ended", "trial": record.trial_id, **end}
 
 
 def is_running(run_folder: Path) -> bool:
-    """Whether a driver on a machine that shares locks with this one has the journal open."""
-    try:
-        with (run_folder / JOURNAL_FILE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    """Whether a driver on a machine that shares locks with this one has the journal open.
+
+    Raises:
+        ConfigError: no locks are kept where it lies, so nobody can tell.
+    """
+    return is_open(run_folder / JOURNAL_FILE)
 
 
 def read_history(run_folder: Path, live: bool = False) -> History:
@@ -310,11 +280,3 @@ class _Reader:
         self.records[trial_id] = dataclasses.replace(
             record, outcome=outcome, error=error, ended_at=max(at, record.started_at or at)
         )
-
-
-def cut_torn_line(path: Path) -> None:
-    """Cut off what a crash left of a line, so that the next one starts on its own."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)

@@ -29,8 +29,8 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from search_spaces import SearchSpace
 from trainers.errors import ConfigError, storage_failures
+from tuning.appended import cut_torn_line
 from tuning.config import SamplerConfig
-from tuning.journal import cut_torn_line
 from tuning.records import STEP, Outcome, SearchRecord, TrialRecord
 from tuning.samplers import create_sampler
 from tuning.urls import check_driver, expand, redact

@@ -11,9 +11,7 @@ import ray
 from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
-from trainers.data.storage import open_store
 from tuning.checkpoint_files import remove_folder
-from tuning.checkpoint_repair import repair
 from tuning.config import ResourcesConfig, SearchFile
 from tuning.confirmation.results import (
     COSTS,
@@ -128,7 +126,6 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker
         )(_zero_shot_metrics)
         return evaluate.remote(job.config)
-    repair(open_store(f"{checkpoints}/{job.name}"))  # a call before may have been cut off
     driver: Any = ray.remote(num_cpus=0, **driver_options())
     return driver(final_metrics).remote(
         job.config.model_dump(mode="json"),

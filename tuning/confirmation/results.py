@@ -7,7 +7,6 @@ never trained or evaluated again. `confirm/results.parquet` is made from it, for
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from typing import Any, Literal, TypeAlias
 import pyarrow as pa
 
 from trainers.errors import ConfigError, storage_failures
+from tuning.appended import append_synced, open_alone
 from tuning.confirmation.statistics import Estimate, difference, estimate, paired_difference
-from tuning.journal import append_synced, cut_torn_line
 from tuning.records import ZERO_SHOT, ParamValue, SearchRecord
 from tuning.reporting.parquet import write_atomically
 
@@ -135,13 +134,7 @@ class ResultsFile:
     def __init__(self, run_folder: Path) -> None:
         path = self._path = results_path(run_folder)
         path.parent.mkdir(exist_ok=True)
-        self._file = path.open("ab", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ConfigError(f"{run_folder}: another process is confirming this run") from None
-        cut_torn_line(path)
+        self._file = open_alone(path, f"{run_folder}: another process is confirming this run")
 
     def __enter__(self) -> ResultsFile:
         return self
