@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import shlex
@@ -20,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 
-from cluster.upload import check_data_root, config_within, excludes
+from cluster.job_client import NO_ANSWER, job_client
+from cluster.upload import check_data_root, check_files, check_urls, config_within, excludes
 from trainers.errors import ConfigError, first_line
 from tuning.addresses import check_sends
 from tuning.config import SearchFile
 from tuning.config_file import check_settings, has_password, load_config
 from tuning.config_layers import read_layers
+from tuning.resume import identity
 
 STOP_SECONDS = 20
 """Between SIGTERM and SIGKILL of a job that is stopped; Ray's own default, 3 s, is too short to end
@@ -69,9 +70,12 @@ class Job:
     storage: str
     warning: str | None = None
 
+    def logs_command(self) -> str:
+        """Ray's own, which follows the job."""
+        return f"ray job logs --follow --address {self.address} {self.submission_id}"
+
     def description(self) -> list[str]:
         """For people: what it is called, and how to look at it and stop it."""
-        ray = f"--address {self.address} {self.submission_id}"
         state = "" if self.is_new else "  (it was running already: nothing was submitted)"
         runs = self.storage
         if "://" not in runs and not runs.startswith(("/", "~")):
@@ -80,9 +84,9 @@ class Job:
             *([f"warning: {self.warning}"] if self.warning else ()),
             f"Job         {self.submission_id}{state}",
             f"Runs in     {runs}",
-            f"Look        ray job logs --follow {ray}",
+            f"Look        {self.logs_command()}",
             f"Dashboard   {self.address}/#/jobs/{self.submission_id}",
-            f"Stop        ray job stop {ray}",
+            f"Stop        ray job stop --address {self.address} {self.submission_id}",
             "Go on       the same `lipsum-tune submit`, after a stop or a failure",
         ]
 
@@ -97,18 +101,23 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
 
     Raises:
         ConfigError: a mistake in the configuration (data and resources are the cluster's, and not
-            looked at here), a variable that is missing or secret, or no job server at the address.
+            looked at here), a path that the job would not find again, a variable that is missing, a
+            secret, or no job server at the address.
     """
     address = address.rstrip("/")
     warning = check_sends(address, "code and Ray's token", allow_remote)
     working_dir = request.working_dir.expanduser().resolve()
     if not working_dir.is_dir():
         raise ConfigError(f"--working-dir {request.working_dir}: no such folder")
+    refuse_passwords(request.overrides)
     config = config_within(working_dir, request.config)
     file = load_config(request.config, request.overrides, check=False)
     try:
         check_settings(file)
-        check_data_root(read_layers(request.config, request.overrides)[1])
+        values = read_layers(request.config, request.overrides)[1]
+        check_urls(values)
+        check_data_root(values)
+        check_files(values)
     except ConfigError as error:
         raise ConfigError(f"{request.config}: {error}") from None
     runtime_env = {
@@ -116,12 +125,16 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
         "excludes": excludes(working_dir, file),
         "env_vars": carried(request.environment, os.environ),
     }
-    client = _connected(address)
     base = submission_base(file)
-    earlier = [job for job in client.list_jobs() if _is_of(job.submission_id, base)]
-    running = [job for job in earlier if not job.status.is_terminal()]
+    try:
+        client = job_client(address)
+        jobs = {number: job for job in client.list_jobs() if (number := _number(job, base))}
+    except (*NO_ANSWER, ValueError) as error:
+        hint = "" if os.environ.get("RAY_AUTH_MODE") else "; is RAY_AUTH_MODE=token missing here?"
+        raise ConfigError(f"--address {address}: {first_line(error)}{hint}") from None
+    running = [number for number, job in jobs.items() if not job.status.is_terminal()]
     if running:
-        job_id = str(running[-1].submission_id)
+        job_id = str(jobs[max(running)].submission_id)
         return Job(address, job_id, False, file.search.storage, warning)
     arguments = [argument for line in request.overrides for argument in ("--set", line)]
     try:
@@ -130,20 +143,33 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
             entrypoint=shlex.join(
                 ["python", "-m", "tuning", "search", config, "--resume", *arguments]
             ),
-            submission_id=base if not earlier else f"{base}-{len(earlier) + 1}",
+            submission_id=f"{base}-{max(jobs) + 1}" if jobs else base,
             runtime_env=runtime_env,
             metadata={"lipsum-tune": file.search.name},
         )
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{address}: the job was refused: {first_line(error)}") from None
+    except (*NO_ANSWER, ValueError) as error:
+        raise ConfigError(
+            f"{address}: the job could not be submitted: {first_line(error)}; where it got there "
+            "all the same, the same command finds it"
+        ) from None
     return Job(address, submission_id, True, file.search.storage, warning)
 
 
 def submission_base(file: SearchFile) -> str:
-    """The same for the same search: what its trials measure, its name, and where it is kept."""
-    parts = {**file.fingerprints(), "name": file.search.name, "storage": file.search.storage}
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    """The same for the same search: that whose run folder `search --resume` would take up."""
+    digest = hashlib.sha256(json.dumps(identity(file), sort_keys=True).encode()).hexdigest()[:8]
     return f"{file.search.name}-{digest}"
+
+
+def refuse_passwords(overrides: tuple[str, ...]) -> None:
+    """Raise a ConfigError, which does not repeat it, for a password in what `--set` says."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if has_password(value):
+            raise ConfigError(
+                f"--set {key}: a password does not belong into a job's command, which Ray shows on "
+                "its dashboard and in its logs; set it in the environment of the cluster's nodes"
+            )
 
 
 def carried(names: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
@@ -187,16 +213,7 @@ def _submitted(client: JobSubmissionClient, **job: Any) -> str:
     return client.submit_job(**job)
 
 
-def _is_of(submission_id: str | None, base: str) -> bool:
-    return re.fullmatch(rf"{re.escape(base)}(-\d+)?", submission_id or "") is not None
-
-
-def _connected(address: str) -> JobSubmissionClient:
-    # They name every file that is left out, and tell of their connections.
-    for name in ("ray", "ray.dashboard.modules.job.sdk"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        hint = "" if os.environ.get("RAY_AUTH_MODE") else "; is RAY_AUTH_MODE=token missing here?"
-        raise ConfigError(f"--address {address}: {first_line(error)}{hint}") from None
+def _number(job: JobDetails, base: str) -> int:
+    """How many times the search had been submitted with this job; 0 where it is of another."""
+    found = re.fullmatch(rf"{re.escape(base)}(?:-(\d+))?", job.submission_id or "")
+    return int(found[1] or 1) if found else 0

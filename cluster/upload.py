@@ -1,4 +1,7 @@
-"""What of a working directory goes along with a job: code and configurations, nothing heavy."""
+"""What of a working directory goes along with a job: code and configurations, nothing heavy.
+
+And what of a configuration the job would not find again, or must not be told.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data.roots import EMBEDDED
+from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError
+from trainers.models.config import LOCAL_DIR, is_path
 from tuning.config import SearchFile
 from tuning.config_layers import find_config
 
@@ -28,8 +33,23 @@ ALWAYS_EXCLUDED = (
     "*.tar",
     ".env",
     ".env.*",
+    # What a home directory holds and must never leave it: keys, tokens, passwords.
+    ".aws/",
+    ".azure/",
+    ".config/",
+    ".docker/",
+    ".gnupg/",
+    ".kube/",
+    ".ray/",
+    ".ssh/",
+    ".netrc",
+    "*.pem",
 )
 """As in a .gitignore, which Ray also goes by where there is one."""
+
+_FILES = ("model.name", "model.pretrained", "method.texts_file")
+"""Keys of a trial that may name a file or folder, beside its pictures. A suite is none: the job
+reads its file together with the configuration, and keeps what it says."""
 
 _DEPTH = 2
 """Folders below the working directory in which environments are looked for."""
@@ -91,6 +111,69 @@ def check_data_root(values: Mapping[str, Any]) -> None:
             f"trial.data.root = {root!r}: data do not go along with a job; give the absolute path "
             "or the URL under which every node of the cluster reaches them"
         )
+
+
+def check_files(values: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a file of a trial that the job would look for in its own copy.
+
+    Each submission has another copy, so the path would make it another search each time, and what
+    reads the run later would look in a folder that is gone.
+
+    Args:
+        values: as of `check_data_root`, of a configuration that is valid.
+    """
+    for where, key, value in _named_files(values):
+        path = _path(key, value)
+        if path is not None and not Path(path).expanduser().is_absolute():
+            raise ConfigError(
+                f"{where} = {value!r}: a job runs in a temporary copy of the working directory; "
+                "give the absolute path under which every node reaches it"
+            )
+
+
+def check_urls(values: Mapping[str, Any]) -> None:
+    """Raise a ConfigError, which does not repeat it, for a password in where data and runs lie.
+
+    Args:
+        values: as of `check_data_root`, of a configuration that is valid.
+    """
+    trial, search = values.get("trial", {}), values.get("search", {})
+    urls = {
+        "trial.data.root": trial.get("data", {}).get("root"),
+        "search.storage": search.get("storage"),
+    }
+    for key, url in urls.items():
+        try:
+            refuse_secrets(str(url))
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+
+
+def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
+    """Values that may be a file's path: where each stands, for which key of the trial, and it."""
+    trial, space = values.get("trial", {}), values.get("search", {}).get("space", {})
+    spaces = {"search.space": space}
+    for method, own in space.get("by_method", {}).items():
+        spaces[f"search.space.by_method.{method}"] = own
+    for key in _FILES:
+        section, _, field = key.partition(".")
+        yield f"trial.{key}", key, trial.get(section, {}).get(field)
+        for where, searched in spaces.items():
+            for choice in searched.get("parameters", {}).get(key, {}).get("choices", ()):
+                yield f"{where}.parameters.{key}.choices", key, choice
+            for point in searched.get("initial_points") or ():
+                yield f"{where}.initial_points", key, point.get(key)
+
+
+def _path(key: str, value: object) -> str | None:
+    """The path that the value of one of `_FILES` is, if it is one."""
+    if not isinstance(value, str) or not value:
+        return None
+    if key == "model.pretrained":
+        return value if is_path(value) else None
+    if key == "model.name" and not value.endswith(".json"):
+        return value.removeprefix(LOCAL_DIR) if value.startswith(LOCAL_DIR) else None
+    return value
 
 
 def _within(working_dir: Path, url: str) -> Path | None:

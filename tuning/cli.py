@@ -1,7 +1,7 @@
 """The command `lipsum-tune`.
 
-Exit status: 0 done; 1 a trial or storage failed, a preparation was refused or a zero-shot figure is
-off; 2 the configuration cannot run; 130 interrupted.
+Exit status: 0 done; 1 a trial failed, a preparation was refused or a zero-shot figure is off; 2 the
+configuration cannot run; 75 storage failed, and the same command may go on later; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key, e.g. `trial.steps=500`. May be repeated."),
 ]
-
-
 Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+
+STORAGE_FAILED = 75
+"""EX_TEMPFAIL of sysexits.h: what failed is not what was asked for, so it may be asked again."""
 
 
 @app.command()
@@ -53,6 +54,13 @@ def search(
             "--resume", help="Go on with the run of this name and configuration, if there is one."
         ),
     ] = False,
+    allow_failed_trials: Annotated[
+        bool,
+        typer.Option(
+            "--allow-failed-trials",
+            help="Exit with 0 where trials failed, if any has finished: for what tries again.",
+        ),
+    ] = False,
     address: Address = None,
 ) -> None:
     """Run a search."""
@@ -64,7 +72,8 @@ def search(
     from tuning.resume import search_or_resume
     from tuning.search import run_search
 
-    _show((search_or_resume if resume else run_search)(file, address=address))
+    result = (search_or_resume if resume else run_search)(file, address=address)
+    _show(result, allow_failed_trials)
 
 
 @app.command("resume")
@@ -230,7 +239,7 @@ def ui(
     os.execvpe(sys.executable, [sys.executable, "-m", *command], environment)
 
 
-def _show(result: SearchResult) -> None:
+def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print what a search found, and exit with the status that says how it ended."""
     from trainers.checkpoint import WEIGHTS
     from trainers.data.storage import open_store
@@ -252,14 +261,16 @@ def _show(result: SearchResult) -> None:
     is_local = result.tracking_uri == default_tracking_uri(result.run_folder.parent)
     where = f"lipsum-tune ui {result.run_folder}" if is_local else redact(result.tracking_uri)
     console.print(f"MLflow      {where}", soft_wrap=True, highlight=False)
-    if result.ended_by and not any(record.outcome == "finished" for record in result.records):
+    finished = [record for record in result.records if record.outcome == "finished"]
+    if result.ended_by and not finished:
         raise ConfigError(f"{result.ended_by}, and no trial has finished; resume it with more")
     if result.outcome == "stopped":
         console.print(f"Go on with  lipsum-tune resume {result.run_folder}", soft_wrap=True)
         raise typer.Exit(130)
     if result.failed:
         Console(stderr=True).print(f"{len(result.failed)} trial(s) failed", style="red")
-        raise typer.Exit(1)
+        if not (allow_failed_trials and any(record.kind == "trial" for record in finished)):
+            raise typer.Exit(1)
 
 
 def main() -> None:
@@ -270,9 +281,10 @@ def main() -> None:
         app()
     except (ConfigError, StorageFailed) as error:
         print(f"lipsum-tune: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+        status = 2 if isinstance(error, ConfigError) else STORAGE_FAILED
+        raise SystemExit(status) from None
     except OSError as error:
         if error.errno not in FULL:
             raise
         print(f"lipsum-tune: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(STORAGE_FAILED) from None

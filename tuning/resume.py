@@ -102,17 +102,28 @@ def earlier_run(file: SearchFile) -> Path | None:
     return None
 
 
+def identity(file: SearchFile) -> dict[str, object]:
+    """Plain values, equal for configurations of which one may go on with a run of the other."""
+    return _without(file, RESUMABLE)
+
+
 def _changes(
     before: SearchFile, after: SearchFile, allowed: tuple[str, ...]
 ) -> dict[str, tuple[object, object]]:
     """The keys outside of the allowed ones that have another value than before, and both values."""
-    was, now = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
-    may_change = tuple(f"{key}." for key in allowed)
+    was, now = _without(before, allowed), _without(after, allowed)
     return {
         key: (was.get(key), now.get(key))
         for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not f"{key}.".startswith(may_change)
+        if was.get(key) != now.get(key)
     }
+
+
+def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
+    """All that a configuration says, under dotted keys, but for these and what is below them."""
+    left_out = tuple(f"{key}." for key in keys)
+    values = _flat(file.model_dump(mode="json"))
+    return {key: value for key, value in values.items() if not f"{key}.".startswith(left_out)}
 
 
 def _check_untouched(known: dict[str, str], file: SearchFile, extend: bool) -> None:

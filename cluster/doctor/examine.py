@@ -21,6 +21,7 @@ from trainers.data.roots import EMBEDDED
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.models.config import is_path
+from tuning.capacity import has_autoscaler
 from tuning.config import SearchConfig, SearchFile
 from tuning.config_file import check_search
 from tuning.ray_session import ray_session
@@ -104,7 +105,7 @@ def _cluster(
     if file is not None:
         yield from _storage(file.search, nodes, answering.answer_s)
         yield from _pictures(file.trial, answering, answered)
-        yield needs.room(file.search.resources, nodes)
+        yield needs.room(file.search.resources, nodes, has_autoscaler())
 
 
 def _software_and_hardware(

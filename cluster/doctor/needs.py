@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from cluster.doctor.facts import Pictures
 from cluster.doctor.finding import Finding
 from cluster.doctor.probes import Node, Silence
+from trainers.errors import ConfigError
+from tuning.capacity import check_fits, fitting_trials
 from tuning.config import ResourcesConfig
 from tuning.shared_storage import NodeStorage
 
@@ -77,30 +79,36 @@ def files(name: str, missing: Sequence[str]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def room(resources: ResourcesConfig, nodes: Sequence[Node]) -> Finding:
-    """Whether a trial fits into the cluster, worker by worker, and how many do at once."""
-    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-    takes = f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    trial = f"a trial takes {resources.workers} x ({takes})"
-    workers = sum(_workers_on(node, cpus, gpus) for node in nodes)
-    if workers < resources.workers:
-        largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=None)
-        most = f"; the largest has {largest.cpus:g} CPU, {largest.gpus:g} GPU" if largest else ""
+def room(resources: ResourcesConfig, nodes: Sequence[Node], grows: bool) -> Finding:
+    """Whether a trial fits into the cluster, and how many do at once, as a search would have it.
+
+    Args:
+        resources: what a trial takes.
+        nodes: those that are alive.
+        grows: an autoscaler adds nodes, so that trials wait for the room that there is not.
+    """
+    there = [{"CPU": node.cpus, "GPU": node.gpus} for node in nodes]
+    try:
+        check_fits(there, resources)
+    except ConfigError as error:
+        found = str(error).removeprefix("search.resources: ")
+        if grows:
+            return Finding(
+                "room", "warning", f"{found}; trials wait for the autoscaler to add nodes",
+                "see that it may add nodes that are large enough, and enough of them",
+            )  # fmt: skip
         return Finding(
-            "room", "fault",
-            f"{trial}; of such workers, {workers} fit into {len(nodes)} nodes{most}",
-            "add nodes, or ask for less: search.resources.workers, .cpus_per_worker, "
+            "room", "fault", found,
+            "add nodes, or ask for less: search.resources.workers, .min_workers, .cpus_per_worker, "
             ".gpus_per_worker",
         )  # fmt: skip
-    at_once = min(workers // resources.workers, resources.max_concurrent or workers)
-    return Finding("room", "ok", f"{trial}; {at_once} at once")
-
-
-def _workers_on(node: Node, cpus: float, gpus: float) -> int:
-    """A worker lies on one node, and a fraction of a GPU on one GPU."""
-    by_cpu = int((node.cpus + 1e-6) // cpus)
-    if not gpus:
-        return by_cpu
-    per_gpu = int((1 + 1e-6) // gpus)
-    by_gpu = int(node.gpus) * per_gpu if gpus < 1 else int((node.gpus + 1e-6) // gpus)
-    return min(by_cpu, by_gpu)
+    fits, most = fitting_trials(there, resources), resources.max_concurrent
+    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
+    takes = f"{cpus} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    workers = str(resources.workers)
+    if resources.min_workers is not None:
+        workers = f"{resources.min_workers} to {workers}"
+    found = f"a trial takes {workers} x ({takes}); {min(fits, most or fits)} at once"
+    if grows and most is not None and most > fits:
+        found += f", and {most} once the autoscaler has added nodes"
+    return Finding("room", "ok", found)

@@ -22,6 +22,7 @@ import typer
 
 from cluster.mlflow.database import check_database, upgrade_database
 from trainers.errors import ConfigError
+from tuning.addresses import ALLOW_REMOTE, is_loopback
 
 URI_VARIABLE = "MLFLOW_BACKEND_STORE_URI"
 LOCALHOST = "127.0.0.1"
@@ -35,8 +36,8 @@ class ServerOptions:
     """A folder, or a bucket as `s3://bucket/folder`."""
     port: int = 5000
     workers: int = 4
-    host: str | None = None
-    """The interface to listen on, where that is not this machine's own loopback."""
+    host: str = LOCALHOST
+    """The interface to listen on."""
     names: tuple[str, ...] = ()
     """Under which browsers and searches reach it, where that is not an address of its own."""
     basic_auth: bool = False
@@ -44,12 +45,7 @@ class ServerOptions:
     @property
     def is_remote(self) -> bool:
         """Whether other machines can reach it."""
-        if self.host is None or self.host == "localhost":
-            return False
-        try:
-            return not ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return True
+        return not is_loopback(self.host)
 
 
 def backend_store_uri(environment: Mapping[str, str], file: Path | None) -> str:
@@ -80,10 +76,10 @@ def backend_store_uri(environment: Mapping[str, str], file: Path | None) -> str:
 
 def command(options: ServerOptions) -> list[str]:
     """MLflow's command line, which holds no secret."""
-    arguments = ["mlflow", "server", "--host", options.host or LOCALHOST]
+    arguments = ["mlflow", "server", "--host", options.host]
     arguments += ["--port", str(options.port), "--workers", str(options.workers)]
     arguments += ["--serve-artifacts", "--artifacts-destination", options.artifacts]
-    names = [*options.names, *([options.host] if options.host and options.is_remote else [])]
+    names = [*options.names, *([options.host] if options.is_remote else [])]
     names = [name for name in names if not _stands_for_all(name)]
     if names:
         # The first is against DNS rebinding; MLflow's own page needs the second to search at all.
@@ -143,10 +139,10 @@ def run(
     ] = None,
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
     workers: Annotated[int, typer.Option(min=1, help="Processes, of 250 MB each.")] = 4,
+    host: Annotated[str, typer.Option(help="Interface to listen on.")] = LOCALHOST,
     allow_remote: Annotated[
-        str | None,
-        typer.Option(metavar="HOST", help="Listen on this interface, for other machines too."),
-    ] = None,
+        bool, typer.Option(ALLOW_REMOTE, help="Also on an interface that others can reach.")
+    ] = False,
     server_name: Annotated[
         list[str] | None,
         typer.Option(help="A name that the server is reached under. May be repeated."),
@@ -158,18 +154,18 @@ def run(
     ] = False,
 ) -> None:
     """Serve MLflow over a database, until SIGTERM or Ctrl-C."""
-    options = ServerOptions(
-        artifacts, port, workers, allow_remote, tuple(server_name or ()), basic_auth
-    )
+    options = ServerOptions(artifacts, port, workers, host, tuple(server_name or ()), basic_auth)
+    risk = warning(options)
+    if risk and not allow_remote:
+        raise ConfigError(f"--host {risk} If that is wanted, say {ALLOW_REMOTE}.")
     uri = backend_store_uri(os.environ, backend_store_uri_file)
     os.environ.update(settings(uri))
     if basic_auth:
         check_basic_auth(os.environ)
     if check_database(uri, may_upgrade=upgrade):
         upgrade_database(uri)
-    text = warning(options)
-    if text:
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+    if risk:
+        print(f"warning: {risk}", file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, "-m", *command(options)])
 
 

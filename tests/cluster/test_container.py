@@ -6,6 +6,7 @@ No image is built: that takes a container engine.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent.parent
 FILE = ROOT / "cluster" / "container" / "Containerfile"
@@ -56,12 +59,17 @@ def test_the_base_has_a_tag_and_the_processes_are_not_root() -> None:
     assert not any(line.startswith("RUN") for line in lines[lines.index("USER 1000:1000") :])
 
 
-def test_the_image_has_the_ray_that_the_manifests_name() -> None:
-    (version,) = [v for v in instructions("ARG") if v.startswith("RAY_VERSION=")]
+def test_every_node_of_every_cluster_has_the_same_ray() -> None:
+    (argument,) = [v for v in instructions("ARG") if v.startswith("RAY_VERSION=")]
+    version = argument.removeprefix("RAY_VERSION=")
     for name in ("raycluster", "rayjob"):
         manifest = next(yaml.safe_load_all((ROOT / f"cluster/kuberay/{name}.yaml").read_text()))
         spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
-        assert version == f"RAY_VERSION={spec['rayVersion']}"
+        assert spec["rayVersion"] == version
+    for cloud in ("aws", "gcp"):
+        launcher = yaml.safe_load((ROOT / f"cluster/launcher/{cloud}.yaml").read_text())
+        (setup,) = [c for c in launcher["setup_commands"] if "pip install" in c]
+        assert Requirement(shlex.split(setup)[-1]).specifier == SpecifierSet(f"=={version}")
 
 
 def test_no_secret_goes_in_and_only_the_package_is_at_hand() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ def test_aws_would_take_the_machines_that_are_asked_for(aws: dict[str, Any]) -> 
         del request["SubnetIds"]  # Ray takes one of them
         assert not ParamValidator().validate(request, shape).generate_report()
         assert request["MetadataOptions"]["HttpTokens"] == "required"
+        # What AWS would have to look up, with rights that the head's role lacks, is no id.
+        assert re.fullmatch(r"ami-[0-9a-f]{17}", request["ImageId"])
     request["Monitor"] = True
     assert "Monitor" in ParamValidator().validate(request, shape).generate_report()
     spot = aws["available_node_types"]["gpu_spot"]["node_config"]
@@ -139,9 +142,13 @@ def check(value: Any, schema: dict[str, Any], schemas: dict[str, Any], at: str) 
 def test_google_would_take_the_machines_that_are_asked_for() -> None:
     folder = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents"
     schemas = json.loads((folder / "compute.v1.json").read_text())["schemas"]
-    types = read("gcp")["available_node_types"]
+    config = read("gcp")
+    types, zone = config["available_node_types"], config["provider"]["availability_zone"]
     for name, node_type in types.items():
         check(node_type["node_config"], {"$ref": "Instance"}, schemas, name)
+        (disk,) = node_type["node_config"]["disks"]
+        # The default of N2 and G2 machines, pd-standard, is one that G2 machines refuse.
+        assert disk["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/pd-balanced"
     with pytest.raises(AssertionError, match=r"gpu\.scheduling\.preemptable"):
         check({"scheduling": {"preemptable": True}}, {"$ref": "Instance"}, schemas, "gpu")
     scheduling = {name: t["node_config"].get("scheduling", {}) for name, t in types.items()}

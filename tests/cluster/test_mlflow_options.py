@@ -37,6 +37,19 @@ def test_other_machines_come_with_a_warning_that_names_the_risk(host: str) -> No
     assert command(with_passwords)[-2:] == ["--app-name", "basic-auth"]
 
 
+def test_other_machines_are_let_in_by_a_word_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "sqlite:///a")
+    with pytest.raises(SystemExit) as ended:
+        main(["--artifacts", "here", "--host", "0.0.0.0"])
+    assert ended.value.code == 2
+    assert "--host 0.0.0.0 lets other machines reach this server" in (
+        said := capsys.readouterr().err
+    )
+    assert "say --allow-remote" in said
+
+
 def test_passwords_need_a_package_and_a_key_which_are_named() -> None:
     with pytest.raises(ConfigError, match=r"flask_wtf|MLFLOW_FLASK_SERVER_SECRET_KEY"):
         check_basic_auth({})

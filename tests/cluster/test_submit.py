@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.submit import Job, JobRequest, carried, submission_base, submit_search
+from tests.cluster.job_server import JobServer, job_server
 from trainers.errors import ConfigError
 from tuning.config_file import load_config
+from tuning.resume import earlier_run
+from tuning.runs import write_config
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -63,6 +70,43 @@ def test_the_same_search_is_called_the_same_whatever_its_budget() -> None:
     assert base not in names
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "search.sampler.name=random", "search.sampler.seed=1", "search.scheduler={name: none}",
+        "search.references=[]", "search.warm_start.runs=[/runs/earlier]",
+        "search.study_storage=sqlite:////study.db", "search.checkpoints.storage=s3://bucket/c",
+        "search.objective.metric=val/acc", "search.space.parameters.optim.lr.low=1e-5",
+        "trial.optim.lr=2e-4",
+    ],
+)  # fmt: skip
+def test_two_searches_are_called_the_same_only_where_one_may_go_on_with_the_other(
+    other: str, tmp_path: Path
+) -> None:
+    storage = f"search.storage={tmp_path}"
+    first = load_config("quickstart", [storage], check=False)
+    second = load_config("quickstart", [storage, other], check=False)
+    folder = tmp_path / first.search.name
+    folder.mkdir()
+    write_config(folder, first)
+    assert earlier_run(first) == folder
+    assert earlier_run(second) is None
+    assert submission_base(first) != submission_base(second)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "search.budget.trials=40", "search.resources.workers=2", "search.tracking.uri=http://mlflow",
+        "search.checkpoints.keep_top=3", "search.checkpoints.disk_gb=5", "trial.data.root=/shared",
+        "trial.data.workers=3",
+    ],
+)  # fmt: skip
+def test_what_a_resume_may_change_does_not_make_it_another_search(same: str) -> None:
+    first = submission_base(load_config("quickstart", check=False))
+    assert submission_base(load_config("quickstart", [same], check=False)) == first
+
+
 def test_mistakes_are_told_before_anything_is_sent(tmp_path: Path) -> None:
     def refused(*overrides: str, config: str = "quickstart") -> str:
         with pytest.raises(ConfigError) as caught:
@@ -76,6 +120,74 @@ def test_mistakes_are_told_before_anything_is_sent(tmp_path: Path) -> None:
     assert "never reported" in refused("search.objective.metric=x/y")
     with pytest.raises(ConfigError, match=r"--working-dir .*: no such folder"):
         submit_search(JobRequest("quickstart", working_dir=tmp_path / "none"), NOWHERE)
+
+
+def test_a_password_is_refused_before_it_is_in_the_jobs_command_and_not_repeated(
+    tmp_path: Path,
+) -> None:
+    secret = "s3://AKIA0:hunter2@bucket/x"
+    (tmp_path / "root.yaml").write_text(f"trial: {{data: {{root: '{secret}'}}}}")
+    (tmp_path / "storage.yaml").write_text(f"search: {{storage: '{secret}'}}")
+    requests = {
+        "--set trial.data.root:": JobRequest("quickstart", (f"trial.data.root={secret}",)),
+        "--set trial.model.pretrained:": JobRequest(
+            "quickstart", ("trial.model.pretrained=https://x.org/w?token=hunter2",)
+        ),
+        "trial.data.root: s3://bucket/x:": JobRequest(str(tmp_path / "root.yaml")),
+        "search.storage: s3://bucket/x:": JobRequest(str(tmp_path / "storage.yaml")),
+    }
+    with job_server() as server:
+        for said, request in requests.items():
+            with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+                submit_search(replace(request, working_dir=tmp_path), server.url)
+            assert "hunter2" not in str(caught.value)
+    assert server.submitted == []
+
+
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_a_job_goes_to_the_address_that_was_said_whatever_ray_finds_in_the_environment(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://elsewhere.example:8265")
+    before = dict(os.environ)
+    with job_server() as server:
+        job = submit_search(JobRequest("quickstart", working_dir=tmp_path), server.url + "/")
+    assert [sent["submission_id"] for sent in server.submitted] == [job.submission_id]
+    assert job.address == server.url
+    assert dict(os.environ) == before
+
+
+def test_a_search_that_runs_is_found_and_another_job_of_it_gets_the_next_number(
+    tmp_path: Path,
+) -> None:
+    def submit(server: JobServer) -> Job:
+        return submit_search(JobRequest("quickstart", working_dir=tmp_path), server.url)
+
+    base = submission_base(load_config("quickstart", check=False))
+    with job_server() as server:
+        assert submit(server).submission_id == base
+        again = submit(server)
+        assert (again.submission_id, again.is_new) == (base, False)
+        # The first was deleted; another search's is no concern of this one.
+        server.jobs = {f"{base}-2": "FAILED", f"{base}0-7": "RUNNING", f"{base}-10": "STOPPED"}
+        assert submit(server).submission_id == f"{base}-11"
+        assert submit(server).is_new is False
+
+
+def test_a_head_that_wants_a_token_or_hangs_up_is_one_line(tmp_path: Path) -> None:
+    def refused(server: JobServer) -> str:
+        with pytest.raises(ConfigError) as caught:
+            submit_search(JobRequest("quickstart", working_dir=tmp_path), server.url)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    with job_server() as server:
+        server.hangs_up = Counter(list=1)
+        assert refused(server).startswith(f"--address {server.url}: ")
+        server.hangs_up = Counter(submit=1)
+        assert "the same command finds it" in refused(server)
+        server.refuses = True
+        assert refused(server).startswith(f"--address {server.url}: ")
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from cluster.upload import check_data_root, config_within, excludes
+from cluster.upload import check_data_root, check_files, config_within, excludes
 from trainers.errors import ConfigError
 from tuning.config import SearchFile
 from tuning.config_layers import read_layers
@@ -46,7 +47,10 @@ def test_code_and_configurations_go_along_and_nothing_heavy_or_secret(tmp_path: 
         ".git/config", "env/pyvenv.cfg", "env/lib/python3.12/site.py", "tools/conda/conda-meta/x",
         "data/real/train/part-00000.parquet", "pictures/shop/cat.png", "results/a/journal.jsonl",
         "runs/old/journal.jsonl", "mlruns/0/meta.yaml", "trainers/__pycache__/x.pyc", ".env",
-        ".mypy_cache/x", "mlflow.db", "ignored.txt",
+        ".mypy_cache/x", "mlflow.db", "ignored.txt", ".ssh/id_ed25519", ".aws/credentials",
+        ".azure/msal_token_cache.json", ".config/gcloud/credentials.db", ".docker/config.json",
+        ".gnupg/trustdb.gpg", ".kube/config", ".ray/auth_token", ".netrc", "home/me/.ssh/config",
+        "ray-autoscaler_us-west-2.pem",
     }  # fmt: skip
     for name in taken | left:
         path = folder / name
@@ -94,3 +98,57 @@ def test_data_that_would_be_looked_for_in_the_jobs_copy_are_refused() -> None:
     for root in ("/shared/data", "s3://bucket/data", "openmoji", "~/data"):
         check(root)
     check_data_root({})
+
+
+TEXTS = "trial.method={name: lipsum_ft, text_source: file, texts_sha256: x, texts_file: FILE}"
+CHOICES = "search.space.parameters.model.pretrained={type: categorical, choices: [openai, FILE]}"
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        (TEXTS, "trial.method.texts_file = 'FILE'"),
+        ("trial.model.pretrained=FILE.pt", "trial.model.pretrained = 'FILE.pt'"),
+        ("trial.model.name=FILE.json", "trial.model.name = 'FILE.json'"),
+        ("trial.model.name=local-dir:FILE", "trial.model.name = 'local-dir:FILE'"),
+        (CHOICES.replace("FILE", "FILE.pt"), "parameters.model.pretrained.choices = 'FILE.pt'"),
+        (
+            "search.space.by_method={ft: {initial_points: [{model.name: FILE.json}]}}",
+            "search.space.by_method.ft.initial_points = 'FILE.json'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["mine", "weights/mine", "./mine"])
+def test_a_file_that_would_be_another_in_each_jobs_copy_is_refused(
+    override: str, where: str, path: str
+) -> None:
+    def check(path: str) -> None:
+        check_files(read_layers("quickstart", [override.replace("FILE", path)])[1])
+
+    for known in (f"/shared/{path}", f"~/{path}"):
+        check(known)
+    said = re.escape(where.replace("FILE", path))
+    with pytest.raises(ConfigError, match=rf"{said}: .*give the absolute path under which every"):
+        check(path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trial.model.name=ViT-B-16-quickgelu", "trial.model.name=hf-hub:org/repo",
+        "trial.model.pretrained=openai", "trial.model.pretrained=random",
+        "trial.method.text_length=4", "search.space.initial_points=null",
+        "search.space.methods=[ft, kd]",
+    ],
+)  # fmt: skip
+def test_what_names_no_file_goes_along(override: str) -> None:
+    check_files(read_layers("quickstart", [override])[1])
+    check_files({})
+
+
+def test_a_suite_in_a_file_is_kept_by_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text("{id_domain: a, ood_domains: [b]}")
+    (tmp_path / "mine.yaml").write_text("trial: {data: {suite: suite.yaml}}")
+    values = read_layers(tmp_path / "mine.yaml")[1]
+    check_files(values)
+    assert values["trial"]["data"]["suite"].id_domain == "a"

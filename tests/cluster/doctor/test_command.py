@@ -15,6 +15,7 @@ from cluster.cli import main
         (["no-such.yaml"], "no-such.yaml: no such file"),
         (["quickstart", "--set", "trial.stepps=1"], "did you mean 'steps'"),
         (["--set", "trial.steps=1"], "of which configuration?"),
+        (["--address", "http://127.0.0.1:8265"], "doctor takes HOST:PORT of the head itself (6379"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2_before_anything_starts(

@@ -65,15 +65,32 @@ def test_files_that_a_node_lacks_are_listed() -> None:
         ([(3, 0), (3, 0)], {"workers": 2, "cpus_per_worker": 2}, 1),  # 2 workers, of 6 CPUs
         ([(4, 0), (4, 0)], {"cpus_per_worker": 6}, 0),  # 8 CPUs, but on two machines
         ([(16, 1), (16, 1)], {"gpus_per_worker": 2}, 0),
-        ([(16, 2)], {"gpus_per_worker": 0.4}, 4),  # a worker's share lies on one GPU
+        ([(16, 2)], {"gpus_per_worker": 0.5}, 4),
         ([(2, 8)], {"gpus_per_worker": 1}, 2),
         ([(16, 0)], {"max_concurrent": 3}, 3),
+        ([(2, 0), (1, 0)], {"workers": 4, "min_workers": 3}, 1),  # an elastic trial begins with 3
+        ([(2, 0), (2, 0)], {"workers": 3, "placement_strategy": "STRICT_PACK"}, 0),
+        ([(8, 0), (1, 0)], {"workers": 2, "placement_strategy": "STRICT_SPREAD"}, 1),
     ],
 )
-def test_room_is_counted_worker_by_worker(
-    nodes: list[tuple[float, float]], resources: dict[str, float], at_once: int
+def test_room_is_what_a_search_would_have(
+    nodes: list[tuple[float, float]], resources: dict[str, object], at_once: int
 ) -> None:
     there = [node(str(number), cpus, gpus) for number, (cpus, gpus) in enumerate(nodes)]
-    finding = room(ResourcesConfig.model_validate(resources), there)
+    finding = room(ResourcesConfig.model_validate(resources), there, grows=False)
     assert finding.status == ("ok" if at_once else "fault")
-    assert f"{at_once} at once" in finding.found if at_once else "0 fit" in finding.found
+    if at_once:
+        assert finding.found.endswith(f"; {at_once} at once")
+    else:
+        assert "search.resources.workers" in finding.remedy
+
+
+def test_where_nodes_are_added_no_room_is_a_warning_and_little_room_is_well() -> None:
+    head = node("head", cpus=0)
+    none = room(ResourcesConfig(), [head], grows=True)
+    assert none.status == "warning"
+    assert none.found.startswith("one trial takes 1 CPU; the cluster has 0 CPU, 0 GPU; ")
+    assert "autoscaler" in none.found
+    some = room(ResourcesConfig(max_concurrent=12), [head, node("a", cpus=2)], grows=True)
+    assert some.status == "ok"
+    assert some.found.endswith("2 at once, and 12 once the autoscaler has added nodes")

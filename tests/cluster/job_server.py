@@ -1,0 +1,143 @@
+"""A server that answers as a head's job server does, as far as it is asked here, and may hang up.
+
+It says what it is told to: jobs run nowhere. Real ones are in `test_jobs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from aiohttp import web
+
+Handler = Any
+ALWAYS = 1_000_000
+
+
+@dataclass
+class JobServer:
+    """What it says; to be changed while it runs."""
+
+    url: str = ""
+    jobs: dict[str, str] = field(default_factory=dict)
+    """Ids and states."""
+    logs: str = ""
+    exit_code: int = 0
+    ends: str = "SUCCEEDED"
+    """The state of a job whose logs somebody has followed to their end."""
+    hangs_up: Counter[str] = field(default_factory=Counter)
+    """How many more requests of a kind are cut off: `status`, `logs`, `list`, `submit`, and `tail`
+    in its midst."""
+    refuses: bool = False
+    """For want of a token."""
+    submitted: list[dict[str, Any]] = field(default_factory=list)
+
+    def application(self) -> web.Application:
+        """Its routes."""
+        application = web.Application(middlewares=[self._broken])
+        application.add_routes(
+            [
+                web.get("/api/version", self._version, name="version"),
+                web.get("/api/jobs/", self._list, name="list"),
+                web.post("/api/jobs/", self._submit, name="submit"),
+                web.get("/api/jobs/{id}", self._status, name="status"),
+                web.get("/api/jobs/{id}/logs", self._logs, name="logs"),
+                web.get("/api/jobs/{id}/logs/tail", self._tail),
+                web.get("/api/packages/{protocol}/{name}", self._package, name="package"),
+            ]
+        )
+        return application
+
+    @web.middleware
+    async def _broken(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self.refuses:
+            return web.Response(status=401, text="Unauthorized")
+        if self._hangs_up(request.match_info.route.name or ""):
+            assert request.transport is not None
+            request.transport.abort()
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    def _hangs_up(self, kind: str) -> bool:
+        self.hangs_up[kind] -= 1
+        return self.hangs_up[kind] >= 0
+
+    def _details(self, submission_id: str) -> dict[str, Any]:
+        return {
+            "type": "SUBMISSION",
+            "submission_id": submission_id,
+            "status": self.jobs[submission_id],
+            "entrypoint": "",
+            "driver_exit_code": self.exit_code,
+        }
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": "4", "ray_version": ray.__version__})
+
+    async def _package(self, _: web.Request) -> web.Response:
+        return web.Response()  # it is there already
+
+    async def _list(self, _: web.Request) -> web.Response:
+        return web.json_response([self._details(name) for name in self.jobs])
+
+    async def _submit(self, request: web.Request) -> web.Response:
+        job = await request.json()
+        self.submitted.append(job)
+        name = job["submission_id"]
+        self.jobs[name] = "PENDING"
+        return web.json_response({"job_id": name, "submission_id": name})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return web.json_response(self._details(request.match_info["id"]))
+
+    async def _logs(self, _: web.Request) -> web.Response:
+        return web.json_response({"logs": self.logs})
+
+    async def _tail(self, request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        half = len(self.logs) // 2
+        await socket.send_str(self.logs[:half])
+        if self._hangs_up("tail"):
+            assert request.transport is not None
+            request.transport.close()  # what was sent still arrives
+            return socket
+        await socket.send_str(self.logs[half:])
+        self.jobs[request.match_info["id"]] = self.ends
+        await socket.close()
+        return socket
+
+
+@contextmanager
+def job_server() -> Iterator[JobServer]:
+    """One on a free port of this machine."""
+    server, loop, ready = JobServer(), asyncio.new_event_loop(), threading.Event()
+
+    async def start() -> web.AppRunner:
+        runner = web.AppRunner(server.application())
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return runner
+
+    def serve() -> None:
+        runner = loop.run_until_complete(start())
+        ready.set()
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield server
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()

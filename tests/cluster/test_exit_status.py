@@ -1,0 +1,92 @@
+"""The exit status of a search, by which a cluster decides whether to try again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app, main
+from tests.disks import fill, small_disk
+from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, trial, write_run
+from tuning import resume
+from tuning.config import SearchFile
+from tuning.records import TrialRecord
+from tuning.runs import CONFIG_FILE, load_run
+from tuning.search import SearchResult
+
+FAILED = trial(1, 80.0, 50.0, outcome="failed", error="OutOfMemoryError: too big", curve=())
+
+
+@pytest.fixture
+def exit_code(
+    pictures_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """That of a search of these trials, all of which have ended before it goes on."""
+
+    def end_at_once(folder: Path, file: SearchFile, **more: object) -> SearchResult:
+        loaded = load_run(folder)
+        return SearchResult(loaded.search, loaded.history.records, "finished", folder, "uri")
+
+    def searched(*records: TrialRecord, options: tuple[str, ...] = ()) -> int:
+        file = search_file(pictures_root, search__storage=str(tmp_path), search__name="mine")
+        run = write_run(tmp_path / "mine", file, records)
+        command = ["search", str(run / CONFIG_FILE), "--resume", *options]
+        return CliRunner().invoke(app, command).exit_code
+
+    monkeypatch.setattr(resume, "continue_search", end_at_once)
+    return searched
+
+
+def test_a_failed_trial_makes_it_1(exit_code: Callable[..., int]) -> None:
+    assert exit_code(fakes.reference(), trial(0, 85.0, 62.0), FAILED) == 1
+
+
+def test_a_failed_trial_may_be_allowed_where_another_has_finished(
+    exit_code: Callable[..., int],
+) -> None:
+    allowed = ("--allow-failed-trials",)
+    assert exit_code(fakes.reference(), trial(0, 85.0, 62.0), FAILED, options=allowed) == 0
+
+
+def test_a_search_of_which_every_trial_failed_is_never_well(exit_code: Callable[..., int]) -> None:
+    assert exit_code(fakes.reference(), FAILED, options=("--allow-failed-trials",)) == 1
+
+
+Ended = Callable[..., tuple[int | str | None, str]]
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ended:
+    """The status with which the command ends, and its last line."""
+
+    def end(*words: str | Path) -> tuple[int | str | None, str]:
+        monkeypatch.setattr(sys, "argv", ["lipsum-tune", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code, capsys.readouterr().err.splitlines()[-1]
+
+    return end
+
+
+def test_a_disk_that_is_full_makes_it_75_whatever_it_was_needed_for(
+    ended: Ended, pictures_root: Path, tmp_path: Path
+) -> None:
+    one_step = {"trial__steps": 1, "trial__eval__every": 1}
+    with small_disk(tmp_path / "disk", 1000) as disk:
+        of_trial = write_run(disk / "trial", search_file(pictures_root, **one_step)) / CONFIG_FILE
+        report = write_run(disk / "report", search_file(pictures_root), [trial(0, 85.0, 62.0)])
+        fill(disk)
+        for words in (("train", of_trial, "--output", disk / "trained"), ("report", report)):
+            status, line = ended(*words)
+            assert status == 75, words
+            assert line.startswith("lipsum-tune: ")
+            assert "No space left on device" in line
+
+
+def test_a_mistake_makes_it_2(ended: Ended) -> None:
+    assert ended("search", "no-such.yaml")[0] == 2
