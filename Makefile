@@ -12,7 +12,7 @@ quickstart: $(VENV)/.benchmark
 	$(BIN)/lipsum-tune search quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -11,6 +11,8 @@ from pathlib import Path
 # which of them came first in this process, some would be refused.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # of whoever runs the tests
+# Before torch is: two tests run at a time, and its threads would fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

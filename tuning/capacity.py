@@ -88,7 +88,12 @@ def _wanted(resources: ResourcesConfig) -> dict[str, float]:
 
 def _workers_on(node: Mapping[str, float], resources: ResourcesConfig) -> int:
     wanted = _wanted(resources)
-    return min(int((node.get(kind, 0.0) + _SLACK) // amount) for kind, amount in wanted.items())
+    fits = {k: int((node.get(k, 0.0) + _SLACK) // amount) for k, amount in wanted.items()}
+    if 0 < resources.gpus_per_worker < 1:  # which lies on one GPU
+        fits["GPU"] = int(node.get("GPU", 0.0) + _SLACK) * int(
+            (1 + _SLACK) // resources.gpus_per_worker
+        )
+    return min(fits.values())
 
 
 def _fitting(slots: Sequence[int], workers: int, strategy: str) -> int:

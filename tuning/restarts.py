@@ -11,16 +11,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from ray import exceptions as ray_errors
 from ray._private.state import state
 from ray.train import Result
+from ray.train.v2._internal.constants import VALIDATE_STORAGE_MARKER_FILENAME
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
-from trainers.errors import first_line
-from trainers.torch_trainer import torch_trainer
+from trainers.data.storage import Store
+from trainers.errors import first_line, storage_failures
+from trainers.torch_trainer import open_storage, torch_trainer
+from tuning.checkpoint_repair import repair
 
 logger = logging.getLogger(__name__)
 
@@ -47,23 +51,36 @@ class MachinesLost(RuntimeError):
     """A training lost its workers more often than it may."""
 
 
-def fit(config: Mapping[str, Any], *, resources: Mapping[str, Any], **arguments: Any) -> Result:
+def fit(
+    config: Mapping[str, Any],
+    *,
+    name: str,
+    storage_path: Path | str,
+    resources: Mapping[str, Any],
+    **arguments: Any,
+) -> Result:
     """Run `torch_trainer` to its end, and again from its last checkpoint when a machine is lost.
 
     Args:
         config: of the trainer.
+        name: of the trainer.
+        storage_path: of the trainer.
         resources: of the trainer, and how many such losses it survives: `max_failures`, by default
             none.
         arguments: all others of the trainer.
 
     Raises:
         MachinesLost: one time too many.
+        StorageFailed: there can be no checkpoints.
         Exception: what the training itself raised, as Ray Train tells it.
     """
     of_trainer, known = dict(resources), set[str]()
     allowed, losses = of_trainer.pop("max_failures", 0), 0
     while True:
-        trainer = torch_trainer(config, **arguments, **of_trainer)
+        _make_ready(open_storage(storage_path).at(name))
+        trainer = torch_trainer(
+            config, name=name, storage_path=storage_path, **arguments, **of_trainer
+        )
         try:
             return trainer.fit()
         except Exception as error:
@@ -81,16 +98,28 @@ def fit(config: Mapping[str, Any], *, resources: Mapping[str, Any], **arguments:
                     f"workers were lost {losses} time(s), and search.resources.max_failures = "
                     f"{allowed}: {said}"
                 ) from error
-            logger.warning("%s starts anew: %s", arguments.get("name"), said)
+            logger.warning("%s starts anew: %s", name, said)
+
+
+def _make_ready(folder: Store) -> None:
+    """What Ray Train's controller does first, in a constructor of which no error tells the cause:
+    it writes into the trial's folder, and reads its list of checkpoints, which a kill may tear."""
+    repair(folder)
+    with (
+        storage_failures(folder.url, "cannot be written"),
+        folder.write(VALIDATE_STORAGE_MARKER_FILENAME) as file,
+    ):
+        file.write(b"")
 
 
 def machine_failure(error: BaseException) -> BaseException | None:
     """What happened to a machine, out of what Ray Train raised; None where training failed itself.
 
     Where one worker is gone, what the others say follows from it. Where all are there, and none
-    says anything but that its peer is gone, Ray does not know yet what they do.
+    says anything but that its peer is gone, Ray does not know yet what they do. An actor that could
+    not be made is no loss: its constructor raised.
     """
-    raised = list(_innermost(error))
+    raised = [e for e in _innermost(error) if not getattr(e, "actor_init_failed", False)]
     lost = next((e for e in raised if isinstance(e, _LOST)), None)
     if lost is None and raised and all(map(_misses_a_peer, raised)):
         return raised[0]

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class LoadedRun:
     def home(self) -> str:
         """The folder or URL below which all its checkpoints lie."""
         storage = self.file.search.checkpoints.storage
-        return checkpoint_home(self.folder, storage, self.history.run_id)
+        return checkpoint_home(self.folder, storage, self.file.search.name, self.history.run_id)
 
     @property
     def checkpoints(self) -> Store:
@@ -129,9 +130,10 @@ def _new_folder(storage: Path, name: str) -> Path:
 
 def runs_named(storage: str, name: str) -> list[Path]:
     """The run folders that searches of this name got, in their order."""
-    folders = _storage(storage)
-    numbered = (folders / (name if n == 1 else f"{name}-{n}") for n in itertools.count(1))
-    return [f for f in itertools.takewhile(Path.is_dir, numbered) if (f / CONFIG_FILE).is_file()]
+    ours = re.compile(rf"{re.escape(name)}(?:-([0-9]+))?")
+    folders = [file.parent for file in _storage(storage).glob(f"*/{CONFIG_FILE}")]
+    numbered = [(ours.fullmatch(folder.name), folder) for folder in folders]
+    return [f for _, f in sorted((int(match[1] or 1), f) for match, f in numbered if match)]
 
 
 def write_config(folder: Path, file: SearchFile) -> None:

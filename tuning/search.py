@@ -127,7 +127,7 @@ def _continue(
             interrupted_by_sigterm(),
             ProgressListener(console) as progress,
         ):
-            home = checkpoint_home(run_folder, keep.storage, journal.run_id)
+            home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)
             check_nodes(file, home)
             concurrent = concurrent_trials(file.search.resources)
             checkpoints = open_store(f"{home}/{TRAIN_FOLDER}")

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.data.roots import EMBEDDED
@@ -56,8 +57,13 @@ class NodeStorage:
 
 
 def alive_nodes() -> dict[str, str]:
-    """The addresses of the cluster's nodes, by Ray's name for each."""
-    return {n["NodeID"]: str(n["NodeManagerAddress"]) for n in ray.nodes() if n["Alive"]}
+    """The addresses of the cluster's nodes that are there to stay, by Ray's name for each."""
+    leaving = state.get_draining_nodes()
+    return {
+        n["NodeID"]: str(n["NodeManagerAddress"])
+        for n in ray.nodes()
+        if n["Alive"] and n["NodeID"] not in leaving
+    }
 
 
 def storage_on_nodes(url: str, deadline_s: float = ANSWER_S) -> list[NodeStorage]:
@@ -141,24 +147,28 @@ def _check_storage(file: SearchFile, home: str, deadline_s: float) -> None:
 def _on_each_node(
     task: Callable[..., NodeStorage], arguments: tuple[Any, ...], deadline_s: float
 ) -> list[NodeStorage]:
-    """The answers of a task on each node; of those that give none in time, that they did not."""
+    """The answers of a task on each node; of those that give none in time, that they did not.
+
+    A fault of a node that has gone meanwhile, or is about to, is none.
+    """
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(task)
     nodes = alive_nodes()
     asked = {
         remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(
             *arguments
-        ): address
-        for name, address in nodes.items()
+        ): name
+        for name in nodes
     }
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=deadline_s)
     for task_ref in silent:
         ray.cancel(task_ref, force=True)
-    found = {task_ref: _answer(task_ref, asked[task_ref]) for task_ref in answered}
-    late = f"does not answer within {deadline_s:g} s"
-    return [
-        found.get(task_ref, NodeStorage(address, False, False, late))
-        for task_ref, address in asked.items()
-    ]
+    found = {task_ref: _answer(task_ref, nodes[asked[task_ref]]) for task_ref in answered}
+    late, staying = f"does not answer within {deadline_s:g} s", alive_nodes()
+    answers = {
+        name: found.get(task_ref, NodeStorage(nodes[name], False, False, late))
+        for task_ref, name in asked.items()
+    }
+    return [answer for name, answer in answers.items() if name in staying or not answer.fault]
 
 
 def _answer(task_ref: Any, address: str) -> NodeStorage:

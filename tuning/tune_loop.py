@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.tune.execution import class_cache
 
 from tuning.branches import Branch
@@ -48,6 +50,7 @@ def create_tuner(
     search, run_folder = file.search, recorder.search.run_folder
     _quiet_tune()
     _keep_keys_at_home()
+    know_all_losses()
     shutil.rmtree(run_folder / "tune", ignore_errors=True)  # of earlier sessions: never read again
     searcher = OptunaSearcher(
         branches,
@@ -92,6 +95,27 @@ class _BudgetStopper(tune.Stopper):
 
     def __getstate__(self) -> dict[str, object]:
         return {}  # Tune pickles it beside its own state, from which nothing is restored here
+
+
+def know_all_losses() -> None:
+    """Ray has more errors for a process that is gone than Tune knows, such as one that was killed
+    for want of memory. By one that it does not know its loop would end, and with it the search."""
+    for name in ("_actor_task_failed", "_actor_start_failed"):
+        tell = getattr(RayActorManager, name)
+        if not hasattr(tell, "__wrapped__"):
+            setattr(RayActorManager, name, _as_known(tell))
+
+
+def _as_known(tell: Callable[..., None]) -> Callable[..., None]:
+    @wraps(tell)
+    def told(manager: RayActorManager, tracked: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(
+            exception, RayActorError | RayTaskError
+        ):
+            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+        tell(manager, tracked, exception)
+
+    return told
 
 
 def _quiet_tune() -> None:

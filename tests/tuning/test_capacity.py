@@ -29,6 +29,7 @@ def cpus(*numbers: float) -> Nodes:
         (cpus(4, 4), {"workers": 3, "placement_strategy": "STRICT_SPREAD"}, 0),
         ([{"CPU": 16, "GPU": 2}], {"gpus_per_worker": 0.5}, 4),
         ([{"CPU": 16, "GPU": 1}] * 3, {"gpus_per_worker": 0.3}, 9),
+        ([{"CPU": 16, "GPU": 2}], {"gpus_per_worker": 0.4}, 4),  # and not 5
         ([{"CPU": 3, "GPU": 8}, {"CPU": 64}], {"gpus_per_worker": 1}, 3),
         (cpus(4, 2), {"workers": 4, "min_workers": 2}, 1),
         (cpus(2, 1), {"workers": 4, "min_workers": 2}, 1),

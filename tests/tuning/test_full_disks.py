@@ -14,7 +14,7 @@ import optuna
 import pytest
 import torch
 from ray.exceptions import RayTaskError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 from ray.tune import TuneError
 
 from search_spaces import SearchSpace
@@ -196,6 +196,9 @@ def test_a_failure_of_storage_is_found_behind_all_that_ray_makes_of_it(tmp_path:
     assert str(full) == f"/cache/x: {FULL}"
     for other in (OSError(2, "No such file", "/cache/x"), WorkerGroupError("", {0: lost}), None):
         assert storage_failure(other) is None
+    slow = OSError("AWS Error SLOW_DOWN during PutObject operation")
+    assert str(storage_failure(ControllerError(slow))) == str(slow)  # of its list of checkpoints
+    assert storage_failure(ControllerError(lost)) is None
     said = f"refused; .*lipsum-tune resume {tmp_path}` goes on"
     with pytest.raises(StorageFailed, match=said), resumable(tmp_path):
         as_tune_does(failure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,7 @@ def test_a_lost_process_is_a_machines_failure_with_whatever_its_peers_say_of_it(
         of_workers(WorkerHealthCheckFailedError("page", TypeError("cannot pickle"))),
         ControllerError(ValueError("of a callback")),
         ControllerError(in_task(KeyError("rank"))),
+        ActorDiedError.from_task_error(RayTaskError("f", "traceback", OSError("a torn list"))),
         ValueError("of our own"),
     ],
 )
@@ -103,37 +105,54 @@ class Trainer:
 
 
 def run(
-    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, draining: dict[str, int] | None = None
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    storage: Path,
+    draining: dict[str, int] | None = None,
 ) -> Result:
     monkeypatch.setattr(restarts, "torch_trainer", trainer)
     monkeypatch.setattr(restarts.state, "get_draining_nodes", lambda: draining or {})
-    return fit({}, name="train-7", resources={"workers": 2, "max_failures": 2})
+    resources = {"workers": 2, "max_failures": 2}
+    return fit({}, name="train-7", storage_path=str(storage), resources=resources)
 
 
 def test_a_trainer_is_made_anew_under_its_name_as_often_as_it_may(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trainer = Trainer(of_workers(DEAD), of_workers(MISSED))
-    assert run(trainer, monkeypatch) == "result"
-    assert trainer.made == [{"name": "train-7", "workers": 2}] * 3
+    made = {"name": "train-7", "storage_path": str(tmp_path), "workers": 2}
+    assert run(trainer, monkeypatch, tmp_path) == "result"
+    assert trainer.made == [made] * 3
     with pytest.raises(MachinesLost) as caught:
-        run(Trainer(*[of_workers(DEAD)] * 3), monkeypatch)
+        run(Trainer(*[of_workers(DEAD)] * 3), monkeypatch, tmp_path)
     told = str(cloudpickle.loads(cloudpickle.dumps(caught.value)))
     assert "lost 3 time(s), and search.resources.max_failures = 2: ActorDiedError: " in told
     assert "\n" not in told
 
 
-def test_a_training_that_fails_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_fails_by_itself_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     trainer = Trainer(of_workers(DIVERGED))
     with pytest.raises(WorkerGroupError):
-        run(trainer, monkeypatch)
+        run(trainer, monkeypatch, tmp_path)
     assert len(trainer.made) == 1
 
 
 def test_a_node_that_had_announced_its_end_counts_for_nothing_but_once(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lost = [of_workers(DEAD)] * 3
-    assert run(Trainer(*lost), monkeypatch, {"a": 1}) == "result"
+    assert run(Trainer(*lost), monkeypatch, tmp_path, {"a": 1}) == "result"
     with pytest.raises(MachinesLost, match="lost 3 time"):
-        run(Trainer(*lost, of_workers(DEAD)), monkeypatch, {"a": 1})
+        run(Trainer(*lost, of_workers(DEAD)), monkeypatch, tmp_path, {"a": 1})
+
+
+def test_each_attempt_begins_with_storage_that_can_be_written_and_says_what_fails_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "train-7").write_text("a file where the folder of the trial would be")
+    trainer = Trainer()
+    with pytest.raises(StorageFailed, match="train-7"):
+        run(trainer, monkeypatch, tmp_path)
+    assert trainer.made == []

@@ -17,7 +17,7 @@ from trainers.errors import ConfigError
 from tuning.config import SearchFile
 from tuning.config_file import load_config
 from tuning.journal import JOURNAL_FILE, Journal
-from tuning.runs import CONFIG_FILE, create_run_folder, load_run, write_config
+from tuning.runs import CONFIG_FILE, create_run_folder, load_run, runs_named, write_config
 
 
 @pytest.fixture
@@ -43,6 +43,16 @@ def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with
 
 def test_a_name_in_use_gets_a_number(file: SearchFile) -> None:
     assert [create_run_folder(file).name for _ in range(3)] == ["mine", "mine-2", "mine-3"]
+
+
+def test_runs_of_a_name_are_found_in_their_order_past_those_that_were_removed(
+    file: SearchFile,
+) -> None:
+    made = [create_run_folder(file) for _ in range(11)]
+    (other := made[0].parent / f"{file.search.name}-x").mkdir()
+    (other / "search.yaml").write_text("of another name")
+    shutil.rmtree(made.pop(0))
+    assert runs_named(file.search.storage, file.search.name) == made
 
 
 def test_a_search_that_cannot_start_leaves_no_folder_behind(

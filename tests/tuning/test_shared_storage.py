@@ -170,3 +170,19 @@ def test_with_a_bucket_for_checkpoints_the_run_folder_may_be_the_drivers_alone(
     assert outcomes(found) == {"trial-000": "finished"}
     assert str(found.checkpoints).startswith("s3://mine/x/small-")
     assert not (found.run_folder / "train").exists()
+
+
+def test_a_node_that_has_announced_its_end_is_not_asked(pictures_root: Path, hidden: Path) -> None:
+    """The last one here: the node does not take anything any more."""
+    (leaving,) = [name for name, address in alive_nodes().items() if address == BLIND]
+    subprocess.run(
+        [
+            Path(sys.executable).parent / "ray", "drain-node", "--node-id", leaving,
+            "--address", ray.get_runtime_context().gcs_address,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot node",
+            "--deadline-remaining-seconds", "600",
+        ],
+        check=True,
+    )  # fmt: skip
+    assert leaving not in alive_nodes()
+    check_nodes(search_file(pictures_root, hidden / "runs"), str(hidden))

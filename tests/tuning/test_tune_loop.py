@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+from ray import cloudpickle
+from ray.air.execution import FixedResourceManager
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+
+from tuning.tune_loop import know_all_losses
+
+
+class Lost:
+    """An actor of Tune's, and a task on it; both keep what they are told."""
+
+    def __init__(self) -> None:
+        self.told: list[Exception] = []
+        self.actor_id = "abc"
+        self._tracked_actor = self
+
+    def _on_error(self, tracked: Lost, exception: Exception) -> None:
+        self.told.append(exception)
+
+
+@pytest.mark.parametrize("told", ["_actor_task_failed", "_actor_start_failed"])
+def test_a_driver_that_was_killed_for_want_of_memory_is_a_lost_actor_to_tune(
+    told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    know_all_losses()
+    know_all_losses()
+    manager, lost = RayActorManager(FixedResourceManager({"CPU": 1})), Lost()
+    monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
+    getattr(manager, told)(lost, OutOfMemoryError("the node ran low on memory"))
+    assert lost.told
+    assert all(type(error) is RayActorError for error in lost.told)
+    said = str(cloudpickle.loads(cloudpickle.dumps(lost.told[0])))
+    assert said == "OutOfMemoryError: the node ran low on memory"
