@@ -89,10 +89,8 @@ def _wanted(resources: ResourcesConfig) -> dict[str, float]:
 def _workers_on(node: Mapping[str, float], resources: ResourcesConfig) -> int:
     wanted = _wanted(resources)
     fits = {k: int((node.get(k, 0.0) + _SLACK) // amount) for k, amount in wanted.items()}
-    if 0 < resources.gpus_per_worker < 1:  # which lies on one GPU
-        fits["GPU"] = int(node.get("GPU", 0.0) + _SLACK) * int(
-            (1 + _SLACK) // resources.gpus_per_worker
-        )
+    if 0 < (share := resources.gpus_per_worker) < 1:  # of one GPU
+        fits["GPU"] = int(node.get("GPU", 0.0) + _SLACK) * int((1 + _SLACK) // share)
     return min(fits.values())
 
 

@@ -97,7 +97,7 @@ def test_rays_own_command_runs_a_search_to_its_end_and_no_secret_is_written_anyw
 def test_a_stopped_job_leaves_nothing_behind_and_goes_on_when_it_is_submitted_again(
     head: Head, pictures_root: Path, tmp_path: Path
 ) -> None:
-    search = quickstart(pictures_root, tmp_path, "stopped", steps=1500)
+    search = quickstart(pictures_root, tmp_path, "stopped", steps=600)
     journal = tmp_path / "stopped" / JOURNAL_FILE
     first = submit(head, search, "--no-wait")
     assert first.returncode == 0, first.stderr
