@@ -22,7 +22,14 @@ from typing import Any
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cluster.job_client import NO_ANSWER, job_client
-from cluster.upload import check_data_root, check_files, check_urls, config_within, excludes
+from cluster.upload import (
+    check_data_root,
+    check_databases,
+    check_files,
+    check_urls,
+    config_within,
+    excludes,
+)
 from trainers.errors import ConfigError, first_line
 from tuning.addresses import check_sends
 from tuning.config import SearchFile
@@ -118,6 +125,7 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
         check_urls(values)
         check_data_root(values)
         check_files(values)
+        check_databases(values)
     except ConfigError as error:
         raise ConfigError(f"{request.config}: {error}") from None
     runtime_env = {

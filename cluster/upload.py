@@ -131,6 +131,27 @@ def check_files(values: Mapping[str, Any]) -> None:
             )
 
 
+def check_databases(values: Mapping[str, Any]) -> None:
+    """Raise a ConfigError for a database file that would lie in the job's own copy, and go with it.
+
+    Args:
+        values: as of `check_data_root`, of a configuration that is valid.
+    """
+    search = values.get("search", {})
+    urls = {
+        "search.study_storage": search.get("study_storage"),
+        "search.tracking.uri": search.get("tracking", {}).get("uri"),
+    }
+    for key, url in urls.items():
+        scheme, _, path = str(url or "").rpartition("://")
+        path = path.removeprefix("/") if scheme else path  # sqlite:///x is relative, as is x
+        if path and scheme in ("", "sqlite") and not path.startswith("/"):
+            raise ConfigError(
+                f"{key} = {url!r}: a job runs in a temporary copy of the working directory; give "
+                "an absolute path (sqlite:////...), or a server's URL"
+            )
+
+
 def check_urls(values: Mapping[str, Any]) -> None:
     """Raise a ConfigError, which does not repeat it, for a password in where data and runs lie.
 

@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from cluster.upload import check_data_root, check_files, config_within, excludes
+from cluster.upload import check_data_root, check_databases, check_files, config_within, excludes
 from trainers.errors import ConfigError
 from tuning.config import SearchFile
 from tuning.config_layers import read_layers
@@ -152,3 +152,13 @@ def test_a_suite_in_a_file_is_kept_by_what_it_says(tmp_path: Path) -> None:
     values = read_layers(tmp_path / "mine.yaml")[1]
     check_files(values)
     assert values["trial"]["data"]["suite"].id_domain == "a"
+
+
+@pytest.mark.parametrize("key", ["search.study_storage", "search.tracking.uri"])
+def test_a_database_that_would_go_with_the_jobs_copy_is_refused(key: str) -> None:
+    for url in ("sqlite:///study.db", "mlruns"):
+        values = read_layers("quickstart", [f"{key}={url}"])[1]
+        with pytest.raises(ConfigError, match=f"{key} = '{url}': .* absolute path"):
+            check_databases(values)
+    for url in ("sqlite:////shared/study.db", "/shared/mlruns", "http://mlflow:5000", "null"):
+        check_databases(read_layers("quickstart", [f"{key}={url}"])[1])
