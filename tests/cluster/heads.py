@@ -45,11 +45,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_head(*options: str, **variables: str) -> Iterator[Head]:
+def running_head(**variables: str) -> Iterator[Head]:
     """A head on this machine, everything that it serves on loopback.
 
     Args:
-        options: more of them for `ray start`.
         variables: added to its environment.
     """
     port, dashboard, agent, client = (free_port() for _ in range(4))
@@ -62,7 +61,6 @@ def running_head(*options: str, **variables: str) -> Iterator[Head]:
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
             f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
             f"--temp-dir={folder}", "--disable-usage-stats",
-            *options,
         ],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,

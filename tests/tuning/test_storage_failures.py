@@ -152,7 +152,8 @@ def test_a_driver_that_finds_no_room_for_its_files_blames_no_trial(
     pictures_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small_disk(tmp_path / "disk", 100_000) as disk:
-        search = search_file(pictures_root, disk, **instantly(monkeypatch, steps=80))
+        # Enough of them to be still at it when the disk is full, some tenths of a second later.
+        search = search_file(pictures_root, disk, **instantly(monkeypatch, steps=400))
         folder = disk / "runs" / "small"
         said = rf"^{folder}/({JOURNAL_FILE}|optuna.journal): cannot be written: No space left on de"
         with (
@@ -164,7 +165,7 @@ def test_a_driver_that_finds_no_room_for_its_files_blames_no_trial(
         make_room(disk)
         found = resume_search(folder, console=Console(quiet=True))
         assert outcomes(found) == {"trial-000": "finished"}
-        assert [point["step"] for point in found.records[0].curve] == list(range(1, 81))
+        assert [point["step"] for point in found.records[0].curve] == list(range(1, 401))
 
 
 def test_a_trial_whose_end_the_sampler_cannot_keep_is_finished_at_the_next_attempt(

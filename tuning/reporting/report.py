@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from trainers.errors import storage_failures
 from tuning.records import (
     ID_ACC,
     METHOD_KEY,
@@ -90,10 +91,15 @@ def report(
 def figures(
     search: SearchRecord, records: Sequence[TrialRecord], run_folder: Path
 ) -> tuple[Path, ...]:
-    """All figures into `report/` of a run folder: ID against OOD, and WiSE-FT's curves if any."""
+    """All figures into `report/` of a run folder: ID against OOD, and WiSE-FT's curves if any.
+
+    Raises:
+        StorageFailed: the disk is full, or fails.
+    """
     report = run_folder / "report"
-    found = wise_figure(search, records, report / WISE_FIGURE)
-    return (figure(search, records, report / "id_vs_ood.png"), *([found] if found else []))
+    with storage_failures(report, "cannot be written"):
+        found = wise_figure(search, records, report / WISE_FIGURE)
+        return (figure(search, records, report / "id_vs_ood.png"), *([found] if found else []))
 
 
 @dataclass(frozen=True)
