@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from inspect import signature
 from typing import Any
 
 from ray import tune
@@ -108,12 +109,13 @@ def know_all_losses() -> None:
 
 def _as_known(tell: Callable[..., None]) -> Callable[..., None]:
     @wraps(tell)
-    def told(manager: RayActorManager, tracked: Any, exception: Exception) -> None:
-        if isinstance(exception, RayError) and not isinstance(
-            exception, RayActorError | RayTaskError
-        ):
-            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
-        tell(manager, tracked, exception)
+    def told(*arguments: Any, **named: Any) -> None:
+        call = signature(tell).bind(*arguments, **named)
+        error = call.arguments["exception"]
+        if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
+            said = f"{type(error).__name__}: {error}"
+            call.arguments["exception"] = RayActorError(error_msg=said)
+        tell(*call.args, **call.kwargs)
 
     return told
 

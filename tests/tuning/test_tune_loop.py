@@ -21,7 +21,10 @@ class Lost:
         self.told.append(exception)
 
 
-@pytest.mark.parametrize("told", ["_actor_task_failed", "_actor_start_failed"])
+TOLD = {"_actor_task_failed": "tracked_actor_task", "_actor_start_failed": "tracked_actor"}
+
+
+@pytest.mark.parametrize("told", TOLD)
 def test_a_driver_that_was_killed_for_want_of_memory_is_a_lost_actor_to_tune(
     told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -29,7 +32,8 @@ def test_a_driver_that_was_killed_for_want_of_memory_is_a_lost_actor_to_tune(
     know_all_losses()
     manager, lost = RayActorManager(FixedResourceManager({"CPU": 1})), Lost()
     monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
-    getattr(manager, told)(lost, OutOfMemoryError("the node ran low on memory"))
+    error, name = OutOfMemoryError("the node ran low on memory"), TOLD[told]
+    getattr(manager, told)(**{name: lost, "exception": error})  # as Ray calls them
     assert lost.told
     assert all(type(error) is RayActorError for error in lost.told)
     said = str(cloudpickle.loads(cloudpickle.dumps(lost.told[0])))
