@@ -125,10 +125,7 @@ def check_files(values: Mapping[str, Any]) -> None:
     for where, key, value in _named_files(values):
         path = _path(key, value)
         if path is not None and not Path(path).expanduser().is_absolute():
-            raise ConfigError(
-                f"{where} = {value!r}: a job runs in a temporary copy of the working directory; "
-                "give the absolute path under which every node reaches it"
-            )
+            raise _of_copy(where, value, "the absolute path under which every node reaches it")
 
 
 def check_databases(values: Mapping[str, Any]) -> None:
@@ -146,10 +143,7 @@ def check_databases(values: Mapping[str, Any]) -> None:
         scheme, _, path = str(url or "").rpartition("://")
         path = path.removeprefix("/") if scheme else path  # sqlite:///x is relative, as is x
         if path and scheme in ("", "sqlite") and not path.startswith("/"):
-            raise ConfigError(
-                f"{key} = {url!r}: a job runs in a temporary copy of the working directory; give "
-                "an absolute path (sqlite:////...), or a server's URL"
-            )
+            raise _of_copy(key, url, "an absolute path (sqlite:////...), or a server's URL")
 
 
 def check_urls(values: Mapping[str, Any]) -> None:
@@ -168,6 +162,13 @@ def check_urls(values: Mapping[str, Any]) -> None:
             refuse_secrets(str(url))
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
+
+
+def _of_copy(key: str, value: object, instead: str) -> ConfigError:
+    return ConfigError(
+        f"{key} = {value!r}: a job runs in a temporary copy of the working directory; "
+        f"give {instead}"
+    )
 
 
 def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
