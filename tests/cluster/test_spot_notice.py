@@ -80,7 +80,7 @@ def metadata_service() -> Iterator[Metadata]:
 @pytest.fixture(scope="module")
 def busy_node() -> Iterator[str]:
     """The address of a Ray that has work, so that it stays while it is drained."""
-    found = ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    found = ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
 
         @ray.remote(num_cpus=1)

@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from tuning.runs import load_run
 
 pytestmark = pytest.mark.slow
 
-EVERY, STEPS = 60, 180
+EVERY, STEPS = 240, 480
+"""Far apart, for a node is to be lost between two checkpoints, however fast the machine is."""
 LONG_AGO_S = 10_000.0
 """Put into the clock of a checkpoint; the figures of whoever goes on from it show it."""
 
@@ -43,9 +45,14 @@ def both_have_reported(run_folder: Path) -> bool:
     return [len(record.curve) for record in records(run_folder).values()] == [1, 1]
 
 
-def lose(nodes: Cluster) -> None:
-    """Kill one of the nodes of one CPU; another one comes in its place."""
+@contextmanager
+def lost(nodes: Cluster) -> Iterator[None]:
+    """Kill one of the nodes of one CPU; another one comes in its place when the block is left.
+
+    Within it, the node's trial can neither go on nor start again.
+    """
     nodes.remove_node(nodes.list_all_nodes()[-1], allow_graceful=False)
+    yield
     add_node(nodes)
 
 
@@ -83,13 +90,13 @@ def test_a_killed_node_costs_its_trial_the_steps_since_its_checkpoint_and_the_ot
     config, folder = two_trials(tmp_path, pictures_root, "killed"), tmp_path / "killed"
     with driver(three_nodes.address, "search", config) as process:
         wait_for(lambda: both_have_reported(folder), process)
-        for checkpoint in checkpoints(folder):
-            put_back_the_clock(checkpoint)
-        lose(three_nodes)
+        with lost(three_nodes):
+            for checkpoint in checkpoints(folder):
+                put_back_the_clock(checkpoint)
         assert process.wait() == 0
     assert_undisturbed(folder)
     assert sorted(went_on(record) for record in records(folder).values()) == [False, True]
-    assert "goes on from step 60/180" in (tmp_path / "driver.log").read_text()
+    assert f"goes on from step {EVERY}/{STEPS}" in (tmp_path / "driver.log").read_text()
 
 
 def test_a_killed_driver_is_followed_by_one_that_completes_its_search(
@@ -119,8 +126,8 @@ def test_a_node_that_announces_its_end_has_its_trial_saved_between_two_evaluatio
             lambda: [found for found in checkpoints(folder) if (saved_step(found) or 0) % EVERY],
             process,
         )
-        put_back_the_clock(saved)
-        lose(three_nodes)
+        with lost(three_nodes):
+            put_back_the_clock(saved)
         assert process.wait() == 0
     assert_undisturbed(folder)
     assert sorted(went_on(record) for record in records(folder).values()) == [False, True]
