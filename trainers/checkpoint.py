@@ -30,6 +30,8 @@ from trainers.errors import ConfigError, StorageFailed, first_line, system_error
 
 WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
+REPORTS = "reports"
+"""In the header of the weights, which can be read without them: as of `Checkpoint`."""
 SINCE = "since_report"
 """Of `Checkpoint.training`: the `step` of the last report, and what was done since."""
 _NEW = ".new"
@@ -56,9 +58,9 @@ class Checkpoint:
     training: Mapping[str, Any]
     """The optimiser's state and whatever else the run needs to train on."""
     progress: Progress
-    metrics: Mapping[str, float]
-    """Of the last report, with which most checkpoints go; empty before the first. Whoever was told
-    of it may not have lived to write it down, so a resumed run says it again."""
+    reports: Sequence[Mapping[str, float]]
+    """All so far, each with its `step`. Whoever was told of them may not have lived to write them
+    down: a resumed run says the last one again, and a resumed search finds the others here."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
@@ -86,12 +88,13 @@ def _save(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> N
     training = {
         **checkpoint.training,
         "progress": progress,
-        "metrics": dict(checkpoint.metrics),
         "classes": _hash(class_names),
     }
     with new_state.open("wb") as file:  # with a path, torch would not say what the system said
         torch.save(training, file)
-    _write_weights(new_weights, checkpoint.weights, checkpoint.progress, class_names)
+    _write_weights(
+        new_weights, checkpoint.weights, checkpoint.progress, class_names, checkpoint.reports
+    )
     for path in (new_state, new_weights):
         _sync(path)
     new_state.replace(state)
@@ -148,41 +151,45 @@ def load_checkpoint(
     if SINCE not in state:
         raise ConfigError(f"{folder}: of an earlier version, from which training cannot go on")
     weights = _weights_of(folder)
-    found = _progress_of(weights)
-    if found is None:
+    about = _about(weights)
+    if about is None:
         raise ConfigError(f"{weights}: missing or damaged")
-    progress, metrics = state.pop("progress"), state.pop("metrics")
+    found, progress = about["progress"], state.pop("progress")
     if found != progress:
         raise ConfigError(
             f"{folder}: {WEIGHTS} (step {found.get('step')}) and {STATE} (step "
             f"{progress['step']}) are of two different checkpoints"
         )
     tensors = load_file(weights, device=str(device))
-    return Checkpoint(tensors, state, Progress(**progress), metrics)
+    return Checkpoint(tensors, state, Progress(**progress), about[REPORTS])
 
 
 def saved_step(folder: Path) -> int | None:
     """The optimiser steps of the weights in a checkpoint; None where they are missing or torn."""
-    progress = _progress_of(_weights_of(folder))
-    return None if progress is None else int(progress.get("step", 0))
+    about = _about(_weights_of(folder))
+    return None if about is None else int(about["progress"].get("step", 0))
 
 
 def saved_metrics(folder: Path) -> dict[str, float]:
-    """What the report of a checkpoint said of its weights; nothing where only weights are there."""
-    if not (folder / STATE).is_file():
-        return {}
-    # Mapped: of a file with all of the optimiser's state, the few figures alone are read.
-    state = torch.load(folder / STATE, map_location="cpu", mmap=True, weights_only=True)
-    same = state["progress"] == _progress_of(_weights_of(folder))
-    reported = state.get(SINCE, state["progress"])["step"]
-    return dict(state["metrics"]) if same and reported == state["progress"]["step"] else {}
+    """What the report of a checkpoint said of its weights; nothing where they are of none."""
+    about = _about(_weights_of(folder))
+    last = dict(about[REPORTS][-1]) if about and about[REPORTS] else {}
+    return last if about and last.pop("step", None) == about["progress"].get("step") else {}
 
 
 def _write_weights(
-    path: Path, weights: Mapping[str, Tensor], progress: Progress, class_names: Sequence[str]
+    path: Path,
+    weights: Mapping[str, Tensor],
+    progress: Progress,
+    class_names: Sequence[str],
+    reports: Sequence[Mapping[str, float]] = (),
 ) -> None:
     tensors = {name: value.contiguous() for name, value in weights.items()}
-    about = {"progress": dataclasses.asdict(progress), "classes": list(class_names)}
+    about = {
+        "progress": dataclasses.asdict(progress),
+        "classes": list(class_names),
+        REPORTS: [dict(report) for report in reports],
+    }
     save_file(tensors, path, metadata={key: json.dumps(value) for key, value in about.items()})
 
 
@@ -224,13 +231,17 @@ def _weights_of(folder: Path) -> Path:
     return new if swapping else folder / WEIGHTS
 
 
-def _progress_of(weights: Path) -> dict[str, Any] | None:
+def _about(weights: Path) -> dict[str, Any] | None:
+    """The progress and the reports in a file of weights; None where it is missing or torn."""
     try:
         with safe_open(weights, framework="np") as file:  # refuses a file that is cut short
-            progress: dict[str, Any] = json.loads((file.metadata() or {}).get("progress", "{}"))
+            metadata = file.metadata() or {}
     except (FileNotFoundError, SafetensorError):
         return None
-    return progress
+    return {
+        "progress": json.loads(metadata.get("progress", "{}")),
+        REPORTS: json.loads(metadata.get(REPORTS, "[]")),
+    }
 
 
 def _sync(path: Path) -> None:

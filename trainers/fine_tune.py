@@ -69,6 +69,11 @@ class Report:
     run: Run
     """The run as it stands: to be saved or evaluated before the next report is asked for."""
 
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Say more, which the checkpoints of the run know of then, too."""
+        self.metrics.update(metrics)
+        self.run.reports[-1].update(metrics)
+
     def save(self, folder: Path) -> None:
         """Write a checkpoint from which `fine_tune` goes on bit for bit.
 
@@ -131,7 +136,7 @@ def fine_tune(
         if due or asked or run.progress.step % CHECK_EVERY == 0:
             _check_finite(run.since.sums, run.progress.step)
         if due:
-            run.reported = (
+            metrics = (
                 clock.training()
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
                 | fixed
@@ -139,7 +144,8 @@ def fine_tune(
                 | clock.cost()
             )
             run.since = SinceReport.now(run.progress.step, run.device)
-            yield Report(run.progress.step, run.reported, run)
+            run.reports.append({"step": run.progress.step, **metrics})
+            yield Report(run.progress.step, metrics, run)
         elif asked:
             clock.pause()
             yield Report(run.progress.step, {}, run)
@@ -152,16 +158,18 @@ def _repeated(run: Run, held_out: Mapping[str, Pictures]) -> Iterator[Report]:
     are where `ood_elsewhere` wanted them, and the report with them.
     """
     data = run.config.data
-    if run.reported is None:
+    if not run.reports:
         return
-    if not is_complete(run.reported, data):
+    metrics = {name: value for name, value in run.reports[-1].items() if name != "step"}
+    if not is_complete(metrics, data):
         if run.is_between_reports:
             return
         with run.holding(run.weights if run.deployed is None else run.deployed):
             sums = run.sums({domain: held_out[domain] for domain in data.ood_domains})
         measures = {domain: s.measures(run.temperature) for domain, s in sums.items()}
-        run.reported = completed(run.reported, measures, data)
-    yield Report(run.since.step, run.reported, run)
+        metrics = completed(metrics, measures, data)
+        run.reports[-1] = {"step": run.since.step, **metrics}
+    yield Report(run.since.step, metrics, run)
 
 
 def _begin(run: Run, stage: Stage, step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -80,8 +80,8 @@ class Run:
     """Pictures of a worker that go through the model at once."""
     temperature: float | None = None
     """Of calibration, as the last evaluation of the ID validation split found it."""
-    reported: dict[str, float] | None = None
-    """The metrics of the last report; None before the first."""
+    reports: list[dict[str, float]] = field(default_factory=list)
+    """All so far, each with its `step`."""
 
     @property
     def is_between_reports(self) -> bool:

@@ -54,7 +54,7 @@ def snapshot(run: Run) -> Checkpoint | None:
         index: _collected(run, state) for index, state in training["optimizer"]["state"].items()
     }
     first = run.rank == 0 or not _is_sharded(run)
-    return Checkpoint(plain, training, run.progress, run.reported or {}) if first else None
+    return Checkpoint(plain, training, run.progress, tuple(run.reports)) if first else None
 
 
 def restore(run: Run, folder: Path) -> None:
@@ -86,7 +86,7 @@ def restore(run: Run, folder: Path) -> None:
     run.scaler.load_state_dict(training["scaler"])
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
     run.temperature = training["temperature"]
-    run.progress, run.reported = checkpoint.progress, dict(checkpoint.metrics) or None
+    run.progress, run.reports = checkpoint.progress, [dict(r) for r in checkpoint.reports]
     run.since = _since(training[SINCE], run)
 
 

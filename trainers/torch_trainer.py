@@ -198,7 +198,7 @@ def _report_all(config: TrialConfig, values: dict[str, Any], resume_from: Path |
         # A resumed run repeats its last report, with what was measured already.
         known = f"id_{final_split}/acc" in report.metrics
         if final_split is not None and report.step == config.steps and not known:
-            report.metrics.update(report.run.evaluate(final_split, load_split(config, final_split)))
+            report.add(report.run.evaluate(final_split, load_split(config, final_split)))
         _report(report, values["storage"])
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from pyarrow import fs
 
-from trainers.checkpoint import STATE, WEIGHTS
+from trainers.checkpoint import REPORTS, STATE, WEIGHTS
 from trainers.data.storage import Store, open_store
 from trainers.errors import storage_failures
 from trainers.pending import PENDING
@@ -138,19 +138,40 @@ def newest_checkpoint(folder: Store, names: Iterable[str]) -> str | None:
 def saved_step(checkpoint: Store) -> int | None:
     """The optimiser steps of the weights in a checkpoint; None where they are missing or torn.
 
-    As `trainers.checkpoint.saved_step`, but of a file that may lie anywhere, of which the header
-    alone is read.
+    As `trainers.checkpoint.saved_step`, but of a file that may lie anywhere.
 
     Raises:
         OSError: the storage cannot be read.
     """
     try:
+        metadata = _metadata(checkpoint)
+        if metadata is None:
+            return None
+        return int(json.loads(metadata.get("progress", "{}")).get("step", 0))
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def saved_reports(checkpoint: Store) -> list[dict[str, float]]:
+    """What its trial had reported when whole weights were saved, each report with its `step`.
+
+    Raises:
+        OSError: the storage cannot be read.
+    """
+    metadata = _metadata(checkpoint)
+    reports: list[dict[str, float]] = json.loads((metadata or {}).get(REPORTS, "[]"))
+    return reports
+
+
+def _metadata(checkpoint: Store) -> dict[str, str] | None:
+    """Of the weights, of which the header alone is read; None where they are missing or torn."""
+    try:
         with checkpoint.open(WEIGHTS) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 8 + length <= file.size() else {}
-            progress = json.loads(header.pop("__metadata__", {}).get("progress", "{}"))
+            metadata: dict[str, str] = header.pop("__metadata__", {})
             end = max((entry["data_offsets"][1] for entry in header.values()), default=-1)
-            return int(progress.get("step", 0)) if 8 + length + end == file.size() else None
+            return metadata if 8 + length + end == file.size() else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from trainers.data.roots import EMBEDDED, resolve_root
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.run import load_split, start
-from tuning.branches import Branch, ended_branches, open_branches, synchronise_branches
+from tuning.branches import Branch
 from tuning.budget import Budget
 from tuning.checkpoint_files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints import CheckpointListener
@@ -37,12 +37,13 @@ from tuning.reporting.tables_listener import TablesListener
 from tuning.runs import create_run_folder, search_record
 from tuning.selection import best_trial
 from tuning.shared_storage import check_nodes
+from tuning.take_up import take_up
 from tuning.tracking.mlflow_callback import MlflowListener, TrackingError
 from tuning.tracking.mlflow_client import tracking_uri
 from tuning.trainable import trainable
 from tuning.tune_loop import create_tuner
 from tuning.urls import check_drivers
-from tuning.warm_start import load_earlier, warm_start
+from tuning.warm_start import load_earlier
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _continue(
             checkpoints = open_store(f"{home}/{TRAIN_FOLDER}")
             journal.session_started(file.fingerprints())
             search = _measure_zero_shot(run_folder, file, journal, console)
-            branches, history = _take_up(search, file, journal, console)
+            branches, history = take_up(search, file, journal, checkpoints, console)
             budget = Budget(file.search.budget, search, history)
             listeners: tuple[Listener, ...] = (
                 budget,
@@ -176,29 +177,6 @@ def _measure_zero_shot(
         zero_shot = _zero_shot_on_cluster(file.trial, file.search.resources)
         journal.zero_shot(zero_shot)
     return search_record(file, run_folder, zero_shot)
-
-
-def _take_up(
-    search: SearchRecord, file: SearchFile, journal: Journal, console: Console
-) -> tuple[tuple[Branch, ...], History]:
-    """Branches and journal, told what a kill kept them from; new studies also of earlier searches.
-
-    A trial that had ended for Optuna, or reported its last step, has ended: it is not run again.
-    """
-    storage = file.search.study_storage
-    branches = open_branches(search, file.search.sampler, file.search_space(), storage)
-    unfinished = read_history(search.run_folder).unfinished
-    ended = ended_branches(branches, search, unfinished)
-    for record in unfinished:
-        outcome = "finished" if record.step >= search.total_steps else ended.get(record.trial_id)
-        if outcome is not None:
-            error = "the driver was killed before it wrote why" if outcome == "failed" else None
-            journal.trial_ended(replace(record, outcome=outcome, error=error))
-    history = read_history(search.run_folder)
-    synchronise_branches(branches, search, history.records)
-    for line in warm_start(branches, file, search, strict=not history.records):
-        console.print(f"Warm start  {line}", soft_wrap=True, highlight=False)
-    return branches, history
 
 
 def _fit(

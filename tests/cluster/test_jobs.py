@@ -36,10 +36,10 @@ def head() -> Iterator[Head]:
         yield running
 
 
-def quickstart(root: Path, runs: Path, name: str, steps: int = 9) -> list[str]:
+def quickstart(root: Path, runs: Path, name: str, steps: int = 9, every: int = 3) -> list[str]:
     """The quickstart's search, of two short trials on few pictures."""
     settings = {
-        "trial.data.root": root, "trial.steps": steps, "trial.eval.every": steps // 3,
+        "trial.data.root": root, "trial.steps": steps, "trial.eval.every": every,
         "trial.optim.batch_size": 8, "trial.method.text_count": 16,
         "search.scheduler": "{name: none}", "search.references": "[]",
         "search.budget.trials": 2, "search.name": name, "search.storage": runs,
@@ -97,7 +97,7 @@ def test_rays_own_command_runs_a_search_to_its_end_and_no_secret_is_written_anyw
 def test_a_stopped_job_leaves_nothing_behind_and_goes_on_when_it_is_submitted_again(
     head: Head, pictures_root: Path, tmp_path: Path
 ) -> None:
-    search = quickstart(pictures_root, tmp_path, "stopped", steps=600)
+    search = quickstart(pictures_root, tmp_path, "stopped", steps=600, every=100)
     journal = tmp_path / "stopped" / JOURNAL_FILE
     first = submit(head, search, "--no-wait")
     assert first.returncode == 0, first.stderr
@@ -106,14 +106,12 @@ def test_a_stopped_job_leaves_nothing_behind_and_goes_on_when_it_is_submitted_ag
     assert f"{job_id}  (it was running already" in again.stderr
 
     until(lambda: journal.exists() and '"report"' in journal.read_text())
-    stop = [BIN / "ray", "job", "stop", "--address", head.dashboard, job_id]
-    subprocess.run(stop, env=head.environment, check=True, capture_output=True, timeout=90)
-    assert JobSubmissionClient(head.dashboard).get_job_status(job_id) == JobStatus.STOPPED
+    client = JobSubmissionClient(head.dashboard)
+    assert client.stop_job(job_id)  # as `ray job stop` does, once a busy machine has started it
+    stopped = time.monotonic()
+    until(lambda: client.get_job_status(job_id) == JobStatus.STOPPED, STOPPED_S)
     assert set(statuses(tmp_path)) == {"KILLED"}
-    deadline = time.monotonic() + STOPPED_S
-    while (left := alive(head)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left == []
+    until(lambda: alive(head) == [], stopped + STOPPED_S - time.monotonic())
 
     resumed = submit(head, search)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

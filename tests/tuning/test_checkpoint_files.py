@@ -32,6 +32,7 @@ from tuning.checkpoint_files import (
     kept_checkpoint,
     list_trials,
     remove,
+    saved_reports,
     saved_step,
     trial_path,
 )
@@ -59,7 +60,12 @@ def train(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def weights(step: int) -> bytes:
     tensors = {"head": np.full(250, step, np.float32), "scale": np.zeros((), np.float32)}
     metadata = {"progress": json.dumps({"step": step}), "classes": json.dumps(["a", "b"])}
+    metadata["reports"] = json.dumps(reports(step))
     return save(tensors, metadata)
+
+
+def reports(step: int) -> list[dict[str, float]]:
+    return [{"step": at, "id_val/acc": 50 + at / 3} for at in range(20, step + 1, 20)]
 
 
 def state(folder: Path) -> bytes:
@@ -95,9 +101,10 @@ def test_the_newest_whole_weights_are_found_read_and_all_else_is_removed(
     assert kept is not None
     assert kept.url == f"{folder.url}/{NEW}"
     assert saved_step(kept) == 80
+    assert saved_reports(kept) == reports(80)
     (trial,) = list_trials(train)
     assert trial.checkpoints == (OLD, NEW)
-    assert trial.num_bytes == 2 * (len(weights(0)) + len(state(tmp_path))) + 2
+    assert trial.num_bytes == len(weights(40) + weights(80)) + 2 * len(state(tmp_path)) + 2
     keep_weights(trial)
     assert files(train) == {
         f"{trial_path(TRIAL)}/{name}" for name in (SNAPSHOT, f"{NEW}/{WEIGHTS}")
@@ -133,6 +140,7 @@ def test_weights_that_are_cut_short_anywhere_are_none(tmp_path: Path) -> None:
         whole = 7 if length == len(content) else None
         assert saved_step(open_store(tmp_path)) == step_on_disk(tmp_path) == whole
     assert saved_step(open_store(tmp_path / "nowhere")) is None
+    assert saved_reports(open_store(tmp_path / "nowhere")) == []
 
 
 class Dying(LocalFileSystem):  # type: ignore[misc]

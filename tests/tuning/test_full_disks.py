@@ -148,7 +148,7 @@ def test_the_end_of_a_search_on_a_full_disk_is_told_all_the_same_in_a_line_for_e
 
 def checkpoint(step: int) -> Checkpoint:
     tensors = {"visual.w": torch.full((20_000,), float(step))}
-    return Checkpoint(tensors, {"optimizer": dict(tensors)}, Progress(step=step), {})
+    return Checkpoint(tensors, {"optimizer": dict(tensors)}, Progress(step=step), ())
 
 
 @pytest.mark.parametrize("room", [0, 1, 90_000, 130_000])

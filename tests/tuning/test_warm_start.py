@@ -18,14 +18,15 @@ from rich.console import Console
 
 from tests.tuning import fakes
 from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, write_run
+from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from tuning.branches import open_branches
 from tuning.config import SearchFile
 from tuning.journal import JOURNAL_FILE, Journal
 from tuning.records import METHOD_KEY, TrialRecord
 from tuning.runs import search_record
-from tuning.search import _take_up
 from tuning.study import TRIAL_ID
+from tuning.take_up import take_up
 from tuning.warm_start import warm_start
 
 BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
@@ -269,7 +270,7 @@ def test_a_study_is_warmed_once_and_not_again_by_a_resume(
 
     def start() -> tuple[int, str]:
         console = Console(file=io.StringIO(), width=200)
-        (branch,), _ = _take_up(search, file, journal, console)
+        (branch,), _ = take_up(search, file, journal, open_store(folder), console)
         return len(branch.study.trials), console.file.getvalue()  # type: ignore[attr-defined]
 
     assert start() == (1, f"Warm start  {earlier}: 1 trials as observations\n")
