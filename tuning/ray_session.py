@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 
 import ray
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, first_line
 from trainers.torch_trainer import WORKER_ENVIRONMENT
 from tuning.capacity import check_fits, fitting_trials, has_autoscaler
 from tuning.config import ResourcesConfig
@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 LOCALHOST = "127.0.0.1"
 ANSWER_S = 10
 """For how long a cluster may keep a first connection waiting."""
+STARTS = 2
+"""So often a local Ray is started, where it takes too long."""
+_TOO_SLOW = "timed out during startup"
+"""In what Ray says then."""
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             `ray job submit` sets, or else a new one on this machine alone.
 
     Raises:
-        ConfigError: nothing answers at that address.
+        ConfigError: nothing answers at that address, or Ray does not start here.
     """
     if ray.is_initialized():
         yield
@@ -43,7 +47,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         if address:
             _connect(address)
         else:
-            _start_local()
+            _start_patiently()
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise ConfigError(f"cannot connect to {where}: {error}") from error
@@ -98,6 +102,20 @@ def _refuse_silence(address: str) -> None:
             return
     except OSError as error:
         raise ConnectionError(f"nothing answers there ({error})") from None
+
+
+def _start_patiently() -> None:
+    """Start Ray, and once more where it was too slow: it gives its own processes 30 s, which a
+    machine that is busy, or reads its files for the first time, may miss."""
+    for attempt in range(STARTS):
+        try:
+            return _start_local()
+        except Exception as error:  # of no type of its own
+            if _TOO_SLOW not in str(error):
+                raise
+            if attempt == STARTS - 1:
+                raise ConnectionError(f"{first_line(error)} Is this machine very busy?") from error
+            logger.warning("Ray did not start in time on this busy machine; once more")
 
 
 def _start_local() -> None:
