@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from typing import TypeVar
 
 import ray
 
@@ -16,12 +17,13 @@ from tuning.capacity import check_fits, fitting_trials, has_autoscaler
 from tuning.config import ResourcesConfig
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LOCALHOST = "127.0.0.1"
 ANSWER_S = 10
 """For how long a cluster may keep a first connection waiting."""
-STARTS = 2
-"""So often a local Ray is started, where it takes too long."""
+STARTS = 3
+"""So often it is tried to start Ray, where it takes too long."""
 _TOO_SLOW = "timed out during startup"
 """In what Ray says then."""
 
@@ -47,7 +49,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         if address:
             _connect(address)
         else:
-            _start_patiently()
+            patiently(_start_local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise ConfigError(f"cannot connect to {where}: {error}") from error
@@ -104,17 +106,25 @@ def _refuse_silence(address: str) -> None:
         raise ConnectionError(f"nothing answers there ({error})") from None
 
 
-def _start_patiently() -> None:
-    """Start Ray, and once more where it was too slow: it gives its own processes 30 s, which a
-    machine that is busy, or reads its files for the first time, may miss."""
-    for attempt in range(STARTS):
+def patiently(start: Callable[[], T]) -> T:
+    """Start something of Ray, and again where it was too slow.
+
+    Ray gives its own processes 30 s, which a machine that is busy, or reads its files for the first
+    time, may miss.
+
+    Raises:
+        ConnectionError: it was too slow every time.
+    """
+    attempt = 1
+    while True:
         try:
-            return _start_local()
+            return start()
         except Exception as error:  # of no type of its own
             if _TOO_SLOW not in str(error):
                 raise
-            if attempt == STARTS - 1:
+            if attempt == STARTS:
                 raise ConnectionError(f"{first_line(error)} Is this machine very busy?") from error
+            attempt += 1
             logger.warning("Ray did not start in time on this busy machine; once more")
 
 

@@ -10,11 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
 from ray.job_submission import JobSubmissionClient
+
+from tuning.ray_session import patiently
 
 BIN = Path(sys.executable).parent
 START_S = 120.0
@@ -51,6 +54,12 @@ def running_head(**variables: str) -> Iterator[Head]:
     Args:
         variables: added to its environment.
     """
+    with ExitStack() as stack:
+        yield patiently(lambda: stack.enter_context(_started(variables)))
+
+
+@contextmanager
+def _started(variables: Mapping[str, str]) -> Iterator[Head]:
     port, dashboard, agent, client = (free_port() for _ in range(4))
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: a socket's path has 107 characters
     known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -67,7 +76,7 @@ def running_head(**variables: str) -> Iterator[Head]:
     )  # fmt: skip
     head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", folder, environment)
     try:
-        _wait_for(head.dashboard)
+        _wait_for(head.dashboard, f"http://127.0.0.1:{agent}", process)
         yield head
     finally:
         process.terminate()
@@ -75,13 +84,17 @@ def running_head(**variables: str) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(dashboard: str) -> None:
+def _wait_for(dashboard: str, agent: str, process: subprocess.Popen[bytes]) -> None:
+    """Until jobs are taken, and the node has what would start them."""
     deadline = time.monotonic() + START_S
     while True:
         try:
             JobSubmissionClient(dashboard).list_jobs()
+            requests.get(f"{agent}/api/local_raylet_healthz", timeout=10).raise_for_status()
             return
-        except (ConnectionError, RuntimeError):
+        except (OSError, RuntimeError):
+            if process.poll() is not None:
+                raise RuntimeError("the head timed out during startup") from None
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)

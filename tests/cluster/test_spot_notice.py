@@ -16,6 +16,8 @@ import pytest
 import ray
 from ray._private.state import state
 
+from tuning.ray_session import patiently
+
 SCRIPT = Path(__file__).parent.parent.parent / "cluster" / "launcher" / "spot_notice.sh"
 BIN = Path(sys.executable).parent
 
@@ -80,7 +82,9 @@ def metadata_service() -> Iterator[Metadata]:
 @pytest.fixture(scope="module")
 def busy_node() -> Iterator[str]:
     """The address of a Ray that has work, so that it stays while it is drained."""
-    found = ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    found = patiently(
+        lambda: ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    )
     try:
 
         @ray.remote(num_cpus=1)

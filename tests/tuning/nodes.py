@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from tests.tuning.test_search import configuration
 from trainers.dotted import nest
+from tuning.ray_session import patiently
 from tuning.records import TrialRecord
 from tuning.runs import load_run
 
@@ -31,9 +32,14 @@ def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
         "num_cpus": head_cpus,
         "include_dashboard": True,  # without it, Ray frees nothing of a trial that was killed
         "dashboard_host": "127.0.0.1",
-        "dashboard_port": free_port(),
     }
-    found = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=True)
+    found = patiently(
+        lambda: Cluster(
+            initialize_head=True,
+            head_node_args=head | {"dashboard_port": free_port()},
+            shutdown_at_exit=True,
+        )
+    )
     try:
         for _ in range(nodes):
             add_node(found)
@@ -44,7 +50,7 @@ def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
 
 def add_node(to: Cluster) -> Any:
     """A node of one CPU."""
-    return to.add_node(num_cpus=1)
+    return patiently(lambda: to.add_node(num_cpus=1))
 
 
 def free_port() -> int:

@@ -37,7 +37,7 @@ from trainers.torch_trainer import PENDING_KEY, WORKER_ENVIRONMENT
 from tuning.config_file import load_config
 from tuning.evaluation_tasks import SPENT, EvaluationFailed, Reports
 from tuning.journal import JOURNAL_FILE
-from tuning.ray_session import LOCALHOST, _free_port
+from tuning.ray_session import LOCALHOST, _free_port, patiently
 from tuning.search import SearchResult, run_search
 
 slow = pytest.mark.slow
@@ -52,14 +52,16 @@ def dashboard() -> Iterator[str]:
     port = _free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     address = f"{LOCALHOST}:{port}"
-    context = ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=True,
-        dashboard_host=LOCALHOST,
-        _node_ip_address=LOCALHOST,
-        log_to_driver=False,
-        runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": address}},
+    context = patiently(
+        lambda: ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=True,
+            dashboard_host=LOCALHOST,
+            _node_ip_address=LOCALHOST,
+            log_to_driver=False,
+            runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": address}},
+        )
     )
     del os.environ["RAY_GCS_SERVER_PORT"]
     yield f"http://{context.dashboard_url}"
