@@ -131,7 +131,7 @@ def patiently(start: Callable[[], T]) -> T:
 def _start_local() -> None:
     # The port is chosen here because the workers must be told the address before it exists: with
     # a second Ray on this machine they would otherwise find the wrong one.
-    port = _free_port()
+    port = free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     try:
         ray.init(
@@ -147,7 +147,11 @@ def _start_local() -> None:
         del os.environ["RAY_GCS_SERVER_PORT"]
 
 
-def _free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind((LOCALHOST, 0))
-        return int(listener.getsockname()[1])
+def free_port() -> int:
+    """A port of loopback that nobody listens on, outside of those that Ray gives to its workers."""
+    while True:
+        with closing(socket.socket()) as listener:
+            listener.bind((LOCALHOST, 0))
+            port = int(listener.getsockname()[1])
+        if port >= 20_000:
+            return port

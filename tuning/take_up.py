@@ -64,8 +64,8 @@ def _with_lost_reports(
     """An unfinished trial with what its workers said when the driver no longer was there to hear.
 
     They train on until Ray ends them. The checkpoint from which training will go on knows of all
-    reports before it. One that waits for OOD domains is told to the next driver where it waits, and
-    so are those that follow.
+    reports before it. One that waits for OOD domains is told to the next driver where it waits;
+    what follows it must not be written before, for a curve is cut off where a report comes late.
     """
     repair(checkpoints.at(trial_path(record.trial_id)))
     with storage_failures(checkpoints.url, "cannot be read"):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from tuning.ray_session import patiently
+from tuning.ray_session import free_port, patiently
 
 BIN = Path(sys.executable).parent
 START_S = 120.0
@@ -35,16 +34,6 @@ class Head:
     """All that it writes, logs among it."""
     environment: Mapping[str, str]
     """For commands that are to find it."""
-
-
-def free_port() -> int:
-    """A port that nothing listens on, outside of those that Ray gives to its workers."""
-    while True:
-        with closing(socket.socket()) as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = int(listener.getsockname()[1])
-        if port >= 20_000:
-            return port
 
 
 @contextmanager

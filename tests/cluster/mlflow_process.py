@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
+
+from tuning.ray_session import free_port
 
 READY_S = 120
 
@@ -120,10 +121,3 @@ def running_server(uri: str, folder: Path, *arguments: str) -> Iterator[ServerPr
         yield server
     finally:
         server.kill()
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has."""
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -6,10 +6,9 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -18,6 +17,7 @@ from typing import Any
 import psycopg
 
 from cluster import mlflow
+from tuning.ray_session import free_port
 
 SCRIPT = Path(mlflow.__file__).parent / "databases.sql"
 
@@ -47,7 +47,7 @@ def running_postgres() -> Iterator[Postgres]:
     # Not in pytest's own folder: the server refuses to be root, and others may not look into that.
     folder = Path(mkdtemp(prefix="lipsum-tune-postgres-", dir="/tmp"))
     passwords = {name: secrets.token_hex(16) for name in ("postgres", "mlflow", "optuna")}
-    port, user = _free_port(), "postgres" if os.geteuid() == 0 else None
+    port, user = free_port(), "postgres" if os.geteuid() == 0 else None
 
     def call(*arguments: object) -> None:
         done = subprocess.run(
@@ -97,9 +97,3 @@ def _binaries() -> Path:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: float(p.parent.name))
     assert found, "PostgreSQL is missing: apt-get install postgresql"
     return found[-1]
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

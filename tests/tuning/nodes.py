@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from tests.tuning.test_search import configuration
 from trainers.dotted import nest
-from tuning.ray_session import patiently
+from tuning.ray_session import free_port, patiently
 from tuning.records import TrialRecord
 from tuning.runs import load_run
 
@@ -51,13 +50,6 @@ def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
 def add_node(to: Cluster) -> Any:
     """A node of one CPU."""
     return patiently(lambda: to.add_node(num_cpus=1))
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def write(folder: Path, root: Path, name: str, **changes: Any) -> Path:

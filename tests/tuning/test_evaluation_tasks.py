@@ -37,7 +37,7 @@ from trainers.torch_trainer import PENDING_KEY, WORKER_ENVIRONMENT
 from tuning.config_file import load_config
 from tuning.evaluation_tasks import SPENT, EvaluationFailed, Reports
 from tuning.journal import JOURNAL_FILE
-from tuning.ray_session import LOCALHOST, _free_port, patiently
+from tuning.ray_session import LOCALHOST, free_port, patiently
 from tuning.search import SearchResult, run_search
 
 slow = pytest.mark.slow
@@ -49,7 +49,7 @@ DATA = DataConfig(id_domain="real", ood_domains=OOD)
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
     """Of a Ray that takes this machine for one of four CPUs: three are left by a trial of one."""
-    port = _free_port()
+    port = free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     address = f"{LOCALHOST}:{port}"
     context = patiently(

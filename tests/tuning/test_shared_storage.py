@@ -27,7 +27,7 @@ from trainers.errors import ConfigError
 from trainers.torch_trainer import WORKER_ENVIRONMENT
 from tuning.config import SearchFile
 from tuning.config_file import load_config
-from tuning.ray_session import LOCALHOST, _free_port
+from tuning.ray_session import LOCALHOST, free_port
 from tuning.search import run_search
 from tuning.shared_storage import (
     NodeStorage,
@@ -52,7 +52,7 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def cluster(hidden: Path) -> Iterator[None]:
     """A head without CPUs, so that whatever trains does so on the node that does not see."""
-    port = _free_port()
+    port = free_port()
     address = f"{LOCALHOST}:{port}"
     with s3_server(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_GCS_SERVER_PORT", str(port))

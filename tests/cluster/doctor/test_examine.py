@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.doctor.examine import examine
-from tests.cluster.heads import free_port
+from tuning.ray_session import free_port
 
 pytestmark = pytest.mark.slow
 
