@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.cli_doctor import commands as doctor_commands
+from cluster.doctor.cli import commands as doctor_commands
 from tuning.cli import Config, Set, app, main
 
 __all__ = ["app", "main"]

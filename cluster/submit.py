@@ -31,11 +31,11 @@ from cluster.upload import (
     excludes,
 )
 from trainers.errors import ConfigError, first_line
-from tuning.addresses import check_sends
-from tuning.config import SearchFile
-from tuning.config_file import check_settings, has_password, load_config
-from tuning.config_layers import read_layers
-from tuning.resume import identity
+from tuning.config.loading import read_layers
+from tuning.config.schema import SearchFile
+from tuning.config.validation import check_settings, has_password, load_config
+from tuning.runs.resume import identity
+from tuning.security.exposure import check_sends
 
 STOP_SECONDS = 20
 """Between SIGTERM and SIGKILL of a job that is stopped; Ray's own default, 3 s, is too short to end

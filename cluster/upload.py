@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.data.roots import EMBEDDED
+from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError
 from trainers.models.config import LOCAL_DIR, is_path
-from tuning.config import SearchFile
-from tuning.config_layers import find_config
+from tuning.config.loading import find_config
+from tuning.config.schema import SearchFile
 
 ALWAYS_EXCLUDED = (
     ".git/",
@@ -48,7 +48,7 @@ ALWAYS_EXCLUDED = (
 """As in a .gitignore, which Ray also goes by where there is one."""
 
 _FILES = ("model.name", "model.pretrained", "method.texts_file")
-"""Keys of a trial that may name a file or folder, beside its pictures. A suite is none: the job
+"""Keys of a trial that may name a file or folder, beside its images. A suite is none: the job
 reads its file together with the configuration, and keeps what it says."""
 
 _DEPTH = 2

@@ -1,4 +1,4 @@
-"""Real pictures, small: what most tests train on."""
+"""Real images, small: what most tests train on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 from trainers.config import TrialConfig
-from trainers.data.openmoji.build import Pictures, build
-from trainers.data.shard_cache import CACHE_VARIABLE
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE
+from trainers.data.openmoji.build import ImageCounts, build
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
 
@@ -36,18 +36,18 @@ def _arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def pictures_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The five domains of the embedded benchmark with eight classes and few pictures."""
-    root = tmp_path_factory.mktemp("data") / "pictures"
-    return build(root, classes=CLASSES, pictures=Pictures(6, 3, 2), workers=1, progress=False)
+def images_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The five domains of the embedded benchmark with eight classes and few images."""
+    root = tmp_path_factory.mktemp("data") / "images"
+    return build(root, classes=CLASSES, images=ImageCounts(6, 3, 2), workers=1, progress=False)
 
 
 @pytest.fixture
-def trial(pictures_root: Path) -> TrialConfig:
+def trial(images_root: Path) -> TrialConfig:
     """A Lipsum-FT of six steps on the real embedded model, evaluated at every third."""
     return TrialConfig.model_validate(
         {
-            "data": {"root": str(pictures_root)},
+            "data": {"root": str(images_root)},
             "method": {"name": "lipsum_ft", "text_count": 16},
             "optim": {"lr": 3e-4, "batch_size": 8},
             "eval": {"every": 3},

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pyarrow import fs
 
 from trainers.config import DataConfig, TrialConfig
+from trainers.data.cache.arrow_cache import cache_folder, check_limit, warn_if_shared
 from trainers.data.class_map import domain_class_map
-from trainers.data.roots import EMBEDDED, domain_files, resolve_root
+from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, check_labels
-from trainers.data.shard_cache import cache_folder, check_limit, warn_if_shared
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 from trainers.methods import check_method_fits
@@ -28,7 +28,7 @@ _REQUESTS = 16  # at a time: buckets answer slowly, but answer many
 def check_trial(config: TrialConfig) -> None:
     """Raise a `ConfigError` for a model, a method or data that cannot work, alone or together.
 
-    Weights are not loaded, pictures not read, and the embedded benchmark not built.
+    Weights are not loaded, images not read, and the embedded benchmark not built.
     """
     check_trials([config])
 
@@ -114,6 +114,6 @@ def _headers(store: Store, files: Mapping[Part, Sequence[fs.FileInfo]]) -> dict[
             )
         rows, size = (sum(h.rows for h in headers), sum(h.image_bytes for h in headers))
         if not rows:
-            raise ConfigError(f"{store.url}/{domain}/{split}: it has no pictures")
+            raise ConfigError(f"{store.url}/{domain}/{split}: it has no images")
         merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows, size)
     return merged

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from trainers.data.roots import EMBEDDED
+from trainers.data.data_root import EMBEDDED
 from trainers.data.suite import Suite, load_suite, resolve_suite
-from trainers.dotted import over_trial
 from trainers.errors import ConfigError, validate
+from trainers.loop.precision import PrecisionName
 from trainers.methods import LipsumFineTuning, MethodConfig
 from trainers.models import ModelConfig
-from trainers.precision import PrecisionName
+from trainers.overrides import over_trial
 
 
 class _Frozen(BaseModel):
@@ -28,7 +28,7 @@ class _Frozen(BaseModel):
 
 
 class DataConfig(_Frozen):
-    """Where the pictures are, and which domain is in-distribution (ID)."""
+    """Where the images are, and which domain is in-distribution (ID)."""
 
     root: str = EMBEDDED
     """A folder or URL (`s3://bucket/data`) with `<domain>/<split>/*.parquet`; `openmoji` is the
@@ -42,13 +42,13 @@ class DataConfig(_Frozen):
     ood_domains: tuple[str, ...] = ("painting", "clipart", "infograph", "sketch")
     """Only ever evaluated: the distribution shifts."""
     crop_area: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest share of a picture's area that a random crop of training covers."""
+    """Least and greatest share of an image's area that a random crop of training covers."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Share of a picture that evaluation crops; null is what the data say, else 224/256."""
+    """Share of an image that evaluation crops; null is what the data say, else 224/256."""
     cache_gb: float = Field(default=100, gt=0)
     """Limit of the local cache of opened data sets on each machine (10^9 bytes)."""
     workers: int = Field(default=0, ge=0)
-    """Processes a training worker that decode pictures; 0 decodes in the training process."""
+    """Processes a training worker that decode images; 0 decodes in the training process."""
 
     @field_validator("root")
     @classmethod
@@ -123,9 +123,9 @@ class OptimConfig(_Frozen):
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
     batch_size: int = Field(default=256, ge=1)
-    """Pictures a step over all workers."""
+    """Images a step over all workers."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Pictures that go through a worker's model at once: a step is then made of several parts,
+    """Images that go through a worker's model at once: a step is then made of several parts,
     with the same gradient. null is a worker's whole share; it is halved where memory is short."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
     """Limit of the norm of all gradients together."""
@@ -145,7 +145,7 @@ class EvalConfig(_Frozen):
     every: int = Field(default=1000, ge=1)
     """Steps from one evaluation to the next; the last step is always evaluated."""
     batch_size: int = Field(default=256, ge=1)
-    """Pictures a forward pass."""
+    """Images a forward pass."""
     wise_alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     """Evaluated once, after the last step: points on the line from the zero-shot model's weights
     (0) to the fine-tuned ones (1), which is WiSE-FT's curve of ID and OOD accuracy."""

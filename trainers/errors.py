@@ -20,8 +20,59 @@ from pydantic import BaseModel, ValidationError
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
+class _Unset:
+    """Marks a value that an error does not have; None is a value."""
+
+
+UNSET = _Unset()
+
+
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message names source, key and value."""
+    """A mistake of the user, found before any worker starts. Shown as one line.
+
+    The text is `source: key = value: problem (hint)`, without the parts that are not given. Tests
+    and callers read the fields; the text is for people.
+
+    Args:
+        problem: what is wrong, as a full clause, such as `must be at least 1`.
+        key: dotted key of the configuration, option or column.
+        value: what the user gave for it.
+        hint: what would work instead, such as `did you mean 'lr'?`.
+        source: file, folder or URL in which the mistake stands.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        key: str | None = None,
+        value: object = UNSET,
+        hint: str | None = None,
+        source: object = None,
+    ) -> None:
+        self.problem, self.key, self.value, self.hint = problem, key, value, hint
+        self.source = None if source is None else str(source)
+        named = "" if key is None else key if value is UNSET else f"{key} = {value!r}"
+        text = ": ".join(part for part in (self.source, named, problem) if part)
+        super().__init__(text + (f" ({hint})" if hint else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild with all fields: Ray pickles errors of its workers."""
+        value = None if self.value is UNSET else repr(self.value)
+        return _rebuilt, (self.problem, self.key, value, self.hint, self.source, str(self))
+
+
+def _rebuilt(
+    problem: str,
+    key: str | None,
+    value: object,
+    hint: str | None,
+    source: str | None,
+    text: str,
+) -> ConfigError:
+    error = ConfigError(problem, key=key, value=value, hint=hint, source=source)
+    error.args = (text,)
+    return error
 
 
 class TrainingDiverged(FloatingPointError):

@@ -14,20 +14,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainers.checkpoint import save_checkpoint
-from trainers.clock import Clock
+from trainers.checkpoints.format import save_checkpoint
+from trainers.checkpoints.train_state import restore, snapshot
 from trainers.config import OptimConfig, TrialConfig
-from trainers.data.pictures import Pictures, train_batches
+from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.errors import TrainingDiverged
+from trainers.loop.state import (
+    SinceReport,
+    TrainState,
+    load_split,
+    open_images,
+    optimizer_of,
+    start,
+)
+from trainers.loop.step import Stepper
+from trainers.loop.timing import Clock
 from trainers.methods import LipsumFineTuning, Stage
+from trainers.methods.random_texts import effective_rank, random_text_moment
 from trainers.models import ModelConfig, text_facts
-from trainers.pending import completed, is_complete
-from trainers.random_texts import effective_rank, random_text_moment
-from trainers.run import Run, SinceReport, load_split, open_pictures, optimizer_of, start
-from trainers.snapshots import restore, snapshot
-from trainers.step import Stepper
-from trainers.weights import update_average
+from trainers.models.averaging import update_average
 
 RANDOM_TEXT_RANK = "random_text/effective_rank"
 
@@ -66,7 +72,7 @@ class Report:
     metrics: dict[str, float]
     """Flat, the same on every worker; accuracies in percent, costs in seconds. Empty where
     `save_now` of `fine_tune` asked for a checkpoint."""
-    run: Run
+    run: TrainState
     """The run as it stands: to be saved or evaluated before the next report is asked for."""
 
     def add(self, metrics: Mapping[str, float]) -> None:
@@ -90,7 +96,6 @@ def fine_tune(
     *,
     device: torch.device | str | None = None,
     resume_from: Path | None = None,
-    ood_elsewhere: Callable[[], bool] | None = None,
     save_now: Callable[[], bool] | None = None,
 ) -> Iterator[Report]:
     """Fine-tune, and report at every evaluation and at the last step.
@@ -101,9 +106,6 @@ def fine_tune(
         resume_from: a folder that `Report.save` wrote. The run repeats its last report before that,
             for it may have been lost, and goes on where it was saved with the same batches, views
             and random texts as if it had never stopped.
-        ood_elsewhere: asked at every evaluation, and gives every worker the same answer: whether
-            others evaluate the OOD domains this time, and the report is to come without them. A
-            report that is repeated has them all the same.
         save_now: asked after every step between two evaluations, and gives every worker the same
             answer: whether the run is to be saved as it stands, because a machine may be gone
             before the next evaluation. It then yields a report without metrics.
@@ -115,12 +117,14 @@ def fine_tune(
     run = start(config, device=device)
     if resume_from is not None:
         restore(run, resume_from)
-    train = open_pictures(config.data, config.data.id_domain, "train")
+    train = open_images(config.data, config.data.id_domain, "train")
     held_out = load_split(config, "val")
     run.class_maps(held_out)  # a domain that does not fit is told now, not at an evaluation
     fixed = random_text_diagnostic(run)
-    yield from _repeated(run, held_out)
-    clock = Clock(run, ood_elsewhere)
+    if run.reports:  # the report before the checkpoint may have been lost
+        last_report = {name: value for name, value in run.reports[-1].items() if name != "step"}
+        yield Report(run.since.step, last_report, run)
+    clock = Clock(run)
     stepper, first = Stepper(run), run.progress.step
     for step, (views, labels) in enumerate(_batches(run, train), start=first):
         stage = config.method.stage(step, config.steps)
@@ -151,41 +155,20 @@ def fine_tune(
             yield Report(run.progress.step, {}, run)
 
 
-def _repeated(run: Run, held_out: Mapping[str, Pictures]) -> Iterator[Report]:
-    """The last report of a resumed run, with OOD domains that others may not have evaluated.
-
-    Where it has trained on since, the weights are gone that they would be evaluated with. But they
-    are where `ood_elsewhere` wanted them, and the report with them.
-    """
-    data = run.config.data
-    if not run.reports:
-        return
-    metrics = {name: value for name, value in run.reports[-1].items() if name != "step"}
-    if not is_complete(metrics, data):
-        if run.is_between_reports:
-            return
-        with run.holding(run.weights if run.deployed is None else run.deployed):
-            sums = run.sums({domain: held_out[domain] for domain in data.ood_domains})
-        measures = {domain: s.measures(run.temperature) for domain, s in sums.items()}
-        metrics = completed(metrics, measures, data)
-        run.reports[-1] = {"step": run.since.step, **metrics}
-    yield Report(run.since.step, metrics, run)
-
-
-def _begin(run: Run, stage: Stage, step: int) -> None:
+def _begin(run: TrainState, stage: Stage, step: int) -> None:
     """Enter a stage, or go on in it after a resume."""
     if step == stage.first > 0:
         run.optimizer = optimizer_of(run.student, run.config)
     run.student.head_alone = stage.head_alone
 
 
-def _average(run: Run, step: int) -> None:
+def _average(run: TrainState, step: int) -> None:
     decay = run.config.method.average_decay(step, run.config.steps)
     if decay is not None and run.average is not None:
         update_average(run.average, run.weights, decay)
 
 
-def random_text_diagnostic(run: Run) -> dict[str, float]:
+def random_text_diagnostic(run: TrainState) -> dict[str, float]:
     """The effective rank of random texts; nothing where the model has none.
 
     Their length is the method's own, or Lipsum-FT's default as far as the model's context holds it.
@@ -209,7 +192,7 @@ def learning_rate(step: int, steps: int, optim: OptimConfig, peak: float | None 
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def _batches(run: Run, train: Pictures) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
     sampler = StepSampler(
         len(train),
         run.config.optim.batch_size,

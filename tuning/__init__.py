@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuning.config import SearchFile
-    from tuning.config_file import load_config
-    from tuning.search import SearchResult, run_search
+    from tuning.config.schema import SearchFile
+    from tuning.config.validation import load_config
+    from tuning.execution.run_search import SearchResult, run_search
 
 __all__ = ["SearchFile", "SearchResult", "load_config", "run_search"]
 
 _HOME = {
-    "SearchFile": "tuning.config",
-    "load_config": "tuning.config_file",
-    "SearchResult": "tuning.search",
-    "run_search": "tuning.search",
+    "SearchFile": "tuning.config.schema",
+    "load_config": "tuning.config.validation",
+    "SearchResult": "tuning.execution.run_search",
+    "run_search": "tuning.execution.run_search",
 }
 
 

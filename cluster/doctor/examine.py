@@ -17,15 +17,15 @@ from cluster.doctor.node_facts import code_digest, package_version
 from cluster.doctor.probes import Node, Probes, Silence, members, probes, service_ports
 from trainers.checks import trial_parts
 from trainers.config import TrialConfig
-from trainers.data.roots import EMBEDDED
+from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.models.config import is_path
-from tuning.capacity import has_autoscaler
-from tuning.config import SearchConfig, SearchFile
-from tuning.config_file import check_search
-from tuning.ray_session import ray_session
-from tuning.shared_storage import storage_on_nodes
+from tuning.checkpoints.storage_check import storage_on_nodes
+from tuning.config.schema import SearchConfig, SearchFile
+from tuning.config.validation import check_search
+from tuning.execution.cluster_resources import has_autoscaler
+from tuning.execution.ray_session import ray_session
 
 ANSWER_S = 120.0
 """For how long a node may take to start a process and import PyTorch; shared disks are slow."""
@@ -104,7 +104,7 @@ def _cluster(
     yield from _network(file, answering, answered, facts)
     if file is not None:
         yield from _storage(file.search, nodes, answering.answer_s)
-        yield from _pictures(file.trial, answering, answered)
+        yield from _images(file.trial, answering, answered)
         yield needs.room(file.search.resources, nodes, has_autoscaler())
 
 
@@ -197,16 +197,14 @@ def _removed_if_empty(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _pictures(trial: TrialConfig, answering: Probes, nodes: Sequence[Node]) -> Iterator[Finding]:
+def _images(trial: TrialConfig, answering: Probes, nodes: Sequence[Node]) -> Iterator[Finding]:
     root, parts = trial.data.root, trial_parts(trial.data)
     if root == EMBEDDED:  # `versions` says whether what draws it is installed
-        yield Finding(
-            "pictures", "ok", "the embedded benchmark, drawn by each machine at first use"
-        )
+        yield Finding("images", "ok", "the embedded benchmark, drawn by each machine at first use")
         return
     names = [node.name for node in nodes]
-    answers = answering.ask(lambda probe: probe.pictures.remote(root, parts), names)
-    yield from needs.pictures(root, answers)
+    answers = answering.ask(lambda probe: probe.images.remote(root, parts), names)
+    yield from needs.images(root, answers)
 
 
 def _configuration(file: SearchFile) -> Iterator[Finding]:
@@ -235,7 +233,7 @@ def _folders(file: SearchFile | None) -> dict[str, str]:
 
 
 def _files(trial: TrialConfig) -> list[str]:
-    """Local files that every worker of a trial opens, beside its pictures."""
+    """Local files that every worker of a trial opens, beside its images."""
     model = trial.model
     named = [model.name.removeprefix("local-dir:") if "local-dir:" in model.name else ""]
     named += [model.name] if model.name.endswith(".json") else []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-RAY_SESSION, TEMPORARY, PICTURE_CACHE = "Ray's sessions", "temporary files", "cache of pictures"
+RAY_SESSION, TEMPORARY, PICTURE_CACHE = "Ray's sessions", "temporary files", "cache of images"
 """What disks are used for, on every node."""
 RUN_STORAGE = "run storage"
 """The same, where a configuration says where that is."""
@@ -79,7 +79,7 @@ class NodeFacts(TypedDict):
     """Addresses and ports of TCP on which somebody listens; empty where the system does not say."""
 
 
-class Pictures(TypedDict):
+class Images(TypedDict):
     """What a domain's split holds, seen from a node."""
 
     files: int

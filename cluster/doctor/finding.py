@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tuning.urls import redact
+from tuning.security.redaction import redact
 
 Status = Literal["fault", "warning", "ok"]
 """A fault will stop a search or falsify it; a warning may, or costs time."""

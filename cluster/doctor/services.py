@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from cluster.doctor.finding import Finding
 from trainers.errors import ConfigError, first_line, system_words
-from tuning.config import SearchFile
-from tuning.urls import check_driver, expand, goes_unencrypted, is_database, redact
+from tuning.config.schema import SearchFile
+from tuning.security.redaction import check_driver, expand, goes_unencrypted, is_database, redact
 
 _ANSWER_S = 5.0
 _PORTS = {
@@ -35,7 +35,7 @@ def tracking(file: SearchFile, runs_folder: Path | None) -> Iterator[Finding]:
     """
     from mlflow.version import VERSION
 
-    from tuning.tracking.mlflow_client import connect, tracking_uri
+    from tuning.mlflow_logging.client import connect, tracking_uri
 
     uri = tracking_uri(file.search.tracking.uri, runs_folder or Path())
     expanded = expand(uri)
@@ -76,7 +76,7 @@ def study_storage(url: str | None) -> Finding:
     Args:
         url: `search.study_storage`; variables in it are taken from the environment.
     """
-    from tuning.study import open_storage
+    from tuning.algorithms.study import open_storage
 
     if url is None:
         return Finding("Optuna", "ok", "a journal file in the run folder")

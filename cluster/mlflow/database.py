@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from trainers.errors import ConfigError
-from tuning.urls import check_driver, redact
+from tuning.security.redaction import check_driver, redact
 
 _CONNECT_SECONDS = 10
 

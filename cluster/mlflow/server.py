@@ -22,7 +22,7 @@ import typer
 
 from cluster.mlflow.database import check_database, upgrade_database
 from trainers.errors import ConfigError
-from tuning.addresses import ALLOW_REMOTE, is_loopback
+from tuning.security.exposure import ALLOW_REMOTE, is_loopback
 
 URI_VARIABLE = "MLFLOW_BACKEND_STORE_URI"
 LOCALHOST = "127.0.0.1"

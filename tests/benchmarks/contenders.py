@@ -16,21 +16,21 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import SearchSpace
-from tuning.branches import Branch
-from tuning.config import SamplerConfig
-from tuning.objective import Objective
-from tuning.records import SearchRecord
-from tuning.samplers import create_sampler
-from tuning.scheduler_config import (
+from tuning.algorithms.early_stopping import rung_ladder
+from tuning.algorithms.method_studies import Branch
+from tuning.algorithms.objectives import Objective
+from tuning.algorithms.samplers import create_sampler
+from tuning.algorithms.searcher import OptunaSearcher
+from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
+from tuning.config.early_stopping import (
     AshaConfig,
     HyperbandConfig,
     MedianConfig,
     NoSchedulerConfig,
     SchedulerConfig,
 )
-from tuning.schedulers import StepScheduler, create_rule
-from tuning.searcher import OptunaSearcher
-from tuning.stopping import rung_ladder
+from tuning.config.schema import SamplerConfig
+from tuning.runs.records import SearchRecord
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 import yaml
 from mlflow.tracking import MlflowClient
 
-from tuning.branches import open_branches
-from tuning.config_file import load_config
-from tuning.journal import JOURNAL_FILE
-from tuning.records import TrialRecord
-from tuning.runs import LoadedRun, load_run
-from tuning.study import STATES, TRIAL_ID
-from tuning.tracking.mlflow_callback import default_tracking_uri
+from tuning.algorithms.method_studies import open_branches
+from tuning.algorithms.study import STATES, TRIAL_ID
+from tuning.config.validation import load_config
+from tuning.mlflow_logging.callback import default_tracking_uri
+from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import LoadedRun, load_run
 
 SHORT = (
     "trial.steps=40",

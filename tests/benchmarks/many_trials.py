@@ -44,21 +44,28 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
-from trainers.checkpoint import STATE, WEIGHTS
+from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.config import DataConfig
 from trainers.data.storage import open_store
-from trainers.evaluation import flat_metrics, metric_names
+from trainers.evaluation.evaluate import flat_metrics, metric_names
 from trainers.fine_tune import REPORTED
-from tuning.branches import open_branches
-from tuning.budget import Budget
-from tuning.checkpoint_files import TRAIN_FOLDER, trial_path
-from tuning.checkpoints import CheckpointListener
-from tuning.config import SearchFile
-from tuning.config_file import load_config
-from tuning.journal import History, Journal, read_history
-from tuning.ray_session import concurrent_trials, ray_session
-from tuning.recorder import Recorder
-from tuning.records import (
+from tuning.algorithms.budget import Budget
+from tuning.algorithms.method_studies import open_branches
+from tuning.algorithms.searcher import OptunaSearcher
+from tuning.algorithms.tune_scheduler import StepScheduler
+from tuning.checkpoints.files import TRAIN_FOLDER, trial_path
+from tuning.checkpoints.retention import CheckpointCallback
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.trainable import DRIVER_MEMORY
+from tuning.execution.tune_runner import create_tuner
+from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.reporting.progress import ProgressCallback
+from tuning.reporting.tables.callback import TablesCallback
+from tuning.runs.journal import History, Journal, read_history
+from tuning.runs.recorder import Recorder
+from tuning.runs.records import (
     STEP,
     TRIAL_KEY,
     SearchOutcome,
@@ -67,14 +74,7 @@ from tuning.records import (
     trial_name,
     trial_number,
 )
-from tuning.reporting.progress import ProgressListener
-from tuning.reporting.tables_listener import TablesListener
-from tuning.runs import create_run_folder, search_record
-from tuning.schedulers import StepScheduler
-from tuning.searcher import OptunaSearcher
-from tuning.tracking.mlflow_callback import MlflowListener, default_tracking_uri
-from tuning.trainable import DRIVER_MEMORY
-from tuning.tune_loop import create_tuner
+from tuning.runs.run_folder import create_run_folder, search_record
 
 BLOCK: Final = 200
 WARM_UP: Final = 50
@@ -90,10 +90,10 @@ PARTS: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
         (Journal, ("_append",)),
         (Budget, _EVENTS),
     ),
-    "MLflow": ((MlflowListener, _EVENTS),),
-    "tables": ((TablesListener, _EVENTS),),
-    "checkpoints": ((CheckpointListener, _EVENTS),),
-    "display": ((ProgressListener, (*_EVENTS, "_renderable")),),
+    "MLflow": ((MlflowCallback, _EVENTS),),
+    "tables": ((TablesCallback, _EVENTS),),
+    "checkpoints": ((CheckpointCallback, _EVENTS),),
+    "display": ((ProgressCallback, (*_EVENTS, "_renderable")),),
 }
 """Parts of the driver that are ours, and the methods through which they are entered."""
 REST: Final = "Tune and Ray"
@@ -178,9 +178,9 @@ class Stopwatch:
 
 
 class Meter:
-    """Reads the driver's clocks at the end of every trial; the last of the listeners."""
+    """Reads the driver's clocks at the end of every trial; the last of the callbacks."""
 
-    def __init__(self, mlflow: MlflowListener, stopwatch: Stopwatch) -> None:
+    def __init__(self, mlflow: MlflowCallback, stopwatch: Stopwatch) -> None:
         self.rows: list[dict[str, float]] = []
         """One for each trial that ended, in order; clocks since the start of the process."""
         self._mlflow, self._stopwatch = mlflow, stopwatch
@@ -240,7 +240,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
     journal = Journal(run_folder)
     journal.session_started(file.fingerprints())
     journal.zero_shot(dict(search.zero_shot))
-    mlflow = MlflowListener(
+    mlflow = MlflowCallback(
         default_tracking_uri(run_folder.parent), file.search.tracking.experiment
     )
     meter = Meter(mlflow, stopwatch)
@@ -248,20 +248,20 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
         (run_folder / "display.txt").open("w") as display,
         ray_session(),
         stopwatch.watching(),
-        ProgressListener(Console(file=display, force_terminal=live, width=120)) as progress,
+        ProgressCallback(Console(file=display, force_terminal=live, width=120)) as progress,
     ):
         budget = Budget(file.search.budget, search, history)
-        listeners = (
+        callbacks = (
             budget,
             mlflow,
-            TablesListener(run_folder, lambda: read_history(run_folder, live=True).records),
-            CheckpointListener(
+            TablesCallback(run_folder, lambda: read_history(run_folder, live=True).records),
+            CheckpointCallback(
                 open_store(run_folder / TRAIN_FOLDER), file.search.checkpoints.disk_bytes
             ),
             progress,
             meter,
         )
-        recorder = Recorder(search, journal, listeners)
+        recorder = Recorder(search, journal, callbacks)
         recorder.start()
         branches = open_branches(search, file.search.sampler, file.search_space())
         concurrent = concurrent_trials(file.search.resources)

@@ -1,6 +1,6 @@
 """What micro-batches and activation checkpointing save: `python -m tests.benchmarks.memory`
 
-ViT-B/32 with random weights, a step of 64 pictures at 224 x 224 on the CPU. Each row is a process
+ViT-B/32 with random weights, a step of 64 images at 224 x 224 on the CPU. Each row is a process
 of its own; its figure is the most memory that the process held at once, over two steps, with
 weights, gradients, the moments of AdamW and the zero-shot model in it. Nothing is evaluated.
 """
@@ -19,13 +19,13 @@ from rich.table import Table
 from tests.benchmarks.vit_b32_cpu import peak_gib
 from trainers import fine_tune as loop
 from trainers.config import TrialConfig
-from trainers.data.openmoji.build import Pictures, build
-from trainers.run import open_pictures, start
-from trainers.step import Stepper
+from trainers.data.openmoji.build import ImageCounts, build
+from trainers.loop.state import open_images, start
+from trainers.loop.step import Stepper
 
 BATCH = 64
 CASES = ((BATCH, False), (8, False), (BATCH, True), (8, True))
-"""Pictures that go through the model at once, and whether activations are checkpointed."""
+"""Images that go through the model at once, and whether activations are checkpointed."""
 
 
 def trial(root: Path, method: str, parts: int, checkpointing: bool) -> TrialConfig:
@@ -46,23 +46,23 @@ def peaks(config: TrialConfig) -> tuple[float, float]:
     """GiB before the first step and after the last one."""
     run = start(config)
     stepper, before = Stepper(run), peak_gib()
-    train = open_pictures(config.data, config.data.id_domain, "train")
+    train = open_images(config.data, config.data.id_domain, "train")
     for number, (views, labels) in enumerate(loop._batches(run, train)):
         stepper.step(number, views, labels, lr=config.optim.lr)
     return before, peak_gib()
 
 
 def main() -> None:
-    """Draw the pictures, run every case, print the table."""
+    """Draw the images, run every case, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=["ft", "flyp"])
     arguments = parser.parse_args()
     shown = Table(
-        "", "pictures at once", "checkpointing", "before, GiB", "peak, GiB", "of the first row's"
+        "", "images at once", "checkpointing", "before, GiB", "peak, GiB", "of the first row's"
     )
     with TemporaryDirectory() as folder:
         classes = ("apple", "bus", "cactus", "cat")
-        root = build(Path(folder) / "pictures", classes=classes, pictures=Pictures(16, 1, 1))
+        root = build(Path(folder) / "images", classes=classes, images=ImageCounts(16, 1, 1))
         for method in arguments.methods:
             whole = None
             for parts, checkpointing in CASES:

@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trainers.config import TrialConfig, with_overrides
+from trainers.data.data_root import resolve_root
 from trainers.data.openmoji.build import available_cores
-from trainers.data.roots import resolve_root
 from trainers.fine_tune import fine_tune
-from trainers.run import load_split, start
-from tuning.config_file import load_config
+from trainers.loop.state import load_split, start
+from tuning.config.validation import load_config
 from tuning.confirmation.statistics import difference, estimate, paired_difference
 
 METHODS = {

@@ -9,11 +9,11 @@ share of its time one takes.
 
 - `ImageFolder`: torchvision's class with the plain recipe: random resized crop to 224, flip,
   `ToTensor`, `Normalize`, all in the loader processes.
-- `reader` and `reader, resized`: `Pictures` and `train_batches`, as a trial uses them. Batches are
-  uint8; a GPU normalises them in next to no time.
+- `reader` and `reader, resized`: `ImageDataset` and `train_batches`, as a trial uses them. Batches
+  are uint8; a GPU normalises them in next to no time.
 - `... normalised here`: the same, normalised in this process, which on a CPU takes its share.
 
-Then the start: from nothing opened to the end of a first pass over the pictures, the files' pages
+Then the start: from nothing opened to the end of a first pass over the images, the files' pages
 dropped from the system's cache as far as it lets go of them.
 """
 
@@ -38,15 +38,15 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cache_folder
+from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.encoding import EncodeOptions
-from trainers.data.layouts import find_layout
-from trainers.data.layouts.listing import LayoutOptions
-from trainers.data.pictures import Pictures, train_batches
+from trainers.data.formats import find_layout
+from trainers.data.formats.index import LayoutOptions
 from trainers.data.sampler import StepSampler
-from trainers.data.shard_cache import CACHE_VARIABLE, cache_folder
 from trainers.data.shards import plan_shards, write_shard
 from trainers.data.storage import open_store
-from trainers.data.views import normalise
+from trainers.data.transforms import normalise
 from trainers.models import ImageInput
 
 WORKERS, BATCH, SHORT_SIDE = 2, 64, 256
@@ -65,8 +65,8 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image
             noise = Image.fromarray(rng.standard_normal(shape).astype(np.float32))
             fine = noise.resize((width, height), Image.Resampling.BICUBIC)
             clouds[..., channel] += np.asarray(fine) * 40 / 1.3**octave
-    picture = Image.fromarray(np.clip(clouds + 128, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.clip(clouds + 128, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
     for _ in range(25):
         centre, radius = rng.uniform((0, 0), (width, height)), rng.uniform(width / 50, width / 6)
         angles = np.linspace(0, 2 * np.pi, int(rng.integers(3, 9)), endpoint=False)
@@ -75,15 +75,15 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image
         draw.polygon(
             [tuple(c) for c in corners], fill=tuple(int(v) for v in rng.integers(256, size=3))
         )
-    pixels = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.7)), np.float32)
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.7)), np.float32)
     grain = rng.standard_normal((height, width, 1)).astype(np.float32) * 6
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
 
 
-def make_tree(root: Path, pictures: int) -> None:
+def make_tree(root: Path, images: int) -> None:
     """Class folders of JPEGs, upright and lengthwise."""
     rng = np.random.default_rng(0)
-    for number in range(pictures):
+    for number in range(images):
         width, height = (500, 375) if number % 3 else (375, 500)
         path = root / "train" / f"class-{number % 10}" / f"{number:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,10 +117,10 @@ def image_folder(tree: Path, passes: int) -> Batches:
 
 def reader(root: Path, passes: int) -> Batches:
     """Ours over so many passes."""
-    pictures = Pictures(root, "photos", "train")
-    steps = range(passes * len(pictures) // BATCH)
-    sampler = StepSampler(len(pictures), BATCH, seed=0, steps=steps)
-    return train_batches(pictures, sampler, image_input=INPUT, workers=WORKERS)
+    images = ImageDataset(root, "photos", "train")
+    steps = range(passes * len(images) // BATCH)
+    sampler = StepSampler(len(images), BATCH, seed=0, steps=steps)
+    return train_batches(images, sampler, image_input=INPUT, workers=WORKERS)
 
 
 def normalised(batches: Batches) -> Iterable[Tensor]:
@@ -131,10 +131,10 @@ def normalised(batches: Batches) -> Iterable[Tensor]:
 class Speed(NamedTuple):
     """Of one reader in one round."""
 
-    pictures_per_s: float
+    images_per_s: float
     """From the first batch on, once the loader processes run."""
     cpu_ms: float
-    """A picture, of all processes and their starting; other work on the machine changes it less."""
+    """An image, of all processes and their starting; other work on the machine changes it less."""
 
 
 def measure(open_batches: Callable[[], Batches]) -> Speed:
@@ -170,7 +170,7 @@ def start(open_batches: Callable[[], Batches], *folders: Path) -> float:
 
 
 def without_cache(root: Path) -> Batches:
-    """Ours, on a machine that has never seen these pictures."""
+    """Ours, on a machine that has never seen these images."""
     for path in cache_folder().glob("*.arrow"):
         path.unlink()
     return reader(root, 1)
@@ -185,23 +185,23 @@ def spread(values: Sequence[float], digits: int) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--passes", type=int, default=4, help="over the pictures, in each round")
+    parser.add_argument("--passes", type=int, default=4, help="over the images, in each round")
     arguments = parser.parse_args()
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         os.environ[CACHE_VARIABLE] = str(base / ARROW)
         tree, whole, small = base / "tree", base / "whole", base / "small"
-        make_tree(tree, arguments.pictures)
+        make_tree(tree, arguments.images)
         prepare(tree, whole, EncodeOptions())
         prepare(tree, small, EncodeOptions(resize=SHORT_SIDE))
         for name, root in (("as they are", tree), ("resized", small)):
             size = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-            console.print(f"pictures {name}: {size / arguments.pictures / 1e3:.0f} kB each")
+            console.print(f"images {name}: {size / arguments.images / 1e3:.0f} kB each")
         console.print(
-            f"{arguments.pictures} pictures, {WORKERS} loader processes, {os.cpu_count()} cores, "
+            f"{arguments.images} images, {WORKERS} loader processes, {os.cpu_count()} cores, "
             f"torch {torch.__version__}, medians of {arguments.rounds} rounds [least, greatest]"
         )
         console.print(throughput(tree, whole, small, arguments.rounds, arguments.passes))
@@ -220,14 +220,14 @@ def throughput(tree: Path, whole: Path, small: Path, rounds: int, passes: int) -
     for open_batches in readers.values():
         measure(open_batches)
     speeds = [{name: measure(opened) for name, opened in readers.items()} for _ in range(rounds)]
-    table = Table("warm", "pictures / s", "ratio, by round", "CPU ms / picture", "ratio, by round")
+    table = Table("warm", "images / s", "ratio, by round", "CPU ms / image", "ratio, by round")
     for name in readers:
         own, theirs = [r[name] for r in speeds], [r["ImageFolder"] for r in speeds]
         pairs = list(zip(own, theirs, strict=True))
         table.add_row(
             name,
-            spread([o.pictures_per_s for o in own], 0),
-            spread([o.pictures_per_s / t.pictures_per_s for o, t in pairs], 2),
+            spread([o.images_per_s for o in own], 0),
+            spread([o.images_per_s / t.images_per_s for o, t in pairs], 2),
             spread([o.cpu_ms for o in own], 2),
             spread([t.cpu_ms / o.cpu_ms for o, t in pairs], 2),
         )

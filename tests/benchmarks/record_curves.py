@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import torch
 
 from trainers.config import TrialConfig
+from trainers.data.data_root import resolve_root
 from trainers.data.openmoji.build import available_cores
-from trainers.data.roots import resolve_root
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
-from tuning.config import SearchFile
-from tuning.config_file import load_config
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
 
 CURVES = Path(__file__).with_name("curves.parquet")
 CONFIG = ("quickstart", ["trial.eval.every=15"])

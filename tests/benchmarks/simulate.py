@@ -41,8 +41,8 @@ from tests.benchmarks.contenders import CONTENDERS, RANDOM, STOCK, Problem
 from tests.benchmarks.curve_table import Costs, CurveTable, read_table
 from tests.benchmarks.record_curves import CURVES
 from tests.benchmarks.simulator import simulate
-from tuning.config_file import load_config
-from tuning.objective import Objective
+from tuning.algorithms.objectives import Objective
+from tuning.config.validation import load_config
 
 MARGIN = 0.5
 """Percentage points below the best configuration that are good enough."""

@@ -20,8 +20,8 @@ from tests.benchmarks.contenders import CONTENDERS, OURS, RANDOM, STOCK, Problem
 from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
 from tests.benchmarks.simulate import Setting, Trace, search, summary
 from tests.benchmarks.simulator import Ended, simulate
-from tuning.objective import Objective
-from tuning.ray_session import ray_session
+from tuning.algorithms.objectives import Objective
+from tuning.execution.ray_session import ray_session
 
 SPACE = SearchSpace(
     parameters={

@@ -2,7 +2,7 @@
 
 The weights are random (`model.pretrained: random`), for it is time and memory that are asked, and
 those do not depend on them; accuracy is that of guessing. Each method runs in a process of its own,
-on a few hundred pictures of the embedded benchmark, at 224 x 224 and batch 32. Seconds a step are
+on a few hundred images of the embedded benchmark, at 224 x 224 and batch 32. Seconds a step are
 measured between evaluations and come as median, least and greatest; the peak of the memory is that
 of the whole process.
 """
@@ -26,9 +26,9 @@ from rich.table import Table
 from torch import nn
 
 from trainers.config import TrialConfig
-from trainers.data.openmoji.build import Pictures, build
+from trainers.data.openmoji.build import ImageCounts, build
 from trainers.fine_tune import fine_tune
-from trainers.run import load_split
+from trainers.loop.state import load_split
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella", "banana", "bird")
 METHODS = ("ft", "lipsum_ft")
@@ -55,7 +55,7 @@ def run(config: TrialConfig) -> dict[str, Any]:
     reports = list(fine_tune(config))
     seconds = time.perf_counter() - began
     ran = reports[-1].run
-    held_out = sum(len(pictures) for pictures in load_split(config, "val").values())
+    held_out = sum(len(images) for images in load_split(config, "val").values())
     evaluated = held_out * len(reports)
     return {
         "method": config.method.name,
@@ -83,15 +83,15 @@ def peak_gib() -> float:
 
 
 def main() -> None:
-    """Draw the pictures, run both methods, print the table."""
+    """Draw the images, run both methods, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--every", type=int, default=4, help="steps between evaluations")
-    parser.add_argument("--train", type=int, default=24, help="pictures a class and domain")
+    parser.add_argument("--train", type=int, default=24, help="images a class and domain")
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
-        pictures = Pictures(arguments.train, 2, 1)
-        root = build(Path(folder) / "pictures", classes=CLASSES, pictures=pictures)
+        images = ImageCounts(arguments.train, 2, 1)
+        root = build(Path(folder) / "images", classes=CLASSES, images=images)
         configs = [trial(root, method, arguments.steps, arguments.every) for method in METHODS]
         rows = []
         for config in configs:
@@ -105,7 +105,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     title = f"ViT-B/32, batch {BATCH}, 224 x 224, {torch.get_num_threads()} threads"
     columns = (
         "s a step (least-greatest)",
-        "evaluated pictures/s",
+        "evaluated images/s",
         "peak GiB",
         "trained / all",
         "s",

@@ -16,7 +16,7 @@ from pathlib import Path
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from tuning.ray_session import free_port, patiently
+from tuning.execution.ray_session import free_port, patiently
 
 BIN = Path(sys.executable).parent
 START_S = 120.0

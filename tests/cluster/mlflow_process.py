@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuning.ray_session import free_port
+from tuning.execution.ray_session import free_port
 
 READY_S = 120
 

@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from cluster import mlflow
-from tuning.ray_session import free_port
+from tuning.execution.ray_session import free_port
 
 SCRIPT = Path(mlflow.__file__).parent / "databases.sql"
 

@@ -127,8 +127,8 @@ def _free_ports(count: int) -> int:
         with ExitStack() as stack:
             try:
                 for port in range(first, first + count):
-                    listener = stack.enter_context(closing(socket.socket()))
-                    listener.bind(("127.0.0.1", port))
+                    callback = stack.enter_context(closing(socket.socket()))
+                    callback.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return first

@@ -13,18 +13,18 @@ from cluster.cli import app, main
 from tests.disks import fill, small_disk
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
-from tuning import resume
-from tuning.config import SearchFile
-from tuning.records import TrialRecord
-from tuning.runs import CONFIG_FILE, load_run
-from tuning.search import SearchResult
+from tuning.config.schema import SearchFile
+from tuning.execution.run_search import SearchResult
+from tuning.runs import resume
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import CONFIG_FILE, load_run
 
 FAILED = trial(1, 80.0, 50.0, outcome="failed", error="OutOfMemoryError: too big", curve=())
 
 
 @pytest.fixture
 def exit_code(
-    pictures_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
     """That of a search of these trials, all of which have ended before it goes on."""
 
@@ -33,7 +33,7 @@ def exit_code(
         return SearchResult(loaded.search, loaded.history.records, "finished", folder, "uri")
 
     def searched(*records: TrialRecord, options: tuple[str, ...] = ()) -> int:
-        file = search_file(pictures_root, search__storage=str(tmp_path), search__name="mine")
+        file = search_file(images_root, search__storage=str(tmp_path), search__name="mine")
         run = write_run(tmp_path / "mine", file, records)
         command = ["search", str(run / CONFIG_FILE), "--resume", *options]
         return CliRunner().invoke(app, command).exit_code
@@ -74,12 +74,12 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_disk_that_is_full_makes_it_75_whatever_it_was_needed_for(
-    ended: Ended, pictures_root: Path, tmp_path: Path
+    ended: Ended, images_root: Path, tmp_path: Path
 ) -> None:
     one_step = {"trial__steps": 1, "trial__eval__every": 1}
     with small_disk(tmp_path / "disk", 1000) as disk:
-        of_trial = write_run(disk / "trial", search_file(pictures_root, **one_step)) / CONFIG_FILE
-        report = write_run(disk / "report", search_file(pictures_root), [trial(0, 85.0, 62.0)])
+        of_trial = write_run(disk / "trial", search_file(images_root, **one_step)) / CONFIG_FILE
+        report = write_run(disk / "report", search_file(images_root), [trial(0, 85.0, 62.0)])
         fill(disk)
         for words in (("train", of_trial, "--output", disk / "trained"), ("report", report)):
             status, line = ended(*words)

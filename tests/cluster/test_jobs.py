@@ -17,7 +17,7 @@ from ray.util.state import list_actors, list_placement_groups
 
 from tests.benchmarks.kills import disagreements
 from tests.cluster.heads import BIN, Head, running_head
-from tuning.journal import JOURNAL_FILE
+from tuning.runs.journal import JOURNAL_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def head() -> Iterator[Head]:
 
 
 def quickstart(root: Path, runs: Path, name: str, steps: int = 9, every: int = 3) -> list[str]:
-    """The quickstart's search, of two short trials on few pictures."""
+    """The quickstart's search, of two short trials on few images."""
     settings = {
         "trial.data.root": root, "trial.steps": steps, "trial.eval.every": every,
         "trial.optim.batch_size": 8, "trial.method.text_count": 16,
@@ -75,13 +75,13 @@ def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
 
 
 def test_rays_own_command_runs_a_search_to_its_end_and_no_secret_is_written_anywhere(
-    head: Head, pictures_root: Path, tmp_path: Path
+    head: Head, images_root: Path, tmp_path: Path
 ) -> None:
     submitted = subprocess.run(
         [
             BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".",
             "--submission-id", "a-search", "--",
-            "python", "-m", "tuning", "search", *quickstart(pictures_root, tmp_path, "plain"),
+            "python", "-m", "tuning", "search", *quickstart(images_root, tmp_path, "plain"),
         ],
         cwd=ROOT, env=head.environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
@@ -95,9 +95,9 @@ def test_rays_own_command_runs_a_search_to_its_end_and_no_secret_is_written_anyw
 
 
 def test_a_stopped_job_leaves_nothing_behind_and_goes_on_when_it_is_submitted_again(
-    head: Head, pictures_root: Path, tmp_path: Path
+    head: Head, images_root: Path, tmp_path: Path
 ) -> None:
-    search = quickstart(pictures_root, tmp_path, "stopped", steps=600, every=100)
+    search = quickstart(images_root, tmp_path, "stopped", steps=600, every=100)
     journal = tmp_path / "stopped" / JOURNAL_FILE
     first = submit(head, search, "--no-wait")
     assert first.returncode == 0, first.stderr

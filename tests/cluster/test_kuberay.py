@@ -23,7 +23,7 @@ from typer.main import get_command
 
 from cluster.cli import app
 from tests.cluster.crd_check import closed
-from tuning.config_file import load_config
+from tuning.config.validation import load_config
 
 ROOT = Path(__file__).parent.parent.parent / "cluster"
 MANIFESTS = ROOT / "kuberay"

@@ -19,7 +19,7 @@ from tests.cluster import writers
 from tests.cluster.mlflow_process import ServerProcess, running_server
 from tests.cluster.postgres import Postgres, running_postgres
 from trainers.errors import ConfigError
-from tuning.study import open_storage
+from tuning.algorithms.study import open_storage
 
 pytestmark = pytest.mark.slow
 WRITERS = 8

@@ -20,9 +20,9 @@ import yaml
 from tests.cluster.mlflow_process import ServerProcess, running_server
 from tests.cluster.postgres import Postgres, running_postgres
 from tests.tuning import fakes
-from tuning.journal import JOURNAL_FILE, read_history
-from tuning.records import TrialRecord
-from tuning.tracking.mlflow_callback import MlflowListener
+from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.runs.journal import JOURNAL_FILE, read_history
+from tuning.runs.records import TrialRecord
 
 pytestmark = pytest.mark.slow
 REQUEST_S = 10.0
@@ -95,22 +95,22 @@ def test_events_do_not_wait_for_a_server_that_hangs_and_nothing_is_written_twice
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a user's own setting is kept
     search = fakes.search_record(tmp_path / "hung", name="hung")
     records = [fakes.trial(number) for number in range(3)]
-    listener = MlflowListener(server.url, "lipsum-tune", retry_seconds=0.1)
-    listener.search_started(search)
+    callback = MlflowCallback(server.url, "lipsum-tune", retry_seconds=0.1)
+    callback.search_started(search)
     server.hang()
     began = time.monotonic()
     for record in records:
         running = replace(record, outcome="running", curve=(), ended_at=None)
-        listener.trial_started(running)
+        callback.trial_started(running)
         for length in range(1, len(record.curve) + 1):
-            listener.trial_reported(replace(running, curve=record.curve[:length]))
-        listener.trial_ended(record)
+            callback.trial_reported(replace(running, curve=record.curve[:length]))
+        callback.trial_ended(record)
     assert time.monotonic() - began < REQUEST_S  # 24 events, less than a single request
-    assert listener.num_pending == sum(2 + len(record.curve) for record in records)
+    assert callback.num_pending == sum(2 + len(record.curve) for record in records)
     until(lambda: "does not answer" in caplog.text)  # it was asked to make a run
     server.go_on()
-    listener.search_ended(records, "finished")
-    assert listener.num_pending == 0
+    callback.search_ended(records, "finished")
+    assert callback.num_pending == 0
     found = written(postgres, "hung")
     assert len(found) == len(set(found))
     assert set(found) == reported(records)
@@ -121,10 +121,10 @@ def test_events_do_not_wait_for_a_server_that_hangs_and_nothing_is_written_twice
 
 
 def test_a_search_trains_on_while_the_server_hangs_and_is_away_and_no_metric_is_missing(
-    postgres: Postgres, server: ServerProcess, pictures_root: Path, tmp_path: Path
+    postgres: Postgres, server: ServerProcess, images_root: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "outage"
-    driver = start_search(pictures_root, run, server.url)
+    driver = start_search(images_root, run, server.url)
     try:
         until(lambda: len(times(run)) > 3)
         began = time.time()

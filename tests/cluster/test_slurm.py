@@ -13,7 +13,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from tests.cluster.slurm import ENDED, Slurm, running_slurm
-from tests.tuning.test_search import configuration
+from tests.tuning.execution.test_run_search import configuration
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "cluster" / "slurm" / "search.sbatch"
@@ -49,10 +49,10 @@ def test_slurm_accepts_what_the_script_asks_for(slurm: Slurm) -> None:
 
 @pytest.mark.slow
 def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(
-    slurm: Slurm, pictures_root: Path, tmp_path: Path
+    slurm: Slurm, images_root: Path, tmp_path: Path
 ) -> None:
     """Its time is cut to a few minutes, and the signal of `--signal=B:TERM@120` given by hand."""
-    values = configuration(pictures_root, tmp_path / "runs")
+    values = configuration(images_root, tmp_path / "runs")
     values["search"] |= {"budget": {"trials": 2}, "references": []}
     values["search"]["scheduler"] = {"name": "none"}
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(values))

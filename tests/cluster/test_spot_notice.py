@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray._private.state import state
 
-from tuning.ray_session import patiently
+from tuning.execution.ray_session import patiently
 
 SCRIPT = Path(__file__).parent.parent.parent / "cluster" / "launcher" / "spot_notice.sh"
 BIN = Path(sys.executable).parent

@@ -13,9 +13,9 @@ import pytest
 from cluster.submit import Job, JobRequest, carried, submission_base, submit_search
 from tests.cluster.job_server import JobServer, job_server
 from trainers.errors import ConfigError
-from tuning.config_file import load_config
-from tuning.resume import earlier_run
-from tuning.runs import write_config
+from tuning.config.validation import load_config
+from tuning.runs.resume import earlier_run
+from tuning.runs.run_folder import write_config
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -12,8 +12,8 @@ from ray._private.runtime_env.packaging import create_package
 
 from cluster.upload import check_data_root, check_databases, check_files, config_within, excludes
 from trainers.errors import ConfigError
-from tuning.config import SearchFile
-from tuning.config_layers import read_layers
+from tuning.config.loading import read_layers
+from tuning.config.schema import SearchFile
 
 
 def search_file(root: str, storage: str = "runs") -> SearchFile:
@@ -39,13 +39,13 @@ def test_code_and_configurations_go_along_and_nothing_heavy_or_secret(tmp_path: 
     taken = {
         ".gitignore",
         "search.yaml",
-        "trainers/data/views.py",
+        "trainers/data/transforms.py",
         "tuning/data.py",
         "texts/words.txt",
     }
     left = {
         ".git/config", "env/pyvenv.cfg", "env/lib/python3.12/site.py", "tools/conda/conda-meta/x",
-        "data/real/train/part-00000.parquet", "pictures/shop/cat.png", "results/a/journal.jsonl",
+        "data/real/train/part-00000.parquet", "images/shop/cat.png", "results/a/journal.jsonl",
         "runs/old/journal.jsonl", "mlruns/0/meta.yaml", "trainers/__pycache__/x.pyc", ".env",
         ".mypy_cache/x", "mlflow.db", "ignored.txt", ".ssh/id_ed25519", ".aws/credentials",
         ".azure/msal_token_cache.json", ".config/gcloud/credentials.db", ".docker/config.json",
@@ -57,7 +57,7 @@ def test_code_and_configurations_go_along_and_nothing_heavy_or_secret(tmp_path: 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     (folder / ".gitignore").write_text("ignored.txt\n")
-    file = search_file(str(folder / "pictures"), storage=str(folder / "results"))
+    file = search_file(str(folder / "images"), storage=str(folder / "results"))
     names = packed(folder, excludes(folder, file), tmp_path / "package.zip")
     assert names == taken
 

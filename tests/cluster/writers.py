@@ -13,10 +13,10 @@ from optuna.distributions import FloatDistribution
 from search_spaces import SearchSpace
 from search_spaces.distributions import Float
 from tests.tuning import fakes
-from tuning.config import SamplerConfig
-from tuning.records import TrialRecord
-from tuning.study import TRIAL_ID, open_study, tell
-from tuning.tracking.mlflow_callback import MlflowListener
+from tuning.algorithms.study import TRIAL_ID, open_study, tell
+from tuning.config.schema import SamplerConfig
+from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.runs.records import TrialRecord
 
 TRIALS = 5
 SHARED = "shared"
@@ -44,8 +44,8 @@ def write_search(
     space = SearchSpace(parameters={LR: Float(low=1e-6, high=1e-2, log=True)})
     distribution = FloatDistribution(1e-6, 1e-2, log=True)
     start.wait()
-    listener = MlflowListener(tracking_uri, "lipsum")
-    listener.search_started(search)
+    callback = MlflowCallback(tracking_uri, "lipsum")
+    callback.search_started(search)
     sampler = SamplerConfig(name="random", seed=number)
     study = open_study(search, sampler, space, study_url)
     shared = optuna.create_study(storage=study_url, study_name=SHARED, load_if_exists=True)
@@ -55,14 +55,14 @@ def write_search(
         record = trial_record(number, index, proposed.params[LR])
         proposed.set_user_attr(TRIAL_ID, record.trial_id)
         running = replace(record, outcome="running", curve=(), ended_at=None)
-        listener.trial_started(running)
+        callback.trial_started(running)
         for length in range(1, len(record.curve) + 1):
-            listener.trial_reported(replace(running, curve=record.curve[:length]))
+            callback.trial_reported(replace(running, curve=record.curve[:length]))
         tell(proposed, study, search, record, {})
-        listener.trial_ended(record)
+        callback.trial_ended(record)
         records.append(record)
         common = shared.ask({LR: distribution})
         common.set_user_attr("writer", number)
         shared.tell(common, common.params[LR])
-    listener.search_ended(records, "finished")
-    assert listener.num_pending == 0
+    callback.search_ended(records, "finished")
+    assert callback.num_pending == 0

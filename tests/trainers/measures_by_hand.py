@@ -1,4 +1,4 @@
-"""The measures of a classifier in NumPy, picture by picture, in float64."""
+"""The measures of a classifier in NumPy, image by image, in float64."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def measures(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict
 def drift(
     features: np.ndarray, zero_shot: np.ndarray, texts: np.ndarray, logit_scale: float
 ) -> dict[str, float]:
-    """From features (N, D) of pictures and (M, D) of texts, a score at a time."""
+    """From features (N, D) of images and (M, D) of texts, a score at a time."""
     changes = [
         (logit_scale * float(f @ t) - logit_scale * float(f0 @ t)) ** 2
         for f, f0 in zip(features, zero_shot, strict=True)

@@ -16,8 +16,8 @@ from trainers.checks import check_data, check_trial
 from trainers.config import DataConfig, TrialConfig, with_overrides
 from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
 from trainers.errors import ConfigError
+from trainers.loop.state import start
 from trainers.methods import LipsumFineTuning
-from trainers.run import start
 
 ID = ("ant", "bee", "cat")
 
@@ -36,8 +36,8 @@ def write(
     metadata: dict[str, str] | None = None,
     part: int = 0,
 ) -> None:
-    pictures = [LabelledImage(jpeg(), f"{c}.jpg", label) for label, c in enumerate(classes)]
-    write_images(part_path(root, domain, split, part), pictures, classes, metadata or {})
+    images = [LabelledImage(jpeg(), f"{c}.jpg", label) for label, c in enumerate(classes)]
+    write_images(part_path(root, domain, split, part), images, classes, metadata or {})
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_preparation_that_is_not_done_is_refused_and_none_is_no_matter(root: P
     refused(root, "sketch: .*--skip-bad")
 
 
-def test_pictures_too_large_for_the_cache_are_refused_however_they_are_compressed(
+def test_images_too_large_for_the_cache_are_refused_however_they_are_compressed(
     root: Path,
 ) -> None:
     rows = {"image": [{"bytes": bytes([n]) * 50_000, "path": "x"} for n in range(40)]}
@@ -125,17 +125,17 @@ def test_files_of_one_split_that_differ_in_their_classes_are_refused(root: Path)
     refused(root, "sketch/val: its files differ in their class names")
 
 
-def test_a_label_out_of_range_is_found_in_any_file_without_reading_pictures(root: Path) -> None:
+def test_a_label_out_of_range_is_found_in_any_file_without_reading_images(root: Path) -> None:
     schema = arrow_schema(ID, {}, captions=False)
-    rows = {"image": [{"bytes": b"no picture", "path": "x"}] * 2, "label": [0, 3]}
+    rows = {"image": [{"bytes": b"no image", "path": "x"}] * 2, "label": [0, 3]}
     path = part_path(root, "sketch", "val", 1)
     pq.write_table(pa.Table.from_pydict(rows, schema), path)
     refused(root, r"part-00001\.parquet: label 3 of 3 classes")
 
 
-def test_a_domain_without_pictures_is_refused(root: Path) -> None:
+def test_a_domain_without_images_is_refused(root: Path) -> None:
     write_images(part_path(root, "sketch", "val"), [], ID, {})
-    refused(root, "sketch/val: it has no pictures")
+    refused(root, "sketch/val: it has no images")
 
 
 def test_a_cache_that_is_too_small_for_all_of_it_is_told_with_the_need(root: Path) -> None:

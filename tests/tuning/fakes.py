@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tuning.objective import Objective
-from tuning.records import SearchRecord, TrialRecord
+from tuning.algorithms.objectives import Objective
+from tuning.runs.records import SearchRecord, TrialRecord
 
 DOMAINS = ("painting", "clipart", "infograph", "sketch")
 TOTAL_STEPS = 240

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from tests.tuning import fakes
 from trainers.data.fingerprint import data_fingerprint
 from trainers.data.schema import CLASS_NAMES_KEY, part_path
-from trainers.dotted import nest
-from tuning.config import SearchFile
-from tuning.journal import Journal
-from tuning.records import SearchOutcome, TrialRecord
-from tuning.runs import write_config
+from trainers.overrides import nest
+from tuning.config.schema import SearchFile
+from tuning.runs.journal import Journal
+from tuning.runs.records import SearchOutcome, TrialRecord
+from tuning.runs.run_folder import write_config
 
 LR, WEIGHT = "optim.lr", "method.reg_weight"
 ZERO_SHOT = fakes.report(0, 82.4, 61.0)
@@ -58,7 +58,7 @@ def trial(
 
 
 def swap_classes(root: Path, domain: str, split: str) -> None:
-    """Give each picture of the first class the second's name, and the reverse."""
+    """Give each image of the first class the second's name, and the reverse."""
     path = part_path(root, domain, split)
     table = pq.read_table(path)
     metadata = table.schema.metadata

@@ -1,1 +1,1 @@
-"""Pictures: the Parquet format of the project and the data sets that are written in it."""
+"""ImageDataset: the Parquet format of the project and the data sets that are written in it."""

@@ -2,12 +2,12 @@
 
 A domain may have a part of the ID classes (ImageNet-R and -A: 200 of 1000), the same in another
 order, or classes of its own that each stand for one or several ID classes (ObjectNet). Its
-pictures are always scored in its own label space: a softmax over its own classes and no others.
+images are always scored in its own label space: a softmax over its own classes and no others.
 
 A class that stands for no ID class cannot be scored, and a domain that has one is refused: an
 accuracy over the rest would pass for the domain's and be another. Who fine-tunes on 100 of
 ImageNet's classes and wants ImageNet-V2 on those says so in a suite: `unknown_classes: skip` leaves
-the pictures of all others out.
+the images of all others out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ClassMap:
     num_id_classes: int
     groups: tuple[tuple[int, ...], ...]
     """For each class of the domain, in the order of its labels, the ID labels it stands for; none
-    where its pictures are left out."""
+    where its images are left out."""
 
     @property
     def num_classes(self) -> int:
@@ -75,7 +75,7 @@ class ClassMap:
 
 
 class Described(Protocol):
-    """What says of itself which classes it has: opened pictures, or a file's header."""
+    """What says of itself which classes it has: opened images, or a file's header."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

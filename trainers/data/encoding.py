@@ -1,7 +1,7 @@
-"""Pictures as they are found, made into pictures that every reader decodes alike.
+"""Images as they are found, made into images that every reader decodes alike.
 
-A picture is decoded whole, so that one that is cut off is found now and not in the middle of a
-search; damage that leaves a JPEG decodable to its end cannot be told from a picture. What is plain
+An image is decoded whole, so that one that is cut off is found now and not in the middle of a
+search; damage that leaves a JPEG decodable to its end cannot be told from an image. What is plain
 already stays as it is, byte for byte; the rest becomes 8-bit RGB.
 """
 
@@ -24,7 +24,7 @@ CHANGES = (
     "CMYK", "16-bit", "1-bit", "palette", "animated", "EXIF rotation", "transparency", "format",
     "mode", "border", "resized",
 )  # fmt: skip
-"""What may have to be done to a picture: of an animation the first frame is taken, a rotation is
+"""What may have to be done to an image: of an animation the first frame is taken, a rotation is
 applied, transparency is laid over white, a border is cut off."""
 
 _PLAIN = ("JPEG", "MPO", "PNG")
@@ -32,7 +32,7 @@ _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
 _PNG_BIT_DEPTH = 24  # offset of that byte in a PNG
 _JPEG_SIDE = 65_500  # pixels that libjpeg writes at most
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # but those within pictures
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # but those within images
 _JPEG_END = 0xD9
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,14 +43,14 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What puts a picture upright, by EXIF's orientation."""
+"""What puts an image upright, by EXIF's orientation."""
 
 
-class BadPicture(ValueError):
-    """A picture that cannot be used.
+class BadImage(ValueError):
+    """An image that cannot be used.
 
     Attributes:
-        kind: `empty`, `not a picture`, `truncated` (cut off or corrupt), `too large`, `too small`,
+        kind: `empty`, `not an image`, `truncated` (cut off or corrupt), `too large`, `too small`,
             `mode` or `cannot be encoded`.
         detail: more about it, in one line.
     """
@@ -65,10 +65,10 @@ class BadPicture(ValueError):
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What is done to every picture."""
+    """What is done to every image."""
 
     resize: int | None = None
-    """Pixels of the short side; smaller pictures stay as they are."""
+    """Pixels of the short side; smaller images stay as they are."""
     quality: int = 95
     """Of the JPEGs that are written, 1 to 100."""
 
@@ -83,35 +83,35 @@ class Encoded:
 
 
 def encode(data: bytes, options: EncodeOptions, border: int = 0) -> Encoded:
-    """A picture as it is stored.
+    """An image as it is stored.
 
     An 8-bit RGB or greyscale JPEG or PNG to which nothing is to be done stays byte for byte. Other
-    pictures become RGB: PNG where the source is lossless and the size stays, else JPEG with 4:4:4
+    images become RGB: PNG where the source is lossless and the size stays, else JPEG with 4:4:4
     chroma. Colour profiles and EXIF are not kept then.
 
     Args:
         data: the file as it was found.
-        options: what is done to every picture.
+        options: what is done to every image.
         border: pixels to cut off every side.
 
     Raises:
-        BadPicture: it cannot be decoded to its end, or what becomes of it cannot be kept.
+        BadImage: it cannot be decoded to its end, or what becomes of it cannot be kept.
     """
-    picture, changes = _decode(data)
+    image, changes = _decode(data)
     try:
-        return _encode(data, picture, changes, options, border)
-    except BadPicture:
+        return _encode(data, image, changes, options, border)
+    except BadImage:
         raise
     except MemoryError as error:
-        raise BadPicture("too large", _one_line(error)) from None
-    except Exception as error:  # one picture is never to stop the others
-        raise BadPicture("cannot be encoded", _one_line(error)) from None
+        raise BadImage("too large", _one_line(error)) from None
+    except Exception as error:  # one image is never to stop the others
+        raise BadImage("cannot be encoded", _one_line(error)) from None
 
 
 def _encode(
-    data: bytes, picture: Image.Image, changes: list[str], options: EncodeOptions, border: int
+    data: bytes, image: Image.Image, changes: list[str], options: EncodeOptions, border: int
 ) -> Encoded:
-    rgb = _crop(picture, border)
+    rgb = _crop(image, border)
     if border:
         changes.append("border")
     if options.resize is not None and min(rgb.size) > options.resize:
@@ -121,73 +121,73 @@ def _encode(
         changes.append("resized")
     if not changes:
         return Encoded(data)
-    lossless = picture.format not in _LOSSY and "resized" not in changes
+    lossless = image.format not in _LOSSY and "resized" not in changes
     return Encoded(_write(rgb.convert("RGB"), lossless, options.quality), tuple(changes))
 
 
 def decode(data: bytes) -> Image.Image:
-    """A picture as `encode` would store it, RGB and upright, whatever it is.
+    """An image as `encode` would store it, RGB and upright, whatever it is.
 
     Raises:
-        BadPicture: it cannot be decoded to its end.
+        BadImage: it cannot be decoded to its end.
     """
-    picture, _ = _decode(data)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    image, _ = _decode(data)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def orientation(picture: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """How its camera was held, by EXIF's numbers; 1 is upright."""
     try:
-        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a camera's notes may be corrupt where its picture is not
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a camera's notes may be corrupt where its image is not
         return 1
 
 
 def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
-    """The picture in mode L or RGB, upright; `format` is that of the file. And what was changed."""
+    """The image in mode L or RGB, upright; `format` is that of the file. And what was changed."""
     if not data:
-        raise BadPicture("empty", "0 bytes")
+        raise BadImage("empty", "0 bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _as_rgb(*_load(data))
-    except BadPicture:
+    except BadImage:
         raise
     except UnidentifiedImageError:
         if data.startswith(_MAGIC):
-            raise BadPicture("truncated", f"{len(data)} bytes, no picture in them") from None
-        raise BadPicture("not a picture", f"begins with {data[:8]!r}") from None
+            raise BadImage("truncated", f"{len(data)} bytes, no image in them") from None
+        raise BadImage("not an image", f"begins with {data[:8]!r}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-        raise BadPicture("too large", _one_line(error)) from None
+        raise BadImage("too large", _one_line(error)) from None
     except Exception as error:  # a corrupt file can make a decoder raise anything
-        raise BadPicture("truncated", _one_line(error)) from None
+        raise BadImage("truncated", _one_line(error)) from None
 
 
 def _load(data: bytes) -> tuple[Image.Image, list[str]]:
     Image.init()
-    picture = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
+    image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
     changes = []
-    if picture.format not in _PLAIN:
+    if image.format not in _PLAIN:
         changes.append("format")
-    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+    if image.format != "MPO" and getattr(image, "is_animated", False):
         changes.append("animated")
-        picture.seek(0)
-    is_deep_png = picture.format == "PNG" and data[_PNG_BIT_DEPTH] == 16
-    if is_deep_png and not picture.mode.startswith("I"):
+        image.seek(0)
+    is_deep_png = image.format == "PNG" and data[_PNG_BIT_DEPTH] == 16
+    if is_deep_png and not image.mode.startswith("I"):
         changes.append("16-bit")  # Pillow has already taken the high byte of each colour
-    picture.load()
-    if picture.format in ("JPEG", "MPO") and not _has_end(data):
-        raise BadPicture("truncated", "no end marker")
-    if orientation(picture) in range(2, 9):
+    image.load()
+    if image.format in ("JPEG", "MPO") and not _has_end(data):
+        raise BadImage("truncated", "no end marker")
+    if orientation(image) in range(2, 9):
         changes.append("EXIF rotation")
-        return _upright(picture), changes
-    return picture, changes
+        return _upright(image), changes
+    return image, changes
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    upright = picture.transpose(_TRANSPOSED[orientation(picture)])
-    upright.format = picture.format
+def _upright(image: Image.Image) -> Image.Image:
+    upright = image.transpose(_TRANSPOSED[orientation(image)])
+    upright.format = image.format
     return upright
 
 
@@ -207,58 +207,58 @@ def _has_end(data: bytes) -> bool:
     return False
 
 
-def _as_rgb(picture: Image.Image, changes: list[str]) -> tuple[Image.Image, list[str]]:
-    file_format = picture.format
-    if picture.mode.startswith("I"):
-        picture = _eight_bits(picture)
+def _as_rgb(image: Image.Image, changes: list[str]) -> tuple[Image.Image, list[str]]:
+    file_format = image.format
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
         changes.append("16-bit")
-    if picture.mode in ("P", "PA"):
+    if image.mode in ("P", "PA"):
         changes.append("palette")
-    if _is_transparent(picture):
-        picture = _over_white(picture)
+    if _is_transparent(image):
+        image = _over_white(image)
         changes.append("transparency")
-    elif picture.mode not in ("L", "RGB"):
-        if picture.mode != "P":
-            changes.append({"CMYK": "CMYK", "1": "1-bit"}.get(picture.mode, "mode"))
-        picture = _convert(picture)
-    picture.format = file_format
-    return picture, changes
+    elif image.mode not in ("L", "RGB"):
+        if image.mode != "P":
+            changes.append({"CMYK": "CMYK", "1": "1-bit"}.get(image.mode, "mode"))
+        image = _convert(image)
+    image.format = file_format
+    return image, changes
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey levels scaled to 8 bits: 65535 becomes 255."""
-    found = np.asarray(picture)
+    found = np.asarray(image)
     if found.min() < 0 or found.max() > 65535:
-        raise BadPicture("mode", f"{picture.mode}: integers of more than 16 bits")
+        raise BadImage("mode", f"{image.mode}: integers of more than 16 bits")
     levels = found.astype(np.uint32)
     levels += 128
     levels //= 257
     return Image.fromarray(levels.astype(np.uint8))
 
 
-def _is_transparent(picture: Image.Image) -> bool:
-    return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
-def _over_white(picture: Image.Image) -> Image.Image:
-    opaque = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    return Image.alpha_composite(opaque, picture.convert("RGBA")).convert("RGB")
+def _over_white(image: Image.Image) -> Image.Image:
+    opaque = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
 
 
-def _convert(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        raise BadPicture("mode", "F: floating-point pixels, whose range is unknown")
+def _convert(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise BadImage("mode", "F: floating-point pixels, whose range is unknown")
     try:
-        return picture.convert("RGB")
+        return image.convert("RGB")
     except ValueError:
-        raise BadPicture("mode", f"{picture.mode} has no conversion to RGB") from None
+        raise BadImage("mode", f"{image.mode} has no conversion to RGB") from None
 
 
-def _crop(picture: Image.Image, border: int) -> Image.Image:
-    width, height = picture.size
+def _crop(image: Image.Image, border: int) -> Image.Image:
+    width, height = image.size
     if min(width, height) <= 2 * border:
-        raise BadPicture("too small", f"{width} x {height} pixels, a border of {border}")
-    return picture.crop((border, border, width - border, height - border)) if border else picture
+        raise BadImage("too small", f"{width} x {height} pixels, a border of {border}")
+    return image.crop((border, border, width - border, height - border)) if border else image
 
 
 def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
@@ -269,16 +269,16 @@ def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
     return int(short * width / height), short
 
 
-def _write(picture: Image.Image, lossless: bool, quality: int) -> bytes:
-    picture.info = {}  # Pillow would write a colour profile or a transparent colour from there
+def _write(image: Image.Image, lossless: bool, quality: int) -> bytes:
+    image.info = {}  # Pillow would write a colour profile or a transparent colour from there
     target = io.BytesIO()
     if lossless:
-        picture.save(target, "PNG")
-    elif max(picture.size) > _JPEG_SIDE:
-        width, height = picture.size
-        raise BadPicture("too large", f"{width} x {height} pixels, more than a JPEG can have")
+        image.save(target, "PNG")
+    elif max(image.size) > _JPEG_SIDE:
+        width, height = image.size
+        raise BadImage("too large", f"{width} x {height} pixels, more than a JPEG can have")
     else:
-        picture.save(target, "JPEG", quality=quality, subsampling=0)
+        image.save(target, "JPEG", quality=quality, subsampling=0)
     return target.getvalue()
 
 

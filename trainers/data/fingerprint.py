@@ -1,4 +1,4 @@
-"""A fingerprint of the pictures that a run saw."""
+"""A fingerprint of the images that a run saw."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from trainers.config import DataConfig
-from trainers.data.roots import domain_files, resolve_root
+from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.schema import header_of, open_parquet
 from trainers.data.storage import Store
 
 SPLITS = ("train", "val")
 
 _MEANING = ("class_map", "crop_pct")
-"""Of the metadata, what decides how pictures are looked at and scored."""
+"""Of the metadata, what decides how images are looked at and scored."""
 _REQUESTS = 16  # at a time: buckets answer slowly, but answer many
 
 
 def data_fingerprint(data: DataConfig) -> dict[str, str]:
     """A hash for each domain and split, of class names, sizes and statistics in Parquet footers.
 
-    Footers, not pictures: reading a whole data set to name it would cost more than many a trial.
+    Footers, not images: reading a whole data set to name it would cost more than many a trial.
     The same files have the same hash wherever they lie and whatever reads them.
 
     Raises:
@@ -45,7 +45,7 @@ def data_fingerprint(data: DataConfig) -> dict[str, str]:
 
 
 def _described(store: Store, file: fs.FileInfo) -> str:
-    """All that a file's footer says of its pictures, and nothing of who wrote or reads it."""
+    """All that a file's footer says of its images, and nothing of who wrote or reads it."""
     with open_parquet(store, file) as parquet:
         header = header_of(parquet, f"{store.url}/{store.relative(file)}")
         groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]

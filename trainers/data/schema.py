@@ -1,4 +1,4 @@
-"""The Parquet format in which this project keeps labelled pictures.
+"""The Parquet format in which this project keeps labelled images.
 
 A file has the columns
 
@@ -11,7 +11,7 @@ The Arrow schema's metadata hold, as JSON in UTF-8,
 - ``class_names``: list of the names of the classes, in the order of the labels,
 - ``metadata``: object of strings, such as ``license``, ``attribution`` and ``source``,
 - ``huggingface``: the features as the package ``datasets`` writes them, so that
-  ``datasets.load_dataset("parquet", data_files=...)`` decodes pictures and names classes.
+  ``datasets.load_dataset("parquet", data_files=...)`` decodes images and names classes.
 
 A data set is one folder per domain and split: ``<root>/<domain>/<split>/part-00000.parquet``.
 """
@@ -45,7 +45,7 @@ _ADVICE = " (`lipsum-tune prepare parquet` turns other Parquet files into such)"
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One row: an encoded picture, its name, the index of its class, and perhaps a caption."""
+    """One row: an encoded image, its name, the index of its class, and perhaps a caption."""
 
     image: bytes
     path: str
@@ -108,9 +108,9 @@ def write_images(
     class_names: Sequence[str],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write pictures as one Parquet file; a reader sees the whole file or none.
+    """Write images as one Parquet file; a reader sees the whole file or none.
 
-    Folders are made as needed. There is a column of captions if any picture has one.
+    Folders are made as needed. There is a column of captions if any image has one.
     Raises ValueError if a label has no class name or two classes share a name.
     """
     if len(set(class_names)) != len(class_names):
@@ -158,7 +158,7 @@ def read_header(store: Store, file: fs.FileInfo | str) -> Header:
 
 
 def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
-    """Return the header of a file after a look at its labels, reading no pictures.
+    """Return the header of a file after a look at its labels, reading no images.
 
     Raises ConfigError as `read_header` does, and if labels cannot be read, or one is missing or
     names no class.

@@ -17,24 +17,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainers.data.encoding import BadPicture, EncodeOptions, encode
-from trainers.data.layouts.listing import Example, Finding, Split, SplitListing
-from trainers.data.layouts.outages import require_source
-from trainers.data.layouts.sources import read_sources, stamp
+from trainers.data.encoding import BadImage, EncodeOptions, encode
+from trainers.data.formats.index import Example, Finding, Split, SplitListing
+from trainers.data.formats.readers import read_sources, stamp
+from trainers.data.formats.retry import require_source
 from trainers.data.schema import arrow_schema
 from trainers.data.storage import Store
 
 FORMAT = 1
-"""Raise it when the same pictures and options would make other files."""
+"""Raise it when the same images and options would make other files."""
 PREPARATION_KEY = b"preparation"
 """Of the footer's entry: `digest`, `stamp` (of the files it was read from), and `findings` as lists
 of path, kind, detail, bad."""
 
 _ROW_GROUP_ROWS = 256
-_ROW_GROUP_BYTES = 64 << 20  # of full-size pictures, fewer rows are held at once
+_ROW_GROUP_BYTES = 64 << 20  # of full-size images, fewer rows are held at once
 _UNREADABLE = "unreadable"
 _ASKED_FOR = ("border", "resized")
-"""Changes that the layout or the user wants in every picture: nothing to report."""
+"""Changes that the layout or the user wants in every image: nothing to report."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Shard:
     border: int
     captions: bool
     digest: str
-    """Over all that goes in, but the pictures' bytes."""
+    """Over all that goes in, but the images' bytes."""
 
     @property
     def path(self) -> str:
@@ -66,7 +66,7 @@ class ShardReport:
     bytes: int
     """Size of the file."""
     findings: tuple[Finding, ...] = ()
-    """Of its pictures; the bad ones are not in it."""
+    """Of its images; the bad ones are not in it."""
     reused: bool = field(default=False, compare=False)
     """Whether it was there already."""
     stamp: str = field(default="", compare=False)
@@ -74,7 +74,7 @@ class ShardReport:
 
 
 def plan_shards(listing: SplitListing, options: EncodeOptions, size: int) -> list[Shard]:
-    """The files of a split, of `size` pictures each, in the order of the listing."""
+    """The files of a split, of `size` images each, in the order of the listing."""
     captions = any(example.caption is not None for example in listing.examples)
     common = {
         "format": FORMAT,
@@ -112,9 +112,9 @@ def plan_shards(listing: SplitListing, options: EncodeOptions, size: int) -> lis
 def write_shard(
     source: Store, destination: Store, shard: Shard, options: EncodeOptions
 ) -> ShardReport:
-    """Read, check, encode and write the pictures of a shard.
+    """Read, check, encode and write the images of a shard.
 
-    Pictures that cannot be used are left out and are in the report.
+    Images that cannot be used are left out and are in the report.
 
     Raises:
         SourceLost: the source does not answer, or is gone; then there is no such shard.
@@ -174,7 +174,7 @@ def up_to_date(
 ) -> ShardReport | None:
     """What the shard holds, if it is finished and there is nothing better to be had.
 
-    None, too, if its pictures have changed at the source or one that was bad can now be used. What
+    None, too, if its images have changed at the source or one that was bad can now be used. What
     is gone from the source is no reason to give up what was made of it.
     """
     report = finished(destination, shard)
@@ -185,11 +185,11 @@ def up_to_date(
 
 
 def _is_mended(source: Store, shard: Shard, report: ShardReport, options: EncodeOptions) -> bool:
-    """Whether a picture that was bad can now be used."""
+    """Whether an image that was bad can now be used."""
     bad = {finding.path for finding in report.findings if finding.bad}
     again = [e for e in shard.examples if e.path in bad and _is_in_range(shard, e.label)]
     return any(
-        not isinstance(_encoded(data, options, shard.border), BadPicture)
+        not isinstance(_encoded(data, options, shard.border), BadImage)
         for data in read_sources(source, [example.source for example in again])
     )
 
@@ -197,7 +197,7 @@ def _is_mended(source: Store, shard: Shard, report: ShardReport, options: Encode
 def _usable(
     source: Store, shard: Shard, options: EncodeOptions, findings: list[Finding]
 ) -> Iterator[tuple[Example, bytes]]:
-    """The pictures that can be used, encoded; `findings` gets what is to be said of all."""
+    """The images that can be used, encoded; `findings` gets what is to be said of all."""
     in_range = []
     for example in shard.examples:
         if _is_in_range(shard, example.label):
@@ -207,11 +207,11 @@ def _usable(
             findings.append(Finding(example.path, "label out of range", detail, bad=True))
     found = read_sources(source, [example.source for example in in_range])
     for example, data in zip(in_range, found, strict=True):
-        picture = _encoded(data, options, shard.border)
-        if isinstance(picture, BadPicture):
-            findings.append(Finding(example.path, picture.kind, picture.detail, bad=True))
+        image = _encoded(data, options, shard.border)
+        if isinstance(image, BadImage):
+            findings.append(Finding(example.path, image.kind, image.detail, bad=True))
             continue
-        encoded, changes = picture
+        encoded, changes = image
         findings += [Finding(example.path, c) for c in changes if c not in _ASKED_FOR]
         yield example, encoded
     if any(finding.kind == _UNREADABLE for finding in findings):
@@ -224,12 +224,12 @@ def _is_in_range(shard: Shard, label: int) -> bool:
 
 def _encoded(
     data: bytes | OSError, options: EncodeOptions, border: int
-) -> tuple[bytes, tuple[str, ...]] | BadPicture:
+) -> tuple[bytes, tuple[str, ...]] | BadImage:
     if isinstance(data, OSError):
-        return BadPicture(_UNREADABLE, " ".join(str(data).split()))
+        return BadImage(_UNREADABLE, " ".join(str(data).split()))
     try:
         encoded = encode(data, options, border)
-    except BadPicture as bad:
+    except BadImage as bad:
         return bad
     return encoded.data, encoded.changes
 

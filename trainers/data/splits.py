@@ -8,7 +8,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from heapq import nsmallest
 
-from trainers.data.layouts.listing import Finding, Split, SplitListing
+from trainers.data.formats.index import Finding, Split, SplitListing
 from trainers.errors import ConfigError
 
 
@@ -17,14 +17,14 @@ def carve_validation(
 ) -> list[SplitListing]:
     """Give every domain without a validation split a part of its train split, or else of its test.
 
-    `round(n * fraction)` pictures of a class of n, but at least one and never all of them, where n
+    `round(n * fraction)` images of a class of n, but at least one and never all of them, where n
     is 2 or more. Which ones depends on the seed and their paths alone, neither on the order of the
-    listing nor on other pictures. Both parts keep the order of the listing, their metadata say
+    listing nor on other images. Both parts keep the order of the listing, their metadata say
     what was done, and findings stay with the larger one.
 
     Args:
         listings: at most one for each domain and split.
-        fraction: of each class's pictures, from 0 (nothing is carved) to less than 1.
+        fraction: of each class's images, from 0 (nothing is carved) to less than 1.
         seed: of the choice.
 
     Raises:
@@ -70,7 +70,7 @@ def _carve(listing: SplitListing, fraction: float, seed: int) -> tuple[SplitList
         )
     }
     if not held_out:
-        nothing = Finding(listing.domain, "no validation split", "no class has two pictures")
+        nothing = Finding(listing.domain, "no validation split", "no class has two images")
         return (replace(listing, findings=(*listing.findings, nothing)),)
     metadata = {
         **listing.metadata,
@@ -87,11 +87,11 @@ def _carve(listing: SplitListing, fraction: float, seed: int) -> tuple[SplitList
     )
 
 
-def _number(pictures: int, fraction: float) -> int:
+def _number(images: int, fraction: float) -> int:
     """How many of a class are held out."""
-    if pictures < 2:
+    if images < 2:
         return 0
-    return min(max(round(pictures * fraction), 1), pictures - 1)
+    return min(max(round(images * fraction), 1), images - 1)
 
 
 def _rank(path: str, seed: int) -> bytes:

@@ -25,7 +25,7 @@ from open_clip import IMAGENET_CLASSNAMES
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from trainers.errors import ConfigError, did_you_mean, validate
-from trainers.prompts import TEMPLATES, Prompts, spoken
+from trainers.models.prompts import TEMPLATES, Prompts, spoken
 
 SHOWN = 3
 """Names that a message gives before it only counts the others."""
@@ -47,7 +47,7 @@ class DomainRule(_Frozen):
     where they say nothing, the ID class of the same name."""
 
     unknown_classes: Literal["refuse", "skip"] = "refuse"
-    """What is done about classes that stand for no ID class: the data are refused, or the pictures
+    """What is done about classes that stand for no ID class: the data are refused, or the images
     of those classes left out, and the domain's figures are then of the others."""
 
     @field_validator("class_map")
@@ -255,7 +255,7 @@ def packaged_suites() -> dict[str, str]:
 
 def imagenet_names() -> dict[str, str]:
     """Open_clip's names of ImageNet's 1000 classes, by WordNet id."""
-    from trainers.data.layouts.imagenet import wordnet_ids
+    from trainers.data.formats.imagenet import wordnet_ids
 
     return dict(zip(wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))
 

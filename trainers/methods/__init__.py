@@ -7,11 +7,11 @@ from pydantic import Field
 from trainers.methods.averaging import AveragedFineTuning
 from trainers.methods.base import (
     Batch,
-    Draw,
     Loss,
     Method,
     Stage,
     Step,
+    StepRandom,
     Trained,
     Weights,
     check_method_fits,
@@ -55,7 +55,6 @@ __all__ = [
     "ContextAwareFineTuning",
     "ContrastiveFineTuning",
     "Distillation",
-    "Draw",
     "FineTuning",
     "LinearProbeFineTuning",
     "LipsumFineTuning",
@@ -67,6 +66,7 @@ __all__ = [
     "Stage",
     "StarFineTuning",
     "Step",
+    "StepRandom",
     "Trained",
     "Weights",
     "WiseFineTuning",

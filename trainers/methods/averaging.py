@@ -27,6 +27,6 @@ class AveragedFineTuning(PlainFineTuning):
         """The same at every step."""
         return self.ema_decay
 
-    def deployed(self, trained: Trained) -> Weights:
+    def eval_weights(self, trained: Trained) -> Weights:
         """The average."""
         return trained.average or trained.weights

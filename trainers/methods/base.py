@@ -18,28 +18,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.models import ModelConfig, TextFacts, text_facts
-from trainers.prompts import Prompts
+from trainers.models.prompts import Prompts
+from trainers.models.student import Outputs, Trains
 from trainers.seeding import generator
-from trainers.student import Outputs, Trains
 
 if TYPE_CHECKING:
-    from trainers.zero_shot import ZeroShotModel
+    from trainers.models.zero_shot import ZeroShotModel
 
 Weights: TypeAlias = Mapping[str, Tensor]
 """Trained parameters by their names in the student."""
 
 Texts: TypeAlias = Sequence[Sequence[str]]
-"""G kinds of text, in each one for every picture."""
+"""G kinds of text, in each one for every image."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss is made of: B pictures, D features, K classes, G kinds of text a picture.
+    """What a loss is made of: B images, D features, K classes, G kinds of text an image.
 
-    It is one worker's share of a step, or a part of it, for a loss that is a mean over pictures
-    (`Method.per_picture`), and all workers' pictures for one that compares them with each other.
+    It is one worker's share of a step, or a part of it, for a loss that is a mean over images
+    (`Method.per_image`), and all workers' images for one that compares them with each other.
     """
 
     labels: Tensor
@@ -78,15 +78,15 @@ class Trained:
     average: Weights | None
     """Where the method has one."""
     id_loss: Callable[[Weights], Tensor]
-    """The mean cross-entropy, differentiable, of weights on some ID validation pictures: the next
+    """The mean cross-entropy, differentiable, of weights on some ID validation images: the next
     ones at every call."""
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Chance at a step, for one worker's share of the pictures.
+class StepRandom:
+    """Chance at a step, for one worker's share of the images.
 
-    What falls to a picture depends on (seed, step) and its place in the whole batch, so it is the
+    What falls to an image depends on (seed, step) and its place in the whole batch, so it is the
     same however many workers there are.
     """
 
@@ -98,7 +98,7 @@ class Draw:
     world_size: int = 1
 
     def choose(self, purpose: str, number: int) -> list[int]:
-        """For each of the worker's pictures one of 0 .. number - 1, uniformly."""
+        """For each of the worker's images one of 0 .. number - 1, uniformly."""
         drawn = generator(self.seed, purpose, self.step).integers(number, size=self.batch_size)
         chosen: list[int] = drawn[self.rank :: self.world_size].tolist()
         return chosen
@@ -147,8 +147,8 @@ class Method(BaseModel, ABC):
         return "image_encoder"
 
     @property
-    def per_picture(self) -> bool:
-        """Whether the loss is a mean over pictures, each for itself, besides terms of the
+    def per_image(self) -> bool:
+        """Whether the loss is a mean over images, each for itself, besides terms of the
         parameters alone. Then a batch may be split and its parts' losses averaged."""
         return True
 
@@ -188,11 +188,11 @@ class Method(BaseModel, ABC):
         """The part of the run that a step belongs to; by default the run is one."""
         return Stage(0, steps)
 
-    def texts(self, labels: Sequence[int], prompts: Prompts, draw: Draw) -> Texts:
-        """The texts of a worker's pictures; none by default.
+    def texts(self, labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> Texts:
+        """The texts of a worker's images; none by default.
 
         Args:
-            labels: (B,) of the pictures.
+            labels: (B,) of the images.
             prompts: of the classes.
             draw: whatever is random comes from here.
         """
@@ -212,7 +212,7 @@ class Method(BaseModel, ABC):
         """
         return None
 
-    def deployed(self, trained: Trained) -> Weights:
+    def eval_weights(self, trained: Trained) -> Weights:
         """What is evaluated, kept and exported; by default the trained weights."""
         return trained.weights
 

@@ -1,4 +1,4 @@
-"""CAR-FT: fine-tuning that keeps what the zero-shot model sees of a picture's context.
+"""CAR-FT: fine-tuning that keeps what the zero-shot model sees of an image's context.
 
 Mao, Chen, Jia, Zhang, Xue and Li, "Context-Aware Robust Fine-Tuning", IJCV 2024 (arXiv
 2211.16175). A template such as "a sketch of a {}." says in which context a class is shown; averaged

@@ -1,7 +1,7 @@
 """CaRot: the contrastive loss with near-orthogonal projections and a slow teacher of its own.
 
 Oh et al., "Towards Calibrated Robust Fine-Tuning of Vision-Language Models", NeurIPS 2024 (arXiv
-2311.01723). With S = s F T' the scaled cosines of B pictures and their texts, S~ those that a
+2311.01723). With S = s F T' the scaled cosines of B images and their texts, S~ those that a
 moving average of the weights gives of the same views and texts, and Wv, Wt the linear maps by which
 the encoders' widths come to the D features, (width, D)::
 
@@ -34,7 +34,7 @@ from trainers.errors import ConfigError
 from trainers.methods.base import Batch, Loss, Step, Weights, zero
 from trainers.methods.contrastive import ContrastiveMethod, contrastive_loss, similarities
 from trainers.models import ModelConfig, skeleton
-from trainers.student import Outputs
+from trainers.models.student import Outputs
 
 MOMENTUM = (0.05, 0.9)
 """Of the average, at the first step and after its rise."""

@@ -1,7 +1,7 @@
-"""CLIP's contrastive loss of a step's pictures, each with a text of its class.
+"""CLIP's contrastive loss of a step's images, each with a text of its class.
 
 What FLYP, StarFT, CaRot and R-Adapter have in common: both encoders run at every step, and the
-pictures of the whole batch, all workers' together, are told apart by each other's texts.
+images of the whole batch, all workers' together, are told apart by each other's texts.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trainers.methods.base import Draw, Method, Texts
-from trainers.prompts import Prompts
-from trainers.student import Outputs, Trains
+from trainers.methods.base import Method, StepRandom, Texts
+from trainers.models.prompts import Prompts
+from trainers.models.student import Outputs, Trains
 
 
 class ContrastiveMethod(Method):
-    """A method that tells the pictures of a batch apart by each other's captions."""
+    """A method that tells the images of a batch apart by each other's captions."""
 
     @property
     def trains(self) -> Trains:
@@ -26,20 +26,20 @@ class ContrastiveMethod(Method):
         return "both_encoders"
 
     @property
-    def per_picture(self) -> bool:
-        """The captions of others are in the loss of a picture."""
+    def per_image(self) -> bool:
+        """The captions of others are in the loss of an image."""
         return False
 
-    def texts(self, labels: Sequence[int], prompts: Prompts, draw: Draw) -> Texts:
+    def texts(self, labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> Texts:
         """One kind: the class in a random template."""
         return (random_captions(labels, prompts, draw),)
 
 
-def random_captions(labels: Sequence[int], prompts: Prompts, draw: Draw) -> list[str]:
-    """For each picture its class in one of the templates, drawn afresh at every step.
+def random_captions(labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> list[str]:
+    """For each image its class in one of the templates, drawn afresh at every step.
 
-    The authors of FLYP, CaRot and R-Adapter shuffle a table of every picture in every template and
-    take the next rows; a template drawn for each picture is the same but for their drawing without
+    The authors of FLYP, CaRot and R-Adapter shuffle a table of every image in every template and
+    take the next rows; a template drawn for each image is the same but for their drawing without
     replacement.
     """
     drawn = draw.choose("caption", len(prompts.templates))
@@ -50,19 +50,19 @@ def random_captions(labels: Sequence[int], prompts: Prompts, draw: Draw) -> list
 
 
 def similarities(outputs: Outputs, kind: int = 0) -> Tensor:
-    """``S = s F T'``, (B, B): the scaled cosines of pictures, in rows, and texts, in columns.
+    """``S = s F T'``, (B, B): the scaled cosines of images, in rows, and texts, in columns.
 
     Args:
         outputs: with text features.
-        kind: of text, among the G that a picture has.
+        kind: of text, among the G that an image has.
     """
     return outputs.logit_scale * outputs.features @ outputs.text_features[kind].T
 
 
 def contrastive_loss(scores: Tensor) -> Tensor:
-    """Cross-entropy of every picture with its text and of every text with its picture, halved.
+    """Cross-entropy of every image with its text and of every text with its image, halved.
 
-    Pictures of the same class are told apart like any others, as the authors of FLYP do it.
+    Images of the same class are told apart like any others, as the authors of FLYP do it.
 
     Args:
         scores: (B, B), as `similarities` gives them.

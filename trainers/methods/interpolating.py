@@ -16,7 +16,7 @@ from pydantic import Field
 
 from trainers.methods.base import Trained, Weights
 from trainers.methods.fine_tuning import PlainFineTuning
-from trainers.weights import interpolate
+from trainers.models.averaging import interpolate
 
 
 class WiseFineTuning(PlainFineTuning):
@@ -26,7 +26,7 @@ class WiseFineTuning(PlainFineTuning):
     alpha: float = Field(default=0.5, ge=0, le=1)
     """0 is the zero-shot model, 1 the fine-tuned one."""
 
-    def deployed(self, trained: Trained) -> Weights:
+    def eval_weights(self, trained: Trained) -> Weights:
         """The interpolated weights, at every evaluation."""
         if self.alpha == 1:
             return trained.weights

@@ -19,8 +19,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from trainers.loop.distributed import whole
 from trainers.methods.base import Batch, Loss, Method, Step, Weights, cross_entropy, zero
-from trainers.parallel import whole
 
 
 class L2SP(Method):

@@ -41,11 +41,11 @@ from trainers.methods.base import (
     scheduled,
     zero,
 )
+from trainers.methods.random_texts import random_text_features, random_text_moment
+from trainers.methods.text_file import digest, read_texts
 from trainers.models import TextFacts
-from trainers.random_texts import random_text_features, random_text_moment
+from trainers.models.zero_shot import ZeroShotModel
 from trainers.seeding import generator
-from trainers.texts_file import digest, read_texts
-from trainers.zero_shot import ZeroShotModel
 
 TEXTS_OF_MOMENT = 16_384
 """Random texts that the expected second moment is estimated from."""

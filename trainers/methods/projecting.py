@@ -5,9 +5,9 @@ Tian et al., "Trainable Projected Gradient Method for Robust Fine-tuning", CVPR 
 
     theta_k' = theta0_k + r_k d_k,    r_k = min(radius_k / ||d_k||_2, 1)
 
-The radii minimise the cross-entropy of theta' on ID validation pictures while theta stays, by Adam
+The radii minimise the cross-entropy of theta' on ID validation images while theta stays, by Adam
 from half of the distance on. As the authors do for CLIP, they are learned after fine-tuning, and so
-anew for every evaluation; 200 steps of 64 pictures at 0.01 are theirs. Here it is ``r_k`` that is
+anew for every evaluation; 200 steps of 64 images at 0.01 are theirs. Here it is ``r_k`` that is
 learned, a share of the distance: the authors' rate is in units of the distance, and one that suits
 a long fine-tuning jumps over the whole range of a short one. Their figures were not reproduced.
 
@@ -24,9 +24,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from trainers.loop.distributed import averaged
 from trainers.methods.base import Trained, Weights
 from trainers.methods.fine_tuning import PlainFineTuning
-from trainers.parallel import averaged
 
 
 class ProjectedFineTuning(PlainFineTuning):
@@ -35,11 +35,11 @@ class ProjectedFineTuning(PlainFineTuning):
     name: Literal["tpgm"] = "tpgm"
     shardable: ClassVar[bool] = False
     projection_steps: int = Field(default=200, ge=0)
-    """Steps of Adam on the radii, at every evaluation, each on 64 pictures."""
+    """Steps of Adam on the radii, at every evaluation, each on 64 images."""
     projection_lr: float = Field(default=1e-2, gt=0)
     """Their learning rate, in shares of the distance that a weight has moved."""
 
-    def deployed(self, trained: Trained) -> Weights:
+    def eval_weights(self, trained: Trained) -> Weights:
         """The projected weights."""
         if self.projection_steps == 0:
             return trained.weights

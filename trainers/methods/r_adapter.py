@@ -1,16 +1,17 @@
 """R-Adapter: train small linear maps in frozen encoders, average them, and keep a part of them.
 
 Kim et al., "Efficient and Versatile Robust Fine-Tuning of Zero-shot Models", ECCV 2024 (arXiv
-2408.05749). The adapters are those of `trainers.adapters`, ``h(x) = x + g A x`` after attention and
-MLP in every block of both encoders, A = 0 and g = 0.1 before the first step. Both are trained, the
-encoders, their projections and the logit scale s are not. Three things keep them robust:
+2408.05749). The adapters are those of `trainers.models.adapters`, ``h(x) = x + g A x`` after
+attention and MLP in every block of both encoders, A = 0 and g = 0.1 before the first step. Both are
+trained, the encoders, their projections and the logit scale s are not. Three things keep them
+robust:
 
 - dropping: in a step each is left out with probability p = `drop_rate`, or counts 1 / (1 - p);
 - accumulation: what is evaluated is ``average <- d average + (1 - d) weights``, d = `ema_decay`;
 - rescaling: of it, ``h(x) = x + alpha g A x``, merged into the encoders.
 
-The loss is contrastive, with all texts of a picture's class as its positives (MPM-NCE). With F and
-T the L2-normalised features of B pictures and their texts, M_ij = 1 where i and j are of one class
+The loss is contrastive, with all texts of an image's class as its positives (MPM-NCE). With F and
+T the L2-normalised features of B images and their texts, M_ij = 1 where i and j are of one class
 and else 0, and P_i the number of i's positives::
 
     S~_ij = s (F T')_ij + s * margin * (1 - M_ij)
@@ -33,11 +34,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.adapters import Adapters
 from trainers.methods.base import Batch, Loss, Step, Trained, Weights, zero
 from trainers.methods.contrastive import ContrastiveMethod, similarities
 from trainers.models import ModelConfig, skeleton
-from trainers.student import TextTower, Trains
+from trainers.models.adapters import Adapters
+from trainers.models.student import TextTower, Trains
 
 
 class ResidualAdapter(ContrastiveMethod):
@@ -52,7 +53,7 @@ class ResidualAdapter(ContrastiveMethod):
     alpha: float = Field(default=0.5, ge=0, le=1)
     """How much of the adapters is kept: 0 is the zero-shot model, 1 all of them."""
     margin: float = Field(default=0.05, ge=0)
-    """Added to the cosines of pictures with texts of other classes."""
+    """Added to the cosines of images with texts of other classes."""
     label_smoothing: float = Field(default=0.02, ge=0, lt=1)
     """eps: the share of the label that texts of other classes have between them."""
 
@@ -83,7 +84,7 @@ class ResidualAdapter(ContrastiveMethod):
         """`ema_decay`, after every step."""
         return self.ema_decay
 
-    def deployed(self, trained: Trained) -> Weights:
+    def eval_weights(self, trained: Trained) -> Weights:
         """The average, its maps A times `alpha`: the gains g stay, or it would count twice."""
         average = trained.weights if trained.average is None else trained.average
         return {n: self.alpha * v if ".maps." in n else v for n, v in average.items()}
@@ -95,7 +96,7 @@ def multi_positive_loss(
     """MPM-NCE, a scalar.
 
     Args:
-        scores: (B, B), pictures in rows and their texts in columns.
+        scores: (B, B), images in rows and their texts in columns.
         labels: (B,) the classes of both.
         margin: added to the scores of other classes.
         label_smoothing: eps; it is 0 for a batch of a single class.
@@ -106,6 +107,6 @@ def multi_positive_loss(
     smoothing = label_smoothing * (negatives > 0).to(scores)
     targets = torch.where(same, (1 - smoothing) / positives, smoothing / negatives.clamp(min=1))
     harder = torch.where(same, scores, scores + margin)
-    by_picture = functional.cross_entropy(harder, targets)
+    by_image = functional.cross_entropy(harder, targets)
     by_text = functional.cross_entropy(harder.T, targets)
-    return (by_picture + by_text) / 2
+    return (by_image + by_text) / 2

@@ -1,18 +1,18 @@
-"""StarFT: let pictures go with texts of what is spurious as they do in the zero-shot model.
+"""StarFT: let images go with texts of what is spurious as they do in the zero-shot model.
 
 Kim et al., "StarFT: Robust Fine-tuning of Zero-shot Models via Spuriosity Alignment", IJCAI 2025
-(arXiv 2505.13232). Besides its caption c, "a photo of a dog.", a picture has a spurious text: c
+(arXiv 2505.13232). Besides its caption c, "a photo of a dog.", an image has a spurious text: c
 with a background, a texture or a resolution put to it by a template drawn at random, "a photo of a
-dog on a frozen lake.". With F and U the L2-normalised features of B pictures and of their spurious
+dog on a frozen lake.". With F and U the L2-normalised features of B images and of their spurious
 texts under the current encoders, F0 and U0 those of the same views and texts under the zero-shot
 model, s the pre-trained logit scale, and y the classes::
 
     Z   = s F U',  Z0 = s F0 U0',  both without the pairs y_i = y_j, the diagonal among them
     reg = mean over i of  KL( softmax_j Z0_ij || softmax_j Z_ij )
-    loss = contrastive loss of pictures and captions (FLYP's)  +  w * reg
+    loss = contrastive loss of images and captions (FLYP's)  +  w * reg
 
-A picture is so compared with spurious texts of the other classes alone, and only in the direction
-from picture to texts. The caption is always of one template, and w starts at `reg_weight` 0.5 and
+An image is so compared with spurious texts of the other classes alone, and only in the direction
+from image to texts. The caption is always of one template, and w starts at `reg_weight` 0.5 and
 falls to 0, as in the authors' code; theirs falls once an epoch, w0 (1 - (e + 1) / E), ours at every
 step. Their templates come from a language model; those in `spurious_templates.yaml` are our own.
 
@@ -35,11 +35,11 @@ from torch import Tensor
 
 from trainers.methods.base import (
     Batch,
-    Draw,
     Loss,
     Method,
     Schedule,
     Step,
+    StepRandom,
     Texts,
     cross_entropy,
     kl_divergence,
@@ -47,8 +47,8 @@ from trainers.methods.base import (
     zero,
 )
 from trainers.methods.contrastive import contrastive_loss, similarities
-from trainers.prompts import Prompts
-from trainers.student import Outputs, Trains
+from trainers.models.prompts import Prompts
+from trainers.models.student import Outputs, Trains
 
 Attributes: TypeAlias = Literal["background", "texture", "resolution"]
 
@@ -70,7 +70,7 @@ class StarFineTuning(Method):
     reg_schedule: Schedule = "linear"
     """How it falls to 0, or that it does not."""
     task: Literal["contrastive", "cross_entropy"] = "contrastive"
-    """What is learnt of the pictures: their captions, both encoders training, or their classes."""
+    """What is learnt of the images: their captions, both encoders training, or their classes."""
     attributes: Attributes = "background"
     """What the spurious texts name."""
 
@@ -80,8 +80,8 @@ class StarFineTuning(Method):
         return "both_encoders" if self.task == "contrastive" else "image_encoder"
 
     @property
-    def per_picture(self) -> bool:
-        """A picture is compared with the texts of others: not in plain cross-entropy alone."""
+    def per_image(self) -> bool:
+        """An image is compared with the texts of others: not in plain cross-entropy alone."""
         return self.task == "cross_entropy" and not self.needs_zero_shot
 
     @property
@@ -89,7 +89,7 @@ class StarFineTuning(Method):
         """The regulariser compares with the zero-shot model, unless its weight is 0."""
         return self.reg_weight > 0
 
-    def texts(self, labels: Sequence[int], prompts: Prompts, draw: Draw) -> Texts:
+    def texts(self, labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> Texts:
         """Captions where they are learnt, then spurious texts where they weigh anything."""
         captions = [CAPTION.replace("{}", prompts.names[label]) for label in labels]
         kinds = [captions] if self.task == "contrastive" else []
@@ -109,7 +109,7 @@ class StarFineTuning(Method):
 
 
 def spurious_divergence(batch: Batch) -> Tensor:
-    """The mean KL divergence of the pictures' distributions over spurious texts, a scalar.
+    """The mean KL divergence of the images' distributions over spurious texts, a scalar.
 
     Args:
         batch: with the zero-shot model's outputs. Spurious texts are the last of its kinds; where
@@ -126,7 +126,7 @@ def spurious_divergence(batch: Batch) -> Tensor:
     )
 
 
-def spurious_texts(captions: Sequence[str], attributes: Attributes, draw: Draw) -> list[str]:
+def spurious_texts(captions: Sequence[str], attributes: Attributes, draw: StepRandom) -> list[str]:
     """Every caption, without its full stop, in a template drawn at random."""
     templates = spurious_templates(attributes)
     drawn = draw.choose("spurious text", len(templates))

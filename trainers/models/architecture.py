@@ -16,8 +16,8 @@ from typing import Any
 import open_clip
 import timm
 
-from trainers import tiny_clip
 from trainers.errors import ConfigError, did_you_mean, first_line
+from trainers.models import tiny_clip
 from trainers.models.config import HUB, LOCAL_DIR, TINY_CLIP, ModelConfig
 from trainers.models.hub import CONFIG, check_repository
 

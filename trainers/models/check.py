@@ -14,7 +14,7 @@ def check_model(model: ModelConfig) -> None:
     """Raise a `ConfigError` for what cannot be loaded, or not as it was trained.
 
     That is an unknown name or tag, a missing, broken or unsafe file, a JSON that is no model
-    configuration, weights trained with another activation, pictures that are not square, a package
+    configuration, weights trained with another activation, images that are not square, a package
     that is not installed, or a hub out of reach.
     """
     built = architecture(model)

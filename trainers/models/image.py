@@ -19,11 +19,11 @@ class ImageInput:
     """What an image encoder expects of its pixels."""
 
     size: int
-    """Side of the square picture."""
+    """Side of the square image."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resize_mode: ResizeMode = "shortest"
-    """How evaluation makes a picture square: crop from the short side, distort, or pad."""
+    """How evaluation makes an image square: crop from the short side, distort, or pad."""
     interpolation: Interpolation = "bicubic"
 
 
@@ -49,14 +49,14 @@ def image_input(clip: nn.Module) -> ImageInput:
 
 
 def square_side(size: int | list[int] | tuple[int, ...]) -> int:
-    """The side of a picture whose size open_clip writes as one number or as two.
+    """The side of an image whose size open_clip writes as one number or as two.
 
     Raises:
         ConfigError: it is no square.
     """
     sides = tuple(size) if isinstance(size, list | tuple) else (size,)
     if len(set(sides)) != 1:
-        raise ConfigError(f"model.name: image_size = {list(sides)}: pictures must be square")
+        raise ConfigError(f"model.name: image_size = {list(sides)}: images must be square")
     return int(sides[0])
 
 
@@ -68,7 +68,7 @@ def check_square(vision: Mapping[str, Any]) -> None:
 def pooled_features(visual: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Image features (B, D) of images (B, 3, H, W), projected but not normalised.
 
-    CoCa's tower returns the tokens of a picture beside its feature; they are left out.
+    CoCa's tower returns the tokens of an image beside its feature; they are left out.
     """
     output = visual(images)
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import open_clip
 
-from trainers import tiny_clip
 from trainers.errors import ConfigError, first_line
+from trainers.models import tiny_clip
 from trainers.models.architecture import Architecture, architecture
 from trainers.models.config import HUB, LOCAL_DIR, TINY_CLIP, ModelConfig
 from trainers.models.hub import check_repository

@@ -1,7 +1,7 @@
 """Confirm what a search chose: train it again on fresh seeds, and only then read the test splits.
 
 The figures that chose a trial are optimistic about it: they are the best of many, on the very
-pictures and the very seed that chose it. A confirmation is not. What is trained is fixed before,
+images and the very seed that chose it. A confirmation is not. What is trained is fixed before,
 by rules that saw validation data alone; the seeds are new, and the same for every configuration
 and for plain fine-tuning, so that differences can be taken seed by seed; and a test split is
 evaluated once for each, after the last step. Nothing else reads the test splits
@@ -18,9 +18,10 @@ from pathlib import Path
 from rich.console import Console
 
 from trainers.checks import check_data, trial_parts
-from trainers.data.roots import resolve_root
+from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError, did_you_mean
-from tuning.checkpoint_files import TRAIN_FOLDER
+from tuning.checkpoints.files import TRAIN_FOLDER
+from tuning.checkpoints.storage_check import check_nodes
 from tuning.confirmation.jobs import jobs, run_jobs
 from tuning.confirmation.results import (
     CONFIRM_FOLDER,
@@ -32,15 +33,14 @@ from tuning.confirmation.results import (
     read_results,
     write_results_table,
 )
-from tuning.environment import check_same_data
-from tuning.interruption import interrupted_by_sigterm
-from tuning.ray_session import ray_session
-from tuning.records import SearchRecord, TrialRecord
-from tuning.runs import load_run
-from tuning.selection import BY_METHOD, OBJECTIVE, PARETO, RULES, Choice, choices, ranked
-from tuning.shared_storage import check_nodes
-from tuning.tracking.mlflow_client import tracking_uri
-from tuning.tracking.mlflow_confirm import log_confirmation
+from tuning.execution.ray_session import ray_session
+from tuning.execution.signals import interrupted_by_sigterm
+from tuning.mlflow_logging.client import tracking_uri
+from tuning.mlflow_logging.confirmation import log_confirmation
+from tuning.runs.environment import check_same_data
+from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.run_folder import load_run
+from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, Choice, choices, ranked
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
@@ -63,7 +63,7 @@ def confirm(
         folder: the run folder of a search.
         top: how many trials to confirm, best first by the search's objective.
         seeds: fresh ones, the same for every configuration.
-        rules: of `tuning.selection`, whose choices to confirm, the objective being one; by
+        rules: of `tuning.selection.rules`, whose choices to confirm, the objective being one; by
             default all but the Pareto front.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for a line a result; by default the terminal's standard error.

@@ -11,8 +11,8 @@ import ray
 from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
-from tuning.checkpoint_files import remove_folder
-from tuning.config import ResourcesConfig, SearchFile
+from tuning.checkpoints.files import remove_folder
+from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.confirmation.results import (
     COSTS,
     FT,
@@ -22,10 +22,10 @@ from tuning.confirmation.results import (
     ResultsFile,
     TestResult,
 )
-from tuning.failures import in_one_line, storage_failure
-from tuning.ray_session import concurrent_trials
-from tuning.records import ZERO_SHOT
-from tuning.trainable import driver_options, final_metrics
+from tuning.execution.ray_errors import in_one_line, storage_failure
+from tuning.execution.ray_session import concurrent_trials
+from tuning.execution.trainable import driver_options, final_metrics
+from tuning.runs.records import ZERO_SHOT
 
 _SHOWN = (f"id_{SPLIT}/acc", f"ood_{SPLIT}/mean_acc")
 
@@ -137,8 +137,8 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
 
 
 def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
-    """Of the test splits, with the temperature that the run settles on validation pictures."""
-    from trainers.run import load_split, start
+    """Of the test splits, with the temperature that the run settles on validation images."""
+    from trainers.loop.state import load_split, start
 
     run = start(config)
     run.evaluate("val", load_split(config, "val"))

@@ -8,10 +8,10 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
-from tuning.confirmation.formats import format_difference, format_mean
+from tuning.confirmation.formatting import format_difference, format_mean
 from tuning.confirmation.results import FT, SPLIT, Configuration, Confirmation
-from tuning.records import SECONDS, ZERO_SHOT
-from tuning.reporting.formats import format_percent, format_seconds, natural_width
+from tuning.reporting.formatting import format_percent, format_seconds, natural_width
+from tuning.runs.records import SECONDS, ZERO_SHOT
 
 _METRICS: Final = {
     "ID": f"id_{SPLIT}/acc",

@@ -9,12 +9,12 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from tuning.confirmation.formats import format_difference, format_mean
+from tuning.confirmation.formatting import format_difference, format_mean
 from tuning.confirmation.methods_report import methods_table, tuned_ft
 from tuning.confirmation.results import FT, SPLIT, Configuration, Confirmation
 from tuning.confirmation.statistics import Estimate
-from tuning.records import METHOD_KEY, ZERO_SHOT
-from tuning.reporting.formats import format_params, format_percent, natural_width
+from tuning.reporting.formatting import format_params, format_percent, natural_width
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT
 
 
 def report(confirmation: Confirmation, width: int | None = None) -> RenderableType:
@@ -127,7 +127,7 @@ def _caption(confirmation: Confirmation, *, left_out: bool) -> str:
     if any(one.looks_at_ood for one in confirmation.configurations):
         lines.append("* The choice looked at OOD validation data: these domains are not unseen.")
     lines.append(
-        "Intervals are about the luck of training, not about which pictures a split happens to "
+        "Intervals are about the luck of training, not about which images a split happens to "
         "have; each stands for itself, uncorrected for their number."
     )
     short = [

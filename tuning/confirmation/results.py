@@ -17,10 +17,10 @@ from typing import Any, Literal, TypeAlias
 import pyarrow as pa
 
 from trainers.errors import ConfigError, storage_failures
-from tuning.appended import append_synced, open_alone
 from tuning.confirmation.statistics import Estimate, difference, estimate, paired_difference
-from tuning.records import ZERO_SHOT, ParamValue, SearchRecord
-from tuning.reporting.parquet import write_atomically
+from tuning.reporting.tables.arrow import write_atomically
+from tuning.runs.append_log import append_synced, open_alone
+from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord
 
 CONFIRM_FOLDER = "confirm"
 RESULTS_FILE = "results.jsonl"

@@ -23,17 +23,17 @@ from rich.console import Console
 
 from search_spaces import SearchSpace
 from trainers.config import with_overrides
-from trainers.data.roots import resolve_root
+from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
-from tuning.config import SearchFile
-from tuning.planning.cost import Band, Estimate, SearchShape, TrialCost, estimate
-from tuning.planning.intervals import overrides
+from tuning.algorithms.early_stopping import PerGroupRule, StoppingRule, rung_ladder
+from tuning.algorithms.samplers import grid
+from tuning.algorithms.tune_scheduler import create_rule
+from tuning.config.early_stopping import AshaConfig, HyperbandConfig, MedianConfig
+from tuning.config.schema import SearchFile
+from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
 from tuning.planning.probe import MAX_PROBES, Probe, probe_trials
-from tuning.ray_session import concurrent_trials, ray_session
-from tuning.samplers import grid
-from tuning.scheduler_config import AshaConfig, HyperbandConfig, MedianConfig
-from tuning.schedulers import create_rule
-from tuning.stopping import Separately, StoppingRule, rung_ladder
+from tuning.planning.step_timing import overrides
 
 KEPT_CHECKPOINTS = 6
 """Of ended trials, weights alone: about one for each rule of selection. References come on top."""
@@ -133,7 +133,7 @@ def plan_search(
     """Probe the machine, and reckon what the search of this configuration costs there.
 
     Args:
-        file: from `tuning.config.load_config`.
+        file: from `tuning.config.schema.load_config`.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: says what is being done; by default the terminal's standard error.
 
@@ -150,7 +150,7 @@ def plan_search(
         concurrent = min(concurrent_trials(search.resources), trials + len(search.references))
         probes = min(concurrent, MAX_PROBES)
         base = with_overrides(file.trial, overrides(file.trial.data.workers), "trial")
-        what = f"Opening the pictures, and timing the first steps of {probes} trial(s) side by side"
+        what = f"Opening the images, and timing the first steps of {probes} trial(s) side by side"
         with console.status(what):
             probe = probe_trials(
                 base.model_dump(mode="json"),
@@ -212,7 +212,7 @@ def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
     """Makes what stops the trials: of several methods, to which trials go in turn, a rule each."""
     new_rule = partial(create_rule, file.search.scheduler, file.trial.steps)
     methods = len(file.search_space().branches)
-    return partial(Separately, new_rule, lambda number: number % methods) if methods else new_rule
+    return partial(PerGroupRule, new_rule, lambda number: number % methods) if methods else new_rule
 
 
 def proposals(space: SearchSpace, seed: int, number: int = PROPOSALS) -> list[dict[str, Any]]:

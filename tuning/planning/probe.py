@@ -2,11 +2,11 @@
 
 A probe is a trial like any other, a `TorchTrainer` driven by a process of its own, so that whatever
 makes a trial's start slow is in it: three kinds of processes, their imports, the model, the first
-look at every picture. What a trial takes beyond its steps, evaluations and checkpoints is its
+look at every image. What a trial takes beyond its steps, evaluations and checkpoints is its
 start-up; nothing of it need be known by name. As many probes run side by side as the search will
 have trials at once (up to `MAX_PROBES`), because trials get into each other's way.
 
-The pictures are opened once before anything is timed: a machine fills its cache of Arrow files for
+The images are opened once before anything is timed: a machine fills its cache of Arrow files for
 its first trial only, which may take longer than the trial, and the probes have then done it.
 
 Of this module the workers of a probe read all, so it imports little, as `torch_trainer` does.
@@ -31,9 +31,9 @@ import ray.train.torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from trainers.errors import ConfigError
-from tuning.planning.intervals import StepWatch
-from tuning.restarts import fit
-from tuning.trainable import driver_options
+from tuning.execution.retries import fit
+from tuning.execution.trainable import driver_options
+from tuning.planning.step_timing import StepWatch
 
 if TYPE_CHECKING:
     from trainers.config import TrialConfig
@@ -53,11 +53,11 @@ class Probe:
     startup_s: float
     """What a trial takes beyond its steps, evaluations and checkpoints; the mean of the probes."""
     cache_s: float
-    """Opening the pictures before that: what it takes a machine once to fill its cache of them."""
+    """Opening the images before that: what it takes a machine once to fill its cache of them."""
     load_s: float
-    """Of the start-up, imports, model and pictures in the worker."""
+    """Of the start-up, imports, model and images in the worker."""
     first_eval_s: float
-    """The first evaluation, which decodes the pictures."""
+    """The first evaluation, which decodes the images."""
     step_s: float
     """Median of the intervals' means."""
     step_spread: float
@@ -87,7 +87,7 @@ def probe_trials(
 
     Args:
         trial: a `TrialConfig` as plain values, `overrides` laid over it.
-        resources: as of `tuning.restarts.fit`.
+        resources: as of `tuning.execution.retries.fit`.
         folder: for their checkpoints; every node reaches it.
         probes: no more than fit into the cluster at once.
 
@@ -164,7 +164,7 @@ def _drive(
 
 
 def _probe_loop(values: dict[str, Any]) -> None:
-    """What `trainers.torch_trainer.train_loop` does, with a clock beside it."""
+    """What `trainers.ray_trainer.train_loop` does, with a clock beside it."""
     began = time.perf_counter()
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -174,7 +174,7 @@ def _probe_loop(values: dict[str, Any]) -> None:
     from trainers.fine_tune import fine_tune
 
     config, device = validate(TrialConfig, values["trial"], "trial"), ray.train.torch.get_device()
-    cache_s = _open_pictures(config)
+    cache_s = _open_images(config)
     began += cache_s
     watch = StepWatch(config.data.workers, device, began)
     register_optimizer_step_post_hook(watch)
@@ -201,19 +201,19 @@ def _probe_loop(values: dict[str, Any]) -> None:
         watch.restart(time.perf_counter())
 
 
-def _open_pictures(config: TrialConfig) -> float:
+def _open_images(config: TrialConfig) -> float:
     """Have the machines of all workers fill their caches; returns the seconds that it took."""
-    from trainers.run import load_split, open_pictures
+    from trainers.loop.state import load_split, open_images
 
     began = time.perf_counter()
-    open_pictures(config.data, config.data.id_domain, "train")
+    open_images(config.data, config.data.id_domain, "train")
     load_split(config, "val")
     barrier()
     return time.perf_counter() - began
 
 
 def _report(report: Report, timing: dict[str, Any]) -> None:
-    from trainers.checkpoint import WEIGHTS
+    from trainers.checkpoints.format import WEIGHTS
 
     if ray.train.get_context().get_world_rank() != 0:
         ray.train.report({"step": report.step})

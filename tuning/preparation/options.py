@@ -1,4 +1,4 @@
-"""What a user may say to `prepare`, and how many bad pictures may be left out."""
+"""What a user may say to `prepare`, and how many bad images may be left out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from trainers.data.encoding import EncodeOptions
-from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.formats.index import LayoutOptions
 from trainers.errors import ConfigError
 
 _CEILING = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
@@ -14,24 +14,24 @@ _CEILING = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The most bad pictures of a domain that may be left out: a number, or a share of all."""
+    """The most bad images of a domain that may be left out: a number, or a share of all."""
 
     number: int = 0
     percent: float | None = None
-    """Of the domain's pictures; then `number` does not count."""
+    """Of the domain's images; then `number` does not count."""
 
-    def allows(self, bad: int, pictures: int) -> bool:
+    def allows(self, bad: int, images: int) -> bool:
         """Whether that many of so many may be bad."""
         if self.percent is None:
             return bad <= self.number
-        return 100 * bad <= self.percent * pictures
+        return 100 * bad <= self.percent * images
 
     def __str__(self) -> str:
         return str(self.number) if self.percent is None else f"{self.percent:g}%"
 
 
 def parse_ceiling(text: str | None) -> Ceiling:
-    """The ceiling of `--skip-bad`: `20` pictures or `0.1%` of them; without it none.
+    """The ceiling of `--skip-bad`: `20` images or `0.1%` of them; without it none.
 
     Raises:
         ConfigError: it is neither.
@@ -43,7 +43,7 @@ def parse_ceiling(text: str | None) -> Ceiling:
         return Ceiling(percent=float(found[1]))
     if found and not found[2] and found[1].isdigit():
         return Ceiling(int(found[1]))
-    raise ConfigError(f"--skip-bad {text!r}: write a number of pictures, or a share such as 0.1%")
+    raise ConfigError(f"--skip-bad {text!r}: write a number of images, or a share such as 0.1%")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PrepareOptions:
     """Of what is carved."""
     skip_bad: Ceiling = field(default_factory=Ceiling)
     shard_size: int = 4096
-    """Pictures in a Parquet file."""
+    """Images in a Parquet file."""
     overwrite: bool = False
     """Whether a domain that was prepared with other settings may be replaced."""
 
@@ -69,7 +69,7 @@ class PrepareOptions:
             "--val-fraction": (self.val_fraction, 0 <= self.val_fraction < 1, "0 or more, below 1"),
             "--resize": (resize, resize is None or resize > 0, "at least 1 pixel"),
             "--quality": (self.encode.quality, 1 <= self.encode.quality <= 100, "1 to 100"),
-            "--shard-size": (self.shard_size, self.shard_size > 0, "at least 1 picture"),
+            "--shard-size": (self.shard_size, self.shard_size > 0, "at least 1 image"),
         }
         for option, (value, is_right, meant) in limits.items():
             if not is_right:

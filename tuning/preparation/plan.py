@@ -11,14 +11,14 @@ from typing import Any
 
 from pyarrow import ArrowInvalid
 
-from trainers.data.layouts import find_layout
-from trainers.data.layouts.listing import SplitListing
+from trainers.data.formats import find_layout
+from trainers.data.formats.index import SplitListing
 from trainers.data.shards import Shard, plan_shards
 from trainers.data.splits import carve_validation
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, first_line
+from tuning.preparation.manifest import Found, read_record
 from tuning.preparation.options import PrepareOptions
-from tuning.preparation.record import Found, read_record
 
 _PART = re.compile(r"(train|val|test)/part-\d{5}\.parquet")
 
@@ -49,7 +49,7 @@ class DomainPlan:
         return _digest(self.shards)
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many are listed, those that cannot be read included."""
         listed = sum(len(shard.examples) for shard in self.shards)
         return listed + sum(found.finding.bad for found in self.findings)
@@ -66,11 +66,11 @@ class Plan:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a record says of where its pictures are from."""
+        """What a record says of where its images are from."""
         return {"layout": self.layout, "source": self.source.url}
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many are to be read."""
         return sum(len(s.examples) for domain in self.domains for s in domain.shards)
 
@@ -96,7 +96,7 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
             chosen.listing(origin, options.layout), options.val_fraction, options.seed
         )
         if not any(listing.examples for listing in listings):
-            raise ConfigError(f"{source}: no pictures in the layout `{layout}`")
+            raise ConfigError(f"{source}: no images in the layout `{layout}`")
         names = list(dict.fromkeys(listing.domain for listing in listings))
         for name in names:
             if name.startswith(".") or "/" in name or not name:
@@ -126,7 +126,7 @@ def _plan_domain(
         for shard in plan_shards(listing, options.encode, options.shard_size)
     )
     if not shards:
-        raise ConfigError(f"{name}: no pictures of this domain are left")
+        raise ConfigError(f"{name}: no images of this domain are left")
     findings = tuple(Found(li.split, finding) for li in listings for finding in li.findings)
     settings = _settings(listings[0].class_names, options)
     store = plan.destination.at(name)
@@ -190,7 +190,7 @@ def _keep_what_is_there(
 ) -> None:
     """Refuse to replace another preparation, or files that nobody prepared.
 
-    One that was interrupted or refused may go on with the pictures that are there now.
+    One that was interrupted or refused may go on with the images that are there now.
     """
     way_out = "--overwrite replaces it"
     if record is None:
@@ -208,7 +208,7 @@ def _keep_what_is_there(
         ]
         if not differing:
             names_differ = before.get(names) != settings[names]
-            differing = ["other class names" if names_differ else "other pictures at the source"]
+            differing = ["other class names" if names_differ else "other images at the source"]
         raise ConfigError(
             f"{store.url}: prepared before with other settings ({'; '.join(differing)}); {way_out}"
         )

@@ -13,15 +13,15 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from trainers.data.layouts.listing import Split
+from trainers.data.formats.index import Split
 from trainers.data.shards import Shard, ShardReport, make_shard, up_to_date
 from trainers.data.storage import Store
-from tuning.interruption import interrupted_by_sigterm
-from tuning.preparation.display import Display
-from tuning.preparation.guard import alone, require_own, require_whole
+from tuning.execution.signals import interrupted_by_sigterm
+from tuning.preparation.locking import alone, require_own, require_whole
+from tuning.preparation.manifest import FINDINGS, Found, Status, write_findings, write_record
 from tuning.preparation.options import PrepareOptions
 from tuning.preparation.plan import DomainPlan, Plan, other_parts, plan_preparation
-from tuning.preparation.record import FINDINGS, Found, Status, write_findings, write_record
+from tuning.preparation.progress import Display
 from tuning.preparation.tasks import PreparationFailed, run_shards
 
 _PACKAGES = ("lipsum-tune", "pillow", "pyarrow", "numpy")
@@ -31,7 +31,7 @@ _PACKAGES = ("lipsum-tune", "pillow", "pyarrow", "numpy")
 class SplitReport:
     """A split as it is on disk."""
 
-    pictures: int
+    images: int
     bytes: int
 
 
@@ -42,15 +42,15 @@ class DomainReport:
     domain: str
     url: str
     status: Status
-    """`refused` where more pictures are bad than may be left out."""
+    """`refused` where more images are bad than may be left out."""
     splits: dict[Split, SplitReport]
     findings: tuple[Found, ...]
-    pictures: int
+    images: int
     """As listed, the bad ones included."""
 
     @property
     def bad(self) -> int:
-        """How many pictures cannot be used."""
+        """How many images cannot be used."""
         return sum(found.finding.bad for found in self.findings)
 
     def kinds(self, *, bad: bool) -> dict[str, int]:
@@ -66,13 +66,13 @@ class PreparationReport:
     destination: str
     domains: tuple[DomainReport, ...]
     made: int
-    """Pictures that this run read; those of shards that were there already are not among them."""
+    """Images that this run read; those of shards that were there already are not among them."""
     seconds: float
     """For those."""
 
     @property
     def refused(self) -> tuple[DomainReport, ...]:
-        """The domains with more bad pictures than may be left out."""
+        """The domains with more bad images than may be left out."""
         return tuple(domain for domain in self.domains if domain.status == "refused")
 
 
@@ -85,14 +85,14 @@ def prepare(
     address: str | None = None,
     progress: bool = True,
 ) -> PreparationReport:
-    """Make a data set in the project's format out of pictures in any of the known layouts.
+    """Make a data set in the project's format out of images in any of the known layouts.
 
-    Run again it goes on after an interruption, and makes anew whatever shard has pictures that have
+    Run again it goes on after an interruption, and makes anew whatever shard has images that have
     changed at the source since; all others stay as they are.
 
     Args:
-        layout: a name of `trainers.data.layouts.LAYOUTS`.
-        source: folder or URL of the pictures.
+        layout: a name of `trainers.data.formats.LAYOUTS`.
+        source: folder or URL of the images.
         destination: folder or URL; it gets `<domain>/<split>/part-*.parquet`.
         options: what else there is to say.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
@@ -112,7 +112,9 @@ def prepare(
 def _carry_out(
     plan: Plan, options: PrepareOptions, address: str | None, console: Console
 ) -> PreparationReport:
-    from tuning.ray_session import ray_session  # torch with it: not before the plan stands
+    from tuning.execution.ray_session import (
+        ray_session,  # torch with it: not before the plan stands
+    )
 
     run = uuid4().hex
     runs = {domain.domain: (domain.record or {}).get("run") for domain in plan.domains}
@@ -146,7 +148,7 @@ def _carry_out(
             locked = {d.domain for d in plan.domains if stack.enter_context(alone(d))}
             stack.enter_context(ray_session(address))
             stack.enter_context(interrupted_by_sigterm())
-            display = stack.enter_context(Display(console, plan.pictures))
+            display = stack.enter_context(Display(console, plan.images))
             for domain in plan.domains:
                 if not domain.is_done:
                     begin(domain)
@@ -186,13 +188,13 @@ def _finish(
     for shard, made in in_order:
         findings += [Found(shard.split, finding) for finding in made.findings]
         before = splits.get(shard.split, SplitReport(0, 0))
-        splits[shard.split] = SplitReport(before.pictures + made.rows, before.bytes + made.bytes)
+        splits[shard.split] = SplitReport(before.images + made.rows, before.bytes + made.bytes)
     bad = sum(found.finding.bad for found in findings)
     is_unchanged = domain.is_done and all(made.reused for _, made in in_order)
-    is_right = is_unchanged or options.skip_bad.allows(bad, domain.pictures)
+    is_right = is_unchanged or options.skip_bad.allows(bad, domain.images)
     status: Status = "done" if is_right else "refused"
     report = DomainReport(
-        domain.domain, domain.store.url, status, splits, tuple(findings), domain.pictures
+        domain.domain, domain.store.url, status, splits, tuple(findings), domain.images
     )
     require_own(domain.store, run)
     others = other_parts(domain.store, domain.shards)
@@ -224,7 +226,7 @@ def _counts(report: DomainReport, options: PrepareOptions) -> dict[str, Any]:
         "bad": report.bad,
         "splits": {
             split: {
-                "pictures": made.pictures,
+                "images": made.images,
                 "bytes": made.bytes,
                 "findings": {kind: n for (of, kind), n in sorted(findings.items()) if of == split},
             }

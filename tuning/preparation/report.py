@@ -12,45 +12,45 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.data.encoding import CHANGES
+from tuning.preparation.manifest import FINDINGS
 from tuning.preparation.prepare import PreparationReport
-from tuning.preparation.record import FINDINGS
-from tuning.reporting.formats import format_seconds
+from tuning.reporting.formatting import format_seconds
 
 _SPLITS = ("train", "val", "test")
 
 
 def render(report: PreparationReport) -> RenderableType:
-    """A table of pictures by domain and split, the findings by kind, and what to do with it.
+    """A table of images by domain and split, the findings by kind, and what to do with it.
 
     Where there is but one finding of a kind, what it says is shown: it may count for itself.
     """
     parts: list[RenderableType] = [
         Rule(f"[bold]{escape(report.destination)}[/]", align="left", style="dim"),
-        _pictures(report),
+        _images(report),
         *_findings(report),
         *(Text(line, style="yellow") for line in _remarks(report)),
     ]
     if report.made:
         rate = report.made / report.seconds
         took = format_seconds(report.seconds)
-        parts.append(Text(f"Read        {report.made:,} pictures in {took}, {rate:,.0f} a second"))
+        parts.append(Text(f"Read        {report.made:,} images in {took}, {rate:,.0f} a second"))
     if not report.refused:
         parts.append(Text(f"Config      trial.data.root: {report.destination}"))
     return Group(*parts)
 
 
 def refusal(report: PreparationReport) -> str:
-    """One line for each domain with too many bad pictures: how many, of which kinds, where they are
+    """One line for each domain with too many bad images: how many, of which kinds, where they are
     listed, and what leaves them out."""
     return "\n".join(
-        f"{domain.url}: {domain.bad:,} of {domain.pictures:,} pictures cannot be used "
+        f"{domain.url}: {domain.bad:,} of {domain.images:,} images cannot be used "
         f"({_kinds(domain.kinds(bad=True))}), listed in {domain.url}/{FINDINGS}; mend them, or "
         f"leave them out with --skip-bad {domain.bad}, and run the same command again"
         for domain in report.refused
     )
 
 
-def _pictures(report: PreparationReport) -> Table:
+def _images(report: PreparationReport) -> Table:
     splits = [s for s in _SPLITS if any(s in domain.splits for domain in report.domains)]
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -58,7 +58,7 @@ def _pictures(report: PreparationReport) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for domain in report.domains:
         made = domain.splits
-        counts = [f"{made[s].pictures:,}" if s in made else "" for s in splits]
+        counts = [f"{made[s].images:,}" if s in made else "" for s in splits]
         size = _size(sum(split.bytes for split in made.values()))
         style = "red" if domain.status == "refused" else ""
         table.add_row(
@@ -98,8 +98,8 @@ def _remarks(report: PreparationReport) -> Iterator[str]:
         usable = domain.kinds(bad=False)
         converted = sum(usable[kind] for kind in usable.keys() & CHANGES)
         counts = {
-            "bad pictures" if domain.status == "refused" else "bad pictures left out": domain.bad,
-            "conversions of pictures": converted,
+            "bad images" if domain.status == "refused" else "bad images left out": domain.bad,
+            "conversions of images": converted,
             "other findings": sum(usable.values()) - converted,
         }
         if said := ", ".join(f"{number:,} {what}" for what, number in counts.items() if number):

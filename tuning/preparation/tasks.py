@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import ray
 
 from trainers.data.encoding import EncodeOptions
-from trainers.data.layouts.outages import SourceLost, require_source
+from trainers.data.formats.retry import SourceLost, require_source
 from trainers.data.shards import Shard, ShardReport
 from trainers.data.storage import Store, open_store
-from tuning.failures import in_one_line, root_cause
+from tuning.execution.ray_errors import in_one_line, root_cause
 
 _AHEAD = 2  # tasks in flight for each CPU: one runs, one waits for it
 _STOPPING_S = 5.0
@@ -42,7 +42,7 @@ def run_shards(
         source: URL or absolute path, which every machine of the cluster reaches.
         destination: the same of the data set that is made.
         shards: the files to be.
-        options: what is done to every picture.
+        options: what is done to every image.
         make: what is to be done with each: `make_shard`, or only to see whether it is `up_to_date`.
         on_end: called here with each shard as it ends.
 

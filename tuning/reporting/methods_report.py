@@ -15,8 +15,14 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
-from tuning.ranking import misses, ranked
-from tuning.records import (
+from tuning.reporting.formatting import (
+    format_params,
+    format_percent,
+    format_seconds,
+    format_value,
+    natural_width,
+)
+from tuning.runs.records import (
     ID_ACC,
     METHOD_KEY,
     OOD_MEAN_ACC,
@@ -26,14 +32,8 @@ from tuning.records import (
     SearchRecord,
     TrialRecord,
 )
-from tuning.reporting.formats import (
-    format_params,
-    format_percent,
-    format_seconds,
-    format_value,
-    natural_width,
-)
-from tuning.selection import best_by_method
+from tuning.selection.ranking import misses, ranked
+from tuning.selection.rules import best_by_method
 
 ID_ECE: Final = "id_val/ece"
 OOD_MEAN_ECE: Final = "ood_val/mean_ece"

@@ -22,7 +22,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tuning.records import (
+from tuning.reporting.formatting import short_names
+from tuning.reporting.leaderboard import OUTCOME_STYLE, format_percent, format_seconds, format_value
+from tuning.runs.records import (
     ID_ACC,
     OOD_MEAN_ACC,
     TRAIN_LOSS,
@@ -30,16 +32,14 @@ from tuning.records import (
     SearchRecord,
     TrialRecord,
 )
-from tuning.reporting.formats import short_names
-from tuning.reporting.report import OUTCOME_STYLE, format_percent, format_seconds, format_value
-from tuning.selection import best_trial
+from tuning.selection.rules import best_trial
 
 _HEADER_LINES = 5  # two rules, two lines of text, and one of air for the cursor
 _LAST_ENDED = 6
 _BAR_WIDTH = 24
 
 
-class ProgressListener:
+class ProgressCallback:
     """Shows a search on a console. Use it as a context manager, or call `close` at the end.
 
     Leaving the context, `close`, the search's end and the interpreter's exit all give the terminal

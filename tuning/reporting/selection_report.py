@@ -8,9 +8,9 @@ from typing import Final
 from rich.markup import escape
 from rich.table import Table
 
-from tuning.records import SearchRecord, TrialRecord
-from tuning.reporting.formats import format_gap, format_percent, natural_width
-from tuning.selection import BY_METHOD, Choice, choices
+from tuning.reporting.formatting import format_gap, format_percent, natural_width
+from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.rules import BY_METHOD, Choice, choices
 
 HEADERS: Final = (
     "rule", "trials", "ID", "OOD\nmean", "worst\nOOD", "gap", "ID\ngap", "sees\nOOD", "chooses"

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.checkpoint import load_weights
+from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
-from trainers.export import Classifier, classifier, write_open_clip
 from trainers.models import TINY_CLIP
-from trainers.prompts import Prompts
-from tuning.checkpoint_files import fetched
+from trainers.models.export import Classifier, classifier, write_open_clip
+from trainers.models.prompts import Prompts
+from tuning.checkpoints.files import fetched
 from tuning.weights.model_card import model_card
 from tuning.weights.sources import SPLIT, Source, find_source, measured
 
@@ -31,14 +31,14 @@ def export(
 ) -> Path:
     """Write fine-tuned weights as open_clip's own `local-dir:`, the head and `classes.json` beside.
 
-    No pictures are read. A folder that exists must be empty; a failure leaves nothing behind.
+    No images are read. A folder that exists must be empty; a failure leaves nothing behind.
 
     Args:
         folder: of a run, or of `lipsum-tune train`.
         output: where to.
         trial: of the run; by default the one that the objective chooses.
         soup: of the run, in place of a trial.
-        alpha: of WiSE-FT, see `trainers.export.classifier`.
+        alpha: of WiSE-FT, see `trainers.models.export.classifier`.
 
     Returns:
         The output, absolute.
@@ -109,5 +109,5 @@ def _figures(metrics: Mapping[str, float], alpha: float | None) -> dict[str, flo
 def _tokenizer(name: str) -> str:
     """How a user gets the one that the model was trained with."""
     if name == TINY_CLIP:
-        return "trainers.tiny_clip.tokenizer()"
+        return "trainers.models.tiny_clip.tokenizer()"
     return "open_clip.get_tokenizer('local-dir:...') of this folder"

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config import TrialConfig
-from trainers.data.views import CROP_PCT
-from tuning.records import ID_ACC, OOD_MEAN_ACC, domain_acc
-from tuning.reporting.formats import format_value
+from trainers.data.transforms import CROP_PCT
+from tuning.reporting.formatting import format_value
+from tuning.runs.records import ID_ACC, OOD_MEAN_ACC, domain_acc
 
 _USE = """\
 import json, open_clip, PIL.Image, safetensors.torch
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
 head = safetensors.torch.load_file("{folder}/head.safetensors")["head"]
-about, picture = json.load(open("{folder}/classes.json")), PIL.Image.open("picture.jpg")
-features = model.eval().encode_image(preprocess(picture)[None], normalize=True)
+about, image = json.load(open("{folder}/classes.json")), PIL.Image.open("image.jpg")
+features = model.eval().encode_image(preprocess(image)[None], normalize=True)
 print(about["classes"][(about["logit_scale"] * features @ head.T).argmax()])
 """
 
@@ -94,6 +94,6 @@ def _crop(trial: TrialConfig) -> str:
     share = trial.data.crop_pct
     known = f"{share:g}" if share else f"the data's own share, or {CROP_PCT:g}"
     return (
-        f"The search evaluated the centre of each picture ({known} of its short side, "
+        f"The search evaluated the centre of each image ({known} of its short side, "
         "`trial.data.crop_pct`), and open_clip's `preprocess` takes all of the short side."
     )

@@ -1,4 +1,4 @@
-"""A model soup of a search's best trials: see `trainers.soups` for what that is.
+"""A model soup of a search's best trials: see `trainers.models.soups` for what that is.
 
 It is measured on the validation splits alone, like the trials that it is made of, and kept in the
 run folder as `soups/<name>/`.
@@ -20,24 +20,24 @@ import ray
 from numpy.typing import NDArray
 from rich.console import Console
 
-from trainers.checkpoint import WEIGHTS, saved_shapes
+from trainers.checkpoints.format import WEIGHTS, saved_shapes
 from trainers.config import TrialConfig
-from trainers.data.roots import resolve_root
+from trainers.data.data_root import resolve_root
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
-from trainers.evaluator import TEXT
-from trainers.soups import Recipe, Soup, check_ingredients, cook
-from tuning.checkpoint_files import fetched, kept_checkpoint
-from tuning.config import ResourcesConfig
-from tuning.environment import check_same_data
-from tuning.failures import root_cause
-from tuning.ray_session import concurrent_trials, ray_session
-from tuning.records import ID_ACC, SearchRecord, TrialRecord
-from tuning.runs import LoadedRun, load_run
-from tuning.selection import ranked
-from tuning.shared_storage import check_nodes
-from tuning.tracking.mlflow_client import tracking_uri
-from tuning.tracking.mlflow_soup import log_soup
+from trainers.evaluation.offline import TEXT
+from trainers.models.soups import Recipe, Soup, check_ingredients, cook
+from tuning.checkpoints.files import fetched, kept_checkpoint
+from tuning.checkpoints.storage_check import check_nodes
+from tuning.config.schema import ResourcesConfig
+from tuning.execution.ray_errors import root_cause
+from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.mlflow_logging.client import tracking_uri
+from tuning.mlflow_logging.soup import log_soup
+from tuning.runs.environment import check_same_data
+from tuning.runs.records import ID_ACC, SearchRecord, TrialRecord
+from tuning.runs.run_folder import LoadedRun, load_run
+from tuning.selection.rules import ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, config_of, measured
 
 

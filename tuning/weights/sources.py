@@ -10,15 +10,15 @@ from typing import Any
 
 import yaml
 
-from trainers.checkpoint import WEIGHTS, saved_metrics
-from trainers.checkpoint import saved_step as step_on_disk
+from trainers.checkpoints.format import WEIGHTS, saved_metrics
+from trainers.checkpoints.format import saved_step as step_on_disk
 from trainers.config import TrialConfig
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, validate
-from tuning.checkpoint_files import kept_checkpoint, saved_step
-from tuning.records import TrialRecord
-from tuning.runs import CONFIG_FILE, LoadedRun, load_run
-from tuning.selection import best_trial
+from tuning.checkpoints.files import kept_checkpoint, saved_step
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, load_run
+from tuning.selection.rules import best_trial
 
 TRIAL_FILE = "trial.yaml"
 """Beside the checkpoint of `lipsum-tune train`: its configuration."""

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.doctor.examine import examine
-from tuning.ray_session import free_port
+from tuning.execution.ray_session import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -32,14 +32,14 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def config(pictures_root: Path, tmp_path: Path) -> Path:
+def config(images_root: Path, tmp_path: Path) -> Path:
     """A configuration that this cluster can run."""
     search = {
         "storage": str(tmp_path / "runs"),
         "checkpoints": {"storage": str(tmp_path / "checkpoints")},
         "resources": {"workers": 2},
     }
-    trial = {"data": {"root": str(pictures_root)}, "optim": {"batch_size": 8}, "steps": 6}
+    trial = {"data": {"root": str(images_root)}, "optim": {"batch_size": 8}, "steps": 6}
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"trial": trial, "search": search}))
     return path
@@ -63,9 +63,9 @@ def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(
     assert len(values["nodes"]) == 2
     assert {finding["check"] for finding in values["findings"] if finding["status"] == "ok"} >= {
         "Ray", "versions", "GPUs", "disk", "clock", "state API", "security", "network", "storage",
-        "pictures", "room", "configuration", "MLflow", "Optuna",
+        "images", "room", "configuration", "MLflow", "Optuna",
     }  # fmt: skip
-    for check in ("versions", "clock", "pictures", "storage"):
+    for check in ("versions", "clock", "images", "storage"):
         assert of(values, check)[0]["nodes"] == values["nodes"]
     port = cluster.webui_url.rpartition(":")[2]
     assert any(f"dashboard (port {port})" in found["found"] for found in of(values, "security"))
@@ -90,9 +90,9 @@ def test_each_fault_has_its_row_and_the_status_is_1(
     )  # fmt: skip
     faults = {finding["check"] for finding in values["findings"] if finding["status"] == "fault"}
     assert status == 1
-    assert faults == {"storage", "MLflow", "room", "pictures", "configuration"}
+    assert faults == {"storage", "MLflow", "room", "images", "configuration"}
     assert all(found["remedy"] for found in values["findings"] if found["status"] == "fault")
-    assert of(values, "pictures")[0]["nodes"] == values["nodes"]
+    assert of(values, "images")[0]["nodes"] == values["nodes"]
     assert "correct-horse" not in json.dumps(values)
 
 

@@ -74,7 +74,7 @@ def test_a_disk_is_judged_by_its_share_and_its_bytes(
 def test_folders_on_one_disk_are_one_row_and_each_has_its_advice() -> None:
     full = [disk(RUN_STORAGE, GB), disk(PICTURE_CACHE, GB), disk(TEMPORARY, 500 * GB, device=2)]
     short, enough = sorted(disks({"a": facts(disks=full)}), key=lambda finding: finding.status)
-    assert "run storage (/run), cache of pictures (/cache)" in short.found
+    assert "run storage (/run), cache of images (/cache)" in short.found
     assert "search.checkpoints.disk_gb" in short.remedy
     assert "LIPSUM_TUNE_ARROW_CACHE" in short.remedy
     assert enough.found == "500 of 1000 GB free: temporary files (/temporary)"

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.doctor.facts import Pictures
-from cluster.doctor.needs import files, pictures, room, storage
+from cluster.doctor.facts import Images
+from cluster.doctor.needs import files, images, room, storage
 from cluster.doctor.probes import Silence
 from tests.cluster.doctor.accounts import node
-from tuning.config import ResourcesConfig
-from tuning.shared_storage import NodeStorage
+from tuning.checkpoints.storage_check import NodeStorage
+from tuning.config.schema import ResourcesConfig
 
-ROOT = "/data/pictures"
+ROOT = "/data/images"
 
 
-def seen(size: int) -> dict[str, Pictures]:
+def seen(size: int) -> dict[str, Images]:
     return {"real/train": {"files": 2, "bytes": size}, "real/val": {"files": 1, "bytes": 10}}
 
 
-def test_equal_pictures_are_well_and_the_odd_one_out_is_named() -> None:
-    found = list(pictures(ROOT, {"a": seen(90), "b": seen(90), "c": seen(50)}))
+def test_equal_images_are_well_and_the_odd_one_out_is_named() -> None:
+    found = list(images(ROOT, {"a": seen(90), "b": seen(90), "c": seen(50)}))
     assert [(f.status, f.nodes) for f in found] == [
         ("ok", ("a",)), ("ok", ("b",)), ("fault", ("c",)),
     ]  # fmt: skip
     assert "3 files" in found[2].found
 
 
-def test_pictures_that_a_node_does_not_have_are_a_fault() -> None:
-    missing = Silence("ConfigError: data.root = '/data/pictures': no such folder")
-    found = {f.nodes[0]: f for f in pictures(ROOT, {"a": seen(90), "b": missing})}
+def test_images_that_a_node_does_not_have_are_a_fault() -> None:
+    missing = Silence("ConfigError: data.root = '/data/images': no such folder")
+    found = {f.nodes[0]: f for f in images(ROOT, {"a": seen(90), "b": missing})}
     assert found["a"].status == "ok"
     assert found["b"].status == "fault"
-    assert found["b"].found == "data.root = '/data/pictures': no such folder"
+    assert found["b"].found == "data.root = '/data/images': no such folder"
     assert f"mount {ROOT}" in found["b"].remedy
 
 

@@ -12,8 +12,8 @@ import pytest
 from mlflow.version import VERSION
 
 from cluster.doctor import services
-from tuning.config import SearchFile
-from tuning.tracking.mlflow_client import connect
+from tuning.config.schema import SearchFile
+from tuning.mlflow_logging.client import connect
 
 
 def tracked(uri: str | None) -> SearchFile:
@@ -23,8 +23,8 @@ def tracked(uri: str | None) -> SearchFile:
 @pytest.fixture
 def nobody() -> str:
     """A port of this machine on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as callback:
+        return f"127.0.0.1:{callback.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainers.data.layouts import trees
+from tests.trainers.data.formats import trees
 from trainers.config import DataConfig
 from trainers.data.class_map import class_map, domain_class_map
-from trainers.data.layouts import find_layout
-from trainers.data.layouts.imagenet import wordnet_ids
-from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.formats import find_layout
+from trainers.data.formats.imagenet import wordnet_ids
+from trainers.data.formats.index import LayoutOptions
 from trainers.data.schema import Header
 from trainers.data.storage import open_store
 from trainers.data.suite import DomainRule, load_suite
@@ -148,7 +148,7 @@ def test_a_subset_of_imagenet_cannot_be_scored_on_all_of_v2() -> None:
         class_map(ids[:100], ids, domain="imagenet-v2", id_domain="imagenet")
 
 
-def test_pictures_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says_so() -> None:
+def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says_so() -> None:
     skip = DomainRule(unknown_classes="skip")
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0], [1.0, 1.0, 1.0, 2.0]])
     partly = mapped(("dog", "cow", "bee"), rule=skip)

@@ -1,4 +1,4 @@
-"""What becomes of pictures of every kind, against pixels computed by hand."""
+"""What becomes of images of every kind, against pixels computed by hand."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from trainers.data.encoding import BadPicture, Encoded, EncodeOptions, encode
+from trainers.data.encoding import BadImage, Encoded, EncodeOptions, encode
 
 AS_IS = EncodeOptions()
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 
 
-def saved(picture: Image.Image, file_format: str, **options: Any) -> bytes:
+def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:
     target = io.BytesIO()
-    picture.save(target, file_format, **options)
+    image.save(target, file_format, **options)
     return target.getvalue()
 
 
 def pixels(encoded: Encoded) -> np.ndarray:
-    with Image.open(io.BytesIO(encoded.data)) as picture:
-        return np.asarray(picture)
+    with Image.open(io.BytesIO(encoded.data)) as image:
+        return np.asarray(image)
 
 
 def format_of(data: bytes) -> str | None:
-    with Image.open(io.BytesIO(data)) as picture:
-        return picture.format
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
@@ -69,7 +69,7 @@ def test_what_is_plain_already_stays_byte_for_byte(data: bytes) -> None:
     assert encode(data, EncodeOptions(resize=24)) == Encoded(data)  # its short side
 
 
-def test_a_picture_of_four_inks_becomes_rgb() -> None:
+def test_a_image_of_four_inks_becomes_rgb() -> None:
     inks = np.zeros((16, 16, 4), np.uint8)
     inks[:] = (100, 50, 200, 60)
     encoded = encode(saved(Image.fromarray(inks, "CMYK"), "JPEG", quality=100), AS_IS)
@@ -93,7 +93,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
         assert format_of(encoded.data) == "PNG"
         assert pixels(encoded)[0].tolist() == [[value] * 3 for value in by_hand]
     too_wide = saved(Image.fromarray(np.array([[0, 70_000]], np.int32)), "TIFF")
-    with pytest.raises(BadPicture, match="mode: I: integers of more than 16 bits"):
+    with pytest.raises(BadImage, match="mode: I: integers of more than 16 bits"):
         encode(too_wide, AS_IS)
 
 
@@ -150,18 +150,18 @@ def test_of_an_animation_the_first_frame_is_taken(
     assert np.abs(pixels(encoded).astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_a_picture_that_lies_on_its_side_is_put_upright() -> None:
-    picture = Image.fromarray(NOISE)
-    exif = picture.getexif()
-    exif[0x0112] = 6  # the camera was turned to the left: turn the picture to the right
-    encoded = encode(saved(picture, "PNG", exif=exif), AS_IS)
+def test_a_image_that_lies_on_its_side_is_put_upright() -> None:
+    image = Image.fromarray(NOISE)
+    exif = image.getexif()
+    exif[0x0112] = 6  # the camera was turned to the left: turn the image to the right
+    encoded = encode(saved(image, "PNG", exif=exif), AS_IS)
     assert encoded.changes == ("EXIF rotation",)
     assert np.array_equal(pixels(encoded), np.rot90(NOISE, -1))
     assert encode(encoded.data, AS_IS) == Encoded(encoded.data)  # nothing is turned twice
-    jpeg = encode(saved(picture, "JPEG", exif=exif, quality=95), AS_IS)
+    jpeg = encode(saved(image, "JPEG", exif=exif, quality=95), AS_IS)
     assert (jpeg.changes, pixels(jpeg).shape) == (("EXIF rotation",), (32, 24, 3))
     exif[0x0112] = 1
-    upright = saved(picture, "JPEG", exif=exif)
+    upright = saved(image, "JPEG", exif=exif)
     assert encode(upright, AS_IS) == Encoded(upright)
 
 
@@ -176,7 +176,7 @@ def test_other_formats_and_modes_become_rgb() -> None:
     assert pixels(one_bit)[0].tolist() == [[0] * 3, [255] * 3] * 4
     webp = encode(saved(Image.fromarray(NOISE), "WEBP", lossless=True), AS_IS)
     assert (webp.changes, format_of(webp.data)) == (("format",), "JPEG")
-    with pytest.raises(BadPicture, match="mode: F"):
+    with pytest.raises(BadImage, match="mode: F"):
         encode(saved(Image.fromarray(NOISE[..., 0].astype(np.float32)), "TIFF"), AS_IS)
     white = encode(saved(Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF"), AS_IS)
     assert white.changes == ("format", "mode")
@@ -187,7 +187,7 @@ def test_a_border_is_cut_off_every_side() -> None:
     encoded = encode(saved(Image.fromarray(NOISE), "PNG"), AS_IS, border=2)
     assert encoded.changes == ("border",)
     assert np.array_equal(pixels(encoded), NOISE[2:-2, 2:-2])
-    with pytest.raises(BadPicture, match="too small: 32 x 24 pixels, a border of 12"):
+    with pytest.raises(BadImage, match="too small: 32 x 24 pixels, a border of 12"):
         encode(saved(Image.fromarray(NOISE), "PNG"), AS_IS, border=12)
 
 
@@ -208,16 +208,16 @@ def test_chroma_is_kept_at_full_resolution_and_quality_matters() -> None:
     data = saved(Image.fromarray(NOISE), "PNG")
     fine, coarse = (encode(data, EncodeOptions(resize=20, quality=q)).data for q in (95, 30))
     assert len(coarse) < len(fine)
-    with Image.open(io.BytesIO(fine)) as picture:
-        assert [layer[1:3] for layer in picture.layer] == [(1, 1)] * 3
+    with Image.open(io.BytesIO(fine)) as image:
+        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
 
 
 def test_a_colour_profile_goes_when_the_pixels_are_encoded_again() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = saved(Image.fromarray(NOISE), "PNG", icc_profile=profile)
     assert encode(data, AS_IS) == Encoded(data)
-    with Image.open(io.BytesIO(encode(data, AS_IS, border=1).data)) as picture:
-        assert "icc_profile" not in picture.info
+    with Image.open(io.BytesIO(encode(data, AS_IS, border=1).data)) as image:
+        assert "icc_profile" not in image.info
 
 
 JPEG, PNG = saved(Image.fromarray(NOISE), "JPEG"), saved(Image.fromarray(NOISE), "PNG")
@@ -228,9 +228,9 @@ GIF = saved(Image.fromarray(NOISE), "GIF")
     ("data", "kind"),
     [
         (b"", "empty"),
-        (b"<html>404 not found</html>", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-        (b"\x00" * 4096, "not a picture"),
+        (b"<html>404 not found</html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"\x00" * 4096, "not an image"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (JPEG[:40], "truncated"),
         (PNG[: len(PNG) // 2], "truncated"),
@@ -245,16 +245,16 @@ GIF = saved(Image.fromarray(NOISE), "GIF")
     ],
 )  # fmt: skip
 def test_what_cannot_be_decoded_to_its_end_is_bad(data: bytes, kind: str) -> None:
-    with pytest.raises(BadPicture) as found:
+    with pytest.raises(BadImage) as found:
         encode(data, AS_IS)
     assert found.value.kind == kind
     assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("side", [9_500, 14_000], ids=["Pillow warns", "Pillow refuses"])
-def test_a_picture_of_too_many_pixels_is_bad_before_it_is_decoded(side: int) -> None:
+def test_a_image_of_too_many_pixels_is_bad_before_it_is_decoded(side: int) -> None:
     bomb = png(side, side, 8, 2, bytes(100))
-    with pytest.raises(BadPicture, match="too large"):
+    with pytest.raises(BadImage, match="too large"):
         encode(bomb, AS_IS)
 
 
@@ -266,9 +266,9 @@ def test_notes_of_a_camera_that_are_corrupt_do_no_harm() -> None:
 def test_a_strip_that_no_jpeg_can_hold_is_bad_and_stops_nothing() -> None:
     strip = saved(Image.new("RGB", (30, 10_000)), "PNG")
     assert pixels(encode(strip, EncodeOptions(resize=20))).shape == (6_666, 20, 3)
-    with pytest.raises(BadPicture, match="too large: 8 x 66666 pixels"):
+    with pytest.raises(BadImage, match="too large: 8 x 66666 pixels"):
         encode(saved(Image.new("RGB", (9, 75_000)), "PNG"), EncodeOptions(resize=8))
-    with pytest.raises(BadPicture, match="too large: 70000 x 2 pixels"):
+    with pytest.raises(BadImage, match="too large: 70000 x 2 pixels"):
         encode(saved(Image.new("RGB", (70_000, 2)), "JPEG2000"), AS_IS)
 
 
@@ -304,7 +304,7 @@ def test_what_a_camera_leaves_around_a_jpeg_does_no_harm(data: bytes) -> None:
     ids=["no end", "last bytes", "zeros", "progressive", "the end of a thumbnail"],
 )
 def test_a_jpeg_without_its_end_is_truncated(data: bytes) -> None:
-    with pytest.raises(BadPicture, match="truncated"):
+    with pytest.raises(BadImage, match="truncated"):
         encode(data, AS_IS)
 
 
@@ -320,7 +320,7 @@ def test_each_orientation_is_undone() -> None:
         assert np.array_equal(pixels(encoded), expected)
 
 
-def test_other_notes_that_are_malformed_do_not_keep_a_picture_from_being_turned() -> None:
+def test_other_notes_that_are_malformed_do_not_keep_a_image_from_being_turned() -> None:
     tags = [(0x0112, 3, 1, struct.pack("<I", 6)), (0x8769, 2, 4, b"abcd")]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHI4s", *t) for t in tags)
     exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + directory + bytes(4)

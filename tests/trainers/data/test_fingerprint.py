@@ -30,9 +30,9 @@ def write(
 ) -> Path:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (red, 30, 60)).save(file, "PNG")
-    pictures = [LabelledImage(file.getvalue(), f"{i}.png", i) for i in range(len(classes))]
+    images = [LabelledImage(file.getvalue(), f"{i}.png", i) for i in range(len(classes))]
     path = part_path(root, domain, split)
-    write_images(path, pictures, classes, metadata or {})
+    write_images(path, images, classes, metadata or {})
     return path
 
 
@@ -74,7 +74,7 @@ def test_one_value_of_the_metadata_is_told_from_another(root: Path) -> None:
     assert fingerprint(root)["sketch/val"] != one
 
 
-def test_other_pictures_and_another_number_of_them_are_seen(root: Path) -> None:
+def test_other_images_and_another_number_of_them_are_seen(root: Path) -> None:
     before = fingerprint(root)["sketch/val"]
     write(root, "sketch", "val", red=10)
     other = fingerprint(root)["sketch/val"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from trainers.data.openmoji import build as building
-from trainers.data.openmoji.build import MARKER, Pictures, build
+from trainers.data.openmoji.build import MARKER, ImageCounts, build
 from trainers.data.openmoji.captions import caption, with_article
 from trainers.data.openmoji.classes import SPLITS, load_classes, split_drawings
 from trainers.data.openmoji.contact_sheet import contact_sheet
@@ -29,14 +29,14 @@ from trainers.data.schema import part_path, read_header
 from trainers.data.storage import open_store
 
 CLASSES = ["cat", "whale", "bus", "clock"]
-FEW = Pictures(train=4, val=2, test=2)
+FEW = ImageCounts(train=4, val=2, test=2)
 SHOWN = ("1F408", "1F697", "1F33B", "1F433", "1F3E0", "1F98B")
 
 
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "benchmark"
-    return build(root, pictures=FEW, classes=CLASSES, workers=1, progress=False)
+    return build(root, images=FEW, classes=CLASSES, workers=1, progress=False)
 
 
 def rows(root: Path, domain: str, split: str) -> list[dict[str, object]]:
@@ -127,11 +127,11 @@ def test_a_palette_changes_every_use_of_a_colour_alike() -> None:
     assert all(new in svg for new in palette.values())
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_a_picture_depends_on_its_key_and_on_nothing_else(domain: Domain) -> None:
+def test_a_image_depends_on_its_key_and_on_nothing_else(domain: Domain) -> None:
     item = drawing("1F697")
     first = render(item, domain, (0, 1))
     np.random.default_rng(7).random()
@@ -144,32 +144,32 @@ def test_a_picture_depends_on_its_key_and_on_nothing_else(domain: Domain) -> Non
 
 
 @pytest.mark.parametrize("size", [32, 48, 96])
-def test_pictures_come_in_other_sizes(size: int) -> None:
+def test_images_come_in_other_sizes(size: int) -> None:
     for domain in DOMAINS:
         assert render(drawing("1F697"), domain, (0,), size).shape == (size, size, 3)
 
 
-def test_pictures_too_small_to_show_anything_are_refused() -> None:
+def test_images_too_small_to_show_anything_are_refused() -> None:
     with pytest.raises(ValueError, match="32"):
         render(drawing("1F697"), "real", (0,), 16)
 
 
 def test_clipart_lies_on_white() -> None:
-    corners = [picture[[0, 0, -1, -1], [0, -1, 0, -1]] for picture in gallery("clipart")]
+    corners = [image[[0, 0, -1, -1], [0, -1, 0, -1]] for image in gallery("clipart")]
     assert np.mean(np.stack(corners) == 255) > 0.98
 
 
 def test_sketches_have_hardly_any_colour() -> None:
-    spread = [np.ptp(picture, axis=2).max() for picture in gallery("sketch")]
+    spread = [np.ptp(image, axis=2).max() for image in gallery("sketch")]
     assert max(spread) < 60
-    assert min(np.ptp(picture, axis=2).max() for picture in gallery("clipart")) > 80
+    assert min(np.ptp(image, axis=2).max() for image in gallery("clipart")) > 80
 
 
 def test_paintings_have_neither_white_ground_nor_black_outline() -> None:
-    for picture in gallery("painting"):
-        assert (picture.min(axis=2) > 250).mean() < 0.2
+    for image in gallery("painting"):
+        assert (image.min(axis=2) > 250).mean() < 0.2
     black = {
-        domain: np.mean([(picture.max(axis=2) < 40).mean() for picture in gallery(domain)])
+        domain: np.mean([(image.max(axis=2) < 40).mean() for image in gallery(domain)])
         for domain in ("painting", "clipart")
     }
     assert black["painting"] < 0.4 * black["clipart"]
@@ -184,10 +184,10 @@ def test_infographs_have_the_most_hard_edges() -> None:
 
 
 def test_photographs_are_noisy_everywhere() -> None:
-    for picture in gallery("real"):
-        blocks = picture.reshape(8, 8, 8, 8, 3).std(axis=(1, 3))
+    for image in gallery("real"):
+        blocks = image.reshape(8, 8, 8, 8, 3).std(axis=(1, 3))
         assert blocks.min() > 0.5
-        assert (picture == 255).all(axis=2).mean() < 0.1
+        assert (image == 255).all(axis=2).mean() < 0.1
 
 
 def test_captions_speak_of_the_domain() -> None:
@@ -200,14 +200,14 @@ def test_captions_speak_of_the_domain() -> None:
 # The benchmark
 
 
-def test_every_class_has_its_pictures_in_every_domain_and_split(benchmark: Path) -> None:
+def test_every_class_has_its_images_in_every_domain_and_split(benchmark: Path) -> None:
     for domain in DOMAINS:
         for split in SPLITS:
             labels = [row["label"] for row in rows(benchmark, domain, split)]
             assert labels == [label for label in range(4) for _ in range(FEW.of(split))]
 
 
-def test_pictures_are_jpeg_of_the_wanted_size_with_full_colour(benchmark: Path) -> None:
+def test_images_are_jpeg_of_the_wanted_size_with_full_colour(benchmark: Path) -> None:
     row = rows(benchmark, "clipart", "val")[0]
     data = row["image"]["bytes"]  # type: ignore[index]
     image = Image.open(io.BytesIO(data))
@@ -229,7 +229,7 @@ def test_captions_name_the_class(benchmark: Path) -> None:
         assert sorted(CLASSES)[int(str(row["label"]))] in str(row["caption"])
 
 
-def test_no_picture_occurs_twice(benchmark: Path) -> None:
+def test_no_image_occurs_twice(benchmark: Path) -> None:
     data = [
         row["image"]["bytes"]  # type: ignore[index]
         for domain in DOMAINS
@@ -258,13 +258,13 @@ def test_files_show_only_the_drawings_of_their_split(benchmark: Path) -> None:
 
 
 def test_other_processes_draw_the_same_bytes(benchmark: Path, tmp_path: Path) -> None:
-    root = build(tmp_path / "again", pictures=FEW, classes=CLASSES[::-1], workers=2, progress=False)
+    root = build(tmp_path / "again", images=FEW, classes=CLASSES[::-1], workers=2, progress=False)
     assert digests(root) == digests(benchmark)
 
 
-def test_another_seed_draws_other_pictures(benchmark: Path, tmp_path: Path) -> None:
-    few = Pictures(1, 1, 1)
-    root = build(tmp_path / "x", seed=1, pictures=few, classes=["whale"], workers=1, progress=False)
+def test_another_seed_draws_other_images(benchmark: Path, tmp_path: Path) -> None:
+    few = ImageCounts(1, 1, 1)
+    root = build(tmp_path / "x", seed=1, images=few, classes=["whale"], workers=1, progress=False)
     known = {row["image"]["bytes"] for row in rows(benchmark, "sketch", "train")}  # type: ignore[index]
     assert rows(root, "sketch", "train")[0]["image"]["bytes"] not in known  # type: ignore[index]
 
@@ -272,15 +272,15 @@ def test_another_seed_draws_other_pictures(benchmark: Path, tmp_path: Path) -> N
 def test_building_again_changes_nothing(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "render", None)  # any rendering would fail
     before = {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")}
-    build(benchmark, pictures=FEW, classes=CLASSES, workers=1, progress=False)
+    build(benchmark, images=FEW, classes=CLASSES, workers=1, progress=False)
     assert {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")} == before
 
 
 def test_other_parameters_replace_the_benchmark(tmp_path: Path) -> None:
     root = tmp_path / "b"
     for count in (1, 2):
-        few = Pictures(count, 1, 1)
-        build(root, pictures=few, classes=["whale"], workers=1, progress=False)
+        few = ImageCounts(count, 1, 1)
+        build(root, images=few, classes=["whale"], workers=1, progress=False)
         assert len(rows(root, "real", "train")) == count
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
@@ -294,7 +294,7 @@ def test_an_interrupted_build_leaves_nothing(
     monkeypatch.setattr(building, "write_images", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build(
-            tmp_path / "b", pictures=Pictures(1, 1, 1), classes=["bus"], workers=1, progress=False
+            tmp_path / "b", images=ImageCounts(1, 1, 1), classes=["bus"], workers=1, progress=False
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -302,17 +302,17 @@ def test_an_interrupted_build_leaves_nothing(
 def test_of_two_builds_at_once_the_first_to_finish_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, few = tmp_path / "b", Pictures(1, 1, 1)
+    root, few = tmp_path / "b", ImageCounts(1, 1, 1)
     write = building._write
 
     def overtaken(*arguments: object) -> None:
         monkeypatch.setattr(building, "_write", write)
-        build(root, pictures=few, classes=["bus"], workers=1, progress=False)
+        build(root, images=few, classes=["bus"], workers=1, progress=False)
         (root / "first").touch()
         write(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(building, "_write", overtaken)
-    build(root, pictures=few, classes=["bus"], workers=1, progress=False)
+    build(root, images=few, classes=["bus"], workers=1, progress=False)
     assert (root / "first").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
@@ -324,9 +324,9 @@ def test_a_folder_with_other_contents_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_the_marker_names_what_the_pictures_depend_on(benchmark: Path) -> None:
+def test_the_marker_names_what_the_images_depend_on(benchmark: Path) -> None:
     marker = json.loads((benchmark / MARKER).read_text())
-    assert {"fingerprint", "version", "openmoji", "seed", "size", "pictures"} <= set(marker)
+    assert {"fingerprint", "version", "openmoji", "seed", "size", "images"} <= set(marker)
 
 
 def test_the_contact_sheet_shows_every_class(benchmark: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ]
 
 
-def test_the_header_says_how_large_pictures_are_uncompressed_and_nothing_else(
+def test_the_header_says_how_large_images_are_uncompressed_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     images = [{"bytes": bytes([n]) * 100_000, "path": f"{n}.bmp"} for n in range(4)]
@@ -120,7 +120,7 @@ def test_class_names_of_a_file_from_hugging_face_are_understood(tmp_path: Path) 
     [
         ({"image": [{"bytes": b"x"}], "label": [0]}, "no class names"),
         ({"image": [{"bytes": b"x"}]}, "no column 'label'"),
-        ({"picture": [{"bytes": b"x"}], "label": [0]}, "no column 'image'"),
+        ({"photo": [{"bytes": b"x"}], "label": [0]}, "no column 'image'"),
         ({"image": [b"x"], "label": [0]}, "'image' is binary, not a struct with bytes"),
         ({"image": [{"bytes": b"x"}], "label": ["cat"]}, "'label' is string, not integers"),
         ({"image": [{"bytes": [1, 2]}], "label": [0]}, "'image.bytes' is list<.*>, not binary"),
@@ -191,7 +191,7 @@ def test_a_connection_that_breaks_is_told_in_one_line(tmp_path: Path) -> None:
         read_header(Cut(**vars(open_store(tmp_path))), "x.parquet")
 
 
-def test_labels_are_checked_without_reading_a_picture(tmp_path: Path) -> None:
+def test_labels_are_checked_without_reading_a_image(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write_images(path, [LabelledImage(b"x" * 500_000, "a", 1)] * 2, CLASSES, {})
     store = Recording(**vars(open_store(tmp_path)))

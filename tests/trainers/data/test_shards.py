@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from trainers.data.encoding import EncodeOptions
-from trainers.data.layouts import outages
-from trainers.data.layouts.listing import Example, Finding, SplitListing
-from trainers.data.layouts.outages import SourceLost
-from trainers.data.layouts.sources import ArraySource, FileSource
+from trainers.data.formats import retry
+from trainers.data.formats.index import Example, Finding, SplitListing
+from trainers.data.formats.readers import ArraySource, FileSource
+from trainers.data.formats.retry import SourceLost
 from trainers.data.schema import read_header
 from trainers.data.shards import (
     Shard,
@@ -36,7 +36,7 @@ OPTIONS = EncodeOptions()
 CLASSES = ("cat", "dog", "The_Eiffel_Tower")
 
 
-def picture(colour: str) -> bytes:
+def image(colour: str) -> bytes:
     target = io.BytesIO()
     Image.new("RGB", (12, 10), colour).save(target, "PNG")
     return target.getvalue()
@@ -44,12 +44,12 @@ def picture(colour: str) -> bytes:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Store:
-    """Seven pictures in three classes: `0.png` to `6.png`."""
+    """Seven images in three classes: `0.png` to `6.png`."""
     folder = tmp_path / "source"
     folder.mkdir()
     colours = ("red", "green", "blue", "white", "black", "yellow", "grey")
     for number, colour in enumerate(colours):
-        (folder / f"{number}.png").write_bytes(picture(colour))
+        (folder / f"{number}.png").write_bytes(image(colour))
     return open_store(folder)
 
 
@@ -128,7 +128,7 @@ def test_captions_make_a_column(source: Store, destination: Store) -> None:
     assert table["caption"].to_pylist() == ["a cat, Zürich", None, None]
 
 
-def test_many_pictures_are_written_in_row_groups(source: Store, destination: Store) -> None:
+def test_many_images_are_written_in_row_groups(source: Store, destination: Store) -> None:
     examples = tuple(replace(listing().examples[i % 7], path=f"{i}") for i in range(600))
     (shard,) = plan_shards(listing(examples=examples), OPTIONS, 1000)
     write_shard(source, destination, shard, OPTIONS)
@@ -138,11 +138,9 @@ def test_many_pictures_are_written_in_row_groups(source: Store, destination: Sto
     assert parquet.read(["label"])["label"].to_pylist() == [e.label for e in examples]
 
 
-def test_bad_pictures_are_left_out_and_changes_are_listed(
-    source: Store, destination: Store
-) -> None:
+def test_bad_images_are_left_out_and_changes_are_listed(source: Store, destination: Store) -> None:
     (source.local_path() / "1.png").write_bytes(b"")
-    (source.local_path() / "2.png").write_bytes(picture("blue")[:50])
+    (source.local_path() / "2.png").write_bytes(image("blue")[:50])
     (source.local_path() / "3.png").unlink()
     rgba = np.full((4, 4, 4), 51, np.uint8)
     Image.fromarray(rgba).save(source.local_path() / "5.png")
@@ -164,9 +162,7 @@ def test_bad_pictures_are_left_out_and_changes_are_listed(
     assert report.rows == 2
 
 
-def test_a_shard_without_a_good_picture_is_an_empty_table(
-    source: Store, destination: Store
-) -> None:
+def test_a_shard_without_a_good_image_is_an_empty_table(source: Store, destination: Store) -> None:
     (shard,) = plan_shards(listing((7,)), OPTIONS, 10)
     assert write_shard(source, destination, shard, OPTIONS).rows == 0
     assert pq.read_table(destination.local_path(shard.path)).num_rows == 0
@@ -202,27 +198,25 @@ def test_a_finished_shard_is_recognised_and_still_tells_its_findings(
     assert finished(destination, shard) is None
 
 
-def test_a_shard_is_made_anew_once_a_bad_picture_is_mended(
-    source: Store, destination: Store
-) -> None:
+def test_a_shard_is_made_anew_once_a_bad_image_is_mended(source: Store, destination: Store) -> None:
     (source.local_path() / "1.png").write_bytes(b"")
     (shard,) = plan_shards(listing(), OPTIONS, 10)
     assert make_shard(source, destination, shard, OPTIONS).rows == 6
-    (source.local_path() / "1.png").write_bytes(picture("pink"))
+    (source.local_path() / "1.png").write_bytes(image("pink"))
     report = make_shard(source, destination, shard, OPTIONS)
     assert (report.rows, report.findings, report.reused) == (7, (), False)
 
 
-def test_a_shard_is_made_anew_once_a_picture_has_changed_and_kept_once_one_is_gone(
+def test_a_shard_is_made_anew_once_a_image_has_changed_and_kept_once_one_is_gone(
     source: Store, destination: Store
 ) -> None:
     (shard,) = plan_shards(listing(), OPTIONS, 10)
     assert make_shard(source, destination, shard, OPTIONS).rows == 7
-    (source.local_path() / "1.png").write_bytes(picture("pink") + b"1")
+    (source.local_path() / "1.png").write_bytes(image("pink") + b"1")
     assert up_to_date(source, destination, shard, OPTIONS) is None
     assert not make_shard(source, destination, shard, OPTIONS).reused
     table = pq.read_table(destination.local_path(shard.path))
-    assert table["image"][1].as_py()["bytes"] == picture("pink") + b"1"
+    assert table["image"][1].as_py()["bytes"] == image("pink") + b"1"
     (source.local_path() / "1.png").unlink()
     kept = make_shard(source, destination, shard, OPTIONS)
     assert (kept.reused, kept.rows) == (True, 7)
@@ -241,7 +235,7 @@ def test_a_container_that_was_replaced_is_noticed(source: Store, destination: St
 def test_a_source_that_does_not_answer_makes_no_shard(
     source: Store, destination: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outages, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(retry, "_PAUSES_S", (0.0, 0.0))
 
     class Failing(Store):
         def read_bytes(self, path: str) -> bytes:

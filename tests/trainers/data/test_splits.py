@@ -6,8 +6,8 @@ from hashlib import blake2b
 
 import pytest
 
-from trainers.data.layouts.listing import Example, Finding, Split, SplitListing
-from trainers.data.layouts.sources import FileSource
+from trainers.data.formats.index import Example, Finding, Split, SplitListing
+from trainers.data.formats.readers import FileSource
 from trainers.data.splits import carve_validation
 from trainers.errors import ConfigError
 
@@ -19,7 +19,7 @@ def example(path: str, label: int) -> Example:
 def listing(
     counts: Sequence[int], split: Split = "train", domain: str = "real", **fields: object
 ) -> SplitListing:
-    """`counts[label]` pictures of each class, classes interleaved."""
+    """`counts[label]` images of each class, classes interleaved."""
     examples = [
         example(f"{domain}/{split}/{label}/{number}.jpg", label)
         for number in range(max(counts))
@@ -41,7 +41,7 @@ def paths(item: SplitListing) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "fraction", "carved"),
+    ("images", "fraction", "carved"),
     [
         (1, 0.1, 0),
         (1, 0.9, 0),
@@ -55,17 +55,17 @@ def paths(item: SplitListing) -> list[str]:
         (7, 0.5, 4),
     ],
 )
-def test_a_share_of_each_class_is_carved(pictures: int, fraction: float, carved: int) -> None:
-    splits = by_split(carve_validation([listing([pictures, 20])], fraction, seed=0))
+def test_a_share_of_each_class_is_carved(images: int, fraction: float, carved: int) -> None:
+    splits = by_split(carve_validation([listing([images, 20])], fraction, seed=0))
     val = Counter(e.label for e in splits["real", "val"].examples)
     train = Counter(e.label for e in splits["real", "train"].examples)
     assert val[0] == carved
-    assert train[0] == pictures - carved
+    assert train[0] == images - carved
     assert val[1] == round(20 * fraction)
     assert train[1] == 20 - val[1]
 
 
-def test_the_pictures_of_smallest_hash_are_taken() -> None:
+def test_the_images_of_smallest_hash_are_taken() -> None:
     original = listing([10, 30])
     splits = by_split(carve_validation([original], 0.2, seed=7))
 
@@ -97,7 +97,7 @@ def test_paths_in_another_encoding_have_a_place_too() -> None:
     assert len(by_split(carve_validation([original], 0.5, 0))["real", "val"].examples) == 1
 
 
-def test_another_seed_chooses_other_pictures() -> None:
+def test_another_seed_chooses_other_images() -> None:
     first, second = (
         set(paths(by_split(carve_validation([listing([100])], 0.2, seed))["real", "val"]))
         for seed in (0, 1)
@@ -164,7 +164,7 @@ def test_nothing_is_carved_for_a_fraction_of_nothing() -> None:
     assert carve_validation([original], 0, 0) == [original]
 
 
-def test_classes_of_single_pictures_give_no_validation_split_and_say_so() -> None:
+def test_classes_of_single_images_give_no_validation_split_and_say_so() -> None:
     original = listing([1, 1])
     (train,) = carve_validation([original], 0.5, 0)
     assert train.examples == original.examples

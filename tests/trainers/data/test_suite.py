@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from trainers.config import DataConfig, TrialConfig, with_overrides
-from trainers.data.layouts.arrays import domainnet_classes
-from trainers.data.layouts.imagenet import wordnet_ids
+from trainers.data.formats.arrays import domainnet_classes
+from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
 from trainers.errors import ConfigError, validate
-from trainers.prompts import TEMPLATES
+from trainers.models.prompts import TEMPLATES
 
 OWN: dict[str, Any] = {
     "name": "products",

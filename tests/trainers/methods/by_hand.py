@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trainers.methods import Batch, Step
-from trainers.student import Outputs
-from trainers.zero_shot import ZeroShotModel
+from trainers.models.student import Outputs
+from trainers.models.zero_shot import ZeroShotModel
 
 
 def log_softmax(row: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ def divergence(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def contrastive(scores: np.ndarray) -> float:
-    """FLYP's loss of scores (B, B), picture by picture and text by text."""
+    """FLYP's loss of scores (B, B), image by image and text by text."""
     total = 0.0
     for i in range(len(scores)):
         total -= log_softmax(scores[i, :])[i] + log_softmax(scores[:, i])[i]

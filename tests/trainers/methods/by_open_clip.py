@@ -1,4 +1,4 @@
-"""What losses of real pictures are checked against: open_clip's own forward pass, in float64."""
+"""What losses of real images are checked against: open_clip's own forward pass, in float64."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from tests.trainers.curves import short
 from trainers import fine_tune as loop
 from trainers.config import TrialConfig
-from trainers.data.views import normalise
+from trainers.data.transforms import normalise
+from trainers.loop.state import TrainState, load_split, open_images, start
+from trainers.loop.step import Stepper
 from trainers.models import ModelConfig, image_input, load_clip
-from trainers.run import Run, load_split, open_pictures, start
-from trainers.step import Stepper
 
 TEMPLATES = ("a photo of a {}.", "a sketch of a {}.", "one {}")
 SUITE = {"id_domain": "real", "ood_domains": ["sketch"], "templates": TEMPLATES}
@@ -43,11 +43,11 @@ def scale() -> float:
     return float(np.exp(cast(Tensor, load_clip(ModelConfig()).logit_scale).item()))
 
 
-def pictures_of(config: TrialConfig, split: str = "val") -> tuple[Tensor, list[int]]:
-    """All of the ID domain's pictures as evaluation sees them, and their labels."""
+def images_of(config: TrialConfig, split: str = "val") -> tuple[Tensor, list[int]]:
+    """All of the ID domain's images as evaluation sees them, and their labels."""
     size = image_input(load_clip(config.model))
-    pictures = load_split(config, split)[config.data.id_domain]
-    views, labels = next(pictures.eval_batches(size, len(pictures)))
+    images = load_split(config, split)[config.data.id_domain]
+    views, labels = next(images.eval_batches(size, len(images)))
     return normalise(views, size), labels.tolist()
 
 
@@ -55,7 +55,7 @@ def pictures_of(config: TrialConfig, split: str = "val") -> tuple[Tensor, list[i
 class Taken:
     """A step of a run that has left the zero-shot weights, and what it was made of."""
 
-    run: Run
+    run: TrainState
     weights: dict[str, Tensor]
     """Before the step."""
     images: Tensor
@@ -68,7 +68,7 @@ class Taken:
 def take_step(
     trial: TrialConfig, method: dict[str, Any], number: int = 2, moved: float = 0.01
 ) -> Taken:
-    """One on real pictures, from random weights near the zero-shot ones."""
+    """One on real images, from random weights near the zero-shot ones."""
     run = start(short(trial, method, data__suite=SUITE, precision="fp32"))
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def take_step(
             parameter.add_(moved * torch.randn(parameter.shape, generator=noise))
     weights = {name: value.clone() for name, value in run.student.plain_state().items()}
     data = run.config.data
-    views, labels = next(loop._batches(run, open_pictures(data, data.id_domain, "train")))
+    views, labels = next(loop._batches(run, open_images(data, data.id_domain, "train")))
     loss, task, reg, _ = Stepper(run).step(number, views, labels, lr=1e-3).tolist()
     images = normalise(views, run.zero_shot.image_input)
     return Taken(run, weights, images, labels.tolist(), loss, task, reg)

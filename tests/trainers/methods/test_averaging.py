@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from tests.trainers.curves import short
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
-from trainers.checkpoint import WEIGHTS
+from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig
 from trainers.fine_tune import fine_tune
-from trainers.run import start
+from trainers.loop.state import start
 
 D = 0.6
 
@@ -34,7 +34,7 @@ def test_after_three_steps_it_is_their_sum_with_powers_of_d_and_is_what_is_evalu
 
     shares = [D**3, (1 - D) * D**2, (1 - D) * D, 1 - D]
     assert sum(shares) == pytest.approx(1)
-    kept, deployed = load_file(tmp_path / WEIGHTS), report.run.deployed
+    kept, deployed = load_file(tmp_path / WEIGHTS), report.run.eval_weights
     assert deployed is not None
     for name, value in deployed.items():
         raw = [point[name].double().numpy() for point in points]
@@ -43,7 +43,7 @@ def test_after_three_steps_it_is_their_sum_with_powers_of_d_and_is_what_is_evalu
         assert torch.equal(kept[name], value)
     assert not torch.equal(kept["head"], points[-1]["head"])
 
-    images, labels = by_open_clip.pictures_of(config)
+    images, labels = by_open_clip.images_of(config)
     of_average = cross_entropy(by_open_clip.logits(images, kept), labels)
     of_the_last = cross_entropy(by_open_clip.logits(images, kept | points[-1]), labels)
     assert report.metrics["id_val/nll"] == pytest.approx(of_average, rel=1e-4)

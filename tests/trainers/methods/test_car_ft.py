@@ -18,12 +18,12 @@ from tests.trainers.methods.by_hand import (
     scored,
     unit_rows,
 )
-from trainers import heads
 from trainers.config import TrialConfig
 from trainers.methods import Batch, ContextAwareFineTuning
 from trainers.models import ModelConfig, load_clip, load_tokenizer
-from trainers.prompts import TEMPLATES, Prompts
-from trainers.zero_shot import ZeroShotModel
+from trainers.models import text_head as heads
+from trainers.models.prompts import TEMPLATES, Prompts
+from trainers.models.zero_shot import ZeroShotModel
 
 LABELS = [0, 2, 1, 1]
 

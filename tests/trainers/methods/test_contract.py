@@ -1,4 +1,4 @@
-"""What must hold for every method alike, on the real embedded model and real pictures.
+"""What must hold for every method alike, on the real embedded model and real images.
 
 Takes a minute: each of the methods is trained five times and once more by two workers.
 """
@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.trainers.methods.contract import CLOCKS, configured, methods, untimed
-from trainers.checkpoint import WEIGHTS
+from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
-from trainers.data.views import normalise
-from trainers.evaluation import evaluate, metric_names
+from trainers.data.transforms import normalise
+from trainers.evaluation.evaluate import evaluate, metric_names
 from trainers.fine_tune import REPORTED, fine_tune
-from trainers.heads import zero_shot_heads
+from trainers.loop.state import TrainState, id_classes, load_split, open_images, start
 from trainers.models import image_input, load_clip, load_tokenizer
-from trainers.prompts import Prompts
-from trainers.run import Run, id_classes, load_split, open_pictures, start
+from trainers.models.prompts import Prompts
+from trainers.models.text_head import zero_shot_heads
 
 NAMES = sorted(methods())
 TEMPLATES = ["a photo of a {}.", "a sketch of a {}.", "a {}."]
@@ -59,7 +59,7 @@ class Trained:
     between: Path
     """A checkpoint from between the two reports."""
     train_nll: tuple[float, float]
-    """On the pictures that it trained on, before the first step and after the last."""
+    """On the images that it trained on, before the first step and after the last."""
 
     def weights(self) -> dict[str, Tensor]:
         """Those that the run was for."""
@@ -67,14 +67,12 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def train(
-    pictures_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Trained]:
+def train(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
     """Trains a method once, however many tests ask for it."""
 
     @cache
     def run(name: str) -> Trained:
-        config = configured(small_trial(pictures_root), name)
+        config = configured(small_trial(images_root), name)
         folder = tmp_path_factory.mktemp(name)
         reports, checkpoints, before = [], [], train_nll(start(config))
         at_6 = iter([False, False, False, False, True, False])  # of 1, 2, 3, 5, 6 and 7
@@ -153,9 +151,9 @@ def test_its_test_figures_are_the_same_before_and_after_a_resume_at_its_end(
     name: str, train: Callable[[str], Trained]
 ) -> None:
     trained = train(name)
-    pictures = load_split(trained.config, "test")
+    images = load_split(trained.config, "test")
     (again,) = fine_tune(trained.config, resume_from=trained.checkpoints[-1])
-    found = again.run.evaluate("test", pictures)
+    found = again.run.evaluate("test", images)
     assert found["id_test/acc"] == accuracy_of_weights(trained, "test")
 
 
@@ -201,12 +199,12 @@ def _distributed(
     dist.destroy_process_group()
 
 
-def small_trial(pictures_root: Path) -> TrialConfig:
-    """Eight steps on 48 pictures, of which six are an epoch, with reports after 4 and 8."""
+def small_trial(images_root: Path) -> TrialConfig:
+    """Eight steps on 48 images, of which six are an epoch, with reports after 4 and 8."""
     suite = {"id_domain": "real", "ood_domains": ["painting", "sketch"], "templates": TEMPLATES}
     return TrialConfig.model_validate(
         {
-            "data": {"root": str(pictures_root), "suite": suite},
+            "data": {"root": str(images_root), "suite": suite},
             "optim": {"lr": 1e-4, "batch_size": 8},
             "eval": {"every": 4},
             "steps": 8,
@@ -214,16 +212,16 @@ def small_trial(pictures_root: Path) -> TrialConfig:
     )
 
 
-def train_nll(run: Run) -> float:
-    """Of whole pictures of the training split, under what the run trains."""
-    pictures = open_pictures(run.config.data, "real", "train")
+def train_nll(run: TrainState) -> float:
+    """Of whole images of the training split, under what the run trains."""
+    images = open_images(run.config.data, "real", "train")
     size = run.zero_shot.image_input
     with run.holding(run.weights):
-        sums = evaluate(run.classify, pictures, size, batch_size=64, device=run.device)
+        sums = evaluate(run.classify, images, size, batch_size=64, device=run.device)
     return sums.measures()["nll"]
 
 
-def plain(run: Run) -> dict[str, Tensor]:
+def plain(run: TrainState) -> dict[str, Tensor]:
     """The weights of a run in open_clip's names."""
     return run.student.plain_state()
 
@@ -245,9 +243,9 @@ def accuracy_of_weights(trained: Trained, split: str) -> float:
 
 @torch.no_grad()
 def _accuracy(config: TrialConfig, split: str, visual: nn.Module, head: Tensor) -> float:
-    pictures = load_split(config, split)["real"]
+    images = load_split(config, split)["real"]
     size = image_input(load_clip(config.model))
-    views, labels = next(pictures.eval_batches(size, len(pictures)))
+    views, labels = next(images.eval_batches(size, len(images)))
     predicted = (visual(normalise(views, size)) @ head.T).argmax(dim=-1)
     return 100 * int((predicted == labels).sum()) / len(labels)
 

@@ -1,4 +1,4 @@
-"""The contrastive loss against sums over pairs, and the captions that go with pictures."""
+"""The contrastive loss against sums over pairs, and the captions that go with images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from tests.trainers.methods.by_hand import at, contrastive, differences, outputs, random_batch
-from trainers.methods import CaRot, ContrastiveFineTuning, Draw, Method, ResidualAdapter
+from trainers.methods import CaRot, ContrastiveFineTuning, Method, ResidualAdapter, StepRandom
 from trainers.methods.contrastive import random_captions
-from trainers.prompts import TEMPLATES, Prompts
-from trainers.zero_shot import ZeroShotModel
+from trainers.models.prompts import TEMPLATES, Prompts
+from trainers.models.zero_shot import ZeroShotModel
 
 FLYP = ContrastiveFineTuning()
 
 
-def test_loss_and_its_gradients_equal_the_sum_over_pictures_and_texts(
+def test_loss_and_its_gradients_equal_the_sum_over_images_and_texts(
     zero_shot: ZeroShotModel,
 ) -> None:
     batch = random_batch(classes=(0, 1, 0, 2))
@@ -36,7 +36,7 @@ def test_loss_and_its_gradients_equal_the_sum_over_pictures_and_texts(
         np.testing.assert_allclose(tensor.grad.numpy(), by_hand, rtol=1e-6, atol=1e-8)
 
 
-def test_pictures_of_one_class_are_told_apart_like_any_others(zero_shot: ZeroShotModel) -> None:
+def test_images_of_one_class_are_told_apart_like_any_others(zero_shot: ZeroShotModel) -> None:
     batch = random_batch(classes=(0, 1, 2, 3))
     alike = replace(batch, labels=torch.zeros(4, dtype=torch.int64))
     of_batch, of_alike = (FLYP.loss(b, at(zero_shot, 0)).total for b in (batch, alike))
@@ -55,10 +55,10 @@ def test_texts_in_perfect_order_cost_nothing_and_in_any_other_much(
         assert loss.total.item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_caption_is_the_picture_s_class_in_a_template_and_all_templates_come_up() -> None:
+def test_a_caption_is_the_image_s_class_in_a_template_and_all_templates_come_up() -> None:
     prompts = Prompts(("cat", "dog"), TEMPLATES["simple_imagenet"])
     labels = [i % 2 for i in range(700)]
-    captions = random_captions(labels, prompts, Draw(seed=0, step=3, batch_size=700))
+    captions = random_captions(labels, prompts, StepRandom(seed=0, step=3, batch_size=700))
     for label, caption in zip(labels, captions, strict=True):
         assert caption in prompts.of(prompts.names[label])
     drawn = Counter(caption.replace("cat", "{}").replace("dog", "{}") for caption in captions)
@@ -71,8 +71,8 @@ def test_captions_do_not_depend_on_how_many_workers_share_a_batch(
     method: Method, zero_shot: ZeroShotModel
 ) -> None:
     labels, prompts = [0, 1, 2, 2, 1, 0], zero_shot.prompts
-    (alone,) = method.texts(labels, prompts, Draw(7, 5, batch_size=6))
+    (alone,) = method.texts(labels, prompts, StepRandom(7, 5, batch_size=6))
     for rank in (0, 1):
-        draw = Draw(7, 5, batch_size=6, rank=rank, world_size=2)
+        draw = StepRandom(7, 5, batch_size=6, rank=rank, world_size=2)
         assert method.texts(labels[rank::2], prompts, draw) == (alone[rank::2],)
-    assert method.texts(labels, prompts, Draw(7, 6, batch_size=6)) != (alone,)
+    assert method.texts(labels, prompts, StepRandom(7, 6, batch_size=6)) != (alone,)

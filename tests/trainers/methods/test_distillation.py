@@ -17,7 +17,7 @@ from tests.trainers.methods.by_hand import (
 )
 from trainers.config import TrialConfig
 from trainers.methods import Batch, Distillation
-from trainers.zero_shot import ZeroShotModel
+from trainers.models.zero_shot import ZeroShotModel
 
 LABELS = [0, 3, 1]
 

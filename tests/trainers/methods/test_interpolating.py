@@ -15,10 +15,10 @@ from torch import Tensor
 from tests.trainers.curves import short
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
-from trainers.checkpoint import WEIGHTS
+from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig
 from trainers.fine_tune import Report, fine_tune
-from trainers.run import start
+from trainers.loop.state import start
 
 FAR = {"optim__lr": 3e-3, "precision": "fp32"}
 
@@ -52,12 +52,12 @@ def test_what_is_kept_and_evaluated_is_that_point_between_both_weights(
     for name, value in expected.items():
         torch.testing.assert_close(kept[name].double(), value, rtol=0, atol=2e-7)
 
-    images, labels = by_open_clip.pictures_of(config)
+    images, labels = by_open_clip.images_of(config)
     logits = by_open_clip.logits(images, expected)
     run = report.run
-    assert run.deployed is not None
+    assert run.eval_weights is not None
     run.student.eval()
-    with run.holding(run.deployed):
+    with run.holding(run.eval_weights):
         features, found = run.classify(images)
     np.testing.assert_allclose(found.numpy(), logits, atol=1e-3)
     np.testing.assert_allclose(features, by_open_clip.features(images, expected), atol=1e-5)
@@ -70,7 +70,7 @@ def test_the_sweep_goes_from_the_zero_shot_model_to_the_fine_tuned_one(trial: Tr
     alphas = [0, 0.4, 1]
     config, report = trained(trial, {"name": "ft"}, eval__wise_alphas=alphas)
     zero_shot, last = start(config).student.plain_state(), report.run.student.plain_state()
-    images, labels = by_open_clip.pictures_of(config)
+    images, labels = by_open_clip.images_of(config)
     found = [report.metrics[f"wise/{alpha}/id_val/acc"] for alpha in alphas]
     by_hand = []
     for alpha in alphas:

@@ -13,7 +13,7 @@ from tests.trainers.methods.by_hand import at, cross_entropy, scored
 from tests.trainers.methods.by_open_clip import logits, take_step
 from trainers.config import TrialConfig
 from trainers.methods import L2SP, Batch
-from trainers.zero_shot import ZeroShotModel
+from trainers.models.zero_shot import ZeroShotModel
 
 SHAPES = {"head": (3, 4), "visual.proj": (2, 4), "visual.scale": ()}
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from tests.trainers.curves import short
 from trainers.config import TrialConfig
 from trainers.fine_tune import Report, fine_tune
+from trainers.loop.state import start
 from trainers.methods import LinearProbeFineTuning
-from trainers.run import start
 
 PROBE = {"name": "lp_ft", "probe_fraction": 0.5, "probe_lr": 1e-2}
 LR = 1e-4

@@ -19,10 +19,10 @@ from tests.trainers.methods.by_hand import unit_rows as rows_of
 from trainers.errors import ConfigError
 from trainers.methods import Batch, FineTuning, LipsumFineTuning, Loss, check_method_fits, lipsum
 from trainers.methods.lipsum import energy_gap
+from trainers.methods.random_texts import effective_rank, random_texts, second_moment
+from trainers.methods.text_file import digest, read_texts
 from trainers.models import ModelConfig
-from trainers.random_texts import effective_rank, random_texts, second_moment
-from trainers.texts_file import digest, read_texts
-from trainers.zero_shot import ZeroShotModel
+from trainers.models.zero_shot import ZeroShotModel
 
 B, D, M, S = 5, 7, 4, 100.0
 
@@ -134,7 +134,7 @@ LABELS = [0, 2, 1, 2]
 
 
 class Moved:
-    """Pictures whose features are no longer those of the zero-shot model."""
+    """Images whose features are no longer those of the zero-shot model."""
 
     def __init__(self, zero_shot: ZeroShotModel) -> None:
         rng, width = np.random.default_rng(5), zero_shot.head.shape[1]

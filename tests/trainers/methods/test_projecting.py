@@ -109,7 +109,7 @@ def test_a_weight_that_has_not_moved_stays_where_it_is() -> None:
 def test_the_projected_weights_are_deployed_and_the_trained_ones_left_alone() -> None:
     before = {name: value.clone() for name, value in WEIGHTS.items()}
     method = ProjectedFineTuning(projection_steps=3, projection_lr=0.03)
-    found = method.deployed(Trained(WEIGHTS, INITIAL, average=None, id_loss=curved))
+    found = method.eval_weights(Trained(WEIGHTS, INITIAL, average=None, id_loss=curved))
     assert shares_of(found) == pytest.approx(adam_by_differences(3, lr=0.03), abs=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in WEIGHTS.items())
     assert not any(value.requires_grad for value in found.values())

@@ -16,9 +16,9 @@ from tests.trainers.tiny_models import random_model
 from trainers.errors import ConfigError
 from trainers.methods import ResidualAdapter, Trained, Weights, check_method_fits
 from trainers.models import RANDOM, ModelConfig
-from trainers.student import Student
-from trainers.weights import swapped_in
-from trainers.zero_shot import ZeroShotModel
+from trainers.models.averaging import swapped_in
+from trainers.models.student import Student
+from trainers.models.zero_shot import ZeroShotModel
 
 CLASSES = (0, 1, 0, 2, 1, 0)
 METHOD = ResidualAdapter()
@@ -27,7 +27,7 @@ METHOD = ResidualAdapter()
 def multi_positive(
     f: np.ndarray, t: np.ndarray, s: float, classes: tuple[int, ...], margin: float, eps: float
 ) -> float:
-    """MPM-NCE picture by picture, text by text; the margin is one of cosines."""
+    """MPM-NCE image by image, text by text; the margin is one of cosines."""
     n, total = len(classes), 0.0
     scores = np.zeros((n, n))
     for i in range(n):
@@ -36,11 +36,11 @@ def multi_positive(
             scores[i, j] = s * (float(np.dot(f[i], t[j])) + (margin if other else 0))
     for i in range(n):
         positives = sum(c == classes[i] for c in classes)
-        by_picture, by_text = log_softmax(scores[i, :]), log_softmax(scores[:, i])
+        by_image, by_text = log_softmax(scores[i, :]), log_softmax(scores[:, i])
         for j in range(n):
             same = classes[i] == classes[j]
             label = (1 - eps) / positives if same else eps / (n - positives)
-            total -= label * (by_picture[j] + by_text[j]) / 2
+            total -= label * (by_image[j] + by_text[j]) / 2
     return total / n
 
 
@@ -104,21 +104,21 @@ def somewhere(student: Student, seed: int) -> dict[str, Tensor]:
     return {n: 0.3 * torch.randn(p.shape, generator=rng) for n, p in student.trained.items()}
 
 
-def deployed(method: ResidualAdapter, student: Student, weights: Weights) -> Weights:
+def eval_weights(method: ResidualAdapter, student: Student, weights: Weights) -> Weights:
     """What is kept of these weights as the average; the last weights are others."""
     last = somewhere(student, seed=2)
 
     def no_loss(weights: Weights) -> Tensor:
-        raise AssertionError("it looks at no pictures")
+        raise AssertionError("it looks at no images")
 
-    return method.deployed(Trained(last, {}, average=weights, id_loss=no_loss))
+    return method.eval_weights(Trained(last, {}, average=weights, id_loss=no_loss))
 
 
 def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot: ZeroShotModel) -> None:
     student = Student(zero_shot, METHOD.trains)
     assert METHOD.average_decay(17, 100) == 0.999
     average = somewhere(student, seed=1)
-    with swapped_in(student.trained, deployed(METHOD, student, average)):
+    with swapped_in(student.trained, eval_weights(METHOD, student, average)):
         state = student.plain_state()
     for tower, encoder in (("visual", zero_shot.visual), ("text", zero_shot.clip)):
         maps = [value for name, value in average.items() if f"{tower}_adapters.maps" in name]
@@ -142,10 +142,10 @@ def test_alpha_0_is_the_zero_shot_model_and_alpha_1_the_average(zero_shot: ZeroS
     student = Student(zero_shot, METHOD.trains)
     average = somewhere(student, seed=1)
     images = torch.randn(3, 3, 32, 32)
-    with swapped_in(student.trained, deployed(ResidualAdapter(alpha=0), student, average)):
+    with swapped_in(student.trained, eval_weights(ResidualAdapter(alpha=0), student, average)):
         features = student(images).features
         torch.testing.assert_close(features, zero_shot.image_features(images))
-    everything = deployed(ResidualAdapter(alpha=1), student, average)
+    everything = eval_weights(ResidualAdapter(alpha=1), student, average)
     assert all(torch.equal(everything[name], value) for name, value in average.items())
 
 

@@ -15,10 +15,10 @@ from tests.trainers.methods.by_hand import (
     outputs,
     random_batch,
 )
-from trainers.methods import Batch, ContrastiveFineTuning, Draw, StarFineTuning
+from trainers.methods import Batch, ContrastiveFineTuning, StarFineTuning, StepRandom
 from trainers.methods.star_ft import Attributes, spurious_divergence, spurious_templates
-from trainers.student import Outputs, Student
-from trainers.zero_shot import ZeroShotModel
+from trainers.models.student import Outputs, Student
+from trainers.models.zero_shot import ZeroShotModel
 
 CLASSES = (0, 1, 0, 2, 1)
 STAR_FT = StarFineTuning()
@@ -74,7 +74,7 @@ def test_gradients_of_the_divergence_equal_its_differences() -> None:
 
 
 def with_scores(labels: list[int], before: Tensor, after: Tensor) -> Batch:
-    """Of pictures along the axes, whose scores are then free to choose."""
+    """Of images along the axes, whose scores are then free to choose."""
     axes, one = torch.eye(len(labels)), torch.tensor(1.0)
     student = outputs(axes, after.T[None], one)
     return Batch(torch.tensor(labels), student, zero_shot=outputs(axes, before.T[None], one))
@@ -129,7 +129,7 @@ def test_its_weight_falls_linearly_to_0_unless_told_otherwise(zero_shot: ZeroSho
 def test_a_spurious_text_is_the_caption_without_its_full_stop_in_a_template(
     zero_shot: ZeroShotModel,
 ) -> None:
-    labels, draw = [0, 2, 1], Draw(0, 9, batch_size=3)
+    labels, draw = [0, 2, 1], StepRandom(0, 9, batch_size=3)
     captions, spurious = STAR_FT.texts(labels, zero_shot.prompts, draw)
     assert captions == ["a photo of a cat.", "a photo of a fish.", "a photo of a dog."]
     for caption, text in zip(captions, spurious, strict=True):
@@ -158,13 +158,13 @@ def test_with_cross_entropy_the_text_encoder_stays_the_zero_shot_one(
 ) -> None:
     method = StarFineTuning(task="cross_entropy", reg_schedule="constant")
     assert method.trains == "image_encoder"
-    assert not method.per_picture
+    assert not method.per_image
     student = Student(zero_shot, method.trains)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 0.05 * torch.randn(parameter.shape)
     images, labels = torch.randn(4, 3, 32, 32), [0, 1, 2, 1]
-    texts = method.texts(labels, zero_shot.prompts, Draw(0, 0, batch_size=4))
+    texts = method.texts(labels, zero_shot.prompts, StepRandom(0, 0, batch_size=4))
     tokens = zero_shot.tokenize(texts[0])[None]
     u0 = zero_shot.encode_tokens(tokens[0])
     scale = torch.tensor(zero_shot.logit_scale)
@@ -184,5 +184,5 @@ def test_with_cross_entropy_the_text_encoder_stays_the_zero_shot_one(
 
 
 def test_plain_cross_entropy_may_be_taken_in_parts() -> None:
-    assert StarFineTuning(task="cross_entropy", reg_weight=0).per_picture
-    assert not StarFineTuning(reg_weight=0).per_picture
+    assert StarFineTuning(task="cross_entropy", reg_weight=0).per_image
+    assert not StarFineTuning(reg_weight=0).per_image

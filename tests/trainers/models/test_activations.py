@@ -14,7 +14,7 @@ from trainers.checks import check_trial
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.models import ModelConfig, blocks, keep_no_activations, pooled_features
-from trainers.student import TextTower
+from trainers.models.student import TextTower
 
 KINDS = ("clip", "custom-text", "bidirectional", "coca", "timm")
 TOKENS = torch.tensor([[49406, 320, 1929, 49407, 0], [49406, 320, 2368, 1929, 49407]])

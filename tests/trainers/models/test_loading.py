@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
-from trainers import tiny_clip
 from trainers.errors import ConfigError
-from trainers.models import ModelConfig, check_model, image_input, load_clip, skeleton
+from trainers.models import ModelConfig, check_model, image_input, load_clip, skeleton, tiny_clip
 
 
 @pytest.fixture(scope="module")

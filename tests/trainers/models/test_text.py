@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
-from trainers import tiny_clip
 from trainers.errors import ConfigError
+from trainers.methods.random_texts import random_texts
 from trainers.models import (
     ModelConfig,
     TextFacts,
@@ -20,8 +20,8 @@ from trainers.models import (
     ends_at_the_end_token,
     load_clip,
     text_facts,
+    tiny_clip,
 )
-from trainers.random_texts import random_texts
 
 CUT = {
     "clip",

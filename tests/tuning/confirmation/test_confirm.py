@@ -22,8 +22,9 @@ from tests.tuning.run_folders import trial as searched
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from trainers.run import load_split
-from tuning.config import SearchFile
+from trainers.loop.state import load_split
+from tuning.algorithms.objectives import Objective
+from tuning.config.schema import SearchFile
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds
 from tuning.confirmation.report import table
 from tuning.confirmation.results import (
@@ -36,12 +37,11 @@ from tuning.confirmation.results import (
     results_path,
     write_results_table,
 )
-from tuning.journal import Journal
-from tuning.objective import Objective
-from tuning.ray_session import ray_session
-from tuning.runs import load_run
-from tuning.tracking.mlflow_callback import MlflowListener, default_tracking_uri
-from tuning.trainable import final_metrics
+from tuning.execution.ray_session import ray_session
+from tuning.execution.trainable import final_metrics
+from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.runs.journal import Journal
+from tuning.runs.run_folder import load_run
 
 STEPS = 3
 
@@ -214,9 +214,9 @@ def run_folder(root: Path, folder: Path) -> Path:
 
 
 def test_data_that_changed_since_the_search_or_are_not_whole_are_refused_before_anything_starts(
-    pictures_root: Path, tmp_path: Path
+    images_root: Path, tmp_path: Path
 ) -> None:
-    root = Path(shutil.copytree(pictures_root, tmp_path / "copy"))
+    root = Path(shutil.copytree(images_root, tmp_path / "copy"))
     folder = write_run(tmp_path / "run", search_file(root), [searched(0, 85.0, 62.0)])
     swap_classes(root, "real", "train")
     with pytest.raises(ConfigError, match="'real/train' changed since this search began"):
@@ -236,12 +236,12 @@ def alone(config: TrialConfig) -> Mapping[str, float]:
 
 @pytest.fixture(scope="module")
 def confirmed(
-    pictures_root: Path, tmp_path_factory: pytest.TempPathFactory
+    images_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Confirmation]:
-    folder = run_folder(pictures_root, tmp_path_factory.mktemp("runs") / "small")
-    listener = MlflowListener(default_tracking_uri(folder.parent), "lipsum-tune")
-    listener.search_started(load_run(folder).search)
-    listener.search_ended(load_run(folder).history.records, "finished")
+    folder = run_folder(images_root, tmp_path_factory.mktemp("runs") / "small")
+    callback = MlflowCallback(default_tracking_uri(folder.parent), "lipsum-tune")
+    callback.search_started(load_run(folder).search)
+    callback.search_ended(load_run(folder).history.records, "finished")
     with ray_session():
         return folder, confirm(folder, seeds=2, console=Console(quiet=True))
 

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
-from tuning.config import SearchFile
-from tuning.planning.cost import SearchShape, estimate
-from tuning.planning.intervals import INTERVALS
+from tuning.algorithms.tune_scheduler import create_rule
+from tuning.config.schema import SearchFile
+from tuning.execution.ray_session import ray_session
+from tuning.planning.cost_model import SearchShape, estimate
 from tuning.planning.plan import (
     Plan,
     check_budget,
@@ -26,10 +27,9 @@ from tuning.planning.plan import (
     rules,
     trial_cost,
 )
-from tuning.planning.plan_report import render
 from tuning.planning.probe import Probe, summarise
-from tuning.ray_session import ray_session
-from tuning.schedulers import create_rule
+from tuning.planning.report import render
+from tuning.planning.step_timing import INTERVALS
 
 PROBE = Probe(
     device="A Processor",
@@ -174,10 +174,13 @@ def test_of_several_methods_each_has_its_rule_and_a_trial_in_turn() -> None:
     assert rule is not None
     for number, value in enumerate((50.0, 10.0, 30.0, 49.0, 11.0, 29.0)):
         # The second of each is compared with the first of each: better or worse than that one.
-        assert rule.keeps(number, 100, (value,)) == (number < 3 or number == 4)
+        assert rule.should_continue(number, 100, (value,)) == (number < 3 or number == 4)
     alone = rules(search_file())()
     assert alone is not None
-    assert [alone.keeps(number, 100, (float(-number),)) for number in range(2)] == [True, False]
+    assert [alone.should_continue(number, 100, (float(-number),)) for number in range(2)] == [
+        True,
+        False,
+    ]
 
 
 def test_a_plan_of_several_methods_shows_the_first_point_of_each_and_says_what_it_leaves_out() -> (

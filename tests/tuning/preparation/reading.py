@@ -13,7 +13,7 @@ from PIL import Image
 from trainers.data.storage import Store, open_store
 
 Row = tuple[str, str, tuple[int, int, int]]
-"""Path, class name, and the colour in the middle of the picture."""
+"""Path, class name, and the colour in the middle of the image."""
 
 
 def rows(root: Path | str, split: str) -> list[Row]:
@@ -24,15 +24,13 @@ def rows(root: Path | str, split: str) -> list[Row]:
         with store.open(store.relative(info)) as file:
             table = pq.read_table(file)
         names = names_in(store, store.relative(info))
-        for image, label in zip(
-            table["image"].to_pylist(), table["label"].to_pylist(), strict=True
-        ):
-            with Image.open(io.BytesIO(image["bytes"])) as picture:
-                middle = (picture.width // 2, picture.height // 2)
-                colour = picture.convert("RGB").getpixel(middle)
-                assert picture.mode in ("L", "RGB")
+        for row, label in zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True):
+            with Image.open(io.BytesIO(row["bytes"])) as image:
+                middle = (image.width // 2, image.height // 2)
+                colour = image.convert("RGB").getpixel(middle)
+                assert image.mode in ("L", "RGB")
             assert isinstance(colour, tuple)
-            found.append((image["path"], names[label], colour))
+            found.append((row["path"], names[label], colour))
     return found
 
 
@@ -44,5 +42,5 @@ def names_in(store: Store, path: str) -> list[str]:
 
 
 def counts(root: Path | str, split: str) -> dict[str, int]:
-    """How many pictures of each class."""
+    """How many images of each class."""
     return dict(Counter(name for _, name, _ in rows(root, split)))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainers.data.layouts import more_trees, trees
+from tests.trainers.data.formats import more_trees, trees
 from tests.tuning.preparation.reading import counts, names_in, rows
 from trainers.data.encoding import EncodeOptions
-from trainers.data.layouts import LAYOUTS
-from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.formats import LAYOUTS
+from trainers.data.formats.index import LayoutOptions
 from trainers.data.shards import make_shard
 from trainers.data.storage import open_store
 from tuning.preparation.options import PrepareOptions
@@ -120,9 +120,7 @@ def test_every_layout_has_a_tree() -> None:
 
 
 @pytest.mark.parametrize("layout", TREES)
-def test_a_tree_becomes_parquet_with_every_picture_in_its_class(
-    layout: str, tmp_path: Path
-) -> None:
+def test_a_tree_becomes_parquet_with_every_image_in_its_class(layout: str, tmp_path: Path) -> None:
     make, layout_options, expected = TREES[layout]
     source = make(tmp_path / "source")
     options = PrepareOptions(layout_options, val_fraction=0, shard_size=3)
@@ -136,7 +134,7 @@ def test_a_tree_becomes_parquet_with_every_picture_in_its_class(
         assert counts(tmp_path / "data", split) == classes
 
 
-def test_every_picture_keeps_its_own_pixels(tmp_path: Path) -> None:
+def test_every_image_keeps_its_own_pixels(tmp_path: Path) -> None:
     source = trees.make_domainnet(tmp_path / "source")
     prepare_here("domainnet", source, tmp_path / "data", PrepareOptions(shard_size=5))
     found = rows(tmp_path / "data", "real/train") + rows(tmp_path / "data", "real/val")
@@ -158,9 +156,9 @@ def test_the_red_frame_of_objectnet_is_gone(tmp_path: Path) -> None:
 
     table = pq.read_table(store.local_path("objectnet/test/part-00000.parquet"))
     for image in table["image"].to_pylist():
-        with Image.open(io.BytesIO(image["bytes"])) as picture:
-            assert picture.size == (20, 16)
-            assert (255, 0, 0) not in [colour for _, colour in picture.getcolors() or []]
+        with Image.open(io.BytesIO(image["bytes"])) as image:
+            assert image.size == (20, 16)
+            assert (255, 0, 0) not in [colour for _, colour in image.getcolors() or []]
 
 
 def test_an_array_keeps_its_pixels(tmp_path: Path) -> None:
@@ -172,7 +170,7 @@ def test_an_array_keeps_its_pixels(tmp_path: Path) -> None:
     assert colours == [tuple(image[4, 4].tolist()) for image in images]
 
 
-def test_smaller_pictures_and_a_validation_split(tmp_path: Path) -> None:
+def test_smaller_images_and_a_validation_split(tmp_path: Path) -> None:
     source = trees.make_imagenet_v2(tmp_path / "source")
     options = PrepareOptions(encode=EncodeOptions(resize=6), val_fraction=0.5, seed=3)
     kinds = prepare_here("imagenet-v2", source, tmp_path / "data", options)

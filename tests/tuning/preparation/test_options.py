@@ -9,7 +9,7 @@ from trainers.errors import ConfigError
 from tuning.preparation.options import Ceiling, PrepareOptions, parse_ceiling
 
 
-def test_a_ceiling_is_a_number_of_pictures_or_a_share() -> None:
+def test_a_ceiling_is_a_number_of_images_or_a_share() -> None:
     assert parse_ceiling(None) == Ceiling(0)
     assert parse_ceiling("20") == Ceiling(20)
     assert parse_ceiling("0.1%") == Ceiling(percent=0.1)
@@ -20,7 +20,7 @@ def test_a_ceiling_is_a_number_of_pictures_or_a_share() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ceiling", "bad", "pictures", "allowed"),
+    ("ceiling", "bad", "images", "allowed"),
     [
         ("0", 0, 10, True),
         ("0", 1, 10, False),
@@ -33,9 +33,9 @@ def test_a_ceiling_is_a_number_of_pictures_or_a_share() -> None:
     ],
 )
 def test_a_ceiling_is_not_exceeded_by_what_it_names(
-    ceiling: str, bad: int, pictures: int, allowed: bool
+    ceiling: str, bad: int, images: int, allowed: bool
 ) -> None:
-    assert parse_ceiling(ceiling).allows(bad, pictures) is allowed
+    assert parse_ceiling(ceiling).allows(bad, images) is allowed
 
 
 @pytest.mark.parametrize(

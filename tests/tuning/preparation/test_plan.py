@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.trainers.data.layouts.trees import draw, make_domainnet
+from tests.trainers.data.formats.trees import draw, make_domainnet
 from trainers.data.encoding import EncodeOptions
-from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.formats.index import LayoutOptions
 from trainers.data.shards import make_shard
 from trainers.errors import ConfigError
+from tuning.preparation.manifest import Status, write_record
 from tuning.preparation.options import PrepareOptions
 from tuning.preparation.plan import Plan, other_parts, plan_preparation
-from tuning.preparation.record import Status, write_record
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def test_a_plan_has_the_splits_of_all_domains_and_writes_nothing(
         for domain in plan.domains
         for shard in domain.shards
     }
-    assert counts == {  # of 2 pictures a class in train one is carved; painting lacks the t-shirts
+    assert counts == {  # of 2 images a class in train one is carved; painting lacks the t-shirts
         "painting/train": 6, "painting/val": 6, "painting/test": 7,
         "real/train": 7, "real/val": 7, "real/test": 7,
     }  # fmt: skip
-    assert plan.pictures == 40
+    assert plan.images == 40
     assert not (tmp_path / "data").exists()
     names = {shard.class_names for domain in plan.domains for shard in domain.shards}
     assert len(names) == 1
@@ -133,13 +133,13 @@ def test_the_same_again_may_go_on_and_other_settings_may_not(tree: Path, tmp_pat
     assert all(domain.overwrite and not domain.is_done for domain in plan.domains)
 
 
-def test_other_pictures_or_class_names_are_other_data(tree: Path, tmp_path: Path) -> None:
+def test_other_images_or_class_names_are_other_data(tree: Path, tmp_path: Path) -> None:
     data, options = tmp_path / "data", PrepareOptions()
     prepare_here(tree, data, options)
     lists = [tree / f"{domain}_test.txt" for domain in ("painting", "real")]
     whole = [file.read_text() for file in lists]
     lists[0].write_text("".join(whole[0].splitlines(keepends=True)[1:]))
-    assert "other pictures at the source" in refusal(tree, data)
+    assert "other images at the source" in refusal(tree, data)
     for file, text in zip(lists, whole, strict=True):
         file.write_text(text)
     assert plan_preparation("domainnet", str(tree), str(data), options).domains[0].is_done
@@ -150,7 +150,7 @@ def test_other_pictures_or_class_names_are_other_data(tree: Path, tmp_path: Path
 def test_files_that_nobody_prepared_are_not_replaced(tree: Path, tmp_path: Path) -> None:
     own = tmp_path / "data" / "real" / "train" / "mine.parquet"
     own.parent.mkdir(parents=True)
-    own.write_bytes(b"pictures of my own")
+    own.write_bytes(b"images of my own")
     assert "data/real: holds Parquet files" in refusal(tree, tmp_path / "data")
     plan = plan_preparation(
         "domainnet", str(tree), str(tmp_path / "data"), PrepareOptions(overwrite=True)
@@ -178,14 +178,14 @@ def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(
 
 
 @pytest.mark.parametrize("status", ["unfinished", "refused"])
-def test_what_is_not_done_may_go_on_with_fewer_pictures(
+def test_what_is_not_done_may_go_on_with_fewer_images(
     tree: Path, tmp_path: Path, status: Status
 ) -> None:
     data, options = tmp_path / "data", PrepareOptions(shard_size=2)
     plan = prepare_here(tree, data, options)
     listed = (tree / "real_test.txt").read_text().splitlines(keepends=True)
     (tree / "real_test.txt").write_text("".join(listed[2:]))  # the last of four parts goes
-    assert "other pictures at the source" in refusal(tree, data, options)
+    assert "other images at the source" in refusal(tree, data, options)
     real = plan.domains[1]
     facts = {**plan.facts, "digest": real.digest, "settings": dict(real.settings)}
     write_record(real.store, status, facts)
@@ -195,7 +195,7 @@ def test_what_is_not_done_may_go_on_with_fewer_pictures(
     assert "--shard-size 2, now 3" in refusal(tree, data, PrepareOptions(shard_size=3))
     moved = make_domainnet(tmp_path / "other")
     (moved / "real_test.txt").write_text("".join(listed[4:]))
-    assert "other pictures at the source" in refusal(moved, data, options)
+    assert "other images at the source" in refusal(moved, data, options)
     (data / "real" / "mine.parquet").write_bytes(b"of my own")
     assert "real/mine.parquet: not part of this preparation" in refusal(tree, data, options)
 
@@ -218,10 +218,10 @@ def test_digests_do_not_depend_on_where_the_source_lies(tree: Path, tmp_path: Pa
     assert all(domain.is_done for domain in plan.domains)
 
 
-def test_a_picture_is_never_opened_for_a_plan(tree: Path, tmp_path: Path) -> None:
+def test_a_image_is_never_opened_for_a_plan(tree: Path, tmp_path: Path) -> None:
     for file in tree.rglob("*.jpg"):
         file.write_bytes(b"")
     plan = plan_preparation("domainnet", str(tree), str(tmp_path / "data"), PrepareOptions())
-    assert plan.pictures == 40
+    assert plan.images == 40
     with pytest.raises(OSError, match="cannot identify"):
         Image.open(io.BytesIO(b""))

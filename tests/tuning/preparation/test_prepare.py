@@ -21,22 +21,22 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.trainers.data.layouts.trees import DOMAINNET_CLASSES, draw, make_domainnet
+from tests.trainers.data.formats.trees import DOMAINNET_CLASSES, draw, make_domainnet
 from tests.tuning.preparation.reading import counts, rows
 from trainers.data.encoding import EncodeOptions
-from trainers.data.layouts.listing import LayoutOptions
+from trainers.data.formats.index import LayoutOptions
 from trainers.data.shards import Shard, ShardReport
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from tuning.cli import app
-from tuning.preparation.display import Display
+from tuning.execution.ray_session import ray_session
+from tuning.preparation.manifest import read_record
 from tuning.preparation.options import PrepareOptions
 from tuning.preparation.plan import plan_preparation
 from tuning.preparation.prepare import prepare
-from tuning.preparation.record import read_record
+from tuning.preparation.progress import Display
 from tuning.preparation.report import render
 from tuning.preparation.tasks import PreparationFailed
-from tuning.ray_session import ray_session
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def test_domainnet_is_prepared_recorded_and_read_back(tree: Path, tmp_path: Path
     assert painting["settings"]["--shard-size"] == 4  # type: ignore[index]
     splits = painting["splits"]
     assert isinstance(splits, dict)
-    assert {split: made["pictures"] for split, made in splits.items()} == {
+    assert {split: made["images"] for split, made in splits.items()} == {
         "train": 6, "val": 6, "test": 7,
     }  # fmt: skip
     on_disk = sum(path.stat().st_size for path in (data / "painting").rglob("*.parquet"))
@@ -103,7 +103,7 @@ def test_domainnet_is_prepared_recorded_and_read_back(tree: Path, tmp_path: Path
     assert (again.made, parts(data)) == (0, before)
 
 
-def test_bad_pictures_are_listed_refused_and_left_out_where_that_is_said(
+def test_bad_images_are_listed_refused_and_left_out_where_that_is_said(
     tree: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
@@ -117,7 +117,7 @@ def test_bad_pictures_are_listed_refused_and_left_out_where_that_is_said(
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 1
     said = " ".join(refused.stderr.split())
-    assert "2 of 21 pictures cannot be used" in said
+    assert "2 of 21 images cannot be used" in said
     assert "empty 1, truncated 1" in said or "truncated 1, empty 1" in said
     assert f"{data}/real/findings.csv" in said
     assert "--skip-bad 2" in said
@@ -136,7 +136,7 @@ def test_bad_pictures_are_listed_refused_and_left_out_where_that_is_said(
     assert CliRunner().invoke(app, [*command, "--skip-bad", "1"]).exit_code == 1
     done = CliRunner().invoke(app, [*command, "--skip-bad", "10%"])
     assert done.exit_code == 0, done.output
-    assert "2 bad pictures left out" in done.output
+    assert "2 bad images left out" in done.output
     assert record(data, "real")["status"] == "done"
     assert parts(data) == before
     assert "tent" not in counts(data, "real/test")
@@ -179,7 +179,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_pictures_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> None:
+def test_images_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> None:
     tree = make_domainnet(tmp_path / "source", ["real"])
     client = boto3.client("s3")
     for file in tree.rglob("*.*"):
@@ -201,9 +201,7 @@ def test_pictures_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> N
         plan_preparation("folders", f"{bucket}//raw", f"{bucket}/x", PrepareOptions())
 
 
-def test_bad_pictures_that_are_thrown_away_need_no_other_command(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_bad_images_that_are_thrown_away_need_no_other_command(tree: Path, tmp_path: Path) -> None:
     bad, data = tree / "real" / "teddy-bear" / "0.png", tmp_path / "data"
     bad.write_bytes(b"")
     options = PrepareOptions(shard_size=4)
@@ -211,11 +209,11 @@ def test_bad_pictures_that_are_thrown_away_need_no_other_command(
     assert ([d.status for d in report.domains], len(parts(data))) == (["refused"], 6)
     bad.unlink()
     report = prepare("folders", str(tree / "real"), str(data), options, progress=False)
-    assert [(d.status, d.pictures) for d in report.domains] == [("done", 21)]
+    assert [(d.status, d.images) for d in report.domains] == [("done", 21)]
     assert len(rows(data, "real/train")) + len(rows(data, "real/val")) == 21
 
 
-def test_pictures_that_have_changed_are_prepared_anew_and_meanwhile_nothing_is_done(
+def test_images_that_have_changed_are_prepared_anew_and_meanwhile_nothing_is_done(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
@@ -256,13 +254,13 @@ def test_sigterm_ends_as_ctrl_c_does_and_a_second_preparation_waits_for_none(
 
 
 def slow_preparation(tmp_path: Path, cluster: str) -> tuple[subprocess.Popen[bytes], list[str]]:
-    """One of 60 pictures that has made a few of its 30 shards, and how it was begun."""
+    """One of 60 images that has made a few of its 30 shards, and how it was begun."""
     source, data = tmp_path / "source", tmp_path / "data"
     rng = np.random.default_rng(0)
     (source / "cat").mkdir(parents=True)
     (source / "dog").mkdir()
     Image.fromarray(rng.integers(0, 256, (600, 600, 3), dtype=np.uint8)).save(source / "cat/0.png")
-    for number in range(1, 60):  # the same slow picture, so that a kill comes in the middle
+    for number in range(1, 60):  # the same slow image, so that a kill comes in the middle
         os.link(source / "cat/0.png", source / ("cat", "dog")[number % 2] / f"{number}.png")
     command = [
         "prepare", "folders", str(source), str(data), "--domain", "pets",
@@ -291,7 +289,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str)
     resumed = CliRunner().invoke(app, command)
     assert resumed.exit_code == 0, resumed.output
     after = parts(data)
-    assert len(after) == 27 + 3  # of 30 pictures a class 3 are carved
+    assert len(after) == 27 + 3  # of 30 images a class 3 are carved
     kept = [path for path in left if after[path] == left[path]]
     assert len(kept) == len(left)
     assert record(data, "pets")["status"] == "done"

@@ -7,11 +7,11 @@ import io
 from rich.console import Console
 from typer.testing import CliRunner
 
-from trainers.data.layouts import LAYOUTS
-from trainers.data.layouts.listing import Finding
+from trainers.data.formats import LAYOUTS
+from trainers.data.formats.index import Finding
 from tuning.cli import app
+from tuning.preparation.manifest import Found, Status
 from tuning.preparation.prepare import DomainReport, PreparationReport, SplitReport
-from tuning.preparation.record import Found, Status
 from tuning.preparation.report import refusal, render
 
 
@@ -37,7 +37,7 @@ ODD = (
 )
 
 
-def test_the_summary_counts_pictures_findings_and_bytes() -> None:
+def test_the_summary_counts_images_findings_and_bytes() -> None:
     report = PreparationReport(
         "s3://bucket/data", (domain("real"), domain("sketch", findings=BAD + ODD)), 3000, 60.0
     )
@@ -47,17 +47,17 @@ def test_the_summary_counts_pictures_findings_and_bytes() -> None:
     assert "CMYK 2 sketch" in lines
     assert "truncated 1 bad: sketch: 12 bytes" in lines
     assert (
-        "! sketch: 2 bad pictures left out, 2 conversions of pictures, 1 other findings, "
+        "! sketch: 2 bad images left out, 2 conversions of images, 1 other findings, "
         "listed in s3://bucket/data/sketch/findings.csv"
     ) in " ".join(lines)
-    assert "Read 3,000 pictures in 1m 00s, 50 a second" in lines
+    assert "Read 3,000 images in 1m 00s, 50 a second" in lines
     assert "Config trial.data.root: s3://bucket/data" in lines
 
 
 def test_a_refusal_says_how_many_of_which_kinds_where_and_what_to_do() -> None:
     report = PreparationReport("s3://bucket/data", (domain("real", "refused", BAD),), 0, 1.0)
     assert refusal(report) == (
-        "s3://bucket/data/real: 2 of 1,502 pictures cannot be used (truncated 1, empty 1), listed "
+        "s3://bucket/data/real: 2 of 1,502 images cannot be used (truncated 1, empty 1), listed "
         "in s3://bucket/data/real/findings.csv; mend them, or leave them out with --skip-bad 2, "
         "and run the same command again"
     )

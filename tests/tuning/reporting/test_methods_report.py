@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from tests.tuning import fakes
-from tuning.objective import Objective, parse_constraint
-from tuning.records import SearchRecord, TrialRecord
-from tuning.reporting.formats import format_params, short_names
+from tuning.algorithms.objectives import Objective, parse_constraint
+from tuning.reporting.formatting import format_params, short_names
 from tuning.reporting.methods_report import method_rows, methods_table
+from tuning.runs.records import SearchRecord, TrialRecord
 
 SEARCH = fakes.search_record(
     Path("run"),

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from tests.tuning import fakes
-from tuning.records import TrialRecord
-from tuning.reporting.progress import ProgressListener, render
+from tuning.reporting.progress import ProgressCallback, render
+from tuning.runs.records import TrialRecord
 
 SEARCH = fakes.search_record(Path("run"))
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
@@ -38,14 +38,14 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
     console = plain()
     report = fakes.report(120, 71.2, 44.0) | {"train/loss": 1.23}
     trial = fakes.trial(3, outcome="running", curve=(report,), ended_at=None)
-    with ProgressListener(console) as listener:
-        listener.search_started(SEARCH)
-        listener.trial_started(replace(trial, curve=()))
-        listener.trial_reported(trial)
-        listener.trial_reported(trial)  # its node was lost, and it says again what it had said
+    with ProgressCallback(console) as callback:
+        callback.search_started(SEARCH)
+        callback.trial_started(replace(trial, curve=()))
+        callback.trial_reported(trial)
+        callback.trial_reported(trial)  # its node was lost, and it says again what it had said
         ended = replace(trial, outcome="failed", error="RuntimeError: [/red] boom", ended_at=None)
-        listener.trial_ended(ended)
-        listener.search_ended([ended, fakes.trial(4, 86, 62)], "finished")
+        callback.trial_ended(ended)
+        callback.search_ended([ended, fakes.trial(4, 86, 62)], "finished")
     assert text(console).splitlines() == [
         "domainnet-vit-b32  16 trials of 240 steps  zero-shot  id 82.4  ood 61.0",
         "trial-003  started  method.reg_weight=1  method.text_length=8  optim.lr=1e-05",
@@ -60,13 +60,13 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
 
 def test_a_terminal_shows_running_trials_and_gets_its_cursor_back() -> None:
     console = terminal()
-    listener = ProgressListener(console)
-    listener.search_started(SEARCH)
-    listener.trial_started(running(3))
-    listener.search_ended([replace(running(3), outcome="stopped"), fakes.trial(1)], "stopped")
+    callback = ProgressCallback(console)
+    callback.search_started(SEARCH)
+    callback.trial_started(running(3))
+    callback.search_ended([replace(running(3), outcome="stopped"), fakes.trial(1)], "stopped")
     assert "trial-003" in text(console)
     assert "best trial-001" in text(console)
-    listener.close()  # once more does no harm
+    callback.close()  # once more does no harm
     assert text(console).rindex(SHOW_CURSOR) > text(console).rindex(HIDE_CURSOR)
 
 
@@ -74,8 +74,8 @@ def test_an_exception_gives_the_terminal_back() -> None:
     console = terminal()
 
     def interrupted() -> None:
-        with ProgressListener(console) as listener:
-            listener.search_started(SEARCH)
+        with ProgressCallback(console) as callback:
+            callback.search_started(SEARCH)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from tests.tuning import fakes
-from tuning.objective import Objective
-from tuning.records import SearchRecord, TrialRecord
+from tuning.algorithms.objectives import Objective
 from tuning.reporting.selection_report import selection_table
+from tuning.runs.records import SearchRecord, TrialRecord
 
 SEARCH = fakes.search_record(Path("run"), ood_domains=("a", "b", "c"))
 TABLE = [

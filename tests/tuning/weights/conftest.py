@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from tests.tuning.weights.real_runs import real_file, real_run
-from tuning.records import TrialRecord
+from tuning.runs.records import TrialRecord
 
 
 @pytest.fixture(scope="session")
 def real(
-    pictures_root: Path, tmp_path_factory: pytest.TempPathFactory
+    images_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[TrialRecord]]:
     """Three trials of plain fine-tuning, one of FLYP, and one whose weights are not kept."""
     ft = [{"seed": seed, "optim.lr": 5e-4} for seed in range(3)]
     flyp = {"seed": 3, "method.name": "flyp", "optim.lr": 1e-4}
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    file = real_file(pictures_root, trial__eval__wise_alphas=[0, 0.5, 1])
+    file = real_file(images_root, trial__eval__wise_alphas=[0, 0.5, 1])
     found = real_run(folder, file, [*ft, flyp, {"seed": 4, "optim.lr": 5e-4}])
     (lost,) = (folder / "train" / "train-trial-004").iterdir()
     (lost / "student.safetensors").unlink()

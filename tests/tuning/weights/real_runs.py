@@ -8,11 +8,11 @@ from typing import Any
 
 from tests.tuning.run_folders import search_file, write_run
 from trainers.fine_tune import fine_tune
-from trainers.run import load_split, start
-from tuning.checkpoint_files import TRAIN_FOLDER, kept_checkpoint, trial_path
-from tuning.config import SearchFile
-from tuning.records import TrialRecord, trial_name
-from tuning.runs import load_run
+from trainers.loop.state import load_split, start
+from tuning.checkpoints.files import TRAIN_FOLDER, kept_checkpoint, trial_path
+from tuning.config.schema import SearchFile
+from tuning.runs.records import TrialRecord, trial_name
+from tuning.runs.run_folder import load_run
 
 DOMAINS = ("sketch", "clipart")
 

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from tests.conftest import CLASSES
 from tests.trainers.exported import open_clip_logits
 from tests.tuning.weights.real_runs import kept_weights
-from trainers.checkpoint import load_weights
+from trainers.checkpoints.format import load_weights
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from trainers.prompts import Prompts
-from trainers.zero_shot import load_zero_shot
-from tuning.records import TrialRecord
-from tuning.runs import load_run
-from tuning.selection import best_trial
+from trainers.models.prompts import Prompts
+from trainers.models.zero_shot import load_zero_shot
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import load_run
+from tuning.selection.rules import best_trial
 from tuning.weights.export import export
 from tuning.weights.sources import measured, write_trial
 
@@ -111,12 +111,12 @@ def test_the_readme_says_where_it_comes_from_and_its_snippet_runs(
     assert f"{records[3].metrics['id_val/acc']:.1f}" in text
     (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippet.splitlines()) == 6
-    Image.new("RGB", (60, 80), "red").save(tmp_path / "picture.jpg")
+    Image.new("RGB", (60, 80), "red").save(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     exec(snippet, {})
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{written}")
-    picture = preprocess(Image.open(tmp_path / "picture.jpg"))[None]
-    best = open_clip_logits(written, picture).argmax()
+    image = preprocess(Image.open(tmp_path / "image.jpg"))[None]
+    best = open_clip_logits(written, image).argmax()
     assert capsys.readouterr().out.strip() == CLASSES[int(best)]
 
 

@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.tuning.weights.real_runs import kept_weights, real_file, real_run
-from trainers.checkpoint import load_weights
+from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
-from trainers.soups import Soup, Taste, average
+from trainers.models.soups import Soup, Taste, average
 from tuning.cli import app
-from tuning.ray_session import ray_session
-from tuning.records import TrialRecord
-from tuning.runs import load_run
-from tuning.tracking import mlflow_client as mlf
-from tuning.tracking.mlflow_callback import MlflowListener, default_tracking_uri
+from tuning.execution.ray_session import ray_session
+from tuning.mlflow_logging import client as mlf
+from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import load_run
+from tuning.weights.report import soup_report
 from tuning.weights.soup import FinishedSoup, Ingredient, ingredients
-from tuning.weights.soup_report import soup_report
 
 Real = tuple[Path, list[TrialRecord]]
 
@@ -95,19 +95,19 @@ def test_the_report_has_every_ingredient_and_what_the_soup_gains(real: Real) -> 
 
 @pytest.mark.slow
 def test_a_soup_from_the_command_line_is_kept_logged_and_can_be_exported(
-    pictures_root: Path, tmp_path: Path
+    images_root: Path, tmp_path: Path
 ) -> None:
     """Slow: starts Ray."""
     run, records = real_run(
         tmp_path / "runs" / "mine",
-        real_file(pictures_root),
+        real_file(images_root),
         [{"seed": seed, "optim.lr": 5e-4} for seed in range(2)],
     )
     loaded = load_run(run)
     uri = default_tracking_uri(run.parent)
-    listener = MlflowListener(uri, "lipsum-tune")
-    listener.search_started(loaded.search)
-    listener.search_ended(records, "finished")
+    callback = MlflowCallback(uri, "lipsum-tune")
+    callback.search_started(loaded.search)
+    callback.search_ended(records, "finished")
     with ray_session():
         for _ in range(2):  # the second time, it is the same soup
             command = ["soup", str(run), "--name", "uniform"]
@@ -124,7 +124,7 @@ def test_a_soup_from_the_command_line_is_kept_logged_and_can_be_exported(
         torch.testing.assert_close(value, expected[name])
     client, experiment_id = mlf.connect(uri, "lipsum-tune")
     (logged,) = client.search_runs([experiment_id], "tags.kind = 'soup'")
-    assert logged.data.tags["mlflow.parentRunId"] == listener.parent_run_id
+    assert logged.data.tags["mlflow.parentRunId"] == callback.parent_run_id
     assert logged.data.tags["trials"] == ", ".join(said["trials"])
     assert logged.data.metrics["id_val/acc"] == pytest.approx(said["metrics"]["id_val/acc"])
     assert logged.info.status == "FINISHED"

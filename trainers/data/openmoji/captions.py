@@ -1,4 +1,4 @@
-"""Captions of pictures in the words of their domain."""
+"""Captions of images in the words of their domain."""
 
 from trainers.data.openmoji.raster import Rng
 from trainers.data.openmoji.render import Domain
@@ -28,6 +28,6 @@ def with_article(words: str) -> str:
 
 
 def caption(words: str, domain: Domain, rng: Rng) -> str:
-    """Return a caption for a picture of the domain that shows what the words say."""
+    """Return a caption for an image of the domain that shows what the words say."""
     templates = TEMPLATES[domain]
     return templates[int(rng.integers(len(templates)))].format(with_article(words))

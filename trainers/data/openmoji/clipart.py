@@ -17,7 +17,7 @@ from trainers.data.openmoji.raster import (
 
 
 def clipart(item: Drawing, rng: Rng, size: int) -> Floats:
-    """Return a picture (size, size, 3) in [0, 1] of the drawing as clip art."""
+    """Return an image (size, size, 3) in [0, 1] of the drawing as clip art."""
     palette = 0 if rng.random() < 0.6 else int(rng.integers(1, PALETTES))
     pose = random_pose(rng, scale=(0.78, 1.02), turn=10, shift=0.04)
     fill, fill_mask = pixels(pose.apply(raster(item, "colour", 1, palette), size))
@@ -29,6 +29,6 @@ def clipart(item: Drawing, rng: Rng, size: int) -> Floats:
         saturation=float(rng.uniform(0.9, 1.35)),
         gain=float(rng.uniform(0.92, 1.05)),
     )
-    picture = np.ones((size, size, 3), np.float32)
-    picture = over(picture, np.clip(fill, 0, 1), fill_mask)
-    return over(picture, line, line_mask)
+    image = np.ones((size, size, 3), np.float32)
+    image = over(image, np.clip(fill, 0, 1), fill_mask)
+    return over(image, line, line_mask)

@@ -1,4 +1,4 @@
-"""A picture of the whole benchmark: one row per class, one column per domain."""
+"""An image of the whole benchmark: one row per class, one column per domain."""
 
 import io
 import math
@@ -17,7 +17,7 @@ _ROWS = 20  # classes below each other before the next column starts
 
 
 def contact_sheet(root: Path, path: Path, split: Split = "train") -> Path:
-    """Write a PNG with the first picture of every class in every domain; return its path.
+    """Write a PNG with the first image of every class in every domain; return its path.
 
     Raises FileNotFoundError if the benchmark is not in ``root``.
     """
@@ -36,20 +36,20 @@ def contact_sheet(root: Path, path: Path, split: Split = "train") -> Path:
         for column in range(columns):
             left = column * width + _LABEL + position * _CELL
             draw.text((left + 4, 2), domain, "black", font)
-        for index, picture in _first_pictures(root, domain, split).items():
+        for index, image in _first_images(root, domain, split).items():
             left = index // rows * width + _LABEL + position * _CELL
-            cell = picture.resize((_CELL - 2, _CELL - 2))
+            cell = image.resize((_CELL - 2, _CELL - 2))
             sheet.paste(cell, (left, _HEAD + index % rows * _CELL))
     sheet.save(path)
     return path
 
 
-def _first_pictures(root: Path, domain: Domain, split: Split) -> dict[int, Image.Image]:
-    pictures: dict[int, Image.Image] = {}
+def _first_images(root: Path, domain: Domain, split: Split) -> dict[int, Image.Image]:
+    images: dict[int, Image.Image] = {}
     for part in part_paths(root, domain, split):
         table = pq.read_table(part, columns=["image", "label"])
         for index, label in enumerate(table["label"].to_pylist()):
-            if label not in pictures:
+            if label not in images:
                 data = table["image"][index]["bytes"].as_py()
-                pictures[label] = Image.open(io.BytesIO(data)).convert("RGB")
-    return pictures
+                images[label] = Image.open(io.BytesIO(data)).convert("RGB")
+    return images

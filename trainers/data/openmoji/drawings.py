@@ -27,7 +27,7 @@ VIEW_BOX = 72  # units; every OpenMoji drawing has the view box "0 0 72 72"
 _SHAPES = {"path", "line", "circle", "rect", "polyline", "polygon", "ellipse"}
 _PAINT = re.compile(r'(fill|stroke)="(#[0-9a-fA-F]{3,6})"')
 _STROKE_WIDTH = re.compile(r'stroke-width="([0-9.]+)"')
-# Letters, flags' letters and modifiers: a picture of them shows text, not a thing.
+# Letters, flags' letters and modifiers: an image of them shows text, not a thing.
 _NOT_A_THING = (
     "regional indicator", "squared", "negative squared", "circled", "rounded symbol",
     "emoji modifier", "emoji component", "combining", "input symbol", "hyphen", "copyright",
@@ -91,7 +91,7 @@ def drawing(code_point: str) -> Drawing:
 def all_drawings() -> tuple[Drawing, ...]:
     """Return every drawing of a single named character, in order of code points.
 
-    Left out are letters and modifiers, and drawings that would be an empty picture with only
+    Left out are letters and modifiers, and drawings that would be an empty image with only
     their outlines or only their colours.
     """
     found = []

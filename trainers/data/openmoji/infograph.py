@@ -27,16 +27,16 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def infograph(item: Drawing, rng: Rng, size: int) -> Floats:
-    """Return a picture (size, size, 3) in [0, 1] of a card with the drawing as a pictogram."""
+    """Return an image (size, size, 3) in [0, 1] of a card with the drawing as a pictogram."""
     colours = _scheme(rng)
     canvas = Image.new("RGB", (_UNITS, _UNITS), colours[0])
     draw = ImageDraw.Draw(canvas)
     side = float(rng.uniform(0.6, 0.76)) * _UNITS
-    picture_box, others = _layout(rng, side)
+    image_box, others = _layout(rng, side)
     _furnish(draw, rng, others, colours)
-    badge = _badge(draw, rng, picture_box, colours)
+    badge = _badge(draw, rng, image_box, colours)
     card = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
-    return _pictogram(card, item, rng, picture_box, badge)
+    return _pictogram(card, item, rng, image_box, badge)
 
 
 def _triple(colour: Floats) -> Colour:

@@ -1,6 +1,6 @@
 """Drawings as pixels: rasterising, placing under a pose, noise, colour changes.
 
-Pictures are float32 arrays with values in [0, 1], shaped (height, width, 3); coverage masks are
+Images are float32 arrays with values in [0, 1], shaped (height, width, 3); coverage masks are
 (height, width). Rasters of drawings are RGBA images of ``RASTER`` pixels a side, cached because
 one drawing is rendered many times in a row.
 """
@@ -54,9 +54,9 @@ def raster(item: Drawing, layer: Layer, stroke: int = 1, palette: int = 0) -> Im
 
 @dataclass(frozen=True)
 class Pose:
-    """How a drawing lies in a picture of side 1: its side, centre, turn and foreshortening.
+    """How a drawing lies in an image of side 1: its side, centre, turn and foreshortening.
 
-    scale: side of the drawing relative to the picture's; x, y: centre of the drawing;
+    scale: side of the drawing relative to the image's; x, y: centre of the drawing;
     angle: radians; flip: mirrored; stretch: width over height; lean_x, lean_y: strength of the
     perspective, 0 for none, at most about 0.3.
     """
@@ -115,7 +115,7 @@ def pixels(image: Image.Image) -> tuple[Floats, Floats]:
 
 
 def over(base: Floats, colour: Floats, coverage: Floats) -> Floats:
-    """Paint a colour (picture or one rgb triple) on a base where the mask covers it."""
+    """Paint a colour (image or one rgb triple) on a base where the mask covers it."""
     return base + (colour - base) * coverage[..., None]
 
 
@@ -133,9 +133,9 @@ def set_off(ground: Floats, motif: Floats, mask: Floats) -> Floats:
     return 1 - (1 - ground) * factor
 
 
-def to_bytes(picture: Floats) -> npt.NDArray[np.uint8]:
-    """Return the picture as uint8, clipped."""
-    return (np.clip(picture, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+def to_bytes(image: Floats) -> npt.NDArray[np.uint8]:
+    """Return the image as uint8, clipped."""
+    return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
 def resized(plane: Floats, size: int | tuple[int, int]) -> Floats:
@@ -148,7 +148,7 @@ def resized(plane: Floats, size: int | tuple[int, int]) -> Floats:
 def noise(rng: Rng, size: int, cells: float | tuple[float, float], octaves: int = 1) -> Floats:
     """Return smooth noise (size, size) of mean 0 and spread about 1.
 
-    cells: number of bumps across the picture, or (down, across); each further octave doubles
+    cells: number of bumps across the image, or (down, across); each further octave doubles
     them at half the height.
     """
     down, across = cells if isinstance(cells, tuple) else (cells, cells)
@@ -170,7 +170,7 @@ def _blur_matrix(length: int, radius: float) -> Floats:
 
 
 def blurred(plane: Floats, radius: float) -> Floats:
-    """Return a plane (h, w) or picture (h, w, c) after a Gaussian blur; radius in pixels."""
+    """Return a plane (h, w) or image (h, w, c) after a Gaussian blur; radius in pixels."""
     if radius <= 0:
         return plane
     # At these sizes two products with a banded matrix beat any sliding window in numpy.
@@ -182,7 +182,7 @@ def blurred(plane: Floats, radius: float) -> Floats:
 
 
 def sampled(plane: Floats, x: Floats, y: Floats) -> Floats:
-    """Return the plane (h, w) or picture (h, w, c) read bilinearly at pixel positions (x, y)."""
+    """Return the plane (h, w) or image (h, w, c) read bilinearly at pixel positions (x, y)."""
     height, width = plane.shape[:2]
     x = np.clip(x, 0, width - 1.001)
     y = np.clip(y, 0, height - 1.001)
@@ -202,14 +202,14 @@ def grid(size: int) -> tuple[Floats, Floats]:
     return x, y
 
 
-def recoloured(picture: Floats, *, turn: float, saturation: float, gain: float) -> Floats:
-    """Return the picture (..., 3) with its hue rotated (radians) and saturation, gain scaled."""
+def recoloured(image: Floats, *, turn: float, saturation: float, gain: float) -> Floats:
+    """Return the image (..., 3) with its hue rotated (radians) and saturation, gain scaled."""
     cos, sin = math.cos(turn), math.sin(turn)
     third, root = 1 / 3, math.sqrt(1 / 3)
     axis = np.full((3, 3), third)
     cross = np.array([[0, -root, root], [root, 0, -root], [-root, root, 0]])
     rotation = axis + cos * saturation * (np.eye(3) - axis) + sin * saturation * cross
-    result: Floats = picture @ (gain * rotation.T).astype(np.float32)
+    result: Floats = image @ (gain * rotation.T).astype(np.float32)
     return result
 
 

@@ -29,7 +29,7 @@ _WARM, _COOL = (1.07, 1.0, 0.9), (0.92, 0.99, 1.1)
 
 @dataclass(frozen=True)
 class _Light:
-    """A lamp: its direction in the picture's plane (x right, y down) and its height."""
+    """A lamp: its direction in the image's plane (x right, y down) and its height."""
 
     x: float
     y: float
@@ -37,7 +37,7 @@ class _Light:
 
 
 def real(item: Drawing, rng: Rng, size: int) -> Floats:
-    """Return a picture (size, size, 3) in [0, 1] of the drawing as in a photograph."""
+    """Return an image (size, size, 3) in [0, 1] of the drawing as in a photograph."""
     pose = _camera(rng)
     light = _Light(float(rng.uniform(-0.8, 0.8)), float(rng.uniform(-0.9, -0.3)),
                    float(rng.uniform(0.5, 1.0)))  # fmt: skip
@@ -126,21 +126,21 @@ def _shadowed(scene: Floats, mask: Floats, rng: Rng, light: _Light, horizon: flo
     return result
 
 
-def _photographed(picture: Floats, rng: Rng) -> Floats:
-    """Return the picture as the camera gives it: lens, exposure, white balance, sensor."""
-    size = picture.shape[0]
+def _photographed(image: Floats, rng: Rng) -> Floats:
+    """Return the image as the camera gives it: lens, exposure, white balance, sensor."""
+    size = image.shape[0]
     softness = float(rng.uniform(0.0, 0.55))
-    picture = picture + (blurred(picture, size / 64) - picture) * np.float32(softness)
+    image = image + (blurred(image, size / 64) - image) * np.float32(softness)
     x, y = grid(size)
     radius = ((x / size - 0.5) ** 2 + (y / size - 0.5) ** 2) * 2
-    picture = picture * (1 - rng.uniform(0.1, 0.5) * radius)[..., None].astype(np.float32)
+    image = image * (1 - rng.uniform(0.1, 0.5) * radius)[..., None].astype(np.float32)
     mix = float(rng.random())
     cast = np.array([mix * w + (1 - mix) * c for w, c in zip(_WARM, _COOL, strict=True)])
-    picture = picture * (cast * rng.uniform(0.8, 1.12)).astype(np.float32)
-    picture = np.clip(picture, 0, 1) ** np.float32(rng.uniform(0.85, 1.2))
+    image = image * (cast * rng.uniform(0.8, 1.12)).astype(np.float32)
+    image = np.clip(image, 0, 1) ** np.float32(rng.uniform(0.85, 1.2))
     amount = np.float32(rng.uniform(0.012, 0.04))
     fine = rng.standard_normal((size, size), dtype=np.float32)
     blotch = resized(rng.standard_normal((size // 2, size // 2), dtype=np.float32), size)
     tint = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(0.5)
-    result: Floats = picture + amount * ((fine + 0.7 * blotch)[..., None] + tint)
+    result: Floats = image + amount * ((fine + 0.7 * blotch)[..., None] + tint)
     return result

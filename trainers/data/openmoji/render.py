@@ -1,4 +1,4 @@
-"""One picture of one drawing in one domain."""
+"""One image of one drawing in one domain."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -30,10 +30,10 @@ _RENDERERS: dict[Domain, Callable[[Drawing, Rng, int], Floats]] = {
 def render(
     drawing: Drawing, domain: Domain, rng_key: tuple[int, ...], size: int = 64
 ) -> npt.NDArray[np.uint8]:
-    """Return a picture (size, size, 3) of the drawing in the style of the domain.
+    """Return an image (size, size, 3) of the drawing in the style of the domain.
 
     rng_key: non-negative integers, such as (seed, index); with the drawing and the domain they
-    determine the picture, in every process. size: pixels a side, at least 32.
+    determine the image, in every process. size: pixels a side, at least 32.
     Raises KeyError for an unknown domain, ValueError for a smaller size.
     """
     if size < 32:

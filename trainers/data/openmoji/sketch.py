@@ -19,7 +19,7 @@ from trainers.data.openmoji.raster import (
 
 
 def sketch(item: Drawing, rng: Rng, size: int) -> Floats:
-    """Return a picture (size, size, 3) in [0, 1] of the drawing's outlines in pencil or ink."""
+    """Return an image (size, size, 3) in [0, 1] of the drawing's outlines in pencil or ink."""
     pose = random_pose(rng, scale=(0.82, 1.06), turn=10, shift=0.04)
     colour, coverage = pixels(pose.apply(raster(item, "line", int(rng.integers(2))), size))
     dark = coverage * (1 - colour.mean(axis=2))

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.trainers.curves import Curve, assert_near, curve, short
+from tests.trainers.methods.contract import untimed
+from tests.trainers.workers import TwoWorkers
+from trainers.checkpoints.format import STATE, WEIGHTS
+from trainers.config import TrialConfig
+from trainers.fine_tune import fine_tune
+
+
+@pytest.fixture(params=["flyp", "ema"])
+def method(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """One with a scalar among its weights, and one that deploys others than it trains on."""
+    fields = {"ema": {"ema_decay": 0.5}}
+    return {"name": request.param, **fields.get(request.param, {})}
+
+
+def configured(trial: TrialConfig, method: dict[str, Any], parallel: str) -> TrialConfig:
+    """Two reports; Adam's eps is above rounding."""
+    return short(trial, method, steps=4, eval__every=2, optim__eps=1e-3, parallel=parallel)
+
+
+def test_a_sharded_run_is_resumed_to_the_last_bit_and_its_checkpoint_is_that_of_a_whole_run(
+    trial: TrialConfig, two_workers: TwoWorkers, method: dict[str, Any], tmp_path: Path
+) -> None:
+    """On one worker and on two, whichever the checkpoint comes from."""
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+    undisturbed = two_workers(_saved_at_first_report, configured(trial, method, "fsdp"), sharded)
+    assert undisturbed[0] == undisturbed[1]
+    whole = _saved_at_first_report(configured(trial, method, "ddp"), alone)
+    assert_near(undisturbed[0], whole)
+
+    assert_same_files(sharded, alone)
+
+    resumed = two_workers(curve, configured(trial, method, "fsdp"), sharded)
+    assert resumed == undisturbed
+    assert_near(curve(configured(trial, method, "ddp"), resume_from=sharded), whole)
+    taken_over = two_workers(curve, configured(trial, method, "fsdp"), alone)
+    assert taken_over[0] == taken_over[1]
+    assert_near(taken_over[0], whole)
+
+
+def _saved_at_first_report(config: TrialConfig, folder: Path) -> Curve:
+    """The curve of a run whose first report was saved."""
+    found = []
+    for report in fine_tune(config):
+        if report.step < config.steps:
+            report.save(folder)
+        found.append(untimed(report))
+    return found
+
+
+def assert_same_files(found: Path, wanted: Path) -> None:
+    """The same names and shapes, and values up to rounding, whatever had to be one scalar."""
+    weights, expected = load_file(found / WEIGHTS), load_file(wanted / WEIGHTS)
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert weights[name].shape == value.shape, name
+        assert torch.allclose(weights[name], value, atol=1e-5), name
+    state, other = (torch.load(folder / STATE, weights_only=True) for folder in (found, wanted))
+    assert state.keys() == other.keys()
+    assert_alike({**state["optimizer"]["state"]}, {**other["optimizer"]["state"]})
+    for key in ("average", "trained", "deployed"):
+        assert_alike(state[key], other[key])
+
+
+def assert_alike(found: Any, wanted: Any) -> None:
+    """Nested mappings of the same keys to tensors of the same numbers, on the CPU."""
+    if wanted is None:
+        assert found is None
+    elif isinstance(wanted, Tensor):
+        assert type(found) is Tensor
+        assert torch.allclose(found.flatten(), wanted.flatten(), atol=1e-5)
+    else:
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            assert_alike(found[key], wanted[key])
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_workers_resume_between_two_reports_to_the_last_bit_and_one_up_to_rounding(
+    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
+) -> None:
+    config = configured(trial, {"name": "ema", "ema_decay": 0.5}, parallel)
+    undisturbed, _ = two_workers(_saved_between, config, tmp_path)
+    assert two_workers(curve, config, tmp_path) == [undisturbed, undisturbed]
+    assert_near(curve(config, resume_from=tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_workers_that_were_saved_again_as_they_repeat_a_report_know_what_they_had_done_since(
+    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
+) -> None:
+    """And so do two of which one took the place in between."""
+    config = configured(trial, {"name": "ft"}, parallel)
+    first, again, alone = (tmp_path / name for name in ("first", "again", "alone"))
+    undisturbed, _ = two_workers(_saved_between, config, first)
+    two_workers(_saved_as_repeated, config, first, again)
+    assert two_workers(curve, config, again) == [undisturbed, undisturbed]
+    _saved_as_repeated(config, first, alone)
+    assert_near(two_workers(curve, config, alone)[0], undisturbed)
+
+
+def _saved_as_repeated(config: TrialConfig, folder: Path, target: Path) -> None:
+    """Resume a run, and go no further than to save it again."""
+    resumed = fine_tune(config, resume_from=folder)
+    next(resumed).save(target)
+    resumed.close()
+
+
+def _saved_between(config: TrialConfig, folder: Path) -> Curve:
+    """The curve of a run that was saved a step after its first report."""
+    found = []
+    for report in fine_tune(config, save_now=iter([False, True]).__next__):
+        if report.metrics:
+            found.append(untimed(report))
+        else:
+            assert report.step == 3
+            report.save(folder)
+    return found
+
+
+def test_two_replicas_resume_what_one_worker_saved_and_the_other_way_round(
+    trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
+) -> None:
+    config = configured(trial, {"name": "ft"}, "ddp")
+    whole = _saved_at_first_report(config, tmp_path / "alone")
+    pair, _ = two_workers(_saved_at_first_report, config, tmp_path / "pair")
+    assert two_workers(curve, config, tmp_path / "pair") == [pair, pair]
+    assert_near(two_workers(curve, config, tmp_path / "alone")[0], whole)
+    assert_near(curve(config, resume_from=tmp_path / "pair"), whole)
+
+
+def test_one_worker_of_a_sharded_configuration_is_one_worker(
+    trial: TrialConfig, tmp_path: Path
+) -> None:
+    config = configured(trial, {"name": "ft"}, "fsdp")
+    found = _saved_at_first_report(config, tmp_path)
+    assert found == curve(configured(trial, {"name": "ft"}, "ddp"))
+    assert curve(config, resume_from=tmp_path) == found

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import filelock
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+from trainers.data.cache import arrow_cache as shard_cache
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cached_shards, check_limit, map_shard
+from trainers.data.data_root import domain_files
+from trainers.data.schema import arrow_schema
+from trainers.data.storage import Store, open_store
+from trainers.errors import ConfigError
+
+GB = 10**9
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def rows(number: int, *, size: int = 10, first: int = 0) -> list[dict[str, object]]:
+    """Rows whose bytes are told apart by their position."""
+    return [
+        {"label": i % 2, "path": f"{i}.jpg", "bytes": bytes([i % 256]) * (size + i % 3)}
+        for i in range(first, first + number)
+    ]
+
+
+def write(store: Store, path: str, content: list[dict[str, object]]) -> None:
+    schema = arrow_schema(["cat", "dog"], {"source": "here"}, captions=False)
+    columns = {
+        "image": [{"bytes": row["bytes"], "path": row["path"]} for row in content],
+        "label": [row["label"] for row in content],
+    }
+    with store.write(path) as file:
+        table = pa.Table.from_pydict(columns, schema)
+        pq.write_table(table, file, row_group_size=4, compression="none", use_dictionary=False)
+
+
+def data_set(
+    root: str | Path, *sizes: int, domain: str = "real"
+) -> tuple[Store, list[fs.FileInfo], list[dict[str, object]]]:
+    """One file of each size in bytes, 10 rows each, and all their rows."""
+    store, written = open_store(root), []
+    for part, size in enumerate(sizes):
+        content = rows(10, size=size // 10, first=10 * part)
+        write(store, f"{domain}/train/part-{part:05d}.parquet", content)
+        written += content
+    return store, domain_files(store, domain, "train"), written
+
+
+def mapped(store: Store, files: list[fs.FileInfo], limit_bytes: int = GB) -> list[pa.Table]:
+    return [map_shard(path) for path in cached_shards(store, files, limit_bytes=limit_bytes)]
+
+
+def content(tables: list[pa.Table]) -> list[dict[str, object]]:
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def inodes(paths: list[Path]) -> list[int]:
+    return [path.stat().st_ino for path in paths]
+
+
+def test_the_rows_of_several_files_and_batches_come_back_in_order(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_cache, "_BATCH", 3)
+    store, files, written = data_set(tmp_path / "data", 100, 200)
+    tables = mapped(store, files)
+    assert content(tables) == written
+    assert [table["bytes"].num_chunks for table in tables] == [4, 4]
+    assert tables[0].schema.metadata[b"class_names"] == b'["cat", "dog"]'
+
+
+def test_a_second_opening_converts_nothing_and_a_written_file_is_converted_again(
+    cache: Path, tmp_path: Path
+) -> None:
+    store, files, _ = data_set(tmp_path / "data", 100, 100)
+    before = cached_shards(store, files, limit_bytes=GB)
+    held, old = mapped(store, files), inodes(before)
+    assert inodes(cached_shards(store, files, limit_bytes=GB)) == old
+    write(store, "real/train/part-00001.parquet", rows(10, first=50))
+    files = domain_files(store, "real", "train")
+    after = cached_shards(store, files, limit_bytes=GB)
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    assert content(mapped(store, files))[10:] == rows(10, first=50)
+    assert content(held)[10:] == rows(10, first=10)
+
+
+CONVERT_AND_COUNT = """
+import sys
+from trainers.data.cache import arrow_cache as shard_cache
+from trainers.data.data_root import domain_files
+from trainers.data.storage import open_store
+convert, count = shard_cache._convert, []
+def counted(*arguments):
+    count.append(1)
+    convert(*arguments)
+shard_cache._convert = counted
+store = open_store(sys.argv[1])
+files = domain_files(store, "real", "train")
+print("ready", flush=True)
+sys.stdin.readline()
+paths = shard_cache.cached_shards(store, files, limit_bytes=10**9)
+print(len(count), len([path for path in paths if path.exists()]), flush=True)
+"""
+
+
+def test_of_two_processes_one_converts_and_the_other_waits(cache: Path, tmp_path: Path) -> None:
+    store, files, written = data_set(tmp_path / "data", *[5_000_000] * 4)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONVERT_AND_COUNT, str(tmp_path / "data")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert sorted(process.communicate()[0] for process in both) == ["0 4\n", "4 4\n"]
+    assert content(mapped(store, files)) == written
+
+
+def test_the_files_unused_for_longest_make_room_and_stay_readable_where_mapped(
+    cache: Path, tmp_path: Path
+) -> None:
+    sets = [data_set(tmp_path / name, 100_000) for name in ("a", "b", "c")]
+    paths, tables = [], []
+    for store, files, _ in sets[:2]:
+        paths += cached_shards(store, files, limit_bytes=250_000)
+        tables.append(mapped(store, files, 250_000))
+    os.utime(paths[0], ns=(1, 1))
+    os.utime(paths[1], ns=(2, 2))
+    cached_shards(*sets[0][:2], limit_bytes=250_000)  # used once more, after the other
+    paths += cached_shards(*sets[2][:2], limit_bytes=250_000)
+    assert [path.exists() for path in paths] == [True, False, True]
+    assert content(tables[1]) == sets[1][2]
+    assert content(mapped(*sets[1][:2], 250_000)) == sets[1][2]
+
+
+def test_images_that_exceed_the_limit_alone_are_refused_before_anything_is_removed(
+    cache: Path, tmp_path: Path
+) -> None:
+    other = cached_shards(*data_set(tmp_path / "other", 100_000)[:2], limit_bytes=GB)
+    store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
+    message = (
+        rf"data\.cache_gb = 0\.001: the images of {store.url} \(real/train\) need 0\.002 GB on "
+        "each machine; raise it, or make them smaller with `lipsum-tune prepare --resize`"
+    )
+    with pytest.raises(ConfigError, match=message):
+        cached_shards(store, files, limit_bytes=10**6)
+    assert list(cache.glob("*.arrow")) == other
+    with pytest.raises(ConfigError, match=message):
+        check_limit(store, files, 2 * 10**6, limit_bytes=10**6)
+    check_limit(store, files, 2 * 10**6, limit_bytes=3 * 10**6)
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_refuses_locks_is_no_place_for_the_cache(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    store, files, _ = data_set(tmp_path / "data", 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refused)
+        message = rf"^{cache}: the cache of images: {os.strerror(error)} \(\${CACHE_VARIABLE} names"
+        with pytest.raises(ConfigError, match=message):
+            cached_shards(store, files, limit_bytes=GB)
+
+
+@pytest.mark.parametrize("again", ["whole", "torn", "gone"])
+def test_a_torn_file_is_looked_at_once_more_before_it_is_removed(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    store, files, written = data_set(tmp_path / "data", 100_000)
+    (path,) = cached_shards(store, files, limit_bytes=GB)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+
+    class Meanwhile(filelock.FileLock):
+        """A lock for which another process went first."""
+
+        def acquire(self, *args: Any, **kwargs: Any) -> Any:
+            if again == "whole":
+                path.write_bytes(whole)
+            elif again == "gone":
+                path.unlink()
+            return super().acquire(*args, **kwargs)
+
+    monkeypatch.setattr(filelock, "FileLock", Meanwhile)
+    if again == "whole":
+        assert content([map_shard(path)]) == written
+        return
+    with pytest.raises(FileNotFoundError):
+        map_shard(path)
+    assert not path.exists()
+
+
+def test_a_disk_that_fills_meanwhile_is_one_clear_error_and_leaves_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shard_cache, "_flat", full)
+    store, files, _ = data_set(tmp_path / "data", 1000)
+    with pytest.raises(ConfigError, match=f"{cache}: the cache of images: No space left"):
+        cached_shards(store, files, limit_bytes=GB)
+    assert [path.name for path in cache.iterdir() if path.name != "lock"] == []
+
+
+def test_a_cache_that_cannot_be_a_folder_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    store, files, _ = data_set(tmp_path / "data", 1000)
+    with pytest.raises(ConfigError, match=rf"Not a directory \(\${CACHE_VARIABLE} names another"):
+        cached_shards(store, files, limit_bytes=GB)
+
+
+DIE_IN_THE_MIDDLE = """
+import os, signal, sys
+from trainers.data.cache import arrow_cache as shard_cache
+from trainers.data.data_root import domain_files
+from trainers.data.storage import open_store
+shard_cache._BATCH, flat, batches = 4, shard_cache._flat, []
+def dying(*arguments):
+    batches.append(arguments)
+    if len(batches) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return flat(*arguments)
+shard_cache._flat = dying
+store = open_store(sys.argv[1])
+shard_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=10**9)
+"""
+
+
+def test_a_killed_conversion_is_not_taken_for_whole_and_is_cleaned_up(
+    cache: Path, tmp_path: Path
+) -> None:
+    store, files, written = data_set(tmp_path / "data", 500_000)
+    killed = subprocess.run([sys.executable, "-c", DIE_IN_THE_MIDDLE, tmp_path / "data"])
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.suffix for path in cache.iterdir() if path.name != "lock"] == [".unfinished"]
+    assert content(mapped(store, files)) == written
+    assert [path.suffix for path in cache.iterdir() if path.name != "lock"] == [".arrow"]
+
+
+def test_a_damaged_parquet_file_is_named_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+    store, _, _ = data_set(tmp_path / "data", 100_000)
+    path = store.local_path("real/train/part-00000.parquet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"part-00000.parquet: not a whole Parquet file"):
+        cached_shards(store, domain_files(store, "real", "train"), limit_bytes=GB)
+    path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    with pytest.raises(ConfigError, match=r"part-00000.parquet: cannot be read"):
+        cached_shards(store, domain_files(store, "real", "train"), limit_bytes=GB)
+    assert list(cache.glob("*.*")) == []
+
+
+def test_mapped_shards_hold_neither_file_descriptors_nor_memory(
+    cache: Path, tmp_path: Path
+) -> None:
+    store, files, written = data_set(tmp_path / "data", *[100_000] * 5)
+    cached_shards(store, files, limit_bytes=GB)
+    descriptors, allocated = len(list(Path("/proc/self/fd").iterdir())), pa.total_allocated_bytes()
+    tables = mapped(store, files)
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert pa.total_allocated_bytes() == allocated
+    assert content(tables) == written
+
+
+def test_a_file_system_of_fsspec_is_read_through_the_cache(cache: Path) -> None:
+    store, files, written = data_set("memory://some/data", 100, 100)
+    assert content(mapped(store, files)) == written
+    write(store, "real/train/part-00000.parquet", rows(10, size=10, first=70))  # of equal size
+    files = domain_files(store, "real", "train")
+    assert content(mapped(store, files))[:10] == rows(10, first=70)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of a bucket on a real S3 server of this machine."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="images")
+        yield "s3://images"
+    server.stop()
+
+
+def test_a_bucket_is_read_once_and_then_from_the_cache(
+    cache: Path, bucket: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, files, written = data_set(f"{bucket}/data", 100_000, 100_000)
+    with caplog.at_level(logging.INFO, "werkzeug"):
+        assert content(mapped(store, files)) == written
+        reads = [line for line in caplog.messages if "GET" in line and ".parquet" in line]
+        assert reads
+        caplog.clear()
+        again = open_store(f"{bucket}/data")
+        files = domain_files(again, "real", "train")
+        assert content(mapped(again, files)) == written
+    assert caplog.messages  # of the listing
+    assert not [line for line in caplog.messages if ".parquet" in line]

@@ -1,0 +1,388 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from trainers.data import dataset as images_module
+from trainers.data.cache import arrow_cache as shard_cache
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE
+from trainers.data.dataset import ImageDataset, train_batches
+from trainers.data.sampler import StepSampler
+from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
+from trainers.data.storage import open_store
+from trainers.errors import ConfigError
+from trainers.models import ImageInput
+
+CLASSES = ["cat", "dog", "eel"]
+LABELS = [0, 1, 2, 2, 1, 0, 1]
+INPUT = ImageInput(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(shard_cache, "_BATCH", 2)
+    return tmp_path / "cache"
+
+
+def pixels(number: int) -> np.ndarray:
+    """An image of (20 + number, 30, 3) uint8 that no other number has."""
+    return np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(number)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def examples(numbers: range) -> list[LabelledImage]:
+    return [LabelledImage(png(n), f"{n}.png", LABELS[n]) for n in numbers]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Seven images in two files."""
+    for part, numbers in enumerate((range(5), range(5, 7))):
+        file = part_path(tmp_path / "data", "real", "train", part)
+        write_images(file, examples(numbers), CLASSES, {"source": "here"})
+    return tmp_path / "data"
+
+
+def test_random_access_over_files_and_batches_gives_what_was_written(root: Path) -> None:
+    images = ImageDataset(root, "real", "train")
+    assert len(images) == 7
+    assert (images.name, images.class_names) == ("real/train", tuple(CLASSES))
+    assert images.metadata == {"source": "here"}
+    assert images.labels.dtype == np.int64
+    assert images.labels.tolist() == LABELS
+    for index in (6, 0, 4, 5, 3, 1, 2):
+        decoded = images.decode(index)
+        assert decoded.mode == "RGB"
+        assert np.array_equal(np.asarray(decoded), pixels(index))
+    with pytest.raises(IndexError):
+        images.decode(7)
+
+
+def test_a_copy_in_another_process_is_small_and_opens_the_same_files(root: Path) -> None:
+    images = ImageDataset(open_store(root), "real", "train")
+    list(images.eval_batches(INPUT, 7))
+    sent = pickle.dumps(images)
+    assert len(sent) < 1500
+    copy = pickle.loads(sent)
+    assert np.array_equal(np.asarray(copy.decode(5)), pixels(5))
+    assert copy.labels.tolist() == LABELS
+
+
+def test_a_copy_makes_cached_files_again_that_were_removed(root: Path, cache: Path) -> None:
+    images = ImageDataset(root, "real", "train")
+    sent = pickle.dumps(images)
+    for path in cache.glob("*.arrow"):
+        path.unlink()
+    assert np.array_equal(np.asarray(images.decode(3)), pixels(3))  # it is mapped still
+    assert np.array_equal(np.asarray(pickle.loads(sent).decode(3)), pixels(3))
+
+
+@pytest.mark.parametrize("left", [0, 8, 300, 1500])
+def test_a_cached_file_that_was_torn_is_made_again(root: Path, cache: Path, left: int) -> None:
+    ImageDataset(root, "real", "train")
+    for path in cache.glob("*.arrow"):
+        path.write_bytes(path.read_bytes()[:left])
+    assert np.array_equal(np.asarray(ImageDataset(root, "real", "train").decode(6)), pixels(6))
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_cache_that_others_empty_is_filled_again_and_told_of_at_last(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    made: list[list[Path]] = []
+
+    def cached_and_removed(*args: Any, **limit: int) -> list[Path]:
+        made.append(shard_cache.cached_shards(*args, **limit))
+        if len(made) <= times:
+            made[-1][1].unlink()
+        return made[-1]
+
+    monkeypatch.setattr(images_module, "cached_shards", cached_and_removed)
+    if times == 2:
+        images = ImageDataset(root, "real", "train")
+        assert np.array_equal(np.asarray(images.decode(6)), pixels(6))
+    else:
+        message = (
+            rf"^data\.cache_gb = 0\.5: the cache is being emptied .* {root}/real/train .*: raise"
+        )
+        with pytest.raises(ConfigError, match=message):
+            ImageDataset(root, "real", "train", cache_gb=0.5)
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 29])
+def test_loader_processes_give_the_very_batches_of_this_process(
+    root: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    monkeypatch.setattr(images_module, "KEEP_BYTES", keep)
+    images = ImageDataset(root, "real", "train")
+    expected = list(images.eval_batches(INPUT, 3))
+    other = list(ImageDataset(root, "real", "train").eval_batches(INPUT, 3, workers=2))
+    assert [len(labels) for _, labels in expected] == [3, 3, 1]
+    for batches in (other, list(images.eval_batches(INPUT, 3))):
+        for (views, labels), (more_views, more_labels) in zip(expected, batches, strict=True):
+            assert torch.equal(views, more_views)
+            assert torch.equal(labels, more_labels)
+
+    sampler = StepSampler(7, 4, seed=0, steps=range(2, 6))
+    alone, shared = (
+        list(train_batches(images, sampler, image_input=INPUT, workers=workers))
+        for workers in (0, 2)
+    )
+    assert len(alone) == 4
+    for (views, labels), (more_views, more_labels) in zip(alone, shared, strict=True):
+        assert torch.equal(views, more_views)
+        assert torch.equal(labels, more_labels)
+        assert views.shape == (4, 3, 16, 16)
+        assert views.dtype == torch.uint8
+
+
+def test_evaluation_shares_show_each_image_once_to_one_worker(root: Path) -> None:
+    images = ImageDataset(root, "real", "train")
+    whole = torch.cat([views for views, _ in images.eval_batches(INPUT, 7)])
+    for size in (2, 3):
+        shares = [
+            torch.cat([views for views, _ in images.eval_batches(INPUT, 2, rank, size)])
+            for rank in range(size)
+        ]
+        for rank, share in enumerate(shares):
+            assert torch.equal(share, whole[rank::size])
+    none = list(ImageDataset(root, "real", "train").eval_batches(INPUT, 2, rank=7, world_size=8))
+    assert sum(len(labels) for _, labels in none) == 0
+
+
+def test_views_that_were_kept_for_one_model_are_not_shown_to_another(root: Path) -> None:
+    images = ImageDataset(root, "real", "train")
+    squashed = ImageInput(16, INPUT.mean, INPUT.std, resize_mode="squash")
+    first = next(images.eval_batches(INPUT, 7))[0]
+    assert not torch.equal(next(images.eval_batches(squashed, 7))[0], first)
+    assert torch.equal(next(images.eval_batches(INPUT, 7))[0], first)
+
+
+def test_the_share_that_evaluation_crops_is_the_datas_unless_it_is_given(tmp_path: Path) -> None:
+    for domain, metadata in {"a": {}, "b": {"crop_pct": "1.0"}, "c": {"crop_pct": "x"}}.items():
+        write_images(part_path(tmp_path, domain, "val"), examples(range(2)), CLASSES, metadata)
+    assert ImageDataset(tmp_path, "a", "val").crop_pct == 0.875
+    assert ImageDataset(tmp_path, "b", "val").crop_pct == 1.0
+    assert ImageDataset(tmp_path, "b", "val", crop_pct=0.9).crop_pct == 0.9
+    with pytest.raises(ConfigError, match=r"c/val: metadata crop_pct = 'x'"):
+        ImageDataset(tmp_path, "c", "val")
+
+
+@pytest.mark.parametrize("broken", [b"", b"no image", png(0)[:200], png(0)[:40]])
+def test_a_image_that_cannot_be_decoded_is_named_with_what_to_do(
+    tmp_path: Path, broken: bytes
+) -> None:
+    images = [*examples(range(1)), LabelledImage(broken, "odd/one.png", 1)]
+    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
+    images = ImageDataset(tmp_path, "real", "train")
+    message = rf"^{tmp_path}/real/train: row 1 \(odd/one.png\): .*`lipsum-tune prepare parquet`"
+    with pytest.raises(ConfigError, match=message):
+        images.decode(1)
+
+
+def test_a_loader_process_tells_of_a_bad_image_in_one_line(tmp_path: Path) -> None:
+    images = [*examples(range(1)), LabelledImage(b"no image", "odd/one.png", 1)]
+    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
+    images = ImageDataset(tmp_path, "real", "train")
+    sampler = StepSampler(2, 2, seed=0, steps=range(4))
+    for workers in (0, 1):
+        for batches in (
+            images.eval_batches(INPUT, 2, workers=workers),
+            train_batches(images, sampler, image_input=INPUT, workers=workers),
+        ):
+            with pytest.raises(ConfigError, match=rf"^{tmp_path}/real/train: row 1 .*$") as caught:
+                list(batches)
+            assert "\n" not in str(caught.value)
+
+
+def test_other_modes_become_rgb(tmp_path: Path) -> None:
+    images = []
+    for mode in ("L", "P", "RGBA", "CMYK"):
+        buffer = io.BytesIO()
+        image = Image.fromarray(pixels(0)).convert(mode)
+        image.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
+        images.append(LabelledImage(buffer.getvalue(), mode, 0))
+    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
+    images = ImageDataset(tmp_path, "real", "train")
+    assert {images.decode(index).mode for index in range(4)} == {"RGB"}
+
+
+def test_pixels_are_those_of_the_decoded_image_in_every_format(tmp_path: Path) -> None:
+    images = []
+    for mode, kind, options in (
+        ("RGB", "JPEG", {}),
+        ("RGB", "JPEG", {"progressive": True, "quality": 30}),
+        ("RGB", "JPEG", {"subsampling": 0, "quality": 95}),
+        ("L", "JPEG", {}),
+        ("CMYK", "JPEG", {}),
+        ("RGB", "PNG", {}),
+        ("P", "GIF", {}),
+        ("RGB", "WEBP", {}),
+    ):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels(9)).convert(mode).save(buffer, kind, **options)
+        images.append(LabelledImage(buffer.getvalue(), kind, 0))
+    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
+    images = ImageDataset(tmp_path, "real", "train")
+    for index in range(len(images)):
+        decoded = torch.from_numpy(np.array(images.decode(index))).permute(2, 0, 1)
+        assert torch.equal(images.pixels(index), decoded)
+
+
+def saved(levels: Any, kind: str = "PNG", *, orientation: int | None = None) -> bytes:
+    image, buffer = Image.fromarray(np.array(levels)), io.BytesIO()
+    exif = image.getexif()
+    exif[0x010F] = "a camera"
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(buffer, kind, exif=exif)
+    return buffer.getvalue()
+
+
+def test_what_prepare_did_not_write_looks_as_it_would_make_it(tmp_path: Path) -> None:
+    upright = [[[1, 2, 3]], [[4, 5, 6]]]
+    by_hand: list[tuple[bytes, list[list[list[int]]]]] = [
+        (saved(np.uint16([[0, 257, 32896, 65535]])), [[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]),
+        (saved(np.uint8([[[9, 9, 9, 0], [9, 9, 9, 255]]])), [[[255] * 3, [9] * 3]]),
+        (saved(np.uint8([[[4, 5, 6], [1, 2, 3]]]), orientation=6), [[[4, 5, 6]], [[1, 2, 3]]]),
+        (saved(np.uint8([[[4, 5, 6], [1, 2, 3]]]), orientation=8), upright),
+        (saved(np.uint8(upright), orientation=1), upright),
+    ]
+    images = [LabelledImage(data, "x", 0) for data, _ in by_hand]
+    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
+    images = ImageDataset(tmp_path, "real", "train")
+    for index, (_, expected) in enumerate(by_hand):
+        assert np.array(images.decode(index)).tolist() == expected
+        assert images.pixels(index).permute(1, 2, 0).tolist() == expected
+
+
+def test_a_jpeg_that_lies_on_its_side_is_upright_to_training_too(tmp_path: Path) -> None:
+    images = [
+        LabelledImage(saved(pixels(9), "JPEG", orientation=orientation), "x", 0)
+        for orientation in (None, 1, 6, 2)
+    ]
+    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
+    images = ImageDataset(tmp_path, "real", "train")
+    plain, same, turned, mirrored = (images.pixels(index) for index in range(4))
+    assert torch.equal(same, plain)
+    assert torch.equal(turned, plain.rot90(-1, (1, 2)))
+    assert torch.equal(mirrored, plain.flip(2))
+    for index in range(4):
+        decoded = torch.from_numpy(np.array(images.decode(index))).permute(2, 0, 1)
+        assert torch.equal(images.pixels(index), decoded)
+
+
+def test_a_jpeg_that_is_cut_off_is_no_image_to_training_either(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(9)).save(buffer, "JPEG")
+    image = LabelledImage(buffer.getvalue()[:-100], "half.jpg", 0)
+    write_images(part_path(tmp_path, "real", "train"), [image], CLASSES, {})
+    with pytest.raises(ConfigError, match=r"row 0 \(half.jpg\): truncated: .*is truncated"):
+        ImageDataset(tmp_path, "real", "train").pixels(0)
+
+
+def test_files_of_the_package_datasets_are_understood(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
+    )
+    rows = {"image": [{"bytes": png(n), "path": None} for n in range(3)], "label": LABELS[:3]}
+    folder = tmp_path / "real" / "train"
+    folder.mkdir(parents=True)
+    made = datasets.Dataset.from_dict(rows, features=features)
+    made.to_parquet(folder / "train-00000-of-00001.parquet")
+    images = ImageDataset(tmp_path, "real", "train")
+    assert images.class_names == tuple(CLASSES)
+    assert images.labels.tolist() == LABELS[:3]
+    assert np.array_equal(np.asarray(images.decode(2)), pixels(2))
+
+
+def write_rows(root: Path, labels: list[int | None], **metadata: str) -> Path:
+    """A file of rows that `write_images` would refuse."""
+    path = part_path(root, "real", "train", len(list((root / "real/train").glob("*"))))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns: dict[str, Any] = {
+        "image": [{"bytes": png(0), "path": "0.png"} for _ in labels],
+        "label": labels,
+    }
+    schema = arrow_schema(CLASSES, metadata, captions=False)
+    pq.write_table(pa.Table.from_pydict(columns, schema), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ([0, 3], "label 3 of 3 classes"),
+        ([-1, 2], "label -1 of 3 classes"),
+        ([0, None], "1 of its 2 labels are missing"),
+    ],
+)
+def test_labels_without_a_class_are_refused_with_the_files_name(
+    tmp_path: Path, labels: list[int | None], problem: str
+) -> None:
+    write_rows(tmp_path, [0, 1, 2])
+    path = write_rows(tmp_path, labels)
+    with pytest.raises(ConfigError, match=f"^{path}: {problem}"):
+        ImageDataset(tmp_path, "real", "train")
+
+
+def test_files_that_disagree_or_are_empty_are_refused(tmp_path: Path, root: Path) -> None:
+    write_images(part_path(root, "real", "train", 2), examples(range(1)), CLASSES[::-1], {})
+    with pytest.raises(ConfigError, match=r"part-00002.parquet: other class names than part-00000"):
+        ImageDataset(root, "real", "train")
+    write_rows(tmp_path / "crops", [0])
+    write_rows(tmp_path / "crops", [0], crop_pct="1.0")
+    with pytest.raises(ConfigError, match=r"part-00001.parquet: another crop_pct than part-00000"):
+        ImageDataset(tmp_path / "crops", "real", "train")
+    write_rows(tmp_path / "empty", [])
+    with pytest.raises(ConfigError, match=r"empty/real/train: no images in its files"):
+        ImageDataset(tmp_path / "empty", "real", "train")
+
+
+def test_what_is_missing_is_named_with_what_is_there(root: Path, tmp_path: Path) -> None:
+    for arguments, problem in (
+        ((tmp_path / "nowhere", "real", "train"), r"data.root = '.*nowhere': no such folder"),
+        ((root, "rael", "train"), r"it has no domain 'rael' \(did you mean 'real'\?\)"),
+        ((root, "real", "test"), r"real: it has no split 'test' \(known: train\)"),
+        ((root, "real", "tain"), r"it has no split 'tain' \(did you mean 'train'\?\)"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            ImageDataset(*arguments)
+    (root / "real" / "val").mkdir()
+    with pytest.raises(ConfigError, match=r"real/val: no \*.parquet file here"):
+        ImageDataset(root, "real", "val")
+
+
+def test_a_domain_whose_preparation_is_not_done_is_refused(root: Path) -> None:
+    record = root / "real" / "preparation.json"
+    for status, advice in (
+        ("unfinished", r"is unfinished; run the same `lipsum-tune prepare` again"),
+        ("refused", r"more bad images than it may skip; .* --skip-bad"),
+    ):
+        record.write_text(json.dumps({"status": status}))
+        with pytest.raises(ConfigError, match=advice):
+            ImageDataset(root, "real", "train")
+    for damaged in ("", '{"status": "do', "[]", "\udcff"):
+        record.write_bytes(damaged.encode("utf-8", "surrogateescape"))
+        with pytest.raises(ConfigError, match=f"^{record}: not a record of `prepare`; .*$"):
+            ImageDataset(root, "real", "train")
+    record.write_text(json.dumps({"status": "done"}))
+    assert len(ImageDataset(root, "real", "train")) == 7

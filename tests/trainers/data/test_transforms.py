@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torchvision.transforms import v2
+
+from trainers.data.transforms import _random_crop, eval_view, normalise, train_view
+from trainers.models import ImageInput
+from trainers.seeding import generator
+
+
+def image_input(size: int = 48, **others: Any) -> ImageInput:
+    return ImageInput(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), **others)
+
+
+def image(height: int = 40, width: int = 64) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    return v2.functional.pil_to_tensor(image)
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    return image(5, 8).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_a_view_is_a_function_of_seed_step_and_sample() -> None:
+    views = [
+        train_view(tensor(image()), image_input(), generator(0, "view", 5, 7)) for _ in range(2)
+    ]
+    assert torch.equal(views[0], views[1])
+    assert views[0].shape == (3, 48, 48)
+    assert views[0].dtype == torch.uint8
+    other = train_view(tensor(image()), image_input(), generator(0, "view", 6, 7))
+    assert not torch.equal(views[0], other)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(
+    interpolation: str,
+) -> None:
+    whole, wanted = smooth(90, 140), image_input(interpolation=interpolation)
+    mode = v2.InterpolationMode(interpolation)
+    flipped = []
+    for step in range(20):
+        view = train_view(tensor(whole), wanted, generator(0, "view", step, 0))
+        rng = generator(0, "view", step, 0)
+        crop = _random_crop(90, 140, (0.08, 1.0), rng)
+        expected = v2.functional.resized_crop(tensor(whole), *crop, [48, 48], mode, antialias=True)
+        flipped.append(rng.random() < 0.5)
+        if flipped[-1]:
+            expected = v2.functional.horizontal_flip(expected)
+        assert torch.equal(view, expected)
+        by_pil = v2.functional.resized_crop(whole, *crop, [48, 48], mode)
+        by_pil = v2.functional.horizontal_flip(by_pil) if flipped[-1] else by_pil
+        difference = view.int() - tensor(by_pil).int()
+        assert difference.abs().max() <= 3
+    assert 4 < sum(flipped) < 16
+
+
+def test_a_training_view_of_the_whole_at_the_models_size_changes_no_pixel() -> None:
+    whole = tensor(image(48, 48))
+    views = [
+        train_view(whole, image_input(), generator(0, "view", step, 0), (1.0, 1.0))
+        for step in range(40)
+    ]
+    assert any(torch.equal(view, whole) for view in views)
+    assert any(torch.equal(view, whole.flip(-1)) for view in views)
+
+
+def test_crops_have_the_area_and_shape_that_are_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(500):
+        top, left, h, w = _random_crop(400, 500, (0.2, 0.6), rng)
+        assert 0 <= top <= 400 - h
+        assert 0 <= left <= 500 - w
+        assert 0.74 < w / h < 1.35
+        shares.append(h * w / 200_000)
+    assert 0.19 < min(shares) < 0.25
+    assert 0.5 < max(shares) < 0.61
+
+
+def test_a_image_too_narrow_for_any_crop_is_cropped_in_its_centre() -> None:
+    top, left, h, w = _random_crop(10, 1000, (1.0, 1.0), np.random.default_rng(0))
+    assert (top, h) == (0, 10)
+    assert w == round(10 * 4 / 3)
+    assert left == (1000 - w) // 2
+
+
+def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop() -> None:
+    expected = v2.Compose(
+        [v2.Resize(55, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(48)]
+    )(image())
+    assert torch.equal(eval_view(image(), image_input()), tensor(expected))
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("shape", [(40, 64), (131, 50), (48, 48), (300, 299), (2, 90)])
+def test_every_way_to_make_a_image_square_is_open_clips(
+    resize_mode: str, interpolation: str, shape: tuple[int, int]
+) -> None:
+    zero_one = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    cfg = PreprocessCfg(size=48, resize_mode=resize_mode, interpolation=interpolation, **zero_one)
+    theirs = image_transform_v2(cfg, is_train=False)(image(*shape))
+    wanted = image_input(resize_mode=resize_mode, interpolation=interpolation)
+    ours = eval_view(image(*shape), wanted, crop_pct=1.0)
+    assert torch.equal(ours, (theirs * 255).round().to(torch.uint8))
+    if resize_mode != "shortest":
+        assert torch.equal(ours, eval_view(image(*shape), wanted, crop_pct=0.5))
+
+
+def test_a_image_of_the_models_size_is_not_changed_without_a_crop() -> None:
+    expected = tensor(image(48, 48))
+    assert torch.equal(eval_view(image(48, 48), image_input(), crop_pct=1.0), expected)
+    assert not torch.equal(eval_view(image(48, 48), image_input()), expected)
+
+
+def test_a_normalised_evaluation_view_is_what_open_clips_preprocessing_gives() -> None:
+    cfg = PreprocessCfg(size=48)
+    wanted = ImageInput(48, cfg.mean, cfg.std)
+    view = eval_view(smooth(300, 400), wanted, crop_pct=1.0)
+    theirs = image_transform_v2(cfg, is_train=False)(smooth(300, 400))
+    assert torch.allclose(normalise(view[None], wanted)[0], theirs, atol=1e-5)
+
+
+def test_normalisation_is_per_channel() -> None:
+    views = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    out = normalise(views, ImageInput(2, (0.0, 0.5, 1.0), (1.0, 0.5, 2.0)))
+    assert out[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]

@@ -1,0 +1,288 @@
+"""Evaluation of a small classifier of real images, whose logits are known in full as well."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from tests.trainers import measures_by_hand as by_hand
+from trainers.config import DataConfig
+from trainers.data.class_map import ClassMap
+from trainers.data.dataset import ImageDataset
+from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.errors import ConfigError
+from trainers.evaluation.accumulators import MEASURES, DomainSums
+from trainers.evaluation.evaluate import (
+    Drift,
+    evaluate,
+    flat_metrics,
+    image_features,
+    metric_names,
+    summarise,
+)
+from trainers.models import ImageInput
+
+INPUT = ImageInput(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+CPU = torch.device("cpu")
+CLASSES = ("ant", "bee", "cat", "dog")
+LABELS = (0, 0, 0, 0, 1, 1, 3, 3, 3)
+SCALE = 9.0
+PAINTED = DataConfig(id_domain="real", ood_domains=("sketch", "clipart"))
+
+
+def pattern(label: int) -> np.ndarray:
+    """What the images of a class have in common, (8, 8, 3) of 0 and 1."""
+    return np.random.default_rng(100 + label).integers(0, 2, (8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine images; none of a cat."""
+    root = tmp_path_factory.mktemp("images")
+    images = []
+    for n, label in enumerate(LABELS):
+        buffer = io.BytesIO()
+        noise = np.random.default_rng(n).integers(0, 192, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise + 64 * pattern(label)).save(buffer, "PNG")
+        images.append(LabelledImage(buffer.getvalue(), f"{n}.png", label))
+    write_images(part_path(root, "real", "val"), images, CLASSES, {"crop_pct": "1.0"})
+    return root
+
+
+@pytest.fixture
+def images(root: Path) -> ImageDataset:
+    return ImageDataset(root, "real", "val")
+
+
+def encoder(seed: int) -> Callable[[Tensor], Tensor]:
+    """L2-normalised features of 5 dimensions; those of other seeds differ a little."""
+    base = torch.randn(3 * 8 * 8, 5, generator=torch.Generator().manual_seed(0))
+    change = torch.randn(3 * 8 * 8, 5, generator=torch.Generator().manual_seed(seed))
+    return lambda images: functional.normalize(images.flatten(1) @ (base + 0.1 * change), dim=-1)
+
+
+def classifier(seed: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    encode = encoder(seed)
+    patterns = np.stack([pattern(label) for label in range(len(CLASSES))])
+    head = encoder(1)(torch.tensor(patterns).permute(0, 3, 1, 2) - 0.5).T
+
+    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
+        features = encode(images)
+        return features, SCALE * features @ head
+
+    return classify
+
+
+def known(images: ImageDataset) -> Tensor:
+    """All images as the model is given them."""
+    views = np.stack([np.asarray(images.decode(n)) for n in range(len(images))])
+    return (torch.tensor(views).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+
+
+def drift_of(images: ImageDataset, texts: Tensor, rank: int = 0, world_size: int = 1) -> Drift:
+    features = image_features(
+        encoder(1), images, INPUT, batch_size=4, device=CPU, rank=rank, world_size=world_size
+    )
+    return Drift(features, moment(texts), SCALE)
+
+
+def moment(texts: Tensor) -> Tensor:
+    return texts.T @ texts / len(texts)
+
+
+@pytest.fixture(scope="module")
+def texts() -> Tensor:
+    drawn = torch.randn(7, 5, generator=torch.Generator().manual_seed(5))
+    return functional.normalize(drawn, dim=-1)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 9])
+def test_every_measure_is_that_by_hand(
+    images: ImageDataset, texts: Tensor, batch_size: int
+) -> None:
+    drift = drift_of(images, texts)
+    sums = evaluate(classifier(2), images, INPUT, batch_size=batch_size, device=CPU, drift=drift)
+    pixels, labels = known(images), np.array(LABELS)
+    features, logits = classifier(2)(pixels)
+    zero_shot = encoder(1)(pixels).double().numpy()
+    t = sums.temperature
+    expected = by_hand.measures(logits.numpy(), labels, t) | by_hand.drift(
+        features.double().numpy(), zero_shot, texts.double().numpy(), SCALE
+    )
+    assert sums.measures(t) == pytest.approx(expected, rel=1e-4)
+    assert expected["energy_gap"] > 0.1
+    assert expected["acc"] != expected["class_acc"]
+
+
+def test_a_model_that_has_not_moved_is_at_no_distance(images: ImageDataset, texts: Tensor) -> None:
+    drift = drift_of(images, texts)
+    sums = evaluate(classifier(1), images, INPUT, batch_size=4, device=CPU, drift=drift)
+    measures = sums.measures()
+    assert measures["energy_gap"] == measures["feature_distortion"] == 0
+
+
+def test_a_class_map_leaves_images_out_of_the_score_alone(
+    images: ImageDataset, texts: Tensor
+) -> None:
+    class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))  # the ants of this domain are none of the ID
+    drift = drift_of(images, texts)
+    sums = evaluate(
+        classifier(2),
+        images,
+        INPUT,
+        batch_size=4,  # the first batch has only ants
+        device=CPU,
+        class_map=class_map,
+        drift=drift,
+    )
+    pixels, labels = known(images), np.array(LABELS)
+    logits = classifier(2)(pixels)[1].numpy()[labels != 0]
+    own = np.stack([logits[:, :2].max(axis=1), logits[:, 2], logits[:, 3]], axis=1)
+    columns = np.array([{1: 0, 3: 2}[label] for label in labels[labels != 0]])
+    scored = sums.measures(2.0)
+    expected = by_hand.measures(own, columns, 2.0)
+    assert {name: scored[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    everything = evaluate(
+        classifier(2), images, INPUT, batch_size=9, device=CPU, drift=drift
+    ).measures()
+    assert scored["energy_gap"] == pytest.approx(everything["energy_gap"])
+    assert (sums.number, int(sums.compared)) == (5, 9)
+    only_cats = ClassMap(4, ((), (), (2,), ()))
+    with pytest.raises(ConfigError, match="real/val: none of its images is of a class"):
+        evaluate(classifier(2), images, INPUT, batch_size=4, device=CPU, class_map=only_cats)
+
+
+def test_zero_shot_features_of_another_share_are_refused(
+    images: ImageDataset, texts: Tensor
+) -> None:
+    half = drift_of(images, texts, rank=0, world_size=2)
+    with pytest.raises(ValueError, match="5 zero-shot features of a share of 9"):
+        evaluate(classifier(2), images, INPUT, batch_size=4, device=CPU, drift=half)
+
+
+class Workers:
+    """Threads that reduce over gloo, each with a process group of its own."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size, self._local, self._store = world_size, threading.local(), dist.HashStore()
+
+    def run(self, work: Callable[[int], DomainSums]) -> list[DomainSums]:
+        with ThreadPoolExecutor(self.world_size) as pool:
+            return list(pool.map(lambda rank: self._worker(rank, work), range(self.world_size)))
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        self._local.group.allreduce([tensor]).wait()
+
+    def _worker(self, rank: int, work: Callable[[int], DomainSums]) -> DomainSums:
+        limit = timedelta(seconds=20)
+        self._local.group = dist.ProcessGroupGloo(self._store, rank, self.world_size, limit)
+        return work(rank)
+
+
+@pytest.mark.parametrize("world_size", [2, 10])
+def test_workers_agree_on_what_one_alone_finds_though_a_forward_pass_takes_them_all(
+    root: Path, texts: Tensor, monkeypatch: pytest.MonkeyPatch, world_size: int
+) -> None:
+    """Of 2 workers one has 2 batches and the other 1; of 10 one has none at all."""
+    workers = Workers(world_size)
+    monkeypatch.setattr(dist, "all_reduce", workers.all_reduce)
+
+    def work(rank: int) -> DomainSums:
+        def together(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+            def forward(images: Tensor) -> Any:
+                workers.all_reduce(torch.ones(1))  # waits for all others
+                return model(images)
+
+            return forward
+
+        settings: dict[str, Any] = {
+            "batch_size": 4,
+            "device": CPU,
+            "rank": rank,
+            "world_size": world_size,
+            "lockstep": True,
+        }
+        images = ImageDataset(root, "real", "val")
+        before = image_features(together(encoder(1)), images, INPUT, **settings)
+        drift = Drift(before, moment(texts), SCALE)
+        return evaluate(together(classifier(2)), images, INPUT, drift=drift, **settings)
+
+    found = workers.run(work)
+    images = ImageDataset(root, "real", "val")
+    alone = evaluate(
+        classifier(2), images, INPUT, batch_size=9, device=CPU, drift=drift_of(images, texts)
+    )
+    for sums in found:
+        assert sums.measures(1.0) == found[0].measures(1.0)
+        assert sums.measures(1.0) == pytest.approx(alone.measures(1.0), rel=1e-5)
+        assert torch.equal(sums.total, torch.tensor([4.0, 2.0, 0.0, 3.0]).double())
+
+
+def sums_of(seed: int) -> DomainSums:
+    """Of random images, compared with a zero-shot model as well."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.arange(50) % 4
+    logits = functional.one_hot(labels) * 3.0 + (1 + seed) * torch.randn(50, 4, generator=rng)
+    shifts = torch.rand(2, 50, generator=rng)
+    return DomainSums.of(logits, labels, *shifts)
+
+
+BY_DOMAIN = {"real": sums_of(0), "sketch": sums_of(1), "clipart": sums_of(2)}
+
+
+def test_one_temperature_of_the_id_validation_split_is_for_all_domains() -> None:
+    flat = summarise(BY_DOMAIN, PAINTED, "val")
+    temperature = flat["id_val/temperature"]
+    assert temperature == BY_DOMAIN["real"].temperature != BY_DOMAIN["sketch"].temperature
+    expected = BY_DOMAIN["sketch"].measures(temperature)
+    assert {name: flat[f"ood_val/sketch/{name}"] for name in MEASURES} == expected
+
+
+def test_for_test_splits_the_temperature_is_given() -> None:
+    flat = summarise(BY_DOMAIN, PAINTED, "test", 2.0)
+    assert flat["id_test/temperature"] == 2.0
+    assert flat["id_test/ece_scaled"] == BY_DOMAIN["real"].measures(2.0)["ece_scaled"]
+    with pytest.raises(ValueError, match="test: the temperature is fitted on the validation"):
+        summarise(BY_DOMAIN, PAINTED, "test")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_names_say_domain_and_split_and_are_known_beforehand(split: str) -> None:
+    flat = summarise(BY_DOMAIN, PAINTED, split, 1.0)
+    assert set(flat) == set(metric_names(PAINTED, split))
+    assert f"ood_{split}/sketch/energy_gap" in flat
+    alone = DataConfig(id_domain="real", ood_domains=())
+    assert set(metric_names(alone, split)) == {
+        f"id_{split}/{name}" for name in (*MEASURES, "temperature")
+    }
+
+
+def test_means_are_over_domains_and_the_overall_one_over_distributions() -> None:
+    of = {"nll": 1.0, "feature_distortion": 0.5}
+    flat = flat_metrics(
+        {
+            "real": of | {"acc": 80.0},
+            "sketch": of | {"acc": 20.0},
+            "clipart": {"acc": 60.0, "nll": 4.0, "feature_distortion": 0.1},
+        },
+        PAINTED,
+        "val",
+    )
+    assert flat["id_val/acc"] == 80
+    assert flat["ood_val/mean_acc"] == 40
+    assert flat["val/mean_acc"] == 60
+    assert flat["ood_val/mean_nll"] == 2.5
+    assert flat["ood_val/mean_feature_distortion"] == pytest.approx(0.3)

@@ -1,0 +1,52 @@
+"""WiSE-FT's curve of a real run: when it is measured, and where it begins and ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainers.config import TrialConfig, with_overrides
+from trainers.errors import ConfigError
+from trainers.fine_tune import fine_tune
+from trainers.loop.state import load_split, start
+
+POINTS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
+
+
+@pytest.mark.parametrize("method", ["lipsum_ft", "wise_ft", "flyp", "r_adapter"])
+def test_it_goes_from_the_zero_shot_model_to_what_the_last_report_is_of(
+    method: str, trial: TrialConfig
+) -> None:
+    config = with_overrides(
+        trial,
+        {
+            "method": {"name": method} | ({"ema_decay": 0.5} if method == "r_adapter" else {}),
+            "optim.lr": 3e-2 if method == "r_adapter" else 1e-3,
+            "data.ood_domains": ["sketch"],
+            "eval.wise_alphas": [0, 0.3, 1],
+            "precision": "fp32",
+            "steps": 4,
+        },
+        "test",
+    )
+    first, last = (report.metrics for report in fine_tune(config))
+    assert not [name for name in first if name.startswith("wise/")]
+    swept = {name for name in last if name.startswith("wise/")}
+    assert swept == {f"wise/{alpha}/{name}" for alpha in ("0", "0.3", "1") for name in POINTS}
+    before = start(config).evaluate("val", load_split(config, "val"))
+    for name in POINTS:
+        assert last[f"wise/0/{name}"] == pytest.approx(before[name])
+        assert last[f"wise/1/{name}"] == pytest.approx(last[name])
+    assert {last[f"wise/1/{name}"] for name in POINTS} != {before[name] for name in POINTS}
+
+
+def test_a_run_without_ood_domains_has_a_curve_of_id_accuracy(trial: TrialConfig) -> None:
+    changes = {"data.ood_domains": [], "eval.wise_alphas": [0.5], "steps": 1, "method.name": "ft"}
+    (report,) = fine_tune(with_overrides(trial, changes, "test"))
+    swept = [name for name in report.metrics if name.startswith("wise/")]
+    assert swept == ["wise/0.5/id_val/acc"]
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_a_point_outside_of_the_line_is_refused(alpha: float, trial: TrialConfig) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.wise_alphas"):
+        with_overrides(trial, {"eval.wise_alphas": [alpha]}, "test")

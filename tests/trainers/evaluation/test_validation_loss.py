@@ -1,0 +1,117 @@
+"""The loss on ID validation images: which ones, in which order, and against sums over them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.trainers.curves import short
+from tests.trainers.methods import by_open_clip
+from tests.trainers.methods.by_hand import cross_entropy, log_softmax
+from trainers.config import TrialConfig
+from trainers.evaluation import validation_loss as id_loss
+from trainers.loop.state import TrainState, load_split, start
+from trainers.models.student import Outputs
+
+BATCH = 10
+
+
+@pytest.fixture
+def run(trial: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
+    """Of 24 ID validation images, three a class, looked at ten at a time."""
+    monkeypatch.setattr(id_loss, "BATCH_SIZE", BATCH)
+    return start(short(trial, "tpgm", precision="fp32"))
+
+
+class Looks:
+    """What the student is shown, as places in the validation split."""
+
+    def __init__(self, run: TrainState) -> None:
+        self.images, self.labels = by_open_clip.images_of(run.config)
+        self._places = {image.numpy().tobytes(): n for n, image in enumerate(self.images)}
+        assert len(self._places) == len(self.images) == 24
+        self._images = load_split(run.config, "val")["real"]
+
+    def of(self, run: TrainState, number: int) -> tuple[list[list[int]], list[float]]:
+        """The first so many batches, and the losses of the student as it is."""
+        shown: list[list[int]] = []
+
+        def see(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            shown.append([self._places[image.numpy().tobytes()] for image in arguments[0]])
+
+        loss = id_loss.id_losses(run, self._images)
+        with run.student.register_forward_pre_hook(see), torch.no_grad():
+            losses = [loss(run.weights).item() for _ in range(number)]
+        return shown, losses
+
+
+def test_every_image_is_seen_once_before_any_is_seen_twice(run: TrainState) -> None:
+    batches, _ = Looks(run).of(run, 12)
+    assert [len(batch) for batch in batches] == 12 * [BATCH]
+    order = [place for batch in batches for place in batch]
+    epochs = [order[start : start + 24] for start in range(0, 120, 24)]
+    assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_a_batch_mixes_classes_that_lie_one_after_the_other(run: TrainState) -> None:
+    looks = Looks(run)
+    assert looks.labels == sorted(looks.labels)
+    batches, _ = looks.of(run, 12)
+    assert all(len({looks.labels[place] for place in batch}) >= 5 for batch in batches)
+    assert len(set(looks.labels[:BATCH])) < 5
+
+
+def test_the_order_is_the_seed_s_and_begins_anew_with_every_evaluation(run: TrainState) -> None:
+    looks = Looks(run)
+    batches, losses = looks.of(run, 3)
+    assert looks.of(run, 3) == (batches, losses)
+    other_seed = replace(run, config=run.config.model_copy(update={"seed": 1}))
+    assert looks.of(other_seed, 3)[0] != batches
+
+
+def test_two_workers_see_halves_of_the_batches_that_one_sees(run: TrainState) -> None:
+    """They gather what they see; here each is asked alone, and their losses are averaged."""
+    looks = Looks(run)
+    batches, losses = looks.of(run, 8)
+    (first, of_first), (second, of_second) = (
+        looks.of(replace(run, rank=rank, world_size=2), 8) for rank in (0, 1)
+    )
+    for whole, one, two in zip(batches, first, second, strict=True):
+        assert len(one) == len(two) == BATCH // 2
+        assert sorted(one + two) == sorted(whole)
+    means = [(one + two) / 2 for one, two in zip(of_first, of_second, strict=True)]
+    assert means == pytest.approx(losses, rel=1e-5)
+
+
+def test_loss_and_its_gradient_equal_the_sums_over_the_images_seen(run: TrainState) -> None:
+    looks = Looks(run)
+    ((batch, *_), _) = looks.of(run, 1)
+    images, labels = looks.images[batch], [looks.labels[place] for place in batch]
+    weights = {name: value.clone() for name, value in run.weights.items()}
+    noise = torch.Generator().manual_seed(0)
+    for value in weights.values():
+        value += 0.01 * torch.randn(value.shape, generator=noise)
+    weights["head"].requires_grad_()
+    before = run.student.plain_state()
+    loss = id_loss.id_losses(run, load_split(run.config, "val")["real"])(weights)
+    loss.backward()
+
+    moved = {name: value.detach() for name, value in weights.items()}
+    features, s = by_open_clip.features(images, moved), by_open_clip.scale()
+    logits = s * features @ moved["head"].double().numpy().T
+    assert loss.item() == pytest.approx(cross_entropy(logits, labels), rel=1e-4)
+    gradient = np.zeros(logits.shape[1:] + features.shape[1:])
+    for row, label, f in zip(logits, labels, features, strict=True):
+        for k, log_p in enumerate(log_softmax(row)):
+            gradient[k] += s * (np.exp(log_p) - (k == label)) * f / len(labels)
+    assert weights["head"].grad is not None
+    np.testing.assert_allclose(weights["head"].grad.numpy(), gradient, rtol=1e-3, atol=1e-4)
+    # The student itself is as it was.
+    assert all(torch.equal(value, before[n]) for n, value in run.student.plain_state().items())
+    outputs: Outputs = run.student(images)
+    assert not np.allclose(outputs.logits.detach().numpy(), logits, atol=1e-2)

@@ -1,0 +1,46 @@
+"""Models that run out of memory above a number of images, for runs on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainers.loop.state import TrainState, start
+
+
+def limit_images(most: int, where: str, from_step: int = 0) -> Callable[..., TrainState]:
+    """`start` of a run in which more images at a time raise what PyTorch raises on a GPU.
+
+    Args:
+        most: that fit.
+        where: in the `student`'s forward pass, in its `backward` pass, in the `teacher`'s forward
+            pass, or in the student's while `all` of it trains. Evaluations always fit.
+        from_step: the first step in which that is so.
+    """
+
+    def start_limited(*arguments: Any, **options: Any) -> TrainState:
+        run = start(*arguments, **options)
+        encoder = run.zero_shot.visual if where == "teacher" else run.student.visual
+
+        def before(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            if not run.student.training or (where == "all" and run.student.head_alone):
+                return
+            if run.progress.step < from_step:
+                return
+            if len(inputs[0]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
+
+        def after(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(lambda gradient: before(module, (gradient,)))
+
+        if where == "backward":
+            encoder.register_forward_hook(after)
+        else:
+            encoder.register_forward_pre_hook(before)
+        return run
+
+    return start_limited

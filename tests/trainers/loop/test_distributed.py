@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tests.conftest import CLASSES
+from tests.trainers.curves import PARTS, Curve, assert_near, curve, short
+from tests.trainers.loop.short_memory import limit_images
+from tests.trainers.workers import TwoWorkers
+from trainers import fine_tune as loop
+from trainers.config import TrialConfig
+from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.loop.distributed import any_worker, average_gradients, averaged, gather
+from trainers.loop.state import start
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ft": {},
+    "lp_ft": {"probe_fraction": 0.34, "probe_lr": 1e-2},
+    "ema": {"ema_decay": 0.5},
+    "wise_ft": {},
+    "l2_sp": {"reg_weight": 3},
+    "lipsum_ft": {"text_count": 16},
+    "flyp": {},
+    "star_ft": {},
+    "carot": {"teacher_updates": 3},
+    "r_adapter": {"ema_decay": 0.5},
+}
+
+
+def configured(trial: TrialConfig, method: str, **overrides: Any) -> TrialConfig:
+    """Adam's eps is above rounding: see `test_step`."""
+    return short(trial, {"name": method, **METHODS[method]}, **{"optim__eps": 1e-3, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("method", "parallel", "parts"),
+    [
+        ("lipsum_ft", "ddp", None),
+        ("lp_ft", "ddp", None),
+        ("carot", "ddp", 3),
+        ("r_adapter", "ddp", None),
+        ("ema", "fsdp", None),
+        ("wise_ft", "fsdp", None),
+        ("l2_sp", "fsdp", 3),
+        ("lipsum_ft", "fsdp", None),
+        ("flyp", "fsdp", 3),
+    ],
+)
+def test_two_workers_have_the_curve_of_one(
+    trial: TrialConfig, two_workers: TwoWorkers, method: str, parallel: str, parts: int | None
+) -> None:
+    sweep: dict[str, Any] = {"eval__wise_alphas": [0.25]} if method == "wise_ft" else {}
+    alone = configured(trial, method, **sweep)
+    together = configured(trial, method, parallel=parallel, optim__micro_batch_size=parts, **sweep)
+    first, second = two_workers(curve, together)
+    assert first == second
+    assert_near(first, curve(alone))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_gradients_of_all_workers_together_are_clipped(
+    trial: TrialConfig, two_workers: TwoWorkers, parallel: str
+) -> None:
+    settings: dict[str, Any] = {"optim__clip_grad_norm": 0.5, "optim__eps": 1.0, "optim__lr": 0.5}
+    clipped = curve(configured(trial, "ft", **settings))
+    first, _ = two_workers(curve, configured(trial, "ft", parallel=parallel, **settings))
+    assert_near(first, clipped)
+    unclipped = curve(configured(trial, "ft", optim__eps=1.0, optim__lr=0.5))
+    assert abs(unclipped[0]["id_val/nll"] - clipped[0]["id_val/nll"]) > 1e-2
+
+
+def test_shards_go_with_checkpointing_and_with_16_bits(
+    trial: TrialConfig, two_workers: TwoWorkers
+) -> None:
+    options: dict[str, Any] = {"activation_checkpointing": True, "precision": "fp16", "steps": 2}
+    replicas, shards = (
+        two_workers(curve, configured(trial, "flyp", parallel=parallel, **options))
+        for parallel in ("ddp", "fsdp")
+    )
+    assert shards[0] == shards[1]
+    assert_near(shards[0], replicas[0])
+
+
+def test_each_worker_holds_half_of_what_trains_and_of_the_teachers_image_encoder(
+    trial: TrialConfig, two_workers: TwoWorkers
+) -> None:
+    whole = start(configured(trial, "flyp"))
+    teacher = list(whole.zero_shot.visual.parameters())
+    wanted = [_numbers(whole.student.trained.values()), _numbers(teacher)]
+    found = two_workers(_held, configured(trial, "flyp", parallel="fsdp", steps=1))
+    assert [one + other for one, other in zip(*found, strict=True)] == wanted
+    assert max(found[0]) < 0.55 * max(wanted)
+
+
+def _held(config: TrialConfig) -> list[int]:
+    """Numbers here of the student, in a state in which nothing is gathered, and of its teacher."""
+    (report,) = loop.fine_tune(config)
+    run = report.run
+    return [_numbers(run.student.trained.values()), _numbers(run.zero_shot.visual.parameters())]
+
+
+def _numbers(parameters: Any) -> int:
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in parameters]
+    return sum(tensor.numel() for tensor in local)
+
+
+def test_domains_are_evaluated_that_a_worker_has_less_or_nothing_of(
+    trial: TrialConfig, two_workers: TwoWorkers, images_root: Path, tmp_path: Path
+) -> None:
+    """In batches of two images of shards, which all workers must call equally often: of five the
+    first worker has two batches and the second one; of one it has one and the second none."""
+    for domain in trial.data.domains:
+        (tmp_path / domain).symlink_to(images_root / domain)
+    for domain, size in (("sketch", 1), ("painting", 5)):
+        rows = pq.read_table(part_path(images_root, domain, "val")).to_pylist()[:size]
+        images = [LabelledImage(row["image"]["bytes"], "x", row["label"]) for row in rows]
+        (tmp_path / domain).unlink()
+        write_images(part_path(tmp_path, domain, "val"), images, CLASSES, {})
+    changes: dict[str, Any] = {
+        "data__root": str(tmp_path),
+        "data__ood_domains": ["sketch", "painting"],
+        "eval__batch_size": 2,
+        "steps": 2,
+    }
+    first, second = two_workers(curve, configured(trial, "ft", parallel="fsdp", **changes))
+    assert first == second
+    assert_near(first, curve(configured(trial, "ft", **changes)))
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        ("ft", ("student", "backward")),
+        ("star_ft", ("backward", "teacher")),
+        ("star_ft", (None, "teacher")),
+    ],
+)
+def test_workers_that_run_out_of_memory_at_different_places_agree_on_smaller_parts(
+    trial: TrialConfig, two_workers: TwoWorkers, method: str, where: tuple[str | None, str | None]
+) -> None:
+    config = configured(trial, method, steps=2)
+    in_twos = configured(trial, method, steps=2, optim__micro_batch_size=2)
+    from_the_start = two_workers(curve, in_twos)
+    halved = two_workers(_curve_in_short_memory, config, where)
+    assert halved == from_the_start
+    assert {report[PARTS] for report in halved[0]} == {2}
+
+
+def _curve_in_short_memory(
+    config: TrialConfig, where: tuple[str | None, ...], from_step: int = 0
+) -> Curve:
+    """Of a run in which three images at a time are one too many, or none where it is nowhere."""
+    place = where[dist.get_rank()]
+    if place is not None:
+        loop.start = limit_images(2, place, from_step)
+    try:
+        return curve(config)
+    finally:
+        loop.start = start
+
+
+def test_workers_agree_on_smaller_parts_after_an_evaluation_too(
+    trial: TrialConfig, two_workers: TwoWorkers
+) -> None:
+    """It may leave other weights behind, and so less memory than there was."""
+    config = configured(trial, "wise_ft", steps=6)
+    first, second = two_workers(_curve_in_short_memory, config, ("student", None), 3)
+    assert first == second
+    assert [report[PARTS] for report in first] == [4, 2]
+
+
+@pytest.mark.parametrize(("parallel", "from_step"), [("ddp", 2), ("fsdp", 0)])
+def test_memory_that_fails_in_the_midst_of_reductions_ends_the_run(
+    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, from_step: int
+) -> None:
+    """No worker can take a step again while another waits for it: a restart can."""
+    config = configured(trial, "ft", parallel=parallel)
+    said = two_workers(_out_of_memory, config, from_step)
+    assert all("Tried to allocate" in message for message in said)
+
+
+def _out_of_memory(config: TrialConfig, from_step: int) -> str:
+    try:
+        _curve_in_short_memory(config, ("student", "student"), from_step)
+    except torch.OutOfMemoryError as error:
+        return str(error)
+    return "it fits"
+
+
+def test_a_gradient_through_gather_is_that_of_one_process(two_workers: TwoWorkers) -> None:
+    """Of a loss in which every row meets every other, and of one parameter that is replicated."""
+    weight = nn.Parameter(_weight())
+    features = _rows() @ weight
+    whole = _loss(features)
+    wanted = torch.autograd.grad(whole, weight)[0]
+    for rank, (loss, gradient, gathered) in enumerate(two_workers(_through_gather)):
+        assert loss == pytest.approx(whole.item(), rel=1e-12)
+        assert torch.allclose(torch.tensor(gradient, dtype=torch.float64), wanted, rtol=1e-10), rank
+        assert gathered == features.tolist()
+
+
+def _through_gather() -> tuple[float, Any, Any]:
+    rank, weight = dist.get_rank(), nn.Parameter(_weight())
+    rows = _rows()[3 * rank : 3 * (rank + 1)]
+    gathered = gather(rows @ weight)
+    loss = _loss(gathered)
+    loss.backward()
+    average_gradients([weight])
+    assert weight.grad is not None
+    return loss.item(), weight.grad.tolist(), gathered.tolist()
+
+
+def _rows() -> Tensor:
+    return torch.linspace(-1, 2, 24, dtype=torch.float64).square().reshape(6, 4)
+
+
+def _weight() -> Tensor:
+    return torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+
+
+def _loss(features: Tensor) -> Tensor:
+    return (features @ features.T).logsumexp(dim=1).sum()
+
+
+def test_workers_tell_each_other_flags_and_means(two_workers: TwoWorkers) -> None:
+    assert two_workers(_flags_and_means) == [(True, True, False, 1.5)] * 2
+
+
+def _flags_and_means() -> tuple[bool, bool, bool, float]:
+    rank, cpu = dist.get_rank(), torch.device("cpu")
+    flags = [any_worker(flag, cpu) for flag in (rank == 0, rank == 1, False)]
+    return flags[0], flags[1], flags[2], float(averaged(torch.tensor(1.0 + rank)))
+
+
+def test_whoever_is_alone_gathers_and_averages_nothing() -> None:
+    rows = torch.rand(3, 2)
+    assert gather(rows) is rows
+    assert averaged(rows) is rows
+    assert not any_worker(False, rows.device)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainers.curves import short
+from tests.trainers.methods.contract import untimed
+from trainers import fine_tune as loop
+from trainers.config import TrialConfig
+from trainers.fine_tune import fine_tune
+from trainers.loop.precision import Precision
+from trainers.loop.state import TrainState, open_images, start
+from trainers.loop.step import Stepper
+
+CPU = torch.device("cpu")
+SCALE = 256.0
+"""Of losses in float16, so small that nothing of the embedded model's overflows."""
+
+
+def test_auto_is_float32_where_there_is_no_gpu() -> None:
+    automatic = Precision("auto", CPU)
+    assert automatic.dtype == torch.float32
+    with automatic.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_matrix_products_are_done_in_16_bits(name: str, dtype: torch.dtype) -> None:
+    with Precision(name, CPU).autocast():  # type: ignore[arg-type]
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_float16_alone_scales_its_losses() -> None:
+    enabled = [Precision(n, CPU).scaler().is_enabled() for n in ("auto", "fp32", "bf16", "fp16")]  # type: ignore[arg-type]
+    assert enabled == [False, False, False, True]
+
+
+@pytest.mark.parametrize("method", ["lipsum_ft", "flyp"])
+def test_steps_in_16_bits_are_near_those_in_32_and_weights_stay_in_32(
+    trial: TrialConfig, method: str
+) -> None:
+    exact, brain, half = (_steps(trial, method, name) for name in ("fp32", "bf16", "fp16"))
+    for figures, tolerance in ((brain, 0.15), (half, 0.05)):
+        assert not torch.equal(figures, exact)
+        assert torch.allclose(figures, exact, rtol=tolerance, atol=tolerance)
+
+
+def _steps(trial: TrialConfig, method: str, precision: str) -> torch.Tensor:
+    """Loss, task loss, regulariser and gradient norm of three steps, (3, 4)."""
+    run = start(short(trial, method, precision=precision, optim__micro_batch_size=4))
+    if run.scaler.is_enabled():
+        run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": SCALE})
+    figures = _take(run, 3)
+    assert {p.dtype for p in run.student.parameters()} == {torch.float32}
+    return torch.stack(figures)
+
+
+def _take(run: TrainState, steps: int) -> list[torch.Tensor]:
+    data, stepper = run.config.data, Stepper(run)
+    batches = loop._batches(run, open_images(data, data.id_domain, "train"))
+    pairs = zip(range(steps), batches, strict=False)
+    return [stepper.step(number, *batch, lr=1e-4) for number, batch in pairs]
+
+
+def test_a_step_that_overflows_is_left_out_and_the_next_scale_is_half(trial: TrialConfig) -> None:
+    run = start(short(trial, "ft", precision="fp16", optim__clip_grad_norm=1.0))
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.0**30})
+    before = {name: value.clone() for name, value in run.weights.items()}
+    (figures,) = _take(run, 1)
+    assert figures.isfinite().all()
+    assert figures[0] > 0
+    assert figures[3] == 0  # a norm that nothing was done with
+    assert run.scaler.get_scale() == 2.0**29
+    for name, value in run.weights.items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_run_in_float16_outlives_overflows(
+    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "start", _start_at_a_great_scale)
+    (report,) = fine_tune(short(trial, "ft", steps=8, eval__every=8, precision="fp16"))
+    taken = {int(state["step"]) for state in report.run.optimizer.state.values()}
+    halved = 22 - math.log2(report.run.scaler.get_scale())
+    assert halved > 0
+    assert taken == {8 - halved}
+    assert all(math.isfinite(value) for value in report.metrics.values())
+
+
+def test_a_resumed_run_in_float16_goes_on_with_its_scale_and_is_equal_to_the_last_bit(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = short(trial, "ft", precision="fp16", steps=4, eval__every=2)
+    monkeypatch.setattr(loop, "start", _start_at_a_great_scale)
+    undisturbed = fine_tune(config)
+    first = next(undisturbed)
+    first.save(tmp_path)
+    scale = first.run.scaler.get_scale()
+    *_, last = undisturbed
+    monkeypatch.undo()
+    resumed = fine_tune(config, resume_from=tmp_path)
+    repeated = next(resumed)
+    assert repeated.run.scaler.get_scale() == scale != Precision("fp16", CPU).scaler().get_scale()
+    *_, again = resumed
+    assert untimed(again) == untimed(last)
+    pairs = zip(last.run.student.parameters(), again.run.student.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def _start_at_a_great_scale(*arguments: Any, **options: Any) -> TrainState:
+    """A run whose first steps overflow."""
+    run = start(*arguments, **options)
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.0**22})
+    return run

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.trainers.curves import PARTS, Curve, assert_near, curve, short
+from tests.trainers.loop.short_memory import limit_images
+from tests.trainers.methods.contract import untimed
+from tests.trainers.workers import TwoWorkers
+from trainers import fine_tune as loop
+from trainers.config import TrialConfig
+from trainers.data.transforms import normalise
+from trainers.fine_tune import fine_tune
+from trainers.loop.state import TrainState, open_images, start
+from trainers.loop.step import Stepper
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "ft"},
+        {"name": "lipsum_ft", "text_count": 16},
+        {"name": "l2_sp", "reg_weight": 3},
+        {"name": "flyp"},
+        {"name": "star_ft"},
+        {"name": "carot", "teacher_updates": 3},
+        {"name": "r_adapter", "ema_decay": 0.5},
+    ],
+    ids=lambda method: method["name"],
+)
+def test_a_step_is_the_same_in_parts_of_any_size(
+    trial: TrialConfig, method: dict[str, Any]
+) -> None:
+    """Adam's eps is above rounding, or the sign of gradients that are 0 would be of no account:
+    in the first step of StarFT those of words that only its spurious texts have."""
+    whole, *parts = (
+        curve(short(trial, method, optim__micro_batch_size=size, optim__eps=1e-3))
+        for size in (8, 1, 3)
+    )
+    for size, found in zip((1, 3), parts, strict=True):
+        assert_near(found, whole)
+        assert {report[PARTS] for report in found} == {size}
+
+
+def test_parts_are_no_larger_than_the_batch(trial: TrialConfig) -> None:
+    whole, larger = short(trial, "ft"), short(trial, "ft", optim__micro_batch_size=64)
+    assert curve(whole) == curve(larger)
+
+
+def test_a_clipped_step_is_pytorchs_and_the_norm_that_is_told_is_from_before(
+    trial: TrialConfig,
+) -> None:
+    """With so large an eps, Adam's step is in proportion to the gradient."""
+    limit, settings = 0.5, {"optim__eps": 1.0, "optim__lr": 1.0, "optim__warmup_fraction": 0.0}
+    one_step = short(trial, "ft", steps=1, optim__clip_grad_norm=limit, **settings)
+    (report,) = fine_tune(one_step)
+
+    run = start(one_step)
+    run.student.requires_grad_(True)
+    views, labels = first_batch(run)
+    images = normalise(views, run.zero_shot.image_input)
+    functional.cross_entropy(run.student(images).logits, labels).backward()
+    parameters = list(run.student.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    torch.optim.AdamW(parameters, lr=1.0, eps=1.0, weight_decay=0.0).step()
+
+    assert norm > 2 * limit
+    assert report.metrics["train/grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+    stepped = dict(report.run.student.named_parameters())
+    for name, parameter in run.student.named_parameters():
+        assert torch.allclose(stepped[name], parameter, atol=1e-6), name
+
+
+def first_batch(run: TrainState) -> tuple[torch.Tensor, torch.Tensor]:
+    data = run.config.data
+    return next(loop._batches(run, open_images(data, data.id_domain, "train")))
+
+
+def test_memory_that_gets_short_halves_the_parts_from_then_on(
+    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "start", limit_images(4, "student", from_step=2))
+    first, second = curve(short(trial, "ft", steps=4, eval__every=2))
+    assert (first[PARTS], second[PARTS]) == (8, 4)
+
+
+LimitImages = Callable[..., None]
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> LimitImages:
+    """Makes models of runs that begin from now on run out of memory above so many images."""
+
+    def limit(most: int, where: str = "student") -> None:
+        monkeypatch.setattr(loop, "start", limit_images(most, where))
+
+    return limit
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        ("ft", "student"),
+        ("ft", "backward"),
+        ("flyp", "backward"),
+        ("star_ft", "teacher"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_taken_again_in_parts_of_half_the_size(
+    trial: TrialConfig, method: str, where: str, limited: LimitImages
+) -> None:
+    from_the_start = curve(short(trial, method, steps=2, optim__micro_batch_size=2))
+    limited(3, where)
+    halved = curve(short(trial, method, steps=2))
+    assert halved == from_the_start  # 8, 4, 2
+    assert {report[PARTS] for report in halved} == {2}
+
+
+def test_a_resumed_run_takes_its_steps_in_the_parts_that_fitted(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: LimitImages
+) -> None:
+    limited(3)
+    config = short(trial, "ft", steps=4, eval__every=2)
+    interrupted = fine_tune(config)
+    next(interrupted).save(tmp_path)
+    rest = [report.metrics["train/loss"] for report in interrupted]
+    monkeypatch.undo()  # a machine with more memory
+    *_, last = curve(config, resume_from=tmp_path)
+    assert last[PARTS] == 2
+    assert [last["train/loss"]] == rest
+
+
+def test_workers_that_go_on_where_there_is_less_memory_agree_on_smaller_parts(
+    trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
+) -> None:
+    """Two workers, and neither at the beginning of the training nor after an evaluation."""
+    config = short(trial, "ft", steps=6, eval__every=6, optim__eps=1e-3)
+    undisturbed, _ = two_workers(_saved_after_four_steps, config, tmp_path)
+    resumed, other = two_workers(_resumed_in_short_memory, config, tmp_path)
+    assert resumed == other
+    assert_near(resumed, undisturbed)
+    assert [report[PARTS] for report in (*undisturbed, *resumed)] == [4, 2]
+
+
+def _saved_after_four_steps(config: TrialConfig, folder: Path) -> Curve:
+    found = []
+    for report in fine_tune(config, save_now=iter([False] * 3 + [True, False]).__next__):
+        if report.metrics:
+            found.append(untimed(report))
+        else:
+            assert report.step == 4
+            report.save(folder)
+    return found
+
+
+def _resumed_in_short_memory(config: TrialConfig, folder: Path) -> Curve:
+    loop.start = limit_images(2, "student")
+    try:
+        return curve(config, resume_from=folder)
+    finally:
+        loop.start = start
+
+
+def test_what_fits_while_the_head_alone_trains_is_halved_when_all_does(
+    trial: TrialConfig, limited: LimitImages
+) -> None:
+    limited(4, "all")
+    probe = {"name": "lp_ft", "probe_fraction": 0.5}
+    first, second = curve(short(trial, probe, steps=4, eval__every=2))
+    assert (first[PARTS], second[PARTS]) == (8, 4)
+
+
+def test_a_single_image_that_does_not_fit_ends_the_run_with_what_to_do(
+    trial: TrialConfig, limited: LimitImages
+) -> None:
+    limited(0)
+    with pytest.raises(torch.OutOfMemoryError) as said:
+        curve(short(trial, "ft"))
+    (line,) = str(said.value).splitlines()
+    for key in ("optim.micro_batch_size = 1", "activation_checkpointing = true", "parallel = "):
+        assert key in line
+
+
+def test_other_errors_of_a_step_are_not_taken_for_want_of_memory(trial: TrialConfig) -> None:
+    run = start(short(trial, "ft"))
+    views, labels = first_batch(run)
+    with pytest.raises(IndexError):
+        Stepper(run).step(0, views, labels + len(run.class_names), lr=1e-3)
+    assert run.micro_batch_size == trial.optim.batch_size

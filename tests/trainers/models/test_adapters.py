@@ -1,0 +1,160 @@
+"""Merged adapters against adapters that stand in the network, as forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tests.trainers.tiny_models import KINDS, random_model, write_config
+from trainers.errors import ConfigError
+from trainers.models import RANDOM, ModelConfig, pooled_features
+from trainers.models.adapters import GAIN, Adapters
+from trainers.models.prompts import Prompts
+from trainers.models.student import Student
+from trainers.models.zero_shot import load_zero_shot
+
+PROMPTS = Prompts(("cat", "dog"), ("a {}.",))
+TIMM_VIT = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}
+
+
+def student_of(kind: str, folder: Path) -> Student:
+    """With random adapters in it."""
+    model = random_model(folder, kind) if kind in KINDS else timm_vit(folder)
+    student = Student(load_zero_shot(model, PROMPTS), "adapters")
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in student.trained.values():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=rng))
+    return student
+
+
+def timm_vit(folder: Path) -> ModelConfig:
+    path = write_config(folder, "timm", vision_cfg=TIMM_VIT)
+    return ModelConfig(name=str(path), pretrained=RANDOM)
+
+
+@contextmanager
+def hooked(encoder: nn.Module, adapters: Adapters, scale: Tensor) -> Iterator[None]:
+    """Within the block, ``x + scale g A x`` stands after every attention and every MLP."""
+    with ExitStack() as stack:
+        for index, site in enumerate(adapters.sites):
+            change = scale[index] * adapters.gains[index] * adapters.maps[index]
+            module = encoder.get_submodule(site.rpartition(".")[0])
+
+            def adapt(_: nn.Module, __: Any, output: Any, change: Tensor = change) -> Any:
+                branch = output[0] if isinstance(output, tuple) else output
+                adapted = branch + branch @ change.T
+                return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
+
+            stack.enter_context(module.register_forward_hook(adapt))
+        yield
+
+
+@pytest.mark.parametrize("kind", ["clip", "custom-text", "quick-gelu", "coca", "timm-vit"])
+def test_merged_adapters_say_what_adapters_in_the_network_say(kind: str, tmp_path: Path) -> None:
+    student = student_of(kind, tmp_path)
+    size = 160 if kind == "timm-vit" else 32
+    images = torch.randn(3, 3, size, size)
+    tokens = torch.randint(1, 49_000, (3, 24))
+    tokens[:, -1] = 49_407
+    scale = torch.tensor([1.25, 0.0, 1.0, 2.0] * (student.num_adapters // 4))
+    assert student.visual_adapters is not None
+    assert student.text_adapters is not None
+    first = len(student.visual_adapters)
+    text = cast(nn.Module, student.text)
+    with torch.no_grad():
+        found = student(images, tokens[None], scale)
+        plain = pooled_features(student.visual, images)
+        with hooked(student.visual, student.visual_adapters, scale[:first]):
+            features = pooled_features(student.visual, images)
+        with hooked(text, student.text_adapters, scale[first:]):
+            text_features = text(tokens)
+    normalize = nn.functional.normalize
+    assert (normalize(features, dim=-1) - normalize(plain, dim=-1)).abs().max() > 1e-3
+    torch.testing.assert_close(found.features, normalize(features, dim=-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.text_features[0], text_features, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["clip", "coca"])
+def test_every_block_of_both_encoders_has_two_and_captioning_none(
+    kind: str, tmp_path: Path
+) -> None:
+    student = student_of(kind, tmp_path)
+    assert student.num_adapters == 2 * (2 + 2)
+    outputs = student(torch.randn(2, 3, 32, 32), torch.randint(1, 49_407, (1, 2, 24)))
+    (outputs.features.sum() + outputs.text_features.sum()).backward()
+    for name, parameter in student.trained.items():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()), name
+    assert {name.partition(".")[0] for name in student.trained} == {
+        "visual_adapters",
+        "text_adapters",
+    }
+
+
+def test_new_adapters_change_nothing_and_can_learn(tmp_path: Path) -> None:
+    student = Student(load_zero_shot(random_model(tmp_path, "clip"), PROMPTS), "adapters")
+    assert student.visual_adapters is not None
+    assert student.visual_adapters.gains.tolist() == pytest.approx([GAIN] * 4)
+    images = torch.randn(3, 3, 32, 32)
+    features = student(images).features
+    plain = nn.functional.normalize(pooled_features(student.visual, images), dim=-1)
+    torch.testing.assert_close(features, plain, rtol=0, atol=1e-6)
+    features.square().sum(dim=0)[0].backward()
+    assert all(bool(a.grad.any()) for a in student.visual_adapters.maps if a.grad is not None)
+    assert all(a.grad is not None for a in student.visual_adapters.maps)
+
+
+def test_dropping_leaves_the_expected_weights_as_they_are(tmp_path: Path) -> None:
+    student = student_of("clip", tmp_path)
+    adapters, encoder = student.visual_adapters, student.visual
+    assert adapters is not None
+    p, expected = 0.2, adapters.merged(encoder)
+    mean = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for kept in product((0, 1), repeat=len(adapters)):  # every outcome with its probability
+        probability = (1 - p) ** sum(kept) * p ** (len(kept) - sum(kept))
+        scale = torch.tensor(kept) / (1 - p)
+        for name, value in adapters.merged(encoder, scale).items():
+            mean[name] += probability * value
+    for name, value in expected.items():
+        torch.testing.assert_close(mean[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapter_that_is_dropped_leaves_its_layer_as_it_was(tmp_path: Path) -> None:
+    student = student_of("clip", tmp_path)
+    adapters = student.visual_adapters
+    assert adapters is not None
+    merged = adapters.merged(student.visual, torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    for index, site in enumerate(adapters.sites):
+        layer = cast(nn.Linear, student.visual.get_submodule(site))
+        same = torch.equal(merged[f"{site}.weight"], layer.weight)
+        assert same == (index == 0)
+
+
+def test_what_is_exported_needs_no_adapters(tmp_path: Path) -> None:
+    student = student_of("clip", tmp_path)
+    images = torch.randn(3, 3, 32, 32)
+    visual = {
+        name.removeprefix("visual."): value
+        for name, value in student.plain_state().items()
+        if name.startswith("visual.")
+    }
+    with torch.no_grad():
+        plain = functional_call(student.visual, visual, (images,))
+        found = student(images).features
+    torch.testing.assert_close(found, nn.functional.normalize(plain, dim=-1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "timm"])
+def test_an_encoder_without_transformer_blocks_is_refused(kind: str, tmp_path: Path) -> None:
+    zero_shot = load_zero_shot(random_model(tmp_path, kind), PROMPTS)
+    with pytest.raises(ConfigError, match="the model has none in one of its encoders"):
+        Student(zero_shot, "adapters")

@@ -1,0 +1,154 @@
+"""Real fine-tunings of every kind of model, exported, and read by open_clip alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.trainers.exported import open_clip_logits
+from tests.trainers.tiny_models import random_model
+from trainers.checkpoints.format import load_weights
+from trainers.config import TrialConfig, with_overrides
+from trainers.fine_tune import fine_tune
+from trainers.loop.state import TrainState
+from trainers.models import ModelConfig, load_clip, tiny_clip
+from trainers.models.averaging import swapped_in
+from trainers.models.export import Classifier, classifier, write_open_clip
+
+KINDS_AND_METHODS = [
+    ("clip", "ft"),
+    ("clip", "flyp"),
+    ("clip", "r_adapter"),
+    ("quick-gelu", "wise_ft"),
+    ("custom-text", "flyp"),
+    ("custom-text", "r_adapter"),
+    ("timm", "ft"),
+    ("coca", "flyp"),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS_AND_METHODS, ids=lambda both: "-".join(both))
+def trained(
+    request: pytest.FixtureRequest, images_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainState, Path]:
+    """A run after its last step, and its checkpoint."""
+    kind, method = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    config = TrialConfig.model_validate(
+        {
+            "model": random_model(folder, kind).model_dump(),
+            "data": {"root": str(images_root), "ood_domains": ["sketch"]},
+            "method": {"name": method} | ({"ema_decay": 0.5} if method == "r_adapter" else {}),
+            "optim": {"lr": 5e-2 if method == "r_adapter" else 3e-3, "batch_size": 8},
+            "precision": "fp32",
+            "steps": 2,
+        }
+    )
+    *_, last = fine_tune(config)
+    last.save(folder / "checkpoint")
+    return last.run, folder / "checkpoint"
+
+
+def pixels(run: TrainState) -> Tensor:
+    size = run.zero_shot.image_input.size
+    return torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def exported_logits(
+    run: TrainState, checkpoint: Path, to: Path, alpha: float | None = None
+) -> Tensor:
+    model = run.config.model
+    weights, class_names = load_weights(checkpoint)
+    assert class_names == run.class_names
+    found = classifier(model, run.config.data.rules.prompts(class_names), weights, alpha)
+    write_open_clip(to, model, found)
+    return open_clip_logits(to, pixels(run))
+
+
+def run_logits(run: TrainState, weights: Mapping[str, Tensor]) -> Tensor:
+    with run.holding(weights):
+        return run.classify(pixels(run))[1]
+
+
+def evaluated(run: TrainState) -> Mapping[str, Tensor]:
+    return run.weights if run.eval_weights is None else run.eval_weights
+
+
+def test_open_clip_loads_the_export_and_says_what_the_run_said(
+    trained: tuple[TrainState, Path], tmp_path: Path
+) -> None:
+    run, checkpoint = trained
+    logits = exported_logits(run, checkpoint, tmp_path)
+    torch.testing.assert_close(logits, run_logits(run, evaluated(run)), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits, run_logits(run, run.initial), atol=1e-3)
+
+
+def test_wise_ft_is_the_zero_shot_model_at_0_and_the_fine_tuned_one_at_1(
+    trained: tuple[TrainState, Path], tmp_path: Path
+) -> None:
+    run, checkpoint = trained
+    for alpha, weights in ((0.0, run.initial), (1.0, evaluated(run))):
+        logits = exported_logits(run, checkpoint, tmp_path / str(alpha), alpha)
+        torch.testing.assert_close(logits, run_logits(run, weights), rtol=1e-5, atol=1e-5)
+
+
+def test_wise_ft_in_between_is_the_mean_of_every_weight(
+    trained: tuple[TrainState, Path], tmp_path: Path
+) -> None:
+    run, checkpoint = trained
+    logits = exported_logits(run, checkpoint, tmp_path, alpha=0.25)
+    with swapped_in(run.student.trained, run.initial):
+        before = {n: v.clone() for n, v in run.student.plain_state().items()}
+    after = load_file(checkpoint / "student.safetensors")
+    mean = {n: 0.75 * before[n] + 0.25 * v for n, v in after.items()}
+    exported = load_file(tmp_path / "open_clip_model.safetensors")
+    for name, value in mean.items():
+        decoder = name.startswith("text.text_decoder.")  # which open_clip leaves uninitialised
+        if name != "head" and after[name].is_floating_point() and not decoder:
+            torch.testing.assert_close(exported[name.removeprefix("text.")], value)
+    head = load_file(tmp_path / "head.safetensors")["head"]
+    if run.student.text is None:
+        torch.testing.assert_close(head, mean["head"])
+    else:  # of the text encoder in between, which is not the mean of both heads
+        torch.testing.assert_close(head.norm(dim=-1), torch.ones(len(head)))
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+        prompts = run.zero_shot.prompts
+        texts = run.zero_shot.tokenizer(prompts.of(prompts.names[3]))
+        with torch.no_grad():
+            row = model.eval().encode_text(texts, normalize=True).mean(dim=0)
+        torch.testing.assert_close(head[3], row / row.norm(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits, run_logits(run, evaluated(run)), atol=1e-3)
+
+
+def test_a_point_of_a_runs_own_sweep_is_the_export_with_that_alpha(
+    trained: tuple[TrainState, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, checkpoint = trained
+    seen: list[Tensor] = []
+
+    def look(self: TrainState, *arguments: object) -> dict[str, float]:
+        seen.append(self.classify(pixels(self))[1])
+        return {}
+
+    monkeypatch.setattr(TrainState, "measure", look)
+    swept = with_overrides(run.config, {"eval.wise_alphas": [0.25]}, "test")
+    monkeypatch.setattr(run, "config", swept)
+    run.sweep("val", {})
+    logits = exported_logits(run, checkpoint, tmp_path, alpha=0.25)
+    torch.testing.assert_close(logits, seen[0], rtol=1e-5, atol=1e-5)
+
+
+def test_preprocessing_and_weights_are_the_models_own(tmp_path: Path) -> None:
+    model = ModelConfig()
+    own = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip.FOLDER}")
+    write_open_clip(tmp_path, model, Classifier(load_clip(model), torch.zeros(2, 128)))
+    again = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    assert repr(again[2]) == repr(own[2])
+    for name, value in own[0].state_dict().items():
+        assert torch.equal(again[0].state_dict()[name], value)

@@ -1,0 +1,189 @@
+"""Soups of real fine-tunings: their arithmetic, their figures, and what they look at."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from trainers.checkpoints.format import WEIGHTS, Progress, load_weights, save_weights
+from trainers.config import TrialConfig, with_overrides
+from trainers.data.dataset import ImageDataset
+from trainers.errors import ConfigError
+from trainers.fine_tune import fine_tune
+from trainers.models.soups import average, check_ingredients, cook, greedy
+
+Train = Callable[..., tuple[TrialConfig, Path, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def train(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Trains a method with a seed, once: configuration, checkpoint and last report."""
+
+    @cache
+    def run(method: str, seed: int = 0) -> tuple[TrialConfig, Path, dict[str, float]]:
+        adapters = method == "r_adapter"
+        config = TrialConfig.model_validate(
+            {
+                "data": {"root": str(images_root), "ood_domains": ["sketch", "clipart"]},
+                "method": {"name": method} | ({"ema_decay": 0.5} if adapters else {}),
+                "optim": {"lr": 3e-2 if adapters else 5e-4, "batch_size": 8},
+                "steps": 2,
+                "seed": seed,
+            }
+        )
+        folder = tmp_path_factory.mktemp(f"{method}-{seed}")
+        *_, last = fine_tune(config)
+        last.save(folder)
+        return config, folder, last.metrics
+
+    return run
+
+
+def measures(metrics: Any) -> dict[str, float]:
+    return {n: v for n, v in metrics.items() if n.startswith(("id_val/", "ood_val/", "val/"))}
+
+
+def test_the_mean_is_of_every_tensor(train: Train) -> None:
+    folders = [train("ft", seed)[1] for seed in range(3)]
+    found = average(folders)
+    files = [load_file(folder / WEIGHTS) for folder in folders]
+    assert found.keys() == files[0].keys()
+    for name, value in found.items():
+        expected = sum(file[name].astype("float64") for file in files) / 3
+        torch.testing.assert_close(value.double(), torch.from_numpy(expected), rtol=1e-6, atol=1e-7)
+    alone = average(folders[:1])
+    assert all((alone[name].numpy() == value).all() for name, value in files[0].items())
+
+
+@pytest.mark.parametrize("method", ["ft", "wise_ft", "flyp", "r_adapter"])
+def test_a_soup_of_one_trial_twice_measures_what_the_trial_reported(
+    method: str, train: Train, tmp_path: Path
+) -> None:
+    config, folder, metrics = train(method)
+    soup = cook(config, [folder, folder], "uniform", tmp_path / "soup")
+    assert soup.used == (0, 1)
+    assert measures(soup.metrics) == pytest.approx(measures(metrics), rel=1e-4, abs=1e-4)
+    assert measures(soup.metrics).keys() == soup.metrics.keys() == measures(metrics).keys()
+    assert metrics["ood_val/mean_feature_distortion"] > 1e-3
+    written, class_names = load_weights(tmp_path / "soup")
+    own, names = load_weights(folder)
+    assert class_names == names
+    assert written.keys() == own.keys()
+    for name, value in own.items():
+        torch.testing.assert_close(written[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_of_a_trained_text_encoder_is_made_anew(train: Train, tmp_path: Path) -> None:
+    (config, first, _), (_, second, _) = train("flyp"), train("flyp", 1)
+    cook(config, [first, second], "uniform", tmp_path / "soup")
+    head = load_weights(tmp_path / "soup")[0]["head"]
+    mean = average([first, second])["head"]
+    torch.testing.assert_close(head.norm(dim=-1), torch.ones(len(head)))
+    assert not torch.allclose(head, mean, atol=1e-6)
+    torch.testing.assert_close(head, mean, rtol=0, atol=0.05)
+
+
+def test_greedy_takes_what_does_not_lower_the_accuracy() -> None:
+    accuracies = {
+        (0,): 80.0,
+        (0, 1): 80.0,  # as good: in
+        (0, 1, 2): 79.0,  # worse: out
+        (0, 1, 3): 82.0,
+        (0, 1, 3, 4): 81.9,
+    }
+    asked: list[tuple[int, ...]] = []
+
+    def id_acc(some: Sequence[int]) -> float:
+        asked.append(tuple(some))
+        return accuracies[tuple(some)]
+
+    tastes = greedy(range(5), id_acc)
+    assert [taste.ingredient for taste in tastes if taste.kept] == [0, 1, 3]
+    assert [taste.id_acc for taste in tastes] == [80.0, 80.0, 79.0, 82.0, 81.9]
+    assert asked == list(accuracies)
+
+
+def test_a_greedy_soup_has_the_accuracy_that_it_was_chosen_by_and_none_that_lowers_it(
+    train: Train, tmp_path: Path
+) -> None:
+    config, folder, metrics = train("ft")
+    ruined, names = load_weights(folder)
+    save_weights(
+        tmp_path / "ruined",
+        {n: v + torch.randn(v.shape) if v.is_floating_point() else v for n, v in ruined.items()},
+        Progress(),
+        names,
+    )
+    folders = [folder, tmp_path / "ruined", folder]
+    soup = cook(config, folders, "greedy", tmp_path / "soup")
+    assert soup.used == (0, 2)
+    assert [taste.kept for taste in soup.tastes] == [True, False, True]
+    assert soup.tastes[0].id_acc == pytest.approx(metrics["id_val/acc"])
+    assert soup.tastes[1].id_acc < soup.tastes[0].id_acc
+    assert soup.metrics["id_val/acc"] == soup.tastes[2].id_acc
+
+
+def test_no_test_split_is_read_and_greedy_decides_by_id_images_alone(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder, _ = train("ft")
+    opened: set[str] = set()
+    looked_at: list[str] = []
+    open_them, batches = ImageDataset.__init__, ImageDataset.eval_batches
+
+    def spy(self: ImageDataset, root: Any, domain: str, split: str, **arguments: Any) -> None:
+        opened.add(split)
+        open_them(self, root, domain, split, **arguments)
+
+    def look(self: ImageDataset, *arguments: Any, **more: Any) -> Any:
+        looked_at.append(self.name)
+        return batches(self, *arguments, **more)
+
+    monkeypatch.setattr(ImageDataset, "__init__", spy)
+    monkeypatch.setattr(ImageDataset, "eval_batches", look)
+    cook(config, [folder, folder], "greedy", tmp_path / "soup")
+    assert opened == {"val"}
+    assert set(looked_at[:3]) == {"real/val"}  # zero-shot features once, then both soups
+    assert looked_at[3] == "real/val"  # the final soup, in all domains
+    assert set(looked_at[4:]) == {"sketch/val", "clipart/val"}
+
+
+def test_what_cannot_be_averaged_is_told_in_one_line(train: Train, tmp_path: Path) -> None:
+    _, ft, _ = train("ft")
+    _, flyp, _ = train("flyp")
+    weights, names = load_weights(ft)
+    with pytest.raises(ConfigError, match=r"'text\..*' is not in both, or of another shape"):
+        check_ingredients([ft, flyp])
+    save_weights(tmp_path / "renamed", weights, Progress(), names[::-1])
+    with pytest.raises(ConfigError, match="trained on other classes than"):
+        check_ingredients([ft, tmp_path / "renamed"])
+    fewer = weights | {"head": weights["head"][:-1]}
+    save_weights(tmp_path / "fewer", fewer, Progress(), names)
+    with pytest.raises(ConfigError, match="'head' is not in both, or of another shape"):
+        check_ingredients([ft, ft, tmp_path / "fewer"])
+
+
+def test_other_classes_than_the_data_have_now_are_told(train: Train, tmp_path: Path) -> None:
+    config, folder, _ = train("ft")
+    weights, names = load_weights(folder)
+    other = [tmp_path / name for name in ("a", "b")]
+    for path in other:
+        save_weights(path, weights, Progress(), names[::-1])
+    with pytest.raises(ConfigError, match="other classes than the data have now"):
+        cook(config, other, "uniform", tmp_path / "soup")
+    assert not (tmp_path / "soup").exists()
+
+
+def test_a_configuration_for_many_workers_is_evaluated_by_one(train: Train, tmp_path: Path) -> None:
+    config, folder, metrics = train("ft")
+    sharded = with_overrides(config, {"parallel": "fsdp", "activation_checkpointing": True}, "test")
+    shutil.copytree(folder, tmp_path / "copy")
+    soup = cook(sharded, [folder, tmp_path / "copy"], "uniform", tmp_path / "soup")
+    assert soup.metrics["id_val/acc"] == pytest.approx(metrics["id_val/acc"])

@@ -1,0 +1,104 @@
+"""The student of every kind of image tower, and both methods on each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.trainers.tiny_models import KINDS, random_model
+from trainers.methods import Batch, FineTuning, LipsumFineTuning, Method, Step
+from trainers.models.prompts import Prompts
+from trainers.models.student import Outputs, Student
+from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+
+PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.",))
+METHODS: tuple[Method, ...] = (FineTuning(), LipsumFineTuning(text_count=5))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def zero_shot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> object:
+    return load_zero_shot(random_model(tmp_path_factory.mktemp("model"), request.param), PROMPTS)
+
+
+def images(zero_shot: ZeroShotModel, count: int = 4) -> Tensor:
+    size = zero_shot.image_input.size
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def step(student: Student, zero_shot: ZeroShotModel, method: Method) -> Tensor:
+    pixels, labels = images(zero_shot), torch.tensor([0, 1, 2, 0])
+    before = zero_shot.image_features(pixels)
+    nothing = before.new_zeros(0, *before.shape)
+    scale = torch.tensor(zero_shot.logit_scale)
+    teacher = Outputs(before, scale * before @ zero_shot.head.T, nothing, scale)
+    where = Step(zero_shot, 0, 10, 0, student.trained, student.initial(zero_shot))
+    loss = method.loss(Batch(labels, student(pixels), teacher), where)
+    loss.total.backward()
+    return loss.reg.detach()
+
+
+def test_it_starts_as_the_zero_shot_model(zero_shot: ZeroShotModel) -> None:
+    student, pixels = Student(zero_shot), images(zero_shot)
+    features, logits, _, _ = student(pixels)
+    encoded = zero_shot.clip.encode_image(pixels, normalize=True)  # type: ignore[operator]
+    torch.testing.assert_close(features, encoded, rtol=0, atol=1e-5)
+    torch.testing.assert_close(zero_shot.image_features(pixels), encoded, rtol=0, atol=1e-5)
+    scale = zero_shot.clip.logit_scale.exp()  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(logits, scale * encoded @ zero_shot.head.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_step_reaches_every_trained_parameter_and_no_other(
+    zero_shot: ZeroShotModel, method: Method
+) -> None:
+    student = Student(zero_shot)
+    method.check(zero_shot.text)
+    assert step(student, zero_shot, method) == pytest.approx(0, abs=1e-6)
+    for name, parameter in student.named_parameters():
+        fixed = name == "visual.positional_embedding" and not parameter.requires_grad
+        assert (parameter.grad is not None) != fixed, name
+        assert fixed or bool(parameter.grad.isfinite().all())  # type: ignore[union-attr]
+    assert all(p.grad is None and not p.requires_grad for p in zero_shot.clip.parameters())
+
+
+def test_the_regulariser_grows_as_the_student_leaves(zero_shot: ZeroShotModel) -> None:
+    student = Student(zero_shot)
+    with torch.no_grad():
+        for parameter in student.visual.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape)
+    assert step(student, zero_shot, METHODS[1]) > 1e-4
+
+
+def test_fixed_positions_stay_fixed(tmp_path: Path) -> None:
+    zero_shot = load_zero_shot(random_model(tmp_path, "fixed-positions"), PROMPTS)
+    student = Student(zero_shot)
+    frozen = [name for name, p in student.named_parameters() if not p.requires_grad]
+    assert frozen == ["visual.positional_embedding"]
+
+
+@pytest.mark.parametrize("kind", ["resnet", "timm"])
+def test_training_leaves_running_statistics_as_they_were(kind: str, tmp_path: Path) -> None:
+    zero_shot = load_zero_shot(random_model(tmp_path, kind), PROMPTS)
+    student = Student(zero_shot).eval().train()
+    before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    assert any("running_mean" in name for name in before)
+    step(student, zero_shot, METHODS[0])
+    after = dict(student.named_buffers())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    norms = [m for m in student.modules() if isinstance(m, nn.BatchNorm2d)]
+    trained = [m.weight.grad for m in norms if m.weight.grad is not None]
+    assert trained
+    assert any(bool(gradient.any()) for gradient in trained)
+
+
+def test_training_draws_no_random_numbers_of_its_own(tmp_path: Path) -> None:
+    zero_shot = load_zero_shot(random_model(tmp_path, "patch-dropout"), PROMPTS)
+    student = Student(zero_shot).train()
+    state = torch.get_rng_state()
+    first, again = (student(images(zero_shot)).features for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.tuning import fakes
+from tuning.algorithms.budget import Budget
+from tuning.algorithms.objectives import Objective, parse_constraint
+from tuning.config.schema import BudgetConfig
+from tuning.runs.journal import History
+from tuning.runs.records import TrialRecord
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 10_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def budget(
+    clock: Clock, records: tuple[TrialRecord, ...] = (), seconds: float = 0.0, **limits: float
+) -> Budget:
+    search = fakes.search_record(Path("unused"))
+    config = BudgetConfig.model_validate({"trials": 10, **limits})
+    return Budget(config, search, History(records, {}, seconds), clock)
+
+
+def scored(number: int, accuracy: float, **changes: object) -> TrialRecord:
+    return fakes.trial(
+        number, accuracy, accuracy, started_at=0.0, ended_at=60.0, gpus=2.0, **changes
+    )
+
+
+def end(spent: Budget, record: TrialRecord) -> None:
+    spent.trial_started(replace(record, outcome="running", ended_at=None))
+    spent.trial_ended(record)
+
+
+def test_trials_are_counted_by_their_numbers() -> None:
+    spent = budget(Clock(), trials=3)
+    assert [spent.allows(number) for number in range(5)] == [True, True, True, False, False]
+    assert spent.over() is None  # what runs may finish
+
+
+def test_wall_clock_counts_earlier_sessions() -> None:
+    clock = Clock()
+    spent = budget(clock, seconds=1000.0, hours=1.0)
+    clock.now += 2599
+    assert spent.over() is None
+    clock.now += 1
+    assert "hours" in str(spent.over())
+    assert not spent.allows(0)
+
+
+def test_gpu_hours_count_partial_failed_and_repeated_trials_and_references() -> None:
+    clock = Clock()
+    earlier = (
+        fakes.reference(started_at=0.0, ended_at=100.0, gpus=1.0),
+        scored(0, 60.0),  # 60 s of 2 GPUs
+        fakes.trial(1, outcome="failed", started_at=0.0, ended_at=7.0, gpus=2.0),
+        fakes.trial(
+            2, outcome="stopped", started_at=0.0, ended_at=20.0, gpus=2.0, earlier_gpu_seconds=5.0
+        ),
+    )
+    spent = budget(clock, earlier, gpu_hours=1.0)
+    before = 100 + 120 + 14
+    assert spent.gpu_seconds == before + 45
+    # Taken up again, on half as many GPUs: what was used before keeps its price.
+    again = fakes.trial(
+        2,
+        outcome="running",
+        started_at=10_000.0,
+        ended_at=None,
+        gpus=1.0,
+        earlier_gpu_seconds=45.0,
+    )
+    spent.trial_started(again)
+    clock.now += 40
+    assert spent.gpu_seconds == before + 45 + 40
+    clock.now += 4000
+    assert "gpu_hours" in str(spent.over())
+    spent.trial_ended(replace(again, outcome="finished", ended_at=10_050.0))
+    assert spent.gpu_seconds == before + 45 + 50
+
+
+def test_an_end_that_is_told_again_after_a_resume_is_counted_once() -> None:
+    earlier = tuple(scored(number, 60.0 + number) for number in range(3))
+    spent = budget(Clock(), earlier, patience=2, gpu_hours=1.0)
+    for record in earlier:  # as the recorder tells its callbacks at the start
+        spent.trial_ended(record)
+    assert spent.gpu_seconds == 3 * 120
+    assert spent.allows(3)
+
+
+def test_a_target_ends_the_search_at_once_and_only_a_finished_trial_reaches_it() -> None:
+    spent = budget(Clock(), target=70.0)
+    end(spent, scored(0, 71.0, outcome="pruned"))
+    end(spent, scored(1, 69.9))
+    assert spent.over() is None
+    end(spent, scored(2, 70.0))
+    assert "target" in str(spent.over())
+
+
+def test_patience_counts_ended_trials_without_improvement_through_a_resume() -> None:
+    earlier = (scored(0, 60.0), scored(1, 65.0), scored(2, 64.0, outcome="pruned"))
+    spent = budget(Clock(), earlier, patience=3)
+    end(spent, scored(3, 65.0))  # no better than the best
+    assert spent.allows(4)
+    end(spent, fakes.trial(4, outcome="failed"))
+    assert not spent.allows(5)
+    assert spent.over() is None
+    assert "patience" in str(spent.reason())
+
+
+def test_an_improvement_starts_patience_anew_and_a_stopped_trial_does_not_count() -> None:
+    spent = budget(Clock(), (scored(0, 60.0), scored(1, 50.0)), patience=2)
+    end(spent, scored(2, 61.0))
+    end(spent, scored(3, 10.0, outcome="stopped"))
+    end(spent, scored(4, 10.0))
+    assert spent.allows(5)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_of_several_methods_each_improves_on_its_own_best(resumed: bool) -> None:
+    ends = [("ft", 70.0), ("kd", 50.0), ("ft", 69.0), ("kd", 51.0), ("ft", 68.0), ("kd", 51.0)]
+    records = [
+        scored(number, accuracy, params={"method.name": method})
+        for number, (method, accuracy) in enumerate(ends)
+    ]
+    earlier = tuple(records[:4]) if resumed else ()
+    spent = budget(Clock(), earlier, patience=2)
+    for record in records[len(earlier) :]:
+        assert spent.allows(record.number)  # a better kd, though worse than any ft
+        end(spent, record)
+    assert not spent.allows(6)
+    assert "patience" in str(spent.reason())
+
+
+def test_with_several_objectives_a_new_point_of_the_front_is_an_improvement() -> None:
+    search = fakes.search_record(
+        Path("unused"), objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc"))
+    )
+    config = BudgetConfig(patience=1)
+    spent = Budget(config, search, History((), {}), Clock())
+    for id_acc, ood_acc, improves in ((80, 60, True), (70, 65, True), (79, 60, False)):
+        end(spent, fakes.trial(0, id_acc, ood_acc))
+        assert spent.allows(0) is improves
+
+
+@pytest.mark.parametrize(("id_acc", "improves"), [(85.0, True), (82.0, False)])
+def test_a_trial_that_misses_a_constraint_is_no_improvement(id_acc: float, improves: bool) -> None:
+    constraint = parse_constraint("id_val/acc >= zero_shot.id_val/acc", ["id_val/acc"])
+    search = fakes.search_record(Path("unused"), constraints=(constraint,))
+    spent = Budget(BudgetConfig(patience=1), search, History((), {}), Clock())
+    end(spent, fakes.trial(0, id_acc, 70.0))
+    assert spent.allows(1) is improves

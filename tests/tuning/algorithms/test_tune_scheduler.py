@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+from tests.tuning.fakes import trial as trial_record
+from tuning.algorithms.early_stopping import Asha, Hyperband, MedianRule
+from tuning.algorithms.objectives import Objective
+from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
+from tuning.config.early_stopping import (
+    AshaConfig,
+    HyperbandConfig,
+    MedianConfig,
+    NoSchedulerConfig,
+    SchedulerConfig,
+)
+from tuning.runs.records import METHOD_KEY, REFERENCE_KEY, STEP, TRIAL_KEY, TrialRecord
+
+METRIC = "val/mean_acc"
+TOTAL_STEPS = 90
+ASHA = AshaConfig(grace_steps=30, reduction_factor=2)
+CONTROLLER: Any = None
+"""Which this scheduler does not ask for anything."""
+
+
+def scheduler(
+    config: SchedulerConfig = ASHA,
+    objectives: Sequence[Objective] = (Objective(METRIC),),
+    earlier: Iterable[TrialRecord] = (),
+    method: str | None = None,
+) -> StepScheduler:
+    rule = partial(create_rule, config, TOTAL_STEPS)
+    return StepScheduler(rule, objectives, TOTAL_STEPS, earlier, method)
+
+
+def tune_trial(number: int, method: str | None = None) -> Trial:
+    config = {TRIAL_KEY: f"trial-{number:03d}"} | ({METHOD_KEY: method} if method else {})
+    return Trial("none", config=config, trial_id=f"{number + 7:08x}", stub=True)
+
+
+def goes_on(scheduler: StepScheduler, trial: Trial, step: int, *values: float) -> bool:
+    """Whether it does after that report; values of the metric, then of `id_val/acc`."""
+    metrics = dict(zip((METRIC, "id_val/acc"), values, strict=False))
+    result = {STEP: step, "training_iteration": 1, **metrics}
+    decision = scheduler.on_trial_result(CONTROLLER, trial, result)
+    assert decision in (TrialScheduler.CONTINUE, TrialScheduler.STOP)
+    return decision == TrialScheduler.CONTINUE
+
+
+def test_of_the_trials_that_reach_a_rung_the_worse_half_is_stopped() -> None:
+    s = scheduler()
+    decisions = [goes_on(s, tune_trial(i), 30, v) for i, v in enumerate((50.0, 60.0, 40.0, 70.0))]
+    assert decisions == [True, True, False, True]
+
+
+def test_rungs_count_steps_and_not_reports() -> None:
+    s = scheduler()
+    assert goes_on(s, tune_trial(0), 30, 50.0)
+    late = tune_trial(1)
+    for step in (10, 20, 29):
+        assert goes_on(s, late, step, 10.0)
+    assert not goes_on(s, late, 30, 10.0)
+
+
+def test_of_an_objective_to_minimise_less_is_better() -> None:
+    s = scheduler(objectives=[Objective(METRIC, "min")])
+    decisions = [goes_on(s, tune_trial(i), 30, v) for i, v in enumerate((0.5, 0.6, 0.4))]
+    assert decisions == [True, False, True]
+
+
+def test_with_several_objectives_a_trial_that_nothing_dominates_is_among_the_best() -> None:
+    s = scheduler(objectives=[Objective(METRIC), Objective("id_val/acc", "min")])
+    reports = [(50.0, 5.0), (60.0, 9.0), (40.0, 1.0), (49.0, 6.0)]
+    decisions = [goes_on(s, tune_trial(i), 30, *values) for i, values in enumerate(reports)]
+    # By layer and then by mean: (60, -9) is first of three, (40, -1) last and of one place.
+    assert decisions == [True, True, False, False]
+
+
+@pytest.mark.parametrize("step", [30, 90, 120])
+def test_a_reference_is_never_stopped_and_moves_no_rung(step: int) -> None:
+    s = scheduler()
+    reference = Trial("none", config={TRIAL_KEY: "ft", REFERENCE_KEY: "ft"}, stub=True)
+    assert goes_on(s, reference, step, 99.0)
+    assert goes_on(s, tune_trial(0), 30, 1.0)
+    assert goes_on(s, tune_trial(1), 30, 2.0)
+    assert goes_on(s, reference, step, 0.0)
+    assert goes_on(s, reference, step, math.nan)
+
+
+@pytest.mark.parametrize("value", [10.0, math.nan])
+@pytest.mark.parametrize("config", [ASHA, MedianConfig(grace_steps=30, min_trials=1)])
+def test_a_trial_at_its_last_step_is_left_to_end_by_itself(
+    config: SchedulerConfig, value: float
+) -> None:
+    s = scheduler(config)
+    for step in (30, 60, 90):
+        assert goes_on(s, tune_trial(0), step, 50.0)
+    assert goes_on(s, tune_trial(1), TOTAL_STEPS, value)
+    assert not goes_on(s, tune_trial(2), 60, value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_stops_a_trial_at_its_rung(value: float) -> None:
+    s = scheduler()
+    assert goes_on(s, tune_trial(0), 20, value)
+    assert not goes_on(s, tune_trial(0), 30, value)
+    assert goes_on(s, tune_trial(1), 30, 1.0)
+
+
+def test_a_missing_objective_is_as_bad_as_one_that_is_not_finite() -> None:
+    s = scheduler(objectives=[Objective(METRIC), Objective("id_val/acc")])
+    assert not goes_on(s, tune_trial(0), 30, 99.0)
+    assert goes_on(s, tune_trial(1), 30, 1.0, 1.0)
+
+
+def test_a_result_without_a_step_is_let_be() -> None:
+    s = scheduler()
+    assert s.on_trial_result(CONTROLLER, tune_trial(0), {METRIC: 1.0}) == TrialScheduler.CONTINUE
+
+
+def record(number: int, *values: float) -> TrialRecord:
+    curve = tuple({STEP: 30 * (i + 1), METRIC: value} for i, value in enumerate(values))
+    return trial_record(number, curve=curve)
+
+
+def test_the_rungs_of_earlier_sessions_are_known_after_a_resume() -> None:
+    before, curves = scheduler(), {0: (50.0, 55.0), 1: (60.0, 52.0), 2: (40.0,), 3: (45.0,)}
+    for number, values in curves.items():
+        for index, value in enumerate(values):
+            goes_on(before, tune_trial(number), 30 * (index + 1), value)
+    after = scheduler(earlier=[record(number, *values) for number, values in curves.items()])
+    reports = [(4, 30, 55.0), (4, 60, 53.0), (1, 90, 70.0), (5, 30, 54.0), (6, 30, 61.0)]
+    decisions = [
+        [goes_on(s, tune_trial(number), step, value) for number, step, value in reports]
+        for s in (before, after)
+    ]
+    assert decisions[0] == decisions[1]
+    assert set(decisions[0]) == {True, False}
+
+
+def test_a_report_that_comes_again_after_a_resume_is_not_compared_again() -> None:
+    s = scheduler(earlier=[record(0, 50.0), record(1, 60.0)])
+    assert goes_on(s, tune_trial(0), 30, 1.0)
+    assert not goes_on(s, tune_trial(2), 30, 49.0)
+
+
+def test_the_references_of_earlier_sessions_move_no_rung() -> None:
+    reference = replace(record(-1, 99.0), trial_id="ft", kind="reference")
+    assert goes_on(scheduler(earlier=[reference]), tune_trial(0), 30, 1.0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ASHA, HyperbandConfig(grace_steps=30), MedianConfig(grace_steps=30, min_trials=1)],
+)
+def test_a_method_is_stopped_as_it_would_be_if_it_were_searched_alone(
+    config: SchedulerConfig,
+) -> None:
+    rng = random.Random(1)
+    # Dealt in turn; those of kd are far worse throughout.
+    trials = [(n, method) for n, method in enumerate(["ft", "kd"] * 12)]
+    reports = [
+        (number, method, step, rng.gauss(60 if method == "ft" else 10, 5))
+        for step in (30, 60)
+        for number, method in trials
+    ]
+    together = scheduler(config)
+    alone = {"ft": scheduler(config), "kd": scheduler(config)}
+    stopped: dict[str, set[int]] = {"ft": set(), "kd": set()}
+    for number, method, step, value in reports:
+        if number in stopped[method]:
+            continue
+        goes = goes_on(together, tune_trial(number, method), step, value)
+        assert goes == goes_on(alone[method], tune_trial(number), step, value)
+        if not goes:
+            stopped[method].add(number)
+    assert 0 < len(stopped["ft"]) < 12
+    assert 0 < len(stopped["kd"]) < 12
+
+
+def test_after_a_resume_each_method_hears_of_its_own_curves() -> None:
+    unnamed = [replace(record(0, 50.0), params={"optim.lr": 1e-4})]
+    named = [
+        replace(record(n, value), params={METHOD_KEY: "kd"}) for n, value in ((1, 5.0), (2, 6.0))
+    ]
+    s = scheduler(earlier=[*unnamed, *named], method="ft")
+    assert not goes_on(s, tune_trial(3, "kd"), 30, 5.5)  # of three one goes on: 6
+    assert not goes_on(s, tune_trial(4, "ft"), 30, 49.0)  # second of two
+    assert goes_on(s, tune_trial(5, "l2_sp"), 30, 1.0)  # the first of its own
+    assert not goes_on(s, tune_trial(6), 30, 49.0)
+
+
+def test_without_a_rule_every_trial_runs_to_its_end() -> None:
+    s = scheduler(NoSchedulerConfig())
+    assert all(goes_on(s, tune_trial(i), 30, float(-i)) for i in range(5))
+    assert goes_on(s, tune_trial(5), 30, math.nan)
+
+
+def test_a_configuration_makes_its_rule() -> None:
+    asha = create_rule(AshaConfig(grace_steps=10, reduction_factor=3), TOTAL_STEPS)
+    hyperband = create_rule(HyperbandConfig(grace_steps=10, brackets=9), TOTAL_STEPS)
+    median = create_rule(MedianConfig(grace_steps=10, min_trials=2), TOTAL_STEPS)
+    assert isinstance(asha, Asha)
+    assert isinstance(hyperband, Hyperband)
+    assert isinstance(median, MedianRule)
+    assert (asha.rungs, asha.reduction_factor) == ((10, 30), 3)
+    assert (median.grace_steps, median.min_trials) == (10, 2)
+    assert create_rule(NoSchedulerConfig(), TOTAL_STEPS) is None
+
+
+@pytest.mark.parametrize(
+    "config", [AshaConfig(grace_steps=TOTAL_STEPS), HyperbandConfig(grace_steps=TOTAL_STEPS)]
+)
+def test_a_grace_as_long_as_a_trial_stops_nothing(config: SchedulerConfig) -> None:
+    s = scheduler(config)
+    assert all(goes_on(s, tune_trial(i), 89, float(-i)) for i in range(5))

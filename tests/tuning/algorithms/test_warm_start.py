@@ -1,0 +1,409 @@
+"""What a new search takes over from run folders of earlier ones."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from tests.tuning import fakes
+from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, write_run
+from trainers.data.storage import open_store
+from trainers.errors import ConfigError
+from tuning.algorithms.method_studies import open_branches
+from tuning.algorithms.study import TRIAL_ID
+from tuning.algorithms.warm_start import warm_start
+from tuning.config.schema import SearchFile
+from tuning.runs.journal import JOURNAL_FILE, Journal
+from tuning.runs.records import METHOD_KEY, TrialRecord
+from tuning.runs.recovery import take_up
+from tuning.runs.run_folder import search_record
+
+BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
+PRUNED = trial(1, 84.0, 61.5, lr=3e-4)
+PRUNED = replace(PRUNED, outcome="pruned", curve=PRUNED.curve[:2])
+FAILED = trial(3, 80.0, 50.0, outcome="failed", error="boom")
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    return tmp_path / "earlier"
+
+
+@pytest.fixture
+def other_root(images_root: Path, tmp_path: Path) -> Path:
+    """The same images, but for one file that has another name."""
+    root = tmp_path / "other"
+    shutil.copytree(images_root, root)
+    file = next((root / "real" / "train").glob("*.parquet"))
+    file.rename(file.with_name("renamed.parquet"))
+    return root
+
+
+def warm(
+    root: Path, *runs: Path, zero_shot: dict[str, float] = ZERO_SHOT, **changes: Any
+) -> tuple[optuna.Study, list[str]]:
+    """A new study of a search over `root` that learns from those runs, and what it was told."""
+    file = search_file(root, search__warm_start__runs=[str(run) for run in runs], **changes)
+    folder = runs[0].parent / "new"
+    folder.mkdir(exist_ok=True)
+    search = search_record(file, folder, zero_shot)
+    (branch,) = open_branches(search, file.search.sampler, file.search_space())
+    return branch.study, warm_start([branch], file, search)
+
+
+def waiting(study: optuna.Study) -> list[tuple[float, float]]:
+    """Learning rate and weight of the points that are tried first, in their order."""
+    trials = study.get_trials(states=[TrialState.WAITING])
+    points = [t.system_attrs["fixed_params"] for t in trials]
+    return [(point[LR], point[WEIGHT]) for point in points]
+
+
+def learning_rates(study: optuna.Study) -> list[float]:
+    return [lr for lr, _ in waiting(study)]
+
+
+def test_over_the_same_data_what_was_measured_is_known_from_the_start(
+    images_root: Path, earlier: Path
+) -> None:
+    line = "id_val/acc >= best - 0.5"
+    best_id = trial(2, 86.0, 60.0, lr=2e-4)
+    records = [fakes.reference(), trial(0, 85.0, 62.0), PRUNED, best_id, FAILED]
+    write_run(earlier, search_file(images_root), records)
+    study, told = warm(images_root, earlier, search__constraints=[line])
+    assert told == [f"{earlier}: 3 trials as observations"]
+    first, pruned, second = study.trials
+    assert [t.state for t in study.trials] == [
+        TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE,
+    ]  # fmt: skip
+    assert first.values == [(85.0 + 62.0) / 2]
+    assert first.params == {LR: 1e-4, WEIGHT: 1.0}
+    assert first.constraints == {line: pytest.approx(86.0 - 0.5 - 85.0)}
+    assert second.constraints == {line: pytest.approx(-0.5)}
+    assert pruned.intermediate_values == {
+        40: pytest.approx(PRUNED.curve[0]["val/mean_acc"]),
+        80: pytest.approx(PRUNED.curve[1]["val/mean_acc"]),
+    }
+    assert pruned.params[LR] == 3e-4
+    attributes = [t.user_attrs for t in study.trials]
+    assert [a["warm_start"] for a in attributes] == [
+        "earlier/trial-000", "earlier/trial-001", "earlier/trial-002",
+    ]  # fmt: skip
+    assert not any(TRIAL_ID in a for a in attributes)  # they are no trials of this search
+
+
+def test_data_that_were_moved_are_the_same_data(
+    images_root: Path, tmp_path: Path, earlier: Path
+) -> None:
+    write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0)])
+    moved = tmp_path / "moved"
+    shutil.copytree(images_root, moved)
+    study, _ = warm(moved, earlier)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE]
+
+
+def test_an_earlier_run_can_be_learned_from_when_its_data_are_gone(
+    images_root: Path, other_root: Path, earlier: Path
+) -> None:
+    write_run(earlier, search_file(other_root), [trial(0, 85.0, 62.0)])
+    shutil.rmtree(other_root)
+    study, _ = warm(images_root, earlier)
+    assert learning_rates(study) == [1e-4]
+
+
+@pytest.mark.parametrize("differs", ["data", "trial", "unknown"])
+def test_where_figures_do_not_compare_the_best_points_are_tried_first_in_order(
+    differs: str, images_root: Path, other_root: Path, earlier: Path
+) -> None:
+    there = search_file(
+        other_root if differs == "data" else images_root, trial__seed=int(differs == "trial")
+    )
+    records = [
+        trial(0, 84.0, 61.0, lr=1e-4),
+        trial(1, 86.0, 64.0, lr=2e-4),
+        replace(trial(2, 90.0, 70.0, lr=3e-4), outcome="pruned"),
+        trial(3, 85.0, 62.0, lr=4e-4),
+    ]
+    write_run(earlier, there, records)
+    if differs == "unknown":
+        (earlier / "environment.json").unlink()
+    study, told = warm(images_root, earlier, search__warm_start__top=2)
+    assert told == [f"{earlier}: its best 2 points are tried first"]
+    assert waiting(study) == [(2e-4, 1.0), (4e-4, 1.0)]
+    assert len(study.trials) == 2
+    distributions = search_file(images_root).search_space().distributions()
+    assert study.ask(distributions).params[LR] == 2e-4
+
+
+def test_of_several_objectives_the_pareto_front_comes_first_then_the_best_by_the_mean(
+    images_root: Path, earlier: Path
+) -> None:
+    records = [
+        trial(0, 87.0, 59.0, lr=1e-4),  # below trial 1 in both; mean 73
+        trial(1, 88.0, 60.0, lr=2e-4),  # on the front; mean 74
+        trial(2, 84.9, 64.9, lr=3e-4),  # below trial 3 in both; mean 74.9
+        trial(3, 85.0, 65.0, lr=4e-4),  # on the front; mean 75
+    ]
+    write_run(earlier, search_file(images_root, search__objective=BOTH), records)
+    study, _ = warm(images_root, earlier, search__objective=BOTH, search__warm_start__use="points")
+    assert learning_rates(study) == [4e-4, 2e-4, 3e-4, 1e-4]
+
+
+def test_points_that_meet_the_constraints_are_tried_before_better_ones_that_do_not(
+    images_root: Path, earlier: Path
+) -> None:
+    records = [trial(0, 85.0, 65.0, lr=1e-4), trial(1, 87.0, 60.0, lr=2e-4)]
+    write_run(earlier, search_file(images_root), records)
+    study, _ = warm(
+        images_root,
+        earlier,
+        search__constraints=["id_val/acc >= 86"],
+        search__warm_start__use="points",
+    )
+    assert learning_rates(study) == [2e-4, 1e-4]
+
+
+def test_measurements_over_other_data_are_shifted_by_what_the_zero_shot_model_differs(
+    images_root: Path, other_root: Path, earlier: Path
+) -> None:
+    write_run(earlier, search_file(other_root), [trial(0, 85.0, 62.0), PRUNED])
+    line = "id_val/acc >= zero_shot.id_val/acc"
+    study, _ = warm(
+        images_root,
+        earlier,
+        zero_shot=fakes.report(0, 80.0, 50.0),  # it was 82.4 and 61.0: mean 71.7 becomes 65
+        search__constraints=[line],
+        search__warm_start__use="observations",
+    )
+    complete, pruned = study.trials
+    assert complete.value == pytest.approx(73.5 - 6.7)
+    assert complete.constraints == {line: pytest.approx(80.0 - (85.0 - 2.4))}
+    assert pruned.intermediate_values[40] == pytest.approx(PRUNED.curve[0]["val/mean_acc"] - 6.7)
+
+
+def test_observations_of_several_objectives_have_a_value_for_each(
+    images_root: Path, earlier: Path
+) -> None:
+    write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0), PRUNED])
+    study, _ = warm(images_root, earlier, search__objective=BOTH)
+    assert study.trials[0].values == [85.0, 62.0]
+    assert study.trials[1].state == TrialState.PRUNED
+    study.ask(search_file(images_root).search_space().distributions())
+
+
+@pytest.mark.parametrize("use", ["observations", "points"])
+def test_what_lies_outside_of_a_narrower_space_is_left_out(
+    use: str, images_root: Path, earlier: Path
+) -> None:
+    records = [trial(0, 86.0, 62.0, lr=1e-3), trial(1, 85.0, 61.0, lr=1e-4)]
+    write_run(earlier, search_file(images_root), records)
+    space = search_file(images_root).search.space.parameters
+    narrow = {**space, LR: {**space[LR], "high": 5e-4}}
+    changes = {"search__space__parameters": narrow, "search__warm_start__use": use}
+    study, _ = warm(images_root, earlier, **changes)
+    assert [t.user_attrs["warm_start"] for t in study.trials] == ["earlier/trial-001"]
+    wide = {**narrow, "optim.weight_decay": {"type": "float", "low": 0.0, "high": 0.1}}
+    changes |= {"search__space__parameters": wide, "search__space__initial_points": []}
+    with pytest.raises(ConfigError) as caught:
+        warm(images_root, earlier, **changes)
+    assert str(caught.value) == (
+        f"search.warm_start.runs: {earlier}: none of its 2 ended trials has the parameters of "
+        f"this space ({LR}, {WEIGHT}, optim.weight_decay) in its ranges"
+    )
+
+
+def test_several_runs_are_all_learned_from(
+    images_root: Path, other_root: Path, tmp_path: Path
+) -> None:
+    same = write_run(tmp_path / "same", search_file(images_root), [trial(0, 85.0, 62.0)])
+    other = write_run(tmp_path / "away", search_file(other_root), [trial(0, 85.0, 62.0, lr=2e-4)])
+    study, told = warm(images_root, same, other)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.WAITING]
+    assert len(told) == 2
+
+
+def test_what_cannot_be_learned_from_is_refused_with_its_name(
+    images_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"^search\.warm_start\.runs: .*nowhere: no run folder"):
+        warm(images_root, tmp_path / "nowhere")
+    file = search_file(images_root)
+    old = write_run(tmp_path / "old", file, [trial(0, 85.0, 62.0)])
+    (old / JOURNAL_FILE).write_text('{"event": "created", "format": 0, "time": 1}\n')
+    with pytest.raises(ConfigError, match=r"old.*format 0 of another version"):
+        warm(images_root, old)
+    empty = write_run(tmp_path / "empty", file, zero_shot=None)
+    with pytest.raises(ConfigError, match=r"empty: none of its 0 ended trials"):
+        warm(images_root, empty)
+    pruned = write_run(tmp_path / "pruned", file, [PRUNED])
+    with pytest.raises(ConfigError, match=r"pruned: no trial of it is finished"):
+        warm(images_root, pruned, search__warm_start__use="points")
+    numberless = replace(PRUNED, curve=({"step": 40, "train/loss": math.nan},))
+    silent = write_run(tmp_path / "silent", file, [numberless])
+    with pytest.raises(ConfigError, match=r"silent: no trial there has val/mean_acc"):
+        warm(images_root, silent)
+
+
+def test_a_study_is_warmed_once_and_not_again_by_a_resume(
+    images_root: Path, tmp_path: Path, earlier: Path
+) -> None:
+    write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0)])
+    file = search_file(images_root, search__warm_start__runs=[str(earlier)])
+    folder = tmp_path / "new"
+    folder.mkdir()
+
+    journal = Journal(folder)
+    journal.session_started({})
+    search = search_record(file, folder, ZERO_SHOT)
+
+    def start() -> tuple[int, str]:
+        console = Console(file=io.StringIO(), width=200)
+        (branch,), _ = take_up(search, file, journal, open_store(folder), console)
+        return len(branch.study.trials), console.file.getvalue()  # type: ignore[attr-defined]
+
+    assert start() == (1, f"Warm start  {earlier}: 1 trials as observations\n")
+    record = trial(0, 84.0, 61.0)
+    journal.trial_started(record)
+    journal.trial_reported(replace(record, outcome="running"))
+    journal.trial_ended(record)
+    assert start() == (2, "")
+    assert start() == (2, "")
+
+
+def test_the_sampler_proposes_near_what_was_good_before(images_root: Path, earlier: Path) -> None:
+    records = []
+    for number in range(41):  # the best learning rate is 1e-4, and 1 point an order is lost
+        lr = 10 ** (-6 + number / 10)
+        distance = abs(math.log10(lr) + 4)
+        records.append(trial(number, 85.0 - distance, 62.0 - distance, lr=lr))
+    file = search_file(images_root)
+    write_run(earlier, file, records)
+    study, _ = warm(images_root, earlier)
+    distributions = file.search_space().distributions()
+    asked = [study.ask(distributions).params[LR] for _ in range(30)]
+    # A point at random is 1 order of magnitude away on average; two in three should be nearer.
+    distances = [abs(math.log10(lr) + 4) for lr in asked]
+    assert statistics.median(distances) < 0.5
+    assert sum(distance < 1 for distance in distances) >= 20
+
+
+def of_method(method: str, number: int, id_acc: float, lr: float, **more: Any) -> TrialRecord:
+    """A finished trial of a search of several methods."""
+    weight = {} if method == "ft" else {WEIGHT: 1.0}
+    params = {METHOD_KEY: method, LR: lr, **weight}
+    return fakes.trial(number, id_acc, 62.0, **{"params": params, **more})
+
+
+def methods_file(root: Path, *runs: Path, **changes: Any) -> SearchFile:
+    """A search over ft and kd, with the parameters that the searches of `run_folders` have."""
+    of_all = {
+        "methods": ["ft", "kd"],
+        "parameters": {LR: {"type": "float", "low": 1e-6, "high": 1e-2, "log": True}},
+    }
+    return search_file(
+        root,
+        **{
+            "search__space": of_all,
+            "search__warm_start__runs": [str(run) for run in runs],
+            **changes,
+        },
+    )
+
+
+def warm_methods(
+    root: Path, *runs: Path, **changes: Any
+) -> tuple[dict[str | None, optuna.Study], list[str]]:
+    """The new studies of such a search, and what they were told."""
+    file = methods_file(root, *runs, **changes)
+    folder = Path(tempfile.mkdtemp(dir=runs[0].parent))
+    search = search_record(file, folder, ZERO_SHOT)
+    branches = open_branches(search, file.search.sampler, file.search_space())
+    told = warm_start(branches, file, search)
+    return {branch.method: branch.study for branch in branches}, told
+
+
+def sources(study: optuna.Study) -> list[str]:
+    return [trial.user_attrs["warm_start"] for trial in study.trials]
+
+
+def test_each_method_learns_from_the_trials_of_its_own(images_root: Path, earlier: Path) -> None:
+    line = "id_val/acc >= best - 0.5"
+    records = [
+        of_method("ft", 0, 88.0, 1e-4),
+        of_method("kd", 1, 85.0, 2e-4),
+        of_method("kd", 2, 84.0, 3e-4),
+        of_method("l2_sp", 3, 86.0, 3e-4),
+    ]
+    write_run(earlier, methods_file(images_root), records)
+    studies, told = warm_methods(images_root, earlier, search__constraints=[line])
+    assert told == [
+        f"{earlier}: ft: 1 trials as observations",
+        f"{earlier}: kd: 2 trials as observations",
+    ]
+    assert sources(studies["ft"]) == ["earlier/trial-000"]
+    assert sources(studies["kd"]) == ["earlier/trial-001", "earlier/trial-002"]
+    # The best is that of the method: of all, it would be 88.
+    assert [t.constraints[line] for t in studies["kd"].trials] == pytest.approx([-0.5, 0.5])
+    assert studies["kd"].trials[0].params == {LR: 2e-4, WEIGHT: 1.0}
+
+
+@pytest.mark.parametrize("searched", ["kd", "lipsum_ft"])
+def test_a_method_learns_from_a_search_of_it_alone(
+    searched: str, images_root: Path, earlier: Path
+) -> None:
+    alone = search_file(images_root, trial__method={"name": searched})
+    write_run(earlier, alone, [trial(0, 85.0, 62.0)])
+    if searched == "lipsum_ft":  # with parameters of the same names
+        with pytest.raises(ConfigError, match=r"parameters of one of these methods \(ft, kd\)"):
+            warm_methods(images_root, earlier)
+        return
+    # Whatever the base trial's own method is, kd would measure the same.
+    studies, told = warm_methods(images_root, earlier)
+    assert told == [f"{earlier}: kd: 1 trials as observations"]
+    assert [len(study.trials) for study in studies.values()] == [0, 1]
+
+
+def test_a_search_of_one_method_learns_from_one_of_several(
+    images_root: Path, earlier: Path
+) -> None:
+    records = [
+        of_method("l2_sp", 0, 88.0, 1e-4),
+        of_method("kd", 1, 85.0, 2e-4),
+        of_method("kd", 2, 84.0, 3e-4, outcome="failed"),
+    ]
+    write_run(earlier, methods_file(images_root), records)
+    study, told = warm(images_root, earlier, trial__method={"name": "kd"})
+    assert told == [f"{earlier}: 1 trials as observations"]
+    assert [trial.params[LR] for trial in study.trials] == [2e-4]
+
+
+def test_over_other_data_the_best_points_of_each_method_are_tried_first(
+    images_root: Path, other_root: Path, earlier: Path
+) -> None:
+    records = [
+        of_method("ft", 0, 88.0, 1e-4),
+        of_method("ft", 1, 87.0, 2e-4, outcome="pruned"),
+        of_method("kd", 2, 84.0, 3e-4),
+        of_method("kd", 3, 85.0, 4e-4),
+    ]
+    write_run(earlier, methods_file(other_root), records)
+    studies, _ = warm_methods(images_root, earlier, search__warm_start__top=1)
+    points = {
+        method: [t.system_attrs["fixed_params"] for t in study.trials]
+        for method, study in studies.items()
+    }
+    assert points == {"ft": [{LR: 1e-4}], "kd": [{LR: 4e-4, WEIGHT: 1.0}]}
+    kept = [records[1], records[3]]  # no ft finished: kd learns all the same
+    other = write_run(earlier.parent / "other-run", methods_file(other_root), kept)
+    studies, told = warm_methods(images_root, other)
+    assert told == [f"{other}: kd: its best 1 points are tried first"]

@@ -1,0 +1,188 @@
+"""A cluster of two nodes, of which one does not see what the driver has on its disk.
+
+Slow: starts Ray. The second node has file systems of its own (`unshare --mount`, as root).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import ray
+import yaml
+from rich.console import Console
+
+from tests.s3 import s3_server
+from tests.tuning.execution.test_run_search import configuration, outcomes
+from trainers.errors import ConfigError
+from trainers.overrides import nest
+from trainers.ray_trainer import WORKER_ENVIRONMENT
+from tuning.checkpoints.storage_check import (
+    NodeStorage,
+    alive_nodes,
+    check_nodes,
+    folder_on_nodes,
+    storage_on_nodes,
+)
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import LOCALHOST, free_port
+from tuning.execution.run_search import run_search
+
+pytestmark = pytest.mark.slow
+
+BLIND = "127.0.0.2"
+"""The address of the node that does not see."""
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the second node sees as another, empty folder."""
+    return tmp_path_factory.mktemp("hidden")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(hidden: Path) -> Iterator[None]:
+    """A head without CPUs, so that whatever trains does so on the node that does not see."""
+    port = free_port()
+    address = f"{LOCALHOST}:{port}"
+    with s3_server(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_GCS_SERVER_PORT", str(port))
+        ray.init(
+            address="local",
+            num_cpus=0,
+            include_dashboard=True,
+            _node_ip_address=LOCALHOST,
+            log_to_driver=False,
+            runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": address}},
+        )
+        patch.delenv("RAY_GCS_SERVER_PORT")
+        start = [
+            Path(sys.executable).parent / "ray", "start", f"--address={address}",
+            f"--node-ip-address={BLIND}", "--num-cpus=2", "--block",
+        ]  # fmt: skip
+        command = shlex.join(str(part) for part in start)
+        script = f"mount -t tmpfs tmpfs {shlex.quote(str(hidden))} && exec {command}"
+        node = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script],
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"RAY_ADDRESS": address},
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while len(alive_nodes()) < 2:
+                assert node.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            yield
+        finally:
+            node.terminate()
+            node.wait()
+            ray.shutdown()
+
+
+def by_node(found: list[NodeStorage]) -> dict[str, NodeStorage]:
+    assert len(found) == 2
+    return {node.node: node for node in found}
+
+
+def search_file(root: Path, runs: Path, **changes: Any) -> SearchFile:
+    settings = {key.replace("__", "."): value for key, value in changes.items()}
+    values = nest(settings, configuration(root, runs))
+    path = runs.parent / f"{runs.name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return load_config(path)
+
+
+def test_a_folder_of_one_machine_is_told_from_one_that_all_see(
+    hidden: Path, tmp_path: Path
+) -> None:
+    shared = by_node(storage_on_nodes(str(tmp_path / "runs")))
+    assert all(node.sees and node.writes and node.fault is None for node in shared.values())
+    assert all((node.free_bytes or 0) > 0 for node in shared.values())
+    alone = by_node(storage_on_nodes(str(hidden)))
+    (head,) = alone.keys() - {BLIND}
+    assert alone[head].fault is None
+    assert alone[BLIND] == NodeStorage(BLIND, sees=False, writes=False)
+    assert alone[BLIND].fault == "does not see this folder"
+    assert not [*tmp_path.rglob("*probe*"), *hidden.rglob("*")]
+
+
+def test_a_bucket_is_seen_from_everywhere_and_has_no_free_bytes() -> None:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="seen")
+    found = by_node(storage_on_nodes("s3://seen/runs"))
+    assert all(node.fault is None and node.free_bytes is None for node in found.values())
+    listed = s3.list_objects_v2(Bucket="seen")["Contents"]
+    assert not [entry["Key"] for entry in listed if "probe" in entry["Key"]]
+
+
+def test_a_node_that_does_not_answer_in_time_is_named(tmp_path: Path) -> None:
+    found = by_node(storage_on_nodes(str(tmp_path), deadline_s=0))
+    assert found[BLIND].fault == "does not answer within 0 s"
+
+
+def test_a_local_run_folder_is_refused_in_one_line_and_leaves_nothing(
+    images_root: Path, hidden: Path, tmp_path: Path
+) -> None:
+    runs = hidden / "runs"
+    with pytest.raises(ConfigError) as caught:
+        run_search(search_file(images_root, runs), console=Console(quiet=True))
+    assert str(caught.value) == (
+        f"search.storage = '{runs}': node {BLIND} does not see this folder; on several nodes it "
+        "must be on a disk that all of them reach, or set search.checkpoints.storage = s3://..."
+    )
+    assert list(runs.iterdir()) == []
+    other = search_file(images_root, tmp_path / "runs", search__checkpoints__storage=str(hidden))
+    with pytest.raises(ConfigError, match=f"checkpoints.storage = '{hidden}': node {BLIND} does"):
+        check_nodes(other, f"{hidden}/small-1")
+    missing = search_file(images_root, runs, search__checkpoints__storage="s3://missing/x")
+    with pytest.raises(ConfigError, match=r"'s3://missing/x': it cannot be written: .*not found"):
+        check_nodes(missing, "s3://missing/x/small-1")
+
+
+def test_local_images_are_refused_where_a_node_does_not_see_them(
+    images_root: Path, hidden: Path, tmp_path: Path
+) -> None:
+    root = hidden / "images"
+    root.symlink_to(images_root)
+    assert by_node(folder_on_nodes(str(images_root), "real"))[BLIND].fault is None
+    with pytest.raises(ConfigError, match=f"trial.data.root = '{root}': node {BLIND} does not see"):
+        check_nodes(search_file(root, tmp_path / "runs"), str(tmp_path))
+
+
+def test_with_a_bucket_for_checkpoints_the_run_folder_may_be_the_drivers_alone(
+    images_root: Path, hidden: Path
+) -> None:
+    boto3.client("s3").create_bucket(Bucket="mine")
+    settings = {"search__references": [], "search__budget__trials": 1, "trial__steps": 3}
+    runs = hidden / "alone"
+    file = search_file(images_root, runs, search__checkpoints__storage="s3://mine/x", **settings)
+    found = run_search(file, console=Console(quiet=True))
+    assert outcomes(found) == {"trial-000": "finished"}
+    assert str(found.checkpoints).startswith("s3://mine/x/small-")
+    assert not (found.run_folder / "train").exists()
+
+
+def test_a_node_that_has_announced_its_end_is_not_asked(images_root: Path, hidden: Path) -> None:
+    """The last one here: the node does not take anything any more."""
+    (leaving,) = [name for name, address in alive_nodes().items() if address == BLIND]
+    subprocess.run(
+        [
+            Path(sys.executable).parent / "ray", "drain-node", "--node-id", leaving,
+            "--address", ray.get_runtime_context().gcs_address,
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot node",
+            "--deadline-remaining-seconds", "600",
+        ],
+        check=True,
+    )  # fmt: skip
+    assert leaving not in alive_nodes()
+    check_nodes(search_file(images_root, hidden / "runs"), str(hidden))

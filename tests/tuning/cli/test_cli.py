@@ -1,0 +1,220 @@
+"""The command as a user types it: its words, its exit status."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from cluster.cli import app as whole
+from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, trial, write_run
+from tuning.cli import app, main
+from tuning.config.schema import SearchFile
+from tuning.execution.run_search import SearchResult
+from tuning.runs import resume
+from tuning.runs.journal import Journal
+from tuning.runs.records import SearchOutcome
+from tuning.runs.run_folder import CONFIG_FILE, load_run
+
+COMMANDS = {
+    "prepare", "zero-shot", "plan", "search", "resume", "extend", "status", "report", "confirm",
+    "train", "export", "soup", "ui", "submit", "doctor",
+}  # fmt: skip
+
+
+def lipsum_tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tuning", *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_commands_are_those_that_users_know() -> None:
+    assert set(get_command(whole).commands) == COMMANDS  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def run(images_root: Path, tmp_path: Path) -> Path:
+    """A finished search: a reference, three trials that ended in three ways."""
+    pruned = trial(1, 84.0, 61.0, lr=2e-4)
+    records = [
+        fakes.reference(),
+        trial(0, 85.0, 62.0),
+        replace(pruned, outcome="pruned", curve=pruned.curve[:2]),
+        trial(2, 80.0, 50.0, outcome="failed", error="OutOfMemoryError: too big", curve=()),
+    ]
+    return write_run(tmp_path / "runs" / "mine", search_file(images_root), records)
+
+
+def test_help_lists_the_commands() -> None:
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    for command in COMMANDS:
+        assert f" {command} " in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("search", "no-such.yaml"), "no-such.yaml: no such file"),
+        (("search", "quickstart", "--set", "trial.optim.lrr=1"), "did you mean 'lr'"),
+        (("train", "quickstart", "--set", "trial.data.root=/nowhere"), "no such folder"),
+        (("search", "quickstart", "--set", "search.objective.metric=acc"), "never reported"),
+        (("ui", "nowhere"), "run a search first"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_status_2(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    done = lipsum_tune(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []  # nothing was started, nothing was made
+
+
+def test_train_runs_one_trial_with_no_ray_and_keeps_its_checkpoint(
+    images_root: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "one.yaml"
+    trial = {
+        "data": {"root": str(images_root)},
+        "optim": {"lr": 1e-4, "batch_size": 8},
+        "steps": 2,
+    }
+    config.write_text(yaml.safe_dump({"trial": trial}))
+    done = lipsum_tune("train", str(config), "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2" in done.stdout
+    assert (tmp_path / "out" / "student.safetensors").is_file()
+    assert yaml.safe_load((tmp_path / "out" / "trial.yaml").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("resume", "nowhere"), "nowhere: no run folder"),
+        (("extend", "nowhere", "--trials", "3"), "nowhere: no run folder"),
+        (("status", "nowhere"), "nowhere: no run folder"),
+        (("report", "nowhere"), "nowhere: no run folder"),
+        (("confirm", "nowhere"), "nowhere: no run folder"),
+        (("export", "nowhere", "--output", "out"), "nowhere: no run folder"),
+        (("export", "RUN", "--output", "out"), "the weights of trial-000 (finished) are not kept"),
+        (("soup", "nowhere"), "nowhere: no run folder"),
+        (("soup", "RUN"), "set search.checkpoints.keep_top = 5"),
+        (("plan", "no-such.yaml"), "no-such.yaml: no such file"),
+        (("plan", "quickstart", "--set", "search.budget.trials=0"), "search.budget.trials = 0"),
+        (("plan", "quickstart", "--set", "search.budget.gpu_hours=1"), "trials take no GPU"),
+        (("resume", "RUN", "--set", "trial.steps"), "write it as key=value"),
+        (("resume", "RUN", "--set", "trial.steps=9"), "it was 240 in this search"),
+        (("resume", "RUN", "--set", "search.sampler.name=gp"), "use `lipsum-tune extend`"),
+        (("extend", "RUN", "--set", "trial.seed=9"), "start a new search"),
+    ],
+)
+def test_a_search_that_cannot_go_on_is_one_clear_line_and_status_2(
+    arguments: tuple[str, ...],
+    said: str,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(run.parent)
+    words = [str(run) if word == "RUN" else word for word in arguments]
+    monkeypatch.setattr(sys, "argv", ["lipsum-tune", *words])
+    before = sorted(run.parent.rglob("*"))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("lipsum-tune: ")
+    assert said in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert sorted(run.parent.rglob("*")) == before
+
+
+def test_status_shows_the_leaderboard_and_writes_nothing(run: Path) -> None:
+    before = sorted(run.rglob("*"))
+    shown = CliRunner().invoke(app, ["status", str(run)], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0, shown.output
+    for text in ("trial-000", "85.0", "trial-001", "pruned", "trial-002", "zero-shot", "too big"):
+        assert text in shown.output
+    assert shown.output.splitlines()[-1] == "State       finished"
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"), [("stopped", "stopped"), (None, "killed; resume it")]
+)
+def test_status_says_how_a_search_was_left(
+    outcome: SearchOutcome | None, state: str, images_root: Path, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", search_file(images_root), outcome=outcome)
+    driver = Journal(run)
+    assert "State       running" in CliRunner().invoke(app, ["status", str(run)]).output
+    driver.close()
+    assert f"State       {state}" in CliRunner().invoke(app, ["status", str(run)]).output
+
+
+def test_report_writes_tables_and_figure_again_and_shows_the_leaderboard(run: Path) -> None:
+    (run / "trials.parquet").write_bytes(b"damaged")
+    shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0, shown.output
+    assert "trial-000" in shown.output
+    trials = pq.read_table(run / "trials.parquet").to_pylist()
+    assert {row["trial_id"]: row["outcome"] for row in trials[1:]} == {
+        "ft": "finished",
+        "trial-000": "finished",
+        "trial-001": "pruned",
+        "trial-002": "failed",
+    }
+    curves = pq.read_table(run / "curves.parquet").to_pylist()
+    assert len(curves) == 1 + 6 + 6 + 2  # the zero-shot model, ft, and two of the trials
+    with Image.open(run / "report" / "id_vs_ood.png") as image:
+        assert image.width > 600
+
+
+@pytest.fixture
+def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
+    """The configurations with which a search goes on; it ends at once, as with no budget left."""
+    files: list[SearchFile] = []
+
+    def end_at_once(folder: Path, file: SearchFile, **more: object) -> SearchResult:
+        files.append(file)
+        loaded = load_run(folder)
+        return SearchResult(loaded.search, loaded.history.records, "finished", folder, "uri")
+
+    monkeypatch.setattr(resume, "continue_search", end_at_once)
+    return files
+
+
+def test_extend_adds_to_the_trials_that_were_to_be_run(
+    run: Path, went_on: list[SearchFile]
+) -> None:
+    there = load_run(run).file.search.budget.trials
+    ended = CliRunner().invoke(app, ["extend", str(run), "--trials", "4"])
+    assert [file.search.budget.trials for file in went_on] == [there + 4]
+    assert load_run(run).file == went_on[0]
+    assert ended.exit_code == 1  # one of the trials that are there failed
+    narrower = "search.space.parameters.optim.lr.high=1e-3"
+    CliRunner().invoke(app, ["extend", str(run), "--trials", "4", "--set", narrower])
+    assert went_on[1].search.budget.trials == there + 8
+    assert went_on[1].search.space.parameters["optim.lr"]["high"] == "1e-3"
+
+
+def test_a_search_with_nothing_left_to_do_ends_in_order(
+    run: Path, went_on: list[SearchFile]
+) -> None:
+    done = CliRunner().invoke(app, ["resume", str(run), "--set", "search.budget.trials=2"])
+    assert [file.search.budget.trials for file in went_on] == [2]
+    assert f"Run folder  {run}" in done.output
+    assert yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["budget"]["trials"] == 2

@@ -1,0 +1,286 @@
+"""What `search.space` comes to where several methods are searched side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from search_spaces import METHODS, Float, Int, SearchSpace, load
+from trainers.errors import ConfigError
+from trainers.overrides import nest
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+
+BOTH = ["ft", "lipsum_ft"]
+TINY_LR = {"type": "float", "low": 1e-5, "high": 2e-3, "log": True}
+
+
+def space(changes: dict[str, Any] | None = None, **keys: Any) -> SearchSpace:
+    """That of a search over both methods, with keys of `search.space`, and others, dotted."""
+    values = {"trial": {}, "search": {"space": {"methods": BOTH, **keys}}}
+    return SearchFile.model_validate(nest(changes or {}, values)).search_space()
+
+
+def test_each_method_brings_its_ready_space() -> None:
+    assert space() == SearchSpace(branches={"ft": load("ft"), "lipsum_ft": load("lipsum_ft")})
+
+
+def test_all_is_every_method_and_is_written_out_where_the_configuration_is_kept() -> None:
+    file = SearchFile.model_validate({"search": {"space": {"methods": "all"}}})
+    assert file.search.space.methods == tuple(METHODS)
+    assert file.search.space.name is None
+    assert SearchFile.model_validate(file.model_dump(mode="json")) == file
+
+
+def test_parameters_are_laid_over_every_method_that_has_them() -> None:
+    found = space(parameters={"optim.lr": TINY_LR, "method.text_length": {"high": 12}})
+    for method in BOTH:
+        assert found.branches[method].parameters["optim.lr"] == Float.model_validate(TINY_LR)
+    assert found.branches["lipsum_ft"].parameters["method.text_length"] == Int(
+        low=2, high=12, log=True
+    )
+    assert found.branches["ft"].parameters.keys() == {"optim.lr"}
+
+
+def test_a_parameter_that_no_method_has_is_added_to_all_with_the_trials_value_in_first_points() -> (
+    None
+):
+    decay = {"type": "float", "low": 0, "high": 0.1}
+    found = space({"trial.optim.weight_decay": 0.05}, parameters={"optim.weight_decay": decay})
+    for method in BOTH:
+        (ready,) = load(method).initial_points
+        assert found.branches[method].initial_points == [{**ready, "optim.weight_decay": 0.05}]
+
+
+def test_what_is_said_of_one_method_is_laid_over_what_is_said_of_all() -> None:
+    count = {"type": "int", "low": 8, "high": 256}
+    found = space(
+        {"trial.method": {"name": "ft"}},
+        parameters={"optim.lr": {"high": 1e-4}},
+        by_method={
+            "lipsum_ft": {"parameters": {"optim.lr": {"low": 1e-5}, "method.text_count": count}}
+        },
+    )
+    assert found.branches["ft"].parameters["optim.lr"] == Float(low=1e-6, high=1e-4, log=True)
+    of_lipsum = found.branches["lipsum_ft"]
+    assert of_lipsum.parameters["optim.lr"] == Float(low=1e-5, high=1e-4, log=True)
+    # The base trial is another method's, so the value is the method's own default.
+    assert [point["method.text_count"] for point in of_lipsum.initial_points] == [80]
+
+
+def test_one_method_may_have_another_ready_space_and_first_points_of_its_own() -> None:
+    point = {"optim.lr": 3e-5}
+    found = space(
+        by_method={
+            "lipsum_ft": {"name": "lipsum_ft_text_count"},
+            "ft": {"initial_points": [point]},
+        }
+    )
+    assert found.branches["lipsum_ft"] == load("lipsum_ft_text_count")
+    assert found.branches["ft"].initial_points == [point]
+
+
+def test_no_first_points_can_be_said_for_all_and_some_for_one() -> None:
+    own = {"ft": {"initial_points": [{"optim.lr": 3e-5}]}}
+    found = space(initial_points=[], by_method=own)
+    assert [len(branch.initial_points) for branch in found.branches.values()] == [1, 0]
+
+
+@pytest.fixture
+def path(images_root: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "methods.yaml"
+    values = {
+        "trial": {"data": {"root": str(images_root)}, "steps": 6},
+        "search": {"space": {"methods": BOTH}},
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("methods=[ft, lipsumft]",
+         r"search.space.methods: no method 'lipsumft' \(did you mean 'lipsum_ft'\?\)"),
+        ("methods=[ft, ft]", r"search.space.methods = \['ft', 'ft'\]: 'ft' is named twice"),
+        ("by_method.lipsumft.parameters.optim.lr.low=1e-5", r"by_method: no method 'lipsumft'"),
+        ("by_method.ft.name=fft", r"search.space.by_method.ft.name = 'fft': no search space"),
+        ("parameters.method.name={type: categorical, choices: [ft, kd]}",
+         r"search.space.parameters.method.name: .* write search.space.methods: \['ft', 'kd'\]"),
+        ("by_method.ft.parameters.method.name={type: categorical, choices: [ft]}",
+         r"search.space.by_method.ft.parameters.method.name: .* write search.space.methods"),
+        ("initial_points=[{optim.lr: 1.0e-5}]", r"by_method.<method>.initial_points"),
+        ("parameters.optim.lrr.low=1", r"parameters.optim.lrr = .* needs a `type` .*'optim.lr'"),
+        ("parameters.method.reg_wight.low=1", r"needs a `type` .*mean 'method.reg_weight'"),
+        ("by_method.ft.parameters.optim.lr.low=1",
+         r"search.space.by_method.ft.parameters.optim.lr = .*low=1.0 must be smaller"),
+        ("by_method.ft.initial_points=[{}]",
+         r"search.space.by_method.ft.initial_points = .*point 1 lacks optim.lr"),
+        ("by_method.ft.parameters.method.reg_weight={type: float, low: 0, high: 1}",
+         r"by_method.ft.parameters.method.reg_weight: method.name = 'ft' has no 'reg_weight'$"),
+        ("by_method.ft.parameters.method.reg_weight.low=1",
+         r"by_method.ft.parameters.method.reg_weight: method.name = 'ft' has no 'reg_weight'$"),
+        ("by_method.lipsum_ft.parameters.method.reg_wight.low=1",
+         r"'lipsum_ft' has no 'reg_wight' \(did you mean 'reg_weight'\?\)$"),
+        ("by_method.kd.parameters.optim.lr.low=1e-5",
+         r"search.space.by_method.kd: 'kd' is not among search.space.methods = \['ft', 'lips"),
+        ("methods=[all, ft]", r"search.space.methods = \['all', 'ft'\]: `all` stands alone"),
+        ("by_method.lipsum_ft.parameters.method.text_length.high=300",
+         r"text_length = 300: with its start"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_that_names_key_and_value_before_anything_starts(
+    override: str, said: str, path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(path, [f"search.space.{override}"])
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_ready_space_for_all_does_not_go_with_methods(path: Path) -> None:
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(nest({"search.space.name": "ft"}, values)))
+    with pytest.raises(ConfigError, match=r"search\.space\.name = 'ft': with search\.space\.meth"):
+        load_config(path)
+    only = nest({"search.space": {"by_method": {"ft": {}}}}, values)
+    path.write_text(yaml.safe_dump(only))
+    with pytest.raises(ConfigError, match=r"search\.space\.by_method: .* which are not given"):
+        load_config(path)
+
+
+def test_a_field_of_a_parameter_that_only_another_methods_space_has_is_no_misspelling(
+    path: Path,
+) -> None:
+    both = "search.space.by_method.kd.parameters.optim.eps={type: float, low: 1e-9, high: 1e-7}"
+    ready = ["search.space.methods=[kd, lipsum_ft]", "search.space.by_method.kd.name=ft"]
+    with pytest.raises(ConfigError, match="the space of 'kd' has no such parameter") as caught:
+        load_config(path, [*ready, "search.space.by_method.kd.parameters.method.reg_weight.low=1"])
+    assert "did you mean" not in str(caught.value)
+    assert "optim.eps" in load_config(path, [*ready, both]).search_space().branches["kd"].parameters
+
+
+def test_what_a_lower_layer_says_of_a_method_goes_where_that_is_left_out(path: Path) -> None:
+    key = "search.space.by_method.lipsum_ft.parameters.optim.lr.low"
+    values = nest({"search.space.by_method": {
+        "lipsum_ft": {"parameters": {"optim.lr": {"low": 1e-5}}}, "ft": {"initial_points": []},
+    }}, yaml.safe_load(path.read_text()))  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    only = SearchSpace(branches={"ft": SearchSpace(parameters=load("ft").parameters)})
+    assert load_config(path, ["search.space.methods=ft"]).search_space() == only
+    child = path.with_name("child.yaml")
+    child.write_text(
+        yaml.safe_dump({"extends": str(path), "search": {"space": {"methods": ["ft"]}}})
+    )
+    assert load_config(child).search_space() == only
+    assert load_config(path, ["search.space.methods=all"]).search.space.by_method.keys() == {
+        "ft", "lipsum_ft",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"by_method\.lipsum_ft: .* not among"):
+        load_config(path, [f"{key}=1e-5", "search.space.methods=ft"])
+
+
+def test_a_space_that_is_not_the_methods_is_told_which_one_is(path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["search.space.name=lipsum_ft", "trial.method.name=r_adapter"])
+    said = "'reg_weight', which search.space.name = 'lipsum_ft' searches; write search.space.name ="
+    assert f"method.name = 'r_adapter' has no {said} 'r_adapter'" in str(caught.value)
+    fitting = ["search.space.name=r_adapter", "trial.method.name=r_adapter"]
+    assert load_config(path, fitting).search_space() == load("r_adapter")
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_length_of_texts_that_changes_nothing_is_not_searched(several: bool, path: Path) -> None:
+    section = "search.space.by_method.lipsum_ft" if several else "search.space"
+    length = f"{section}.parameters.method.text_length"
+    keys = [
+        "trial.method={name: lipsum_ft, text_source: isotropic}",
+        *([] if several else ["search.space.name=lipsum_ft"]),
+    ]
+    with pytest.raises(ConfigError, match=rf"{length}: it changes nothing .*choices: \[8\]"):
+        load_config(path, keys)
+    fixed = load_config(path, [*keys, f"{length}={{type: categorical, choices: [8]}}"])
+    (part,) = [p for name, p in fixed.search_space().parts().items() if name != "ft"]
+    assert [point["method.text_length"] for point in part.initial_points] == [8]
+    source = f"{section}.parameters.method.text_source"
+    load_config(path, [*keys, f"{source}={{type: categorical, choices: [random, isotropic]}}"])
+
+
+def test_a_method_that_cannot_work_with_the_model_is_named_and_may_be_left_out(path: Path) -> None:
+    model = ["trial.model={name: RN50, pretrained: random}", "search.budget.trials=3"]
+    with pytest.raises(ConfigError, match=r"'r_adapter'.*; or leave 'r_adapter' out of them$"):
+        load_config(path, ["search.space.methods=[ft, r_adapter, kd]", *model])
+    load_config(path, ["search.space.methods=[ft, kd]", *model])
+    with pytest.raises(ConfigError, match="RN501") as caught:  # no method's fault
+        load_config(path, ["trial.model.name=RN501"])
+    assert "leave" not in str(caught.value)
+
+
+def test_every_method_gets_a_trial_and_unequal_numbers_are_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigError, match=r"search\.budget\.trials = 1: fewer than the 2 of"):
+        load_config(path, ["search.budget.trials=1"])
+    load_config(path, ["search.budget.trials=4"])
+    assert not caplog.records
+    load_config(path, ["search.budget.trials=5"])
+    assert "search.budget.trials = 5: no multiple of the 2" in caplog.text
+
+
+def test_cma_es_needs_two_numbers_of_every_method(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'cma_es'.* which 'ft' has not"):
+        load_config(path, ["search.sampler.name=cma_es"])
+
+
+def test_a_proposal_of_another_method_than_the_trials_is_laid_over_it(path: Path) -> None:
+    own_settings = "{name: lipsum_ft, reg_weight: 0.3, text_count: 16}"
+    file = load_config(path, [f"trial.method={own_settings}"])
+    lr = {"optim.lr": 1e-3}
+    assert file.trial_config({"method.name": "ft", **lr}).method.model_dump() == {"name": "ft"}
+    own = file.trial_config({"method.name": "lipsum_ft", "method.reg_weight": 2.0, **lr}).method
+    assert (own.model_dump()["reg_weight"], own.model_dump()["text_count"]) == (2.0, 16)
+
+
+def test_methods_in_place_of_a_ready_space_start_afresh_and_back(path: Path) -> None:
+    lr = "search.space.parameters.optim.lr.low=1e-5"
+    methods = "search.space.methods=[ft, lipsum_ft]"
+    over = load_config("quickstart", [methods], check=False)
+    assert over.search_space() == space()
+    assert load_config("quickstart", [methods, lr], check=False).search.space.parameters == {
+        "optim.lr": {"low": "1e-5"}
+    }
+    values = yaml.safe_load(path.read_text())
+    path.write_text(
+        yaml.safe_dump(nest({"search.space.parameters": {"optim.lr": TINY_LR}}, values))
+    )
+    fewer = load_config(path, ["search.space.methods=[ft]"])  # the same kind: the range stays
+    assert fewer.search_space().branches["ft"].parameters["optim.lr"] == Float(**TINY_LR)
+    alone = load_config(path, ["search.space.name=lipsum_ft"])
+    assert alone.search_space() == load("lipsum_ft")
+
+
+def test_a_parameter_of_one_method_is_overridden_like_any_other(path: Path) -> None:
+    key = "search.space.by_method.lipsum_ft.parameters.method.reg_weight"
+    whole = load_config(path, [f"{key}={{type: float, low: 0, high: 2}}", f"{key}.high=3.0"])
+    of_weight = whole.search_space().branches["lipsum_ft"].parameters["method.reg_weight"]
+    assert of_weight == Float(low=0, high=3)
+    values = {"extends": str(path), "search": {"space": {"by_method": {"lipsum_ft": {
+        "parameters": {"method.reg_weight": {"low": 0.1}}}}}}}  # fmt: skip
+    child = path.with_name("child.yaml")
+    child.write_text(yaml.safe_dump(values))
+    kept = load_config(child, [f"{key}.high=10.0"]).search_space().branches["lipsum_ft"]
+    assert kept.parameters["method.reg_weight"] == Float(low=0.1, high=10, log=True)
+    other = load_config(child, ["search.space.by_method.lipsum_ft.name=ft"])
+    assert other.search_space().branches["lipsum_ft"] == load("ft")  # nothing of the one before
+
+
+def test_the_first_point_of_every_method_has_its_defaults() -> None:
+    file = SearchFile.model_validate({"search": {"space": {"methods": "all"}}})
+    for method, branch in file.search_space().branches.items():
+        defaults = file.trial_config({"method.name": method}).method.model_dump()
+        for point in branch.initial_points:
+            own = {k.removeprefix("method."): v for k, v in point.items() if k.startswith("method")}
+            assert own.items() <= defaults.items(), method

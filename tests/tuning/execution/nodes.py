@@ -1,0 +1,114 @@
+"""Several Ray nodes on this machine, and searches that run on them as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.cluster_utils import Cluster
+
+from tests.tuning.execution.test_run_search import configuration
+from trainers.overrides import nest
+from tuning.execution.ray_session import free_port, patiently
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import load_run
+
+PATIENCE_S = 300
+"""Of a condition that a busy machine may be slow to meet."""
+
+
+@contextmanager
+def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
+    """A head with so many CPUs and its dashboard, and nodes of one CPU."""
+    head = {
+        "num_cpus": head_cpus,
+        "include_dashboard": True,  # without it, Ray frees nothing of a trial that was killed
+        "dashboard_host": "127.0.0.1",
+    }
+    found = patiently(
+        lambda: Cluster(
+            initialize_head=True,
+            head_node_args=head | {"dashboard_port": free_port()},
+            shutdown_at_exit=True,
+        )
+    )
+    try:
+        for _ in range(nodes):
+            add_node(found)
+        yield found
+    finally:
+        found.shutdown()
+
+
+def add_node(to: Cluster) -> Any:
+    """A node of one CPU."""
+    return patiently(lambda: to.add_node(num_cpus=1))
+
+
+def write(folder: Path, root: Path, name: str, **changes: Any) -> Path:
+    """A search whose trials are all the same, and have two workers; dotted changes, `__` for `.`"""
+    base = {
+        "search.name": name,
+        "search.references": [],
+        "search.scheduler": {"name": "none"},
+        "search.objective": {"metric": "val/mean_acc"},
+        "search.space": {
+            "name": None,
+            "parameters": {"optim.lr": {"type": "categorical", "choices": [3e-4]}},
+        },
+        "search.resources": {"workers": 2},
+        "trial.data.ood_domains": ["sketch"],
+        "trial.steps": 60,
+        "trial.eval.every": 20,
+    }
+    laid_over = {key.replace("__", "."): value for key, value in changes.items()}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(nest(base | laid_over, configuration(root, folder))))
+    return path
+
+
+@contextmanager
+def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m tuning` with these arguments, on that cluster; gone when the block is left."""
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    with (Path(str(arguments[-1])).parent / "driver.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuning", *map(str, arguments)],
+            env=environment, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
+    """What the condition says as soon as it says something; the process must not end before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert process is None or process.poll() is None, "the driver has ended"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
+def records(folder: Path) -> dict[str, TrialRecord]:
+    """The trials of a run that may only be beginning."""
+    try:
+        return {record.trial_id: record for record in load_run(folder).history.records}
+    except Exception:  # torn, as whoever reads while another writes may find it
+        return {}
+
+
+def figures(record: TrialRecord) -> list[dict[str, float]]:
+    """A curve without what a clock measured."""
+    clocks = ("cost/", "train/images_per_s")
+    return [{k: v for k, v in r.items() if not k.startswith(clocks)} for r in record.curve]

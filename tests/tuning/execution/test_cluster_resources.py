@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import pytest
+
+from trainers.errors import ConfigError
+from tuning.config.schema import ResourcesConfig
+from tuning.execution.cluster_resources import check_fits, fitting_trials
+
+Nodes = Sequence[dict[str, float]]
+
+
+def cpus(*numbers: float) -> Nodes:
+    return [{"CPU": number, "memory": 1e9} if number else {"memory": 1e9} for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "fits"),
+    [
+        (cpus(8), {}, 8),
+        (cpus(3, 3), {"cpus_per_worker": 2}, 2),  # and not 3, as 6 CPUs would have it
+        (cpus(0, 3, 3), {"workers": 2}, 3),
+        (cpus(3, 3), {"workers": 2, "placement_strategy": "STRICT_PACK"}, 2),
+        (cpus(1, 1, 8), {"workers": 2, "placement_strategy": "SPREAD"}, 5),
+        (cpus(1, 1, 8), {"workers": 2, "placement_strategy": "STRICT_SPREAD"}, 2),
+        (cpus(4, 4, 4), {"workers": 3, "placement_strategy": "STRICT_SPREAD"}, 4),
+        (cpus(4, 4), {"workers": 3, "placement_strategy": "STRICT_SPREAD"}, 0),
+        ([{"CPU": 16, "GPU": 2}], {"gpus_per_worker": 0.5}, 4),
+        ([{"CPU": 16, "GPU": 1}] * 3, {"gpus_per_worker": 0.3}, 9),
+        ([{"CPU": 16, "GPU": 2}], {"gpus_per_worker": 0.4}, 4),  # and not 5
+        ([{"CPU": 3, "GPU": 8}, {"CPU": 64}], {"gpus_per_worker": 1}, 3),
+        (cpus(4, 2), {"workers": 4, "min_workers": 2}, 1),
+        (cpus(2, 1), {"workers": 4, "min_workers": 2}, 1),
+        (cpus(1), {"workers": 4, "min_workers": 2}, 0),
+    ],
+)
+def test_so_many_trials_fit_as_their_workers_find_room_on_nodes(
+    nodes: Nodes, resources: dict[str, object], fits: int
+) -> None:
+    assert fitting_trials(nodes, ResourcesConfig.model_validate(resources)) == fits
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize(
+    "slots", [(1, 1, 1), (3, 1, 2), (4, 1, 1), (2, 2, 2), (3, 3, 1), (5, 0, 2)]
+)
+def test_strictly_spread_trials_are_as_many_as_can_really_be_dealt_out(
+    slots: tuple[int, ...], workers: int
+) -> None:
+    def dealt_out(left: tuple[int, ...]) -> int:
+        """Tries every choice of nodes for every trial."""
+        return max(
+            (
+                1 + dealt_out(tuple(n - (i in chosen) for i, n in enumerate(left)))
+                for chosen in combinations(range(len(left)), workers)
+                if all(left[i] for i in chosen)
+            ),
+            default=0,
+        )
+
+    resources = ResourcesConfig(workers=workers, placement_strategy="STRICT_SPREAD")
+    assert fitting_trials(cpus(*slots), resources) == dealt_out(slots)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "told"),
+    [
+        (cpus(4), {"workers": 5}, r"one trial takes 5 CPU; the cluster has 4 CPU, 0 GPU$"),
+        (cpus(4), {"gpus_per_worker": 1}, r"1 CPU, 1 GPU; the cluster has 4 CPU, 0 GPU$"),
+        (
+            cpus(4, 8, 4),
+            {"cpus_per_worker": 9},
+            r"one worker takes 9 CPU, and the largest of 3 node\(s\) has 8 CPU$",
+        ),
+        (
+            [{"CPU": 64}, {"CPU": 8, "GPU": 1}, {"CPU": 4, "GPU": 1}],
+            {"gpus_per_worker": 2},
+            r"one worker takes 1 CPU, 2 GPU, and the largest of 3 node\(s\) has 8 CPU, 1 GPU$",
+        ),
+        (
+            cpus(4, 4),
+            {"workers": 3, "placement_strategy": "STRICT_SPREAD"},
+            r"3 worker\(s\) of 1 CPU do not fit onto the 2 node\(s\), .* with .*'STRICT_SPREAD'$",
+        ),
+        (
+            cpus(3, 2),
+            {"workers": 4, "placement_strategy": "STRICT_PACK"},
+            r"4 worker\(s\) of 1 CPU .*, the largest of which has 3 CPU, with .*'STRICT_PACK'$",
+        ),
+        (cpus(2), {"workers": 4, "min_workers": 3}, r"one trial takes 3 CPU; .* 2 CPU"),
+    ],
+)
+def test_a_trial_that_fits_nowhere_is_told_in_one_line_that_names_what_is_lacking(
+    nodes: Nodes, resources: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^search.resources: .*{told}") as caught:
+        check_fits(nodes, ResourcesConfig.model_validate(resources))
+    assert "\n" not in str(caught.value)
+    check_fits([{"CPU": 64, "GPU": 8}] * 3, ResourcesConfig.model_validate(resources))

@@ -1,0 +1,217 @@
+"""What the driver writes, on a real disk that is full (mounted for the test, as root)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from ray.exceptions import RayTaskError
+from ray.train import ControllerError, WorkerGroupError
+from ray.tune import TuneError
+
+from search_spaces import SearchSpace
+from search_spaces.distributions import Float
+from tests.disks import fill, make_room, small_disk
+from tests.tuning import fakes
+from tests.tuning.runs.test_recorder import Notes, report, tune_trial
+from trainers.checkpoints.format import STATE, Checkpoint, Progress, save_checkpoint, saved_step
+from trainers.config import TrialConfig
+from trainers.errors import StorageFailed
+from trainers.fine_tune import fine_tune
+from trainers.ray_trainer import _saved
+from tuning.algorithms.study import open_study
+from tuning.config.schema import SamplerConfig
+from tuning.execution.ray_errors import resumable, storage_failure
+from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
+from tuning.runs.recorder import Recorder
+from tuning.runs.records import SearchOutcome, TrialRecord
+
+FULL = "No space left on device"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 128) as folder:
+        yield folder
+
+
+def large(number: int) -> TrialRecord:
+    """A trial whose line is longer than what is left of any block of the disk."""
+    return fakes.trial(number, params={f"key.{n}": "x" * 100 for n in range(60)})
+
+
+def until_it_fails(write: Callable[[int], object]) -> None:
+    """Write what takes room until there is none."""
+    with pytest.raises(StorageFailed, match=FULL):
+        deque(map(write, range(200)), maxlen=0)
+
+
+def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_session(
+    disk: Path,
+) -> None:
+    journal = Journal(disk)
+    journal.session_started({})
+    journal.trial_started(large(0))
+    before = (disk / JOURNAL_FILE).read_bytes()
+    fill(disk)
+    with pytest.raises(StorageFailed, match=f"^{disk}/{JOURNAL_FILE}: cannot be written: {FULL}$"):
+        journal.trial_started(large(1))
+    assert (disk / JOURNAL_FILE).read_bytes() == before
+    make_room(disk)
+    with pytest.raises(StorageFailed, match=FULL):  # of a trial that never started
+        journal.trial_ended(large(1))
+    journal.close()
+    assert (disk / JOURNAL_FILE).read_bytes() == before
+
+    again = Journal(disk)
+    again.session_started({})
+    again.trial_started(large(1))
+    again.close()
+    history = read_history(disk)
+    assert [record.trial_id for record in history.unfinished] == ["trial-000", "trial-001"]
+    assert history.run_id == journal.run_id == again.run_id
+
+
+def test_what_is_synced_to_the_disk_before_it_is_full_is_kept(disk: Path) -> None:
+    journal, started = Journal(disk), list[int]()
+    journal.session_started({})
+
+    def start(number: int) -> None:
+        journal.trial_started(large(number))
+        started.append(number)
+
+    until_it_fails(start)
+    journal.close()
+    assert len(started) > 10  # of some twenty that the disk holds
+    assert len(read_history(disk).records) == len(started)
+
+
+def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(
+    disk: Path,
+) -> None:
+    search = fakes.search_record(disk)
+    space = SearchSpace(parameters={"optim.lr": Float(low=0.1, high=1.0)})
+    study = open_study(search, SamplerConfig(), space)
+    trial = study.ask(fixed_distributions=space.distributions())
+    fill(disk)
+    with pytest.raises(StorageFailed, match=f"optuna.journal: cannot be written: {FULL}"):
+        trial.set_user_attr("long", "x" * 10_000)
+    make_room(disk)
+    study.tell(trial, 1.0)
+    (found,) = open_study(search, SamplerConfig(), space).trials
+    assert found.state == optuna.trial.TrialState.COMPLETE
+    assert found.user_attrs == {}
+
+
+class Writer(Notes):
+    """A callback that keeps a file beside the journal."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        self.path.write_bytes(bytes(100_000))
+
+    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
+        super().search_ended(records, outcome)
+        self.path.write_bytes(bytes(100_000))
+
+
+def test_the_end_of_a_search_on_a_full_disk_is_told_all_the_same_in_a_line_for_each_that_fails(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal, notes = Journal(disk), Notes()
+    journal.session_started({})
+    callbacks = (Writer(disk / "table"), notes)
+    recorder = Recorder(fakes.search_record(disk), journal, callbacks)
+    trial = tune_trial("trial-000", **large(0).params)
+    recorder.on_trial_start(0, [], trial)
+    fill(disk)
+    until_it_fails(lambda step: report(recorder, trial, step + 1))
+    with caplog.at_level(logging.ERROR):
+        (record,) = recorder.finish("stopped")
+    assert record.outcome == "stopped"
+    assert notes.heard[-1] == ("search_ended", "1", "stopped")
+    assert "Traceback" not in caplog.text
+    assert f"Writer failed at search_ended: {FULL}" in caplog.text
+    assert journal.failure is not None
+
+
+def checkpoint(step: int) -> Checkpoint:
+    tensors = {"visual.w": torch.full((20_000,), float(step))}
+    return Checkpoint(tensors, {"optimizer": dict(tensors)}, Progress(step=step), ())
+
+
+@pytest.mark.parametrize("room", [0, 1, 90_000, 130_000])
+def test_a_checkpoint_that_finds_no_room_is_told_and_the_one_before_it_is_whole(
+    tmp_path: Path, room: int
+) -> None:
+    # Full when the state is written, in its midst, when the weights are, and in their midst.
+    with small_disk(tmp_path / "small", 360) as disk:
+        save_checkpoint(disk / "kept", checkpoint(1), ("a",))
+        (disk / "placeholder").write_bytes(bytes(room))
+        fill(disk)
+        (disk / "placeholder").unlink()
+        with pytest.raises(StorageFailed) as caught:
+            save_checkpoint(disk / "kept", checkpoint(2), ("a",))
+        assert str(caught.value).startswith(f"{disk}/kept: a checkpoint cannot be written: ")
+        assert FULL in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert saved_step(disk / "kept") == 1
+        assert torch.load(disk / "kept" / STATE)["progress"]["step"] == 1
+
+
+def test_a_full_folder_for_temporary_files_is_named_with_its_node(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = next(fine_tune(trial))
+    with small_disk(tmp_path / "temporary", 1000) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        with pytest.raises(StorageFailed) as caught, _saved(report):
+            pass
+        assert list(disk.iterdir()) == []
+    said = rf"node [\d.]+: {disk}/lipsum-tune-\w+: a checkpoint cannot be written: {FULL}; TMPDIR "
+    assert re.match(said, str(caught.value))
+
+
+def test_a_failure_of_storage_is_found_behind_all_that_ray_makes_of_it(tmp_path: Path) -> None:
+    failure = StorageFailed("s3://mine: refused")
+    lost = ConnectionError("rank 0 is gone")
+    of_workers = WorkerGroupError("a page", {0: lost, 1: failure})
+    as_ray_tells = RayTaskError("train", "a page", of_workers)
+    assert storage_failure(as_ray_tells.as_instanceof_cause()) is failure
+    task = RayTaskError("train", "a page", failure).as_instanceof_cause()
+    assert isinstance(task, StorageFailed)
+    assert storage_failure(task) is failure  # and not the page
+    full = storage_failure(OSError(28, "No space left on device", "/cache/x"))
+    assert str(full) == f"/cache/x: {FULL}"
+    for other in (OSError(2, "No such file", "/cache/x"), WorkerGroupError("", {0: lost}), None):
+        assert storage_failure(other) is None
+    slow = OSError("AWS Error SLOW_DOWN during PutObject operation")
+    assert str(storage_failure(ControllerError(slow))) == str(slow)  # of its list of checkpoints
+    assert storage_failure(ControllerError(lost)) is None
+    said = f"refused; .*lipsum-tune resume {tmp_path}` goes on"
+    with pytest.raises(StorageFailed, match=said), resumable(tmp_path):
+        as_tune_does(failure)
+    with pytest.raises(ZeroDivisionError), resumable(tmp_path):
+        divide(1, 0)
+
+
+def as_tune_does(error: Exception) -> None:
+    try:
+        raise error
+    except StorageFailed:
+        raise TuneError("a page") from None
+
+
+def divide(one: Any, other: Any) -> Any:
+    return one / other

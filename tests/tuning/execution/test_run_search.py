@@ -1,0 +1,234 @@
+"""Real searches on a real local Ray, small. Slow: a trial takes ten seconds to start."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from mlflow.tracking import MlflowClient
+from optuna.trial import TrialState
+from PIL import Image
+from ray.util import placement_group_table
+from rich.console import Console
+
+from trainers.config import TrialConfig
+from trainers.data.openmoji.build import ImageCounts, build
+from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.errors import ConfigError
+from trainers.overrides import nest
+from tuning.algorithms.study import open_study
+from tuning.config.schema import ResourcesConfig
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.run_search import SearchResult, _zero_shot_on_cluster, run_search
+from tuning.runs.run_folder import load_run
+
+pytestmark = pytest.mark.slow
+
+STEPS = 9
+
+
+def configuration(root: Path, storage: Path) -> dict[str, Any]:
+    return {
+        "trial": {
+            "data": {"root": str(root)},
+            "method": {"name": "lipsum_ft", "text_count": 16},
+            "optim": {"lr": 1e-3, "batch_size": 8},
+            "eval": {"every": 3},
+            "steps": STEPS,
+        },
+        "search": {
+            "name": "small",
+            "storage": str(storage),
+            "scheduler": {"name": "asha", "grace_steps": 3, "reduction_factor": 2},
+            "objective": {"metric": "train/lr", "mode": "max"},
+            "budget": {"trials": 5},
+        },
+    }
+
+
+def broken_copy(root: Path, copy: Path) -> Path:
+    """The same data, but its training images are no images."""
+    build(copy, classes=("apple", "bus"), images=ImageCounts(2, 1, 1), workers=1, progress=False)
+    for domain in ("real", "painting", "clipart", "infograph", "sketch"):
+        for split in ("train", "val", "test"):
+            file = part_path(copy, domain, split)
+            file.write_bytes(part_path(root, domain, split).read_bytes())
+    names = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
+    rows = [LabelledImage(b"no image", "broken.jpg", label=i % 8) for i in range(48)]
+    write_images(part_path(copy, "real", "train"), rows, names, {})
+    return copy
+
+
+@pytest.fixture(scope="module")
+def search(
+    images_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SearchResult, list[Any], float]:
+    """One search that has it all: a finished trial, a pruned one, one that raises, one with NaN.
+
+    The objective is the learning rate itself, so each first point is a trial whose end is known:
+    the second diverges, the third is the worse half of its rung, the fourth has no images.
+    """
+    folder = tmp_path_factory.mktemp("search")
+    broken = broken_copy(images_root, folder / "broken")
+    good = str(images_root)
+    points = [
+        {"optim.lr": 1e-3, "data.root": good},
+        {"optim.lr": 1e30, "data.root": good},
+        {"optim.lr": 1e-8, "data.root": good},
+        {"optim.lr": 1e-3, "data.root": str(broken)},
+        {"optim.lr": 2e-3, "data.root": good},
+    ]
+    space = {
+        "name": None,
+        "parameters": {
+            "optim.lr": {"type": "float", "low": 1e-8, "high": 1e30, "log": True},
+            "data.root": {"type": "categorical", "choices": [good, str(broken)]},
+        },
+        "initial_points": points,
+    }
+    values = configuration(images_root, folder / "runs")
+    values["search"] |= {"space": space, "resources": {"max_concurrent": 1}}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with ray_session():
+        found = run_search(load_config(path), console=Console(quiet=True))
+        return found, *left_behind()
+
+
+@pytest.fixture
+def result(search: tuple[SearchResult, list[Any], float]) -> SearchResult:
+    return search[0]
+
+
+def left_behind(seconds: float = 30) -> tuple[list[Any], float]:
+    """Placement groups alive and CPUs in use, once they have had time to go."""
+    deadline = time.monotonic() + seconds
+    while True:
+        alive = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+        used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
+        if (not alive and used < 1e-6) or time.monotonic() > deadline:
+            return alive, used
+        time.sleep(0.5)
+
+
+def outcomes(found: SearchResult) -> dict[str, str]:
+    return {record.trial_id: record.outcome for record in found.records}
+
+
+def test_trials_finish_are_pruned_and_fail_each_by_itself(result: SearchResult) -> None:
+    assert outcomes(result) == {
+        "ft": "finished",
+        "trial-000": "finished",
+        "trial-001": "failed",
+        "trial-002": "pruned",
+        "trial-003": "failed",
+        "trial-004": "finished",
+    }
+    assert result.outcome == "finished"
+
+
+def test_a_failed_trial_says_why(result: SearchResult) -> None:
+    errors = {record.trial_id: record.error for record in result.failed}
+    assert "TrainingDiverged" in str(errors["trial-001"])
+    assert "not a finite number" in str(errors["trial-001"])
+    assert "broken/real/train: row" in str(errors["trial-003"])
+    assert "(broken.jpg): not an image" in str(errors["trial-003"])
+
+
+def test_optuna_is_told_what_really_happened(result: SearchResult) -> None:
+    run = load_run(result.run_folder)
+    study = open_study(run.search, run.file.search.sampler, run.file.search_space())
+    states = [trial.state for trial in study.trials]
+    assert states[:4] == [
+        TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL,
+    ]  # fmt: skip
+    assert list(study.trials[2].intermediate_values) == [3]
+
+
+def test_mlflow_has_one_run_a_trial_below_the_searchs_with_all_that_was_reported(
+    result: SearchResult,
+) -> None:
+    client = MlflowClient(result.tracking_uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "lipsum-tune"]
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {r.data.tags["trial_id"]: r for r in runs if r is not parent}
+    assert parent.info.status == "FINISHED"
+    assert len(children) == 6
+    status = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+    for record in result.records:
+        run = children[record.trial_id]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.status == status[record.outcome]
+        for name in ("id_val/acc", "ood_val/mean_acc", "ood_val/sketch/acc", "cost/seconds"):
+            history = client.get_metric_history(run.info.run_id, name)
+            assert [m.step for m in history] == [int(point["step"]) for point in record.curve]
+    lr = children[result.records[1].trial_id].data.params["optim.lr"]
+    assert float(lr) == 1e-3
+
+
+def test_the_run_folder_has_tables_figure_and_what_it_takes_to_repeat_it(
+    result: SearchResult,
+) -> None:
+    trials = pq.read_table(result.run_folder / "trials.parquet").to_pylist()
+    assert trials[0]["trial_id"] == "zero-shot"
+    assert {row["trial_id"]: row["outcome"] for row in trials[1:]} == outcomes(result)
+    curves = pq.read_table(result.run_folder / "curves.parquet").to_pylist()
+    assert len(curves) == 1 + sum(len(record.curve) for record in result.records)
+    with Image.open(result.run_folder / "report" / "id_vs_ood.png") as image:
+        assert image.width > 600
+    environment = json.loads((result.run_folder / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    assert load_config(result.run_folder / "search.yaml").search.name == "small"
+
+
+def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(
+    search: tuple[SearchResult, list[Any], float],
+) -> None:
+    found, alive, used = search
+    assert "pruned" in outcomes(found).values()
+    assert alive == []
+    assert used == pytest.approx(0, abs=1e-6)
+
+
+def test_two_workers_train_one_trial(images_root: Path, tmp_path: Path) -> None:
+    values = nest(
+        {
+            "search.references": [],
+            "search.budget.trials": 1,
+            "search.resources.workers": 2,
+            "trial.steps": 3,
+        },
+        configuration(images_root, tmp_path / "runs"),
+    )
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(values))
+    found = run_search(load_config(path), console=Console(quiet=True))
+    assert outcomes(found) == {"trial-000": "finished"}
+
+
+def test_a_mistake_that_a_worker_is_the_first_to_find_is_one_line_too(tmp_path: Path) -> None:
+    trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
+    with ray_session(), pytest.raises(ConfigError) as caught:
+        _zero_shot_on_cluster(trial, ResourcesConfig())
+    assert type(caught.value) is ConfigError
+    assert str(caught.value).startswith(f"{tmp_path}: it has no domain 'real'")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trial_that_can_never_fit_is_refused_before_it_starts() -> None:
+    with ray_session():
+        cpus = int(ray.cluster_resources()["CPU"])
+        assert concurrent_trials(ResourcesConfig()) == cpus
+        assert concurrent_trials(ResourcesConfig(workers=cpus)) == 1
+        with pytest.raises(ConfigError, match=rf"one trial takes {cpus + 1} CPU"):
+            concurrent_trials(ResourcesConfig(workers=cpus + 1))
+        with pytest.raises(ConfigError, match="1 GPU; the cluster has"):
+            concurrent_trials(ResourcesConfig(gpus_per_worker=1))

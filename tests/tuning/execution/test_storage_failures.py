@@ -1,0 +1,246 @@
+"""Searches whose storage fails in the middle: a disk that is full, a bucket that refuses.
+
+Slow: real searches on a real Ray, on a real disk of a few megabytes and a real server of S3.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+from ray import tune
+from rich.console import Console
+
+from tests.benchmarks.kills import disagreements
+from tests.disks import fill, make_room, small_disk
+from tests.s3 import SECRET, s3_server
+from tests.tuning.execution.test_run_search import configuration, outcomes
+from trainers.checkpoints.format import STATE, WEIGHTS
+from trainers.errors import ConfigError, StorageFailed
+from trainers.fine_tune import fine_tune
+from trainers.overrides import nest
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import ray_session
+from tuning.execution.run_search import run_search
+from tuning.execution.trainable import DRIVER_MEMORY
+from tuning.runs.journal import JOURNAL_FILE, read_history
+from tuning.runs.records import TrialRecord
+from tuning.runs.resume import resume_search
+from tuning.runs.run_folder import load_run
+from tuning.weights.export import export
+
+pytestmark = pytest.mark.slow
+
+ONE_TRIAL = "search.budget.trials=1"
+"""Of the two that a search whose storage fails must not go on to; the other would take its time."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[ThreadedMotoServer]:
+    """Of S3, started before Ray."""
+    with s3_server() as server, ray_session():
+        yield server
+
+
+def search_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
+    """Two trials of three reports, one after the other."""
+    settings = {
+        "search.references": [],
+        "search.budget.trials": 2,
+        "search.scheduler": {"name": "none"},
+        "search.objective": {"metric": "val/mean_acc"},
+        "search.resources.max_concurrent": 1,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(nest(settings, configuration(root, folder / "runs"))))
+    return load_config(path)
+
+
+@contextmanager
+def once(condition: Callable[[], bool], action: Callable[[], object]) -> Iterator[None]:
+    """Do something in the middle of a search, as soon as a condition holds."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            if condition():
+                action()
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def reports(run_folder: Path, trial_id: str) -> int:
+    try:
+        records = read_history(run_folder, live=True).records
+    except ConfigError:
+        return 0
+    return sum(len(record.curve) for record in records if record.trial_id == trial_id)
+
+
+def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
+    """What the trials measured is what plain fine-tunings measure that nothing interrupts."""
+    for record in records:
+        *_, last = fine_tune(file.trial_config(record.params))
+        for name in ("id_val/acc", "ood_val/mean_acc", "train/loss"):
+            assert record.metrics[name] == pytest.approx(last.metrics[name], rel=1e-4), name
+
+
+def test_a_disk_that_fills_up_ends_the_search_in_one_line_and_once_there_is_room_it_goes_on(
+    images_root: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with small_disk(tmp_path / "disk", 100_000) as disk:
+        file = search_file(images_root, disk)
+        folder = disk / "runs" / "small"
+        with (
+            once(lambda: reports(folder, "trial-000") == 1, lambda: fill(disk)),
+            pytest.raises(StorageFailed) as caught,
+        ):
+            run_search(file, console=Console(quiet=True))
+        assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(str(folder))
+        assert ": No space left on device; " in str(caught.value)
+        assert f"`lipsum-tune resume {folder}`" in str(caught.value)
+        first = load_run(folder)
+        assert outcomes(first.history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
+        make_room(disk)
+        found = resume_search(folder, [ONE_TRIAL], console=Console(quiet=True))
+        assert outcomes(found) == {"trial-000": "finished"}
+        events = [json.loads(line) for line in (folder / "journal.jsonl").open()]
+        started = [event["trial"] for event in events if event["event"] == "started"]
+        assert started == ["trial-000", "trial-000"]
+        assert disagreements(folder) == []
+        check_as_undisturbed(file, list(found.records))
+
+
+def instant_trial(proposal: dict[str, Any], *, steps: int) -> None:
+    """What a trial is here: many reports, each of which the driver has to write down."""
+    values = dict.fromkeys(("val/mean_acc", "ood_val/mean_acc", "id_val/acc"), 50.0)
+    for step in range(1, steps + 1):
+        tune.report({"step": step, **values})
+
+
+def instantly(patch: pytest.MonkeyPatch, steps: int) -> dict[str, Any]:
+    """Let searches train nothing, and keep all else as it is; returns their settings."""
+    trial = tune.with_resources(partial(instant_trial, steps=steps), {"memory": DRIVER_MEMORY})
+    patch.setattr("tuning.execution.run_search.trainable", lambda *_, **__: trial)
+    return {"trial__steps": steps, "trial__eval__every": 1, "search__budget__trials": 1}
+
+
+def test_a_driver_that_finds_no_room_for_its_files_blames_no_trial(
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", 100_000) as disk:
+        # Enough of them to be still at it when the disk is full, some tenths of a second later.
+        search = search_file(images_root, disk, **instantly(monkeypatch, steps=400))
+        folder = disk / "runs" / "small"
+        said = rf"^{folder}/({JOURNAL_FILE}|optuna.journal): cannot be written: No space left on de"
+        with (
+            once(lambda: reports(folder, "trial-000") > 0, lambda: fill(disk)),
+            pytest.raises(StorageFailed, match=said),
+        ):
+            run_search(search, console=Console(quiet=True))
+        assert outcomes(load_run(folder).history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
+        make_room(disk)
+        found = resume_search(folder, console=Console(quiet=True))
+        assert outcomes(found) == {"trial-000": "finished"}
+        assert [point["step"] for point in found.records[0].curve] == list(range(1, 401))
+
+
+def test_a_trial_whose_end_the_sampler_cannot_keep_is_finished_at_the_next_attempt(
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = search_file(images_root, tmp_path, **instantly(monkeypatch, steps=2))
+    folder = tmp_path / "runs" / "small"
+    with monkeypatch.context() as patch:
+        patch.setattr("tuning.algorithms.searcher.tell", raise_full)
+        with pytest.raises(StorageFailed, match="tell: full"):
+            run_search(search, console=Console(quiet=True))
+    assert outcomes(load_run(folder).history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
+    found = resume_search(folder, console=Console(quiet=True))
+    assert outcomes(found) == {"trial-000": "finished"}
+    assert disagreements(folder) == []
+
+
+def raise_full(*_: Any) -> None:
+    raise StorageFailed("tell: full")
+
+
+def test_a_bucket_that_refuses_ends_the_search_in_one_line_and_the_trials_are_not_to_blame(
+    server: ThreadedMotoServer, images_root: Path, tmp_path: Path
+) -> None:
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket="mine")
+    file = search_file(images_root, tmp_path, search__checkpoints__storage="s3://mine/searches")
+    folder = tmp_path / "runs" / "small"
+
+    def refuse(files: str) -> None:
+        denied = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject"}
+        statement = {**denied, "Resource": f"arn:aws:s3:::mine/*{files}"}
+        policy = {"Version": "2012-10-17", "Statement": [statement]}
+        s3.put_bucket_policy(Bucket="mine", Policy=json.dumps(policy))
+
+    # Not the folders, nor Ray Train's list: Arrow's own copying would not tell of a file alone.
+    with (
+        once(lambda: reports(folder, "trial-000") == 1, lambda: refuse(WEIGHTS)),
+        pytest.raises(StorageFailed) as caught,
+    ):
+        run_search(file, console=Console(quiet=True))
+    run = load_run(folder)
+    home = f"s3://mine/searches/small-{run.history.run_id}"
+    assert str(caught.value).startswith(f"{home}/train")
+    assert "a checkpoint cannot be written: When uploading part" in str(caught.value)
+    assert "ACCESS_DENIED" in str(caught.value)
+    assert f"`lipsum-tune resume {folder}`" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert run.history.outcome == "stopped"
+    assert outcomes(run.history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
+
+    refuse("")
+    with pytest.raises(
+        ConfigError, match=r"checkpoints.storage = 's3://mine.*: it cannot be written"
+    ):
+        resume_search(folder, console=Console(quiet=True))
+    s3.delete_bucket_policy(Bucket="mine")
+    found = resume_search(folder, [ONE_TRIAL], console=Console(quiet=True))
+    assert outcomes(found) == {"trial-000": "finished"}
+    check_as_undisturbed(file, list(found.records))
+    check_kept(s3, home, {record.trial_id for record in found.records})
+    exported = export(folder, tmp_path / "model")
+    assert (exported / "open_clip_model.safetensors").is_file()
+    # Nothing of the storage's credentials is in what the search left.
+    text = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert SECRET.encode() not in text
+
+
+def check_kept(s3: Any, home: str, trial_ids: set[str]) -> None:
+    """Of ended trials, weights alone lie in the bucket, at most one checkpoint a trial."""
+    prefix = home.removeprefix("s3://mine/")
+    listed = s3.list_objects_v2(Bucket="mine", Prefix=prefix)["Contents"]
+    files = [entry["Key"].removeprefix(f"{prefix}/") for entry in listed if entry["Size"]]
+    weights = [name for name in files if name.endswith(WEIGHTS)]
+    assert not any(name.endswith(STATE) for name in files)
+    owners = [name.split("/")[1].removeprefix("train-") for name in weights]
+    assert len(owners) == len(set(owners)) >= 1
+    assert set(owners) <= trial_ids

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
+
+from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, write_run
+from tuning.cli import app
+from tuning.mlflow_logging.backfill import catch_up
+from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.mlflow_logging.client import connect
+from tuning.runs.journal import Journal
+from tuning.runs.run_folder import load_run
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with no run; to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("empty")
+    connect(default_tracking_uri(folder), "lipsum-tune")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def runs(empty_database: Path, tmp_path: Path) -> Path:
+    """A folder of runs, with its database."""
+    shutil.copy(empty_database, tmp_path)
+    return tmp_path
+
+
+def callback_of(run: Path) -> MlflowCallback:
+    callback = MlflowCallback(default_tracking_uri(run.parent), "lipsum-tune")
+    callback.search_started(load_run(run).search)
+    return callback
+
+
+def told(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ...]]]:
+    """What MLflow says of each run: status, outcome, and the curve of one metric."""
+    client = MlflowClient(default_tracking_uri(run.parent))
+    experiment = client.get_experiment_by_name("lipsum-tune")
+    found = client.search_runs([experiment.experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {
+        run.info.run_name: (
+            run.info.status,
+            run.data.tags["outcome"],
+            tuple(
+                (m.step, m.value)
+                for m in client.get_metric_history(run.info.run_id, "ood_val/mean_acc")
+            ),
+        )
+        for run in found
+    }
+
+
+def expected(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ...]]]:
+    """The same, from the journal."""
+    history = load_run(run).history
+    status = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
+    outcome = history.outcome or "stopped"
+    return {run.name: (status[outcome], outcome, ())} | {
+        record.trial_id: (
+            status[record.outcome],
+            record.outcome,
+            tuple((int(p["step"]), p["ood_val/mean_acc"]) for p in record.curve),
+        )
+        for record in history.records
+    }
+
+
+def test_what_a_server_missed_is_written_from_the_journal_and_once(
+    images_root: Path, runs: Path
+) -> None:
+    """Of all trials one is whole in MLflow, one was cut short there, the others are unknown."""
+    records = fakes.finished_search()[:8]
+    run = write_run(runs / "search", search_file(images_root), records)
+    driver = callback_of(run)
+    for record, length in ((records[0], 6), (records[1], 2)):
+        driver.trial_started(replace(record, outcome="running", curve=()))
+        driver.trial_reported(replace(record, outcome="running", curve=record.curve[:length]))
+    driver.trial_ended(records[0])
+    assert driver.wait()
+    assert told(run) != expected(run)
+
+    for _ in range(2):
+        shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
+        assert shown.exit_code == 0, shown.output
+        assert f"MLflow      {default_tracking_uri(runs)} has all of it" in shown.output
+        assert told(run) == expected(run)
+
+
+def test_a_trial_that_went_on_while_mlflow_was_away_is_made_whole(
+    images_root: Path, runs: Path
+) -> None:
+    """Stopped in one session that MLflow saw, and again, three reports later, in one it did not."""
+    trial = fakes.trial(0, outcome="stopped")
+    early = replace(trial, curve=trial.curve[:2])
+    run = write_run(runs / "search", search_file(images_root), [early], outcome="stopped")
+    driver = callback_of(run)
+    driver.trial_started(replace(early, outcome="running"))
+    driver.trial_ended(early)
+    driver.search_ended([early], "stopped")
+
+    journal = Journal(run)
+    journal.session_started(load_run(run).file.fingerprints())
+    journal.trial_started(trial)
+    for length in range(3, 6):
+        journal.trial_reported(replace(trial, outcome="running", curve=trial.curve[:length]))
+    journal.trial_ended(trial)
+    journal.session_ended("stopped")
+    journal.close()
+    catch_up(load_run(run))
+    assert told(run) == expected(run)
+    assert len(told(run)["trial-000"][2]) == 5
+
+
+def test_runs_of_a_driver_that_was_killed_are_closed(images_root: Path, runs: Path) -> None:
+    running = fakes.trial(0, outcome="running", ended_at=None)
+    run = write_run(runs / "search", search_file(images_root), [], outcome=None)
+    journal = Journal(run)
+    journal.trial_started(running)
+    journal.close()
+    driver = callback_of(run)
+    driver.trial_started(replace(running, curve=()))
+    assert driver.wait()
+    assert {status for status, *_ in told(run).values()} == {"RUNNING"}
+    catch_up(load_run(run))
+    assert told(run) == expected(run)
+
+
+def test_a_run_folder_without_its_database_gets_none(images_root: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "search", search_file(images_root), [fakes.trial(0)])
+    assert catch_up(load_run(run)).endswith("mlflow.db is not here")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_server_that_is_away_is_a_warning_beside_the_report(
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "pa55word")
+    uri = "http://ann:${SECRET}@127.0.0.1:9"
+    file = search_file(images_root, search__tracking__uri=uri)
+    run = write_run(tmp_path / "search", file, [fakes.trial(0)])
+    shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0, shown.output
+    assert "warning: MLflow cannot be used at http://***@127.0.0.1:9" in shown.output
+    assert "pa55word" not in shown.output
+    assert (run / "trials.parquet").is_file()

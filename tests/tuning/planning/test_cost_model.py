@@ -1,0 +1,167 @@
+"""The cost of a search, against sums done by hand and against other ways to play it through."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+import numpy as np
+import pytest
+
+from tuning.algorithms.early_stopping import Asha
+from tuning.algorithms.tune_scheduler import create_rule
+from tuning.config.early_stopping import AshaConfig, HyperbandConfig, MedianConfig
+from tuning.planning.cost_model import Estimate, SearchShape, TrialCost, estimate, play
+
+EXACT = TrialCost(startup_s=10, step_s=0.5, eval_s=4)
+
+
+def test_a_trial_reports_every_so_many_steps_and_at_its_last() -> None:
+    assert SearchShape(1, total_steps=100, eval_every=40).report_steps == (40, 80, 100)
+    assert SearchShape(1, total_steps=80, eval_every=40).report_steps == (40, 80)
+    assert SearchShape(1, total_steps=30, eval_every=40).report_steps == (30,)
+
+
+def test_without_a_rule_the_cost_is_exact() -> None:
+    shape = SearchShape(trials=5, total_steps=100, eval_every=40, concurrent=1, setup_s=7)
+    one = 10 + 100 * 0.5 + 3 * 4
+    found = estimate(shape, EXACT, lambda: None)
+    for band, expected in (
+        (found.hours, (7 + 5 * one) / 3600),
+        (found.trial_hours, 5 * one / 3600),
+        (found.steps, 500),
+        (found.full_trials, 5),
+    ):
+        assert (band.low, band.median, band.high) == pytest.approx((expected,) * 3)
+    assert found.reached == (5, 5, 5)
+
+
+def test_trials_side_by_side_fill_the_slots_and_references_come_on_top() -> None:
+    shape = SearchShape(trials=4, total_steps=100, eval_every=40, concurrent=2, references=1)
+    found = estimate(shape, EXACT, lambda: None)
+    assert found.hours.median == pytest.approx(3 * 72 / 3600)  # five trials in two slots
+    assert found.trial_hours.median == pytest.approx(5 * 72 / 3600)
+    assert found.steps.median == 500
+    assert found.full_trials.median == 4
+
+
+def test_more_slots_than_trials_help_no_further() -> None:
+    wide = SearchShape(trials=3, total_steps=100, eval_every=40, concurrent=64)
+    assert estimate(wide, EXACT, lambda: None).hours.median == pytest.approx(72 / 3600)
+
+
+def by_the_second(
+    qualities: list[float], slots: int, startup: int, rungs: tuple[int, ...], total: int
+) -> tuple[int, int]:
+    """Seconds and steps of an ASHA of factor 2 at one step a second, watched second by second."""
+    waiting, running, reached = list(range(len(qualities))), {}, {rung: [] for rung in rungs}
+    second = steps = 0
+    while waiting or running:
+        while waiting and len(running) < slots:
+            running[waiting.pop(0)] = -startup
+        second += 1
+        for trial in sorted(running):
+            running[trial] += 1
+            step = running[trial]
+            steps += step > 0
+            if step in rungs:
+                reached[step].append(qualities[trial])
+                place = sorted(reached[step], reverse=True).index(qualities[trial])
+                if place >= max(1, len(reached[step]) // 2):
+                    del running[trial]
+            elif step == total:
+                del running[trial]
+    return second, steps
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7])
+def test_asha_costs_what_it_does_when_watched_second_by_second(slots: int) -> None:
+    qualities = np.random.default_rng(5).permutation(12).astype(float).tolist()
+    shape = SearchShape(trials=12, total_steps=80, eval_every=10, concurrent=slots)
+    played = play(
+        shape,
+        TrialCost(startup_s=7, step_s=1, eval_s=0),
+        Asha((10, 20, 40), reduction_factor=2),
+        [[(quality,)] * len(shape.report_steps) for quality in qualities],
+        [1.0] * 12,
+    )
+    seconds, steps = by_the_second(qualities, slots, 7, (10, 20, 40), 80)
+    assert (played.seconds, played.steps) == (seconds, steps)
+    assert played.trial_seconds == 12 * 7 + steps
+
+
+def test_about_nine_in_ten_independent_searches_lie_in_the_band() -> None:
+    shape = SearchShape(trials=12, total_steps=90, eval_every=30)
+    cost = TrialCost(startup_s=20, step_s=1, eval_s=0, spread=0.1, samples=9)
+    band = estimate(
+        shape, cost, lambda: create_rule(AshaConfig(grace_steps=30), 90), repeats=400
+    ).hours
+    rng = np.random.default_rng(123)
+    truths = [one_slot_asha(rng) / 3600 for _ in range(400)]
+    inside = np.mean([band.low <= truth <= band.high for truth in truths])
+    assert 0.82 < inside < 0.97
+    assert band.median == pytest.approx(median(truths), rel=0.05)
+
+
+def one_slot_asha(rng: np.random.Generator) -> float:
+    """Seconds of twelve trials one after the other, rung 30 of 90 steps, factor 3, start 20 s."""
+    common = math.exp(0.1 * rng.standard_t(8) / 3)
+    seconds, seen = 0.0, []
+    for _ in range(12):
+        seen.append(rng.normal() + rng.normal() * (2 / 3))
+        goes_on = sorted(seen)[-max(1, len(seen) // 3)] <= seen[-1]
+        steps = 90 if goes_on else 30
+        seconds += (20 + steps) * common * math.exp(0.1 * rng.normal())
+    return seconds
+
+
+def test_the_measured_spread_widens_the_band_as_a_lognormal() -> None:
+    shape = SearchShape(trials=1, total_steps=100, eval_every=100)
+    cost = TrialCost(startup_s=0, step_s=36, eval_s=0, spread=0.2, samples=100_000)
+    hours = estimate(shape, cost, lambda: None, repeats=4000).hours
+    expected = [math.exp(0.2 * z) for z in (-1.645, 0, 1.645)]
+    assert [hours.low, hours.median, hours.high] == pytest.approx(expected, rel=0.02)
+
+
+def test_few_samples_leave_the_common_speed_less_certain() -> None:
+    shape = SearchShape(trials=20, total_steps=100, eval_every=100)
+    few, many = (
+        estimate(shape, TrialCost(0, 36, 0, 0.2, samples), lambda: None).hours
+        for samples in (3, 300)
+    )
+    assert few.high - few.low > 2 * (many.high - many.low)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        AshaConfig(grace_steps=20),
+        HyperbandConfig(grace_steps=20, reduction_factor=2),
+        MedianConfig(grace_steps=20),
+    ],
+)
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_stopping_makes_a_search_cheaper_and_the_seed_makes_it_repeatable(
+    scheduler: AshaConfig | HyperbandConfig | MedianConfig, objectives: int
+) -> None:
+    shape = SearchShape(20, 100, 10, concurrent=4, references=1, objectives=objectives)
+
+    def stopped(seed: int) -> Estimate:
+        return estimate(shape, EXACT, lambda: create_rule(scheduler, 100), repeats=20, seed=seed)
+
+    full = estimate(shape, EXACT, lambda: None, repeats=1)
+    found = stopped(0)
+    assert found == stopped(0)
+    assert found != stopped(1)
+    assert found.hours.high < full.hours.median
+    reached = found.reached
+    assert reached[0] == reached[1] == 20  # nothing stops before the grace steps
+    assert list(reached) == sorted(reached, reverse=True)
+    assert reached[-1] > 0
+
+
+def test_a_rung_between_two_reports_is_seen_at_the_second() -> None:
+    shape = SearchShape(trials=20, total_steps=100, eval_every=40)
+    found = estimate(shape, EXACT, lambda: create_rule(AshaConfig(grace_steps=50), 100), repeats=20)
+    assert found.trials_at(40) == found.trials_at(50) == found.trials_at(80) == 20
+    assert found.trials_at(100) < 20

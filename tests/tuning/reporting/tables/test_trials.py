@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.tuning import fakes
+from tuning.reporting.tables import arrow as parquet
+from tuning.reporting.tables import trials as results
+from tuning.reporting.tables.callback import TablesCallback
+from tuning.reporting.tables.methods import methods_table
+from tuning.reporting.tables.trials import curves_table, selection_table, trials_table, write_tables
+from tuning.runs.records import TrialRecord
+from tuning.selection.rules import best_trial
+
+SEARCH = fakes.search_record(Path("run"))
+
+
+def test_the_trials_table_has_a_row_a_trial_under_the_zero_shot_row() -> None:
+    records = fakes.finished_search()
+    table = trials_table(SEARCH, records)
+    rows = table.to_pylist()
+    assert len(rows) == 1 + len(records)
+    assert rows[0]["kind"] == "zero_shot"
+    assert rows[0]["id_val/acc"] == 82.4
+    assert rows[0]["method.reg_weight"] is None
+    chosen = [row["trial_id"] for row in rows if row["is_best"]]
+    assert chosen == [best_trial(SEARCH, records).trial_id]  # type: ignore[union-attr]
+    failed = next(row for row in rows if row["outcome"] == "failed")
+    assert failed["error"].startswith("OutOfMemoryError")
+    assert failed["seconds"] == 360.0
+
+
+def test_the_types_of_the_columns_do_not_depend_on_what_happened() -> None:
+    fixed = len(results._TRIAL_FIELDS)
+    empty, full = trials_table(SEARCH, []), trials_table(SEARCH, fakes.finished_search())
+    assert list(empty.schema)[:fixed] == list(full.schema)[:fixed]
+    assert full.schema.field("method.text_length").type == pa.int64()
+    assert full.schema.field("method.reg_weight").type == pa.float64()
+    assert full.schema.field("val/mean_acc").type == pa.float64()
+    assert json.loads(full.schema.metadata[b"lipsum_tune"])["sees_ood"] is True
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1, 2.5], [1.0, 2.5]), ([True, False], [True, False]), ([1, "a"], ["1", "a"])],
+)
+def test_a_parameter_of_mixed_types_still_has_one_column(
+    values: list[object], expected: list[object]
+) -> None:
+    records = [fakes.trial(i, params={"x.y": value}) for i, value in enumerate(values)]
+    assert trials_table(SEARCH, records)["x.y"].to_pylist()[1:] == expected
+
+
+def test_the_curves_table_has_a_row_a_report_and_a_column_a_metric() -> None:
+    trial = fakes.trial(1, curve=(fakes.report(40, 80, 60), fakes.report(80, 81, math.nan)))
+    rows = curves_table(SEARCH, [trial]).to_pylist()
+    assert [(row["trial_id"], row["step"]) for row in rows] == [
+        ("zero-shot", 0),
+        (trial.trial_id, 40),
+        (trial.trial_id, 80),
+    ]
+    assert [row["id_val/acc"] for row in rows] == [82.4, 80, 81]
+    assert math.isnan(rows[2]["ood_val/mean_acc"])
+
+
+def test_a_metric_that_a_report_lacks_is_null() -> None:
+    curve = (fakes.report(40, 80, 60), fakes.report(80, 80, 60, **{"energy_gap/sketch": 0.5}))
+    table = curves_table(SEARCH, [fakes.trial(1, curve=curve)])
+    assert table["energy_gap/sketch"].to_pylist() == [None, None, 0.5]
+
+
+def test_a_failed_write_keeps_the_old_table_and_leaves_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials, *_ = write_tables(tmp_path, SEARCH, [fakes.trial(1)])
+    before = trials.read_bytes()
+
+    def full_disk(table: object, path: Path) -> None:
+        Path(path).write_text("half a ta")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(parquet.pq, "write_table", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_tables(tmp_path, SEARCH, fakes.finished_search())
+    assert trials.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "trials.parquet",
+        "curves.parquet",
+        "selection.parquet",
+    }
+
+
+def outcomes(folder: Path) -> dict[str, str]:
+    rows = pq.read_table(folder / "trials.parquet").to_pylist()
+    return {row["trial_id"]: row["outcome"] for row in rows[1:]}
+
+
+class Clock:
+    """A clock that stands still, but for what reading the trials is made to take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_tables_hold_what_the_journal_says_at_a_trials_end(tmp_path: Path) -> None:
+    one, two = fakes.trial(1), fakes.trial(2, outcome="running", ended_at=None)
+    callback = TablesCallback(tmp_path, lambda: [one, two], Clock())
+    callback.search_started(SEARCH)
+    callback.trial_started(two)
+    callback.trial_reported(two)
+    assert not list(tmp_path.iterdir())
+    callback.trial_ended(one.compact)
+    assert outcomes(tmp_path) == {one.trial_id: "finished", two.trial_id: "running"}
+    assert len(pq.read_table(tmp_path / "curves.parquet")) == 1 + len(one.curve) + len(two.curve)
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 10.0), (0.1, 10.0), (0.5, 25.0), (4.0, 200.0)])
+def test_writing_again_waits_ten_seconds_and_fifty_times_what_it_takes(
+    tmp_path: Path, took: float, pause: float
+) -> None:
+    clock, reads = Clock(), 0
+
+    def read() -> list[TrialRecord]:
+        nonlocal reads
+        reads += 1
+        clock.now += took
+        return [fakes.trial(number) for number in range(reads)]
+
+    callback = TablesCallback(tmp_path, read, clock)
+    callback.search_started(SEARCH)
+    callback.trial_ended(fakes.trial(0))
+    clock.now += pause - 0.01
+    callback.trial_ended(fakes.trial(1))
+    assert (reads, len(outcomes(tmp_path))) == (1, 1)
+    clock.now += 0.02
+    callback.trial_ended(fakes.trial(2))
+    assert (reads, len(outcomes(tmp_path))) == (2, 2)
+
+
+def test_at_the_end_the_tables_are_written_from_the_records_given(tmp_path: Path) -> None:
+    callback = TablesCallback(tmp_path, lambda: [fakes.trial(1)], Clock())
+    callback.search_started(SEARCH)
+    callback.trial_ended(fakes.trial(1))
+    callback.search_ended([fakes.trial(1), fakes.trial(2, outcome="stopped")], "stopped")
+    assert outcomes(tmp_path) == {"trial-001": "finished", "trial-002": "stopped"}
+
+
+def test_the_selection_table_has_a_row_a_trial_that_a_rule_chose() -> None:
+    search = replace(SEARCH, ood_domains=("a", "b"))
+    records = [
+        fakes.measured(0, 90, {"a": 60, "b": 40}),
+        fakes.measured(1, 80, {"a": 50, "b": 55}),
+    ]
+    rows = selection_table(search, records).to_pylist()
+    columns = ("rule", "trial_id", "left_out", "id_acc", "ood_acc", "worst_acc", "gap", "id_gap")
+    assert [tuple(row[column] for column in columns) for row in rows] == [
+        ("objective", "trial-000", None, 90, 50, 40, -2.5, 0),
+        ("id_val", "trial-000", None, 90, 50, 40, -2.5, 0),
+        ("ood_val", "trial-001", None, 80, 52.5, 50, 0, -10),
+        ("leave_one_domain_out", "trial-001", "a", 80, 50, 50, -7.5, -5),
+        ("leave_one_domain_out", "trial-000", "b", 90, 40, 40, -7.5, -5),
+        ("worst_domain", "trial-001", None, 80, 52.5, 50, 0, -10),
+        ("pareto", "trial-000", None, 90, 50, 40, None, None),
+        ("pareto", "trial-001", None, 80, 52.5, 50, None, None),
+    ]
+    assert [row["looks_at_ood"] for row in rows] == [True, False] + 6 * [True]
+
+
+def test_a_rule_without_a_choice_has_a_row_that_says_why() -> None:
+    search = replace(SEARCH, ood_domains=("a",))
+    rows = selection_table(search, [fakes.measured(0, 90, {"a": 60})]).to_pylist()
+    (absent,) = [row for row in rows if row["trial_id"] is None]
+    assert absent["rule"] == "leave_one_domain_out"
+    assert absent["reason"] == "it takes two OOD domains or more"
+    assert len(selection_table(search, [])) == 6
+
+
+def test_a_search_over_methods_has_a_table_of_their_best_trials(tmp_path: Path) -> None:
+    records = fakes.compared_methods()
+    paths = write_tables(tmp_path, SEARCH, records)
+    assert [path.name for path in paths][3:] == ["methods.parquet"]
+    rows = pq.read_table(tmp_path / "methods.parquet").to_pylist()
+    assert [(row["method"], row["kind"], row["trial_id"]) for row in rows] == [
+        ("zero-shot", "zero_shot", None),
+        ("ft", "reference", "ft"),
+        ("carot", "method", "trial-007"),
+        ("lipsum_ft", "method", "trial-006"),
+        ("kd", "method", "trial-005"),
+        ("ft", "method", "trial-004"),
+    ]
+    assert [row["id_val/ece"] for row in rows] == [None, None, 6, 5, 4, 3]
+    assert [row["method.reg_weight"] for row in rows] == [None, None, None, 0.7, 1.2, None]
+    assert [row["objective"] for row in rows][2:4] == pytest.approx([74.6, 74.1])
+    assert (rows[2]["trials"], rows[2]["finished"], rows[2]["all_seconds"]) == (2, 2, 720)
+    assert (rows[1]["trials"], rows[1]["seconds"]) == (None, 360)
+
+
+def test_a_method_whose_trials_all_failed_has_a_row_with_no_trial() -> None:
+    records = [
+        replace(r, outcome="failed") if r.params.get("method.name") == "carot" else r
+        for r in fakes.compared_methods()
+    ]
+    last = methods_table(SEARCH, records).to_pylist()[-1]
+    assert (last["method"], last["trials"], last["failed"]) == ("carot", 2, 2)
+    assert last["trial_id"] is last["objective"] is last["id_val/acc"] is None
+
+
+def test_the_selection_table_names_the_method_of_each_trial_chosen() -> None:
+    rows = selection_table(SEARCH, fakes.compared_methods()).to_pylist()
+    assert [(row["method"], row["number"]) for row in rows if row["rule"] == "by_method"] == [
+        ("carot", 7),
+        ("lipsum_ft", 6),
+        ("kd", 5),
+        ("ft", 4),
+    ]
+    assert {row["method"] for row in rows if row["rule"] == "id_val"} == {"ft"}

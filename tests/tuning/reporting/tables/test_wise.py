@@ -1,0 +1,130 @@
+"""WiSE-FT's curves in the tables, in the figure, and in MLflow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, write_run
+from trainers.errors import ConfigError
+from tuning.cli import app
+from tuning.config.validation import check_search
+from tuning.mlflow_logging import client as mlf
+from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.reporting.figures.wise_curves import wise_figure
+from tuning.reporting.leaderboard import figures
+from tuning.reporting.tables.trials import write_tables
+from tuning.reporting.tables.wise import WisePoint, wise_curve, wise_table
+from tuning.runs.records import SearchRecord, TrialRecord
+
+ALPHAS = (0, 0.1, 0.5, 1)
+
+
+def with_curve(record: TrialRecord, bend: float = 3.0) -> TrialRecord:
+    """A trial that also reported its curve: a parabola above the straight line."""
+    last = record.metrics
+    swept = {}
+    for alpha in ALPHAS:
+        lift = bend * 4 * alpha * (1 - alpha)
+        swept[f"wise/{alpha:g}/id_val/acc"] = 82.4 + alpha * (last["id_val/acc"] - 82.4)
+        end = last["ood_val/mean_acc"]
+        swept[f"wise/{alpha:g}/ood_val/mean_acc"] = 61 + alpha * (end - 61) + lift
+    return replace(record, curve=(*record.curve[:-1], {**last, **swept}))
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> SearchRecord:
+    return fakes.search_record(tmp_path)
+
+
+def test_a_curve_is_read_from_the_last_report_in_the_order_of_alpha() -> None:
+    curve = wise_curve(with_curve(fakes.trial(0, 86.4, 61.0)))
+    assert [point.alpha for point in curve] == [0, 0.1, 0.5, 1]
+    assert curve[2] == WisePoint(0.5, pytest.approx(84.4), pytest.approx(64.0))  # type: ignore[arg-type]
+    assert wise_curve(fakes.trial(0)) == ()
+    broken = {"step": 240, "wise/0.5/id_val/acc": float("nan")}
+    assert wise_curve(fakes.trial(0, curve=(broken,))) == (WisePoint(0.5, None, None),)
+
+
+def test_the_table_has_a_row_a_point_and_is_absent_without_any(
+    search: SearchRecord, tmp_path: Path
+) -> None:
+    plain = [fakes.reference(), fakes.trial(0)]
+    assert wise_table(search, plain) is None
+    write_tables(tmp_path / "plain", search, plain)
+    assert not (tmp_path / "plain" / "wise.parquet").exists()
+    params = {"method.name": "kd"}
+    records = [with_curve(fakes.reference()), with_curve(fakes.trial(0, params=params)), *plain[1:]]
+    written = write_tables(tmp_path / "tables", search, records)
+    assert written[-1] == tmp_path / "tables" / "wise.parquet"
+    rows = pq.read_table(written[-1]).to_pylist()
+    assert [(row["trial_id"], row["method"], row["alpha"]) for row in rows] == [
+        *(("ft", "ft", alpha) for alpha in ALPHAS),
+        *(("trial-000", "kd", alpha) for alpha in ALPHAS),
+    ]
+    assert rows[-1]["id_acc"] == records[1].metrics["id_val/acc"]
+    trials = pq.read_table(tmp_path / "tables" / "trials.parquet").to_pylist()
+    assert trials[2]["wise/0.1/id_val/acc"] == records[1].metrics["wise/0.1/id_val/acc"]
+
+
+def test_the_figure_is_drawn_where_there_are_curves_and_highlights_the_best(
+    search: SearchRecord, tmp_path: Path
+) -> None:
+    plain = fakes.finished_search()
+    assert wise_figure(search, plain, tmp_path / "wise.png") is None
+    assert [path.name for path in figures(search, plain, tmp_path)] == ["id_vs_ood.png"]
+    records = [with_curve(r) if r.outcome == "finished" else r for r in plain]
+    (_, path) = figures(search, records, tmp_path)
+    assert path == tmp_path / "report" / "wise_curves.png"
+    orange, grey = (0xD5, 0x5E, 0x00), (0xB9, 0xBE, 0xC6)
+    assert has_colour(path, orange)
+    assert has_colour(path, grey)  # of more than five
+    alone = wise_figure(search, records[:4], tmp_path / "alone.png")
+    assert alone is not None
+    assert has_colour(alone, orange)
+    assert not has_colour(alone, grey)
+
+
+def has_colour(path: Path, colour: tuple[int, int, int]) -> bool:
+    with Image.open(path) as image:
+        return bool((np.asarray(image.convert("RGB")) == colour).all(axis=-1).any())
+
+
+def test_report_draws_the_curves_of_a_run_folder(images_root: Path, tmp_path: Path) -> None:
+    records = [fakes.reference(), with_curve(fakes.trial(0)), with_curve(fakes.trial(1, 84.0))]
+    run = write_run(tmp_path / "mine", search_file(images_root), records)
+    shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0, shown.output
+    assert (run / "report" / "wise_curves.png").stat().st_size > 10_000
+    assert len(pq.read_table(run / "wise.parquet")) == 2 * len(ALPHAS)
+
+
+def test_mlflow_has_every_point_as_a_metric_and_the_figure(
+    search: SearchRecord, tmp_path: Path
+) -> None:
+    record = with_curve(fakes.trial(0))
+    callback = MlflowCallback(default_tracking_uri(tmp_path), "lipsum-tune")
+    callback.search_started(search)
+    callback.trial_started(record)
+    callback.trial_ended(record)
+    callback.search_ended([record], "finished")
+    client, experiment_id = mlf.connect(default_tracking_uri(tmp_path), "lipsum-tune")
+    (child,) = client.search_runs([experiment_id], "tags.trial_id = 'trial-000'")
+    swept = {n: v for n, v in record.metrics.items() if n.startswith("wise/")}
+    assert {n: child.data.metrics[n] for n in swept} == swept
+    artifacts = {file.path for file in client.list_artifacts(callback.parent_run_id)}
+    assert {"wise_curves.png", "wise.parquet"} <= artifacts
+
+
+def test_a_point_of_the_curve_is_no_objective(images_root: Path) -> None:
+    objective = {"metric": "wise/0.5/ood_val/mean_acc"}
+    file = search_file(images_root, search__objective=[objective])
+    with pytest.raises(ConfigError, match=r"after the last step alone; search over method\.name"):
+        check_search(file)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tuning import fakes
+from trainers.errors import ConfigError
+from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
+from tuning.runs.records import TrialRecord
+
+STARTED = fakes.trial(0, outcome="running", ended_at=None, curve=())
+ENDED = fakes.trial(0)
+
+
+def write_trial(journal: Journal, record: TrialRecord, reports: int | None = None) -> None:
+    """Start a trial and let it report as often as asked; by default let it end, too."""
+    journal.trial_started(record)
+    for number in range(len(record.curve) if reports is None else reports):
+        so_far = dataclasses.replace(record, outcome="running", curve=record.curve[: number + 1])
+        journal.trial_reported(so_far)
+    if reports is None:
+        journal.trial_ended(record)
+
+
+def edit_times(folder: Path, times: list[float]) -> None:
+    """Give the lines of a journal other times."""
+    path = folder / JOURNAL_FILE
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line, time in zip(lines, times, strict=True):
+        line["time"] = time
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    failed = fakes.trial(1, outcome="failed", error="OutOfMemoryError: too big", curve=())
+    journal = Journal(tmp_path)
+    journal.session_started({"trial": "abc"})
+    journal.zero_shot({"id_val/acc": 53.0})
+    for record in (fakes.reference(), ENDED, failed):
+        write_trial(journal, record)
+    journal.session_ended("finished")
+    history = read_history(tmp_path)
+    assert history.records == (fakes.reference(), ENDED, failed)
+    assert history.zero_shot == {"id_val/acc": 53.0}
+    assert history.outcome == "finished"
+    assert history.fingerprints == {"trial": "abc"}
+    assert history.unfinished == ()
+
+
+def test_a_trial_cut_off_by_a_kill_is_stopped_and_its_attempts_add_up(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    write_trial(journal, ENDED, reports=2)
+    edit_times(tmp_path, [0, 0, 100, 110, 120])
+    (cut_off,) = read_history(tmp_path).unfinished
+    assert (cut_off.outcome, cut_off.seconds) == ("stopped", 20)
+    assert cut_off.curve == ENDED.curve[:2]
+    journal.close()
+
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    again = dataclasses.replace(ENDED, started_at=1000.0, ended_at=1030.0)
+    journal.trial_started(again)
+    # It goes on from the checkpoint of its first report, so the second comes again.
+    for number in range(2, len(ENDED.curve) + 1):
+        so_far = dataclasses.replace(again, outcome="running", curve=again.curve[:number])
+        journal.trial_reported(so_far)
+    journal.trial_ended(again)
+    (record,) = read_history(tmp_path).records
+    assert record.outcome == "finished"
+    assert record.curve == ENDED.curve
+    assert record.seconds == 20 + 30
+
+
+def test_the_report_at_which_a_trial_is_stopped_is_written_with_its_end_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    journal.trial_started(STARTED)
+    pruned = dataclasses.replace(ENDED, outcome="pruned", curve=ENDED.curve[:1])
+    journal.trial_reported(pruned)
+    assert read_history(tmp_path).records == (pruned,)
+
+
+def test_wall_clock_is_that_of_the_sessions_not_of_the_time_between(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    journal.zero_shot({})
+    journal.session_started({})  # the first was killed
+    journal.session_ended("stopped")
+    edit_times(tmp_path, [0, 10, 25, 1000, 1007])
+    assert read_history(tmp_path).seconds == 15 + 7
+
+
+def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next_driver(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    write_trial(journal, ENDED)
+    journal.close()
+    path = tmp_path / JOURNAL_FILE
+    whole = path.read_bytes()
+    for length in range(1, 40, 7):
+        path.write_bytes(whole + whole.splitlines()[-1][:length])
+        assert read_history(tmp_path).records == (ENDED,)
+        Journal(tmp_path).close()
+        assert path.read_bytes() == whole
+
+
+def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    first = Journal(tmp_path)
+    with pytest.raises(ConfigError, match="another process is running this search"):
+        Journal(tmp_path)
+    first.close()
+    Journal(tmp_path).close()
+
+
+def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / JOURNAL_FILE
+    path.write_text('{"event": "created", "format": 99, "time": 1}\n')
+    with pytest.raises(ConfigError, match="format 99 of another version"):
+        read_history(tmp_path)
+    path.write_text('{"event": "created", "format": 1, "time": 1}\nnonsense\n{"event": "x"}\n')
+    with pytest.raises(ConfigError, match="line 2 cannot be read"):
+        read_history(tmp_path)
+    path.unlink()
+    with pytest.raises(ConfigError, match="no run folder"):
+        read_history(tmp_path)

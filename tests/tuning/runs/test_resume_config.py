@@ -1,0 +1,318 @@
+"""What may differ from the run folder's configuration when a search goes on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.tune.search import Searcher
+
+from tests.tuning import fakes
+from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
+from trainers.errors import ConfigError
+from trainers.overrides import nest
+from tuning.algorithms.budget import Budget
+from tuning.algorithms.method_studies import open_branches, synchronise_branches
+from tuning.algorithms.searcher import OptunaSearcher
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+from tuning.runs import resume
+from tuning.runs.journal import JOURNAL_FILE, Journal
+from tuning.runs.resume import earlier_run, resume_search, search_or_resume
+from tuning.runs.run_folder import CONFIG_FILE, load_run
+
+NARROWER = f"search.space.parameters.{LR}.low=1e-5"
+
+
+@pytest.fixture
+def run(images_root: Path, tmp_path: Path) -> Path:
+    records = [fakes.reference(), *(trial(n, 85.0 - n, 62.0) for n in range(3))]
+    return write_run(tmp_path / "run", search_file(images_root), records)
+
+
+@pytest.fixture
+def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
+    """The configurations with which a search would have gone on; what follows takes a cluster."""
+    files: list[SearchFile] = []
+    monkeypatch.setattr(resume, "continue_search", lambda folder, file, **more: files.append(file))
+    return files
+
+
+def edit(run: Path, **changes: Any) -> None:
+    """Change search.yaml by hand."""
+    values = yaml.safe_load((run / CONFIG_FILE).read_text())
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    (run / CONFIG_FILE).write_text(yaml.safe_dump(nest(dotted, values), sort_keys=False))
+
+
+def test_with_nothing_changed_a_search_goes_on_as_it_was(
+    run: Path, went_on: list[SearchFile]
+) -> None:
+    before = (run / CONFIG_FILE).read_text()
+    resume_search(run)
+    assert went_on == [load_run(run).file]
+    assert (run / CONFIG_FILE).read_text() == before
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "search.budget.trials=30",
+        "search.budget.trials=2",  # fewer than it has: it ends at once
+        "search.budget.hours=1.5",
+        "search.resources.workers=2",
+        "search.resources.max_concurrent=1",
+        "search.tracking.experiment=other",
+        "search.checkpoints.disk_gb=5",
+        "trial.data.cache_gb=7",
+        "trial.data.workers=2",
+    ],
+)
+def test_budgets_resources_tracking_and_reading_may_change_and_are_kept(
+    override: str, extend: bool, run: Path, went_on: list[SearchFile]
+) -> None:
+    expected = load_config(run / CONFIG_FILE, [override])
+    assert expected != load_run(run).file
+    resume_search(run, [override], extend=extend)
+    assert went_on == [expected]
+    assert load_run(run).file == expected
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        NARROWER,
+        "search.space.initial_points=[]",
+        "search.sampler.name=random",
+        "search.sampler.seed=7",
+        "search.scheduler={name: asha, grace_steps: 40}",
+    ],
+)
+def test_space_sampler_and_scheduler_may_change_when_a_search_is_extended(
+    override: str, run: Path, went_on: list[SearchFile]
+) -> None:
+    with pytest.raises(ConfigError, match=r"; use `lipsum-tune extend` to go on with another one"):
+        resume_search(run, [override])
+    assert went_on == []
+    resume_search(run, [override], extend=True)
+    assert went_on == [load_run(run).file] == [load_config(run / CONFIG_FILE, [override])]
+
+
+def test_checkpoints_are_not_looked_for_elsewhere(run: Path, went_on: list[SearchFile]) -> None:
+    said = "None in this search and cannot become 's3://mine': its checkpoints would not be found"
+    with pytest.raises(ConfigError, match=said):
+        resume_search(run, ["search.checkpoints.storage=s3://mine"])
+    assert went_on == []
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize(
+    ("override", "key", "was", "now"),
+    [
+        ("trial.optim.lr=0.5", "trial.optim.lr", "1e-05", "0.5"),
+        ("trial.steps=480", "trial.steps", "240", "480"),
+        (
+            "search.objective={metric: id_val/acc}",
+            "search.objective",
+            "[{'metric': 'val/mean_acc', 'mode': 'max'}]",
+            "[{'metric': 'id_val/acc', 'mode': 'max'}]",
+        ),
+        ("search.constraints=id_val/nll <= 1", "search.constraints", "[]", "['id_val/nll <= 1']"),
+        ("search.name=other", "search.name", "'search'", "'other'"),
+        ("search.references=[]", "search.references", "['ft']", "[]"),
+        ("search.warm_start.top=9", "search.warm_start.top", "4", "9"),
+        ("search.study_storage=sqlite:///a", "search.study_storage", "None", "'sqlite:///a'"),
+    ],
+)
+def test_what_trials_measure_never_changes_and_the_error_says_what_to_do(
+    override: str, key: str, was: str, now: str, extend: bool, run: Path, went_on: list[SearchFile]
+) -> None:
+    before = (run / CONFIG_FILE).read_text()
+    with pytest.raises(ConfigError) as caught:
+        resume_search(run, [override], extend=extend)
+    assert str(caught.value) == (
+        f"--set {key}: it was {was} in this search and cannot become {now}; "
+        "start a new search, with this one in search.warm_start.runs"
+    )
+    assert went_on == []
+    assert (run / CONFIG_FILE).read_text() == before
+
+
+@pytest.fixture
+def copy(images_root: Path, tmp_path: Path) -> Path:
+    """Data that a test may change."""
+    return Path(shutil.copytree(images_root, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_data_that_were_moved_are_read_where_they_are_now(
+    extend: bool, copy: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    run = write_run(tmp_path / "run", search_file(copy), [trial(0, 85.0, 62.0)])
+    moved = copy.rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"copy'.*no such folder"):
+        resume_search(run, extend=extend)
+    resume_search(run, [f"trial.data.root={moved}"], extend=extend)
+    resume_search(run, extend=extend)  # which was kept
+    (first, second) = went_on
+    assert first == second == search_file(moved)
+    assert first.trial_config({LR: 1e-3}).data.root == str(moved)
+    assert first.reference_config("ft").data.root == str(moved)
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+def test_data_that_have_changed_are_refused_with_the_domain_and_split(
+    extend: bool, moved: bool, copy: Path, run: Path, went_on: list[SearchFile]
+) -> None:
+    elsewhere = [f"trial.data.root={copy}"]
+    if not moved:
+        resume_search(run, elsewhere)
+        went_on.clear()
+    before = (run / CONFIG_FILE).read_text()
+    swap_classes(copy, "sketch", "val")
+    with pytest.raises(ConfigError) as caught:
+        resume_search(run, elsewhere if moved else [], extend=extend)
+    assert str(caught.value) == (
+        f"trial.data.root = {str(copy)!r}: 'sketch/val' changed since this search began "
+        f"({run / 'environment.json'}); put the old data back, or start a new search, with this "
+        "one in search.warm_start.runs"
+    )
+    assert went_on == []
+    assert (run / CONFIG_FILE).read_text() == before
+
+
+def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(
+    run: Path, went_on: list[SearchFile], caplog: pytest.LogCaptureFixture
+) -> None:
+    resume_search(run)
+    assert caplog.messages == []
+    for left in ("{}", None):
+        if left is None:
+            (run / "environment.json").unlink()
+        else:
+            (run / "environment.json").write_text(left)
+        resume_search(run)
+        (told,) = caplog.messages
+        assert told.startswith(f"{run} does not say what data it saw")
+        caplog.clear()
+    assert len(went_on) == 3
+
+
+def test_a_search_yaml_that_was_edited_is_refused(run: Path, went_on: list[SearchFile]) -> None:
+    edit(run, trial__seed=1)
+    for extend in (False, True):
+        with pytest.raises(ConfigError, match=r"search\.yaml: trial is no longer what"):
+            resume_search(run, extend=extend)
+    assert went_on == []
+
+
+def test_an_edited_objective_or_constraint_is_refused(run: Path, went_on: list[SearchFile]) -> None:
+    edit(run, search__objective=[{"metric": "id_val/acc"}])
+    with pytest.raises(ConfigError, match=r"search\.objective is no longer what"):
+        resume_search(run, extend=True)
+    edit(run, search__objective=[{"metric": "val/mean_acc"}], search__constraints=["id_val/acc>=9"])
+    with pytest.raises(ConfigError, match=r"search\.constraints is no longer what"):
+        resume_search(run, extend=True)
+    edit(run, search__constraints=[])
+    resume_search(run)
+    assert len(went_on) == 1
+
+
+def test_an_edited_space_is_for_extend(run: Path, went_on: list[SearchFile]) -> None:
+    parameters = yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["space"]["parameters"]
+    edit(run, search__space__parameters={**parameters, LR: {**parameters[LR], "high": 1e-3}})
+    with pytest.raises(ConfigError, match=r"search\.space is no longer .*`lipsum-tune extend`"):
+        resume_search(run)
+    resume_search(run, extend=True)
+    assert len(went_on) == 1
+
+
+def test_a_search_that_runs_is_left_alone_with_its_configuration(
+    run: Path, went_on: list[SearchFile]
+) -> None:
+    before = (run / CONFIG_FILE).read_text()
+    driver = Journal(run)
+    with pytest.raises(ConfigError, match=r"another process is running this search"):
+        resume_search(run, ["search.budget.trials=30"])
+    assert (run / CONFIG_FILE).read_text() == before
+    driver.close()
+    resume_search(run, ["search.budget.trials=30"])
+    assert [file.search.budget.trials for file in went_on] == [30]
+
+
+def test_a_value_that_cannot_be_is_refused_as_in_a_new_search(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.budget\.trials = 0"):
+        resume_search(run, ["search.budget.trials=0"])
+    with pytest.raises(ConfigError, match=r"nowhere: no run folder"):
+        resume_search(run.parent / "nowhere")
+
+
+@pytest.mark.parametrize(("trials", "more"), [(2, 0), (3, 0), (5, 2)])
+def test_the_budget_counts_the_trials_that_are_there(trials: int, more: int, run: Path) -> None:
+    loaded = load_run(run)
+    file = load_config(run / CONFIG_FILE, [f"search.budget.trials={trials}"])
+    search, history = loaded.search, loaded.history
+    branches = open_branches(search, file.search.sampler, file.search_space())
+    synchronise_branches(branches, search, history.records)
+    budget = Budget(file.search.budget, search, history)
+    searcher = OptunaSearcher(branches, search, may_propose=budget.allows, earlier=history.records)
+    proposals = [searcher.suggest(str(n)) for n in range(more + 1)]
+    assert [p["trial_id"] for p in proposals[:-1]] == [f"trial-{3 + n:03d}" for n in range(more)]
+    assert proposals[-1] == Searcher.FINISHED
+
+
+def named(root: Path, storage: Path, **changes: Any) -> SearchFile:
+    values = search_file(root).model_dump(mode="json")
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return SearchFile.model_validate(
+        nest({"search.name": "mine", "search.storage": str(storage), **dotted}, values)
+    )
+
+
+def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    first = named(images_root, tmp_path)
+    other = named(images_root, tmp_path, trial__optim__weight_decay=0.3)
+    assert earlier_run(first) is None
+    write_run(tmp_path / "mine", first, [trial(0, 85.0, 62.0)])
+    assert earlier_run(other) is None  # a new one, and not that
+    write_run(tmp_path / "mine-2", other, [trial(0, 85.0, 62.0)])
+    assert earlier_run(first) == tmp_path / "mine"
+    assert earlier_run(other) == tmp_path / "mine-2"
+    more = named(images_root, tmp_path, search__budget__trials=77)
+    assert earlier_run(more) == tmp_path / "mine"
+    search_or_resume(more)
+    assert [file.search.budget.trials for file in went_on] == [77]
+    assert load_run(tmp_path / "mine").file == more
+    assert load_run(tmp_path / "mine-2").file == other
+
+
+def test_a_run_that_another_process_has_is_left_to_it(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    file = named(images_root, tmp_path)
+    write_run(tmp_path / "mine", file, [trial(0, 85.0, 62.0)])
+    before = (tmp_path / "mine" / CONFIG_FILE).read_text()
+    journal = Journal(tmp_path / "mine")
+    try:
+        with pytest.raises(ConfigError, match="another process is running this search"):
+            search_or_resume(named(images_root, tmp_path, search__budget__trials=77))
+    finally:
+        journal.close()
+    assert (tmp_path / "mine" / CONFIG_FILE).read_text() == before
+    assert went_on == []
+
+
+def test_a_run_that_was_killed_before_it_began_begins(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    file = named(images_root, tmp_path)
+    write_run(tmp_path / "mine", file, []).joinpath(JOURNAL_FILE).unlink()
+    search_or_resume(file)
+    assert went_on == [file]

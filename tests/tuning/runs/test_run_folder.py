@@ -1,0 +1,151 @@
+"""Run folders: made whole or not at all, and read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tuning import fakes
+from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
+from trainers.data.fingerprint import data_fingerprint
+from trainers.errors import ConfigError
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+from tuning.runs.journal import JOURNAL_FILE, Journal
+from tuning.runs.run_folder import (
+    CONFIG_FILE,
+    create_run_folder,
+    load_run,
+    runs_named,
+    write_config,
+)
+
+
+@pytest.fixture
+def file(images_root: Path, tmp_path: Path) -> SearchFile:
+    return stored(images_root, tmp_path / "runs")
+
+
+def stored(root: Path, storage: Path, **changes: Any) -> SearchFile:
+    return search_file(root, search__storage=str(storage), search__name="mine", **changes)
+
+
+def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with(
+    file: SearchFile, tmp_path: Path
+) -> None:
+    folder = create_run_folder(file)
+    assert folder == tmp_path / "runs" / "mine"
+    assert load_config(folder / CONFIG_FILE) == file
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["data"] == data_fingerprint(file.trial.data)
+    assert environment["packages"]["optuna"]
+    assert (folder / "report").is_dir()
+
+
+def test_a_name_in_use_gets_a_number(file: SearchFile) -> None:
+    assert [create_run_folder(file).name for _ in range(3)] == ["mine", "mine-2", "mine-3"]
+
+
+def test_runs_of_a_name_are_found_in_their_order_past_those_that_were_removed(
+    file: SearchFile,
+) -> None:
+    made = [create_run_folder(file) for _ in range(11)]
+    (other := made[0].parent / f"{file.search.name}-x").mkdir()
+    (other / "search.yaml").write_text("of another name")
+    shutil.rmtree(made.pop(0))
+    assert runs_named(file.search.storage, file.search.name) == made
+
+
+def test_a_search_that_cannot_start_leaves_no_folder_behind(
+    images_root: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(images_root, damaged)
+    shutil.rmtree(damaged / "real" / "train")
+    with pytest.raises(ConfigError):
+        create_run_folder(stored(damaged, tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_storage_that_is_no_folder_is_refused(images_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(ConfigError, match=r"search\.storage = '.*runs'"):
+        create_run_folder(stored(images_root, tmp_path / "runs"))
+
+
+def test_half_a_configuration_left_by_a_crash_is_never_read(
+    file: SearchFile, images_root: Path, tmp_path: Path
+) -> None:
+    folder = create_run_folder(file)
+    half = folder / f".{CONFIG_FILE}.tmp"
+    half.write_text("trial: {da")  # as a kill in the middle of `write_config` leaves it
+    assert load_config(folder / CONFIG_FILE) == file
+    changed = stored(images_root, tmp_path / "runs", search__budget__trials=3)
+    write_config(folder, changed)
+    assert load_config(folder / CONFIG_FILE) == changed
+    assert not half.exists()
+
+
+def test_what_a_search_wrote_is_loaded(file: SearchFile, tmp_path: Path) -> None:
+    records = (fakes.reference(), trial(0, 85.0, 62.0))
+    run = load_run(write_run(tmp_path / "run", file, records))
+    assert (run.folder, run.file, run.history.records) == (tmp_path / "run", file, records)
+    assert run.search.name == "run"
+    assert run.search.zero_shot == ZERO_SHOT
+    assert run.search.total_steps == fakes.TOTAL_STEPS
+    assert run.search.ood_domains == fakes.DOMAINS
+    assert run.search.config == file.model_dump(mode="json")
+
+
+def test_a_run_can_be_read_where_its_data_are_not(images_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(images_root, root)
+    folder = write_run(tmp_path / "run", search_file(root), [trial(0, 85.0, 62.0)])
+    shutil.rmtree(root)
+    assert len(load_run(folder).history.records) == 1
+
+
+def test_before_the_zero_shot_model_was_evaluated_a_run_says_what_to_do(
+    file: SearchFile, tmp_path: Path
+) -> None:
+    run = load_run(write_run(tmp_path / "run", file, zero_shot=None, outcome=None))
+    with pytest.raises(ConfigError, match=r"run: nothing has run yet; resume it first"):
+        _ = run.search
+
+
+def test_constraints_that_the_zero_shot_figures_make_impossible_are_told(
+    images_root: Path, tmp_path: Path
+) -> None:
+    line = "id_val/acc >= zero_shot.id_val/acc + 20"  # 82.4 + 20 is more than 100
+    file = search_file(images_root, search__constraints=[line])
+    run = load_run(write_run(tmp_path / "run", file))
+    with pytest.raises(ConfigError, match=r"search\.constraints: .*cannot be met"):
+        _ = run.search
+
+
+def test_what_a_live_driver_runs_is_running(file: SearchFile, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", file, outcome=None)
+    journal = Journal(folder)
+    journal.trial_started(fakes.trial(0, outcome="running", ended_at=None, curve=()))
+    assert [r.outcome for r in load_run(folder).history.records] == ["running"]
+    journal.close()
+    assert [r.outcome for r in load_run(folder).history.records] == ["stopped"]
+
+
+def test_what_is_no_run_folder_is_named(file: SearchFile, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere: no run folder, for it has no search\.yaml"):
+        load_run(tmp_path / "nowhere")
+    folder = write_run(tmp_path / "run", file)
+    (folder / JOURNAL_FILE).unlink()
+    with pytest.raises(ConfigError, match=r"run: no run folder, for it has no journal\.jsonl"):
+        load_run(folder)
+    folder = write_run(tmp_path / "odd", file)
+    values = yaml.safe_load((folder / CONFIG_FILE).read_text())
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(values | {"serch": {}}))
+    with pytest.raises(ConfigError, match=r"odd/search\.yaml: unknown key 'serch'"):
+        load_run(folder)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.tuning import fakes
+from tuning.algorithms.objectives import Objective, parse_constraint
+from tuning.runs.records import SearchRecord
+from tuning.selection.rules import best_trial, misses, pareto_front, ranked
+
+SEARCH = fakes.search_record(Path("run"))
+
+
+def constrained(*lines: str) -> SearchRecord:
+    parsed = tuple(parse_constraint(line, SEARCH.zero_shot) for line in lines)
+    return replace(SEARCH, constraints=parsed)
+
+
+def test_the_best_trial_is_chosen_at_the_last_step_not_at_the_peak() -> None:
+    peak = fakes.trial(1, curve=(fakes.report(120, 95, 95), fakes.report(240, 80, 60)))
+    steady = fakes.trial(2, curve=(fakes.report(120, 80, 60), fakes.report(240, 82, 62)))
+    assert best_trial(SEARCH, [peak, steady]) == steady
+    assert peak.best("val/mean_acc", "max") == 95
+
+
+def test_a_lower_objective_is_better_where_the_search_says_so() -> None:
+    search = replace(SEARCH, objectives=(Objective("val/mean_acc", "min"),))
+    low, high = fakes.trial(1, 80, 60), fakes.trial(2, 88, 62)
+    assert best_trial(search, [low, high]) == low
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_objective_that_is_not_finite_never_wins(bad: float) -> None:
+    broken = fakes.trial(1, curve=(fakes.report(240, 99, 99) | {"val/mean_acc": bad},))
+    assert best_trial(SEARCH, [broken, fakes.trial(2)]) == fakes.trial(2)
+    assert best_trial(SEARCH, [broken]) is None
+
+
+def test_references_and_unfinished_trials_do_not_win_over_finished_ones() -> None:
+    others = [
+        fakes.reference(curve=(fakes.report(240, 99, 99),)),
+        fakes.trial(1, 99, 99, outcome="pruned"),
+        fakes.trial(2, 99, 99, outcome="failed"),
+    ]
+    assert best_trial(SEARCH, [*others, fakes.trial(3)]) == fakes.trial(3)
+
+
+def test_where_none_finished_the_best_of_those_that_got_furthest_wins() -> None:
+    early = fakes.trial(1, outcome="pruned", curve=(fakes.report(40, 99, 99),))
+    late = fakes.trial(2, outcome="stopped", curve=(fakes.report(120, 80, 60),))
+    assert best_trial(SEARCH, [early, late]) == late
+    assert best_trial(SEARCH, [fakes.trial(1, outcome="failed")]) is None
+    assert best_trial(SEARCH, []) is None
+
+
+def test_of_equal_trials_the_earlier_wins() -> None:
+    assert best_trial(SEARCH, [fakes.trial(5), fakes.trial(4)]) == fakes.trial(4)
+
+
+def test_a_trial_that_meets_the_constraints_wins_over_a_better_one_that_does_not() -> None:
+    search = constrained("id_val/acc >= 85")
+    better, allowed = fakes.trial(1, 84.9, 90), fakes.trial(2, 85, 60)
+    assert best_trial(search, [better, allowed]) == allowed
+    assert ranked(search, [better, allowed]) == [allowed, better]
+
+
+def test_where_none_meets_the_constraints_the_one_that_misses_them_by_least_in_sum_wins() -> None:
+    search = constrained("id_val/acc >= 90", "ood_val/mean_acc >= 70")
+    records = [fakes.trial(1, 90, 60), fakes.trial(2, 86, 66), fakes.trial(3, 80, 79)]
+    # By 0 + 10, by 4 + 4, and by 10 + 0, whose objective is the best.
+    assert best_trial(search, records) == records[1]
+    assert ranked(search, records)[0] == records[1]
+
+
+def test_a_constraint_on_the_best_counts_finished_trials_that_have_no_objective() -> None:
+    search = constrained("id_val/acc >= best - 1")
+    diverged = fakes.trial(1, 90, math.nan)
+    assert misses(search, [diverged, fakes.trial(2, 88, 60)]) == {
+        "trial-001": {},
+        "trial-002": {"id_val/acc >= best - 1": pytest.approx(1)},
+    }
+
+
+def test_the_front_is_of_all_objectives_and_only_of_trials_that_can_be_chosen() -> None:
+    both = (Objective("id_val/acc"), Objective("cost/seconds", "min"))
+    search = replace(constrained("ood_val/mean_acc >= 60"), objectives=both)
+
+    def trial(number: int, id_acc: float, seconds: float, ood: float = 65) -> fakes.TrialRecord:
+        report = fakes.report(240, id_acc, ood) | {"cost/seconds": seconds}
+        return fakes.trial(number, curve=(report,))
+
+    quick, good, dominated = trial(1, 80, 100), trial(2, 90, 300), trial(3, 80, 200)
+    forbidden = trial(4, 99, 50, ood=59)
+    pruned = replace(trial(5, 99, 10), outcome="pruned")
+    records = [fakes.reference(), quick, good, dominated, forbidden, pruned]
+    assert pareto_front(search, records) == [quick, good]

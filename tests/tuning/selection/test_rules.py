@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tuning import fakes
+from tuning.algorithms.objectives import Objective, parse_constraint
+from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.rules import RULES, Choice, choices
+
+SEARCH = fakes.search_record(Path("run"), ood_domains=("a", "b", "c"))
+# ID accuracy, then a, b, c. The means of a, b, c are 50, 55, 56 and 53.
+TABLE = [
+    fakes.measured(0, 90, {"a": 60, "b": 50, "c": 40}),
+    fakes.measured(1, 88, {"a": 70, "b": 40, "c": 55}),
+    fakes.measured(2, 85, {"a": 50, "b": 66, "c": 52}),
+    fakes.measured(3, 80, {"a": 54, "b": 53, "c": 52}),
+]
+
+
+def chosen(search: SearchRecord, records: list[TrialRecord]) -> dict[str, Choice]:
+    return {choice.rule: choice for choice in choices(search, records)}
+
+
+def with_methods(*names: str) -> list[TrialRecord]:
+    """The trials of the table, with these methods in turn."""
+    return [
+        replace(record, params={"method.name": names[record.number % len(names)]})
+        for record in TABLE
+    ]
+
+
+def numbers(choice: Choice) -> list[int]:
+    return [trial.number for trial in choice.trials]
+
+
+def figures(choice: Choice) -> tuple[float | None, ...]:
+    return choice.id_acc, choice.ood_acc, choice.worst_acc, choice.gap, choice.id_gap
+
+
+def test_every_rule_is_there_in_a_fixed_order() -> None:
+    of_one_method = [rule for rule in RULES if rule != "by_method"]
+    assert [choice.rule for choice in choices(SEARCH, TABLE)] == of_one_method
+    assert [choice.rule for choice in choices(SEARCH, [])] == of_one_method
+    assert [choice.rule for choice in choices(SEARCH, with_methods("ft", "kd"))] == list(RULES)
+
+
+@pytest.mark.parametrize(
+    ("rule", "trial", "expected"),
+    [
+        ("objective", 1, (88, 55, 40, -1, -2)),  # the means with ID are 70, 71.5, 70.5, 66.5
+        ("id_val", 0, (90, 50, 40, -6, 0)),
+        ("ood_val", 2, (85, 56, 50, 0, -5)),
+        ("worst_domain", 3, (80, 53, 52, -3, -10)),
+    ],
+)
+def test_the_rules_that_choose_one_trial(
+    rule: str, trial: int, expected: tuple[float, ...]
+) -> None:
+    choice = chosen(SEARCH, TABLE)[rule]
+    assert numbers(choice) == [trial]
+    assert figures(choice) == pytest.approx(expected)
+
+
+def test_leave_one_domain_out_is_judged_on_the_domain_that_had_no_say() -> None:
+    choice = chosen(SEARCH, TABLE)["leave_one_domain_out"]
+    # Without a, b and c average 45, 47.5, 59, 52.5: trial 2, which has 50 on a.
+    # Without b, a and c average 50, 62.5, 51, 53: trial 1, which has 40 on b.
+    # Without c, a and b average 55, 55, 58, 53.5: trial 2, which has 52 on c.
+    assert {domain: trial.number for domain, trial in choice.by_domain.items()} == {
+        "a": 2,
+        "b": 1,
+        "c": 2,
+    }
+    assert numbers(choice) == [2, 1]
+    ood_acc = (50 + 40 + 52) / 3
+    assert figures(choice) == pytest.approx((86, ood_acc, 40, ood_acc - 56, -4))
+
+
+def test_the_pareto_front_has_all_its_members_and_no_single_figure() -> None:
+    choice = chosen(SEARCH, TABLE)["pareto"]  # trial 1 beats trial 3 in both
+    assert [(p.trial.number, p.id_acc, p.ood_acc) for p in choice.picks] == [
+        (0, 90, 50),
+        (1, 88, 55),
+        (2, 85, 56),
+    ]
+    assert figures(choice) == (None,) * 5
+    alone = chosen(SEARCH, TABLE[:1])["pareto"]
+    assert figures(alone) == (90, 50, 40, 0, 0)
+
+
+def test_by_method_chooses_the_best_of_each_by_the_objective_and_the_best_method_first() -> None:
+    found = chosen(SEARCH, with_methods("ft", "kd"))["by_method"]  # 70, 71.5, 70.5, 66.5
+    assert [(p.method, p.trial.number, p.id_acc, p.ood_acc) for p in found.picks] == [
+        ("kd", 1, 88, 55),
+        ("ft", 2, 85, 56),
+    ]
+    assert {name: trial.number for name, trial in found.by_method.items()} == {"kd": 1, "ft": 2}
+    assert found.is_set
+    assert figures(found) == (None,) * 5
+    assert found.looks_at_ood
+    blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
+    found = chosen(blind, with_methods("ft", "kd"))["by_method"]
+    assert numbers(found) == [0, 1]
+    assert not found.looks_at_ood
+
+
+def test_every_rule_says_which_method_its_choice_has() -> None:
+    found = chosen(SEARCH, with_methods("ft", "kd"))
+    assert [pick.method for pick in found["id_val"].picks] == ["ft"]
+    assert [pick.method for pick in found["leave_one_domain_out"].picks] == ["ft", "kd", "ft"]
+    assert not found["id_val"].by_method
+
+
+def test_a_trial_without_a_proposed_method_has_that_of_the_configuration() -> None:
+    search = replace(SEARCH, config={"trial": {"method": {"name": "lipsum_ft"}}})
+    assert [c.rule for c in choices(search, TABLE)].count("by_method") == 0
+    records = [*TABLE[:2], replace(TABLE[2], params={"method.name": "kd"})]
+    found = chosen(search, records)["by_method"]
+    assert {name: trial.number for name, trial in found.by_method.items()} == {
+        "lipsum_ft": 1,
+        "kd": 2,
+    }
+
+
+def test_a_method_of_which_no_trial_finished_has_none_chosen_where_another_has() -> None:
+    records = with_methods("ft", "kd", "l2_sp", "ema")
+    records[0] = replace(records[0], outcome="pruned")
+    records[1] = replace(records[1], outcome="failed")
+    found = chosen(SEARCH, records)["by_method"]
+    assert list(found.by_method) == ["l2_sp", "ema"]
+    unfinished = [replace(record, outcome="stopped") for record in with_methods("ft", "kd")]
+    assert list(chosen(SEARCH, unfinished)["by_method"].by_method) == ["kd", "ft"]
+
+
+def test_a_method_that_misses_the_constraints_has_what_misses_them_least() -> None:
+    limit = parse_constraint("id_val/acc >= best - 1", TABLE[0].metrics)
+    search = replace(SEARCH, constraints=(limit,))  # 89, by trial 0, which is no kd
+    found = chosen(search, with_methods("ft", "kd"))["by_method"]
+    assert {name: trial.number for name, trial in found.by_method.items()} == {"ft": 0, "kd": 1}
+
+
+def test_all_rules_agree_with_numpy_on_random_trials_and_none_beats_the_oracle() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        accs = rng.uniform(20, 90, (12, 4))  # ID, a, b, c
+        records = [
+            fakes.measured(n, float(row[0]), dict(zip("abc", map(float, row[1:]), strict=True)))
+            for n, row in enumerate(accs)
+        ]
+        found = chosen(SEARCH, records)
+        in_domain, ood = accs[:, 0], accs[:, 1:]
+        assert numbers(found["id_val"]) == [in_domain.argmax()]
+        assert numbers(found["ood_val"]) == [ood.mean(1).argmax()]
+        assert numbers(found["worst_domain"]) == [ood.min(1).argmax()]
+        by_rest = [np.delete(ood, d, axis=1).mean(1).argmax() for d in range(3)]
+        left_out = found["leave_one_domain_out"]
+        assert [pick.trial.number for pick in left_out.picks] == by_rest
+        assert left_out.ood_acc == pytest.approx(ood[by_rest, range(3)].mean())
+        both = np.stack([in_domain, ood.mean(1)], 1)
+        beaten = [bool((both > row).all(1).any()) for row in both]
+        assert set(numbers(found["pareto"])) == {n for n in range(12) if not beaten[n]}
+        assert all(choice.gap <= 1e-9 for choice in found.values() if choice.gap is not None)
+
+
+def test_of_equal_trials_the_earlier_wins_by_every_rule() -> None:
+    twins = [replace(TABLE[2], trial_id=f"trial-{n:03d}", number=n) for n in (7, 5)]
+    found = chosen(SEARCH, twins)
+    pareto = found.pop("pareto")
+    assert all(numbers(choice) == [5] for choice in found.values())
+    assert numbers(pareto) == [5, 7]  # neither beats the other
+
+
+def test_only_finished_trials_that_meet_the_constraints_can_be_chosen() -> None:
+    known = TABLE[0].metrics
+    limit = parse_constraint("id_val/acc <= 87", known)
+    search = replace(SEARCH, constraints=(limit,))
+    lucky = {"a": 99, "b": 99, "c": 99}
+    others = [
+        fakes.measured(8, 86, lucky, outcome="pruned"),
+        fakes.measured(9, 86, lucky, outcome="failed"),
+        fakes.measured(-1, 86, lucky, kind="reference", trial_id="ft"),
+    ]
+    for choice in choices(search, [*TABLE, *others]):
+        assert set(numbers(choice)) <= {2, 3}
+    assert numbers(chosen(search, TABLE)["id_val"]) == [2]
+
+
+def test_where_no_trial_finished_those_that_got_furthest_can_be_chosen() -> None:
+    early = fakes.trial(1, 99, 99, outcome="pruned", curve=(fakes.report(40, 99, 99),))
+    late = fakes.trial(2, 80, 60, outcome="stopped", curve=(fakes.report(120, 80, 60),))
+    search = fakes.search_record(Path("run"))
+    assert all(numbers(choice) == [2] for choice in choices(search, [early, late]))
+
+
+def test_a_trial_without_a_figure_is_no_choice_of_the_rules_that_take_it() -> None:
+    diverged = fakes.measured(4, 95, {"a": 99, "b": 99, "c": math.nan})
+    found = chosen(SEARCH, [*TABLE, diverged])
+    assert numbers(found["ood_val"]) == [2]
+    assert numbers(found["worst_domain"]) == [3]
+    assert numbers(found["pareto"]) == [0, 1, 2]
+    # ID alone cannot know, nor can a and b; what they then have on c is no number.
+    assert numbers(found["id_val"]) == [4]
+    assert figures(found["id_val"]) == (95, None, None, None, 0)
+    left_out = found["leave_one_domain_out"]
+    assert {d: t.number for d, t in left_out.by_domain.items()} == {"a": 2, "b": 1, "c": 4}
+    assert figures(left_out) == pytest.approx((268 / 3, None, None, None, 268 / 3 - 95))
+
+
+def test_with_one_ood_domain_none_can_be_left_out() -> None:
+    search = replace(SEARCH, ood_domains=("a",))
+    found = chosen(search, [fakes.measured(0, 90, {"a": 60}), fakes.measured(1, 80, {"a": 70})])
+    absent = found["leave_one_domain_out"]
+    assert (absent.picks, absent.reason) == ((), "it takes two OOD domains or more")
+    assert numbers(found["worst_domain"]) == numbers(found["ood_val"]) == [1]
+    assert figures(found["id_val"]) == (90, 60, 60, -10, 0)
+
+
+def test_without_ood_domains_only_id_rules_choose() -> None:
+    search = replace(SEARCH, ood_domains=(), objectives=(Objective("id_val/nll", "min"),))
+    record = fakes.trial(1, curve=({"step": 240, "id_val/acc": 90.0, "id_val/nll": 0.3},))
+    found = chosen(search, [record])
+    assert [rule for rule, choice in found.items() if choice.picks] == ["objective", "id_val"]
+    assert {c.reason for c in found.values() if not c.picks} == {"the search has no OOD domain"}
+    assert figures(found["id_val"]) == (90, None, None, None, 0)
+
+
+def test_without_trials_no_rule_chooses() -> None:
+    for choice in choices(SEARCH, [fakes.trial(1, outcome="failed"), fakes.reference()]):
+        assert (choice.trials, choice.reason) == ((), "no trial has the figures that it takes")
+        assert figures(choice) == (None,) * 5
+
+
+@pytest.mark.parametrize(
+    ("objective", "constraint", "blind"),
+    [
+        ("val/mean_acc", None, {"id_val"}),
+        ("id_val/acc", None, {"id_val", "objective"}),
+        ("id_val/acc", "id_val/acc >= 50", {"id_val", "objective"}),
+        ("id_val/acc", "ood_val/a/acc >= 50", set()),
+    ],
+)
+def test_a_rule_looks_at_ood_data_by_itself_or_through_a_constraint(
+    objective: str, constraint: str | None, blind: set[str]
+) -> None:
+    known = TABLE[0].metrics
+    search = replace(
+        SEARCH,
+        objectives=(Objective(objective),),
+        constraints=(parse_constraint(constraint, known),) if constraint else (),
+    )
+    found = chosen(search, TABLE)
+    assert {rule for rule, choice in found.items() if not choice.looks_at_ood} == blind

@@ -1,0 +1,318 @@
+"""The zero-shot row: against open_clip's own classifier, on domains with other classes too."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.conftest import CLASSES
+from trainers.config import TrialConfig
+from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.errors import ConfigError
+from trainers.models import tiny_clip
+from tuning.cli import app
+from tuning.zero_shot.evaluate import Row, check_zero_shot, expectations, measure, sampling_error
+from tuning.zero_shot.report import causes, not_compared, zero_shot_table
+
+MASKED = ("umbrella", "cat", "bus")
+"""A part of the classes, in another order."""
+MAPPED = {"pet": ("cat", "fish"), "thing": ("clock", "umbrella")}
+"""Classes that stand for several, whose images are those of their first."""
+
+
+def rows_of(root: Path, domain: str, split: str) -> list[dict[str, Any]]:
+    return pq.read_table(part_path(root, domain, split)).to_pylist()
+
+
+def relabel(
+    source: Path, target: Path, domain: str, split: str, classes: dict[str, str], **metadata: str
+) -> None:
+    """Write the images of some classes under the names of others, in that order."""
+    names = list(classes)
+    images = [
+        LabelledImage(row["image"]["bytes"], row["image"]["path"], names.index(name))
+        for row in rows_of(source, domain, split)
+        for name, of in classes.items()
+        if CLASSES[row["label"]] == of
+    ]
+    write_images(part_path(target, domain, split), images, names, metadata)
+
+
+@pytest.fixture(scope="module")
+def root(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Splits val and test: real and painting whole, sketch masked, clipart mapped; no train."""
+    root = tmp_path_factory.mktemp("shifted")
+    mapping = json.dumps(MAPPED)
+    for split in ("val", "test"):
+        for domain in ("real", "painting"):
+            shutil.copytree(images_root / domain / split, root / domain / split)
+        relabel(images_root, root, "sketch", split, {name: name for name in MASKED})
+        first = {name: of[0] for name, of in MAPPED.items()}
+        relabel(images_root, root, "clipart", split, first, class_map=mapping)
+        relabel(images_root, root, "infograph", split, {"bus": "bus", "cow": "cat"})
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> TrialConfig:
+    suite = {
+        "name": "shifted",
+        "id_domain": "real",
+        "ood_domains": ["painting", "sketch", "clipart"],
+        "domains": {"sketch": {"num_classes": 3}},
+        "published": {"tiny-clip/None": {"real": 90.0, "sketch": 1.0}},
+    }
+    return TrialConfig.model_validate({"data": {"root": str(root), "suite": suite}})
+
+
+@pytest.fixture(scope="module")
+def by_hand(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Logits of the 8 classes and labels of the test images, by open_clip's own functions."""
+    clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip.FOLDER}")
+    clip.eval()
+    found = {}
+    with torch.no_grad():
+        head = open_clip.build_zero_shot_classifier(
+            clip, tiny_clip.tokenizer(), CLASSES, open_clip.OPENAI_IMAGENET_TEMPLATES
+        )
+        for domain in ("real", "painting", "sketch", "clipart"):
+            rows = rows_of(root, domain, "test")
+            images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+            size = clip.visual.image_size[0]
+            short = round(size * 256 / 224)
+            views = []
+            for image in images:
+                w, h = image.size
+                scaled = image.convert("RGB").resize(
+                    (short * w // min(w, h), short * h // min(w, h)), Image.Resampling.BICUBIC
+                )
+                left, top = round((scaled.width - size) / 2), round((scaled.height - size) / 2)
+                views.append(preprocess(scaled.crop((left, top, left + size, top + size))))
+            features = clip.encode_image(torch.stack(views), normalize=True)
+            logits = clip.logit_scale.exp() * features @ head
+            found[domain] = logits.numpy(), np.array([row["label"] for row in rows])
+    return found
+
+
+def test_every_domain_is_scored_in_its_own_classes_as_by_hand(
+    config: TrialConfig, by_hand: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
+    rows = {row.domain: row for row in measure(config, "test")}
+    assert list(rows) == ["real", "painting", "sketch", "clipart"]
+    assert {d: (r.images, r.classes) for d, r in rows.items()} == {
+        "real": (16, 8), "painting": (16, 8), "sketch": (6, 3), "clipart": (4, 2),
+    }  # fmt: skip
+    of = {name: CLASSES.index(name) for name in CLASSES}
+    project = {
+        "real": lambda x: x,
+        "painting": lambda x: x,
+        "sketch": lambda x: x[:, [of[name] for name in MASKED]],
+        "clipart": lambda x: np.stack(
+            [x[:, [of[n] for n in group]].max(axis=1) for group in MAPPED.values()], axis=1
+        ),
+    }
+    for domain, (logits, labels) in by_hand.items():
+        own = project[domain](logits)
+        log_p = own - np.log(np.exp(own).sum(axis=1, keepdims=True))
+        assert rows[domain].acc == pytest.approx(100 * (own.argmax(axis=1) == labels).mean())
+        nll = -log_p[np.arange(len(labels)), labels].mean()
+        assert rows[domain].nll == pytest.approx(nll, rel=1e-3)
+
+
+def test_only_the_domains_asked_for_are_read_in_the_configurations_order(
+    config: TrialConfig,
+) -> None:
+    began: list[str] = []
+    rows = measure(config, "val", ["clipart", "painting"], began=began.append)
+    assert [row.domain for row in rows] == began == ["painting", "clipart"]
+    with pytest.raises(ConfigError, match=r"--domains 'sketsch': .*did you mean 'sketch'"):
+        check_zero_shot(config, "val", ["sketsch"])
+    with pytest.raises(ConfigError, match=r"real: it has no split 'train' \(known: "):
+        check_zero_shot(config, "train")
+
+
+def test_images_of_classes_that_the_head_has_not_are_refused_or_left_out(root: Path) -> None:
+    def measured(unknown_classes: str) -> Row:
+        rules = {"infograph": {"unknown_classes": unknown_classes}}
+        suite = {"id_domain": "real", "ood_domains": ["infograph"], "domains": rules}
+        config = TrialConfig.model_validate({"data": {"root": str(root), "suite": suite}})
+        (row,) = measure(config, "val", ["infograph"])
+        return row
+
+    with pytest.raises(ConfigError, match="infograph: 'cow': no class of real"):
+        measured("refuse")
+    row = measured("skip")
+    buses = len(rows_of(root, "infograph", "val")) // 2
+    assert (row.images, row.classes, row.acc) == (buses, 1, 100.0)
+
+
+def test_sampling_error_is_half_the_binomial_interval() -> None:
+    assert sampling_error(50.0, 10_000) == pytest.approx(0.98)
+    assert sampling_error(82.46, 52_041) == pytest.approx(
+        100 * 1.96 * math.sqrt(0.8246 * 0.1754 / 52_041)
+    )
+    assert sampling_error(100.0, 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("acc", "expected", "agrees"),
+    [
+        (82.2, 82.46, True),  # 0.33 + 0.05 are allowed
+        (82.0, 82.46, False),
+        (82.9, 82.46, False),  # better than published is off as well
+        (99.96, 100.0, True),  # by rounding alone
+        (50.0, None, None),
+    ],
+)
+def test_a_figure_agrees_within_sampling_and_rounding(
+    acc: float, expected: float | None, agrees: bool | None
+) -> None:
+    row = Row("real", 52_041, 345, acc, 0.7, 1.0, expected)
+    assert row.agrees is agrees
+    assert (causes([row]) is not None) == (agrees is False)
+
+
+def test_the_mean_is_over_ood_domains_and_compared_over_all_of_them_or_not_at_all() -> None:
+    def shown(*expected: float | None) -> list[str]:
+        rows = [
+            Row(name, 1000, 10, acc, 1.0, 2.0, known)
+            for name, acc, known in zip(
+                ("real", "a", "b"), (90.0, 40.0, 50.0), expected, strict=True
+            )
+        ]
+        console = Console(width=200)
+        with console.capture() as capture:
+            console.print(zero_shot_table(rows, title="t", id_domain="real"))
+        return (
+            next(x for x in capture.get().splitlines() if "mean OOD" in x).replace("│", "").split()
+        )
+
+    assert shown(90.0, 41.0, 47.0) == ["mean", "OOD", "45.00", "44.00", "+1.00"]
+    assert shown(90.0, 41.0, None) == ["mean", "OOD", "45.00"]
+    assert shown(None, None, None) == ["mean", "OOD", "45.00"]
+
+
+def test_at_80_columns_no_cell_is_cut() -> None:
+    figures = {
+        "imagenet": (50_000, 1000, 68.17), "imagenet-v2": (10_000, 1000, 0.12),
+        "imagenet-sketch": (50_889, 1000, 46.66), "photographs_at_night": (4, 2, 50.0),
+    }  # fmt: skip
+    for known in (46.66, None):
+        rows = [
+            Row(name, *of, nll=11.234, ece=12.34, expected=known) for name, of in figures.items()
+        ]
+        console = Console(width=80)
+        with console.capture() as capture:
+            console.print(zero_shot_table(rows, title="ViT, test splits", id_domain="imagenet"))
+        shown = capture.get()
+        assert "…" not in shown
+        _, header, _, *lines, _, mean = shown.splitlines()
+        named = ["imagenet (ID)", *list(figures)[1:]]
+        assert [line[:20].rstrip() for line in lines] == named
+        compared = ["expected", "off", "by"] if known else ["NLL", "ECE,", "%"]
+        assert header.split() == ["images", "classes", "acc,", "%", *compared]
+        last = [line.split()[-1] for line in lines]
+        assert last == (["off", "off", "agrees", "agrees"] if known else ["12.34"] * 4)
+        assert "50.00 ± 49.00" in lines[3]
+        assert mean.startswith("mean OOD")
+
+
+def test_a_name_too_long_for_the_line_goes_on_in_the_next() -> None:
+    row = Row("n" * 40, 1000, 10, 50.0, 1.0, 2.0, expected=50.0)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(zero_shot_table([row], title="t", id_domain="real"))
+    assert capture.get().count("n") == 40 + "".join(["expected", "acc"]).count("n")
+    assert "agrees" in capture.get()
+
+
+def test_a_comparison_of_nothing_is_refused(config: TrialConfig) -> None:
+    with pytest.raises(
+        ConfigError, match=r"nothing is expected of painting, .*there are figures of real, sketch"
+    ):
+        check_zero_shot(config, "test", ["painting"], {"real": 90.0, "sketch": 1.0})
+    with pytest.raises(ConfigError, match=r"nothing is expected of real, .*figures of no domain"):
+        measure(config, "test", expected={})
+    assert check_zero_shot(config, "test", ["real"], {"real": 90.0}) == ("real",)
+    assert causes([Row("real", 9, 2, 50.0, 1.0, 2.0)]) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [((1.0, None), "Not compared: b."), ((None, None), None), ((1.0, 2.0), None)],
+)
+def test_what_was_not_compared_is_named(
+    expected: tuple[float | None, float | None], said: str | None
+) -> None:
+    rows = [Row(n, 9, 2, 50.0, 1.0, 2.0, known) for n, known in zip("ab", expected, strict=True)]
+    assert not_compared(rows) == said
+
+
+def test_expectations_come_from_the_suite_a_list_or_a_file(
+    config: TrialConfig, tmp_path: Path
+) -> None:
+    assert expectations("published", config) == {"real": 90.0, "sketch": 1.0}
+    assert expectations("real=50.5, sketch=60", config) == {"real": 50.5, "sketch": 60.0}
+    file = tmp_path / "known.yaml"
+    file.write_text("real: 50\npainting: 61.2\n")
+    assert expectations(str(file), config) == {"real": 50.0, "painting": 61.2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("reel=50", r"no domain is called 'reel' \(did you mean 'real'\?\)"),
+        ("real=fifty", "real = 'fifty': expected a percentage"),
+        ("real=150", "real = 150.0: expected a percentage"),
+        ("nowhere.yaml", "nowhere.yaml: No such file"),
+    ],
+)
+def test_an_expectation_that_makes_no_sense_is_one_line(
+    text: str, said: str, config: TrialConfig
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        expectations(text, config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_suite_without_a_row_for_the_model_says_which_it_has() -> None:
+    config = TrialConfig.model_validate({"data": {"suite": "domainnet"}})
+    with pytest.raises(ConfigError, match=r"'domainnet' has no published .*ViT-B-16-quickgelu/op"):
+        expectations("published", config)
+
+
+def test_the_command_marks_what_is_off_hints_at_causes_and_exits_with_1(
+    config: TrialConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    values = {"trial": config.model_dump(mode="json", include={"data": {"root", "suite"}})}
+    file.write_text(yaml.safe_dump(values))
+    runner = CliRunner(env={"COLUMNS": "80"})
+    plain = runner.invoke(app, ["zero-shot", str(file), "--domains", "real,sketch"])
+    assert plain.exit_code == 0, plain.output
+    assert "val splits" in plain.stdout
+    assert "expected" not in plain.stdout
+    published = runner.invoke(app, ["zero-shot", str(file), "--expect", "published"])
+    assert published.exit_code == 1
+    assert "test splits" in published.stdout
+    off = [line.split()[0] for line in published.stdout.splitlines() if line.endswith(" off")]
+    assert off == ["sketch"]
+    assert "Not compared: painting, clipart.\n" in published.stdout
+    assert "class names or templates" in published.stderr
+    none = runner.invoke(app, ["zero-shot", str(file), "--expect", "real=9", "--domains", "sketch"])
+    assert isinstance(none.exception, ConfigError)
+    assert "--expect: nothing is expected of sketch" in str(none.exception)

@@ -1,0 +1,69 @@
+"""How well a classifier's confidence is its accuracy, before and after temperature scaling.
+
+Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017 (arXiv
+1706.04599): logits are divided by one temperature T > 0, which changes no prediction, and T is the
+one of least negative log-likelihood on validation images. To search for it freely, the logits of
+all of them would have to be kept and brought together from all workers. So T comes from a fixed
+grid: sums at each of its temperatures are taken in the same pass as everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+
+ECE_BINS: Final = 15
+TEMPERATURES: Final = tuple(2 ** (n / 8) for n in range(-24, 25))
+"""G = 49, from 1/8 to 8; each is 9 % more than the one before."""
+UNSCALED: Final = TEMPERATURES.index(1.0)
+"""Where logits are as the model gives them."""
+
+
+def calibration_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What NLL and calibration error are made of, for every temperature; both float64.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) int64, columns of the logits.
+
+    Returns:
+        The sum of the negative log-likelihoods, (G,) in nats; and in each bin of equal width, by
+        confidence, how many predictions are correct less the sum of their confidences, (G, 15).
+    """
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    # One temperature at a time: all at once would need 49 times the memory of the logits.
+    scaled = torch.empty_like(below)
+    sums = [torch.div(below, t, out=scaled).exp_().sum(dim=-1) for t in TEMPERATURES]
+    partition = torch.stack(sums)  # (G, B)
+    of_label = below.gather(1, labels[:, None]).T / below.new_tensor(TEMPERATURES)[:, None]
+    nll = (partition.log() - of_label).double().sum(dim=1)
+    confidence = partition.reciprocal()
+    bins = (confidence.nan_to_num() * ECE_BINS).long().clamp(max=ECE_BINS - 1)
+    correct = (logits.argmax(dim=-1) == labels).double()
+    gaps = nll.new_zeros(len(TEMPERATURES), ECE_BINS)
+    return nll, gaps.scatter_add_(1, bins, correct - confidence.double())
+
+
+def calibration_error(gaps: Tensor, number: float) -> float:
+    """ECE in percent: the mean over images of their bin's |accuracy - confidence|.
+
+    Args:
+        gaps: (15,) of one temperature, as `calibration_sums` has them.
+        number: of the images in them.
+    """
+    return 100 * float(gaps.abs().sum()) / number
+
+
+def best_temperature(nll: Tensor) -> float:
+    """The temperature of least NLL, from the sums (G,); 1 where none is a number."""
+    if not bool(nll.isfinite().any()):
+        return 1.0
+    return TEMPERATURES[int(nll.nan_to_num(nan=math.inf).argmin())]
+
+
+def temperature_index(temperature: float) -> int:
+    """Where on the grid a temperature is: those that were fitted are on it."""
+    return min(range(len(TEMPERATURES)), key=lambda n: abs(TEMPERATURES[n] - temperature))

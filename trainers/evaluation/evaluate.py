@@ -1,0 +1,207 @@
+"""Accuracy, calibration, and distance from the zero-shot model, per domain.
+
+A model is looked at once for all measures; `trainers.evaluation.accumulators` is what is counted,
+`trainers.evaluation.calibration` what the calibration errors are made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainers.config import DataConfig
+from trainers.data.class_map import ClassMap
+from trainers.data.dataset import ImageDataset
+from trainers.data.transforms import normalise
+from trainers.errors import ConfigError
+from trainers.evaluation.accumulators import MEASURES, DomainSums
+from trainers.evaluation.metrics import flat_metrics, temperature_name
+from trainers.models import ImageInput
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The zero-shot model's part in a comparison with it; D features.
+
+    With f and f0 the L2-normalised features of an image under the current and the zero-shot
+    parameters, an image's energy gap is the mean over texts of ``(s <f, t_m> - s <f0, t_m>)^2``,
+    which their second moment C makes ``s^2 (f - f0)' C (f - f0)``, and its feature distortion is
+    ``||f - f0||``. Nam, Heo and Lee, "Lipsum-FT" (arXiv 2404.00860), explain with both what
+    fine-tuning does to robustness; half of this energy gap, s included, is their regulariser.
+    Their released code has neither, so figures of theirs may differ by such factors.
+    """
+
+    zero_shot_features: Tensor
+    """(n, D) of one worker's share, as `image_features` gives them."""
+    second_moment: Tensor
+    """C: (D, D), ``mean_m t_m t_m'`` of L2-normalised text features."""
+    logit_scale: float
+    """s, of the zero-shot model."""
+
+    def of(self, features: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Energy gaps and distortions, (B,) each, float64.
+
+        Args:
+            features: (B, D), L2-normalised.
+            first: place of the first of them in the worker's share.
+        """
+        zero_shot = self.zero_shot_features[first : first + len(features)]
+        shift = (features - zero_shot.to(features.device)).double()
+        moment = self.second_moment.to(shift)
+        return self.logit_scale**2 * ((shift @ moment) * shift).sum(dim=-1), shift.norm(dim=-1)
+
+
+@torch.no_grad()
+def evaluate(
+    classify: Callable[[Tensor], tuple[Tensor, Tensor]],
+    images: ImageDataset,
+    image_input: ImageInput,
+    *,
+    batch_size: int,
+    device: torch.device,
+    class_map: ClassMap | None = None,
+    drift: Drift | None = None,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    lockstep: bool = False,
+) -> DomainSums:
+    """The sums of a domain, of which `summarise` makes metrics; on the CPU.
+
+    Args:
+        classify: images (B, 3, H, W) to L2-normalised features (B, D) and to logits (B, K) of the
+            ID classes, both float32.
+        images: of one domain and split.
+        image_input: size and normalisation of the images.
+        batch_size: of a forward pass.
+        device: where `classify` runs.
+        class_map: from the ID classes to the domain's own; by default they are the same. What it
+            leaves out is not scored, but compared with the zero-shot model like all others.
+        drift: what to compare with; without it, `energy_gap` and `feature_distortion` are absent.
+        workers: processes that decode images; 0 decodes in this one.
+        rank: of this worker; each evaluates its share, and all return the same sums.
+        world_size: number of workers.
+        lockstep: call `classify` equally often on every worker, on a blank image where a worker
+            has no more of its own: for a model whose forward pass all workers take together.
+
+    Raises:
+        ConfigError: the class map leaves every image out.
+        ValueError: `drift` is of another number of images than this worker's share.
+    """
+    share = _share(images, rank, world_size)
+    if drift is not None and len(drift.zero_shot_features) != share:
+        raise ValueError(
+            f"{images.name}: {len(drift.zero_shot_features)} zero-shot features of a share of "
+            f"{share} images"
+        )
+    classes = len(images.class_names) if class_map is None else class_map.num_classes
+    sums, done, calls = DomainSums.zeros(classes, device), 0, 0
+    for views, labels in images.eval_batches(image_input, batch_size, rank, world_size, workers):
+        if not len(labels):  # a worker may have no share of a very small domain
+            continue
+        features, logits = classify(normalise(views.to(device), image_input))
+        none = features.new_zeros(0)
+        shifts = (none, none) if drift is None else drift.of(features.float(), done)
+        logits, labels = logits.float(), labels.to(device)
+        done, calls = done + len(labels), calls + 1
+        if class_map is not None:
+            logits, labels = class_map.score(logits, labels)
+        sums += DomainSums.of(logits, labels, *shifts)
+    if lockstep:
+        for blank in _missing(images, image_input, calls, batch_size, world_size):
+            classify(blank.to(device))
+    if world_size > 1:
+        sums = sums.reduce()
+    if not sums.number:
+        raise ConfigError(f"{images.name}: none of its images is of a class that is scored")
+    return sums.cpu()
+
+
+@torch.no_grad()
+def image_features(
+    encode: Callable[[Tensor], Tensor],
+    images: ImageDataset,
+    image_input: ImageInput,
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    lockstep: bool = False,
+) -> Tensor:
+    """What `encode` gives for one worker's share, in the order of `evaluate`: (n, D), on the CPU.
+
+    Rounding depends on precision and batch size: with those of the evaluation, a model that has not
+    moved has no distance from itself. A worker without a share gets (0, 0).
+
+    Args:
+        encode: images (B, 3, H, W) to features (B, D).
+        images: of one domain and split.
+        image_input: size and normalisation of the images.
+        batch_size: of a forward pass.
+        device: where `encode` runs.
+        workers: processes that decode images; 0 decodes in this one.
+        rank: of this worker.
+        world_size: number of workers.
+        lockstep: as of `evaluate`.
+    """
+    batches = images.eval_batches(image_input, batch_size, rank, world_size, workers)
+    found = [
+        encode(normalise(views.to(device), image_input)).float().cpu()
+        for views, labels in batches
+        if len(labels)
+    ]
+    if lockstep:
+        for blank in _missing(images, image_input, len(found), batch_size, world_size):
+            encode(blank.to(device))
+    return torch.cat(found) if found else torch.empty(0, 0)
+
+
+def _missing(
+    images: ImageDataset, image_input: ImageInput, calls: int, batch_size: int, world_size: int
+) -> Iterator[Tensor]:
+    """A blank image for each batch that the first worker, of the largest share, has more."""
+    for _ in range(calls, math.ceil(_share(images, 0, world_size) / batch_size)):
+        yield torch.zeros(1, 3, image_input.size, image_input.size)
+
+
+def _share(images: ImageDataset, rank: int, world_size: int) -> int:
+    """How many images a worker evaluates."""
+    return len(range(rank, len(images), world_size))
+
+
+def summarise(
+    by_domain: Mapping[str, DomainSums],
+    data: DataConfig,
+    split: str,
+    temperature: float | None = None,
+) -> dict[str, float]:
+    """The metrics that users see: those of `flat_metrics`, and `id_<split>/temperature`.
+
+    Args:
+        by_domain: of the ID domain, and of OOD domains: all of them, or others measure the rest.
+        data: says which is which.
+        split: `val` or `test`.
+        temperature: of `ece_scaled` in all domains. None fits it on the ID domain's own images,
+            which the validation split alone is for: others are given what that one reported.
+
+    Raises:
+        ValueError: no temperature for another split than `val`.
+    """
+    if temperature is None:
+        if split != "val":
+            raise ValueError(f"{split}: the temperature is fitted on the validation split only")
+        temperature = by_domain[data.id_domain].temperature
+    measures = {domain: sums.measures(temperature) for domain, sums in by_domain.items()}
+    return flat_metrics(measures, data, split) | {temperature_name(split): temperature}
+
+
+def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
+    """The names that `summarise` gives for this data, where features are compared."""
+    blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
+    return (*flat_metrics(blank, data, split), temperature_name(split))

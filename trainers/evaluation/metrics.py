@@ -1,0 +1,113 @@
+"""Names of metrics: `MetricKey` alone knows how they are written.
+
+Accuracies and calibration errors are percentages, 0 to 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+ID = "id"
+"""Stands for the ID domain in `MetricKey.domain`."""
+MEAN_OOD = "mean"
+"""Stands for the mean over the OOD domains."""
+MEAN_ID_OOD = "both"
+"""Stands for the mean of the ID value and the mean OOD value."""
+
+
+@dataclass(frozen=True)
+class MetricKey:
+    """One measure on one split of one domain.
+
+    | domain | written as |
+    |---|---|
+    | `ID` | `id_val/acc` |
+    | `"sketch"`, an OOD domain | `ood_val/sketch/acc` |
+    | `MEAN_OOD` | `ood_val/mean_acc` |
+    | `MEAN_ID_OOD` | `val/mean_acc` |
+    """
+
+    split: str
+    """`val` or `test`."""
+    domain: str
+    """`ID`, `MEAN_OOD`, `MEAN_ID_OOD`, or the name of an OOD domain."""
+    measure: str
+    """`acc`, `nll`, `ece`, ..."""
+
+    def __str__(self) -> str:
+        if self.domain == ID:
+            return f"id_{self.split}/{self.measure}"
+        if self.domain == MEAN_OOD:
+            return f"ood_{self.split}/mean_{self.measure}"
+        if self.domain == MEAN_ID_OOD:
+            return f"{self.split}/mean_{self.measure}"
+        return f"ood_{self.split}/{self.domain}/{self.measure}"
+
+    @classmethod
+    def parse(cls, name: str) -> MetricKey | None:
+        """The key that is written so; None for another name, such as `train/loss`."""
+        group, _, rest = name.partition("/")
+        kind, _, split = group.rpartition("_")
+        domain, slash, measure = rest.rpartition("/")
+        if split not in ("val", "test") or not measure:
+            return None
+        if kind == "id" and not slash:
+            return cls(split, ID, measure)
+        if kind == "ood" and slash:
+            return cls(split, domain, measure)
+        mean, is_mean = measure.removeprefix("mean_"), measure.startswith("mean_")
+        if is_mean and not slash and kind in ("", "ood"):
+            return cls(split, MEAN_OOD if kind else MEAN_ID_OOD, mean)
+        return None
+
+    @property
+    def uses_ood(self) -> bool:
+        """Whether the value depends on OOD images."""
+        return self.domain != ID
+
+
+ID_ACC = str(MetricKey("val", ID, "acc"))
+OOD_MEAN_ACC = str(MetricKey("val", MEAN_OOD, "acc"))
+MEAN_ACC = str(MetricKey("val", MEAN_ID_OOD, "acc"))
+
+
+class Domains(Protocol):
+    """The ID domain and its shifts, as `DataConfig` has them."""
+
+    @property
+    def id_domain(self) -> str:
+        """Domain of fine-tuning."""
+
+    @property
+    def ood_domains(self) -> Sequence[str]:
+        """Domains that are only evaluated."""
+
+
+def flat_metrics(
+    by_domain: Mapping[str, Mapping[str, float]], data: Domains, split: str
+) -> dict[str, float]:
+    """The measures of all domains, and their means, under the names of `MetricKey`.
+
+    The mean over OOD domains is taken of every measure; the mean of ID and OOD of the accuracy
+    alone. Both are left out where an OOD domain is missing.
+    """
+    of_id = by_domain[data.id_domain]
+    measured = [domain for domain in data.ood_domains if domain in by_domain]
+    flat = {MetricKey(split, ID, measure): value for measure, value in of_id.items()}
+    for domain in measured:
+        flat |= {MetricKey(split, domain, m): value for m, value in by_domain[domain].items()}
+    if measured and len(measured) == len(data.ood_domains):
+        for measure in of_id:
+            values = [by_domain[domain][measure] for domain in measured]
+            flat[MetricKey(split, MEAN_OOD, measure)] = sum(values) / len(values)
+        id_acc = flat[MetricKey(split, ID, "acc")]
+        mean = (id_acc + flat[MetricKey(split, MEAN_OOD, "acc")]) / 2
+        flat[MetricKey(split, MEAN_ID_OOD, "acc")] = mean
+    return {str(key): value for key, value in flat.items()}
+
+
+def temperature_name(split: str) -> str:
+    """Name of the calibration temperature in reports."""
+    return str(MetricKey(split, ID, "temperature"))

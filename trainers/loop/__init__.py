@@ -1,0 +1,1 @@
+"""One fine-tuning loop: its state, its steps and its clocks."""

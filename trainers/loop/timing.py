@@ -1,0 +1,85 @@
+"""What a run has to say of its training since the last report, and of what it has cost."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from trainers.data.dataset import ImageDataset
+from trainers.loop.distributed import gather
+
+if TYPE_CHECKING:
+    from trainers.loop.state import TrainState
+
+
+class Clock:
+    """Means of the training figures, and what the run has cost so far.
+
+    Args:
+        run: as it stands when its training begins or goes on.
+    """
+
+    def __init__(self, run: TrainState) -> None:
+        self.run = run
+        self.since = self.wall = time.perf_counter()
+        self.cpu = time.process_time()
+
+    def training(self) -> dict[str, float]:
+        """Means over the steps since the last report, and over the workers."""
+        since = self.run.since
+        steps = self.run.progress.step - since.step
+        seconds = since.seconds + time.perf_counter() - self.since
+        means = since.sums / steps
+        if self.run.world_size > 1:
+            dist.all_reduce(means)
+            means = means / self.run.world_size
+        loss, task_loss, reg, grad_norm = means.tolist()
+        return {
+            "train/loss": loss,
+            "train/task_loss": task_loss,
+            "train/reg": reg,
+            "train/grad_norm": grad_norm,
+            "train/images_per_s": steps * self.run.config.optim.batch_size / seconds,
+        }
+
+    def pause(self) -> None:
+        """Bring up to date what is saved of a run between two reports."""
+        since = self.run.since
+        since.seconds += time.perf_counter() - self.since
+        since.all_sums = gather(since.sums[None])
+        self.cost()
+
+    def evaluate(self, images: dict[str, ImageDataset], *, sweep: bool = False) -> dict[str, float]:
+        """The validation metrics, on the clock of evaluations, and WiSE-FT's curve if asked for."""
+        began = time.perf_counter()
+        metrics = self.run.evaluate("val", images)
+        if sweep:
+            metrics |= self.run.sweep("val", images)
+        self.run.progress.eval_seconds += time.perf_counter() - began
+        return metrics
+
+    def cost(self) -> dict[str, float]:
+        """Seconds of wall clock (evaluations: this worker's), GPUs and CPU, resumed parts included.
+
+        GPU and CPU seconds are those of all workers, without the processes that decode for them.
+        """
+        progress, gpu = self.run.progress, self.run.device.type == "cuda"
+        wall = time.perf_counter()
+        cpu = torch.tensor(time.process_time() - self.cpu, dtype=torch.float64)
+        cpu = cpu.to(self.run.device)
+        if self.run.world_size > 1:
+            dist.all_reduce(cpu)
+        progress.seconds += wall - self.wall
+        progress.gpu_seconds += (wall - self.wall) * self.run.world_size if gpu else 0.0
+        progress.cpu_seconds += float(cpu)
+        self.cpu = time.process_time()
+        self.wall = self.since = time.perf_counter()
+        return {
+            "cost/seconds": progress.seconds,
+            "cost/eval_seconds": progress.eval_seconds,
+            "cost/gpu_seconds": progress.gpu_seconds,
+            "cost/cpu_seconds": progress.cpu_seconds,
+        }

@@ -1,0 +1,104 @@
+"""Fine-tuned weights as open_clip reads them: a `local-dir:` of the whole CLIP, and the head.
+
+The image features of the exported model, L2-normalised, times the head and the logit scale are the
+logits of the run, to rounding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from open_clip.tokenizer import HFTokenizer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trainers.models import ModelConfig, architecture, load_clip, load_tokenizer
+from trainers.models.architecture import PREPROCESSING
+from trainers.models.averaging import interpolate
+from trainers.models.hub import CONFIG
+from trainers.models.prompts import Prompts
+from trainers.models.text_head import cached_heads, zero_shot_heads
+
+MODEL, HEAD = "open_clip_model.safetensors", "head.safetensors"
+_HEAD, _TEXT = "head", "text."
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A fine-tuned CLIP with a head of K classes and D features."""
+
+    clip: nn.Module
+    """As open_clip makes it, in evaluation mode, float32, on the CPU."""
+    head: Tensor
+    """(K, D) float32."""
+
+    @property
+    def logit_scale(self) -> float:
+        """The exponential of CLIP's parameter."""
+        return cast(Tensor, self.clip.logit_scale).exp().item()
+
+
+def classifier(
+    model: ModelConfig,
+    prompts: Prompts,
+    weights: Mapping[str, Tensor],
+    alpha: float | None = None,
+) -> Classifier:
+    """The whole model that a checkpoint's weights belong to.
+
+    Args:
+        model: what was fine-tuned.
+        prompts: of the head's classes.
+        weights: of a checkpoint: `visual.*`, `head`, and `text.*` where the text encoder trained.
+        alpha: of WiSE-FT (Wortsman et al., CVPR 2022): every weight, the head included, becomes
+            ``(1 - alpha) zero_shot + alpha fine_tuned``. Where the text encoder trained, the head
+            is made anew by the one in between. None: the weights as they are.
+
+    Raises:
+        ConfigError: the zero-shot model cannot be loaded.
+    """
+    clip, tokenizer = load_clip(model), load_tokenizer(model)
+    before = clip.state_dict()
+    tuned = {n.removeprefix(_TEXT): v for n, v in weights.items() if n != _HEAD}
+    if alpha is None:
+        clip.load_state_dict(before | tuned)
+        return Classifier(clip, weights[_HEAD])
+    trains_text = any(name.startswith(_TEXT) for name in weights)
+    if not trains_text:
+        head = cached_heads(clip, tokenizer, prompts, architecture(model)).classes
+        head = interpolate({_HEAD: head}, {_HEAD: weights[_HEAD]}, alpha)[_HEAD]
+    floats = {name: value for name, value in tuned.items() if value.is_floating_point()}
+    clip.load_state_dict(before | interpolate(before, floats, alpha))
+    if trains_text:
+        head = zero_shot_heads(clip, tokenizer, prompts).classes
+    return Classifier(clip, head)
+
+
+def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> None:
+    """Write `open_clip_config.json`, `open_clip_model.safetensors` and `head.safetensors`.
+
+    Beside them lie a tokenizer's own files, where open_clip would look for them.
+
+    Args:
+        folder: made where it is missing.
+        model: whose architecture, preprocessing and tokenizer go with it.
+        found: the weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocessing = cast(Any, found.clip).visual.preprocess_cfg
+    config = {
+        "model_cfg": dict(architecture(model).config),
+        "preprocess_cfg": {key: preprocessing[key] for key in PREPROCESSING},
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # Copies: a text tower may use one tensor under two names, which the format does not allow.
+    state = {name: value.contiguous().clone() for name, value in found.clip.state_dict().items()}
+    save_file(state, folder / MODEL, metadata={"format": "pt"})
+    save_file({_HEAD: found.head.contiguous()}, folder / HEAD, metadata={"format": "pt"})
+    tokenizer = load_tokenizer(model)
+    if isinstance(tokenizer, HFTokenizer):
+        tokenizer.save_pretrained(folder)

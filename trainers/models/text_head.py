@@ -1,0 +1,175 @@
+"""The zero-shot classifier and what else is made of prompts, kept on disk between trials."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import platformdirs
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainers.models import Architecture, encode_tokens, ends_at_the_end_token
+from trainers.models.prompts import Prompts
+
+FORMAT = 3
+"""Raised when the same inputs shall give other heads."""
+
+TEXTS_A_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Classifiers made of the prompts of K classes in T templates."""
+
+    classes: Tensor
+    """(K, D) float32: the zero-shot head, the mean of each class over the templates."""
+    contexts: Tensor
+    """(T, D) float32: the mean of each template over the classes, which tells styles apart."""
+
+
+@torch.no_grad()
+def heads_of(
+    encode: Callable[[Tensor], Tensor], tokenize: Callable[[list[str]], Tensor], prompts: Prompts
+) -> Heads:
+    """Means of normalised text features, each L2-normalised again.
+
+    Args:
+        encode: tokens (N, n) to L2-normalised features (N, D).
+        tokenize: N texts to tokens (N, n).
+        prompts: names and templates.
+    """
+    num_templates = len(prompts.templates)
+    per_batch = max(1, TEXTS_A_BATCH // num_templates)
+    rows, contexts = [], torch.zeros(())
+    for start in range(0, len(prompts.names), per_batch):
+        names = prompts.names[start : start + per_batch]
+        features = encode(tokenize([text for name in names for text in prompts.of(name)])).float()
+        by_name = features.unflatten(0, (len(names), num_templates))
+        rows.append(by_name.mean(dim=1))
+        contexts = contexts.to(features) + by_name.sum(dim=0)
+    normalize = nn.functional.normalize
+    return Heads(normalize(torch.cat(rows), dim=-1), normalize(contexts, dim=-1))
+
+
+def tokenize_short(clip: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
+    """Tokens (N, n), n no longer than the model `clip` needs them."""
+    tokens: Tensor = tokenizer(texts)
+    if ends_at_the_end_token(clip):  # nothing behind the end token, the largest id, matters
+        tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
+    return tokens
+
+
+def zero_shot_heads(
+    clip: nn.Module, tokenizer: Any, prompts: Prompts, device: torch.device | str = "cpu"
+) -> Heads:
+    """The heads of a model.
+
+    Args:
+        clip: the model, on `device`.
+        tokenizer: the model's own.
+        prompts: names and templates.
+        device: where texts are encoded, several classes at once.
+    """
+    where = torch.device(device)
+
+    def encode(tokens: Tensor) -> Tensor:
+        with torch.autocast(where.type, enabled=False):
+            return encode_tokens(clip, tokens.to(where))
+
+    return heads_of(encode, lambda texts: tokenize_short(clip, tokenizer, texts), prompts)
+
+
+def cached_heads(
+    clip: nn.Module,
+    tokenizer: Any,
+    prompts: Prompts,
+    built: Architecture,
+    device: torch.device | str = "cpu",
+) -> Heads:
+    """`zero_shot_heads` on the CPU, kept on disk under a hash of all that goes into it.
+
+    Trials that start together wait for the first one to make it.
+    """
+    digest = head_digest(clip, tokenizer, prompts, built)
+    path = platformdirs.user_cache_path("lipsum-tune") / "heads" / f"{digest}.safetensors"
+    if (kept := _read(path)) is not None:
+        return kept
+    heads = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if (kept := _read(path)) is not None:
+                return kept
+            heads = _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device))
+            _keep(heads, path)
+    except (OSError, SafetensorError):  # a full disk costs the next trial time, not this one
+        pass
+    return _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device)) if heads is None else heads
+
+
+def _on_cpu(heads: Heads) -> Heads:
+    return Heads(heads.classes.cpu().contiguous(), heads.contexts.cpu().contiguous())
+
+
+def _keep(heads: Heads, path: Path) -> None:
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    try:
+        save_file({"head": heads.classes, "contexts": heads.contexts}, unfinished)
+        unfinished.replace(path)  # whoever reads it must never find half a file
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Heads | None:
+    """What was kept; nothing where it cannot be read, and is made again."""
+    try:
+        kept = load_file(path)
+        return Heads(kept["head"], kept["contexts"])
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+def head_digest(clip: nn.Module, tokenizer: Any, prompts: Prompts, built: Architecture) -> str:
+    """A hash of the text weights, the configuration, the names and templates and their tokens.
+
+    Names and templates are tokenised apart, not in each other: that says as much of the tokenizer
+    at a hundredth of the time.
+    """
+    digest = hashlib.sha256()
+    settings = {
+        "format": FORMAT,
+        "open_clip": open_clip.__version__,
+        "text": dict(built.text),
+        "quick_gelu": built.config.get("quick_gelu", False),
+        "names": prompts.names,
+        "templates": prompts.templates,
+    }
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for texts in (prompts.names, prompts.templates):
+        digest.update(_bytes(tokenizer(list(texts))))
+    for name, parameter in _text_parameters(clip):
+        digest.update(name.encode())
+        digest.update(_bytes(parameter))
+    return digest.hexdigest()
+
+
+def _text_parameters(clip: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    text = cast(nn.Module, getattr(clip, "text", clip))
+    for name, parameter in sorted(text.named_parameters()):
+        if not name.startswith(("visual.", "logit_")):
+            yield name, parameter
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """A tensor's memory; copied only if it lies on another device or in pieces."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

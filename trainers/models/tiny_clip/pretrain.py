@@ -1,0 +1,216 @@
+"""Pre-train the embedded zero-shot model: ``python -m trainers.models.tiny_clip.pretrain OUTPUT``.
+
+CLIP's recipe (Radford et al., 2021) at the size of a laptop: symmetric contrastive loss between
+images and captions, on every OpenMoji drawing redrawn in all five domains. The images have
+another seed than the embedded benchmark's, so no image of it is ever seen here, though its
+drawings are: like CLIP, this model has met what it is later asked to name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import platformdirs
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES
+from open_clip.loss import ClipLoss
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trainers.data.openmoji.captions import caption, spoken
+from trainers.data.openmoji.classes import all_class_drawings
+from trainers.data.openmoji.drawings import Drawing, all_drawings
+from trainers.data.openmoji.render import DOMAINS, Domain, render
+from trainers.data.transforms import normalise, train_view
+from trainers.methods.random_texts import effective_rank, random_texts
+from trainers.models import encode_tokens, image_input, tiny_clip
+from trainers.seeding import generator
+
+PICTURE_SEED = 7_919
+"""The first number of every image's key here; the benchmark's own seeds are small."""
+SIZE = 64
+CROP_AREA = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The hyperparameters of the pre-training."""
+
+    steps: int = 6000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.1
+    renderings: int = 6
+    """Images a drawing and domain."""
+    seed: int = 0
+
+
+def pretrain(recipe: Recipe, output: Path) -> None:
+    """Train from scratch and write `open_clip_model.safetensors` (float16) and the figures."""
+    torch.manual_seed(recipe.seed)
+    config = tiny_clip.model_config()
+    model = open_clip.model.CLIP(**config)
+    visual = model.visual
+    visual.preprocess_cfg = json.loads(tiny_clip.CONFIG.read_text())["preprocess_cfg"]
+    visual.preprocess_cfg["size"] = config["vision_cfg"]["image_size"]
+    optimizer = _optimizer(model, recipe)
+    loss_of = ClipLoss()
+    start = time.perf_counter()
+    for step, (views, tokens) in enumerate(_batches(recipe, model)):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, recipe)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = nn.functional.normalize(visual(views).float(), dim=-1)
+            text_features = encode_tokens(model, tokens).float()
+        loss = loss_of(features, text_features, model.logit_scale.exp())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
+            _write(model, recipe, output, step + 1, loss.item(), time.perf_counter() - start)
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW that decays matrices only, as open_clip's own training does."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def _learning_rate(step: int, recipe: Recipe) -> float:
+    warm = min(1.0, (step + 1) / recipe.warmup_steps)
+    return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+
+
+def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised views and their captions' tokens."""
+    drawings = {item.code_point: row for row, item in enumerate(all_drawings())}
+    names = {item.code_point: item.name for item in all_drawings()}
+    images = _rendered(recipe.renderings)
+    tokenize, pixels = tiny_clip.tokenizer(), image_input(model)
+    for step in range(recipe.steps):
+        rng = generator(recipe.seed, "pretrain", step)
+        views, captions = [], []
+        for code_point, class_name in _drawings_of_a_batch(recipe.batch_size, rng):
+            domain, rendering = rng.integers(len(DOMAINS)), rng.integers(recipe.renderings)
+            image = torch.from_numpy(np.array(images[drawings[code_point], domain, rendering]))
+            views.append(train_view(image.permute(2, 0, 1), pixels, rng, CROP_AREA))
+            name = names[code_point]
+            if class_name is not None and rng.random() < 0.5:
+                name = spoken(class_name)
+            captions.append(_caption(name, DOMAINS[domain], rng))
+        tokens = tokenize(captions)
+        longest = int(tokens.argmax(dim=-1).max()) + 1
+        yield normalise(torch.stack(views), pixels), tokens[:, :longest]
+
+
+def _drawings_of_a_batch(size: int, rng: np.random.Generator) -> list[tuple[str, str | None]]:
+    """Code points with their class: half of the benchmark's classes, half of everything else.
+
+    No class and no drawing comes twice, or the loss would push pairs apart that belong together.
+    """
+    classes = all_class_drawings()
+    in_classes = {code_point for codes in classes.values() for code_point in codes}
+    names = rng.choice(list(classes), size=min(size // 2, len(classes)), replace=False)
+    chosen: list[tuple[str, str | None]] = [(str(rng.choice(classes[n])), str(n)) for n in names]
+    others = [d.code_point for d in all_drawings() if d.code_point not in in_classes]
+    rest = rng.choice(others, size=size - len(chosen), replace=False)
+    return chosen + [(str(code_point), None) for code_point in rest]
+
+
+def _caption(name: str, domain: Domain, rng: np.random.Generator) -> str:
+    """Half the captions name the domain, half are made of OpenAI's templates."""
+    if rng.random() < 0.5:
+        return caption(name, domain, rng)
+    return str(OPENAI_IMAGENET_TEMPLATES[rng.integers(len(OPENAI_IMAGENET_TEMPLATES))](name))
+
+
+def _rendered(renderings: int) -> np.ndarray:
+    """(drawings, domains, renderings, SIZE, SIZE, 3) uint8, kept in the user's cache folder."""
+    drawings = all_drawings()
+    path = platformdirs.user_cache_path("lipsum-tune") / f"pretrain_{renderings}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (len(drawings), len(DOMAINS), renderings, SIZE, SIZE, 3)
+        images = np.empty(shape, dtype=np.uint8)
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            rows = pool.map(_render_all, drawings, [renderings] * len(drawings), chunksize=8)
+            for row, rendered in enumerate(track(rows, "Drawing", total=len(drawings))):
+                images[row] = rendered
+        unfinished = path.with_suffix(".partial")
+        with unfinished.open("wb") as handle:
+            np.save(handle, images)
+        unfinished.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _render_all(drawing: Drawing, renderings: int) -> np.ndarray:
+    return np.stack(
+        [
+            [render(drawing, domain, (PICTURE_SEED, index), SIZE) for index in range(renderings)]
+            for domain in DOMAINS
+        ]
+    )
+
+
+@torch.no_grad()
+def _write(
+    model: open_clip.model.CLIP,
+    recipe: Recipe,
+    output: Path,
+    step: int,
+    loss: float,
+    seconds: float,
+) -> None:
+    """Weights and figures so far; float16 halves the file and costs no accuracy to speak of."""
+    tokens = random_texts(model.vocab_size - 2, 1024, 8, seed=0, step=0)
+    figures = {
+        "step": step,
+        "loss": round(loss, 4),
+        "logit_scale": round(float(model.logit_scale.exp()), 2),
+        "effective_rank_of_random_texts": round(effective_rank(encode_tokens(model, tokens)), 2),
+        "seconds": round(seconds),
+        "recipe": dataclasses.asdict(recipe),
+    }
+    print(json.dumps(figures), flush=True)
+    output.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, output / tiny_clip.WEIGHTS.name)
+    (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="folder for the weights and figures")
+    for field in dataclasses.fields(Recipe):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
+        )
+    arguments = vars(parser.parse_args())
+    output = arguments.pop("output")
+    pretrain(Recipe(**arguments), output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The zero-shot model as fine-tuning sees it: frozen, with a class head made of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainers.models import (
+    ImageInput,
+    ModelConfig,
+    TextFacts,
+    architecture,
+    create_clip,
+    encode_tokens,
+    image_input,
+    load_tokenizer,
+    pooled_features,
+    text_facts,
+)
+from trainers.models.prompts import Prompts
+from trainers.models.text_head import cached_heads, tokenize_short
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShotModel:
+    """A frozen CLIP and what is derived from it once; D features, K classes."""
+
+    clip: nn.Module
+    head: Tensor
+    """(K, D) float32, L2-normalised rows: the zero-shot classifier."""
+    contexts: Tensor
+    """(T, D) float32, L2-normalised rows: each template, averaged over the classes."""
+    prompts: Prompts
+    """What both are made of."""
+    logit_scale: float
+    """s: the exponential of the pre-trained parameter, 100 for OpenAI's models.
+
+    The bias that sigmoid models (SigLIP) add to it is the same for all classes and drops out of
+    the softmax: it is left out.
+    """
+    image_input: ImageInput
+    text: TextFacts
+    tokenizer: Any
+    trainable: frozenset[str]
+    """The parameters of `visual` that open_clip trains; the others are constants, such as
+    sine-cosine positions."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.head.device
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image encoder with its projection; see `image_features` for what it gives."""
+        return cast(nn.Module, self.clip.visual)
+
+    @property
+    def has_random_texts(self) -> bool:
+        """Whether the tokenizer has the start and end tokens that random texts are made of."""
+        return self.text.has_random_texts
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """L2-normalised float32 features (B, D) of normalised images (B, 3, H, W)."""
+        return nn.functional.normalize(pooled_features(self.visual, images).float(), dim=-1)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Tokens (N, n) of texts, on the CPU, n no longer than it has to be."""
+        return tokenize_short(self.clip, self.tokenizer, list(texts))
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """L2-normalised float32 text features (M, D) of token sequences (M, n)."""
+        return encode_tokens(self.clip, tokens).float()
+
+
+def load_zero_shot(
+    model: ModelConfig, prompts: Prompts, device: torch.device | str = "cpu"
+) -> ZeroShotModel:
+    """The zero-shot model with its head for these prompts.
+
+    Raises:
+        ConfigError: what `check_model` refuses, or weights that do not fit the model.
+    """
+    clip = create_clip(model)
+    visual = cast(nn.Module, clip.visual)
+    trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
+    clip = clip.requires_grad_(False).to(device)
+    tokenizer = load_tokenizer(model)
+    heads = cached_heads(clip, tokenizer, prompts, architecture(model), device)
+    return ZeroShotModel(
+        clip=clip,
+        head=heads.classes.to(device),
+        contexts=heads.contexts.to(device),
+        prompts=prompts,
+        logit_scale=cast(Tensor, clip.logit_scale).exp().item(),
+        image_input=image_input(clip),
+        text=text_facts(model),
+        tokenizer=tokenizer,
+        trainable=trainable,
+    )

@@ -1,0 +1,1 @@
+"""What is proposed, what is stopped early, and when the search ends."""

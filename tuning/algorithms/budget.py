@@ -1,0 +1,125 @@
+"""When a search is over: one flat list of budgets, any of which ends it.
+
+Everything is counted from the journal, so it counts through every resume; GPU-hours are those that
+the trials had reserved, of partial, failed and repeated ones and of references too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from tuning.algorithms.early_stopping import Values, dominates
+from tuning.config.schema import BudgetConfig
+from tuning.runs.journal import History
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+
+
+class Budget:
+    """Counts what a search has used up. It is a `tuning.runs.records.Callback` of every trial.
+
+    Args:
+        config: the limits.
+        search: its objectives and constraints say what an improvement is.
+        history: what earlier sessions used.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        config: BudgetConfig,
+        search: SearchRecord,
+        history: History,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config, self._search, self._clock = config, search, clock
+        self._began = clock() - history.seconds
+        self._ended_gpu_seconds = 0.0
+        self._running: dict[str, TrialRecord] = {}
+        self._bests: dict[str | None, dict[str, float]] = {}  # by method
+        self._fronts: dict[str | None, list[Values]] = {}
+        self._since_improvement = 0
+        for record in sorted(history.records, key=lambda record: record.ended_at or 0.0):
+            self._count(record)
+
+    def allows(self, number: int) -> bool:
+        """Whether the trial of that number, counted from 0, may be proposed."""
+        return number < self._config.trials and self._stale() is None and self.over() is None
+
+    def over(self) -> str | None:
+        """Why the search must end now, running trials and all; None while it may go on."""
+        config, first = self._config, self._search.objectives[0]
+        if config.hours is not None and self.seconds >= 3600 * config.hours:
+            return f"search.budget.hours = {config.hours:g} are used up"
+        if config.gpu_hours is not None and self.gpu_seconds >= 3600 * config.gpu_hours:
+            return f"search.budget.gpu_hours = {config.gpu_hours:g} are used up"
+        if config.target is not None and self._best >= first.signed(config.target):
+            return f"search.budget.target = {config.target:g} is reached"
+        return None
+
+    def reason(self) -> str | None:
+        """Why nothing more is proposed, where it is not the number of trials."""
+        return self.over() or self._stale()
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock of all sessions."""
+        return self._clock() - self._began
+
+    @property
+    def gpu_seconds(self) -> float:
+        """GPUs times seconds, of all attempts at all trials, the running ones up to now."""
+        now = self._clock()
+        return self._ended_gpu_seconds + sum(r.gpu_seconds(now) for r in self._running.values())
+
+    def search_started(self, search: SearchRecord) -> None:
+        """Nothing to count."""
+
+    def trial_started(self, record: TrialRecord) -> None:
+        """Its GPUs are reserved from now on; what earlier attempts took is counted with it."""
+        self._running[record.trial_id] = record
+        self._ended_gpu_seconds -= record.earlier_gpu_seconds
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """Nothing to count."""
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Its GPUs are free again; was it an improvement? Ends told again are counted already."""
+        if self._running.pop(record.trial_id, None) is not None:
+            self._count(record)
+
+    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
+        """Nothing to count."""
+
+    def _count(self, record: TrialRecord) -> None:
+        self._ended_gpu_seconds += record.gpu_seconds(self._clock())
+        if record.kind == "reference" or record.outcome == "stopped":
+            return
+        improved = record.outcome == "finished" and self._improves(record)
+        self._since_improvement = 0 if improved else self._since_improvement + 1
+
+    @property
+    def _best(self) -> float:
+        fronts = self._fronts.values()
+        return max((values[0] for front in fronts for values in front), default=-math.inf)
+
+    def _stale(self) -> str | None:
+        patience = self._config.patience
+        if patience is not None and self._since_improvement >= patience:
+            return f"search.budget.patience = {patience}: so many trials brought no improvement"
+        return None
+
+    def _improves(self, record: TrialRecord) -> bool:
+        """Take a finished trial into the front of its method's best, if it belongs there."""
+        method = self._search.method(record)
+        bests = self._search.with_bests(self._bests.get(method, {}), record)
+        self._bests[method] = bests
+        front, values = self._fronts.get(method, []), self._search.values(record)
+        missed = self._search.violations(record, bests).values()
+        if values is None or max(missed, default=-math.inf) > 0:
+            return False
+        if any(other == values or dominates(other, values) for other in front):
+            return False
+        self._fronts[method] = [v for v in front if not dominates(values, v)] + [values]
+        return True

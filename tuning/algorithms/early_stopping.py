@@ -1,0 +1,180 @@
+"""Which trials go on and which stop: rules of early stopping, with no Ray in sight.
+
+A rule hears of every report as (trial, step, values), values being the objectives on a scale on
+which more is better, and answers whether the trial goes on. It keeps nothing else, so telling it
+the recorded curves again, answers unheard, brings it back to where it was: that is how rungs
+survive a resume. With several objectives, trials are ranked by the layers of non-dominated points
+that they lie in, and within a layer by their mean.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import random
+import statistics
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol, TypeAlias
+
+Values: TypeAlias = tuple[float, ...]
+
+
+class StoppingRule(Protocol):
+    """Decides at each report whether a trial goes on."""
+
+    def should_continue(self, number: int, step: int, values: Values | None) -> bool:
+        """Take note of a report, and say whether the trial goes on.
+
+        Args:
+            number: of the trial.
+            step: optimiser steps done.
+            values: None where an objective is not a finite number: worse than any other.
+        """
+
+
+def rung_ladder(grace_steps: int, reduction_factor: float, total_steps: int) -> list[int]:
+    """The steps at which trials are compared: grace, grace * factor, ... below the last step."""
+    rungs: list[int] = []
+    step = float(grace_steps)
+    while round(step) < total_steps:
+        if round(step) not in rungs[-1:]:  # a small factor rounds to one step twice
+            rungs.append(round(step))
+        step *= reduction_factor
+    return rungs
+
+
+class Asha:
+    """Asynchronous successive halving (Li et al., MLSys 2020), in its stopping form.
+
+    A trial that reaches a rung goes on if it is among the best 1 / `reduction_factor` of all that
+    have reached it so far, itself included, and in any case if it is the best of them.
+    """
+
+    def __init__(self, rungs: Sequence[int], reduction_factor: float) -> None:
+        self.rungs = tuple(rungs)
+        self.reduction_factor = reduction_factor
+        self._reached: dict[int, dict[int, Values | None]] = {rung: {} for rung in rungs}
+        self._sorted: dict[int, list[float]] = {rung: [] for rung in rungs}
+
+    def should_continue(self, number: int, step: int, values: Values | None) -> bool:
+        """Compare at every rung that the trial has reached and not been compared at."""
+        new = [r for r in self.rungs if r <= step and number not in self._reached[r]]
+        for rung in new:  # a report may pass several rungs; it then counts at each
+            self._reached[rung][number] = values
+            if values is not None and len(values) == 1:
+                bisect.insort(self._sorted[rung], values[0])
+        return all(self._among_best(rung, values) for rung in new[-1:])
+
+    def _among_best(self, rung: int, values: Values | None) -> bool:
+        if values is None:
+            return False
+        reached = self._reached[rung]
+        places = max(1, math.floor(len(reached) / self.reduction_factor))
+        if len(values) == 1:
+            ordered = self._sorted[rung]
+            better = len(ordered) - bisect.bisect_right(ordered, values[0])
+        else:
+            better = _better_by_layers(values, [v for v in reached.values() if v is not None])
+        return better < places
+
+
+class Hyperband:
+    """Asynchronous Hyperband (Li et al., MLSys 2020): several ASHA ladders side by side.
+
+    Bracket s starts s rungs later, so it stops trials later, and gets fewer of them: trials are
+    dealt out in proportion to e to the power of a bracket's number of rungs, as in Ray Tune. Which
+    one a trial belongs to is a function of its number.
+    """
+
+    def __init__(self, rungs: Sequence[int], reduction_factor: float, brackets: int) -> None:
+        ladders = [rungs[s:] for s in range(max(1, min(brackets, len(rungs))))]
+        self._brackets = [Asha(ladder, reduction_factor) for ladder in ladders]
+        self._weights = [math.exp(len(ladder) - len(rungs)) for ladder in ladders]
+
+    def should_continue(self, number: int, step: int, values: Values | None) -> bool:
+        """Ask the trial's own bracket."""
+        return self._bracket(number).should_continue(number, step, values)
+
+    def _bracket(self, number: int) -> Asha:
+        return random.Random(number).choices(self._brackets, self._weights)[0]
+
+
+class MedianRule:
+    """The median stopping rule (Golovin et al., KDD 2017, section 3.2.1).
+
+    A trial stops at a step if the best it has had is worse than the median of the other trials'
+    running means up to that step; with several objectives, if that holds for every one of them.
+    """
+
+    def __init__(self, grace_steps: int, min_trials: int) -> None:
+        self.grace_steps, self.min_trials = grace_steps, min_trials
+        self._curves: dict[int, dict[int, Values]] = {}
+
+    def should_continue(self, number: int, step: int, values: Values | None) -> bool:
+        """Compare with all trials that have come as far."""
+        if values is None:
+            return step < self.grace_steps
+        self._curves.setdefault(number, {})[step] = values
+        if step < self.grace_steps:
+            return True
+        means = [
+            _mean([v for s, v in curve.items() if s <= step])
+            for other, curve in self._curves.items()
+            if other != number and min(curve) <= step <= max(curve)
+        ]
+        if len(means) < self.min_trials:
+            return True
+        mine = [v for s, v in self._curves[number].items() if s <= step]
+        best = [max(column) for column in zip(*mine, strict=True)]
+        medians = [statistics.median(column) for column in zip(*means, strict=True)]
+        return any(b >= m for b, m in zip(best, medians, strict=True))
+
+
+class PerGroupRule:
+    """A rule for each group of trials, none of which is compared with those of another.
+
+    Args:
+        new_rule: one that has heard nothing yet, or None where every trial runs to its end.
+        group_of: the group of the trial of that number.
+    """
+
+    def __init__(
+        self,
+        new_rule: Callable[[], StoppingRule | None],
+        group_of: Callable[[int], Hashable],
+    ) -> None:
+        self._new_rule, self._group_of = new_rule, group_of
+        self._rules: dict[Hashable, StoppingRule | None] = {}
+
+    def should_continue(self, number: int, step: int, values: Values | None) -> bool:
+        """Ask the rule of the trial's group."""
+        group = self._group_of(number)
+        if group not in self._rules:
+            self._rules[group] = self._new_rule()
+        rule = self._rules[group]
+        return rule is None or rule.should_continue(number, step, values)
+
+
+def dominates(a: Values, b: Values) -> bool:
+    """Whether `a` is at least as good everywhere, and better somewhere."""
+    return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
+
+
+def non_dominated(points: Sequence[Values]) -> list[int]:
+    """The indices of the points that no other one dominates: the Pareto front."""
+    return [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
+
+
+def _better_by_layers(values: Values, points: list[Values]) -> int:
+    """How many of the points rank before `values`, which is one of them."""
+    better = 0
+    while True:
+        front = [points[i] for i in non_dominated(points)]
+        if values in front:
+            return better + sum(sum(p) > sum(values) for p in front)
+        better += len(front)
+        points = [p for p in points if p not in front]
+
+
+def _mean(rows: Sequence[Values]) -> Values:
+    return tuple(statistics.fmean(column) for column in zip(*rows, strict=True))

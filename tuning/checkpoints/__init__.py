@@ -1,0 +1,1 @@
+"""Checkpoint files of the trials of a search."""

@@ -1,0 +1,1 @@
+"""The configuration file: schema, loading, validation and the search space."""

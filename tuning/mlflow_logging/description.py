@@ -1,0 +1,122 @@
+"""The description of a search, in Markdown, as MLflow shows it on the page of the parent run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tuning.reporting.formatting import format_percent, format_value
+from tuning.reporting.methods_report import cells as method_cells
+from tuning.reporting.methods_report import method_rows, model_cells
+from tuning.reporting.methods_report import notes as method_notes
+from tuning.reporting.selection_report import HEADERS, cells, notes
+from tuning.runs.records import (
+    ID_ACC,
+    OOD_MEAN_ACC,
+    SearchOutcome,
+    SearchRecord,
+    TrialRecord,
+    domain_acc,
+)
+from tuning.selection.rules import best_trial, choices
+
+
+def describe(
+    search: SearchRecord,
+    records: Sequence[TrialRecord] = (),
+    outcome: SearchOutcome | None = None,
+) -> str:
+    """What is searched, and once it ended (`outcome`), what was found and how it was chosen."""
+    domains = ", ".join(search.ood_domains)
+    lines = [
+        f"## {search.name}",
+        "",
+        f"Up to {search.budget_trials} trials of {search.total_steps} steps, fine-tuned on "
+        f"**{search.id_domain}**, watched under shift on {domains}. {search.selection} "
+        "The test splits are not read.",
+        "",
+    ]
+    best = best_trial(search, records) if outcome else None
+    lines += _accuracies(search, records, best)
+    if best is not None:
+        values = ", ".join(f"`{k}` {format_value(v)}" for k, v in best.params.items())
+        cut_short = "" if best.outcome == "finished" else f" ({best.outcome} at step {best.step})"
+        lines += ["", f"**Best: {best.trial_id}**{cut_short} with {values}."]
+        lines += [*_methods(search, records), "", *_rules(search, records)]
+    if outcome:
+        lines += ["", _ending(records, outcome), *_failures(records)]
+    else:
+        lines += ["", "Running. Each trial is a run below this one; filter them by the tags `kind` "
+                  "and `outcome`."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _accuracies(
+    search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord | None
+) -> list[str]:
+    names = [ID_ACC, OOD_MEAN_ACC, *map(domain_acc, search.ood_domains)]
+
+    def row(title: str, metrics: Mapping[str, float]) -> str:
+        cells = (format_percent(metrics.get(name)) or "-" for name in names)
+        return f"| {title} | {' | '.join(cells)} |"
+
+    headers = [f"{search.id_domain} (ID)", "OOD mean", *search.ood_domains]
+    lines = [
+        f"| validation accuracy, % | {' | '.join(headers)} |",
+        f"|---|{'---:|' * len(headers)}",
+        row("zero-shot", search.zero_shot),
+    ]
+    references = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
+    lines += [row(record.trial_id, record.metrics) for record in references]
+    if best is not None:
+        lines.append(row(f"**{best.trial_id}**", best.metrics))
+    return lines
+
+
+def _methods(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+    """The best of each method, where there are several, between the models to compare with."""
+    found = method_rows(search, records)
+    if not found:
+        return []
+    rows = [*model_cells(search, records), *(method_cells(search, row) for row in found)]
+    headers = list(rows[-1])
+    titles = [header.replace("\n", " ") for header in headers]
+    return [
+        "",
+        f"| {' | '.join(titles)} |",
+        f"|---|---|---|---|{'---:|' * (len(headers) - 4)}",
+        *(f"| {' | '.join(row.get(header) or '-' for header in headers)} |" for row in rows),
+        "",
+        *(f"- {note}" for note in method_notes(search, found)),
+    ]
+
+
+def _rules(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+    """What each rule of selection chooses, and what its figures mean."""
+    found = choices(search, records)
+    headers = [header.replace("\n", " ") for header in HEADERS]
+    return [
+        f"| {' | '.join(headers)} |",
+        f"|---|---|{'---:|' * (len(headers) - 3)}---|",
+        *(f"| {' | '.join(cell or '-' for cell in cells(choice))} |" for choice in found),
+        "",
+        *(f"- {note}" for note in notes(search, found)),
+    ]
+
+
+def _ending(records: Sequence[TrialRecord], outcome: SearchOutcome) -> str:
+    trials = [r for r in records if r.kind == "trial"]
+    counts = {o: sum(r.outcome == o for r in trials) for o in ("finished", "pruned", "failed")}
+    counted = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    verdict = {
+        "finished": "The search is complete",
+        "stopped": "The search was stopped by its user and can be resumed",
+        "failed": "The search failed",
+    }[outcome]
+    return f"{verdict}: {len(trials)} trials{f', {counted}' if counted else ''}."
+
+
+def _failures(records: Sequence[TrialRecord]) -> list[str]:
+    failed = [r for r in records if r.outcome == "failed"]
+    return (
+        ["", *(f"- {r.trial_id} failed: `{r.error_line[:200]}`" for r in failed)] if failed else []
+    )

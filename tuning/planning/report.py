@@ -1,0 +1,163 @@
+"""A plan for people: the space, the rungs, what was measured, and what it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.markup import escape
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from search_spaces import SearchSpace
+from tuning.planning.cost_model import Band
+from tuning.planning.plan import Plan, gigabytes, proposals
+from tuning.reporting.leaderboard import format_seconds, format_value
+
+
+def render(plan: Plan, width: int | None = None) -> RenderableType:
+    """The plan for a terminal.
+
+    Args:
+        plan: from `tuning.planning.plan.plan_search`.
+        width: characters to stay within; a narrower one wraps words and cuts nothing.
+    """
+    search = plan.file.search
+    parts: list[RenderableType] = [
+        Rule(f"[bold]Plan of {escape(search.name)}[/]", align="left", style="dim"),
+        *_section("Space", Text("\n".join(plan.file.search_space().describe()))),
+        *_section("A sampler would begin with", _proposals(plan)),
+        *_section("Trials", _trials(plan)),
+        *_section(f"Measured on {plan.probe.device}", _measured(plan)),
+        *_section("Cost", _cost(plan)),
+        *(Text(f"! {warning}", style="yellow") for warning in plan.warnings),
+    ]
+    return Constrain(Group(*parts), width)
+
+
+def _section(title: str, content: RenderableType) -> Iterator[RenderableType]:
+    yield Text(title, style="bold")
+    yield Padding(content, (0, 0, 1, 2), expand=False)
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    for number, header in enumerate(headers):
+        table.add_column(
+            escape(header), justify="left" if number == 0 else "right", no_wrap=number == 0
+        )
+    return table
+
+
+def _proposals(plan: Plan) -> Table:
+    space, seed = plan.file.search_space(), plan.file.search.sampler.seed
+    if space.branches:
+        return _proposals_of_methods(space.branches, seed)
+    table = _table("", *space.parameters)
+    for number, point in enumerate(proposals(space, seed), 1):
+        first = number <= len(space.initial_points)
+        values = [escape(format_value(point[key])) for key in space.parameters]
+        table.add_row("first point" if first else "random", *values)
+    return table
+
+
+def _proposals_of_methods(branches: Mapping[str, SearchSpace], seed: int) -> Table:
+    """One of each: they have few parameters in common, and each begins with a point of its own."""
+    table = _table("", "")
+    table.show_header = False
+    table.columns[1].justify = "left"
+    for method, space in branches.items():
+        (point,) = proposals(space, seed, number=1)
+        values = (f"{key} {format_value(point[key])}" for key in space.parameters)
+        table.add_row(method, escape(", ".join(values)))
+    return table
+
+
+def _trials(plan: Plan) -> RenderableType:
+    shape, estimate = plan.shape, plan.estimate
+    references = ", ".join(plan.file.search.references)
+    line = f"{shape.trials} trials of {shape.total_steps} steps, {shape.concurrent} at once"
+    line += f"; in full beside them: {references}" if references else ""
+    if not plan.marks:
+        return Text(f"{line}; none is stopped early")
+    table = _table("step", "trials that get there", "share")
+    for step in (*plan.marks, shape.total_steps):
+        count = estimate.trials_at(step)
+        name = f"{step} (last)" if step == shape.total_steps else str(step)
+        table.add_row(name, f"{count:.1f}", f"{100 * count / shape.trials:.0f} %")
+    return Group(Text(f"{line}; {plan.file.search.scheduler.name} stops the worse early"), table)
+
+
+def _measured(plan: Plan) -> Table:
+    probe = plan.probe
+    table = _table("", "", "")
+    table.show_header = False
+    table.columns[2].justify = "left"
+    rows = [
+        ("a step", f"{probe.step_s:.3g} s", f"± {100 * probe.step_spread:.0f} %"),
+        ("an evaluation", f"{probe.eval_s:.3g} s", "all validation splits"),
+        ("a checkpoint", f"{probe.save_s:.3g} s", gigabytes(probe.checkpoint_bytes)),
+        ("start of a trial", f"{probe.startup_s:.3g} s", "processes, imports, loading, end"),
+        ("start of the search", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model"),
+        (
+            "cache of images",
+            format_seconds(probe.cache_s),
+            "filled once a machine, in no cost below",
+        ),
+        ("memory of a trial", gigabytes(probe.memory_bytes), "resident, at its peak"),
+    ]
+    if probe.gpu_total_bytes:
+        of = f"of {gigabytes(probe.gpu_total_bytes)}, at its peak"
+        rows.append(("GPU memory", gigabytes(probe.gpu_memory_bytes), of))
+    for name, value, note in rows:
+        table.add_row(name, value, Text(note, style="dim"))
+    return table
+
+
+def _cost(plan: Plan) -> RenderableType:
+    estimate = plan.estimate
+    table = _table("", "expected", "90 % between", "budget", "")
+    table.columns[4].justify = "left"
+    budgets = {key.rpartition(".")[2]: (value, needs) for key, value, needs, _ in plan.budgets}
+    table.add_row("wall clock", *_duration(estimate.hours), *_verdict(budgets.get("hours")))
+    hours = plan.device_hours
+    table.add_row(
+        f"{plan.device}-hours",
+        _number(hours.median),
+        f"{_number(hours.low)} .. {_number(hours.high)}",
+        *_verdict(budgets.get("gpu_hours")),
+    )
+    for name, band in (("steps", estimate.steps), ("trials in full", estimate.full_trials)):
+        table.add_row(name, f"{band.median:.0f}", f"{band.low:.0f} .. {band.high:.0f}", "", "")
+    one = format_seconds(3600 * plan.full_trial_hours)
+    table.add_row("one trial in full", one, "", "", "")
+    limit = plan.file.search.checkpoints.disk_gb
+    disk = "" if limit is None else f"{limit:g} GB"
+    table.add_row("checkpoints at most", gigabytes(plan.peak_checkpoint_bytes), "", disk, "")
+    budget = plan.file.search.budget
+    if budget.target is None and budget.patience is None:
+        return table
+    return Group(table, Text("A target or patience in the budget may end it sooner.", style="dim"))
+
+
+def _verdict(budget: tuple[float, Band] | None) -> tuple[str, str]:
+    if budget is None:
+        return "", ""
+    value, needs = budget
+    if value < needs.low:
+        return f"{value:g} h", "[red]too little[/]"
+    if value < needs.median:
+        return f"{value:g} h", "[yellow]probably too little[/]"
+    return f"{value:g} h", "[green]kept[/]" if value >= needs.high else "[green]probably kept[/]"
+
+
+def _duration(hours: Band) -> tuple[str, str]:
+    low, median, high = (format_seconds(3600 * h) for h in (hours.low, hours.median, hours.high))
+    return median, f"{low} .. {high}"
+
+
+def _number(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"

@@ -1,0 +1,1 @@
+"""Tables of a search as Parquet files."""

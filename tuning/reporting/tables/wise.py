@@ -1,0 +1,81 @@
+"""WiSE-FT's curves: what trials reported of the weights between the zero-shot model's and theirs.
+
+A trial with `trial.eval.wise_alphas` measures these points once, after its last step, and reports
+them as `wise/<alpha>/id_val/acc` and `wise/<alpha>/ood_val/mean_acc`.
+
+`wise.parquet`, one row a point, is there where any trial has one:
+
+| column | type | what |
+|---|---|---|
+| trial_id, number, kind | string, int64, string | as in `trials.parquet` |
+| method | string | what the trial trains with; null where the configuration does not say |
+| alpha | double | 0 is the zero-shot model, 1 the fine-tuned one |
+| id_acc | double | ID validation accuracy, percent |
+| ood_mean_acc | double | the mean over the OOD domains; null where there are none |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+from tuning.reporting.tables.arrow import arrow_table
+from tuning.runs.records import ID_ACC, OOD_MEAN_ACC, SearchRecord, TrialRecord
+
+WISE_FILE = "wise.parquet"
+
+_ALPHA: Final = re.compile(rf"wise/([^/]+)/{ID_ACC}")
+_FIELDS: Final = (
+    pa.field("trial_id", pa.string(), nullable=False),
+    pa.field("number", pa.int64()),
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field("method", pa.string()),
+    pa.field("alpha", pa.float64(), nullable=False),
+    pa.field("id_acc", pa.float64()),
+    pa.field("ood_mean_acc", pa.float64()),
+)
+
+
+@dataclass(frozen=True)
+class WisePoint:
+    """One point of a curve; accuracies in percent, None where they are absent or not finite."""
+
+    alpha: float
+    id_acc: float | None
+    ood_mean_acc: float | None
+
+
+def wise_curve(record: TrialRecord) -> tuple[WisePoint, ...]:
+    """The points that a trial reported, by alpha; none where it did not look at any."""
+    found = (match[1] for name in record.metrics if (match := _ALPHA.fullmatch(name)))
+    points = (
+        WisePoint(
+            float(alpha),
+            record.last(f"wise/{alpha}/{ID_ACC}"),
+            record.last(f"wise/{alpha}/{OOD_MEAN_ACC}"),
+        )
+        for alpha in found
+    )
+    return tuple(sorted(points, key=lambda point: point.alpha))
+
+
+def wise_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table | None:
+    """One row a point; columns as the module's header says. None where no trial has any."""
+    rows = [
+        {
+            "trial_id": record.trial_id,
+            "number": record.number,
+            "kind": record.kind,
+            "method": search.method(record),
+            "alpha": point.alpha,
+            "id_acc": point.id_acc,
+            "ood_mean_acc": point.ood_mean_acc,
+        }
+        for record in sorted(records, key=lambda r: (r.number, r.trial_id))
+        for point in wise_curve(record)
+    ]
+    return arrow_table(search, rows, _FIELDS) if rows else None

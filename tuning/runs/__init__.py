@@ -1,0 +1,1 @@
+"""The run folder: what happened in a search, and how it continues."""

@@ -1,0 +1,1 @@
+"""Keeping secrets out of logs, and servers off the network."""

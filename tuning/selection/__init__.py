@@ -1,0 +1,1 @@
+"""Which trial a rule selects once trials have ended."""

@@ -1,0 +1,1 @@
+"""Evaluation of the zero-shot model on its own."""
