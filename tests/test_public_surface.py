@@ -1,0 +1,89 @@
+"""What users see, name by name: a change of `public_surface.yaml` belongs into CHANGELOG.md.
+
+`python -m tests.test_public_surface` prints today's surface in the form of that file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+import tuning
+from cluster.cli import app
+from trainers.config import TrialConfig
+from trainers.evaluation.evaluate import metric_names
+from trainers.fine_tune import REPORTED
+from tuning.config.schema import SearchFile
+
+EXPECTED = yaml.safe_load((Path(__file__).parent / "public_surface.yaml").read_text("utf-8"))
+
+
+def commands() -> dict[str, str]:
+    """Each command with its arguments in capitals and its options."""
+
+    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        if hasattr(command, "commands"):
+            for name, below in command.commands.items():
+                yield from walk(below, (*path, name))
+            return
+        shown = [
+            "/".join([*p.opts, *p.secondary_opts]) if p.opts[0].startswith("-") else p.name.upper()
+            for p in command.params
+        ]
+        yield " ".join(path), " ".join(sorted(shown))
+
+    return dict(sorted(walk(get_command(app), ())))
+
+
+def configuration_keys() -> list[str]:
+    """Dotted keys; a section with a `name` has the keys of each kind, as `method[ft].x`."""
+    schema = SearchFile.model_json_schema()
+
+    def walk(node: dict[str, Any], path: str) -> Iterator[str]:
+        if "$ref" in node:
+            yield from walk(schema["$defs"][node["$ref"].rpartition("/")[2]], path)
+        elif "discriminator" in node:
+            for name, ref in node["discriminator"]["mapping"].items():
+                yield from walk({"$ref": ref}, f"{path}[{name}]")
+        elif "properties" in node:
+            for name, below in node["properties"].items():
+                yield from walk(below, f"{path}.{name}" if path else name)
+        else:
+            nested = [n for n in node.get("anyOf", ()) if "$ref" in n or "discriminator" in n]
+            for below in nested:
+                yield from walk(below, path)
+            if not nested:
+                yield path
+
+    return sorted(set(walk(schema, "")))
+
+
+def metrics() -> list[str]:
+    """Names in the last report of a trial on the default data."""
+    return sorted({*metric_names(TrialConfig().data), *REPORTED})
+
+
+SURFACE = {
+    "commands": commands,
+    "configuration": configuration_keys,
+    "metrics": metrics,
+    "python": lambda: sorted(tuning.__all__),
+}
+
+
+@pytest.mark.parametrize("part", SURFACE)
+def test_nothing_that_users_see_changes_unnoticed(part: str) -> None:
+    assert SURFACE[part]() == EXPECTED[part]
+
+
+def test_every_name_of_the_python_api_can_be_imported() -> None:
+    assert all(getattr(tuning, name) is not None for name in tuning.__all__)
+
+
+if __name__ == "__main__":
+    print(yaml.safe_dump({part: found() for part, found in SURFACE.items()}, width=100))
