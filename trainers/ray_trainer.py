@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -61,7 +61,7 @@ WORKER_ENVIRONMENT = {
 
 
 def torch_trainer(
-    config: Mapping[str, Any],
+    config: str,
     *,
     name: str,
     storage_path: Path | str,
@@ -78,7 +78,7 @@ def torch_trainer(
     """A trainer of this configuration; `fit()` runs it, and goes on where one of its name stopped.
 
     Args:
-        config: what is run, a `TrialConfig` as plain values; the workers validate it.
+        config: the `TrialConfig` as JSON, as the driver validated it.
         name: of the run's folder below `storage_path`; stable, so that a retry finds its
             checkpoints.
         storage_path: a folder or URL, as of `trainers.data.storage`, that every node reaches.
@@ -108,7 +108,7 @@ def torch_trainer(
         loop or train_loop,
         torch_config=TorchConfig(timeout_s=FIRST_STEP_S),
         train_loop_config={
-            "trial": dict(config),
+            "trial": config,
             "final_split": final_split,
             "storage": f"{storage.url}/{name}",
         },
@@ -152,9 +152,8 @@ def open_storage(storage_path: Path | str) -> Store:
 def train_loop(values: dict[str, Any]) -> None:
     """What each worker runs: `fine_tune` from the last checkpoint on, reporting to Ray Train."""
     from trainers.config import TrialConfig
-    from trainers.errors import validate
 
-    config = validate(TrialConfig, values["trial"], "trial")
+    config = TrialConfig.model_validate_json(values["trial"])
     with _last_checkpoint(values["storage"]) as folder:
         _report_all(config, values, folder)
 

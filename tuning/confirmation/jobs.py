@@ -128,7 +128,7 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
         return evaluate.remote(job.config)
     driver: Any = ray.remote(num_cpus=0, **driver_options())
     return driver(final_metrics).remote(
-        job.config.model_dump(mode="json"),
+        job.config.model_dump_json(),
         SPLIT,
         name=job.name,
         storage_path=checkpoints,

@@ -52,7 +52,7 @@ class MachinesLost(RuntimeError):
 
 
 def fit(
-    config: Mapping[str, Any],
+    config: str,
     *,
     name: str,
     storage_path: Path | str,
@@ -62,7 +62,7 @@ def fit(
     """Run `torch_trainer` to its end, and again from its last checkpoint when a machine is lost.
 
     Args:
-        config: of the trainer.
+        config: the `TrialConfig` as JSON.
         name: of the trainer.
         storage_path: of the trainer.
         resources: of the trainer, and how many such losses it survives: `max_failures`, by default

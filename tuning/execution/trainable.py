@@ -6,6 +6,7 @@ own for every trial, and MLflow, matplotlib and open_clip would take longer than
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -84,11 +85,11 @@ def _trial(
     # A stable name: a trial that is taken up again finds its checkpoints under it.
     of_trial: dict[str, Any] = {"name": f"train-{trial_id}", "storage_path": storage_path}
     with storage_failures(storage_path, "cannot be used"):
-        fit(config, **of_trial, callbacks=[TuneReports()], resources=resources)
+        fit(json.dumps(config), **of_trial, callbacks=[TuneReports()], resources=resources)
 
 
 def final_metrics(
-    config: Mapping[str, Any],
+    config: str,
     split: str,
     *,
     name: str,
@@ -98,7 +99,7 @@ def final_metrics(
     """Train to the end, then evaluate a split once; what `confirm` runs as a task of Ray.
 
     Args:
-        config: a `TrialConfig` as plain values.
+        config: a `TrialConfig` as JSON.
         split: evaluated after the last step, on the workers.
         name: stable, so that a run that was killed goes on from its checkpoints.
         storage_path: for the checkpoints, a folder or URL.

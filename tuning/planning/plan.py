@@ -153,7 +153,7 @@ def plan_search(
         what = f"Opening the images, and timing the first steps of {probes} trial(s) side by side"
         with console.status(what):
             probe = probe_trials(
-                base.model_dump(mode="json"),
+                base.model_dump_json(),
                 search.resources.per_trial() | {"max_failures": 0},
                 folder,
                 probes,

@@ -80,13 +80,11 @@ class Probe:
     """What that GPU has; 0 on CPUs."""
 
 
-def probe_trials(
-    trial: Mapping[str, Any], resources: Mapping[str, Any], folder: Path, probes: int
-) -> Probe:
+def probe_trials(trial: str, resources: Mapping[str, Any], folder: Path, probes: int) -> Probe:
     """Run `probes` short trials side by side on the connected Ray cluster.
 
     Args:
-        trial: a `TrialConfig` as plain values, `overrides` laid over it.
+        trial: a `TrialConfig` as JSON, `overrides` laid over it.
         resources: as of `tuning.execution.retries.fit`.
         folder: for their checkpoints; every node reaches it.
         probes: no more than fit into the cluster at once.
@@ -101,7 +99,7 @@ def probe_trials(
         name = f"probe-{number}"
         # An environment of its own: as for a trial, no process stands ready that would fit.
         fresh = task.options(runtime_env={"env_vars": {"LIPSUM_TUNE_PROBE": name}})
-        running[fresh.remote(dict(trial), name, folder, dict(resources))] = name
+        running[fresh.remote(trial, name, folder, dict(resources))] = name
     timings: list[dict[str, Any]] = []
     while running:
         (ready, *_), _ = ray.wait(list(running))
@@ -153,11 +151,9 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
     )
 
 
-def _drive(
-    values: dict[str, Any], name: str, folder: Path, resources: dict[str, Any]
-) -> dict[str, Any]:
+def _drive(config: str, name: str, folder: Path, resources: dict[str, Any]) -> dict[str, Any]:
     """In Tune's place: drive one trial and wait for it."""
-    trained = fit(values, name=name, storage_path=folder, loop=_probe_loop, resources=resources)
+    trained = fit(config, name=name, storage_path=folder, loop=_probe_loop, resources=resources)
     metrics = trained.metrics
     assert metrics is not None
     return metrics["probe"] | {"driver_bytes": _peak_memory()}
@@ -170,10 +166,10 @@ def _probe_loop(values: dict[str, Any]) -> None:
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     from trainers.config import TrialConfig
-    from trainers.errors import validate
     from trainers.fine_tune import fine_tune
 
-    config, device = validate(TrialConfig, values["trial"], "trial"), ray.train.torch.get_device()
+    config = TrialConfig.model_validate_json(values["trial"])
+    device = ray.train.torch.get_device()
     cache_s = _open_images(config)
     began += cache_s
     watch = StepWatch(config.data.workers, device, began)

@@ -333,8 +333,7 @@ def test_two_workers_and_a_run_resumed_after_its_last_step_read_the_test_splits(
         train = ray.remote(num_cpus=0)(final_metrics)
         arguments = {"name": "two", "storage_path": tmp_path, "resources": {"workers": 2}}
         first, again = (
-            ray.get(train.remote(config.model_dump(mode="json"), "test", **arguments))
-            for _ in range(2)
+            ray.get(train.remote(config.model_dump_json(), "test", **arguments)) for _ in range(2)
         )
     assert "train/loss" in first  # it trained
     timed = {name for name in again if name.startswith(("cost/", "train/images"))}

@@ -113,7 +113,7 @@ def run(
     monkeypatch.setattr(restarts, "torch_trainer", trainer)
     monkeypatch.setattr(restarts.state, "get_draining_nodes", lambda: draining or {})
     resources = {"workers": 2, "max_failures": 2}
-    return fit({}, name="train-7", storage_path=str(storage), resources=resources)
+    return fit("{}", name="train-7", storage_path=str(storage), resources=resources)
 
 
 def test_a_trainer_is_made_anew_under_its_name_as_often_as_it_may(
