@@ -24,8 +24,8 @@ from trainers.models.config import is_path
 from tuning.checkpoints.storage_check import storage_on_nodes
 from tuning.config.schema import SearchConfig, SearchFile
 from tuning.config.validation import check_search
-from tuning.execution.cluster_resources import has_autoscaler
 from tuning.execution.ray_session import ray_session
+from tuning.execution.ray_workarounds import has_autoscaler
 
 ANSWER_S = 120.0
 """For how long a node may take to start a process and import PyTorch; shared disks are slow."""

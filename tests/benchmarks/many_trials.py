@@ -58,6 +58,7 @@ from tuning.checkpoints.retention import CheckpointCallback
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.trainable import DRIVER_MEMORY
 from tuning.execution.tune_runner import create_tuner
 from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
@@ -247,6 +248,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
     with (
         (run_folder / "display.txt").open("w") as display,
         ray_session(),
+        tune_workarounds(),
         stopwatch.watching(),
         ProgressCallback(Console(file=display, force_terminal=live, width=120)) as progress,
     ):

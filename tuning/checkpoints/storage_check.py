@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, first_line, system_words
 from tuning.config.schema import SearchFile
+from tuning.execution.ray_workarounds import draining_nodes
 
 ANSWER_S = 120.0
 """For how long a node may keep the search waiting: its first task starts a process there."""
@@ -58,7 +58,7 @@ class NodeStorage:
 
 def alive_nodes() -> dict[str, str]:
     """The addresses of the cluster's nodes that are there to stay, by Ray's name for each."""
-    leaving = state.get_draining_nodes()
+    leaving = draining_nodes()
     return {
         n["NodeID"]: str(n["NodeManagerAddress"])
         for n in ray.nodes()

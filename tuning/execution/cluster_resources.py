@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import ray
-from ray._private import ray_constants
-from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.experimental.internal_kv import _internal_kv_get
 
 from trainers.errors import ConfigError
 from tuning.config.schema import ResourcesConfig
-
-_READ_ONLY = "node_"
-"""Begins the kinds of nodes that Ray makes up for a cluster that people put together themselves."""
 
 
 def fitting_trials(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig) -> int:
@@ -58,23 +47,6 @@ def check_fits(nodes: Sequence[Mapping[str, float]], resources: ResourcesConfig)
         f"{len(nodes)} node(s), the largest of which has {_said(has)}, with placement_strategy = "
         f"{resources.placement_strategy!r}"
     )
-
-
-def has_autoscaler() -> bool:
-    """Whether nodes are added to the connected cluster as they are asked for.
-
-    Every head runs Ray's autoscaler. Where it can add nothing, it makes up a kind for each node;
-    else nodes are of the kinds that its configuration names, be it KubeRay's or the cluster
-    launcher's.
-    """
-    if is_autoscaler_v2(fetch_from_server=True):
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        kinds = [n.ray_node_type_name for n in (*status.active_nodes, *status.idle_nodes)]
-    else:
-        said = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
-        report: dict[str, Any] = json.loads(said or "{}").get("autoscaler_report") or {}
-        kinds = list((report.get("node_type_mapping") or {}).values())
-    return any(not kind.startswith(_READ_ONLY) for kind in kinds)
 
 
 _SLACK = 1e-6

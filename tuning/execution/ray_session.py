@@ -14,7 +14,8 @@ import ray
 from trainers.errors import ConfigError, first_line
 from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
-from tuning.execution.cluster_resources import check_fits, fitting_trials, has_autoscaler
+from tuning.execution.cluster_resources import check_fits, fitting_trials
+from tuning.execution.ray_workarounds import has_autoscaler
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -16,15 +16,14 @@ from typing import Any
 
 import torch.distributed as dist
 from ray import exceptions as ray_errors
-from ray._private.state import state
 from ray.train import Result
 from ray.train.v2._internal.constants import VALIDATE_STORAGE_MARKER_FILENAME
-from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from trainers.data.storage import Store
 from trainers.errors import first_line, storage_failures
 from trainers.ray_trainer import open_storage, torch_trainer
 from tuning.checkpoints.repair import repair
+from tuning.execution.ray_workarounds import WorkerHealthCheckTimeoutError, draining_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ def fit(
                 raise
             # Ray Train restarts it for such a node by itself, unless what is left of the workers
             # misses the others before it does.
-            announced = state.get_draining_nodes().keys() - known
+            announced = draining_nodes().keys() - known
             known |= announced
             losses += not announced
             said = f"{type(lost).__name__}: {first_line(lost)}"

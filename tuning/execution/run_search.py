@@ -29,6 +29,7 @@ from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.execution.ray_errors import resumable, root_cause, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.signals import interrupted_by_sigterm
 from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import create_tuner
@@ -199,7 +200,8 @@ def _fit(
         checkpoints,
         search.resources.per_trial(),
     )
-    create_tuner(train, file, branches, budget, recorder, history, concurrent).fit()
+    with tune_workarounds():
+        create_tuner(train, file, branches, budget, recorder, history, concurrent).fit()
     running = any(record.outcome == "running" for record in recorder.records.values())
     return "stopped" if running and budget.over() is None else "finished"
 

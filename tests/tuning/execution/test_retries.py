@@ -111,7 +111,7 @@ def run(
     draining: dict[str, int] | None = None,
 ) -> Result:
     monkeypatch.setattr(restarts, "torch_trainer", trainer)
-    monkeypatch.setattr(restarts.state, "get_draining_nodes", lambda: draining or {})
+    monkeypatch.setattr(restarts, "draining_nodes", lambda: draining or {})
     resources = {"workers": 2, "max_failures": 2}
     return fit("{}", name="train-7", storage_path=str(storage), resources=resources)
 

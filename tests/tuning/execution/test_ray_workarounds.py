@@ -1,0 +1,116 @@
+"""Each workaround is still needed and works; a test that fails asks to look at it again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from ray.air.execution import FixedResourceManager
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution.class_cache import _ActorClassCache
+
+from tuning.execution import ray_workarounds
+from tuning.execution.ray_workarounds import TUNE_ENVIRONMENT, has_autoscaler, tune_workarounds
+
+
+class LostActor:
+    """An actor of Tune and a task on it; both record the errors that they get."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.actor_id = "abc"
+        self._tracked_actor = self
+
+    def _on_error(self, tracked: LostActor, exception: Exception) -> None:
+        self.errors.append(exception)
+
+
+HANDLERS = {"_actor_task_failed": "tracked_actor_task", "_actor_start_failed": "tracked_actor"}
+
+
+def fail(handler: str, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """What Tune's callbacks get when a driver of a trial was killed for lack of memory."""
+    manager, lost = RayActorManager(FixedResourceManager({"CPU": 1})), LostActor()
+    monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
+    error: Any = OutOfMemoryError("the node ran low on memory")
+    getattr(manager, handler)(**{HANDLERS[handler]: lost, "exception": error})  # as Ray calls them
+    return lost.errors
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_tune_gets_an_actor_error_for_a_killed_driver(
+    handler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tune_workarounds():
+        errors = fail(handler, monkeypatch)
+    assert errors
+    assert all(type(error) is RayActorError for error in errors)
+    message = str(cloudpickle.loads(cloudpickle.dumps(errors[0])))
+    assert message == "OutOfMemoryError: the node ran low on memory"
+
+
+def test_tune_itself_still_crashes_on_such_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="unexpected exception"):
+        fail("_actor_task_failed", monkeypatch)
+
+
+def environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The variables that Tune gives to the actors of its trials."""
+    given: dict[str, Any] = {}
+
+    def remote(**options: Any) -> Any:
+        given.update(options)
+        return lambda actor_class: actor_class
+
+    monkeypatch.setattr("ray.remote", remote)
+    _ActorClassCache().get(LostActor)
+    environment: dict[str, str] = given["runtime_env"]["env_vars"]
+    return environment
+
+
+def test_aws_keys_are_not_copied_to_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-tests")
+    monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
+    assert "AWS_SECRET_ACCESS_KEY" in environment_of_trials(monkeypatch)  # Tune still copies them
+    with tune_workarounds():
+        environment = environment_of_trials(monkeypatch)
+    assert "RAY_TRAIN_V2_ENABLED" in environment
+    assert not any(name.startswith("AWS_") for name in environment)
+
+
+def test_nothing_of_tune_stays_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TUNE_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "1")
+
+    def state() -> tuple[object, ...]:
+        handlers = [getattr(RayActorManager, name) for name in HANDLERS]
+        names = ray_workarounds.class_cache.ENV_VARS_TO_PROPAGATE
+        return dict(os.environ), handlers, names, logging.getLogger("ray.tune").level
+
+    before = state()
+    with tune_workarounds():
+        assert os.environ["RAY_AIR_NEW_OUTPUT"] == "1"  # the user's own setting
+        assert os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] == "1"
+        assert logging.getLogger("ray.tune").level == logging.CRITICAL
+    assert state() == before
+
+
+@pytest.mark.parametrize(("kind", "autoscales"), [("node_abc", False), ("gpu-workers", True)])
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_autoscaler_names_its_node_types(
+    kind: str, autoscales: bool, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = SimpleNamespace(active_nodes=[SimpleNamespace(ray_node_type_name=kind)], idle_nodes=[])
+    context = SimpleNamespace(gcs_address="127.0.0.1:1")
+    report = f'{{"autoscaler_report": {{"node_type_mapping": {{"127.0.0.1": "{kind}"}}}}}}'
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr("ray.autoscaler.v2.utils.is_autoscaler_v2", lambda **_: version == 2)
+    monkeypatch.setattr("ray.autoscaler.v2.sdk.get_cluster_status", lambda _: status)
+    monkeypatch.setattr(ray_workarounds, "_internal_kv_get", lambda _: report.encode())
+    assert has_autoscaler() is autoscales

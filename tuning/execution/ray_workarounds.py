@@ -1,0 +1,122 @@
+"""Everything in the driver that relies on internals of Ray: nothing else may import them.
+
+Each workaround names what goes wrong without it, the version of Ray that it was written for and
+the issue, if there is one. `tests/tuning/execution/test_ray_workarounds.py` has a test for each
+that fails when it is no longer needed, or when it no longer works.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from inspect import signature
+from typing import Any, Final
+
+import ray
+from ray._private import ray_constants
+from ray._private.state import state
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.tune.execution import class_cache
+
+__all__ = [
+    "WorkerHealthCheckTimeoutError",
+    "draining_nodes",
+    "has_autoscaler",
+    "tune_workarounds",
+]
+
+TUNE_ENVIRONMENT: Final = {
+    # The tables, MLflow and the progress display replace Tune's own output.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # A report without the objective fails its trial. By default, it fails the search.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+}
+"""Settings of Tune for the time of a search; those in the user's environment take precedence."""
+
+
+def draining_nodes() -> dict[str, int]:
+    """Nodes that have announced their end, such as spot nodes, by Ray's identifier.
+
+    The value is the time at which the node will be gone, as Unix time in milliseconds; 0 if it is
+    not known. Ray 2.60 has no public function for the driver (added internally by ray#38096).
+    """
+    nodes: dict[str, int] = state.get_draining_nodes()
+    return nodes
+
+
+def has_autoscaler() -> bool:
+    """Whether the connected cluster adds nodes on demand.
+
+    Every head of Ray 2.60 runs an autoscaler, and no public function tells whether it can add
+    nodes (no issue found). If it cannot, it invents one node type per node, `node_...`. Otherwise
+    the types are those that the configuration of KubeRay or of the cluster launcher names.
+    """
+    # Imported here: the processes of trials import this module too, and this takes 0.1 s.
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    if is_autoscaler_v2(fetch_from_server=True):
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        kinds = [n.ray_node_type_name for n in (*status.active_nodes, *status.idle_nodes)]
+    else:
+        report_json = _internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
+        report: dict[str, Any] = json.loads(report_json or "{}").get("autoscaler_report") or {}
+        kinds = list((report.get("node_type_mapping") or {}).values())
+    return any(not kind.startswith("node_") for kind in kinds)
+
+
+@contextmanager
+def tune_workarounds() -> Iterator[None]:
+    """Within the block, Tune is set up as a search needs it. All is restored afterwards.
+
+    A `Tuner` must be created and fitted within the block.
+    """
+    with ExitStack() as restore:
+        for name in TUNE_ENVIRONMENT.keys() - os.environ.keys():
+            os.environ[name] = TUNE_ENVIRONMENT[name]
+            restore.callback(os.environ.pop, name, None)
+
+        # Tune logs each failed trial with a traceback. The search reports it in one line.
+        tune_logger = logging.getLogger("ray.tune")
+        restore.callback(tune_logger.setLevel, tune_logger.level)
+        tune_logger.setLevel(logging.CRITICAL)
+
+        # Tune copies the driver's AWS keys into the runtime environment of its trials, which Ray
+        # writes to its logs and shows on its dashboard (Ray 2.60; ray#28276, ray#39502 are about
+        # secrets in runtime environments). Trials use the keys in the environment of their node.
+        names = class_cache.ENV_VARS_TO_PROPAGATE
+        restore.callback(setattr, class_cache, "ENV_VARS_TO_PROPAGATE", names)
+        class_cache.ENV_VARS_TO_PROPAGATE = {n for n in names if not n.startswith("AWS_")}
+
+        # Tune handles RayActorError and RayTaskError only. Any other RayError, such as the
+        # OutOfMemoryError of a trial's driver that was killed, would end its loop and with it the
+        # search (Ray 2.60; no issue found).
+        for name in ("_actor_task_failed", "_actor_start_failed"):
+            handler = getattr(RayActorManager, name)
+            restore.callback(setattr, RayActorManager, name, handler)
+            setattr(RayActorManager, name, _with_known_errors(handler))
+        yield
+
+
+def _with_known_errors(handler: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors of Ray that Tune does not handle into a RayActorError."""
+
+    @wraps(handler)
+    def handle(*arguments: Any, **named: Any) -> None:
+        call = signature(handler).bind(*arguments, **named)
+        error = call.arguments["exception"]
+        if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
+            message = f"{type(error).__name__}: {error}"
+            call.arguments["exception"] = RayActorError(error_msg=message)
+        handler(*call.args, **call.kwargs)
+
+    return handle
