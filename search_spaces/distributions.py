@@ -1,4 +1,4 @@
-"""The values that one parameter may take: ranges of numbers and lists of choices."""
+"""The values that one hyperparameter may take: Float and Int ranges, Categorical choices."""
 
 from __future__ import annotations
 
@@ -19,25 +19,29 @@ from pydantic import (
 )
 
 Value: TypeAlias = bool | int | float | str
-"""A value of one parameter, as it goes into a trial's configuration."""
+"""A value of one hyperparameter, as it goes into a trial's configuration."""
 
 # A value on the grid may miss it by a rounding error: 0.1 * 3 != 0.3.
 _GRID_TOLERANCE = 1e-9
 
 
 class Frozen(BaseModel):
-    """What a space is made of: it never changes, and a misspelt field is refused."""
+    """Base of distributions and spaces: immutable, and unknown fields are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class _Range(Frozen):
-    """The rules that Float and Int share; each declares `low` and `high` in its own type."""
+    """The rules that Float and Int share; both declare `low`, `high` and `step` in their type."""
 
     low: float
+    """Smallest value, included."""
     high: float
+    """Largest value, included."""
     log: bool = False
+    """Sample on a logarithmic scale."""
     step: float | None = None
+    """Distance of the grid points, counted from `low`; null is no grid."""
 
     @model_validator(mode="after")
     def _check_range(self) -> _Range:
@@ -48,32 +52,53 @@ class _Range(Frozen):
         if self.step is None:
             return self
         if self.log:
-            raise ValueError(f"step={self.step} does not go with log=true; leave one of them out")
+            raise ValueError(f"step={self.step} and log=true exclude each other")
         if self.step <= 0:
             raise ValueError(f"step={self.step} must be greater than 0")
-        steps = (self.high - self.low) / self.step
-        if abs(steps - round(steps)) > _GRID_TOLERANCE * max(1.0, steps):
-            last = self.low + math.floor(steps) * self.step
+        if not self._is_on_grid(self.high):
+            last = self.low + math.floor((self.high - self.low) / self.step) * self.step
             raise ValueError(
                 f"high={self.high} is not reached from low={self.low} in steps of {self.step}; "
                 f"the last value is {last:g}"
             )
         return self
 
-    def _problem_with(self, number: float) -> str | None:
+    def _is_on_grid(self, number: float) -> bool:
+        if self.step is None:
+            return True
+        steps = (number - self.low) / self.step
+        return abs(steps - round(steps)) <= _GRID_TOLERANCE * max(1.0, steps)
+
+    def _parse_number(self, value: Value) -> float:
+        """The value as a number within the range and on the grid, or a ValueError."""
+        # YAML reads 1e-5 (no dot) as a string, so a string that spells a number is accepted.
+        if isinstance(value, bool):
+            raise ValueError("is not a number")
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise ValueError("is not a number") from None
         if not math.isfinite(number):
-            return "is not a finite number"
+            raise ValueError("is not a finite number")
         if not self.low <= number <= self.high:
-            return f"is outside {self.low:g} .. {self.high:g}"
+            raise ValueError(f"is outside {self.low:g} .. {self.high:g}")
+        if not self._is_on_grid(number):
+            raise ValueError(f"is not {self.low:g} plus a multiple of {self.step:g}")
+        return number
+
+    def __str__(self) -> str:
+        """For people, such as `float 1e-06 .. 0.001, log scale`."""
+        name = type(self).__name__.lower()
+        text = f"{name} {format_value(self.low)} .. {format_value(self.high)}"
+        if self.log:
+            text += ", log scale"
         if self.step is not None:
-            steps = (number - self.low) / self.step
-            if abs(steps - round(steps)) > _GRID_TOLERANCE * max(1.0, steps):
-                return f"is not {self.low:g} plus a multiple of {self.step:g}"
-        return None
+            text += f", steps of {format_value(self.step)}"
+        return text
 
 
 class Float(_Range):
-    """Real numbers from `low` to `high`, both included, on a log scale or on a grid of `step`."""
+    """Real numbers from `low` to `high`, on a linear or log scale or on a grid of `step`."""
 
     type: Literal["float"] = "float"
     low: FiniteFloat
@@ -81,34 +106,22 @@ class Float(_Range):
     step: FiniteFloat | None = None
 
     def parse(self, value: Value) -> float:
-        """The value as this parameter holds it.
+        """The value as a float of this range; a string that spells a number is accepted.
 
         Raises:
-            ValueError: it is no number, or not one of the range. The text starts with "is".
+            ValueError: not a number, or outside the range. The message starts with "is".
         """
-        # YAML reads 1e-5 (no dot) as a string, so a string that spells a number is a number.
-        if isinstance(value, bool):
-            raise ValueError("is not a number")
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            raise ValueError("is not a number") from None
-        if problem := self._problem_with(number):
-            raise ValueError(problem)
-        return number
+        return self._parse_number(value)
 
     def to_optuna(self) -> optuna.distributions.FloatDistribution:
-        """The same range for Optuna."""
+        """The same distribution for Optuna."""
         return optuna.distributions.FloatDistribution(
             self.low, self.high, log=self.log, step=self.step
         )
 
-    def __str__(self) -> str:
-        return _describe_range("float", self)
-
 
 class Int(_Range):
-    """Whole numbers from `low` to `high`, both included, on a log scale or on a grid of `step`."""
+    """Integers from `low` to `high`, on a linear or log scale or on a grid of `step`."""
 
     type: Literal["int"] = "int"
     low: int
@@ -116,55 +129,46 @@ class Int(_Range):
     step: int | None = None
 
     def parse(self, value: Value) -> int:
-        """The value as this parameter holds it.
+        """The value as an integer of this range; `3.0` and a string that spells it are accepted.
 
         Raises:
-            ValueError: it is no whole number, or not one of the range. The text starts with "is".
+            ValueError: not an integer, or outside the range. The message starts with "is".
         """
-        if isinstance(value, bool):
-            raise ValueError("is not a whole number")
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            raise ValueError("is not a whole number") from None
-        if problem := self._problem_with(number):
-            raise ValueError(problem)
+        number = self._parse_number(value)
         if not number.is_integer():
             raise ValueError("is not a whole number")
         return int(number)
 
     def to_optuna(self) -> optuna.distributions.IntDistribution:
-        """The same range for Optuna."""
+        """The same distribution for Optuna."""
         return optuna.distributions.IntDistribution(
             self.low, self.high, log=self.log, step=1 if self.step is None else self.step
         )
 
-    def __str__(self) -> str:
-        return _describe_range("int", self)
-
 
 class Categorical(Frozen):
-    """One of a few values that have no order."""
+    """One of several values that have no order."""
 
     type: Literal["categorical"] = "categorical"
     choices: tuple[StrictBool | StrictInt | FiniteFloat | StrictStr, ...]
+    """The values: booleans, numbers or strings."""
 
     @field_validator("choices")
     @classmethod
     def _check_choices(cls, choices: tuple[Value, ...]) -> tuple[Value, ...]:
         if not choices:
-            raise ValueError("choices is empty; name at least one value")
-        # Optuna compares with ==, so 1, 1.0 and true would be one choice to it.
+            raise ValueError("choices is empty; give at least one value")
+        # Optuna compares choices with ==, so 1, 1.0 and true would be one choice.
         for index, choice in enumerate(choices):
             if choice in choices[:index]:
-                raise ValueError(f"choices names {choice!r} twice")
+                raise ValueError(f"choices has {choice!r} twice")
         return choices
 
     def parse(self, value: Value) -> Value:
-        """The choice that equals the value.
+        """The choice that equals the value; `true` and 1 are different.
 
         Raises:
-            ValueError: no choice does. The text starts with "is".
+            ValueError: no choice equals it. The message starts with "is".
         """
         for choice in self.choices:
             if choice == value and isinstance(choice, bool) == isinstance(value, bool):
@@ -172,26 +176,17 @@ class Categorical(Frozen):
         raise ValueError(f"is not one of {', '.join(map(repr, self.choices))}")
 
     def to_optuna(self) -> optuna.distributions.CategoricalDistribution:
-        """The same choices for Optuna."""
+        """The same distribution for Optuna."""
         return optuna.distributions.CategoricalDistribution(self.choices)
 
     def __str__(self) -> str:
         return f"one of {', '.join(map(str, self.choices))}"
 
 
-Distribution = Annotated[Float | Int | Categorical, Field(discriminator="type")]
-"""What one parameter may be; `type` in a YAML file says which: float, int or categorical."""
-
-
-def _describe_range(name: str, bounds: _Range) -> str:
-    text = f"{name} {format_value(bounds.low)} .. {format_value(bounds.high)}"
-    if bounds.log:
-        text += ", log scale"
-    if bounds.step is not None:
-        text += f", steps of {format_value(bounds.step)}"
-    return text
+Distribution: TypeAlias = Annotated[Float | Int | Categorical, Field(discriminator="type")]
+"""Any of the three; in YAML, `type` is float, int or categorical."""
 
 
 def format_value(value: Value) -> str:
-    """A value for people: real numbers to six digits."""
+    """The value for people: floats with six significant digits."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,17 +1,13 @@
-"""What a search may vary: named parameters, the range of each, and the points to try first.
-
-A space is data. It knows dotted keys and numbers, not what they mean, so this module needs neither
-torch nor ray and a space can be read, checked and printed anywhere.
+"""SearchSpace: the hyperparameters of a search, their distributions, and the first points to try.
 
     SearchSpace(
         parameters={"optim.lr": Float(low=1e-6, high=1e-4, log=True)},
         initial_points=[{"optim.lr": 1e-5}],
     )
 
-Where methods are searched side by side, each has parameters of its own: a space then is made of
-branches, one a method, and each branch is a space.
+A search that compares methods has one branch for each method, and each branch is a space:
 
-    SearchSpace(branches={"ft": ft(), "kd": kd()})
+    SearchSpace(branches={"ft": load("ft"), "kd": load("kd")})
 """
 
 from __future__ import annotations
@@ -26,30 +22,30 @@ from pydantic import Field, ValidationInfo, field_validator
 from search_spaces.distributions import Distribution, Frozen, Value, format_value
 
 BRANCH_KEY = "method.name"
-"""The key whose values the branches are named by."""
+"""Configuration key whose values are the names of the branches."""
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 class SearchSpace(Frozen):
-    """Either parameters, in the order in which people should read them, or branches."""
+    """Either parameters, in display order, or branches."""
 
     branches: dict[str, SearchSpace] = Field(default_factory=dict)
-    """Value of BRANCH_KEY -> what is searched under it, each by itself with as many trials as the
-    others. A branch has parameters, and BRANCH_KEY is none of them."""
+    """Value of BRANCH_KEY -> the space searched for it. Branches are searched separately, with the
+    same number of trials each. A branch has parameters, and BRANCH_KEY is not one of them."""
 
     parameters: dict[str, Distribution] = Field(default_factory=dict, validate_default=True)
-    """Dotted key of the trial's configuration -> the values that it may take."""
+    """Dotted key of the trial's configuration -> its distribution."""
 
     initial_points: list[dict[str, bool | int | float | str]] = Field(default_factory=list)
-    """Complete points, tried before the sampler proposes its own."""
+    """Complete points, tried before the sampler's own proposals."""
 
     @field_validator("branches")
     @classmethod
     def _check_branches(cls, branches: dict[str, SearchSpace]) -> dict[str, SearchSpace]:
         for name, branch in branches.items():
             if branch.branches:
-                raise ValueError(f"the branch {name!r} has branches itself")
+                raise ValueError(f"branch {name!r} has branches of its own")
         return branches
 
     @field_validator("parameters")
@@ -58,14 +54,14 @@ class SearchSpace(Frozen):
         cls, parameters: dict[str, Distribution], info: ValidationInfo
     ) -> dict[str, Distribution]:
         if not parameters and info.data.get("branches") == {}:
-            raise ValueError("the space is empty; name at least one parameter")
+            raise ValueError("the space is empty; give at least one parameter")
         if parameters and info.data.get("branches"):
-            raise ValueError("a space of branches has no parameters beside theirs")
+            raise ValueError("a space with branches cannot have parameters of its own")
         for key in parameters:
             if not _KEY.fullmatch(key):
                 raise ValueError(f"{key!r} is not a dotted key such as 'optim.lr'")
             if key == BRANCH_KEY:
-                raise ValueError(f"{key!r} is no parameter; make each of its values a branch")
+                raise ValueError(f"{key!r} cannot be a parameter; make each of its values a branch")
         return parameters
 
     @field_validator("initial_points")
@@ -73,30 +69,30 @@ class SearchSpace(Frozen):
     def _check_points(
         cls, points: list[dict[str, Value]], info: ValidationInfo
     ) -> list[dict[str, Value]]:
-        if "parameters" not in info.data:  # they are wrong themselves, which is said already
+        if "parameters" not in info.data:  # invalid themselves, and reported already
             return points
         parameters = info.data["parameters"]
         return [_parse_point(f"point {i}", point, parameters) for i, point in enumerate(points, 1)]
 
     def parts(self) -> dict[str | None, SearchSpace]:
-        """What is searched each by itself: the branches, or this space alone under None."""
+        """The spaces that are searched separately: the branches, or this space under None."""
         if not self.branches:
             return {None: self}
         return dict(self.branches.items())
 
     def distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        """The parameters for an Optuna sampler, by dotted key; branches have each their own."""
+        """The parameters as Optuna distributions, by dotted key."""
         return {key: parameter.to_optuna() for key, parameter in self.parameters.items()}
 
     def canonical(self) -> str:
-        """The parameters as one line of JSON, the same in whatever order they are written."""
+        """The parameters as one line of JSON with sorted keys, for comparing spaces."""
         if self.branches:
             branches = {name: json.loads(b.canonical()) for name, b in self.branches.items()}
             return json.dumps({"branches": branches}, sort_keys=True)
         return json.dumps(self.model_dump(mode="json")["parameters"], sort_keys=True)
 
     def describe(self) -> list[str]:
-        """One aligned line a parameter, then one line a first point; branches under their names."""
+        """One aligned line for each parameter and first point, for each branch in turn."""
         if self.branches:
             return [
                 line
@@ -114,7 +110,7 @@ class SearchSpace(Frozen):
 def _parse_point(
     name: str, point: Mapping[str, Value], parameters: Mapping[str, Distribution]
 ) -> dict[str, Value]:
-    """The point in the order and types of the space, or a ValueError that names key and value."""
+    """The point with the space's types and key order, or a ValueError with key and value."""
     if unknown := [key for key in point if key not in parameters]:
         raise ValueError(
             f"{name} sets {', '.join(unknown)}, which the space does not have; "

@@ -12,22 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainers.data.data_root import EMBEDDED
 from trainers.data.suite import Suite, load_suite, resolve_suite
 from trainers.errors import ConfigError, validate
+from trainers.frozen import Frozen
 from trainers.loop.precision import PrecisionName
 from trainers.methods import LipsumFineTuning, MethodConfig
 from trainers.models import ModelConfig
 from trainers.overrides import over_trial
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DataConfig(_Frozen):
+class DataConfig(Frozen):
     """Where the images are, and which domain is in-distribution (ID)."""
 
     root: str = EMBEDDED
@@ -117,7 +114,7 @@ class DataConfig(_Frozen):
         )
 
 
-class OptimConfig(_Frozen):
+class OptimConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to 0."""
 
     lr: float = Field(default=1e-5, gt=0)
@@ -139,7 +136,7 @@ class OptimConfig(_Frozen):
     """AdamW's term for numerical stability."""
 
 
-class EvalConfig(_Frozen):
+class EvalConfig(Frozen):
     """When and how the validation splits are evaluated."""
 
     every: int = Field(default=1000, ge=1)
@@ -159,7 +156,7 @@ class EvalConfig(_Frozen):
         return alphas
 
 
-class TrialConfig(_Frozen):
+class TrialConfig(Frozen):
     """One fine-tuning, whole."""
 
     model: ModelConfig = ModelConfig()

@@ -112,7 +112,7 @@ def test_the_comparison_of_methods_gives_each_as_many_trials_and_ranges_that_sui
     assert file.trial.model_copy(update={"eval": quickstart.trial.eval}) == quickstart.trial
     for method, branch in branches.items():
         (point,) = branch.initial_points
-        (ready,) = METHODS[method]().initial_points
+        (ready,) = METHODS[method].initial_points
         same = {key for key in ready if point[key] == ready[key]}
         assert ready.keys() - same <= {"optim.lr", "method.ema_decay"}
         lr = branch.parameters["optim.lr"]

@@ -22,9 +22,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from open_clip import IMAGENET_CLASSNAMES
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from trainers.errors import ConfigError, did_you_mean, validate
+from trainers.frozen import Frozen
 from trainers.models.prompts import TEMPLATES, Prompts, spoken
 
 SHOWN = 3
@@ -33,11 +34,7 @@ SHOWN = 3
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DomainRule(_Frozen):
+class DomainRule(Frozen):
     """What holds for the classes of one domain."""
 
     num_classes: int | None = Field(default=None, ge=1)
@@ -89,7 +86,7 @@ def _check_names(names: Any) -> Any:
     return names
 
 
-class Suite(_Frozen):
+class Suite(Frozen):
     """Domains that are evaluated together, the words for their classes, and published figures."""
 
     name: str = Field(default="custom", min_length=1)
@@ -106,9 +103,11 @@ class Suite(_Frozen):
     ] = "spoken"
     """What prompts call a class: its name with underscores and hyphens as spaces, its name as it
     is, open_clip's name of its WordNet id, or by this mapping."""
-    domains: dict[str, DomainRule] = {}
+    domains: dict[str, DomainRule] = Field(default_factory=dict)
     """Rules by domain, also for domains that a user may add to `ood_domains`."""
-    published: dict[str, dict[str, Annotated[float, Field(ge=0, le=100)]]] = {}
+    published: dict[str, dict[str, Annotated[float, Field(ge=0, le=100)]]] = Field(
+        default_factory=dict
+    )
     """Zero-shot accuracy in percent on test splits: `<model.name>/<model.pretrained>` to domain to
     figure."""
 

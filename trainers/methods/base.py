@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.frozen import Frozen
 from trainers.models import ModelConfig, TextFacts, text_facts
 from trainers.models.prompts import Prompts
 from trainers.models.student import Outputs, Trains
@@ -131,10 +131,8 @@ class Stage:
     """Whether the image encoder is left as it is."""
 
 
-class Method(BaseModel, ABC):
+class Method(Frozen, ABC):
     """A method is its own configuration: frozen, and named by its `name` field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
 

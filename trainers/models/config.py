@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import field_validator
+
+from trainers.frozen import Frozen
 
 TINY_CLIP = "tiny-clip"
 RANDOM = "random"
@@ -14,10 +16,8 @@ CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
 """Endings of the files that weights are read from."""
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Frozen):
     """Which zero-shot model is fine-tuned."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = TINY_CLIP
     """`tiny-clip` (embedded), a name that open_clip knows, such as `ViT-B-16-quickgelu`,

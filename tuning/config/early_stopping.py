@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from trainers.frozen import Frozen
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class AshaConfig(_Frozen):
+class AshaConfig(Frozen):
     """Asynchronous successive halving (Li et al., MLSys 2020) on optimiser steps."""
 
     name: Literal["asha"] = "asha"
@@ -21,7 +19,7 @@ class AshaConfig(_Frozen):
     """Of the trials that reach a rung, one in so many goes on."""
 
 
-class HyperbandConfig(_Frozen):
+class HyperbandConfig(Frozen):
     """Asynchronous Hyperband: several ASHA ladders, each a rung later than the one before."""
 
     name: Literal["hyperband"] = "hyperband"
@@ -33,7 +31,7 @@ class HyperbandConfig(_Frozen):
     """Ladders; no more than there are rungs."""
 
 
-class MedianConfig(_Frozen):
+class MedianConfig(Frozen):
     """Stops a trial whose best is worse than the median of the others' running means."""
 
     name: Literal["median"] = "median"
@@ -43,7 +41,7 @@ class MedianConfig(_Frozen):
     """Others that must have come as far."""
 
 
-class NoSchedulerConfig(_Frozen):
+class NoSchedulerConfig(Frozen):
     """Every trial runs to its end."""
 
     name: Literal["none"] = "none"

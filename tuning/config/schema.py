@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     field_validator,
     model_validator,
@@ -25,17 +23,14 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.evaluate import metric_names
+from trainers.frozen import Frozen
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.early_stopping import NoSchedulerConfig, SchedulerConfig
 from tuning.config.search_space import SpaceConfig, resolve_space
 from tuning.runs.records import METHOD_KEY
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SamplerConfig(_Frozen):
+class SamplerConfig(Frozen):
     """Who proposes configurations: one of Optuna's samplers."""
 
     name: Literal["tpe", "gp", "cma_es", "nsga2", "qmc", "grid", "random"] = "tpe"
@@ -47,14 +42,14 @@ class SamplerConfig(_Frozen):
     """Of `grid`: values of each numeric parameter, evenly spaced on its scale."""
 
 
-class ObjectiveConfig(_Frozen):
+class ObjectiveConfig(Frozen):
     """What is optimised, at the last step of a trial. Validation splits only."""
 
     metric: str = "val/mean_acc"
     mode: Literal["max", "min"] = "max"
 
 
-class BudgetConfig(_Frozen):
+class BudgetConfig(Frozen):
     """What ends the search, whichever comes first; all of it counts through every resume.
 
     At `trials` and `patience`, nothing new is proposed and what runs may finish. At the others,
@@ -73,7 +68,7 @@ class BudgetConfig(_Frozen):
     """Ended trials in a row that did not improve on the best, each on that of its method."""
 
 
-class CheckpointsConfig(_Frozen):
+class CheckpointsConfig(Frozen):
     """Where the search keeps the checkpoints of its trials, and how many of them."""
 
     storage: str | None = None
@@ -109,7 +104,7 @@ def _one_or_several(value: Any) -> Any:
 _Lines = Annotated[tuple[str, ...], BeforeValidator(_one_or_several)]
 
 
-class WarmStartConfig(_Frozen):
+class WarmStartConfig(Frozen):
     """Earlier searches to learn from."""
 
     runs: _Lines = ()
@@ -121,7 +116,7 @@ class WarmStartConfig(_Frozen):
     """Of each run, how many points to try first."""
 
 
-class ResourcesConfig(_Frozen):
+class ResourcesConfig(Frozen):
     """What one trial takes; how many run at once follows from what the cluster has."""
 
     workers: int = Field(default=1, ge=1)
@@ -182,7 +177,7 @@ class ResourcesConfig(_Frozen):
         return self.model_dump(exclude={"max_concurrent"})
 
 
-class TrackingConfig(_Frozen):
+class TrackingConfig(Frozen):
     """Where MLflow keeps the record."""
 
     uri: str | None = None
@@ -191,7 +186,7 @@ class TrackingConfig(_Frozen):
     experiment: str = "lipsum-tune"
 
 
-class SearchConfig(_Frozen):
+class SearchConfig(Frozen):
     """The `search:` section."""
 
     name: str = Field(default="search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -225,7 +220,7 @@ ELSEWHERE = ("root", "workers", "cache_gb")
 """Of `trial.data`, where the images lie and how they get here: this changes no figure."""
 
 
-class SearchFile(_Frozen):
+class SearchFile(Frozen):
     """A whole configuration file."""
 
     trial: TrialConfig = TrialConfig()

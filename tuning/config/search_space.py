@@ -8,22 +8,21 @@ from contextlib import suppress
 from functools import reduce
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 import search_spaces
 from search_spaces import METHODS, Categorical, Distribution, SearchSpace
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, did_you_mean
+from trainers.frozen import Frozen
 from trainers.methods import Method
 from tuning.runs.records import METHOD_KEY
 
 ALL = "all"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    parameters: dict[str, dict[str, Any]] = {}
+class _Section(Frozen):
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Dotted key to `{type: float|int|categorical, low, high, log, step, choices}`; without a
     `type`, it changes these fields of the ready space's parameter."""
     initial_points: tuple[dict[str, Any], ...] | None = None
@@ -50,7 +49,7 @@ class SpaceConfig(_Section):
     """A ready space of `search_spaces`; null starts from an empty one."""
     methods: tuple[str, ...] = ()
     """Compared with each other, each tuned by itself in as many trials; `all` is every method."""
-    by_method: dict[str, MethodSpaceConfig] = {}
+    by_method: dict[str, MethodSpaceConfig] = Field(default_factory=dict)
     """For one of `methods` alone, over what is said for all."""
 
     @model_validator(mode="before")

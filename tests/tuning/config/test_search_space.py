@@ -107,7 +107,7 @@ def path(images_root: Path, tmp_path: Path) -> Path:
          r"search.space.methods: no method 'lipsumft' \(did you mean 'lipsum_ft'\?\)"),
         ("methods=[ft, ft]", r"search.space.methods = \['ft', 'ft'\]: 'ft' is named twice"),
         ("by_method.lipsumft.parameters.optim.lr.low=1e-5", r"by_method: no method 'lipsumft'"),
-        ("by_method.ft.name=fft", r"search.space.by_method.ft.name = 'fft': no search space"),
+        ("by_method.ft.name=fft", r"search.space.by_method.ft.name = 'fft': unknown search space"),
         ("parameters.method.name={type: categorical, choices: [ft, kd]}",
          r"search.space.parameters.method.name: .* write search.space.methods: \['ft', 'kd'\]"),
         ("by_method.ft.parameters.method.name={type: categorical, choices: [ft]}",

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from search_spaces import METHODS, SPACES, Float, SearchSpace, Value, load, register_space
+
+# The values of each method's authors, as far as their paper or code was read.
+AUTHORS: dict[str, dict[str, Value]] = {
+    "ft": {"optim.lr": 1e-5},
+    "wise_ft": {"method.alpha": 0.5, "optim.lr": 3e-5},
+    "tpgm": {"method.projection_lr": 1e-2},
+    "l2_sp": {"method.reg_weight": 0.01},
+    "lipsum_ft": {"method.reg_weight": 1.0, "method.text_length": 8, "optim.lr": 1e-5},
+    "lipsum_ft_text_count": {
+        "method.reg_weight": 1.0,
+        "method.text_length": 8,
+        "optim.lr": 1e-5,
+        "method.text_count": 80,
+    },
+    "flyp": {"optim.lr": 1e-5},
+    "star_ft": {"method.reg_weight": 0.5, "optim.lr": 1e-5},
+    "carot": {
+        "method.orthogonality_weight": 0.2,
+        "method.distillation_weight": 1.5,
+        "optim.lr": 1e-5,
+    },
+    "r_adapter": {
+        "method.drop_rate": 0.2,
+        "method.alpha": 0.5,
+        "optim.lr": 5e-4,
+        "method.ema_decay": 0.999,
+    },
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_the_first_point_is_what_the_authors_use(name: str) -> None:
+    (point,) = load(name).initial_points
+    assert {key: point[key] for key in AUTHORS[name]} == AUTHORS[name]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_learning_rate_has_a_wide_log_range(name: str) -> None:
+    space = load(name)
+    lr = space.parameters["optim.lr"]
+    (point,) = space.initial_points
+    assert isinstance(lr, Float)
+    assert lr.log
+    assert math.log10(lr.high / lr.low) >= 3
+    for bound in (lr.low, lr.high):  # at least a factor of three on either side
+        assert abs(math.log10(float(point["optim.lr"]) / bound)) > 0.5
+
+
+def test_every_method_has_a_space_by_its_name() -> None:
+    assert METHODS.items() <= SPACES.items()
+    assert list(load("ft").parameters) == ["optim.lr"]
+
+
+def test_a_registered_space_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (METHODS, SPACES):
+        monkeypatch.setitem(table, "mine", load("ft"))  # removed after the test
+    space = SearchSpace(parameters={"method.rank": Float(low=1, high=2)})
+    register_space("mine", space)
+    assert load("mine") is METHODS["mine"] is space
+
+
+def test_a_misspelt_name_gets_a_suggestion() -> None:
+    with pytest.raises(ValueError, match=r"'lipsum-tf'.* Did you mean 'lipsum_ft'"):
+        load("lipsum-tf")
+
+
+def test_the_package_imports_neither_torch_nor_ray() -> None:
+    code = "import search_spaces, sys; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
