@@ -19,7 +19,7 @@ from trainers.data.suite import Suite, load_suite, resolve_suite
 from trainers.errors import ConfigError, validate
 from trainers.frozen import Frozen
 from trainers.loop.precision import PrecisionName
-from trainers.methods import LipsumFineTuning, MethodConfig
+from trainers.methods import LipsumFineTuning, MethodConfig, load_plugins
 from trainers.models import ModelConfig
 from trainers.overrides import over_trial
 
@@ -159,6 +159,9 @@ class EvalConfig(Frozen):
 class TrialConfig(Frozen):
     """One fine-tuning, whole."""
 
+    plugins: tuple[str, ...] = ()
+    """Modules that register methods of your own: importable names, or paths of `.py` files. The
+    driver and every worker import them."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     method: MethodConfig = LipsumFineTuning()
@@ -176,6 +179,20 @@ class TrialConfig(Frozen):
     """Compute a block's activations again in the backward pass instead of keeping them."""
     compile: bool = False
     """`torch.compile` the encoders."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plugins_are_loaded(cls, values: Any) -> Any:
+        """Import the plug-ins before `method` is validated against the registered methods."""
+        given = values.get("plugins", ()) if isinstance(values, Mapping) else ()
+        if not isinstance(given, list | tuple) or not all(isinstance(m, str) for m in given):
+            return values  # refused by the field's own validation
+        plugins = [
+            str(Path(module).expanduser().absolute()) if module.endswith(".py") else module
+            for module in given
+        ]
+        load_plugins(plugins)
+        return {**values, "plugins": tuple(plugins)} if plugins else values
 
     @model_validator(mode="after")
     def _method_can_be_sharded(self) -> TrialConfig:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -200,7 +201,12 @@ def _tag(model: type[BaseModel]) -> str | None:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Every pydantic model inside a type annotation."""
+    """Every pydantic model inside a type annotation; of an abstract one, its subclasses."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return _subclasses(annotation) if inspect.isabstract(annotation) else [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _subclasses(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """The model and all that derive from it."""
+    return [model, *(found for sub in model.__subclasses__() for found in _subclasses(sub))]

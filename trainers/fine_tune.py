@@ -31,9 +31,9 @@ from trainers.loop.state import (
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
 from trainers.methods import LipsumFineTuning, Stage
-from trainers.methods.random_texts import effective_rank, random_text_moment
 from trainers.models import ModelConfig, text_facts
-from trainers.models.averaging import update_average
+from trainers.texts.random_texts import effective_rank, random_text_moment
+from trainers.weights.averaging import update_average
 
 RANDOM_TEXT_RANK = "random_text/effective_rank"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainers.checkpoints.format import SINCE, Checkpoint, load_checkpoint
 from trainers.loop.distributed import as_sharded, whole
 from trainers.loop.state import SinceReport, TrainState
-from trainers.models.averaging import swapped_in
+from trainers.weights.averaging import swapped_in
 
 SCALE = "text.logit_scale"
 """What sharded runs have in another shape: they have no scalars."""

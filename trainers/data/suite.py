@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.frozen import Frozen
-from trainers.models.prompts import TEMPLATES, Prompts, spoken
+from trainers.texts.prompts import TEMPLATES, Prompts, spoken
 
 SHOWN = 3
 """Names that a message gives before it only counts the others."""

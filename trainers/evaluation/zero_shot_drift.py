@@ -12,8 +12,8 @@ from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
 from trainers.evaluation.evaluate import Drift, image_features
 from trainers.loop.precision import Precision
-from trainers.methods.random_texts import random_text_moment, second_moment
 from trainers.models.zero_shot import ZeroShotModel
+from trainers.texts.random_texts import random_text_moment, second_moment
 
 TEXT_LENGTH = 8
 """Tokens of the random texts of `energy_gap`: Lipsum-FT's default, whatever a method uses."""

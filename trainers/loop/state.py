@@ -25,10 +25,10 @@ from trainers.loop.distributed import as_sharded, shard, world
 from trainers.loop.precision import Precision
 from trainers.methods import Trained, Weights, check_method_fits
 from trainers.models import keep_no_activations
-from trainers.models.averaging import interpolate, swapped_in
 from trainers.models.student import Student
 from trainers.models.text_head import heads_of
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.weights.averaging import interpolate, swapped_in
 
 
 @dataclass

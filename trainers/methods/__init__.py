@@ -1,10 +1,9 @@
-"""What the fine-tuning minimises: one module a method, one interface (`base.Method`)."""
+"""Fine-tuning methods: what is trained, what is minimised, and which weights are kept.
 
-from typing import Annotated, TypeAlias
+One module for each method, named as in the configuration; `base` has the interface and `registry`
+the table of all methods. Importing this package registers the shipped methods.
+"""
 
-from pydantic import Field
-
-from trainers.methods.averaging import AveragedFineTuning
 from trainers.methods.base import (
     Batch,
     Loss,
@@ -18,37 +17,29 @@ from trainers.methods.base import (
 )
 from trainers.methods.car_ft import ContextAwareFineTuning
 from trainers.methods.carot import CaRot
-from trainers.methods.distillation import Distillation
-from trainers.methods.fine_tuning import FineTuning
+from trainers.methods.ema import AveragedFineTuning
 from trainers.methods.flyp import ContrastiveFineTuning
-from trainers.methods.interpolating import WiseFineTuning
+from trainers.methods.ft import FineTuning
+from trainers.methods.kd import Distillation
 from trainers.methods.l2_sp import L2SP
-from trainers.methods.linear_probing import LinearProbeFineTuning
-from trainers.methods.lipsum import LipsumFineTuning
-from trainers.methods.projecting import ProjectedFineTuning
+from trainers.methods.lipsum_ft import LipsumFineTuning
+from trainers.methods.lp_ft import LinearProbeFineTuning
 from trainers.methods.r_adapter import ResidualAdapter
+from trainers.methods.registry import (
+    METHODS,
+    SEARCH_SPACES,
+    MethodConfig,
+    load_plugins,
+    register_method,
+)
 from trainers.methods.star_ft import StarFineTuning
-
-MethodConfig: TypeAlias = Annotated[
-    FineTuning
-    | LinearProbeFineTuning
-    | AveragedFineTuning
-    | WiseFineTuning
-    | ProjectedFineTuning
-    | L2SP
-    | Distillation
-    | ContextAwareFineTuning
-    | LipsumFineTuning
-    | ContrastiveFineTuning
-    | StarFineTuning
-    | CaRot
-    | ResidualAdapter,
-    Field(discriminator="name"),
-]
-"""Any of them, told apart by `name`."""
+from trainers.methods.tpgm import ProjectedFineTuning
+from trainers.methods.wise_ft import WiseFineTuning
 
 __all__ = [
     "L2SP",
+    "METHODS",
+    "SEARCH_SPACES",
     "AveragedFineTuning",
     "Batch",
     "CaRot",
@@ -71,4 +62,6 @@ __all__ = [
     "Weights",
     "WiseFineTuning",
     "check_method_fits",
+    "load_plugins",
+    "register_method",
 ]

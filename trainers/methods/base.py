@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from trainers.frozen import Frozen
 from trainers.models import ModelConfig, TextFacts, text_facts
-from trainers.models.prompts import Prompts
 from trainers.models.student import Outputs, Trains
 from trainers.seeding import generator
+from trainers.texts.prompts import Prompts
 
 if TYPE_CHECKING:
     from trainers.models.zero_shot import ZeroShotModel

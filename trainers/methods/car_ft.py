@@ -21,8 +21,10 @@ from pydantic import Field
 from torch import Tensor
 
 from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, kl_divergence, zero
+from trainers.methods.registry import register_method
 
 
+@register_method("car_ft")
 class ContextAwareFineTuning(Method):
     """CAR-FT. With `reg_weight = 0` it is FT."""
 

@@ -32,7 +32,8 @@ from torch.nn import functional
 
 from trainers.errors import ConfigError
 from trainers.methods.base import Batch, Loss, Step, Weights, zero
-from trainers.methods.contrastive import ContrastiveMethod, contrastive_loss, similarities
+from trainers.methods.flyp import ContrastiveMethod, contrastive_loss, similarities
+from trainers.methods.registry import register_method
 from trainers.models import ModelConfig, skeleton
 from trainers.models.student import Outputs
 
@@ -59,6 +60,7 @@ TEXT_PROJECTIONS = (
 """Wt of CLIP, of text towers apart, with a bias too (SigLIP's), and of Hugging Face's."""
 
 
+@register_method("carot")
 class CaRot(ContrastiveMethod):
     """CaRot with the defaults of the authors' code."""
 

@@ -1,26 +1,56 @@
-"""FLYP: fine-tune as CLIP was pre-trained, with its contrastive loss.
+"""FLYP: fine-tune with the contrastive loss of CLIP's pre-training.
 
 Goyal, Kumar, Garg, Kolter and Raghunathan, "Finetune like you pretrain: Improved finetuning of
-zero-shot vision models", CVPR 2023 (arXiv 2212.00638). With F and T the L2-normalised features of
-B images and of a text of each one's class, and s the logit scale, which is trained too::
+zero-shot vision models", CVPR 2023 (arXiv 2212.00638). Each of the B images is paired with a text
+of its class. With F and T the L2-normalised features of images and texts, and s the logit scale,
+which is trained too::
 
     S    = s F T'                                                        (B, B)
     loss = (cross_entropy(S, 0 .. B-1) + cross_entropy(S', 0 .. B-1)) / 2
 
-As in the authors' code, an image's text is one of the prompt templates, any at each step; images
-of one class are each other's negatives, so that with few classes and large batches many are; all
-parameters of the CLIP train. It is evaluated with the zero-shot head of the text encoder as it then
-is. Their figures, of 10 epochs on ImageNet, have not been reproduced here.
+As in the authors' code, the text of an image is one of the prompt templates, drawn again at every
+step; images of the same class are negatives of each other (frequent with few classes and large
+batches); and all parameters of the CLIP train. Evaluation uses the zero-shot head of the current
+text encoder. The authors' results, of 10 epochs on ImageNet, have not been reproduced here.
+
+StarFT, CaRot and R-Adapter build on this module: they also run both encoders at every step and
+compare the images of the whole batch, those of all workers, with each other's texts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from trainers.methods.base import Batch, Loss, Step, zero
-from trainers.methods.contrastive import ContrastiveMethod, contrastive_loss, similarities
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from trainers.methods.base import Batch, Loss, Method, Step, StepRandom, Texts, zero
+from trainers.methods.registry import register_method
+from trainers.models.student import Outputs, Trains
+from trainers.texts.prompts import Prompts
 
 
+class ContrastiveMethod(Method):
+    """Base of the methods that compare the images of a batch with each other's captions."""
+
+    @property
+    def trains(self) -> Trains:
+        """Image and text encoder, their projections and the logit scale."""
+        return "both_encoders"
+
+    @property
+    def per_image(self) -> bool:
+        """False: the loss of an image depends on the captions of the others."""
+        return False
+
+    def texts(self, labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> Texts:
+        """One kind: the class in a random template."""
+        return (random_captions(labels, prompts, draw),)
+
+
+@register_method("flyp")
 class ContrastiveFineTuning(ContrastiveMethod):
     """FLYP; it has no hyperparameters of its own."""
 
@@ -30,3 +60,39 @@ class ContrastiveFineTuning(ContrastiveMethod):
         """The contrastive loss; its regulariser is 0."""
         task = contrastive_loss(similarities(batch.student))
         return Loss(task=task, reg=zero(task), reg_weight=0.0)
+
+
+def random_captions(labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> list[str]:
+    """Put the class of each image into one of the templates, drawn again at every step.
+
+    The authors of FLYP, CaRot and R-Adapter shuffle a table of every image in every template and
+    take the next rows. Drawing a template for each image is the same, except that they draw
+    without replacement.
+    """
+    drawn = draw.choose("caption", len(prompts.templates))
+    return [
+        prompts.templates[template].replace("{}", prompts.names[label])
+        for template, label in zip(drawn, labels, strict=True)
+    ]
+
+
+def similarities(outputs: Outputs, kind: int = 0) -> Tensor:
+    """``S = s F T'``, (B, B): the scaled cosines of images, in rows, and texts, in columns.
+
+    Args:
+        outputs: with text features.
+        kind: index of the texts to compare with, 0 .. G - 1.
+    """
+    return outputs.logit_scale * outputs.features @ outputs.text_features[kind].T
+
+
+def contrastive_loss(scores: Tensor) -> Tensor:
+    """Mean of the cross-entropies of images against texts and of texts against images, a scalar.
+
+    Images of the same class are negatives of each other, as in the code of FLYP's authors.
+
+    Args:
+        scores: (B, B), as `similarities` returns them.
+    """
+    own = torch.arange(len(scores), device=scores.device)
+    return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2

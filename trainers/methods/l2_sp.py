@@ -21,8 +21,10 @@ from torch import Tensor
 
 from trainers.loop.distributed import whole
 from trainers.methods.base import Batch, Loss, Method, Step, Weights, cross_entropy, zero
+from trainers.methods.registry import register_method
 
 
+@register_method("l2_sp")
 class L2SP(Method):
     """L2-SP. With `reg_weight = 0` it is FT."""
 

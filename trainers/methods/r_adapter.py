@@ -35,12 +35,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.methods.base import Batch, Loss, Step, Trained, Weights, zero
-from trainers.methods.contrastive import ContrastiveMethod, similarities
+from trainers.methods.flyp import ContrastiveMethod, similarities
+from trainers.methods.registry import register_method
 from trainers.models import ModelConfig, skeleton
 from trainers.models.adapters import Adapters
 from trainers.models.student import TextTower, Trains
 
 
+@register_method("r_adapter")
 class ResidualAdapter(ContrastiveMethod):
     """R-Adapter with the defaults of the authors' code on ImageNet."""
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from typing import Literal, TypeAlias, cast
 
 import yaml
@@ -46,9 +46,10 @@ from trainers.methods.base import (
     scheduled,
     zero,
 )
-from trainers.methods.contrastive import contrastive_loss, similarities
-from trainers.models.prompts import Prompts
+from trainers.methods.flyp import contrastive_loss, similarities
+from trainers.methods.registry import register_method
 from trainers.models.student import Outputs, Trains
+from trainers.texts.prompts import Prompts
 
 Attributes: TypeAlias = Literal["background", "texture", "resolution"]
 
@@ -61,6 +62,7 @@ LEFT_OUT = -1e8
 """A logit of probability 0. A row of nothing else is uniform on both sides: its divergence is 0."""
 
 
+@register_method("star_ft")
 class StarFineTuning(Method):
     """StarFT with the defaults of the authors' code."""
 
@@ -139,5 +141,5 @@ def spurious_texts(captions: Sequence[str], attributes: Attributes, draw: StepRa
 @cache
 def spurious_templates(attributes: Attributes) -> tuple[str, ...]:
     """The templates of `spurious_templates.yaml`, each with one `{}` for the caption."""
-    file = Path(__file__).with_name("spurious_templates.yaml")
+    file = files("trainers.texts").joinpath("spurious_templates.yaml")
     return tuple(yaml.safe_load(file.read_text(encoding="utf-8"))[attributes])

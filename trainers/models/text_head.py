@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainers.models import Architecture, encode_tokens, ends_at_the_end_token
-from trainers.models.prompts import Prompts
+from trainers.texts.prompts import Prompts
 
 FORMAT = 3
 """Raised when the same inputs shall give other heads."""

@@ -21,8 +21,8 @@ from trainers.models import (
     pooled_features,
     text_facts,
 )
-from trainers.models.prompts import Prompts
 from trainers.models.text_head import cached_heads, tokenize_short
+from trainers.texts.prompts import Prompts
 
 
 @dataclass(frozen=True, eq=False)

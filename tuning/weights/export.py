@@ -12,8 +12,8 @@ from typing import Any
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
 from trainers.models import TINY_CLIP
-from trainers.models.export import Classifier, classifier, write_open_clip
-from trainers.models.prompts import Prompts
+from trainers.weights.export import Classifier, classifier, write_open_clip
+from trainers.texts.prompts import Prompts
 from tuning.checkpoints.files import fetched
 from tuning.weights.model_card import model_card
 from tuning.weights.sources import SPLIT, Source, find_source, measured
@@ -38,7 +38,7 @@ def export(
         output: where to.
         trial: of the run; by default the one that the objective chooses.
         soup: of the run, in place of a trial.
-        alpha: of WiSE-FT, see `trainers.models.export.classifier`.
+        alpha: of WiSE-FT, see `trainers.weights.export.classifier`.
 
     Returns:
         The output, absolute.

@@ -1,4 +1,4 @@
-"""A model soup of a search's best trials: see `trainers.models.soups` for what that is.
+"""A model soup of a search's best trials: see `trainers.weights.soups` for what that is.
 
 It is measured on the validation splits alone, like the trials that it is made of, and kept in the
 run folder as `soups/<name>/`.
@@ -26,7 +26,7 @@ from trainers.data.data_root import resolve_root
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 from trainers.evaluation.offline import TEXT
-from trainers.models.soups import Recipe, Soup, check_ingredients, cook
+from trainers.weights.soups import Recipe, Soup, check_ingredients, cook
 from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.schema import ResourcesConfig

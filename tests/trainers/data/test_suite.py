@@ -12,7 +12,7 @@ from trainers.data.formats.arrays import domainnet_classes
 from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
 from trainers.errors import ConfigError, validate
-from trainers.models.prompts import TEMPLATES
+from trainers.texts.prompts import TEMPLATES
 
 OWN: dict[str, Any] = {
     "name": "products",

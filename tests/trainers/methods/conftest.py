@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.trainers.tiny_models import random_model
-from trainers.models.prompts import Prompts
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.texts.prompts import Prompts
 
 PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.", "art of a {}.", "one {}"))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.fine_tune import Report
-from trainers.methods import Method, MethodConfig
 
 FIELDS: dict[str, dict[str, Any]] = {
     "ema": {"ema_decay": 0.5},
@@ -20,13 +19,6 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 LR = {"r_adapter": 3e-3}
 CLOCKS = ("cost/", "train/images_per_s")
-
-
-def methods() -> dict[str, type[Method]]:
-    """All of the union that a configuration may name."""
-    return {
-        str(cls.model_fields["name"].default): cls for cls in get_args(get_args(MethodConfig)[0])
-    }
 
 
 def configured(trial: TrialConfig, name: str, **fields: Any) -> TrialConfig:

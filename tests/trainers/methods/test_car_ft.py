@@ -22,8 +22,8 @@ from trainers.config import TrialConfig
 from trainers.methods import Batch, ContextAwareFineTuning
 from trainers.models import ModelConfig, load_clip, load_tokenizer
 from trainers.models import text_head as heads
-from trainers.models.prompts import TEMPLATES, Prompts
 from trainers.models.zero_shot import ZeroShotModel
+from trainers.texts.prompts import TEMPLATES, Prompts
 
 LABELS = [0, 2, 1, 1]
 

@@ -16,9 +16,9 @@ from trainers.errors import ConfigError
 from trainers.methods import CaRot, ContrastiveFineTuning, check_method_fits
 from trainers.methods.carot import projections
 from trainers.models import RANDOM, ModelConfig, pooled_features
-from trainers.models.prompts import Prompts
 from trainers.models.student import Outputs, Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.texts.prompts import Prompts
 
 CLASSES = (0, 1, 0, 2)
 

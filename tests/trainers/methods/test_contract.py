@@ -17,18 +17,19 @@ import torch.multiprocessing
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.trainers.methods.contract import CLOCKS, configured, methods, untimed
+from tests.trainers.methods.contract import CLOCKS, configured, untimed
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import evaluate, metric_names
 from trainers.fine_tune import REPORTED, fine_tune
 from trainers.loop.state import TrainState, id_classes, load_split, open_images, start
+from trainers.methods import METHODS
 from trainers.models import image_input, load_clip, load_tokenizer
-from trainers.models.prompts import Prompts
 from trainers.models.text_head import zero_shot_heads
+from trainers.texts.prompts import Prompts
 
-NAMES = sorted(methods())
+NAMES = sorted(METHODS)
 TEMPLATES = ["a photo of a {}.", "a sketch of a {}.", "a {}."]
 
 WEIGHTLESS: dict[str, tuple[str, dict[str, object]]] = {

@@ -16,9 +16,9 @@ from tests.trainers.tiny_models import random_model
 from trainers.errors import ConfigError
 from trainers.methods import ResidualAdapter, Trained, Weights, check_method_fits
 from trainers.models import RANDOM, ModelConfig
-from trainers.models.averaging import swapped_in
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel
+from trainers.weights.averaging import swapped_in
 
 CLASSES = (0, 1, 0, 2, 1, 0)
 METHOD = ResidualAdapter()

@@ -17,9 +17,9 @@ from tests.trainers.tiny_models import KINDS, random_model, write_config
 from trainers.errors import ConfigError
 from trainers.models import RANDOM, ModelConfig, pooled_features
 from trainers.models.adapters import GAIN, Adapters
-from trainers.models.prompts import Prompts
 from trainers.models.student import Student
 from trainers.models.zero_shot import load_zero_shot
+from trainers.texts.prompts import Prompts
 
 PROMPTS = Prompts(("cat", "dog"), ("a {}.",))
 TIMM_VIT = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tests.trainers.tiny_models import KINDS, random_model
 from trainers.methods import Batch, FineTuning, LipsumFineTuning, Method, Step
-from trainers.models.prompts import Prompts
 from trainers.models.student import Outputs, Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.texts.prompts import Prompts
 
 PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.",))
 METHODS: tuple[Method, ...] = (FineTuning(), LipsumFineTuning(text_count=5))

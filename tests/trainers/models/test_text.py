@@ -12,7 +12,6 @@ from torch import nn
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
 from trainers.errors import ConfigError
-from trainers.methods.random_texts import random_texts
 from trainers.models import (
     ModelConfig,
     TextFacts,
@@ -22,6 +21,7 @@ from trainers.models import (
     text_facts,
     tiny_clip,
 )
+from trainers.texts.random_texts import random_texts
 
 CUT = {
     "clip",

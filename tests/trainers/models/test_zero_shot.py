@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainers.tiny_models import random_model
-from trainers.methods.random_texts import effective_rank, random_text_moment
 from trainers.models import (
     ModelConfig,
     architecture,
@@ -22,9 +21,10 @@ from trainers.models import (
     text_head,
     tiny_clip,
 )
-from trainers.models.prompts import Prompts
 from trainers.models.text_head import head_digest, zero_shot_heads
 from trainers.models.zero_shot import load_zero_shot
+from trainers.texts.prompts import Prompts
+from trainers.texts.random_texts import effective_rank, random_text_moment
 
 PROMPTS = Prompts(
     names=("cat", "teddy bear", "The_Eiffel_Tower", "water lily"),

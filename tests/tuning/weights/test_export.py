@@ -19,8 +19,8 @@ from trainers.checkpoints.format import load_weights
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from trainers.models.prompts import Prompts
 from trainers.models.zero_shot import load_zero_shot
+from trainers.texts.prompts import Prompts
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.selection.rules import best_trial

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.tuning.weights.real_runs import kept_weights, real_file, real_run
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
-from trainers.models.soups import Soup, Taste, average
+from trainers.weights.soups import Soup, Taste, average
 from tuning.cli import app
 from tuning.execution.ray_session import ray_session
 from tuning.mlflow_logging import client as mlf

@@ -68,7 +68,7 @@ def refuse_names_spoken_alike(names: Iterable[str], where: str) -> None:
     Raises:
         ConfigError: naming both.
     """
-    from trainers.models.prompts import (
+    from trainers.texts.prompts import (
         spoken,  # brings open_clip and torch, seconds that others save
     )
 

@@ -34,9 +34,9 @@ from trainers.data.openmoji.classes import all_class_drawings
 from trainers.data.openmoji.drawings import Drawing, all_drawings
 from trainers.data.openmoji.render import DOMAINS, Domain, render
 from trainers.data.transforms import normalise, train_view
-from trainers.methods.random_texts import effective_rank, random_texts
 from trainers.models import encode_tokens, image_input, tiny_clip
 from trainers.seeding import generator
+from trainers.texts.random_texts import effective_rank, random_texts
 
 PICTURE_SEED = 7_919
 """The first number of every image's key here; the benchmark's own seeds are small."""

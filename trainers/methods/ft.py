@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, zero
+from trainers.methods.registry import register_method
 
 
 class PlainFineTuning(Method):
@@ -16,6 +17,7 @@ class PlainFineTuning(Method):
         return Loss(task, zero(task))
 
 
+@register_method("ft")
 class FineTuning(PlainFineTuning):
     """FT, the baseline of every robust method: ``cross_entropy(logits, labels)``."""
 

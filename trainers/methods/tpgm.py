@@ -26,9 +26,11 @@ from torch import Tensor
 
 from trainers.loop.distributed import averaged
 from trainers.methods.base import Trained, Weights
-from trainers.methods.fine_tuning import PlainFineTuning
+from trainers.methods.ft import PlainFineTuning
+from trainers.methods.registry import register_method
 
 
+@register_method("tpgm")
 class ProjectedFineTuning(PlainFineTuning):
     """TPGM. With `projection_steps = 0` it is FT."""
 

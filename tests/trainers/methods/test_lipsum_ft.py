@@ -17,12 +17,12 @@ from torch.nn import functional
 from tests.trainers.methods.by_hand import at, cross_entropy, scored
 from tests.trainers.methods.by_hand import unit_rows as rows_of
 from trainers.errors import ConfigError
-from trainers.methods import Batch, FineTuning, LipsumFineTuning, Loss, check_method_fits, lipsum
-from trainers.methods.lipsum import energy_gap
-from trainers.methods.random_texts import effective_rank, random_texts, second_moment
-from trainers.methods.text_file import digest, read_texts
+from trainers.methods import Batch, FineTuning, LipsumFineTuning, Loss, check_method_fits, lipsum_ft
+from trainers.methods.lipsum_ft import energy_gap
 from trainers.models import ModelConfig
 from trainers.models.zero_shot import ZeroShotModel
+from trainers.texts.random_texts import effective_rank, random_texts, second_moment
+from trainers.texts.text_file import digest, read_texts
 
 B, D, M, S = 5, 7, 4, 100.0
 
@@ -201,7 +201,7 @@ def test_random_texts_are_others_at_every_step_and_fixed_ones_the_same(moved: Mo
 def test_a_second_moment_is_the_energy_gap_on_the_texts_that_it_was_made_of(
     moved: Moved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lipsum, "TEXTS_OF_MOMENT", 2048)
+    monkeypatch.setattr(lipsum_ft, "TEXTS_OF_MOMENT", 2048)
     texts = np.concatenate([random_features(moved.zero_shot, 1024, part) for part in (0, 1)])
     expected, gradient = moved.by_hand(texts)
     method = LipsumFineTuning(text_source="second_moment")

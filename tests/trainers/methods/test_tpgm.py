@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.trainers.methods.by_hand import differences
 from trainers.methods import ProjectedFineTuning, Trained, Weights
-from trainers.methods.projecting import project
+from trainers.methods.tpgm import project
 
 SHAPES = {"head": (3, 4), "visual.proj": (2, 4), "visual.scale": (), "visual.bias": (5,)}
 

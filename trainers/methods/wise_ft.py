@@ -15,10 +15,12 @@ from typing import Literal
 from pydantic import Field
 
 from trainers.methods.base import Trained, Weights
-from trainers.methods.fine_tuning import PlainFineTuning
-from trainers.models.averaging import interpolate
+from trainers.methods.ft import PlainFineTuning
+from trainers.methods.registry import register_method
+from trainers.weights.averaging import interpolate
 
 
+@register_method("wise_ft")
 class WiseFineTuning(PlainFineTuning):
     """WiSE-FT. With `alpha = 1` it is FT."""
 

@@ -18,8 +18,10 @@ from typing import Literal
 from pydantic import Field
 
 from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, kl_divergence, zero
+from trainers.methods.registry import register_method
 
 
+@register_method("kd")
 class Distillation(Method):
     """KD. With `reg_weight = 0` it is FT."""
 

@@ -22,9 +22,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from trainers.methods.base import Stage
-from trainers.methods.fine_tuning import PlainFineTuning
+from trainers.methods.ft import PlainFineTuning
+from trainers.methods.registry import register_method
 
 
+@register_method("lp_ft")
 class LinearProbeFineTuning(PlainFineTuning):
     """LP-FT. With `probe_fraction = 0` it is FT."""
 

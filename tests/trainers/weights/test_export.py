@@ -18,8 +18,8 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import TrainState
 from trainers.models import ModelConfig, load_clip, tiny_clip
-from trainers.models.averaging import swapped_in
-from trainers.models.export import Classifier, classifier, write_open_clip
+from trainers.weights.averaging import swapped_in
+from trainers.weights.export import Classifier, classifier, write_open_clip
 
 KINDS_AND_METHODS = [
     ("clip", "ft"),

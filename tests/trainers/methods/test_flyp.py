@@ -11,9 +11,9 @@ import torch
 
 from tests.trainers.methods.by_hand import at, contrastive, differences, outputs, random_batch
 from trainers.methods import CaRot, ContrastiveFineTuning, Method, ResidualAdapter, StepRandom
-from trainers.methods.contrastive import random_captions
-from trainers.models.prompts import TEMPLATES, Prompts
+from trainers.methods.flyp import random_captions
 from trainers.models.zero_shot import ZeroShotModel
+from trainers.texts.prompts import TEMPLATES, Prompts
 
 FLYP = ContrastiveFineTuning()
 

@@ -13,9 +13,11 @@ from typing import Literal
 from pydantic import Field
 
 from trainers.methods.base import Trained, Weights
-from trainers.methods.fine_tuning import PlainFineTuning
+from trainers.methods.ft import PlainFineTuning
+from trainers.methods.registry import register_method
 
 
+@register_method("ema")
 class AveragedFineTuning(PlainFineTuning):
     """EMA. With `ema_decay = 0` it is FT."""
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from trainers.models import ModelConfig, architecture, load_clip, load_tokenizer
 from trainers.models.architecture import PREPROCESSING
-from trainers.models.averaging import interpolate
 from trainers.models.hub import CONFIG
-from trainers.models.prompts import Prompts
 from trainers.models.text_head import cached_heads, zero_shot_heads
+from trainers.texts.prompts import Prompts
+from trainers.weights.averaging import interpolate
 
 MODEL, HEAD = "open_clip_model.safetensors", "head.safetensors"
 _HEAD, _TEXT = "head", "text."

@@ -17,7 +17,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.data.dataset import ImageDataset
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from trainers.models.soups import average, check_ingredients, cook, greedy
+from trainers.weights.soups import average, check_ingredients, cook, greedy
 
 Train = Callable[..., tuple[TrialConfig, Path, dict[str, float]]]
 

@@ -41,16 +41,18 @@ from trainers.methods.base import (
     scheduled,
     zero,
 )
-from trainers.methods.random_texts import random_text_features, random_text_moment
-from trainers.methods.text_file import digest, read_texts
+from trainers.methods.registry import register_method
 from trainers.models import TextFacts
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.seeding import generator
+from trainers.texts.random_texts import random_text_features, random_text_moment
+from trainers.texts.text_file import digest, read_texts
 
 TEXTS_OF_MOMENT = 16_384
 """Random texts that the expected second moment is estimated from."""
 
 
+@register_method("lipsum_ft")
 class LipsumFineTuning(Method):
     """Lipsum-FT with the defaults of the authors' code. With `reg_weight = 0` it is FT."""
 

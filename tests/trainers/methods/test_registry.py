@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Literal
+
+import pytest
+
+from trainers.config import TrialConfig, with_overrides
+from trainers.errors import ConfigError, validate
+from trainers.methods import METHODS, SEARCH_SPACES, FineTuning, load_plugins, register_method
+from trainers.methods.ft import PlainFineTuning
+
+SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1}}}
+
+
+@pytest.fixture(autouse=True)
+def registered_methods_are_restored() -> Iterator[None]:
+    methods, spaces = dict(METHODS), dict(SEARCH_SPACES)
+    yield
+    for table, before in ((METHODS, methods), (SEARCH_SPACES, spaces)):
+        table.clear()
+        table.update(before)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A module outside of the package that registers the method `mine`."""
+    path = tmp_path / f"plugin_of_{request.node.name}.py"
+    path.write_text(
+        dedent(f"""
+            from __future__ import annotations
+            from typing import Literal
+            from trainers.methods import register_method
+            from trainers.methods.ft import PlainFineTuning
+
+            @register_method("mine", search_space={SPACE!r})
+            class Mine(PlainFineTuning):
+                name: Literal["mine"] = "mine"
+                strength: float = 0.5
+            """)
+    )
+    return path
+
+
+def test_a_plugin_file_adds_a_method(plugin: Path) -> None:
+    values = {"plugins": [str(plugin)], "method": {"name": "mine", "strength": 0.25}}
+    trial = validate(TrialConfig, values, "trial")
+    assert trial.model_dump(mode="json")["method"] == {"name": "mine", "strength": 0.25}
+    assert SEARCH_SPACES["mine"] == SPACE
+    assert with_overrides(trial, {"method.strength": 1.0}, "test").method != trial.method
+
+
+def test_a_plugin_module_is_found_by_its_name(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(plugin.parent)
+    trial = TrialConfig.model_validate({"plugins": [plugin.stem], "method": {"name": "mine"}})
+    assert type(trial.method).__module__ == plugin.stem
+
+
+def test_the_file_of_a_plugin_has_an_absolute_path(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(plugin.parent)
+    assert TrialConfig(plugins=(plugin.name,)).plugins == (str(plugin),)
+
+
+def test_a_misspelt_key_of_a_plugins_method_is_corrected(plugin: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'method.strngth'.*did you mean 'strength'"):
+        validate(
+            TrialConfig,
+            {"plugins": [str(plugin)], "method": {"name": "mine", "strngth": 1}},
+            "trial",
+        )
+
+
+@pytest.mark.parametrize("text", ["raise RuntimeError('broken')", None])
+def test_a_plugin_that_cannot_be_imported_is_named(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "plugin.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_plugins([str(path)])
+    assert (error.value.key, error.value.value) == ("plugins", str(path))
+
+
+def test_two_classes_cannot_share_a_name() -> None:
+    with pytest.raises(ValueError, match="already registered"):
+
+        @register_method("ft")
+        class Other(PlainFineTuning):
+            name: Literal["ft"] = "ft"
+
+
+def test_the_name_field_must_agree_with_the_registered_name() -> None:
+    with pytest.raises(ValueError, match="Literal"):
+        register_method("other")(FineTuning)

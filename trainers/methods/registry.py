@@ -1,0 +1,138 @@
+"""Registry of the fine-tuning methods: those shipped here and those of plug-ins.
+
+A method is a subclass of `trainers.methods.base.Method` that is registered under its name. A user
+adds one without changing this package: write it into a module of its own and name the module under
+`plugins` of the trial's configuration, or publish it as an entry point of the group
+`lipsum_tune.methods`::
+
+    @register_method("lora", search_space={"parameters": {"optim.lr": {...}}})
+    class LoRA(Method):
+        name: Literal["lora"] = "lora"
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, reduce
+from importlib.metadata import entry_points
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
+
+from trainers.errors import ConfigError, first_line
+from trainers.methods.base import Method
+
+ENTRY_POINTS = "lipsum_tune.methods"
+"""Group of entry points whose modules register methods."""
+
+METHODS: dict[str, type[Method]] = {}
+"""The class of each registered method by its name."""
+
+SEARCH_SPACES: dict[str, Mapping[str, Any]] = {}
+"""Search space that a method brings, by the method's name: plain values with the keys `parameters`
+(dotted key to `{type, low, high, log, step, choices}`) and `initial_points`. Shipped methods have
+theirs in `search_spaces`."""
+
+MethodT = TypeVar("MethodT", bound=Method)
+
+
+def register_method(
+    name: str, *, search_space: Mapping[str, Any] | None = None
+) -> Callable[[type[MethodT]], type[MethodT]]:
+    """Class decorator that makes a method known under `trial.method.name = name`.
+
+    Args:
+        name: also the default of the class's field `name: Literal[name]`.
+        search_space: as in `SEARCH_SPACES`.
+
+    Raises:
+        ValueError: another class has the name, or the class's `name` field differs from it.
+    """
+
+    def register(cls: type[MethodT]) -> type[MethodT]:
+        if cls.model_fields["name"].default != name:
+            raise ValueError(f"{cls.__name__}.name must be Literal[{name!r}] = {name!r}")
+        known = METHODS.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"method {name!r} is already registered by {known.__module__}")
+        METHODS[name] = cls
+        if search_space is not None:
+            SEARCH_SPACES[name] = search_space
+        return cls
+
+    return register
+
+
+def load_plugins(modules: Iterable[str] = ()) -> None:
+    """Import the modules that register further methods, each once per process.
+
+    Modules of the entry-point group `lipsum_tune.methods` are always imported.
+
+    Args:
+        modules: importable names, or paths of `.py` files.
+
+    Raises:
+        ConfigError: a module cannot be imported.
+    """
+    _load_entry_points()
+    for module in modules:
+        _load_module(module)
+
+
+@cache
+def _load_entry_points() -> None:
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:  # whatever a foreign module raises
+            raise ConfigError(
+                f"cannot be imported: {type(error).__name__}: {first_line(error)}",
+                source=f"entry point {entry.value!r} of {ENTRY_POINTS}",
+            ) from error
+
+
+@cache
+def _load_module(module: str) -> None:
+    try:
+        if not module.endswith(".py"):
+            importlib.import_module(module)
+            return
+        path = Path(module)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}")
+        # Registered in sys.modules first, as pydantic looks up annotations there.
+        sys.modules[path.stem] = loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    except Exception as error:  # whatever a foreign module raises
+        raise ConfigError(
+            f"cannot be imported: {type(error).__name__}: {first_line(error)}",
+            key="plugins",
+            value=module,
+        ) from error
+
+
+def validate_method(value: Any) -> Method:
+    """The method that a mapping with the key `name` describes; a `Method` as it is.
+
+    Raises:
+        ValidationError: unknown name or field, or a value out of its range.
+    """
+    if isinstance(value, Method):
+        return value
+    return _adapter(tuple(METHODS.values())).validate_python(value)
+
+
+@cache
+def _adapter(classes: tuple[type[Method], ...]) -> TypeAdapter[Method]:
+    """A union told apart by `name`, whose errors name the valid choices."""
+    return TypeAdapter(Annotated[reduce(or_, classes), Field(discriminator="name")])  # type: ignore[arg-type]
+
+
+MethodConfig = Annotated[SerializeAsAny[Method], BeforeValidator(validate_method)]
+"""Type of a configuration's field that holds any registered method."""

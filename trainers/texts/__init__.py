@@ -1,0 +1,1 @@
+"""Texts: class prompts, random texts, and texts of the user."""

@@ -1,0 +1,1 @@
+"""Sets of weights: interpolated, averaged, and exported for open_clip."""
