@@ -12,8 +12,8 @@ from typing import Any
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
 from trainers.models import TINY_CLIP
-from trainers.weights.export import Classifier, classifier, write_open_clip
 from trainers.texts.prompts import Prompts
+from trainers.weights.export import Classifier, classifier, write_open_clip
 from tuning.checkpoints.files import fetched
 from tuning.weights.model_card import model_card
 from tuning.weights.sources import SPLIT, Source, find_source, measured
