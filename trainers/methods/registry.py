@@ -22,7 +22,8 @@ from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
+from pydantic import Field, SerializeAsAny, TypeAdapter
+from pydantic_core import core_schema
 
 from trainers.errors import ConfigError, first_line
 from trainers.methods.base import Method
@@ -134,5 +135,20 @@ def _adapter(classes: tuple[type[Method], ...]) -> TypeAdapter[Method]:
     return TypeAdapter(Annotated[reduce(or_, classes), Field(discriminator="name")])  # type: ignore[arg-type]
 
 
-MethodConfig = Annotated[SerializeAsAny[Method], BeforeValidator(validate_method)]
+class _OpenUnion:
+    """Makes a field of type `Method` hold any registered method.
+
+    pydantic fixes a union when the class of the configuration is made; plug-ins come later.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        return core_schema.no_info_before_validator_function(validate_method, handler(source))
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
+        return handler(_adapter(tuple(METHODS.values())).core_schema)
+
+
+MethodConfig = Annotated[SerializeAsAny[Method], _OpenUnion]
 """Type of a configuration's field that holds any registered method."""
