@@ -1,21 +1,25 @@
-"""Real images, small: what most tests train on."""
+"""Fixtures for all tests: few real images, a short trial, and one Ray for each test process."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-# Before Ray is imported: heads, jobs and clients of the tests all use a token, or, depending on
-# which of them came first in this process, some would be refused.
+# Ray reads this when it is imported. Heads, jobs and clients of all tests use a token: a process
+# cannot use it for some clusters only.
 os.environ["RAY_AUTH_MODE"] = "token"
-os.environ.pop("MLFLOW_TRACKING_URI", None)  # of whoever runs the tests
-# Before torch is: two tests run at a time, and its threads would fight for the cores.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("RAY_ADDRESS", None)
+# torch reads this when it is imported. Several tests run at a time and share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+from tests.ray_head import Head, running_head
+from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.openmoji.build import ImageCounts, build
@@ -24,15 +28,37 @@ CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella"
 
 
 def pytest_configure() -> None:
-    """Make Ray's token, where this user has none yet; one that is there is kept."""
+    """Generate Ray's token if this user has none."""
     ray = Path(sys.executable).parent / "ray"
     subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A cache of Arrow files for these tests and all processes that they start."""
+    """Give the tests, and all processes that they start, a cache of Arrow files of their own."""
     os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("arrow"))
+
+
+@pytest.fixture(scope="session")
+def ray_head(_arrow_cache: None) -> Iterator[Head]:
+    """The Ray head of this test process: two CPUs, a dashboard, and the S3 server of `tests.s3`.
+
+    It is started at its first use, and the test process is not connected to it: use `local_ray`,
+    or `ray_session(ray_head.address)` in fixtures of a wider scope. Tests that end nodes start a
+    cluster of their own.
+    """
+    with running_head(cpus=2, **S3_ENVIRONMENT) as head:
+        yield head
+
+
+@pytest.fixture
+def local_ray(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let this test, and drivers that it starts as processes, find `ray_head` at RAY_ADDRESS.
+
+    `ray_session()` connects to it, and disconnects at its end; searches do so by themselves.
+    """
+    monkeypatch.setenv("RAY_ADDRESS", ray_head.address)
+    return ray_head.address
 
 
 @pytest.fixture(scope="session")

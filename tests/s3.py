@@ -1,4 +1,4 @@
-"""A real server of S3 on loopback, to which this process and all that it starts are led."""
+"""A real S3 server on loopback for this test process and everything that it starts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from contextlib import contextmanager
 import pytest
 from moto.server import ThreadedMotoServer
 
+from tuning.execution.ray_session import LOCALHOST, free_port
+
 SECRET = "a-secret-of-tests"
+PORT = free_port()
+ENVIRONMENT = {
+    "AWS_ENDPOINT_URL": f"http://{LOCALHOST}:{PORT}",
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+"""How clients find the server. The Ray of the fixture `ray_head` has these from its start, since
+workers do not take over the environment of a driver that connects later."""
 
 
 @contextmanager
 def s3_server() -> Iterator[ThreadedMotoServer]:
-    """To be entered before Ray is started: its workers have the environment of its start."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    """Run an empty server, and set the environment of this process so that clients find it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line for each request
+    server = ThreadedMotoServer(ip_address=LOCALHOST, port=PORT, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         yield server
     server.stop()

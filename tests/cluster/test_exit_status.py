@@ -73,6 +73,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return end
 
 
+@pytest.mark.cluster
 def test_a_disk_that_is_full_makes_it_75_whatever_it_was_needed_for(
     ended: Ended, images_root: Path, tmp_path: Path
 ) -> None:

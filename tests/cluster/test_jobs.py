@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_actors, list_placement_groups
 
 from tests.benchmarks.kills import disagreements
-from tests.cluster.heads import BIN, Head, running_head
+from tests.ray_head import BIN, Head, running_head
 from tuning.runs.journal import JOURNAL_FILE
 
 pytestmark = pytest.mark.slow

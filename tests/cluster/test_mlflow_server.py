@@ -21,7 +21,7 @@ from tests.cluster.postgres import Postgres, running_postgres
 from trainers.errors import ConfigError
 from tuning.algorithms.study import open_storage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 WRITERS = 8
 
 

@@ -24,7 +24,7 @@ from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.runs.journal import JOURNAL_FILE, read_history
 from tuning.runs.records import TrialRecord
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 REQUEST_S = 10.0
 """After which a request to a server that hangs is given up: the least that one costs who waits."""
 HUNG_S, AWAY_S = 15.0, 60.0

@@ -38,6 +38,7 @@ def test_the_linter_of_shell_scripts_has_nothing_to_say(script: str) -> None:
     assert linted.returncode == 0, linted.stdout
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_slurm_accepts_what_the_script_asks_for(slurm: Slurm) -> None:
     accepted = slurm.run("sbatch", "--test-only", *SMALL, SCRIPT, "search.yaml")
@@ -47,6 +48,7 @@ def test_slurm_accepts_what_the_script_asks_for(slurm: Slurm) -> None:
     assert refused.returncode != 0
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(
     slurm: Slurm, images_root: Path, tmp_path: Path

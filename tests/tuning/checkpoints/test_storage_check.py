@@ -37,7 +37,7 @@ from tuning.config.validation import load_config
 from tuning.execution.ray_session import LOCALHOST, free_port
 from tuning.execution.run_search import run_search
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 BLIND = "127.0.0.2"
 """The address of the node that does not see."""

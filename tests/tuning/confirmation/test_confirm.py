@@ -16,6 +16,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
+from tests.ray_head import Head
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
@@ -236,13 +237,13 @@ def alone(config: TrialConfig) -> Mapping[str, float]:
 
 @pytest.fixture(scope="module")
 def confirmed(
-    images_root: Path, tmp_path_factory: pytest.TempPathFactory
+    images_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Confirmation]:
     folder = run_folder(images_root, tmp_path_factory.mktemp("runs") / "small")
     callback = MlflowCallback(default_tracking_uri(folder.parent), "lipsum-tune")
     callback.search_started(load_run(folder).search)
     callback.search_ended(load_run(folder).history.records, "finished")
-    with ray_session():
+    with ray_session(ray_head.address):
         return folder, confirm(folder, seeds=2, console=Console(quiet=True))
 
 
@@ -325,6 +326,7 @@ def test_mlflow_has_one_run_a_configuration_below_the_searchs(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_two_workers_and_a_run_resumed_after_its_last_step_read_the_test_splits(
     trial: TrialConfig, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def until_it_fails(write: Callable[[int], object]) -> None:
         deque(map(write, range(200)), maxlen=0)
 
 
+@pytest.mark.cluster
 def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_session(
     disk: Path,
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_se
     assert history.run_id == journal.run_id == again.run_id
 
 
+@pytest.mark.cluster
 def test_what_is_synced_to_the_disk_before_it_is_full_is_kept(disk: Path) -> None:
     journal, started = Journal(disk), list[int]()
     journal.session_started({})
@@ -94,6 +96,7 @@ def test_what_is_synced_to_the_disk_before_it_is_full_is_kept(disk: Path) -> Non
     assert len(read_history(disk).records) == len(started)
 
 
+@pytest.mark.cluster
 def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(
     disk: Path,
 ) -> None:
@@ -126,6 +129,7 @@ class Writer(Notes):
         self.path.write_bytes(bytes(100_000))
 
 
+@pytest.mark.cluster
 def test_the_end_of_a_search_on_a_full_disk_is_told_all_the_same_in_a_line_for_each_that_fails(
     disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,6 +156,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 
 @pytest.mark.parametrize("room", [0, 1, 90_000, 130_000])
+@pytest.mark.cluster
 def test_a_checkpoint_that_finds_no_room_is_told_and_the_one_before_it_is_whole(
     tmp_path: Path, room: int
 ) -> None:
@@ -170,6 +175,7 @@ def test_a_checkpoint_that_finds_no_room_is_told_and_the_one_before_it_is_whole(
         assert torch.load(disk / "kept" / STATE)["progress"]["step"] == 1
 
 
+@pytest.mark.cluster
 def test_a_full_folder_for_temporary_files_is_named_with_its_node(
     trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 EVERY, STEPS = 240, 480
 """Far apart, for a node is to be lost between two checkpoints, however fast the machine is."""

@@ -17,6 +17,7 @@ from PIL import Image
 from ray.util import placement_group_table
 from rich.console import Console
 
+from tests.ray_head import Head
 from trainers.config import TrialConfig
 from trainers.data.openmoji.build import ImageCounts, build
 from trainers.data.schema import LabelledImage, part_path, write_images
@@ -68,7 +69,7 @@ def broken_copy(root: Path, copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def search(
-    images_root: Path, tmp_path_factory: pytest.TempPathFactory
+    images_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[SearchResult, list[Any], float]:
     """One search that has it all: a finished trial, a pruned one, one that raises, one with NaN.
 
@@ -97,7 +98,7 @@ def search(
     values["search"] |= {"space": space, "resources": {"max_concurrent": 1}}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
-    with ray_session():
+    with ray_session(ray_head.address):
         found = run_search(load_config(path), console=Console(quiet=True))
         return found, *left_behind()
 
@@ -198,6 +199,7 @@ def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(
     assert used == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_two_workers_train_one_trial(images_root: Path, tmp_path: Path) -> None:
     values = nest(
         {
@@ -214,6 +216,7 @@ def test_two_workers_train_one_trial(images_root: Path, tmp_path: Path) -> None:
     assert outcomes(found) == {"trial-000": "finished"}
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_mistake_that_a_worker_is_the_first_to_find_is_one_line_too(tmp_path: Path) -> None:
     trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
     with ray_session(), pytest.raises(ConfigError) as caught:
@@ -223,6 +226,7 @@ def test_a_mistake_that_a_worker_is_the_first_to_find_is_one_line_too(tmp_path: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_trial_that_can_never_fit_is_refused_before_it_starts() -> None:
     with ray_session():
         cpus = int(ray.cluster_resources()["CPU"])

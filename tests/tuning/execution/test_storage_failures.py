@@ -22,6 +22,7 @@ from rich.console import Console
 
 from tests.benchmarks.kills import disagreements
 from tests.disks import fill, make_room, small_disk
+from tests.ray_head import Head
 from tests.s3 import SECRET, s3_server
 from tests.tuning.execution.test_run_search import configuration, outcomes
 from trainers.checkpoints.format import STATE, WEIGHTS
@@ -46,9 +47,9 @@ ONE_TRIAL = "search.budget.trials=1"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[ThreadedMotoServer]:
-    """Of S3, started before Ray."""
-    with s3_server() as server, ray_session():
+def server(ray_head: Head) -> Iterator[ThreadedMotoServer]:
+    """The S3 server, and a connection to Ray for this module."""
+    with s3_server() as server, ray_session(ray_head.address):
         yield server
 
 
@@ -103,6 +104,7 @@ def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
             assert record.metrics[name] == pytest.approx(last.metrics[name], rel=1e-4), name
 
 
+@pytest.mark.cluster
 def test_a_disk_that_fills_up_ends_the_search_in_one_line_and_once_there_is_room_it_goes_on(
     images_root: Path,
     tmp_path: Path,
@@ -148,6 +150,7 @@ def instantly(patch: pytest.MonkeyPatch, steps: int) -> dict[str, Any]:
     return {"trial__steps": steps, "trial__eval__every": 1, "search__budget__trials": 1}
 
 
+@pytest.mark.cluster
 def test_a_driver_that_finds_no_room_for_its_files_blames_no_trial(
     images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

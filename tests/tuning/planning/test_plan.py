@@ -275,6 +275,7 @@ def test_what_is_printed_fits_the_terminal_and_says_all(width: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_a_real_plan_measures_this_machine_and_leaves_nothing_behind(
     trial: TrialConfig, tmp_path: Path
 ) -> None:
@@ -306,6 +307,7 @@ def test_a_real_plan_measures_this_machine_and_leaves_nothing_behind(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_a_trial_that_fails_is_one_clear_sentence(trial: TrialConfig, tmp_path: Path) -> None:
     values = trial.model_dump(mode="json")
     values["optim"]["lr"] = 1e30

@@ -15,12 +15,12 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
-import ray
-from moto.server import ThreadedMotoServer
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.ray_head import Head
+from tests.s3 import s3_server
 from tests.trainers.data.formats.trees import DOMAINNET_CLASSES, draw, make_domainnet
 from tests.tuning.preparation.reading import counts, rows
 from trainers.data.encoding import EncodeOptions
@@ -42,10 +42,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[str]:
-    """One Ray for all of this module; its address."""
-    with ray_session():
-        yield ray.get_runtime_context().gcs_address
+def cluster(ray_head: Head) -> Iterator[str]:
+    """Keep one connection to Ray for this module; its address."""
+    with ray_session(ray_head.address):
+        yield ray_head.address
 
 
 @pytest.fixture
@@ -162,21 +162,11 @@ def test_other_settings_replace_what_is_there_only_with_overwrite(
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a real S3 server on this machine, which the environment names."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "a-secret-of-tests",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket"
-    server.stop()
+def bucket() -> Iterator[str]:
+    """A bucket of a real S3 server on this machine."""
+    with s3_server():
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket"
 
 
 def test_images_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> None:

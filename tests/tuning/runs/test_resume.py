@@ -27,7 +27,7 @@ from tuning.runs.journal import JOURNAL_FILE, is_running
 from tuning.runs.resume import resume_search
 from tuning.runs.run_folder import load_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
 
 def write(root: Path, storage: Path, name: str, **search: object) -> Path:

@@ -94,6 +94,7 @@ def test_the_report_has_every_ingredient_and_what_the_soup_gains(real: Real) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_a_soup_from_the_command_line_is_kept_logged_and_can_be_exported(
     images_root: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""A head of Ray for tests, as `ray start` makes one; only what was started is stopped."""
+"""A Ray head for tests, started by `ray start` in processes of its own."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ START_S = 120.0
 
 @dataclass(frozen=True)
 class Head:
-    """A running one."""
+    """A running Ray head."""
 
     address: str
-    """`host:port`, for drivers."""
+    """`host:port` for drivers, as in RAY_ADDRESS."""
     dashboard: str
-    """`http://...`, for jobs."""
+    """`http://host:port` for jobs."""
     folder: Path
-    """All that it writes, logs among it."""
+    """Ray's temporary folder, with all logs."""
     environment: Mapping[str, str]
-    """For commands that are to find it."""
+    """Environment of the head, for commands that submit to it."""
 
 
 @contextmanager
-def running_head(**variables: str) -> Iterator[Head]:
-    """A head on this machine, everything that it serves on loopback.
+def running_head(cpus: int | None = None, **variables: str) -> Iterator[Head]:
+    """Start a head that listens on loopback only, and stop it afterwards.
 
     Args:
-        variables: added to its environment.
+        cpus: offered to trials; by default all of this machine.
+        variables: added to the environment of the head and so of all its workers.
     """
     with ExitStack() as stack:
-        yield patiently(lambda: stack.enter_context(_started(variables)))
+        yield patiently(lambda: stack.enter_context(_started(cpus, variables)))
 
 
 @contextmanager
-def _started(variables: Mapping[str, str]) -> Iterator[Head]:
+def _started(cpus: int | None, variables: Mapping[str, str]) -> Iterator[Head]:
     port, dashboard, agent, client = (free_port() for _ in range(4))
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: a socket's path has 107 characters
     known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -56,16 +57,18 @@ def _started(variables: Mapping[str, str]) -> Iterator[Head]:
     process = subprocess.Popen(
         [
             BIN / "ray", "start", "--head", "--block", f"--port={port}",
+            "--node-ip-address=127.0.0.1",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
             f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
             f"--temp-dir={folder}", "--disable-usage-stats",
+            *([] if cpus is None else [f"--num-cpus={cpus}"]),
         ],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", folder, environment)
     try:
-        _wait_for(head.dashboard, f"http://127.0.0.1:{agent}", process)
+        _wait_until_jobs_are_accepted(head.dashboard, f"http://127.0.0.1:{agent}", process)
         yield head
     finally:
         process.terminate()
@@ -73,8 +76,9 @@ def _started(variables: Mapping[str, str]) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(dashboard: str, agent: str, process: subprocess.Popen[bytes]) -> None:
-    """Until jobs are taken, and the node has what would start them."""
+def _wait_until_jobs_are_accepted(
+    dashboard: str, agent: str, process: subprocess.Popen[bytes]
+) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:
@@ -86,4 +90,4 @@ def _wait_for(dashboard: str, agent: str, process: subprocess.Popen[bytes]) -> N
                 raise RuntimeError("the head timed out during startup") from None
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.5)
+            time.sleep(0.2)
