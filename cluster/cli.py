@@ -1,15 +1,16 @@
-"""`lipsum-tune` whole: the commands of `tuning`, and those that are about clusters."""
+"""`lipsum-tune`: the commands of `tuning`, and those for clusters."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from cluster.doctor.cli import commands as doctor_commands
 from tuning.cli import Config, Set, app, main
+from tuning.cli.data import Address
 
 __all__ = ["app", "main"]
 
@@ -22,23 +23,23 @@ def submit(
     set_: Set = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
     address: Annotated[
-        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="Of the cluster's dashboard.")
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="URL of the cluster's dashboard.")
     ] = "http://127.0.0.1:8265",
     working_dir: Annotated[
-        Path, typer.Option(help="What the job sees, less data, runs and environments.")
+        Path, typer.Option(help="Folder that is uploaded, without data, runs and environments.")
     ] = Path(),
     env: Annotated[
         list[str] | None,
-        typer.Option(help="Take this variable of the environment along. May be repeated."),
+        typer.Option(help="Environment variable to pass to the job. May be repeated."),
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Follow the job's logs to its end.")
     ] = True,
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Also over plain http to another machine.")
+        bool, typer.Option("--allow-remote", help="Allow plain http to another machine.")
     ] = False,
 ) -> None:
-    """Run a search as a job of a Ray cluster; submitted again, it goes on where it was.
+    """Run a search as a job of a Ray cluster; the same command resumes it after a failure.
 
     With --wait the exit status is that of the search.
     """
@@ -56,5 +57,43 @@ def submit(
         raise typer.Exit(follow(job, console))
 
 
+@commands.command()
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="Also check whether this configuration can run.")
+    ] = None,
+    address: Address = None,
+    set_: Set = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a cluster: versions, GPUs, memory, disks, storage, MLflow.
+
+    Run it on a node of the cluster. The exit status is 1 if there is a fault.
+    """
+    from trainers.errors import ConfigError
+    from tuning.config.validation import load_config
+
+    if set_ and config is None:
+        raise ConfigError("needs a configuration to override", key="--set")
+    url = address or os.environ.get("RAY_ADDRESS", "")
+    if url.startswith(("http://", "https://")):
+        raise ConfigError(
+            "this is a dashboard; doctor takes HOST:PORT of the head (port 6379 by default)",
+            key="--address" if address else "RAY_ADDRESS",
+            value=url,
+            hint="run it on a node of the cluster: `kubectl exec`, `ray attach` or `ray exec`",
+        )
+    file = load_config(config, set_ or (), check=False) if config else None
+    from cluster.doctor.examine import as_json, examine, render
+
+    with Console(stderr=True).status("examining the cluster"):
+        diagnosis = examine(file, address=address)
+    if json_:
+        print(as_json(diagnosis))
+    else:
+        Console().print(render(diagnosis))
+    if diagnosis.count("fault"):
+        raise typer.Exit(1)
+
+
 app.add_typer(commands)
-app.add_typer(doctor_commands)

@@ -1,5 +1,4 @@
-"""Whether a cluster is ready for a search: what is looked at, what is made of it, how it is told.
+"""`lipsum-tune doctor`: gather facts on every node of a cluster, and check them.
 
-Facts are gathered (`node_facts` on each node, `probes` and `services` from here) and judged by
-pure functions (`nodes`, `network`, `storage`), whose findings `report` shows.
+`node_facts` runs on the nodes, `checks` is the table of checks, `examine` gathers and shows.
 """

