@@ -22,7 +22,7 @@ from tests.ray_head import Head, running_head
 from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
-from trainers.data.openmoji.build import ImageCounts, build
+from trainers.embedded_benchmark.build import ImageCounts, build
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
 

@@ -92,7 +92,7 @@ def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
                 f"{did_you_mean(domain, EMBEDDED_DOMAINS)}"
             )
     try:
-        from trainers.data.openmoji.classes import load_classes
+        from trainers.embedded_benchmark.classes import load_classes
     except ImportError:
         return {}
     classes = tuple(load_classes())

@@ -19,7 +19,7 @@ from rich.table import Table
 from tests.benchmarks.vit_b32_cpu import peak_gib
 from trainers import fine_tune as loop
 from trainers.config import TrialConfig
-from trainers.data.openmoji.build import ImageCounts, build
+from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.data_root import resolve_root
-from trainers.data.openmoji.build import available_cores
+from trainers.embedded_benchmark.build import available_cores
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
 from tuning.config.validation import load_config

@@ -21,7 +21,7 @@ import torch
 
 from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
-from trainers.data.openmoji.build import available_cores
+from trainers.embedded_benchmark.build import available_cores
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
 from tuning.config.schema import SearchFile

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import nn
 
 from trainers.config import TrialConfig
-from trainers.data.openmoji.build import ImageCounts, build
+from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 

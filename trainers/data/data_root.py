@@ -30,8 +30,8 @@ def resolve_root(root: str, *, progress: bool = False) -> Store:
     if root != EMBEDDED:
         return open_store(root)
     try:
-        from trainers.data.openmoji.build import build
-        from trainers.data.openmoji.contact_sheet import contact_sheet
+        from trainers.embedded_benchmark.build import build
+        from trainers.embedded_benchmark.contact_sheet import contact_sheet
     except ImportError as error:
         raise ConfigError(
             f"data.root = {EMBEDDED!r}: the embedded benchmark needs {error.name!r}; "

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from tests.ray_head import Head
 from trainers.config import TrialConfig
-from trainers.data.openmoji.build import ImageCounts, build
 from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.errors import ConfigError
 from trainers.overrides import nest
 from tuning.algorithms.study import open_study

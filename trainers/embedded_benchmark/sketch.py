@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from trainers.data.openmoji.drawings import Drawing
-from trainers.data.openmoji.raster import (
+from trainers.embedded_benchmark.drawings import Drawing
+from trainers.embedded_benchmark.raster import (
     Floats,
     Rng,
     grid,

@@ -3,7 +3,7 @@
 Every SVG of OpenMoji is layered: the groups ``color``, ``color-foreground``, ``hair``, ``skin``
 and ``skin-shadow`` hold the filled shapes, ``line`` and ``line-supplement`` the black outlines.
 The functions here keep some of the layers and change colours and strokes, always as SVG text;
-``trainers.data.openmoji.raster`` turns that text into pixels.
+``trainers.embedded_benchmark.raster`` turns that text into pixels.
 """
 
 import colorsys

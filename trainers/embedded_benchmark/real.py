@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainers.data.openmoji.backdrop import backdrop
-from trainers.data.openmoji.drawings import Drawing
-from trainers.data.openmoji.raster import (
+from trainers.embedded_benchmark.backdrop import backdrop
+from trainers.embedded_benchmark.drawings import Drawing
+from trainers.embedded_benchmark.raster import (
     PALETTES,
     Floats,
     Pose,

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import yaml
 
-from trainers.data.openmoji.raster import generator
+from trainers.embedded_benchmark.raster import generator
 
 Split = Literal["train", "val", "test"]
 
@@ -49,7 +49,7 @@ def all_class_drawings() -> Mapping[str, tuple[str, ...]]:
 
 
 def _section(key: str) -> dict[str, tuple[str, ...]]:
-    text = files("trainers.data.openmoji").joinpath("classes.yaml").read_text(encoding="utf-8")
+    text = files("trainers.embedded_benchmark").joinpath("classes.yaml").read_text(encoding="utf-8")
     section = yaml.safe_load(text)[key]
     return {str(name): tuple(map(str, points)) for name, points in sorted(section.items())}
 

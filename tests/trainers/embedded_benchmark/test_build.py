@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from trainers.data.openmoji import build as building
-from trainers.data.openmoji.build import MARKER, ImageCounts, build
-from trainers.data.openmoji.captions import caption, with_article
-from trainers.data.openmoji.classes import SPLITS, load_classes, split_drawings
-from trainers.data.openmoji.contact_sheet import contact_sheet
-from trainers.data.openmoji.drawings import (
+from trainers.data.schema import part_path, read_header
+from trainers.data.storage import open_store
+from trainers.embedded_benchmark import build as building
+from trainers.embedded_benchmark.build import MARKER, ImageCounts, build
+from trainers.embedded_benchmark.captions import caption, with_article
+from trainers.embedded_benchmark.classes import SPLITS, load_classes, split_drawings
+from trainers.embedded_benchmark.contact_sheet import contact_sheet
+from trainers.embedded_benchmark.drawings import (
     all_drawings,
     colours,
     drawing,
@@ -23,10 +25,8 @@ from trainers.data.openmoji.drawings import (
     shifted_palette,
     tidy_name,
 )
-from trainers.data.openmoji.raster import generator, raster
-from trainers.data.openmoji.render import DOMAINS, Domain, render
-from trainers.data.schema import part_path, read_header
-from trainers.data.storage import open_store
+from trainers.embedded_benchmark.raster import generator, raster
+from trainers.embedded_benchmark.render import DOMAINS, Domain, render
 
 CLASSES = ["cat", "whale", "bus", "clock"]
 FEW = ImageCounts(train=4, val=2, test=2)
@@ -326,7 +326,7 @@ def test_a_folder_with_other_contents_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_marker_names_what_the_images_depend_on(benchmark: Path) -> None:
     marker = json.loads((benchmark / MARKER).read_text())
-    assert {"fingerprint", "version", "openmoji", "seed", "size", "images"} <= set(marker)
+    assert {"fingerprint", "version", "openmoji", "seed", "size", "pictures"} <= set(marker)
 
 
 def test_the_contact_sheet_shows_every_class(benchmark: Path, tmp_path: Path) -> None:

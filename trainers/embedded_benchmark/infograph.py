@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.data.openmoji.drawings import Drawing
-from trainers.data.openmoji.raster import (
+from trainers.embedded_benchmark.drawings import Drawing
+from trainers.embedded_benchmark.raster import (
     PALETTES,
     Floats,
     Rng,

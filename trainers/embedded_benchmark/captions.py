@@ -1,7 +1,7 @@
 """Captions of images in the words of their domain."""
 
-from trainers.data.openmoji.raster import Rng
-from trainers.data.openmoji.render import Domain
+from trainers.embedded_benchmark.raster import Rng
+from trainers.embedded_benchmark.render import Domain
 
 TEMPLATES: dict[Domain, tuple[str, ...]] = {
     "real": ("a photo of {}.", "a photograph of {}.", "a blurry photo of {}.", "a snapshot of {}."),

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.data.openmoji.classes import Split
-from trainers.data.openmoji.render import DOMAINS, Domain
 from trainers.data.schema import part_paths, read_header
 from trainers.data.storage import open_store
+from trainers.embedded_benchmark.classes import Split
+from trainers.embedded_benchmark.render import DOMAINS, Domain
 
 _CELL, _LABEL, _HEAD, _GAP = 66, 96, 16, 10  # pixels
 _ROWS = 20  # classes below each other before the next column starts

@@ -1,9 +1,9 @@
-"""Pre-train the embedded zero-shot model: ``python -m trainers.models.tiny_clip.pretrain OUTPUT``.
+"""Pre-train `tiny-clip`: ``python -m trainers.embedded_benchmark.pretrain OUTPUT``.
 
 CLIP's recipe (Radford et al., 2021) at the size of a laptop: symmetric contrastive loss between
-images and captions, on every OpenMoji drawing redrawn in all five domains. The images have
-another seed than the embedded benchmark's, so no image of it is ever seen here, though its
-drawings are: like CLIP, this model has met what it is later asked to name.
+images and captions, on every OpenMoji drawing redrawn in all five domains. The images are drawn
+with another seed than those of the embedded benchmark, so none of its images is used here. Its
+drawings are used: like CLIP, this model has seen the things that it is later asked to name.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainers.data.openmoji.captions import caption, spoken
-from trainers.data.openmoji.classes import all_class_drawings
-from trainers.data.openmoji.drawings import Drawing, all_drawings
-from trainers.data.openmoji.render import DOMAINS, Domain, render
 from trainers.data.transforms import normalise, train_view
+from trainers.embedded_benchmark.captions import caption, spoken
+from trainers.embedded_benchmark.classes import all_class_drawings
+from trainers.embedded_benchmark.drawings import Drawing, all_drawings
+from trainers.embedded_benchmark.render import DOMAINS, Domain, render
 from trainers.models import encode_tokens, image_input, tiny_clip
 from trainers.seeding import generator
 from trainers.texts.random_texts import effective_rank, random_texts
 
-PICTURE_SEED = 7_919
-"""The first number of every image's key here; the benchmark's own seeds are small."""
+IMAGE_SEED = 7_919
+"""First number of the key of every image here; the seeds of the benchmark itself are small."""
 SIZE = 64
 CROP_AREA = (0.5, 1.0)
 
@@ -167,7 +167,7 @@ def _rendered(renderings: int) -> np.ndarray:
 def _render_all(drawing: Drawing, renderings: int) -> np.ndarray:
     return np.stack(
         [
-            [render(drawing, domain, (PICTURE_SEED, index), SIZE) for index in range(renderings)]
+            [render(drawing, domain, (IMAGE_SEED, index), SIZE) for index in range(renderings)]
             for domain in DOMAINS
         ]
     )

@@ -1,17 +1,19 @@
-"""Build the benchmark from the command line: ``python -m trainers.data.openmoji ROOT``."""
+"""Build the benchmark from the command line: ``python -m trainers.embedded_benchmark ROOT``."""
 
 import argparse
 from pathlib import Path
 
 from rich.console import Console
 
-from trainers.data.openmoji.build import build
-from trainers.data.openmoji.contact_sheet import contact_sheet
+from trainers.embedded_benchmark.build import build
+from trainers.embedded_benchmark.contact_sheet import contact_sheet
 
 
 def main() -> None:
     """Build the benchmark, write its contact sheet beside it, and print where both are."""
-    parser = argparse.ArgumentParser(prog="python -m trainers.data.openmoji", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers.embedded_benchmark", description=__doc__
+    )
     parser.add_argument("root", type=Path, help="folder for the benchmark")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=64, help="pixels a side (default: 64)")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from trainers.data.openmoji.raster import (
+from trainers.embedded_benchmark.raster import (
     Floats,
     Rng,
     blurred,
