@@ -93,7 +93,7 @@ def make_tree(root: Path, images: int) -> None:
 def prepare(tree: Path, root: Path, options: EncodeOptions) -> None:
     """What `lipsum-tune prepare folders` does, in this process."""
     source, destination = open_store(tree), open_store(root)
-    for listing in find_layout("folders").listing(source, LayoutOptions(domain="photos")):
+    for listing in find_layout("folders").read(source, LayoutOptions(domain="photos")):
         for shard in plan_shards(listing, options, 4096):
             write_shard(source, destination, shard, options)
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainers.data.encoding import BadImage, EncodeOptions, encode
-from trainers.data.formats.index import Example, Finding, Split, SplitListing
-from trainers.data.formats.readers import read_sources, stamp
+from trainers.data.formats.index import Example, Finding, Index, Split
+from trainers.data.formats.readers import TooLarge, read_sources, stamp
 from trainers.data.formats.retry import require_source
 from trainers.data.schema import arrow_schema
 from trainers.data.storage import Store
@@ -73,7 +73,7 @@ class ShardReport:
     """Sizes and times of the files that it was read from, as a digest."""
 
 
-def plan_shards(listing: SplitListing, options: EncodeOptions, size: int) -> list[Shard]:
+def plan_shards(listing: Index, options: EncodeOptions, size: int) -> list[Shard]:
     """The files of a split, of `size` images each, in the order of the listing."""
     captions = any(example.caption is not None for example in listing.examples)
     common = {
@@ -226,7 +226,8 @@ def _encoded(
     data: bytes | OSError, options: EncodeOptions, border: int
 ) -> tuple[bytes, tuple[str, ...]] | BadImage:
     if isinstance(data, OSError):
-        return BadImage(_UNREADABLE, " ".join(str(data).split()))
+        kind = "too large" if isinstance(data, TooLarge) else _UNREADABLE
+        return BadImage(kind, " ".join(str(data).split()))
     try:
         encoded = encode(data, options, border)
     except BadImage as bad:

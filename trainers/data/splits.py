@@ -8,13 +8,11 @@ from dataclasses import replace
 from hashlib import blake2b
 from heapq import nsmallest
 
-from trainers.data.formats.index import Finding, Split, SplitListing
+from trainers.data.formats.index import Finding, Index, Split
 from trainers.errors import ConfigError
 
 
-def carve_validation(
-    listings: Sequence[SplitListing], fraction: float, seed: int
-) -> list[SplitListing]:
+def carve_validation(listings: Sequence[Index], fraction: float, seed: int) -> list[Index]:
     """Give every domain without a validation split a part of its train split, or else of its test.
 
     `round(n * fraction)` images of a class of n, but at least one and never all of them, where n
@@ -35,7 +33,7 @@ def carve_validation(
     if fraction == 0:
         return list(listings)
     chosen = _to_carve_from(listings)
-    carved: list[SplitListing] = []
+    carved: list[Index] = []
     for listing in listings:
         if chosen.get(listing.domain) == listing.split:
             carved += _carve(listing, fraction, seed)
@@ -44,7 +42,7 @@ def carve_validation(
     return carved
 
 
-def _to_carve_from(listings: Sequence[SplitListing]) -> dict[str, Split]:
+def _to_carve_from(listings: Sequence[Index]) -> dict[str, Split]:
     """For each domain without a validation split, its train split, or else the test split."""
     splits: dict[str, list[Split]] = defaultdict(list)
     for listing in listings:
@@ -56,7 +54,7 @@ def _to_carve_from(listings: Sequence[SplitListing]) -> dict[str, Split]:
     }
 
 
-def _carve(listing: SplitListing, fraction: float, seed: int) -> tuple[SplitListing, ...]:
+def _carve(listing: Index, fraction: float, seed: int) -> tuple[Index, ...]:
     by_class: dict[int, list[int]] = defaultdict(list)
     for index, example in enumerate(listing.examples):
         by_class[example.label].append(index)

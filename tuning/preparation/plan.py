@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow import ArrowInvalid
 
 from trainers.data.formats import find_layout
-from trainers.data.formats.index import SplitListing
+from trainers.data.formats.index import Index
 from trainers.data.shards import Shard, plan_shards
 from trainers.data.splits import carve_validation
 from trainers.data.storage import Store, open_store
@@ -93,7 +93,7 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
                 raise ConfigError(f"{store.url}: a file, where a folder is expected")
         _keep_apart(origin, target)
         listings = carve_validation(
-            chosen.listing(origin, options.layout), options.val_fraction, options.seed
+            chosen.read(origin, options.layout), options.val_fraction, options.seed
         )
         if not any(listing.examples for listing in listings):
             raise ConfigError(f"{source}: no images in the layout `{layout}`")
@@ -118,7 +118,7 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
 
 
 def _plan_domain(
-    plan: Plan, name: str, listings: Sequence[SplitListing], options: PrepareOptions
+    plan: Plan, name: str, listings: Sequence[Index], options: PrepareOptions
 ) -> DomainPlan:
     shards = tuple(
         shard

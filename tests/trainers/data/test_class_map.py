@@ -186,7 +186,7 @@ def test_what_the_layouts_of_imagenets_shifts_name_fits_imagenets_classes(tmp_pa
     }
     ids, suite, sizes = wordnet_ids(), load_suite("imagenet"), {}
     for layout, make in made.items():
-        (listing,) = find_layout(layout).listing(open_store(make(tmp_path)), LayoutOptions())
+        (listing,) = find_layout(layout).read(open_store(make(tmp_path)), LayoutOptions())
         projection = class_map(
             ids, listing.class_names, domain=listing.domain, id_domain="imagenet",
             rule=suite.rule(listing.domain) if layout != "objectnet" else None,  # a tree of few

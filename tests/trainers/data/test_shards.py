@@ -18,7 +18,7 @@ from PIL import Image
 
 from trainers.data.encoding import EncodeOptions
 from trainers.data.formats import retry
-from trainers.data.formats.index import Example, Finding, SplitListing
+from trainers.data.formats.index import Example, Finding, Index
 from trainers.data.formats.readers import ArraySource, FileSource
 from trainers.data.formats.retry import SourceLost
 from trainers.data.schema import read_header
@@ -58,12 +58,12 @@ def destination(tmp_path: Path) -> Store:
     return open_store(tmp_path / "data")
 
 
-def listing(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2, 0), **more: Any) -> SplitListing:
+def listing(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2, 0), **more: Any) -> Index:
     examples = tuple(
         Example(FileSource(f"{number}.png"), f"{number}.png", label)
         for number, label in enumerate(labels)
     )
-    listed = SplitListing("real", "train", CLASSES, examples, metadata={"layout": "folders"})
+    listed = Index("real", "train", CLASSES, examples, metadata={"layout": "folders"})
     return replace(listed, **more)
 
 
@@ -79,7 +79,7 @@ def test_a_split_is_cut_into_shards_in_the_order_of_its_listing() -> None:
 
 
 def test_the_digest_changes_with_all_that_goes_in_and_with_nothing_else() -> None:
-    def digests(of: SplitListing, options: EncodeOptions = OPTIONS) -> tuple[str, ...]:
+    def digests(of: Index, options: EncodeOptions = OPTIONS) -> tuple[str, ...]:
         return tuple(shard.digest for shard in plan_shards(of, options, 3))
 
     same = digests(listing())
@@ -235,13 +235,13 @@ def test_a_container_that_was_replaced_is_noticed(source: Store, destination: St
 def test_a_source_that_does_not_answer_makes_no_shard(
     source: Store, destination: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0))
 
     class Failing(Store):
-        def read_bytes(self, path: str) -> bytes:
+        def open(self, path: str) -> Any:
             if path == "3.png":
                 raise OSError(errno.ETIMEDOUT, "Connection timed out")
-            return super().read_bytes(path)
+            return super().open(path)
 
     (shard,) = plan_shards(listing(), OPTIONS, 10)
     failing = Failing(source.filesystem, source.root, source.url)
@@ -254,15 +254,15 @@ def test_a_source_that_goes_away_while_it_is_read_makes_no_shard(
     source: Store, destination: Store
 ) -> None:
     class Vanishing(Store):
-        def read_bytes(self, path: str) -> bytes:
+        def open(self, path: str) -> Any:
             if path == "3.png":
                 for file in self.local_path().iterdir():
                     file.unlink()
-            return super().read_bytes(path)
+            return super().open(path)
 
     (shard,) = plan_shards(listing(), OPTIONS, 10)
     vanishing = Vanishing(source.filesystem, source.root, source.url)
-    with pytest.raises(SourceLost, match="not there on the machine"):
+    with pytest.raises(SourceLost, match="not found on the machine"):
         make_shard(vanishing, destination, shard, OPTIONS)
     assert not destination.info(shard.path).is_file
 

@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import pytest
 
-from trainers.data.formats.index import Example, Finding, Split, SplitListing
+from trainers.data.formats.index import Example, Finding, Index, Split
 from trainers.data.formats.readers import FileSource
 from trainers.data.splits import carve_validation
 from trainers.errors import ConfigError
@@ -18,7 +18,7 @@ def example(path: str, label: int) -> Example:
 
 def listing(
     counts: Sequence[int], split: Split = "train", domain: str = "real", **fields: object
-) -> SplitListing:
+) -> Index:
     """`counts[label]` images of each class, classes interleaved."""
     examples = [
         example(f"{domain}/{split}/{label}/{number}.jpg", label)
@@ -27,16 +27,16 @@ def listing(
         if number < count
     ]
     names = tuple(f"class {label}" for label in range(len(counts)))
-    return SplitListing(domain, split, names, tuple(examples), **fields)  # type: ignore[arg-type]
+    return Index(domain, split, names, tuple(examples), **fields)  # type: ignore[arg-type]
 
 
-def by_split(listings: Sequence[SplitListing]) -> dict[tuple[str, str], SplitListing]:
+def by_split(listings: Sequence[Index]) -> dict[tuple[str, str], Index]:
     result = {(item.domain, item.split): item for item in listings}
     assert len(result) == len(listings)
     return result
 
 
-def paths(item: SplitListing) -> list[str]:
+def paths(item: Index) -> list[str]:
     return [e.path for e in item.examples]
 
 
@@ -80,8 +80,8 @@ def test_the_images_of_smallest_hash_are_taken() -> None:
 
 def test_the_choice_depends_on_neither_order_nor_other_classes() -> None:
     original = listing([10, 30])
-    backwards = SplitListing("real", "train", original.class_names, original.examples[::-1])
-    alone = SplitListing(
+    backwards = Index("real", "train", original.class_names, original.examples[::-1])
+    alone = Index(
         "real", "train", original.class_names, tuple(e for e in original.examples if e.label == 1)
     )
     val = set(paths(by_split(carve_validation([original], 0.2, 0))["real", "val"]))
@@ -93,7 +93,7 @@ def test_the_choice_depends_on_neither_order_nor_other_classes() -> None:
 
 def test_paths_in_another_encoding_have_a_place_too() -> None:
     names = [name.decode("utf-8", "surrogateescape") for name in (b"caf\xe9", b"caf\xe8")]
-    original = SplitListing("real", "train", ("cafe",), tuple(example(n, 0) for n in names))
+    original = Index("real", "train", ("cafe",), tuple(example(n, 0) for n in names))
     assert len(by_split(carve_validation([original], 0.5, 0))["real", "val"].examples) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from trainers.config import DataConfig, TrialConfig, with_overrides
-from trainers.data.formats.arrays import domainnet_classes
+from trainers.data.formats.domainnet import domainnet_classes
 from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
 from trainers.errors import ConfigError, validate

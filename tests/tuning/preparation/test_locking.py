@@ -104,6 +104,6 @@ def test_a_machine_that_lacks_the_source_makes_no_shard_of_unreadable_images(
     plan: Plan, tmp_path: Path
 ) -> None:
     data, shard = str(tmp_path / "data"), plan.domains[0].shards[0]
-    with pytest.raises(SourceLost, match="nowhere: the source is not there on the machine"):
+    with pytest.raises(SourceLost, match="nowhere: not found on the machine"):
         _make((str(tmp_path / "nowhere"), data, EncodeOptions(), {}, make_shard), shard)
     assert not open_store(data).exists(shard.path)

@@ -1,20 +1,22 @@
-"""The layouts in which images lie on disks: one module each, from a source to listings."""
+"""Layouts of image data on disks, by the name that users type.
+
+There are three readers: class folders and lists, tars, and Parquet; arrays of one release are a
+fourth. A published data set of class folders is one row of the table `DATA_SETS` in `imagenet.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from trainers.data.formats import (
-    arrays,
-    domainnet,
-    folders,
-    imagenet,
-    objectnet,
-    parquet,
-    webdataset,
-)
-from trainers.data.formats.index import LayoutOptions, SplitListing
+from trainers.data.formats.arrays import read_arrays
+from trainers.data.formats.domainnet import read_domainnet
+from trainers.data.formats.folders import read_folders
+from trainers.data.formats.imagenet import DATA_SETS, read_class_folders
+from trainers.data.formats.index import Index, LayoutOptions
+from trainers.data.formats.parquet import read_parquet
+from trainers.data.formats.webdataset import read_webdataset
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 
@@ -24,56 +26,45 @@ class Layout:
     """One way in which images lie on disks."""
 
     name: str
-    """As users type it."""
     description: str
-    """One line: which folders and files make it."""
-    listing: Callable[[Store, LayoutOptions], list[SplitListing]]
-    """Finds the examples of a source; opens no image."""
+    """One line: the folders and files of the layout."""
+    read: Callable[[Store, LayoutOptions], list[Index]]
+    """Indexes a source without opening an image."""
 
 
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            "domainnet",
-            "DomainNet: <domain>_{train,test}.txt beside the domains",
-            domainnet.domainnet,
-        ),
-        Layout("imagenet", "ImageNet: {train,val}/<WordNet id>/*.JPEG", imagenet.imagenet),
-        Layout("imagenet-v2", "ImageNet-V2: folders 0 to 999", imagenet.imagenet_v2),
-        Layout("imagenet-r", "ImageNet-R: folders of 200 WordNet ids", imagenet.imagenet_r),
-        Layout("imagenet-a", "ImageNet-A: folders of 200 WordNet ids", imagenet.imagenet_a),
-        Layout(
-            "imagenet-sketch", "ImageNet-Sketch: folders of WordNet ids", imagenet.imagenet_sketch
-        ),
-        Layout(
-            "objectnet", "ObjectNet: images/<class>/*.png and mappings/*.json", objectnet.objectnet
-        ),
-        Layout(
-            "arrays", "NumPy: {train,val,test}_{images,labels}.npy, as Lipsum-FT's", arrays.arrays
-        ),
-        Layout(
-            "webdataset",
-            "WebDataset: [{train,val,test}/]*.tar, classnames.txt",
-            webdataset.webdataset,
-        ),
-        Layout(
-            "folders", "class folders: [<domain>/][{train,val,test}/]<class>/*", folders.folders
-        ),
-        Layout(
-            "parquet", "Hugging Face's Parquet, or this project's: **/*.parquet", parquet.parquet
-        ),
-    )
+_READERS: dict[str, Callable[[Store, LayoutOptions], list[Index]]] = {
+    **{name: partial(read_class_folders, name) for name in DATA_SETS},
+    "domainnet": read_domainnet,
+    "arrays": read_arrays,
+    "webdataset": read_webdataset,
+    "folders": read_folders,
+    "parquet": read_parquet,
 }
-"""By the names that users type."""
+_DESCRIPTIONS = {
+    "domainnet": "DomainNet: <domain>_{train,test}.txt beside the domains",
+    "imagenet": "ImageNet: {train,val}/<WordNet id>/*.JPEG",
+    "imagenet-v2": "ImageNet-V2: folders 0 to 999",
+    "imagenet-r": "ImageNet-R: folders of 200 WordNet ids",
+    "imagenet-a": "ImageNet-A: folders of 200 WordNet ids",
+    "imagenet-sketch": "ImageNet-Sketch: folders of WordNet ids",
+    "objectnet": "ObjectNet: images/<class>/*.png and mappings/*.json",
+    "arrays": "NumPy: {train,val,test}_{images,labels}.npy, as Lipsum-FT's",
+    "webdataset": "WebDataset: [{train,val,test}/]*.tar, classnames.txt",
+    "folders": "class folders: [<domain>/][{train,val,test}/]<class>/*",
+    "parquet": "Hugging Face's Parquet, or this project's: **/*.parquet",
+}
+
+LAYOUTS = {
+    name: Layout(name, description, _READERS[name]) for name, description in _DESCRIPTIONS.items()
+}
 
 
 def find_layout(name: str) -> Layout:
     """The layout of that name.
 
     Raises:
-        ConfigError: there is none; the message says which there are.
+        ConfigError: there is none.
     """
     if name not in LAYOUTS:
-        raise ConfigError(f"layout = {name!r} is not known{did_you_mean(name, LAYOUTS)}")
+        raise ConfigError(f"no such layout{did_you_mean(name, LAYOUTS)}", key="layout", value=name)
     return LAYOUTS[name]

@@ -1,4 +1,4 @@
-"""Names of classes that a user gives in a file, and that names are told apart."""
+"""Class names from a file of the user's, and checks that they differ."""
 
 from __future__ import annotations
 
@@ -9,73 +9,57 @@ from trainers.errors import ConfigError
 
 
 def read_class_names_file(path: str) -> tuple[str, ...]:
-    """The names in the text file of `--class-names`, one a line in the order of the labels.
+    """Names in the text file of `--class-names`, one a line in the order of the labels.
 
     Raises:
-        ConfigError: no such file, no UTF-8, a blank line, or a name that stands there twice.
+        ConfigError: no such file, not UTF-8, a blank line, or a repeated name.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--class-names = {path!r}: {error}") from None
+        raise ConfigError(str(error), key="--class-names", value=path) from None
     return parse_class_names(text, path)
 
 
 def parse_class_names(text: str, where: str) -> tuple[str, ...]:
-    """The lines of a text as names of classes; `where` names the text in messages.
+    """The lines of a text as class names; `where` names the text in messages.
 
     Raises:
-        ConfigError: nothing in it, a blank line, or a name that stands there twice.
+        ConfigError: no line, a blank line, or a repeated name.
     """
-    names = [line.strip() for line in text.splitlines()]
-    lines: dict[str, int] = {}
-    for number, name in enumerate(names, start=1):
-        if not name:
-            raise ConfigError(
-                f"{where}: line {number} is blank, and every line is the name of a class"
-            )
-        if name in lines:
-            raise ConfigError(
-                f"{where}: duplicate names: {name!r} stands in lines {lines[name]} and {number}"
-            )
-        lines[name] = number
-    if not names:
-        raise ConfigError(f"{where}: the file is empty; it names one class a line")
-    return tuple(names)
+    names = tuple(line.strip() for line in text.splitlines())
+    if not names or "" in names:
+        problem = f"line {names.index('') + 1} is blank" if names else "the file is empty"
+        raise ConfigError(f"{problem}; each line is a class name", source=where)
+    check_distinct(names, where)
+    return names
 
 
-def refuse_duplicates(names: Iterable[str], where: str) -> None:
-    """Check that every class has a name of its own.
-
-    Raises:
-        ConfigError: naming the class and both its labels.
-    """
+def check_distinct(names: Iterable[str], where: str) -> None:
+    """Raise a ConfigError if two labels have the same name."""
     labels: dict[str, int] = {}
     for label, name in enumerate(names):
-        if name in labels:
+        if labels.setdefault(name, label) != label:
             raise ConfigError(
-                f"{where}: duplicate names: the classes {labels[name]} and {label} are both "
-                f"{name!r}; --class-names FILE can tell them apart"
+                f"duplicate names: the classes {labels[name]} and {label} (from 0) are both "
+                f"{name!r}",
+                hint="--class-names FILE can tell them apart",
+                source=where,
             )
-        labels[name] = label
 
 
-def refuse_names_spoken_alike(names: Iterable[str], where: str) -> None:
-    """Check that no two classes differ by case, underscores or hyphens alone.
+def check_distinct_in_prompts(names: Iterable[str], where: str) -> None:
+    """Raise a ConfigError if two names differ only by case, underscores or hyphens.
 
-    In a prompt these would be one, and a file system without case would merge their folders.
-
-    Raises:
-        ConfigError: naming both.
+    Prompts could not tell them apart, and a file system without case would merge their folders.
     """
-    from trainers.texts.prompts import (
-        spoken,  # brings open_clip and torch, seconds that others save
-    )
+    from trainers.texts.prompts import spoken  # imports open_clip and torch, which takes seconds
 
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(spoken(name).casefold(), name)
         if other != name:
             raise ConfigError(
-                f"{where}: duplicate names: the classes {other!r} and {name!r} are spoken alike"
+                f"duplicate names: the classes {other!r} and {name!r} are the same in a prompt",
+                source=where,
             )

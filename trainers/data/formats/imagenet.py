@@ -1,232 +1,217 @@
-"""ImageNet and its shifts V2, -R, -A and -Sketch: a folder a class, as their archives unpack.
+"""Published data sets of class folders, as data: ImageNet, its shifts, and ObjectNet.
 
-Folders are named by WordNet id (`n01440764`), those of V2 by the index of the class among the ids
-in their order. A source may be the data set's own folder or the one that its archive was unpacked
-in. All shifts are test sets.
+Class folders are named by WordNet id (`n01440764`), those of ImageNet-V2 by the index of the class
+among the sorted ids. The source is the data set's own folder or the one its archive was unpacked
+in. What ImageNet calls validation is the set that papers report, so it becomes the split test.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
-from trainers.data.formats.class_folders import (
-    contents,
-    contents_of,
-    folders_in,
-    images_of_classes,
-)
+from trainers.data.formats.class_folders import class_images, contents, folders_in
 from trainers.data.formats.index import (
+    Example,
     Finding,
+    Index,
     LayoutOptions,
     Split,
-    SplitListing,
-    beside,
+    check_options,
     join,
-    only,
+    listed,
 )
+from trainers.data.formats.objectnet import objectnet_class_map
+from trainers.data.formats.readers import FileSource
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
-_WORDNET_ID = re.compile(r"n\d{8}")
-
-_IMAGENET_ARCHIVES = ("", "ILSVRC/Data/CLS-LOC")
-"""Kaggle's archive has its folders deep down."""
-
-_OFFICIAL: Final[dict[str, Split]] = {"train": "train", "val": "test"}
-"""Folders and the splits they are: what ImageNet calls validation is what papers report."""
-
-_V2_ARCHIVES = (
-    "imagenetv2-matched-frequency-format-val",
-    "imagenetv2-threshold0.7-format-val",
-    "imagenetv2-top-images-format-val",
-)
+ClassTable = Literal["imagenet", "imagenet_r", "imagenet_a"]
 
 
-def wordnet_ids() -> tuple[str, ...]:
-    """The WordNet ids of ImageNet's 1000 classes in the order of their labels, which is sorted."""
-    return _synsets("imagenet")
+@dataclass(frozen=True, kw_only=True)
+class ClassFolders:
+    """How one data set lies on a disk."""
+
+    archives: tuple[str, ...]
+    """Folders that its archive unpacks into; one of them has to be chosen as the source if several
+    are there."""
+    splits: Mapping[str, Split] = field(default_factory=lambda: {"": "test"})
+    """Folder to split; "" if the class folders lie at the top."""
+    classes: ClassTable = "imagenet"
+    """List of WordNet ids, whose order is that of the labels."""
+    numbered: bool = False
+    """Whether class folders are indices into the list instead of ids."""
+    subset: bool = False
+    """Whether the class folders of the first split are all classes there are."""
+    has_variants: bool = False
+    """Whether the archive's name is kept in the metadata."""
+    mappings: str | None = None
+    """Folder of ObjectNet's mapping files, which then define the classes."""
+    border: int = 0
+    """Pixels to cut off every side."""
 
 
-def subset_ids(shift: Literal["r", "a"]) -> tuple[str, ...]:
-    """The 200 ids of ImageNet-R or -A, in the order that they have among the 1000."""
-    return _synsets(f"imagenet_{shift}")
+DATA_SETS = {
+    "imagenet": ClassFolders(
+        archives=("ILSVRC/Data/CLS-LOC",),  # as in Kaggle's archive
+        splits={"train": "train", "val": "test"},
+        subset=True,
+    ),
+    "imagenet-v2": ClassFolders(
+        archives=(
+            "imagenetv2-matched-frequency-format-val",
+            "imagenetv2-threshold0.7-format-val",
+            "imagenetv2-top-images-format-val",
+        ),
+        numbered=True,
+        has_variants=True,
+    ),
+    "imagenet-r": ClassFolders(archives=("imagenet-r",), classes="imagenet_r"),
+    "imagenet-a": ClassFolders(archives=("imagenet-a",), classes="imagenet_a"),
+    "imagenet-sketch": ClassFolders(archives=("sketch",)),
+    "objectnet": ClassFolders(
+        archives=("objectnet-1.0",), splits={"images": "test"}, mappings="mappings", border=2
+    ),
+}
+"""By the name of the layout."""
 
 
 @cache
-def _synsets(name: str) -> tuple[str, ...]:
+def wordnet_ids(classes: ClassTable = "imagenet") -> tuple[str, ...]:
+    """WordNet ids in the order of the labels: ImageNet's 1000, or the 200 of ImageNet-R or -A."""
     spec = find_spec("timm")  # importing timm takes seconds, and its lists are plain files
     assert spec is not None
     assert spec.origin is not None
-    file = Path(spec.origin).parent / "data" / "_info" / f"{name}_synsets.txt"
+    file = Path(spec.origin).parent / "data" / "_info" / f"{classes}_synsets.txt"
     return tuple(file.read_text(encoding="utf-8").split())
 
 
-def imagenet(source: Store, options: LayoutOptions) -> list[SplitListing]:
-    """ImageNet: `train/<id>/*`, and the official validation set, `val/<id>/*`, as split test.
-
-    With fewer than 1000 class folders in `train`, those are the classes: a user's subset.
+def read_class_folders(layout: str, source: Store, options: LayoutOptions) -> list[Index]:
+    """Index one of `DATA_SETS`.
 
     Raises:
-        ConfigError: neither folder is there, one has images but no class folders, or a folder is
-            not named by an id of ImageNet.
+        ConfigError: its folders are not there, one of them is not named as a class of the data set,
+            or no folder holds an image.
     """
-    only(options, "imagenet", "domain")
-    base = next(
-        (b for b in _IMAGENET_ARCHIVES if {"train", "val"} & set(folders_in(source, b))), None
+    check_options(options, layout, "domain")
+    data_set = DATA_SETS[layout]
+    base = _find_base(source, layout, data_set)
+    metadata = {"layout": layout}
+    archive = base or source.root.rpartition("/")[2]
+    if data_set.has_variants and archive in data_set.archives:
+        metadata["variant"] = archive
+    found = folders_in(source, base)
+    splits = {f: split for f, split in data_set.splits.items() if not f or f in found}
+    folders = {folder: folders_in(source, join(base, folder)) for folder in splits}
+    class_names = wordnet_ids(data_set.classes)
+    if data_set.subset:
+        class_names = tuple(next(iter(folders.values())))
+    elif data_set.mappings:
+        class_map = objectnet_class_map(source, join(base, data_set.mappings), wordnet_ids())
+        class_names = tuple(sorted(class_map))
+        metadata["class_map"] = json.dumps(class_map, sort_keys=True)
+    indexes = []
+    for folder, split in splits.items():
+        labels, left_out = _labels(
+            join(source.url, base, folder), layout, data_set, folders[folder], class_names
+        )
+        # Paths begin at the data set, so that the same images are carved wherever the source is.
+        own = source.at(base) if base else source
+        images, findings = class_images(own, folder, list(labels))
+        examples = tuple(
+            Example(FileSource(join(base, path)), path, labels[name])
+            for name, paths in images.items()
+            for path in paths
+        )
+        if not examples:
+            where = join(source.url, base, folder)
+            stray = len(contents(source, join(base, folder)).images)
+            problem = f"no image in any of its class folders, and {stray} beside them"
+            raise ConfigError(problem, hint="sort them by class", source=where)
+        present = {example.label for example in examples}
+        names = {label: name for name, label in labels.items()}
+        findings += [
+            Finding(join(folder, names.get(label, str(label) if data_set.numbered else name)),
+                    "missing class", "it has no image")
+            for label, name in enumerate(class_names)
+            if label not in present
+        ]  # fmt: skip
+        kind = "no ImageNet class" if data_set.mappings else "class not in train"
+        findings += [Finding(join(folder, name), kind, "left out") for name in left_out]
+        indexes.append(
+            Index(
+                options.domain or layout,
+                split,
+                class_names,
+                examples,
+                tuple(findings),
+                metadata,
+                data_set.border,
+            )
+        )
+    return indexes
+
+
+def _find_base(source: Store, layout: str, data_set: ClassFolders) -> str:
+    """The data set's folder in the source: the source itself, or an archive's folder."""
+    table = wordnet_ids(data_set.classes)
+
+    def fits(folder: str) -> bool:
+        there = folders_in(source, folder)
+        if "" not in data_set.splits:
+            return any(name in data_set.splits for name in there)
+        return any(_class_index(name, data_set.numbered, table) is not None for name in there)
+
+    fitting = [folder for folder in ("", *data_set.archives) if fits(folder)]
+    if fitting and (not fitting[0] or len(fitting) == 1):
+        return fitting[0]
+    if fitting:
+        raise ConfigError(f"several variants: {listed(fitting)}; give one", source=source.url)
+    wanted = " or ".join(name for name in data_set.splits if name)
+    example = "0 to 999" if data_set.numbered else f"such as {table[0]}"
+    raise ConfigError(
+        f"not {layout}: no folder {wanted or example}, here or in {' or '.join(data_set.archives)}",
+        hint=f"there is {listed(folders_in(source))}",
+        source=source.url,
     )
-    if base is None:
-        raise ConfigError(
-            f"{source.url}: ImageNet's folders train and val are looked for, one of them at least; "
-            f"there is {beside(folders_in(source))}"
-        )
-    folders = {
-        name: _classes_of_imagenet(source, join(base, name))
-        for name in ("train", "val")
-        if name in folders_in(source, base)
-    }
-    class_names = next(iter(folders.values()))  # those of train where there is one
-    labels = {name: label for label, name in enumerate(class_names)}
-    listings = []
-    for name, split in _OFFICIAL.items():
-        if name in folders:
-            examples, findings = images_of_classes(source, base, name, labels)
-            unknown = [folder for folder in folders[name] if folder not in labels]
-            findings += _left_out(source, base, name, unknown)
-            domain = options.domain or "imagenet"
-            listings.append(
-                SplitListing(domain, split, class_names, examples, findings, {"layout": "imagenet"})
-            )
-    return listings
 
 
-def _left_out(source: Store, base: str, path: str, folders: Sequence[str]) -> tuple[Finding, ...]:
-    """Each class that train lacks, and how much is lost: train may be unpacked half-way only."""
-    if not folders:
-        return ()
-    found = contents_of(source, [join(base, path, folder) for folder in folders])
-    lost = sum(len(there.images) for there in found)
-    detail = f"{lost} images of {len(folders)} classes that train lacks left out"
-    return (
-        Finding(path, "images left out", detail),
-        *(Finding(join(path, folder), "class not in train", "left out") for folder in folders),
-    )
+def _class_index(name: str, numbered: bool, table: tuple[str, ...]) -> int | None:
+    if not numbered:
+        return table.index(name) if name in table else None
+    index = int(name) if name.isascii() and name.isdecimal() else -1
+    return index if 0 <= index < len(table) else None
 
 
-def imagenet_v2(source: Store, options: LayoutOptions) -> list[SplitListing]:
-    """ImageNet-V2, any of its three variants; its folders are class indices without zeros in front.
+def _labels(
+    where: str, layout: str, data_set: ClassFolders, folders: list[str], names: tuple[str, ...]
+) -> tuple[dict[str, int], list[str]]:
+    """Label of each class folder in the order of the labels, and the folders that are left out.
 
-    Raises:
-        ConfigError: a folder that is no index of the 1000 classes, or several variants to choose
-            from.
+    Folders are left out only if ObjectNet's class has no ImageNet class, or a subset of ImageNet's
+    training images lacks the class.
     """
-    only(options, "imagenet-v2", "domain")
-    there = folders_in(source)
-    variants = [name for name in _V2_ARCHIVES if name in there]
-    if len(variants) > 1:
-        raise ConfigError(
-            f"{source.url}: several variants of ImageNet-V2 are there ({', '.join(variants)}); the "
-            "source is one of them"
-        )
-    base = variants[0] if variants else ""
-    folders = folders_in(source, base) if base else there
-    if not folders:
-        raise ConfigError(
-            f"{source.url}: ImageNet-V2's folders 0 to 999 are looked for, there or in a folder "
-            f"such as {_V2_ARCHIVES[0]}; there is nothing of the kind"
-        )
-    labels = _class_indices(source, base, folders)
-    missing = {str(i): i for i in set(range(len(wordnet_ids()))) - set(labels.values())}
-    examples, findings = images_of_classes(source, base, "", labels | missing)
-    variant = base or source.root.rpartition("/")[2]
-    metadata = {"layout": "imagenet-v2"} | ({"variant": variant} if variant in _V2_ARCHIVES else {})
-    domain = options.domain or "imagenet-v2"
-    return [SplitListing(domain, "test", wordnet_ids(), examples, findings, metadata)]
-
-
-def _class_indices(source: Store, base: str, folders: Sequence[str]) -> dict[str, int]:
-    """The folders of V2 as numbers: sorted as words, `10` would come before `2`."""
-    where = join(source.url, base)
-    indices: dict[int, str] = {}
+    labels: dict[str, int] = {}
+    left_out = []
     for folder in folders:
-        index = int(folder) if folder.isascii() and folder.isdecimal() else -1
-        if not 0 <= index < len(wordnet_ids()):
+        label = _class_index(folder, data_set.numbered, names)
+        is_known = data_set.mappings or folder in wordnet_ids(data_set.classes)
+        if label is None and (data_set.mappings or (data_set.subset and is_known)):
+            left_out.append(folder)
+        elif label is None or (data_set.subset and not is_known):
             raise ConfigError(
-                f"{where}: folder {folder!r} is no index of a class of ImageNet-V2, which go from "
-                f"0 to {len(wordnet_ids()) - 1}"
+                f"the folder {folder!r} is not one of the classes of {layout}",
+                hint="for classes of your own, use the layout folders",
+                source=where,
             )
-        if index in indices:
-            raise ConfigError(f"{where}: folders {indices[index]!r} and {folder!r} are one class")
-        indices[index] = folder
-    return {folder: index for index, folder in indices.items()}
-
-
-def imagenet_r(source: Store, options: LayoutOptions) -> list[SplitListing]:
-    """ImageNet-R: 200 classes, labelled in the order of their WordNet ids."""
-    return _by_wordnet_id(source, options, "imagenet-r", "imagenet-r", subset_ids("r"))
-
-
-def imagenet_a(source: Store, options: LayoutOptions) -> list[SplitListing]:
-    """ImageNet-A: 200 classes, labelled in the order of their WordNet ids."""
-    return _by_wordnet_id(source, options, "imagenet-a", "imagenet-a", subset_ids("a"))
-
-
-def imagenet_sketch(source: Store, options: LayoutOptions) -> list[SplitListing]:
-    """ImageNet-Sketch: the 1000 classes of ImageNet."""
-    return _by_wordnet_id(source, options, "imagenet-sketch", "sketch", wordnet_ids())
-
-
-def _by_wordnet_id(
-    source: Store,
-    options: LayoutOptions,
-    layout: str,
-    archive: str,
-    class_names: tuple[str, ...],
-) -> list[SplitListing]:
-    """A test set of known classes, in the source or in its archive's folder there.
-
-    Raises:
-        ConfigError: no class folders, or one that is not among the classes.
-    """
-    only(options, layout, "domain")
-    there = folders_in(source)
-    base = "" if any(_WORDNET_ID.fullmatch(name) for name in there) else archive
-    folders = there if not base else folders_in(source, base) if base in there else []
-    if not folders:
-        raise ConfigError(
-            f"{source.url}: class folders named by WordNet id such as {class_names[0]} are looked "
-            f"for, there or in {archive}/; there is {beside(there)}"
-        )
-    for folder in folders:
-        if folder not in class_names:
-            raise ConfigError(
-                f"{join(source.url, base)}: folder {folder!r} is not among the "
-                f"{len(class_names)} classes of {layout}"
-            )
-    labels = {name: label for label, name in enumerate(class_names)}
-    examples, findings = images_of_classes(source, base, "", labels)
-    domain = options.domain or layout
-    return [SplitListing(domain, "test", class_names, examples, findings, {"layout": layout})]
-
-
-def _classes_of_imagenet(source: Store, path: str) -> tuple[str, ...]:
-    folders = folders_in(source, path)
-    if not folders:
-        images = len(contents(source, path).images)
-        what = f"{images} images without class folders" if images else "no class folders"
-        raise ConfigError(
-            f"{join(source.url, path)}: {what}; sort them into a folder for each WordNet id, "
-            "as the usual valprep.sh does for the validation set"
-        )
-    known = frozenset(wordnet_ids())
-    for folder in folders:
-        if folder not in known:
-            raise ConfigError(
-                f"{join(source.url, path)}: folder {folder!r} is no WordNet id of ImageNet's 1000 "
-                f"classes, such as {min(known)} (for classes of your own, use the layout folders)"
-            )
-    return tuple(folders)
+        elif label in labels.values():
+            raise ConfigError(f"two folders are the class {label}, e.g. {folder!r}", source=where)
+        else:
+            labels[folder] = label
+    return dict(sorted(labels.items(), key=lambda item: item[1])), left_out

@@ -1,17 +1,35 @@
-"""What a layout finds in a source: examples by domain and official split, and what is odd there."""
+"""Index of a source: labelled images by domain and split, which readers make and shards hold."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, get_args
 
 from trainers.data.formats.readers import Source
 from trainers.data.storage import Store
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, did_you_mean
 
 Split = Literal["train", "val", "test"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+"""In the order in which readers list them."""
+
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Usual names of split folders, in lower case."""
+
+_WORD_BOUNDARIES = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +38,16 @@ class Example:
 
     source: Source
     path: str
-    """Its name in the data set and in reports, in UTF-8; the same wherever the source is taken to
-    begin, since validation splits are carved by it."""
+    """Its name in the data set and in reports, in UTF-8. Validation splits are carved by it, so it
+    does not depend on how many folders of an archive the source leaves out."""
     label: int
-    """An index into the class names; whoever reads the image checks its range."""
+    """Index into the class names. Its range is checked when the image is read."""
     caption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about an image, a class or a list that its owner should know."""
+    """Something unusual about an image, a class or a list."""
 
     path: str
     kind: str
@@ -40,90 +58,119 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class SplitListing:
-    """One official split of one domain."""
+class Index:
+    """The images of one split of one domain."""
 
     domain: str
     split: Split
     class_names: tuple[str, ...]
-    """In the order of the labels. They identify classes across domains: folder names or WordNet
-    ids; how a class is spoken of in a prompt is a suite's business."""
+    """In the order of the labels. They identify classes across domains (folder names or WordNet
+    ids); the words that prompts use for them are defined by a suite."""
     examples: tuple[Example, ...]
     findings: tuple[Finding, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Kept in the Parquet files, e.g. `layout`; keys that readers heed: `class_map` (JSON: a class
-    of this domain to a list of ID classes) and `crop_pct` (share of an image that evaluation
-    crops, 1.0 where images are cropped already)."""
+    """Stored in the Parquet files. Two keys change how the data are read: `class_map` (JSON: a
+    class of this domain to a list of ID classes) and `crop_pct` (share of an image that evaluation
+    crops; 1.0 if images are cropped already)."""
     border: int = 0
-    """Pixels to cut off every side before anything else (ObjectNet has a red frame of 2)."""
+    """Pixels to cut off every side first (ObjectNet images have a red frame of 2)."""
 
 
 @dataclass(frozen=True)
 class LayoutOptions:
-    """What a user may have to say about a source; a layout refuses what it has no use for."""
+    """Options of `prepare` about the source. A layout refuses those that it does not use."""
 
     domain: str | None = None
-    """Name of the domain that is made, for layouts of a single one."""
+    """Name of the domain, for layouts of a single one."""
     domains: tuple[str, ...] = ()
-    """Only these, for layouts of several; none means all."""
+    """Domains to prepare, for layouts of several; empty means all."""
     split: Split | None = None
-    """Of images that no folder or file name assigns to a split."""
+    """Split of the images whose folders and files name none."""
     deduplicate: str | None = None
-    """A text file of paths to leave out, one a line."""
+    """Text file with paths to leave out, one a line."""
     class_names: str | None = None
-    """A text file of class names, one a line in the order of the labels."""
+    """Text file with class names, one a line, in the order of the labels."""
     image_column: str | None = None
     label_column: str | None = None
 
 
-def only(options: LayoutOptions, layout: str, *allowed: str) -> None:
-    """Check that a user gave no option that the layout would not heed.
-
-    Args:
-        options: what was given.
-        layout: its name, for the message.
-        allowed: the fields of `LayoutOptions` that the layout reads.
-
-    Raises:
-        ConfigError: naming the option as it is written on the command line, and its value.
-    """
+def check_options(options: LayoutOptions, layout: str, *allowed: str) -> None:
+    """Raise a ConfigError for an option that the layout does not use."""
     for option in fields(options):
         value = getattr(options, option.name)
-        if option.name in allowed or value == option.default:
-            continue
-        shown = ",".join(value) if isinstance(value, tuple) else value
-        flags = (
-            ", ".join(f"--{name.replace('_', '-')}" for name in allowed) or "none of these options"
-        )
+        if option.name not in allowed and value != option.default:
+            flags = ", ".join(map(_flag, allowed)) or "none of these options"
+            raise ConfigError(
+                f"the layout {layout} does not use this option",
+                key=_flag(option.name),
+                value=",".join(value) if isinstance(value, tuple) else value,
+                hint=f"it takes {flags}",
+            )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def split_in_words(name: str) -> Split | None:
+    """Split that a file name contains: `validation-00000-of-00005` is `val`."""
+    words = _WORD_BOUNDARIES.split(name.lower())
+    return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), None)
+
+
+def domain_name(source: Store, options: LayoutOptions) -> str:
+    """`--domain`, or the name of the source's folder.
+
+    Raises:
+        ConfigError: the source is the root of a file system, which has no name.
+    """
+    name = options.domain or source.root.rpartition("/")[2]
+    if not name:
         raise ConfigError(
-            f"{layout}: --{option.name.replace('_', '-')} = {shown!r}: the layout {layout} has no "
-            f"use for it (it takes {flags})"
+            "is needed, for this folder has no name", key="--domain", source=source.url
         )
+    return name
+
+
+def chosen_domains(source: Store, found: Iterable[str], wanted: Collection[str]) -> list[str]:
+    """Domains in `found` that `--domains` asks for, in the order found; none or `all` means all.
+
+    Raises:
+        ConfigError: an unknown domain is asked for.
+    """
+    names = list(found)
+    if not wanted or list(wanted) == ["all"]:
+        return names
+    for domain in wanted:
+        if domain not in names:
+            raise ConfigError(
+                f"no such domain{did_you_mean(domain, names)}",
+                key="--domains",
+                value=domain,
+                source=source.url,
+            )
+    return [name for name in names if name in wanted]
 
 
 def join(*parts: str) -> str:
-    """A path or URL of parts, some of which may be empty: the source itself."""
+    """Path or URL of parts, any of which may be empty."""
     return "/".join(part.rstrip("/") for part in parts if part)
 
 
-def beside(found: Sequence[str], most: int = 5) -> str:
-    """What lies in a folder instead of what was looked for, for a message."""
-    if not found:
-        return "nothing"
-    shown = ", ".join(found[:most])
-    return f"{shown} and {len(found) - most} more" if len(found) > most else shown
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first few of many names, for a message."""
+    shown = ", ".join(names[:most]) or "nothing"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def read_text(store: Store, file: str) -> tuple[str, str]:
-    """A list or a mapping, and the SHA-256 of the file in hexadecimal.
+    """Content of a text file, and the SHA-256 of its bytes in hexadecimal.
 
     Raises:
-        ConfigError: it cannot be read, or is no text in UTF-8.
+        ConfigError: it cannot be read, or is not UTF-8.
     """
     try:
         data = store.read_bytes(file)
         return data.decode("utf-8-sig"), hashlib.sha256(data).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{store.url}/{file}: cannot be read: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{store.url}/{file}: not a text in UTF-8: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error}", source=join(store.url, file)) from None

@@ -1,142 +1,74 @@
-"""ObjectNet, whose classes are not ImageNet's: the archive's own files say which go together.
+"""ObjectNet's classes and the ImageNet classes that they stand for, from the archive's own files.
 
-A source is `objectnet-1.0` as its archive unpacks, or the folder that holds it: `images/<class>/*`
-and, in `mappings`, four files. A class counts as recognised by any of its ImageNet classes, so what
-is kept for readers is a `class_map` from each class to their WordNet ids. Classes without any are
-left out. Every image has a red frame, which has to come off.
+A class counts as recognised by any of its ImageNet classes. Classes without any are left out.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
-from trainers.data.formats.class_folders import folders_in, images_of_classes
-from trainers.data.formats.imagenet import wordnet_ids
-from trainers.data.formats.index import (
-    Finding,
-    LayoutOptions,
-    SplitListing,
-    beside,
-    join,
-    only,
-    read_text,
-)
+from trainers.data.formats.index import join, read_text
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
-_ARCHIVE: Final = "objectnet-1.0"
-_BORDER: Final = 2  # pixels
 
-_FOLDERS: Final = "folder_to_objectnet_label.json"
-_IMAGENET_NAMES: Final = "objectnet_to_imagenet_1k.json"
-_LABELS_OF_2012: Final = "imagenet_to_label_2012_v2"
-_INDICES_OF_2012: Final = "pytorch_to_imagenet_2012_id.json"
+def objectnet_class_map(
+    source: Store, mappings: str, wordnet_ids: Sequence[str]
+) -> dict[str, list[str]]:
+    """WordNet ids of each class folder that has any.
 
-
-def objectnet(source: Store, options: LayoutOptions) -> list[SplitListing]:
-    """The classes of ObjectNet that ImageNet has as well, all in the split test.
-
-    Class names are folder names, sorted. The metadata's `class_map` is a JSON object from each of
-    them to WordNet ids.
+    The files chain: folder -> ObjectNet's label -> ImageNet's names of 2012, joined by `; `. The
+    list of these names is in the order of 2012; another file maps its lines to the indices of the
+    sorted WordNet ids.
 
     Raises:
-        ConfigError: no folder `images`, or a mapping that is missing or does not fit the others.
+        ConfigError: a file is missing or does not fit the others.
     """
-    only(options, "objectnet", "domain")
-    there = folders_in(source)
-    base = _ARCHIVE if _ARCHIVE in there else ""
-    if "images" not in folders_in(source, base):
-        raise ConfigError(
-            f"{join(source.url, base)}: ObjectNet's folder images is looked for, there or in "
-            f"{_ARCHIVE}/; there is {beside(folders_in(source, base))}"
-        )
-    class_map = _class_map(source, join(base, "mappings"))
-    class_names = tuple(sorted(class_map))
-    labels = {name: label for label, name in enumerate(class_names)}
-    examples, findings = images_of_classes(source, base, "images", labels)
-    findings += tuple(
-        Finding(f"images/{folder}", "no ImageNet class", "left out")
-        for folder in folders_in(source, join(base, "images"))
-        if folder not in class_map
-    )
-    metadata = {"layout": "objectnet", "class_map": json.dumps(class_map, sort_keys=True)}
-    domain = options.domain or "objectnet"
-    return [SplitListing(domain, "test", class_names, examples, findings, metadata, border=_BORDER)]
 
+    def read(file: str) -> str:
+        if not source.exists(join(mappings, file)):
+            raise ConfigError(
+                "is missing",
+                hint="ObjectNet's archive, objectnet-1.0.zip, has it in its folder mappings",
+                source=join(source.url, mappings, file),
+            )
+        return read_text(source, join(mappings, file))[0]
 
-def _class_map(source: Store, mappings: str) -> dict[str, list[str]]:
-    """The WordNet ids of each class folder that has any.
+    def read_json(file: str) -> dict[str, Any]:
+        text, where = read(file), join(source.url, mappings, file)
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not JSON: {error}", source=where) from None
+        if not isinstance(values, dict) or any(isinstance(v, dict | list) for v in values.values()):
+            raise ConfigError("a JSON object of words or numbers is expected", source=where)
+        return values
 
-    The files chain: folder -> ObjectNet's label -> ImageNet's names of 2012 (joined by `; `), whose
-    lines are numbered in the order of 2012 -> that number's index in the order of WordNet ids.
-    """
-    folders = {label: name for name, label in _read_json(source, mappings, _FOLDERS).items()}
-    ids = _ids_by_name(source, mappings)
-    class_map = {}
-    for label, names in _read_json(source, mappings, _IMAGENET_NAMES).items():
-        where = f"{join(source.url, mappings, _IMAGENET_NAMES)}: {label!r}"
-        if label not in folders:
-            raise ConfigError(f"{where} is no label in {_FOLDERS}")
-        class_map[folders[label]] = [_the_id(ids, name, where) for name in str(names).split("; ")]
-    if not class_map:
-        raise ConfigError(f"{join(source.url, mappings, _IMAGENET_NAMES)}: it maps no class")
-    return class_map
-
-
-def _the_id(ids: Mapping[str, list[str]], name: str, where: str) -> str:
-    found = ids.get(name.strip(), [])
-    if len(found) != 1:
-        times = f"{len(found)} times" if found else "not"
-        raise ConfigError(f"{where}: the name {name!r} is {times} in {_LABELS_OF_2012}")
-    return found[0]
-
-
-def _ids_by_name(source: Store, mappings: str) -> Mapping[str, list[str]]:
-    """WordNet ids by ImageNet's name of 2012; two classes of it are both called `crane`."""
-    text, _ = read_text(source, _mapping(source, mappings, _LABELS_OF_2012))
-    names = [line.strip() for line in text.rstrip("\n").split("\n")]
-    of_2012 = _read_json(source, mappings, _INDICES_OF_2012)
-    indices = {number: int(index) for index, number in of_2012.items() if index.isdecimal()}
-    wnids = wordnet_ids()
-    if len(names) != len(wnids) or sorted(indices.values()) != list(range(len(wnids))):
-        raise ConfigError(
-            f"{join(source.url, mappings)}: {_LABELS_OF_2012} has {len(names)} names and "
-            f"{_INDICES_OF_2012} {len(indices)} numbers; ImageNet has {len(wnids)} classes"
-        )
-    ids = defaultdict(list)
-    for number, name in enumerate(names):
-        if number not in indices:
-            raise ConfigError(f"{join(source.url, mappings, _INDICES_OF_2012)}: no number {number}")
-        ids[name].append(wnids[indices[number]])
-    return ids
-
-
-def _read_json(source: Store, mappings: str, file: str) -> dict[str, Any]:
-    text, _ = read_text(source, _mapping(source, mappings, file))
+    labels = read_json("folder_to_objectnet_label.json")
+    names_by_label = read_json("objectnet_to_imagenet_1k.json")
+    names = read("imagenet_to_label_2012_v2").rstrip("\n").split("\n")
+    lines = read_json("pytorch_to_imagenet_2012_id.json")
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{join(source.url, mappings, file)}: not JSON: {error}") from None
-    if not isinstance(values, dict) or any(isinstance(v, dict | list) for v in values.values()):
+        index_of_line = {line: int(index) for index, line in lines.items()}
+        ids = defaultdict(list)  # two ImageNet classes share the name `crane`
+        for line, name in enumerate(names):
+            ids[name.strip()].append(wordnet_ids[index_of_line[line]])
+        if len(names) != len(wordnet_ids) or len(index_of_line) != len(wordnet_ids):
+            raise ValueError(f"{len(names)} names of ImageNet's {len(wordnet_ids)} classes")
+        folders = {label: folder for folder, label in labels.items()}
+        class_map = {}
+        for label, joined in names_by_label.items():
+            chosen = [ids[name.strip()] for name in str(joined).split("; ")]
+            if any(len(found) != 1 for found in chosen):
+                raise ValueError(f"{label!r}: one of the names {joined!r} is unknown or ambiguous")
+            class_map[folders[label]] = [found[0] for found in chosen]
+        if not class_map:
+            raise ValueError("no class is mapped")
+    except (LookupError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{join(source.url, mappings, file)}: a JSON object of words or numbers is expected"
-        )
-    return values
-
-
-def _mapping(source: Store, mappings: str, file: str) -> str:
-    """The path of one of the mapping files.
-
-    Raises:
-        ConfigError: it is not there; it says where it comes from.
-    """
-    path = join(mappings, file)
-    if not source.exists(path):
-        raise ConfigError(
-            f"{join(source.url, path)} is missing: ObjectNet's archive ({_ARCHIVE}.zip, from "
-            "objectnet.dev) has it in its folder mappings"
-        )
-    return path
+            f"the mapping files do not fit together: {error}", source=join(source.url, mappings)
+        ) from None
+    return class_map

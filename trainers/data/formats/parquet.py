@@ -1,244 +1,305 @@
-"""Parquet files of images as Hugging Face keeps them, and as this project does."""
+"""Parquet files of images as Hugging Face stores them, and as this project does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from trainers.data.formats.class_names import read_class_names_file, refuse_duplicates
+from trainers.data.formats.class_names import check_distinct, read_class_names_file
 from trainers.data.formats.index import (
+    SPLIT_WORDS,
+    SPLITS,
     Example,
     Finding,
+    Index,
     LayoutOptions,
     Split,
-    SplitListing,
-    beside,
-    only,
+    check_options,
+    domain_name,
+    listed,
+    split_in_words,
 )
-from trainers.data.formats.naming import SPLIT_WORDS, SPLITS, domain_of, split_in_words
-from trainers.data.formats.parquet_columns import Columns, find_columns
-from trainers.data.formats.readers import ParquetSource, stream_parquet
+from trainers.data.formats.readers import ParquetSource, encoded_images, stream_parquet
+from trainers.data.schema import CLASS_NAMES_KEY, HUGGINGFACE_KEY, METADATA_KEY
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean, first_line
 
+IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png")
+LABEL_NAMES = ("label", "labels", "cls", "fine_label")
+
 _KEPT = ("class_map", "crop_pct", "license", "attribution")
-"""Of the metadata of this project's own files, what remains true of the images."""
+"""Metadata of this project's own files that stay true when they are prepared again."""
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The small columns of a file: everything but its images."""
+class _File:
+    """One file without its images."""
 
-    names: Sequence[str | None]
+    path: str
+    column: str  # of the images
+    names: Sequence[str | None]  # of the images
     labels: Sequence[int | str | None]
     captions: Sequence[str | None]
-    missing: frozenset[int]
-    """Rows without an image."""
+    without_image: frozenset[int]  # rows
+    labels_are_names: bool
+    class_names: tuple[str, ...]  # in its metadata; empty if there are none
+    metadata: Mapping[str, str]
 
 
-def parquet(source: Store, options: LayoutOptions) -> list[SplitListing]:
-    """List `<source>/**/*.parquet`, of which names or folders tell the split.
+def read_parquet(source: Store, options: LayoutOptions) -> list[Index]:
+    """Index `<source>/**/*.parquet`; names of files or folders give the split.
 
-    Labels are integers, with names of classes in the files or in `--class-names`; or they are
-    names themselves, whose order is theirs in `--class-names` or else in the alphabet.
+    Labels are integers, with class names in the files or in `--class-names`; or they are names
+    themselves, whose order is that of `--class-names` or else alphabetical.
 
     Raises:
-        ConfigError: no such files, several data sets in one folder, unknown columns, files that
-            disagree on the classes, or no labels at all.
+        ConfigError: no such files, several data sets in one folder, unknown columns, files with
+            different class names, or no labels at all.
     """
-    only(options, "parquet", "domain", "split", "class_names", "image_column", "label_column")
-    domain = domain_of(source, options)
-    by_split = _files(source, options.split or "train")
-    columns = {p: find_columns(source, p, options) for paths in by_split.values() for p in paths}
-    rows = {path: _read_rows(source, found) for path, found in columns.items()}
-    class_names = _class_names(source, options, columns, rows)
-    unlabelled = _unlabelled(by_split, rows)
-    if len(unlabelled) == len(by_split):
-        raise ConfigError(f"{source.url}: no image has a label, all say -1 or nothing")
-    first, *others = (
-        _listing(source, domain, split, by_split[split], columns, rows, class_names)
-        for split in SPLITS
-        if split in by_split and split not in unlabelled
+    check_options(
+        options, "parquet", "domain", "split", "class_names", "image_column", "label_column"
     )
-    return [replace(first, findings=(*unlabelled.values(), *first.findings)), *others]
+    domain = domain_name(source, options)
+    by_split = {
+        split: [_read_file(source, path, options) for path in paths]
+        for split, paths in _find_files(source, options.split or "train").items()
+    }
+    files = [file for of_split in by_split.values() for file in of_split]
+    class_names = _class_names(source, options, files)
 
-
-def _unlabelled(
-    by_split: Mapping[Split, Sequence[str]], rows: Mapping[str, _Rows]
-) -> dict[Split, Finding]:
-    """The splits whose labels are kept secret, as Hugging Face has them: all are -1."""
-    found: dict[Split, Finding] = {}
-    for split, paths in by_split.items():
-        labels = [label for path in paths for label in rows[path].labels]
+    # Hugging Face sets all labels of a split to -1 if they are kept secret.
+    unlabelled = []
+    for split, of_split in list(by_split.items()):
+        labels = [label for file in of_split for label in file.labels]
         if labels and all(label in (-1, None) for label in labels):
             detail = f"{split}: left out, for none of its {len(labels)} images has a label"
-            found[split] = Finding(paths[0], "unlabelled split", detail)
-    return found
+            unlabelled.append(Finding(of_split[0].path, "unlabelled split", detail))
+            del by_split[split]
+    if not by_split:
+        raise ConfigError("no image has a label, all are -1 or missing", source=source.url)
+    first, *others = (
+        _index(source, domain, split, by_split[split], class_names)
+        for split in SPLITS
+        if split in by_split
+    )
+    return [replace(first, findings=(*unlabelled, *first.findings)), *others]
 
 
-def _files(source: Store, otherwise: Split) -> dict[Split, list[str]]:
+def _find_files(source: Store, otherwise: Split) -> dict[Split, list[str]]:
+    """Parquet files by split, all of one data set.
+
+    Raises:
+        ConfigError: no file, or files of several data sets.
+    """
     found: dict[Split, list[str]] = {}
-    homes: dict[str, str] = {}
+    data_sets: dict[str, str] = {}  # folder that holds all splits, and one of its files
     for info in source.list(recursive=True):
         path = source.relative(info)
         *folders, name = path.split("/")
-        if info.type != fs.FileType.File or not name.lower().endswith(".parquet"):
+        if not info.is_file or not name.lower().endswith(".parquet"):
             continue
         if any(part.startswith(".") for part in (*folders, name)):
             continue
-        split, home = _split_and_home(folders, name)
+        split = split_in_words(name.removesuffix(".parquet"))
+        if split and folders and SPLIT_WORDS.get(folders[-1].lower()) == split:
+            folders = folders[:-1]
+        elif not split:
+            depths = [i for i, folder in enumerate(folders) if folder.lower() in SPLIT_WORDS]
+            if depths:
+                split = SPLIT_WORDS[folders[depths[-1]].lower()]
+                folders = folders[: depths[-1]]
         found.setdefault(split or otherwise, []).append(path)
-        homes.setdefault(home, path)
+        data_sets.setdefault("/".join(folders), path)
     if not found:
-        there = [source.relative(info) for info in source.list()]
-        raise ConfigError(f"{source.url}: no *.parquet; there is {beside(there)}")
-    if len(homes) > 1:
+        there = listed([source.relative(info) for info in source.list()])
+        raise ConfigError(f"no *.parquet; there is {there}", source=source.url)
+    if len(data_sets) > 1:
         raise ConfigError(
-            f"{source.url}: {beside(list(homes.values()))} are of several data sets, "
-            "and a domain is one; give the folder of one, with --domain for its name"
+            f"{listed(list(data_sets.values()))} belong to several data sets",
+            hint="give the folder of one, with --domain for its name",
+            source=source.url,
         )
     return found
 
 
-def _split_and_home(folders: Sequence[str], name: str) -> tuple[Split | None, str]:
-    """The split of a file, and the folder that holds all splits of its data set."""
-    if split := split_in_words(name.removesuffix(".parquet")):
-        inside = folders[-1:] and SPLIT_WORDS.get(folders[-1].lower()) == split
-        return split, "/".join(folders[:-1] if inside else folders)
-    for depth in range(len(folders) - 1, -1, -1):
-        if folders[depth].lower() in SPLIT_WORDS:
-            return SPLIT_WORDS[folders[depth].lower()], "/".join(folders[:depth])
-    return None, "/".join(folders)
+def _read_file(source: Store, path: str, options: LayoutOptions) -> _File:
+    """Read the small columns of a file.
 
+    Columns are found by the features that the package `datasets` writes, or by usual names.
 
-def _read_rows(source: Store, columns: Columns) -> _Rows:
-    leaves = [
-        leaf for leaf in (columns.name_leaf, columns.label, columns.caption) if leaf is not None
-    ]
+    Raises:
+        ConfigError: not a Parquet file, no such column, several that fit, or another type.
+    """
+    where = f"{source.url}: {path}"
     try:
-        with stream_parquet(source, columns.path) as parquet:
-            table = parquet.read(columns=leaves)
-            missing = frozenset(_rows_without_image(parquet, columns))
-    except (OSError, pa.ArrowException) as error:
-        raise ConfigError(
-            f"{source.url}: {columns.path} cannot be read: {first_line(error)}"
-        ) from None
-    nothing = [None] * table.num_rows
-    names = nothing
-    if columns.name_leaf is not None:
-        names = pc.struct_field(table[columns.image], "path").to_pylist()
-    captions = nothing if columns.caption is None else table[columns.caption].to_pylist()
-    return _Rows(names, table[columns.label].to_pylist(), captions, missing)
+        with stream_parquet(source, path) as parquet:
+            schema = parquet.schema_arrow
+            entries = schema.metadata or {}
+            if len(set(schema.names)) < len(schema.names):
+                problem = f"several of its columns have one name: {', '.join(schema.names)}"
+                raise ConfigError(problem, source=where)
+            info = _json(entries, HUGGINGFACE_KEY, where, {}).get("info", {})
+            features = info.get("features", {}) if isinstance(info, dict) else {}
+            image = _column("image", options.image_column, schema, features, where)
+            label = _column("label", options.label_column, schema, features, where)
 
-
-def _rows_without_image(parquet: pq.ParquetFile, columns: Columns) -> Iterator[int]:
-    """The row groups' statistics say whether a search is worth it."""
-    first = 0
-    for index in range(parquet.num_row_groups):
-        group = parquet.metadata.row_group(index)
-        if _null_count(group, columns.image_leaf) != 0:
-            row = first
-            for batch in parquet.iter_batches(64, [index], columns=[columns.image_leaf]):
-                column = batch.column(0)
-                if pa.types.is_struct(column.type):
-                    column = pc.struct_field(column, "bytes")
-                yield from (row + i for i, null in enumerate(column.is_null()) if null.as_py())
-                row += batch.num_rows
-        first += group.num_rows
-
-
-def _null_count(group: pq.RowGroupMetaData, leaf: str) -> int | None:
-    for index in range(group.num_columns):
-        column = group.column(index)
-        if column.path_in_schema == leaf:
-            statistics = column.statistics
-            known = statistics is not None and statistics.has_null_count
-            return statistics.null_count if known else None
-    return None
-
-
-def _class_names(
-    source: Store,
-    options: LayoutOptions,
-    columns: Mapping[str, Columns],
-    rows: Mapping[str, _Rows],
-) -> tuple[str, ...]:
-    if options.class_names is not None:
-        return read_class_names_file(options.class_names)
-    named = {path: found.class_names for path, found in columns.items() if found.class_names}
-    if named:
-        (first, names), *others = named.items()
-        for path, other_names in others:
-            if other_names != names:
-                raise ConfigError(f"{source.url}: {first} and {path} name different classes")
-        refuse_duplicates(names, f"{source.url}: {first}")
-        return names
-    for path, found in columns.items():
-        if not found.labels_are_names:
-            raise ConfigError(
-                f"{source.url}: --class-names is missing: {path} does not say what the integers "
-                f"of its column {found.label!r} mean"
-            )
-    distinct = {label for held in rows.values() for label in held.labels if label is not None}
-    return tuple(sorted(str(label) for label in distinct))
-
-
-def _listing(
-    source: Store,
-    domain: str,
-    split: Split,
-    paths: Sequence[str],
-    columns: Mapping[str, Columns],
-    rows: Mapping[str, _Rows],
-    class_names: tuple[str, ...],
-) -> SplitListing:
-    labels = {name: label for label, name in enumerate(class_names)}
-    examples: list[Example] = []
-    findings: list[Finding] = []
-    used: set[str] = set()
-    for path in paths:
-        held, image = rows[path], columns[path].image
-        repeated = 0
-        for row, (name, label) in enumerate(zip(held.names, held.labels, strict=True)):
-            known = name if name and name not in used else f"{path}#{row}"
-            repeated += bool(name) and known != name
-            used.add(known)
-            if row in held.missing:
-                detail = f"{path}, row {row}" if known == name else ""
-                findings.append(Finding(known, "no image", detail, bad=True))
-            elif label is None:
-                findings.append(Finding(known, "no label", "", bad=True))
-            else:
-                number = _number(source, f"{path}, row {row}", label, labels)
-                examples.append(
-                    Example(ParquetSource(path, row, image), known, number, held.captions[row])
+            image_type, label_type = schema.field(image).type, schema.field(label).type
+            leaf, name_leaf = image, None
+            if pa.types.is_struct(image_type):
+                inner = {field.name: field.type for field in image_type}
+                leaf = f"{image}.bytes"
+                name_leaf = f"{image}.path" if _is_text(inner.get("path")) else None
+                image_type = inner.get("bytes")
+            if image_type is None or not (
+                pa.types.is_binary(image_type) or pa.types.is_large_binary(image_type)
+            ):
+                raise ConfigError(
+                    f"the column {image!r} holds {schema.field(image).type}, not encoded images "
+                    "(binary, or a struct with bytes)",
+                    key="--image-column",
+                    source=where,
                 )
-        if repeated:
-            detail = f"{repeated} names of images repeat; these go by file and row"
-            findings.append(Finding(path, "duplicate", detail))
-    kept = {key: columns[paths[0]].metadata.get(key) for key in _KEPT}
-    metadata = {key: value for key, value in kept.items() if value is not None}
-    return SplitListing(
-        domain,
-        split,
-        class_names,
-        tuple(examples),
-        tuple(findings),
-        metadata | {"layout": "parquet"},
+            if pa.types.is_dictionary(label_type):
+                label_type = label_type.value_type
+            if not pa.types.is_integer(label_type) and not _is_text(label_type):
+                raise ConfigError(
+                    f"the column {label!r} holds {label_type}, neither integers nor names",
+                    key="--label-column",
+                    source=where,
+                )
+            has_captions = "caption" in schema.names and _is_text(schema.field("caption").type)
+            leaves = [label, *([name_leaf] if name_leaf else []), *["caption"] * has_captions]
+            table = parquet.read(columns=leaves)
+            without_image = _rows_without_image(parquet, leaf)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(f"cannot be read: {first_line(error)}", source=where) from None
+    feature = features.get(label)
+    names = feature.get("names") if isinstance(feature, dict) else None
+    if names is None:
+        names = _json(entries, CLASS_NAMES_KEY, where, [])
+    nothing = [None] * table.num_rows
+    return _File(
+        path,
+        image,
+        pc.struct_field(table[image], "path").to_pylist() if name_leaf else nothing,
+        table[label].to_pylist(),
+        table["caption"].to_pylist() if has_captions else nothing,
+        without_image,
+        _is_text(label_type),
+        tuple(map(str, names)),
+        {str(k): str(v) for k, v in _json(entries, METADATA_KEY, where, {}).items()},
     )
 
 
-def _number(source: Store, where: str, label: int | str, labels: Mapping[str, int]) -> int:
-    if isinstance(label, int):
-        return label
-    if label not in labels:
-        raise ConfigError(
-            f"{source.url}: {where}: the label {label!r} is no name of a class"
-            f"{did_you_mean(label, labels)}"
-        )
-    return labels[label]
+def _column(
+    what: str, chosen: str | None, schema: pa.Schema, features: dict[str, Any], where: str
+) -> str:
+    """The column of images or of labels: the chosen one, or the only feature, or a usual name."""
+    usual = IMAGE_NAMES if what == "image" else LABEL_NAMES
+    kind = "Image" if what == "image" else "ClassLabel"
+    option = f"--{what}-column"
+    if chosen is not None:
+        if chosen not in schema.names:
+            problem = f"no such column{did_you_mean(chosen, schema.names)}"
+            raise ConfigError(problem, key=option, value=chosen, source=where)
+        return chosen
+    declared = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == kind and name in schema.names
+    ]
+    candidates = declared or schema.names
+    named = declared if len(declared) == 1 else [name for name in usual if name in candidates]
+    if not named:
+        problem = f"is needed: its columns are {', '.join(candidates)}"
+        raise ConfigError(problem, key=option, source=where)
+    return named[0]
+
+
+def _json(entries: Mapping[bytes, bytes], key: bytes, where: str, default: Any) -> Any:
+    """An entry of the metadata; the default if it is missing or of another type."""
+    try:
+        value = json.loads(entries[key]) if key in entries else default
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{key.decode()!r} in its metadata: {error}", source=where) from None
+    return value if isinstance(value, type(default)) else default
+
+
+def _is_text(kind: pa.DataType | None) -> bool:
+    return kind is not None and bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _rows_without_image(parquet: pq.ParquetFile, leaf: str) -> frozenset[int]:
+    """Rows whose image is null; images are read only if the statistics do not rule them out."""
+    footer = parquet.metadata
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema == leaf]
+    if all(s is not None and s.has_null_count and s.null_count == 0 for s in statistics):
+        return frozenset()
+    rows, first = [], 0
+    for batch in parquet.iter_batches(64, columns=[leaf]):
+        nulls = encoded_images(batch).is_null().to_numpy(zero_copy_only=False)
+        rows += (np.flatnonzero(nulls) + first).tolist()
+        first += batch.num_rows
+    return frozenset(rows)
+
+
+def _class_names(source: Store, options: LayoutOptions, files: Sequence[_File]) -> tuple[str, ...]:
+    """`--class-names`, or those of the files, which must agree, or all labels that are names."""
+    if options.class_names is not None:
+        return read_class_names_file(options.class_names)
+    named = [file for file in files if file.class_names]
+    for file in named:
+        if file.class_names != named[0].class_names:
+            problem = f"{named[0].path} and {file.path} have different class names"
+            raise ConfigError(problem, source=source.url)
+    if named:
+        check_distinct(named[0].class_names, f"{source.url}: {named[0].path}")
+        return named[0].class_names
+    for file in files:
+        if not file.labels_are_names:
+            problem = f"is needed: {file.path} does not name the classes of its integer labels"
+            raise ConfigError(problem, key="--class-names", source=source.url)
+    distinct = {label for file in files for label in file.labels if label is not None}
+    return tuple(sorted(map(str, distinct)))
+
+
+def _index(
+    source: Store, domain: str, split: Split, files: Sequence[_File], class_names: tuple[str, ...]
+) -> Index:
+    by_name = {name: label for label, name in enumerate(class_names)}
+    examples: list[Example] = []
+    findings: list[Finding] = []
+    used: set[str] = set()
+    for file in files:
+        repeated = 0
+        for row, (name, label) in enumerate(zip(file.names, file.labels, strict=True)):
+            known = name if name and name not in used else f"{file.path}#{row}"
+            repeated += bool(name) and known != name
+            used.add(known)
+            if isinstance(label, str) and label not in by_name:
+                problem = f"the label {label!r} is not a class{did_you_mean(label, by_name)}"
+                raise ConfigError(problem, source=f"{source.url}: {file.path}, row {row}")
+            if row in file.without_image:
+                detail = f"{file.path}, row {row}" if known == name else ""
+                findings.append(Finding(known, "no image", detail, bad=True))
+            elif label is None:
+                findings.append(Finding(known, "no label", bad=True))
+            else:
+                number = by_name[label] if isinstance(label, str) else label
+                location = ParquetSource(file.path, row, file.column)
+                examples.append(Example(location, known, number, file.captions[row]))
+        if repeated:
+            detail = f"{repeated} names of images repeat; these go by file and row"
+            findings.append(Finding(file.path, "duplicate", detail))
+    kept = {key: files[0].metadata[key] for key in _KEPT if key in files[0].metadata}
+    metadata = kept | {"layout": "parquet"}
+    return Index(domain, split, class_names, tuple(examples), tuple(findings), metadata)

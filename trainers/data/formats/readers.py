@@ -1,7 +1,7 @@
-"""Where the bytes of one image are: a file, a piece of a tar, a row of an array or of Parquet.
+"""Where the bytes of an image are (a file, a range of a tar, a row of an array or of Parquet).
 
-All paths are relative to the source's `Store`, so a source is small, can be sent to any machine,
-and is read there.
+Paths are relative to the source's `Store`, so the location of an image is small and can be sent to
+any machine, which then reads it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.lib import format as npy
 from PIL import Image
 
-from trainers.data.formats.npy import read_npy_header, require_images
-from trainers.data.formats.retry import UNREADABLE, Unusable, persistently, require_bytes
+from trainers.data.formats.retry import UNREADABLE, BadFile, with_retries
 from trainers.data.storage import Store
 from trainers.errors import first_line
+
+MAX_BYTES = 1 << 30
+"""Larger files are not read as images: no image within Pillow's pixel limit needs so much."""
+
+_READ_AHEAD = 4 << 20  # bytes a request on a bucket, so that neighbours in a file come along
+_PARALLEL_FILES = 16  # files requested from a bucket at a time
+_PARQUET_BATCH = 64  # rows in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True)
 class RangeSource:
-    """Some bytes of a file: a member of an uncompressed tar."""
+    """A range of bytes of a file, such as a member of an uncompressed tar."""
 
     path: str
     offset: int
@@ -64,84 +71,76 @@ class ParquetSource:
 
 Source = FileSource | RangeSource | ArraySource | ParquetSource
 
-_READ_AHEAD = 4 << 20
-"""Bytes a request on a bucket: neighbours in a tar or an array then come along."""
 
-_READ_AT_ONCE = 16
-"""Files that a bucket is asked for at a time."""
-
-_BATCH = 64
-"""Images of Parquet that are in memory at a time."""
+class TooLarge(BadFile):
+    """An image of more than `MAX_BYTES` bytes."""
 
 
 def read_sources(store: Store, sources: Iterable[Source]) -> Iterator[bytes | OSError]:
-    """The encoded images, in order; consecutive sources of one file share one opening of it.
+    """Yield the encoded images in order; consecutive sources of one file share one opening.
 
-    Rows of arrays come as PNG. A file that is gone, closed to us or broken comes as an `OSError`
-    that is not raised, so it does not keep its neighbours back. No tar, array or Parquet file is
-    ever in memory as a whole.
+    Rows of arrays are encoded as PNG. If an image cannot be read, its OSError is yielded instead of
+    raised, so that its neighbours are still read. No tar, array or Parquet file is in memory as a
+    whole.
 
     Raises:
-        SourceLost: the source did not answer, time and again.
+        SourceLost: the source did not answer repeated attempts.
     """
-    for (kind, path), group in groupby(sources, key=_file_of):
+
+    def attempt(path: str, read: Callable[[], Any]) -> Any:
+        try:
+            return with_retries(store, path, read)
+        except UNREADABLE as error:
+            return error if isinstance(error, OSError) else BadFile(f"{path}: {first_line(error)}")
+
+    def read_file(path: str) -> bytes | OSError:
+        return attempt(path, partial(_read_file, store, path))
+
+    def key(source: Source) -> tuple[type, str]:
+        return type(source), "" if isinstance(source, FileSource) else source.path
+
+    for (kind, path), group in groupby(sources, key):
         if kind is FileSource:
-            yield from _read_files(store, (source.path for source in group))
+            paths = (source.path for source in group)
+            yield from map(read_file, paths) if store.is_local else _read_ahead(read_file, paths)
             continue
         with ExitStack() as stack:
-            try:
-                read = persistently(store, path, partial(_opened, stack, kind, store, path))
-            except UNREADABLE as error:
-                unopened = _as_os_error(path, error)
-                yield from (unopened for _ in group)
-                continue
+
+            def opened(kind: type = kind, path: str = path, stack: ExitStack = stack) -> Any:
+                return stack.enter_context(_OPENERS[kind](store, path))
+
+            read = attempt(path, opened)
             for source in group:
-                try:
-                    data = persistently(store, path, partial(read, source))
-                except UNREADABLE as error:
-                    yield _as_os_error(path, error)
-                else:
-                    yield data
+                yield read if isinstance(read, OSError) else attempt(path, partial(read, source))
 
 
-def _opened(stack: ExitStack, kind: type, store: Store, path: str) -> Callable[[Any], bytes]:
-    return stack.enter_context(_OPENERS[kind](store, path))
+def _read_file(store: Store, path: str) -> bytes:
+    with store.open(path) as file:
+        _check_size(file.size())
+        return bytes(file.read())
 
 
-def _file_of(source: Source) -> tuple[type, str]:
-    """What consecutive sources share: the file they lie in, or that each has its own."""
-    return type(source), "" if isinstance(source, FileSource) else source.path
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise TooLarge(f"{size:,} bytes, more than {MAX_BYTES:,}")
 
 
-def _read_files(store: Store, paths: Iterable[str]) -> Iterator[bytes | OSError]:
-    """Files of their own; a bucket, slow to answer, is asked for several at once."""
-    if store.is_local:
-        yield from (_read_file(store, path) for path in paths)
-        return
-    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        paths = iter(paths)
-        ahead = deque(pool.submit(_read_file, store, p) for p in islice(paths, _READ_AT_ONCE))
-        while ahead:
-            data = ahead.popleft().result()
-            ahead.extend(pool.submit(_read_file, store, path) for path in islice(paths, 1))
+def _read_ahead(
+    read: Callable[[str], bytes | OSError], paths: Iterator[str]
+) -> Iterator[bytes | OSError]:
+    """Read files in order, several at once, since a bucket takes long to answer."""
+    with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
+        waiting = deque(pool.submit(read, path) for path in islice(paths, _PARALLEL_FILES))
+        while waiting:
+            data = waiting.popleft().result()
+            waiting.extend(pool.submit(read, path) for path in islice(paths, 1))
             yield data
 
 
-def _read_file(store: Store, path: str) -> bytes | OSError:
-    try:
-        return persistently(store, path, partial(store.read_bytes, path))
-    except UNREADABLE as error:
-        return _as_os_error(path, error)
-
-
-def _as_os_error(path: str, error: Exception) -> OSError:
-    return error if isinstance(error, OSError) else OSError(f"{path}: {first_line(error)}")
-
-
 def stamp(store: Store, sources: Iterable[Source]) -> str:
-    """A digest of the sizes and times of the files that sources lie in; empty if one is gone.
+    """Digest of sizes and times of the files that sources lie in; empty if one is missing.
 
-    A bucket's files of single images are left out: each would cost a request.
+    Single image files on a bucket are left out, since each would cost a request.
     """
     paths = {
         source.path for source in sources if store.is_local or not isinstance(source, FileSource)
@@ -149,7 +148,7 @@ def stamp(store: Store, sources: Iterable[Source]) -> str:
     digest = blake2b(digest_size=16)
     for path in sorted(paths):
         try:
-            info = persistently(store, path, partial(store.info, path))
+            info = with_retries(store, path, partial(store.info, path))
         except UNREADABLE:
             return ""
         if not info.is_file:
@@ -159,7 +158,7 @@ def stamp(store: Store, sources: Iterable[Source]) -> str:
 
 
 def open_with_read_ahead(store: Store, path: str) -> Any:
-    """A seekable file of which small pieces near one another cost few requests on a bucket."""
+    """Open a file so that small reads near one another cost few requests on a bucket."""
     file = store.open(path)
     return file if store.is_local else io.BufferedReader(file, _READ_AHEAD)
 
@@ -167,38 +166,64 @@ def open_with_read_ahead(store: Store, path: str) -> Any:
 @contextmanager
 def _open_ranges(store: Store, path: str) -> Iterator[Callable[[RangeSource], bytes]]:
     with open_with_read_ahead(store, path) as file:
-        yield lambda source: _read_exactly(file, source.offset, source.size)
+        yield lambda source: _read_range(file, source.offset, source.size)
+
+
+def _read_range(file: Any, offset: int, size: int) -> bytes:
+    _check_size(size)
+    file.seek(offset)
+    data = bytes(file.read(size))
+    if len(data) != size:
+        raise BadFile(f"the file ends {size - len(data)} bytes before the image does")
+    return data
+
+
+def read_npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, type and offset of the values of a `.npy` file.
+
+    Raises:
+        ValueError: not a `.npy` of version 1 or 2, in Fortran order, or of Python objects.
+    """
+    try:
+        version = npy.read_magic(file)
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version]
+        shape, fortran_order, dtype = read(file)
+    except Exception as error:  # NumPy parses the header as Python, with several kinds of errors
+        if isinstance(error, OSError):
+            raise
+        raise ValueError(f"not a .npy file: {first_line(error)}") from None
+    if fortran_order or dtype.hasobject:
+        raise ValueError("arrays in Fortran order or of Python objects (pickles) are not read")
+    return shape, dtype, file.tell()
+
+
+def check_image_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise ValueError unless an array is (N, H, W, 3) uint8."""
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape[1:] or dtype != np.uint8:
+        raise ValueError(f"shape {shape}, {dtype} is not the expected (N, H, W, 3), uint8")
 
 
 @contextmanager
 def _open_array(store: Store, path: str) -> Iterator[Callable[[ArraySource], bytes]]:
     with open_with_read_ahead(store, path) as file:
-        header = read_npy_header(file)
-        require_images(header)
+        shape, dtype, start = read_npy_header(file)
+        check_image_array(shape, dtype)
+        size = int(np.prod(shape[1:], dtype=np.int64))
 
         def read(source: ArraySource) -> bytes:
-            offset = header.offset + source.index * header.row_bytes
-            pixels = np.frombuffer(_read_exactly(file, offset, header.row_bytes), np.uint8)
+            pixels = np.frombuffer(_read_range(file, start + source.index * size, size), np.uint8)
             encoded = io.BytesIO()
-            Image.fromarray(pixels.reshape(header.shape[1:])).save(encoded, "PNG")
+            Image.fromarray(pixels.reshape(shape[1:])).save(encoded, "PNG")
             return encoded.getvalue()
 
         yield read
 
 
-def _read_exactly(file: Any, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    data = bytes(file.read(size))
-    if len(data) != size:
-        raise Unusable(f"the file ends {size - len(data)} bytes before the image does")
-    return data
-
-
 @contextmanager
 def stream_parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of which pages are read as they are needed.
+    """A Parquet file whose pages are read when they are needed.
 
-    A row group may be as large as its file, and Arrow would fetch all of it before the first row.
+    A row group may be as large as its file, and Arrow would otherwise fetch all of it for one row.
     """
     with (
         store.open(path) as file,
@@ -207,87 +232,57 @@ def stream_parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
+def encoded_images(batch: pa.RecordBatch) -> pa.Array:
+    """The bytes of a batch whose only column is binary, or a struct with the field `bytes`."""
+    column = batch.column(0)
+    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+
+
 @contextmanager
 def _open_parquet(store: Store, path: str) -> Iterator[Callable[[ParquetSource], bytes]]:
-    with ExitStack() as stack:
-        for is_last in (False, True):
-            try:
-                parquet = stack.enter_context(stream_parquet(store, path))
-                break
-            except OSError as error:  # Arrow says the same of a broken footer
-                require_bytes(store, path, 0, _READ_AHEAD)
-                if is_last:
-                    raise Unusable(f"{path}: {first_line(error)}") from error
-        yield _ImageColumn(store, path, parquet).read
+    with stream_parquet(store, path) as parquet:
+        yield _ImageColumn(parquet).read
 
 
 class _ImageColumn:
-    """Rows of a column of images, in whatever order; cheap where they come in their own."""
+    """Reads rows of a column of images in any order; ascending order reads each batch once."""
 
-    def __init__(self, store: Store, path: str, parquet: pq.ParquetFile) -> None:
-        self._store, self._path, self._parquet = store, path, parquet
+    def __init__(self, parquet: pq.ParquetFile) -> None:
+        self._parquet = parquet
         counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         self._ends = np.cumsum(counts, dtype=np.int64)
-        self._column = ""
-        self._group = -1
-        self._doubtful: set[int] = set()  # row groups that could not be read once
+        self._place: tuple[str, int] = ("", -1)  # column and row group of `_batches`
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._images: pa.Array = pa.array([], pa.binary())
-        self._first = 0  # the row at which `_images` begins
+        self._images: pa.Array = pa.array([], pa.binary())  # rows `_first` and following
+        self._first = 0
 
     def read(self, source: ParquetSource) -> bytes:
         """The encoded image of one row."""
         group = int(np.searchsorted(self._ends, source.row, side="right"))
-        if group == len(self._ends):
-            raise Unusable(f"{source.path} has no row {source.row} any more")
-        if (source.column, group) != (self._column, self._group) or source.row < self._first:
-            self._start(source.column, group)
+        schema = self._parquet.schema_arrow
+        if group == len(self._ends) or source.column not in schema.names:
+            raise BadFile(f"{source.path} has no row {source.row} of {source.column!r} any more")
+        if (source.column, group) != self._place or source.row < self._first:
+            nested = pa.types.is_struct(schema.field(source.column).type)
+            leaf = f"{source.column}.bytes" if nested else source.column
+            self._batches = self._parquet.iter_batches(_PARQUET_BATCH, [group], columns=[leaf])
+            self._place = source.column, group
+            self._first, self._images = int(self._ends[group - 1]) if group else 0, []
         while source.row >= self._first + len(self._images):
-            self._advance()
+            self._first += len(self._images)
+            self._images = []
+            try:
+                self._images = encoded_images(next(self._batches))
+            except Exception as error:  # the rest of the row group cannot be read any more
+                self._place = "", -1
+                if isinstance(error, StopIteration):
+                    raise BadFile(f"{source.path} ends before row {source.row}") from None
+                raise
         image = self._images[source.row - self._first].as_py()
         if image is None:
-            raise Unusable(f"{source.path} has no image in row {source.row}")
+            raise BadFile(f"{source.path} has no image in row {source.row}")
+        _check_size(len(image))
         return bytes(image)
-
-    def _start(self, column: str, group: int) -> None:
-        schema = self._parquet.schema_arrow
-        if column not in schema.names:
-            raise Unusable(f"there is no column {column!r} any more")
-        nested = pa.types.is_struct(schema.field(column).type)
-        self._batches = self._parquet.iter_batches(
-            _BATCH, row_groups=[group], columns=[f"{column}.bytes" if nested else column]
-        )
-        self._column, self._group = column, group
-        self._first = int(self._ends[group - 1]) if group else 0
-        self._images = self._images[:0]
-
-    def _advance(self) -> None:
-        self._first += len(self._images)
-        self._images = self._images[:0]
-        try:
-            batch = next(self._batches, None)
-        except OSError as error:  # Arrow says the same of a page that cannot be decoded
-            self._doubt(error)
-            batch = None
-        if batch is None:  # also after such a page
-            raise Unusable(f"the column {self._column!r} cannot be read from row {self._first} on")
-        column = batch.column(0)
-        self._images = (
-            pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-        )
-
-    def _doubt(self, error: OSError) -> None:
-        """Raise it unless it came twice while the bytes themselves can be read."""
-        number, self._group = self._group, -1
-        if number not in self._doubtful:
-            self._doubtful.add(number)
-            raise error
-        group = self._parquet.metadata.row_group(number)
-        chunks = (group.column(i) for i in range(group.num_columns))
-        chunk = next(c for c in chunks if c.path_in_schema.removesuffix(".bytes") == self._column)
-        start = chunk.dictionary_page_offset or chunk.data_page_offset
-        require_bytes(self._store, self._path, start, chunk.total_compressed_size)
-        self._group = number
 
 
 _OPENERS: dict[type, Callable[[Store, str], AbstractContextManager[Callable[[Any], bytes]]]] = {

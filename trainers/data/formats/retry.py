@@ -1,4 +1,4 @@
-"""Whether an image cannot be read, or its source cannot: an outage says nothing about images."""
+"""Retries at a source that does not answer, told apart from files that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,95 +15,75 @@ from trainers.data.storage import Store
 from trainers.errors import first_line
 
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
-"""What reading raises where a file is gone, closed to us, cut off or not what it was."""
+"""Errors that reading a file raises if it is missing, forbidden, cut off or corrupt."""
 
-_OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_MAYBE_OF_THE_FILE = (errno.EIO, errno.EINVAL)
-"""On a disk: a sector that cannot be read, or a name that it does not take."""
-_OUR_OWN = (errno.EMFILE, errno.ENFILE)
-_PAUSES_S = (0.5, 2.0, 8.0)
+PAUSES_S = (0.5, 2.0, 8.0)
 """Between the attempts at a source that does not answer."""
+
+_FILE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_DISK_ERRORS = (errno.EIO, errno.EINVAL)  # a bad sector, or a name that the disk does not take
 
 T = TypeVar("T")
 
 
 class SourceLost(RuntimeError):
-    """A source that cannot be asked, which says nothing about the images in it."""
+    """The source cannot be read at all, so its images cannot be judged."""
 
 
-class Unusable(OSError):
-    """What was read, and is not what it should be."""
+class BadFile(OSError):
+    """The content of a file is not as expected."""
 
 
-def persistently(store: Store, path: str, read: Callable[[], T]) -> T:
-    """What `read` returns, tried again where the source rather than the file is in trouble.
+def with_retries(store: Store, path: str, read: Callable[[], T]) -> T:
+    """Call `read`, again after a pause if the source rather than the file is in trouble.
 
     Raises:
-        SourceLost: the source did not answer, or we could not ask, time and again.
-        OSError: or others of `UNREADABLE`: the file itself cannot be read.
+        SourceLost: all attempts failed because of the source.
+        OSError: or another error of `UNREADABLE`: this file cannot be read; others may.
     """
-    for pause in (*_PAUSES_S, None):
+    for pause in (*PAUSES_S, None):
         try:
             return read()
-        except Exception as error:  # an SDK has kinds of its own
-            if is_of_the_file(store, path, error):
+        except Exception as error:  # each SDK has its own types of errors
+            number = error.errno if isinstance(error, OSError) else None
+            if is_file_error(store, error):
                 raise
             if pause is None:
-                if _is_damage(store, error):
-                    raise
-                raise _lost(store, path, error) from error
+                if store.is_local and number in _DISK_ERRORS and _has_files(store):
+                    raise  # the disk itself answers
+                if number in (errno.EMFILE, errno.ENFILE):
+                    reason = f"too many open files on {socket.gethostname()}; raise `ulimit -n`"
+                else:
+                    reason = f"the source does not answer: {first_line(error)}"
+                raise SourceLost(f"{store.url}/{path}: {reason}") from error
         time.sleep(pause)
     raise AssertionError
 
 
-def _is_damage(store: Store, error: Exception) -> bool:
-    """Whether what stays unreadable on a disk is one file's, since the disk itself answers."""
-    number = error.errno if isinstance(error, OSError) else None
-    if not store.is_local or number not in _MAYBE_OF_THE_FILE:
-        return False
-    try:
-        require_source(store)
-    except (SourceLost, OSError):
-        return False
-    return True
-
-
-def _lost(store: Store, path: str, error: Exception) -> SourceLost:
-    if isinstance(error, OSError) and error.errno in _OUR_OWN:
-        return SourceLost(
-            f"{store.url}/{path}: not read, for too many files are open on the machine "
-            f"{socket.gethostname()}: raise `ulimit -n` there"
-        )
-    return SourceLost(f"{store.url}/{path}: the source does not answer: {first_line(error)}")
-
-
-def is_of_the_file(store: Store, path: str, error: Exception) -> bool:
-    """Whether other files of the source may well be readable."""
+def is_file_error(store: Store, error: Exception) -> bool:
+    """Whether an error concerns one file, so that other files of the source may be readable."""
     if isinstance(error, PermissionError):
         return store.is_local  # a bucket refuses keys that are wrong or have expired
-    if not isinstance(error, OSError) or isinstance(error, Unusable):
+    if not isinstance(error, OSError) or isinstance(error, BadFile | FileNotFoundError):
         return isinstance(error, UNREADABLE)
-    if error.errno is None and store.is_local:  # so Arrow says that it is no file
-        return bool(store.info(path).type == fs.FileType.Directory)
-    return isinstance(error, FileNotFoundError) or error.errno in _OF_THE_FILE
+    if type(error) is OSError and error.errno is None:
+        return store.is_local  # Arrow about the content of the file; on a bucket, perhaps an outage
+    return error.errno in _FILE_ERRORS
 
 
 def require_source(store: Store) -> None:
-    """Check that a source is there, on this machine.
-
-    Raises:
-        SourceLost: it is not, or nothing is in it: a disk that is not mounted.
-    """
-    if not store.exists() or (store.is_local and not any(store.local_path().iterdir())):
+    """Raise SourceLost if a source is missing or empty on this machine, as an unmounted disk is."""
+    if not _has_files(store):
         raise SourceLost(
-            f"{store.url}: the source is not there on the machine {socket.gethostname()}: "
-            "is it a disk that every machine shares?"
+            f"{store.url}: not found on the machine {socket.gethostname()}: is it a disk that "
+            "every machine shares?"
         )
 
 
-def require_bytes(store: Store, path: str, start: int, size: int) -> None:
-    """Read some bytes for nothing: raises where it is not their meaning that is wrong."""
-    with store.open(path) as file:
-        file.seek(start)
-        while size > 0 and (piece := file.read(min(size, 4 << 20))):
-            size -= len(piece)
+def _has_files(store: Store) -> bool:
+    try:
+        if store.is_local:
+            return any(store.local_path().iterdir())
+        return bool(store.info().type != fs.FileType.NotFound)
+    except OSError:
+        return False

@@ -1,3 +1,5 @@
+"""NumPy arrays: the official release by its folder names, arrays of one's own, and broken files."""
+
 import io
 from pathlib import Path
 
@@ -6,15 +8,14 @@ import pytest
 from PIL import Image
 
 from tests.trainers.data.formats.more_trees import ARRAY_LABELS, make_arrays, pixels
-from trainers.data.formats.arrays import arrays
-from trainers.data.formats.index import LayoutOptions, SplitListing
-from trainers.data.formats.readers import read_sources
-from trainers.data.storage import open_store
-from trainers.errors import ConfigError
-
-
-def listings(root: str | Path, **options: object) -> list[SplitListing]:
-    return arrays(open_store(root), LayoutOptions(**options))  # type: ignore[arg-type]
+from tests.trainers.data.formats.reading import (
+    images,
+    read,
+    read_in_bucket,
+    read_one,
+    refusal,
+    table,
+)
 
 
 def save(folder: Path, images: np.ndarray, labels: np.ndarray, split: str = "test") -> Path:
@@ -24,18 +25,9 @@ def save(folder: Path, images: np.ndarray, labels: np.ndarray, split: str = "tes
     return folder
 
 
-def refused(root: Path, complaint: str, **options: object) -> None:
-    with pytest.raises(ConfigError, match=complaint) as raised:
-        listings(root, **options)
-    assert "\n" not in str(raised.value)
-
-
 def test_the_official_folders_are_known_by_name(tmp_path: Path) -> None:
-    found = listings(make_arrays(tmp_path))
-    named = {
-        listing.domain: [listing.class_names[e.label] for e in listing.examples]
-        for listing in found
-    }
+    found = read("arrays", make_arrays(tmp_path))
+    named = {x.domain: [x.class_names[e.label] for e in x.examples] for x in found}
     assert named == {
         "real": ["aircraft_carrier", "zebra", "zigzag", "aircraft_carrier"],
         "sketch": ["zigzag", "airplane"],
@@ -43,128 +35,86 @@ def test_the_official_folders_are_known_by_name(tmp_path: Path) -> None:
         "imagenet-r": ["n01443537", "n12267677", "n01498041"],
         "imagenet": ["n15075141", "n01440764"],
     }
-    assert {listing.split for listing in found} == {"test"}
-    assert {listing.domain: len(listing.class_names) for listing in found} == {
-        "real": 345,
-        "sketch": 345,
-        "imagenet-r": 200,
-        "imagenet": 1000,
-    }
+    assert {x.split for x in found} == {"test"}
+    sizes = {"real": 345, "sketch": 345, "imagenet-r": 200, "imagenet": 1000}
+    assert {x.domain: len(x.class_names) for x in found} == sizes
     assert all(x.metadata == {"layout": "arrays", "crop_pct": "1.0"} for x in found)
-
-
-def test_domainnet_s_classes_stand_in_the_order_of_the_official_lists(tmp_path: Path) -> None:
-    (listing,) = listings(make_arrays(tmp_path) / "DomainNetReal_x224")
-    names = listing.class_names
-    assert len(set(names)) == 345
-    by_label = {
-        0: "aircraft_carrier",
-        64: "cat",
-        301: "table",
-        303: "teddy-bear",
-        304: "telephone",
-        307: "tent",
-        308: "The_Eiffel_Tower",
-        309: "The_Great_Wall_of_China",
-        310: "The_Mona_Lisa",
-        311: "tiger",
-        326: "trumpet",
-        327: "t-shirt",
-        328: "umbrella",
-        344: "zigzag",
-    }
-    assert {label: names[label] for label in by_label} == by_label
 
 
 def test_images_come_back_as_they_are_in_the_array(tmp_path: Path) -> None:
     folder = make_arrays(tmp_path) / "DomainNetReal_x224"
-    (listing,) = listings(folder)
-    assert [e.label for e in listing.examples] == ARRAY_LABELS["DomainNetReal_x224"]
-    assert [e.path for e in listing.examples] == [f"test_images.npy#{i}" for i in range(4)]
-    encoded = read_sources(open_store(folder), (e.source for e in listing.examples))
-    decoded = np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in encoded])  # type: ignore[arg-type]
-    assert np.array_equal(decoded, np.load(folder / "test_images.npy"))
+    index = read_one("arrays", folder)
+    labels = ARRAY_LABELS["DomainNetReal_x224"]
+    assert table(index) == [(f"test_images.npy#{i}", label) for i, label in enumerate(labels)]
+    decoded = [np.asarray(Image.open(io.BytesIO(data))) for data in images(folder, index)]  # type: ignore[arg-type]
+    assert np.array_equal(np.stack(decoded), np.load(folder / "test_images.npy"))
 
 
-def test_the_same_arrays_are_read_from_another_file_system(tmp_path: Path) -> None:
-    store = open_store(f"memory://{tmp_path.name}")
+def test_a_bucket_reads_the_same(tmp_path: Path) -> None:
     make_arrays(tmp_path)
-    for file in tmp_path.rglob("*.npy"):
-        with store.write(file.relative_to(tmp_path).as_posix()) as target:
-            target.write(file.read_bytes())
-    local = listings(tmp_path)
-    assert arrays(store, LayoutOptions()) == local
-    sources = [example.source for listing in local for example in listing.examples]
-    assert list(read_sources(store, sources)) == list(read_sources(open_store(tmp_path), sources))
+    assert read_in_bucket("arrays", tmp_path) == read("arrays", tmp_path)
 
 
 def test_domains_are_restricted_and_named(tmp_path: Path) -> None:
     root = make_arrays(tmp_path)
-    assert [x.domain for x in listings(root, domains=("sketch", "imagenet"))] == [
-        "sketch",
-        "imagenet",
-    ]
+    found = read("arrays", root, domains=("sketch", "imagenet"))
+    assert {x.domain for x in found} == {"sketch", "imagenet"}
     folder = root / "DomainNetReal_x224"
-    assert [x.domain for x in listings(folder, domain="photo")] == ["photo"]
-    refused(root, r"--domains = 'sketches'.*did you mean 'sketch'", domains=("sketches",))
-    refused(root, "--domain = 'photo' names one domain", domain="photo")
-    refused(folder, "--domains = 'sketch' is not there", domains=("sketch",))
+    assert read_one("arrays", folder, domain="photo").domain == "photo"
+    assert refusal("arrays", root, domains=("sketches",)).key == "--domains"
+    assert refusal("arrays", folder, domains=("sketch",)).key == "--domains"
+    assert refusal("arrays", root, domain="photo").key == "--domain"
     save(root / "DomainNetReal_x336", pixels(1), np.array([0]))
-    refused(root, "DomainNetReal_x224 and DomainNetReal_x336 are both the domain 'real'")
+    assert "two folders are the domain 'real'" in refusal("arrays", root).problem
 
 
-def test_arrays_of_one_s_own_have_splits_and_need_class_names(tmp_path: Path) -> None:
+def test_arrays_of_ones_own_have_splits_and_need_class_names(tmp_path: Path) -> None:
     folder = save(tmp_path / "mine", pixels(2), np.array([1, 0], np.uint8), "train")
     save(folder, pixels(1), np.array([7], np.int16), "val")
-    refused(folder, "--class-names is missing: 'mine'")
+    assert refusal("arrays", folder).key == "--class-names"
     names = tmp_path / "names.txt"
     names.write_text("cat\ndog\n")
-    found = listings(folder, class_names=str(names))
+    found = read("arrays", folder, class_names=str(names))
     assert [(x.domain, x.split, [e.label for e in x.examples]) for x in found] == [
         ("mine", "train", [1, 0]),
-        ("mine", "val", [7]),  # whoever reads it checks the range
+        ("mine", "val", [7]),  # its range is checked when the image is read
     ]
     assert found[0].class_names == ("cat", "dog")
 
 
-def test_as_many_labels_as_images_are_needed(tmp_path: Path) -> None:
-    folder = save(tmp_path / "ImageNetA_x224", pixels(3), np.array([0, 1]))
-    refused(folder, r"test_images.npy holds 3 images and test_labels.npy 2 labels")
-    (folder / "test_labels.npy").unlink()
-    refused(folder, r"test_images.npy is there, but test_labels.npy is missing")
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((2, 4, 4, 3), np.float32),
+        np.zeros((2, 3, 4, 4), np.uint8),
+        np.zeros((2, 0, 4, 3), np.uint8),
+        np.zeros((2, 48), np.uint8),
+        np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8)),
+        np.array([{}, {}], dtype=object),
+    ],
+    ids=["float", "channels first", "no pixels", "flat", "Fortran", "objects"],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray) -> None:
+    folder = save(tmp_path / "ImageNetA_x224", array, np.array([0, 1]))
+    assert refusal("arrays", folder).source == f"{folder}/test_images.npy"
 
 
 @pytest.mark.parametrize(
-    ("images", "complaint"),
+    "labels",
     [
-        (np.zeros((2, 4, 4, 3), np.float32), r"shape \(2, 4, 4, 3\), float32 is not the expected"),
-        (np.zeros((2, 3, 4, 4), np.uint8), r"shape \(2, 3, 4, 4\), uint8 is not the expected"),
-        (np.zeros((2, 0, 4, 3), np.uint8), r"shape \(2, 0, 4, 3\), uint8 is not the expected"),
-        (np.zeros((2, 48), np.uint8), r"shape \(2, 48\), uint8 is not the expected"),
-        (np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8)), "Fortran's order"),
-        (np.array([{}, {}], dtype=object), "Python objects"),
+        np.zeros((2, 10), np.int64),
+        np.zeros(2),
+        np.array(["cat", 1], dtype=object),
+        np.array([0, 1, 2]),
+        None,
     ],
+    ids=["scores", "float", "objects", "too many", "missing"],
 )
-def test_arrays_of_another_kind_are_refused(
-    tmp_path: Path, images: np.ndarray, complaint: str
-) -> None:
-    folder = save(tmp_path / "ImageNetA_x224", images, np.array([0, 1]))
-    refused(folder, f"test_images.npy: .*{complaint}")
-
-
-@pytest.mark.parametrize(
-    ("labels", "complaint"),
-    [
-        (np.zeros((2, 10), np.int64), r"shape \(2, 10\), int64 is not the expected"),
-        (np.zeros(2), r"shape \(2,\), float64 is not the expected"),
-        (np.array(["cat", 1], dtype=object), "Python objects"),
-    ],
-)
-def test_labels_of_another_kind_are_refused(
-    tmp_path: Path, labels: np.ndarray, complaint: str
-) -> None:
-    folder = save(tmp_path / "ImageNetA_x224", pixels(2), labels)
-    refused(folder, f"test_labels.npy: .*{complaint}")
+def test_labels_of_another_kind_are_refused(tmp_path: Path, labels: np.ndarray | None) -> None:
+    folder = save(tmp_path / "ImageNetA_x224", pixels(2), np.zeros(0) if labels is None else labels)
+    if labels is None:
+        (folder / "test_labels.npy").unlink()
+    assert refusal("arrays", folder).source == f"{folder}/test_labels.npy"
 
 
 @pytest.mark.parametrize("name", ["test_images.npy", "test_labels.npy"])
@@ -175,10 +125,9 @@ def test_files_cut_off_or_of_another_kind_are_refused(tmp_path: Path, name: str)
     unparsable = whole[:20] + b"\xff(((" + whole[24:]
     for data in (*headers, unparsable, whole[:6] + b"\x09" + whole[7:]):
         file.write_bytes(data)
-        refused(file.parent, name)
+        assert refusal("arrays", file.parent).source == str(file)
 
 
-def test_a_folder_without_arrays_is_refused_with_what_is_there(tmp_path: Path) -> None:
+def test_a_folder_without_arrays_is_told_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    refused(tmp_path, r"neither test_images.npy.*there is images")
-    refused(tmp_path, "--deduplicate = 'x'", deduplicate="x")
+    assert refusal("arrays", tmp_path).problem.endswith(": images")

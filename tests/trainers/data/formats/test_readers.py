@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainers.data.formats.readers import (
     ParquetSource,
     RangeSource,
     Source,
+    TooLarge,
     read_sources,
 )
 from trainers.data.storage import Store, open_store
@@ -133,7 +135,7 @@ def test_many_files_keep_their_order_and_what_is_gone_its_place(store: Store) ->
     assert {type(data) for data in found} == {bytes, FileNotFoundError}
 
 
-def test_a_folder_where_a_image_should_be_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_where_an_image_should_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (error,) = read_sources(open_store(tmp_path), [FileSource("folder.jpg")])
     assert isinstance(error, OSError)
@@ -178,6 +180,17 @@ def test_a_broken_page_of_parquet_costs_its_row_group_alone(tmp_path: Path) -> N
     assert [found[row] for row in (0, 1, 4, 5)] == [images[row] for row in (0, 1, 4, 5)]
     assert isinstance(found[2], OSError)
     assert isinstance(found[3], OSError)
+
+
+def test_an_image_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(30_000_000_000)
+    sources = [FileSource("sparse.jpg"), RangeSource("sparse.jpg", 512, 20_000_000_000)]
+    tracemalloc.start()
+    found = list(read_sources(open_store(tmp_path), sources))
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert [type(error) for error in found] == [TooLarge, TooLarge]
 
 
 def test_reading_stops_where_the_reader_does(tmp_path: Path) -> None:

@@ -1,41 +1,119 @@
+"""The list of layouts, the options that they take, and texts that all of them read."""
+
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.trainers.data.formats.reading import refusal
 from trainers.data.formats import LAYOUTS, find_layout
+from trainers.data.formats.class_names import (
+    check_distinct,
+    check_distinct_in_prompts,
+    read_class_names_file,
+)
+from trainers.data.formats.index import listed, read_text
+from trainers.data.storage import open_store
 from trainers.errors import ConfigError
+
+OPTIONS = {  # that each layout takes
+    "domainnet": ("domains", "deduplicate"),
+    "imagenet": ("domain",),
+    "imagenet-v2": ("domain",),
+    "imagenet-r": ("domain",),
+    "imagenet-a": ("domain",),
+    "imagenet-sketch": ("domain",),
+    "objectnet": ("domain",),
+    "arrays": ("domain", "domains", "class_names"),
+    "webdataset": ("domain", "split", "class_names"),
+    "folders": ("domain", "domains", "split", "class_names"),
+    "parquet": ("domain", "split", "class_names", "image_column", "label_column"),
+}
+VALUES = {
+    "domain": "x",
+    "domains": ("x", "y"),
+    "split": "val",
+    "deduplicate": "list.txt",
+    "class_names": "names.txt",
+    "image_column": "img",
+    "label_column": "cls",
+}
 
 
 def test_every_layout_goes_by_the_name_that_users_type() -> None:
-    assert list(LAYOUTS) == [
-        "domainnet",
-        "imagenet",
-        "imagenet-v2",
-        "imagenet-r",
-        "imagenet-a",
-        "imagenet-sketch",
-        "objectnet",
-        "arrays",
-        "webdataset",
-        "folders",
-        "parquet",
-    ]
+    assert list(LAYOUTS) == list(OPTIONS)
     for name, layout in LAYOUTS.items():
+        assert find_layout(name) is layout
         assert layout.name == name
-        assert layout.listing.__name__ == name.replace("-", "_")
         assert layout.description
         assert "\n" not in layout.description
-    assert find_layout("imagenet-r") is LAYOUTS["imagenet-r"]
+
+
+@pytest.mark.parametrize("layout", OPTIONS)
+def test_options_that_a_layout_does_not_use_are_refused(layout: str, tmp_path: Path) -> None:
+    for option in VALUES.keys() - OPTIONS[layout]:
+        error = refusal(layout, tmp_path, **{option: VALUES[option]})
+        assert error.key == f"--{option.replace('_', '-')}"
+        assert error.value == ("x,y" if option == "domains" else VALUES[option])
+        assert str(error.hint).count("--") == len(OPTIONS[layout])
 
 
 def test_an_unknown_layout_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match=r"'imagenet-v3' is not known.*mean 'imagenet-v2'"):
+    with pytest.raises(ConfigError, match="did you mean 'imagenet-v2'") as caught:
         find_layout("imagenet-v3")
-    with pytest.raises(ConfigError, match=r"'coco' is not known.*arrays, domainnet, folders"):
-        find_layout("coco")
+    assert (caught.value.key, caught.value.value) == ("layout", "imagenet-v3")
 
 
 def test_a_list_of_the_layouts_needs_no_torch() -> None:
     code = "import sys, trainers.data.formats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_long_list_is_cut_short_in_a_message() -> None:
+    assert listed([]) == "nothing"
+    assert listed(["a", "b"]) == "a, b"
+    assert listed([str(i) for i in range(9)]) == "0, 1, 2, 3, 4 and 4 more"
+
+
+def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for name in ("list.txt", "latin.txt"):
+        with pytest.raises(ConfigError) as caught:
+            read_text(open_store(tmp_path), name)
+        assert caught.value.source == f"{tmp_path}/{name}"
+
+
+def test_class_names_are_lines_in_the_order_of_the_labels(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_bytes("\ufeffzebra\r\nÅngström  \r\n hot dog\r\n".encode())
+    assert read_class_names_file(str(file)) == ("zebra", "Ångström", "hot dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"cat\n\ndog\n", "line 2 is blank"),
+        (b"cat\ndog\ncat\n", "the classes 0 and 2 (from 0) are both 'cat'"),
+        (b"", "the file is empty"),
+        (b"\xff\xfe\x00", "can't decode"),
+        (None, "No such file"),
+    ],
+)
+def test_a_wrong_file_of_class_names_is_refused(
+    tmp_path: Path, text: bytes | None, problem: str
+) -> None:
+    if text is not None:
+        (tmp_path / "names.txt").write_bytes(text)
+    with pytest.raises(ConfigError) as caught:
+        read_class_names_file(str(tmp_path / "names.txt"))
+    assert problem in caught.value.problem
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_names_that_a_prompt_cannot_tell_apart_are_refused() -> None:
+    check_distinct(["crane", "Crane"], "x")
+    check_distinct_in_prompts(["paint_can", "paintbrush", "The_Mona_Lisa"], "x")
+    for pair in (["cat", "Cat"], ["t-shirt", "t_shirt"], ["hot dog", "Hot_Dog"]):
+        with pytest.raises(ConfigError, match=f"'{pair[0]}' and '{pair[1]}'"):
+            check_distinct_in_prompts(["a", *pair], "x")
