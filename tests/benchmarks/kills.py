@@ -25,7 +25,7 @@ from mlflow.tracking import MlflowClient
 from tuning.algorithms.method_studies import open_branches
 from tuning.algorithms.study import STATES, TRIAL_ID
 from tuning.config.validation import load_config
-from tuning.mlflow_logging.callback import default_tracking_uri
+from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
@@ -125,11 +125,14 @@ def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
     if has != wanted:
         found.append(f"MLflow has {has}, the journal {wanted}")
     for child in children:
-        history = client.get_metric_history(child.info.run_id, "val/mean_acc")
-        steps = [metric.step for metric in history]
-        reported = [int(point["step"]) for point in trials[child.data.tags["trial_id"]].curve]
-        if steps != reported:
-            found.append(f"MLflow has steps {steps} of {child.info.run_name}, not {reported}")
+        curve = trials[child.data.tags["trial_id"]].curve
+        for name in sorted({key for point in curve for key in point} - {"step"}):
+            # In the order of time: of a step that was repeated, the later value counts.
+            history = client.get_metric_history(child.info.run_id, name)
+            logged = {metric.step: metric.value for metric in history}
+            reported = {int(point["step"]): point[name] for point in curve if name in point}
+            if logged != reported:
+                found.append(f"MLflow has {name} {logged} of {child.info.run_name}, not {reported}")
     return found
 
 

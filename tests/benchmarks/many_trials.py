@@ -61,7 +61,8 @@ from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.trainable import DRIVER_MEMORY
 from tuning.execution.tune_runner import create_tuner
-from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
 from tuning.runs.journal import History, Journal, read_history
@@ -237,8 +238,9 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
     run_folder = create_run_folder(file)
     history, stopwatch = History(), Stopwatch()
     data, steps = file.trial.data, file.trial.steps
-    search = search_record(file, run_folder, dict.fromkeys(metric_names(data), 40.0))
     journal = Journal(run_folder)
+    zero_shot = dict.fromkeys(metric_names(data), 40.0)
+    search = search_record(file, run_folder, zero_shot, journal.run_id)
     journal.session_started(file.fingerprints())
     journal.zero_shot(dict(search.zero_shot))
     mlflow = MlflowCallback(

@@ -30,6 +30,7 @@ def search_record(run_folder: Path, **changes: object) -> SearchRecord:
             "search": {"budget": {"trials": 16}, "space": ["method.reg_weight", "optim.lr"]},
         },
         run_folder=run_folder,
+        run_id=run_folder.name,
     )
     return replace(search, **changes)  # type: ignore[arg-type]
 

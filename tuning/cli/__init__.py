@@ -138,7 +138,7 @@ def status(run: Run) -> None:
 @app.command()
 def report(run: Run) -> None:
     """Write tables, figures and what MLflow lacks of a run folder, and print the leaderboard."""
-    from tuning.mlflow_logging.backfill import catch_up
+    from tuning.mlflow_logging.callback import backfill
     from tuning.mlflow_logging.client import TrackingError
     from tuning.reporting.leaderboard import figures
     from tuning.reporting.tables.trials import write_tables
@@ -151,7 +151,7 @@ def report(run: Run) -> None:
     status(run)
     if not is_running(run):  # else its driver does it
         try:
-            Console().print(f"MLflow      {catch_up(loaded)}", soft_wrap=True, highlight=False)
+            Console().print(f"MLflow      {backfill(loaded)}", soft_wrap=True, highlight=False)
         except TrackingError as error:
             Console(stderr=True).print(f"[yellow]warning:[/] {escape(str(error))}", soft_wrap=True)
 
@@ -221,7 +221,7 @@ def ui(
 ) -> None:
     """Open MLflow on a folder of runs, in the browser at http://HOST:PORT."""
     from trainers.errors import ConfigError
-    from tuning.mlflow_logging.callback import default_tracking_uri
+    from tuning.mlflow_logging.client import default_tracking_uri
     from tuning.security.exposure import check_listens
 
     if risk := check_listens(host, "MLflow", allow_remote):

@@ -36,7 +36,7 @@ from tuning.confirmation.results import (
 from tuning.execution.ray_session import ray_session
 from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
-from tuning.mlflow_logging.confirmation import log_confirmation
+from tuning.mlflow_logging.results import log_confirmation
 from tuning.runs.environment import check_same_data
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import load_run

@@ -33,8 +33,8 @@ from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.signals import interrupted_by_sigterm
 from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import create_tuner
-from tuning.mlflow_logging.callback import MlflowCallback, TrackingError
-from tuning.mlflow_logging.client import tracking_uri
+from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.reporting.leaderboard import figures
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
@@ -177,7 +177,7 @@ def _measure_zero_shot(
             console.print("zero-shot  starts once the images are in the machine's cache")
         zero_shot = _zero_shot_on_cluster(file.trial, file.search.resources)
         journal.zero_shot(zero_shot)
-    return search_record(file, run_folder, zero_shot)
+    return search_record(file, run_folder, zero_shot, journal.run_id)
 
 
 def _fit(

@@ -1,17 +1,18 @@
-"""The search in MLflow: one parent run a search, one child run a trial.
+"""The search in MLflow: one parent run for each search, one child run for each trial.
 
-| run | name | tags | metrics |
-|---|---|---|---|
-| parent | the search's | search, run_folder, kind, outcome, best/* | zero_shot/*, best/* |
-| child | the trial's | search, trial_id, kind, method, outcome, error, nonfinite | its reports |
+| run | tags | metrics |
+|---|---|---|
+| parent, named as the search | search, search_id, run_folder, kind, outcome, best/* | \
+zero_shot/*, best/* |
+| child, named as the trial | search, trial_id, kind, method, outcome, error, nonfinite | reports |
 
 Statuses: FINISHED; KILLED for pruned and stopped; FAILED. Every child has `outcome`, `kind` and
-`method` from the start, since a filter on a tag hides the runs that lack it. The best parameters
-are tags, not params: a resumed search may find better ones, and MLflow's params cannot change.
+`method` from the start, since a filter on a tag hides runs without it. The best parameters are
+tags, not params: a resumed search may find better ones, and MLflow's params cannot change.
 
-MLflow watches, it does not take part. Once the search runs, nothing here raises and nothing waits:
-events put writes into a queue, whose own thread does them in order, again where they failed. What
-MLflow lacks when the search ends is written by a resume, or by `lipsum-tune report`.
+Training never waits for MLflow: events note which trials have changed, and a thread brings MLflow
+up to date every few seconds, and later if the server is away. What MLflow lacks when the search
+ends is written by a resume, or by `lipsum-tune report`, in the same way.
 """
 
 from __future__ import annotations
@@ -19,67 +20,71 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tuning.mlflow_logging import client as mlf
-from tuning.mlflow_logging.client import TrackingError, default_tracking_uri
-from tuning.mlflow_logging.runs import SearchRuns, milliseconds
-from tuning.mlflow_logging.write_queue import WriteQueue
+from tuning.mlflow_logging.client import TrackingError, sqlite_path, tracking_uri
+from tuning.mlflow_logging.runs import SearchRuns
 from tuning.reporting.figures.id_vs_ood import figure
 from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
 from tuning.reporting.tables.trials import write_tables
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.run_folder import LoadedRun
 from tuning.security.redaction import redact
-
-__all__ = ["MlflowCallback", "TrackingError", "default_tracking_uri"]
 
 _log = logging.getLogger(__name__)
 _PATIENCE_S = 30.0
-"""So long a search that ended waits for a server that takes nothing."""
+"""How long the end of a search waits for a server that accepts nothing."""
 _PATIENCE_STOPPED_S = 10.0
-"""The same where somebody wants it to stop; more than one request may take to fail."""
+"""The same if the user stopped the search; longer than one request may take to fail."""
 
 
 class MlflowCallback:
-    """Writes a search to MLflow as it goes on, and finds its runs again after a resume.
+    """Writes a search to MLflow while it runs, and continues its runs after a resume.
 
-    Two threads share the work, and no data: the events of the search, here, decide what is to be
-    written; `SearchRuns`, on the queue's thread from the search's start on, writes it.
+    The events of the search only note the newest record of each trial. A thread writes them through
+    `SearchRuns`, which from the start of the search on is used by that thread alone.
 
     Args:
-        tracking_uri: A database (`sqlite:////abs/mlflow.db`) or a server (`https://...`).
-        experiment: Its experiment in MLflow, one for a project; made where it is missing.
-        retry_seconds: While the server is away it is asked so often.
+        uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
+        experiment: its name in MLflow; created if it is missing.
+        interval_seconds: between two writes, and between two attempts if the server is away.
     """
 
     _search: SearchRecord
     _runs: SearchRuns
 
-    def __init__(self, tracking_uri: str, experiment: str, retry_seconds: float = 5.0) -> None:
-        self._uri = tracking_uri
+    def __init__(self, uri: str, experiment: str, interval_seconds: float = 5.0) -> None:
+        self._uri = uri
         self._experiment = experiment
-        self._queue = WriteQueue(tracking_uri, retry_seconds)
+        self._interval = interval_seconds
         self._brief = contextlib.ExitStack()
-        self._queued_steps: dict[str, set[int]] = {}
-        self._closed: dict[str, str] = {}  # trial id -> outcome, of this session and earlier ones
+        self._changes = threading.Condition()  # guards the next seven
+        self._trials: dict[str, TrialRecord] = {}
+        self._end: tuple[Sequence[TrialRecord], SearchOutcome] | None = None
+        self._files: list[Path] = []
+        self._num_done = 0
+        self._hurry = False
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._away = False  # this and the next are used by the thread alone
+        self._refusals: set[str] = set()
 
     @property
     def parent_run_id(self) -> str:
-        """The parent's id in MLflow, once the search has started."""
+        """The parent's ID in MLflow, once the search has started."""
         return self._runs.parent_run_id
 
     @property
     def num_pending(self) -> int:
-        """Writes that are not done yet."""
-        return len(self._queue)
-
-    def wait(self, patience_seconds: float = _PATIENCE_S) -> bool:
-        """Waits until MLflow has all that happened; False where it takes nothing for so long."""
-        return self._queue.finish(patience_seconds)
+        """Number of runs that MLflow does not have in full yet, and of files that it lacks."""
+        return len(self._trials) + (self._end is not None) + len(self._files)
 
     def search_started(self, search: SearchRecord) -> None:
-        """Connects, and makes the parent run or goes on with the one of an earlier session.
+        """Connect, and create the parent run or reopen the one of an earlier session.
 
         Raises:
             TrackingError: within seconds, if MLflow cannot be used.
@@ -87,82 +92,167 @@ class MlflowCallback:
         self._search = search
         client, experiment_id = mlf.connect(self._uri, self._experiment)
         self._runs = SearchRuns(client, experiment_id, search)
-        # From here to the end, not around each write: the environment, where MLflow looks for its
-        # limits, must not change on a thread while another one reads it.
+        # For the whole search, not around each write: a thread must not change the environment
+        # while another one reads it.
         self._brief.enter_context(mlf.brief_requests())
         try:
-            self._closed = self._runs.open_parent()
+            self._runs.open_parent()
         except Exception as error:
             self._brief.close()
             reason = redact(str(error), self._uri).strip().partition("\n")[0][:300]
             raise TrackingError(
                 f"MLflow at {redact(self._uri)} refused the run of the search: {reason}"
             ) from None
+        # A daemon: a process that ends does not wait for a request that hangs.
+        self._thread = threading.Thread(target=self._write_all, name="mlflow", daemon=True)
+        self._thread.start()
 
     def trial_started(self, record: TrialRecord) -> None:
-        """Makes the child run with its params, or opens it again."""
-        self._closed.pop(record.trial_id, None)
-        self._queue.append(lambda: self._runs.begin(record))
-        self._append_reports(record)
+        """Note that the trial has to be written; returns at once, as do the next two."""
+        with self._changes:
+            self._trials[record.trial_id] = record
 
-    def trial_reported(self, record: TrialRecord) -> None:
-        """Logs the report, and any that no event announced, in one request each."""
-        self._append_reports(record)
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        """Closes the child run; one that an earlier session closed has all of it already."""
-        if self._closed.get(record.trial_id) != record.outcome:
-            self._append_reports(record)
-            self._queue.append(lambda: self._runs.end(record))
-        self._queued_steps.pop(record.trial_id, None)
-        self._closed[record.trial_id] = record.outcome
+    trial_reported = trial_started
+    trial_ended = trial_started
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Closes every run and adds to the parent what was found: best trial, figure, tables.
+        """Write what is missing, close every run, and add the best trial, figures and tables.
 
-        Waits for MLflow, in seconds where it is away.
+        Waits for MLflow, but only seconds if it is away.
         """
         patience = _PATIENCE_STOPPED_S if outcome == "stopped" else _PATIENCE_S
+        with self._changes:
+            self._trials |= {record.trial_id: record for record in records}
+            self._end = (records, outcome)
         try:
-            for record in records:
-                if self._closed.get(record.trial_id) != record.outcome:
-                    self.trial_started(record)
-                    if record.outcome != "running":
-                        self.trial_ended(record)
-            self._queue.append(lambda: self._runs.close_children(records))
-            self._queue.append(lambda: self._runs.close_parent(records, outcome))
-            # First the runs, at once: whoever stops a job may kill it seconds later.
-            if self._queue.finish(patience):
-                self._upload(records, patience)
-            if self._queue:
+            # The runs first: a scheduler that stops a job may kill it seconds later.
+            if self.wait(patience):
+                with tempfile.TemporaryDirectory() as name:
+                    folder = Path(name)
+                    wise = wise_figure(self._search, records, folder / WISE_FIGURE)
+                    image = figure(self._search, records, folder / "accuracy.png")
+                    tables = write_tables(folder, self._search, records)
+                    with self._changes:
+                        self._files = [*tables, image, *([wise] if wise else [])]
+                    self.wait(patience)
+            if self.num_pending:
                 _log.warning(
-                    "MLflow at %s is still away; %d writes of this search are not in it. Nothing "
-                    "is lost: once it is back, `lipsum-tune report %s` writes them.",
+                    "MLflow at %s is still away; %d runs or files of this search are not complete "
+                    "in it. Nothing is lost: once it is back, `lipsum-tune report %s` adds them.",
                     redact(self._uri),
-                    len(self._queue),
+                    self.num_pending,
                     self._search.run_folder,
                 )
         finally:
-            self._queue.close()
+            with self._changes:
+                self._closed = True
+                self._changes.notify_all()
             self._brief.close()
 
-    def _upload(self, records: Sequence[TrialRecord], patience: float) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            tables = write_tables(Path(folder), self._search, records)
-            image = figure(self._search, records, Path(folder) / "accuracy.png")
-            wise = wise_figure(self._search, records, Path(folder) / WISE_FIGURE)
-            for path in (*tables, image, *([wise] if wise else [])):
-                self._queue.append(lambda path=path: self._runs.upload(path))  # type: ignore[misc]
-            self._queue.finish(patience)
+    def wait(self, patience_seconds: float = _PATIENCE_S) -> bool:
+        """Wait until MLflow has everything; False at Ctrl-C, or if it accepts nothing for long."""
+        with self._changes:
+            self._hurry = True
+            self._changes.notify_all()
+            try:
+                while self.num_pending:
+                    done = self._num_done
+                    if not self._changes.wait_for(
+                        lambda done=done: self._num_done > done,  # type: ignore[misc]
+                        patience_seconds,
+                    ):
+                        return False
+            except KeyboardInterrupt:
+                return False
+            finally:
+                self._hurry = False
+        return True
 
-    def _append_reports(self, record: TrialRecord) -> None:
-        queued = self._queued_steps.setdefault(record.trial_id, set())
-        # The time of the event, not of the request: a repeated request must be the same one.
-        now = milliseconds()
-        for point in record.curve:
-            step = int(point.get("step", 0))
-            if step not in queued:
-                queued.add(step)
-                self._queue.append(
-                    lambda step=step, point=point: self._runs.report(record, step, point, now)  # type: ignore[misc]
+    def _write_all(self) -> None:
+        """The thread: write what is pending, every few seconds or as soon as `wait` asks for it."""
+        while True:
+            with self._changes:
+                self._changes.wait_for(
+                    lambda: self._closed or (self._hurry and self.num_pending > 0), self._interval
                 )
+                if self._away and self._hurry:
+                    self._changes.wait_for(lambda: self._closed, min(self._interval, 1.0))
+                if self._closed:
+                    return
+                trials, end, files = list(self._trials.values()), self._end, list(self._files)
+            for record in trials:
+                if self._closed or not self._attempt(self._runs.write, record):
+                    break
+                with self._changes:
+                    if self._trials.get(record.trial_id) is record:
+                        del self._trials[record.trial_id]
+                    self._count()
+            else:
+                if end is not None and self._attempt(self._runs.close, *end):
+                    with self._changes:
+                        self._end = None
+                        self._count()
+                for path in files:
+                    if self._attempt(self._runs.upload, path):
+                        with self._changes:
+                            self._files.remove(path)
+                            self._count()
+
+    def _count(self) -> None:
+        self._num_done += 1
+        self._changes.notify_all()
+
+    def _attempt(self, write: Callable[..., None], *arguments: Any) -> bool:
+        """Write something; False if the server is away and it has to be repeated later.
+
+        What MLflow refuses is dropped with a warning, since it would be refused every time.
+        """
+        try:
+            write(*arguments)
+        except Exception as error:
+            message = " ".join(redact(str(error), self._uri).split())
+            if mlf.is_refusal(error):
+                if message[:500] not in self._refusals:
+                    self._refusals.add(message[:500])
+                    _log.warning(
+                        "MLflow at %s refused a write: %s", redact(self._uri), message[:500]
+                    )
+                return True
+            if not self._away:
+                self._away = True
+                _log.warning(
+                    "MLflow at %s does not answer; the search continues and writes to it later. %s",
+                    redact(self._uri),
+                    message[:300],
+                )
+            return False
+        if self._away:
+            self._away = False
+            _log.warning(
+                "MLflow at %s answers again; what is missing is written.", redact(self._uri)
+            )
+        return True
+
+
+def backfill(run: LoadedRun) -> str:
+    """Write everything that MLflow lacks of a search that no driver runs at present.
+
+    Runs that a killed driver left RUNNING are closed; a resume of the search reopens them.
+
+    Returns:
+        What MLflow has now, in one line.
+
+    Raises:
+        TrackingError: MLflow cannot be used.
+    """
+    uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
+    where = redact(uri)
+    database = sqlite_path(uri)
+    if database is not None and not database.is_file():
+        return f"{where} is not here"  # the run folder was moved, or never had one
+    callback = MlflowCallback(uri, run.file.search.tracking.experiment)
+    callback.search_started(run.search)
+    callback.search_ended(run.history.records, run.history.outcome or "stopped")
+    if callback.num_pending:
+        return f"{where} lacks {callback.num_pending} runs or files; repeat this once it answers"
+    return f"{where} has all of it"

@@ -1,8 +1,8 @@
-"""A connection to MLflow that fails fast, keeps its limits and leaks no secret.
+"""A connection to MLflow that fails fast, respects MLflow's limits and leaks no secrets.
 
-MLflow's own defaults suit a script that has nothing better to do: an unreachable server is asked
-again for minutes, and one value too long or not finite fails the whole request. A search must learn
-in seconds that its record will not be kept, and must never stop or wait for long once it runs.
+MLflow's defaults suit a script with nothing better to do: it retries an unreachable server for
+minutes, and one value that is too long or not finite fails the whole request. A search must fail
+within seconds at its start if it cannot be recorded, and must never stop or wait afterwards.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError
 
-# MLflow reads the first when it is imported; the second keeps the two lines that it prints at every
-# run's end out of the live display.
+# MLflow 3.17 reads the first when it is imported. The second keeps the two lines that it prints at
+# the end of every run out of the live display.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
@@ -36,19 +37,24 @@ from tuning.security.redaction import check_driver, expand, goes_unencrypted, is
 from tuning.security.redaction import redact as redact
 
 _log = logging.getLogger(__name__)
-# Of a database's error it writes a page, though it raises the same, which here becomes a line.
+# MLflow logs a page for a database error that it also raises, and which is reported in one line.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+ARTIFACT_FOLDER = "mlflow-artifacts"
+
 MAX_METRICS = 1000
-"""Metrics of one request; params and tags have limits of their own."""
+"""Entities of one request; params and tags have limits of their own."""
 MAX_PARAMS = 100
-# MLflow 3 allows 6000 and 8000 characters, servers before 2.10 refuse more than 500 in a param.
+# MLflow 3 allows 6000 and 8000 characters; servers before 2.10 refuse more than 500 in a param.
 MAX_PARAM_CHARS = 500
 MAX_TAG_CHARS = 5000
 MAX_KEY_CHARS = 250
 _CONNECT_SECONDS = 5.0
 _REQUEST_SECONDS = 10
-ARTIFACT_FOLDER = "mlflow-artifacts"
+_MIGRATION_SECONDS = 300.0
+"""Time to wait while other processes create the database, which takes some 10 s of CPU time."""
 
 _SECRET_KEY = re.compile(
     r"(^|[._\-/])(password|passwd|pwd|secret|token|api_?key|access_?key|credentials?)$", re.I
@@ -66,13 +72,21 @@ def default_tracking_uri(runs_folder: Path) -> str:
 
 
 def tracking_uri(configured: str | None, runs_folder: Path) -> str:
-    """Where a search is recorded: as configured, else as `MLFLOW_TRACKING_URI` says, else there."""
+    """The configured URI, else `MLFLOW_TRACKING_URI`, else the database of the runs folder."""
     named = configured or os.environ.get("MLFLOW_TRACKING_URI")
     return named or default_tracking_uri(runs_folder)
 
 
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite URI; None for servers and other databases."""
+    parts = urlsplit(expand(uri))
+    if parts.scheme.partition("+")[0] != "sqlite":
+        return None
+    return Path(unquote(parts.path.removeprefix("/")))
+
+
 def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """A client, and the id of the experiment, which is made where it is missing.
+    """A client, and the ID of the experiment, which is created if it is missing.
 
     With SQLite the experiment's artifacts lie in a folder beside the database; a server places them
     itself.
@@ -88,11 +102,12 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     if is_database(uri):
         check_driver("search.tracking.uri", configured)
     try:
-        _check_reachable(uri)
-        _warn_of_plain_text(uri)
-        with brief_requests(retries=0), _quiet_migrations():
-            client = MlflowClient(tracking_uri=uri)
-            return client, _experiment_id(client, experiment, uri)
+        with _one_at_a_time(uri):
+            _check_reachable(uri)
+            _warn_of_plain_text(uri)
+            with brief_requests(retries=0), _quiet_migrations():
+                client = MlflowClient(tracking_uri=uri)
+                return client, _experiment_id(client, experiment, uri)
     except TrackingError:
         raise
     except Exception as error:
@@ -103,12 +118,12 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         ) from None  # the cause's text may hold the credentials that were just taken out
 
 
-def search_run(client: MlflowClient, experiment_id: str, run_folder: Path) -> Run | None:
-    """The run of the search in that folder, below which others may be; None where there is none."""
-    # Compared here, since a folder's name may hold quotes, which a filter cannot.
-    folder = str(run_folder.resolve())
-    searches = client.search_runs([experiment_id], "tags.kind = 'search'", max_results=50_000)
-    return next((run for run in searches if run.data.tags.get("run_folder") == folder), None)
+def search_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
+    """The parent run of the search whose journal has this run ID; None if there is none."""
+    found = client.search_runs(
+        [experiment_id], f"tags.search_id = '{run_id}' and tags.kind = 'search'", max_results=1
+    )
+    return found[0] if found else None
 
 
 @contextlib.contextmanager
@@ -129,40 +144,41 @@ def brief_requests(retries: int = 1) -> Iterator[None]:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether a write failed for good: asking again would get the same answer.
+    """Whether a write failed for good: a retry would get the same answer.
 
-    Connections, locked databases and servers in trouble come back; a value that MLflow will not
-    take, a run that somebody deleted, or a mistake in our code does not.
+    Connections, locked databases and overloaded servers recover. A value that MLflow does not
+    accept, a run that a user deleted, or a bug in this code does not.
     """
     if isinstance(error, MlflowException):
-        cause = error.__cause__  # of a database that is used with no server between
+        cause = error.__cause__  # set if the client uses the database without a server
         if isinstance(cause, InterfaceError) or (
             isinstance(cause, DBAPIError) and cause.connection_invalidated
         ):
-            return False  # the connection broke, which MLflow calls a bad request
+            return False  # the connection broke, which MLflow reports as a bad request
         if type(error) is MlflowException and not (cause or error.__context__):
-            return True  # MLflow's own check in this process, and no request behind it
+            return True  # MLflow's own check in this process, before any request
         status: int = error.get_http_status_code()
         return status in (400, 404, 409)
     return not isinstance(error, OSError)
 
 
-def metrics_of(
-    values: Mapping[str, float], step: int, timestamp_ms: int
-) -> tuple[list[Metric], list[str]]:
-    """The finite values as metrics, and a text for each that is not: charts cannot hold those."""
-    finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-    metrics = [Metric(_key(name), value, timestamp_ms, step) for name, value in finite.items()]
-    return metrics, [f"{name}={values[name]}" for name in values if name not in finite]
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """The finite values under the names that MLflow allows; its charts cannot show others."""
+    return {_key(name): float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def metrics_of(values: Mapping[str, float], step: int, timestamp_ms: int) -> list[Metric]:
+    """The finite values as metrics."""
+    return [Metric(name, value, timestamp_ms, step) for name, value in finite(values).items()]
 
 
 def params_of(values: Mapping[str, object]) -> list[Param]:
-    """Params with nested keys joined by dots, secrets taken out, long values cut."""
+    """Params with nested keys joined by dots, secrets removed, long values cut."""
     return [Param(_key(key), text) for key, text in _flatten(values)]
 
 
 def tags_of(values: Mapping[str, str]) -> list[RunTag]:
-    """Tags, secrets in URIs taken out, long values cut."""
+    """Tags, with secrets in URIs removed and long values cut."""
     return [RunTag(key, _cut(redact(value), MAX_TAG_CHARS)) for key, value in values.items()]
 
 
@@ -173,32 +189,46 @@ def log(
     params: Sequence[Param] = (),
     tags: Sequence[RunTag] = (),
 ) -> None:
-    """All of it in one request, or as few as MLflow's limits allow."""
+    """Log everything in as few requests as MLflow's limits allow."""
     metrics, params, tags = list(metrics), list(params), list(tags)
     while metrics or params or tags:
-        # No more than 1000 entities altogether, of which 100 params and 100 tags.
+        # At most 1000 entities, of which at most 100 params and 100 tags.
         room = MAX_METRICS - len(params[:MAX_PARAMS]) - len(tags[:MAX_PARAMS])
         client.log_batch(run_id, metrics[:room], params[:MAX_PARAMS], tags[:MAX_PARAMS])
         metrics, params, tags = metrics[room:], params[MAX_PARAMS:], tags[MAX_PARAMS:]
 
 
-@functools.cache  # once a server
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Let one process at a time connect to an SQLite database.
+
+    MLflow 3.17 creates and migrates the tables of a new database at the first connection, without
+    a lock: two processes that do it at once destroy the database.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS):
+        yield
+
+
+@functools.cache  # once for each server
 def _warn_of_plain_text(uri: str) -> None:
     if goes_unencrypted(uri):
         _log.warning(
-            "%s is a public address and no https: all that is written there, and a password or "
-            "token of MLFLOW_TRACKING_* with it, can be read on the way.",
+            "%s is a public address without https: everything that is written there, including a "
+            "password or token of MLFLOW_TRACKING_*, can be read on the way.",
             redact(uri),
         )
 
 
 def _check_reachable(uri: str) -> None:
-    """Fails at once where MLflow would ask a database ten times, over two minutes."""
+    """Raise at once, where MLflow would try to open a database ten times over two minutes."""
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
-    if scheme == "sqlite":
-        path = Path(unquote(parts.path.removeprefix("/")))
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if (path := sqlite_path(uri)) is not None:
         with contextlib.closing(sqlite3.connect(path, timeout=_CONNECT_SECONDS)) as database:
             database.execute("PRAGMA schema_version")
     elif parts.hostname and scheme in ("postgresql", "mysql", "mssql"):
@@ -209,14 +239,14 @@ def _check_reachable(uri: str) -> None:
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
+        database = sqlite_path(uri)
         location = None
-        if uri.startswith("sqlite:"):
-            database = Path(unquote(urlsplit(uri).path.removeprefix("/")))
+        if database is not None:
             location = (database.resolve().parent / ARTIFACT_FOLDER).as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # another search was faster
+            found = client.get_experiment_by_name(name)  # another search has just created it
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
@@ -229,7 +259,7 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
 
 @contextlib.contextmanager
 def _quiet_migrations() -> Iterator[None]:
-    """Keeps the fifty lines of the first migration of a new database off the terminal."""
+    """Suppress the fifty lines that MLflow logs while it creates a new database."""
     loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,20 +1,25 @@
-"""The runs of one search in MLflow: a parent, and a child a trial, found or made and written to.
+"""The runs of one search in MLflow: a parent, and a child for each trial.
 
-Every function here is a request or several, may raise what MLflow raises, and can be called again
-after it failed half-way: the second time does what is missing.
+Every method brings MLflow to a given state: it sends what MLflow lacks and nothing else. So it can
+be repeated after it failed half-way, after a resume, and by `lipsum-tune report`.
+
+A step that is reported again after a resume, with another value because GPUs do not repeat
+themselves to the bit, is logged again: MLflow takes the point with the later timestamp as the value
+of the step, as the journal does, and its charts show both as a vertical line at that step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow.entities import Metric, Run
 from mlflow.tracking import MlflowClient
 
 from tuning.mlflow_logging import client as mlf
+from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
 from tuning.runs.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.rules import best_trial
@@ -26,112 +31,115 @@ STATUS: dict[Outcome | SearchOutcome, str] = {
     "stopped": "KILLED",
     "failed": "FAILED",
 }
-_FINAL: dict[str, str] = {outcome: STATUS[outcome] for outcome in ("finished", "pruned", "failed")}
-_NOTE = "mlflow.note.content"
-_PARENT = "mlflow.parentRunId"
+
+
+@dataclass
+class _Child:
+    """A child run that is not closed yet."""
+
+    run_id: str
+    sent: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    """Step -> the report that MLflow has of it."""
+    unsure: dict[int, tuple[Mapping[str, float], int]] = field(default_factory=dict)
+    """Step -> report and timestamp of a request that was not answered. It is repeated with the same
+    timestamp, since MLflow ignores a metric that it has already."""
 
 
 class SearchRuns:
-    """What a search has in MLflow. For one thread at a time: the writer's, once the search runs.
+    """What a search has in MLflow. To be used by one thread at a time.
 
     Args:
         client: connected.
-        experiment_id: where the runs are, or will be.
-        search: whose runs they are.
+        experiment_id: of the experiment that has the runs.
+        search: whose runs they are; its `run_id` identifies them wherever the folder is moved.
     """
 
     parent_run_id: str
-    """Once the parent is open."""
+    """ID of the parent run, once `open_parent` was called."""
 
     def __init__(self, client: MlflowClient, experiment_id: str, search: SearchRecord) -> None:
         self._client = client
         self._experiment_id = experiment_id
         self._search = search
-        self._runs: dict[str, str] = {}  # trial id -> run id
-        self._steps: dict[str, set[int]] = {}  # trial id -> steps that an earlier session logged
-        self._answer_lost = False  # a run may have been made although nobody was told
+        self._earlier: dict[str, Run] = {}  # trial ID -> child of an earlier session, not yet used
+        self._open: dict[str, _Child] = {}
+        self._closed: dict[str, tuple[Outcome, float | None]] = {}  # trial ID -> how and when
+        self._run_ids: dict[str, str] = {}  # trial ID -> run ID
+        self._answer_lost = False  # MLflow may have created a run without an answer arriving here
 
-    def open_parent(self) -> dict[str, str]:
-        """Makes the parent run, or goes on with the one of an earlier session.
-
-        Returns:
-            The outcomes of trials that MLflow knows to have ended for good, by their names: their
-            reports are there too, for a run is closed after the last of them.
-        """
+    def open_parent(self) -> None:
+        """Create the parent run, or reopen the one of an earlier session."""
         search = self._search
-        folder = str(search.run_folder.resolve())
-        # A hash, since a name or a folder may hold quotes, which a filter cannot.
-        search_id = hashlib.sha256(f"{search.name}\n{folder}".encode()).hexdigest()[:16]
-        tags = {"search": search.name, "search_id": search_id, "run_folder": folder}
-        tags |= {"kind": "search", "outcome": "running", _NOTE: describe(search)}
-        earlier = self._find(f"tags.search_id = '{search_id}' and tags.kind = 'search'")
-        ended: dict[str, str] = {}
-        if earlier:
-            self.parent_run_id = str(earlier[0].info.run_id)
-            self._client.update_run(self.parent_run_id, status="RUNNING")
-            mlf.log(self._client, self.parent_run_id, tags=mlf.tags_of(tags))
-            ended = self._adopt_children()
-        else:
+        tags = {
+            "search": search.name,
+            "search_id": search.run_id,
+            "run_folder": str(search.run_folder.resolve()),
+            "kind": "search",
+            "outcome": "running",
+            NOTE_TAG: describe(search),
+        }
+        earlier = mlf.search_run(self._client, self._experiment_id, search.run_id)
+        if earlier is None:
             self.parent_run_id = self._create(search.name, tags, None)
-        if not earlier or not earlier[0].data.params:
+        else:
+            self.parent_run_id = str(earlier.info.run_id)
+            self._client.update_run(self.parent_run_id, status="RUNNING", name=search.name)
+            mlf.log(self._client, self.parent_run_id, tags=mlf.tags_of(tags))
+            self._find_children()
+        if earlier is None or not earlier.data.params:
             zero_shot = {f"zero_shot/{k}": v for k, v in search.zero_shot.items() if k != "step"}
-            metrics, _ = mlf.metrics_of(zero_shot, 0, milliseconds())
+            metrics = mlf.metrics_of(zero_shot, 0, _milliseconds())
             mlf.log(self._client, self.parent_run_id, metrics, mlf.params_of(search.config))
-        return ended
 
-    def begin(self, record: TrialRecord) -> None:
-        """The child run with its params; open, where the trial runs."""
-        was_there = record.trial_id in self._runs
-        run_id = self._child(record)
-        mlf.log(self._client, run_id, params=mlf.params_of(record.params))
-        if record.outcome == "running" and was_there:
-            mlf.log(self._client, run_id, tags=mlf.tags_of({"outcome": "running"}))
-            self._client.update_run(run_id, status="RUNNING")
-
-    def report(
-        self, record: TrialRecord, step: int, point: Mapping[str, float], timestamp_ms: int
-    ) -> None:
-        """One report of a trial, in one request; a step that MLflow has is left alone."""
-        run_id = self._child(record)
-        if step in self._steps_in_mlflow(record.trial_id, run_id):
+    def write(self, record: TrialRecord) -> None:
+        """Send what MLflow lacks of a trial, and close its run if the trial has ended."""
+        if self._closed.get(record.trial_id) == (record.outcome, record.ended_at):
             return
-        values = {name: value for name, value in point.items() if name != "step"}
-        metrics, nonfinite = mlf.metrics_of(values, step, timestamp_ms)
-        tags = {"nonfinite": f"step {step}: {', '.join(nonfinite)}"} if nonfinite else {}
-        mlf.log(self._client, run_id, metrics, tags=mlf.tags_of(tags))
+        if record.trial_id not in self._open and not self._reopen(record):
+            return
+        child = self._open[record.trial_id]
+        new: dict[int, tuple[Mapping[str, float], int]] = {}
+        for point in record.curve:
+            step, now = int(point.get("step", 0)), _milliseconds()
+            if not _is_same(child.sent.get(step), point):
+                before, sent_at = child.unsure.get(step, (None, now))
+                new[step] = (point, sent_at if _is_same(before, point) else now)
+        if new:
+            child.unsure = new
+            metrics: list[Metric] = []
+            tags: dict[str, str] = {}
+            for step, (point, timestamp_ms) in new.items():
+                values = {name: value for name, value in point.items() if name != "step"}
+                logged = mlf.metrics_of(values, step, timestamp_ms)
+                metrics += logged
+                if len(logged) < len(values):
+                    lost = [f"{n}={v}" for n, v in values.items() if not mlf.finite({n: v})]
+                    tags["nonfinite"] = f"step {step}: {', '.join(lost)}"
+            mlf.log(self._client, child.run_id, metrics, tags=mlf.tags_of(tags))
+            child.sent |= {step: point for step, (point, _) in new.items()}
+            child.unsure = {}
+        if record.outcome != "running":
+            self._end(record)
 
-    def end(self, record: TrialRecord) -> None:
-        """Closes the child run with the trial's outcome."""
-        run_id = self._child(record)
-        tags: dict[str, str] = {"outcome": record.outcome}
-        if record.error:
-            tags["error"] = record.error
-        mlf.log(self._client, run_id, tags=mlf.tags_of(tags))
-        ended_ms = None if record.ended_at is None else round(1000 * record.ended_at)
-        self._client.set_terminated(run_id, STATUS[record.outcome], ended_ms)
-        self._steps.pop(record.trial_id, None)
-
-    def close_children(self, records: Sequence[TrialRecord]) -> None:
-        """No child stays RUNNING after the search, not even one whose end nobody saw."""
-        known = {record.trial_id: record for record in records if record.outcome != "running"}
-        running = f"tags.`{_PARENT}` = '{self.parent_run_id}' and attributes.status = 'RUNNING'"
+    def close(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
+        """Close every child that is still open, then the parent with what the search found."""
+        ended = {record.trial_id: record for record in records if record.outcome != "running"}
+        running = f"tags.`{PARENT_TAG}` = '{self.parent_run_id}' and attributes.status = 'RUNNING'"
         for child in self._find(running):
             run_id, trial_id = str(child.info.run_id), child.data.tags.get("trial_id", "")
-            if self._runs.get(trial_id, run_id) != run_id and not child.data.metrics:
-                # Made twice: a server that hung was asked again, and then answered both times.
+            if self._run_ids.get(trial_id, run_id) != run_id and not child.data.metrics:
+                # A server that hung was asked again, and later carried out both requests.
                 self._client.delete_run(run_id)
-            elif trial_id in known:
-                self.end(known[trial_id])
+            elif trial_id in ended:
+                self._end(ended[trial_id])
             else:
                 mlf.log(self._client, run_id, tags=mlf.tags_of({"outcome": "stopped"}))
                 self._client.set_terminated(run_id, "KILLED")
 
-    def close_parent(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Closes the parent with what was found: the best trial and a description."""
         search = self._search
-        ended = max((r.ended_at for r in records if r.ended_at is not None), default=time.time())
-        ended_ms = round(1000 * ended)
-        tags: dict[str, str] = {"outcome": outcome, _NOTE: describe(search, records, outcome)}
+        times = [record.ended_at for record in records if record.ended_at is not None]
+        ended_ms = round(1000 * max(times, default=time.time()))
+        tags: dict[str, str] = {"outcome": outcome, NOTE_TAG: describe(search, records, outcome)}
         metrics: list[Metric] = []
         best = best_trial(search, records)
         if best is not None:
@@ -139,56 +147,82 @@ class SearchRuns:
             # Tags, not params: a resumed search may find better ones, and params cannot change.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
             values = {f"best/{name}": v for name, v in best.metrics.items() if name != "step"}
-            metrics, _ = mlf.metrics_of(values, best.step, ended_ms)
+            metrics = mlf.metrics_of(values, best.step, ended_ms)
         mlf.log(self._client, self.parent_run_id, metrics, tags=mlf.tags_of(tags))
         self._client.set_terminated(self.parent_run_id, STATUS[outcome], ended_ms)
 
     def upload(self, path: Path) -> None:
-        """Adds a file to the parent; one of that name is replaced."""
+        """Add a file to the parent's artifacts; one of that name is replaced."""
         self._client.log_artifact(self.parent_run_id, str(path))
 
-    def _adopt_children(self) -> dict[str, str]:
-        """Finds the children of earlier sessions, and of requests whose answer was lost."""
-        ended: dict[str, str] = {}
-        # Of two of one trial, the one that holds something.
-        for child in sorted(self._find(f"tags.`{_PARENT}` = '{self.parent_run_id}'"), key=_holds):
-            tags = child.data.tags
-            if "trial_id" not in tags:
-                continue
-            self._runs[tags["trial_id"]] = str(child.info.run_id)
-            outcome = tags.get("outcome", "running")
-            # One that was stopped may have gone on since, while MLflow was away.
-            if child.info.status == _FINAL.get(outcome):
-                ended[tags["trial_id"]] = outcome
-        return ended
-
-    def _child(self, record: TrialRecord) -> str:
-        """The child's run id; the run is made if no earlier event or session did."""
-        if record.trial_id not in self._runs and self._answer_lost:
-            self._adopt_children()
+    def _reopen(self, record: TrialRecord) -> bool:
+        """Find or create a trial's child run; False if MLflow has everything of it already."""
+        trial_id = record.trial_id
+        if trial_id not in self._run_ids and self._answer_lost:
+            self._find_children()
             self._answer_lost = False
-        if record.trial_id not in self._runs:
+        earlier = self._earlier.get(trial_id)
+        if earlier is not None and _is_complete(earlier, record):
+            self._set_closed(record)
+            return False
+        if trial_id not in self._run_ids:
             tags = {
-                _PARENT: self.parent_run_id,
+                PARENT_TAG: self.parent_run_id,
                 "search": self._search.name,
-                "trial_id": record.trial_id,
+                "trial_id": trial_id,
                 "kind": record.kind,
                 "outcome": "running",
             }
             if (method := self._search.method(record)) is not None:
                 tags["method"] = method
             self._answer_lost = True
-            self._runs[record.trial_id] = self._create(record.trial_id, tags, record.started_at)
+            self._run_ids[trial_id] = self._create(trial_id, tags, record.started_at)
             self._answer_lost = False
-            self._steps[record.trial_id] = set()
-        return self._runs[record.trial_id]
+            child = _Child(self._run_ids[trial_id])
+        else:
+            child = _Child(self._run_ids[trial_id])
+            if record.outcome == "running":
+                mlf.log(self._client, child.run_id, tags=mlf.tags_of({"outcome": "running"}))
+                self._client.update_run(child.run_id, status="RUNNING")
+            child.sent = self._sent_earlier(child.run_id, record)
+        mlf.log(self._client, child.run_id, params=mlf.params_of(record.params))
+        self._closed.pop(trial_id, None)
+        self._earlier.pop(trial_id, None)
+        self._open[trial_id] = child
+        return True
 
-    def _steps_in_mlflow(self, trial_id: str, run_id: str) -> set[int]:
-        """Steps that an earlier session logged, asked for once a trial."""
-        if trial_id not in self._steps:
-            history = self._client.get_metric_history(run_id, self._search.objectives[0].metric)
-            self._steps[trial_id] = {metric.step for metric in history}
-        return self._steps[trial_id]
+    def _sent_earlier(self, run_id: str, record: TrialRecord) -> dict[int, Mapping[str, float]]:
+        """The reports of a trial that an earlier session logged, as MLflow has them."""
+        found: dict[int, dict[str, float]] = {}
+        for name in sorted({key for point in record.curve for key in mlf.finite(point)} - {"step"}):
+            for metric in self._client.get_metric_history(run_id, name):  # in the order of time
+                found.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+        return dict(found)
+
+    def _end(self, record: TrialRecord) -> None:
+        run_id = self._run_ids[record.trial_id]
+        tags: dict[str, str] = {"outcome": record.outcome}
+        if record.error:
+            tags["error"] = record.error
+        mlf.log(self._client, run_id, tags=mlf.tags_of(tags))
+        ended_ms = None if record.ended_at is None else round(1000 * record.ended_at)
+        self._client.set_terminated(run_id, STATUS[record.outcome], ended_ms)
+        self._set_closed(record)
+
+    def _set_closed(self, record: TrialRecord) -> None:
+        self._closed[record.trial_id] = (record.outcome, record.ended_at)
+        self._open.pop(record.trial_id, None)
+        self._earlier.pop(record.trial_id, None)
+
+    def _find_children(self) -> None:
+        """Find the children of earlier sessions, and of requests whose answer was lost."""
+        # If a trial has two, take the one that has params or metrics.
+        children = self._find(f"tags.`{PARENT_TAG}` = '{self.parent_run_id}'")
+        for child in sorted(children, key=lambda run: bool(run.data.params or run.data.metrics)):
+            trial_id = child.data.tags.get("trial_id")
+            if trial_id is not None and trial_id not in self._open.keys() | self._closed.keys():
+                self._earlier[trial_id] = child
+                self._run_ids[trial_id] = str(child.info.run_id)
 
     def _create(self, name: str, tags: dict[str, str], started_at: float | None) -> str:
         started_ms = None if started_at is None else round(1000 * started_at)
@@ -209,10 +243,21 @@ class SearchRuns:
                 return runs
 
 
-def milliseconds() -> int:
-    """Now, as MLflow counts."""
+def _is_complete(run: Run, record: TrialRecord) -> bool:
+    """Whether a child run was closed after the last report of the record's trial."""
+    last = mlf.finite({name: v for name, v in record.metrics.items() if name != "step"})
+    return (
+        record.outcome != "running"
+        and run.info.status == STATUS[record.outcome]
+        and run.data.tags.get("outcome") == record.outcome
+        and all(run.data.metrics.get(name) == value for name, value in last.items())
+    )
+
+
+def _is_same(before: Mapping[str, float] | None, now: Mapping[str, float]) -> bool:
+    """Whether two reports agree in all values that MLflow can hold."""
+    return before is now or (before is not None and mlf.finite(before) == mlf.finite(now))
+
+
+def _milliseconds() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _holds(run: Run) -> bool:
-    return bool(run.data.params or run.data.metrics)

@@ -154,6 +154,8 @@ class SearchRecord:
     """The resolved configuration file."""
     run_folder: Path
     constraints: tuple[Constraint, ...] = ()
+    run_id: str = ""
+    """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""
 
     @property
     def sees_ood(self) -> bool:

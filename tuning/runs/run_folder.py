@@ -59,7 +59,7 @@ class LoadedRun:
         """
         if self.history.zero_shot is None:
             raise ConfigError(f"{self.folder}: nothing has run yet; resume it first")
-        return search_record(self.file, self.folder, self.history.zero_shot)
+        return search_record(self.file, self.folder, self.history.zero_shot, self.history.run_id)
 
 
 def load_run(folder: Path) -> LoadedRun:
@@ -75,7 +75,9 @@ def load_run(folder: Path) -> LoadedRun:
     return LoadedRun(folder.resolve(), load_config(config, check=False), history)
 
 
-def search_record(file: SearchFile, folder: Path, zero_shot: dict[str, float]) -> SearchRecord:
+def search_record(
+    file: SearchFile, folder: Path, zero_shot: dict[str, float], run_id: str = ""
+) -> SearchRecord:
     """What the search of that configuration is after.
 
     Raises:
@@ -92,6 +94,7 @@ def search_record(file: SearchFile, folder: Path, zero_shot: dict[str, float]) -
         zero_shot=zero_shot,
         config=file.summary(),
         run_folder=folder,
+        run_id=run_id,
     )
 
 

@@ -33,7 +33,7 @@ from tuning.config.schema import ResourcesConfig
 from tuning.execution.ray_errors import root_cause
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.mlflow_logging.client import tracking_uri
-from tuning.mlflow_logging.soup import log_soup
+from tuning.mlflow_logging.results import log_soup
 from tuning.runs.environment import check_same_data
 from tuning.runs.records import ID_ACC, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run

@@ -40,7 +40,8 @@ from tuning.confirmation.results import (
 )
 from tuning.execution.ray_session import ray_session
 from tuning.execution.trainable import final_metrics
-from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import load_run
 

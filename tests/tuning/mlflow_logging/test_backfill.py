@@ -1,6 +1,7 @@
+"""`lipsum-tune report`: what MLflow lacks of a search is written from the journal."""
+
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,26 +12,10 @@ from typer.testing import CliRunner
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tuning.cli import app
-from tuning.mlflow_logging.backfill import catch_up
-from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
-from tuning.mlflow_logging.client import connect
+from tuning.mlflow_logging.callback import MlflowCallback, backfill
+from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import load_run
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with no run; to make one takes seconds."""
-    folder = tmp_path_factory.mktemp("empty")
-    connect(default_tracking_uri(folder), "lipsum-tune")
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def runs(empty_database: Path, tmp_path: Path) -> Path:
-    """A folder of runs, with its database."""
-    shutil.copy(empty_database, tmp_path)
-    return tmp_path
 
 
 def callback_of(run: Path) -> MlflowCallback:
@@ -39,8 +24,8 @@ def callback_of(run: Path) -> MlflowCallback:
     return callback
 
 
-def told(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ...]]]:
-    """What MLflow says of each run: status, outcome, and the curve of one metric."""
+def in_mlflow(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ...]]]:
+    """Status, outcome and the curve of one metric of each run in MLflow."""
     client = MlflowClient(default_tracking_uri(run.parent))
     experiment = client.get_experiment_by_name("lipsum-tune")
     found = client.search_runs([experiment.experiment_id])
@@ -73,10 +58,8 @@ def expected(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ..
     }
 
 
-def test_what_a_server_missed_is_written_from_the_journal_and_once(
-    images_root: Path, runs: Path
-) -> None:
-    """Of all trials one is whole in MLflow, one was cut short there, the others are unknown."""
+def test_what_mlflow_lacks_is_written_once(images_root: Path, runs: Path) -> None:
+    """One trial is complete in MLflow, one was cut short there, the others are missing."""
     records = fakes.finished_search()[:8]
     run = write_run(runs / "search", search_file(images_root), records)
     driver = callback_of(run)
@@ -85,19 +68,19 @@ def test_what_a_server_missed_is_written_from_the_journal_and_once(
         driver.trial_reported(replace(record, outcome="running", curve=record.curve[:length]))
     driver.trial_ended(records[0])
     assert driver.wait()
-    assert told(run) != expected(run)
+    assert in_mlflow(run) != expected(run)
 
     for _ in range(2):
         shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
         assert shown.exit_code == 0, shown.output
         assert f"MLflow      {default_tracking_uri(runs)} has all of it" in shown.output
-        assert told(run) == expected(run)
+        assert in_mlflow(run) == expected(run)
 
 
-def test_a_trial_that_went_on_while_mlflow_was_away_is_made_whole(
+def test_a_trial_that_went_on_while_mlflow_was_away_is_completed(
     images_root: Path, runs: Path
 ) -> None:
-    """Stopped in one session that MLflow saw, and again, three reports later, in one it did not."""
+    """It was stopped in a session that MLflow has, and three reports later in one it has not."""
     trial = fakes.trial(0, outcome="stopped")
     early = replace(trial, curve=trial.curve[:2])
     run = write_run(runs / "search", search_file(images_root), [early], outcome="stopped")
@@ -114,9 +97,9 @@ def test_a_trial_that_went_on_while_mlflow_was_away_is_made_whole(
     journal.trial_ended(trial)
     journal.session_ended("stopped")
     journal.close()
-    catch_up(load_run(run))
-    assert told(run) == expected(run)
-    assert len(told(run)["trial-000"][2]) == 5
+    backfill(load_run(run))
+    assert in_mlflow(run) == expected(run)
+    assert len(in_mlflow(run)["trial-000"][2]) == 5
 
 
 def test_runs_of_a_driver_that_was_killed_are_closed(images_root: Path, runs: Path) -> None:
@@ -128,14 +111,36 @@ def test_runs_of_a_driver_that_was_killed_are_closed(images_root: Path, runs: Pa
     driver = callback_of(run)
     driver.trial_started(replace(running, curve=()))
     assert driver.wait()
-    assert {status for status, *_ in told(run).values()} == {"RUNNING"}
-    catch_up(load_run(run))
-    assert told(run) == expected(run)
+    assert {status for status, *_ in in_mlflow(run).values()} == {"RUNNING"}
+    backfill(load_run(run))
+    assert in_mlflow(run) == expected(run)
+
+
+def test_a_moved_run_folder_has_the_same_runs_in_mlflow(images_root: Path, runs: Path) -> None:
+    records = fakes.finished_search()[:3]
+    run = write_run(runs / "search", search_file(images_root), records)
+    backfill(load_run(run))
+    client = MlflowClient(default_tracking_uri(runs))
+    experiment = client.get_experiment_by_name("lipsum-tune")
+    before = {found.info.run_id for found in client.search_runs([experiment.experiment_id])}
+
+    moved = run.rename(runs / "archived")
+    backfill(load_run(moved))
+    resumed = callback_of(moved)
+    for record in load_run(moved).history.records:
+        resumed.trial_ended(record)
+    resumed.search_ended(records, "finished")
+    found = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_id for run in found} == before
+    (parent,) = [run for run in found if run.data.tags["kind"] == "search"]
+    assert parent.info.run_name == "archived"
+    assert parent.data.tags["run_folder"] == str(moved)
+    assert in_mlflow(moved) == expected(moved)
 
 
 def test_a_run_folder_without_its_database_gets_none(images_root: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "search", search_file(images_root), [fakes.trial(0)])
-    assert catch_up(load_run(run)).endswith("mlflow.db is not here")
+    assert backfill(load_run(run)).endswith("mlflow.db is not here")
     assert not (tmp_path / "mlflow.db").exists()
 
 

@@ -110,4 +110,4 @@ def test_the_warning_of_plain_text_comes_once_and_holds_no_password(
         _warn_of_plain_text("http://ann:pa55@8.8.4.4:5000")
         _warn_of_plain_text("http://ann:pa55@127.0.0.1:5000")
     (record,) = caplog.records
-    assert record.message.startswith("http://***@8.8.4.4:5000 is a public address and no https")
+    assert record.message.startswith("http://***@8.8.4.4:5000 is a public address without https")

@@ -20,7 +20,8 @@ from trainers.weights.soups import Soup, Taste, average
 from tuning.cli import app
 from tuning.execution.ray_session import ray_session
 from tuning.mlflow_logging import client as mlf
-from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.weights.report import soup_report

@@ -17,7 +17,8 @@ from trainers.errors import ConfigError
 from tuning.cli import app
 from tuning.config.validation import check_search
 from tuning.mlflow_logging import client as mlf
-from tuning.mlflow_logging.callback import MlflowCallback, default_tracking_uri
+from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.figures.wise_curves import wise_figure
 from tuning.reporting.leaderboard import figures
 from tuning.reporting.tables.trials import write_tables
