@@ -16,7 +16,7 @@ from pathlib import Path
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from tuning.execution.ray_session import free_port, patiently
+from tuning.execution.ray_session import free_port, retry_slow_start
 
 BIN = Path(sys.executable).parent
 START_S = 120.0
@@ -45,7 +45,7 @@ def running_head(cpus: int | None = None, **variables: str) -> Iterator[Head]:
         variables: added to the environment of the head and so of all its workers.
     """
     with ExitStack() as stack:
-        yield patiently(lambda: stack.enter_context(_started(cpus, variables)))
+        yield retry_slow_start(lambda: stack.enter_context(_started(cpus, variables)))
 
 
 @contextmanager

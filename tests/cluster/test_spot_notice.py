@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray._private.state import state
 
-from tuning.execution.ray_session import patiently
+from tuning.execution.ray_session import retry_slow_start
 
 SCRIPT = Path(__file__).parent.parent.parent / "cluster" / "launcher" / "spot_notice.sh"
 BIN = Path(sys.executable).parent
@@ -82,7 +82,7 @@ def metadata_service() -> Iterator[Metadata]:
 @pytest.fixture(scope="module")
 def busy_node() -> Iterator[str]:
     """The address of a Ray that has work, so that it stays while it is drained."""
-    found = patiently(
+    found = retry_slow_start(
         lambda: ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     )
     try:

@@ -1,8 +1,8 @@
-"""Storage as the nodes of a cluster see it: asked on each of them, before anything is trained.
+"""Check that every node of a cluster sees the storage of a search, before anything is trained.
 
-A folder that only the driver's machine has looks like any other to a worker elsewhere, which would
-write its checkpoints to a disk of its own. So the driver leaves a file there, and a task on each
-node looks for it and writes one beside it.
+A folder on a disk of the driver's machine looks like any other folder to a worker elsewhere, which
+would write its checkpoints to a disk of its own. So the driver writes a file there, and a task on
+each node looks for it and writes another one beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,197 +24,166 @@ from tuning.config.schema import SearchFile
 from tuning.execution.ray_workarounds import draining_nodes
 
 ANSWER_S = 120.0
-"""For how long a node may keep the search waiting: its first task starts a process there."""
+"""Time that all nodes together may take: the first task on a node starts a process there."""
 APPEARS_S = 3.0
-"""For how long a node looks again for what was written a moment ago."""
+"""Time for which a node looks for a new file: network disks cache that a file does not exist."""
 _PROBE = ".lipsum-tune-probe-"
+_HINT = "use a disk that all nodes reach, or set search.checkpoints.storage = s3://..."
 
 
 @dataclass(frozen=True)
 class NodeStorage:
-    """What one node makes of a folder or bucket."""
+    """Access of one node to a folder or bucket."""
 
     node: str
-    """Its address."""
+    """Address of the node."""
     sees: bool
     """Whether it sees what the driver has written there."""
     writes: bool
     """Whether it can write there too."""
     error: str | None = None
-    """In one line, where it does not; None where it simply is not there."""
+    """Why not, in one line; None if the folder simply does not exist there."""
     free_bytes: int | None = None
-    """Of the disk; None of a bucket."""
+    """Free space of the disk; None for a bucket."""
 
     @property
     def fault(self) -> str | None:
-        """What is wrong, for a sentence that begins with the node; None where all is well."""
+        """What is wrong, as a predicate whose subject is the node; None if nothing is."""
         if self.sees and self.writes:
             return None
-        if self.error is not None:
-            return self.error
-        return "does not see this folder"
+        return self.error or "does not see this folder"
 
 
 def alive_nodes() -> dict[str, str]:
-    """The addresses of the cluster's nodes that are there to stay, by Ray's name for each."""
+    """Addresses of the nodes by Ray's identifier, without those that announced their end."""
     leaving = draining_nodes()
     return {
-        n["NodeID"]: str(n["NodeManagerAddress"])
-        for n in ray.nodes()
-        if n["Alive"] and n["NodeID"] not in leaving
+        node["NodeID"]: str(node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in leaving
     }
 
 
 def storage_on_nodes(url: str, deadline_s: float = ANSWER_S) -> list[NodeStorage]:
-    """Whether each node of the cluster sees a storage and can write there; needs a Ray session.
+    """Access of each node of the connected cluster to a storage.
 
     Args:
-        url: a folder or URL, as of `trainers.data.storage`, made where it is missing.
-        deadline_s: for all nodes together.
-
-    Returns:
-        One for each node that is alive, the one of the driver among them.
+        url: a folder or URL; a missing folder is created.
+        deadline_s: time for all nodes together.
 
     Raises:
-        ConfigError: the driver itself cannot write there, or the URL is none.
+        ConfigError: the driver itself cannot write there, or the URL is invalid.
     """
-    token = secrets.token_hex(8)
-    store = open_store(url)
-    probe = f"{_PROBE}{token}"
+    store, probe = open_store(url), f"{_PROBE}{secrets.token_hex(8)}"
     try:
         with store.write(probe) as file:
-            file.write(token.encode())
+            file.write(b"driver")
     except OSError as error:
         raise ConfigError(f"it cannot be written: {system_words(error)}") from None
     try:
-        return _on_each_node(_try_storage, (url, probe, token), deadline_s)
+        return _ask_nodes(url, probe, deadline_s, writes=True)
     finally:
-        _forget(store, probe)
+        _remove(store, probe)
 
 
 def folder_on_nodes(url: str, path: str, deadline_s: float = ANSWER_S) -> list[NodeStorage]:
-    """Whether each node of the cluster sees a file or folder below a URL; nothing is written."""
-    return _on_each_node(_look_for, (url, path), deadline_s)
+    """Whether each node sees a file or folder below a URL; nothing is written."""
+    return _ask_nodes(url, path, deadline_s, writes=False)
 
 
 def check_nodes(file: SearchFile, home: str, deadline_s: float = ANSWER_S) -> None:
-    """Refuse a run that some node of the cluster could not take part in.
+    """Refuse a search in which a node of the cluster cannot take part.
 
-    A single node has the driver's own disk. Nodes that join later are not asked.
+    A single node has the driver's own disk. Nodes that join later are not checked.
 
     Args:
-        file: what is run.
+        file: the configuration.
         home: of its checkpoints, see `tuning.checkpoints.files`.
-        deadline_s: for all nodes together.
+        deadline_s: time for all nodes together.
 
     Raises:
-        ConfigError: in one line: which folder, which node, and what to do.
+        ConfigError: names the key, the folder and the node.
     """
-    root, several = file.trial.data.root, len(alive_nodes()) > 1
-    if several or file.search.checkpoints.storage is not None:
-        _check_storage(file, home, deadline_s)
-    if several and root != EMBEDDED:  # which each machine draws for itself
-        for node in folder_on_nodes(root, file.trial.data.id_domain, deadline_s):
-            if node.fault:
-                raise ConfigError(
-                    f"trial.data.root = {root!r}: node {node.node} {node.fault}; on several nodes "
-                    "it must be on a disk that all of them reach, or a URL such as s3://..."
-                )
+    root, storage = file.trial.data.root, file.search.checkpoints.storage
+    are_several = len(alive_nodes()) > 1
+    if are_several or storage is not None:
+        key, value = "search.storage", file.search.storage
+        if storage is not None:
+            key, value = "search.checkpoints.storage", storage
+        try:
+            nodes = storage_on_nodes(home, deadline_s)
+        except ConfigError as error:
+            raise ConfigError(str(error), key=key, value=value) from None
+        _refuse_faults(nodes, key, value, hint=_HINT)
+    if are_several and root != EMBEDDED:  # which every machine draws itself
+        nodes = folder_on_nodes(root, file.trial.data.id_domain, deadline_s)
+        hint = "use a disk that all nodes reach, or a URL such as s3://..."
+        _refuse_faults(nodes, "trial.data.root", root, hint=hint)
 
 
-def _check_storage(file: SearchFile, home: str, deadline_s: float) -> None:
-    storage = file.search.checkpoints.storage
-    key, named = "search.storage", file.search.storage
-    if storage is not None:
-        key, named = "search.checkpoints.storage", storage
-    try:
-        nodes = storage_on_nodes(home, deadline_s)
-    except ConfigError as error:
-        raise ConfigError(f"{key} = {named!r}: {error}") from None
+def _refuse_faults(nodes: list[NodeStorage], key: str, value: str, hint: str) -> None:
     for node in nodes:
-        if node.fault:
-            advice = (
-                "; on several nodes it must be on a disk that all of them reach, or set "
-                "search.checkpoints.storage = s3://..."
-            )
-            is_url = "://" in named
+        if node.fault is not None:
             raise ConfigError(
-                f"{key} = {named!r}: node {node.node} {node.fault}{'' if is_url else advice}"
+                f"node {node.node} {node.fault}",
+                key=key,
+                value=value,
+                hint=None if "://" in value else hint,
             )
 
 
-def _on_each_node(
-    task: Callable[..., NodeStorage], arguments: tuple[Any, ...], deadline_s: float
-) -> list[NodeStorage]:
-    """The answers of a task on each node; of those that give none in time, that they did not.
-
-    A fault of a node that has gone meanwhile, or is about to, is none.
-    """
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(task)
+def _ask_nodes(url: str, path: str, deadline_s: float, *, writes: bool) -> list[NodeStorage]:
+    """Run `_look` on each node; a node that fails while it leaves the cluster is left out."""
+    look: Any = _look
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(look)
     nodes = alive_nodes()
-    asked = {
-        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(
-            *arguments
-        ): name
-        for name in nodes
+    tasks = {
+        remote.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+        ).remote(url, path, writes=writes): node_id
+        for node_id in nodes
     }
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=deadline_s)
-    for task_ref in silent:
-        ray.cancel(task_ref, force=True)
-    found = {task_ref: _answer(task_ref, nodes[asked[task_ref]]) for task_ref in answered}
-    late, staying = f"does not answer within {deadline_s:g} s", alive_nodes()
-    answers = {
-        name: found.get(task_ref, NodeStorage(nodes[name], False, False, late))
-        for task_ref, name in asked.items()
-    }
-    return [answer for name, answer in answers.items() if name in staying or not answer.fault]
+    _, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=deadline_s)
+    answers: dict[str, NodeStorage] = {}
+    for task, node_id in tasks.items():
+        address = nodes[node_id]
+        if task in late:
+            ray.cancel(task, force=True)
+            reason = f"does not answer within {deadline_s:g} s"
+            answers[node_id] = NodeStorage(address, False, False, reason)
+            continue
+        try:
+            answers[node_id] = replace(ray.get(task), node=address)
+        except Exception as error:  # the node died, or this package is not installed there
+            cause = getattr(error, "cause", None) or error
+            reason = f"cannot be asked: {first_line(cause)}"
+            answers[node_id] = NodeStorage(address, False, False, reason)
+    staying = alive_nodes()
+    return [answer for node_id, answer in answers.items() if node_id in staying or not answer.fault]
 
 
-def _answer(task_ref: Any, address: str) -> NodeStorage:
-    try:
-        return replace(ray.get(task_ref), node=address)
-    except Exception as error:  # the node died, or lacks this package
-        cause = getattr(error, "cause", None) or error
-        return NodeStorage(address, False, False, f"cannot be asked: {first_line(cause)}")
-
-
-def _try_storage(url: str, probe: str, token: str) -> NodeStorage:
-    """On a node: read what the driver wrote, and write beside it."""
-    sees, own = False, f"{probe}-{secrets.token_hex(4)}"
+def _look(url: str, path: str, *, writes: bool) -> NodeStorage:
+    """On a node: look for a file or folder, and write another file beside it."""
+    sees, own = False, f"{path}-{secrets.token_hex(4)}"
     try:
         store = open_store(url)
-        if not _appears(store, probe):
-            return NodeStorage("", False, False)
-        sees = True
+        deadline = time.monotonic() + APPEARS_S
+        while not (sees := store.exists(path)) and writes and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if not sees or not writes:
+            return NodeStorage("", sees, sees)
         free = shutil.disk_usage(store.root).free if store.is_local else None
         with store.write(own) as file:
-            file.write(token.encode())
-        _forget(store, own)
+            file.write(b"node")
+        _remove(store, own)
     except (OSError, ConfigError) as error:
-        said = system_words(error) if isinstance(error, OSError) else first_line(error)
-        return NodeStorage("", sees, False, f"cannot {'write' if sees else 'read'} there: {said}")
+        message = system_words(error) if isinstance(error, OSError) else first_line(error)
+        return NodeStorage(
+            "", sees, False, f"cannot {'write' if sees else 'read'} there: {message}"
+        )
     return NodeStorage("", True, True, None, free)
 
 
-def _appears(store: Store, path: str) -> bool:
-    """Whether there is such a file, or will be soon: network disks remember what they have seen."""
-    deadline = time.monotonic() + APPEARS_S
-    while not store.exists(path):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
-
-
-def _look_for(url: str, path: str) -> NodeStorage:
-    """On a node: whether it sees a file or folder."""
-    try:
-        return NodeStorage("", sees := open_store(url).exists(path), sees)
-    except (OSError, ConfigError) as error:
-        said = system_words(error) if isinstance(error, OSError) else first_line(error)
-        return NodeStorage("", False, False, f"cannot read there: {said}")
-
-
-def _forget(store: Store, path: str) -> None:
+def _remove(store: Store, path: str) -> None:
     with suppress(OSError):
         store.filesystem.delete_file(store.full(path))

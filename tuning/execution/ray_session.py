@@ -1,4 +1,4 @@
-"""A connection to Ray: to the cluster that is asked for, or to one started for this search."""
+"""Connection to Ray: to a given cluster, or to one that is started for this search."""
 
 from __future__ import annotations
 
@@ -21,23 +21,21 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOCALHOST = "127.0.0.1"
-ANSWER_S = 10
-"""For how long a cluster may keep a first connection waiting."""
+CONNECT_S = 10
+"""Seconds that a cluster may take to accept a connection."""
 STARTS = 3
-"""So often it is tried to start Ray, where it takes too long."""
-_TOO_SLOW = "timed out during startup"
-"""In what Ray says then."""
+"""Number of attempts to start Ray."""
 
 
 @contextmanager
 def ray_session(address: str | None = None) -> Iterator[None]:
-    """Connect, and disconnect afterwards; a cluster started here is also stopped.
+    """Connect to Ray within the block; a cluster that is started here is also stopped.
 
-    A process that is connected already stays connected, to where it is.
+    A process that is connected already stays connected.
 
     Args:
-        address: of a running cluster, `host:port`; by default the one named by `RAY_ADDRESS`, which
-            `ray job submit` sets, or else a new one on this machine alone.
+        address: `host:port` of a cluster; by default the one in `RAY_ADDRESS`, which
+            `ray job submit` sets, or a new one on this machine.
 
     Raises:
         ConfigError: nothing answers at that address, or Ray does not start here.
@@ -50,7 +48,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         if address:
             _connect(address)
         else:
-            patiently(_start_local)
+            retry_slow_start(_start_local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise ConfigError(f"cannot connect to {where}: {error}") from error
@@ -61,11 +59,10 @@ def ray_session(address: str | None = None) -> Iterator[None]:
 
 
 def concurrent_trials(resources: ResourcesConfig) -> int:
-    """How many trials run at once: as many as fit, or as an autoscaler is to make room for.
+    """Number of trials at a time: as many as fit, or as an autoscaler makes room for.
 
     Raises:
-        ConfigError: not even one fits, and no nodes are added; the message says what a trial takes
-            and what there is.
+        ConfigError: not even one fits, and the cluster adds no nodes.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fits = fitting_trials(nodes, resources)
@@ -75,43 +72,19 @@ def concurrent_trials(resources: ResourcesConfig) -> int:
     wanted = resources.max_concurrent or max(fits, 1)
     if wanted > fits:
         logger.warning(
-            "%d trial(s) fit into the cluster as it is; others, up to %d, wait for its autoscaler "
-            "to add nodes",
+            "%d trial(s) fit into the cluster now; more, up to %d, wait until its autoscaler adds "
+            "nodes",
             fits,
             wanted,
         )
     return wanted
 
 
-def _connect(address: str) -> None:
-    _refuse_silence(address)
-    # A stopped trial's resources are freed through the state API, which its helper processes look
-    # for at RAY_ADDRESS; `ray job submit` sets that for the entry point alone.
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": address}},
-    )
+def retry_slow_start(start: Callable[[], T]) -> T:
+    """Start something of Ray, and try again if it was too slow.
 
-
-def _refuse_silence(address: str) -> None:
-    """Raise a ConnectionError where nothing listens: Ray itself would go on trying for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdecimal():
-        return  # `auto`, or a URL: Ray knows how to take it
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S):
-            return
-    except OSError as error:
-        raise ConnectionError(f"nothing answers there ({error})") from None
-
-
-def patiently(start: Callable[[], T]) -> T:
-    """Start something of Ray, and again where it was too slow.
-
-    Ray gives its own processes 30 s, which a machine that is busy, or reads its files for the first
-    time, may miss.
+    Ray gives its own processes 30 s, which a busy machine, or one that reads Ray's files for the
+    first time, may exceed.
 
     Raises:
         ConnectionError: it was too slow every time.
@@ -120,39 +93,65 @@ def patiently(start: Callable[[], T]) -> T:
     while True:
         try:
             return start()
-        except Exception as error:  # of no type of its own
-            if _TOO_SLOW not in str(error):
+        except Exception as error:  # Ray 2.60 raises a plain Exception
+            if "timed out during startup" not in str(error):
                 raise
             if attempt == STARTS:
                 raise ConnectionError(f"{first_line(error)} Is this machine very busy?") from error
             attempt += 1
-            logger.warning("Ray did not start in time on this busy machine; once more")
+            logger.warning("Ray did not start in time on this busy machine; trying again")
+
+
+def free_port() -> int:
+    """A free port of the loopback interface, outside of the range that Ray gives to its workers."""
+    while True:
+        with closing(socket.socket()) as listener:
+            listener.bind((LOCALHOST, 0))
+            port = int(listener.getsockname()[1])
+        if port >= 20_000:
+            return port
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():  # neither `auto` nor a URL
+        # Ray itself would try for minutes to connect to an address where nothing listens.
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        except OSError as error:
+            raise ConnectionError(f"nothing answers there ({error})") from None
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env=_runtime_environment(address),
+    )
 
 
 def _start_local() -> None:
-    # The port is chosen here because the workers must be told the address before it exists: with
-    # a second Ray on this machine they would otherwise find the wrong one.
+    # The port is chosen here because workers need the address (see below) before it exists.
     port = free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     try:
         ray.init(
             address="local",
-            include_dashboard=True,
+            include_dashboard=True,  # its state API frees the resources of stopped trials
             dashboard_host=LOCALHOST,
-            _node_ip_address=LOCALHOST,  # nothing of a local search is for the network
+            _node_ip_address=LOCALHOST,  # a local search does not listen on the network
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": f"{LOCALHOST}:{port}"}},
+            runtime_env=_runtime_environment(f"{LOCALHOST}:{port}"),
         )
     finally:
         del os.environ["RAY_GCS_SERVER_PORT"]
 
 
-def free_port() -> int:
-    """A port of loopback that nobody listens on, outside of those that Ray gives to its workers."""
-    while True:
-        with closing(socket.socket()) as callback:
-            callback.bind((LOCALHOST, 0))
-            port = int(callback.getsockname()[1])
-        if port >= 20_000:
-            return port
+def _runtime_environment(address: str) -> dict[str, dict[str, str]]:
+    """Runtime environment of a search.
+
+    Ray Train 2.60 frees the resources of a stopped trial through the state API, and looks for its
+    address in `RAY_ADDRESS`. `ray job submit` sets that for the entry point only, and without it
+    the wrong Ray is found if two run on a machine. Then the search hangs (ray#54305, ray#58515,
+    ray#61756).
+    """
+    return {"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": address}}

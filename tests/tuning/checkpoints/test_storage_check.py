@@ -1,4 +1,4 @@
-"""A cluster of two nodes, of which one does not see what the driver has on its disk.
+"""A cluster of two nodes, of which one does not see a folder of the driver.
 
 Slow: starts Ray. The second node has file systems of its own (`unshare --mount`, as root).
 """
@@ -45,13 +45,13 @@ BLIND = "127.0.0.2"
 
 @pytest.fixture(scope="module")
 def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the second node sees as another, empty folder."""
+    """A folder that is another, empty one on the second node."""
     return tmp_path_factory.mktemp("hidden")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(hidden: Path) -> Iterator[None]:
-    """A head without CPUs, so that whatever trains does so on the node that does not see."""
+    """A head without CPUs, so that trials run on the second node."""
     port = free_port()
     address = f"{LOCALHOST}:{port}"
     with s3_server(), pytest.MonkeyPatch.context() as patch:
@@ -102,9 +102,7 @@ def search_file(root: Path, runs: Path, **changes: Any) -> SearchFile:
     return load_config(path)
 
 
-def test_a_folder_of_one_machine_is_told_from_one_that_all_see(
-    hidden: Path, tmp_path: Path
-) -> None:
+def test_a_local_folder_is_seen_by_one_node_only(hidden: Path, tmp_path: Path) -> None:
     shared = by_node(storage_on_nodes(str(tmp_path / "runs")))
     assert all(node.sees and node.writes and node.fault is None for node in shared.values())
     assert all((node.free_bytes or 0) > 0 for node in shared.values())
@@ -116,7 +114,7 @@ def test_a_folder_of_one_machine_is_told_from_one_that_all_see(
     assert not [*tmp_path.rglob("*probe*"), *hidden.rglob("*")]
 
 
-def test_a_bucket_is_seen_from_everywhere_and_has_no_free_bytes() -> None:
+def test_a_bucket_is_seen_by_all_nodes() -> None:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="seen")
     found = by_node(storage_on_nodes("s3://seen/runs"))
@@ -130,36 +128,45 @@ def test_a_node_that_does_not_answer_in_time_is_named(tmp_path: Path) -> None:
     assert found[BLIND].fault == "does not answer within 0 s"
 
 
-def test_a_local_run_folder_is_refused_in_one_line_and_leaves_nothing(
+def test_a_local_run_folder_is_refused_and_leaves_nothing(
     images_root: Path, hidden: Path, tmp_path: Path
 ) -> None:
     runs = hidden / "runs"
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         run_search(search_file(images_root, runs), console=Console(quiet=True))
-    assert str(caught.value) == (
-        f"search.storage = '{runs}': node {BLIND} does not see this folder; on several nodes it "
-        "must be on a disk that all of them reach, or set search.checkpoints.storage = s3://..."
-    )
+    assert (error.value.key, error.value.value) == ("search.storage", str(runs))
+    assert error.value.problem == f"node {BLIND} does not see this folder"
+    assert "search.checkpoints.storage = s3://" in str(error.value.hint)
     assert list(runs.iterdir()) == []
-    other = search_file(images_root, tmp_path / "runs", search__checkpoints__storage=str(hidden))
-    with pytest.raises(ConfigError, match=f"checkpoints.storage = '{hidden}': node {BLIND} does"):
-        check_nodes(other, f"{hidden}/small-1")
-    missing = search_file(images_root, runs, search__checkpoints__storage="s3://missing/x")
-    with pytest.raises(ConfigError, match=r"'s3://missing/x': it cannot be written: .*not found"):
-        check_nodes(missing, "s3://missing/x/small-1")
 
 
-def test_local_images_are_refused_where_a_node_does_not_see_them(
+@pytest.mark.parametrize(
+    ("storage", "problem"), [("", f"node {BLIND} does not see"), ("s3://missing/x", "not found")]
+)
+def test_a_storage_of_checkpoints_is_refused(
+    images_root: Path, hidden: Path, tmp_path: Path, storage: str, problem: str
+) -> None:
+    storage = storage or str(hidden)
+    file = search_file(images_root, tmp_path / "runs", search__checkpoints__storage=storage)
+    with pytest.raises(ConfigError) as error:
+        check_nodes(file, f"{storage}/small-1")
+    assert (error.value.key, error.value.value) == ("search.checkpoints.storage", storage)
+    assert problem in error.value.problem
+
+
+def test_local_images_are_refused_if_a_node_does_not_see_them(
     images_root: Path, hidden: Path, tmp_path: Path
 ) -> None:
     root = hidden / "images"
     root.symlink_to(images_root)
     assert by_node(folder_on_nodes(str(images_root), "real"))[BLIND].fault is None
-    with pytest.raises(ConfigError, match=f"trial.data.root = '{root}': node {BLIND} does not see"):
+    with pytest.raises(ConfigError) as error:
         check_nodes(search_file(root, tmp_path / "runs"), str(tmp_path))
+    assert (error.value.key, error.value.value) == ("trial.data.root", str(root))
+    assert f"node {BLIND} does not see" in error.value.problem
 
 
-def test_with_a_bucket_for_checkpoints_the_run_folder_may_be_the_drivers_alone(
+def test_a_run_folder_may_be_local_if_checkpoints_are_in_a_bucket(
     images_root: Path, hidden: Path
 ) -> None:
     boto3.client("s3").create_bucket(Bucket="mine")
@@ -172,8 +179,8 @@ def test_with_a_bucket_for_checkpoints_the_run_folder_may_be_the_drivers_alone(
     assert not (found.run_folder / "train").exists()
 
 
-def test_a_node_that_has_announced_its_end_is_not_asked(images_root: Path, hidden: Path) -> None:
-    """The last one here: the node does not take anything any more."""
+def test_a_node_that_announced_its_end_is_not_asked(images_root: Path, hidden: Path) -> None:
+    """The last test here, as the node takes no more tasks."""
     (leaving,) = [name for name, address in alive_nodes().items() if address == BLIND]
     subprocess.run(
         [

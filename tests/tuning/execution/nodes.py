@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 from tests.tuning.execution.test_run_search import configuration
 from trainers.overrides import nest
-from tuning.execution.ray_session import free_port, patiently
+from tuning.execution.ray_session import free_port, retry_slow_start
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
@@ -32,7 +32,7 @@ def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
         "include_dashboard": True,  # without it, Ray frees nothing of a trial that was killed
         "dashboard_host": "127.0.0.1",
     }
-    found = patiently(
+    found = retry_slow_start(
         lambda: Cluster(
             initialize_head=True,
             head_node_args=head | {"dashboard_port": free_port()},
@@ -49,7 +49,7 @@ def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
 
 def add_node(to: Cluster) -> Any:
     """A node of one CPU."""
-    return patiently(lambda: to.add_node(num_cpus=1))
+    return retry_slow_start(lambda: to.add_node(num_cpus=1))
 
 
 def write(folder: Path, root: Path, name: str, **changes: Any) -> Path:

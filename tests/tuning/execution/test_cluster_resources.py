@@ -36,9 +36,7 @@ def cpus(*numbers: float) -> Nodes:
         (cpus(1), {"workers": 4, "min_workers": 2}, 0),
     ],
 )
-def test_so_many_trials_fit_as_their_workers_find_room_on_nodes(
-    nodes: Nodes, resources: dict[str, object], fits: int
-) -> None:
+def test_workers_must_fit_onto_nodes(nodes: Nodes, resources: dict[str, object], fits: int) -> None:
     assert fitting_trials(nodes, ResourcesConfig.model_validate(resources)) == fits
 
 
@@ -46,14 +44,14 @@ def test_so_many_trials_fit_as_their_workers_find_room_on_nodes(
 @pytest.mark.parametrize(
     "slots", [(1, 1, 1), (3, 1, 2), (4, 1, 1), (2, 2, 2), (3, 3, 1), (5, 0, 2)]
 )
-def test_strictly_spread_trials_are_as_many_as_can_really_be_dealt_out(
+def test_strictly_spread_trials_are_as_many_as_possible(
     slots: tuple[int, ...], workers: int
 ) -> None:
-    def dealt_out(left: tuple[int, ...]) -> int:
-        """Tries every choice of nodes for every trial."""
+    def most(left: tuple[int, ...]) -> int:
+        """Try every choice of nodes for every trial."""
         return max(
             (
-                1 + dealt_out(tuple(n - (i in chosen) for i, n in enumerate(left)))
+                1 + most(tuple(n - (i in chosen) for i, n in enumerate(left)))
                 for chosen in combinations(range(len(left)), workers)
                 if all(left[i] for i in chosen)
             ),
@@ -61,41 +59,34 @@ def test_strictly_spread_trials_are_as_many_as_can_really_be_dealt_out(
         )
 
     resources = ResourcesConfig(workers=workers, placement_strategy="STRICT_SPREAD")
-    assert fitting_trials(cpus(*slots), resources) == dealt_out(slots)
+    assert fitting_trials(cpus(*slots), resources) == most(slots)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "resources", "told"),
+    ("nodes", "resources", "problem"),
     [
-        (cpus(4), {"workers": 5}, r"one trial takes 5 CPU; the cluster has 4 CPU, 0 GPU$"),
-        (cpus(4), {"gpus_per_worker": 1}, r"1 CPU, 1 GPU; the cluster has 4 CPU, 0 GPU$"),
-        (
-            cpus(4, 8, 4),
-            {"cpus_per_worker": 9},
-            r"one worker takes 9 CPU, and the largest of 3 node\(s\) has 8 CPU$",
-        ),
+        (cpus(4), {"workers": 5}, "one trial takes 5 CPU; the cluster has 4 CPU, 0 GPU"),
+        (cpus(4), {"gpus_per_worker": 1}, "1 CPU, 1 GPU; the cluster has 4 CPU, 0 GPU"),
+        (cpus(2), {"workers": 4, "min_workers": 3}, "one trial takes 3 CPU; the cluster has 2 CPU"),
+        (cpus(4, 8, 4), {"cpus_per_worker": 9}, "9 CPU; the largest of 3 node(s) has 8 CPU"),
         (
             [{"CPU": 64}, {"CPU": 8, "GPU": 1}, {"CPU": 4, "GPU": 1}],
             {"gpus_per_worker": 2},
-            r"one worker takes 1 CPU, 2 GPU, and the largest of 3 node\(s\) has 8 CPU, 1 GPU$",
+            "one worker takes 1 CPU, 2 GPU; the largest of 3 node(s) has 8 CPU, 1 GPU",
         ),
         (
             cpus(4, 4),
             {"workers": 3, "placement_strategy": "STRICT_SPREAD"},
-            r"3 worker\(s\) of 1 CPU do not fit onto the 2 node\(s\), .* with .*'STRICT_SPREAD'$",
+            "3 worker(s) of 1 CPU do not fit onto 2 node(s)",
         ),
-        (
-            cpus(3, 2),
-            {"workers": 4, "placement_strategy": "STRICT_PACK"},
-            r"4 worker\(s\) of 1 CPU .*, the largest of which has 3 CPU, with .*'STRICT_PACK'$",
-        ),
-        (cpus(2), {"workers": 4, "min_workers": 3}, r"one trial takes 3 CPU; .* 2 CPU"),
+        (cpus(3, 2), {"workers": 4, "placement_strategy": "STRICT_PACK"}, "'STRICT_PACK'"),
     ],
 )
-def test_a_trial_that_fits_nowhere_is_told_in_one_line_that_names_what_is_lacking(
-    nodes: Nodes, resources: dict[str, object], told: str
+def test_a_trial_that_does_not_fit_is_told_what_is_missing(
+    nodes: Nodes, resources: dict[str, object], problem: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"^search.resources: .*{told}") as caught:
+    with pytest.raises(ConfigError) as error:
         check_fits(nodes, ResourcesConfig.model_validate(resources))
-    assert "\n" not in str(caught.value)
+    assert error.value.key == "search.resources"
+    assert problem in error.value.problem
     check_fits([{"CPU": 64, "GPU": 8}] * 3, ResourcesConfig.model_validate(resources))

@@ -9,43 +9,42 @@ import pytest
 import ray
 
 from trainers.errors import ConfigError
-from tuning.execution.ray_session import STARTS, ray_session
+from tuning.execution.ray_session import STARTS, ray_session, retry_slow_start
 
 SLOW = "The current node timed out during startup. This could happen because of many things."
 
 
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[object]]:
-    """Let so many starts come to what Ray raises after 30 s; returns a list of all starts."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    start, starts = ray.init, list[object]()
+def start_after(failures: int, message: str = SLOW) -> tuple[Callable[..., Any], list[object]]:
+    """A start that fails so often first, and the list of all starts."""
+    starts: list[object] = []
 
-    def too_slow(times: int) -> list[object]:
-        def init(**arguments: Any) -> Any:
-            starts.append(arguments)
-            if len(starts) <= times:
-                raise Exception(SLOW)
-            return start(**arguments)
+    def start(**arguments: Any) -> str:
+        starts.append(arguments)
+        if len(starts) <= failures:
+            raise Exception(message)
+        return "started"
 
-        monkeypatch.setattr(ray, "init", init)
-        return starts
-
-    return too_slow
+    return start, starts
 
 
-@pytest.mark.slow
-def test_a_ray_that_is_slow_to_start_is_started_again(
-    slow: Callable[[int], list[object]], caplog: pytest.LogCaptureFixture
-) -> None:
-    starts = slow(1)
-    with ray_session():
-        assert ray.get(ray.remote(lambda: 3).remote()) == 3
+def test_a_slow_start_is_retried(caplog: pytest.LogCaptureFixture) -> None:
+    start, starts = start_after(1)
+    assert retry_slow_start(start) == "started"
     assert len(starts) == 2
     assert "did not start in time" in caplog.text
 
 
-def test_a_ray_that_never_starts_is_one_line(slow: Callable[[int], list[object]]) -> None:
-    starts = slow(STARTS)
+def test_another_failure_is_not_retried() -> None:
+    start, starts = start_after(1, "no such file")
+    with pytest.raises(Exception, match="no such file"):
+        retry_slow_start(start)
+    assert len(starts) == 1
+
+
+def test_a_ray_that_never_starts_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    start, starts = start_after(STARTS)
+    monkeypatch.setattr(ray, "init", start)
     with (
         pytest.raises(ConfigError, match=r"^cannot connect to a local .* timed out .*very busy\?$"),
         ray_session(),
