@@ -1,12 +1,14 @@
-"""Checkpoints of one fine-tuning: weights as safetensors, what training needs beside them.
+"""Checkpoint of one fine-tuning: weights as safetensors, the rest of its state beside them.
 
-The weights are those that are evaluated and exported, averaged, interpolated or merged where the
-method says so, under the names of open_clip's modules: `visual.*`, `head`, and `text.*` where the
-text encoder trained. What training goes on from, where that is something else, is in the state.
+    student.safetensors   weights of the last evaluation, under the names of open_clip's modules:
+                          `visual.*`, `head`, and `text.*` if the text encoder was trained; its
+                          header has progress, class names and all reports so far
+    training_state.pt     optimizer and everything else that training needs to continue
 
-A save into a folder that already holds a checkpoint writes both files under a new name first, then
-swaps them in, the state before the weights. So between the two renames the new weights stand alone
-under their new name, and at no other moment: whatever kills a save, one whole checkpoint is there.
+Saving into a folder that holds a checkpoint already writes both files under a temporary name, and
+then renames first the state, then the weights. Between the two renames, the new weights are the
+only file with a temporary name, and they are the ones that belong to the state. So a whole
+checkpoint exists whenever a save is killed.
 """
 
 from __future__ import annotations
@@ -22,25 +24,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, StorageFailed, first_line, system_error, system_words
 
 WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
-REPORTS = "reports"
-"""In the header of the weights, which can be read without them: as of `Checkpoint`."""
 SINCE = "since_report"
-"""Of `Checkpoint.training`: the `step` of the last report, and what was done since."""
+"""Key of `Checkpoint.training`: step of the last report, and what was summed up since."""
 _NEW = ".new"
-"""Ending of a file that is being written."""
+"""Suffix of a file that is being written."""
 
 
 @dataclass
 class Progress:
-    """How far a run is, and what it has cost, over all of its parts."""
+    """How far a training is, and what it has cost, over all of its attempts."""
 
     step: int = 0
     seconds: float = 0.0
@@ -51,130 +52,185 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run goes on from, bit for bit; nothing else is random or stateful."""
+    """The complete state of a training, which continues from it bit for bit."""
 
     weights: Mapping[str, Tensor]
-    """Those that are evaluated."""
+    """Weights of the last evaluation (EMA, WiSE, ...), with the class head."""
     training: Mapping[str, Any]
-    """The optimiser's state and whatever else the run needs to train on."""
+    """State of the optimizer and of everything else that training continues from."""
     progress: Progress
     reports: Sequence[Mapping[str, float]]
-    """All so far, each with its `step`. Whoever was told of them may not have lived to write them
-    down: a resumed run says the last one again, and a resumed search finds the others here."""
+    """All reports so far, each with its `step`. A driver that was killed may have missed some: a
+    resumed search finds them here."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a checkpoint's weights without reading them."""
+
+    progress: Mapping[str, Any]
+    """Fields of `Progress`; empty for weights that were not trained here."""
+    class_names: tuple[str, ...] | None
+    """(K,) classes of the head; None in files of earlier versions."""
+    reports: list[dict[str, float]]
+    """All reports so far, each with its `step`."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Shape of each tensor by name."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.progress.get("step", 0))
+
+
+def read_header(folder: Path | Store) -> Header | None:
+    """Header of the weights in a checkpoint; None if they are missing or incomplete.
+
+    Args:
+        folder: the checkpoint, on this machine or in any storage.
+
+    Raises:
+        OSError: the storage cannot be read.
+    """
+    store = folder if isinstance(folder, Store) else open_store(folder)
+    path = _weights_path(store.local_path()).name if store.is_local else WEIGHTS
+    try:
+        with store.open(path) as file:
+            # Format of safetensors: length of the header, header in JSON, tensors.
+            start = 8 + int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(start - 8)) if start <= file.size() else {}
+            metadata = tensors.pop("__metadata__", {})
+            size = max((entry["data_offsets"][1] for entry in tensors.values()), default=-1)
+            if start + size != file.size():
+                return None
+            names = metadata.get("classes")
+            return Header(
+                progress=json.loads(metadata.get("progress", "{}")),
+                class_names=None if names is None else tuple(json.loads(names)),
+                reports=json.loads(metadata.get("reports", "[]")),
+                shapes={name: tuple(entry["shape"]) for name, entry in tensors.items()},
+            )
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def saved_step(folder: Path | Store) -> int | None:
+    """Optimizer steps of the weights in a checkpoint; None if they are missing or incomplete."""
+    header = read_header(folder)
+    return None if header is None else header.step
+
+
+def saved_metrics(folder: Path | Store) -> dict[str, float]:
+    """Report on exactly the weights in a checkpoint; empty if they were saved between reports."""
+    header = read_header(folder)
+    last = dict(header.reports[-1]) if header is not None and header.reports else {}
+    return last if header is not None and last.pop("step", None) == header.step else {}
+
+
+def saved_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """Shapes of a checkpoint's weights by name, and its class names; no tensor is read.
+
+    Raises:
+        ConfigError: as `load_weights`.
+    """
+    header = read_header(folder)
+    if header is None:
+        raise ConfigError("missing or damaged", source=_weights_path(folder))
+    if header.class_names is None:
+        raise ConfigError(
+            "written by an earlier version: its header has no class names",
+            source=_weights_path(folder),
+        )
+    return dict(header.shapes), header.class_names
+
+
+def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights of a checkpoint on the CPU, and the (K,) class names of their head.
+
+    Raises:
+        ConfigError: they are missing or damaged, or the file does not contain the class names.
+    """
+    _, class_names = saved_shapes(folder)
+    return load_file(_weights_path(folder)), class_names
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
-    """Write a checkpoint; one that is there is replaced in one piece, other files stay.
+    """Write a checkpoint; one that is there is replaced atomically, and other files stay.
 
     Args:
-        folder: made where it is missing.
-        checkpoint: what to write.
-        class_names: (K,) of the head: the same weights mean nothing for others.
+        folder: created if it is missing.
+        checkpoint: the state to write.
+        class_names: (K,) of the head.
 
     Raises:
         StorageFailed: the disk is full, or cannot be written for another reason.
     """
-    with _writing(folder):
-        _save(folder, checkpoint, class_names)
-
-
-def _save(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     weights, state = folder / WEIGHTS, folder / STATE
     new_weights, new_state = folder / (WEIGHTS + _NEW), folder / (STATE + _NEW)
-    if _weights_of(folder) == new_weights:
-        new_weights.replace(weights)  # ends the swap that a killed save began
-    progress = dataclasses.asdict(checkpoint.progress)
     training = {
         **checkpoint.training,
-        "progress": progress,
+        "progress": dataclasses.asdict(checkpoint.progress),
         "classes": _hash(class_names),
     }
-    with new_state.open("wb") as file:  # with a path, torch would not say what the system said
-        torch.save(training, file)
-    _write_weights(
-        new_weights, checkpoint.weights, checkpoint.progress, class_names, checkpoint.reports
-    )
-    for path in (new_state, new_weights):
-        _sync(path)
-    new_state.replace(state)
-    new_weights.replace(weights)
-    _sync(folder)
+    with _storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if _weights_path(folder) == new_weights:
+            new_weights.replace(weights)  # a save was killed between its two renames
+        with new_state.open("wb") as file:  # given a path, torch hides the error of the system
+            torch.save(training, file)
+        _write_weights(
+            new_weights, checkpoint.weights, checkpoint.progress, class_names, checkpoint.reports
+        )
+        for path in (new_state, new_weights):
+            _sync(path)
+        new_state.replace(state)
+        new_weights.replace(weights)
+        _sync(folder)
 
 
 def save_weights(
     folder: Path, weights: Mapping[str, Tensor], progress: Progress, class_names: Sequence[str]
 ) -> None:
-    """Write a checkpoint of weights alone, from which nothing can train on, into a new folder."""
-    with _writing(folder):
+    """Write weights only, from which training cannot continue, into a new folder."""
+    with _storage_errors(folder):
         folder.mkdir(parents=True)
         _write_weights(folder / WEIGHTS, weights, progress, class_names)
-
-
-def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights of a checkpoint on the CPU, and the (K,) class names of their head.
-
-    Raises:
-        ConfigError: they are missing, damaged, or of a version that did not write the names.
-    """
-    with _opened(folder) as (file, class_names):
-        return {name: file.get_tensor(name) for name in file.keys()}, class_names  # noqa: SIM118
-
-
-def saved_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
-    """The shapes of a checkpoint's weights by name, and its class names; no tensor is read.
-
-    Raises:
-        ConfigError: as `load_weights`.
-    """
-    with _opened(folder) as (file, class_names):
-        return {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}, class_names  # noqa: SIM118
 
 
 def load_checkpoint(
     folder: Path, class_names: Sequence[str], device: torch.device | str = "cpu"
 ) -> Checkpoint:
-    """What `save_checkpoint` wrote.
+    """Read what `save_checkpoint` wrote.
 
     Raises:
-        ConfigError: no whole checkpoint is there, its files are of two different ones, it was
-            trained on other classes than `class_names`, or by an earlier version.
+        ConfigError: the checkpoint is incomplete, its two files do not belong together, or it was
+            trained on other classes than `class_names` or by an earlier version.
     """
     if not (folder / STATE).is_file():
-        raise ConfigError(f"{folder}: no {STATE}, and training cannot go on from weights alone")
+        raise ConfigError(f"no {STATE}; training cannot continue from weights alone", source=folder)
     state = torch.load(folder / STATE, map_location=device, weights_only=True)
     if state.pop("classes") != _hash(class_names):
         raise ConfigError(
-            f"{folder}: it was trained on other classes, or in another order, than the "
-            f"{len(class_names)} that the data have now"
+            f"trained on other classes, or in another order, than the {len(class_names)} classes "
+            "of the data",
+            source=folder,
         )
     if SINCE not in state:
-        raise ConfigError(f"{folder}: of an earlier version, from which training cannot go on")
-    weights = _weights_of(folder)
-    about = _about(weights)
-    if about is None:
-        raise ConfigError(f"{weights}: missing or damaged")
-    found, progress = about["progress"], state.pop("progress")
-    if found != progress:
         raise ConfigError(
-            f"{folder}: {WEIGHTS} (step {found.get('step')}) and {STATE} (step "
-            f"{progress['step']}) are of two different checkpoints"
+            "written by an earlier version; training cannot continue from it", source=folder
+        )
+    weights, header = _weights_path(folder), read_header(folder)
+    if header is None:
+        raise ConfigError("missing or damaged", source=weights)
+    progress = state.pop("progress")
+    if header.progress != progress:
+        raise ConfigError(
+            f"{WEIGHTS} (step {header.step}) and {STATE} (step {progress['step']}) belong to two "
+            "different checkpoints",
+            source=folder,
         )
     tensors = load_file(weights, device=str(device))
-    return Checkpoint(tensors, state, Progress(**progress), about[REPORTS])
-
-
-def saved_step(folder: Path) -> int | None:
-    """The optimiser steps of the weights in a checkpoint; None where they are missing or torn."""
-    about = _about(_weights_of(folder))
-    return None if about is None else int(about["progress"].get("step", 0))
-
-
-def saved_metrics(folder: Path) -> dict[str, float]:
-    """What the report of a checkpoint said of its weights; nothing where they are of none."""
-    about = _about(_weights_of(folder))
-    last = dict(about[REPORTS][-1]) if about and about[REPORTS] else {}
-    return last if about and last.pop("step", None) == about["progress"].get("step") else {}
+    return Checkpoint(tensors, state, Progress(**progress), header.reports)
 
 
 def _write_weights(
@@ -184,64 +240,36 @@ def _write_weights(
     class_names: Sequence[str],
     reports: Sequence[Mapping[str, float]] = (),
 ) -> None:
-    tensors = {name: value.contiguous() for name, value in weights.items()}
-    about = {
+    metadata = {
         "progress": dataclasses.asdict(progress),
         "classes": list(class_names),
-        REPORTS: [dict(report) for report in reports],
+        "reports": [dict(report) for report in reports],
     }
-    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in about.items()})
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in metadata.items()})
+
+
+def _weights_path(folder: Path) -> Path:
+    """The weights that belong to the state, also between the two renames of a save."""
+    new = folder / (WEIGHTS + _NEW)
+    return new if new.exists() and not (folder / (STATE + _NEW)).exists() else folder / WEIGHTS
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Neither torch nor safetensors raises the system's own error, where a disk is full."""
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Raise StorageFailed if a disk is full: torch and safetensors raise errors of their own."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        found = system_error(error)
-        if found is None and not isinstance(error, SafetensorError):
-            raise  # of the tensors, and not of the disk
-        said = first_line(error) if found is None else system_words(found)
-        raise StorageFailed(f"{folder}: a checkpoint cannot be written: {said}") from error
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """The file of weights and the class names in it."""
-    path = _weights_of(folder)
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = (file.metadata() or {}).get("classes")
-            if names is None:
-                raise ConfigError(f"{path}: of an earlier version, it does not name its classes")
-            yield file, tuple(json.loads(names))
-    except (FileNotFoundError, SafetensorError):
-        raise ConfigError(f"{path}: missing or damaged") from None
+        cause = system_error(error)
+        if cause is None and not isinstance(error, SafetensorError):
+            raise  # not an error of the disk
+        message = first_line(error) if cause is None else system_words(cause)
+        raise StorageFailed(f"{folder}: a checkpoint cannot be written: {message}") from error
 
 
 def _hash(class_names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
-
-
-def _weights_of(folder: Path) -> Path:
-    """The weights that belong to the state: the new ones, where only the state was swapped in."""
-    new = folder / (WEIGHTS + _NEW)
-    swapping = new.exists() and not (folder / (STATE + _NEW)).exists()
-    return new if swapping else folder / WEIGHTS
-
-
-def _about(weights: Path) -> dict[str, Any] | None:
-    """The progress and the reports in a file of weights; None where it is missing or torn."""
-    try:
-        with safe_open(weights, framework="np") as file:  # refuses a file that is cut short
-            metadata = file.metadata() or {}
-    except (FileNotFoundError, SafetensorError):
-        return None
-    return {
-        "progress": json.loads(metadata.get("progress", "{}")),
-        REPORTS: json.loads(metadata.get(REPORTS, "[]")),
-    }
 
 
 def _sync(path: Path) -> None:

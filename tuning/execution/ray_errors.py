@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray.exceptions import RayError
-from ray.train import ControllerError
 from ray.tune import TuneError
 from ray.tune.experiment import Trial
 
@@ -45,8 +43,6 @@ def storage_failure(error: BaseException | None) -> StorageFailed | None:
         if error is None or id(error) in seen:
             continue
         seen.add(id(error))
-        if failure := _of_checkpoints(error):
-            return StorageFailed(_where_and_why(failure))
         if inner := [*_wrapped(error)]:  # Ray's account, whose type may be that of what it is about
             waiting += reversed(inner)
         elif isinstance(error, StorageFailed):
@@ -98,13 +94,6 @@ def error_of(trial: Trial) -> BaseException | None:
         return None
     error: BaseException = pickle.loads(file.read_bytes())
     return error
-
-
-def _of_checkpoints(error: BaseException) -> OSError | None:
-    """Why Ray Train's controller could not write its list of checkpoints, its only file."""
-    failure = error.controller_failure if isinstance(error, ControllerError) else None
-    of_network = (ConnectionError, TimeoutError, RayError)
-    return failure if isinstance(failure, OSError) and not isinstance(failure, of_network) else None
 
 
 def _where_and_why(error: OSError) -> str:

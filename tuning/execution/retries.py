@@ -1,33 +1,33 @@
-"""A trainer started anew when its machines fail it, and left alone when it fails by itself.
+"""Attempts at a training: repeated if a machine failed, not if the training failed.
 
-Ray Train's own `max_failures` does not ask which of the two it was: a loss that is no number, a
-mistake in the configuration or a fault in the program would be trained towards again and again. So
-it is 0 here. Nodes that announce their end are Ray Train's matter, and those it is too late to see
-are not counted here either.
+`max_failures` of Ray Train does not make this difference: a diverged loss, a mistake in the
+configuration or a bug would be repeated again and again. So it is 0 here, and failures are
+classified by the types of their errors and by where these come from. Ray Train itself handles nodes
+that announce their end; they do not count here.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import torch
 import torch.distributed as dist
 from ray import exceptions as ray_errors
-from ray.train import Result
-from ray.train.v2._internal.constants import VALIDATE_STORAGE_MARKER_FILENAME
 
-from trainers.data.storage import Store
-from trainers.errors import first_line, storage_failures
+from trainers.checkpoints.storage import prepare_folder
+from trainers.errors import first_line
 from trainers.ray_trainer import open_storage, torch_trainer
-from tuning.checkpoints.repair import repair
 from tuning.execution.ray_workarounds import WorkerHealthCheckTimeoutError, draining_nodes
 
 logger = logging.getLogger(__name__)
 
-_LOST = (
+_LOST: Final = (
     ray_errors.RayActorError,
     ray_errors.WorkerCrashedError,
     ray_errors.NodeDiedError,
@@ -37,17 +37,21 @@ _LOST = (
     ray_errors.RpcError,
     WorkerHealthCheckTimeoutError,
 )
-"""What Ray says of a process that is gone, with its node, by a kill or for want of memory, or that
+"""Errors of Ray about a process that is gone (killed, out of memory, lost with its node), or that
 has not answered for minutes."""
 
-_OF_PEERS = re.compile(
-    r"gloo|nccl|closed by peer|connection (reset|refused|closed)|broken pipe|socket", re.IGNORECASE
-)
-"""In the message of a RuntimeError: the worker at the other end is gone."""
+_DEVICE_ASSERT: Final = 710
+"""`cudaErrorAssert`: a check in a kernel failed, such as an index out of range. The only error of
+an accelerator that certainly is one of the program."""
+
+_GLOO: Final = re.compile(r"\[\S*gloo/\S+:\d+\] ")
+"""Gloo's errors have no type of their own, but start with the line of its source that raised."""
+_NCCL_MISUSE: Final = re.compile("ncclInvalid(Usage|Argument)")
+"""Results of NCCL for a wrong call, as they are named in the message of a DistBackendError."""
 
 
 class MachinesLost(RuntimeError):
-    """A training lost its workers more often than it may."""
+    """A training lost its workers more often than `search.resources.max_failures` allows."""
 
 
 def fit(
@@ -57,88 +61,95 @@ def fit(
     storage_path: Path | str,
     resources: Mapping[str, Any],
     **arguments: Any,
-) -> Result:
-    """Run `torch_trainer` to its end, and again from its last checkpoint when a machine is lost.
+) -> Any:
+    """Run a training to its end, and repeat it from its newest checkpoint if a machine fails.
 
     Args:
         config: the `TrialConfig` as JSON.
-        name: of the trainer.
-        storage_path: of the trainer.
-        resources: of the trainer, and how many such losses it survives: `max_failures`, by default
-            none.
-        arguments: all others of the trainer.
+        name: of the training. Its checkpoints lie in a folder of this name, and a later call with
+            the same name continues from them.
+        storage_path: folder or URL of all trainings.
+        resources: arguments of `torch_trainer`, and `max_failures`: the number of failures of
+            machines that are survived; 0 by default.
+        arguments: further arguments of `torch_trainer`.
+
+    Returns:
+        What the training loop returned on the first worker: the last report.
 
     Raises:
-        MachinesLost: one time too many.
-        StorageFailed: there can be no checkpoints.
-        Exception: what the training itself raised, as Ray Train tells it.
+        MachinesLost: more machines failed than `max_failures`.
+        StorageFailed: checkpoints cannot be written.
+        Exception: what the training itself raised, wrapped by Ray Train.
     """
-    of_trainer, known = dict(resources), set[str]()
-    allowed, losses = of_trainer.pop("max_failures", 0), 0
+    options, known_nodes = dict(resources), set[str]()
+    max_failures, failures = options.pop("max_failures", 0), 0
+    folder = open_storage(storage_path).at(name)
     while True:
-        _make_ready(open_storage(storage_path).at(name))
-        trainer = torch_trainer(
-            config, name=name, storage_path=storage_path, **arguments, **of_trainer
-        )
-        try:
-            return trainer.fit()
-        except Exception as error:
-            lost = machine_failure(error)
-            if lost is None:
-                raise
-            # Ray Train restarts it for such a node by itself, unless what is left of the workers
-            # misses the others before it does.
-            announced = draining_nodes().keys() - known
-            known |= announced
-            losses += not announced
-            said = f"{type(lost).__name__}: {first_line(lost)}"
-            if losses > allowed:
-                raise MachinesLost(
-                    f"workers were lost {losses} time(s), and search.resources.max_failures = "
-                    f"{allowed}: {said}"
-                ) from error
-            logger.warning("%s starts anew: %s", name, said)
-
-
-def _make_ready(folder: Store) -> None:
-    """What Ray Train's controller does first, in a constructor of which no error tells the cause:
-    it writes into the trial's folder, and reads its list of checkpoints, which a kill may tear."""
-    repair(folder)
-    with (
-        storage_failures(folder.url, "cannot be written"),
-        folder.write(VALIDATE_STORAGE_MARKER_FILENAME) as file,
-    ):
-        file.write(b"")
+        prepare_folder(folder)
+        with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
+            trainer = torch_trainer(
+                config,
+                folder=folder,
+                name=f"{name}-{secrets.token_hex(4)}",
+                scratch=Path(scratch),
+                **arguments,
+                **options,
+            )
+            try:
+                return trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2
+            except Exception as error:
+                failure = machine_failure(error)
+                if failure is None:
+                    raise
+                # Ray Train repeats the training itself if a node had announced its end, unless the
+                # other workers notice the loss before it does.
+                announced = draining_nodes().keys() - known_nodes
+                known_nodes |= announced
+                failures += not announced
+                reason = f"{type(failure).__name__}: {first_line(failure)}"
+                if failures > max_failures:
+                    raise MachinesLost(
+                        f"workers were lost {failures} time(s), and "
+                        f"search.resources.max_failures = {max_failures}: {reason}"
+                    ) from error
+                logger.warning("%s is repeated from its newest checkpoint: %s", name, reason)
 
 
 def machine_failure(error: BaseException) -> BaseException | None:
-    """What happened to a machine, out of what Ray Train raised; None where training failed itself.
+    """The failure of a machine behind an error of Ray Train; None if the training itself failed.
 
-    Where one worker is gone, what the others say follows from it. Where all are there, and none
-    says anything but that its peer is gone, Ray does not know yet what they do. An actor that could
-    not be made is no loss: its constructor raised.
+    If a worker is gone, the errors of the others follow from that. If all are there, and each of
+    them raised nothing but that a peer does not answer, Ray has not noticed yet that one is gone.
+    An actor that could not be created is no failure of a machine: its constructor raised.
     """
-    raised = [e for e in _innermost(error) if not getattr(e, "actor_init_failed", False)]
-    lost = next((e for e in raised if isinstance(e, _LOST)), None)
-    if lost is None and raised and all(map(_misses_a_peer, raised)):
-        return raised[0]
+    errors = [e for e in _innermost(error) if not getattr(e, "actor_init_failed", False)]
+    lost = next((e for e in errors if isinstance(e, _LOST) or _is_of_accelerator(e)), None)
+    if lost is None and errors and all(map(_is_of_peer, errors)):
+        return errors[0]
     return lost
 
 
 def _innermost(error: BaseException) -> Iterator[BaseException]:
-    """The errors that an account of Ray's is about, of all workers."""
-    workers = getattr(error, "worker_failures", None) or {}
-    names = ("controller_failure", "health_check_failure", "cause")
-    others = [getattr(error, name, None) for name in names]
-    inner = [e for e in (*workers.values(), *others) if isinstance(e, BaseException)]
-    inner = [e for e in inner if e is not error]
-    if isinstance(error, _LOST) or not inner:
+    """The errors of all workers that an error of Ray Train wraps."""
+    inner = list((getattr(error, "worker_failures", None) or {}).values())
+    for name in ("controller_failure", "health_check_failure", "cause"):
+        inner.append(getattr(error, name, None))
+    wrapped = [e for e in inner if isinstance(e, BaseException) and e is not error]
+    if isinstance(error, _LOST) or not wrapped:
         yield error
-    for one in inner:
+    for one in wrapped:
         yield from _innermost(one)
 
 
-def _misses_a_peer(error: BaseException) -> bool:
+def _is_of_accelerator(error: BaseException) -> bool:
+    """Whether a GPU failed: uncorrectable ECC error, failed launch, lost device, ..."""
+    # Added in PyTorch 2.8. In 2.7 such an error is a plain RuntimeError, which is not repeated.
+    kind = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, kind) and getattr(error, "error_code", None) != _DEVICE_ASSERT
+
+
+def _is_of_peer(error: BaseException) -> bool:
+    """Whether a collective operation failed because another worker does not answer."""
     if isinstance(error, dist.DistError):
-        return True
-    return type(error) is RuntimeError and _OF_PEERS.search(str(error)) is not None
+        return _NCCL_MISUSE.search(str(error)) is None
+    return type(error) is RuntimeError and _GLOO.match(str(error)) is not None

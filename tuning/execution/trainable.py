@@ -109,7 +109,7 @@ def final_metrics(
         The last report.
     """
     with storage_failures(storage_path, "cannot be used"):
-        result = fit(
+        metrics: dict[str, float] = fit(
             config, name=name, storage_path=storage_path, final_split=split, resources=resources
         )
-    return result.metrics or {}
+    return metrics

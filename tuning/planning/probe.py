@@ -18,7 +18,6 @@ import platform
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,11 @@ import ray.train
 import ray.train.torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
+from trainers.checkpoints.format import WEIGHTS
+from trainers.checkpoints.storage import newest_checkpoint
+from trainers.data.storage import Store
 from trainers.errors import ConfigError
+from trainers.ray_trainer import open_storage, save_and_report
 from tuning.execution.retries import fit
 from tuning.execution.trainable import driver_options
 from tuning.planning.step_timing import StepWatch
@@ -118,7 +121,6 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
     """The figures of probes that ran side by side."""
     steps = [s for timing in timings for s in timing["steps_s"][1:]]
     evals = [s for timing in timings for s in timing["evals_s"][1:]]
-    # The time of a save is known at the next report only.
     save_s = statistics.median(s for timing in timings for s in timing["saves_s"])
     step_s, eval_s = statistics.median(steps), statistics.median(evals)
 
@@ -153,13 +155,11 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
 
 def _drive(config: str, name: str, folder: Path, resources: dict[str, Any]) -> dict[str, Any]:
     """In Tune's place: drive one trial and wait for it."""
-    trained = fit(config, name=name, storage_path=folder, loop=_probe_loop, resources=resources)
-    metrics = trained.metrics
-    assert metrics is not None
-    return metrics["probe"] | {"driver_bytes": _peak_memory()}
+    timing = fit(config, name=name, storage_path=folder, loop=_probe_loop, resources=resources)
+    return {**timing, "driver_bytes": _peak_memory()}
 
 
-def _probe_loop(values: dict[str, Any]) -> None:
+def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
     """What `trainers.ray_trainer.train_loop` does, with a clock beside it."""
     began = time.perf_counter()
     import torch
@@ -169,6 +169,7 @@ def _probe_loop(values: dict[str, Any]) -> None:
     from trainers.fine_tune import fine_tune
 
     config = TrialConfig.model_validate_json(values["trial"])
+    folder = open_storage(values["folder"])
     device = ray.train.torch.get_device()
     cache_s = _open_images(config)
     began += cache_s
@@ -188,13 +189,14 @@ def _probe_loop(values: dict[str, Any]) -> None:
             "gpu_memory_bytes": torch.cuda.max_memory_reserved(device) if gpu else 0,
             "gpu_total_bytes": torch.cuda.mem_get_info(device)[1] if gpu else 0,
         }
-        _report(report, timing)
+        _save(report, folder, timing)
         resumed = time.perf_counter()
         timing["saves_s"].append(resumed - reported)
         late = resumed - began > LIMIT_S and len(timing["saves_s"]) > 1
         if broadcast_from_rank_zero(late):
             break
         watch.restart(time.perf_counter())
+    return timing
 
 
 def _open_images(config: TrialConfig) -> float:
@@ -208,26 +210,13 @@ def _open_images(config: TrialConfig) -> float:
     return time.perf_counter() - began
 
 
-def _report(report: Report, timing: dict[str, Any]) -> None:
-    from trainers.checkpoints.format import WEIGHTS
-
-    if ray.train.get_context().get_world_rank() != 0:
-        ray.train.report({"step": report.step})
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        report.save(folder)
-        timing["checkpoint_bytes"] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        timing["weights_bytes"] = (folder / WEIGHTS).stat().st_size
-        ray.train.report(
-            # A copy: the lists grow while Ray still has them.
-            {"step": report.step, "probe": {k: _copied(v) for k, v in timing.items()}},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-        )
-
-
-def _copied(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value
+def _save(report: Report, folder: Store, timing: dict[str, Any]) -> None:
+    """Save and report as a trial does; the first worker adds the sizes of the files to `timing`."""
+    save_and_report(report, folder)
+    if ray.train.get_context().get_world_rank() == 0:
+        files = {info.base_name: info.size for info in folder.list(newest_checkpoint(folder) or "")}
+        timing["checkpoint_bytes"] = sum(size for size in files.values() if size)
+        timing["weights_bytes"] = files[WEIGHTS]
 
 
 def _peak_memory() -> int:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from trainers.checkpoints.format import read_header
 from trainers.config import TrialConfig
 from trainers.data.storage import Store
 from trainers.errors import storage_failures
@@ -16,8 +17,7 @@ from tuning.algorithms.method_studies import (
     synchronise_branches,
 )
 from tuning.algorithms.warm_start import warm_start
-from tuning.checkpoints.files import kept_checkpoint, saved_reports, trial_path
-from tuning.checkpoints.repair import repair
+from tuning.checkpoints.files import kept_checkpoint
 from tuning.config.schema import SearchFile
 from tuning.runs.journal import History, Journal, read_history
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
@@ -71,10 +71,10 @@ def _with_lost_reports(
     reports before it. One that waits for OOD domains is told to the next driver where it waits;
     what follows it must not be written before, for a curve is cut off where a report comes late.
     """
-    repair(checkpoints.at(trial_path(record.trial_id)))
     with storage_failures(checkpoints.url, "cannot be read"):
         kept = kept_checkpoint(checkpoints, record.trial_id)
-        reports = [] if kept is None else saved_reports(kept)
+        header = None if kept is None else read_header(kept)
+        reports = [] if header is None else header.reports
     for report in reports:
         if report[STEP] <= record.step:
             continue

@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from trainers.checkpoints.format import WEIGHTS, saved_metrics
-from trainers.checkpoints.format import saved_step as step_on_disk
+from trainers.checkpoints.format import WEIGHTS, saved_metrics, saved_step
 from trainers.config import TrialConfig
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, validate
-from tuning.checkpoints.files import kept_checkpoint, saved_step
+from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, load_run
 from tuning.selection.rules import best_trial
@@ -133,7 +132,7 @@ def _of_soup(run: LoadedRun, name: str) -> Source:
 
 def _of_training(folder: Path) -> Source:
     path = folder / TRIAL_FILE
-    step, name = step_on_disk(folder), folder.resolve().name
+    step, name = saved_step(folder), folder.resolve().name
     if step is None:
         raise ConfigError(f"{folder}: no whole {WEIGHTS}")
     trial = validate(TrialConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))

@@ -25,14 +25,13 @@ from trainers.checkpoints.format import (
     load_weights,
     save_checkpoint,
     save_weights,
+    saved_metrics,
     saved_shapes,
     saved_step,
 )
 from trainers.errors import ConfigError
 
-SIZE = 30_000  # below what torch spreads over threads, which a busy machine is slow at
-
-
+SIZE = 30_000  # torch spreads larger tensors over threads, which is slow on a busy machine
 REPORTS = [{"step": step, "id_val/acc": 53.1 + step / 3} for step in (2, 4)]
 CLASSES = ("ant", "bee", "cat")
 
@@ -50,7 +49,7 @@ def save(folder: Path, step: int) -> None:
 
 
 def load(folder: Path) -> int:
-    """The step of the checkpoint, having seen that all of it is of that step."""
+    """The step of the checkpoint, after a check that all of it is of that step."""
     found = load_checkpoint(folder, CLASSES)
     step = found.progress.step
     assert found.reports == REPORTS
@@ -62,7 +61,7 @@ def load(folder: Path) -> int:
     return step
 
 
-def test_a_checkpoint_is_replaced_and_nothing_else_of_its_folder_is(tmp_path: Path) -> None:
+def test_a_save_replaces_the_checkpoint_and_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for step in (3, 6, 2):
         save(tmp_path, step)
@@ -71,78 +70,70 @@ def test_a_checkpoint_is_replaced_and_nothing_else_of_its_folder_is(tmp_path: Pa
 
 
 def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
-    save(tmp_path / "early", 20)
-    save(tmp_path / "late", 40)
-    shutil.copy(tmp_path / "early" / WEIGHTS, tmp_path / "late" / WEIGHTS)
-    with pytest.raises(ConfigError, match=r"safetensors \(step 20\) and .*\(step 40\)"):
-        load(tmp_path / "late")
-
-
-def test_two_runs_at_the_same_step_are_told_apart(tmp_path: Path) -> None:
     save(tmp_path / "one", 20)
     other = at(20)
-    other.progress.seconds += 1e-9
-    save_checkpoint(tmp_path / "other", other, CLASSES)
-    shutil.copy(tmp_path / "one" / WEIGHTS, tmp_path / "other" / WEIGHTS)
-    with pytest.raises(ConfigError, match="two different checkpoints"):
-        load(tmp_path / "other")
+    other.progress.seconds += 1e-9  # another run, at the same step
+    for name, checkpoint in (("late", at(40)), ("other", other)):
+        save_checkpoint(tmp_path / name, checkpoint, CLASSES)
+        shutil.copy(tmp_path / "one" / WEIGHTS, tmp_path / name / WEIGHTS)
+        with pytest.raises(ConfigError, match="belong to two different checkpoints") as error:
+            load(tmp_path / name)
+        assert error.value.source == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("classes", [("bee", "ant", "cat"), ("ant", "bee"), ("ant", "bee", "dog")])
-def test_a_checkpoint_of_other_classes_or_another_order_is_refused(
-    classes: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_other_classes_is_refused(classes: tuple[str, ...], tmp_path: Path) -> None:
     save(tmp_path, 20)
-    with pytest.raises(ConfigError, match="trained on other classes, or in another order") as said:
+    with pytest.raises(ConfigError, match="trained on other classes") as error:
         load_checkpoint(tmp_path, classes)
-    assert str(said.value).startswith(f"{tmp_path}: ")
+    assert error.value.source == str(tmp_path)
 
 
-def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+def test_training_does_not_continue_from_weights_alone(tmp_path: Path) -> None:
     save(tmp_path, 20)
     (tmp_path / STATE).unlink()
-    with pytest.raises(ConfigError, match="training cannot go on from weights alone"):
+    with pytest.raises(ConfigError, match=STATE):
         load(tmp_path)
     assert saved_step(tmp_path) == 20
 
 
-@pytest.mark.parametrize("size", [0, 5, 300, 4 * SIZE])
-def test_torn_weights_are_seen(tmp_path: Path, size: int) -> None:
-    save(tmp_path, 20)
-    os.truncate(tmp_path / WEIGHTS, size)
-    assert saved_step(tmp_path) is None
-    with pytest.raises(ConfigError, match="missing or damaged"):
-        load(tmp_path)
-
-
-def test_weights_are_read_alone_and_name_their_classes(tmp_path: Path) -> None:
-    save(tmp_path / "both", 20)
+def test_weights_are_read_without_a_state(tmp_path: Path) -> None:
+    save(tmp_path / "both", 4)
     (tmp_path / "both" / STATE).unlink()
-    save_weights(tmp_path / "alone", at(20).weights, Progress(20), CLASSES)
+    save_weights(tmp_path / "alone", at(4).weights, Progress(4), CLASSES)
     for folder in (tmp_path / "both", tmp_path / "alone"):
         weights, class_names = load_weights(folder)
         assert class_names == CLASSES
-        assert torch.equal(weights["head"], torch.full((SIZE,), 20.0))
+        assert torch.equal(weights["head"], torch.full((SIZE,), 4.0))
         assert saved_shapes(folder) == ({"head": (SIZE,)}, CLASSES)
-        assert saved_step(folder) == 20
+        assert saved_step(folder) == 4
+    assert saved_metrics(tmp_path / "both") == {"id_val/acc": REPORTS[1]["id_val/acc"]}
+    assert saved_metrics(tmp_path / "alone") == {}
 
 
-def test_weights_that_are_torn_missing_or_nameless_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [load_weights, saved_shapes, load])
+@pytest.mark.parametrize("size", [0, 5, 300, 4 * SIZE, None])
+def test_incomplete_or_missing_weights_are_refused(
+    tmp_path: Path, size: int | None, read: Callable[[Path], object]
+) -> None:
     save(tmp_path, 20)
-    whole = (tmp_path / WEIGHTS).read_bytes()
-    (tmp_path / WEIGHTS).write_bytes(whole[:-1])
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ConfigError, match="missing or damaged"):
-            load_weights(folder)
-        with pytest.raises(ConfigError, match="missing or damaged"):
-            saved_shapes(folder)
+    if size is None:
+        (tmp_path / WEIGHTS).unlink()
+    else:
+        os.truncate(tmp_path / WEIGHTS, size)
+    with pytest.raises(ConfigError, match="missing or damaged") as error:
+        read(tmp_path)
+    assert error.value.source == str(tmp_path / WEIGHTS)
+
+
+def test_weights_without_class_names_are_refused(tmp_path: Path) -> None:
     save_file({"head": torch.zeros(3, 2)}, tmp_path / WEIGHTS, {"progress": "{}"})
-    with pytest.raises(ConfigError, match="of an earlier version, it does not name its classes"):
+    with pytest.raises(ConfigError, match="earlier version"):
         load_weights(tmp_path)
 
 
-def _save_until_call(folder: Path, number: int, connection: Connection) -> None:
-    """Save step 2 over step 1, and die at the given call of any function along the way."""
+def save_until_call(folder: Path, number: int, connection: Connection) -> None:
+    """Save step 2 over step 1, and die at the given call of any function."""
     checkpoint, calls = at(2), itertools.count()
 
     def die(frame: object, event: str, argument: object) -> None:
@@ -156,79 +147,53 @@ def _save_until_call(folder: Path, number: int, connection: Connection) -> None:
     connection.send(next(calls))
 
 
-def _save_for_ever(folder: Path, connection: Connection) -> None:
-    torch.set_num_threads(1)
-    for step in itertools.count(1):
-        save(folder, step)
-        connection.send(step)
-
-
-def _child(target: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]:
-    context = multiprocessing.get_context("forkserver")  # one that has imported torch already
+def killed_save(folder: Path, number: int) -> tuple[Any, Connection]:
+    """The process of `save_until_call` in one that has imported torch already, and its pipe."""
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=target, args=(*arguments, theirs))
+    process = context.Process(target=save_until_call, args=(folder, number, theirs))
     process.start()
     theirs.close()
     return process, ours
 
 
-def _count_calls(folder: Path) -> int:
-    """Of all functions, in a whole save."""
+def count_calls(folder: Path) -> int:
+    """Number of function calls in a whole save."""
     save(folder, 1)
-    process, connection = _child(_save_until_call, folder, -1)
+    process, connection = killed_save(folder, -1)
     num_calls: int = connection.recv()
     process.join()
     return num_calls
 
 
-def test_a_kill_at_any_call_of_a_save_leaves_one_whole_checkpoint(tmp_path: Path) -> None:
-    num_calls = _count_calls(tmp_path / "whole")
+def test_a_kill_at_any_call_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    num_calls = count_calls(tmp_path / "whole")
     # Spread over the save, and close together at its end, where the files are renamed.
     numbers = {*range(0, num_calls, num_calls // 20), *range(num_calls - 60, num_calls - 1, 3)}
-    found = []
+    steps = []
     for number in sorted(numbers):
         folder = tmp_path / str(number)
         save(folder, 1)
-        process, _ = _child(_save_until_call, folder, number)
+        process, _ = killed_save(folder, number)
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        found.append((number, load(folder)))
+        steps.append(load(folder))
         save(folder, 3)
         assert load(folder) == 3
         assert {path.name for path in folder.iterdir()} == {WEIGHTS, STATE}
-    steps = [step for _, step in found]
     assert steps == sorted(steps)
     assert set(steps) == {1, 2}
 
 
-def test_a_kill_between_the_two_renames_is_survived_twice(tmp_path: Path) -> None:
+def test_a_save_after_a_kill_between_the_renames_may_be_killed_too(tmp_path: Path) -> None:
     save(tmp_path / "old", 1)
     save(tmp_path / "new", 2)
     (tmp_path / "new" / STATE).replace(tmp_path / "old" / STATE)
     (tmp_path / "new" / WEIGHTS).replace(tmp_path / "old" / f"{WEIGHTS}.new")
     assert load(tmp_path / "old") == 2
-    # The next save is killed as well, when it has written its state.
-    process, _ = _child(_save_until_call, tmp_path / "old", _count_calls(tmp_path / "whole") - 100)
+    # The next save is killed when it has written its state.
+    process, _ = killed_save(tmp_path / "old", count_calls(tmp_path / "whole") - 100)
     process.join()
     assert (tmp_path / "old" / f"{STATE}.new").exists()
     assert load(tmp_path / "old") == 2
-
-
-def test_kills_while_saving_again_and_again_leave_the_last_checkpoint_or_the_next(
-    tmp_path: Path,
-) -> None:
-    for kill in range(20):
-        process, connection = _child(_save_for_ever, tmp_path)
-        for _ in range(1 + kill % 4):
-            done = connection.recv()
-        for _ in range(kill * 2000):  # spread the kills over the save that goes on meanwhile
-            pass
-        process.kill()
-        process.join()
-        while connection.poll():
-            try:
-                done = connection.recv()
-            except EOFError:
-                break
-        assert load(tmp_path) in (done, done + 1)

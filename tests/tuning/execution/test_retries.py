@@ -1,4 +1,4 @@
-"""Which failures are a machine's. Errors are as Ray raised them when processes were killed."""
+"""Which failures are those of a machine. Errors are as Ray raised them for killed processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
-from ray.train import Result
 from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
@@ -17,7 +17,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from trainers.errors import ConfigError, StorageFailed, TrainingDiverged
-from tuning.execution import retries as restarts
+from tuning.execution import retries
 from tuning.execution.retries import MachinesLost, fit, machine_failure
 
 DEAD = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
@@ -27,6 +27,13 @@ MISSED = RuntimeError(
 )
 NCCL = dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited")
 DIVERGED = TrainingDiverged("the training loss is not a finite number at step 10")
+
+
+def accelerator(message: str, code: int) -> Exception:
+    """An error of CUDA as PyTorch raises it."""
+    error = torch.AcceleratorError(message)
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
 
 
 def of_workers(*failures: Exception) -> WorkerGroupError:
@@ -50,11 +57,11 @@ def in_task(cause: Exception) -> RayTaskError:
         ControllerError(ActorDiedError()),
         ControllerError(in_task(dist.DistNetworkError("timed out"))),
         ActorDiedError(),
+        of_workers(accelerator("CUDA error: uncorrectable ECC error encountered", 214)),
+        of_workers(accelerator("CUDA error: unspecified launch failure", 719), MISSED),
     ],
 )
-def test_a_lost_process_is_a_machines_failure_with_whatever_its_peers_say_of_it(
-    error: Exception,
-) -> None:
+def test_a_failure_of_a_machine_is_retried(error: Exception) -> None:
     assert machine_failure(error) is not None
     assert machine_failure(cloudpickle.loads(cloudpickle.dumps(error))) is not None
 
@@ -74,13 +81,17 @@ def test_a_lost_process_is_a_machines_failure_with_whatever_its_peers_say_of_it(
         ControllerError(in_task(KeyError("rank"))),
         ActorDiedError.from_task_error(RayTaskError("f", "traceback", OSError("a torn list"))),
         ValueError("of our own"),
+        of_workers(RuntimeError("the number of sockets must be positive")),
+        of_workers(RuntimeError("NCCL is not available")),
+        of_workers(dist.DistBackendError("NCCL error: ncclInvalidUsage: This usually reflects")),
+        of_workers(accelerator("CUDA error: device-side assert triggered", 710)),
     ],
 )
-def test_what_training_itself_raises_is_not_tried_again(error: Exception) -> None:
+def test_what_the_training_raises_is_not_retried(error: Exception) -> None:
     assert machine_failure(error) is None
 
 
-def test_what_is_said_of_a_machine_is_what_happened_to_it_and_not_what_its_peers_saw() -> None:
+def test_the_reason_is_the_lost_worker_not_its_peers() -> None:
     assert isinstance(machine_failure(of_workers(MISSED, DEAD)), RayActorError)
     assert machine_failure(of_workers(MISSED)) is MISSED
     hangs = WorkerHealthCheckTimeoutError("hanging")
@@ -90,18 +101,20 @@ def test_what_is_said_of_a_machine_is_what_happened_to_it_and_not_what_its_peers
 class Trainer:
     """Raises one error after the other, then ends."""
 
+    return_value = "last report"
+
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.made: list[dict[str, Any]] = []
 
-    def __call__(self, config: Any, **arguments: Any) -> Trainer:
-        self.made.append(arguments)
+    def __call__(self, config: str, **arguments: Any) -> Trainer:
+        self.made.append({"config": config, **arguments})
         return self
 
-    def fit(self) -> str:
+    def fit(self) -> Trainer:
         if self.errors:
             raise self.errors.pop(0)
-        return "result"
+        return self
 
 
 def run(
@@ -109,49 +122,51 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     storage: Path,
     draining: dict[str, int] | None = None,
-) -> Result:
-    monkeypatch.setattr(restarts, "torch_trainer", trainer)
-    monkeypatch.setattr(restarts, "draining_nodes", lambda: draining or {})
+) -> Any:
+    monkeypatch.setattr(retries, "torch_trainer", trainer)
+    monkeypatch.setattr(retries, "draining_nodes", lambda: draining or {})
     resources = {"workers": 2, "max_failures": 2}
     return fit("{}", name="train-7", storage_path=str(storage), resources=resources)
 
 
-def test_a_trainer_is_made_anew_under_its_name_as_often_as_it_may(
+def test_each_attempt_has_a_new_name_and_the_same_checkpoints(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trainer = Trainer(of_workers(DEAD), of_workers(MISSED))
-    made = {"name": "train-7", "storage_path": str(tmp_path), "workers": 2}
-    assert run(trainer, monkeypatch, tmp_path) == "result"
-    assert trainer.made == [made] * 3
-    with pytest.raises(MachinesLost) as caught:
-        run(Trainer(*[of_workers(DEAD)] * 3), monkeypatch, tmp_path)
-    told = str(cloudpickle.loads(cloudpickle.dumps(caught.value)))
-    assert "lost 3 time(s), and search.resources.max_failures = 2: ActorDiedError: " in told
-    assert "\n" not in told
+    assert run(trainer, monkeypatch, tmp_path) == "last report"
+    assert len({made["name"] for made in trainer.made}) == 3
+    for made in trainer.made:
+        assert made["name"].startswith("train-7-")
+        assert made["folder"].url == f"{tmp_path}/train-7"
+        assert not made["scratch"].exists()
+        assert (made["config"], made["workers"]) == ("{}", 2)
 
 
-def test_a_training_that_fails_by_itself_is_left_alone(
+def test_too_many_failures_end_the_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    with pytest.raises(MachinesLost) as caught:
+        run(Trainer(*[of_workers(DEAD)] * 3), monkeypatch, tmp_path)
+    message = str(cloudpickle.loads(cloudpickle.dumps(caught.value)))
+    assert "lost 3 time(s), and search.resources.max_failures = 2: ActorDiedError: " in message
+    assert "\n" not in message
     trainer = Trainer(of_workers(DIVERGED))
     with pytest.raises(WorkerGroupError):
         run(trainer, monkeypatch, tmp_path)
     assert len(trainer.made) == 1
 
 
-def test_a_node_that_had_announced_its_end_counts_for_nothing_but_once(
+def test_a_node_that_announced_its_end_does_not_count_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lost = [of_workers(DEAD)] * 3
-    assert run(Trainer(*lost), monkeypatch, tmp_path, {"a": 1}) == "result"
+    assert run(Trainer(*lost), monkeypatch, tmp_path, {"a": 1}) == "last report"
     with pytest.raises(MachinesLost, match="lost 3 time"):
         run(Trainer(*lost, of_workers(DEAD)), monkeypatch, tmp_path, {"a": 1})
 
 
-def test_each_attempt_begins_with_storage_that_can_be_written_and_says_what_fails_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "train-7").write_text("a file where the folder of the trial would be")
+def test_no_attempt_starts_without_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "train-7").write_text("a file in the place of the trial's folder")
     trainer = Trainer()
     with pytest.raises(StorageFailed, match="train-7"):
         run(trainer, monkeypatch, tmp_path)

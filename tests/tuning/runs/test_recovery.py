@@ -82,12 +82,12 @@ def test_a_checkpoint_behind_the_journal_takes_nothing_away(folder: Path) -> Non
     assert list(record.curve) == CURVE[:2]
 
 
-def test_a_report_whose_checkpoint_ray_train_does_not_know_comes_again(folder: Path) -> None:
+def test_reports_of_an_incomplete_checkpoint_come_again(folder: Path) -> None:
     save(folder, 120, CURVE[:3])
-    assert list(resumed(folder).curve) == CURVE[:3]
     save(folder, 160, CURVE[:4])
+    *_, torn = sorted(folder.rglob("student.safetensors"))
+    torn.write_bytes(torn.read_bytes()[:-1])
     assert list(resumed(folder).curve) == CURVE[:3]
-    assert len(list(folder.rglob("student.safetensors"))) == 1
 
 
 def test_a_trial_whose_last_report_nobody_heard_has_finished(folder: Path) -> None:
@@ -108,7 +108,5 @@ def test_checkpoints_that_cannot_be_read_end_the_session_before_it_trains(folder
     weights = next(folder.rglob("student.safetensors"))
     weights.unlink()
     weights.mkdir()
-    with pytest.raises(
-        StorageFailed, match=r"train-trial-000: its checkpoints cannot be made ready"
-    ):
+    with pytest.raises(StorageFailed, match=r"train: cannot be read: "):
         resumed(folder)

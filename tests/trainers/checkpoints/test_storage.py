@@ -1,0 +1,160 @@
+"""Checkpoints of one training on a disk and in a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.s3 import s3_server
+from trainers.checkpoints import storage
+from trainers.checkpoints.format import (
+    SINCE,
+    STATE,
+    WEIGHTS,
+    Checkpoint,
+    Progress,
+    read_header,
+    save_checkpoint,
+    saved_step,
+)
+from trainers.checkpoints.storage import (
+    checkpoint_names,
+    fetch_checkpoint,
+    newest_checkpoint,
+    prepare_folder,
+    remove_checkpoint,
+    remove_other_checkpoints,
+    write_checkpoint,
+)
+from trainers.data.storage import Store, open_store
+from trainers.errors import StorageFailed
+
+EARLY, LATE = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server():
+        boto3.client("s3").create_bucket(Bucket="mine")
+        yield "s3://mine"
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """The folder of a training before its first attempt."""
+    if request.param == "disk":
+        return open_store(tmp_path / "train")
+    return open_store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/train")
+
+
+def saved(folder: Path, step: int) -> Path:
+    """A checkpoint on this machine, as a worker saves it before it is copied."""
+    reports = [{"step": float(at), "id_val/acc": 50 + at / 3} for at in range(20, step + 1, 20)]
+    weights = {"head": torch.full((250,), float(step)), "scale": torch.zeros(())}
+    training = {SINCE: {"step": step}, "moments": torch.zeros(500)}
+    save_checkpoint(folder, Checkpoint(weights, training, Progress(step), reports), ["a", "b"])
+    return folder
+
+
+def put(folder: Store, name: str, source: Path, cut: str | None = None) -> None:
+    """Copy a checkpoint under this name, one of its files without its last byte."""
+    for file in (STATE, WEIGHTS):
+        content = (source / file).read_bytes()
+        with folder.write(f"{name}/{file}") as written:
+            written.write(content[: -1 if file == cut else None])
+
+
+def test_a_new_checkpoint_replaces_the_older_ones(folder: Store, tmp_path: Path) -> None:
+    prepare_folder(folder)
+    assert newest_checkpoint(folder) is None
+    for step in (40, 80):
+        name = write_checkpoint(folder, saved(tmp_path / "local", step))
+        remove_other_checkpoints(folder, name)
+    assert checkpoint_names(folder) == [name]
+    assert newest_checkpoint(folder, resumable=True) == name
+    header = read_header(folder.at(name))
+    assert header is not None
+    assert (header.step, header.class_names) == (80, ("a", "b"))
+    assert [report["step"] for report in header.reports] == [20, 40, 60, 80]
+    assert header.shapes == {"head": (250,), "scale": ()}
+
+    fetch_checkpoint(folder.at(name), tmp_path / "fetched", (STATE, WEIGHTS))
+    for file in (STATE, WEIGHTS):
+        original = (tmp_path / "local" / file).read_bytes()
+        assert (tmp_path / "fetched" / file).read_bytes() == original
+    remove_checkpoint(folder.at(name))
+    remove_checkpoint(folder.at(name))
+    assert newest_checkpoint(folder) is None
+
+
+def test_an_incomplete_checkpoint_is_never_used(folder: Store, tmp_path: Path) -> None:
+    source = saved(tmp_path / "local", 40)
+    put(folder, EARLY, source)
+    put(folder, LATE, saved(source, 80), cut=WEIGHTS)
+    assert newest_checkpoint(folder) == newest_checkpoint(folder, resumable=True) == EARLY
+    prepare_folder(folder)
+    assert checkpoint_names(folder) == [EARLY]
+
+
+def test_training_does_not_continue_from_weights_alone(folder: Store, tmp_path: Path) -> None:
+    put(folder, EARLY, saved(tmp_path / "local", 40))
+    folder.filesystem.delete_file(folder.full(f"{EARLY}/{STATE}"))
+    assert newest_checkpoint(folder) == EARLY
+    assert newest_checkpoint(folder, resumable=True) is None
+
+
+def test_the_newest_checkpoint_has_the_most_steps(folder: Store, tmp_path: Path) -> None:
+    source = tmp_path / "local"
+    put(folder, EARLY, saved(source, 80))
+    put(folder, LATE, saved(source, 40))
+    assert newest_checkpoint(folder) == EARLY
+    put(folder, LATE, saved(source, 80))
+    assert newest_checkpoint(folder) == LATE
+
+
+def test_the_weights_are_copied_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, copied = open_store(tmp_path / "train"), list[str]()
+
+    def stop_at_weights(read: object, written: object, size: int) -> None:
+        copied.append(Path(str(getattr(read, "name", ""))).name)
+        if copied[-1] == WEIGHTS:
+            raise OSError(28, "No space left on device")
+
+    prepare_folder(folder)
+    write_checkpoint(folder, saved(tmp_path / "local", 40))
+    monkeypatch.setattr(storage.shutil, "copyfileobj", stop_at_weights)
+    with pytest.raises(StorageFailed, match="a checkpoint cannot be written: No space left"):
+        write_checkpoint(folder, saved(tmp_path / "local", 80))
+    assert copied == [STATE, WEIGHTS]
+    newest = newest_checkpoint(folder, resumable=True)
+    assert saved_step(folder.at(str(newest))) == 40
+
+
+def test_a_node_that_does_not_see_the_folder_writes_nothing(folder: Store, tmp_path: Path) -> None:
+    with pytest.raises(StorageFailed, match="it was removed, or this node does not see it"):
+        write_checkpoint(folder, saved(tmp_path / "local", 40))
+    assert checkpoint_names(folder) == []
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train").write_text("a file in the place of the folder")
+    with pytest.raises(StorageFailed, match=f"^{tmp_path}/train: the folder of checkpoints cannot"):
+        prepare_folder(open_store(tmp_path / "train"))
+    with pytest.raises(StorageFailed, match="cannot be copied to this machine"):
+        fetch_checkpoint(open_store(tmp_path / "missing"), tmp_path / "here", (WEIGHTS,))
+
+
+def test_a_header_is_read_only_from_whole_weights(tmp_path: Path) -> None:
+    path = saved(tmp_path, 40) / WEIGHTS
+    content = path.read_bytes()
+    assert load_file(path)["head"].numpy() == pytest.approx(np.full(250, 40))
+    for length in {*range(0, len(content), 97), 7, 8, 9, len(content) - 1, len(content)}:
+        path.write_bytes(content[:length])
+        assert saved_step(tmp_path) == (40 if length == len(content) else None)
+    assert read_header(tmp_path / "nowhere") is None

@@ -1,0 +1,146 @@
+"""Checkpoints of one training in a folder or bucket: written, found, fetched, removed.
+
+    <folder>/checkpoint_<time>/{training_state.pt, student.safetensors}
+
+A bucket can neither rename nor remove a folder as a whole, so the order of the files matters. The
+weights are written last and removed first: a checkpoint without whole weights is incomplete, and is
+never used. A checkpoint is removed only when a newer one is complete.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from pyarrow import fs
+
+from trainers.checkpoints.format import STATE, WEIGHTS, saved_step
+from trainers.data.storage import Store
+from trainers.errors import StorageFailed, storage_failures
+
+CHECKPOINT = "checkpoint_"
+"""Prefix of a checkpoint's folder. Names are times, so that no two attempts ever share one."""
+_MARKER = ".storage_marker"
+"""File in the folder of a training; a node that does not see it has no access to the storage."""
+_COPY_BYTES = 16 << 20
+"""Bytes of a checkpoint in memory while it is copied."""
+
+
+def checkpoint_names(folder: Store) -> list[str]:
+    """Names of all checkpoints of a training, oldest first; some may be incomplete.
+
+    Raises:
+        OSError: the storage cannot be read.
+    """
+    return [
+        info.base_name
+        for info in folder.list()
+        if info.type == fs.FileType.Directory and info.base_name.startswith(CHECKPOINT)
+    ]
+
+
+def newest_checkpoint(
+    folder: Store, names: Iterable[str] | None = None, *, resumable: bool = False
+) -> str | None:
+    """Name of the complete checkpoint with the most steps, the later one of equals; None without.
+
+    Args:
+        folder: of the training.
+        names: checkpoints to choose from; by default all.
+        resumable: whether training must be able to continue from it. An ended trial keeps weights
+            only.
+
+    Raises:
+        OSError: the storage cannot be read.
+    """
+    complete = [
+        (step, name)
+        for name in (checkpoint_names(folder) if names is None else names)
+        if (step := saved_step(folder.at(name))) is not None
+        and (not resumable or folder.exists(f"{name}/{STATE}"))
+    ]
+    return max(complete)[1] if complete else None
+
+
+def prepare_folder(folder: Store) -> None:
+    """Make the folder ready for an attempt: it can be written, and holds no incomplete checkpoint.
+
+    Raises:
+        StorageFailed: the storage cannot be read or written.
+    """
+    with storage_failures(folder.url, "the folder of checkpoints cannot be used"):
+        with folder.write(_MARKER) as file:
+            file.write(b"")
+        names = checkpoint_names(folder)
+        newest = newest_checkpoint(folder, names, resumable=True)
+        for name in names:
+            if name != newest:
+                remove_checkpoint(folder.at(name))
+
+
+def write_checkpoint(folder: Store, source: Path) -> str:
+    """Copy a checkpoint from this machine into the folder of its training.
+
+    Files are copied one by one, as `pyarrow.fs.copy_files` of Arrow 25 does not raise if a bucket
+    refuses a file (no issue found), and the older checkpoints would be removed all the same.
+
+    Returns:
+        The name of the new checkpoint.
+
+    Raises:
+        StorageFailed: the storage cannot be written, or this node has no access to it.
+    """
+    name = f"{CHECKPOINT}{datetime.now():%Y-%m-%d_%H-%M-%S.%f}"
+    with storage_failures(folder.url, "a checkpoint cannot be written"):
+        if not folder.exists(_MARKER):
+            raise StorageFailed(f"{folder.url}: it was removed, or this node does not see it")
+        for file in (STATE, WEIGHTS):
+            with (source / file).open("rb") as read, folder.write(f"{name}/{file}") as written:
+                shutil.copyfileobj(read, written, _COPY_BYTES)
+    return name
+
+
+def remove_other_checkpoints(folder: Store, name: str) -> None:
+    """Remove all checkpoints but one. What cannot be removed is left to the next call."""
+    with suppress(OSError):
+        for other in checkpoint_names(folder):
+            if other != name:
+                remove_checkpoint(folder.at(other))
+
+
+def fetch_checkpoint(checkpoint: Store, target: Path, files: Iterable[str]) -> None:
+    """Copy files of a checkpoint into a folder of this machine.
+
+    Raises:
+        StorageFailed: they cannot be copied.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with storage_failures(checkpoint.url, "the checkpoint cannot be copied to this machine"):
+        for file in files:
+            with checkpoint.open(file) as read, (target / file).open("wb") as written:
+                shutil.copyfileobj(read, written, _COPY_BYTES)
+
+
+def remove_checkpoint(checkpoint: Store) -> None:
+    """Remove a checkpoint; one that is gone already is fine.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    remove_file(checkpoint, WEIGHTS)
+    remove_folder(checkpoint)
+
+
+def remove_file(folder: Store, path: str) -> None:
+    """Remove a file, if it exists."""
+    with suppress(FileNotFoundError):
+        folder.filesystem.delete_file(folder.full(path))
+
+
+def remove_folder(folder: Store) -> None:
+    """Remove a folder with everything in it, if it exists."""
+    with suppress(FileNotFoundError):
+        folder.filesystem.delete_dir(folder.root)
