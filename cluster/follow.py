@@ -1,28 +1,23 @@
-"""The logs of a job, as they come, and how it ended."""
+"""Follow a job: print its logs until it ends, over as many connections as that takes."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from functools import partial
-from typing import TypeVar
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 
-from cluster.job_client import NO_ANSWER, job_client
-from cluster.submit import Job
+from cluster.submit import NO_ANSWER, Job, job_client
 from trainers.errors import first_line
 
 POLL_S = 1.0
-"""From one attempt to the next, where the logs do not come."""
+"""Time between attempts to connect."""
 PATIENCE_S = 600.0
-"""For how long a cluster may not answer; its job goes on without being followed."""
-
-T = TypeVar("T")
+"""Time without an answer after which the job is no longer followed."""
 
 
 def follow(job: Job, console: Console, *, patience_s: float = PATIENCE_S) -> int:
@@ -30,105 +25,76 @@ def follow(job: Job, console: Console, *, patience_s: float = PATIENCE_S) -> int
 
     Args:
         job: on the cluster.
-        console: for what is not the job's.
-        patience_s: for how long the cluster may not answer.
+        console: for messages that are not part of the logs.
+        patience_s: time for which the cluster may give no answer.
 
     Returns:
-        The exit status of the search; 130 where the job was stopped, or the following with Ctrl-C,
-        which leaves the job alone; 1 where the cluster does not answer any more.
+        The exit status of the search. 130 if the job was stopped, or if Ctrl-C ended the following,
+        which leaves the job running. 1 if the cluster no longer answers.
     """
     try:
-        details = asyncio.run(_Followed(job, patience_s).to_its_end())
+        details = asyncio.run(_print_to_the_end(job, patience_s))
     except KeyboardInterrupt:
-        console.print("\nThe job goes on without being followed.")
+        console.print("\nThe job continues without being followed.")
         return 130
-    except _Lost as lost:
-        console.print(str(lost), highlight=False, soft_wrap=True, markup=False)
+    except TimeoutError as error:
+        console.print(
+            f"{job.address}: no answer for {patience_s / 60:g} minutes ({error}). The job may "
+            "still run: the same `lipsum-tune submit` follows it again, as does "
+            f"`{job.logs_command()}`",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
         return 1
     console.print(f"Job {job.submission_id}  {details.status}", highlight=False)
-    return _exit_status(details)
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    return 130 if details.status == JobStatus.STOPPED else details.driver_exit_code or 1
 
 
-class _Lost(Exception):
-    """The cluster does not answer any more; the message says how to go on."""
+async def _print_to_the_end(job: Job, patience_s: float) -> JobDetails:
+    """Print the logs; return the details of the ended job.
 
+    Raises:
+        TimeoutError: the cluster gave no answer for too long; the message is the last error.
+    """
+    printed, answered_at = 0, time.monotonic()
 
-class _Followed:
-    """A job whose logs are printed, over as many connections as it takes."""
+    def print_new(text: str, position: int) -> None:
+        """Print what is new of a part of the logs, which start anew with each connection."""
+        nonlocal printed, answered_at
+        if new := text[max(0, printed - position) :]:
+            printed += len(new)
+            answered_at = time.monotonic()
+            sys.stdout.write(new)
+            sys.stdout.flush()
 
-    def __init__(self, job: Job, patience_s: float) -> None:
-        self._job = job
-        self._patience_s = patience_s
-        self._silent_since: float | None = None
-        self._printed = 0
-
-    async def to_its_end(self) -> JobDetails:
-        """What the cluster says of the job once it has ended.
-
-        Raises:
-            _Lost: there was no answer for too long.
-        """
-        name = self._job.submission_id
-        client: JobSubmissionClient | None = None
-        while True:
-            client = client or self._ask(partial(job_client, self._job.address))
-            if client is not None:
-                await self._print_logs(client)
-                details = self._ask(partial(client.get_job_info, name))
-                if details is not None and details.status.is_terminal():
-                    # What came while there was no connection; gone where its node is.
-                    self._print(self._ask(partial(client.get_job_logs, name)) or "", 0)
-                    return details
-            await asyncio.sleep(POLL_S)
-
-    def _ask(self, question: Callable[[], T]) -> T | None:
-        """The answer; None where there is none just now."""
+    while True:
         try:
-            answer = question()
+            client = job_client(job.address)
+            position = 0
+            async for text in _logs(client, job.submission_id):
+                print_new(text, position)
+                position += len(text)
+            # Whether the job ended or the connection broke is not visible in the logs.
+            details = client.get_job_info(job.submission_id)
+            answered_at = time.monotonic()
+        except BrokenPipeError:  # the reader of standard output is gone
+            raise
         except NO_ANSWER as error:
-            now = time.monotonic()
-            self._silent_since = self._silent_since or now
-            if now - self._silent_since > self._patience_s:
-                raise self._lost(error) from None
-            return None
-        self._silent_since = None
-        return answer
-
-    async def _print_logs(self, client: JobSubmissionClient) -> None:
-        """All that is new, until the logs end or break off; which of the two is not told."""
-        seen = 0
-        async for text in _logs(client, self._job.submission_id):
-            self._print(text, seen)
-            seen += len(text)
-
-    def _print(self, text: str, at: int) -> None:
-        """What has not been printed of a part of the logs, which begin again at each connection."""
-        new = text[max(0, self._printed - at) :]
-        if new:
-            self._silent_since = None
-        self._printed += len(new)
-        sys.stdout.write(new)
-        sys.stdout.flush()
-
-    def _lost(self, error: BaseException) -> _Lost:
-        job = self._job
-        return _Lost(
-            f"{job.address}: no answer for {self._patience_s / 60:g} minutes "
-            f"({first_line(error)}). The job may still run: the same `lipsum-tune submit` follows "
-            f"it again, as does `{job.logs_command()}`"
-        )
+            if time.monotonic() - answered_at > patience_s:
+                raise TimeoutError(first_line(error)) from None
+        else:
+            if details.status.is_terminal():
+                logs = ""
+                with suppress(*NO_ANSWER):  # the logs are lost with their node
+                    logs = client.get_job_logs(job.submission_id)
+                print_new(logs, 0)
+                return details
+        await asyncio.sleep(POLL_S)
 
 
 async def _logs(client: JobSubmissionClient, submission_id: str) -> AsyncIterator[str]:
-    """Whole lines, from the first on, until the job or the connection ends."""
+    """Parts of the logs from their beginning, until the job or the connection ends."""
     with suppress(*NO_ANSWER):
         async for text in client.tail_job_logs(submission_id):
             yield text
-
-
-def _exit_status(details: JobDetails) -> int:
-    if details.status == JobStatus.SUCCEEDED:
-        return 0
-    if details.status == JobStatus.STOPPED:
-        return 130
-    return details.driver_exit_code or 1

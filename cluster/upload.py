@@ -1,7 +1,4 @@
-"""What of a working directory goes along with a job: code and configurations, nothing heavy.
-
-And what of a configuration the job would not find again, or must not be told.
-"""
+"""What a job gets: files of the working directory, and paths that are valid in its copy of it."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ ALWAYS_EXCLUDED = (
     "*.tar",
     ".env",
     ".env.*",
-    # What a home directory holds and must never leave it: keys, tokens, passwords.
+    # Keys, tokens and passwords in a home directory.
     ".aws/",
     ".azure/",
     ".config/",
@@ -45,162 +42,124 @@ ALWAYS_EXCLUDED = (
     ".netrc",
     "*.pem",
 )
-"""As in a .gitignore, which Ray also goes by where there is one."""
+"""Patterns as in a .gitignore file; Ray also applies the .gitignore files that it finds."""
 
-_FILES = ("model.name", "model.pretrained", "method.texts_file")
-"""Keys of a trial that may name a file or folder, beside its images. A suite is none: the job
-reads its file together with the configuration, and keeps what it says."""
-
-_DEPTH = 2
-"""Folders below the working directory in which environments are looked for."""
+_FILE_KEYS = ("model.name", "model.pretrained", "method.texts_file")
+"""Keys of a trial that may name a file. `data.suite` is not one: its file is read with the
+configuration."""
 
 
 def excludes(working_dir: Path, file: SearchFile) -> list[str]:
-    """Patterns of what stays behind: environments, and the data and runs of this search.
+    """Patterns of files that are not uploaded: environments, data and runs of this search, secrets.
 
     Args:
         working_dir: absolute.
-        file: whose data root and storage, where they lie within it, are left out.
+        file: its data root and storage are excluded if they lie in the working directory.
     """
-    own = (file.trial.data.root, file.search.storage)
-    within = {place for url in own if (place := _within(working_dir, url)) is not None}
-    places = sorted({*within, *environments(working_dir)})
-    return [
-        *ALWAYS_EXCLUDED,
-        *(f"/{place.relative_to(working_dir).as_posix()}/" for place in places),
-    ]
-
-
-def environments(working_dir: Path) -> Iterator[Path]:
-    """Virtual environments and conda's, whatever their names."""
-    for depth in range(1, _DEPTH + 1):
-        for marker in ("pyvenv.cfg", "conda-meta"):
-            for found in working_dir.glob("*/" * depth + marker):
-                yield found.parent
+    places = set()
+    for url in (file.trial.data.root, file.search.storage):
+        place = (working_dir / Path(url).expanduser()).resolve()
+        if "://" not in url and place.is_dir() and working_dir in place.parents:
+            places.add(place)
+    for marker in ("pyvenv.cfg", "conda-meta"):  # virtual environments, whatever their names
+        for pattern in (f"*/{marker}", f"*/*/{marker}"):
+            places |= {found.parent for found in working_dir.glob(pattern)}
+    own = (f"/{place.relative_to(working_dir).as_posix()}/" for place in sorted(places))
+    return [*ALWAYS_EXCLUDED, *own]
 
 
 def config_within(working_dir: Path, config: str) -> str:
-    """The configuration as the job finds it: a ready one's name, or a path from its directory.
+    """The configuration for the job: name of a ready one, or path relative to its directory.
 
     Raises:
         ConfigError: the file is not in the working directory.
     """
     path, colon, variant = config.partition(":")
     if not Path(path).is_file():
-        find_config(path)  # a ready one, or an error that says so
+        find_config(path)  # raises if it is not a ready one
         return config
     file = Path(path).resolve()
     if not file.is_relative_to(working_dir):
         raise ConfigError(
-            f"{path}: it is not in the job's working directory {working_dir}; copy it there, or "
-            "choose another with --working-dir"
+            f"it is not in the job's working directory {working_dir}",
+            source=path,
+            hint="copy it there, or choose another directory with --working-dir",
         )
     return f"{file.relative_to(working_dir).as_posix()}{colon}{variant}"
 
 
-def check_data_root(values: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a folder that the job would look for in its own copy.
+def check_paths(values: Mapping[str, Any]) -> None:
+    """Check that all paths of a valid configuration are the same for the job as for its user.
+
+    A job runs in a temporary copy of the working directory, a new one for each submission. A
+    relative path would make each submission another search, and would not exist afterwards.
 
     Args:
-        values: of the configuration as it is written: once validated, it names absolute folders.
+        values: as written in the configuration; validated ones have absolute paths.
+
+    Raises:
+        ConfigError: a relative path, or a URL with a password (which the message does not repeat).
     """
-    root = str(values.get("trial", {}).get("data", {}).get("root", EMBEDDED))
-    is_elsewhere = "://" in root or Path(root).expanduser().is_absolute()
-    if root != EMBEDDED and not is_elsewhere:
+    trial, search = values.get("trial", {}), values.get("search", {})
+    root = str(trial.get("data", {}).get("root", EMBEDDED))
+    for key, url in (("trial.data.root", root), ("search.storage", str(search.get("storage")))):
+        try:
+            refuse_secrets(url)
+        except ConfigError as error:
+            raise ConfigError(error.problem, key=key) from None
+    if root != EMBEDDED and "://" not in root and _is_relative(root):
         raise ConfigError(
-            f"trial.data.root = {root!r}: data do not go along with a job; give the absolute path "
-            "or the URL under which every node of the cluster reaches them"
+            "data are not uploaded with a job",
+            key="trial.data.root",
+            value=root,
+            hint="give the absolute path or URL under which every node reaches them",
         )
-
-
-def check_files(values: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a file of a trial that the job would look for in its own copy.
-
-    Each submission has another copy, so the path would make it another search each time, and what
-    reads the run later would look in a folder that is gone.
-
-    Args:
-        values: as of `check_data_root`, of a configuration that is valid.
-    """
-    for where, key, value in _named_files(values):
-        path = _path(key, value)
-        if path is not None and not Path(path).expanduser().is_absolute():
-            raise _of_copy(where, value, "the absolute path under which every node reaches it")
-
-
-def check_databases(values: Mapping[str, Any]) -> None:
-    """Raise a ConfigError for a database file that would lie in the job's own copy, and go with it.
-
-    Args:
-        values: as of `check_data_root`, of a configuration that is valid.
-    """
-    search = values.get("search", {})
-    urls = {
+    for key, name, value in _named_files(values):
+        path = _path(name, value)
+        if path is not None and _is_relative(path):
+            hint = "give the absolute path under which every node reaches it"
+            raise ConfigError(_TEMPORARY, key=key, value=value, hint=hint)
+    databases = {
         "search.study_storage": search.get("study_storage"),
         "search.tracking.uri": search.get("tracking", {}).get("uri"),
     }
-    for key, url in urls.items():
+    for key, url in databases.items():
         scheme, _, path = str(url or "").rpartition("://")
         path = path.removeprefix("/") if scheme else path  # sqlite:///x is relative, as is x
         if path and scheme in ("", "sqlite") and not path.startswith("/"):
-            raise _of_copy(key, url, "an absolute path (sqlite:////...), or a server's URL")
+            hint = "give an absolute path (sqlite:////...), or the URL of a server"
+            raise ConfigError(_TEMPORARY, key=key, value=url, hint=hint)
 
 
-def check_urls(values: Mapping[str, Any]) -> None:
-    """Raise a ConfigError, which does not repeat it, for a password in where data and runs lie.
-
-    Args:
-        values: as of `check_data_root`, of a configuration that is valid.
-    """
-    trial, search = values.get("trial", {}), values.get("search", {})
-    urls = {
-        "trial.data.root": trial.get("data", {}).get("root"),
-        "search.storage": search.get("storage"),
-    }
-    for key, url in urls.items():
-        try:
-            refuse_secrets(str(url))
-        except ConfigError as error:
-            raise ConfigError(f"{key}: {error}") from None
+_TEMPORARY = "a job runs in a temporary copy of the working directory"
 
 
-def _of_copy(key: str, value: object, instead: str) -> ConfigError:
-    return ConfigError(
-        f"{key} = {value!r}: a job runs in a temporary copy of the working directory; "
-        f"give {instead}"
-    )
+def _is_relative(path: str) -> bool:
+    return not Path(path).expanduser().is_absolute()
 
 
 def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
-    """Values that may be a file's path: where each stands, for which key of the trial, and it."""
+    """Values that may be paths: where each stands, its key in the trial, and the value."""
     trial, space = values.get("trial", {}), values.get("search", {}).get("space", {})
     spaces = {"search.space": space}
     for method, own in space.get("by_method", {}).items():
         spaces[f"search.space.by_method.{method}"] = own
-    for key in _FILES:
-        section, _, field = key.partition(".")
-        yield f"trial.{key}", key, trial.get(section, {}).get(field)
+    for name in _FILE_KEYS:
+        section, _, field = name.partition(".")
+        yield f"trial.{name}", name, trial.get(section, {}).get(field)
         for where, searched in spaces.items():
-            for choice in searched.get("parameters", {}).get(key, {}).get("choices", ()):
-                yield f"{where}.parameters.{key}.choices", key, choice
+            for choice in searched.get("parameters", {}).get(name, {}).get("choices", ()):
+                yield f"{where}.parameters.{name}.choices", name, choice
             for point in searched.get("initial_points") or ():
-                yield f"{where}.initial_points", key, point.get(key)
+                yield f"{where}.initial_points", name, point.get(name)
 
 
-def _path(key: str, value: object) -> str | None:
-    """The path that the value of one of `_FILES` is, if it is one."""
+def _path(name: str, value: object) -> str | None:
+    """The path in a value of one of `_FILE_KEYS`; None if it is not a path."""
     if not isinstance(value, str) or not value:
         return None
-    if key == "model.pretrained":
+    if name == "model.pretrained":
         return value if is_path(value) else None
-    if key == "model.name" and not value.endswith(".json"):
+    if name == "model.name" and not value.endswith(".json"):
         return value.removeprefix(LOCAL_DIR) if value.startswith(LOCAL_DIR) else None
     return value
-
-
-def _within(working_dir: Path, url: str) -> Path | None:
-    if "://" in url:
-        return None
-    place = (working_dir / Path(url).expanduser()).resolve()
-    inside = place.is_relative_to(working_dir) and place != working_dir
-    return place if inside and place.is_dir() else None

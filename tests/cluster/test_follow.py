@@ -9,7 +9,6 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from cluster import follow as module
 from cluster.follow import follow
 from cluster.submit import Job
 from tests.cluster.job_server import ALWAYS, JobServer, job_server
@@ -21,7 +20,7 @@ HOURS = 3600.0
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobServer]:
-    monkeypatch.setattr(module, "POLL_S", 0.01)
+    monkeypatch.setattr("cluster.follow.POLL_S", 0.01)
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:9")  # not where the job is
     with job_server() as running:
         running.logs, running.jobs[NAME] = LOGS, "RUNNING"

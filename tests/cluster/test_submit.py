@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.submit import Job, JobRequest, carried, submission_base, submit_search
+from cluster.submit import Job, JobRequest, job_environment, submission_base, submit_search
 from tests.cluster.job_server import JobServer, job_server
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
@@ -26,7 +25,7 @@ def test_only_the_variables_that_were_named_go_along(monkeypatch: pytest.MonkeyP
         "HF_HOME": "/shared/hf", "PATH": "/bin", "RAY_AUTH_MODE": "token",
         "MLFLOW_TRACKING_URI": "https://mlflow.example.org", "AWS_SECRET_ACCESS_KEY": "hunter2",
     }  # fmt: skip
-    assert carried(("HF_HOME",), environment) == {
+    assert job_environment(("HF_HOME",), environment) == {
         "HF_HOME": "/shared/hf",
         "RAY_AUTH_MODE": "token",
         "MLFLOW_TRACKING_URI": "https://mlflow.example.org",
@@ -40,23 +39,29 @@ def test_only_the_variables_that_were_named_go_along(monkeypatch: pytest.MonkeyP
     ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "API_KEY", "PGPASSWORD"],
 )
 def test_a_secret_is_refused_and_not_repeated(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--env {name}: it looks like a secret") as caught:
-        carried((name,), {name: "hunter2"})
+    with pytest.raises(ConfigError) as caught:
+        job_environment((name,), {name: "hunter2"})
+    assert caught.value.key == f"--env {name}"
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_secret_within_an_address_is_refused_too() -> None:
+def test_a_password_in_a_url_is_refused() -> None:
     uri = "https://me:hunter2@mlflow.example.org"
-    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI: there is a password in it"):
-        carried((), {"MLFLOW_TRACKING_URI": uri})
-    with pytest.raises(ConfigError, match="--env PROXY: it looks like a secret"):
-        carried(("PROXY",), {"PROXY": uri})
-    assert carried((), {"MLFLOW_TRACKING_URI": "https://me:${PW}@mlflow.example.org"})
+    for names, variable, key in (
+        ((), "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI"),
+        (("PROXY",), "PROXY", "--env PROXY"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            job_environment(names, {variable: uri})
+        assert caught.value.key == key
+        assert "hunter2" not in str(caught.value)
+    assert job_environment((), {"MLFLOW_TRACKING_URI": uri.replace("hunter2", "${PW}")})
 
 
-def test_a_variable_that_is_not_set_is_said() -> None:
-    with pytest.raises(ConfigError, match="--env HF_HOME: not set"):
-        carried(("HF_HOME",), {})
+def test_a_missing_variable_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_environment(("HF_HOME",), {})
+    assert caught.value.key == "--env HF_HOME"
 
 
 def test_the_same_search_is_called_the_same_whatever_its_budget() -> None:
@@ -107,39 +112,39 @@ def test_what_a_resume_may_change_does_not_make_it_another_search(same: str) -> 
     assert submission_base(load_config("quickstart", [same], check=False)) == first
 
 
-def test_mistakes_are_told_before_anything_is_sent(tmp_path: Path) -> None:
-    def refused(*overrides: str, config: str = "quickstart") -> str:
+def test_mistakes_are_found_before_anything_is_sent(tmp_path: Path) -> None:
+    for overrides, key in (
+        (("trial.optim.lrr=1",), None),
+        (("search.tracking.uri=https://a:b@c",), "--set search.tracking.uri"),
+        (("trial.data.root=my/data",), "trial.data.root"),
+        (("search.objective.metric=x/y",), None),
+    ):
         with pytest.raises(ConfigError) as caught:
-            submit_search(JobRequest(config, overrides, tmp_path), NOWHERE)
-        return str(caught.value)
-
-    assert "did you mean 'lr'" in refused("trial.optim.lrr=1")
-    assert "no such folder" in refused(config="no-such") or "no such file" in refused(config="x")
-    assert "a password does not belong" in refused("search.tracking.uri=https://a:b@c")
-    assert "trial.data.root = 'my/data'" in refused("trial.data.root=my/data")
-    assert "never reported" in refused("search.objective.metric=x/y")
-    with pytest.raises(ConfigError, match=r"--working-dir .*: no such folder"):
+            submit_search(JobRequest("quickstart", overrides, tmp_path), NOWHERE)
+        assert key is None or caught.value.key == key, overrides
+        assert "Failed to connect" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
         submit_search(JobRequest("quickstart", working_dir=tmp_path / "none"), NOWHERE)
+    assert caught.value.key == "--working-dir"
 
 
-def test_a_password_is_refused_before_it_is_in_the_jobs_command_and_not_repeated(
-    tmp_path: Path,
-) -> None:
+def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path: Path) -> None:
     secret = "s3://AKIA0:hunter2@bucket/x"
     (tmp_path / "root.yaml").write_text(f"trial: {{data: {{root: '{secret}'}}}}")
     (tmp_path / "storage.yaml").write_text(f"search: {{storage: '{secret}'}}")
     requests = {
-        "--set trial.data.root:": JobRequest("quickstart", (f"trial.data.root={secret}",)),
-        "--set trial.model.pretrained:": JobRequest(
+        "--set trial.data.root": JobRequest("quickstart", (f"trial.data.root={secret}",)),
+        "--set trial.model.pretrained": JobRequest(
             "quickstart", ("trial.model.pretrained=https://x.org/w?token=hunter2",)
         ),
-        "trial.data.root: s3://bucket/x:": JobRequest(str(tmp_path / "root.yaml")),
-        "search.storage: s3://bucket/x:": JobRequest(str(tmp_path / "storage.yaml")),
+        "trial.data.root": JobRequest(str(tmp_path / "root.yaml")),
+        "search.storage": JobRequest(str(tmp_path / "storage.yaml")),
     }
     with job_server() as server:
-        for said, request in requests.items():
-            with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        for key, request in requests.items():
+            with pytest.raises(ConfigError) as caught:
                 submit_search(replace(request, working_dir=tmp_path), server.url)
+            assert caught.value.key == key
             assert "hunter2" not in str(caught.value)
     assert server.submitted == []
 
@@ -174,31 +179,25 @@ def test_a_search_that_runs_is_found_and_another_job_of_it_gets_the_next_number(
         assert submit(server).is_new is False
 
 
-def test_a_head_that_wants_a_token_or_hangs_up_is_one_line(tmp_path: Path) -> None:
-    def refused(server: JobServer) -> str:
+def test_a_server_that_refuses_or_hangs_up_is_one_line(tmp_path: Path) -> None:
+    def refused(url: str) -> ConfigError:
         with pytest.raises(ConfigError) as caught:
-            submit_search(JobRequest("quickstart", working_dir=tmp_path), server.url)
+            submit_search(JobRequest("quickstart", working_dir=tmp_path), url)
         assert "\n" not in str(caught.value)
-        return str(caught.value)
+        return caught.value
 
     with job_server() as server:
         server.hangs_up = Counter(list=1)
-        assert refused(server).startswith(f"--address {server.url}: ")
+        assert refused(server.url).key == f"--address {server.url}"
         server.hangs_up = Counter(submit=1)
-        assert "the same command finds it" in refused(server)
+        assert "the same command finds it" in str(refused(server.url).hint)
         server.refuses = True
-        assert refused(server).startswith(f"--address {server.url}: ")
+        assert refused(server.url).key == f"--address {server.url}"
+    assert refused(NOWHERE).key == f"--address {NOWHERE}"
 
 
-def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"--address {NOWHERE}: Failed to connect") as caught:
-        submit_search(JobRequest("quickstart", working_dir=tmp_path), NOWHERE)
-    assert "\n" not in str(caught.value)
-
-
-def test_people_are_told_where_it_is_and_how_to_stop_it() -> None:
-    lines = Job("http://127.0.0.1:8265", "quickstart-1", True, "runs").description()
-    text = "\n".join(lines)
+def test_a_job_is_described_with_the_commands_to_follow_and_stop_it() -> None:
+    text = "\n".join(Job("http://127.0.0.1:8265", "quickstart-1", True, "runs").description())
     assert "ray job stop --address http://127.0.0.1:8265 quickstart-1" in text
     assert "~/lipsum-tune/runs" in text
     again = Job("http://127.0.0.1:8265", "quickstart-1", False, "/shared").description()
