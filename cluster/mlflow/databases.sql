@@ -1,8 +1,4 @@
--- Two databases of one PostgreSQL, each with a user of its own: MLflow's and Optuna's. They must not
--- share one, for both keep a table `alembic_version`.
---
---   export MLFLOW_DB_PASSWORD=... OPTUNA_DB_PASSWORD=...     # long and random, of letters and digits
---   sudo -u postgres --preserve-env=MLFLOW_DB_PASSWORD,OPTUNA_DB_PASSWORD psql < databases.sql
+-- Databases and users for MLflow and Optuna on one PostgreSQL server. Run it as described in README.md.
 \set ON_ERROR_STOP on
 \getenv mlflow_password MLFLOW_DB_PASSWORD
 \getenv optuna_password OPTUNA_DB_PASSWORD

@@ -1,4 +1,4 @@
-"""The MLflow server of `python -m cluster.mlflow` as a process that tests start, hang and stop."""
+"""An MLflow server on PostgreSQL as a process that tests start, hang and stop."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cluster.postgres import Postgres
 from tuning.execution.ray_session import free_port
 
 READY_S = 120
 
 
 class ServerProcess:
-    """One server at one address, however often it is started.
+    """A server that keeps its address when it is started again.
 
     Args:
-        uri: of its database.
-        folder: for its artifacts, its log, and the file that tells it the database.
+        postgres: holds its database.
+        folder: for its artifacts and its log.
         arguments: more of the command line.
     """
 
-    def __init__(self, uri: str, folder: Path, *arguments: str) -> None:
+    def __init__(self, postgres: Postgres, folder: Path, *arguments: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
         self.artifacts = folder / "artifacts"
-        file = folder / "database-uri"
-        file.touch(mode=0o600)
-        file.write_text(uri)
+        self._environment = os.environ | postgres.mlflow_environment
         self._command = [
-            *(sys.executable, "-m", "cluster.mlflow", "--port", str(self.port), "--workers", "2"),
-            *("--artifacts", str(self.artifacts), "--backend-store-uri-file", str(file)),
-            *arguments,
-        ]
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
+            "--port", str(self.port), "--workers", "2",
+            "--serve-artifacts", "--artifacts-destination", str(self.artifacts), *arguments,
+        ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and return when it answers."""
+        """Start the server, and return when all of its workers answer."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, start_new_session=True
+                self._command,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + READY_S
         while not self.answers():
@@ -57,7 +60,7 @@ class ServerProcess:
             list(pool.map(self._first_experiment, range(8)))
 
     def answers(self) -> bool:
-        """Whether it is there, and does not hang."""
+        """Whether it runs and does not hang."""
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=1):
                 return True
@@ -76,21 +79,21 @@ class ServerProcess:
         return status
 
     def hang(self) -> None:
-        """All of its processes stand still: connections are taken, and nothing is answered."""
+        """Suspend all processes: connections are accepted, but not answered."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """The reverse."""
+        """Resume after `hang`."""
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """All of its processes at once, with no goodbye."""
+        """Kill all processes at once."""
         if self._process is not None and self._process.poll() is None:
             self._signal(signal.SIGKILL)
             self._process.wait(60)
 
     def processes(self) -> list[str]:
-        """The command lines of its processes that live, as all users of the machine see them."""
+        """Command lines of its running processes, as `ps` shows them to all users."""
         assert self._process is not None
         found = []
         for folder in Path("/proc").iterdir():
@@ -113,9 +116,9 @@ class ServerProcess:
 
 
 @contextmanager
-def running_server(uri: str, folder: Path, *arguments: str) -> Iterator[ServerProcess]:
+def running_server(postgres: Postgres, folder: Path, *arguments: str) -> Iterator[ServerProcess]:
     """A server that answers; killed afterwards if it is still there."""
-    server = ServerProcess(uri, folder, *arguments)
+    server = ServerProcess(postgres, folder, *arguments)
     try:
         server.start()
         yield server

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests, of their own in a temporary folder, stopped at the end."""
+"""A real PostgreSQL server for tests, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -16,35 +16,44 @@ from typing import Any
 
 import psycopg
 
-from cluster import mlflow
 from tuning.execution.ray_session import free_port
 
-SCRIPT = Path(mlflow.__file__).parent / "databases.sql"
+SCRIPT = Path(__file__).parent.parent.parent / "cluster" / "mlflow" / "databases.sql"
 
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running server with the databases that `cluster/mlflow/databases.sql` makes."""
+    """A running server with the databases of `cluster/mlflow/databases.sql`."""
 
     port: int
     passwords: Mapping[str, str]
 
     def url(self, database: str, driver: str = "+psycopg", password: str | None = None) -> str:
-        """As SQLAlchemy takes it; the user is called like the database."""
+        """URL for SQLAlchemy; user and database have the same name."""
         password = password or self.passwords[database]
         return f"postgresql{driver}://{database}:{password}@127.0.0.1:{self.port}/{database}"
 
+    @property
+    def mlflow_environment(self) -> dict[str, str]:
+        """Environment of an MLflow server on this database, as its README describes it."""
+        return {
+            "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://mlflow@127.0.0.1:{self.port}/mlflow",
+            "PGPASSWORD": self.passwords["mlflow"],
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+
     def query(self, database: str, sql: str) -> list[tuple[Any, ...]]:
-        """What plain SQL says, past MLflow and Optuna."""
+        """Rows of a query, independent of MLflow and Optuna."""
         with psycopg.connect(self.url(database, driver="")) as connection:
             return connection.execute(sql).fetchall()
 
 
 @contextmanager
 def running_postgres() -> Iterator[Postgres]:
-    """A server on loopback, with passwords, gone afterwards with all that it holds."""
+    """Run a server on loopback with passwords; its data are removed afterwards."""
     binaries = _binaries()
-    # Not in pytest's own folder: the server refuses to be root, and others may not look into that.
+    # Not in pytest's folder: the server refuses to run as root, and others cannot read that.
     folder = Path(mkdtemp(prefix="lipsum-tune-postgres-", dir="/tmp"))
     passwords = {name: secrets.token_hex(16) for name in ("postgres", "mlflow", "optuna")}
     port, user = free_port(), "postgres" if os.geteuid() == 0 else None
@@ -69,7 +78,7 @@ def running_postgres() -> Iterator[Postgres]:
             *(f"--pwfile={secret}", "--no-sync", "--encoding=UTF8", "--locale=C"),
         )
         options = f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off"
-        # Postgres keeps an output that it inherits open, and whoever reads that would wait for it.
+        # Without -l, the server would keep the pipe of our output open.
         call(binaries / "pg_ctl", "-D", data, "-l", log, "-o", options, "-w", "start")
         try:
             server = Postgres(port, passwords)
@@ -93,7 +102,7 @@ def _make_databases(binaries: Path, server: Postgres) -> None:
 
 
 def _binaries() -> Path:
-    """Of the newest PostgreSQL that Debian's packages installed."""
+    """Folder of the newest PostgreSQL that Debian's packages installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: float(p.parent.name))
     assert found, "PostgreSQL is missing: apt-get install postgresql"
     return found[-1]

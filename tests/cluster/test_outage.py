@@ -38,7 +38,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="module")
 def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with running_server(postgres.url("mlflow"), tmp_path_factory.mktemp("server")) as running:
+    with running_server(postgres, tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
