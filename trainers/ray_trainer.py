@@ -42,20 +42,17 @@ from trainers.errors import (
 )
 
 if TYPE_CHECKING:
-    from trainers.config import TrialConfig
     from trainers.fine_tune import Report
 
 REPORT_POLL_S = 0.2
 """Interval at which Ray's controller takes a report; its default of 2 s makes short trials wait."""
 
-COLLECTIVE_TIMEOUT_S = 1200.0
+COLLECTIVE_TIMEOUT_S = 1200
 """Time after which workers that wait for another one in a collective operation fail. Filling the
 cache of images may take hours, but happens before the first such operation."""
 
-NOTICE_S = 1.0
-"""Interval between two checks for nodes that announce their end."""
-NOTICE_STEPS = 20
-"""Upper limit of the steps between two such checks."""
+NOTICE_S, NOTICE_STEPS = 1.0, 20
+"""Interval between two checks for nodes that announce their end, and its limit in steps."""
 
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(REPORT_POLL_S),
@@ -89,15 +86,7 @@ def torch_trainer(
             node must have access to it.
         name: of Ray Train's run; unique to the attempt.
         scratch: folder on this machine for the files of Ray Train's run, which nothing reads.
-        workers: number of data-parallel processes.
-        cpus_per_worker: CPUs that Ray reserves for each.
-        gpus_per_worker: GPUs that Ray reserves for each; with 0, it trains on the CPU.
-        min_workers: number of workers with which it starts, or continues after a lost node, if
-            there is no room for all. Ray Train looks for room again every minute. None always waits
-            for all.
-        placement_strategy: of Ray's placement group: few nodes, or as many as possible.
-        preemption_grace_s: for how long the other workers may train on after the announced end of
-            a node.
+        workers: as all other resources, see `tuning.config.schema.ResourcesConfig`.
         callbacks: of Ray Train (`ray.train.UserCallback`), such as Tune's `TuneReportCallback`.
         final_split: split that is evaluated once, after the last step, and added to the last
             report. A search has none, so no trial ever reads the test splits.
@@ -108,7 +97,7 @@ def torch_trainer(
         resources["GPU"] = gpus_per_worker
     return TorchTrainer(
         loop or train_loop,  # type: ignore[arg-type]  # what it returns is in the Result
-        torch_config=TorchConfig(timeout_s=int(COLLECTIVE_TIMEOUT_S)),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         train_loop_config={
             "trial": config,
             "folder": folder.root if folder.is_local else folder.url,
@@ -161,12 +150,18 @@ def train_loop(values: dict[str, Any]) -> dict[str, float]:
     """
     from trainers.config import TrialConfig
     from trainers.fine_tune import fine_tune
-    from trainers.loop.state import load_split
+    from trainers.loop.state import load_split, open_images
 
     config = TrialConfig.model_validate_json(values["trial"])
     folder, final_split = open_storage(values["folder"]), values["final_split"]
-    _fill_caches(config, final_split)
     device, metrics = ray.train.torch.get_device(), dict[str, float]()
+    # Opening images copies them into the cache of this machine if they are not there. That may take
+    # hours on one node while the others have them already. The barrier in `newest_on_this_node`,
+    # which comes next, is Ray's and does not time out.
+    open_images(config.data, config.data.id_domain, "train")
+    for split in ("val", final_split):
+        if split is not None:
+            load_split(config, split)
     with newest_on_this_node(folder) as resume_from:
         for report in fine_tune(
             config, device=device, resume_from=resume_from, save_now=_PreemptionNotice(device)
@@ -178,20 +173,6 @@ def train_loop(values: dict[str, Any]) -> dict[str, float]:
             metrics = report.metrics or metrics
             save_and_report(report, folder)
     return metrics
-
-
-def _fill_caches(config: TrialConfig, final_split: str | None) -> None:
-    """Open all images once, which copies them into the cache of this machine if they are not there.
-
-    That may take hours on one node while the others have them already. `newest_on_this_node` comes
-    next: its barrier is Ray's, which does not time out.
-    """
-    from trainers.loop.state import load_split, open_images
-
-    open_images(config.data, config.data.id_domain, "train")
-    for split in ("val", final_split):
-        if split is not None:
-            load_split(config, split)
 
 
 @contextmanager
@@ -262,9 +243,10 @@ def save_and_report(report: Report, folder: Store) -> None:
     Raises:
         StorageFailed: the storage cannot be written, or the folder for temporary files is full.
     """
-    is_first = ray.train.get_context().get_world_rank() == 0
-    with _saved_locally(report) as source:
-        name = write_checkpoint(folder, source) if is_first else None
+    name = None
+    with saved_locally(report) as source:
+        if ray.train.get_context().get_world_rank() == 0:
+            name = write_checkpoint(folder, source)
     if report.metrics:
         ray.train.report({"step": report.step, **report.metrics})
     else:  # only saved; `TuneReports` ignores what has no "step"
@@ -275,7 +257,7 @@ def save_and_report(report: Report, folder: Store) -> None:
 
 
 @contextmanager
-def _saved_locally(report: Report) -> Iterator[Path]:
+def saved_locally(report: Report) -> Iterator[Path]:
     """Within the block, the checkpoint of a report in a temporary folder of the first worker."""
     with tempfile.TemporaryDirectory(prefix="lipsum-tune-", ignore_cleanup_errors=True) as name:
         try:

@@ -123,7 +123,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
     state = torch.load(tmp_path / STATE, weights_only=True)
     del state["since_report"]
     torch.save(state, tmp_path / STATE)
-    with pytest.raises(ConfigError, match=r"of an earlier version, from which .* cannot go on$"):
+    with pytest.raises(ConfigError, match="written by an earlier version"):
         next(fine_tune(trial, resume_from=tmp_path))
 
 

@@ -5,10 +5,7 @@
                           header has progress, class names and all reports so far
     training_state.pt     optimizer and everything else that training needs to continue
 
-Saving into a folder that holds a checkpoint already writes both files under a temporary name, and
-then renames first the state, then the weights. Between the two renames, the new weights are the
-only file with a temporary name, and they are the ones that belong to the state. So a whole
-checkpoint exists whenever a save is killed.
+The weights are written last, so a checkpoint with whole weights is complete.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +31,6 @@ WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
 SINCE = "since_report"
 """Key of `Checkpoint.training`: step of the last report, and what was summed up since."""
-_NEW = ".new"
-"""Suffix of a file that is being written."""
 
 
 @dataclass
@@ -93,9 +87,8 @@ def read_header(folder: Path | Store) -> Header | None:
         OSError: the storage cannot be read.
     """
     store = folder if isinstance(folder, Store) else open_store(folder)
-    path = _weights_path(store.local_path()).name if store.is_local else WEIGHTS
     try:
-        with store.open(path) as file:
+        with store.open(WEIGHTS) as file:
             # Format of safetensors: length of the header, header in JSON, tensors.
             start = 8 + int.from_bytes(file.read(8), "little")
             tensors = json.loads(file.read(start - 8)) if start <= file.size() else {}
@@ -135,11 +128,10 @@ def saved_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], tuple[str, .
     """
     header = read_header(folder)
     if header is None:
-        raise ConfigError("missing or damaged", source=_weights_path(folder))
+        raise ConfigError("missing or damaged", source=folder / WEIGHTS)
     if header.class_names is None:
         raise ConfigError(
-            "written by an earlier version: its header has no class names",
-            source=_weights_path(folder),
+            "written by an earlier version: its header has no class names", source=folder / WEIGHTS
         )
     return dict(header.shapes), header.class_names
 
@@ -151,11 +143,11 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         ConfigError: they are missing or damaged, or the file does not contain the class names.
     """
     _, class_names = saved_shapes(folder)
-    return load_file(_weights_path(folder)), class_names
+    return load_file(folder / WEIGHTS), class_names
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
-    """Write a checkpoint; one that is there is replaced atomically, and other files stay.
+    """Write a checkpoint; use a new folder, as one that is overwritten is gone if this is killed.
 
     Args:
         folder: created if it is missing.
@@ -165,8 +157,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
     Raises:
         StorageFailed: the disk is full, or cannot be written for another reason.
     """
-    weights, state = folder / WEIGHTS, folder / STATE
-    new_weights, new_state = folder / (WEIGHTS + _NEW), folder / (STATE + _NEW)
     training = {
         **checkpoint.training,
         "progress": dataclasses.asdict(checkpoint.progress),
@@ -174,18 +164,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
     }
     with _storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if _weights_path(folder) == new_weights:
-            new_weights.replace(weights)  # a save was killed between its two renames
-        with new_state.open("wb") as file:  # given a path, torch hides the error of the system
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        with (folder / STATE).open("wb") as file:  # given a path, torch hides the system's error
             torch.save(training, file)
         _write_weights(
-            new_weights, checkpoint.weights, checkpoint.progress, class_names, checkpoint.reports
+            folder, checkpoint.weights, checkpoint.progress, class_names, checkpoint.reports
         )
-        for path in (new_state, new_weights):
-            _sync(path)
-        new_state.replace(state)
-        new_weights.replace(weights)
-        _sync(folder)
 
 
 def save_weights(
@@ -194,7 +178,7 @@ def save_weights(
     """Write weights only, from which training cannot continue, into a new folder."""
     with _storage_errors(folder):
         folder.mkdir(parents=True)
-        _write_weights(folder / WEIGHTS, weights, progress, class_names)
+        _write_weights(folder, weights, progress, class_names)
 
 
 def load_checkpoint(
@@ -219,9 +203,9 @@ def load_checkpoint(
         raise ConfigError(
             "written by an earlier version; training cannot continue from it", source=folder
         )
-    weights, header = _weights_path(folder), read_header(folder)
+    header = read_header(folder)
     if header is None:
-        raise ConfigError("missing or damaged", source=weights)
+        raise ConfigError("missing or damaged", source=folder / WEIGHTS)
     progress = state.pop("progress")
     if header.progress != progress:
         raise ConfigError(
@@ -229,12 +213,12 @@ def load_checkpoint(
             "different checkpoints",
             source=folder,
         )
-    tensors = load_file(weights, device=str(device))
+    tensors = load_file(folder / WEIGHTS, device=str(device))
     return Checkpoint(tensors, state, Progress(**progress), header.reports)
 
 
 def _write_weights(
-    path: Path,
+    folder: Path,
     weights: Mapping[str, Tensor],
     progress: Progress,
     class_names: Sequence[str],
@@ -246,13 +230,8 @@ def _write_weights(
         "reports": [dict(report) for report in reports],
     }
     tensors = {name: value.contiguous() for name, value in weights.items()}
-    save_file(tensors, path, metadata={key: json.dumps(value) for key, value in metadata.items()})
-
-
-def _weights_path(folder: Path) -> Path:
-    """The weights that belong to the state, also between the two renames of a save."""
-    new = folder / (WEIGHTS + _NEW)
-    return new if new.exists() and not (folder / (STATE + _NEW)).exists() else folder / WEIGHTS
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    save_file(tensors, folder / WEIGHTS, metadata=texts)
 
 
 @contextmanager
@@ -270,12 +249,3 @@ def _storage_errors(folder: Path) -> Iterator[None]:
 
 def _hash(class_names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(class_names)).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 
@@ -120,12 +120,7 @@ def _connect(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
         except OSError as error:
             raise ConnectionError(f"nothing answers there ({error})") from None
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env=_runtime_environment(address),
-    )
+    _init(address, address=address)
 
 
 def _start_local() -> None:
@@ -133,25 +128,29 @@ def _start_local() -> None:
     port = free_port()
     os.environ["RAY_GCS_SERVER_PORT"] = str(port)
     try:
-        ray.init(
+        _init(
+            f"{LOCALHOST}:{port}",
             address="local",
             include_dashboard=True,  # its state API frees the resources of stopped trials
             dashboard_host=LOCALHOST,
             _node_ip_address=LOCALHOST,  # a local search does not listen on the network
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env=_runtime_environment(f"{LOCALHOST}:{port}"),
         )
     finally:
         del os.environ["RAY_GCS_SERVER_PORT"]
 
 
-def _runtime_environment(address: str) -> dict[str, dict[str, str]]:
-    """Runtime environment of a search.
+def _init(workers_address: str, **arguments: Any) -> None:
+    """Connect to Ray, and give workers its address.
 
     Ray Train 2.60 frees the resources of a stopped trial through the state API, and looks for its
     address in `RAY_ADDRESS`. `ray job submit` sets that for the entry point only, and without it
     the wrong Ray is found if two run on a machine. Then the search hangs (ray#54305, ray#58515,
     ray#61756).
     """
-    return {"env_vars": {**WORKER_ENVIRONMENT, "RAY_ADDRESS": address}}
+    variables = {**WORKER_ENVIRONMENT, "RAY_ADDRESS": workers_address}
+    ray.init(
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": variables},
+        **arguments,
+    )

@@ -22,11 +22,11 @@ from search_spaces.distributions import Float
 from tests.disks import fill, make_room, small_disk
 from tests.tuning import fakes
 from tests.tuning.runs.test_recorder import Notes, report, tune_trial
-from trainers.checkpoints.format import STATE, Checkpoint, Progress, save_checkpoint, saved_step
+from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint, saved_step
 from trainers.config import TrialConfig
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
-from trainers.ray_trainer import _saved_locally
+from trainers.ray_trainer import saved_locally
 from tuning.algorithms.study import open_study
 from tuning.config.schema import SamplerConfig
 from tuning.execution.ray_errors import resumable, storage_failure
@@ -156,33 +156,27 @@ def checkpoint(step: int) -> Checkpoint:
 
 
 @pytest.mark.parametrize("room", [0, 1, 90_000, 130_000])
-@pytest.mark.cluster
-def test_a_checkpoint_that_finds_no_room_is_told_and_the_one_before_it_is_whole(
-    tmp_path: Path, room: int
-) -> None:
+def test_a_checkpoint_without_room_is_incomplete(tmp_path: Path, room: int) -> None:
     # Full when the state is written, in its midst, when the weights are, and in their midst.
     with small_disk(tmp_path / "small", 360) as disk:
-        save_checkpoint(disk / "kept", checkpoint(1), ("a",))
         (disk / "placeholder").write_bytes(bytes(room))
         fill(disk)
         (disk / "placeholder").unlink()
         with pytest.raises(StorageFailed) as caught:
-            save_checkpoint(disk / "kept", checkpoint(2), ("a",))
-        assert str(caught.value).startswith(f"{disk}/kept: a checkpoint cannot be written: ")
+            save_checkpoint(disk / "new", checkpoint(2), ("a",))
+        assert str(caught.value).startswith(f"{disk}/new: a checkpoint cannot be written: ")
         assert FULL in str(caught.value)
         assert "\n" not in str(caught.value)
-        assert saved_step(disk / "kept") == 1
-        assert torch.load(disk / "kept" / STATE)["progress"]["step"] == 1
+        assert saved_step(disk / "new") is None
 
 
-@pytest.mark.cluster
 def test_a_full_folder_for_temporary_files_is_named_with_its_node(
     trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = next(fine_tune(trial))
     with small_disk(tmp_path / "temporary", 1000) as disk:
         monkeypatch.setattr(tempfile, "tempdir", str(disk))
-        with pytest.raises(StorageFailed) as caught, _saved_locally(report):
+        with pytest.raises(StorageFailed) as caught, saved_locally(report):
             pass
         assert list(disk.iterdir()) == []
     said = rf"node [\d.]+: {disk}/lipsum-tune-\w+: a checkpoint cannot be written: {FULL}; TMPDIR "

@@ -82,7 +82,8 @@ def test_a_search_survives_its_driver_and_its_nodes(
         set_clock(checkpoint, hours=10)
 
     with driver(three_nodes.address, "resume", folder) as process:
-        wait_for(lambda: log.read_text().count(f"goes on from step {EVERY}/{STEPS}") == 2, process)
+        # Both have repeated their report, and are between two checkpoints.
+        wait_for(lambda: log.read_text().count(f"step {EVERY}/{STEPS}") == 4, process)
         leaving = three_nodes.list_all_nodes()[-1]
         drain(three_nodes.address, leaving.node_id)
         ((disturbed, saved),) = wait_for(
