@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Waits for the cloud's notice that it takes this machine back, and tells Ray, which tells trials:
+# Wait for the cloud's notice that it preempts this machine, and drain its Ray node:
 #
 #   spot_notice.sh aws|gcp
 #
-# Started by the launcher on every worker; on a machine that is not for taking it waits in vain.
-# METADATA_URL is where the cloud's metadata are asked for, other than its own address.
+# The launcher starts it on every worker; machines that are not spot machines never get a notice.
+# METADATA_URL overrides the address of the cloud's metadata service.
 set -euo pipefail
 
 exec 9> "${TMPDIR:-/tmp}/spot_notice.${UID}.lock"
-flock --nonblock 9 || exit 0 # one is waiting already
+flock --nonblock 9 || exit 0 # another process is waiting already
 
 aws_notice() {
     local metadata=${METADATA_URL:-http://169.254.169.254} token
@@ -30,6 +30,6 @@ case ${1:-} in
     *) echo "usage: $0 aws|gcp" >&2 && exit 2 ;;
 esac
 until "$notice"; do sleep 2; done
-echo "the cloud takes this machine back within $seconds s"
+echo "the cloud preempts this machine within $seconds s"
 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --deadline-remaining-seconds "$seconds" \
-    --reason-message "$1 takes this spot machine back"
+    --reason-message "$1 preempts this spot machine"
