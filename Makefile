@@ -1,13 +1,14 @@
 # make quickstart     set up, then search Lipsum-FT's hyperparameters on the embedded benchmark
 # make test           tests that need Python and a package index only; about 10 minutes on 2 cores
 # make test-cluster   tests that need root, PostgreSQL or Slurm, or that take minutes each
+# make test-lowest    fast tests with the lowest versions that pyproject.toml allows
 # make lint           ruff and mypy
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster lint clean
+.PHONY: quickstart test test-cluster test-lowest lint clean
 
 quickstart: $(VENV)/.benchmark
 	$(BIN)/lipsum-tune search quickstart
@@ -18,13 +19,26 @@ test: $(VENV)/.dev
 test-cluster: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m cluster
 
+# uv resolves the lowest versions, which pip cannot.
+LOWEST := .venv-lowest
+test-lowest:
+	test -x $(LOWEST)/bin/uv || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra test pyproject.toml \
+		--python $(LOWEST)/bin/python --output-file $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+		--requirements $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
+	$(LOWEST)/bin/python -m pytest --numprocesses 2 --dist worksteal \
+		-m "not slow and not cluster"
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build *.egg-info
 
 # Each stamp file stands for one extra, which is installed again when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml

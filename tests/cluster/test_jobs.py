@@ -1,4 +1,4 @@
-"""A search as a Ray job. Slow: starts a real head of its own, and submits to it."""
+"""Searches as jobs of a real Ray head."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.benchmarks.kills import disagreements
 from tests.ray_head import BIN, Head, running_head
 from tuning.runs.journal import JOURNAL_FILE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ROOT = Path(__file__).parent.parent.parent
 SECRETS = {

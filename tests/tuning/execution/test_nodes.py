@@ -24,7 +24,7 @@ from trainers.checkpoints.format import load_checkpoint, load_weights, save_chec
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.run_folder import load_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 EVERY, STEPS = 240, 720
 """Far apart, as a node is to be lost between two checkpoints, however fast the machine is."""

@@ -44,6 +44,7 @@ def write(root: Path, storage: Path, name: str, **search: object) -> Path:
     return path
 
 
+@pytest.mark.cluster
 def test_a_driver_killed_again_and_again_loses_nothing_and_does_nothing_twice(
     images_root: Path, tmp_path: Path
 ) -> None:
