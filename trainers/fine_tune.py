@@ -1,7 +1,7 @@
-"""One fine-tuning in plain PyTorch: a generator of reports, with no Ray and no search in sight.
+"""One fine-tuning in plain PyTorch: a generator of reports, independent of Ray and of a search.
 
-Works in a notebook, under `torchrun`, and inside the Ray Train workers of `torch_trainer`: where a
-process group exists, the model is wrapped in DistributedDataParallel and figures are reduced.
+Works in a notebook, under `torchrun`, and in the Ray Train workers of `ray_trainer`. If a process
+group exists, the model is wrapped in DistributedDataParallel and metrics are reduced over workers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainers.loop.state import (
 )
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
-from trainers.methods import LipsumFineTuning, Stage
+from trainers.methods import LipsumFineTuning
 from trainers.models import ModelConfig, text_facts
 from trainers.texts.random_texts import effective_rank, random_text_moment
 from trainers.weights.averaging import update_average
@@ -54,34 +54,34 @@ REPORTED = (
 """Names in every report, besides `evaluation.metric_names`; see `reported`."""
 
 CHECK_EVERY = 10
-"""Steps from one look at the loss to the next: each look waits for the GPU."""
+"""Steps between two checks of the loss: each one waits for the GPU."""
 
 
 def reported(model: ModelConfig) -> tuple[str, ...]:
-    """`REPORTED`, without what cannot be said of a model that has no random texts."""
+    """`REPORTED`, without the rank of random texts for a model that has none."""
     has_random_texts = text_facts(model).has_random_texts
     return tuple(name for name in REPORTED if has_random_texts or name != RANDOM_TEXT_RANK)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a run has to say at an evaluation; or nothing, where it is only to be saved."""
+    """Metrics of a run at an evaluation, or a request to save it."""
 
     step: int
     """Optimiser steps done."""
     metrics: dict[str, float]
-    """Flat, the same on every worker; accuracies in percent, costs in seconds. Empty where
-    `save_now` of `fine_tune` asked for a checkpoint."""
+    """Flat, the same on every worker; accuracies in percent, costs in seconds. Empty if `save_now`
+    of `fine_tune` asked for a checkpoint."""
     run: TrainState
-    """The run as it stands: to be saved or evaluated before the next report is asked for."""
+    """The state of the run; save or evaluate it before asking for the next report."""
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Say more, which the checkpoints of the run know of then, too."""
+        """Add metrics, which later checkpoints of the run contain, too."""
         self.metrics.update(metrics)
         self.run.reports[-1].update(metrics)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint from which `fine_tune` goes on bit for bit.
+        """Write a checkpoint from which `fine_tune` resumes bit for bit.
 
         Every worker must call it; the first one writes.
         """
@@ -101,77 +101,76 @@ def fine_tune(
     """Fine-tune, and report at every evaluation and at the last step.
 
     Args:
-        config: the whole of what is run.
-        device: where; by default a GPU if there is one.
-        resume_from: a folder that `Report.save` wrote. The run repeats its last report before that,
-            for it may have been lost, and goes on where it was saved with the same batches, views
-            and random texts as if it had never stopped.
-        save_now: asked after every step between two evaluations, and gives every worker the same
-            answer: whether the run is to be saved as it stands, because a machine may be gone
-            before the next evaluation. It then yields a report without metrics.
+        config: model, data, method and everything else that determines the result.
+        device: where to train; by default a GPU if there is one.
+        resume_from: a folder that `Report.save` wrote. The run first repeats its last report before
+            that, as it may have been lost, and then continues with the same batches, views and
+            random texts as an uninterrupted run.
+        save_now: called after every step between two evaluations; must return the same on every
+            worker. If true, a report without metrics is yielded, for the run to be saved because
+            a machine may be gone before the next evaluation.
 
     Raises:
         ConfigError: the data or the model do not fit the configuration.
-        TrainingDiverged: the loss is no longer a number.
+        TrainingDiverged: the loss is no longer a finite number.
     """
     run = start(config, device=device)
     if resume_from is not None:
         restore(run, resume_from)
+    method, optim = config.method, config.optim
     train = open_images(config.data, config.data.id_domain, "train")
     held_out = load_split(config, "val")
-    run.class_maps(held_out)  # a domain that does not fit is told now, not at an evaluation
-    fixed = random_text_diagnostic(run)
+    run.class_maps(held_out)  # raises for a domain that does not fit, before the first step
+    constant_metrics = random_text_diagnostic(run)
     if run.reports:  # the report before the checkpoint may have been lost
         last_report = {name: value for name, value in run.reports[-1].items() if name != "step"}
         yield Report(run.since.step, last_report, run)
+
     clock = Clock(run)
     stepper, first = Stepper(run), run.progress.step
-    for step, (views, labels) in enumerate(_batches(run, train), start=first):
-        stage = config.method.stage(step, config.steps)
+    for step, (views, labels) in enumerate(training_batches(run, train), start=first):
+        # A stage has an optimiser and a learning-rate schedule of its own; most methods have one.
+        stage = method.stage(step, config.steps)
+        if step == stage.first > 0:
+            run.optimizer = optimizer_of(run.student, config)
         if step in (first, stage.first):
-            _begin(run, stage, step)
-        lr = learning_rate(step - stage.first, stage.steps, config.optim, stage.lr)
+            run.student.head_alone = stage.head_alone
+
+        lr = learning_rate(step - stage.first, stage.steps, optim, stage.lr)
         run.since.sums += stepper.step(step, views, labels, lr=lr)
-        _average(run, step)
+        decay = method.average_decay(step, config.steps)
+        if decay is not None and run.average is not None:
+            update_average(run.average, run.weights, decay)
         run.progress.step = step + 1
-        last = run.progress.step == config.steps
-        due = last or run.progress.step % config.eval.every == 0
-        asked = not due and save_now is not None and save_now()
-        if due or asked or run.progress.step % CHECK_EVERY == 0:
-            _check_finite(run.since.sums, run.progress.step)
-        if due:
+
+        is_last = run.progress.step == config.steps
+        is_due = is_last or run.progress.step % config.eval.every == 0
+        must_save = not is_due and save_now is not None and save_now()
+        must_check = is_due or must_save or run.progress.step % CHECK_EVERY == 0
+        if must_check and not bool(run.since.sums.isfinite().all()):
+            raise TrainingDiverged(
+                f"the training loss is not a finite number at step {run.progress.step}"
+            )
+        if is_due:
             metrics = (
                 clock.training()
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
-                | fixed
-                | clock.evaluate(held_out, sweep=last)
+                | constant_metrics
+                | clock.evaluate(held_out, sweep=is_last)
                 | clock.cost()
             )
             run.since = SinceReport.now(run.progress.step, run.device)
             run.reports.append({"step": run.progress.step, **metrics})
             yield Report(run.progress.step, metrics, run)
-        elif asked:
+        elif must_save:
             clock.pause()
             yield Report(run.progress.step, {}, run)
 
 
-def _begin(run: TrainState, stage: Stage, step: int) -> None:
-    """Enter a stage, or go on in it after a resume."""
-    if step == stage.first > 0:
-        run.optimizer = optimizer_of(run.student, run.config)
-    run.student.head_alone = stage.head_alone
-
-
-def _average(run: TrainState, step: int) -> None:
-    decay = run.config.method.average_decay(step, run.config.steps)
-    if decay is not None and run.average is not None:
-        update_average(run.average, run.weights, decay)
-
-
 def random_text_diagnostic(run: TrainState) -> dict[str, float]:
-    """The effective rank of random texts; nothing where the model has none.
+    """The effective rank of random texts; empty for a model that has none.
 
-    Their length is the method's own, or Lipsum-FT's default as far as the model's context holds it.
+    Their length is the method's own, or Lipsum-FT's default, limited by the model's context.
     """
     if not run.zero_shot.has_random_texts:
         return {}
@@ -182,9 +181,13 @@ def random_text_diagnostic(run: TrainState) -> dict[str, float]:
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig, peak: float | None = None) -> float:
-    """Linear warm-up over the first steps, then a cosine to 0; `step` counts from 0.
+    """Linear warm-up over the first steps, then a cosine to 0.
 
-    The peak is the configuration's, unless another one is given.
+    Args:
+        step: counted from 0.
+        steps: of the whole schedule.
+        optim: the warm-up, and the default of the peak.
+        peak: learning rate at the end of the warm-up.
     """
     warmup, peak = round(optim.warmup_fraction * steps), optim.lr if peak is None else peak
     if step < warmup:
@@ -192,7 +195,8 @@ def learning_rate(step: int, steps: int, optim: OptimConfig, peak: float | None 
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def _batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
+def training_batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
+    """This worker's share of the batches of the remaining steps: views (B, 3, H, W) and labels."""
     sampler = StepSampler(
         len(train),
         run.config.optim.batch_size,
@@ -209,8 +213,3 @@ def _batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Tensor, Ten
         workers=run.config.data.workers,
         pin_memory=run.device.type == "cuda",
     )
-
-
-def _check_finite(sums: Tensor, step: int) -> None:
-    if not bool(sums.isfinite().all()):
-        raise TrainingDiverged(f"the training loss is not a finite number at step {step}")

@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainers.methods import FineTuning, Method
 from trainers.models import RANDOM, ModelConfig
+from trainers.models.student import Student
+from trainers.models.zero_shot import ZeroShotModel
 
 _VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}
 _TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -61,3 +64,10 @@ def write_config(folder: Path, kind: str, **changes: Any) -> Path:
 def random_model(folder: Path, kind: str) -> ModelConfig:
     """The kind with random weights."""
     return ModelConfig(name=str(write_config(folder, kind)), pretrained=RANDOM)
+
+
+def student_of(zero_shot: ZeroShotModel, method: Method | None = None) -> Student:
+    """The student as a method prepares it; by default that of plain fine-tuning."""
+    student = Student(zero_shot)
+    (method or FineTuning()).prepare(student)
+    return student

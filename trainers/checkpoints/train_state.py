@@ -29,12 +29,14 @@ def snapshot(run: TrainState) -> Checkpoint | None:
     deploys_others = run.eval_weights is not None and not run.is_between_reports
     kept = run.eval_weights if run.eval_weights is not None and deploys_others else run.weights
     with swapped_in(run.student.trained, kept):
-        plain = _collected(run, run.student.plain_state())
+        state = run.config.method.merged_state(run.student)
+        plain = _collected(run, state)
     if run.eval_head is not None:
         plain["head"] = run.eval_head
     if SCALE in plain:
         plain[SCALE] = plain[SCALE].reshape_as(cast(Tensor, run.zero_shot.clip.logit_scale))
-    merged = run.student.trains == "adapters"  # then plain weights tell neither of the two
+    # If a method merged what it trained, the trained tensors cannot be read from plain weights.
+    merged = any(_plain_name(name) not in state for name in run.student.trained)
     goes_on_elsewhere = merged or deploys_others
     training: dict[str, Any] = {
         "optimizer": run.optimizer.state_dict(),

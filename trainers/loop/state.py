@@ -1,52 +1,63 @@
-"""The state of one fine-tuning: what it starts from, and how it is evaluated."""
+"""The state of one fine-tuning: how it starts, and how it is evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
+from torch.func import functional_call
+from torch.nn import functional
 
 from trainers.checkpoints.format import Progress
 from trainers.config import DataConfig, TrialConfig
 from trainers.data.class_map import ClassMap, domain_class_map
 from trainers.data.data_root import domain_files, resolve_root
-from trainers.data.dataset import ImageDataset
+from trainers.data.dataset import ImageDataset, eval_samples
+from trainers.data.sampler import StepSampler
 from trainers.data.schema import read_header
+from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
 from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.evaluate import evaluate, summarise
-from trainers.evaluation.validation_loss import id_losses
+from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
 from trainers.evaluation.zero_shot_drift import DriftReference
-from trainers.loop.distributed import as_sharded, shard, world
+from trainers.loop.distributed import as_sharded, gather, shard, world
 from trainers.loop.precision import Precision
 from trainers.methods import Trained, Weights, check_method_fits
 from trainers.models import keep_no_activations
-from trainers.models.student import Student
+from trainers.models.student import Outputs, Student
 from trainers.models.text_head import heads_of
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.weights.averaging import interpolate, swapped_in
 
+WISE_METRICS = (ID_ACC, OOD_MEAN_ACC, MEAN_ACC)
+"""Reported for each point of a sweep, if the data have them."""
+
+LOSS_BATCH_SIZE = 64
+"""Images of all workers for each value of the validation loss."""
+
 
 @dataclass
 class SinceReport:
-    """What a worker has done since the run last reported, or since it began."""
+    """What one worker has done since the last report of the run, or since its start."""
 
     step: int
-    """Of that report."""
+    """Step of that report."""
     sums: Tensor
-    """(4,) float64, of loss, task loss, regulariser and gradient norm over the steps since."""
+    """(4,) float64: loss, task loss, regulariser and gradient norm, summed over the steps since."""
     seconds: float = 0.0
-    """Of training, as far as processes that are gone did it."""
+    """Training time since, as far as earlier processes of the run measured it."""
     all_sums: Tensor | None = None
-    """(W, 4), the sums of all workers, where the run is about to be saved or was just restored."""
+    """(W, 4), the sums of all workers; set only around save and restore."""
 
     @classmethod
     def now(cls, step: int, device: torch.device) -> SinceReport:
-        """Nothing yet."""
+        """The state right after a report."""
         return cls(step, torch.zeros(4, dtype=torch.float64, device=device))
 
 
@@ -65,32 +76,33 @@ class TrainState:
     world_size: int
     progress: Progress
     class_names: tuple[str, ...]
-    """(K,) of the ID domain, which are the head's."""
+    """(K,) classes of the ID domain, which are those of the head."""
     initial: Mapping[str, Tensor]
-    """What is trained, before the first step."""
+    """Trained parameters before the first step."""
     drift: DriftReference
     since: SinceReport
     average: dict[str, Tensor] | None = None
-    """Of what is trained, where the method has one."""
+    """Moving average of the trained parameters, if the method has one."""
     eval_weights: Weights | None = None
-    """What the last validation evaluated; None where that is what is trained, as it is."""
+    """Weights used by the last validation (EMA, WiSE, ...). None if they are the raw training
+    weights."""
     eval_head: Tensor | None = None
-    """(K, D) the head that went with it, where the text encoder makes one."""
+    """(K, D) head of the last validation, if the text encoder makes it."""
     micro_batch_size: int = 0
     """Images of a worker that go through the model at once."""
     temperature: float | None = None
-    """Of calibration, as the last evaluation of the ID validation split found it."""
+    """Calibration temperature, fitted by the last evaluation of the ID validation split."""
     reports: list[dict[str, float]] = field(default_factory=list)
-    """All so far, each with its `step`."""
+    """All reports so far, each with its `step`."""
 
     @property
     def is_between_reports(self) -> bool:
-        """Whether it has trained since it last reported."""
+        """Whether it has trained since its last report."""
         return self.progress.step != self.since.step
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """What is trained, as it is now."""
+        """The trained parameters as they are now."""
         return {name: p.detach() for name, p in self.student.trained.items()}
 
     @torch.no_grad()
@@ -101,10 +113,10 @@ class TrainState:
         return outputs.features, outputs.logits
 
     def class_maps(self, images: Mapping[str, ImageDataset]) -> dict[str, ClassMap]:
-        """From the head's classes to those of each domain.
+        """Mappings from the head's classes to those of each domain.
 
         Raises:
-            ConfigError: a domain has classes that the head has not.
+            ConfigError: a domain has classes that the head lacks.
         """
         return {
             domain: domain_class_map(self.config.data, self.class_names, domain, of_domain)
@@ -112,19 +124,23 @@ class TrainState:
         }
 
     def evaluate(self, split: str, images: Mapping[str, ImageDataset]) -> dict[str, float]:
-        """The flat metrics of a split: of the ID domain, and of those OOD domains that are there.
+        """The flat metrics of a split: of the ID domain, and of the OOD domains in `images`.
 
-        The validation split comes first: on it, what is deployed and its temperature are settled.
-        Other splits are evaluated with both as they were settled there.
+        Evaluate the validation split first: it determines the evaluated weights and the calibration
+        temperature, which other splits then use.
         """
-        data = self.config.data
-        if split == "val":
-            self._settle(images[data.id_domain])
+        if split == "val" and self.progress.step == 0:
+            self.eval_weights = None  # still the zero-shot model
+        elif split == "val":
+            weights, id_images = self.weights, images[self.config.data.id_domain]
+            kept = self.config.method.eval_weights(
+                Trained(weights, self.initial, self.average, self.validation_loss(id_images))
+            )
+            self.eval_weights = None if kept is weights else kept
         elif self.temperature is None:
             raise ValueError(f"{split}: the validation split has not been evaluated")
         with self.holding(self.weights if self.eval_weights is None else self.eval_weights):
-            temperature = None if split == "val" else self.temperature
-            metrics = self.measure(split, images, temperature)
+            metrics = self.measure(split, images, None if split == "val" else self.temperature)
             if self.student.text is not None:
                 self.eval_head = self.student.head
         if split == "val":
@@ -132,14 +148,14 @@ class TrainState:
         return metrics
 
     def sweep(self, split: str, images: Mapping[str, ImageDataset]) -> dict[str, float]:
-        """Accuracies on the line from the zero-shot model to what is deployed, by `wise_alphas`.
+        """Accuracies on the line from the zero-shot weights to the evaluated ones (`wise_alphas`).
 
         WiSE-FT's curve (Wortsman et al., CVPR 2022): `wise/0.5/id_val/acc` and so on.
         """
         found: dict[str, float] = {}
         weights = self.weights if self.eval_weights is None else self.eval_weights
-        # With adapters' gains as they are, the line is that of the merged weights; maps of 0 are
-        # the zero-shot model under any gain.
+        # The gains of adapters stay, so that the line is that of the merged weights. With maps of 0
+        # the model is the zero-shot one under any gains.
         gains = {n: v for n, v in weights.items() if n.endswith("_adapters.gains")}
         for alpha in self.config.eval.wise_alphas:
             with self.holding(interpolate({**self.initial, **gains}, weights, alpha)):
@@ -150,15 +166,11 @@ class TrainState:
     def measure(
         self, split: str, images: Mapping[str, ImageDataset], temperature: float | None
     ) -> dict[str, float]:
-        """The flat metrics of the student as it stands, on the ID domain and any others."""
-        return summarise(self.sums(images), self.config.data, split, temperature)
-
-    def sums(self, images: Mapping[str, ImageDataset]) -> dict[str, DomainSums]:
-        """What `summarise` makes metrics of, of the student as it stands, by domain."""
+        """The flat metrics of the student's present weights; see `summarise`."""
         self.student.eval()
-        maps = self.class_maps(images)
-        by_domain = {
-            domain: evaluate(
+        maps, by_domain = self.class_maps(images), dict[str, DomainSums]()
+        for domain, of_domain in images.items():
+            by_domain[domain] = evaluate(
                 self.classify,
                 of_domain,
                 self.zero_shot.image_input,
@@ -171,10 +183,8 @@ class TrainState:
                 world_size=self.world_size,
                 lockstep=self.config.parallel == "fsdp",
             )
-            for domain, of_domain in images.items()
-        }
         self.student.train()
-        return by_domain
+        return summarise(by_domain, self.config.data, split, temperature)
 
     @contextmanager
     def holding(self, weights: Weights) -> Iterator[None]:
@@ -184,19 +194,9 @@ class TrainState:
                 self.student.head = self._head_of_texts()
             yield
 
-    def _settle(self, id_images: ImageDataset) -> None:
-        if self.progress.step == 0:  # nothing has moved
-            self.eval_weights = None
-            return
-        weights, losses = self.weights, id_losses(self, id_images)
-        deployed = self.config.method.eval_weights(
-            Trained(weights, self.initial, self.average, losses)
-        )
-        self.eval_weights = None if deployed is weights else deployed
-
     @torch.no_grad()
     def _head_of_texts(self) -> Tensor:
-        """(K, D): the zero-shot head that the text encoder makes now."""
+        """(K, D): the zero-shot head of the current text encoder."""
 
         def encode(tokens: Tensor) -> Tensor:
             features: Tensor = self.student(None, tokens.to(self.device)[None]).text_features[0]
@@ -204,13 +204,39 @@ class TrainState:
 
         return heads_of(encode, self.zero_shot.tokenize, self.zero_shot.prompts).classes
 
+    def validation_loss(self, images: ImageDataset) -> Callable[[Weights], Tensor]:
+        """The mean cross-entropy of given weights on the next ID validation images at each call.
 
-WISE_METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
-"""What is said of each point of a sweep, where the data have it."""
+        Differentiable with respect to the weights. The images are centre crops, shuffled (the files
+        are sorted by class), every one once before any comes again. Every worker computes the loss
+        over the images of all workers, so that the mean of the workers' gradients is the gradient.
+        """
+        config, image_input = self.config, self.zero_shot.image_input
+        class_map = self.class_maps({config.data.id_domain: images})[config.data.id_domain]
+        sampler = StepSampler(
+            len(images),
+            self.world_size * max(1, LOSS_BATCH_SIZE // self.world_size),  # same for each worker
+            seed=config.seed,
+            steps=range(sys.maxsize),
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        samples = ([sample for _, sample in batch] for batch in sampler)
+        batches = eval_samples(images, samples, image_input, config.data.workers)
+
+        def loss(weights: Weights) -> Tensor:
+            views, labels = next(batches)
+            pixels = normalise(views.to(self.device), image_input)
+            with self.precision.autocast():
+                outputs: Outputs = functional_call(self.student, dict(weights), (pixels,))
+            logits, labels = class_map.score(gather(outputs.logits), gather(labels.to(self.device)))
+            return functional.cross_entropy(logits, labels)
+
+        return loss
 
 
 def start(config: TrialConfig, *, device: torch.device | str | None = None) -> TrainState:
-    """A run before its first step: `TrainState.evaluate` is then zero-shot.
+    """The state before the first step; `TrainState.evaluate` then measures the zero-shot model.
 
     Raises:
         ConfigError: the data or the model do not fit the configuration.
@@ -218,14 +244,19 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     rank, world_size = world()
     if config.optim.batch_size % world_size:
         raise ConfigError(
-            f"optim.batch_size = {config.optim.batch_size}: not divisible by {world_size} workers"
+            f"not divisible by {world_size} workers",
+            key="optim.batch_size",
+            value=config.optim.batch_size,
         )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     names = id_classes(config.data)
     check_method_fits(config.method, config.model)
     config.method.check_files()
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
-    student = Student(zero_shot, config.method.trains).to(where)
+
+    student = Student(zero_shot)
+    config.method.prepare(student)
+    student.to(where)
     if config.activation_checkpointing:
         keep_no_activations(student.visual)
         if student.text is not None:
@@ -236,9 +267,10 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
         for encoder in (student.visual, student.text):
             if encoder is not None:
                 encoder.compile()
+
     precision = Precision(config.precision, where)
     share = config.optim.batch_size // world_size
-    initial = {n: as_sharded(v, student.trained[n]) for n, v in student.initial(zero_shot).items()}
+    initial = {n: as_sharded(v, student.trained[n]) for n, v in student.initial().items()}
     averages = config.method.average_decay(0, config.steps) is not None
     return TrainState(
         config=config,
@@ -261,7 +293,7 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
 
 
 def optimizer_of(student: Student, config: TrialConfig) -> torch.optim.Optimizer:
-    """AdamW on what the student trains."""
+    """AdamW on the parameters that train."""
     optim = config.optim
     return torch.optim.AdamW(
         student.trained.values(),
@@ -274,12 +306,12 @@ def optimizer_of(student: Student, config: TrialConfig) -> torch.optim.Optimizer
 
 
 def load_split(config: TrialConfig, split: str) -> dict[str, ImageDataset]:
-    """The images of all the configuration's domains, the ID domain first."""
+    """The images of all domains of the configuration, the ID domain first."""
     return {domain: open_images(config.data, domain, split) for domain in config.data.domains}
 
 
 def id_classes(data: DataConfig, split: str = "train") -> tuple[str, ...]:
-    """The classes of the head, from a footer: no image is read or cached for their sake.
+    """The classes of the head, read from the footer of a Parquet file.
 
     Raises:
         ConfigError: the ID domain has no such split.
@@ -289,10 +321,10 @@ def id_classes(data: DataConfig, split: str = "train") -> tuple[str, ...]:
 
 
 def open_images(data: DataConfig, domain: str, split: str) -> ImageDataset:
-    """The images of one domain and split, as the configuration wants them read.
+    """The images of one domain and split.
 
     Raises:
-        ConfigError: they are not there, or cannot be read.
+        ConfigError: they are missing or cannot be read.
     """
     return ImageDataset(
         resolve_root(data.root), domain, split, cache_gb=data.cache_gb, crop_pct=data.crop_pct

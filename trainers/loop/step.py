@@ -1,126 +1,240 @@
-"""One optimiser step, its images through the model in as many parts as memory asks for.
+"""One optimiser step, its images split into as many parts as memory requires.
 
-A loss that is a mean over images is taken part by part, and the gradients add up. One that
-compares a batch's images with each other needs all of them at once: features are computed part
+A loss that is a mean over images is computed part by part, and the gradients add up. A loss that
+compares the images of a batch with each other needs all of them at once: features are computed part
 by part without gradients, the loss is taken of them, and each part is computed again to pass its
 share of the gradient on (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory
-Limited Setup", RepL4NLP 2021, arXiv 2101.06983). Either way, the batch is the configuration's.
+Limited Setup", RepL4NLP 2021, arXiv 2101.06983). Either way, the gradient is that of the batch
+size in the configuration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from trainers.data.transforms import normalise
-from trainers.loop.batches import (
-    Inputs,
-    average_outputs,
-    gathered,
-    joined,
-    step_inputs,
-    zero_shot_outputs,
-)
 from trainers.loop.distributed import any_worker, average_gradients, gather, replicated, whole
 from trainers.loop.state import TrainState
-from trainers.methods import Batch, Loss, Step
+from trainers.methods import Batch, Loss, Step, StepRandom
 from trainers.models.student import Outputs
 
 UNPROVEN = 2
-"""Steps after which all that a step needs has been in memory: in the first there are not yet the
-moments of the optimiser, an evaluation may leave other weights behind, and a run that goes on from
-a checkpoint may do so where there is less memory."""
+"""Number of steps after which peak memory has been reached: in the first one the optimiser has no
+moments yet. Counted from the start of the process (a resumed run may have less memory), of a stage
+and after each evaluation (which may leave other weights in memory)."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One worker's share of a step, or a part of it."""
+
+    views: Tensor
+    """(B, 3, H, W) uint8."""
+    labels: Tensor
+    """(B,) int64."""
+    tokens: Tensor | None
+    """(G, B, n), G texts for each image."""
 
 
 class Stepper:
     """Takes the steps of one run.
 
-    Where memory does not suffice, the parts are halved and the step is taken again. Several
-    workers must agree on that, which they cannot in the midst of DDP's reductions: so the steps
-    that may be the first not to fit reduce their gradients afterwards. Any other, and all of a
-    sharded model, end with the error, and a restart goes on from the last checkpoint.
+    If a step runs out of memory, its parts are halved and it is taken again. Several workers must
+    agree on that, which is impossible in the middle of DDP's reductions: so the first steps, which
+    may not fit, average their gradients afterwards. In any later step, and in sharded models, an
+    out-of-memory error ends the process, and a retry resumes from the last checkpoint.
 
     Args:
-        run: whose state moves on; as it stands when its training begins or goes on.
+        run: its state at the time when training begins or is resumed.
     """
 
     def __init__(self, run: TrainState) -> None:
-        self._run, self._method, self._began = run, run.config.method, run.progress.step
+        self._run, self._method, self._first = run, run.config.method, run.progress.step
         self._model: nn.Module = run.student
         if run.config.parallel == "ddp":
             self._model = replicated(run.student, run.device)
-        self._replicated = isinstance(self._model, DistributedDataParallel)
-        self._may_not_fit = self._apart = False
+        self._is_replicated = isinstance(self._model, DistributedDataParallel)
+        self._may_retry = False
+        """Whether a step that runs out of memory can be taken again: no other worker waits."""
+        self._reduces_later = False
+        """Whether gradients are averaged after the backward passes, not by DDP within them."""
 
     def step(self, number: int, views: Tensor, labels: Tensor, *, lr: float) -> Tensor:
-        """Take a step; loss, task loss, regulariser and gradient norm, (4,) float64.
+        """Take one optimiser step; return loss, task loss, regulariser and gradient norm, float64.
 
         Args:
-            number: of the step.
-            views: (B, 3, H, W) uint8, this worker's share.
+            number: of the step, from 0.
+            views: (B, 3, H, W) uint8, this worker's share of the batch.
             labels: (B,) int64.
             lr: learning rate.
 
         Raises:
-            OutOfMemoryError: not even single images fit, or another worker waits for this one.
+            OutOfMemoryError: single images do not fit, or other workers wait for this one.
         """
-        run = self._run
-        self._may_not_fit = self._is_unproven(number)
-        # DDP would wait for the gradients of an encoder that is left as it is.
-        self._apart = self._replicated and (self._may_not_fit or run.student.head_alone)
-        inputs = step_inputs(run, number, views, labels)
-        while (figures := self._gradients(number, inputs)) is None:
-            self._halve()
-        if self._apart:
+        run, config, method = self._run, self._run.config, self._method
+        stage = method.stage(number, config.steps)
+        since = (number - stage.first, number % config.eval.every, number - self._first)
+        unproven = min(since) < UNPROVEN
+        self._may_retry = run.world_size == 1 or (self._is_replicated and unproven)
+        # While only the head trains, DDP would wait for gradients of the encoder.
+        self._reduces_later = self._is_replicated and (unproven or run.student.head_alone)
+
+        # The texts of the images, tokenised: captions, spurious texts, or none.
+        draw = StepRandom(config.seed, number, config.optim.batch_size, run.rank, run.world_size)
+        texts, tokens = method.texts(labels.tolist(), run.zero_shot.prompts, draw), None
+        if texts:
+            flat = run.zero_shot.tokenize([text for kind in texts for text in kind])
+            tokens = flat.unflatten(0, (len(texts), len(labels))).to(run.device)
+        views, labels = views.to(run.device, non_blocking=True), labels.to(run.device)
+
+        # Forward and backward passes, again with smaller parts while memory does not suffice.
+        take = self._per_image if method.per_image else self._across_images
+        weights, initial = run.student.trained, run.initial
+        step = Step(run.zero_shot, number, config.steps, config.seed, weights, initial)
+        values = None
+        with method.during_step(run.student, draw):
+            while values is None:
+                run.optimizer.zero_grad(set_to_none=True)
+                parts = []
+                for first in range(0, len(labels), run.micro_batch_size):
+                    rows = slice(first, first + run.micro_batch_size)
+                    own = None if tokens is None else tokens[:, rows]
+                    parts.append(Inputs(views[rows], labels[rows], own))
+                try:
+                    values = take(step, parts)
+                except torch.OutOfMemoryError:
+                    if not self._may_retry:
+                        raise
+                if self._failed_on_any_worker(values is None):
+                    values = None
+                    self._halve_parts()
+
+        # The gradient of all workers, unscaled (float16) and clipped.
+        if self._reduces_later:
             average_gradients(run.student.parameters())
+        run.scaler.unscale_(run.optimizer)
+        parameters = [p for p in run.student.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if config.optim.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_grad_norm, norm)
+        norm = whole(norm)
+        if run.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed
+            norm = norm.nan_to_num(0, 0, 0)
+
         for group in run.optimizer.param_groups:
             group["lr"] = lr
-        norm = self._gradient_norm()
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        return torch.cat([figures, norm.double().reshape(1)])
+        return torch.cat([values, norm.double().reshape(1)])
 
-    def _is_unproven(self, number: int) -> bool:
-        config = self._run.config
-        stage = self._method.stage(number, config.steps)
-        since = (number - stage.first, number % config.eval.every, number - self._began)
-        return min(since) < UNPROVEN
+    def _per_image(self, step: Step, parts: Sequence[Inputs]) -> Tensor:
+        """Gradients of a loss that is a mean over images, part by part; its values (3,)."""
+        images = sum(len(part.labels) for part in parts)
+        values = torch.zeros(3, dtype=torch.float64, device=self._run.device)
+        for part in parts:
+            share = len(part.labels) / images
+            with self._reducing(part is parts[-1]):
+                batch = Batch(part.labels, self._student(part), *self._teachers([part]))
+                loss = self._method.loss(batch, step)
+                self._run.scaler.scale(share * loss.total).backward()
+            values += share * _values(loss)
+        return values
 
-    def _gradients(self, number: int, inputs: Inputs) -> Tensor | None:
-        """The step's gradients into the parameters, and its figures (3,); None: out of memory."""
-        run, config = self._run, self._run.config
-        run.optimizer.zero_grad(set_to_none=True)
-        step = Step(
-            run.zero_shot, number, config.steps, config.seed, run.student.trained, run.initial
+    def _across_images(self, step: Step, parts: Sequence[Inputs]) -> Tensor:
+        """Gradients of a loss that compares images, of all workers; its values (3,).
+
+        Several parts go through the student twice: without gradients for the loss, and again to
+        pass the gradients of the loss with respect to their outputs on.
+        """
+        twice = len(parts) > 1
+        with self._reducing(not twice):
+            # Before any worker gathers the outputs of others, all must have theirs.
+            found = None
+            try:
+                with torch.set_grad_enabled(not twice):
+                    student = _joined([self._student(part) for part in parts])
+                    found = student, *self._teachers(parts)
+            except torch.OutOfMemoryError:
+                if not self._may_retry:
+                    raise
+            if self._failed_on_any_worker(found is None) or found is None:
+                raise torch.OutOfMemoryError("on one of the workers")
+            outputs, zero_shot, average = found
+            del found, student
+            if twice:
+                outputs = Outputs(*(tensor.detach().requires_grad_() for tensor in outputs))
+            teachers = [None if t is None else _gathered(t) for t in (zero_shot, average)]
+            labels = gather(torch.cat([part.labels for part in parts]))
+            loss = self._method.loss(Batch(labels, _gathered(outputs), *teachers), step)
+            self._run.scaler.scale(loss.total).backward()
+        first = 0
+        for part in parts if twice else ():
+            rows = slice(first, first := first + len(part.labels))
+            with self._reducing(part is parts[-1]):
+                _pass_on(self._student(part), outputs, rows)
+        return _values(loss)
+
+    def _student(self, part: Inputs) -> Outputs:
+        images = normalise(part.views, self._run.zero_shot.image_input)
+        with self._run.precision.autocast():
+            outputs: Outputs = self._model(images, part.tokens)
+        return outputs
+
+    def _teachers(self, parts: Sequence[Inputs]) -> tuple[Outputs | None, Outputs | None]:
+        """Outputs of the zero-shot model and of the average of the weights, if the loss uses them.
+
+        The zero-shot model's have logits in any case.
+        """
+        run, zero_shot = self._run, self._run.zero_shot
+        of_zero_shot, of_average = [], []
+        for part in parts if self._method.needs_zero_shot else ():
+            with torch.no_grad(), run.precision.autocast():
+                images = normalise(part.views, zero_shot.image_input)
+                features = zero_shot.image_features(images)
+                texts = features.new_zeros(0, *features.shape)
+                if part.tokens is not None:
+                    encoded = zero_shot.encode_tokens(part.tokens.flatten(0, 1))
+                    texts = encoded.unflatten(0, part.tokens.shape[:2])
+            scale = torch.tensor(zero_shot.logit_scale, device=run.device)
+            logits = scale * features @ zero_shot.head.T
+            of_zero_shot.append(Outputs(features, logits, texts, scale))
+        for part in parts if self._method.needs_average else ():
+            images = normalise(part.views, zero_shot.image_input)
+            with torch.no_grad(), run.precision.autocast():
+                average = dict(run.average or {})
+                outputs: Outputs = functional_call(run.student, average, (images, part.tokens))
+            of_average.append(outputs)
+        return (
+            _joined(of_zero_shot) if of_zero_shot else None,
+            _joined(of_average) if of_average else None,
         )
-        parts = inputs.parts(run.micro_batch_size)
-        figures: Tensor | None = None
-        try:
-            take = self._each if self._method.per_image else self._together
-            figures = take(step, parts)
-        except torch.OutOfMemoryError:
-            if not self._can_halve:
-                raise
-        return None if self._lacking(figures is None) else figures
 
-    @property
-    def _can_halve(self) -> bool:
-        """Whether no other worker waits for this one meanwhile."""
-        return self._run.world_size == 1 or (self._replicated and self._may_not_fit)
+    def _reducing(self, last: bool) -> AbstractContextManager[object]:
+        """DDP averages gradients over workers only in the last backward pass of a step.
 
-    def _lacking(self, here: bool) -> bool:
-        """Whether memory did not suffice here or, while that can be asked, on any worker."""
-        return any_worker(here, self._run.device) if self._can_halve else here
+        A sharded model does so in every one: its gradients would otherwise be kept unsharded.
+        """
+        model = self._model
+        if isinstance(model, DistributedDataParallel) and (self._reduces_later or not last):
+            return model.no_sync()
+        return nullcontext()
 
-    def _halve(self) -> None:
+    def _failed_on_any_worker(self, here: bool) -> bool:
+        """Whether memory did not suffice here or, where a retry is possible, on any worker."""
+        return any_worker(here, self._run.device) if self._may_retry else here
+
+    def _halve_parts(self) -> None:
         run = self._run
         if run.micro_batch_size == 1:
             raise torch.OutOfMemoryError(
-                "optim.micro_batch_size = 1: not even single images fit into memory; write "
+                "optim.micro_batch_size = 1: single images do not fit into memory; set "
                 "activation_checkpointing = true, or parallel = 'fsdp' with more workers a trial"
             )
         run.micro_batch_size = (run.micro_batch_size + 1) // 2
@@ -128,95 +242,26 @@ class Stepper:
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _each(self, step: Step, parts: Sequence[Inputs]) -> Tensor:
-        """Of images that count each for itself: the mean of the parts' losses."""
-        images = sum(len(part.labels) for part in parts)
-        figures = torch.zeros(3, dtype=torch.float64, device=self._run.device)
-        for part in parts:
-            share = len(part.labels) / images
-            with self._reducing(part is parts[-1]):
-                batch = Batch(part.labels, self._outputs(part), *self._teachers([part]))
-                loss = self._method.loss(batch, step)
-                self._run.scaler.scale(share * loss.total).backward()
-            figures += share * _figures(loss)
-        return figures
 
-    def _together(self, step: Step, parts: Sequence[Inputs]) -> Tensor:
-        """Of images that are compared with each other; several parts go through twice."""
-        twice = len(parts) > 1
-        with self._reducing(not twice):
-            with torch.set_grad_enabled(not twice):
-                outputs, *teachers = self._all_outputs(parts)
-            if twice:
-                outputs = Outputs(*(tensor.detach().requires_grad_() for tensor in outputs))
-            zero_shot, average = (None if t is None else gathered(t) for t in teachers)
-            labels = gather(torch.cat([part.labels for part in parts]))
-            loss = self._method.loss(Batch(labels, gathered(outputs), zero_shot, average), step)
-            self._run.scaler.scale(loss.total).backward()
-        first = 0
-        for part in parts if twice else ():
-            rows = slice(first, first := first + len(part.labels))
-            with self._reducing(part is parts[-1]):
-                _pass_on(self._outputs(part), outputs, rows)
-        return _figures(loss)
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    """The outputs of parts as those of the whole."""
+    features, logits, texts, scales = zip(*parts, strict=True)
+    return Outputs(torch.cat(features), torch.cat(logits), torch.cat(texts, dim=1), scales[0])
 
-    def _outputs(self, part: Inputs) -> Outputs:
-        images = normalise(part.views, self._run.zero_shot.image_input)
-        with self._run.precision.autocast():
-            outputs: Outputs = self._model(images, part.tokens, part.adapter_scale)
-        return outputs
 
-    def _all_outputs(
-        self, parts: Sequence[Inputs]
-    ) -> tuple[Outputs, Outputs | None, Outputs | None]:
-        """Of the student and its teachers; none waits for the others' before all have theirs."""
-        found = None
-        try:
-            found = joined([self._outputs(part) for part in parts]), *self._teachers(parts)
-        except torch.OutOfMemoryError:
-            if not self._can_halve:
-                raise
-        if self._lacking(found is None) or found is None:
-            raise torch.OutOfMemoryError("on one of the workers")
-        return found
-
-    def _teachers(self, parts: Sequence[Inputs]) -> tuple[Outputs | None, Outputs | None]:
-        """What the zero-shot model and the average say of the parts, where the loss asks."""
-        run, method = self._run, self._method
-        zero_shot = average = None
-        if method.needs_zero_shot:
-            zero_shot = joined([zero_shot_outputs(run, part) for part in parts])
-        if method.needs_average:
-            average = joined([average_outputs(run, part) for part in parts])
-        return zero_shot, average
-
-    def _reducing(self, last: bool) -> AbstractContextManager[object]:
-        """DDP averages gradients over workers in the last backward pass of a step alone.
-
-        A sharded model does in every one: kept until the last, they would be whole.
-        """
-        model = self._model
-        if isinstance(model, DistributedDataParallel) and (self._apart or not last):
-            return model.no_sync()
-        return nullcontext()
-
-    def _gradient_norm(self) -> Tensor:
-        """Of all parameters together, before it is clipped; 0 where float16 overflowed."""
-        run, limit = self._run, self._run.config.optim.clip_grad_norm
-        run.scaler.unscale_(run.optimizer)
-        parameters = [p for p in run.student.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if limit is not None:
-            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        norm = whole(norm)
-        return norm.nan_to_num(0, 0, 0) if run.scaler.is_enabled() else norm
+def _gathered(outputs: Outputs) -> Outputs:
+    """The outputs of all workers' images, differentiable with respect to this worker's own."""
+    features, logits, texts, scale = outputs
+    if len(texts):
+        texts = gather(texts.transpose(0, 1).contiguous()).transpose(0, 1)
+    return Outputs(gather(features), gather(logits) if logits.numel() else logits, texts, scale)
 
 
 def _pass_on(outputs: Outputs, leaves: Outputs, rows: slice) -> None:
-    """Give a part's outputs the gradients of their rows.
+    """Backpropagate from the outputs of a part with the gradients of its rows.
 
-    The logit scale is the same in every part: all of its gradient goes through the last, in which
-    DDP waits for every parameter's.
+    The logit scale is the same in every part: all of its gradient goes through the last one, in
+    which DDP waits for the gradients of all parameters.
     """
     pairs = [
         (outputs.features, leaves.features.grad, (rows,)),
@@ -233,5 +278,6 @@ def _pass_on(outputs: Outputs, leaves: Outputs, rows: slice) -> None:
     torch.autograd.backward([output for output, _ in known], [grad for _, grad in known])
 
 
-def _figures(loss: Loss) -> Tensor:
+def _values(loss: Loss) -> Tensor:
+    """Total, task loss and regulariser, (3,) float64."""
     return torch.stack([loss.total, loss.task, loss.reg]).detach().double()

@@ -1,25 +1,22 @@
-"""What a run has to say of its training since the last report, and of what it has cost."""
+"""Averages of the training figures since the last report, and the cost of a run."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from trainers.data.dataset import ImageDataset
 from trainers.loop.distributed import gather
-
-if TYPE_CHECKING:
-    from trainers.loop.state import TrainState
+from trainers.loop.state import TrainState
 
 
 class Clock:
-    """Means of the training figures, and what the run has cost so far.
+    """Measures what a run reports of its training and its cost.
 
     Args:
-        run: as it stands when its training begins or goes on.
+        run: its state at the time when training begins or is resumed.
     """
 
     def __init__(self, run: TrainState) -> None:
@@ -46,14 +43,14 @@ class Clock:
         }
 
     def pause(self) -> None:
-        """Bring up to date what is saved of a run between two reports."""
+        """Bring the state up to date that is saved between two reports."""
         since = self.run.since
         since.seconds += time.perf_counter() - self.since
         since.all_sums = gather(since.sums[None])
         self.cost()
 
     def evaluate(self, images: dict[str, ImageDataset], *, sweep: bool = False) -> dict[str, float]:
-        """The validation metrics, on the clock of evaluations, and WiSE-FT's curve if asked for."""
+        """The validation metrics, and WiSE-FT's curve if asked for; counted as evaluation time."""
         began = time.perf_counter()
         metrics = self.run.evaluate("val", images)
         if sweep:
@@ -62,9 +59,10 @@ class Clock:
         return metrics
 
     def cost(self) -> dict[str, float]:
-        """Seconds of wall clock (evaluations: this worker's), GPUs and CPU, resumed parts included.
+        """Wall-clock, GPU and CPU seconds so far, those before a resume included.
 
-        GPU and CPU seconds are those of all workers, without the processes that decode for them.
+        GPU and CPU seconds are those of all workers, without their processes that decode images;
+        evaluation seconds are those of this worker.
         """
         progress, gpu = self.run.progress, self.run.device.type == "cuda"
         wall = time.perf_counter()

@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainers.frozen import Frozen
 from trainers.models import ModelConfig, TextFacts, text_facts
-from trainers.models.student import Outputs, Trains
+from trainers.models.student import Outputs, Student
 from trainers.seeding import generator
 from trainers.texts.prompts import Prompts
 
@@ -97,9 +99,13 @@ class StepRandom:
     rank: int = 0
     world_size: int = 1
 
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Random numbers of this step, the same on every worker."""
+        return generator(self.seed, purpose, self.step)
+
     def choose(self, purpose: str, number: int) -> list[int]:
         """For each of the worker's images one of 0 .. number - 1, uniformly."""
-        drawn = generator(self.seed, purpose, self.step).integers(number, size=self.batch_size)
+        drawn = self.generator(purpose).integers(number, size=self.batch_size)
         chosen: list[int] = drawn[self.rank :: self.world_size].tolist()
         return chosen
 
@@ -139,10 +145,28 @@ class Method(Frozen, ABC):
     shardable: ClassVar[bool] = True
     """Whether the weights may be spread over workers."""
 
-    @property
-    def trains(self) -> Trains:
-        """What the optimiser moves."""
-        return "image_encoder"
+    def prepare(self, student: Student) -> None:
+        """Choose what trains, and insert modules if the method has any; called once at the start.
+
+        By default the image encoder and the head train. Nothing is trainable before. Changes of
+        weights are best inserted with `torch.nn.utils.parametrize`: `merged_state` merges these.
+        """
+        student.train_image_encoder()
+
+    def merged_state(self, student: Student) -> dict[str, Tensor]:
+        """The student's weights under open_clip's names, with all that `prepare` inserted merged.
+
+        `visual.*` and `head`, and `text.*` if the student has a text encoder. Checkpoints hold
+        these, and `lipsum-tune export` writes them.
+        """
+        return student.plain_state()
+
+    def during_step(self, student: Student, draw: StepRandom) -> AbstractContextManager[object]:
+        """A context around the forward and backward passes of a step; by default without effect.
+
+        Whatever is random must come from `draw.generator`, so that all workers agree.
+        """
+        return nullcontext()
 
     @property
     def per_image(self) -> bool:
@@ -159,11 +183,6 @@ class Method(Frozen, ABC):
     def needs_average(self) -> bool:
         """Whether `loss` reads `Batch.average`."""
         return False
-
-    @property
-    def adapter_drop_rate(self) -> float:
-        """Share of the adapters that a step leaves out."""
-        return 0.0
 
     def check(self, text: TextFacts) -> None:
         """Raise a `ConfigError` where this method cannot work with a model of such texts."""

@@ -28,17 +28,16 @@ from torch.nn import functional
 
 from trainers.methods.base import Batch, Loss, Method, Step, StepRandom, Texts, zero
 from trainers.methods.registry import register_method
-from trainers.models.student import Outputs, Trains
+from trainers.models.student import Outputs, Student
 from trainers.texts.prompts import Prompts
 
 
 class ContrastiveMethod(Method):
     """Base of the methods that compare the images of a batch with each other's captions."""
 
-    @property
-    def trains(self) -> Trains:
-        """Image and text encoder, their projections and the logit scale."""
-        return "both_encoders"
+    def prepare(self, student: Student) -> None:
+        """Let image and text encoder train, with their projections and the logit scale."""
+        student.train_both_encoders()
 
     @property
     def per_image(self) -> bool:

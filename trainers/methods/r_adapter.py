@@ -27,6 +27,8 @@ positions, and the paper's formula allows for either. Their figures have not bee
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -34,12 +36,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.methods.base import Batch, Loss, Step, Trained, Weights, zero
+from trainers.methods.base import Batch, Loss, Step, StepRandom, Trained, Weights, zero
 from trainers.methods.flyp import ContrastiveMethod, similarities
 from trainers.methods.registry import register_method
 from trainers.models import ModelConfig, skeleton
 from trainers.models.adapters import Adapters
-from trainers.models.student import TextTower, Trains
+from trainers.models.student import Student, TextTower
 
 
 @register_method("r_adapter")
@@ -59,15 +61,26 @@ class ResidualAdapter(ContrastiveMethod):
     label_smoothing: float = Field(default=0.02, ge=0, lt=1)
     """eps: the share of the label that texts of other classes have between them."""
 
-    @property
-    def trains(self) -> Trains:
-        """The adapters alone."""
-        return "adapters"
+    def prepare(self, student: Student) -> None:
+        """Add adapters to both encoders, and let these train alone."""
+        student.train_adapters()
 
-    @property
-    def adapter_drop_rate(self) -> float:
-        """`drop_rate`."""
-        return self.drop_rate
+    @contextmanager
+    def during_step(self, student: Student, draw: StepRandom) -> Iterator[None]:
+        """Scale each adapter by 0 with probability p, else by 1 / (1 - p)."""
+        both = cast(tuple[Adapters, Adapters], (student.visual_adapters, student.text_adapters))
+        if not self.drop_rate:
+            yield
+            return
+        kept = draw.generator("adapters").random(sum(map(len, both))) >= self.drop_rate
+        scale = torch.from_numpy(kept).float().to(student.head.device) / (1 - self.drop_rate)
+        for adapters, own in zip(both, scale.split([len(a) for a in both]), strict=True):
+            adapters.scale = own
+        try:
+            yield
+        finally:
+            for adapters in both:
+                adapters.scale = None
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` where an encoder has no transformer blocks."""

@@ -48,7 +48,7 @@ from trainers.methods.base import (
 )
 from trainers.methods.flyp import contrastive_loss, similarities
 from trainers.methods.registry import register_method
-from trainers.models.student import Outputs, Trains
+from trainers.models.student import Outputs, Student
 from trainers.texts.prompts import Prompts
 
 Attributes: TypeAlias = Literal["background", "texture", "resolution"]
@@ -76,10 +76,12 @@ class StarFineTuning(Method):
     attributes: Attributes = "background"
     """What the spurious texts name."""
 
-    @property
-    def trains(self) -> Trains:
-        """Both encoders for captions; the image encoder and the head for classes."""
-        return "both_encoders" if self.task == "contrastive" else "image_encoder"
+    def prepare(self, student: Student) -> None:
+        """Let both encoders train for captions; the image encoder and the head for classes."""
+        if self.task == "contrastive":
+            student.train_both_encoders()
+        else:
+            student.train_image_encoder()
 
     @property
     def per_image(self) -> bool:

@@ -2,13 +2,13 @@
 
 R-Adapter (Kim et al., ECCV 2024, arXiv 2408.05749) puts ``h(x) = x + g A x`` after the attention
 and after the MLP of every transformer block; the gain g is in the authors' code, not in the paper.
-Both end in a linear layer ``y = W x + b``, and a linear map of a linear layer is one::
+Both end in a linear layer ``y = W x + b``, and a linear map of a linear layer is linear::
 
     h(y) = (I + g A) W x + (I + g A) b
 
-so the adapter is trained as a change of `W` and `b`, and merging it is the same expression: no
-module is added, and nothing is left to do at inference. For a batch of more tokens than a block is
-wide it is also the cheaper way.
+So the adapter is trained as a change of `W` and `b`, and merging it is the same expression: no
+module is added, and inference needs no extra step. For a batch with more tokens than the block is
+wide, this is also faster.
 """
 
 from __future__ import annotations
@@ -27,23 +27,27 @@ GAIN = 0.1
 
 
 class Adapters(nn.Module):
-    """The adapters of one encoder; at first all are 0, and the encoder is as it was.
+    """The adapters of one encoder. They start at 0, so the encoder is unchanged at first.
 
     Args:
         encoder: with transformer blocks of open_clip or timm.
 
     Raises:
-        ConfigError: there are no such blocks in it.
+        ConfigError: it has no such blocks.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
+        self.scale: Tensor | None = None
+        """(S,), a factor for each adapter at the current step; None is 1."""
         self.sites = adapter_sites(encoder)
         if not self.sites:
             raise ConfigError(
-                "method.name = 'r_adapter': adapters go after the attention and the MLP of "
-                "transformer blocks, and the model has none in one of its encoders; "
-                "name a model with two transformers, or another method"
+                "adapters go after the attention and the MLP of transformer blocks, and the model "
+                "has none in one of its encoders",
+                key="method.name",
+                value="r_adapter",
+                hint="name a model with two transformers, or another method",
             )
         layers = (encoder.get_submodule(site) for site in self.sites)
         self.maps = nn.ParameterList(
@@ -58,15 +62,14 @@ class Adapters(nn.Module):
     def __len__(self) -> int:
         return len(self.sites)
 
-    def merged(self, encoder: nn.Module, scale: Tensor | None = None) -> dict[str, Tensor]:
+    def merged(self, encoder: nn.Module) -> dict[str, Tensor]:
         """The weights and biases that the adapters change, by name: ``(I + scale g A) W``.
 
         Args:
             encoder: the one that they were made for.
-            scale: (S,), a factor for each adapter; by default 1.
         """
         found: dict[str, Tensor] = {}
-        factors = self.gains if scale is None else scale * self.gains
+        factors = self.gains if self.scale is None else self.scale * self.gains
         with torch.autocast(self.gains.device.type, enabled=False):
             for site, change, factor in zip(self.sites, self.maps, factors, strict=True):
                 layer, a = encoder.get_submodule(site), factor * change
@@ -78,7 +81,7 @@ class Adapters(nn.Module):
 def adapter_sites(encoder: nn.Module) -> list[str]:
     """The names of the last linear layers of attention and MLP in every transformer block.
 
-    CoCa's decoder, which features do not depend on, is left out.
+    CoCa's decoder is left out: the features do not depend on it.
     """
     names = {name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
     found = []

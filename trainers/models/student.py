@@ -1,33 +1,36 @@
-"""What is trained: the image encoder with its head, both encoders, or adapters in both."""
+"""The model that trains: it starts as the zero-shot model, and the method decides what trains.
+
+A method's `prepare` chooses one of `train_image_encoder`, `train_both_encoders` and
+`train_adapters`, or inserts modules of its own and sets `requires_grad`.
+"""
 
 from __future__ import annotations
 
 import copy
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from trainers.models import encode_tokens, ends_at_the_end_token, pooled_features
 from trainers.models.adapters import Adapters
 from trainers.models.zero_shot import ZeroShotModel
 
-Trains: TypeAlias = Literal["image_encoder", "both_encoders", "adapters"]
-
 NOT_TRAINED = ("text_decoder.", "logit_bias")
-"""Parameters of open_clip's models that neither features nor their scale depend on."""
+"""Parameters of open_clip's models that neither the features nor their scale depend on."""
 
 
 class Outputs(NamedTuple):
-    """What a model says of B images with G kinds of text each; K classes, D features."""
+    """Outputs of a model for B images with G kinds of text each; K classes, D features."""
 
     features: Tensor
     """(B, D) float32, L2-normalised."""
     logits: Tensor
-    """(B, K) float32: ``logit_scale * features @ head.T``; (B, 0) where texts are in its place."""
+    """(B, K) float32: ``logit_scale * features @ head.T``; (B, 0) if texts were given instead."""
     text_features: Tensor
     """(G, B, D) float32, L2-normalised; G may be 0."""
     logit_scale: Tensor
@@ -35,7 +38,7 @@ class Outputs(NamedTuple):
 
 
 class TextTower(nn.Module):
-    """The text encoder of a CLIP with its projection and the logit scale, without the images'."""
+    """The text encoder of a CLIP with its projection and the logit scale."""
 
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class TextTower(nn.Module):
 
     @property
     def ends_at_the_end_token(self) -> bool:
-        """Whether what stands behind a text's end token does not matter."""
+        """Whether the features do not depend on tokens behind the end token."""
         return ends_at_the_end_token(self.clip)
 
     @property
@@ -57,49 +60,72 @@ class TextTower(nn.Module):
 
 
 class Student(nn.Module):
-    """A classifier of images that starts as the zero-shot model.
+    """A CLIP image classifier that starts as the zero-shot model, with nothing trainable yet.
 
-    With `trains = "image_encoder"` the head trains too: it has no bias and is not normalised
-    again, and the logit scale stays as it was. With `"both_encoders"` everything of the CLIP
-    trains, its logit scale included, and with `"adapters"` linear maps in both encoders while the
-    encoders stay: there is no head to train then. For evaluation one is made of the class prompts
-    (`trainers.models.text_head.heads_of`) and put into `head`.
+    Without a text encoder, the head is a classifier without a bias; it is not normalised again, and
+    the logit scale stays as it was. With one (`text`), the loss compares images with texts, and the
+    head is made of the class prompts for each evaluation (`trainers.models.text_head.heads_of`).
 
     The encoders are always in evaluation mode, though their parameters train. A ResNet's running
     statistics stay the pre-trained ones: those of a worker's share of a batch would differ between
     workers, and the features would leave the zero-shot model's before the first step. Dropout,
     patch dropout and stochastic depth of pre-training are off: the regularisers compare features
-    of one view, and what is random here is a function of (seed, step, sample). CLIP's
+    of one view, and everything random is a function of (seed, step, sample). CLIP's
     transformers have none of these and are the same in both modes.
     """
 
     logit_scale: Tensor
     head: Tensor
 
-    def __init__(self, zero_shot: ZeroShotModel, trains: Trains = "image_encoder") -> None:
+    def __init__(self, zero_shot: ZeroShotModel) -> None:
         super().__init__()
-        self.trains = trains
+        self._zero_shot = zero_shot
         self.head_alone = False
-        """Whether the image encoder is left as it is for the time being."""
-        with_adapters = trains == "adapters"
-        self.visual = zero_shot.visual if with_adapters else copy.deepcopy(zero_shot.visual)
-        self.text = None if trains == "image_encoder" else TextTower(zero_shot.clip)
-        self.visual_adapters = Adapters(self.visual) if with_adapters else None
-        self.text_adapters = Adapters(self.text) if with_adapters and self.text else None
-        if trains == "image_encoder":
-            self.head = nn.Parameter(zero_shot.head.clone())
-        else:
-            self.register_buffer("head", zero_shot.head.clone(), persistent=False)
+        """Whether only the head trains at present (first stage of LP-FT)."""
+        self.visual = copy.deepcopy(zero_shot.visual).requires_grad_(False)
+        self.text: TextTower | None = None
+        self.visual_adapters: Adapters | None = None
+        self.text_adapters: Adapters | None = None
+        self.register_buffer("head", zero_shot.head.clone(), persistent=False)
         self.register_buffer("logit_scale", torch.tensor(zero_shot.logit_scale), persistent=False)
-        if not with_adapters:
-            for name, parameter in self.visual.named_parameters():
-                parameter.requires_grad_(name in zero_shot.trainable)
-            for name, parameter in self._text_parameters():
-                parameter.requires_grad_(not name.startswith(NOT_TRAINED))
         self.train()
 
+    def train_head(self) -> None:
+        """Let the classification head train."""
+        del self.head  # a buffer so far
+        self.head = nn.Parameter(self._zero_shot.head.clone())
+
+    def train_image_encoder(self) -> None:
+        """Let the image encoder and the head train."""
+        self.train_head()
+        for name, parameter in self.visual.named_parameters():
+            parameter.requires_grad_(name in self._zero_shot.trainable)
+
+    def train_both_encoders(self) -> None:
+        """Let both encoders train, with their projections and the logit scale."""
+        for name, parameter in self.visual.named_parameters():
+            parameter.requires_grad_(name in self._zero_shot.trainable)
+        for name, parameter in self.add_text_encoder().clip.named_parameters():
+            parameter.requires_grad_(not name.startswith(NOT_TRAINED))
+
+    def train_adapters(self) -> None:
+        """Add linear adapters to both encoders, and let these train alone.
+
+        Raises:
+            ConfigError: an encoder has no transformer blocks.
+        """
+        self.visual = self._zero_shot.visual  # never changes, so no copy is needed
+        self.visual_adapters = Adapters(self.visual)
+        self.text_adapters = Adapters(self.add_text_encoder())
+
+    def add_text_encoder(self) -> TextTower:
+        """A frozen copy of the text encoder, as `text`."""
+        self.text = TextTower(self._zero_shot.clip)
+        self.text.requires_grad_(False).eval()
+        return self.text
+
     def train(self, mode: bool = True) -> Student:
-        """Everything but the encoders, which stay in evaluation mode."""
+        """Set the mode of everything but the encoders, which stay in evaluation mode."""
         super().train(mode)
         self.visual.eval()
         if self.text is not None:
@@ -108,51 +134,49 @@ class Student(nn.Module):
 
     @cached_property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that train, by name; to be asked for once they are where they stay."""
+        """The parameters that train, by name. First read once they are on their final device."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    @property
-    def num_adapters(self) -> int:
-        """In both encoders."""
-        both = (self.visual_adapters, self.text_adapters)
-        return sum(len(adapters) for adapters in both if adapters is not None)
+    def initial(self) -> dict[str, Tensor]:
+        """The values of `trained` before the first step; call it before the first step.
 
-    def initial(self, zero_shot: ZeroShotModel) -> dict[str, Tensor]:
-        """What `trained` was before any step; the zero-shot model's own tensors where it has them.
-
-        To be asked before the first step.
+        Tensors of the zero-shot model are shared, not copied.
         """
-        if self.trains == "adapters":
-            return {name: p.detach().clone() for name, p in self.trained.items()}
-        before: dict[str, Tensor] = {"head": zero_shot.head}
-        before |= {f"visual.{name}": p for name, p in zero_shot.visual.named_parameters()}
-        before |= {f"text.clip.{name}": p for name, p in zero_shot.clip.named_parameters()}
-        return {name: before[name].detach() for name in self.trained}
+        before: dict[str, Tensor] = {"head": self._zero_shot.head}
+        before |= {f"visual.{name}": p for name, p in self._zero_shot.visual.named_parameters()}
+        before |= {f"text.clip.{name}": p for name, p in self._zero_shot.clip.named_parameters()}
+        return {
+            name: before[name].detach() if name in before else value.detach().clone()
+            for name, value in self.trained.items()
+        }
 
-    def forward(
-        self,
-        images: Tensor | None,
-        tokens: Tensor | None = None,
-        adapter_scale: Tensor | None = None,
-    ) -> Outputs:
-        """What the student says of images (B, 3, H, W) and of texts.
+    def forward(self, images: Tensor | None, tokens: Tensor | None = None) -> Outputs:
+        """Features of images and texts, and logits if no texts are given.
 
         Args:
-            images: normalised; none for texts alone.
-            tokens: (G, B, n), G texts an image; not looked at where no text encoder trains.
-            adapter_scale: (S,), a factor for each adapter of both encoders, the images' first.
+            images: (B, 3, H, W), normalised; None for texts alone.
+            tokens: (G, B, n), G texts for each image; ignored without a text encoder.
         """
         scale = self.logit_scale if self.text is None else self.text.logit_scale
         features = self.head.new_zeros(0, self.head.shape[1])
         if images is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.head_alone):
-                pooled = self._encode_images(images, adapter_scale)
+                if self.visual_adapters is None:
+                    pooled = pooled_features(self.visual, images)
+                else:
+                    weights = self.visual_adapters.merged(self.visual)
+                    pooled = pooled_features(
+                        lambda pixels: functional_call(self.visual, weights, (pixels,)), images
+                    )
             features = functional.normalize(pooled.float(), dim=-1)
         if tokens is not None and self.text is not None:
-            flat = self._encode_texts(tokens.flatten(0, 1), adapter_scale)
-            texts = flat.unflatten(
-                0, tokens.shape[:2]
-            ).clone()  # FSDP wants no views of its modules
+            flat = tokens.flatten(0, 1)
+            if self.text_adapters is None:
+                encoded = self.text(flat)
+            else:
+                encoded = functional_call(self.text, self.text_adapters.merged(self.text), (flat,))
+            # Cloned, as FSDP does not allow views as outputs of its modules.
+            texts = encoded.unflatten(0, tokens.shape[:2]).clone()
             return Outputs(features, features.new_zeros(len(features), 0), texts, scale)
         with torch.autocast(features.device.type, enabled=False):
             logits = scale * features @ self.head.T
@@ -160,43 +184,27 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def plain_state(self) -> dict[str, Tensor]:
-        """The weights without adapters, which are merged: `visual.*`, `head`, `text.*` if trained.
+        """Weights under open_clip's names: `visual.*`, `head`, and `text.*` with a text encoder.
 
-        Names are those of open_clip's modules, so that its own loader knows them.
+        Adapters and parametrizations (`torch.nn.utils.parametrize`) are merged.
         """
-        state = {f"visual.{name}": value for name, value in self.visual.state_dict().items()}
+        state = {f"visual.{name}": value for name, value in _plain(self.visual).items()}
         if self.text is not None:
-            state |= {f"text.{k}": v for k, v in self.text.clip.state_dict().items()}
-        if self.visual_adapters is not None and self.text_adapters is not None:
+            state |= {f"text.{name}": value for name, value in _plain(self.text.clip).items()}
+        if self.visual_adapters is not None:
             merged = self.visual_adapters.merged(self.visual)
             state |= {f"visual.{name}": value for name, value in merged.items()}
-            merged = self.text_adapters.merged(cast(nn.Module, self.text))
+        if self.text_adapters is not None and self.text is not None:
+            merged = self.text_adapters.merged(self.text)
             state |= {f"text.{k.removeprefix('clip.')}": value for k, value in merged.items()}
         return state | {"head": self.head.detach()}
 
-    def _text_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [] if self.text is None else list(self.text.clip.named_parameters())
 
-    def _encode_images(self, images: Tensor, adapter_scale: Tensor | None) -> Tensor:
-        if self.visual_adapters is None:
-            return pooled_features(self.visual, images)
-        scale = None if adapter_scale is None else adapter_scale[: len(self.visual_adapters)]
-        return pooled_features(_Adapted(self.visual, self.visual_adapters, scale), images)
-
-    def _encode_texts(self, tokens: Tensor, adapter_scale: Tensor | None) -> Tensor:
-        text = cast(TextTower, self.text)
-        if self.text_adapters is None:
-            return cast(Tensor, text(tokens))
-        scale = None if adapter_scale is None else adapter_scale[-len(self.text_adapters) :]
-        return cast(Tensor, _Adapted(text, self.text_adapters, scale)(tokens))
-
-
-class _Adapted:
-    """An encoder whose weights are, for the length of a call, those with the adapters merged."""
-
-    def __init__(self, encoder: nn.Module, adapters: Adapters, scale: Tensor | None) -> None:
-        self._encoder, self._adapters, self._scale = encoder, adapters, scale
-
-    def __call__(self, inputs: Tensor) -> Any:
-        weights = self._adapters.merged(self._encoder, self._scale)
-        return functional_call(self._encoder, weights, (inputs,))
+def _plain(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module as it is without its parametrizations."""
+    state = {n: v for n, v in module.state_dict().items() if ".parametrizations." not in f".{n}"}
+    for name, part in module.named_modules():
+        if parametrize.is_parametrized(part):
+            for tensor in cast(nn.ModuleDict, part.parametrizations):
+                state[f"{name}.{tensor}".lstrip(".")] = getattr(part, tensor).detach()
+    return state

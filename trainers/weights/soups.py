@@ -1,11 +1,11 @@
-"""Model soups: the mean of the weights of several fine-tunings that began at one model.
+"""Model soups: the mean of the weights of several fine-tunings of one zero-shot model.
 
 Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
 without increasing inference time", ICML 2022 (arXiv 2203.05482). `uniform` averages all of them.
-`greedy` (their Recipe 1) goes from the most accurate one to the least, and leaves out whatever
-lowers the accuracy of the soup on held-out images: here those of the ID validation split.
+`greedy` (their Recipe 1) goes from the most accurate one to the least, and leaves out those that
+lower the accuracy of the soup on held-out images: here those of the ID validation split.
 
-A head that a text encoder makes is not averaged but made anew by the averaged text encoder.
+A head that a text encoder makes is not averaged but made again by the averaged text encoder.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from torch import Tensor
 
 from trainers.checkpoints.format import Progress, load_weights, save_weights, saved_shapes
 from trainers.config import TrialConfig
-from trainers.data.dataset import ImageDataset
-from trainers.errors import ConfigError
-from trainers.evaluation.offline import TEXT, evaluator, hold
-from trainers.loop.state import TrainState, load_split
+from trainers.errors import ConfigError, validate
+from trainers.evaluation.metrics import ID_ACC
+from trainers.loop.state import TrainState, load_split, start
 
 Recipe: TypeAlias = Literal["uniform", "greedy"]
 
-ID_ACC = "id_val/acc"
+TEXT = "text."
+"""Prefix of the text encoder's weights in checkpoints of methods that train it."""
 
 
 @dataclass(frozen=True)
-class Taste:
-    """What `greedy` found of a soup with one more ingredient."""
+class GreedyStep:
+    """Result of adding one more ingredient to a greedy soup."""
 
     ingredient: int
     id_acc: float
-    """Of the soup with it, percent."""
+    """ID validation accuracy of the soup with it, percent."""
     kept: bool
 
 
 @dataclass(frozen=True)
 class Soup:
-    """What was made of some ingredients, which are numbered in the order they were given."""
+    """A soup of ingredients, which are numbered in the order in which they were given."""
 
     used: tuple[int, ...]
     metrics: Mapping[str, float]
-    """Of the validation splits, as a trial reports them."""
-    tastes: tuple[Taste, ...] = ()
-    """Of `greedy`, in its order."""
+    """Metrics of the validation splits, as a trial reports them."""
+    steps: tuple[GreedyStep, ...] = ()
+    """All decisions of `greedy`, in order."""
 
 
-def cook(
+def build_soup(
     config: TrialConfig,
     ingredients: Sequence[Path],
     recipe: Recipe,
@@ -59,48 +59,53 @@ def cook(
     *,
     device: torch.device | str | None = None,
 ) -> Soup:
-    """Make a soup, measure it on the validation splits, and write it as a checkpoint.
+    """Average checkpoints, evaluate the soup on the validation splits, and write it.
 
     Args:
-        config: model, data and evaluation; what it says of training does not matter.
+        config: model, data and evaluation are used; settings of training are not.
         ingredients: folders of checkpoints, the most accurate first.
-        recipe: what goes into it.
+        recipe: which of them are averaged.
         destination: a new folder.
         device: where it is evaluated; by default a GPU if there is one.
 
     Raises:
-        ConfigError: ingredients that differ in more than values, or that were trained on other
-            classes than the data have now.
+        ConfigError: the ingredients differ in their tensors, or were trained on other classes than
+            the data have now.
     """
     check_ingredients(ingredients)
     shapes, class_names = saved_shapes(ingredients[0])
-    run = evaluator(config, any(n.startswith(TEXT) for n in shapes), device)
+    run = _evaluation_run(config, any(n.startswith(TEXT) for n in shapes), device)
     if run.class_names != class_names:
-        raise ConfigError(f"{ingredients[0]}: trained on other classes than the data have now")
-    images = load_split(config, "val")
-    everything = tuple(range(len(ingredients)))
-    tastes: tuple[Taste, ...] = ()
-    if recipe == "greedy":
-        tastes = greedy(everything, lambda some: _id_acc(run, images, _pick(ingredients, some)))
-    used = tuple(t.ingredient for t in tastes if t.kept) or everything
-    hold(run, average(_pick(ingredients, used)))
+        raise ConfigError("trained on other classes than the data have now", source=ingredients[0])
+    images, id_domain = load_split(config, "val"), config.data.id_domain
+
+    def id_acc(chosen: Sequence[int]) -> float:
+        _load(run, average([ingredients[index] for index in chosen]))
+        with run.holding(run.weights):
+            return run.measure("val", {id_domain: images[id_domain]}, None)[ID_ACC]
+
+    used = tuple(range(len(ingredients)))
+    steps = greedy(used, id_acc) if recipe == "greedy" else ()
+    if steps:
+        used = tuple(step.ingredient for step in steps if step.kept)
+    _load(run, average([ingredients[index] for index in used]))
     with run.holding(run.weights):
         metrics = run.measure("val", images, None)
     weights = {name: value.cpu() for name, value in run.student.plain_state().items()}
     save_weights(destination, weights, Progress(step=config.steps), class_names)
-    return Soup(used, metrics, tastes)
+    return Soup(used, metrics, steps)
 
 
 def greedy(
     ingredients: Sequence[int], id_acc: Callable[[Sequence[int]], float]
-) -> tuple[Taste, ...]:
-    """Which ingredients go into a greedy soup: those that do not lower its accuracy.
+) -> tuple[GreedyStep, ...]:
+    """Choose the ingredients of a greedy soup: those that do not lower its accuracy.
 
     Args:
-        ingredients: the most accurate first, which goes into it in any case.
-        id_acc: of the soup of some of them, on held-out images.
+        ingredients: the most accurate first; it is always kept.
+        id_acc: accuracy of the soup of given ingredients on held-out images.
     """
-    tastes: list[Taste] = []
+    steps: list[GreedyStep] = []
     used: tuple[int, ...] = ()
     best = float("-inf")
     for ingredient in ingredients:
@@ -108,16 +113,16 @@ def greedy(
         kept = not used or found >= best
         if kept:
             used, best = (*used, ingredient), found
-        tastes.append(Taste(ingredient, found, kept))
-    return tuple(tastes)
+        steps.append(GreedyStep(ingredient, found, kept))
+    return tuple(steps)
 
 
 def average(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of the checkpoints' weights; one in memory at a time, besides their sum."""
+    """The mean of the checkpoints' weights; only one is in memory besides their sum."""
     total, _ = load_weights(folders[0])
     for folder in folders[1:]:
         for name, value in load_weights(folder)[0].items():
-            if value.is_floating_point():  # and no count of batches, which is the same in all
+            if value.is_floating_point():  # counts of batches are the same in all of them
                 total[name] += value
     return {n: v / len(folders) if v.is_floating_point() else v for n, v in total.items()}
 
@@ -128,24 +133,42 @@ def check_ingredients(folders: Sequence[Path]) -> None:
     for folder in folders[1:]:
         shapes, names = saved_shapes(folder)
         if names != class_names:
-            raise ConfigError(f"{folder}: trained on other classes than {folders[0]}")
+            raise ConfigError(f"trained on other classes than {folders[0]}", source=folder)
         if shapes != first:
             odd = sorted({*shapes.items()} ^ {*first.items()})[0][0]
             raise ConfigError(
-                f"{folder}: it cannot be averaged with {folders[0]}: {odd!r} is not in both, or of "
-                "another shape"
+                f"cannot be averaged with {folders[0]}: the tensor {odd!r} is not in both, or has "
+                "another shape",
+                source=folder,
             )
 
 
-def _pick(folders: Sequence[Path], indices: Sequence[int]) -> list[Path]:
-    return [folders[index] for index in indices]
+def _evaluation_run(
+    config: TrialConfig, trains_text: bool, device: torch.device | str | None
+) -> TrainState:
+    """The state of a run of one worker that only evaluates the weights of checkpoints.
+
+    Their tensors are those of `flyp` if the text encoder trained, else those of `ft`, for every
+    method: checkpoints hold merged weights.
+    """
+    kept = config.model_dump(mode="json", include={"model", "data", "precision"})
+    size = {"batch_size": config.eval.batch_size}
+    method = {"name": "flyp" if trains_text else "ft"}
+    values = {**kept, "eval": size, "method": method}
+    return start(validate(TrialConfig, values, "evaluation"), device=device)
 
 
-def _id_acc(
-    run: TrainState, images: Mapping[str, ImageDataset], ingredients: Sequence[Path]
-) -> float:
-    """Of the mean of some checkpoints; the OOD domains are not looked at."""
-    id_domain = run.config.data.id_domain
-    hold(run, average(ingredients))
-    with run.holding(run.weights):
-        return run.measure("val", {id_domain: images[id_domain]}, None)[ID_ACC]
+@torch.no_grad()
+def _load(run: TrainState, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of a checkpoint and its head into the run's student."""
+
+    def below(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+
+    student = run.student
+    student.visual.load_state_dict(below("visual."))
+    if student.text is None:
+        student.head.copy_(weights["head"])
+    else:
+        student.text.clip.load_state_dict(below(TEXT))
+        student.head = weights["head"].to(run.device)

@@ -46,8 +46,8 @@ def _part(finished: FinishedSoup, index: int) -> str:
     """Whether an ingredient is in, and what the soup's ID accuracy would be with it."""
     if index in finished.soup.used:
         return "yes"
-    taste = next(taste for taste in finished.soup.tastes if taste.ingredient == index)
-    return f"no: ID {format_percent(taste.id_acc)}"
+    step = next(step for step in finished.soup.steps if step.ingredient == index)
+    return f"no: ID {format_percent(step.id_acc)}"
 
 
 def _notes(finished: FinishedSoup) -> list[str]:

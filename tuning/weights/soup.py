@@ -25,8 +25,7 @@ from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
-from trainers.evaluation.offline import TEXT
-from trainers.weights.soups import Recipe, Soup, check_ingredients, cook
+from trainers.weights.soups import TEXT, Recipe, Soup, build_soup, check_ingredients
 from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.schema import ResourcesConfig
@@ -156,7 +155,7 @@ def write_soup(
     config = config_of(run, found[0].record)
     checkpoints = [ingredient.checkpoint for ingredient in found]
     try:
-        soup, weights = ray.get(remote(_cook).remote(config, checkpoints, recipe))
+        soup, weights = ray.get(remote(_build).remote(config, checkpoints, recipe))
         unfinished.mkdir(parents=True)
         weights.tofile(unfinished / WEIGHTS)
         finished = FinishedSoup(run.search, recipe, tuple(found), soup, folder)
@@ -171,14 +170,14 @@ def write_soup(
     return finished
 
 
-def _cook(
+def _build(
     config: TrialConfig, checkpoints: Sequence[Store], recipe: Recipe
 ) -> tuple[Soup, NDArray[np.uint8]]:
     """On a worker, which may not see the run folder: the soup, and its file of weights."""
     with ExitStack() as stack:
         folders = [stack.enter_context(fetched(checkpoint)) for checkpoint in checkpoints]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / recipe
-        soup = cook(config, folders, recipe, folder)
+        soup = build_soup(config, folders, recipe, folder)
         return soup, np.fromfile(folder / WEIGHTS, np.uint8)
 
 

@@ -78,7 +78,7 @@ def test_a_clipped_step_is_pytorchs_and_the_norm_that_is_told_is_from_before(
 
 def first_batch(run: TrainState) -> tuple[torch.Tensor, torch.Tensor]:
     data = run.config.data
-    return next(loop._batches(run, open_images(data, data.id_domain, "train")))
+    return next(loop.training_batches(run, open_images(data, data.id_domain, "train")))
 
 
 def test_memory_that_gets_short_halves_the_parts_from_then_on(

@@ -76,7 +76,7 @@ def take_step(
             parameter.add_(moved * torch.randn(parameter.shape, generator=noise))
     weights = {name: value.clone() for name, value in run.student.plain_state().items()}
     data = run.config.data
-    views, labels = next(loop._batches(run, open_images(data, data.id_domain, "train")))
+    views, labels = next(loop.training_batches(run, open_images(data, data.id_domain, "train")))
     loss, task, reg, _ = Stepper(run).step(number, views, labels, lr=1e-3).tolist()
     images = normalise(views, run.zero_shot.image_input)
     return Taken(run, weights, images, labels.tolist(), loss, task, reg)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainers.methods.by_hand import at, contrastive, differences, log_softmax, random_batch
-from tests.trainers.tiny_models import random_model
+from tests.trainers.tiny_models import random_model, student_of
 from trainers.errors import ConfigError
 from trainers.methods import ResidualAdapter, Trained, Weights, check_method_fits
 from trainers.models import RANDOM, ModelConfig
@@ -115,7 +115,7 @@ def eval_weights(method: ResidualAdapter, student: Student, weights: Weights) ->
 
 
 def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot: ZeroShotModel) -> None:
-    student = Student(zero_shot, METHOD.trains)
+    student = student_of(zero_shot, METHOD)
     assert METHOD.average_decay(17, 100) == 0.999
     average = somewhere(student, seed=1)
     with swapped_in(student.trained, eval_weights(METHOD, student, average)):
@@ -139,7 +139,7 @@ def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot: ZeroShotModel
 
 
 def test_alpha_0_is_the_zero_shot_model_and_alpha_1_the_average(zero_shot: ZeroShotModel) -> None:
-    student = Student(zero_shot, METHOD.trains)
+    student = student_of(zero_shot, METHOD)
     average = somewhere(student, seed=1)
     images = torch.randn(3, 3, 32, 32)
     with swapped_in(student.trained, eval_weights(ResidualAdapter(alpha=0), student, average)):

@@ -15,9 +15,10 @@ from tests.trainers.methods.by_hand import (
     outputs,
     random_batch,
 )
+from tests.trainers.tiny_models import student_of
 from trainers.methods import Batch, ContrastiveFineTuning, StarFineTuning, StepRandom
 from trainers.methods.star_ft import Attributes, spurious_divergence, spurious_templates
-from trainers.models.student import Outputs, Student
+from trainers.models.student import Outputs
 from trainers.models.zero_shot import ZeroShotModel
 
 CLASSES = (0, 1, 0, 2, 1)
@@ -157,9 +158,8 @@ def test_with_cross_entropy_the_text_encoder_stays_the_zero_shot_one(
     zero_shot: ZeroShotModel,
 ) -> None:
     method = StarFineTuning(task="cross_entropy", reg_schedule="constant")
-    assert method.trains == "image_encoder"
     assert not method.per_image
-    student = Student(zero_shot, method.trains)
+    student = student_of(zero_shot, method)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 0.05 * torch.randn(parameter.shape)

@@ -18,7 +18,7 @@ from trainers.errors import ConfigError
 from trainers.models import RANDOM, ModelConfig, pooled_features
 from trainers.models.adapters import GAIN, Adapters
 from trainers.models.student import Student
-from trainers.models.zero_shot import load_zero_shot
+from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.texts.prompts import Prompts
 
 PROMPTS = Prompts(("cat", "dog"), ("a {}.",))
@@ -28,11 +28,18 @@ TIMM_VIT = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 1
 def student_of(kind: str, folder: Path) -> Student:
     """With random adapters in it."""
     model = random_model(folder, kind) if kind in KINDS else timm_vit(folder)
-    student = Student(load_zero_shot(model, PROMPTS), "adapters")
+    student = prepared(load_zero_shot(model, PROMPTS))
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in student.trained.values():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=rng))
+    return student
+
+
+def prepared(zero_shot: ZeroShotModel) -> Student:
+    """As R-Adapter prepares it."""
+    student = Student(zero_shot)
+    student.train_adapters()
     return student
 
 
@@ -42,11 +49,12 @@ def timm_vit(folder: Path) -> ModelConfig:
 
 
 @contextmanager
-def hooked(encoder: nn.Module, adapters: Adapters, scale: Tensor) -> Iterator[None]:
+def hooked(encoder: nn.Module, adapters: Adapters) -> Iterator[None]:
     """Within the block, ``x + scale g A x`` stands after every attention and every MLP."""
+    assert adapters.scale is not None
     with ExitStack() as stack:
         for index, site in enumerate(adapters.sites):
-            change = scale[index] * adapters.gains[index] * adapters.maps[index]
+            change = adapters.scale[index] * adapters.gains[index] * adapters.maps[index]
             module = encoder.get_submodule(site.rpartition(".")[0])
 
             def adapt(_: nn.Module, __: Any, output: Any, change: Tensor = change) -> Any:
@@ -65,17 +73,17 @@ def test_merged_adapters_say_what_adapters_in_the_network_say(kind: str, tmp_pat
     images = torch.randn(3, 3, size, size)
     tokens = torch.randint(1, 49_000, (3, 24))
     tokens[:, -1] = 49_407
-    scale = torch.tensor([1.25, 0.0, 1.0, 2.0] * (student.num_adapters // 4))
     assert student.visual_adapters is not None
     assert student.text_adapters is not None
-    first = len(student.visual_adapters)
+    for adapters in (student.visual_adapters, student.text_adapters):
+        adapters.scale = torch.tensor([1.25, 0.0, 1.0, 2.0] * (len(adapters) // 4))
     text = cast(nn.Module, student.text)
     with torch.no_grad():
-        found = student(images, tokens[None], scale)
+        found = student(images, tokens[None])
         plain = pooled_features(student.visual, images)
-        with hooked(student.visual, student.visual_adapters, scale[:first]):
+        with hooked(student.visual, student.visual_adapters):
             features = pooled_features(student.visual, images)
-        with hooked(text, student.text_adapters, scale[first:]):
+        with hooked(text, student.text_adapters):
             text_features = text(tokens)
     normalize = nn.functional.normalize
     assert (normalize(features, dim=-1) - normalize(plain, dim=-1)).abs().max() > 1e-3
@@ -88,7 +96,9 @@ def test_every_block_of_both_encoders_has_two_and_captioning_none(
     kind: str, tmp_path: Path
 ) -> None:
     student = student_of(kind, tmp_path)
-    assert student.num_adapters == 2 * (2 + 2)
+    assert student.visual_adapters is not None
+    assert student.text_adapters is not None
+    assert len(student.visual_adapters) == len(student.text_adapters) == 2 * 2
     outputs = student(torch.randn(2, 3, 32, 32), torch.randint(1, 49_407, (1, 2, 24)))
     (outputs.features.sum() + outputs.text_features.sum()).backward()
     for name, parameter in student.trained.items():
@@ -101,7 +111,7 @@ def test_every_block_of_both_encoders_has_two_and_captioning_none(
 
 
 def test_new_adapters_change_nothing_and_can_learn(tmp_path: Path) -> None:
-    student = Student(load_zero_shot(random_model(tmp_path, "clip"), PROMPTS), "adapters")
+    student = prepared(load_zero_shot(random_model(tmp_path, "clip"), PROMPTS))
     assert student.visual_adapters is not None
     assert student.visual_adapters.gains.tolist() == pytest.approx([GAIN] * 4)
     images = torch.randn(3, 3, 32, 32)
@@ -121,8 +131,8 @@ def test_dropping_leaves_the_expected_weights_as_they_are(tmp_path: Path) -> Non
     mean = {name: torch.zeros_like(value) for name, value in expected.items()}
     for kept in product((0, 1), repeat=len(adapters)):  # every outcome with its probability
         probability = (1 - p) ** sum(kept) * p ** (len(kept) - sum(kept))
-        scale = torch.tensor(kept) / (1 - p)
-        for name, value in adapters.merged(encoder, scale).items():
+        adapters.scale = torch.tensor(kept) / (1 - p)
+        for name, value in adapters.merged(encoder).items():
             mean[name] += probability * value
     for name, value in expected.items():
         torch.testing.assert_close(mean[name], value, rtol=1e-5, atol=1e-6)
@@ -132,7 +142,8 @@ def test_an_adapter_that_is_dropped_leaves_its_layer_as_it_was(tmp_path: Path) -
     student = student_of("clip", tmp_path)
     adapters = student.visual_adapters
     assert adapters is not None
-    merged = adapters.merged(student.visual, torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    adapters.scale = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    merged = adapters.merged(student.visual)
     for index, site in enumerate(adapters.sites):
         layer = cast(nn.Linear, student.visual.get_submodule(site))
         same = torch.equal(merged[f"{site}.weight"], layer.weight)
@@ -157,4 +168,4 @@ def test_what_is_exported_needs_no_adapters(tmp_path: Path) -> None:
 def test_an_encoder_without_transformer_blocks_is_refused(kind: str, tmp_path: Path) -> None:
     zero_shot = load_zero_shot(random_model(tmp_path, kind), PROMPTS)
     with pytest.raises(ConfigError, match="the model has none in one of its encoders"):
-        Student(zero_shot, "adapters")
+        prepared(zero_shot)

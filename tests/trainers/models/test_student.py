@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainers.tiny_models import KINDS, random_model
+from tests.trainers.tiny_models import KINDS, random_model, student_of
 from trainers.methods import Batch, FineTuning, LipsumFineTuning, Method, Step
 from trainers.models.student import Outputs, Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
@@ -34,14 +34,14 @@ def step(student: Student, zero_shot: ZeroShotModel, method: Method) -> Tensor:
     nothing = before.new_zeros(0, *before.shape)
     scale = torch.tensor(zero_shot.logit_scale)
     teacher = Outputs(before, scale * before @ zero_shot.head.T, nothing, scale)
-    where = Step(zero_shot, 0, 10, 0, student.trained, student.initial(zero_shot))
+    where = Step(zero_shot, 0, 10, 0, student.trained, student.initial())
     loss = method.loss(Batch(labels, student(pixels), teacher), where)
     loss.total.backward()
     return loss.reg.detach()
 
 
 def test_it_starts_as_the_zero_shot_model(zero_shot: ZeroShotModel) -> None:
-    student, pixels = Student(zero_shot), images(zero_shot)
+    student, pixels = student_of(zero_shot), images(zero_shot)
     features, logits, _, _ = student(pixels)
     encoded = zero_shot.clip.encode_image(pixels, normalize=True)  # type: ignore[operator]
     torch.testing.assert_close(features, encoded, rtol=0, atol=1e-5)
@@ -54,7 +54,7 @@ def test_it_starts_as_the_zero_shot_model(zero_shot: ZeroShotModel) -> None:
 def test_a_step_reaches_every_trained_parameter_and_no_other(
     zero_shot: ZeroShotModel, method: Method
 ) -> None:
-    student = Student(zero_shot)
+    student = student_of(zero_shot)
     method.check(zero_shot.text)
     assert step(student, zero_shot, method) == pytest.approx(0, abs=1e-6)
     for name, parameter in student.named_parameters():
@@ -65,7 +65,7 @@ def test_a_step_reaches_every_trained_parameter_and_no_other(
 
 
 def test_the_regulariser_grows_as_the_student_leaves(zero_shot: ZeroShotModel) -> None:
-    student = Student(zero_shot)
+    student = student_of(zero_shot)
     with torch.no_grad():
         for parameter in student.visual.parameters():
             if parameter.requires_grad:
@@ -75,7 +75,7 @@ def test_the_regulariser_grows_as_the_student_leaves(zero_shot: ZeroShotModel) -
 
 def test_fixed_positions_stay_fixed(tmp_path: Path) -> None:
     zero_shot = load_zero_shot(random_model(tmp_path, "fixed-positions"), PROMPTS)
-    student = Student(zero_shot)
+    student = student_of(zero_shot)
     frozen = [name for name, p in student.named_parameters() if not p.requires_grad]
     assert frozen == ["visual.positional_embedding"]
 
@@ -83,7 +83,7 @@ def test_fixed_positions_stay_fixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["resnet", "timm"])
 def test_training_leaves_running_statistics_as_they_were(kind: str, tmp_path: Path) -> None:
     zero_shot = load_zero_shot(random_model(tmp_path, kind), PROMPTS)
-    student = Student(zero_shot).eval().train()
+    student = student_of(zero_shot).eval().train()
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
     assert any("running_mean" in name for name in before)
     step(student, zero_shot, METHODS[0])
@@ -97,7 +97,7 @@ def test_training_leaves_running_statistics_as_they_were(kind: str, tmp_path: Pa
 
 def test_training_draws_no_random_numbers_of_its_own(tmp_path: Path) -> None:
     zero_shot = load_zero_shot(random_model(tmp_path, "patch-dropout"), PROMPTS)
-    student = Student(zero_shot).train()
+    student = student_of(zero_shot).train()
     state = torch.get_rng_state()
     first, again = (student(images(zero_shot)).features for _ in range(2))
     assert torch.equal(first, again)

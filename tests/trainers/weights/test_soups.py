@@ -17,7 +17,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.data.dataset import ImageDataset
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
-from trainers.weights.soups import average, check_ingredients, cook, greedy
+from trainers.weights.soups import average, build_soup, check_ingredients, greedy
 
 Train = Callable[..., tuple[TrialConfig, Path, dict[str, float]]]
 
@@ -67,7 +67,7 @@ def test_a_soup_of_one_trial_twice_measures_what_the_trial_reported(
     method: str, train: Train, tmp_path: Path
 ) -> None:
     config, folder, metrics = train(method)
-    soup = cook(config, [folder, folder], "uniform", tmp_path / "soup")
+    soup = build_soup(config, [folder, folder], "uniform", tmp_path / "soup")
     assert soup.used == (0, 1)
     assert measures(soup.metrics) == pytest.approx(measures(metrics), rel=1e-4, abs=1e-4)
     assert measures(soup.metrics).keys() == soup.metrics.keys() == measures(metrics).keys()
@@ -82,7 +82,7 @@ def test_a_soup_of_one_trial_twice_measures_what_the_trial_reported(
 
 def test_the_head_of_a_trained_text_encoder_is_made_anew(train: Train, tmp_path: Path) -> None:
     (config, first, _), (_, second, _) = train("flyp"), train("flyp", 1)
-    cook(config, [first, second], "uniform", tmp_path / "soup")
+    build_soup(config, [first, second], "uniform", tmp_path / "soup")
     head = load_weights(tmp_path / "soup")[0]["head"]
     mean = average([first, second])["head"]
     torch.testing.assert_close(head.norm(dim=-1), torch.ones(len(head)))
@@ -104,9 +104,9 @@ def test_greedy_takes_what_does_not_lower_the_accuracy() -> None:
         asked.append(tuple(some))
         return accuracies[tuple(some)]
 
-    tastes = greedy(range(5), id_acc)
-    assert [taste.ingredient for taste in tastes if taste.kept] == [0, 1, 3]
-    assert [taste.id_acc for taste in tastes] == [80.0, 80.0, 79.0, 82.0, 81.9]
+    steps = greedy(range(5), id_acc)
+    assert [step.ingredient for step in steps if step.kept] == [0, 1, 3]
+    assert [step.id_acc for step in steps] == [80.0, 80.0, 79.0, 82.0, 81.9]
     assert asked == list(accuracies)
 
 
@@ -122,12 +122,12 @@ def test_a_greedy_soup_has_the_accuracy_that_it_was_chosen_by_and_none_that_lowe
         names,
     )
     folders = [folder, tmp_path / "ruined", folder]
-    soup = cook(config, folders, "greedy", tmp_path / "soup")
+    soup = build_soup(config, folders, "greedy", tmp_path / "soup")
     assert soup.used == (0, 2)
-    assert [taste.kept for taste in soup.tastes] == [True, False, True]
-    assert soup.tastes[0].id_acc == pytest.approx(metrics["id_val/acc"])
-    assert soup.tastes[1].id_acc < soup.tastes[0].id_acc
-    assert soup.metrics["id_val/acc"] == soup.tastes[2].id_acc
+    assert [step.kept for step in soup.steps] == [True, False, True]
+    assert soup.steps[0].id_acc == pytest.approx(metrics["id_val/acc"])
+    assert soup.steps[1].id_acc < soup.steps[0].id_acc
+    assert soup.metrics["id_val/acc"] == soup.steps[2].id_acc
 
 
 def test_no_test_split_is_read_and_greedy_decides_by_id_images_alone(
@@ -148,7 +148,7 @@ def test_no_test_split_is_read_and_greedy_decides_by_id_images_alone(
 
     monkeypatch.setattr(ImageDataset, "__init__", spy)
     monkeypatch.setattr(ImageDataset, "eval_batches", look)
-    cook(config, [folder, folder], "greedy", tmp_path / "soup")
+    build_soup(config, [folder, folder], "greedy", tmp_path / "soup")
     assert opened == {"val"}
     assert set(looked_at[:3]) == {"real/val"}  # zero-shot features once, then both soups
     assert looked_at[3] == "real/val"  # the final soup, in all domains
@@ -177,7 +177,7 @@ def test_other_classes_than_the_data_have_now_are_told(train: Train, tmp_path: P
     for path in other:
         save_weights(path, weights, Progress(), names[::-1])
     with pytest.raises(ConfigError, match="other classes than the data have now"):
-        cook(config, other, "uniform", tmp_path / "soup")
+        build_soup(config, other, "uniform", tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
 
 
@@ -185,5 +185,5 @@ def test_a_configuration_for_many_workers_is_evaluated_by_one(train: Train, tmp_
     config, folder, metrics = train("ft")
     sharded = with_overrides(config, {"parallel": "fsdp", "activation_checkpointing": True}, "test")
     shutil.copytree(folder, tmp_path / "copy")
-    soup = cook(sharded, [folder, tmp_path / "copy"], "uniform", tmp_path / "soup")
+    soup = build_soup(sharded, [folder, tmp_path / "copy"], "uniform", tmp_path / "soup")
     assert soup.metrics["id_val/acc"] == pytest.approx(metrics["id_val/acc"])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tests.tuning.weights.real_runs import kept_weights, real_file, real_run
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
-from trainers.weights.soups import Soup, Taste, average
+from trainers.weights.soups import GreedyStep, Soup, average
 from tuning.cli import app
 from tuning.execution.ray_session import ray_session
 from tuning.mlflow_logging import client as mlf
@@ -78,9 +78,9 @@ def test_the_report_has_every_ingredient_and_what_the_soup_gains(real: Real) -> 
     run = load_run(real[0])
     found = ingredients(run, 3, "ft")
     metrics = {**found[0].record.metrics, "id_val/acc": 12.3, "ood_val/mean_acc": 45.6}
-    tastes = (Taste(0, 12.0, True), Taste(1, 7.8, False), Taste(2, 12.3, True))
+    steps = (GreedyStep(0, 12.0, True), GreedyStep(1, 7.8, False), GreedyStep(2, 12.3, True))
     soup = FinishedSoup(
-        run.search, "greedy", found, Soup((0, 2), metrics, tastes), run.folder / "soups" / "greedy"
+        run.search, "greedy", found, Soup((0, 2), metrics, steps), run.folder / "soups" / "greedy"
     )
     console = Console(width=140, record=True, file=None, quiet=False)
     with console.capture() as shown:

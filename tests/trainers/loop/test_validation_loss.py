@@ -13,7 +13,7 @@ from tests.trainers.curves import short
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy, log_softmax
 from trainers.config import TrialConfig
-from trainers.evaluation import validation_loss as id_loss
+from trainers.loop import state
 from trainers.loop.state import TrainState, load_split, start
 from trainers.models.student import Outputs
 
@@ -23,7 +23,7 @@ BATCH = 10
 @pytest.fixture
 def run(trial: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
     """Of 24 ID validation images, three a class, looked at ten at a time."""
-    monkeypatch.setattr(id_loss, "BATCH_SIZE", BATCH)
+    monkeypatch.setattr(state, "LOSS_BATCH_SIZE", BATCH)
     return start(short(trial, "tpgm", precision="fp32"))
 
 
@@ -43,7 +43,7 @@ class Looks:
         def see(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             shown.append([self._places[image.numpy().tobytes()] for image in arguments[0]])
 
-        loss = id_loss.id_losses(run, self._images)
+        loss = run.validation_loss(self._images)
         with run.student.register_forward_pre_hook(see), torch.no_grad():
             losses = [loss(run.weights).item() for _ in range(number)]
         return shown, losses
@@ -98,7 +98,7 @@ def test_loss_and_its_gradient_equal_the_sums_over_the_images_seen(run: TrainSta
         value += 0.01 * torch.randn(value.shape, generator=noise)
     weights["head"].requires_grad_()
     before = run.student.plain_state()
-    loss = id_loss.id_losses(run, load_split(run.config, "val")["real"])(weights)
+    loss = run.validation_loss(load_split(run.config, "val")["real"])(weights)
     loss.backward()
 
     moved = {name: value.detach() for name, value in weights.items()}

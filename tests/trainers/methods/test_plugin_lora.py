@@ -1,0 +1,72 @@
+"""A method from a file outside of the package: trained, resumed and exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainers.curves import curve, short
+from tests.trainers.exported import open_clip_logits
+from trainers.checkpoints.format import WEIGHTS, load_weights
+from trainers.config import TrialConfig
+from trainers.data.transforms import normalise
+from trainers.fine_tune import fine_tune
+from trainers.loop.state import load_split
+from trainers.models import load_clip
+from trainers.weights.export import classifier, write_open_clip
+
+PLUGIN = str(Path(__file__).with_name("lora.py"))
+
+
+@pytest.fixture
+def lora(trial: TrialConfig) -> TrialConfig:
+    """Three steps of LoRA, and a checkpoint after the second."""
+    return short(trial, {"name": "lora", "rank": 3}, plugins=[PLUGIN], optim__lr=1e-2)
+
+
+def test_a_plugin_trains_what_it_inserts_and_nothing_else(lora: TrialConfig) -> None:
+    (report,) = fine_tune(lora)
+    student = report.run.student
+    assert len(student.trained) == 1 + 2 * 2 * 5  # the head, U and V of two layers of five blocks
+    before = load_clip(lora.model).state_dict()
+    plain = student.plain_state()
+    moved = {n for n, v in plain.items() if n != "head" and not torch.equal(v, before[n])}
+    assert moved == {
+        f"visual.transformer.resblocks.{block}.mlp.{layer}.weight"
+        for block in range(5)
+        for layer in ("c_fc", "c_proj")
+    }
+    for name in moved:
+        change = (plain[name] - before[name]).double()
+        assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3, name
+
+
+def test_a_plugins_checkpoint_resumes_to_the_last_bit(lora: TrialConfig, tmp_path: Path) -> None:
+    saves = iter([False, True, False])
+    for report in fine_tune(lora, save_now=saves.__next__):
+        report.save(tmp_path / str(report.step))
+    assert curve(lora, tmp_path / "2") == curve(lora)
+    (resumed,) = fine_tune(lora, resume_from=tmp_path / "2")
+    resumed.save(tmp_path / "resumed")
+    found, wanted = (load_file(tmp_path / name / WEIGHTS) for name in ("resumed", "3"))
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_open_clip_loads_the_merged_weights_of_a_plugin(lora: TrialConfig, tmp_path: Path) -> None:
+    (report,) = fine_tune(lora)
+    report.save(tmp_path / "checkpoint")
+    weights, class_names = load_weights(tmp_path / "checkpoint")
+    exported = classifier(lora.model, lora.data.rules.prompts(class_names), weights)
+    write_open_clip(tmp_path / "exported", lora.model, exported)
+
+    images = load_split(lora, "val")["real"]
+    views, _ = next(images.eval_batches(report.run.zero_shot.image_input, 16))
+    pixels = normalise(views, report.run.zero_shot.image_input)
+    logits = open_clip_logits(tmp_path / "exported", pixels)
+    torch.testing.assert_close(logits, report.run.classify(pixels)[1], rtol=1e-5, atol=1e-5)
+    zero_shot = report.run.zero_shot
+    before = zero_shot.logit_scale * zero_shot.image_features(pixels) @ zero_shot.head.T
+    assert not torch.allclose(logits, before, atol=1e-2)
