@@ -1,4 +1,4 @@
-"""From a run to its checkpoint and back; of a sharded run, all workers together."""
+"""Conversion between a `TrainState` and its checkpoint, whole or sharded over workers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainers.checkpoints.format import SINCE, Checkpoint, load_checkpoint
 from trainers.loop.distributed import as_sharded, whole
@@ -15,16 +15,18 @@ from trainers.loop.state import SinceReport, TrainState
 from trainers.weights.averaging import swapped_in
 
 SCALE = "text.logit_scale"
-"""What sharded runs have in another shape: they have no scalars."""
+"""Has the shape (1,) in a sharded run, as FSDP cannot shard scalars, and () otherwise."""
 
 
 def snapshot(run: TrainState) -> Checkpoint | None:
-    """All that the run needs to go on: as its last evaluation left it, or between two of them.
+    """The complete state of a run, at a report or between two reports.
 
-    Between two, what is deployed is not known. The weights are then those that train, with the head
-    of the last evaluation: good to go on from, and for nothing else.
+    Between two reports, weights of an evaluation (EMA, WiSE, ...) do not exist. The checkpoint then
+    has the weights that are being trained, with the head of the last evaluation: training continues
+    from it, but it should not be evaluated or exported.
 
-    Of a sharded run every worker must ask for it, and the first one alone is given it, on the CPU.
+    If the run is sharded, every worker must call this. The first one gets whole tensors on the CPU,
+    the others None.
     """
     deploys_others = run.eval_weights is not None and not run.is_between_reports
     kept = run.eval_weights if run.eval_weights is not None and deploys_others else run.weights
@@ -60,12 +62,12 @@ def snapshot(run: TrainState) -> Checkpoint | None:
 
 
 def restore(run: TrainState, folder: Path) -> None:
-    """Bring a run that has not begun to where the one was whose checkpoint the folder holds.
+    """Load a checkpoint into a run that has not begun.
 
-    It may have had another number of workers, and have been sharded or not.
+    The checkpoint may come from another number of workers, and from a whole or a sharded run.
 
     Raises:
-        ConfigError: what `load_checkpoint` refuses.
+        ConfigError: see `load_checkpoint`.
     """
     checkpoint = load_checkpoint(folder, run.class_names, "cpu" if _is_sharded(run) else run.device)
     training, parameters = checkpoint.training, run.student.trained
@@ -84,25 +86,29 @@ def restore(run: TrainState, folder: Path) -> None:
         run.average = fitted(training["average"])
     if run.student.text is not None:
         run.eval_head = checkpoint.weights["head"].to(run.device)
-    run.optimizer.load_state_dict(_sharded_state(training["optimizer"], list(parameters.values())))
+    # The optimizer counts parameters; each of its moments is sharded like its parameter.
+    optimizer, likes = training["optimizer"], list(parameters.values())
+    state = {
+        index: {
+            key: value if key == "step" else as_sharded(value, likes[index])
+            for key, value in moments.items()
+        }
+        for index, moments in optimizer["state"].items()
+    }
+    run.optimizer.load_state_dict({**optimizer, "state": state})
     run.scaler.load_state_dict(training["scaler"])
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
     run.temperature = training["temperature"]
     run.progress, run.reports = checkpoint.progress, [dict(r) for r in checkpoint.reports]
-    run.since = _since(training[SINCE], run)
-
-
-def _since(saved: Mapping[str, Any], run: TrainState) -> SinceReport:
-    """A worker's share of what was done since the last report."""
-    since = SinceReport.now(saved["step"], run.device)
-    if saved["sums"] is not None:
-        sums: Tensor = saved["sums"].to(run.device)
-        if len(sums) != run.world_size:  # of others, more or fewer
+    since = training[SINCE]
+    run.since = SinceReport.now(since["step"], run.device)
+    if since["sums"] is not None:
+        sums: Tensor = since["sums"].to(run.device)
+        if len(sums) != run.world_size:  # saved by another number of workers
             sums = sums.mean(0).repeat(run.world_size, 1)
-        since.sums += sums[run.rank]
-        since.seconds = saved["seconds"]
-        since.all_sums = sums  # the run is saved again when it repeats its last report
-    return since
+        run.since.sums += sums[run.rank]
+        run.since.seconds = since["seconds"]
+        run.since.all_sums = sums  # the run is saved again when it repeats its last report
 
 
 def _is_sharded(run: TrainState) -> bool:
@@ -110,7 +116,7 @@ def _is_sharded(run: TrainState) -> bool:
 
 
 def _collected(run: TrainState, tensors: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-    """Those of a sharded run one after the other, put together for its first worker alone."""
+    """Whole tensors on the CPU of the first worker, one after the other; as they are if whole."""
     if not _is_sharded(run):
         return dict(tensors)
     found = {}
@@ -122,17 +128,5 @@ def _collected(run: TrainState, tensors: Mapping[Any, Tensor]) -> dict[Any, Tens
 
 
 def _plain_name(name: str) -> str:
-    """A student's parameter as `Student.plain_state` calls it."""
+    """Name of a student's parameter in `Student.plain_state`."""
     return name.replace("text.clip.", "text.", 1) if name.startswith("text.clip.") else name
-
-
-def _sharded_state(state_dict: dict[str, Any], parameters: list[nn.Parameter]) -> Any:
-    """An optimiser's state, each moment sharded as its parameter is."""
-    state = {
-        index: {
-            key: value if key == "step" else as_sharded(value, parameters[index])
-            for key, value in of_parameter.items()
-        }
-        for index, of_parameter in state_dict["state"].items()
-    }
-    return {**state_dict, "state": state}

@@ -44,8 +44,9 @@ _DEVICE_ASSERT: Final = 710
 """`cudaErrorAssert`: a check in a kernel failed, such as an index out of range. The only error of
 an accelerator that certainly is one of the program."""
 
-_GLOO: Final = re.compile(r"\[\S*gloo/\S+:\d+\] ")
-"""Gloo's errors have no type of their own, but start with the line of its source that raised."""
+_GLOO: Final = re.compile(r"\[\S*gloo/\S+:\d+\]")
+"""Gloo's errors have no type of their own (PyTorch 2.13), but contain the line that raised, such as
+`[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537]`."""
 _NCCL_MISUSE: Final = re.compile("ncclInvalid(Usage|Argument)")
 """Results of NCCL for a wrong call, as they are named in the message of a DistBackendError."""
 
@@ -152,4 +153,4 @@ def _is_of_peer(error: BaseException) -> bool:
     """Whether a collective operation failed because another worker does not answer."""
     if isinstance(error, dist.DistError):
         return _NCCL_MISUSE.search(str(error)) is None
-    return type(error) is RuntimeError and _GLOO.match(str(error)) is not None
+    return type(error) is RuntimeError and _GLOO.search(str(error)) is not None

@@ -18,7 +18,7 @@ from trainers.fine_tune import fine_tune
 
 @pytest.fixture(params=["flyp", "ema"])
 def method(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """One with a scalar among its weights, and one that deploys others than it trains on."""
+    """One with a scalar among its weights, and one that evaluates other weights than it trains."""
     fields = {"ema": {"ema_decay": 0.5}}
     return {"name": request.param, **fields.get(request.param, {})}
 
@@ -28,10 +28,10 @@ def configured(trial: TrialConfig, method: dict[str, Any], parallel: str) -> Tri
     return short(trial, method, steps=4, eval__every=2, optim__eps=1e-3, parallel=parallel)
 
 
-def test_a_sharded_run_is_resumed_to_the_last_bit_and_its_checkpoint_is_that_of_a_whole_run(
+def test_a_sharded_run_resumes_bit_for_bit_from_a_plain_checkpoint(
     trial: TrialConfig, two_workers: TwoWorkers, method: dict[str, Any], tmp_path: Path
 ) -> None:
-    """On one worker and on two, whichever the checkpoint comes from."""
+    """On one worker and on two, whichever of them wrote the checkpoint."""
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     undisturbed = two_workers(_saved_at_first_report, configured(trial, method, "fsdp"), sharded)
     assert undisturbed[0] == undisturbed[1]
@@ -59,7 +59,7 @@ def _saved_at_first_report(config: TrialConfig, folder: Path) -> Curve:
 
 
 def assert_same_files(found: Path, wanted: Path) -> None:
-    """The same names and shapes, and values up to rounding, whatever had to be one scalar."""
+    """The same names and shapes, and values up to rounding."""
     weights, expected = load_file(found / WEIGHTS), load_file(wanted / WEIGHTS)
     assert weights.keys() == expected.keys()
     for name, value in expected.items():
@@ -86,7 +86,7 @@ def assert_alike(found: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_workers_resume_between_two_reports_to_the_last_bit_and_one_up_to_rounding(
+def test_two_workers_resume_between_two_reports(
     trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
 ) -> None:
     config = configured(trial, {"name": "ema", "ema_decay": 0.5}, parallel)
@@ -96,10 +96,10 @@ def test_two_workers_resume_between_two_reports_to_the_last_bit_and_one_up_to_ro
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_workers_that_were_saved_again_as_they_repeat_a_report_know_what_they_had_done_since(
+def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(
     trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
 ) -> None:
-    """And so do two of which one took the place in between."""
+    """Also if one worker took the place of the two in between."""
     config = configured(trial, {"name": "ft"}, parallel)
     first, again, alone = (tmp_path / name for name in ("first", "again", "alone"))
     undisturbed, _ = two_workers(_saved_between, config, first)
@@ -110,7 +110,7 @@ def test_workers_that_were_saved_again_as_they_repeat_a_report_know_what_they_ha
 
 
 def _saved_as_repeated(config: TrialConfig, folder: Path, target: Path) -> None:
-    """Resume a run, and go no further than to save it again."""
+    """Resume a run, and save it again at its first report."""
     resumed = fine_tune(config, resume_from=folder)
     next(resumed).save(target)
     resumed.close()
@@ -128,7 +128,7 @@ def _saved_between(config: TrialConfig, folder: Path) -> Curve:
     return found
 
 
-def test_two_replicas_resume_what_one_worker_saved_and_the_other_way_round(
+def test_the_number_of_workers_may_change(
     trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
 ) -> None:
     config = configured(trial, {"name": "ft"}, "ddp")
@@ -139,9 +139,7 @@ def test_two_replicas_resume_what_one_worker_saved_and_the_other_way_round(
     assert_near(curve(config, resume_from=tmp_path / "pair"), whole)
 
 
-def test_one_worker_of_a_sharded_configuration_is_one_worker(
-    trial: TrialConfig, tmp_path: Path
-) -> None:
+def test_one_worker_is_never_sharded(trial: TrialConfig, tmp_path: Path) -> None:
     config = configured(trial, {"name": "ft"}, "fsdp")
     found = _saved_at_first_report(config, tmp_path)
     assert found == curve(configured(trial, {"name": "ft"}, "ddp"))

@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine, and searches that run on them as processes of their own."""
+"""Several Ray nodes on this machine, and searches that run on them as separate processes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
 PATIENCE_S = 300
-"""Of a condition that a busy machine may be slow to meet."""
+"""Time for a condition; long, as the machine may be busy."""
 
 
 @contextmanager
 def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
-    """A head with so many CPUs and its dashboard, and nodes of one CPU."""
+    """A head with these CPUs and its dashboard, and nodes of one CPU."""
     head = {
         "num_cpus": head_cpus,
         "include_dashboard": True,  # without it, Ray frees nothing of a trial that was killed
@@ -53,7 +53,7 @@ def add_node(to: Cluster) -> Any:
 
 
 def write(folder: Path, root: Path, name: str, **changes: Any) -> Path:
-    """A search whose trials are all the same, and have two workers; dotted changes, `__` for `.`"""
+    """A search of equal trials with two workers; `changes` are dotted keys with `__` for `.`."""
     base = {
         "search.name": name,
         "search.references": [],
@@ -76,7 +76,7 @@ def write(folder: Path, root: Path, name: str, **changes: Any) -> Path:
 
 @contextmanager
 def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m tuning` with these arguments, on that cluster; gone when the block is left."""
+    """Within the block, `python -m tuning` with these arguments on a cluster."""
     environment = {**os.environ, "RAY_ADDRESS": address}
     with (Path(str(arguments[-1])).parent / "driver.log").open("ab") as log:
         process = subprocess.Popen(
@@ -91,7 +91,7 @@ def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[by
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
-    """What the condition says as soon as it says something; the process must not end before."""
+    """The first true value of the condition; fails if the process ends before."""
     deadline = time.monotonic() + PATIENCE_S
     while not (found := condition()):
         assert process is None or process.poll() is None, "the driver has ended"
@@ -101,14 +101,14 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes] | No
 
 
 def records(folder: Path) -> dict[str, TrialRecord]:
-    """The trials of a run that may only be beginning."""
+    """The trials of a run; none while it is being created."""
     try:
         return {record.trial_id: record for record in load_run(folder).history.records}
-    except Exception:  # torn, as whoever reads while another writes may find it
+    except Exception:  # the driver is writing it
         return {}
 
 
 def figures(record: TrialRecord) -> list[dict[str, float]]:
-    """A curve without what a clock measured."""
+    """A curve without the values that depend on time."""
     clocks = ("cost/", "train/images_per_s")
     return [{k: v for k, v in r.items() if not k.startswith(clocks)} for r in record.curve]

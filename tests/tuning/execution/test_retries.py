@@ -52,6 +52,7 @@ def in_task(cause: Exception) -> RayTaskError:
         of_workers(MISSED, DEAD),
         of_workers(MISSED),
         of_workers(NCCL, NCCL),
+        of_workers(RuntimeError("Gloo connectFullMesh failed with [../gloo/tcp/pair.cc:144] no")),
         of_workers(DIVERGED, DEAD),  # it is tried once more, and then diverges alone
         of_workers(WorkerHealthCheckFailedError("page", OutOfMemoryError("killed"))),
         ControllerError(ActorDiedError()),

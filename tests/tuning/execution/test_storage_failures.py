@@ -43,7 +43,7 @@ from tuning.weights.export import export
 pytestmark = pytest.mark.slow
 
 ONE_TRIAL = "search.budget.trials=1"
-"""Of the two that a search whose storage fails must not go on to; the other would take its time."""
+"""A search whose storage fails must not start the second of its two trials; no resume needs it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +70,7 @@ def search_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
 
 @contextmanager
 def once(condition: Callable[[], bool], action: Callable[[], object]) -> Iterator[None]:
-    """Do something in the middle of a search, as soon as a condition holds."""
+    """Within the block, run an action once, as soon as a condition holds."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -97,7 +97,7 @@ def reports(run_folder: Path, trial_id: str) -> int:
 
 
 def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
-    """What the trials measured is what plain fine-tunings measure that nothing interrupts."""
+    """The trials measured the same as plain fine-tunings without an interruption."""
     for record in records:
         *_, last = fine_tune(file.trial_config(record.params))
         for name in ("id_val/acc", "ood_val/mean_acc", "train/loss"):
@@ -105,7 +105,7 @@ def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
 
 
 @pytest.mark.cluster
-def test_a_disk_that_fills_up_ends_the_search_in_one_line_and_once_there_is_room_it_goes_on(
+def test_a_search_on_a_full_disk_can_be_resumed(
     images_root: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -137,21 +137,21 @@ def test_a_disk_that_fills_up_ends_the_search_in_one_line_and_once_there_is_room
 
 
 def instant_trial(proposal: dict[str, Any], *, steps: int) -> None:
-    """What a trial is here: many reports, each of which the driver has to write down."""
+    """A trial that only reports; the driver has to write each report down."""
     values = dict.fromkeys(("val/mean_acc", "ood_val/mean_acc", "id_val/acc"), 50.0)
     for step in range(1, steps + 1):
         tune.report({"step": step, **values})
 
 
 def instantly(patch: pytest.MonkeyPatch, steps: int) -> dict[str, Any]:
-    """Let searches train nothing, and keep all else as it is; returns their settings."""
+    """Replace the trials of searches by `instant_trial`; returns settings for them."""
     trial = tune.with_resources(partial(instant_trial, steps=steps), {"memory": DRIVER_MEMORY})
     patch.setattr("tuning.execution.run_search.trainable", lambda *_, **__: trial)
     return {"trial__steps": steps, "trial__eval__every": 1, "search__budget__trials": 1}
 
 
 @pytest.mark.cluster
-def test_a_driver_that_finds_no_room_for_its_files_blames_no_trial(
+def test_a_full_disk_of_the_driver_fails_no_trial(
     images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small_disk(tmp_path / "disk", 100_000) as disk:
@@ -190,7 +190,7 @@ def raise_full(*_: Any) -> None:
     raise StorageFailed("tell: full")
 
 
-def test_a_bucket_that_refuses_ends_the_search_in_one_line_and_the_trials_are_not_to_blame(
+def test_a_search_with_a_refusing_bucket_can_be_resumed(
     server: ThreadedMotoServer, images_root: Path, tmp_path: Path
 ) -> None:
     s3 = boto3.client("s3")
@@ -204,7 +204,7 @@ def test_a_bucket_that_refuses_ends_the_search_in_one_line_and_the_trials_are_no
         policy = {"Version": "2012-10-17", "Statement": [statement]}
         s3.put_bucket_policy(Bucket="mine", Policy=json.dumps(policy))
 
-    # Not the folders, nor Ray Train's list: Arrow's own copying would not tell of a file alone.
+    # Weights only: Arrow's `copy_files` would not raise for a single file.
     with (
         once(lambda: reports(folder, "trial-000") == 1, lambda: refuse(WEIGHTS)),
         pytest.raises(StorageFailed) as caught,
