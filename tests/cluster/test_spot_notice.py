@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private.state import state
 
 from tuning.execution.ray_session import retry_slow_start
+from tuning.execution.ray_workarounds import draining_nodes
 
 SCRIPT = Path(__file__).parent.parent.parent / "cluster" / "launcher" / "spot_notice.sh"
 BIN = Path(sys.executable).parent
@@ -119,7 +119,7 @@ def test_ray_is_told_when_the_cloud_takes_the_machine_back_and_not_before(
         watch = subprocess.Popen(["bash", SCRIPT, cloud], env=environment)
         try:
             wait_until(lambda: metadata.asked >= 2)
-            before = state.get_draining_nodes()
+            before = draining_nodes()
             second = subprocess.run(["bash", SCRIPT, cloud], env=environment, timeout=60)
             assert second.returncode == 0  # one is waiting already
             metadata.taken_back = True
@@ -129,8 +129,8 @@ def test_ray_is_told_when_the_cloud_takes_the_machine_back_and_not_before(
             watch.kill()
             watch.wait()
     (node,) = [node["NodeID"] for node in ray.nodes()]
-    wait_until(lambda: state.get_draining_nodes().get(node, 0) != before.get(node, 0))
-    deadline = state.get_draining_nodes()[node] / 1000
+    wait_until(lambda: draining_nodes().get(node, 0) != before.get(node, 0))
+    deadline = draining_nodes()[node] / 1000
     assert since + seconds - 1 <= deadline <= time.time() + seconds
 
 

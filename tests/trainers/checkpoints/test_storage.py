@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import boto3
 import numpy as np
 import pytest
 import torch
+from pyarrow import fs
 from safetensors.torch import load_file
 
 from tests.s3 import s3_server
@@ -134,6 +136,25 @@ def test_the_weights_are_copied_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert copied == [STATE, WEIGHTS]
     newest = newest_checkpoint(folder, resumable=True)
     assert saved_step(folder.at(str(newest))) == 40
+
+
+def test_a_bucket_that_refuses_a_file_is_an_error(bucket: str, tmp_path: Path) -> None:
+    folder, source = open_store(f"{bucket}/{tmp_path.name}"), saved(tmp_path / "local", 40)
+    prepare_folder(folder)
+    resource = f"arn:aws:s3:::mine/*{WEIGHTS}"
+    denied = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": resource}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [denied]})
+    boto3.client("s3").put_bucket_policy(Bucket="mine", Policy=policy)
+    try:
+        with pytest.raises(StorageFailed, match="ACCESS_DENIED"):
+            write_checkpoint(folder, source)
+        # The reason for copying files one by one: Arrow does not raise.
+        target = folder.full("copied")
+        fs.copy_files(str(source), target, destination_filesystem=folder.filesystem)
+        assert not folder.exists(f"copied/{WEIGHTS}")
+    finally:
+        boto3.client("s3").delete_bucket_policy(Bucket="mine")
+    assert newest_checkpoint(folder) is None
 
 
 def test_a_node_that_does_not_see_the_folder_writes_nothing(folder: Store, tmp_path: Path) -> None:
