@@ -25,9 +25,10 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cluster.upload import check_paths, config_within, excludes
 from trainers.errors import ConfigError, first_line
+from trainers.redact import has_password, is_secret_name
 from tuning.config.loading import read_layers
 from tuning.config.schema import SearchFile
-from tuning.config.validation import check_settings, has_password, load_config
+from tuning.config.validation import check_settings, load_config
 from tuning.runs.resume import identity
 from tuning.security.exposure import check_sends
 
@@ -38,10 +39,6 @@ AGENT_ATTEMPTS, AGENT_WAIT_S = 10, 2.0
 
 PASSED_VARIABLES = ("RAY_AUTH_MODE", "MLFLOW_TRACKING_URI")
 """Environment variables that every job gets if they are set."""
-SECRET_NAME = re.compile(
-    r"pass(word|wd|phrase)?$|_pwd$|secret|token|credential|(api|access|private)_?key", re.I
-)
-"""Found in names of variables that hold secrets. (PWD is the working directory of a shell.)"""
 
 NO_ANSWER = (OSError, RuntimeError, aiohttp.ClientError, AuthenticationError)
 """Errors of Ray's job client if it gets no usable answer; those of `requests` are OSErrors."""
@@ -190,7 +187,7 @@ def job_environment(names: tuple[str, ...], environment: Mapping[str, str]) -> d
     for name in names:
         if name not in environment:
             raise ConfigError("not set in this environment", key=f"--env {name}")
-        if SECRET_NAME.search(name) or has_password(environment[name]):
+        if is_secret_name(name) or has_password(environment[name]):
             problem = f"it looks like a secret, which would be visible in the job's {_VISIBLE}"
             raise ConfigError(problem, key=f"--env {name}")
     if has_password(environment.get("MLFLOW_TRACKING_URI", "")):

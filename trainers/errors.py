@@ -1,9 +1,8 @@
-"""One clear sentence for each mistake: the errors that a user is meant to read.
+"""Errors that a user is meant to read: one line each, without a traceback.
 
-Everything a user can get wrong before training starts (a key, a value, a folder) ends as a
-`ConfigError`, whose message names where it stands, what it is and what would do instead. The
-command line prints it without a traceback and exits with status 2. What storage does to a search
-that is under way, a full disk or a bucket that refuses, ends as a `StorageFailed`, in one line too.
+A mistake that can be found before training starts (a key, a value, a folder) raises `ConfigError`;
+the command line prints it and exits with status 2. A storage failure during a search (a full disk,
+a bucket that refuses) raises `StorageFailed`; the exit status is 75.
 """
 
 from __future__ import annotations
@@ -22,7 +21,11 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class _Unset:
-    """Marks a value that an error does not have; None is a value."""
+    """Marks that an error has no value; None is a value."""
+
+    def __reduce__(self) -> str:
+        """Pickle as the name of the only instance."""
+        return "UNSET"
 
 
 UNSET = _Unset()
@@ -57,9 +60,14 @@ class ConfigError(ValueError):
         text = ": ".join(part for part in (self.source, named, problem) if part)
         super().__init__(text + (f" ({hint})" if hint else ""))
 
+    def within(self, source: object) -> ConfigError:
+        """The same mistake, with the file or folder in which it stands before its text."""
+        text = "\n".join(f"{source}: {line}" for line in str(self).splitlines())
+        return _rebuilt(self.problem, self.key, self.value, self.hint, str(source), text)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild with all fields: Ray pickles errors of its workers."""
-        value = None if self.value is UNSET else repr(self.value)
+        value = UNSET if self.value is UNSET else repr(self.value)
         return _rebuilt, (self.problem, self.key, value, self.hint, self.source, str(self))
 
 
@@ -81,24 +89,20 @@ class TrainingDiverged(FloatingPointError):
 
 
 class StorageFailed(Exception):
-    """What was to be kept could not be written or read; the message names where, and why.
+    """A checkpoint or record could not be written or read; the message has the place and reason.
 
-    It is nobody's mistake, and no trial's: what runs can go on from its last checkpoint once there
-    is room, or the storage answers again.
+    It is not a failure of the trial: after the storage problem is solved, the search can be resumed
+    from the last checkpoints.
     """
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Of `OSError.errno`: there is no room, whoever asks for it."""
+"""Values of `OSError.errno` for a full disk or an exhausted quota."""
 
 
 @contextmanager
 def storage_failures(where: object, what: str) -> Iterator[None]:
-    """Within the block, an error of the system is one of storage: `{where}: {what}: No space left`.
-
-    Raises:
-        StorageFailed: in place of any OSError.
-    """
+    """Turn an OSError of the block into a StorageFailed: `{where}: {what}: No space left`."""
     try:
         yield
     except OSError as error:
@@ -106,12 +110,12 @@ def storage_failures(where: object, what: str) -> Iterator[None]:
 
 
 def system_words(error: OSError) -> str:
-    """What the system said, in one line."""
+    """The operating system's description of the error, in one line."""
     return os.strerror(error.errno) if error.errno else first_line(error)
 
 
 def system_error(error: BaseException | None) -> OSError | None:
-    """The error of the system behind one that a library made of it; None where there is none."""
+    """The OSError that a library's error was caused by, if there is one."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, OSError):
@@ -122,91 +126,106 @@ def system_error(error: BaseException | None) -> OSError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the page that some libraries add; its kind where it is silent."""
+    """The first line of an error's message; the name of its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suggestion to append to a message: ` (did you mean 'lr'?)`, or the list of known words."""
+def suggestion(word: str, known: Iterable[object]) -> str | None:
+    """A hint for an unknown word: `did you mean 'lr'?`, or the known words; None if none exist."""
     words = [str(k) for k in known]
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if close:
-        return f" (did you mean {close[0]!r}?)"
-    return f" (known: {', '.join(sorted(words))})" if words else ""
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(sorted(words))}" if words else None
+
+
+def did_you_mean(word: str, known: Iterable[object]) -> str:
+    """The `suggestion` in parentheses, to append to a message."""
+    hint = suggestion(word, known)
+    return f" ({hint})" if hint else ""
 
 
 def validate(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:
-    """`values` as a `model`.
+    """The values as a `model`.
 
     Raises:
-        ConfigError: with one line a mistake, each naming `source`, the dotted key and the value.
+        ConfigError: the fields are those of the first mistake; the text has one line for each.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(model, item, source) for item in error.errors(include_url=False)]
-        raise ConfigError("\n".join(lines)) from None
+        problems = [_config_error(model, item, source) for item in error.errors(include_url=False)]
+        problems[0].args = ("\n".join(map(str, problems)),)
+        raise problems[0] from None
 
 
-def _explain(model: type[BaseModel], item: Any, source: str) -> str:
-    """One line for one pydantic error."""
-    location = [part for part in item["loc"] if isinstance(part, str | int)]
-    where, names = _dotted(model, location)
-    value = item["input"]
-    if item["type"] == "extra_forbidden":
-        unknown = str(location[-1])
-        return f"{source}: unknown key {where!r} = {value!r}{did_you_mean(unknown, names)}"
-    if item["type"] == "missing":
-        return f"{source}: the key {where!r} is missing"
-    if item["type"] == "union_tag_not_found":
+def validation_problem(error: ValidationError) -> str:
+    """The first problem of a validation, without pydantic's decoration."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {str(first['loc'][-1])!r}"
+    return first["msg"].removeprefix("Value error, ")
+
+
+def _config_error(model: type[BaseModel], item: Any, source: str) -> ConfigError:
+    """The ConfigError for one pydantic error."""
+    key, names = _key_of(model, item["loc"])
+    value, kind = item["input"], item["type"]
+    if kind == "extra_forbidden":
+        hint = suggestion(str(item["loc"][-1]), names)
+        return ConfigError("unknown key", key=key, value=value, hint=hint, source=source)
+    if kind == "missing":
+        return ConfigError("this key is missing", key=key, source=source)
+    if kind == "union_tag_not_found":
         tag = str(item["ctx"]["discriminator"]).strip("'")
-        return f"{source}: the key '{where}.{tag}' is missing"
-    if item["type"] in ("literal_error", "union_tag_invalid"):
+        return ConfigError("this key is missing", key=f"{key}.{tag}", source=source)
+    if kind in ("literal_error", "union_tag_invalid"):
         expected = item["ctx"].get("expected", item["ctx"].get("expected_tags", ""))
         choices = [word.strip(" '\"") for word in expected.replace(" or ", ",").split(",")]
-        given = str(value.get("name")) if isinstance(value, Mapping) else str(value)
-        key = f"{where}.name" if isinstance(value, Mapping) else where
-        return f"{source}: {key} = {given!r} is not one of its values{did_you_mean(given, choices)}"
-    message = item["msg"].removeprefix("Value error, ")
-    if where and isinstance(value, Mapping):  # a whole section, of which the message names the key
-        return f"{source}: {where}: {message}"
-    return f"{source}: {where} = {value!r}: {message}" if where else f"{source}: {message}"
+        if kind == "union_tag_invalid":
+            key, value = f"{key}.name", item["ctx"]["tag"]
+        hint = suggestion(str(value), choices)
+        return ConfigError("unknown value", key=key, value=value, hint=hint, source=source)
+    problem = item["msg"].removeprefix("Value error, ")
+    if isinstance(value, Mapping) and kind == "value_error":  # the message names the key itself
+        return ConfigError(problem, key=key or None, source=source)
+    return ConfigError(problem, key=key or None, value=value if key else UNSET, source=source)
 
 
-def _dotted(model: type[BaseModel], location: list[str | int]) -> tuple[str, list[str]]:
-    """The dotted key of an error, without pydantic's union tags, and the names known beside it."""
+def _key_of(model: type[BaseModel], location: Iterable[Any]) -> tuple[str, list[str]]:
+    """The dotted key of a pydantic location, and the names of the fields that are valid there.
+
+    Pydantic's location also has the tags of discriminated unions, which are not keys of the user's.
+    """
     parts: list[str] = []
-    names = list(model.model_fields)
-    current: type[BaseModel] | None = model
-    candidates: list[type[BaseModel]] = []
+    candidates = [model]
     for part in location:
-        tagged = next((c for c in candidates if _tag(c) == part), None)
-        if tagged is not None:  # the tag of a discriminated union, no key of the user's
-            current, names, candidates = tagged, list(tagged.model_fields), []
+        tagged = [candidate for candidate in candidates if _tag(candidate) == part]
+        if len(candidates) > 1 and tagged:
+            candidates = tagged
             continue
         parts.append(str(part))
-        field = current.model_fields.get(str(part)) if current is not None else None
-        candidates = _models(field.annotation) if field is not None else []
-        current = candidates[0] if len(candidates) == 1 else None
-        if current is not None:
-            names = list(current.model_fields)
-            candidates = []
-    return ".".join(parts), names
+        # A key of a mapping or an index of a list is no field: the candidates stay.
+        field = candidates[0].model_fields.get(str(part)) if len(candidates) == 1 else None
+        if field is not None:
+            candidates = _models(field.annotation)
+    return ".".join(parts), list(candidates[0].model_fields) if len(candidates) == 1 else []
 
 
-def _tag(model: type[BaseModel]) -> str | None:
+def _tag(model: type[BaseModel]) -> str:
+    """The tag of a model in a discriminated union: its only `name` or `type`, or its class name."""
     field = model.model_fields.get("name") or model.model_fields.get("type")
     values = get_args(field.annotation) if field is not None else ()
-    return str(values[0]) if values else None
+    return str(values[0]) if values else model.__name__
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Every pydantic model inside a type annotation; of an abstract one, its subclasses."""
+    """All pydantic models inside a type annotation; for an abstract class, its subclasses."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return _subclasses(annotation) if inspect.isabstract(annotation) else [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
 
 
 def _subclasses(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """The model and all that derive from it."""
+    """The model and everything that derives from it."""
     return [model, *(found for sub in model.__subclasses__() for found in _subclasses(sub))]

@@ -15,12 +15,14 @@ from cluster.doctor import node_facts
 from cluster.doctor.node_facts import NodeFacts, Software
 from trainers.data.data_root import EMBEDDED
 from trainers.errors import ConfigError, first_line, system_words
+from trainers.redact import redact
 from tuning.algorithms.study import open_storage
 from tuning.checkpoints.storage_check import NodeStorage
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_search
 from tuning.execution.cluster_resources import check_fits, fitting_trials
-from tuning.security.redaction import check_driver, expand, goes_unencrypted, is_database, redact
+from tuning.security.databases import check_driver, expand, is_database
+from tuning.security.exposure import goes_unencrypted
 
 Status = Literal["fault", "warning", "ok"]
 """A fault stops a search or makes its results wrong. A warning may, or costs time."""

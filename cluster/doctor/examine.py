@@ -19,18 +19,17 @@ from rich.text import Text
 
 from cluster.doctor import node_facts
 from cluster.doctor.checks import CHECKS, ClusterFacts, Finding, Node, Status, Storage
-from cluster.submit import SECRET_NAME
 from trainers.checks import trial_parts
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.models.config import is_path
+from trainers.redact import is_secret_name, redact
 from tuning.checkpoints.storage_check import storage_on_nodes
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_errors import in_one_line
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import has_autoscaler
-from tuning.security.redaction import redact
 
 ANSWER_S = 120.0
 """Time for a node to start a process and import PyTorch, which takes long on shared disks."""
@@ -217,7 +216,7 @@ def hide_secrets(text: str, urls: Sequence[str]) -> str:
     for url in ("", *urls):
         text = redact(text, url)
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) > 4:  # shorter values are part of many words
+        if is_secret_name(name) and len(value) > 4:  # shorter values are part of many words
             text = text.replace(value, "***")
     return text
 

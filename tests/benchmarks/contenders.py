@@ -22,14 +22,14 @@ from tuning.algorithms.objectives import Objective
 from tuning.algorithms.samplers import create_sampler
 from tuning.algorithms.searcher import OptunaSearcher
 from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
-from tuning.config.early_stopping import (
+from tuning.config.schema import (
     AshaConfig,
     HyperbandConfig,
     MedianConfig,
     NoSchedulerConfig,
+    SamplerConfig,
     SchedulerConfig,
 )
-from tuning.config.schema import SamplerConfig
 from tuning.runs.records import SearchRecord
 
 

@@ -81,7 +81,7 @@ def test_the_same_search_is_called_the_same_whatever_its_budget() -> None:
         "search.sampler.name=random", "search.sampler.seed=1", "search.scheduler={name: none}",
         "search.references=[]", "search.warm_start.runs=[/runs/earlier]",
         "search.study_storage=sqlite:////study.db", "search.checkpoints.storage=s3://bucket/c",
-        "search.objective.metric=val/acc", "search.space.parameters.optim.lr.low=1e-5",
+        "search.objective.metric=val/acc", "search.space.parameters.optim.lr.low=2e-5",
         "trial.optim.lr=2e-4",
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ TRIAL = TrialConfig.model_validate(
 )
 
 
-def test_another_method_leaves_none_of_the_settings_of_the_one_before() -> None:
+def test_another_method_drops_the_settings_before() -> None:
     changed = with_overrides(TRIAL, {"method.name": "ft", "optim.lr": 1e-3}, "here")
     assert changed.method == FineTuning()
     assert changed == TRIAL.model_copy(
@@ -24,25 +24,26 @@ def test_another_method_leaves_none_of_the_settings_of_the_one_before() -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_proposals_own_settings_of_the_other_method_stay_in_whatever_order(order: int) -> None:
+def test_settings_of_the_new_method_stay_in_any_order(order: int) -> None:
     keys = [("method.name", "lipsum_ft"), ("method.reg_weight", 2.0)][::order]
     of_ft = with_overrides(TRIAL, {"method.name": "ft"}, "here")
     assert with_overrides(of_ft, dict(keys), "here").method == LipsumFineTuning(reg_weight=2.0)
 
 
-def test_the_same_method_said_again_keeps_its_settings() -> None:
+def test_the_same_method_keeps_its_settings() -> None:
     keys = {"method.name": "lipsum_ft", "method.reg_weight": 2.0}
     assert with_overrides(TRIAL, keys, "here").method == LipsumFineTuning(
         reg_weight=2.0, text_count=16
     )
 
 
-def test_a_setting_that_the_other_method_lacks_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"here: unknown key 'method.reg_weight' = 1"):
+def test_a_setting_of_another_method_is_an_error() -> None:
+    with pytest.raises(ConfigError) as caught:
         with_overrides(TRIAL, {"method.name": "ft", "method.reg_weight": 1}, "here")
+    assert (caught.value.source, caught.value.key) == ("here", "method.reg_weight")
 
 
-def test_without_another_method_it_is_nesting_and_the_trial_is_not_touched() -> None:
+def test_over_trial_nests_and_copies() -> None:
     trial = TRIAL.model_dump(mode="json")
     keys = {"optim.lr": 1.0, "method.text_count": 8}
     assert over_trial(keys, trial) == nest(keys, trial)

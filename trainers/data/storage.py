@@ -7,7 +7,6 @@ Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `GOOGLE_APPLICATION_
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ import fsspec
 from pyarrow import ArrowInvalid, fs
 
 from trainers.errors import ConfigError
-
-_SECRET = re.compile(r"(key|secret|token|password|signature|sig)[^=&]*=", re.I)
+from trainers.redact import has_password
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def refuse_secrets(url: str) -> None:
     """Raise a `ConfigError`, which does not repeat it, for a password in a URL."""
     parts = urlsplit(url)
     # A user name alone is Azure's way to name a container, and no secret.
-    if parts.password or _SECRET.search(parts.query):
+    if parts.password or has_password(f"?{parts.query}"):
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         raise ConfigError(f"{shown}: credentials do not belong in a URL; set the environment")
 

@@ -29,11 +29,12 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from search_spaces import SearchSpace
 from trainers.errors import ConfigError, storage_failures
+from trainers.redact import redact
 from tuning.algorithms.samplers import create_sampler
 from tuning.config.schema import SamplerConfig
 from tuning.runs.append_log import cut_torn_line
 from tuning.runs.records import STEP, Outcome, SearchRecord, TrialRecord
-from tuning.security.redaction import check_driver, expand, redact
+from tuning.security.databases import check_driver, expand
 
 TRIAL_ID = "trial_id"
 """User attribute of an Optuna trial: the name of ours."""

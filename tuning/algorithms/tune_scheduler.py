@@ -19,7 +19,7 @@ from tuning.algorithms.early_stopping import (
     rung_ladder,
 )
 from tuning.algorithms.objectives import Objective
-from tuning.config.early_stopping import AshaConfig, HyperbandConfig, MedianConfig, SchedulerConfig
+from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SchedulerConfig
 from tuning.execution.ray_errors import check_own_failure
 from tuning.runs.records import (
     METHOD_KEY,

@@ -1,79 +1,86 @@
-"""The layers of a configuration: what its file extends, the file, a variant of it, and `--set`.
+"""Reading a configuration: what it extends, the file, one of its variants, and `--set`.
 
-A file may begin with ``extends: domainnet_vit_b16``, a ready configuration or a path from its own
-folder, and say only what differs. ``variants:`` names sets of dotted keys that are laid over it
-where the command says ``FILE:VARIANT``. Neither key is left in what comes out.
+A file may start with ``extends: domainnet_vit_b16`` (a ready configuration, or a path relative to
+the file's folder) and contain only what differs. ``variants:`` names sets of dotted keys, chosen by
+``FILE:VARIANT`` on the command line. Both keys are gone from the result.
 
-In every layer alike, what belongs to a kind goes with it: another model, method, ready space or
-scheduler, several methods in place of one ready space, or another `type` of a parameter, leaves
-nothing of what the layers below said of the one before. Fewer methods leave nothing of what they
-said of the others.
+Later layers win, key by key. But another `name` of a model, method, ready space or scheduler,
+`methods` in place of a ready space or the reverse, and another `type` of a parameter replace their
+whole section, because its other keys belong to the name before.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainers.data.suite import load_suite, packaged_suites, resolve_suite
-from trainers.errors import ConfigError, did_you_mean
-from trainers.overrides import nest
+from trainers.errors import ConfigError, suggestion
+from trainers.yaml_text import parse_yaml
 from tuning.config.schema import SearchFile
-from tuning.config.search_space import ALL
 
-_SUITE = "trial.data.suite"
-_SPACE = "search.space"
-_PARAMETER = re.compile(r"(?P<section>search\.space(\.by_method\.\w+)?\.parameters)\.(?P<name>.+)")
-"""Of all methods, or of one of several; the names of parameters have dots of their own."""
-_OF_METHOD = re.compile(r"search\.space\.by_method\.(?P<method>\w+)")
-_PARAMETER_FIELDS = ("type", "low", "high", "log", "step", "choices")
+_SUITE = ("trial", "data", "suite")
+_SPACE = ("search", "space")
 _STANDARD = SearchFile()
-_KINDS = {
-    "trial.model": _STANDARD.trial.model.name,
-    "trial.method": _STANDARD.trial.method.name,
+_DEFAULT_NAMES = {
+    ("trial", "model"): _STANDARD.trial.model.name,
+    ("trial", "method"): _STANDARD.trial.method.name,
     _SPACE: _STANDARD.search.space.name,
-    "search.scheduler": _STANDARD.search.scheduler.name,
+    ("search", "scheduler"): _STANDARD.search.scheduler.name,
 }
-"""Sections whose other keys belong to their `name`, and the name where none is given."""
+"""Sections that another `name` replaces, and their name if none is given."""
+_PARAMETER_FIELDS = ("type", "low", "high", "log", "step", "choices")
 
 
 def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
-    """The values of a configuration, not yet validated, and what to call it in messages.
+    """The merged values of a configuration, not yet validated, and its name for messages.
 
     Args:
-        source: a YAML file or the name of a ready one, perhaps with `:VARIANT`.
+        source: a YAML file or the name of a ready configuration, optionally with `:VARIANT`.
         overrides: `key=value` with dotted keys; values are YAML.
 
     Raises:
-        ConfigError: no such file or variant, or something in it that is no YAML.
+        ConfigError: the file or variant does not exist, or something is not valid YAML.
     """
     path, variant = _split_variant(source)
-    values = _extended(path, ())
-    variants = values.pop("variants", None)
+    values = _read_file(path, ())
+    variants = values.pop("variants", None) or {}
+    name = str(path)
     if variant is not None:
-        values = _with_variant(values, variants, variant, path)
-    values = _laid_over(values, [_parsed(override) for override in overrides])
-    name = str(path) if variant is None else f"{path}:{variant}"
-    return name, _with_suite(values, name)
+        if not isinstance(variants, Mapping) or variant not in variants:
+            hint = suggestion(variant, variants) if variants else "it has no variants"
+            raise ConfigError(f"no variant {variant!r}", hint=hint, source=path)
+        keys = variants[variant]
+        if not isinstance(keys, Mapping):
+            raise ConfigError(
+                "expected dotted keys", key=f"variants.{variant}", value=keys, source=path
+            )
+        name = f"{path}:{variant}"
+        values = _with_keys(values, keys, name)
+    values = _with_keys(values, dict(map(_parse_override, overrides)), name)
+    # Workers and resumed runs may not have the user's suite file, so its contents are put in.
+    data = values.get("trial") and _section(values["trial"], "data")
+    if data and data.get("suite") is not None:
+        try:
+            suite = resolve_suite(data["suite"], ".".join(_SUITE))
+        except ConfigError as error:
+            raise error.within(name) from None
+        values = _set(values, _SUITE, suite)
+    return name, values
 
 
 def find_config(source: str | Path) -> Path:
-    """The file itself, or the ready configuration of that name."""
+    """The file, or the ready configuration of that name."""
     path = Path(source)
-    if path.is_file():
-        return path
-    named = _ready_folder() / f"{source}.yaml"
-    if named.is_file():
-        return named
-    raise ConfigError(
-        f"{source}: no such file, nor a ready configuration"
-        f"{did_you_mean(str(source), ready_configs())}"
-    )
+    ready = _ready_folder() / f"{source}.yaml"
+    for found in (path, ready):
+        if found.is_file():
+            return found
+    hint = suggestion(str(source), ready_configs())
+    raise ConfigError("no such file or ready configuration", hint=hint, source=source)
 
 
 def ready_configs() -> list[str]:
@@ -92,213 +99,162 @@ def _split_variant(source: str | Path) -> tuple[Path, str | None]:
     return find_config(name), variant
 
 
-def _extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's values over those of what it extends; `below` are the files that led here."""
-    values = _read_yaml(path)
+def _read_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a file, merged over those of the file that it extends."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(error), source=path) from None
+    values = parse_yaml(text, path)
+    if not isinstance(values, dict):
+        raise ConfigError("expected the sections `trial:` and `search:`", source=path)
+    _resolve_suite_paths(values, path.parent)
     base = values.pop("extends", None)
     if base is None:
         return values
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: extends = {base!r}: expected a ready configuration or a path")
+        problem = "expected the name of a ready configuration or a path"
+        raise ConfigError(problem, key="extends", value=base, source=path)
     beside = path.parent / Path(base).expanduser()
     try:
         found = beside if beside.is_file() else find_config(base)
     except ConfigError as error:
-        raise ConfigError(f"{path}: extends = {base!r}: {error}") from None
-    chain = (*below, path.resolve())
+        raise ConfigError(str(error), key="extends", value=base, source=path) from None
+    if found.suffix not in (".yaml", ".yml"):  # its text could end up in messages
+        raise ConfigError("not a .yaml file", key="extends", value=base, source=path)
+    chain = (*extended_by, path.resolve())
     if found.resolve() in chain:
-        names = " -> ".join(p.name for p in (*chain, found))
-        raise ConfigError(f"{path}: extends = {base!r}: it comes back to itself ({names})")
-    return _with_own_name(_merge(_extended(found, chain), values), values, path)
-
-
-def _with_own_name(merged: dict[str, Any], own: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A search called as its file is, unless that says another name: never as what it extends."""
+        names = " -> ".join(file.name for file in (*chain, found))
+        raise ConfigError(f"circular: {names}", key="extends", value=base, source=path)
+    merged = _merge(_read_file(found, chain), values)
+    # A search is named after its own file unless that file names it, never after what it extends.
     search = merged.get("search", {})
-    if not isinstance(search, Mapping) or "name" in (_at(own, "search") or {}):
-        return merged
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")
-    return merged | {"search": {**search, "name": name or "search"}}
+    if isinstance(search, Mapping) and "name" not in (_section(values, "search") or {}):
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")
+        merged["search"] = {**search, "name": name or "search"}
+    return merged
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    if at == _SPACE:
-        base = _of_methods(base, over.get("methods"))
+def _resolve_suite_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the path of a suite file absolute, also in variants, if the file lies in the folder."""
+    variants = values.get("variants")
+    layers = [values, *(variants.values() if isinstance(variants, dict) else ())]
+    for layer in layers:
+        # In a variant, any part of the path may be one dotted key.
+        for key in ("trial", "trial.data", "trial.data.suite"):
+            section, names = layer, [key, *_SUITE[key.count(".") + 1 :]]
+            for name in names[:-1]:
+                section = section.get(name) if isinstance(section, dict) else None
+            suite = section.get(names[-1]) if isinstance(section, dict) else None
+            if isinstance(suite, str) and suite not in packaged_suites():
+                beside = folder / Path(suite).expanduser()
+                if beside.is_file():
+                    section[names[-1]] = str(beside.absolute())
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    source = f"--set {override!r}"
+    if not equals or not key.strip():
+        raise ConfigError("write it as key=value", source=source)
+    return key.strip(), parse_yaml(text, source)
+
+
+def _merge(
+    base: Mapping[str, Any], over: Mapping[str, Any], at: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The values of `base` and `over`, of which `over` wins; sections are merged key by key."""
     merged = dict(base)
     for key, value in over.items():
-        below, where = base.get(key), f"{at}.{key}" if at else key
-        if where == _SUITE and isinstance(value, Mapping) and "id_domain" not in value:
-            below = _opened(below)  # another suite would say which domain is its own
-            value = below if isinstance(below, str) else value
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            afresh = _starts_afresh(where, below, value)
-            merged[key] = value if afresh else _merge(below, value, where)
+        path, below = (*at, key), base.get(key)
+        if path == _SUITE and isinstance(below, str) and _changes_suite(value):
+            below = _opened(below)
+        if (
+            isinstance(below, Mapping)
+            and isinstance(value, Mapping)
+            and not _replaces(path, below, value)
+        ):
+            merged[key] = _merge(below, value, path)
         else:
             merged[key] = value
     return merged
 
 
-def _of_methods(space: Mapping[str, Any], methods: Any) -> Mapping[str, Any]:
-    """A space without what it says of single methods that a layer above leaves out."""
-    listed = [methods] if isinstance(methods, str) else methods
-    of_each = space.get("by_method")
-    if not listed or not isinstance(listed, list) or not isinstance(of_each, Mapping):
-        return space
-    kept = {name: said for name, said in of_each.items() if name in listed or ALL in listed}
-    return {**space, "by_method": kept}
-
-
-def _starts_afresh(where: str, below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    """Whether a section is now of another kind, to which the keys `below` do not belong."""
-    if where == _SPACE and over.get("methods"):
-        return not below.get("methods")
-    if where == _SPACE and below.get("methods"):
-        return bool(over.get("name"))
-    if where in _KINDS:
-        name = below.get("name", _KINDS[where])
-        return bool(over.get("name", name) != name)
-    if of_method := _OF_METHOD.fullmatch(where):
-        name = below.get("name") or of_method["method"]
-        return (over.get("name") or name) != name
-    if _PARAMETER.fullmatch(where):
-        another = over.get("type", below.get("type")) != below.get("type")
-        return another or ("choices" in over and "choices" not in below)
-    return False
-
-
-def _with_variant(
-    values: dict[str, Any], variants: Any, variant: str, path: Path
-) -> dict[str, Any]:
-    if not isinstance(variants, Mapping) or not variants:
-        raise ConfigError(f"{path}: it has no variants, so none called {variant!r}")
-    keys = variants.get(variant)
-    if keys is None:
-        raise ConfigError(f"{path}: it has no variant {variant!r}{did_you_mean(variant, variants)}")
-    if not isinstance(keys, Mapping):
-        raise ConfigError(f"{path}: variants.{variant} = {keys!r}: expected dotted keys")
-    return _laid_over(values, [(str(key), value) for key, value in keys.items()])
-
-
-def _parsed(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override!r}: write it as key=value")
-    try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: {_yaml_problem(error)}") from None
-
-
-def _laid_over(values: dict[str, Any], keys: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """`values` with one layer's dotted keys, none of which another's new `name` takes away."""
-    for key, value in keys:
-        section, _, field = key.rpartition(".")
-        of_parameter = _PARAMETER.fullmatch(section)
-        path = section.split(".")
-        if of_parameter:
-            path = [*of_parameter["section"].split("."), of_parameter["name"]]
-        below = _at(values, *path)
-        if below is not None and _starts_afresh(section, below, {field: value}):
-            values = _override(values, section, {})
-        if key == f"{_SPACE}.methods" and below is not None:
-            values = nest({_SPACE: _of_methods(_at(values, *path) or {}, value)}, values)
-    for key, value in keys:
-        values = _override(values, key, value)
+def _with_keys(values: dict[str, Any], keys: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values with one layer of dotted keys."""
+    paths = {_key_path(str(key)): value for key, value in keys.items()}
+    # First empty the sections that one of the keys replaces, so that the order of keys is free.
+    for (*section, last), value in paths.items():
+        below = _section(values, *section)
+        if below is not None and _replaces(tuple(section), below, {last: value}):
+            values = _set(values, section, {})
+    for path, value in paths.items():
+        if path[:3] == _SUITE and len(path) > 3:
+            suite = (_section(values, "trial", "data") or {}).get("suite")
+            if isinstance(suite, str):
+                try:
+                    values = _set(values, _SUITE, _opened(suite))
+                except ConfigError as error:
+                    raise error.within(source) from None
+        for length in range(1, len(path)):
+            above = _section(values, *path[: length - 1])
+            below = above.get(path[length - 1]) if above is not None else None
+            if below is not None and not isinstance(below, Mapping):
+                key = ".".join(path[:length])
+                problem = f"not a section, so {path[length]!r} in it cannot be set"
+                raise ConfigError(problem, key=key, value=below, source=source)
+        values = _set(values, path, value)
     return values
 
 
-def _override(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """`values` with one more key."""
-    if key.startswith(f"{_SUITE}."):
-        suite = _opened((_at(values, "trial", "data") or {}).get("suite"))
-        if isinstance(suite, str):
-            return values  # which validation refuses
-        return nest({key: value}, nest({_SUITE: suite}, values))
-    of_parameter = _PARAMETER.fullmatch(key)
-    if not of_parameter:
-        return nest({key: value}, values)
-    section, name, field = of_parameter["section"], of_parameter["name"], ""
-    if name.rpartition(".")[2] in _PARAMETER_FIELDS:
-        name, _, field = name.rpartition(".")
-    parameters: Any = values
-    for part in section.split("."):
-        parameters = parameters.get(part) or {}
-        if not isinstance(parameters, Mapping):
-            return values  # which validation refuses
-    if not field:
-        return nest({section: {**parameters, name: value}}, values)
-    given = parameters.get(name) or {}
-    if not isinstance(given, Mapping):
-        return values
-    return nest({section: {**parameters, name: {**given, field: value}}}, values)
+def _key_path(key: str) -> tuple[str, ...]:
+    """The sections that a dotted key passes through, and its last part.
 
-
-def _opened(suite: Any) -> Any:
-    """The keys of a suite in place of its name or file, so that others can be laid over.
-
-    A name that is none stays, and is refused when all is laid.
+    Names of parameters contain dots themselves: `search.space.parameters.optim.lr.low` is
+    `search`, `space`, `parameters`, `optim.lr`, `low`.
     """
-    try:
-        opened = load_suite(suite) if isinstance(suite, str) else None
-    except ConfigError:
-        opened = None
-    return opened.model_dump(mode="json", exclude_unset=True) if opened else suite
+    section, marker, parameter = key.partition(".parameters.")
+    if not marker or not section.startswith(".".join(_SPACE)):
+        return tuple(key.split("."))
+    name, _, field = parameter.rpartition(".")
+    rest = (name, field) if name and field in _PARAMETER_FIELDS else (parameter,)
+    return (*section.split("."), "parameters", *rest)
 
 
-def _with_suite(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """With a suite of the user's own put in whole: workers and resumed runs have no such file."""
-    data = _at(values, "trial", "data")
-    if data is None or data.get("suite") is None:
-        return values
-    try:
-        suite = resolve_suite(data["suite"], _SUITE)
-    except ConfigError as error:
-        lines = (f"{name}: {line}" for line in str(error).splitlines())
-        raise ConfigError("\n".join(lines)) from None
-    return nest({_SUITE: suite}, values)
+def _replaces(path: tuple[str, ...], below: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Whether `over` replaces the section at `path`, whose keys belong to another name or type."""
+    if path == _SPACE and (over.get("methods") or below.get("methods")):
+        return bool(over.get("name") or not below.get("methods"))
+    if path in _DEFAULT_NAMES:
+        name = below.get("name", _DEFAULT_NAMES[path])
+        return bool(over.get("name", name) != name)
+    if path[:-1] == (*_SPACE, "by_method"):
+        name = below.get("name") or path[-1]
+        return bool((over.get("name") or name) != name)
+    if path[:2] == _SPACE and path[-2] == "parameters":
+        return bool(over.get("type", below.get("type")) != below.get("type"))
+    return False
 
 
-def _at(values: Mapping[str, Any], *path: str) -> Mapping[str, Any] | None:
-    """The section there, if there is one."""
+def _changes_suite(value: Any) -> bool:
+    """Whether these are keys to change in a suite; a suite of its own names its ID domain."""
+    return isinstance(value, Mapping) and "id_domain" not in value
+
+
+def _opened(suite: str) -> dict[str, Any]:
+    """The keys of a packaged suite or suite file, so that others can be merged over them."""
+    return load_suite(suite).model_dump(mode="json", exclude_unset=True)
+
+
+def _section(values: Mapping[str, Any], *path: str) -> Mapping[str, Any] | None:
+    """The section at a path; None if there is none."""
     found: Any = values
     for part in path:
         found = found.get(part) if isinstance(found, Mapping) else None
     return found if isinstance(found, Mapping) else None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The file's keys; the path of a suite is relative to the file's folder, if it is there."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {_yaml_problem(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected the sections `trial:` and `search:`")
-    _find_suites(values, path.parent)
-    variants = values.get("variants")
-    for keys in variants.values() if isinstance(variants, dict) else ():
-        if isinstance(keys, dict):
-            _find_suites(keys, path.parent)
-    return values
-
-
-def _find_suites(values: dict[str, Any], folder: Path, at: str = "") -> None:
-    """Put the whole path of a suite that lies in the folder; keys may be dotted, or sections."""
-    for key, value in values.items():
-        where = f"{at}{key}"
-        if where == _SUITE and isinstance(value, str) and value not in packaged_suites():
-            beside = folder / Path(value).expanduser()
-            if beside.is_file():
-                values[key] = str(beside.absolute())
-        elif isinstance(value, dict) and _SUITE.startswith(f"{where}."):
-            _find_suites(value, folder, f"{where}.")
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong with a text that is no YAML, in one line."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())
+def _set(values: Mapping[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
+    """A copy of the values with one more; missing sections are made."""
+    key, *rest = path
+    return {**values, key: _set(values.get(key) or {}, rest, value) if rest else value}

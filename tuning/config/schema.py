@@ -1,22 +1,19 @@
-"""What one search is: a `SearchFile` of two sections, frozen and validated.
+"""The configuration of a search: a `SearchFile` of the sections `trial:` and `search:`.
 
-`trial:` is the base `TrialConfig`; `search:` says what is varied, how it is proposed and stopped,
-what is maximised, and on which resources. `tuning.config.validation` reads and checks it.
+`trial:` is the base TrialConfig. `search:` determines what is varied, how configurations are
+proposed and stopped, what is optimised, and with which resources. `tuning.config.validation` reads
+and checks configurations.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from search_spaces import SearchSpace
 from trainers.config import TrialConfig, with_overrides
@@ -25,61 +22,102 @@ from trainers.errors import ConfigError, validate
 from trainers.evaluation.evaluate import metric_names
 from trainers.frozen import Frozen
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
-from tuning.config.early_stopping import NoSchedulerConfig, SchedulerConfig
 from tuning.config.search_space import SpaceConfig, resolve_space
 from tuning.runs.records import METHOD_KEY
 
 
 class SamplerConfig(Frozen):
-    """Who proposes configurations: one of Optuna's samplers."""
+    """Which of Optuna's samplers proposes configurations."""
 
     name: Literal["tpe", "gp", "cma_es", "nsga2", "qmc", "grid", "random"] = "tpe"
     seed: int = Field(default=0, ge=0)
     startup_trials: int = Field(default=6, ge=1)
-    """Random proposals before `tpe`, `gp` or `cma_es` learns; the population of `nsga2`. Where
-    methods are compared, so many of each."""
+    """Random proposals before `tpe`, `gp` or `cma_es` uses its model; the population size of
+    `nsga2`. For each method, if several are compared."""
     grid_points: int = Field(default=4, ge=2)
-    """Of `grid`: values of each numeric parameter, evenly spaced on its scale."""
+    """For `grid`: values of each numeric parameter, evenly spaced on its scale."""
+
+
+class AshaConfig(Frozen):
+    """Asynchronous successive halving (Li et al., MLSys 2020) on optimiser steps."""
+
+    name: Literal["asha"] = "asha"
+    grace_steps: int = Field(ge=1)
+    """The first rung: no trial is stopped before this step."""
+    reduction_factor: float = Field(default=3, gt=1)
+    """One in so many of the trials that reach a rung continues."""
+
+
+class HyperbandConfig(Frozen):
+    """Asynchronous Hyperband: several ASHA brackets, each with its first rung one rung later."""
+
+    name: Literal["hyperband"] = "hyperband"
+    grace_steps: int = Field(ge=1)
+    """The first rung of the first bracket."""
+    reduction_factor: float = Field(default=3, gt=1)
+    """One in so many of the trials that reach a rung continues."""
+    brackets: int = Field(default=3, ge=1)
+    """Number of brackets, at most the number of rungs."""
+
+
+class MedianConfig(Frozen):
+    """Stops a trial whose best value is worse than the median of the others' running means."""
+
+    name: Literal["median"] = "median"
+    grace_steps: int = Field(ge=1)
+    """No trial is stopped before this step."""
+    min_trials: int = Field(default=4, ge=1)
+    """Number of other trials that must have reached the step."""
+
+
+class NoSchedulerConfig(Frozen):
+    """No early stopping."""
+
+    name: Literal["none"] = "none"
+
+
+SchedulerConfig = Annotated[
+    AshaConfig | HyperbandConfig | MedianConfig | NoSchedulerConfig, Field(discriminator="name")
+]
 
 
 class ObjectiveConfig(Frozen):
-    """What is optimised, at the last step of a trial. Validation splits only."""
+    """A metric to optimise, at the last step of a trial. Validation splits only."""
 
     metric: str = "val/mean_acc"
     mode: Literal["max", "min"] = "max"
 
 
 class BudgetConfig(Frozen):
-    """What ends the search, whichever comes first; all of it counts through every resume.
+    """Limits that end the search, whichever is reached first. They count across resumes.
 
-    At `trials` and `patience`, nothing new is proposed and what runs may finish. At the others,
-    running trials are stopped where they are; a resume with more budget takes them up again.
+    After `trials` and `patience`, running trials may finish. The other limits stop running trials
+    at once; a resume with a larger budget continues them.
     """
 
     trials: int = Field(default=20, ge=1)
-    """Trials that are proposed, for all methods together; references come on top."""
+    """Number of trials, over all methods together, references not included."""
     hours: float | None = Field(default=None, gt=0)
-    """Wall clock in which the search runs."""
+    """Wall-clock time in which the search runs."""
     gpu_hours: float | None = Field(default=None, gt=0)
-    """GPUs reserved, times the hours: partial, failed and repeated trials and references too."""
+    """Reserved GPUs times hours, including failed and repeated trials and references."""
     target: float | None = None
-    """A value of the objective that is good enough."""
+    """End as soon as the objective reaches this value."""
     patience: int | None = Field(default=None, ge=1)
-    """Ended trials in a row that did not improve on the best, each on that of its method."""
+    """End after so many ended trials in a row without a new best (of their method)."""
 
 
 class CheckpointsConfig(Frozen):
-    """Where the search keeps the checkpoints of its trials, and how many of them."""
+    """Where checkpoints of trials are kept, and how many of them."""
 
     storage: str | None = None
-    """A folder or URL (`s3://bucket/x`) in which each search gets a folder of its own; null is the
-    run folder. Every node must reach it. The run folder itself stays on a disk: its journal is
-    appended to line by line, which a bucket cannot do."""
+    """A folder or URL (`s3://bucket/x`) that all nodes reach; each search gets a folder in it. null
+    is the run folder. The run folder itself must be on a disk: buckets cannot append to files."""
     disk_gb: float | None = Field(default=None, gt=0)
-    """Of all checkpoints together (10^9 bytes). Those of running trials are never given up."""
+    """Limit of all checkpoints together (10^9 bytes). Those of running trials are never deleted."""
     keep_top: int = Field(default=0, ge=0)
-    """The weights of so many finished trials, the best by the objective, are kept in any case: for
-    `lipsum-tune soup` and `export`. 0 keeps those that a selection rule may choose."""
+    """Always keep the weights of so many best trials by the objective, for `lipsum-tune soup` and
+    `export`. 0 keeps only those that a selection rule may choose."""
 
     @field_validator("storage")
     @classmethod
@@ -87,13 +125,13 @@ class CheckpointsConfig(Frozen):
         if storage is None or "://" in storage:
             return storage
         folder = Path(storage).expanduser()
-        if not folder.is_absolute():  # of which folder? each node has its own
+        if not folder.is_absolute():  # each node has its own working directory
             raise ValueError("neither an absolute path nor a URL")
         return str(folder)
 
     @property
     def disk_bytes(self) -> int | None:
-        """The same in bytes."""
+        """`disk_gb` in bytes."""
         return None if self.disk_gb is None else int(self.disk_gb * 1e9)
 
 
@@ -101,51 +139,53 @@ def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str | Mapping | ObjectiveConfig) else value
 
 
-_Lines = Annotated[tuple[str, ...], BeforeValidator(_one_or_several)]
+_Lines: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_one_or_several)]
 
 
 class WarmStartConfig(Frozen):
-    """Earlier searches to learn from."""
+    """Earlier searches whose results are used."""
 
     runs: _Lines = ()
-    """Their run folders."""
+    """Run folders of the earlier searches."""
     use: Literal["auto", "observations", "points"] = "auto"
-    """`observations` tells the sampler what they measured, `points` tries their best first; `auto`
-    is observations where trial and data are the same, else points."""
+    """`observations` passes their measurements to the sampler; `points` tries their best points
+    first; `auto` is observations if trial and data are the same, else points."""
     top: int = Field(default=4, ge=1)
-    """Of each run, how many points to try first."""
+    """Number of points to try first from each run."""
 
 
 class ResourcesConfig(Frozen):
-    """What one trial takes; how many run at once follows from what the cluster has."""
+    """Resources of one trial. How many trials run at once follows from the cluster's resources."""
 
     workers: int = Field(default=1, ge=1)
-    """Data-parallel processes a trial."""
+    """Data-parallel processes of a trial."""
     min_workers: int | None = Field(default=None, ge=1)
-    """A number makes trials elastic: with so many workers they start, or go on when a node is lost,
-    where there is no room for `workers`. Ray looks for room again every minute; a trial that grows
-    goes on from its last checkpoint. Figures are those of `workers` up to rounding."""
+    """Elastic trials: they start, or continue after a lost node, with at least so many workers if
+    there is no room for `workers`. Ray looks for room again every minute; a trial that grows
+    continues from its last checkpoint. Metrics equal those with `workers` up to rounding."""
     cpus_per_worker: int = Field(default=1, ge=1)
+    """CPU cores of each worker, including those that decode images."""
     gpus_per_worker: float = Field(default=0, ge=0)
-    """May be a fraction: several trials of one worker then share a GPU."""
+    """A fraction lets several trials with one worker share a GPU."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Of the workers of a trial: on few nodes, over many; the strict ones on one node, or each on
-    another, or not at all."""
+    """Place the workers of a trial on few nodes or over many; the strict forms require one node, or
+    a separate node for each worker."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """A ceiling on the trials at once; null takes all that fits. Where the cluster has an
-    autoscaler, so many run as it adds nodes."""
+    """Limit of the trials that run at once; null is as many as fit. With an autoscaler, so many
+    are requested."""
     max_failures: int = Field(default=3, ge=0)
-    """Lost workers or nodes that a trial survives by going on from its last checkpoint. What a
-    training itself raises is not tried again."""
+    """Lost workers or nodes after which a trial continues from its last checkpoint. Errors of the
+    training itself are not retried."""
     preemption_grace_s: float = Field(default=0, ge=0)
-    """A node that announces its end (a spot node) has its trials saved at once, and they train on
-    until it is gone; on other nodes they may for so long after. Such losses are not counted."""
+    """When a node announces its end (a spot node), its trials save a checkpoint at once and train
+    on until it is gone; workers on other nodes for so long after that. Such losses do not count as
+    failures."""
 
     @field_validator("gpus_per_worker")
     @classmethod
     def _is_whole_or_a_fraction(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
-            raise ValueError("more than one GPU, but not a whole number of them")
+            raise ValueError("must be a whole number if it is more than 1")
         return gpus
 
     @model_validator(mode="after")
@@ -164,7 +204,7 @@ class ResourcesConfig(Frozen):
 
     @property
     def sizes(self) -> range:
-        """The numbers of workers that a trial may have."""
+        """All numbers of workers that a trial may have."""
         return range(self.min_workers or self.workers, self.workers + 1)
 
     @property
@@ -173,31 +213,32 @@ class ResourcesConfig(Frozen):
         return self.workers * self.gpus_per_worker
 
     def per_trial(self) -> dict[str, Any]:
-        """What `tuning.execution.retries.fit` is told."""
+        """The arguments of `tuning.execution.retries.fit`."""
         return self.model_dump(exclude={"max_concurrent"})
 
 
 class TrackingConfig(Frozen):
-    """Where MLflow keeps the record."""
+    """Where MLflow records the search."""
 
     uri: str | None = None
-    """Any tracking URI; null is a SQLite database in the folder of runs. A password in it is
-    written `${NAME}`, and taken from the environment."""
+    """Any tracking URI; null is a SQLite database in the folder of runs. Write `${NAME}` in place
+    of a password; it is taken from the environment."""
     experiment: str = "lipsum-tune"
+    """Name of the MLflow experiment."""
 
 
 class SearchConfig(Frozen):
     """The `search:` section."""
 
     name: str = Field(default="search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Of the run folder, the MLflow run and the Optuna study."""
+    """Name of the run folder, the MLflow run and the Optuna study."""
     space: SpaceConfig = SpaceConfig()
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = NoSchedulerConfig()
     objective: Annotated[
         tuple[ObjectiveConfig, ...], BeforeValidator(_one_or_several), Field(min_length=1)
     ] = (ObjectiveConfig(),)
-    """One, or a list of several."""
+    """One metric, or a list of several."""
     constraints: _Lines = ()
     """One line or several, such as `id_val/acc >= zero_shot.id_val/acc`; see
     `tuning.algorithms.objectives`."""
@@ -205,29 +246,45 @@ class SearchConfig(Frozen):
     budget: BudgetConfig = BudgetConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     references: tuple[Literal["ft"], ...] = ("ft",)
-    """Run beside the search for comparison, with the trial's own settings, never stopped early."""
+    """Baselines that run beside the search, with the trial's own settings, never stopped early."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     study_storage: str | None = None
-    """A database for the Optuna study, `postgresql+psycopg://user:${PASSWORD}@host/name`, not the
-    one of MLflow; null is a journal file in the run folder."""
+    """Database of the Optuna study, `postgresql+psycopg://user:${PASSWORD}@host/name`; it must not
+    be MLflow's. null is a journal file in the run folder."""
     storage: str = "runs"
-    """Folder of run folders; on several nodes, one that all of them reach, unless the checkpoints
-    have a storage of their own."""
+    """Folder of the run folders. With several nodes, all must reach it, unless the checkpoints have
+    a storage of their own."""
 
 
 ELSEWHERE = ("root", "workers", "cache_gb")
-"""Of `trial.data`, where the images lie and how they get here: this changes no figure."""
+"""Keys of `trial.data` that change no metric: where images are and how they are read."""
 
 
 class SearchFile(Frozen):
     """A whole configuration file."""
 
+    plugins: tuple[str, ...] = Field(default=(), exclude=True)
+    """Python modules that register fine-tuning methods. They become part of `trial.plugins`, and
+    are imported before the rest of the configuration is validated, and by every worker."""
     trial: TrialConfig = TrialConfig()
+    """The fine-tuning whose settings are searched."""
     search: SearchConfig = SearchConfig()
+    """How it is searched."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plugins_of_the_trial(cls, values: Any) -> Any:
+        return with_plugins(values)
+
+    def model_copy(self, **options: Any) -> Any:
+        """A copy whose search space is resolved again; pydantic copies cached values too."""
+        copied = super().model_copy(**options)
+        copied.__dict__.pop("_space", None)
+        return copied
 
     def summary(self) -> dict[str, Any]:
-        """Plain values for people: as the file, but of an inlined suite its name and a digest."""
+        """The configuration as plain values, with an inlined suite as its name and a digest."""
         values = self.model_dump(mode="json")
         suite = self.trial.data.suite
         if isinstance(suite, Suite):
@@ -236,42 +293,46 @@ class SearchFile(Frozen):
         return values
 
     def search_space(self) -> SearchSpace:
-        """The space as the sampler needs it.
+        """The search space, resolved at the first call.
 
         Raises:
-            ConfigError: an unknown ready space, or a parameter that makes no sense.
+            ConfigError: unknown ready space, or a parameter or first point that is impossible.
         """
+        return self._space
+
+    @cached_property
+    def _space(self) -> SearchSpace:
         return resolve_space(self.search.space, self.trial)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What is optimised."""
+        """The metrics to optimise."""
         return tuple(Objective(o.metric, o.mode) for o in self.search.objective)
 
     def constraints(self, zero_shot: Mapping[str, float] | None = None) -> tuple[Constraint, ...]:
-        """What a choice must meet.
+        """The constraints on a chosen trial.
 
         Args:
-            zero_shot: where it is known already, for a closer look at what can be met.
+            zero_shot: the zero-shot model's metrics, if known, for a stricter check.
 
         Raises:
-            ConfigError: a line that cannot be read, or that no trial can meet.
+            ConfigError: a line that cannot be parsed, or that no trial can meet.
         """
         known = metric_names(self.trial.data)
         try:
             constraints = tuple(parse_constraint(line, known) for line in self.search.constraints)
             check_constraints(constraints, zero_shot)
         except ValueError as error:
-            raise ConfigError(f"search.constraints: {error}") from None
+            raise ConfigError(str(error), key="search.constraints") from None
         return constraints
 
     def trial_config(self, params: Mapping[str, Any]) -> TrialConfig:
-        """The base trial with a proposal laid over it."""
-        of = f" for {params[METHOD_KEY]!r}" if METHOD_KEY in params else ""
-        return with_overrides(self.trial, params, f"search.space{of}")
+        """The base trial with a point of the search space."""
+        method = f" for {params[METHOD_KEY]!r}" if METHOD_KEY in params else ""
+        return with_overrides(self.trial, params, f"search.space{method}")
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of what must stay the same for as long as a search goes on."""
+        """Hashes of the parts that must not change when a search is resumed."""
         parts = {
             "trial": self.trial.model_dump_json(exclude={"data": set(ELSEWHERE)}),
             "search.objective": repr(self.objectives),
@@ -284,3 +345,13 @@ class SearchFile(Frozen):
         """The base trial with the reference's method."""
         values = self.trial.model_dump(mode="json") | {"method": {"name": name}}
         return validate(TrialConfig, values, "search.references")
+
+
+def with_plugins(values: Any) -> Any:
+    """The values of a configuration file with its `plugins` moved to those of `trial`."""
+    plugins = values.get("plugins") if isinstance(values, Mapping) else None
+    trial = (values.get("trial") or {}) if plugins else None
+    if not isinstance(plugins, list | tuple) or not isinstance(trial, Mapping):
+        return values
+    others = {key: value for key, value in values.items() if key != "plugins"}
+    return {**others, "trial": {**trial, "plugins": [*plugins, *trial.get("plugins", ())]}}

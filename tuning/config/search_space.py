@@ -1,4 +1,4 @@
-"""The `search.space` section, and the space that it comes to."""
+"""The `search.space` section, and the SearchSpace that it resolves to."""
 
 from __future__ import annotations
 
@@ -6,55 +6,143 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import reduce
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    FiniteFloat,
+    Tag,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 import search_spaces
-from search_spaces import METHODS, Categorical, Distribution, SearchSpace
+from search_spaces import (
+    METHODS,
+    Categorical,
+    Distribution,
+    Float,
+    Int,
+    SearchSpace,
+    Value,
+    register_space,
+)
 from trainers.config import TrialConfig, with_overrides
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
 from trainers.frozen import Frozen
-from trainers.methods import Method
+from trainers.methods.registry import SEARCH_SPACES
 from tuning.runs.records import METHOD_KEY
 
 ALL = "all"
 
 
+class ParameterChange(Frozen):
+    """Fields that change in a parameter of the ready space; the other fields stay."""
+
+    low: FiniteFloat | None = None
+    """Smallest value, included."""
+    high: FiniteFloat | None = None
+    """Largest value, included."""
+    log: bool | None = None
+    """Sample on a logarithmic scale."""
+    step: FiniteFloat | None = None
+    """Distance of the grid points, counted from `low`; null is no grid."""
+    choices: tuple[Value, ...] | None = None
+    """Values of a categorical parameter."""
+
+    def apply(self, parameter: Distribution) -> Distribution:
+        """The parameter with these fields in place of its own; a ValidationError if impossible."""
+        changed = self.model_dump(exclude_unset=True)
+        return type(parameter).model_validate({**dict(parameter), **changed})
+
+
+def _kind(parameter: Any) -> str | None:
+    """The tag of a parameter in the union below."""
+    if isinstance(parameter, ParameterChange):
+        return ParameterChange.__name__
+    if isinstance(parameter, Mapping):
+        return str(parameter.get("type", ParameterChange.__name__))
+    return getattr(parameter, "type", None)
+
+
+Parameter: TypeAlias = Annotated[
+    Annotated[Float, Tag("float")]
+    | Annotated[Int, Tag("int")]
+    | Annotated[Categorical, Tag("categorical")]
+    | Annotated[ParameterChange, Tag(ParameterChange.__name__)],
+    Discriminator(
+        _kind,
+        custom_error_type="parameter_type",
+        custom_error_message="expected fields of a parameter; `type` is float, int or categorical",
+    ),
+]
+"""A whole distribution, if it has a `type`, or a change of the ready space's."""
+
+
 class _Section(Frozen):
-    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Dotted key to `{type: float|int|categorical, low, high, log, step, choices}`; without a
-    `type`, it changes these fields of the ready space's parameter."""
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
+    """Dotted key to `{type: float|int|categorical, low, high, log, step, choices}`. Without a
+    `type`, only the given fields of the ready space's parameter change."""
     initial_points: tuple[dict[str, Any], ...] | None = None
-    """Tried first, in order; by default those of the ready space that lie inside, with the trial's
-    own values for added parameters."""
+    """Points to try first, in order. Default: those of the ready space that lie inside the
+    space, with the trial's own values for added parameters."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _method_is_no_parameter(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+        if METHOD_KEY in parameters:
+            chosen = getattr(parameters[METHOD_KEY], "choices", None) or ("ft", "lipsum_ft")
+            raise ValueError(
+                f"{METHOD_KEY} cannot be a parameter; to compare methods, write "
+                f"search.space.methods: {list(chosen)}"
+            )
+        return parameters
+
+    @field_serializer("parameters")
+    def _as_written(self, parameters: dict[str, Parameter]) -> dict[str, Any]:
+        """Only the fields that were given, so that a recorded configuration stays short."""
+        return {
+            key: {
+                **({} if isinstance(given, ParameterChange) else {"type": given.type}),
+                **given.model_dump(mode="json", exclude_unset=True),
+            }
+            for key, given in parameters.items()
+        }
 
 
 class MethodSpaceConfig(_Section):
-    """What is searched for one of several methods, where it differs from what is for all."""
+    """What is searched for one of several methods, where it differs from the others."""
 
     name: str | None = None
     """A ready space; null is the method's own."""
 
 
 class SpaceConfig(_Section):
-    """What is searched: a ready space, with parameters replaced or added, or one of its own.
+    """What is searched: a ready space with changed or added parameters, or a space of your own.
 
-    With `methods`, it is the ready space of each, side by side. `parameters` then are laid over
-    every one that has the key, and one that none has is added to all; of `initial_points`, which
-    differ from method to method, an empty list alone is for all.
+    With `methods`, it is the ready space of each method, side by side. `parameters` then apply to
+    every method whose ready space has the key; a key that no ready space has is added to all
+    methods. `initial_points` for all methods can only be an empty list, since methods differ in
+    their parameters.
     """
 
     name: str | None = "lipsum_ft"
     """A ready space of `search_spaces`; null starts from an empty one."""
     methods: tuple[str, ...] = ()
-    """Compared with each other, each tuned by itself in as many trials; `all` is every method."""
+    """Methods to compare, each tuned separately in as many trials; `all` is every method."""
     by_method: dict[str, MethodSpaceConfig] = Field(default_factory=dict)
-    """For one of `methods` alone, over what is said for all."""
+    """Changes for one of `methods`, applied after those for all methods. Entries for methods that
+    are not compared have no effect."""
 
     @model_validator(mode="before")
     @classmethod
     def _methods_bring_their_spaces(cls, values: Any) -> Any:
+        # The plugins' methods are registered by now, since `trial` is validated before `search`.
+        for method, space in SEARCH_SPACES.items():
+            register_space(method, SearchSpace.model_validate(space))
         if isinstance(values, Mapping) and values.get("methods"):
             return {"name": None, **values}
         return values
@@ -65,196 +153,135 @@ class SpaceConfig(_Section):
         listed = [methods] if isinstance(methods, str) else methods
         if isinstance(listed, list | tuple) and ALL in listed:
             if len(listed) > 1:
-                raise ValueError(f"`{ALL}` stands alone")
+                raise ValueError(f"`{ALL}` cannot be combined with other methods")
             return tuple(METHODS)
         return listed
 
-    @field_validator("methods")
+    @field_validator("methods", "by_method")
     @classmethod
-    def _methods_differ(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        if twice := [name for name in methods if methods.count(name) > 1]:
-            raise ValueError(f"{twice[0]!r} is named twice")
+    def _methods_are_known(cls, methods: Any) -> Any:
+        for name in methods:
+            if name not in METHODS:
+                raise ValueError(f"unknown method {name!r}{did_you_mean(name, [*METHODS, ALL])}")
+            if isinstance(methods, tuple) and methods.count(name) > 1:
+                raise ValueError(f"{name!r} is given twice")
         return methods
 
 
 def resolve_space(space: SpaceConfig, trial: TrialConfig) -> SearchSpace:
-    """The space as the sampler needs it.
+    """The search space that the section describes.
 
     Args:
-        space: of the configuration.
-        trial: its values complete the ready first points where the space has more parameters.
+        trial: its values complete the ready first points if the space has more parameters.
 
     Raises:
-        ConfigError: an unknown ready space or method, or a parameter that makes no sense.
+        ConfigError: unknown ready space, or a parameter or first point that is impossible.
     """
-    _refuse_method_name(space)
     if not space.methods:
         if space.by_method:
             raise ConfigError(
-                "search.space.by_method: it says more of search.space.methods, which are not given"
+                "has an effect only with search.space.methods", key="search.space.by_method"
             )
         ready = _load(space.name, "search.space.name") if space.name else None
-        known = ready.parameters if ready else ()
         layers = {"search.space": space.parameters}
-        return _varied(ready, layers, space.initial_points, trial, known)
+        known = dict(ready.parameters) if ready else {}
+        return _changed(ready, layers, space.initial_points, trial, known)
     if space.name:
         raise ConfigError(
-            f"search.space.name = {space.name!r}: with search.space.methods each method has its "
-            "ready space; write null, or search.space.by_method.<method>.name for another"
+            "search.space.methods uses the ready space of each method",
+            key="search.space.name",
+            value=space.name,
+            hint="write null, or search.space.by_method.<method>.name for another ready space",
         )
     if space.initial_points:
         raise ConfigError(
-            "search.space.initial_points: methods differ in their parameters; write "
-            "search.space.by_method.<method>.initial_points"
+            "methods differ in their parameters",
+            key="search.space.initial_points",
+            hint="write search.space.by_method.<method>.initial_points",
         )
-    return SearchSpace(branches=_branches(space, trial))
-
-
-def check_keys(config: SpaceConfig, space: SearchSpace, trial: TrialConfig) -> None:
-    """Raise a `ConfigError` where what is searched does not go with the method.
-
-    Args:
-        config: what the space comes from.
-        space: what it comes to.
-        trial: names the method, where there are not several.
-    """
-    for given in config.by_method:
-        if given not in config.methods:
-            raise ConfigError(
-                f"search.space.by_method.{given}: {given!r} is not among search.space.methods = "
-                f"{list(config.methods)}"
-            )
-    for name, part in space.parts().items():
-        own = {} if name is None else {METHOD_KEY: name}
-        method = with_overrides(trial, own, "search.space.methods").method
-        # Where a choice is searched, other settings may matter for one of its values alone.
-        chosen = any(key.startswith("method.") and _varies(p) for key, p in part.parameters.items())
-        for key, parameter in part.parameters.items():
-            section, _, field = key.partition(".")
-            where = _section_of(key, name, config)
-            if section == "method" and field not in type(method).model_fields:
-                raise ConfigError(f"{where}: {_no_setting(method, field, name, config)}")
-            fixed = isinstance(parameter, Categorical) and not _varies(parameter)
-            if section == "method" and field in method.idle and not fixed and not chosen:
-                raise ConfigError(
-                    f"{where}: it changes nothing with the method's other settings; write "
-                    f"{{type: categorical, choices: [{getattr(method, field)}]}} in its place"
-                )
-
-
-def _varies(parameter: Distribution) -> bool:
-    return isinstance(parameter, Categorical) and len(parameter.choices) > 1
-
-
-def _section_of(key: str, name: str | None, config: SpaceConfig) -> str:
-    """Where a parameter of a method's space stands, or may be written."""
-    section = "search.space"
-    if name is not None and key not in config.parameters:
-        section += f".by_method.{name}"
-    return f"{section}.parameters.{key}"
-
-
-def _no_setting(method: Method, field: str, name: str | None, config: SpaceConfig) -> str:
-    """What to do about a parameter that is no field of the method."""
-    known = [known for known in type(method).model_fields if known != "name"]
-    said = f"method.name = {method.name!r} has no {field!r}"
-    if name is None and config.name and f"method.{field}" not in config.parameters:
-        said += f", which search.space.name = {config.name!r} searches"
-        return said + f"; write search.space.name = {method.name!r}"
-    return said + did_you_mean(field, known)
-
-
-def _refuse_method_name(space: SpaceConfig) -> None:
-    sections = {"search.space": space.parameters}
-    for method, own in space.by_method.items():
-        sections[f"search.space.by_method.{method}"] = own.parameters
-    for where, parameters in sections.items():
-        if METHOD_KEY in parameters:
-            given = parameters[METHOD_KEY].get("choices", ["ft", "lipsum_ft"])
-            raise ConfigError(
-                f"{where}.parameters.{METHOD_KEY}: methods have parameters of their own and are "
-                f"tuned each by itself; write search.space.methods: {given}"
-            )
-
-
-def _branches(space: SpaceConfig, trial: TrialConfig) -> dict[str, SearchSpace]:
-    """What is searched for each method."""
-    for key, names in (("methods", space.methods), ("by_method", space.by_method)):
-        for name in names:
-            if name not in METHODS:
-                raise ConfigError(
-                    f"search.space.{key}: no method {name!r}{did_you_mean(name, [*METHODS, ALL])}"
-                )
-    of_method = {name: space.by_method.get(name, MethodSpaceConfig()) for name in space.methods}
-    ready = {
+    changes = {name: space.by_method.get(name, MethodSpaceConfig()) for name in space.methods}
+    ready_spaces = {
         name: _load(own.name or name, f"search.space.by_method.{name}.name")
-        for name, own in of_method.items()
+        for name, own in changes.items()
     }
-    known = dict.fromkeys(key for of_ready in ready.values() for key in of_ready.parameters)
+    known = {key: p for ready in ready_spaces.values() for key, p in ready.parameters.items()}
     branches = {}
-    for name, own in of_method.items():
+    for name, own in changes.items():
+        ready = ready_spaces[name]
         common = {
             key: given
             for key, given in space.parameters.items()
-            if key in ready[name].parameters or key not in known
+            if key in ready.parameters or key not in known
         }
         layers = {"search.space": common, f"search.space.by_method.{name}": own.parameters}
         points = space.initial_points if own.initial_points is None else own.initial_points
-        of_trial = with_overrides(trial, {METHOD_KEY: name}, "search.space.methods")
-        for key in own.parameters:
-            section, _, field = key.partition(".")
-            if section == "method" and field not in type(of_trial.method).model_fields:
-                where = f"search.space.by_method.{name}.parameters.{key}"
-                raise ConfigError(f"{where}: {_no_setting(of_trial.method, field, name, space)}")
-        branches[name] = _varied(ready[name], layers, points, of_trial, known)
-    return branches
+        of_method = with_overrides(trial, {METHOD_KEY: name}, "search.space.methods")
+        branches[name] = _changed(ready, layers, points, of_method, known)
+    return SearchSpace(branches=branches)
 
 
 def _load(name: str, key: str) -> SearchSpace:
     try:
         return search_spaces.load(name)
     except ValueError as error:
-        raise ConfigError(f"{key} = {name!r}: {error}") from None
+        raise ConfigError(str(error), key=key, value=name) from None
 
 
-def _varied(
+def _changed(
     ready: SearchSpace | None,
-    layers: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    layers: Mapping[str, Mapping[str, Parameter]],
     points: Sequence[Mapping[str, Any]] | None,
     trial: TrialConfig,
     known: Iterable[str],
 ) -> SearchSpace:
-    """A ready space with parameters laid over it.
+    """A ready space with changed and added parameters.
 
     Args:
-        ready: None is an empty one.
-        layers: section of the configuration -> its parameters, the later over the earlier.
-        points: None is those of the ready space.
-        trial: has values for parameters that these points lack.
-        known: parameters that a misspelt one may be.
+        ready: None is an empty space.
+        layers: section of the configuration -> its parameters; later sections win.
+        points: the first points; None takes those of the ready space.
+        known: keys to suggest for a misspelt one.
     """
-    parameters = ready.model_dump()["parameters"] if ready else {}
-    for given in layers.values():
-        for key, fields in given.items():
-            parameters[key] = fields if "type" in fields else {**parameters.get(key, {}), **fields}
+    parameters: dict[str, Distribution] = dict(ready.parameters) if ready else {}
+    section = "search.space"
+    for section, given in layers.items():
+        for key, parameter in given.items():
+            where = f"{section}.parameters.{key}"
+            if not isinstance(parameter, ParameterChange):
+                parameters[key] = parameter
+            elif key not in parameters:
+                raise ConfigError(
+                    "a parameter that the ready space does not have needs a `type`",
+                    key=where,
+                    value=parameter.model_dump(exclude_unset=True),
+                    hint=None if key in known else suggestion(key, known),
+                )
+            else:
+                try:
+                    parameters[key] = parameter.apply(parameters[key])
+                except ValidationError as error:
+                    value = parameter.model_dump(exclude_unset=True)
+                    raise ConfigError(validation_problem(error), key=where, value=value) from None
     try:
-        first = list(points or ())
-        if ready and points is None:
-            varied = SearchSpace.model_validate({"parameters": parameters})
-            first = _completed(ready.initial_points, varied, trial)
-        return SearchSpace.model_validate({"parameters": parameters, "initial_points": first})
+        space = SearchSpace(parameters=parameters)
     except ValidationError as error:
-        raise ConfigError(_space_problem(error, known, layers)) from None
+        raise ConfigError(validation_problem(error), key=f"{section}.parameters") from None
+    if points is None:
+        points = _completed(ready.initial_points if ready else (), space, trial)
+    try:
+        return SearchSpace(parameters=parameters, initial_points=[dict(point) for point in points])
+    except ValidationError as error:
+        raise ConfigError(validation_problem(error), key=f"{section}.initial_points") from None
 
 
 def _completed(
     points: Iterable[Mapping[str, Any]], space: SearchSpace, trial: TrialConfig
 ) -> list[Mapping[str, Any]]:
-    """The points with the trial's own values for what they lack; those outside are left out."""
+    """The points inside the space, with the trial's own values for parameters that they lack."""
     own = trial.model_dump(mode="json")
     completed: list[Mapping[str, Any]] = []
     for point in points:
-        with suppress(KeyError, TypeError, ValueError):
+        with suppress(KeyError, TypeError, ValueError):  # outside the space, or no such value
             lacking = space.parameters.keys() - point.keys()
             added = {key: reduce(operator.getitem, key.split("."), own) for key in lacking}
             values = {**point, **added}
@@ -262,29 +289,46 @@ def _completed(
     return completed
 
 
-def _space_problem(
-    error: ValidationError, known: Iterable[str], layers: Mapping[str, Mapping[str, Any]]
-) -> str:
-    """The first mistake in a space, in one line."""
-    first = error.errors(include_url=False)[0]
-    # After a parameter's key pydantic names its type, which is no key of the user's.
-    parts = [str(part) for index, part in enumerate(first["loc"]) if index != 2]
-    section, *later = layers
-    for name in later:
-        if parts[0] == "initial_points" or (len(parts) > 1 and parts[1] in layers[name]):
-            section = name
-    where = ".".join([section, *parts])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "union_tag_not_found":
-        known = list(known)
-        if parts[-1] in known:  # of another method
-            of = section.rpartition(".")[2]
-            message = f"the space of {of!r} has no such parameter, and a new one needs a `type`"
-        else:
-            message = "a parameter that is new to the space needs a `type`"
-            message += did_you_mean(parts[-1], known)
-    elif first["type"] == "union_tag_invalid":
-        message = "its `type` is not one of float, int, categorical"
-    elif first["type"] == "extra_forbidden":
-        message = f"a parameter of this type has no such field (type: {first['loc'][2]})"
-    return f"{where} = {first['input']!r}: {message}"
+def check_keys(config: SpaceConfig, space: SearchSpace, trial: TrialConfig) -> None:
+    """Raise a ConfigError if a searched setting of the method does not exist or has no effect.
+
+    Args:
+        config: the section that `space` was resolved from.
+        trial: determines the method unless several are compared.
+    """
+    for name, part in space.parts().items():
+        override = {} if name is None else {METHOD_KEY: name}
+        method = with_overrides(trial, override, "search.space.methods").method
+        settings = {
+            key.removeprefix("method."): parameter
+            for key, parameter in part.parameters.items()
+            if key.startswith("method.")
+        }
+        varied = {
+            setting
+            for setting, parameter in settings.items()
+            if not isinstance(parameter, Categorical) or len(parameter.choices) > 1
+        }
+        # If a choice is searched, other settings may have an effect for one of its values only.
+        several_choices = any(isinstance(settings[setting], Categorical) for setting in varied)
+        for setting in settings:
+            key = f"method.{setting}"
+            section = "search.space"
+            if name is not None and key not in config.parameters:
+                section += f".by_method.{name}"
+            where = f"{section}.parameters.{key}"
+            if setting not in type(method).model_fields:
+                known = [known for known in type(method).model_fields if known != "name"]
+                hint = suggestion(setting, known)
+                if name is None and config.name and key not in config.parameters:
+                    hint = f"write search.space.name = {method.name!r}"
+                raise ConfigError(
+                    f"method.name = {method.name!r} has no {setting!r}", key=where, hint=hint
+                )
+            if setting in method.idle and setting in varied and not several_choices:
+                fixed = getattr(method, setting)
+                raise ConfigError(
+                    "has no effect with the method's other settings",
+                    key=where,
+                    hint=f"write {{type: categorical, choices: [{fixed}]}}",
+                )

@@ -43,7 +43,7 @@ from tuning.runs.recorder import Recorder
 from tuning.runs.records import Callback, SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.recovery import take_up
 from tuning.runs.run_folder import create_run_folder, search_record
-from tuning.security.redaction import check_drivers
+from tuning.security.databases import check_drivers
 from tuning.selection.rules import best_trial
 
 

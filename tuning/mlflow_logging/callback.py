@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainers.redact import redact
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import TrackingError, sqlite_path, tracking_uri
 from tuning.mlflow_logging.runs import SearchRuns
@@ -33,7 +34,6 @@ from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
 from tuning.reporting.tables.trials import write_tables
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun
-from tuning.security.redaction import redact
 
 _log = logging.getLogger(__name__)
 _PATIENCE_S = 30.0

@@ -33,8 +33,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from trainers.errors import ConfigError
-from tuning.security.redaction import check_driver, expand, goes_unencrypted, is_database
-from tuning.security.redaction import redact as redact
+from trainers.redact import is_secret_name
+from trainers.redact import redact as redact
+from tuning.security.databases import check_driver, expand, is_database
+from tuning.security.exposure import goes_unencrypted
 
 _log = logging.getLogger(__name__)
 # MLflow logs a page for a database error that it also raises, and which is reported in one line.
@@ -56,9 +58,6 @@ _REQUEST_SECONDS = 10
 _MIGRATION_SECONDS = 300.0
 """Time to wait while other processes create the database, which takes some 10 s of CPU time."""
 
-_SECRET_KEY = re.compile(
-    r"(^|[._\-/])(password|passwd|pwd|secret|token|api_?key|access_?key|credentials?)$", re.I
-)
 _NOT_IN_A_KEY = re.compile(r"[^\w.\-/ ]")
 
 
@@ -276,7 +275,7 @@ def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[s
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{key}.")
-        elif _SECRET_KEY.search(key):
+        elif is_secret_name(key):
             yield key, "***"
         else:
             # JSON for lists, so that they can be read back; plain text for the rest.

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from trainers.redact import redact
 from tuning.confirmation.results import FT, Confirmation
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import PARENT_TAG
 from tuning.runs.records import SearchRecord
-from tuning.security.redaction import redact
 
 if TYPE_CHECKING:
     from tuning.weights.soup import FinishedSoup

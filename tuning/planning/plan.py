@@ -28,8 +28,7 @@ from trainers.errors import ConfigError
 from tuning.algorithms.early_stopping import PerGroupRule, StoppingRule, rung_ladder
 from tuning.algorithms.samplers import grid
 from tuning.algorithms.tune_scheduler import create_rule
-from tuning.config.early_stopping import AshaConfig, HyperbandConfig, MedianConfig
-from tuning.config.schema import SearchFile
+from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
 from tuning.planning.probe import MAX_PROBES, Probe, probe_trials

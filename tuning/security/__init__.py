@@ -1,1 +1,1 @@
-"""Keeping secrets out of logs, and servers off the network."""
+"""Databases with passwords, and the exposure of servers on the network."""

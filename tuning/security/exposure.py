@@ -1,12 +1,13 @@
-"""Who else can reach an address: what goes there unencrypted, or listens there without a password.
+"""Network exposure: servers that others can reach, and data sent to them unencrypted.
 
-Ray's dashboard runs any code that it is sent and MLflow shows and deletes any run, so both are for
-this machine alone unless somebody says otherwise.
+Ray's dashboard runs any code that is sent to it, and MLflow lets anyone show and delete runs, so
+both listen on this machine only, unless the user allows more.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import socket
 from urllib.parse import urlsplit
 
 from trainers.errors import ConfigError
@@ -15,7 +16,7 @@ ALLOW_REMOTE = "--allow-remote"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host is this machine, seen from itself; a name that is not told apart is not."""
+    """Whether only this machine can reach the host; an unknown name counts as reachable."""
     host = host.strip("[]")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -26,36 +27,51 @@ def is_loopback(host: str) -> bool:
 
 
 def check_listens(host: str, server: str, allow_remote: bool) -> str | None:
-    """A warning for a server that others can reach; None where none can.
+    """A warning for a server that others can reach; None if only this machine can.
 
     Raises:
-        ConfigError: they can, and nobody said that they may.
+        ConfigError: others can reach it, and `allow_remote` is not set.
     """
     if is_loopback(host):
         return None
-    risk = f"{server} asks for no password, and whoever can reach {host} can use it"
+    risk = f"{server} asks for no password, and everyone who can reach {host} can use it"
     if not allow_remote:
-        raise ConfigError(f"--host {host}: {risk}; say {ALLOW_REMOTE} if that is wanted")
+        raise ConfigError(risk, key="--host", value=host, hint=f"add {ALLOW_REMOTE} to allow it")
     return risk
 
 
 def check_sends(url: str, what: str, allow_remote: bool) -> str | None:
-    """A warning for a URL to which `what` would go unencrypted over a network; None otherwise.
+    """A warning for a URL to which `what` would be sent unencrypted; None otherwise.
 
     Raises:
-        ConfigError: it would, and nobody said that it may; or it is no URL of a web server.
+        ConfigError: it would, and `allow_remote` is not set; or not a URL of a web server.
     """
     parts = urlsplit(url)
+    key = "--address"
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--address {url}: not of the form http://HOST:PORT or https://HOST")
+        raise ConfigError("not of the form http://HOST:PORT or https://HOST", key=key, value=url)
     if parts.username or parts.password:
-        raise ConfigError(f"--address {parts.scheme}://***@{parts.hostname}: no passwords in a URL")
+        shown = f"{parts.scheme}://***@{parts.hostname}"
+        raise ConfigError("a URL must not contain a password", key=key, value=shown)
     if parts.scheme == "https" or is_loopback(parts.hostname):
         return None
-    risk = f"{what} would go to {parts.hostname} unencrypted"
+    risk = f"{what} would be sent to {parts.hostname} unencrypted"
     if not allow_remote:
-        raise ConfigError(
-            f"--address {url}: {risk}; forward its port to this machine (ssh -L, kubectl "
-            f"port-forward), use https, or say {ALLOW_REMOTE}"
+        hint = (
+            "forward its port to this machine (ssh -L, kubectl port-forward), use https, or add "
+            f"{ALLOW_REMOTE}"
         )
+        raise ConfigError(risk, key=key, value=url, hint=hint)
     return risk
+
+
+def goes_unencrypted(url: str) -> bool:
+    """Whether the URL is plain http to a public address; a host name is looked up."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        return False
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False  # nothing can be sent
+    return not all(ipaddress.ip_address(str(f[4][0]).partition("%")[0]).is_private for f in found)

@@ -15,7 +15,7 @@ from tests.tuning.fakes import trial as trial_record
 from tuning.algorithms.early_stopping import Asha, Hyperband, MedianRule
 from tuning.algorithms.objectives import Objective
 from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
-from tuning.config.early_stopping import (
+from tuning.config.schema import (
     AshaConfig,
     HyperbandConfig,
     MedianConfig,

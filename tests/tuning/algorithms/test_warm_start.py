@@ -207,7 +207,7 @@ def test_what_lies_outside_of_a_narrower_space_is_left_out(
 ) -> None:
     records = [trial(0, 86.0, 62.0, lr=1e-3), trial(1, 85.0, 61.0, lr=1e-4)]
     write_run(earlier, search_file(images_root), records)
-    space = search_file(images_root).search.space.parameters
+    space = search_file(images_root).search_space().model_dump()["parameters"]
     narrow = {**space, LR: {**space[LR], "high": 5e-4}}
     changes = {"search__space__parameters": narrow, "search__warm_start__use": use}
     study, _ = warm(images_root, earlier, **changes)

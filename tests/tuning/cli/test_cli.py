@@ -208,7 +208,7 @@ def test_extend_adds_to_the_trials_that_were_to_be_run(
     narrower = "search.space.parameters.optim.lr.high=1e-3"
     CliRunner().invoke(app, ["extend", str(run), "--trials", "4", "--set", narrower])
     assert went_on[1].search.budget.trials == there + 8
-    assert went_on[1].search.space.parameters["optim.lr"]["high"] == "1e-3"
+    assert went_on[1].model_dump()["search"]["space"]["parameters"]["optim.lr"]["high"] == 1e-3
 
 
 def test_a_search_with_nothing_left_to_do_ends_in_order(

@@ -10,7 +10,7 @@ import pytest
 
 from tuning.algorithms.early_stopping import Asha
 from tuning.algorithms.tune_scheduler import create_rule
-from tuning.config.early_stopping import AshaConfig, HyperbandConfig, MedianConfig
+from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig
 from tuning.planning.cost_model import Estimate, SearchShape, TrialCost, estimate, play
 
 EXACT = TrialCost(startup_s=10, step_s=0.5, eval_s=4)

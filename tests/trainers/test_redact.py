@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from trainers.redact import has_password, is_secret_name, redact
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no route to https://ann:pa55@host/x?token=abc", "no route to https://***@host/x?token=***"),
+        ("postgresql+psycopg://ann:pa/55@host/a", "postgresql+psycopg://***@host/a"),
+        ("at 'postgresql://ann:p@55@host/a': x@y", "at 'postgresql://***@host/a': x@y"),
+        ("https://token@host/", "https://***@host/"),
+        ("https://a:b@c/ then https://d:e@f/", "https://***@c/ then https://***@f/"),
+        ("s3://bucket/x?api_key=a&region=b&X-Amz-Signature=c", "s3://bucket/x?api_key=***&region=b&X-Amz-Signature=***"),
+        ("s3://bucket/folder and http://host:5000/x", "s3://bucket/folder and http://host:5000/x"),
+        ("file:///home/ann@work/runs", "file:///home/ann@work/runs"),
+    ],
+)  # fmt: skip
+def test_secrets_of_urls_are_hidden(text: str, shown: str) -> None:
+    assert redact(text) == shown
+
+
+def test_values_from_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PASSWORD_A", "hunter2")
+    monkeypatch.delenv("PASSWORD_B", raising=False)
+    url = "postgresql://ann:${PASSWORD_A}@host/$PASSWORD_B"
+    assert redact("authentication failed (hunter2)", url) == "authentication failed (***)"
+    assert redact("authentication failed (hunter2)") == "authentication failed (hunter2)"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        ("HF_TOKEN", True), ("TOKEN_FILE", True), ("GITHUBTOKEN", True), ("api_key", True),
+        ("AWS_SECRET_ACCESS_KEY", True), ("PGPASSWORD", True), ("MYSQL_PWD", True),
+        ("store.credentials", True), ("PWD", False), ("OLDPWD", False), ("trial.method.key", False),
+        ("trial.model.tokenizer", False), ("method.text_tokens", False), ("COMPASS", False),
+    ],
+)  # fmt: skip
+def test_names_of_secrets_are_recognised(name: str, is_secret: bool) -> None:
+    assert is_secret_name(name) is is_secret
+
+
+@pytest.mark.parametrize(
+    "piece", ["?key", "key", "://", "a://b:", "a.", "?", "&key=", "$", "@", "a://", "x:y@", "pass_"]
+)
+def test_long_texts_take_linear_time(piece: str) -> None:
+    """A quadratic pattern would take minutes; the texts are as long as an attacker may send."""
+    text = piece * (100_000 // len(piece))
+    assert isinstance(redact(text, text), str)
+    has_password(text)
+    is_secret_name(text)
