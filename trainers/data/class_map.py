@@ -1,13 +1,13 @@
-"""From the logits of the ID classes to those of another domain's own classes.
+"""Maps logits of the ID classes to the classes of another domain.
 
-A domain may have a part of the ID classes (ImageNet-R and -A: 200 of 1000), the same in another
-order, or classes of its own that each stand for one or several ID classes (ObjectNet). Its
-images are always scored in its own label space: a softmax over its own classes and no others.
+A domain may have a part of the ID classes (ImageNet-R and -A: 200 of 1000), the same ones in
+another order, or classes that each stand for one or several ID classes (ObjectNet). Its images are
+always scored in its own label space: a softmax over its own classes.
 
-A class that stands for no ID class cannot be scored, and a domain that has one is refused: an
-accuracy over the rest would pass for the domain's and be another. Who fine-tunes on 100 of
-ImageNet's classes and wants ImageNet-V2 on those says so in a suite: `unknown_classes: skip` leaves
-the images of all others out.
+A class that stands for no ID class cannot be scored, and a domain with such a class is refused,
+since an accuracy over the rest would pass for the accuracy of the domain. If a model is fine-tuned
+on 100 of ImageNet's classes and evaluated on those of ImageNet-V2, the suite sets
+`unknown_classes: skip`, which leaves the images of the other classes out.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from trainers.data.suite import DomainRule, listed, near
 from trainers.errors import ConfigError
 
 METADATA_KEY = "class_map"
-"""Under which a domain's Parquet files say what its classes stand for, as JSON."""
+"""Entry of the Parquet metadata with the ID classes of each class, as JSON."""
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Which ID classes each class of a domain stands for."""
+    """The ID classes that each class of a domain stands for."""
 
     num_id_classes: int
     groups: tuple[tuple[int, ...], ...]
-    """For each class of the domain, in the order of its labels, the ID labels it stands for; none
-    where its images are left out."""
+    """ID labels for each class of the domain in the order of its labels; empty if its images are
+    left out."""
 
     @property
     def num_classes(self) -> int:
-        """Of the domain, those that are scored."""
+        """Number of the domain's classes that are scored."""
         return sum(map(bool, self.groups))
 
     def project(self, logits: Tensor) -> Tensor:
-        """ID logits (B, K) to the domain's (B, `num_classes`): the best of each group."""
+        """ID logits (B, K) to the domain's (B, `num_classes`): the maximum of each group."""
         if self._index is None:
             return logits
         return logits[:, self._index.to(logits.device)].amax(dim=-1)
 
     def score(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """`project`, with the domain's labels (B,) as columns of it; without what is left out."""
+        """Projected logits and labels (B,) as their columns, without images that are left out."""
         if all(self.groups):
             return self.project(logits), labels
         columns = self._columns.to(labels.device)[labels]
@@ -59,7 +59,7 @@ class ClassMap:
 
     @cached_property
     def _index(self) -> Tensor | None:
-        """(num_classes, widest group) ID labels; None where there is nothing to do."""
+        """(num_classes, widest group) ID labels; None for the identity."""
         if self.groups == tuple((label,) for label in range(self.num_id_classes)):
             return None
         groups = [group for group in self.groups if group]
@@ -69,13 +69,13 @@ class ClassMap:
 
     @cached_property
     def _columns(self) -> Tensor:
-        """For each label of the domain, its column of what `project` gives; -1: left out."""
+        """Column of the projected logits for each label of the domain; -1 if it is left out."""
         kept = torch.tensor([bool(group) for group in self.groups])
         return torch.where(kept, kept.cumsum(0) - 1, -1)
 
 
 class Described(Protocol):
-    """What says of itself which classes it has: opened images, or a file's header."""
+    """Opened images, or a file's header."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ class Described(Protocol):
 def domain_class_map(
     data: DataConfig, id_classes: Sequence[str], domain: str, described: Described
 ) -> ClassMap:
-    """The map of one of a configuration's domains, by its suite and by what its files say.
+    """The map of one of a configuration's domains, by its suite and by its files' metadata.
 
     Raises:
         ConfigError: as `class_map`.
@@ -118,115 +118,71 @@ def class_map(
     Args:
         id_classes: (K,) names that identify the classes of the head.
         domain_classes: of the domain, in the order of its labels.
-        domain: its name, for messages.
-        id_domain: the ID domain's name, for messages.
-        rule: of the suite; what it maps goes before what the files say.
+        domain: for messages.
+        id_domain: for messages.
+        rule: of the suite; its map has priority over the metadata.
         metadata: of the domain's Parquet files.
 
     Raises:
-        ConfigError: another number of classes than the suite has, a class that stands for none of
-            the ID classes, several classes of one name, or that stand for the same ID classes, or
-            a class of the suite's map that the domain has not.
+        ConfigError: not the number of classes that the suite expects, a class that stands for no ID
+            class, two classes with one name or with the same ID classes, or a class in the suite's
+            map that the domain does not have.
     """
     rule = rule or DomainRule()
     if rule.num_classes is not None and rule.num_classes != len(domain_classes):
-        raise ConfigError(
-            f"{domain}: it has {len(domain_classes)} classes, and the suite expects "
-            f"{rule.num_classes}"
-        )
+        problem = f"it has {len(domain_classes)} classes, and the suite expects {rule.num_classes}"
+        raise ConfigError(problem, source=domain)
     for name, classes in ((id_domain, id_classes), (domain, domain_classes)):
         if twice := sorted(c for c, times in Counter(classes).items() if times > 1):
-            raise ConfigError(f"{name}: several of its classes are called {listed(twice)}")
-    labels = {name: label for label, name in enumerate(id_classes)}
+            raise ConfigError(f"several of its classes are called {listed(twice)}", source=name)
     for name in rule.class_map or ():
         if name not in domain_classes:
-            raise ConfigError(
-                f"{domain}: the class_map of the suite has {name!r}, which is none of its "
-                f"{len(domain_classes)} classes{near(name, domain_classes)}"
-            )
+            problem = f"the class_map of the suite has {name!r}, which is not one of its classes"
+            raise ConfigError(f"{problem}{near(name, domain_classes)}", source=domain)
+
+    labels = {name: label for label, name in enumerate(id_classes)}
     given = rule.class_map or _from_metadata(metadata or {}, domain)
     targets = given or {name: (name,) for name in domain_classes}
     if rule.unknown_classes == "refuse":
-        if given is None:
-            _check_names(domain_classes, labels, domain, id_domain)
-        else:
-            _check_targets(domain_classes, given, labels, domain, id_domain)
+        unmapped = [name for name in domain_classes if name not in targets]
+        unknown = [t for name in domain_classes for t in targets.get(name, ()) if t not in labels]
+        if unmapped:
+            hint = near(unmapped[0], targets) if len(unmapped) == 1 else ""
+            problem = f"its class_map has nothing for {listed(unmapped)}{hint}"
+            raise ConfigError(problem, source=domain)
+        if unknown:
+            where = " in its class_map" if given else ""
+            hint = near(unknown[0], labels) if len(unknown) == 1 else ""
+            raise ConfigError(
+                f"{listed(unknown)}{where}: no class of {id_domain}, which has {len(labels)}{hint}",
+                hint=f"in a suite of your own, domains.{domain} may have a class_map, or "
+                "unknown_classes: skip",
+                source=domain,
+            )
     groups = tuple(
         tuple(labels[target] for target in targets.get(name, ()) if target in labels)
         for name in domain_classes
     )
     if not any(groups):
-        raise ConfigError(f"{domain}: none of its classes is one of {id_domain}")
-    _check_groups(domain_classes, groups, domain, id_domain)
-    return ClassMap(len(id_classes), groups)
-
-
-def _check_names(
-    domain_classes: Sequence[str], labels: Mapping[str, int], domain: str, id_domain: str
-) -> None:
-    """Every class of the domain must be one of the ID domain."""
-    unknown = [name for name in domain_classes if name not in labels]
-    if unknown:
-        hint = near(unknown[0], labels) if len(unknown) == 1 else ""
-        raise ConfigError(
-            f"{domain}: {listed(unknown)}: no class of {id_domain}, which has {len(labels)}{hint}; "
-            f"in a suite of your own, domains.{domain} may have a class_map, or unknown_classes: "
-            "skip"
-        )
-
-
-def _check_targets(
-    domain_classes: Sequence[str],
-    given: Mapping[str, tuple[str, ...]],
-    labels: Mapping[str, int],
-    domain: str,
-    id_domain: str,
-) -> None:
-    """Every class of the domain must be in its map, and stand for ID classes alone."""
-    unmapped = [name for name in domain_classes if name not in given]
-    if unmapped:
-        hint = near(unmapped[0], given) if len(unmapped) == 1 else ""
-        raise ConfigError(f"{domain}: its class_map has nothing for {listed(unmapped)}{hint}")
-    for name in domain_classes:
-        for target in given[name]:
-            if target not in labels:
-                raise ConfigError(
-                    f"{domain}: its class_map has {name!r} stand for {target!r}, which is no class "
-                    f"of {id_domain}{near(target, labels)}"
-                )
-
-
-def _check_groups(
-    domain_classes: Sequence[str],
-    groups: Sequence[tuple[int, ...]],
-    domain: str,
-    id_domain: str,
-) -> None:
-    """No two classes may stand for the same ID classes; that some are shared is usual."""
+        raise ConfigError(f"none of its classes is one of {id_domain}", source=domain)
+    # Classes may share some ID classes, but not all of them.
     first: dict[frozenset[int], str] = {}
     for name, group in zip(domain_classes, groups, strict=True):
         other = first.setdefault(frozenset(group), name)
         if group and other != name:
-            raise ConfigError(
-                f"{domain}: its class_map has {other!r} and {name!r} stand for the same classes of "
-                f"{id_domain}, so that nothing could tell them apart"
-            )
+            problem = f"{other!r} and {name!r} stand for the same classes of {id_domain}"
+            raise ConfigError(problem, source=domain)
+    return ClassMap(len(id_classes), groups)
 
 
 def _from_metadata(metadata: Mapping[str, str], domain: str) -> dict[str, tuple[str, ...]] | None:
-    text = metadata.get(METADATA_KEY)
-    if text is None:
+    if METADATA_KEY not in metadata:
         return None
     try:
-        values = json.loads(text)
-        return {str(name): tuple(map(str, _as_list(ids))) for name, ids in values.items()}
-    except (ValueError, AttributeError, TypeError):
-        raise ConfigError(
-            f"{domain}: the class_map of its Parquet files is no JSON object of lists"
-        ) from None
-
-
-def _as_list(ids: object) -> list[object]:
-    if not isinstance(ids, list) or not ids:
-        raise TypeError(ids)
-    return ids
+        values = json.loads(metadata[METADATA_KEY])
+        if not all(isinstance(ids, list) and ids for ids in values.values()):
+            raise TypeError(values)
+        return {str(name): tuple(map(str, ids)) for name, ids in values.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        problem = "the class_map of its Parquet files is not a JSON object of lists"
+        raise ConfigError(problem, source=domain) from None

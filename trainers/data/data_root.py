@@ -13,7 +13,7 @@ from trainers.errors import ConfigError, did_you_mean
 EMBEDDED = "openmoji"
 
 PREPARATION_FILE = "preparation.json"
-"""In a domain's folder: how far `lipsum-tune prepare` has got with it."""
+"""Record of `lipsum-tune prepare` in a domain's folder, with its status."""
 
 
 def resolve_root(root: str, *, progress: bool = False) -> Store:
@@ -25,7 +25,7 @@ def resolve_root(root: str, *, progress: bool = False) -> Store:
         progress: show a bar while it is built.
 
     Raises:
-        ConfigError: the embedded benchmark is wanted, but its packages are not installed.
+        ConfigError: the packages of the embedded benchmark are not installed.
     """
     if root != EMBEDDED:
         return open_store(root)
@@ -34,8 +34,10 @@ def resolve_root(root: str, *, progress: bool = False) -> Store:
         from trainers.embedded_benchmark.contact_sheet import contact_sheet
     except ImportError as error:
         raise ConfigError(
-            f"data.root = {EMBEDDED!r}: the embedded benchmark needs {error.name!r}; "
-            "install it with: pip install 'lipsum-tune[benchmark]'"
+            f"the embedded benchmark needs {error.name!r}",
+            key="data.root",
+            value=EMBEDDED,
+            hint="install it with: pip install 'lipsum-tune[benchmark]'",
         ) from error
     folder = build(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED, progress=progress)
     sheet = folder.with_name(f"{EMBEDDED}-contact-sheet.png")
@@ -48,63 +50,60 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
     """The Parquet files of a domain and split, in the order of their names.
 
     Raises:
-        ConfigError: names what is missing and what is there instead, or says that the domain's
-            preparation is not done, or that the root cannot be reached.
+        ConfigError: there are none, the domain's preparation is not done, or the root cannot be
+            read.
     """
     try:
         files = [
             info
             for info in store.list(f"{domain}/{split}")
-            if info.type == fs.FileType.File
+            if info.is_file
             and info.extension == "parquet"
             and not info.base_name.startswith((".", "_"))
         ]
         _check_prepared(store, domain)
-        if not files:
-            raise ConfigError(_missing(store, domain, split))
+        if files:
+            return files
+        if not store.exists():
+            raise ConfigError("no such folder", key="data.root", value=store.url)
+        path = ""
+        for name, kind in ((domain, "domain"), (split, "split")):
+            folders = [info for info in store.list(path) if info.type == fs.FileType.Directory]
+            names = [info.base_name for info in folders]
+            if name not in names:
+                problem = f"it has no {kind} {name!r}{did_you_mean(name, names)}"
+                raise ConfigError(problem, source=f"{store.url}/{path}".rstrip("/"))
+            path = f"{path}/{name}".lstrip("/")
+        raise ConfigError("no *.parquet file here", source=f"{store.url}/{path}")
     except OSError as error:
-        raise ConfigError(f"data.root = {store.url!r}: cannot be read: {error}") from None
-    return files
+        problem = f"cannot be read: {error}"
+        raise ConfigError(problem, key="data.root", value=store.url) from None
 
 
 def _check_prepared(store: Store, domain: str) -> None:
-    """A user's own Parquet has no such file, and needs none."""
+    """Raise a ConfigError if a domain has a record of a preparation that is not done.
+
+    A user's own Parquet files have no record.
+    """
     path = f"{domain}/{PREPARATION_FILE}"
     if not store.exists(path):
         return
     try:
         record = json.loads(store.read_bytes(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        raise ConfigError(
-            f"{store.url}/{path}: not a record of `prepare`; remove it, "
-            "and run `lipsum-tune prepare` again if it was interrupted"
+        problem = (
+            "not a record of `prepare`; remove it, and run `lipsum-tune prepare` again if it was "
+            "interrupted"
         )
+        raise ConfigError(problem, source=f"{store.url}/{path}")
     status = record.get("status")
     if status == "refused":
-        raise ConfigError(
-            f"{store.url}/{domain}: its preparation found more bad images than it may skip; "
-            "run `lipsum-tune prepare` again with --skip-bad"
-        )
+        problem = "its preparation found more bad images than it may skip"
+        hint = "run `lipsum-tune prepare` again with --skip-bad"
+        raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
     if status != "done":
-        raise ConfigError(
-            f"{store.url}/{domain}: its preparation is {status}; "
-            "run the same `lipsum-tune prepare` again to finish it"
-        )
-
-
-def _missing(store: Store, domain: str, split: str) -> str:
-    """What to tell somebody whose domain and split have no files."""
-    if not store.exists():
-        return f"data.root = {store.url!r}: no such folder"
-    domains, splits = _folders(store, ""), _folders(store, domain)
-    if domain not in domains:
-        return f"{store.url}: it has no domain {domain!r}{did_you_mean(domain, domains)}"
-    if split not in splits:
-        return f"{store.url}/{domain}: it has no split {split!r}{did_you_mean(split, splits)}"
-    return f"{store.url}/{domain}/{split}: no *.parquet file here"
-
-
-def _folders(store: Store, path: str) -> list[str]:
-    return [info.base_name for info in store.list(path) if info.type == fs.FileType.Directory]
+        problem = f"its preparation is {status}"
+        hint = "run the same `lipsum-tune prepare` again to finish it"
+        raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")

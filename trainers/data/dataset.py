@@ -1,8 +1,9 @@
-"""Labelled images of one domain and split, and batches of them to train on and evaluate."""
+"""Labelled images of one domain and split, and batches of them for training and evaluation."""
 
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +25,7 @@ from torchvision.transforms.v2 import functional
 from trainers.data.cache.arrow_cache import cached_shards, map_shard
 from trainers.data.data_root import domain_files
 from trainers.data.encoding import BadImage, decode, orientation
+from trainers.data.formats.readers import ParquetSource, read_sources
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import check_range, class_names_of, metadata_of
 from trainers.data.storage import Store, open_store
@@ -35,20 +37,22 @@ from trainers.seeding import generator
 KEEP_BYTES = 1 << 29
 """Evaluation views of up to this size (512 MiB) stay decoded, for each domain in each process."""
 
+logger = logging.getLogger(__name__)
+
 
 class ImageDataset:
     """The images of `<root>/<domain>/<split>/*.parquet`, in the order of file and row.
 
-    They are mapped from this machine's cache of Arrow files, which is filled first where it has to
-    be: an image is read when it is asked for, and processes share what was read. Copies in other
-    processes open the same files.
+    They are memory-mapped from this machine's cache of Arrow files, which is filled first if
+    needed: an image is read when it is used, and processes share the pages. Pickled copies in other
+    processes map the same files.
 
     Args:
-        store: the data set's root; a path will do.
+        store: the data set's root, or its path.
         domain: its folder.
         split: `train`, `val` or `test`.
         cache_gb: limit of this machine's cache.
-        crop_pct: in place of the data's own.
+        crop_pct: replaces the value in the data's metadata.
 
     Raises:
         ConfigError: no such folder, no Parquet file in it, an unfinished preparation, a label
@@ -69,17 +73,21 @@ class ImageDataset:
         self.files = domain_files(self.store, domain, split)
         self._limit = int(cache_gb * 1e9)
         self._shards: list[Path] = []
+        self._eval_views: tuple[Any, Tensor] | None = None
         tables = self._map()
-        self.class_names, self.metadata = self._agreed(tables)
+        try:
+            self.class_names, self.metadata = self._check(tables)
+        except ConfigError:
+            self._renew(self._shards)  # the cached copy may be damaged, and not the data
+            self.class_names, self.metadata = self._check(self._map())
         self.crop_pct = crop_pct if crop_pct is not None else self._own_crop_pct()
         """Share of the resized image's short side that evaluation sees."""
-        self._eval_views: tuple[Any, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("labels", "_images", "_paths", "_ends", "_eval_views")
+        mapped = ("labels", "_images", "_paths", "_ends", "_file_ends", "_eval_views")
         state = {key: value for key, value in vars(self).items() if key not in mapped}
         state["files"] = [(file.path, file.mtime_ns, file.size) for file in self.files]
         return state
@@ -97,31 +105,35 @@ class ImageDataset:
         """One image, RGB and upright, as `prepare` would store it.
 
         Raises:
-            ConfigError: it cannot be decoded; names the image and what to do about it.
+            ConfigError: it cannot be decoded; names the image.
         """
-        chunk, row = self._find(index)
+        chunk, row = _position(self._ends, index)
+        data = self._images[chunk][row].as_py() or b""
         try:
-            return decode(self._images[chunk][row].as_py() or b"")
+            return decode(data)
         except BadImage as bad:
+            part, row_of_file = _position(self._file_ends, index)
+            source = ParquetSource(self.store.relative(self.files[part]), row_of_file, "image")
+            (original,) = read_sources(self.store, [source])
+            if isinstance(original, bytes) and original != data:
+                self._renew([self._shards[part]])
+                self._map()
+                return self.decode(index)
             raise ConfigError(
-                f"{self.store.url}/{self.name}: row {index} ({self._paths[chunk][row].as_py()}): "
-                f"{bad}; `lipsum-tune prepare parquet` finds and leaves out such images"
+                f"row {index} ({self._paths[chunk][row].as_py()}): {bad}",
+                hint="`lipsum-tune prepare parquet` finds and leaves out such images",
+                source=f"{self.store.url}/{self.name}",
             ) from None
 
     def pixels(self, index: int) -> Tensor:
-        """The same image as (3, H, W) uint8, in less time where it is a usual JPEG."""
-        chunk, row = self._find(index)
+        """The same image as (3, H, W) uint8, decoded faster if it is a usual JPEG."""
+        chunk, row = _position(self._ends, index)
         data = self._images[chunk][row].as_buffer()
         if data is not None and _is_usual_jpeg(data):
             with suppress(RuntimeError):  # a torchvision without libjpeg
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
                 return decode_jpeg(encoded, mode=ImageReadMode.RGB)
         return functional.pil_to_tensor(self.decode(index))
-
-    def _find(self, index: int) -> tuple[int, int]:
-        """The batch that an image is in, and its row there."""
-        chunk = bisect_right(self._ends, index)
-        return chunk, index - (self._ends[chunk - 1] if chunk else 0)
 
     def eval_batches(
         self,
@@ -133,36 +145,31 @@ class ImageDataset:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One worker's share as ((B, 3, size, size) uint8, (B,) int64), each image once.
 
-        Views of small sets are kept; those of larger ones are decoded again at each evaluation.
+        Views of small sets are kept; those of larger sets are decoded at each evaluation.
 
         Args:
             image_input: of the model.
             batch_size: B; the last batch may be smaller.
-            rank: of the training worker that asks.
+            rank: of this training worker.
             world_size: number of training workers.
             workers: processes that decode; 0 decodes in this one.
         """
+
+        def decoded() -> Iterator[tuple[Tensor, Tensor]]:
+            views = _EvalViews(self, image_input)
+            return _batches(DataLoader(views, batch_size, sampler=mine, num_workers=workers))
+
         mine = range(rank, len(self), world_size)
         if len(mine) * 3 * image_input.size**2 > KEEP_BYTES:
-            yield from self._decoded(image_input, mine, batch_size, workers)
+            yield from decoded()
             return
         key = (image_input, mine)
         if self._eval_views is None or self._eval_views[0] != key:
-            batches = self._decoded(image_input, mine, batch_size, workers)
-            views = [views for views, _ in batches] or [torch.empty(0, dtype=torch.uint8)]
+            views = [views for views, _ in decoded()] or [torch.empty(0, dtype=torch.uint8)]
             self._eval_views = key, torch.cat(views)
         labels = torch.from_numpy(self.labels[mine.start :: mine.step])
         kept = self._eval_views[1].split(batch_size)
         yield from zip(kept, labels.split(batch_size), strict=True)
-
-    def _decoded(
-        self, image_input: ImageInput, indices: range, batch_size: int, workers: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        return _batches(
-            DataLoader(
-                _EvalViews(self, image_input), batch_size, sampler=indices, num_workers=workers
-            )
-        )
 
     def _map(self) -> list[pa.Table]:
         tables = self._tables()
@@ -171,6 +178,7 @@ class ImageDataset:
         self._images = [chunk for table in tables for chunk in table["bytes"].chunks]
         self._paths = [chunk for table in tables for chunk in table["path"].chunks]
         self._ends = list(accumulate(len(chunk) for chunk in self._images))
+        self._file_ends = list(accumulate(table.num_rows for table in tables))
         return tables
 
     def _tables(self) -> list[pa.Table]:
@@ -179,56 +187,72 @@ class ImageDataset:
                 if not self._shards:
                     self._shards = cached_shards(self.store, self.files, limit_bytes=self._limit)
                 return [map_shard(path) for path in self._shards]
-            except FileNotFoundError:  # another data set needed the room, or some are torn
-                for path in self._shards:  # all that are torn go now
+            except FileNotFoundError:  # evicted for another data set, or torn
+                for path in self._shards:
                     with suppress(FileNotFoundError):
-                        map_shard(path)
+                        map_shard(path)  # removes all that are torn before they are made anew
                 self._shards = []
         raise ConfigError(
-            f"data.cache_gb = {self._limit / 1e9:g}: the cache is being emptied by others while "
-            f"{self.store.url}/{self.name} is read from it: raise data.cache_gb"
+            f"others empty the cache while {self.store.url}/{self.name} is read from it",
+            key="data.cache_gb",
+            value=self._limit / 1e9,
+            hint="raise it",
         )
 
-    def _agreed(self, tables: list[pa.Table]) -> tuple[tuple[str, ...], Mapping[str, str]]:
-        """Class names and metadata of all files, once they and the labels are known to be sound."""
-        first = metadata_of(tables[0].schema)
-        names = class_names_of(tables[0].schema, self.name)
-        for file, table in zip(self.files, tables, strict=True):
-            where = f"{self.store.url}/{self.store.relative(file)}"
-            if class_names_of(table.schema, where) != names:
-                raise ConfigError(f"{where}: other class names than {self.files[0].base_name}")
-            metadata = metadata_of(table.schema)
-            for key in ("crop_pct", "class_map"):
-                if metadata.get(key) != first.get(key):
-                    raise ConfigError(f"{where}: another {key} than {self.files[0].base_name}")
-            check_range(table["label"], len(names), where)
+    def _renew(self, shards: Iterable[Path]) -> None:
+        """Remove cached files, so that they are made again."""
+        logger.warning("caching %s of %s again", self.name, self.store.url)
+        for path in shards:
+            path.unlink(missing_ok=True)
+        self._shards = []
+
+    def _check(self, tables: list[pa.Table]) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        """Class names and metadata, after a check of labels and of files that must agree."""
+        where = [f"{self.store.url}/{self.store.relative(file)}" for file in self.files]
+        first = metadata_of(tables[0].schema, where[0])
+        names = class_names_of(tables[0].schema, where[0])
+        for file, table in zip(where, tables, strict=True):
+            metadata = metadata_of(table.schema, file)
+            differing = [
+                key for key in ("crop_pct", "class_map") if metadata.get(key) != first.get(key)
+            ]
+            if class_names_of(table.schema, file) != names:
+                differing.insert(0, "class names")
+            if differing:
+                problem = f"other {differing[0]} than {self.files[0].base_name}"
+                raise ConfigError(problem, source=file)
+            check_range(table["label"], len(names), file)
         if not self._ends or not self._ends[-1]:
-            raise ConfigError(f"{self.store.url}/{self.name}: no images in its files")
+            raise ConfigError("no images in its files", source=f"{self.store.url}/{self.name}")
         return names, first
 
     def _own_crop_pct(self) -> float:
         text = self.metadata.get("crop_pct", str(CROP_PCT))
-        try:
-            crop_pct = float(text)
-        except ValueError:
-            crop_pct = 0.0
-        if not 0 < crop_pct <= 1:
-            raise ConfigError(f"{self.store.url}/{self.name}: metadata crop_pct = {text!r}")
-        return crop_pct
+        with suppress(ValueError):
+            if 0 < float(text) <= 1:
+                return float(text)
+        source = f"{self.store.url}/{self.name}"
+        raise ConfigError("must be in (0, 1]", key="crop_pct", value=text, source=source)
+
+
+def _position(ends: list[int], index: int) -> tuple[int, int]:
+    """The part that contains a row, and the row's number in it; `ends` are cumulative sizes."""
+    part = bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
 
 
 def _is_usual_jpeg(data: pa.Buffer) -> bool:
-    """Whether it is one on which `decode` and torchvision agree to the bit.
+    """Whether `decode` and torchvision decode a file to the same bits.
 
-    Not so where the end is missing, which torchvision would fill up with grey, nor where it lies on
-    its side.
+    They do not if the end is missing, which torchvision fills up with grey, or if the image has to
+    be rotated.
     """
     if bytes(data[:2]) != b"\xff\xd8" or bytes(data[-2:]) != b"\xff\xd9":
         return False
     try:
         with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
             image = Image.open(io.BytesIO(data), formats=["JPEG"])
-    except Exception:  # `decode` says what it is
+    except Exception:  # `decode` reports it
         return False
     return image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
 
@@ -271,11 +295,11 @@ def train_batches(
 
     Args:
         images: of the ID domain's train split.
-        sampler: which samples make which step.
+        sampler: chooses the samples of each step.
         image_input: of the model.
         crop_area: least and greatest share of an image that a view shows.
         workers: processes that decode; 0 decodes in this one.
-        pin_memory: page-locked batches, for copies to a GPU that overlap with its work.
+        pin_memory: page-locked batches, whose copies to a GPU overlap with its work.
     """
     return _batches(
         DataLoader(
@@ -300,7 +324,7 @@ def eval_samples(
 
 
 def _batches(loader: DataLoader[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass; a mistake that a loader process met is told without that process's traceback."""
+    """One pass; a ConfigError of a loader process is raised without that process's traceback."""
     try:
         yield from loader
         return

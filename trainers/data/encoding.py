@@ -1,8 +1,8 @@
-"""Images as they are found, made into images that every reader decodes alike.
+"""Images of any kind, converted to images that every reader decodes alike.
 
-An image is decoded whole, so that one that is cut off is found now and not in the middle of a
-search; damage that leaves a JPEG decodable to its end cannot be told from an image. What is plain
-already stays as it is, byte for byte; the rest becomes 8-bit RGB.
+Images are decoded whole, so that one that is cut off is found now and not in the middle of a
+search. (Damage inside a JPEG that still decodes to its end cannot be detected.) 8-bit RGB and grey
+JPEG and PNG stay as they are, byte for byte; the rest becomes 8-bit RGB.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP",
 )  # fmt: skip
-"""What is opened at all; Pillow would start Ghostscript for some others."""
+"""Formats that are opened. Pillow would start Ghostscript for some others."""
 
 CHANGES = (
     "CMYK", "16-bit", "1-bit", "palette", "animated", "EXIF rotation", "transparency", "format",
     "mode", "border", "resized",
 )  # fmt: skip
-"""What may have to be done to an image: of an animation the first frame is taken, a rotation is
-applied, transparency is laid over white, a border is cut off."""
+"""Conversions: of an animation the first frame is taken, an EXIF rotation is applied, transparency
+is laid over white, a border is cut off."""
 
 _PLAIN = ("JPEG", "MPO", "PNG")
 _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
 _PNG_BIT_DEPTH = 24  # offset of that byte in a PNG
 _JPEG_SIDE = 65_500  # pixels that libjpeg writes at most
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # but those within images
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # except those within image data
 _JPEG_END = 0xD9
 _TRANSPOSED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,7 +43,7 @@ _TRANSPOSED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What puts an image upright, by EXIF's orientation."""
+"""Operation that turns an image upright, by EXIF orientation."""
 
 
 class BadImage(ValueError):
@@ -68,65 +68,57 @@ class EncodeOptions:
     """What is done to every image."""
 
     resize: int | None = None
-    """Pixels of the short side; smaller images stay as they are."""
+    """Pixels of the short side. Smaller images keep their size."""
     quality: int = 95
     """Of the JPEGs that are written, 1 to 100."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A JPEG or PNG, and what had to be changed for it."""
+    """A JPEG or PNG, and the conversions that it needed, of `CHANGES`."""
 
     data: bytes
     changes: tuple[str, ...] = ()
-    """Of `CHANGES`."""
 
 
 def encode(data: bytes, options: EncodeOptions, border: int = 0) -> Encoded:
-    """An image as it is stored.
+    """The image file `data` as it is stored, after `border` pixels are cut off every side.
 
-    An 8-bit RGB or greyscale JPEG or PNG to which nothing is to be done stays byte for byte. Other
-    images become RGB: PNG where the source is lossless and the size stays, else JPEG with 4:4:4
-    chroma. Colour profiles and EXIF are not kept then.
-
-    Args:
-        data: the file as it was found.
-        options: what is done to every image.
-        border: pixels to cut off every side.
+    A JPEG or PNG that needs no change stays byte for byte. Other images become RGB: PNG if the
+    source is lossless and the size stays, else JPEG with 4:4:4 chroma. Colour profiles and EXIF are
+    then dropped.
 
     Raises:
-        BadImage: it cannot be decoded to its end, or what becomes of it cannot be kept.
+        BadImage: it cannot be decoded to its end, or cannot be stored.
     """
     image, changes = _decode(data)
     try:
-        return _encode(data, image, changes, options, border)
+        width, height = image.size
+        if min(width, height) <= 2 * border:
+            raise BadImage("too small", f"{width} x {height} pixels, a border of {border}")
+        rgb = image
+        if border:
+            rgb = image.crop((border, border, width - border, height - border))
+            changes.append("border")
+        if options.resize is not None and min(rgb.size) > options.resize:
+            # torchvision rounds the long side down, too.
+            size = tuple(int(options.resize * side / min(rgb.size)) for side in rgb.size)
+            rgb = rgb.convert("RGB").resize(size, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
+            changes.append("resized")
+        if not changes:
+            return Encoded(data)
+        is_lossless = image.format not in _LOSSY and "resized" not in changes
+        return Encoded(_write(rgb.convert("RGB"), is_lossless, options.quality), tuple(changes))
     except BadImage:
         raise
     except MemoryError as error:
         raise BadImage("too large", _one_line(error)) from None
-    except Exception as error:  # one image is never to stop the others
+    except Exception as error:  # one image must not stop the others
         raise BadImage("cannot be encoded", _one_line(error)) from None
 
 
-def _encode(
-    data: bytes, image: Image.Image, changes: list[str], options: EncodeOptions, border: int
-) -> Encoded:
-    rgb = _crop(image, border)
-    if border:
-        changes.append("border")
-    if options.resize is not None and min(rgb.size) > options.resize:
-        rgb = rgb.convert("RGB").resize(
-            _short_side(rgb.size, options.resize), Image.Resampling.BICUBIC
-        )
-        changes.append("resized")
-    if not changes:
-        return Encoded(data)
-    lossless = image.format not in _LOSSY and "resized" not in changes
-    return Encoded(_write(rgb.convert("RGB"), lossless, options.quality), tuple(changes))
-
-
 def decode(data: bytes) -> Image.Image:
-    """An image as `encode` would store it, RGB and upright, whatever it is.
+    """The image as `encode` would store it: RGB and upright.
 
     Raises:
         BadImage: it cannot be decoded to its end.
@@ -136,22 +128,23 @@ def decode(data: bytes) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """How its camera was held, by EXIF's numbers; 1 is upright."""
+    """EXIF orientation; 1 is upright."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a camera's notes may be corrupt where its image is not
+    except Exception:  # EXIF may be corrupt in an image that is not
         return 1
 
 
 def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
-    """The image in mode L or RGB, upright; `format` is that of the file. And what was changed."""
+    """The image in mode L or RGB, upright, with the file's `format`; and the conversions made."""
     if not data:
         raise BadImage("empty", "0 bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # Raised from the size in the header, before anything is decoded.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _as_rgb(*_load(data))
+            return _load(data)
     except BadImage:
         raise
     except UnidentifiedImageError:
@@ -166,113 +159,70 @@ def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
 
 def _load(data: bytes) -> tuple[Image.Image, list[str]]:
     Image.init()
-    image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
-    changes = []
-    if image.format not in _PLAIN:
+    image: Image.Image = Image.open(
+        io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]
+    )
+    file_format, changes = image.format, []
+    if file_format not in _PLAIN:
         changes.append("format")
-    if image.format != "MPO" and getattr(image, "is_animated", False):
+    if file_format != "MPO" and getattr(image, "is_animated", False):
         changes.append("animated")
         image.seek(0)
-    is_deep_png = image.format == "PNG" and data[_PNG_BIT_DEPTH] == 16
-    if is_deep_png and not image.mode.startswith("I"):
+    if file_format == "PNG" and data[_PNG_BIT_DEPTH] == 16 and not image.mode.startswith("I"):
         changes.append("16-bit")  # Pillow has already taken the high byte of each colour
     image.load()
-    if image.format in ("JPEG", "MPO") and not _has_end(data):
+    if file_format in ("JPEG", "MPO") and not _has_end(data):
         raise BadImage("truncated", "no end marker")
-    if orientation(image) in range(2, 9):
+    turned = orientation(image)
+    if turned in _TRANSPOSED:
         changes.append("EXIF rotation")
-        return _upright(image), changes
+        image = image.transpose(_TRANSPOSED[turned])
+
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise BadImage("mode", f"{image.mode}: integers of more than 16 bits")
+        image = Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8))
+        changes.append("16-bit")  # 65535 becomes 255
+    if image.mode in ("P", "PA"):
+        changes.append("palette")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        changes.append("transparency")
+    elif image.mode not in ("L", "RGB"):
+        if image.mode != "P":
+            changes.append({"CMYK": "CMYK", "1": "1-bit"}.get(image.mode, "mode"))
+        if image.mode == "F":
+            raise BadImage("mode", "F: floating-point pixels, whose range is unknown")
+        try:
+            image = image.convert("RGB")
+        except ValueError:
+            raise BadImage("mode", f"{image.mode} has no conversion to RGB") from None
+    image.format = file_format
     return image, changes
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    upright = image.transpose(_TRANSPOSED[orientation(image)])
-    upright.format = image.format
-    return upright
-
-
 def _has_end(data: bytes) -> bool:
-    """Whether a JPEG goes on to its end marker; what follows that is no part of it.
+    """Whether a JPEG has its end marker, perhaps with other data after it.
 
-    Decoders make up what is missing, and grey is what they make up.
+    Decoders fill up what is missing with grey.
     """
-    if data.endswith(b"\xff\xd9"):  # nearly all do: no need to look at every byte
+    if data.endswith(b"\xff\xd9"):  # true of nearly all, and saves the search
         return True
     position = 2
     while found := _JPEG_MARKER.search(data, position):
         position = found.end()
         if found[1][0] == _JPEG_END:
             return True
-        position += int.from_bytes(data[position : position + 2], "big")  # over a segment
+        position += int.from_bytes(data[position : position + 2], "big")  # skip the segment
     return False
 
 
-def _as_rgb(image: Image.Image, changes: list[str]) -> tuple[Image.Image, list[str]]:
-    file_format = image.format
-    if image.mode.startswith("I"):
-        image = _eight_bits(image)
-        changes.append("16-bit")
-    if image.mode in ("P", "PA"):
-        changes.append("palette")
-    if _is_transparent(image):
-        image = _over_white(image)
-        changes.append("transparency")
-    elif image.mode not in ("L", "RGB"):
-        if image.mode != "P":
-            changes.append({"CMYK": "CMYK", "1": "1-bit"}.get(image.mode, "mode"))
-        image = _convert(image)
-    image.format = file_format
-    return image, changes
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey levels scaled to 8 bits: 65535 becomes 255."""
-    found = np.asarray(image)
-    if found.min() < 0 or found.max() > 65535:
-        raise BadImage("mode", f"{image.mode}: integers of more than 16 bits")
-    levels = found.astype(np.uint32)
-    levels += 128
-    levels //= 257
-    return Image.fromarray(levels.astype(np.uint8))
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    opaque = Image.new("RGBA", image.size, (255, 255, 255, 255))
-    return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
-
-
-def _convert(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise BadImage("mode", "F: floating-point pixels, whose range is unknown")
-    try:
-        return image.convert("RGB")
-    except ValueError:
-        raise BadImage("mode", f"{image.mode} has no conversion to RGB") from None
-
-
-def _crop(image: Image.Image, border: int) -> Image.Image:
-    width, height = image.size
-    if min(width, height) <= 2 * border:
-        raise BadImage("too small", f"{width} x {height} pixels, a border of {border}")
-    return image.crop((border, border, width - border, height - border)) if border else image
-
-
-def _short_side(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """As `torchvision` rounds: the long side down."""
-    width, height = size
-    if width <= height:
-        return short, int(short * height / width)
-    return int(short * width / height), short
-
-
-def _write(image: Image.Image, lossless: bool, quality: int) -> bytes:
+def _write(image: Image.Image, is_lossless: bool, quality: int) -> bytes:
     image.info = {}  # Pillow would write a colour profile or a transparent colour from there
     target = io.BytesIO()
-    if lossless:
+    if is_lossless:
         image.save(target, "PNG")
     elif max(image.size) > _JPEG_SIDE:
         width, height = image.size

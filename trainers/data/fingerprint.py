@@ -1,4 +1,4 @@
-"""A fingerprint of the images that a run saw."""
+"""Fingerprint of the images that a run uses."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from trainers.data.storage import Store
 SPLITS = ("train", "val")
 
 _MEANING = ("class_map", "crop_pct")
-"""Of the metadata, what decides how images are looked at and scored."""
+"""Metadata that change how images are cropped and scored."""
 _REQUESTS = 16  # at a time: buckets answer slowly, but answer many
 
 
 def data_fingerprint(data: DataConfig) -> dict[str, str]:
-    """A hash for each domain and split, of class names, sizes and statistics in Parquet footers.
+    """Hash for each domain and split of the class names, sizes and statistics in Parquet footers.
 
-    Footers, not images: reading a whole data set to name it would cost more than many a trial.
-    The same files have the same hash wherever they lie and whatever reads them.
+    Images are not read, since that would take longer than many a trial. The hash does not depend on
+    where the files lie.
 
     Raises:
         ConfigError: a split is missing, or one of its files is not such a Parquet file.
@@ -45,7 +45,7 @@ def data_fingerprint(data: DataConfig) -> dict[str, str]:
 
 
 def _described(store: Store, file: fs.FileInfo) -> str:
-    """All that a file's footer says of its images, and nothing of who wrote or reads it."""
+    """Properties of the images in a file's footer, without those of its writer."""
     with open_parquet(store, file) as parquet:
         header = header_of(parquet, f"{store.url}/{store.relative(file)}")
         groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]

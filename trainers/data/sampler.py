@@ -1,4 +1,4 @@
-"""Which samples make which step: a function of the seed and the step alone."""
+"""Samples of each step, as a function of the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trainers.seeding import generator
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (step, sample) for one worker, from any step on.
 
-    Every epoch is a permutation of all samples; the steps cut the endless row of epochs into
+    Each epoch is a permutation of all samples. The steps cut the endless sequence of epochs into
     global batches, and worker `rank` of `world_size` takes its even share of each. So the global
-    batch of a step does not depend on the number of workers, nor on where a run was resumed.
+    batch of a step depends neither on the number of workers nor on where a run was resumed.
     """
 
     def __init__(

@@ -1,14 +1,14 @@
-"""The Parquet format in which this project keeps labelled images.
+"""The Parquet format in which this project stores labelled images.
 
 A file has the columns
 
 - ``image``: struct of ``bytes`` (an encoded JPEG or PNG) and ``path`` (a name, may be null),
 - ``label``: int64, an index into the class names,
-- ``caption``: string, only where the data set has captions.
+- ``caption``: string, only if the data set has captions.
 
 The Arrow schema's metadata hold, as JSON in UTF-8,
 
-- ``class_names``: list of the names of the classes, in the order of the labels,
+- ``class_names``: list of the class names, in the order of the labels,
 - ``metadata``: object of strings, such as ``license``, ``attribution`` and ``source``,
 - ``huggingface``: the features as the package ``datasets`` writes them, so that
   ``datasets.load_dataset("parquet", data_files=...)`` decodes images and names classes.
@@ -17,8 +17,6 @@ A data set is one folder per domain and split: ``<root>/<domain>/<split>/part-00
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from trainers.data.storage import Store
+from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, first_line
 
 CLASS_NAMES_KEY = b"class_names"
@@ -40,7 +38,7 @@ HUGGINGFACE_KEY = b"huggingface"
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 _ROW_GROUP = 512  # rows; small enough to read a part of a file without holding all of it
-_ADVICE = " (`lipsum-tune prepare parquet` turns other Parquet files into such)"
+_HINT = "`lipsum-tune prepare parquet` converts other Parquet files"
 
 
 @dataclass(frozen=True)
@@ -55,35 +53,24 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about itself: names of the classes, free metadata, number of rows."""
+    """Class names, free metadata and number of rows of a file."""
 
     class_names: tuple[str, ...]
     metadata: Mapping[str, str]
     rows: int
     image_bytes: int = 0
-    """Of the column image, uncompressed."""
+    """Size of the column image, uncompressed."""
 
 
 def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
-    """Return where a part of one domain and split is kept below the root of a data set."""
+    """Path of a part of one domain and split below the root of a data set."""
     return root / domain / split / f"part-{part:05d}.parquet"
-
-
-def part_paths(root: Path, domain: str, split: str) -> list[Path]:
-    """Return the existing parts of one domain and split in order.
-
-    Raises FileNotFoundError if there is none.
-    """
-    paths = sorted((root / domain / split).glob("part-*.parquet"))
-    if not paths:
-        raise FileNotFoundError(f"no part-*.parquet in {root / domain / split}")
-    return paths
 
 
 def arrow_schema(
     class_names: Sequence[str], metadata: Mapping[str, str], *, captions: bool
 ) -> pa.Schema:
-    """Return the schema of a file, with or without a column of captions."""
+    """Schema of a file, with or without a column of captions."""
     fields = [("image", IMAGE_TYPE), ("label", pa.int64())]
     features: dict[str, Any] = {
         "image": {"_type": "Image"},
@@ -92,14 +79,16 @@ def arrow_schema(
     if captions:
         fields.append(("caption", pa.string()))
         features["caption"] = {"dtype": "string", "_type": "Value"}
-    return pa.schema(
-        fields,
-        metadata={
-            CLASS_NAMES_KEY: _json(list(class_names)),
-            METADATA_KEY: _json(dict(metadata)),
-            HUGGINGFACE_KEY: _json({"info": {"features": features}}),
-        },
-    )
+    entries: dict[bytes, Any] = {
+        CLASS_NAMES_KEY: list(class_names),
+        METADATA_KEY: dict(metadata),
+        HUGGINGFACE_KEY: {"info": {"features": features}},
+    }
+    texts = {
+        key: json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+        for key, value in entries.items()
+    }
+    return pa.schema(fields, metadata=texts)
 
 
 def write_images(
@@ -108,10 +97,12 @@ def write_images(
     class_names: Sequence[str],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write images as one Parquet file; a reader sees the whole file or none.
+    """Write images as one Parquet file, which appears whole or not at all, and make its folders.
 
-    Folders are made as needed. There is a column of captions if any image has one.
-    Raises ValueError if a label has no class name or two classes share a name.
+    There is a column of captions if any image has one.
+
+    Raises:
+        ValueError: a label has no class name, or two classes share a name.
     """
     if len(set(class_names)) != len(class_names):
         raise ValueError("class names must be distinct")
@@ -127,41 +118,28 @@ def write_images(
         columns["caption"] = [image.caption for image in images]
     schema = arrow_schema(class_names, metadata, captions=captions)
     table = pa.Table.from_pydict(columns, schema=schema)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, table)
-
-
-def _write_atomically(path: Path, table: pa.Table) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        # mkstemp makes the file private; a data set is as readable as its folder allows.
-        temporary.chmod(0o644)
-        with os.fdopen(handle, "wb") as file:
-            pq.write_table(table, file, row_group_size=_ROW_GROUP)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_store(path.parent).write(path.name) as file:
+        pq.write_table(table, file, row_group_size=_ROW_GROUP)
 
 
 def read_header(store: Store, file: fs.FileInfo | str) -> Header:
-    """Return what a file says about itself, reading its footer alone.
+    """Header of a file, which takes its footer alone.
 
-    Files written by the package ``datasets`` are understood too; they have no metadata.
-    Raises ConfigError if it is no Parquet file, has no columns image and label of the right types,
-    or no class names.
+    Files written by the package ``datasets`` are read too; they have no metadata.
+
+    Raises:
+        ConfigError: not a Parquet file, no columns image and label of the right types, or no class
+            names.
     """
     with open_parquet(store, file) as parquet:
         return header_of(parquet, f"{store.url}/{_relative(store, file)}")
 
 
 def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
-    """Return the header of a file after a look at its labels, reading no images.
+    """Header of a file, after a check of its labels, which reads no images.
 
-    Raises ConfigError as `read_header` does, and if labels cannot be read, or one is missing or
-    names no class.
+    Raises:
+        ConfigError: as `read_header`, or a label cannot be read, is missing or has no class.
     """
     name = f"{store.url}/{_relative(store, file)}"
     with open_parquet(store, file) as parquet:
@@ -177,32 +155,34 @@ def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
 def check_range(labels: pa.ChunkedArray | pa.Array, num_classes: int, name: str) -> None:
     """Raise a ConfigError that names the file if a label is null or not in [0, num_classes)."""
     if labels.null_count:
-        raise ConfigError(f"{name}: {labels.null_count} of its {len(labels)} labels are missing")
+        problem = f"{labels.null_count} of its {len(labels)} labels are missing"
+        raise ConfigError(problem, source=name)
     least, greatest = pc.min_max(labels).as_py().values()
     if len(labels) and not 0 <= least <= greatest < num_classes:
         wrong = least if least < 0 else greatest
-        raise ConfigError(
-            f"{name}: label {wrong} of {num_classes} classes (0 to {num_classes - 1})"
-        )
+        problem = f"label {wrong} of {num_classes} classes (0 to {num_classes - 1})"
+        raise ConfigError(problem, source=name)
 
 
 @contextmanager
 def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of which only what is asked for is read.
+    """Open a Parquet file, of which only the requested parts are read.
 
-    Raises ConfigError if it cannot be opened or is not one; not for what is read afterwards.
+    Raises:
+        ConfigError: it cannot be opened or is not Parquet. Errors of later reads are Arrow's.
     """
     name = f"{store.url}/{_relative(store, file)}"
     try:
         stream = store.open(_relative(store, file))
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{name}: cannot be opened: {reason}") from None
+        raise ConfigError(f"cannot be opened: {reason}", source=name) from None
     with stream:
         try:
             parquet = pq.ParquetFile(stream)
         except pa.ArrowInvalid as error:
-            raise ConfigError(f"{name}: not a whole Parquet file ({first_line(error)})") from None
+            problem = f"not a whole Parquet file ({first_line(error)})"
+            raise ConfigError(problem, source=name) from None
         except (pa.ArrowException, OSError) as error:
             raise cannot_be_read(name, error) from None
         with parquet:
@@ -210,66 +190,63 @@ def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFi
 
 
 def cannot_be_read(name: str, error: Exception) -> ConfigError:
-    """What to raise where Arrow, or the file system, gives up in the middle of a file."""
-    return ConfigError(f"{name}: cannot be read: {first_line(error)}")
+    """The error to raise if Arrow or the file system fails in the middle of a file."""
+    return ConfigError(f"cannot be read: {first_line(error)}", source=name)
 
 
 def class_names_of(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    """Return the class names in a schema's metadata, ours or those of the package ``datasets``.
+    """Class names in a schema's metadata, of this project or of the package ``datasets``.
 
-    Raises ConfigError, naming the file, if there are none.
+    Raises:
+        ConfigError: there are none; `name` is the file.
     """
-    entries = schema.metadata or {}
-    if CLASS_NAMES_KEY in entries:
-        return tuple(json.loads(entries[CLASS_NAMES_KEY]))
-    features = json.loads(entries.get(HUGGINGFACE_KEY, b"{}")).get("info", {}).get("features", {})
-    names = features.get("label", {}).get("names")
+    names = _entry(schema, CLASS_NAMES_KEY, name)
     if names is None:
-        raise ConfigError(f"{name}: no class names in its schema's metadata{_ADVICE}")
+        info = (_entry(schema, HUGGINGFACE_KEY, name) or {}).get("info", {})
+        names = info.get("features", {}).get("label", {}).get("names")
+    if names is None:
+        raise ConfigError("no class names in its schema's metadata", hint=_HINT, source=name)
     return tuple(names)
 
 
-def metadata_of(schema: pa.Schema) -> dict[str, str]:
-    """Return the free metadata in a schema; none in files of the package ``datasets``."""
-    text = (schema.metadata or {}).get(METADATA_KEY, b"{}")
-    return {str(key): str(value) for key, value in json.loads(text).items()}
+def metadata_of(schema: pa.Schema, name: str = "") -> dict[str, str]:
+    """Free metadata in a schema; empty in files of the package ``datasets``."""
+    entries = _entry(schema, METADATA_KEY, name) or {}
+    return {str(key): str(value) for key, value in entries.items()}
+
+
+def _entry(schema: pa.Schema, key: bytes, name: str) -> Any:
+    try:
+        return json.loads((schema.metadata or {}).get(key, b"null"))
+    except (ValueError, RecursionError) as error:
+        problem = f"{key.decode()!r} in its metadata: {first_line(error)}"
+        raise ConfigError(problem, source=name) from None
 
 
 def header_of(parquet: pq.ParquetFile, name: str) -> Header:
-    """Return what an open file says about itself; `name` is for the errors of `read_header`."""
+    """Header of an open file; `name` is for the errors, which are those of `read_header`."""
     schema = parquet.schema_arrow
     for column in ("image", "label"):
-        if column not in schema.names:
-            raise ConfigError(f"{name}: no column {column!r}{_ADVICE}")
+        count = schema.names.count(column)
+        if count != 1:
+            raise ConfigError(f"{count or 'no'} columns {column!r}", hint=_HINT, source=name)
     image, label = (schema.field(column).type for column in ("image", "label"))
-    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
-        raise ConfigError(
-            f"{name}: its column 'image' is {image}, not a struct with bytes{_ADVICE}"
-        )
-    encoded = image.field("bytes").type
-    if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
-        raise ConfigError(f"{name}: its column 'image.bytes' is {encoded}, not binary{_ADVICE}")
+    encoded = None
+    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+        encoded = image.field("bytes").type
+    if encoded is None or not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        problem = f"its column 'image' is {image}, not a struct with binary bytes"
+        raise ConfigError(problem, hint=_HINT, source=name)
     if not pa.types.is_integer(label):
-        raise ConfigError(f"{name}: its column 'label' is {label}, not integers{_ADVICE}")
+        raise ConfigError(f"its column 'label' is {label}, not integers", hint=_HINT, source=name)
     footer = parquet.metadata
-    return Header(
-        class_names_of(schema, name), metadata_of(schema), footer.num_rows, _image_bytes(footer)
-    )
-
-
-def _image_bytes(footer: pq.FileMetaData) -> int:
-    columns = [
-        column
-        for column in range(footer.num_columns)
-        if footer.schema.column(column).path.startswith("image.")
+    of_image = [
+        i for i in range(footer.num_columns) if footer.schema.column(i).path.startswith("image.")
     ]
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    return sum(group.column(c).total_uncompressed_size for group in groups for c in columns)
+    size = sum(group.column(i).total_uncompressed_size for group in groups for i in of_image)
+    return Header(class_names_of(schema, name), metadata_of(schema, name), footer.num_rows, size)
 
 
 def _relative(store: Store, file: fs.FileInfo | str) -> str:
     return file if isinstance(file, str) else store.relative(file)
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()

@@ -1,7 +1,7 @@
-"""Shards: the Parquet files that a listing becomes, each made and checked on its own.
+"""Shards: the Parquet files that an index becomes, each made and checked on its own.
 
-A finished shard says in its footer what it was made of, as a digest, and what was found while it
-was made. So a preparation that was interrupted knows what is left to do, and reports everything.
+The footer of a finished shard holds a digest of what it was made of, and the findings of its
+images. So an interrupted preparation can go on, and still reports everything.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ from trainers.data.schema import arrow_schema
 from trainers.data.storage import Store
 
 FORMAT = 1
-"""Raise it when the same images and options would make other files."""
+"""To be raised if the same images and options would make other files."""
+
 PREPARATION_KEY = b"preparation"
-"""Of the footer's entry: `digest`, `stamp` (of the files it was read from), and `findings` as lists
-of path, kind, detail, bad."""
+"""Footer entry: `digest`, `stamp` (of the files that were read), and `findings` as lists of path,
+kind, detail, bad."""
 
 _ROW_GROUP_ROWS = 256
-_ROW_GROUP_BYTES = 64 << 20  # of full-size images, fewer rows are held at once
-_UNREADABLE = "unreadable"
-_ASKED_FOR = ("border", "resized")
-"""Changes that the layout or the user wants in every image: nothing to report."""
+_ROW_GROUP_BYTES = 64 << 20  # full-size images fill a row group earlier
+_REQUESTED = ("border", "resized")  # changes that the layout or the user wants are no findings
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file that is to be."""
+    """One Parquet file to be made."""
 
     domain: str
     split: Split
@@ -50,7 +49,7 @@ class Shard:
     border: int
     captions: bool
     digest: str
-    """Over all that goes in, but the images' bytes."""
+    """Of everything that goes in, except the images' bytes."""
 
     @property
     def path(self) -> str:
@@ -60,48 +59,48 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a finished shard holds."""
+    """Content of a finished shard."""
 
     rows: int
     bytes: int
     """Size of the file."""
     findings: tuple[Finding, ...] = ()
-    """Of its images; the bad ones are not in it."""
+    """Of its images. Bad images are not in the file."""
     reused: bool = field(default=False, compare=False)
-    """Whether it was there already."""
+    """Whether the file was there already."""
     stamp: str = field(default="", compare=False)
-    """Sizes and times of the files that it was read from, as a digest."""
+    """Digest of sizes and times of the files that it was read from."""
 
 
-def plan_shards(listing: Index, options: EncodeOptions, size: int) -> list[Shard]:
-    """The files of a split, of `size` images each, in the order of the listing."""
-    captions = any(example.caption is not None for example in listing.examples)
+def plan_shards(index: Index, options: EncodeOptions, size: int) -> list[Shard]:
+    """The files of a split, of `size` images each, in the order of the index."""
+    captions = any(example.caption is not None for example in index.examples)
     common = {
         "format": FORMAT,
-        "domain": listing.domain,
-        "split": listing.split,
-        "class_names": listing.class_names,
-        "metadata": dict(listing.metadata),
-        "border": listing.border,
+        "domain": index.domain,
+        "split": index.split,
+        "class_names": index.class_names,
+        "metadata": dict(index.metadata),
+        "border": index.border,
         "captions": captions,
         "options": asdict(options),
     }
     start = hashlib.sha256(json.dumps(common, sort_keys=True).encode())
     shards = []
-    for number, first in enumerate(range(0, len(listing.examples), size)):
-        examples = listing.examples[first : first + size]
+    for number, first in enumerate(range(0, len(index.examples), size)):
+        examples = index.examples[first : first + size]
         digest = start.copy()
         for example in examples:
-            digest.update(repr(example).encode())
+            digest.update(repr(example).encode())  # names of its classes and fields included
         shards.append(
             Shard(
-                listing.domain,
-                listing.split,
+                index.domain,
+                index.split,
                 number,
                 examples,
-                listing.class_names,
-                listing.metadata,
-                listing.border,
+                index.class_names,
+                index.metadata,
+                index.border,
                 captions,
                 digest.hexdigest(),
             )
@@ -112,36 +111,28 @@ def plan_shards(listing: Index, options: EncodeOptions, size: int) -> list[Shard
 def write_shard(
     source: Store, destination: Store, shard: Shard, options: EncodeOptions
 ) -> ShardReport:
-    """Read, check, encode and write the images of a shard.
-
-    Images that cannot be used are left out and are in the report.
+    """Read, check, encode and write the images of a shard. Bad images are left out and reported.
 
     Raises:
-        SourceLost: the source does not answer, or is gone; then there is no such shard.
+        SourceLost: the source does not answer, or is gone; then the shard is not written.
         OSError: the destination cannot be written to; the message names it.
     """
     findings: list[Finding] = []
-    before = _stamp(source, shard)
+    before = stamp(source, (example.source for example in shard.examples))
     rows = _usable(source, shard, options, findings)
     try:
         with destination.write(shard.path) as file:
             count = _write_parquet(file, rows, shard, findings, before)
         size = destination.info(shard.path).size
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "no space left"
-        else:
-            reason = " ".join(str(error).split())
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "no space left" if is_full else " ".join(str(error).split())
         raise OSError(f"{destination.url}/{shard.path}: {reason}") from error
     return ShardReport(count, size, tuple(findings), stamp=before)
 
 
-def _stamp(source: Store, shard: Shard) -> str:
-    return stamp(source, (example.source for example in shard.examples))
-
-
 def finished(destination: Store, shard: Shard) -> ShardReport | None:
-    """What the shard holds, if it is there, whole, and made of the same; else None."""
+    """Content of the shard if it is there, whole, and made of the same; else None."""
     info = destination.info(shard.path)
     if not info.is_file:
         return None
@@ -149,7 +140,7 @@ def finished(destination: Store, shard: Shard) -> ShardReport | None:
         with destination.open(shard.path) as file, pq.ParquetFile(file) as parquet:
             footer = parquet.metadata
             entry = json.loads((footer.metadata or {}).get(PREPARATION_KEY, b"{}"))
-    except (OSError, pa.ArrowInvalid, json.JSONDecodeError):  # cut off, or no Parquet at all
+    except (OSError, pa.ArrowInvalid, json.JSONDecodeError):  # cut off, or not Parquet
         return None
     if entry.get("digest") != shard.digest or "stamp" not in entry:
         return None
@@ -160,11 +151,7 @@ def finished(destination: Store, shard: Shard) -> ShardReport | None:
 def make_shard(
     source: Store, destination: Store, shard: Shard, options: EncodeOptions
 ) -> ShardReport:
-    """The shard as it is if it is up to date, else anew.
-
-    Raises:
-        SourceLost, OSError: as `write_shard`.
-    """
+    """The shard as it is if it is up to date, else written anew, with the errors of that."""
     report = up_to_date(source, destination, shard, options)
     return write_shard(source, destination, shard, options) if report is None else report
 
@@ -172,61 +159,56 @@ def make_shard(
 def up_to_date(
     source: Store, destination: Store, shard: Shard, options: EncodeOptions
 ) -> ShardReport | None:
-    """What the shard holds, if it is finished and there is nothing better to be had.
+    """Content of the shard; None if it has to be made, or can be made better.
 
-    None, too, if its images have changed at the source or one that was bad can now be used. What
-    is gone from the source is no reason to give up what was made of it.
+    It can if its images have changed at the source, or a bad one can now be used. Images that have
+    disappeared from the source stay in the shard.
     """
     report = finished(destination, shard)
-    if report is None or _is_mended(source, shard, report, options):
+    if report is None:
         return None
-    now = _stamp(source, shard)
-    return None if now and report.stamp and now != report.stamp else report
-
-
-def _is_mended(source: Store, shard: Shard, report: ShardReport, options: EncodeOptions) -> bool:
-    """Whether an image that was bad can now be used."""
     bad = {finding.path for finding in report.findings if finding.bad}
-    again = [e for e in shard.examples if e.path in bad and _is_in_range(shard, e.label)]
-    return any(
-        not isinstance(_encoded(data, options, shard.border), BadImage)
-        for data in read_sources(source, [example.source for example in again])
-    )
+    again = [e for e in shard.examples if e.path in bad and _has_class(shard, e)]
+    for data in read_sources(source, [example.source for example in again]):
+        if not isinstance(_encoded(data, options, shard.border), BadImage):
+            return None
+    now = stamp(source, (example.source for example in shard.examples))
+    return None if now and report.stamp and now != report.stamp else report
 
 
 def _usable(
     source: Store, shard: Shard, options: EncodeOptions, findings: list[Finding]
 ) -> Iterator[tuple[Example, bytes]]:
-    """The images that can be used, encoded; `findings` gets what is to be said of all."""
-    in_range = []
+    """Yield the usable images, encoded, and append the findings of all of them."""
     for example in shard.examples:
-        if _is_in_range(shard, example.label):
-            in_range.append(example)
-        else:
+        if not _has_class(shard, example):
             detail = f"{example.label} of {len(shard.class_names)} classes"
             findings.append(Finding(example.path, "label out of range", detail, bad=True))
-    found = read_sources(source, [example.source for example in in_range])
-    for example, data in zip(in_range, found, strict=True):
+    labelled = [example for example in shard.examples if _has_class(shard, example)]
+    is_unreadable = False
+    found = read_sources(source, [example.source for example in labelled])
+    for example, data in zip(labelled, found, strict=True):
         image = _encoded(data, options, shard.border)
         if isinstance(image, BadImage):
             findings.append(Finding(example.path, image.kind, image.detail, bad=True))
-            continue
-        encoded, changes = image
-        findings += [Finding(example.path, c) for c in changes if c not in _ASKED_FOR]
-        yield example, encoded
-    if any(finding.kind == _UNREADABLE for finding in findings):
+            is_unreadable |= isinstance(data, OSError)
+        else:
+            encoded, changes = image
+            findings += [Finding(example.path, c) for c in changes if c not in _REQUESTED]
+            yield example, encoded
+    if is_unreadable:
         require_source(source)  # it may have gone while it was read
 
 
-def _is_in_range(shard: Shard, label: int) -> bool:
-    return 0 <= label < len(shard.class_names)
+def _has_class(shard: Shard, example: Example) -> bool:
+    return 0 <= example.label < len(shard.class_names)
 
 
 def _encoded(
     data: bytes | OSError, options: EncodeOptions, border: int
 ) -> tuple[bytes, tuple[str, ...]] | BadImage:
     if isinstance(data, OSError):
-        kind = "too large" if isinstance(data, TooLarge) else _UNREADABLE
+        kind = "too large" if isinstance(data, TooLarge) else "unreadable"
         return BadImage(kind, " ".join(str(data).split()))
     try:
         encoded = encode(data, options, border)
@@ -242,7 +224,7 @@ def _write_parquet(
     findings: list[Finding],
     stamp: str,
 ) -> int:
-    """Stream row groups; the entry with the digest comes last, so that only a whole file has it."""
+    """Write row group by row group; the digest comes last, so that only a whole file has it."""
     schema = arrow_schema(shard.class_names, shard.metadata, captions=shard.captions)
     writer = pq.ParquetWriter(
         file,
@@ -254,7 +236,14 @@ def _write_parquet(
     count = 0
     try:
         for group in _row_groups(rows):
-            writer.write_table(_table(group, schema), row_group_size=len(group))
+            columns: dict[str, Any] = {
+                "image": [{"bytes": data, "path": example.path} for example, data in group],
+                "label": [example.label for example, _ in group],
+            }
+            if shard.captions:
+                columns["caption"] = [example.caption for example, _ in group]
+            table = pa.Table.from_pydict(columns, schema=schema)
+            writer.write_table(table, row_group_size=len(group))
             count += len(group)
         entry = {
             "digest": shard.digest,
@@ -263,7 +252,7 @@ def _write_parquet(
         }
         writer.add_key_value_metadata({PREPARATION_KEY.decode(): json.dumps(entry)})
     except BaseException:
-        with suppress(Exception):  # the first error is the one to tell
+        with suppress(Exception):  # report the first error
             writer.close()
         raise
     writer.close()
@@ -283,13 +272,3 @@ def _row_groups(
             group, size = [], 0
     if group:
         yield group
-
-
-def _table(group: list[tuple[Example, bytes]], schema: pa.Schema) -> pa.Table:
-    columns: dict[str, Any] = {
-        "image": [{"bytes": data, "path": example.path} for example, data in group],
-        "label": [example.label for example, _ in group],
-    }
-    if "caption" in schema.names:
-        columns["caption"] = [example.caption for example, _ in group]
-    return pa.Table.from_pydict(columns, schema=schema)

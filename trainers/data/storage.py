@@ -1,7 +1,7 @@
-"""Folders that may lie anywhere: a local path, or a URL of a file system of Arrow or fsspec.
+"""Folders on any file system: a local path, or a URL of a file system of Arrow or fsspec.
 
 Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `GOOGLE_APPLICATION_CREDENTIALS`,
-`AWS_ENDPOINT_URL` for other S3 servers); one in a URL would end up in logs and is refused.
+`AWS_ENDPOINT_URL` for other S3 servers). One in a URL would end up in logs and is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from trainers.redact import has_password
 
 @dataclass(frozen=True)
 class Store:
-    """A folder on a file system; paths of its methods are relative to it, with `/`."""
+    """A folder on a file system; the paths of its methods are relative to it, with `/`.
+
+    universal_pathlib would not save code: Parquet is read through Arrow's file systems (buckets
+    without fsspec's Python), and atomic local writes would have to be added to it all the same.
+    """
 
     filesystem: fs.FileSystem
     root: str
@@ -41,7 +45,7 @@ class Store:
         return Path(self.full(path))
 
     def full(self, path: str = "") -> str:
-        """The path as the file system wants it."""
+        """The path as the file system spells it."""
         return f"{self.root}/{path}" if path else self.root
 
     def at(self, path: str) -> Store:
@@ -57,12 +61,12 @@ class Store:
         return self.filesystem.get_file_info(self.full(path))
 
     def list(self, path: str = "", *, recursive: bool = False) -> list[fs.FileInfo]:
-        """What lies in a folder, by name; nothing where there is no such folder."""
+        """Content of a folder by name; empty if there is no such folder."""
         selector = fs.FileSelector(self.full(path), recursive=recursive, allow_not_found=True)
         return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
 
     def relative(self, info: fs.FileInfo) -> str:
-        """The path of a listed file as the methods of this store take it."""
+        """Path of a listed file relative to this store."""
         return str(info.path.removeprefix(self.root).lstrip("/"))
 
     def open(self, path: str) -> Any:
@@ -70,19 +74,19 @@ class Store:
         return self.filesystem.open_input_file(self.full(path))
 
     def read_bytes(self, path: str) -> bytes:
-        """A whole file."""
+        """Content of a whole file."""
         with self.filesystem.open_input_stream(self.full(path)) as stream:
             return bytes(stream.read())
 
     @contextmanager
     def write(self, path: str) -> Iterator[Any]:
-        """A file to write to; its folders are made.
+        """A file to write to, whose folders are made.
 
-        On a local disk it appears whole or not at all. A bucket publishes what was written when it
-        is closed, even after an error.
+        On a local disk it appears whole or not at all. A bucket publishes what was written when the
+        file is closed, even after an error.
         """
         target = self.full(path)
-        if not self.is_local:  # buckets publish a file when it is closed
+        if not self.is_local:
             self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
             with self.filesystem.open_output_stream(target) as stream:
                 yield stream
@@ -102,11 +106,10 @@ class Store:
 def open_store(url: str | Path) -> Store:
     """The folder of a path or URL such as `s3://bucket/data`, `gs://...` or `file:///data`.
 
-    Arrow's own file systems come first; those it lacks are fsspec's.
+    File systems that Arrow lacks are fsspec's.
 
     Raises:
-        ConfigError: a password in the URL, a file system that nothing here knows, or one that
-            does not answer.
+        ConfigError: a password in the URL, or an unknown or unreachable file system.
     """
     text = str(url)
     if "://" not in text:
@@ -116,24 +119,22 @@ def open_store(url: str | Path) -> Store:
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
     except (ArrowInvalid, NotImplementedError):
-        filesystem, path = _from_fsspec(text)
+        try:
+            other, path = fsspec.core.url_to_fs(text)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(str(error), source=text) from None
+        filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     except OSError as error:
-        raise ConfigError(f"{text}: cannot be reached: {' '.join(str(error).split())}") from None
-    return Store(filesystem, path.rstrip("/"), text)
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot be reached: {reason}", source=text) from None
+    return Store(filesystem, str(path).rstrip("/"), text)
 
 
 def refuse_secrets(url: str) -> None:
-    """Raise a `ConfigError`, which does not repeat it, for a password in a URL."""
+    """Raise a ConfigError, which does not repeat it, for a password in a URL."""
     parts = urlsplit(url)
-    # A user name alone is Azure's way to name a container, and no secret.
+    # A user name alone is Azure's way to name a container, and not a secret.
     if parts.password or has_password(f"?{parts.query}"):
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        raise ConfigError(f"{shown}: credentials do not belong in a URL; set the environment")
-
-
-def _from_fsspec(url: str) -> tuple[fs.FileSystem, str]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{url}: {error}") from None
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), str(path)
+        problem = "credentials do not belong in a URL; set the environment"
+        raise ConfigError(problem, source=shown)

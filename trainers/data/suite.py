@@ -1,4 +1,4 @@
-"""Evaluation suites as data: which domains belong together and how their classes are spoken of.
+"""Evaluation suites as data: domains that belong together, and the words for their classes.
 
 A suite is a few lines of YAML, packaged (`imagenet`, `domainnet`) or a user's own::
 
@@ -29,27 +29,27 @@ from trainers.frozen import Frozen
 from trainers.texts.prompts import TEMPLATES, Prompts, spoken
 
 SHOWN = 3
-"""Names that a message gives before it only counts the others."""
+"""Names that a message lists before it only counts the others."""
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
 class DomainRule(Frozen):
-    """What holds for the classes of one domain."""
+    """Rules for the classes of one domain."""
 
     num_classes: int | None = Field(default=None, ge=1)
-    """So many it has; other data of that name are refused."""
+    """Number of its classes; other data of that name are refused."""
     class_map: dict[str, tuple[str, ...]] | None = None
-    """Its class to the ID classes that count as it; by default what its Parquet files say, and
-    where they say nothing, the ID class of the same name."""
+    """Its class to the ID classes that count as it. By default that of its Parquet files; without
+    any, the ID class of the same name."""
 
     unknown_classes: Literal["refuse", "skip"] = "refuse"
-    """What is done about classes that stand for no ID class: the data are refused, or the images
-    of those classes left out, and the domain's figures are then of the others."""
+    """For classes that stand for no ID class: refuse the data, or leave the images of those classes
+    out, so that the domain's figures are of the others."""
 
     @field_validator("class_map")
     @classmethod
-    def _maps_to_something(
+    def _check_class_map(
         cls, class_map: dict[str, tuple[str, ...]] | None
     ) -> dict[str, tuple[str, ...]] | None:
         for name, ids in (class_map or {}).items():
@@ -91,9 +91,9 @@ class Suite(Frozen):
 
     name: str = Field(default="custom", min_length=1)
     id_domain: str
-    """In-distribution: fine-tuned on; its classes are those of the head."""
+    """In-distribution domain: fine-tuned on; its classes are those of the head."""
     ood_domains: tuple[str, ...] = ()
-    """Only evaluated."""
+    """Domains that are only evaluated."""
     templates: Annotated[str | tuple[str, ...], BeforeValidator(_check_templates)] = (
         "openai_imagenet"
     )
@@ -101,8 +101,8 @@ class Suite(Frozen):
     class_names: Annotated[
         Literal["spoken", "verbatim", "imagenet"] | dict[str, str], BeforeValidator(_check_names)
     ] = "spoken"
-    """What prompts call a class: its name with underscores and hyphens as spaces, its name as it
-    is, open_clip's name of its WordNet id, or by this mapping."""
+    """Class names in prompts: underscores and hyphens become spaces (`spoken`), unchanged
+    (`verbatim`), open_clip's name of the WordNet id (`imagenet`), or by a mapping."""
     domains: dict[str, DomainRule] = Field(default_factory=dict)
     """Rules by domain, also for domains that a user may add to `ood_domains`."""
     published: dict[str, dict[str, Annotated[float, Field(ge=0, le=100)]]] = Field(
@@ -117,20 +117,21 @@ class Suite(Frozen):
         return TEMPLATES[self.templates] if isinstance(self.templates, str) else self.templates
 
     def rule(self, domain: str) -> DomainRule:
-        """What holds for a domain, nothing where the suite does not say."""
+        """Rules of a domain; the default if the suite has none."""
         return self.domains.get(domain, DomainRule())
 
     def check_rules(self, domains: Iterable[str]) -> None:
-        """Raise for a rule that was meant for another domain, by the looks of its name.
+        """Check for rules whose domain is misspelled.
 
-        Rules for domains that are not there are usual: a configuration may have only some of a
-        suite's, or add others.
+        Rules for domains that are not used are usual: a configuration may have only some of a
+        suite's domains, or others.
 
         Args:
             domains: of the configuration.
 
         Raises:
-            ConfigError: a rule's domain is nearly one of those, or of the suite's, and none.
+            ConfigError: a rule's domain is nearly, but not exactly, a domain of the configuration
+                or of the suite.
         """
         known = {self.id_domain, *self.ood_domains, *domains}
         packaged = load_suite(self.name).domains if self.name in packaged_suites() else {}
@@ -138,59 +139,58 @@ class Suite(Frozen):
             hint = near(domain, known)
             if hint and domain not in known and domain not in packaged:
                 raise ConfigError(
-                    f"suite {self.name!r}: domains.{domain}: no such domain in id_domain or "
-                    f"ood_domains{hint}"
+                    f"no such domain in id_domain or ood_domains{hint}",
+                    key=f"domains.{domain}",
+                    source=f"suite {self.name!r}",
                 )
 
     def prompts(self, class_names: Sequence[str]) -> Prompts:
-        """The texts of the zero-shot head.
+        """Texts of the zero-shot head.
 
-        Two classes may be spoken of alike in `imagenet` only, where two names of open_clip are
-        given twice; anywhere else, one of them could never be told from the other. Tokenizers fold
-        case and spaces, so names that differ in those alone are alike.
+        Two classes may have the same name only in `imagenet`, where open_clip has two such pairs.
+        Tokenizers ignore case and repeated spaces, so names that differ in those alone are equal.
 
         Args:
             class_names: of the ID domain, in the order of its labels.
 
         Raises:
-            ConfigError: a class without a name, or two with the same.
+            ConfigError: a class has no name, or two have the same.
         """
         names = tuple(self._name(name, class_names) for name in class_names)
         if self.class_names != "imagenet":
             first: dict[str, str] = {}
             for identity, name in zip(class_names, names, strict=True):
-                heard = " ".join(name.casefold().split())
-                if heard in first:
-                    raise ConfigError(
-                        f"suite {self.name!r}: class_names: the classes {first[heard]!r} and "
-                        f"{identity!r} are both called {heard!r} (case and spaces do not count)"
+                folded = " ".join(name.casefold().split())
+                if folded in first:
+                    raise self._error(
+                        f"the classes {first[folded]!r} and {identity!r} are both called "
+                        f"{folded!r} (ignoring case and spaces)"
                     )
-                first[heard] = identity
+                first[folded] = identity
         return Prompts(names, self.all_templates)
 
     def _name(self, identity: str, class_names: Sequence[str]) -> str:
+        """Name of a class in prompts."""
         if isinstance(self.class_names, Mapping):
             if identity not in self.class_names:
                 missing = [name for name in class_names if name not in self.class_names]
-                raise ConfigError(
-                    f"suite {self.name!r}: class_names has no name for {listed(missing)}"
-                    f"{near(missing[0], self.class_names) if len(missing) == 1 else ''}"
-                )
+                hint = near(missing[0], self.class_names) if len(missing) == 1 else ""
+                raise self._error(f"has no name for {listed(missing)}{hint}")
             return self.class_names[identity]
         if self.class_names == "imagenet":
             name = imagenet_names().get(identity)
             if name is None:
-                raise ConfigError(
-                    f"suite {self.name!r}: class_names = 'imagenet': the class {identity!r} is no "
-                    "WordNet id of ImageNet's 1000 classes"
-                )
+                raise self._error(f"{identity!r} is not a WordNet id of ImageNet's 1000 classes")
             return name
         if _WORDNET_ID.fullmatch(identity):
             raise ConfigError(
-                f"the class {identity!r} is a WordNet id, which says nothing to a model; set "
-                "data.suite = imagenet, or class_names: imagenet in a suite of your own"
+                f"the class {identity!r} is a WordNet id, which means nothing to a model",
+                hint="set data.suite = imagenet, or class_names: imagenet in a suite of your own",
             )
         return identity if self.class_names == "verbatim" else spoken(identity)
+
+    def _error(self, problem: str) -> ConfigError:
+        return ConfigError(problem, key="class_names", source=f"suite {self.name!r}")
 
 
 def load_suite(source: str | Path) -> Suite:
@@ -203,10 +203,8 @@ def load_suite(source: str | Path) -> Suite:
         return _packaged(str(source))
     path = Path(source).expanduser()
     if not path.is_file():
-        raise ConfigError(
-            f"no suite is called {str(source)!r}, nor is there such a file"
-            f"{did_you_mean(str(source), packaged_suites())}"
-        )
+        hint = did_you_mean(str(source), packaged_suites())
+        raise ConfigError(f"no suite is called {str(source)!r}, nor is there such a file{hint}")
     return _parse(path.read_text(encoding="utf-8"), str(path))
 
 
@@ -219,18 +217,18 @@ def _parse(text: str, source: str) -> Suite:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from None
+        raise ConfigError(" ".join(str(error).split()), source=source) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: expected the keys of a suite, such as `id_domain:`")
+        raise ConfigError("expected the keys of a suite, such as `id_domain:`", source=source)
     return validate(Suite, values, source)
 
 
 def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
-    """What a configuration keeps: a packaged suite's name, or the whole of any other.
+    """The suite as a configuration keeps it: a packaged suite's name, or the whole of any other.
 
     Args:
-        value: a name, a YAML file, the keys of a suite, or one that is resolved already.
-        source: named in the message about a mistake in its keys.
+        value: a name, a YAML file, the keys of a suite, or a resolved suite.
+        source: named in messages about its keys.
 
     Raises:
         ConfigError: as `load_suite`.
@@ -246,7 +244,7 @@ def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
 
 @cache
 def packaged_suites() -> dict[str, str]:
-    """The YAML of every suite that comes with the package, by name."""
+    """YAML of the suites that come with the package, by name."""
     folder = resources.files("trainers.data") / "suites"
     files = [file for file in folder.iterdir() if file.name.endswith(".yaml")]
     return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files}
@@ -260,13 +258,13 @@ def imagenet_names() -> dict[str, str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names of many, for a message."""
+    """The first few of many names, for a message."""
     more = len(names) - SHOWN
     shown = ", ".join(map(repr, names[:SHOWN]))
     return f"{shown} and {more} more" if more > 0 else shown
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """The nearest of many names, to append to a message, and never a list of all of them."""
+    """The nearest of many names, to append to a message; never a list of all of them."""
     hint = did_you_mean(name, known)
     return hint if "did you mean" in hint else ""

@@ -1,8 +1,8 @@
 """Views of an image: the random crop of training and the centre crop of evaluation.
 
-Evaluation resizes with PIL, bit for bit what open_clip's own preprocessing gives on any machine.
-Training resizes uint8 tensors, which takes a third of the time and differs from PIL by a few of 255
-grey levels at most; CPUs with AVX2 agree to the last bit, others in all but the rounding.
+Evaluation resizes with PIL, bit for bit as open_clip's own preprocessing on any machine. Training
+resizes uint8 tensors, which takes a third of the time and differs from PIL by a few of 255 grey
+levels; CPUs with AVX2 give equal bits, others differ in the rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CROP_AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 """Width by height of a random crop."""
 CROP_PCT = 224 / 256
-"""Share of the resized image's short side that evaluation sees, where data say no other."""
+"""Share of the resized image's short side that evaluation sees, by default."""
 
 
 def train_view(
@@ -34,7 +34,7 @@ def train_view(
 ) -> Tensor:
     """Random resized crop and horizontal flip, (3, H, W) to (3, size, size), both uint8.
 
-    Where the image is of the model's size and the crop is all of it, its pixels are not changed.
+    If the image has the model's size and the crop is all of it, its pixels stay the same.
     """
     _, whole_height, whole_width = image.shape
     top, left, height, width = _random_crop(whole_height, whole_width, area, rng)
@@ -45,15 +45,14 @@ def train_view(
 
 
 def eval_view(image: Image.Image, image_input: ImageInput, crop_pct: float = CROP_PCT) -> Tensor:
-    """The whole image or its centre, as the model wants it, (3, size, size) uint8.
+    """The whole image or its centre, (3, size, size) uint8.
 
     Args:
         image: RGB, of any size.
-        image_input: its `resize_mode` says how an image becomes square: the centre crop of one
-            whose short side fits (`shortest`), stretched (`squash`), or with black bars
-            (`longest`).
-        crop_pct: of `shortest` only: the short side becomes size / crop_pct before the crop. With
-            1.0, an image that has the model's size already is not changed.
+        image_input: its `resize_mode` makes an image square by a centre crop after its short side
+            is resized (`shortest`), by stretching (`squash`), or with black bars (`longest`).
+        crop_pct: for `shortest` only: the short side becomes size / crop_pct before the crop. With
+            1.0, an image of the model's size is not changed.
     """
     size, interpolation = image_input.size, _interpolation(image_input)
     if image_input.resize_mode == "squash":

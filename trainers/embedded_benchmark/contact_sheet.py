@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from trainers.data.schema import part_paths, read_header
+from trainers.data.schema import part_path, read_header
 from trainers.data.storage import open_store
 from trainers.embedded_benchmark.classes import Split
 from trainers.embedded_benchmark.render import DOMAINS, Domain
@@ -21,7 +21,9 @@ def contact_sheet(root: Path, path: Path, split: Split = "train") -> Path:
 
     Raises FileNotFoundError if the benchmark is not in ``root``.
     """
-    first = part_paths(root, DOMAINS[0], split)[0]
+    first = part_path(root, DOMAINS[0], split)
+    if not first.exists():
+        raise FileNotFoundError(f"no {first}")
     names = read_header(open_store(first.parent), first.name).class_names
     width = _LABEL + _CELL * len(DOMAINS) + _GAP
     rows = min(_ROWS, len(names))
@@ -46,7 +48,7 @@ def contact_sheet(root: Path, path: Path, split: Split = "train") -> Path:
 
 def _first_images(root: Path, domain: Domain, split: Split) -> dict[int, Image.Image]:
     images: dict[int, Image.Image] = {}
-    for part in part_paths(root, domain, split):
+    for part in sorted((root / domain / split).glob("part-*.parquet")):
         table = pq.read_table(part, columns=["image", "label"])
         for index, label in enumerate(table["label"].to_pylist()):
             if label not in images:

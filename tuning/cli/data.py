@@ -78,10 +78,10 @@ def prepare(
     """
     from trainers.data.encoding import EncodeOptions
     from trainers.data.formats.index import LayoutOptions
-    from tuning.preparation.options import PrepareOptions, parse_ceiling
+    from tuning.preparation.manifest import PreparationFailed
+    from tuning.preparation.plan import PrepareOptions, parse_ceiling
     from tuning.preparation.prepare import prepare as run_preparation
     from tuning.preparation.report import refusal, render
-    from tuning.preparation.tasks import PreparationFailed
 
     named = tuple(name.strip() for name in (domains or "").split(",") if name.strip())
     options = PrepareOptions(

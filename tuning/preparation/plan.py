@@ -1,4 +1,4 @@
-"""What a preparation will make, and every reason not to begin it."""
+"""What a preparation will make, and every reason not to start it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,89 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pyarrow import ArrowInvalid
 
+from trainers.data.encoding import EncodeOptions
 from trainers.data.formats import find_layout
-from trainers.data.formats.index import Index
+from trainers.data.formats.index import Index, LayoutOptions
 from trainers.data.shards import Shard, plan_shards
 from trainers.data.splits import carve_validation
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, first_line
-from tuning.preparation.manifest import Found, read_record
-from tuning.preparation.options import PrepareOptions
+from tuning.preparation.manifest import PART, Found, other_parts, read_record
 
-_PART = re.compile(r"(train|val|test)/part-\d{5}\.parquet")
+_CEILING = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Bad images of a domain that may be left out: a number, or a share of all."""
+
+    number: int = 0
+    percent: float | None = None
+    """Of the domain's images. If given, `number` is not used."""
+
+    def allows(self, bad: int, images: int) -> bool:
+        """Whether so many of the images may be bad."""
+        return bad <= self.number if self.percent is None else 100 * bad <= self.percent * images
+
+    def __str__(self) -> str:
+        return str(self.number) if self.percent is None else f"{self.percent:g}%"
+
+
+def parse_ceiling(text: str | None) -> Ceiling:
+    """The ceiling of `--skip-bad`: `20` images or `0.1%` of them; None allows no bad image.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text is None:
+        return Ceiling()
+    found = _CEILING.fullmatch(text.strip())
+    if found and found[2] and float(found[1]) <= 100:
+        return Ceiling(percent=float(found[1]))
+    if found and not found[2] and found[1].isdigit():
+        return Ceiling(int(found[1]))
+    problem = "must be a number of images, or a share such as 0.1%"
+    raise ConfigError(problem, key="--skip-bad", value=text)
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Options of `prepare` except the layout, the source and the destination."""
+
+    layout: LayoutOptions = field(default_factory=LayoutOptions)
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+    val_fraction: float = 0.1
+    """Share of the official train split, or of test if there is no train, that becomes val."""
+    seed: int = 0
+    """Chooses the images that become val."""
+    skip_bad: Ceiling = field(default_factory=Ceiling)
+    shard_size: int = 4096
+    """Images in a Parquet file."""
+    overwrite: bool = False
+    """Whether a domain that was prepared with other settings may be replaced."""
+
+    def check(self) -> None:
+        """Raise a ConfigError for a number out of range."""
+        resize = self.encode.resize
+        limits = {
+            "--val-fraction": (self.val_fraction, 0 <= self.val_fraction < 1, "0 or more, below 1"),
+            "--resize": (resize, resize is None or resize > 0, "at least 1 pixel"),
+            "--quality": (self.encode.quality, 1 <= self.encode.quality <= 100, "1 to 100"),
+            "--shard-size": (self.shard_size, self.shard_size > 0, "at least 1 image"),
+        }
+        for option, (value, is_valid, range_) in limits.items():
+            if not is_valid:
+                raise ConfigError(f"must be {range_}", key=option, value=value)
 
 
 @dataclass(frozen=True)
 class DomainPlan:
-    """One domain: its files to be, and what its listing found."""
+    """Files to be made for one domain, and findings of its index."""
 
     store: Store
     """The domain's own folder."""
@@ -33,26 +96,23 @@ class DomainPlan:
     shards: tuple[Shard, ...]
     findings: tuple[Found, ...]
     settings: Mapping[str, Any]
-    """What was asked for, by the names of the options."""
+    """Options that define the data, by their names on the command line."""
+    digest: str
+    """Of everything that the files are made of, except the images' bytes."""
     overwrite: bool
-    """Whether `--overwrite` was said, now or before an interruption."""
+    """Whether `--overwrite` was given, now or before an interruption."""
     extra: tuple[str, ...]
-    """Parquet files in its folder that are to go."""
+    """Parquet files in its folder that will be removed."""
     record: Mapping[str, Any] | None
     """Of an earlier preparation."""
     is_done: bool
-    """Whether the very same has been prepared before."""
-
-    @property
-    def digest(self) -> str:
-        """Over all that its files are made of."""
-        return _digest(self.shards)
+    """Whether the same data have been prepared before."""
 
     @property
     def images(self) -> int:
-        """How many are listed, those that cannot be read included."""
-        listed = sum(len(shard.examples) for shard in self.shards)
-        return listed + sum(found.finding.bad for found in self.findings)
+        """Number of images in the index, unusable ones included."""
+        usable = sum(len(shard.examples) for shard in self.shards)
+        return usable + sum(found.finding.bad for found in self.findings)
 
 
 @dataclass(frozen=True)
@@ -65,93 +125,74 @@ class Plan:
     domains: tuple[DomainPlan, ...]
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What a record says of where its images are from."""
-        return {"layout": self.layout, "source": self.source.url}
-
-    @property
     def images(self) -> int:
-        """How many are to be read."""
+        """Number of images to read."""
         return sum(len(s.examples) for domain in self.domains for s in domain.shards)
 
 
 def plan_preparation(layout: str, source: str, destination: str, options: PrepareOptions) -> Plan:
-    """List the source, carve validation splits, and lay out the files.
+    """Index the source, carve validation splits, and lay out the files. Nothing is written.
 
     Raises:
-        ConfigError: whatever can be known to fail, or would replace what somebody may want to
-            keep.
+        ConfigError: the preparation would fail, or would replace files that are not its own.
     """
     options.check()
     chosen = find_layout(layout)
     try:
         origin, target = open_store(source), open_store(destination)
         if not origin.exists():
-            raise ConfigError(f"{source}: no such folder")
+            raise ConfigError("no such folder", source=source)
         for store in (origin, target):
             if store.info().is_file:
-                raise ConfigError(f"{store.url}: a file, where a folder is expected")
+                raise ConfigError("a file, where a folder is expected", source=store.url)
         _keep_apart(origin, target)
-        listings = carve_validation(
-            chosen.read(origin, options.layout), options.val_fraction, options.seed
-        )
-        if not any(listing.examples for listing in listings):
-            raise ConfigError(f"{source}: no images in the layout `{layout}`")
-        names = list(dict.fromkeys(listing.domain for listing in listings))
+        found = chosen.read(origin, options.layout)
+        indexes = carve_validation(found, options.val_fraction, options.seed)
+        if not any(index.examples for index in indexes):
+            raise ConfigError(f"no images in the layout {layout}", source=source)
+        names = list(dict.fromkeys(index.domain for index in indexes))
         for name in names:
             if name.startswith(".") or "/" in name or not name:
-                raise ConfigError(f"--domain {name!r}: a folder's name is expected")
+                raise ConfigError("must be the name of a folder", key="--domain", value=name)
             _keep_apart(origin, target.at(name))
             _keep_apart(target.at(name), origin)
-        plan = Plan(layout, origin, target, ())
+        facts = {"layout": layout, "source": origin.url}
         domains = tuple(
-            _plan_domain(plan, name, [li for li in listings if li.domain == name], options)
+            _plan_domain(target, [x for x in indexes if x.domain == name], facts, options)
             for name in names
         )
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: the name {error.object!r} is not UTF-8; rename it") from None
+        problem = f"the name {error.object!r} is not UTF-8; rename it"
+        raise ConfigError(problem, source=source) from None
     except OSError as error:  # no permission, no connection, no such bucket
-        raise ConfigError(f"{source} to {destination}: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            " ".join(str(error).split()), source=f"{source} to {destination}"
+        ) from error
     except ArrowInvalid as error:  # a path that its file system does not understand
-        raise ConfigError(f"{source} to {destination}: {first_line(error)}") from error
-    return replace(plan, domains=domains)
+        raise ConfigError(first_line(error), source=f"{source} to {destination}") from error
+    return Plan(layout, origin, target, domains)
 
 
 def _plan_domain(
-    plan: Plan, name: str, listings: Sequence[Index], options: PrepareOptions
+    destination: Store, indexes: Sequence[Index], facts: Mapping[str, str], options: PrepareOptions
 ) -> DomainPlan:
+    """Lay out one domain, after a check that its folder may be written to.
+
+    Raises:
+        ConfigError: it would replace another preparation, or files that `prepare` did not make. An
+            interrupted or refused preparation may go on with the images that are there now.
+    """
+    name = indexes[0].domain
     shards = tuple(
         shard
-        for listing in listings
-        for shard in plan_shards(listing, options.encode, options.shard_size)
+        for index in indexes
+        for shard in plan_shards(index, options.encode, options.shard_size)
     )
     if not shards:
-        raise ConfigError(f"{name}: no images of this domain are left")
-    findings = tuple(Found(li.split, finding) for li in listings for finding in li.findings)
-    settings = _settings(listings[0].class_names, options)
-    store = plan.destination.at(name)
-    record = read_record(store)
-    status = record.get("status") if record else None
-    is_same = record is not None and record.get("digest") == _digest(shards)
-    goes_on = status in ("unfinished", "refused") and all(
-        record and record.get(key) == value
-        for key, value in {**plan.facts, "settings": settings}.items()
-    )
-    overwrite = options.overwrite or bool(
-        is_same and status == "unfinished" and record and record.get("overwrite")
-    )
-    extra = other_parts(store, shards)
-    if not overwrite:
-        kept = [path for path in extra if not (goes_on and _PART.fullmatch(path))]
-        _keep_what_is_there(store, shards, record, settings, kept, goes_on=goes_on)
-    is_done = is_same and status == "done"
-    return DomainPlan(
-        store, name, shards, findings, settings, overwrite, tuple(extra), record, is_done
-    )
-
-
-def _settings(class_names: Sequence[str], options: PrepareOptions) -> dict[str, Any]:
-    names = {
+        raise ConfigError(f"no images of the domain {name} are left")
+    findings = tuple(Found(index.split, f) for index in indexes for f in index.findings)
+    digest = hashlib.sha256("".join(s.path + s.digest for s in shards).encode()).hexdigest()
+    values = {
         "domains": list(options.layout.domains),
         **{key: value for key, value in asdict(options.layout).items() if key != "domains"},
         **asdict(options.encode),
@@ -159,77 +200,65 @@ def _settings(class_names: Sequence[str], options: PrepareOptions) -> dict[str, 
         "seed": options.seed,
         "shard_size": options.shard_size,
     }
-    settings = {f"--{key.replace('_', '-')}": value for key, value in names.items()}
-    return {
-        **settings,
-        "class_names_sha256": hashlib.sha256("\n".join(class_names).encode()).hexdigest(),
-    }
+    settings = {f"--{key.replace('_', '-')}": value for key, value in values.items()}
+    classes = "\n".join(indexes[0].class_names)
+    settings["class_names_sha256"] = hashlib.sha256(classes.encode()).hexdigest()
+
+    store = destination.at(name)
+    record = read_record(store)
+    before = record or {}
+    status, is_same = before.get("status"), before.get("digest") == digest
+    goes_on = status in ("unfinished", "refused") and all(
+        before.get(key) == value for key, value in {**facts, "settings": settings}.items()
+    )
+    # --overwrite of an interrupted run still holds.
+    overwrite = options.overwrite or bool(
+        is_same and status == "unfinished" and before.get("overwrite")
+    )
+    extra = other_parts(store, shards)
+    if not overwrite:
+        kept = [path for path in extra if not (goes_on and PART.fullmatch(path))]
+        has_files = any(info.path.endswith(".parquet") for info in store.list(recursive=True))
+        problem = None
+        if record is None and has_files:
+            problem = "holds Parquet files that `prepare` did not make"
+        elif record is not None and not goes_on and not is_same:
+            differing = _differing(before.get("settings", {}), settings)
+            problem = f"was prepared with other settings: {differing}"
+        elif record is not None and kept:
+            problem = f"{kept[0]} is not part of this preparation"
+        if problem:
+            raise ConfigError(problem, hint="--overwrite replaces it", source=store.url)
+    is_done = is_same and status == "done"
+    return DomainPlan(
+        store, name, shards, findings, settings, digest, overwrite, tuple(extra), record, is_done
+    )
 
 
-def _digest(shards: Sequence[Shard]) -> str:
-    return hashlib.sha256(
-        "".join(shard.path + shard.digest for shard in shards).encode()
-    ).hexdigest()
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ from those of an earlier preparation."""
 
+    def shown(value: Any) -> str:
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
-def other_parts(store: Store, shards: Sequence[Shard]) -> list[str]:
-    """The Parquet files in a domain's folder that are not among those to be."""
-    planned = {shard.path.partition("/")[2] for shard in shards}
-    there = (store.relative(info) for info in store.list(recursive=True) if info.is_file)
-    return [path for path in there if path.endswith(".parquet") and path not in planned]
-
-
-def _keep_what_is_there(
-    store: Store,
-    shards: Sequence[Shard],
-    record: Mapping[str, Any] | None,
-    settings: Mapping[str, Any],
-    others: Sequence[str],
-    *,
-    goes_on: bool,
-) -> None:
-    """Refuse to replace another preparation, or files that nobody prepared.
-
-    One that was interrupted or refused may go on with the images that are there now.
-    """
-    way_out = "--overwrite replaces it"
-    if record is None:
-        if any(info.path.endswith(".parquet") for info in store.list(recursive=True)):
-            raise ConfigError(
-                f"{store.url}: holds Parquet files that `prepare` did not make; {way_out}"
-            )
-        return
-    if not goes_on and record.get("digest") != _digest(shards):
-        before, names = record.get("settings", {}), "class_names_sha256"
-        differing = [
-            f"{key} {_said(before.get(key))}, now {_said(settings.get(key))}"
-            for key in {**settings, **before}
-            if key != names and settings.get(key) != before.get(key)
-        ]
-        if not differing:
-            names_differ = before.get(names) != settings[names]
-            differing = ["other class names" if names_differ else "other images at the source"]
-        raise ConfigError(
-            f"{store.url}: prepared before with other settings ({'; '.join(differing)}); {way_out}"
-        )
-    if others:
-        raise ConfigError(f"{store.url}/{others[0]}: not part of this preparation; {way_out}")
-
-
-def _said(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    names = "class_names_sha256"
+    differing = [
+        f"{key} {shown(before.get(key))}, now {shown(now.get(key))}"
+        for key in {**now, **before}
+        if key != names and now.get(key) != before.get(key)
+    ]
+    if differing:
+        return "; ".join(differing)
+    return "other class names" if before.get(names) != now[names] else "other images at the source"
 
 
 def _keep_apart(outer: Store, inner: Store) -> None:
     """Refuse to write into the source, or to have the source in a folder that is written."""
-    if outer.filesystem.type_name != inner.filesystem.type_name:
-        return
-    around, within = _resolved(outer), _resolved(inner)
-    if within == around or within.startswith(f"{around}/"):
-        raise ConfigError(
-            f"{inner.url}: lies in {outer.url}; keep the source and what is made of it apart"
+    if outer.filesystem.type_name == inner.filesystem.type_name:
+        around, within = (
+            os.path.realpath(store.root) if store.is_local else store.root
+            for store in (outer, inner)
         )
-
-
-def _resolved(store: Store) -> str:
-    return os.path.realpath(store.root) if store.is_local else store.root
+        if within == around or within.startswith(f"{around}/"):
+            problem = f"lies in {outer.url}; keep the source and the prepared data apart"
+            raise ConfigError(problem, source=inner.url)

@@ -1,79 +1,45 @@
-"""`prepare`: list, carve, lay out, make the shards through Ray, and say what was found."""
+"""`lipsum-tune prepare`: plan, make the shards as Ray tasks, check them and close the records."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from rich.console import Console
 
+from trainers.data.encoding import EncodeOptions
 from trainers.data.formats.index import Split
+from trainers.data.formats.retry import SourceLost, require_source
 from trainers.data.shards import Shard, ShardReport, make_shard, up_to_date
-from trainers.data.storage import Store
+from trainers.data.storage import Store, open_store
 from tuning.execution.signals import interrupted_by_sigterm
-from tuning.preparation.locking import alone, require_own, require_whole
-from tuning.preparation.manifest import FINDINGS, Found, Status, write_findings, write_record
-from tuning.preparation.options import PrepareOptions
-from tuning.preparation.plan import DomainPlan, Plan, other_parts, plan_preparation
-from tuning.preparation.progress import Display
-from tuning.preparation.tasks import PreparationFailed, run_shards
+from tuning.preparation.manifest import (
+    FINDINGS,
+    Found,
+    PreparationFailed,
+    Status,
+    check_own,
+    check_whole,
+    locked,
+    other_parts,
+    write_findings,
+    write_record,
+)
+from tuning.preparation.plan import DomainPlan, Plan, PrepareOptions, plan_preparation
+from tuning.preparation.report import Display, DomainReport, PreparationReport, SplitReport
 
 _PACKAGES = ("lipsum-tune", "pillow", "pyarrow", "numpy")
+_TASKS_PER_CPU = 2  # one runs, one waits
+_STORAGE_VARIABLES = ("AWS_", "AZURE_", "GCS_", "GOOGLE_", "HF_", "STORAGE_")
 
-
-@dataclass(frozen=True)
-class SplitReport:
-    """A split as it is on disk."""
-
-    images: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class DomainReport:
-    """A domain with all its shards made."""
-
-    domain: str
-    url: str
-    status: Status
-    """`refused` where more images are bad than may be left out."""
-    splits: dict[Split, SplitReport]
-    findings: tuple[Found, ...]
-    images: int
-    """As listed, the bad ones included."""
-
-    @property
-    def bad(self) -> int:
-        """How many images cannot be used."""
-        return sum(found.finding.bad for found in self.findings)
-
-    def kinds(self, *, bad: bool) -> dict[str, int]:
-        """How many findings of each kind, the most frequent first."""
-        of_kind = (f.finding.kind for f in self.findings if f.finding.bad == bad)
-        return dict(Counter(of_kind).most_common())
-
-
-@dataclass(frozen=True)
-class PreparationReport:
-    """What a preparation made."""
-
-    destination: str
-    domains: tuple[DomainReport, ...]
-    made: int
-    """Images that this run read; those of shards that were there already are not among them."""
-    seconds: float
-    """For those."""
-
-    @property
-    def refused(self) -> tuple[DomainReport, ...]:
-        """The domains with more bad images than may be left out."""
-        return tuple(domain for domain in self.domains if domain.status == "refused")
+Report = TypeVar("Report", ShardReport, ShardReport | None)
+Make = Callable[[Store, Store, Shard, EncodeOptions], Report]
 
 
 def prepare(
@@ -85,41 +51,36 @@ def prepare(
     address: str | None = None,
     progress: bool = True,
 ) -> PreparationReport:
-    """Make a data set in the project's format out of images in any of the known layouts.
+    """Make a data set in the project's format out of images in one of the known layouts.
 
-    Run again it goes on after an interruption, and makes anew whatever shard has images that have
-    changed at the source since; all others stay as they are.
+    If it is run again, it goes on after an interruption, and makes those shards anew whose images
+    have changed at the source since.
 
     Args:
         layout: a name of `trainers.data.formats.LAYOUTS`.
         source: folder or URL of the images.
         destination: folder or URL; it gets `<domain>/<split>/part-*.parquet`.
-        options: what else there is to say.
-        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        progress: show how it goes on, on standard error.
+        options: everything else.
+        address: of a Ray cluster; by default `RAY_ADDRESS`, or a new local one.
+        progress: show progress on standard error.
 
     Raises:
-        ConfigError: before anything is written, for whatever can be known to fail.
+        ConfigError: before anything is written, for everything that can be checked by then.
         PreparationFailed: the source does not answer, the destination cannot be written to or is
-            another's, or a worker was lost.
-        KeyboardInterrupt: also for SIGTERM, by which clusters end a job.
+            in use, or a worker was lost.
+        KeyboardInterrupt: also for SIGTERM, with which clusters end a job.
     """
     options = options or PrepareOptions()
     plan = plan_preparation(layout, source, destination, options)
-    return _carry_out(plan, options, address, Console(stderr=True, quiet=not progress))
+    # Imports torch, which takes seconds: not before the plan is known to be good.
+    from tuning.execution.ray_session import ray_session
 
-
-def _carry_out(
-    plan: Plan, options: PrepareOptions, address: str | None, console: Console
-) -> PreparationReport:
-    from tuning.execution.ray_session import (
-        ray_session,  # torch with it: not before the plan stands
-    )
-
+    console = Console(stderr=True, quiet=not progress)
     run = uuid4().hex
     runs = {domain.domain: (domain.record or {}).get("run") for domain in plan.domains}
-    ended: dict[str, list[tuple[Shard, ShardReport]]] = {d.domain: [] for d in plan.domains}
-    reports: list[DomainReport] = []
+    by_name = {domain.domain: domain for domain in plan.domains}
+    ended: dict[str, list[tuple[Shard, ShardReport]]] = defaultdict(list)
+    reports: dict[str, DomainReport] = {}
     stale: list[Shard] = []
 
     def begin(domain: DomainPlan) -> None:
@@ -129,12 +90,12 @@ def _carry_out(
     def on_end(shard: Shard, report: ShardReport) -> None:
         display.shard_ended(shard, report)
         ended[shard.domain].append((shard, report))
-        domain = next(d for d in plan.domains if d.domain == shard.domain)
+        domain = by_name[shard.domain]
         if len(ended[shard.domain]) == len(domain.shards):
-            is_locked = domain.domain in locked
-            reports.append(
-                _finish(plan, domain, ended[shard.domain], options, runs[shard.domain], is_locked)
-            )
+            reports[shard.domain] = _finish(
+                plan, domain, ended[shard.domain], options, runs[shard.domain],
+                is_locked=domain.domain in exclusive,
+            )  # fmt: skip
 
     def on_checked(shard: Shard, report: ShardReport | None) -> None:
         if report is None:
@@ -142,10 +103,13 @@ def _carry_out(
         else:
             on_end(shard, report)
 
-    source, destination = _address(plan.source), _address(plan.destination)
     try:
         with ExitStack() as stack:
-            locked = {d.domain for d in plan.domains if stack.enter_context(alone(d))}
+            exclusive = {
+                domain.domain
+                for domain in plan.domains
+                if stack.enter_context(locked(domain.store, domain.record))
+            }
             stack.enter_context(ray_session(address))
             stack.enter_context(interrupted_by_sigterm())
             display = stack.enter_context(Display(console, plan.images))
@@ -154,22 +118,23 @@ def _carry_out(
                     begin(domain)
             began = time.monotonic()
             done = [shard for d in plan.domains if d.is_done for shard in d.shards]
-            run_shards(source, destination, done, options.encode, up_to_date, on_checked)
-            for domain in plan.domains:  # no reader is to take a half for the whole
+            run_shards(plan, done, options.encode, up_to_date, on_checked)
+            # Domains of which a shard has to be made anew are unfinished from here on, so that no
+            # reader takes a part for the whole.
+            for domain in plan.domains:
                 if any(shard.domain == domain.domain for shard in stale):
                     begin(domain)
             rest = [shard for d in plan.domains if not d.is_done for shard in d.shards]
-            run_shards(source, destination, stale + rest, options.encode, make_shard, on_end)
+            run_shards(plan, stale + rest, options.encode, make_shard, on_end)
             seconds = time.monotonic() - began
     except (OSError, PreparationFailed) as error:
         raise PreparationFailed(
-            f"{' '.join(str(error).split())}; finished shards stay: "
-            "run the same command again to go on"
+            f"{' '.join(str(error).split())}; finished shards stay: run the same command again to "
+            "go on"
         ) from error
     made = sum(len(s.examples) for pairs in ended.values() for s, r in pairs if not r.reused)
-    in_order = {domain.domain: place for place, domain in enumerate(plan.domains)}
-    reports.sort(key=lambda report: in_order[report.domain])
-    return PreparationReport(plan.destination.url, tuple(reports), made, seconds)
+    in_order = tuple(reports[domain.domain] for domain in plan.domains)
+    return PreparationReport(plan.destination.url, in_order, made, seconds)
 
 
 def _finish(
@@ -178,9 +143,10 @@ def _finish(
     ended: Sequence[tuple[Shard, ShardReport]],
     options: PrepareOptions,
     run: str | None,
+    *,
     is_locked: bool,
 ) -> DomainReport:
-    """Remove what was to be replaced, see that all is there, and close the record."""
+    """Remove the files to be replaced, check that all shards are there, and close the record."""
     place = {shard.path: number for number, shard in enumerate(domain.shards)}
     in_order = sorted(ended, key=lambda pair: place[pair[0].path])
     findings = list(domain.findings)
@@ -191,27 +157,44 @@ def _finish(
         splits[shard.split] = SplitReport(before.images + made.rows, before.bytes + made.bytes)
     bad = sum(found.finding.bad for found in findings)
     is_unchanged = domain.is_done and all(made.reused for _, made in in_order)
-    is_right = is_unchanged or options.skip_bad.allows(bad, domain.images)
-    status: Status = "done" if is_right else "refused"
-    report = DomainReport(
-        domain.domain, domain.store.url, status, splits, tuple(findings), domain.images
-    )
-    require_own(domain.store, run)
-    others = other_parts(domain.store, domain.shards)
-    _remove(domain.store, [path for path in others if path in domain.extra])
-    if is_locked:
-        _remove_unfinished(domain.store)
-    require_whole(plan.destination, domain, in_order)
-    write_findings(domain.store, findings)
-    require_own(domain.store, run)
-    write_record(domain.store, status, {**_facts(plan, domain, run), **_counts(report, options)})
-    return report
+    is_allowed = is_unchanged or options.skip_bad.allows(bad, domain.images)
+    status: Status = "done" if is_allowed else "refused"
+
+    store = domain.store
+    check_own(store, run)
+    to_remove = [path for path in other_parts(store, domain.shards) if path in domain.extra]
+    if is_locked:  # files of writers that were killed
+        there = [store.relative(info) for info in store.list(recursive=True) if info.is_file]
+        to_remove += [path for path in there if path.endswith(".unfinished")]
+    for path in to_remove:
+        store.filesystem.delete_file(store.full(path))
+    check_whole(plan.destination, store, in_order)
+    write_findings(store, findings)
+    check_own(store, run)
+    kinds = Counter((found.split, found.finding.kind) for found in findings)
+    counts = {
+        "skip_bad": str(options.skip_bad),
+        "bad": bad,
+        "splits": {
+            split: {
+                "images": made.images,
+                "bytes": made.bytes,
+                "findings": {kind: n for (of, kind), n in sorted(kinds.items()) if of == split},
+            }
+            for split, made in splits.items()
+        },
+        "findings": FINDINGS,
+    }
+    write_record(store, status, {**_facts(plan, domain, run), **counts})
+    return DomainReport(domain.domain, store.url, status, splits, tuple(findings), domain.images)
 
 
 def _facts(plan: Plan, domain: DomainPlan, run: str | None) -> dict[str, Any]:
+    """The part of a record that is known from the start."""
     return {
         "run": run,
-        **plan.facts,
+        "layout": plan.layout,
+        "source": plan.source.url,
         "settings": dict(domain.settings),
         "digest": domain.digest,
         "overwrite": domain.overwrite,
@@ -219,34 +202,67 @@ def _facts(plan: Plan, domain: DomainPlan, run: str | None) -> dict[str, Any]:
     }
 
 
-def _counts(report: DomainReport, options: PrepareOptions) -> dict[str, Any]:
-    findings = Counter((f.split, f.finding.kind) for f in report.findings)
-    return {
-        "skip_bad": str(options.skip_bad),
-        "bad": report.bad,
-        "splits": {
-            split: {
-                "images": made.images,
-                "bytes": made.bytes,
-                "findings": {kind: n for (of, kind), n in sorted(findings.items()) if of == split},
-            }
-            for split, made in report.splits.items()
-        },
-        "findings": FINDINGS,
-    }
+def run_shards(
+    plan: Plan,
+    shards: Sequence[Shard],
+    options: EncodeOptions,
+    make: Make[Report],
+    on_end: Callable[[Shard, Report], None],
+) -> None:
+    """Make or check shards as Ray tasks of one CPU each, in order.
+
+    Raises:
+        PreparationFailed: at the first shard that fails.
+    """
+    import ray
+
+    from tuning.execution.ray_errors import in_one_line, root_cause
+    from tuning.execution.tasks import run_tasks
+
+    # A worker has another working directory, so local paths are absolute. Keys for storage go as an
+    # argument, since Ray writes runtime environments to its logs and shows them in its dashboard.
+    source, destination = (
+        store.root if store.is_local else store.url for store in (plan.source, plan.destination)
+    )
+    keys = {k: value for k, value in os.environ.items() if k.startswith(_STORAGE_VARIABLES)}
+    fixed = ray.put((source, destination, options, keys, make))
+    task: Any = ray.remote(num_cpus=1)(run_shard)
+
+    def get(shard: Shard, reference: Any) -> None:
+        try:
+            report = ray.get(reference)
+        except SourceLost as error:
+            raise PreparationFailed(str(root_cause(error))) from error
+        except Exception as error:
+            raise PreparationFailed(f"{shard.path}: {in_one_line(error)}") from error
+        on_end(shard, report)
+
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    run_tasks(shards, lambda s: task.remote(fixed, s), get, at_once=_TASKS_PER_CPU * cpus)
 
 
-def _remove(store: Store, paths: Sequence[str]) -> None:
-    for path in paths:
-        store.filesystem.delete_file(store.full(path))
+def run_shard(
+    fixed: tuple[str, str, EncodeOptions, Mapping[str, str], Make[Report]], shard: Shard
+) -> Report:
+    """Make or check one shard, in a worker.
+
+    Raises:
+        SourceLost: the source is not there on this machine.
+    """
+    source, destination, options, keys, make = fixed
+    with _in_environment(keys):
+        origin = open_store(source)
+        require_source(origin)
+        return make(origin, open_store(destination), shard, options)
 
 
-def _remove_unfinished(store: Store) -> None:
-    """What a process that was killed could not take away itself."""
-    there = [store.relative(info) for info in store.list(recursive=True) if info.is_file]
-    _remove(store, [path for path in there if path.endswith(".unfinished")])
-
-
-def _address(store: Store) -> str:
-    """As a worker finds it, whose working directory is another."""
-    return store.root if store.is_local else store.url
+@contextmanager
+def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that the machine does not set itself, until the end of the task."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

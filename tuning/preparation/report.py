@@ -1,35 +1,138 @@
-"""A preparation for people: what is there now, what was found, and how to go on."""
+"""A preparation in the terminal: its progress, and the summary at its end."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, Self
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from trainers.data.encoding import CHANGES
-from tuning.preparation.manifest import FINDINGS
-from tuning.preparation.prepare import PreparationReport
+from trainers.data.formats.index import SPLITS, Split
+from trainers.data.shards import Shard, ShardReport
+from tuning.preparation.manifest import FINDINGS, Found, Status
 from tuning.reporting.formatting import format_seconds
 
-_SPLITS = ("train", "val", "test")
+
+@dataclass(frozen=True)
+class SplitReport:
+    """A split as it is on disk."""
+
+    images: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DomainReport:
+    """A domain whose shards are all made."""
+
+    domain: str
+    url: str
+    status: Status
+    splits: dict[Split, SplitReport]
+    findings: tuple[Found, ...]
+    images: int
+    """In the index, unusable ones included."""
+
+    @property
+    def bad(self) -> int:
+        """Number of images that cannot be used."""
+        return sum(found.finding.bad for found in self.findings)
+
+    def kinds(self, *, bad: bool) -> dict[str, int]:
+        """Number of findings of each kind, the most frequent first."""
+        of_kind = (f.finding.kind for f in self.findings if f.finding.bad == bad)
+        return dict(Counter(of_kind).most_common())
+
+
+@dataclass(frozen=True)
+class PreparationReport:
+    """Result of a preparation."""
+
+    destination: str
+    domains: tuple[DomainReport, ...]
+    made: int
+    """Images read by this run; those of shards that were there already are not counted."""
+    seconds: float
+
+    @property
+    def refused(self) -> tuple[DomainReport, ...]:
+        """Domains with more bad images than may be left out."""
+        return tuple(domain for domain in self.domains if domain.status == "refused")
+
+
+class Display:
+    """Progress over the images: a bar, or a line for each shard if there is no terminal."""
+
+    def __init__(self, console: Console, images: int) -> None:
+        self._console, self._images = console, images
+        self._ended, self._bad = 0, 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("images", total=images)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.stop()
+
+    def shard_ended(self, shard: Shard, report: ShardReport) -> None:
+        """Advance the bar, or print a line."""
+        self._ended += len(shard.examples)
+        self._bad += sum(finding.bad for finding in report.findings)
+        bad = f", {self._bad:,} bad" if self._bad else ""
+        description = f"{shard.domain}/{shard.split}{bad}"
+        self._progress.update(self._task, completed=self._ended, description=description)
+        if not self._console.is_terminal:
+            done = "there already" if report.reused else "done"
+            counts = f"{report.rows:,} images  ({self._ended:,} of {self._images:,})"
+            self._console.out(f"{shard.path}  {done}  {counts}", highlight=False)
 
 
 def render(report: PreparationReport) -> RenderableType:
-    """A table of images by domain and split, the findings by kind, and what to do with it.
+    """Images by domain and split, findings by kind, and the line for the configuration.
 
-    Where there is but one finding of a kind, what it says is shown: it may count for itself.
+    The detail of a finding is shown if it is the only one of its kind.
     """
-    parts: list[RenderableType] = [
-        Rule(f"[bold]{escape(report.destination)}[/]", align="left", style="dim"),
-        _images(report),
-        *_findings(report),
-        *(Text(line, style="yellow") for line in _remarks(report)),
-    ]
+    splits = [s for s in SPLITS if any(s in domain.splits for domain in report.domains)]
+    images = _table("", *splits, "size", "bad", "status")
+    for domain in report.domains:
+        made = domain.splits
+        counts = [f"{made[s].images:,}" if s in made else "" for s in splits]
+        size = _size(sum(split.bytes for split in made.values()))
+        style = "red" if domain.status == "refused" else ""
+        images.add_row(
+            escape(domain.domain), *counts, size, f"{domain.bad:,}", domain.status, style=style
+        )
+    title = Rule(f"[bold]{escape(report.destination)}[/]", align="left", style="dim")
+    parts: list[RenderableType] = [title, images, *_findings(report)]
+    for domain in report.domains:
+        usable = domain.kinds(bad=False)
+        changed = sum(usable[kind] for kind in usable.keys() & CHANGES)
+        numbers = {
+            "bad images" if domain.status == "refused" else "bad images left out": domain.bad,
+            "conversions of images": changed,
+            "other findings": sum(usable.values()) - changed,
+        }
+        if shown := ", ".join(f"{number:,} {what}" for what, number in numbers.items() if number):
+            line = f"! {domain.domain}: {shown}, listed in {domain.url}/{FINDINGS}"
+            parts.append(Text(line, style="yellow"))
     if report.made:
         rate = report.made / report.seconds
         took = format_seconds(report.seconds)
@@ -40,34 +143,20 @@ def render(report: PreparationReport) -> RenderableType:
 
 
 def refusal(report: PreparationReport) -> str:
-    """One line for each domain with too many bad images: how many, of which kinds, where they are
-    listed, and what leaves them out."""
-    return "\n".join(
-        f"{domain.url}: {domain.bad:,} of {domain.images:,} images cannot be used "
-        f"({_kinds(domain.kinds(bad=True))}), listed in {domain.url}/{FINDINGS}; mend them, or "
-        f"leave them out with --skip-bad {domain.bad}, and run the same command again"
-        for domain in report.refused
-    )
-
-
-def _images(report: PreparationReport) -> Table:
-    splits = [s for s in _SPLITS if any(s in domain.splits for domain in report.domains)]
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for header in (*splits, "size", "bad", "status"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for domain in report.domains:
-        made = domain.splits
-        counts = [f"{made[s].images:,}" if s in made else "" for s in splits]
-        size = _size(sum(split.bytes for split in made.values()))
-        style = "red" if domain.status == "refused" else ""
-        table.add_row(
-            escape(domain.domain), *counts, size, f"{domain.bad:,}", domain.status, style=style
+    """One line for each domain with too many bad images, with the command that leaves them out."""
+    lines = []
+    for domain in report.refused:
+        kinds = ", ".join(f"{kind} {n:,}" for kind, n in domain.kinds(bad=True).items())
+        lines.append(
+            f"{domain.url}: {domain.bad:,} of {domain.images:,} images cannot be used ({kinds}), "
+            f"listed in {domain.url}/{FINDINGS}; repair them, or leave them out with --skip-bad "
+            f"{domain.bad}, and run the same command again"
         )
-    return table
+    return "\n".join(lines)
 
 
 def _findings(report: PreparationReport) -> Iterator[RenderableType]:
+    """A table of findings by kind, the bad ones first."""
     found = sorted(
         (
             (not f.finding.bad, f.finding.kind, domain.domain, f.finding.detail)
@@ -78,36 +167,25 @@ def _findings(report: PreparationReport) -> Iterator[RenderableType]:
     )
     if not found:
         return
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    for header in ("found", "times", ""):
-        table.add_column(header, justify="right" if header == "times" else "left")
+    table = _table("found", "times", "", right=("times",))
     for (is_usable, kind), items in groupby(found, key=lambda item: item[:2]):
-        places, details = zip(*(item[2:] for item in items), strict=True)
-        where = ", ".join(dict.fromkeys(places))
-        said = where if is_usable else f"bad: {where}"
-        if len(places) == 1 and details[0]:  # often a count of its own
-            said += f": {details[0]}"
-        table.add_row(kind, f"{len(places):,}", escape(said), style="" if is_usable else "red")
-    yield Text()
-    yield table
-    yield Text()
+        domains, details = zip(*(item[2:] for item in items), strict=True)
+        where = ", ".join(dict.fromkeys(domains))
+        shown = where if is_usable else f"bad: {where}"
+        if len(domains) == 1 and details[0]:
+            shown += f": {details[0]}"
+        table.add_row(kind, f"{len(domains):,}", escape(shown), style="" if is_usable else "red")
+    yield from (Text(), table, Text())
 
 
-def _remarks(report: PreparationReport) -> Iterator[str]:
-    for domain in report.domains:
-        usable = domain.kinds(bad=False)
-        converted = sum(usable[kind] for kind in usable.keys() & CHANGES)
-        counts = {
-            "bad images" if domain.status == "refused" else "bad images left out": domain.bad,
-            "conversions of images": converted,
-            "other findings": sum(usable.values()) - converted,
-        }
-        if said := ", ".join(f"{number:,} {what}" for what, number in counts.items() if number):
-            yield f"! {domain.domain}: {said}, listed in {domain.url}/{FINDINGS}"
-
-
-def _kinds(kinds: dict[str, int]) -> str:
-    return ", ".join(f"{kind} {number:,}" for kind, number in kinds.items())
+def _table(first: str, *others: str, right: tuple[str, ...] | None = None) -> Table:
+    """A table without lines, whose columns but the first are aligned to the right by default."""
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for header in others:
+        is_right = right is None or header in right
+        table.add_column(header, justify="right" if is_right else "left", no_wrap=right is None)
+    return table
 
 
 def _size(size: float) -> str:

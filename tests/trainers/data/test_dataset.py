@@ -102,6 +102,27 @@ def test_a_cached_file_that_was_torn_is_made_again(root: Path, cache: Path, left
     assert np.array_equal(np.asarray(ImageDataset(root, "real", "train").decode(6)), pixels(6))
 
 
+@pytest.mark.parametrize("what", ["label", "path", "offset", "image"])
+def test_garbage_in_a_cached_file_heals_itself(root: Path, cache: Path, what: str) -> None:
+    ImageDataset(root, "real", "train")
+    for path in cache.glob("*.arrow"):
+        with pa.memory_map(str(path)) as source:
+            batch = pa.ipc.open_file(source).get_batch(0)
+        number = {"label": 0, "path": 1, "offset": 2, "image": 2}[what]
+        buffer = batch.column(number).buffers()[1 if what in ("label", "offset") else 2]
+        data = bytearray(path.read_bytes())
+        start = data.index(bytes(buffer)[:64])
+        data[start : start + 64] = b"\xfe" * min(64, buffer.size)
+        path.write_bytes(data)
+    images = ImageDataset(root, "real", "train")
+    assert images.labels.tolist() == LABELS
+    for index in range(7):
+        assert np.array_equal(np.asarray(images.decode(index)), pixels(index))
+        assert np.array_equal(images.pixels(index).permute(1, 2, 0).numpy(), pixels(index))
+    again = ImageDataset(root, "real", "train")
+    assert np.array_equal(np.asarray(again.decode(0)), pixels(0))
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_cache_that_others_empty_is_filled_again_and_told_of_at_last(
     root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int
@@ -119,11 +140,9 @@ def test_a_cache_that_others_empty_is_filled_again_and_told_of_at_last(
         images = ImageDataset(root, "real", "train")
         assert np.array_equal(np.asarray(images.decode(6)), pixels(6))
     else:
-        message = (
-            rf"^data\.cache_gb = 0\.5: the cache is being emptied .* {root}/real/train .*: raise"
-        )
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError) as caught:
             ImageDataset(root, "real", "train", cache_gb=0.5)
+        assert (caught.value.key, caught.value.value) == ("data.cache_gb", 0.5)
     assert len(made) == 3
 
 
@@ -182,7 +201,7 @@ def test_the_share_that_evaluation_crops_is_the_datas_unless_it_is_given(tmp_pat
     assert ImageDataset(tmp_path, "a", "val").crop_pct == 0.875
     assert ImageDataset(tmp_path, "b", "val").crop_pct == 1.0
     assert ImageDataset(tmp_path, "b", "val", crop_pct=0.9).crop_pct == 0.9
-    with pytest.raises(ConfigError, match=r"c/val: metadata crop_pct = 'x'"):
+    with pytest.raises(ConfigError, match=r"c/val: crop_pct = 'x'"):
         ImageDataset(tmp_path, "c", "val")
 
 
@@ -350,7 +369,7 @@ def test_files_that_disagree_or_are_empty_are_refused(tmp_path: Path, root: Path
         ImageDataset(root, "real", "train")
     write_rows(tmp_path / "crops", [0])
     write_rows(tmp_path / "crops", [0], crop_pct="1.0")
-    with pytest.raises(ConfigError, match=r"part-00001.parquet: another crop_pct than part-00000"):
+    with pytest.raises(ConfigError, match=r"part-00001.parquet: other crop_pct than part-00000"):
         ImageDataset(tmp_path / "crops", "real", "train")
     write_rows(tmp_path / "empty", [])
     with pytest.raises(ConfigError, match=r"empty/real/train: no images in its files"):
@@ -374,8 +393,8 @@ def test_what_is_missing_is_named_with_what_is_there(root: Path, tmp_path: Path)
 def test_a_domain_whose_preparation_is_not_done_is_refused(root: Path) -> None:
     record = root / "real" / "preparation.json"
     for status, advice in (
-        ("unfinished", r"is unfinished; run the same `lipsum-tune prepare` again"),
-        ("refused", r"more bad images than it may skip; .* --skip-bad"),
+        ("unfinished", r"is unfinished .run the same `lipsum-tune prepare` again"),
+        ("refused", r"more bad images than it may skip .* --skip-bad"),
     ):
         record.write_text(json.dumps({"status": status}))
         with pytest.raises(ConfigError, match=advice):

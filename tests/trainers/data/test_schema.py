@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -11,7 +12,6 @@ from trainers.data.schema import (
     LabelledImage,
     check_labels,
     part_path,
-    part_paths,
     read_header,
     write_images,
 )
@@ -26,8 +26,17 @@ CLASSES = ["cat", "dog"]
 METADATA = {"license": "CC BY-SA 4.0", "attribution": "gezeichnet von Jörg"}
 
 
+def refusal(store: Store, read: Any = read_header) -> ConfigError:
+    """The error, of one line, with which a file is refused."""
+    with pytest.raises(ConfigError) as caught:
+        read(store, "x.parquet")
+    assert caught.value.source == f"{store.url}/x.parquet"
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
 class Recording(Store):
-    """A store that knows how many bytes were read from it."""
+    """A store that counts the bytes that were read from it."""
 
     read = 0
 
@@ -63,7 +72,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ]
 
 
-def test_the_header_says_how_large_images_are_uncompressed_and_nothing_else(
+def test_the_header_has_the_uncompressed_size_of_the_images(
     tmp_path: Path,
 ) -> None:
     images = [{"bytes": bytes([n]) * 100_000, "path": f"{n}.bmp"} for n in range(4)]
@@ -75,34 +84,21 @@ def test_the_header_says_how_large_images_are_uncompressed_and_nothing_else(
     assert 400_000 < header.image_bytes < 401_000
 
 
-def test_files_lie_in_a_folder_per_domain_and_split(tmp_path: Path) -> None:
-    for part in (1, 0):
-        write_images(part_path(tmp_path, "sketch", "val", part), IMAGES, CLASSES, {})
-    names = [
-        path.relative_to(tmp_path).as_posix() for path in part_paths(tmp_path, "sketch", "val")
-    ]
-    assert names == ["sketch/val/part-00000.parquet", "sketch/val/part-00001.parquet"]
-    with pytest.raises(FileNotFoundError, match="test"):
-        part_paths(tmp_path, "sketch", "test")
-
-
-def test_the_column_of_captions_is_left_out_where_there_are_none(tmp_path: Path) -> None:
-    path = tmp_path / "plain.parquet"
-    write_images(path, [LabelledImage(b"x", "x.jpg", 0)], CLASSES, {})
-    schema = pq.read_schema(path)
-    assert schema.names == ["image", "label"]
-    assert schema.field("label").type == pa.int64()
-
-
 def test_the_schema_names_the_features_as_hugging_face_does(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
+    path = part_path(tmp_path, "sketch", "val", 1)
     write_images(path, IMAGES, CLASSES, METADATA)
+    assert path == tmp_path / "sketch" / "val" / "part-00001.parquet"
     features = json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]
-    assert features == {
+    caption = {"dtype": "string", "_type": "Value"}
+    plain = {
         "image": {"_type": "Image"},
         "label": {"names": CLASSES, "_type": "ClassLabel"},
-        "caption": {"dtype": "string", "_type": "Value"},
     }
+    assert features == plain | {"caption": caption}
+    write_images(path, IMAGES[1:], CLASSES, METADATA)  # without captions
+    schema = pq.read_schema(path)
+    assert json.loads(schema.metadata[b"huggingface"])["info"]["features"] == plain
+    assert (schema.names, schema.field("label").type) == (["image", "label"], pa.int64())
 
 
 def test_class_names_of_a_file_from_hugging_face_are_understood(tmp_path: Path) -> None:
@@ -119,37 +115,54 @@ def test_class_names_of_a_file_from_hugging_face_are_understood(tmp_path: Path) 
     ("columns", "problem"),
     [
         ({"image": [{"bytes": b"x"}], "label": [0]}, "no class names"),
-        ({"image": [{"bytes": b"x"}]}, "no column 'label'"),
-        ({"photo": [{"bytes": b"x"}], "label": [0]}, "no column 'image'"),
-        ({"image": [b"x"], "label": [0]}, "'image' is binary, not a struct with bytes"),
+        ({"image": [{"bytes": b"x"}]}, "no columns 'label'"),
+        ({"photo": [{"bytes": b"x"}], "label": [0]}, "no columns 'image'"),
+        ({"image": [b"x"], "label": [0]}, "'image' is binary, not a struct"),
         ({"image": [{"bytes": b"x"}], "label": ["cat"]}, "'label' is string, not integers"),
-        ({"image": [{"bytes": [1, 2]}], "label": [0]}, "'image.bytes' is list<.*>, not binary"),
-        ({"image": [{"bytes": "x"}], "label": [0]}, "'image.bytes' is string, not binary"),
+        ({"image": [{"bytes": [1, 2]}], "label": [0]}, "not a struct with binary bytes"),
+        ({"image": [{"bytes": "x"}], "label": [0]}, "not a struct with binary bytes"),
     ],
 )
-def test_a_file_without_class_names_or_columns_is_refused_with_advice(
+def test_a_file_without_class_names_or_columns_is_refused(
     tmp_path: Path, columns: dict[str, list[object]], problem: str
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
-    message = f"^{tmp_path}/x.parquet: .*{problem}.*`lipsum-tune prepare parquet`"
-    with pytest.raises(ConfigError, match=message):
-        read_header(open_store(tmp_path), "x.parquet")
+    error = refusal(open_store(tmp_path))
+    assert problem in error.problem
+    assert "`lipsum-tune prepare parquet`" in str(error.hint)
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"not Parquet at all", b"PAR1" * 3])
-def test_what_is_no_parquet_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.parquet").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"x.parquet: not a whole Parquet file") as caught:
-        read_header(open_store(tmp_path), "x.parquet")
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, column: str) -> None:
+    columns = {"image": pa.array([{"bytes": b"x"}]), "label": pa.array([0])}
+    names = ["image", "label", column]
+    pq.write_table(
+        pa.Table.from_arrays([columns[name] for name in names], names), tmp_path / "x.parquet"
+    )
+    assert f"2 columns '{column}'" in refusal(open_store(tmp_path)).problem
 
 
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"^{tmp_path}/x.parquet: cannot be opened"):
-        read_header(open_store(tmp_path), "x.parquet")
+@pytest.mark.parametrize("key", [b"class_names", b"metadata"])
+def test_metadata_that_are_not_json_are_refused(tmp_path: Path, key: bytes) -> None:
+    write_images(tmp_path / "x.parquet", IMAGES, CLASSES, METADATA)
+    table = pq.read_table(tmp_path / "x.parquet")
+    for text in (b"{", b"[" * 100_000):
+        entries = table.schema.metadata | {key: text}
+        pq.write_table(table.replace_schema_metadata(entries), tmp_path / "x.parquet")
+        assert f"{key.decode()!r} in its metadata" in refusal(open_store(tmp_path)).problem
 
 
-def test_a_page_of_labels_that_is_damaged_is_told_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not Parquet at all", b"PAR1" * 3, None])
+def test_a_file_that_is_not_parquet_or_missing_is_named(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "x.parquet").write_bytes(content)
+    problem = "cannot be opened" if content is None else "not a whole Parquet file"
+    assert problem in refusal(open_store(tmp_path)).problem
+
+
+def test_a_damaged_page_of_labels_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write_images(path, IMAGES, CLASSES, {})
     column = pq.read_metadata(path).row_group(0).column(2)
@@ -159,9 +172,7 @@ def test_a_page_of_labels_that_is_damaged_is_told_in_one_line(tmp_path: Path) ->
     data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
     path.write_bytes(data)
     assert read_header(open_store(tmp_path), "x.parquet").rows == 2
-    with pytest.raises(ConfigError, match=f"^{path}: cannot be read: .*thrift") as caught:
-        check_labels(open_store(tmp_path), "x.parquet")
-    assert "\n" not in str(caught.value)
+    assert "cannot be read" in refusal(open_store(tmp_path), check_labels).problem
 
 
 class Cut(Store):
@@ -184,14 +195,13 @@ class Cut(Store):
         return pa.PythonFile(File(), mode="r")
 
 
-def test_a_connection_that_breaks_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_connection_that_breaks_is_named(tmp_path: Path) -> None:
     write_images(tmp_path / "x.parquet", IMAGES, CLASSES, {})
-    message = f"^{tmp_path}/x.parquet: cannot be read: .*Connection reset by peer"
-    with pytest.raises(ConfigError, match=message):
-        read_header(Cut(**vars(open_store(tmp_path))), "x.parquet")
+    error = refusal(Cut(**vars(open_store(tmp_path))))
+    assert "Connection reset by peer" in error.problem
 
 
-def test_labels_are_checked_without_reading_a_image(tmp_path: Path) -> None:
+def test_labels_are_checked_without_reading_an_image(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     write_images(path, [LabelledImage(b"x" * 500_000, "a", 1)] * 2, CLASSES, {})
     store = Recording(**vars(open_store(tmp_path)))
@@ -199,8 +209,8 @@ def test_labels_are_checked_without_reading_a_image(tmp_path: Path) -> None:
     assert 0 < store.read < 100_000
     schema = pq.read_schema(path)
     pq.write_table(pq.read_table(path).set_column(1, schema.field(1), [[0, 2]]), path)
-    with pytest.raises(ConfigError, match=f"^{path}: label 2 of 2 classes"):
-        check_labels(open_store(tmp_path), "x.parquet")
+    error = refusal(open_store(tmp_path), check_labels)
+    assert error.problem.startswith("label 2 of 2 classes")
 
 
 def test_labels_without_a_class_and_repeated_classes_are_refused(tmp_path: Path) -> None:
@@ -209,23 +219,6 @@ def test_labels_without_a_class_and_repeated_classes_are_refused(tmp_path: Path)
     with pytest.raises(ValueError, match="distinct"):
         write_images(tmp_path / "x.parquet", IMAGES, ["cat", "cat"], {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x.parquet"
-    write_images(path, IMAGES, CLASSES, METADATA)
-    before = path.read_bytes()
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("trainers.data.schema.pq.write_table", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_images(path, IMAGES[:1], CLASSES, METADATA)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.parquet"]
-    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("captions", [True, False])

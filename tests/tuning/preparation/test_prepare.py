@@ -30,13 +30,10 @@ from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from tuning.cli import app
 from tuning.execution.ray_session import ray_session
-from tuning.preparation.manifest import read_record
-from tuning.preparation.options import PrepareOptions
-from tuning.preparation.plan import plan_preparation
+from tuning.preparation.manifest import PreparationFailed, read_record
+from tuning.preparation.plan import PrepareOptions, plan_preparation
 from tuning.preparation.prepare import prepare
-from tuning.preparation.progress import Display
-from tuning.preparation.report import render
-from tuning.preparation.tasks import PreparationFailed
+from tuning.preparation.report import Display, render
 
 pytestmark = pytest.mark.slow
 
@@ -103,9 +100,7 @@ def test_domainnet_is_prepared_recorded_and_read_back(tree: Path, tmp_path: Path
     assert (again.made, parts(data)) == (0, before)
 
 
-def test_bad_images_are_listed_refused_and_left_out_where_that_is_said(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_bad_images_are_listed_refused_and_left_out_on_request(tree: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     names = {"empty": "real_000_000001.jpg", "truncated": "real_001_000003.jpg"}
     (tree / "real" / "teddy-bear" / names["empty"]).write_bytes(b"")
@@ -142,9 +137,7 @@ def test_bad_images_are_listed_refused_and_left_out_where_that_is_said(
     assert "tent" not in counts(data, "real/test")
 
 
-def test_other_settings_replace_what_is_there_only_with_overwrite(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_overwrite_replaces_a_domain_and_no_other(tree: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     real = LayoutOptions(domains=("real",))
     prepare("domainnet", str(tree), str(data), PrepareOptions(real, shard_size=2), progress=False)
@@ -191,7 +184,7 @@ def test_images_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> Non
         plan_preparation("folders", f"{bucket}//raw", f"{bucket}/x", PrepareOptions())
 
 
-def test_bad_images_that_are_thrown_away_need_no_other_command(tree: Path, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_once_bad_images_are_removed(tree: Path, tmp_path: Path) -> None:
     bad, data = tree / "real" / "teddy-bear" / "0.png", tmp_path / "data"
     bad.write_bytes(b"")
     options = PrepareOptions(shard_size=4)
@@ -203,7 +196,7 @@ def test_bad_images_that_are_thrown_away_need_no_other_command(tree: Path, tmp_p
     assert len(rows(data, "real/train")) + len(rows(data, "real/val")) == 21
 
 
-def test_images_that_have_changed_are_prepared_anew_and_meanwhile_nothing_is_done(
+def test_changed_images_are_prepared_anew(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
@@ -228,13 +221,11 @@ def test_images_that_have_changed_are_prepared_anew_and_meanwhile_nothing_is_don
     assert record(data, "real")["run"] != run
 
 
-def test_sigterm_ends_as_ctrl_c_does_and_a_second_preparation_waits_for_none(
-    tmp_path: Path, cluster: str
-) -> None:
+def test_sigterm_ends_a_preparation_as_ctrl_c_does(tmp_path: Path, cluster: str) -> None:
     driver, command = slow_preparation(tmp_path, cluster)
     second = CliRunner().invoke(app, command)
     assert type(second.exception).__name__ == "ConfigError"
-    assert str(second.exception) == f"{tmp_path}/data/pets: another `prepare` is at work there"
+    assert str(second.exception) == f"{tmp_path}/data/pets: another `prepare` is running there"
     driver.send_signal(signal.SIGTERM)
     said = driver.communicate()[1].decode()
     assert driver.returncode == 130, said
@@ -288,9 +279,9 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str)
     assert len(found) == len({path for path, _, _ in found}) == 60
 
 
-def test_a_full_disk_is_told_and_what_is_finished_stays(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_finished_shards(tmp_path: Path) -> None:
     if os.geteuid() != 0:  # where it cannot mount, it runs itself as root of its own namespace
-        test = f"{__file__}::test_a_full_disk_is_told_and_what_is_finished_stays"
+        test = f"{__file__}::test_a_full_disk_leaves_finished_shards"
         subprocess.run(["unshare", "-rm", sys.executable, "-m", "pytest", "-q", test], check=True)
         return
     disk = tmp_path / "disk"

@@ -1,4 +1,4 @@
-"""What a person reads at the end of a preparation, and the help before it."""
+"""The summary of a preparation, and the help of its command."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import Finding
 from tuning.cli import app
 from tuning.preparation.manifest import Found, Status
-from tuning.preparation.prepare import DomainReport, PreparationReport, SplitReport
-from tuning.preparation.report import refusal, render
+from tuning.preparation.report import (
+    DomainReport,
+    PreparationReport,
+    SplitReport,
+    refusal,
+    render,
+)
 
 
 def domain(name: str, status: Status = "done", findings: tuple[Found, ...] = ()) -> DomainReport:
@@ -54,11 +59,11 @@ def test_the_summary_counts_images_findings_and_bytes() -> None:
     assert "Config trial.data.root: s3://bucket/data" in lines
 
 
-def test_a_refusal_says_how_many_of_which_kinds_where_and_what_to_do() -> None:
+def test_a_refusal_names_the_option_that_leaves_them_out() -> None:
     report = PreparationReport("s3://bucket/data", (domain("real", "refused", BAD),), 0, 1.0)
     assert refusal(report) == (
         "s3://bucket/data/real: 2 of 1,502 images cannot be used (truncated 1, empty 1), listed "
-        "in s3://bucket/data/real/findings.csv; mend them, or leave them out with --skip-bad 2, "
+        "in s3://bucket/data/real/findings.csv; repair them, or leave them out with --skip-bad 2, "
         "and run the same command again"
     )
     assert not any("trial.data.root" in line for line in shown(report))

@@ -1,8 +1,8 @@
 """Parquet shards as memory-mapped Arrow files on this machine.
 
-Parquet is what is stored and moved; an image in the middle of it costs a whole row group. So each
-machine keeps the shards that it reads once more, as uncompressed Arrow IPC files: there an image
-is one small read, and all trials and their decoding processes share the pages that the system has
+Parquet is what is stored and moved, but one image in the middle of it costs a whole row group. So
+each machine keeps the shards that it reads as uncompressed Arrow IPC files, too: there an image is
+one small read, and all trials and their decoding processes share the pages that the system has
 cached. The folder must be on a disk of the machine's own, not on one that machines share.
 """
 
@@ -33,114 +33,140 @@ from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
 CACHE_VARIABLE = "LIPSUM_TUNE_ARROW_CACHE"
-"""Environment variable that names another folder for the cache, on each machine its own."""
+"""Environment variable that names another folder for the cache, a different one on each machine."""
 
 FORMAT = 1
-"""Raised when what an Arrow file holds changes: files of older formats are then no longer used."""
+"""To be raised if the content of Arrow files changes; older files are then no longer used."""
 
 COLUMNS = pa.schema([("label", pa.int64()), ("path", pa.string()), ("bytes", pa.large_binary())])
-"""Of an Arrow file. Images come last: all else of a batch then lies on one page or two."""
+"""Of an Arrow file. Images come last, so that the rest of a batch lies on one page or two."""
 
-_NO_PLACE = {
+_UNUSABLE = {
     *(errno.ENOSPC, errno.EDQUOT),  # full
-    *(errno.EACCES, errno.EPERM, errno.EROFS),  # not ours to write to
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # not writable
     *(errno.ENOTDIR, errno.EEXIST),  # a file where the folder should be
     *(errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS),  # without locks
 }
 _BATCH = 256  # rows
 _LOCK = "lock"
+_CONVERTING = "converting"  # names the images that the holder of the lock converts
 _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
-_WORTH_TELLING = 10**9  # bytes
-_TELL_EVERY_S = 30.0
+_LARGE = 10**9  # bytes whose conversion is logged
+_LOG_EVERY_S = 30.0
 _MOUNTS = Path("/proc/mounts")
 
 logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where this machine keeps its Arrow files."""
+    """Folder of this machine's Arrow files."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen) if chosen else platformdirs.user_cache_path("lipsum-tune") / "arrow"
 
 
 def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: int) -> list[Path]:
-    """The Arrow files of some Parquet files, in their order, made where they are not there yet.
+    """The Arrow files of some Parquet files, in their order; missing ones are made.
 
-    Of the processes of a machine one converts, and the others wait for it. To make room, the files
-    that were not used for the longest are removed; whoever has one of them mapped keeps it.
+    One process of a machine converts at a time; the others wait. If there is no room, the files
+    that were unused for longest are removed; processes that have them mapped keep them.
 
     Args:
         store: where the Parquet files lie.
         files: as the store lists them.
-        limit_bytes: of all files of the cache together, as `data.cache_gb` says.
+        limit_bytes: of all files of the cache together (`data.cache_gb`).
 
     Raises:
-        ConfigError: these files alone exceed the limit or the disk, or one is no such Parquet.
-        FileNotFoundError: others empty the cache meanwhile.
+        ConfigError: these files alone exceed the limit or the disk, or one of them is not Parquet
+            in the project's format.
+        FileNotFoundError: other processes empty the cache meanwhile.
     """
     folder = cache_folder()
     targets = [folder / f"{_key(store, file)}.arrow" for file in files]
-    with _refusals_told(folder):
-        if not _touch(targets):
-            warn_if_shared(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(folder / _LOCK):
-                _convert_missing(store, files, targets, limit_bytes)
+    with _usable(folder):
+        if _touch(targets):
+            return targets
+        warn_if_shared(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        what, converting = f"{_parts(store, files)} of {store.url}", folder / _CONVERTING
+        lock = filelock.FileLock(folder / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            other = converting.read_text() if converting.exists() else "other images"
+            logger.warning("%s waits until another process has cached %s", what, other)
+            lock.acquire()
+        try:
+            for stale in folder.glob("*.unfinished"):  # of processes that were killed
+                stale.unlink(missing_ok=True)
+            missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
+            if missing:
+                converting.write_text(what)
+                _convert_all(store, missing, targets, limit_bytes)
+            _touch(targets)
+        finally:
+            converting.unlink(missing_ok=True)
+            lock.release()
     return targets
 
 
 def map_shard(path: Path) -> pa.Table:
-    """The rows of an Arrow file, with the columns of `COLUMNS`; read only as they are looked at.
+    """The rows of an Arrow file with the columns of `COLUMNS`, each read when it is used.
 
     The mapping outlives the open file, so a data set of many shards needs no descriptors.
 
     Raises:
-        FileNotFoundError: it is not there, or it was torn, by a crash of the machine say, and is
-            now removed: either way it has to be made again.
-        ConfigError: it is torn and cannot be removed.
+        FileNotFoundError: it is missing; or it was damaged, for instance by a crash of the machine,
+            and is now removed. It has to be made again.
+        ConfigError: it is damaged and cannot be removed.
     """
     with suppress(pa.ArrowException):
         return _mapped(path)
-    with _refusals_told(path.parent), filelock.FileLock(path.parent / _LOCK):
+    with _usable(path.parent), filelock.FileLock(path.parent / _LOCK):
         try:
-            return _mapped(path)  # another process may have made it anew
+            return _mapped(path)  # another process may have made it again
         except pa.ArrowException:
             path.unlink(missing_ok=True)
-    raise FileNotFoundError(errno.ENOENT, "torn, and now removed", str(path))
+    raise FileNotFoundError(errno.ENOENT, "damaged, and now removed", str(path))
 
 
 def _mapped(path: Path) -> pa.Table:
     with pa.memory_map(str(path)) as source:
-        return ipc.open_file(source).read_all()
+        table = ipc.open_file(source).read_all()
+    if table.schema.remove_metadata() != COLUMNS:
+        raise pa.ArrowInvalid(f"columns {table.schema.names}")
+    table.validate(full=True)  # damaged offsets of images would crash the process
+    return table
 
 
 @contextmanager
-def _refusals_told(folder: Path) -> Iterator[None]:
-    """A ConfigError where the system says that this is no place for the cache."""
+def _usable(folder: Path) -> Iterator[None]:
+    """Raise a ConfigError for an error which means that the cache cannot be in this folder."""
     try:
         yield
     except NotImplementedError:  # some versions of filelock for ENOSYS
         reason = os.strerror(errno.ENOSYS)
     except OSError as error:
-        if error.errno not in _NO_PLACE:
+        if error.errno not in _UNUSABLE:
             raise
         reason = error.strerror or type(error).__name__
     else:
         return
     raise ConfigError(
-        f"{folder}: the cache of images: {reason} (${CACHE_VARIABLE} names another folder)"
+        f"the cache of images: {reason}",
+        hint=f"${CACHE_VARIABLE} names another folder",
+        source=folder,
     )
 
 
 def check_limit(
     store: Store, files: Sequence[fs.FileInfo], needed: int, *, limit_bytes: int
 ) -> None:
-    """Raise a ConfigError if some Parquet files, say all of a trial's, cannot be cached together.
+    """Raise a ConfigError if some Parquet files, such as all of a trial's, exceed the limit.
 
     Args:
         store: where they lie.
         files: as the store lists them.
-        needed: bytes of their images, uncompressed, as their headers say.
+        needed: bytes of their images, uncompressed, as their headers give them.
         limit_bytes: of the cache.
     """
     if needed > limit_bytes:
@@ -149,7 +175,7 @@ def check_limit(
 
 @cache
 def warn_if_shared(folder: Path) -> None:
-    """Warn, once in a process, of a folder for the cache that machines share."""
+    """Warn, once in a process, if machines share the folder of the cache."""
     try:
         kind = network_file_system(folder.resolve(), _MOUNTS.read_text(errors="replace"))
     except OSError:  # not Linux
@@ -157,7 +183,7 @@ def warn_if_shared(folder: Path) -> None:
     if kind is not None:
         logger.warning(
             "the cache of images, %s, is on a network file system (%s), where reading is slow "
-            "and machines get into each other's way: let %s name a folder on a local disk",
+            "and machines disturb each other: set %s to a folder on a local disk",
             folder,
             kind,
             CACHE_VARIABLE,
@@ -166,9 +192,10 @@ def warn_if_shared(folder: Path) -> None:
 
 def _exceeds(store: Store, files: Sequence[fs.FileInfo], size: str, limit: int) -> ConfigError:
     return ConfigError(
-        f"data.cache_gb = {limit / 1e9:g}: the images of {store.url} ({_parts(store, files)}) "
-        f"need {size} on each machine; raise it, or make them smaller with "
-        "`lipsum-tune prepare --resize`"
+        f"the images of {store.url} ({_parts(store, files)}) need {size} on each machine",
+        key="data.cache_gb",
+        value=limit / 1e9,
+        hint="raise it, or make images smaller with `lipsum-tune prepare --resize`",
     )
 
 
@@ -178,7 +205,7 @@ def _parts(store: Store, files: Iterable[fs.FileInfo]) -> str:
 
 
 def _key(store: Store, file: fs.FileInfo) -> str:
-    """A name that a Parquet file has only as long as it is not written again."""
+    """Name for a Parquet file that changes if the file is written again."""
     version = file.mtime_ns
     if version is None and isinstance(store.filesystem, fs.PyFileSystem):
         version = store.filesystem.handler.fs.checksum(file.path)  # of fsspec: an ETag or the like
@@ -189,7 +216,7 @@ def _key(store: Store, file: fs.FileInfo) -> str:
 
 
 def _server(url: str) -> str:
-    """What tells buckets of one name apart: the account, and which S3 server is meant."""
+    """Account and S3 server, which differ for buckets of the same name."""
     parts = urlsplit(url)
     asked = parse_qs(parts.query).get("endpoint_override", [])
     usual = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
@@ -207,22 +234,10 @@ def _touch(paths: Sequence[Path]) -> bool:
     return True
 
 
-def _convert_missing(
-    store: Store, files: Sequence[fs.FileInfo], targets: Sequence[Path], limit: int
-) -> None:
-    """With the lock of the folder held, so that whatever is unfinished there was left behind."""
-    folder = targets[0].parent
-    for stale in folder.glob("*.unfinished"):
-        stale.unlink(missing_ok=True)
-    missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
-    if missing:
-        _convert_all(store, missing, targets, limit)
-    _touch(targets)
-
-
 def _convert_all(
     store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], targets: Sequence[Path], limit: int
 ) -> None:
+    """Convert the missing files, in threads, after making room for all of them."""
     files, folder = [file for file, _ in missing], targets[0].parent
     what = f"{_parts(store, files)} of {store.url}"
     with ThreadPoolExecutor(_CONVERSIONS) as pool:
@@ -231,14 +246,14 @@ def _convert_all(
         check_limit(store, files, there + needed, limit_bytes=limit)
         room = Room(folder, keep=targets, limit=limit)
         room.take(needed)
-        if needed > _WORTH_TELLING:
+        if needed > _LARGE:
             logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, folder)
-        told = time.monotonic()
+        logged = time.monotonic()
         converted = pool.map(lambda pair: _convert(store, pair[0], pair[1], room), missing)
         for done, _ in enumerate(converted, 1):
-            if time.monotonic() - told >= _TELL_EVERY_S:
+            if time.monotonic() - logged >= _LOG_EVERY_S:
                 logger.warning("caching %s: %d of %d files", what, done, len(missing))
-                told = time.monotonic()
+                logged = time.monotonic()
 
 
 def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
@@ -247,7 +262,7 @@ def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
     unfinished = target.with_suffix(".unfinished")
     try:
         with open_parquet(store, file) as parquet, unfinished.open("wb") as sink:
-            # Room was made for what the footer says; equal images may be in the file only once.
+            # Room was made for the sizes in the footer; equal images may be in the file only once.
             unforeseen = -header_of(parquet, name).image_bytes
             schema = COLUMNS.with_metadata(parquet.schema_arrow.metadata)
             with ipc.new_file(sink, schema) as writer:
@@ -263,7 +278,7 @@ def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
         unfinished.replace(target)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's: a full disk, say; Arrow's own errors have no number
+            raise  # of the system, such as a full disk; Arrow's own errors have no number
         raise cannot_be_read(name, error) from None
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Room in the cache of images: what has to go before something else can come."""
+"""Room in the cache of images, made by removing the files that were unused for longest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threading import Lock
 
 
 def stats(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
-    """Size and times of those files that are there: others may remove some meanwhile."""
+    """Size and times of the files that exist; other processes may remove some meanwhile."""
     found = {}
     for path in paths:
         with suppress(FileNotFoundError):
@@ -21,11 +21,11 @@ def stats(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
 
 
 class Room:
-    """Room in the cache, for which the longest unused files are removed.
+    """Bytes that may still be written to the cache.
 
     Args:
         folder: of the cache.
-        keep: what is not to be removed.
+        keep: files that are not removed.
         limit: bytes of all its files together.
     """
 
@@ -37,12 +37,12 @@ class Room:
         self._removable = [(path, found[path].st_size) for path in reversed(unused)]
 
     def take(self, size: int) -> bool:
-        """Make so many bytes of room; False if the limit does not allow it.
+        """Make room for `size` bytes; False if the limit does not allow it.
 
-        Nothing is removed for what could not be had with all of it gone.
+        Nothing is removed if removing everything would not be enough.
 
         Raises:
-            OSError: ENOSPC; the disk does not allow it.
+            OSError: ENOSPC; the disk does not have the room.
         """
         with self._lock:
             removable = sum(freed for _, freed in self._removable)
@@ -54,7 +54,7 @@ class Room:
                 path, freed = self._removable.pop()
                 path.unlink(missing_ok=True)
                 self._left += freed
-            self._require_disk(size, 0)  # a file that is mapped somewhere keeps its room
+            self._require_disk(size, 0)  # a removed file keeps its room while it is mapped
             return True
 
     def _require_disk(self, size: int, removable: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether a folder lies on a disk of this machine's or on one that machines share."""
+"""Tells disks of this machine from network file systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IN_USER_SPACE = {
 
 
 def network_file_system(folder: PurePath, mounts: str) -> str | None:
-    """The type of the network file system that a folder lies on; None for any other.
+    """Type of the network file system that a folder is on; None for other file systems.
 
     Args:
         folder: absolute, with its links followed; it need not exist.
@@ -27,7 +27,7 @@ def network_file_system(folder: PurePath, mounts: str) -> str | None:
     for line in mounts.splitlines():
         _, point, kind = (*line.split(" ", 3), "", "", "")[:3]
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
-        if point in around and len(point) >= depth:  # of those on one folder, the last one shows
+        if point in around and len(point) >= depth:  # the last mount on a folder hides the others
             depth, found = len(point), kind
     program = re.split(r"[.#]", found.removeprefix("fuse."))[0]
     is_network = found in _NETWORK or (found.startswith("fuse.") and program in _IN_USER_SPACE)

@@ -1,4 +1,4 @@
-"""Two preparations in one place, and files that are not what a record would say."""
+"""Two preparations in one folder, and files that differ from what was made."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from trainers.data.formats.retry import SourceLost
 from trainers.data.shards import Shard, ShardReport, make_shard
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
-from tuning.preparation.locking import alone, require_own, require_whole
-from tuning.preparation.manifest import write_record
-from tuning.preparation.options import PrepareOptions
-from tuning.preparation.plan import Plan, plan_preparation
-from tuning.preparation.tasks import PreparationFailed, _make
+from tuning.preparation.manifest import (
+    PreparationFailed,
+    check_own,
+    check_whole,
+    locked,
+    write_record,
+)
+from tuning.preparation.plan import Plan, PrepareOptions, plan_preparation
+from tuning.preparation.prepare import run_shard
 
 OPTIONS = PrepareOptions(LayoutOptions(domains=("real",)))
 
@@ -38,53 +42,54 @@ def made(plan: Plan) -> list[tuple[Shard, ShardReport]]:
     ]
 
 
-def test_one_preparation_at_a_time_is_at_work_in_a_domain(plan: Plan) -> None:
+def test_one_preparation_at_a_time_runs_in_a_domain(plan: Plan) -> None:
     (real,) = plan.domains
-    with alone(real) as is_locked:
+    with locked(real.store, None) as is_locked:
         assert is_locked
-        refused = pytest.raises(ConfigError, match="data/real: another `prepare` is at work there")
-        with refused, alone(real):
+        with pytest.raises(ConfigError) as caught, locked(real.store, None):
             pass
-    with alone(real) as is_locked:
+        assert caught.value.source == f"{plan.destination.url}/real"
+    with locked(real.store, None) as is_locked:
         assert is_locked
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_disk_that_refuses_locks_is_prepared_to_without_one(
+def test_a_disk_without_locks_can_be_written_to(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     def refused(*_: object) -> None:
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with alone(plan.domains[0]) as is_locked:
+    with locked(plan.domains[0].store, None) as is_locked:
         assert not is_locked
 
 
-def test_a_preparation_that_ended_while_this_one_made_its_plan_is_noticed(
-    plan: Plan, tmp_path: Path
-) -> None:
-    write_record(plan.domains[0].store, "done", {"run": "another"})
-    with pytest.raises(ConfigError, match="was at work there just now"), alone(plan.domains[0]):
+def test_a_preparation_that_ended_during_the_planning_is_noticed(plan: Plan) -> None:
+    (real,) = plan.domains
+    write_record(real.store, "done", {"run": "another"})
+    with pytest.raises(ConfigError, match="has just changed it"), locked(real.store, real.record):
         pass
-    bucket = f"memory://{tmp_path.name}"
-    there = plan_preparation("domainnet", plan.source.url, bucket, OPTIONS).domains[0]
-    with alone(there) as is_locked:
+
+
+def test_another_preparation_in_a_bucket_is_noticed_by_its_record(tmp_path: Path) -> None:
+    store = open_store(f"memory://{tmp_path.name}/real")
+    with locked(store, None) as is_locked:
         assert not is_locked
-    write_record(there.store, "unfinished", {"run": "another"})
+    write_record(store, "unfinished", {"run": "another"})
     with pytest.raises(PreparationFailed, match=r"/real: another `prepare` has begun there"):
-        require_own(there.store, "mine")
-    require_own(there.store, "another")
+        check_own(store, "mine")
+    check_own(store, "another")
 
 
-def test_what_a_worker_wrote_elsewhere_or_another_replaced_is_not_whole(plan: Plan) -> None:
+def test_shards_that_are_missing_replaced_or_too_many_are_named(plan: Plan) -> None:
     (real,) = plan.domains
     reports = made(plan)
-    require_whole(plan.destination, real, reports)
+    check_whole(plan.destination, real.store, reports)
     extra = real.store.local_path("val/part-00001.parquet")
     extra.write_bytes(b"of another split of validation images")
     with pytest.raises(PreparationFailed, match=r"val/part-00001.parquet: another program"):
-        require_whole(plan.destination, real, reports)
+        check_whole(plan.destination, real.store, reports)
     extra.unlink()
     other = plan_preparation(
         "domainnet",
@@ -94,16 +99,14 @@ def test_what_a_worker_wrote_elsewhere_or_another_replaced_is_not_whole(plan: Pl
     )
     made(other)
     with pytest.raises(PreparationFailed, match=r"parquet: another program has changed it"):
-        require_whole(plan.destination, real, reports)
+        check_whole(plan.destination, real.store, reports)
     plan.destination.local_path(reports[0][0].path).unlink()
     with pytest.raises(PreparationFailed, match="a disk that every machine shares"):
-        require_whole(plan.destination, real, reports)
+        check_whole(plan.destination, real.store, reports)
 
 
-def test_a_machine_that_lacks_the_source_makes_no_shard_of_unreadable_images(
-    plan: Plan, tmp_path: Path
-) -> None:
+def test_a_machine_without_the_source_makes_no_shard(plan: Plan, tmp_path: Path) -> None:
     data, shard = str(tmp_path / "data"), plan.domains[0].shards[0]
     with pytest.raises(SourceLost, match="nowhere: not found on the machine"):
-        _make((str(tmp_path / "nowhere"), data, EncodeOptions(), {}, make_shard), shard)
+        run_shard((str(tmp_path / "nowhere"), data, EncodeOptions(), {}, make_shard), shard)
     assert not open_store(data).exists(shard.path)
