@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files stay on one process, which shares their fixtures; tests/conftest.py puts slow files first.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-cluster test-lowest lint clean
 
@@ -14,10 +16,10 @@ quickstart: $(VENV)/.benchmark
 	$(BIN)/lipsum-tune search quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not cluster"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not cluster"
 
 test-cluster: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m cluster
+	$(BIN)/python -m pytest $(PARALLEL) -m cluster
 
 # uv resolves the lowest versions, which pip cannot.
 LOWEST := .venv-lowest
@@ -29,8 +31,7 @@ test-lowest:
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
 		--requirements $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
-	$(LOWEST)/bin/python -m pytest --numprocesses 2 --dist worksteal \
-		-m "not slow and not cluster"
+	$(LOWEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not cluster"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -33,6 +33,11 @@ def pytest_configure() -> None:
     subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first, so that parallel processes end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Give the tests, and all processes that they start, a cache of Arrow files of their own."""

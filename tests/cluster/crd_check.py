@@ -1,10 +1,10 @@
-"""Check the KubeRay manifests against the definitions of a KubeRay release: `FOLDER` has its CRDs.
+"""Check the KubeRay manifests against the definitions (CRDs) of a KubeRay release.
 
     python -m tests.cluster.crd_check FOLDER
 
-FOLDER is `helm-chart/kuberay-operator/crds` of a clone of ray-project/kuberay at the release. Not a
-test: the definitions are KubeRay's, and are not kept here. Unknown keys are errors too, although
-the definitions let them pass: Kubernetes drops them without a word.
+FOLDER is `helm-chart/kuberay-operator/crds` of a clone of ray-project/kuberay at the release. It is
+not a test, since the definitions are not part of this repository. Unknown keys are errors, although
+the definitions allow them: Kubernetes ignores them silently.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MANIFESTS = Path(__file__).parent.parent.parent / "cluster" / "kuberay"
 
 
 def closed(schema: Any) -> Any:
-    """The schema, in which an object that lists its properties has no others."""
+    """The schema with unknown properties forbidden in all objects that list properties."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -34,7 +34,7 @@ def closed(schema: Any) -> Any:
 
 
 def definitions(folder: Path) -> dict[str, Any]:
-    """The schema of each kind at `v1`, closed, with its metadata left open."""
+    """Closed schema of each kind at `v1`, with open metadata."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):
         crd = yaml.safe_load(path.read_text())
@@ -46,7 +46,7 @@ def definitions(folder: Path) -> dict[str, Any]:
 
 
 def faults(folder: Path) -> list[str]:
-    """A line for each fault of a manifest; none where all is as the release wants it."""
+    """One line for each error in a manifest."""
     schemas = definitions(folder)
     found, checked = [], 0
     for path in sorted(MANIFESTS.glob("*.yaml")):
@@ -64,5 +64,5 @@ def faults(folder: Path) -> list[str]:
 
 if __name__ == "__main__":
     lines = faults(Path(sys.argv[1]))
-    print("\n".join(lines) or "as defined")
+    print("\n".join(lines) or "no errors")
     raise SystemExit(bool(lines))

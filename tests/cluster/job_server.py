@@ -1,7 +1,4 @@
-"""A server that answers as a head's job server does, as far as it is asked here, and may hang up.
-
-It says what it is told to: jobs run nowhere. Real ones are in `test_jobs`.
-"""
+"""An imitation of Ray's job server that can break connections; it runs no jobs."""
 
 from __future__ import annotations
 
@@ -22,24 +19,24 @@ ALWAYS = 1_000_000
 
 @dataclass
 class JobServer:
-    """What it says; to be changed while it runs."""
+    """State of the server, which tests may change while it runs."""
 
     url: str = ""
     jobs: dict[str, str] = field(default_factory=dict)
-    """Ids and states."""
+    """States of jobs by id."""
     logs: str = ""
     exit_code: int = 0
     ends: str = "SUCCEEDED"
-    """The state of a job whose logs somebody has followed to their end."""
+    """State of a job after its logs were read to the end."""
     hangs_up: Counter[str] = field(default_factory=Counter)
-    """How many more requests of a kind are cut off: `status`, `logs`, `list`, `submit`, and `tail`
-    in its midst."""
+    """Number of requests to break, by kind: `status`, `logs`, `list`, `submit`; `tail` breaks in
+    the middle of the logs."""
     refuses: bool = False
-    """For want of a token."""
+    """Answer 401, as without a token."""
     submitted: list[dict[str, Any]] = field(default_factory=list)
 
     def application(self) -> web.Application:
-        """Its routes."""
+        """Routes of the server."""
         application = web.Application(middlewares=[self._broken])
         application.add_routes(
             [
@@ -81,7 +78,7 @@ class JobServer:
         return web.json_response({"version": "4", "ray_version": ray.__version__})
 
     async def _package(self, _: web.Request) -> web.Response:
-        return web.Response()  # it is there already
+        return web.Response()  # uploaded already
 
     async def _list(self, _: web.Request) -> web.Response:
         return web.json_response([self._details(name) for name in self.jobs])
@@ -106,7 +103,7 @@ class JobServer:
         await socket.send_str(self.logs[:half])
         if self._hangs_up("tail"):
             assert request.transport is not None
-            request.transport.close()  # what was sent still arrives
+            request.transport.close()  # data that were sent still arrive
             return socket
         await socket.send_str(self.logs[half:])
         self.jobs[request.match_info["id"]] = self.ends
@@ -116,7 +113,7 @@ class JobServer:
 
 @contextmanager
 def job_server() -> Iterator[JobServer]:
-    """One on a free port of this machine."""
+    """Run a server on a free port of loopback."""
     server, loop, ready = JobServer(), asyncio.new_event_loop(), threading.Event()
 
     async def start() -> web.AppRunner:

@@ -1,6 +1,6 @@
-"""A real Slurm for the tests: a controller and two nodes on this machine, on loopback.
+"""A real Slurm for tests: a controller and two nodes on loopback.
 
-Needs root and the programs of Debian's packages slurm-wlm and munge.
+Needs root, and Debian's packages slurm-wlm and munge.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running Slurm, by its configuration."""
+    """A running Slurm."""
 
     configuration: Path
 
     def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-        """One of Slurm's commands, its output as text."""
+        """Run one of Slurm's commands."""
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         environment["SLURM_CONF"] = str(self.configuration)
         return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
 
     def job(self, number: str) -> dict[str, str]:
-        """What Slurm says of a job: JobState, Restarts, ExitCode and so on."""
+        """Fields of a job, such as JobState, Restarts, ExitCode."""
         shown = self.run("scontrol", "--oneliner", "show", "job", number, check=True).stdout
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
     def wait_for(self, what: Callable[[], bool], seconds: float, doing: str) -> None:
-        """Return once it is so; raise a TimeoutError where it is not in time."""
+        """Wait for a condition, or raise a TimeoutError."""
         deadline = time.monotonic() + seconds
         while not what():
             if time.monotonic() > deadline:
@@ -49,7 +49,7 @@ class Slurm:
 
 @contextmanager
 def running_slurm(folder: Path) -> Iterator[Slurm]:
-    """Start all that Slurm is made of; stopped, the last first, when the block ends."""
+    """Start munge, the controller and the nodes, and stop them afterwards."""
     host = socket.gethostname().split(".")[0]
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(1024))
@@ -122,7 +122,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many neighbours that nobody listens on."""
+    """First of so many consecutive unused ports."""
     for first in range(27000, 29000, count):
         with ExitStack() as stack:
             try:

@@ -1,4 +1,4 @@
-"""The exit status of a search, by which a cluster decides whether to try again."""
+"""The exit status of a search, by which clusters decide whether to retry it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAILED = trial(1, 80.0, 50.0, outcome="failed", error="OutOfMemoryError: too big
 def exit_code(
     images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., int]:
-    """That of a search of these trials, all of which have ended before it goes on."""
+    """Exit status of a resumed search whose trials have all ended."""
 
     def end_at_once(folder: Path, file: SearchFile, **more: object) -> SearchResult:
         loaded = load_run(folder)
@@ -42,18 +42,18 @@ def exit_code(
     return searched
 
 
-def test_a_failed_trial_makes_it_1(exit_code: Callable[..., int]) -> None:
+def test_a_failed_trial_is_status_1(exit_code: Callable[..., int]) -> None:
     assert exit_code(fakes.reference(), trial(0, 85.0, 62.0), FAILED) == 1
 
 
-def test_a_failed_trial_may_be_allowed_where_another_has_finished(
+def test_failed_trials_can_be_allowed(
     exit_code: Callable[..., int],
 ) -> None:
     allowed = ("--allow-failed-trials",)
     assert exit_code(fakes.reference(), trial(0, 85.0, 62.0), FAILED, options=allowed) == 0
 
 
-def test_a_search_of_which_every_trial_failed_is_never_well(exit_code: Callable[..., int]) -> None:
+def test_a_search_without_finished_trials_is_status_1(exit_code: Callable[..., int]) -> None:
     assert exit_code(fakes.reference(), FAILED, options=("--allow-failed-trials",)) == 1
 
 
@@ -62,7 +62,7 @@ Ended = Callable[..., tuple[int | str | None, str]]
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ended:
-    """The status with which the command ends, and its last line."""
+    """Exit status of a command, and its last line."""
 
     def end(*words: str | Path) -> tuple[int | str | None, str]:
         monkeypatch.setattr(sys, "argv", ["lipsum-tune", *map(str, words)])
@@ -74,9 +74,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.cluster
-def test_a_disk_that_is_full_makes_it_75_whatever_it_was_needed_for(
-    ended: Ended, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_status_75(ended: Ended, images_root: Path, tmp_path: Path) -> None:
     one_step = {"trial__steps": 1, "trial__eval__every": 1}
     with small_disk(tmp_path / "disk", 1000) as disk:
         of_trial = write_run(disk / "trial", search_file(images_root, **one_step)) / CONFIG_FILE
@@ -89,5 +87,5 @@ def test_a_disk_that_is_full_makes_it_75_whatever_it_was_needed_for(
             assert "No space left on device" in line
 
 
-def test_a_mistake_makes_it_2(ended: Ended) -> None:
+def test_a_mistake_is_status_2(ended: Ended) -> None:
     assert ended("search", "no-such.yaml")[0] == 2

@@ -1,4 +1,4 @@
-"""A job that is followed over connections that break, to a real server that breaks them."""
+"""Following a job over connections that break."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[JobServer]:
 
 
 def followed(server: JobServer, patience_s: float = HOURS) -> tuple[int, str]:
-    """The status with which it ends, and what is said beside the logs."""
+    """Exit status of `follow`, and its messages."""
     console = Console(file=StringIO(), width=60)
     status = follow(Job(server.url, NAME, True, "/runs"), console, patience_s=patience_s)
     assert isinstance(console.file, StringIO)
     return status, console.file.getvalue()
 
 
-def test_broken_connections_lose_nothing_of_a_job_and_repeat_nothing(
+def test_broken_connections_lose_and_repeat_no_logs(
     server: JobServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.hangs_up = Counter(version=1, tail=2, status=3)
     assert followed(server)[0] == 0
     assert capsys.readouterr().out == LOGS
-    assert max(server.hangs_up.values()) < 0  # all of that happened
+    assert max(server.hangs_up.values()) < 0  # all of these happened
 
 
-def test_a_job_that_ends_while_its_logs_are_cut_off_is_printed_whole(
+def test_logs_are_complete_if_the_job_ends_during_a_break(
     server: JobServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.hangs_up, server.jobs[NAME] = Counter(tail=ALWAYS), "SUCCEEDED"
@@ -52,19 +52,19 @@ def test_a_job_that_ends_while_its_logs_are_cut_off_is_printed_whole(
     assert capsys.readouterr().out == LOGS
 
 
-def test_a_job_whose_logs_are_gone_has_ended_all_the_same(server: JobServer) -> None:
+def test_lost_logs_do_not_hide_the_end(server: JobServer) -> None:
     server.hangs_up, server.jobs[NAME] = Counter(tail=ALWAYS, logs=ALWAYS), "STOPPED"
     assert followed(server)[0] == 130
 
 
-def test_a_search_that_failed_hands_on_its_own_status(server: JobServer) -> None:
+def test_the_status_of_a_failed_search_is_returned(server: JobServer) -> None:
     server.ends, server.exit_code = "FAILED", 75
     status, said = followed(server)
     assert status == 75
     assert "FAILED" in said
 
 
-def test_a_cluster_that_answers_no_more_is_one_line_that_says_how_to_go_on(
+def test_a_lost_cluster_is_one_line_with_a_remedy(
     server: JobServer,
 ) -> None:
     server.hangs_up = Counter(status=ALWAYS, tail=ALWAYS)
@@ -76,7 +76,7 @@ def test_a_cluster_that_answers_no_more_is_one_line_that_says_how_to_go_on(
     assert f"ray job logs --follow --address {server.url} {NAME}" in line
 
 
-def test_a_reader_that_has_gone_ends_it_at_once(
+def test_a_closed_pipe_ends_the_following(
     server: JobServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Closed(StringIO):

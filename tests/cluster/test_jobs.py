@@ -26,7 +26,7 @@ SECRETS = {
     name: secrets.token_hex(12)
     for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "MY_PASSWORD")
 }
-"""In the environment of the cluster's nodes, and of whoever submits."""
+"""Environment of the cluster's nodes and of the commands that submit."""
 STOPPED_S = 30.0
 
 
@@ -37,7 +37,7 @@ def head() -> Iterator[Head]:
 
 
 def quickstart(root: Path, runs: Path, name: str, steps: int = 9, every: int = 3) -> list[str]:
-    """The quickstart's search, of two short trials on few images."""
+    """Arguments for the quickstart with two short trials on few images."""
     settings = {
         "trial.data.root": root, "trial.steps": steps, "trial.eval.every": every,
         "trial.optim.batch_size": 8, "trial.method.text_count": 16,
@@ -61,7 +61,7 @@ def submit(head: Head, arguments: list[str], *options: str) -> subprocess.Comple
 
 
 def statuses(runs: Path) -> Counter[str]:
-    """Of all runs in MLflow."""
+    """Number of runs in MLflow by status."""
     client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return Counter(run.info.status for run in client.search_runs(experiments))
@@ -74,7 +74,7 @@ def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
         time.sleep(0.5)
 
 
-def test_rays_own_command_runs_a_search_to_its_end_and_no_secret_is_written_anywhere(
+def test_ray_job_submit_runs_a_search_and_no_file_has_a_secret(
     head: Head, images_root: Path, tmp_path: Path
 ) -> None:
     submitted = subprocess.run(
@@ -94,7 +94,7 @@ def test_rays_own_command_runs_a_search_to_its_end_and_no_secret_is_written_anyw
     assert files_with_secrets(head, tmp_path) == []
 
 
-def test_a_stopped_job_leaves_nothing_behind_and_goes_on_when_it_is_submitted_again(
+def test_a_stopped_job_frees_everything_and_is_resumed(
     head: Head, images_root: Path, tmp_path: Path
 ) -> None:
     search = quickstart(images_root, tmp_path, "stopped", steps=600, every=100)
@@ -107,7 +107,7 @@ def test_a_stopped_job_leaves_nothing_behind_and_goes_on_when_it_is_submitted_ag
 
     until(lambda: journal.exists() and '"report"' in journal.read_text())
     client = JobSubmissionClient(head.dashboard)
-    assert client.stop_job(job_id)  # as `ray job stop` does, once a busy machine has started it
+    assert client.stop_job(job_id)
     stopped = time.monotonic()
     until(lambda: client.get_job_status(job_id) == JobStatus.STOPPED, STOPPED_S)
     assert set(statuses(tmp_path)) == {"KILLED"}
@@ -124,15 +124,13 @@ def test_a_stopped_job_leaves_nothing_behind_and_goes_on_when_it_is_submitted_ag
 
 
 def alive(head: Head) -> list[str]:
-    """What of a job's is still there; the cluster's own actors, which are detached, stay."""
+    """Actors and placement groups of jobs; the cluster's own actors are detached."""
     actors = list_actors(head.dashboard, filters=[("state", "=", "ALIVE")], detail=True)
     groups = list_placement_groups(head.dashboard, filters=[("state", "!=", "REMOVED")])
     return [*(actor.class_name for actor in actors if not actor.is_detached), *map(str, groups)]
 
 
-def test_a_mistake_that_only_the_job_can_find_is_its_last_line_and_status_2(
-    head: Head, tmp_path: Path
-) -> None:
+def test_a_mistake_found_by_the_job_is_one_line_and_status_2(head: Head, tmp_path: Path) -> None:
     found = submit(head, quickstart(tmp_path / "no-data", tmp_path, "mistaken"))
     assert found.returncode == 2
     assert f"data.root = '{tmp_path}/no-data': no such folder" in found.stdout
@@ -140,7 +138,7 @@ def test_a_mistake_that_only_the_job_can_find_is_its_last_line_and_status_2(
 
 
 def files_with_secrets(head: Head, runs: Path) -> list[Path]:
-    """Among all that the head, its jobs and their searches wrote."""
+    """Files of the head, its jobs and their searches that hold a secret."""
     written = [path for place in (head.folder, runs) for path in place.rglob("*")]
     files = [path for path in written if path.is_file() and not path.is_symlink()]
     assert any(path.name.startswith("job-driver-") for path in files)

@@ -1,4 +1,4 @@
-"""The batch script: linted, and run by a real Slurm of two nodes on this machine."""
+"""The batch script: linted, and run by a real Slurm with two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tuning.execution.test_run_search import configuration
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "cluster" / "slurm" / "search.sbatch"
 BIN = Path(sys.executable).parent
-SMALL = ("--gpus-per-node=0", "--cpus-per-task=1")  # what the nodes of the tests have
+SMALL = ("--gpus-per-node=0", "--cpus-per-task=1")  # resources of the nodes in the tests
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 @pytest.mark.parametrize("script", ["slurm/search.sbatch", "launcher/spot_notice.sh"])
-def test_the_linter_of_shell_scripts_has_nothing_to_say(script: str) -> None:
+def test_shellcheck_finds_nothing(script: str) -> None:
     path = ROOT / "cluster" / script
     subprocess.run(["bash", "-n", path], check=True)
     linted = subprocess.run(
@@ -40,7 +40,7 @@ def test_the_linter_of_shell_scripts_has_nothing_to_say(script: str) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_slurm_accepts_what_the_script_asks_for(slurm: Slurm) -> None:
+def test_slurm_accepts_the_resources(slurm: Slurm) -> None:
     accepted = slurm.run("sbatch", "--test-only", *SMALL, SCRIPT, "search.yaml")
     assert accepted.returncode == 0, accepted.stderr
     assert "using 2 processors on nodes n[1-2]" in accepted.stderr
@@ -50,10 +50,10 @@ def test_slurm_accepts_what_the_script_asks_for(slurm: Slurm) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(
+def test_a_job_at_its_time_limit_requeues_itself_and_resumes(
     slurm: Slurm, images_root: Path, tmp_path: Path
 ) -> None:
-    """Its time is cut to a few minutes, and the signal of `--signal=B:TERM@120` given by hand."""
+    # Its limit is reduced to a few minutes, and the signal of `--signal=B:TERM@120` sent at once.
     values = configuration(images_root, tmp_path / "runs")
     values["search"] |= {"budget": {"trials": 2}, "references": []}
     values["search"]["scheduler"] = {"name": "none"}
@@ -90,7 +90,7 @@ def test_a_job_that_runs_out_of_time_requeues_itself_and_goes_on(
         assert slurm.job(job)["Restarts"] == "1"
         assert not secret.exists()
         ended_in_order = len(events())
-        # By itself it would wait for two minutes; at once, the nodes would not have it back.
+        # Slurm waits two minutes by default; the nodes do not accept the job immediately.
         again = ("StartTime=now+5", "TimeLimit=60")
         slurm.run("scontrol", "update", f"JobId={job}", *again, check=True)
         slurm.wait_for(lambda: state() in ENDED, 600, "the search's end")

@@ -1,4 +1,4 @@
-"""The launcher's watch for a cloud's notice: a real Ray, and a metadata service on loopback."""
+"""`spot_notice.sh` with a real Ray, and an imitation of the clouds' metadata services."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ BIN = Path(sys.executable).parent
 
 
 class Metadata(ThreadingHTTPServer):
-    """What a cloud's machines ask at a link-local address: taken back yet or not."""
+    """A metadata service, which announces the preemption once `preempted` is set."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
-        self.taken_back = False
+        self.preempted = False
         self.asked = 0
 
     @property
@@ -36,7 +36,7 @@ class Metadata(ThreadingHTTPServer):
 
 
 class Answers(BaseHTTPRequestHandler):
-    """AWS has a token, then 404 until there is a notice; Google says FALSE or TRUE."""
+    """AWS: a token, then 404 until there is a notice. Google: FALSE or TRUE."""
 
     server: Metadata
 
@@ -52,10 +52,10 @@ class Answers(BaseHTTPRequestHandler):
                 self._answer(401, b"")
             else:
                 notice = b'{"action": "terminate", "time": "2026-01-01T00:02:00Z"}'
-                self._answer(200 if self.server.taken_back else 404, notice)
+                self._answer(200 if self.server.preempted else 404, notice)
         elif self.headers["Metadata-Flavor"] == "Google":
             assert self.path == "/computeMetadata/v1/instance/preempted"
-            self._answer(200, b"TRUE" if self.server.taken_back else b"FALSE")
+            self._answer(200, b"TRUE" if self.server.preempted else b"FALSE")
         else:
             self._answer(403, b"")
 
@@ -81,7 +81,7 @@ def metadata_service() -> Iterator[Metadata]:
 
 @pytest.fixture(scope="module")
 def busy_node() -> Iterator[str]:
-    """The address of a Ray that has work, so that it stays while it is drained."""
+    """Address of a Ray node that is busy, so that it stays while it is drained."""
     found = retry_slow_start(
         lambda: ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     )
@@ -108,7 +108,7 @@ def wait_until(what: Callable[[], bool], seconds: float = 60) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("cloud", "seconds"), [("aws", 110), ("gcp", 25)])
-def test_ray_is_told_when_the_cloud_takes_the_machine_back_and_not_before(
+def test_the_node_is_drained_when_the_cloud_preempts_it(
     cloud: str, seconds: int, busy_node: str, tmp_path: Path
 ) -> None:
     with metadata_service() as metadata:
@@ -121,8 +121,8 @@ def test_ray_is_told_when_the_cloud_takes_the_machine_back_and_not_before(
             wait_until(lambda: metadata.asked >= 2)
             before = draining_nodes()
             second = subprocess.run(["bash", SCRIPT, cloud], env=environment, timeout=60)
-            assert second.returncode == 0  # one is waiting already
-            metadata.taken_back = True
+            assert second.returncode == 0  # the first is waiting already
+            metadata.preempted = True
             since = time.time()
             assert watch.wait(timeout=60) == 0
         finally:

@@ -1,4 +1,4 @@
-"""What a job is told, and how it is called; `test_jobs` submits real ones."""
+"""Ids, environments and requests of jobs; `test_jobs` submits real ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tuning.runs.run_folder import write_config
 NOWHERE = "http://127.0.0.1:9"
 
 
-def test_only_the_variables_that_were_named_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_named_variables_are_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "97")  # of this terminal
     environment = {
         "HF_HOME": "/shared/hf", "PATH": "/bin", "RAY_AUTH_MODE": "token",
@@ -64,7 +64,7 @@ def test_a_missing_variable_is_named() -> None:
     assert caught.value.key == "--env HF_HOME"
 
 
-def test_the_same_search_is_called_the_same_whatever_its_budget() -> None:
+def test_the_budget_does_not_change_the_id() -> None:
     base = submission_base(load_config("quickstart"))
     assert base.startswith("quickstart-")
     more = ["search.budget.trials=40", "search.resources.max_concurrent=1"]
@@ -85,9 +85,7 @@ def test_the_same_search_is_called_the_same_whatever_its_budget() -> None:
         "trial.optim.lr=2e-4",
     ],
 )  # fmt: skip
-def test_two_searches_are_called_the_same_only_where_one_may_go_on_with_the_other(
-    other: str, tmp_path: Path
-) -> None:
+def test_searches_have_one_id_only_if_one_resumes_the_other(other: str, tmp_path: Path) -> None:
     storage = f"search.storage={tmp_path}"
     first = load_config("quickstart", [storage], check=False)
     second = load_config("quickstart", [storage, other], check=False)
@@ -107,7 +105,7 @@ def test_two_searches_are_called_the_same_only_where_one_may_go_on_with_the_othe
         "trial.data.workers=3",
     ],
 )  # fmt: skip
-def test_what_a_resume_may_change_does_not_make_it_another_search(same: str) -> None:
+def test_what_a_resume_may_change_does_not_change_the_id(same: str) -> None:
     first = submission_base(load_config("quickstart", check=False))
     assert submission_base(load_config("quickstart", [same], check=False)) == first
 
@@ -150,7 +148,7 @@ def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
-def test_a_job_goes_to_the_address_that_was_said_whatever_ray_finds_in_the_environment(
+def test_the_environment_does_not_change_the_address(
     variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "http://elsewhere.example:8265")
@@ -162,7 +160,7 @@ def test_a_job_goes_to_the_address_that_was_said_whatever_ray_finds_in_the_envir
     assert dict(os.environ) == before
 
 
-def test_a_search_that_runs_is_found_and_another_job_of_it_gets_the_next_number(
+def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(
     tmp_path: Path,
 ) -> None:
     def submit(server: JobServer) -> Job:
@@ -173,7 +171,7 @@ def test_a_search_that_runs_is_found_and_another_job_of_it_gets_the_next_number(
         assert submit(server).submission_id == base
         again = submit(server)
         assert (again.submission_id, again.is_new) == (base, False)
-        # The first was deleted; another search's is no concern of this one.
+        # The first job was deleted; one is of another search.
         server.jobs = {f"{base}-2": "FAILED", f"{base}0-7": "RUNNING", f"{base}-10": "STOPPED"}
         assert submit(server).submission_id == f"{base}-11"
         assert submit(server).is_new is False

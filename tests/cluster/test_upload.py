@@ -1,4 +1,4 @@
-"""What goes along with a job, as Ray itself packs it."""
+"""Files that are uploaded with a job, packed by Ray, and paths in its configuration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def packed(folder: Path, patterns: list[str], archive: Path) -> set[str]:
         return {name for name in file.namelist() if not name.endswith("/")}
 
 
-def test_code_and_configurations_go_along_and_nothing_heavy_or_secret(tmp_path: Path) -> None:
+def test_code_is_uploaded_but_no_data_and_no_secrets(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     taken = {
         ".gitignore",
@@ -63,7 +63,7 @@ def test_code_and_configurations_go_along_and_nothing_heavy_or_secret(tmp_path: 
     assert names == taken
 
 
-def test_storage_that_is_the_working_directory_itself_or_elsewhere_hides_nothing(
+def test_storage_elsewhere_excludes_nothing(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "a.py").write_text("x")
@@ -72,7 +72,7 @@ def test_storage_that_is_the_working_directory_itself_or_elsewhere_hides_nothing
         assert packed(tmp_path, patterns, tmp_path.parent / "package.zip") >= {"a.py"}
 
 
-def test_a_configuration_is_named_as_the_job_finds_it(
+def test_a_configuration_has_a_path_relative_to_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "work" / "searches").mkdir(parents=True)
