@@ -28,7 +28,6 @@ ANSWER_S = 120.0
 APPEARS_S = 3.0
 """Time for which a node looks for a new file: network disks cache that a file does not exist."""
 _PROBE = ".lipsum-tune-probe-"
-_HINT = "use a disk that all nodes reach, or set search.checkpoints.storage = s3://..."
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,6 @@ def storage_on_nodes(url: str, deadline_s: float = ANSWER_S) -> list[NodeStorage
         _remove(store, probe)
 
 
-def folder_on_nodes(url: str, path: str, deadline_s: float = ANSWER_S) -> list[NodeStorage]:
-    """Whether each node sees a file or folder below a URL; nothing is written."""
-    return _ask_nodes(url, path, deadline_s, writes=False)
-
-
 def check_nodes(file: SearchFile, home: str, deadline_s: float = ANSWER_S) -> None:
     """Refuse a search in which a node of the cluster cannot take part.
 
@@ -105,7 +99,7 @@ def check_nodes(file: SearchFile, home: str, deadline_s: float = ANSWER_S) -> No
         ConfigError: names the key, the folder and the node.
     """
     root, storage = file.trial.data.root, file.search.checkpoints.storage
-    are_several = len(alive_nodes()) > 1
+    are_several, found = len(alive_nodes()) > 1, list[tuple[str, str, str, NodeStorage]]()
     if are_several or storage is not None:
         key, value = "search.storage", file.search.storage
         if storage is not None:
@@ -114,22 +108,14 @@ def check_nodes(file: SearchFile, home: str, deadline_s: float = ANSWER_S) -> No
             nodes = storage_on_nodes(home, deadline_s)
         except ConfigError as error:
             raise ConfigError(str(error), key=key, value=value) from None
-        _refuse_faults(nodes, key, value, hint=_HINT)
+        found += [(key, value, "set search.checkpoints.storage = s3://...", node) for node in nodes]
     if are_several and root != EMBEDDED:  # which every machine draws itself
-        nodes = folder_on_nodes(root, file.trial.data.id_domain, deadline_s)
-        hint = "use a disk that all nodes reach, or a URL such as s3://..."
-        _refuse_faults(nodes, "trial.data.root", root, hint=hint)
-
-
-def _refuse_faults(nodes: list[NodeStorage], key: str, value: str, hint: str) -> None:
-    for node in nodes:
+        nodes = _ask_nodes(root, file.trial.data.id_domain, deadline_s, writes=False)
+        found += [("trial.data.root", root, "use a URL such as s3://...", node) for node in nodes]
+    for key, value, advice, node in found:
         if node.fault is not None:
-            raise ConfigError(
-                f"node {node.node} {node.fault}",
-                key=key,
-                value=value,
-                hint=None if "://" in value else hint,
-            )
+            hint = None if "://" in value else f"use a disk that all nodes reach, or {advice}"
+            raise ConfigError(f"node {node.node} {node.fault}", key=key, value=value, hint=hint)
 
 
 def _ask_nodes(url: str, path: str, deadline_s: float, *, writes: bool) -> list[NodeStorage]:

@@ -97,7 +97,7 @@ def measured(number: int, id_acc: float, ood_acc: float, **extra: float) -> Tria
 
 
 def random_trials(number: int, seed: int) -> list[TrialRecord]:
-    """Finished trials with a trade-off between both accuracies, and many ties."""
+    """Finished trials of three methods, with a trade-off between both accuracies and many ties."""
     rng = random.Random(seed)
     found = []
     for index in range(number):
@@ -106,7 +106,8 @@ def random_trials(number: int, seed: int) -> list[TrialRecord]:
         accs = [round(64 - 4 * pull + rng.gauss(0, 1), 1) for _ in DOMAINS]
         domains = {f"ood_val/{d}/acc": acc for d, acc in zip(DOMAINS, accs, strict=True)}
         loss = {"train/loss": 1 - 0.3 * pull + rng.gauss(0, 0.1)}
-        found.append(measured(index, id_acc, sum(accs) / len(accs), **domains, **loss))
+        record = measured(index, id_acc, sum(accs) / len(accs), **domains, **loss)
+        found.append(replace(record, params={"method.name": rng.choice(["ft", "kd", "flyp"])}))
     return found
 
 
@@ -175,25 +176,7 @@ def test_a_tightening_bound_chooses_among_the_weights_that_exist(
         # The bounds are those of all trials, also of the ones whose weights were removed.
         bests, bests_of_all = search.bests(ended), search.bests(trials[:number])
         assert all(bests[line] == bests_of_all[line] for line in lines if "best" in line)
-    assert len(candidates) <= 15
-
-
-@pytest.mark.parametrize("lines", LINES)
-def test_the_best_trial_of_each_method_keeps_its_weights(
-    tmp_path: Path, lines: Sequence[str]
-) -> None:
-    search = constrained(tmp_path, *lines)
-    names = random.Random(0).choices(["ft", "kd", "lipsum_ft"], k=60)
-    trials = [
-        replace(record, params={"method.name": name})
-        for record, name in zip(random_trials(60, seed=0), names, strict=True)
-    ]
-    kept: tuple[TrialRecord, ...] = ()
-    for number, record in enumerate(trials, 1):
-        kept = kept_trials(search, (*kept, record))
-        for name in set(names[:number]):
-            own = [r for r in trials[:number] if r.params["method.name"] == name]
-            assert ranked_by_hand(search, own)[0] in kept
+    assert len(candidates) <= 20
 
 
 def test_the_best_are_more_important_than_other_choices(tmp_path: Path) -> None:

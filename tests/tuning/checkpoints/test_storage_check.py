@@ -29,7 +29,6 @@ from tuning.checkpoints.storage_check import (
     NodeStorage,
     alive_nodes,
     check_nodes,
-    folder_on_nodes,
     storage_on_nodes,
 )
 from tuning.config.schema import SearchFile
@@ -159,7 +158,7 @@ def test_local_images_are_refused_if_a_node_does_not_see_them(
 ) -> None:
     root = hidden / "images"
     root.symlink_to(images_root)
-    assert by_node(folder_on_nodes(str(images_root), "real"))[BLIND].fault is None
+    check_nodes(search_file(images_root, tmp_path / "runs"), str(tmp_path))
     with pytest.raises(ConfigError) as error:
         check_nodes(search_file(root, tmp_path / "runs"), str(tmp_path))
     assert (error.value.key, error.value.value) == ("trial.data.root", str(root))
