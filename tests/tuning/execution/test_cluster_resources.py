@@ -82,7 +82,7 @@ def test_strictly_spread_trials_are_as_many_as_possible(
         (cpus(3, 2), {"workers": 4, "placement_strategy": "STRICT_PACK"}, "'STRICT_PACK'"),
     ],
 )
-def test_a_trial_that_does_not_fit_is_told_what_is_missing(
+def test_an_error_names_what_is_missing_for_a_trial(
     nodes: Nodes, resources: dict[str, object], problem: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
