@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from tuning.cli import Config, Set, app, main
-from tuning.cli.data import Address
+from tuning.cli.options import Address
 
 __all__ = ["app", "main"]
 
@@ -42,6 +42,8 @@ def submit(
     """Run a search as a job of a Ray cluster; the same command resumes it after a failure.
 
     With --wait the exit status is that of the search.
+
+    Example: lipsum-tune submit quickstart --address http://127.0.0.1:8265
     """
     from cluster.submit import JobRequest, submit_search
 
@@ -69,6 +71,8 @@ def doctor(
     """Check a cluster: versions, GPUs, memory, disks, storage, MLflow.
 
     Run it on a node of the cluster. The exit status is 1 if there is a fault.
+
+    Example: lipsum-tune doctor quickstart --address auto
     """
     from trainers.errors import ConfigError
     from tuning.config.validation import load_config

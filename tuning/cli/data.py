@@ -1,4 +1,4 @@
-"""The commands of `lipsum-tune` that are about data: what comes before a search."""
+"""Commands before a search: `prepare` for data, and `zero-shot` for data and model."""
 
 from __future__ import annotations
 
@@ -9,72 +9,78 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-app = typer.Typer()
+from tuning.cli.options import Address, Config, Set, names
 
-Address = Annotated[
-    str | None, typer.Option(help="Of a Ray cluster; by default RAY_ADDRESS, or a local one.")
-]
+app = typer.Typer()
 
 
 class _ListsLayouts(TyperCommand):
-    """A command whose help ends with the layouts; they are imported only for that."""
+    """A command whose help ends with the list of layouts, imported only for that."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from trainers.data.formats import LAYOUTS
 
         listed = (f"{layout.name}: {layout.description}" for layout in LAYOUTS.values())
-        self.epilog = "\n\n".join(["LAYOUT is one of", *listed])
+        self.epilog = "\n\n".join(["Values of LAYOUT:", *listed])
         super().format_help(ctx, formatter)
 
 
 @app.command(cls=_ListsLayouts)
 def prepare(
-    layout: Annotated[str, typer.Argument(help="How the images lie; see below.")],
+    layout: Annotated[str, typer.Argument(help="How the images are stored; see below.")],
     source: Annotated[str, typer.Argument(help="Their folder, or a URL such as s3://...")],
     destination: Annotated[
         str, typer.Argument(help="Folder or URL of the data set, for `trial.data.root`.")
     ],
     domain: Annotated[
-        str | None, typer.Option(help="Name of the domain, for layouts of a single one.")
+        str | None, typer.Option(help="Name of the domain, for layouts of a single domain.")
     ] = None,
     domains: Annotated[
         str | None,
-        typer.Option(help="Only these of several, comma-separated; for `folders`, or `all`."),
+        typer.Option(help="Only these domains, comma-separated; for `folders`, also `all`."),
     ] = None,
     split: Annotated[
         Literal["train", "val", "test"] | None,
-        typer.Option(help="Of images that no folder or file name gives one."),
+        typer.Option(help="Split of images without one in their folder or file name."),
     ] = None,
     deduplicate: Annotated[
-        str | None, typer.Option(help="A text file of paths to leave out, one a line.")
+        str | None, typer.Option(help="A text file of paths to leave out, one per line.")
     ] = None,
     class_names: Annotated[
         str | None, typer.Option(help="A text file of class names in the order of the labels.")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Of Parquet files.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Of Parquet files.")] = None,
-    val_fraction: Annotated[
-        float, typer.Option(help="Of train (or test, where there is no train) that becomes val.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Which images become val.")] = 0,
-    resize: Annotated[
-        int | None, typer.Option(help="Pixels of the short side, e.g. 256; only ever smaller.")
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of the images in Parquet files.")
     ] = None,
-    quality: Annotated[int, typer.Option(help="Of JPEGs that are encoded again.")] = 95,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the labels in Parquet files.")
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of train (or of test, without train) that becomes val.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the images that become val.")] = 0,
+    resize: Annotated[
+        int | None,
+        typer.Option(help="Pixels of the short side, e.g. 256; never enlarges."),
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Quality of re-encoded JPEGs.")] = 95,
     skip_bad: Annotated[
         str | None,
-        typer.Option(help="Leave out this many bad images a domain at most: `20`, or `0.1%`."),
+        typer.Option(help="Leave out at most this many bad images per domain: `20`, or `0.1%`."),
     ] = None,
-    shard_size: Annotated[int, typer.Option(help="Images in a Parquet file.")] = 4096,
+    shard_size: Annotated[int, typer.Option(help="Images per Parquet file.")] = 4096,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what other settings made of a domain.")
+        bool,
+        typer.Option("--overwrite", help="Replace domains prepared with other settings."),
     ] = False,
     address: Address = None,
 ) -> None:
-    """Turn images in any usual layout into Parquet, checked; run it again to go on.
+    """Convert images in a usual layout into checked Parquet files; run it again to continue.
 
-    Run again it also makes anew what has changed at the source, by sizes and times of files; single
-    images in a bucket are not looked at for that.
+    Run again, it also replaces what has changed at the source, judged by sizes and times of files;
+    single images in a bucket are not compared.
+
+    Example: lipsum-tune prepare domainnet /data/DomainNet data/domainnet --domains real,sketch
     """
     from trainers.data.encoding import EncodeOptions
     from trainers.data.formats.index import LayoutOptions
@@ -83,11 +89,10 @@ def prepare(
     from tuning.preparation.prepare import prepare as run_preparation
     from tuning.preparation.report import refusal, render
 
-    named = tuple(name.strip() for name in (domains or "").split(",") if name.strip())
     options = PrepareOptions(
         LayoutOptions(
             domain=domain,
-            domains=named,
+            domains=names(domains),
             split=split,
             deduplicate=deduplicate,
             class_names=class_names,
@@ -107,7 +112,7 @@ def prepare(
         print(f"lipsum-tune: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print("lipsum-tune: run the same command again to go on", file=sys.stderr)
+        print("lipsum-tune: run the same command again to continue", file=sys.stderr)
         raise typer.Exit(130) from None
     Console().print(render(report), soft_wrap=True)
     if report.refused:
@@ -117,31 +122,29 @@ def prepare(
 
 @app.command("zero-shot")
 def zero_shot(
-    config: Annotated[
-        str, typer.Argument(help="A YAML file, or a ready one such as `domainnet_vit_b16`.")
-    ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key; may be repeated.")
-    ] = None,
+    config: Config,
+    set_: Set = None,
     split: Annotated[
         Literal["val", "test"] | None,
-        typer.Option(help="Default: val, or test with `--expect published`, whose figures it is."),
+        typer.Option(help="Default: val, but test with `--expect published`."),
     ] = None,
     expect: Annotated[
         str | None,
         typer.Option(
-            help="Accuracies to compare with: `published` (the suite's for this model), "
-            "`real=82.5,sketch=57.0`, or a YAML file of the same."
+            help="Accuracies to compare with: `published` (those of the suite for this model), "
+            "`real=82.5,sketch=57.0`, or a YAML file with such pairs."
         ),
     ] = None,
     domains: Annotated[
-        str | None, typer.Option(help="Only these of the configuration's, comma-separated.")
+        str | None, typer.Option(help="Only these domains of the configuration, comma-separated.")
     ] = None,
 ) -> None:
-    """Evaluate the zero-shot model alone: a check of names, templates, masks and preprocessing.
+    """Evaluate the zero-shot model: a check of class names, templates, masks and preprocessing.
 
-    Reading the test splits here selects nothing: no hyperparameter is chosen by what it shows. Exit
-    status is 1 where a domain is off by more than sampling and rounding allow.
+    Reading the test splits here does not bias a search: no hyperparameter is chosen by the result.
+    The exit status is 1 if a domain differs by more than sampling and rounding explain.
+
+    Example: lipsum-tune zero-shot domainnet_vit_b16 --expect published
     """
     from trainers.errors import ConfigError
     from tuning.config.validation import load_config
@@ -151,17 +154,16 @@ def zero_shot(
     file = load_config(config, set_ or (), check=False)
     trial = file.trial
     which = split or ("test" if expect == PUBLISHED else "val")
-    named = tuple(name.strip() for name in (domains or "").split(",") if name.strip())
     console = Console()
     try:
         expected = expectations(expect, trial) if expect else None
         with Console(stderr=True).status("starting") as status:
             rows = measure(
-                trial, which, named, expected=expected,
+                trial, which, names(domains), expected=expected,
                 began=lambda domain: status.update(f"{domain}/{which}"),
             )  # fmt: skip
     except ConfigError as error:
-        raise ConfigError(f"{config}: {error}") from None
+        raise error.within(config) from None
     title = f"{trial.model.name}, zero-shot, {which} splits"
     console.print(zero_shot_table(rows, title=title, id_domain=trial.data.id_domain))
     console.print("Intervals and verdicts: 95 % sampling error of that many images (binomial).")

@@ -1,4 +1,4 @@
-"""The commands of `lipsum-tune` that are about weights: what comes after a search."""
+"""Commands that make weights: `train`, `export` and `soup`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,38 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from tuning.cli.data import Address
+from tuning.cli.options import Address, Config, Run, Set, show
 
 app = typer.Typer()
+
+
+@app.command()
+def train(
+    config: Config,
+    set_: Set = None,
+    output: Annotated[Path, typer.Option(help="Folder for the last checkpoint.")] = Path("trained"),
+) -> None:
+    """Run a single trial without a search or Ray, from the `trial:` section alone.
+
+    Example: lipsum-tune train quickstart --set trial.optim.lr=1e-4 --output trained
+    """
+    from trainers.data.data_root import resolve_root
+    from trainers.fine_tune import fine_tune
+    from tuning.config.validation import load_trial
+    from tuning.weights.sources import write_trial
+
+    trial = load_trial(config, set_ or ())
+    resolve_root(trial.data.root, progress=True)
+    for report in fine_tune(trial):
+        figures = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in report.metrics.items()
+            if name in ("train/loss", "train/reg") or name.endswith(("/acc", "/mean_acc"))
+        )
+        print(f"step {report.step}/{trial.steps}  {figures}", flush=True)
+        report.save(output)
+        write_trial(output, trial)
+    show("Checkpoint", output.resolve())
 
 
 @app.command()
@@ -20,44 +49,46 @@ def export(
     ],
     output: Annotated[Path, typer.Option(help="A new folder, for open_clip's `local-dir:`.")],
     trial: Annotated[
-        str | None, typer.Option(help="Default: the one that the objective chooses.")
+        str | None, typer.Option(help="ID of a trial. Default: the best by the objective.")
     ] = None,
     soup: Annotated[
-        str | None, typer.Option(help="A soup of the run in its place, such as `greedy`.")
+        str | None, typer.Option(help="A soup of the run instead of a trial, such as `greedy`.")
     ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="WiSE-FT: 0 is the zero-shot model, 1 the fine-tuned one."),
     ] = None,
 ) -> None:
-    """Write fine-tuned weights as a folder that open_clip loads, with the head beside them."""
+    """Write fine-tuned weights as a folder that open_clip loads, with the classifier head.
+
+    Example: lipsum-tune export runs/quickstart --output exported
+    """
     from tuning.weights.export import export as write
 
     written = write(run, output, trial=trial, soup=soup, alpha=alpha)
-    console = Console()
-    console.print(f"Exported    {written}", soft_wrap=True, highlight=False)
-    line = f'open_clip.create_model_and_transforms("local-dir:{written}")'
-    console.print(f"Load with   {line}", soft_wrap=True, highlight=False, markup=False)
+    show("Exported", written)
+    show("Load with", f'open_clip.create_model_and_transforms("local-dir:{written}")')
 
 
 @app.command()
 def soup(
-    run: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")],
-    top: Annotated[int, typer.Option(help="So many best trials whose weights are kept.")] = 5,
+    run: Run,
+    top: Annotated[int, typer.Option(help="Number of best trials whose weights are kept.")] = 5,
     name: Annotated[
         Literal["uniform", "greedy"],
-        typer.Option(help="The mean of all, or of those that do not lower its ID accuracy."),
+        typer.Option(help="The mean of all, or only of those that do not lower ID accuracy."),
     ] = "greedy",
     method: Annotated[str | None, typer.Option(help="Only trials of this method.")] = None,
     address: Address = None,
 ) -> None:
-    """Average the weights of a search's best trials, and measure that on the validation splits."""
+    """Average the weights of a search's best trials, and evaluate them on the validation splits.
+
+    Example: lipsum-tune soup runs/quickstart --top 3
+    """
     from tuning.weights.report import soup_report
     from tuning.weights.soup import make_soup
 
     finished = make_soup(run, recipe=name, top=top, method=method, address=address)
-    console = Console()
-    console.print(soup_report(finished))
-    console.print(f"Weights     {finished.folder}", soft_wrap=True, highlight=False)
-    line = f"lipsum-tune export {run} --soup {name} --output FOLDER"
-    console.print(f"Export with {line}", soft_wrap=True, highlight=False, markup=False)
+    Console().print(soup_report(finished))
+    show("Weights", finished.folder)
+    show("Export with", f"lipsum-tune export {run} --soup {name} --output FOLDER")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,8 +20,11 @@ from typer.testing import CliRunner
 from cluster.cli import app as whole
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
+from trainers.errors import ConfigError
 from tuning.cli import app, main
+from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
 from tuning.runs import resume
 from tuning.runs.journal import Journal
@@ -27,7 +33,7 @@ from tuning.runs.run_folder import CONFIG_FILE, load_run
 
 COMMANDS = {
     "prepare", "zero-shot", "plan", "search", "resume", "extend", "status", "report", "confirm",
-    "train", "export", "soup", "ui", "submit", "doctor",
+    "train", "export", "soup", "ui", "submit", "doctor", "schema", "config",
 }  # fmt: skip
 
 
@@ -38,7 +44,7 @@ def lipsum_tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_commands_are_those_that_users_know() -> None:
+def test_the_commands_by_name() -> None:
     assert set(get_command(whole).commands) == COMMANDS  # type: ignore[attr-defined]
 
 
@@ -55,11 +61,59 @@ def run(images_root: Path, tmp_path: Path) -> Path:
     return write_run(tmp_path / "runs" / "mine", search_file(images_root), records)
 
 
-def test_help_lists_the_commands() -> None:
-    shown = CliRunner().invoke(app, ["--help"])
-    assert shown.exit_code == 0
-    for command in COMMANDS:
-        assert f" {command} " in shown.output
+def test_every_help_states_what_and_has_an_example() -> None:
+    for name, command in get_command(whole).commands.items():  # type: ignore[attr-defined]
+        first, *rest = str(command.help).splitlines()
+        assert first.endswith("."), name
+        assert any(line.startswith(f"Example: lipsum-tune {name}") for line in rest), name
+
+
+def test_version_is_that_of_the_package() -> None:
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"lipsum-tune {version('lipsum-tune')}\n")
+
+
+def test_schema_accepts_the_ready_configurations() -> None:
+    schema = json.loads(CliRunner().invoke(app, ["schema"]).output)
+    optim = schema["$defs"]["OptimConfig"]["properties"]
+    assert optim["lr"]["description"] == "Peak learning rate."
+    keys = schema["properties"].keys()
+    assert keys == {"extends", "variants", "plugins", "trial", "search"}
+    for name in ready_configs():
+        assert yaml.safe_load(find_config(name).read_text()).keys() <= keys
+
+
+def test_config_prints_what_load_config_reads(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["config", "quickstart", "--set", "trial.steps=7"])
+    (tmp_path / "printed.yaml").write_text(done.output)
+    expected = load_config("quickstart", ["trial.steps=7"], check=False)
+    assert load_config(tmp_path / "printed.yaml", check=False) == expected
+
+
+def test_status_as_json(run: Path) -> None:
+    found = json.loads(CliRunner().invoke(app, ["status", str(run), "--json"]).output)
+    assert (found["name"], found["state"]) == ("mine", "finished")
+    outcomes = {trial["trial_id"]: trial["outcome"] for trial in found["trials"]}
+    assert outcomes["trial-001"] == "pruned"
+    assert found["trials"][1]["metrics"]["id_val/acc"] == 85.0
+
+
+def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.parent / "mlflow.db").touch()
+    monkeypatch.setattr("os.execvpe", lambda *_: pytest.fail("started"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(app, ["ui", str(run), "--port", str(port)])
+    assert isinstance(done.exception, ConfigError)
+    assert (done.exception.key, done.exception.value) == ("--port", port)
+
+
+def test_brackets_in_a_path_are_printed(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    run = write_run(tmp_path / "runs" / "[bold]x[/red]", search_file(images_root))
+    done = CliRunner().invoke(app, ["resume", str(run)])
+    assert f"Run folder  {run}\n" in done.output
 
 
 @pytest.mark.parametrize(
@@ -72,7 +126,7 @@ def test_help_lists_the_commands() -> None:
         (("ui", "nowhere"), "run a search first"),
     ],
 )
-def test_a_mistake_is_one_clear_line_and_status_2(
+def test_a_mistake_is_one_line_and_status_2(
     arguments: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     done = lipsum_tune(*arguments, cwd=tmp_path)
@@ -82,9 +136,7 @@ def test_a_mistake_is_one_clear_line_and_status_2(
     assert list(tmp_path.iterdir()) == []  # nothing was started, nothing was made
 
 
-def test_train_runs_one_trial_with_no_ray_and_keeps_its_checkpoint(
-    images_root: Path, tmp_path: Path
-) -> None:
+def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> None:
     config = tmp_path / "one.yaml"
     trial = {
         "data": {"root": str(images_root)},
@@ -120,7 +172,7 @@ def test_train_runs_one_trial_with_no_ray_and_keeps_its_checkpoint(
         (("extend", "RUN", "--set", "trial.seed=9"), "start a new search"),
     ],
 )
-def test_a_search_that_cannot_go_on_is_one_clear_line_and_status_2(
+def test_a_search_that_cannot_continue_is_one_line(
     arguments: tuple[str, ...],
     said: str,
     run: Path,
@@ -165,7 +217,7 @@ def test_status_says_how_a_search_was_left(
     assert f"State       {state}" in CliRunner().invoke(app, ["status", str(run)]).output
 
 
-def test_report_writes_tables_and_figure_again_and_shows_the_leaderboard(run: Path) -> None:
+def test_report_writes_tables_and_figure_again(run: Path) -> None:
     (run / "trials.parquet").write_bytes(b"damaged")
     shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
     assert shown.exit_code == 0, shown.output
@@ -197,9 +249,7 @@ def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
     return files
 
 
-def test_extend_adds_to_the_trials_that_were_to_be_run(
-    run: Path, went_on: list[SearchFile]
-) -> None:
+def test_extend_adds_trials(run: Path, went_on: list[SearchFile]) -> None:
     there = load_run(run).file.search.budget.trials
     ended = CliRunner().invoke(app, ["extend", str(run), "--trials", "4"])
     assert [file.search.budget.trials for file in went_on] == [there + 4]
@@ -211,9 +261,7 @@ def test_extend_adds_to_the_trials_that_were_to_be_run(
     assert went_on[1].model_dump()["search"]["space"]["parameters"]["optim.lr"]["high"] == 1e-3
 
 
-def test_a_search_with_nothing_left_to_do_ends_in_order(
-    run: Path, went_on: list[SearchFile]
-) -> None:
+def test_a_search_with_nothing_left_ends_in_order(run: Path, went_on: list[SearchFile]) -> None:
     done = CliRunner().invoke(app, ["resume", str(run), "--set", "search.budget.trials=2"])
     assert [file.search.budget.trials for file in went_on] == [2]
     assert f"Run folder  {run}" in done.output

@@ -1,0 +1,282 @@
+"""Commands that run, continue, plan and show searches."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from tuning.cli.options import Address, Config, Run, Set, show, warn
+
+if TYPE_CHECKING:
+    from tuning.execution.run_search import SearchResult
+
+app = typer.Typer()
+
+
+@app.command()
+def search(
+    config: Config,
+    set_: Set = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue the run of this name and configuration, if there is one."
+        ),
+    ] = False,
+    allow_failed_trials: Annotated[
+        bool,
+        typer.Option(
+            "--allow-failed-trials",
+            help="Exit with status 0 despite failed trials, if any trial has finished.",
+        ),
+    ] = False,
+    address: Address = None,
+) -> None:
+    """Run a search.
+
+    Example: lipsum-tune search quickstart --set search.budget.trials=20
+    """
+    from trainers.evaluation.metrics import ID, MetricKey
+    from tuning.config.validation import load_config
+
+    overrides = [*(set_ or ()), *([f"search.name={name}"] if name else ())]
+    file = load_config(config, overrides)
+    for objective in file.objectives:
+        key = MetricKey.parse(objective.metric)
+        if key is not None and key.domain != ID:
+            hint = "--set search.objective.metric=id_val/acc avoids that"
+            show("Objective", f"{objective.metric} uses OOD validation data ({hint})")
+    # Imported after the check, since Ray and MLflow take seconds to import.
+    from tuning.execution.run_search import run_search
+    from tuning.runs.resume import search_or_resume
+
+    result = (search_or_resume if resume else run_search)(file, address=address)
+    _show(result, allow_failed_trials)
+
+
+@app.command("resume")
+def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
+    """Continue an interrupted search; budgets, resources and data.root may change.
+
+    Example: lipsum-tune resume runs/quickstart
+    """
+    from tuning.runs.resume import resume_search
+
+    _show(resume_search(run, set_ or (), address=address))
+
+
+@app.command()
+def extend(
+    run: Run,
+    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials to add.")] = None,
+    set_: Set = None,
+    address: Address = None,
+) -> None:
+    """Give a search more trials, or another space, sampler or scheduler.
+
+    Example: lipsum-tune extend runs/quickstart --trials 8
+    """
+    from tuning.runs.resume import resume_search
+    from tuning.runs.run_folder import load_run
+
+    overrides = list(set_ or ())
+    if trials is not None:
+        loaded = load_run(run)
+        there = sum(record.kind == "trial" for record in loaded.history.records)
+        wanted = max(there, loaded.file.search.budget.trials) + trials
+        overrides.append(f"search.budget.trials={wanted}")
+    _show(resume_search(run, overrides, extend=True, address=address))
+
+
+@app.command()
+def plan(config: Config, set_: Set = None, address: Address = None) -> None:
+    """Estimate what a search will cost, from a short measurement on this cluster.
+
+    Example: lipsum-tune plan quickstart
+    """
+    from tuning.config.validation import load_config
+
+    file = load_config(config, set_ or ())
+    from tuning.planning.plan import check_budget, plan_search
+    from tuning.planning.report import render
+
+    console = Console()
+    planned = plan_search(file, address=address)
+    console.print(render(planned, console.width))
+    check_budget(planned)
+
+
+@app.command()
+def status(
+    run: Run,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what a search has done so far; it may be running.
+
+    Example: lipsum-tune status runs/quickstart
+    """
+    from tuning.reporting.leaderboard import report as full_report
+    from tuning.runs.journal import is_running
+    from tuning.runs.run_folder import load_run
+
+    loaded = load_run(run)
+    search, records = loaded.search, loaded.history.records
+    state = "running" if is_running(run) else loaded.history.outcome
+    if as_json:
+        trials = [
+            {
+                "trial_id": record.trial_id,
+                "kind": record.kind,
+                "outcome": record.outcome,
+                "params": dict(record.params),
+                "metrics": dict(record.metrics),
+            }
+            for record in records
+        ]
+        objectives = [{"metric": o.metric, "mode": o.mode} for o in search.objectives]
+        zero_shot = dict(search.zero_shot)
+        found = {"name": search.name, "state": state or "killed", "objectives": objectives}
+        print(json.dumps({**found, "zero_shot": zero_shot, "trials": trials}, indent=2))
+        return
+    console = Console()
+    console.print(full_report(search, records, width=console.width))
+    show("State", state or "killed; resume it")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write tables and figures of a run folder, bring MLflow up to date, and show the leaderboard.
+
+    Example: lipsum-tune report runs/quickstart
+    """
+    from tuning.mlflow_logging.callback import backfill
+    from tuning.mlflow_logging.client import TrackingError
+    from tuning.reporting.leaderboard import figures
+    from tuning.reporting.tables.trials import write_tables
+    from tuning.runs.journal import is_running
+    from tuning.runs.run_folder import load_run
+
+    loaded = load_run(run)
+    write_tables(loaded.folder, loaded.search, loaded.history.records)
+    figures(loaded.search, loaded.history.records, loaded.folder)
+    status(run)
+    if not is_running(run):  # a running search writes to MLflow itself
+        try:
+            show("MLflow", backfill(loaded))
+        except TrackingError as error:
+            warn(error)
+
+
+@app.command()
+def confirm(
+    run: Run,
+    top: Annotated[int, typer.Option(help="Number of best trials by the objective.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of fresh seeds, the same for all trials.")] = 5,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only the choice of this rule; may be repeated. Default: all but pareto."
+        ),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Train the chosen trials again with fresh seeds, then evaluate the test splits, once.
+
+    Each choice of the selection rules is trained once, and plain fine-tuning beside them.
+
+    Example: lipsum-tune confirm runs/quickstart --seeds 3
+    """
+    from tuning.confirmation.confirm import confirm as confirm_choices
+    from tuning.confirmation.report import report as full_report
+
+    found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
+    console = Console()
+    console.print(full_report(found, console.width))
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of all runs.")] = Path(
+        "runs"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Allow an address that others can reach.")
+    ] = False,
+) -> None:
+    """Serve MLflow for a folder of runs, at http://HOST:PORT.
+
+    Example: lipsum-tune ui runs/quickstart --port 5001
+    """
+    from trainers.errors import ConfigError, system_words
+    from tuning.mlflow_logging.client import default_tracking_uri
+    from tuning.security.exposure import check_listens
+
+    if risk := check_listens(host, "MLflow", allow_remote):
+        warn(risk)
+    runs = run.parent if (run / "search.yaml").is_file() else run
+    database = runs.resolve() / "mlflow.db"
+    if not database.is_file():
+        raise ConfigError(f"no MLflow database ({database})", hint="run a search first", source=run)
+    # MLflow ends with status 0 if the port is in use.
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ConfigError(system_words(error), key="--port", value=port) from None
+    uri = default_tracking_uri(runs.resolve())
+    command = ["mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
+    environment = os.environ | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    os.execvpe(sys.executable, [sys.executable, "-m", *command], environment)
+
+
+def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
+    """Print the results of a search, and exit with a status for how it ended."""
+    from trainers.checkpoints.format import WEIGHTS
+    from trainers.data.storage import open_store
+    from trainers.errors import ConfigError
+    from trainers.redact import redact
+    from tuning.checkpoints.files import kept_checkpoint
+    from tuning.mlflow_logging.client import default_tracking_uri
+    from tuning.reporting.leaderboard import report as full_report
+
+    console = Console()
+    console.print(full_report(result.search, result.records, width=console.width))
+    if result.ended_by:
+        show("Ended by", result.ended_by)
+    show("Run folder", result.run_folder)
+    show("Figure", result.run_folder / "report" / "id_vs_ood.png")
+    if result.best and result.checkpoints:
+        kept = kept_checkpoint(open_store(result.checkpoints), result.best.trial_id)
+        if kept is not None:
+            show("Weights", f"{kept.url}/{WEIGHTS}")
+    is_local = result.tracking_uri == default_tracking_uri(result.run_folder.parent)
+    show(
+        "MLflow", f"lipsum-tune ui {result.run_folder}" if is_local else redact(result.tracking_uri)
+    )
+    finished = [record for record in result.records if record.outcome == "finished"]
+    if result.ended_by and not finished:
+        raise ConfigError(
+            f"{result.ended_by}, and no trial has finished; resume it with a larger budget"
+        )
+    if result.outcome == "stopped":
+        show("Go on with", f"lipsum-tune resume {result.run_folder}")
+        raise typer.Exit(130)
+    if result.failed:
+        print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
+        if not (allow_failed_trials and any(record.kind == "trial" for record in finished)):
+            raise typer.Exit(1)
