@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from ray.util.state import list_actors, list_placement_groups
 
 from tests.benchmarks.kills import disagreements
 from tests.ray_head import BIN, Head, running_head
+from tests.waiting import wait_until
 from tuning.runs.journal import JOURNAL_FILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -67,13 +68,6 @@ def statuses(runs: Path) -> Counter[str]:
     return Counter(run.info.status for run in client.search_runs(experiments))
 
 
-def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.5)
-
-
 def test_ray_job_submit_runs_a_search_and_no_file_has_a_secret(
     head: Head, images_root: Path, tmp_path: Path
 ) -> None:
@@ -105,13 +99,13 @@ def test_a_stopped_job_frees_everything_and_is_resumed(
     again = submit(head, search, "--no-wait")
     assert f"{job_id}  (it was running already" in again.stderr
 
-    until(lambda: journal.exists() and '"report"' in journal.read_text())
+    wait_until(lambda: journal.exists() and '"report"' in journal.read_text())
     client = JobSubmissionClient(head.dashboard)
     assert client.stop_job(job_id)
     stopped = time.monotonic()
-    until(lambda: client.get_job_status(job_id) == JobStatus.STOPPED, STOPPED_S)
+    wait_until(lambda: client.get_job_status(job_id) == JobStatus.STOPPED, STOPPED_S)
     assert set(statuses(tmp_path)) == {"KILLED"}
-    until(lambda: alive(head) == [], stopped + STOPPED_S - time.monotonic())
+    wait_until(lambda: alive(head) == [], stopped + STOPPED_S - time.monotonic())
 
     resumed = submit(head, search)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

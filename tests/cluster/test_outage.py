@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import yaml
 
 from tests.cluster.mlflow_process import ServerProcess, running_server
 from tests.cluster.postgres import Postgres, running_postgres
+from tests.waiting import wait_until
 from tuning.runs.journal import JOURNAL_FILE, read_history
 from tuning.runs.records import TrialRecord
 
@@ -75,20 +76,13 @@ def reported(records: list[TrialRecord]) -> set[tuple[str, str, int, float]]:
     }
 
 
-def until(condition: Callable[[], object], seconds: float = 180.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.2)
-
-
 def test_a_search_does_not_wait_for_mlflow_and_loses_no_metric(
     postgres: Postgres, server: ServerProcess, images_root: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "outage"
     driver = start_search(images_root, run, server.url)
     try:
-        until(lambda: len(times(run)) > 3)
+        wait_until(lambda: len(times(run)) > 3)
         began = time.time()
         server.hang()
         time.sleep(HUNG_S)
@@ -97,7 +91,7 @@ def test_a_search_does_not_wait_for_mlflow_and_loses_no_metric(
         back = time.time()
         server.start()
         known = len(reported(read_history(run, live=True).records))
-        until(lambda: len(written(postgres, "outage")) > known)
+        wait_until(lambda: len(written(postgres, "outage")) > known)
         driver.send_signal(signal.SIGINT)
         output = driver.communicate(timeout=120)[0]
     finally:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from tests.waiting import wait_until
 from tuning.execution.ray_session import retry_slow_start
 from tuning.execution.ray_workarounds import draining_nodes
 
@@ -97,13 +98,6 @@ def busy_node() -> Iterator[str]:
         yield found.address_info["gcs_address"]
     finally:
         ray.shutdown()
-
-
-def wait_until(what: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.slow
