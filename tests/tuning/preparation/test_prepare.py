@@ -19,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.disks import small_disk
 from tests.ray_head import Head
 from tests.s3 import s3_server
 from tests.trainers.data.formats.trees import DOMAINNET_CLASSES, draw, make_domainnet
@@ -279,13 +280,8 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str)
     assert len(found) == len({path for path, _, _ in found}) == 60
 
 
+@pytest.mark.cluster
 def test_a_full_disk_leaves_finished_shards(tmp_path: Path) -> None:
-    if os.geteuid() != 0:  # where it cannot mount, it runs itself as root of its own namespace
-        test = f"{__file__}::test_a_full_disk_leaves_finished_shards"
-        subprocess.run(["unshare", "-rm", sys.executable, "-m", "pytest", "-q", test], check=True)
-        return
-    disk = tmp_path / "disk"
-    disk.mkdir()
     source = tmp_path / "source"
     rng = np.random.default_rng(0)
     for number in range(24):
@@ -293,8 +289,7 @@ def test_a_full_disk_leaves_finished_shards(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(file)
     options = PrepareOptions(LayoutOptions(domain="pets"), shard_size=2)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
-    try:
+    with small_disk(tmp_path / "disk", 1024) as disk:
         with pytest.raises(PreparationFailed) as failed:
             prepare("folders", str(source), str(disk), options, progress=False)
         said = str(failed.value)
@@ -309,5 +304,3 @@ def test_a_full_disk_leaves_finished_shards(tmp_path: Path) -> None:
         assert [domain.status for domain in report.domains] == ["done"]
         assert {path: parts(disk)[path] for path in left} == left
         assert len(rows(disk, "pets/train")) + len(rows(disk, "pets/val")) == 24
-    finally:
-        subprocess.run(["umount", disk], check=True)
