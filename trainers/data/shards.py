@@ -151,7 +151,7 @@ def finished(destination: Store, shard: Shard) -> ShardReport | None:
 def make_shard(
     source: Store, destination: Store, shard: Shard, options: EncodeOptions
 ) -> ShardReport:
-    """The shard as it is if it is up to date, else written anew, with the errors of that."""
+    """Write the shard unless it is up to date; raises the errors of `write_shard`."""
     report = up_to_date(source, destination, shard, options)
     return write_shard(source, destination, shard, options) if report is None else report
 

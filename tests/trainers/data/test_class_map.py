@@ -92,7 +92,7 @@ def test_imagenet_r_is_masked_to_its_200_classes_by_wordnet_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "arguments", "said"),
+    ("classes", "arguments", "problem"),
     [
         (
             ("ant", "cats"),
@@ -135,9 +135,9 @@ def test_imagenet_r_is_masked_to_its_200_classes_by_wordnet_id() -> None:
     ],
 )
 def test_a_class_that_cannot_be_scored_is_refused_by_name(
-    classes: tuple[str, ...], arguments: dict[str, Any], said: str
+    classes: tuple[str, ...], arguments: dict[str, Any], problem: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=problem) as caught:
         mapped(classes, **arguments)
     assert "\n" not in str(caught.value)
 

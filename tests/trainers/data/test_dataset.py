@@ -60,7 +60,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_random_access_over_files_and_batches_gives_what_was_written(root: Path) -> None:
+def test_random_access_gives_the_images_as_written(root: Path) -> None:
     images = ImageDataset(root, "real", "train")
     assert len(images) == 7
     assert (images.name, images.class_names) == ("real/train", tuple(CLASSES))
@@ -75,7 +75,7 @@ def test_random_access_over_files_and_batches_gives_what_was_written(root: Path)
         images.decode(7)
 
 
-def test_a_copy_in_another_process_is_small_and_opens_the_same_files(root: Path) -> None:
+def test_a_pickled_copy_is_small_and_maps_the_same_files(root: Path) -> None:
     images = ImageDataset(open_store(root), "real", "train")
     list(images.eval_batches(INPUT, 7))
     sent = pickle.dumps(images)
@@ -124,7 +124,7 @@ def test_garbage_in_a_cached_file_heals_itself(root: Path, cache: Path, what: st
 
 
 @pytest.mark.parametrize("times", [2, 3])
-def test_a_cache_that_others_empty_is_filled_again_and_told_of_at_last(
+def test_a_cache_that_others_empty_is_filled_three_times(
     root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     made: list[list[Path]] = []
@@ -147,7 +147,7 @@ def test_a_cache_that_others_empty_is_filled_again_and_told_of_at_last(
 
 
 @pytest.mark.parametrize("keep", [0, 1 << 29])
-def test_loader_processes_give_the_very_batches_of_this_process(
+def test_loader_processes_give_the_same_batches(
     root: Path, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
     monkeypatch.setattr(images_module, "KEEP_BYTES", keep)
@@ -187,7 +187,7 @@ def test_evaluation_shares_show_each_image_once_to_one_worker(root: Path) -> Non
     assert sum(len(labels) for _, labels in none) == 0
 
 
-def test_views_that_were_kept_for_one_model_are_not_shown_to_another(root: Path) -> None:
+def test_views_kept_for_one_model_are_not_used_for_another(root: Path) -> None:
     images = ImageDataset(root, "real", "train")
     squashed = ImageInput(16, INPUT.mean, INPUT.std, resize_mode="squash")
     first = next(images.eval_batches(INPUT, 7))[0]
@@ -195,7 +195,7 @@ def test_views_that_were_kept_for_one_model_are_not_shown_to_another(root: Path)
     assert torch.equal(next(images.eval_batches(INPUT, 7))[0], first)
 
 
-def test_the_share_that_evaluation_crops_is_the_datas_unless_it_is_given(tmp_path: Path) -> None:
+def test_crop_pct_is_that_of_the_data_unless_given(tmp_path: Path) -> None:
     for domain, metadata in {"a": {}, "b": {"crop_pct": "1.0"}, "c": {"crop_pct": "x"}}.items():
         write_images(part_path(tmp_path, domain, "val"), examples(range(2)), CLASSES, metadata)
     assert ImageDataset(tmp_path, "a", "val").crop_pct == 0.875
@@ -206,9 +206,7 @@ def test_the_share_that_evaluation_crops_is_the_datas_unless_it_is_given(tmp_pat
 
 
 @pytest.mark.parametrize("broken", [b"", b"no image", png(0)[:200], png(0)[:40]])
-def test_a_image_that_cannot_be_decoded_is_named_with_what_to_do(
-    tmp_path: Path, broken: bytes
-) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, broken: bytes) -> None:
     images = [*examples(range(1)), LabelledImage(broken, "odd/one.png", 1)]
     write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
     images = ImageDataset(tmp_path, "real", "train")
@@ -217,7 +215,7 @@ def test_a_image_that_cannot_be_decoded_is_named_with_what_to_do(
         images.decode(1)
 
 
-def test_a_loader_process_tells_of_a_bad_image_in_one_line(tmp_path: Path) -> None:
+def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path: Path) -> None:
     images = [*examples(range(1)), LabelledImage(b"no image", "odd/one.png", 1)]
     write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
     images = ImageDataset(tmp_path, "real", "train")
@@ -230,18 +228,6 @@ def test_a_loader_process_tells_of_a_bad_image_in_one_line(tmp_path: Path) -> No
             with pytest.raises(ConfigError, match=rf"^{tmp_path}/real/train: row 1 .*$") as caught:
                 list(batches)
             assert "\n" not in str(caught.value)
-
-
-def test_other_modes_become_rgb(tmp_path: Path) -> None:
-    images = []
-    for mode in ("L", "P", "RGBA", "CMYK"):
-        buffer = io.BytesIO()
-        image = Image.fromarray(pixels(0)).convert(mode)
-        image.save(buffer, "JPEG" if mode == "CMYK" else "PNG")
-        images.append(LabelledImage(buffer.getvalue(), mode, 0))
-    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
-    images = ImageDataset(tmp_path, "real", "train")
-    assert {images.decode(index).mode for index in range(4)} == {"RGB"}
 
 
 def test_pixels_are_those_of_the_decoded_image_in_every_format(tmp_path: Path) -> None:
@@ -276,7 +262,7 @@ def saved(levels: Any, kind: str = "PNG", *, orientation: int | None = None) -> 
     return buffer.getvalue()
 
 
-def test_what_prepare_did_not_write_looks_as_it_would_make_it(tmp_path: Path) -> None:
+def test_other_parquet_looks_as_prepare_would_make_it(tmp_path: Path) -> None:
     upright = [[[1, 2, 3]], [[4, 5, 6]]]
     by_hand: list[tuple[bytes, list[list[list[int]]]]] = [
         (saved(np.uint16([[0, 257, 32896, 65535]])), [[[0] * 3, [1] * 3, [128] * 3, [255] * 3]]),
@@ -293,7 +279,7 @@ def test_what_prepare_did_not_write_looks_as_it_would_make_it(tmp_path: Path) ->
         assert images.pixels(index).permute(1, 2, 0).tolist() == expected
 
 
-def test_a_jpeg_that_lies_on_its_side_is_upright_to_training_too(tmp_path: Path) -> None:
+def test_a_rotated_jpeg_is_upright_in_training_too(tmp_path: Path) -> None:
     images = [
         LabelledImage(saved(pixels(9), "JPEG", orientation=orientation), "x", 0)
         for orientation in (None, 1, 6, 2)
@@ -309,7 +295,7 @@ def test_a_jpeg_that_lies_on_its_side_is_upright_to_training_too(tmp_path: Path)
         assert torch.equal(images.pixels(index), decoded)
 
 
-def test_a_jpeg_that_is_cut_off_is_no_image_to_training_either(tmp_path: Path) -> None:
+def test_a_jpeg_that_is_cut_off_is_refused_in_training_too(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(pixels(9)).save(buffer, "JPEG")
     image = LabelledImage(buffer.getvalue()[:-100], "half.jpg", 0)
@@ -376,7 +362,7 @@ def test_files_that_disagree_or_are_empty_are_refused(tmp_path: Path, root: Path
         ImageDataset(tmp_path / "empty", "real", "train")
 
 
-def test_what_is_missing_is_named_with_what_is_there(root: Path, tmp_path: Path) -> None:
+def test_a_missing_domain_or_split_is_named(root: Path, tmp_path: Path) -> None:
     for arguments, problem in (
         ((tmp_path / "nowhere", "real", "train"), r"data.root = '.*nowhere': no such folder"),
         ((root, "rael", "train"), r"it has no domain 'rael' \(did you mean 'real'\?\)"),

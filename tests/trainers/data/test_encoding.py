@@ -69,7 +69,7 @@ def test_what_is_plain_already_stays_byte_for_byte(data: bytes) -> None:
     assert encode(data, EncodeOptions(resize=24)) == Encoded(data)  # its short side
 
 
-def test_a_image_of_four_inks_becomes_rgb() -> None:
+def test_an_image_of_four_inks_becomes_rgb() -> None:
     inks = np.zeros((16, 16, 4), np.uint8)
     inks[:] = (100, 50, 200, 60)
     encoded = encode(saved(Image.fromarray(inks, "CMYK"), "JPEG", quality=100), AS_IS)
@@ -150,7 +150,7 @@ def test_of_an_animation_the_first_frame_is_taken(
     assert np.abs(pixels(encoded).astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_a_image_that_lies_on_its_side_is_put_upright() -> None:
+def test_an_image_that_lies_on_its_side_is_put_upright() -> None:
     image = Image.fromarray(NOISE)
     exif = image.getexif()
     exif[0x0112] = 6  # the camera was turned to the left: turn the image to the right
@@ -252,7 +252,7 @@ def test_what_cannot_be_decoded_to_its_end_is_bad(data: bytes, kind: str) -> Non
 
 
 @pytest.mark.parametrize("side", [9_500, 14_000], ids=["Pillow warns", "Pillow refuses"])
-def test_a_image_of_too_many_pixels_is_bad_before_it_is_decoded(side: int) -> None:
+def test_an_image_of_too_many_pixels_is_bad_before_it_is_decoded(side: int) -> None:
     bomb = png(side, side, 8, 2, bytes(100))
     with pytest.raises(BadImage, match="too large"):
         encode(bomb, AS_IS)
@@ -320,7 +320,7 @@ def test_each_orientation_is_undone() -> None:
         assert np.array_equal(pixels(encoded), expected)
 
 
-def test_other_notes_that_are_malformed_do_not_keep_a_image_from_being_turned() -> None:
+def test_other_notes_that_are_malformed_do_not_keep_an_image_from_being_turned() -> None:
     tags = [(0x0112, 3, 1, struct.pack("<I", 6)), (0x8769, 2, 4, b"abcd")]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHI4s", *t) for t in tags)
     exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + directory + bytes(4)

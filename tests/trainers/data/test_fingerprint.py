@@ -1,4 +1,4 @@
-"""What the fingerprint of the data tells apart, and what it does not."""
+"""Differences in the data that change their fingerprint, and others that do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carving a validation split: how many, which ones, from where, and what is said about it."""
+"""Carving a validation split: how many images, which ones, from which split, and the metadata."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def example(path: str, label: int) -> Example:
     return Example(FileSource(path), path, label)
 
 
-def listing(
+def index_of(
     counts: Sequence[int], split: Split = "train", domain: str = "real", **fields: object
 ) -> Index:
     """`counts[label]` images of each class, classes interleaved."""
@@ -30,9 +30,9 @@ def listing(
     return Index(domain, split, names, tuple(examples), **fields)  # type: ignore[arg-type]
 
 
-def by_split(listings: Sequence[Index]) -> dict[tuple[str, str], Index]:
-    result = {(item.domain, item.split): item for item in listings}
-    assert len(result) == len(listings)
+def by_split(indexes: Sequence[Index]) -> dict[tuple[str, str], Index]:
+    result = {(item.domain, item.split): item for item in indexes}
+    assert len(result) == len(indexes)
     return result
 
 
@@ -56,7 +56,7 @@ def paths(item: Index) -> list[str]:
     ],
 )
 def test_a_share_of_each_class_is_carved(images: int, fraction: float, carved: int) -> None:
-    splits = by_split(carve_validation([listing([images, 20])], fraction, seed=0))
+    splits = by_split(carve_validation([index_of([images, 20])], fraction, seed=0))
     val = Counter(e.label for e in splits["real", "val"].examples)
     train = Counter(e.label for e in splits["real", "train"].examples)
     assert val[0] == carved
@@ -66,7 +66,7 @@ def test_a_share_of_each_class_is_carved(images: int, fraction: float, carved: i
 
 
 def test_the_images_of_smallest_hash_are_taken() -> None:
-    original = listing([10, 30])
+    original = index_of([10, 30])
     splits = by_split(carve_validation([original], 0.2, seed=7))
 
     def rank(path: str) -> bytes:
@@ -79,7 +79,7 @@ def test_the_images_of_smallest_hash_are_taken() -> None:
 
 
 def test_the_choice_depends_on_neither_order_nor_other_classes() -> None:
-    original = listing([10, 30])
+    original = index_of([10, 30])
     backwards = Index("real", "train", original.class_names, original.examples[::-1])
     alone = Index(
         "real", "train", original.class_names, tuple(e for e in original.examples if e.label == 1)
@@ -99,7 +99,7 @@ def test_paths_in_another_encoding_have_a_place_too() -> None:
 
 def test_another_seed_chooses_other_images() -> None:
     first, second = (
-        set(paths(by_split(carve_validation([listing([100])], 0.2, seed))["real", "val"]))
+        set(paths(by_split(carve_validation([index_of([100])], 0.2, seed))["real", "val"]))
         for seed in (0, 1)
     )
     assert len(first) == len(second) == 20
@@ -107,7 +107,7 @@ def test_another_seed_chooses_other_images() -> None:
 
 
 def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
-    original = listing([10, 30])
+    original = index_of([10, 30])
     splits = by_split(carve_validation([original], 0.3, 0))
     train, val = paths(splits["real", "train"]), paths(splits["real", "val"])
     position = {path: index for index, path in enumerate(paths(original))}
@@ -117,29 +117,29 @@ def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
 
 
 def test_test_is_left_alone_where_there_is_train() -> None:
-    test = listing([4, 4], "test")
-    splits = by_split(carve_validation([listing([4, 4]), test], 0.5, 0))
+    test = index_of([4, 4], "test")
+    splits = by_split(carve_validation([index_of([4, 4]), test], 0.5, 0))
     assert splits["real", "test"] is test
     assert {path.split("/")[1] for path in paths(splits["real", "val"])} == {"train"}
 
 
 def test_a_test_set_without_train_is_divided() -> None:
-    splits = by_split(carve_validation([listing([4, 4], "test", "imagenet-a")], 0.5, 0))
+    splits = by_split(carve_validation([index_of([4, 4], "test", "imagenet-a")], 0.5, 0))
     assert list(splits) == [("imagenet-a", "test"), ("imagenet-a", "val")]
     assert len(splits["imagenet-a", "test"].examples) == 4
     assert splits["imagenet-a", "val"].metadata["carved_from"] == "test"
 
 
 def test_an_official_validation_split_is_kept() -> None:
-    listings = [listing([4]), listing([2], "val"), listing([4], "train", "sketch")]
-    splits = by_split(carve_validation(listings, 0.5, 0))
-    assert splits["real", "train"] is listings[0]
-    assert splits["real", "val"] is listings[1]
+    indexes = [index_of([4]), index_of([2], "val"), index_of([4], "train", "sketch")]
+    splits = by_split(carve_validation(indexes, 0.5, 0))
+    assert splits["real", "train"] is indexes[0]
+    assert splits["real", "val"] is indexes[1]
     assert len(splits["sketch", "val"].examples) == 2
 
 
 def test_both_parts_say_how_they_came_to_be() -> None:
-    original = listing([4], metadata={"layout": "folders"}, border=2)
+    original = index_of([4], metadata={"layout": "folders"}, border=2)
     splits = by_split(carve_validation([original], 0.25, 3))
     for split in ("train", "val"):
         assert splits["real", split].metadata == {
@@ -154,18 +154,18 @@ def test_both_parts_say_how_they_came_to_be() -> None:
 
 def test_findings_stay_with_the_split_they_came_with() -> None:
     finding = Finding("real/gone.jpg", "missing file", bad=True)
-    splits = by_split(carve_validation([listing([4], findings=(finding,))], 0.25, 0))
+    splits = by_split(carve_validation([index_of([4], findings=(finding,))], 0.25, 0))
     assert splits["real", "train"].findings == (finding,)
     assert splits["real", "val"].findings == ()
 
 
 def test_nothing_is_carved_for_a_fraction_of_nothing() -> None:
-    original = listing([4])
+    original = index_of([4])
     assert carve_validation([original], 0, 0) == [original]
 
 
 def test_classes_of_single_images_give_no_validation_split_and_say_so() -> None:
-    original = listing([1, 1])
+    original = index_of([1, 1])
     (train,) = carve_validation([original], 0.5, 0)
     assert train.examples == original.examples
     assert [(f.path, f.kind) for f in train.findings] == [("real", "no validation split")]
@@ -174,4 +174,4 @@ def test_classes_of_single_images_give_no_validation_split_and_say_so() -> None:
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 10, float("nan")])
 def test_a_fraction_that_is_no_share_is_refused(fraction: float) -> None:
     with pytest.raises(ConfigError, match="--val-fraction = "):
-        carve_validation([listing([4])], fraction, 0)
+        carve_validation([index_of([4])], fraction, 0)

@@ -59,6 +59,6 @@ def test_an_unknown_file_system_is_one_clear_error() -> None:
 
 
 def test_a_user_name_alone_is_no_secret() -> None:
-    # So Azure names a container; nobody is asked before it is read.
+    # So Azure names a container; no request is made before it is read.
     store = open_store("abfss://container@account.dfs.core.windows.net/data")
     assert store.root.endswith("data")

@@ -67,7 +67,7 @@ def test_class_names_are_spoken_unless_a_suite_says_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("class_names", "classes", "said"),
+    ("class_names", "classes", "problem"),
     [
         ("spoken", ("t-shirt", "t_shirt"), "'t-shirt' and 't_shirt' are both called 't shirt'"),
         ("spoken", ("n01443537",), "'n01443537' is a WordNet id.*data.suite = imagenet"),
@@ -81,15 +81,15 @@ def test_class_names_are_spoken_unless_a_suite_says_otherwise() -> None:
     ],
 )
 def test_classes_that_a_prompt_cannot_tell_apart_are_refused(
-    class_names: Any, classes: tuple[str, ...], said: str
+    class_names: Any, classes: tuple[str, ...], problem: str
 ) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=problem) as caught:
         Suite(id_domain="a", class_names=class_names).prompts(classes)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "problem"),
     [
         ("templates", ["a photo"], r"templates = .*each with one {}; 'a photo' has not"),
         ("templates", ["{} and {}"], r"'{} and {}' has not"),
@@ -106,11 +106,11 @@ def test_classes_that_a_prompt_cannot_tell_apart_are_refused(
     ],
 )
 def test_a_mistake_in_a_suite_is_one_line_that_names_file_and_key(
-    key: str, value: Any, said: str, tmp_path: Path
+    key: str, value: Any, problem: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(OWN | {key: value}))
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=problem) as caught:
         load_suite(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

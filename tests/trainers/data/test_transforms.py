@@ -88,7 +88,7 @@ def test_crops_have_the_area_and_shape_that_are_asked_for() -> None:
     assert 0.5 < max(shares) < 0.61
 
 
-def test_a_image_too_narrow_for_any_crop_is_cropped_in_its_centre() -> None:
+def test_an_image_too_narrow_for_any_crop_is_cropped_in_its_centre() -> None:
     top, left, h, w = _random_crop(10, 1000, (1.0, 1.0), np.random.default_rng(0))
     assert (top, h) == (0, 10)
     assert w == round(10 * 4 / 3)
@@ -105,7 +105,7 @@ def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop() -> None:
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("shape", [(40, 64), (131, 50), (48, 48), (300, 299), (2, 90)])
-def test_every_way_to_make_a_image_square_is_open_clips(
+def test_every_way_to_make_an_image_square_is_open_clips(
     resize_mode: str, interpolation: str, shape: tuple[int, int]
 ) -> None:
     zero_one = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -118,7 +118,7 @@ def test_every_way_to_make_a_image_square_is_open_clips(
         assert torch.equal(ours, eval_view(image(*shape), wanted, crop_pct=0.5))
 
 
-def test_a_image_of_the_models_size_is_not_changed_without_a_crop() -> None:
+def test_an_image_of_the_models_size_is_not_changed_without_a_crop() -> None:
     expected = tensor(image(48, 48))
     assert torch.equal(eval_view(image(48, 48), image_input(), crop_pct=1.0), expected)
     assert not torch.equal(eval_view(image(48, 48), image_input()), expected)

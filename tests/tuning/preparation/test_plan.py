@@ -213,11 +213,11 @@ def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(
     extra.write_bytes(b"")
     assert "real: train/part-00007.parquet is not part" in refusal(tree, data)
     real = next(domain for domain in plan.domains if domain.domain == "real")
-    said = {"digest": real.digest, "settings": dict(real.settings), "overwrite": True}
-    write_record(real.store, "done", said)  # it was said of what was there then
+    facts = {"digest": real.digest, "settings": dict(real.settings), "overwrite": True}
+    write_record(real.store, "done", facts)  # the option was for the files of then
     assert "real: train/part-00007.parquet is not part" in refusal(tree, data)
-    write_record(real.store, "unfinished", said)
-    again = plan_preparation("domainnet", str(tree), str(data), options)  # was said, then killed
+    write_record(real.store, "unfinished", facts)
+    again = plan_preparation("domainnet", str(tree), str(data), options)  # given, then killed
     assert [domain.overwrite for domain in again.domains] == [False, True]
     assert again.domains[1].extra == ("train/part-00007.parquet",)
 

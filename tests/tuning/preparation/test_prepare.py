@@ -112,11 +112,11 @@ def test_bad_images_are_listed_refused_and_left_out_on_request(tree: Path, tmp_p
     command = ["prepare", "domainnet", str(tree), str(data), "--domains", "real"]
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 1
-    said = " ".join(refused.stderr.split())
-    assert "2 of 21 images cannot be used" in said
-    assert "empty 1, truncated 1" in said or "truncated 1, empty 1" in said
-    assert f"{data}/real/findings.csv" in said
-    assert "--skip-bad 2" in said
+    text = " ".join(refused.stderr.split())
+    assert "2 of 21 images cannot be used" in text
+    assert "empty 1, truncated 1" in text or "truncated 1, empty 1" in text
+    assert f"{data}/real/findings.csv" in text
+    assert "--skip-bad 2" in text
     assert record(data, "real")["status"] == "refused"
     with (data / "real" / "findings.csv").open() as file:
         listed = {
@@ -205,16 +205,16 @@ def test_changed_images_are_prepared_anew(
     prepare("domainnet", str(tree), str(data), options, progress=False)
     before, run = parts(data), record(data, "real")["run"]
     draw(tree / "real" / "tent" / "real_001_000003.jpg", size=(20, 20))
-    said: list[object] = []
+    seen: list[object] = []
     shown = Display.shard_ended
 
     def watched(display: Display, shard: Shard, report: ShardReport) -> None:
-        said.append((report.reused, record(data, "real")["status"]))
+        seen.append((report.reused, record(data, "real")["status"]))
         shown(display, shard, report)
 
     monkeypatch.setattr(Display, "shard_ended", watched)
     report = prepare("domainnet", str(tree), str(data), options, progress=False)
-    assert said == [(True, "done")] * 5 + [(False, "unfinished")]
+    assert seen == [(True, "done")] * 5 + [(False, "unfinished")]
     assert report.made == 4
     changed = {path for path, file in parts(data).items() if before[path] != file}
     assert changed == {"real/test/part-00000.parquet"}
@@ -228,10 +228,10 @@ def test_sigterm_ends_a_preparation_as_ctrl_c_does(tmp_path: Path, cluster: str)
     assert type(second.exception).__name__ == "ConfigError"
     assert str(second.exception) == f"{tmp_path}/data/pets: another `prepare` is running there"
     driver.send_signal(signal.SIGTERM)
-    said = driver.communicate()[1].decode()
-    assert driver.returncode == 130, said
-    assert said.splitlines()[-1] == "lipsum-tune: run the same command again to go on"
-    assert "***" not in said
+    text = driver.communicate()[1].decode()
+    assert driver.returncode == 130, text
+    assert text.splitlines()[-1] == "lipsum-tune: run the same command again to go on"
+    assert "***" not in text
     assert record(tmp_path / "data", "pets")["status"] == "unfinished"
 
 
@@ -292,11 +292,11 @@ def test_a_full_disk_leaves_finished_shards(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 1024) as disk:
         with pytest.raises(PreparationFailed) as failed:
             prepare("folders", str(source), str(disk), options, progress=False)
-        said = str(failed.value)
-        assert "no space left" in said
-        assert str(disk) in said
-        assert "run the same command again" in said
-        assert "\n" not in said
+        text = str(failed.value)
+        assert "no space left" in text
+        assert str(disk) in text
+        assert "run the same command again" in text
+        assert "\n" not in text
         left = parts(disk)
         assert 1 <= len(left) < 13
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)

@@ -12,12 +12,15 @@ import errno
 import hashlib
 import logging
 import os
+import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from urllib.parse import parse_qs, urlsplit
 
 import filelock
@@ -26,8 +29,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
-from trainers.data.cache.eviction import Room, stats
-from trainers.data.cache.network_fs import network_file_system
 from trainers.data.schema import cannot_be_read, header_of, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
@@ -54,6 +55,10 @@ _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
 _LARGE = 10**9  # bytes whose conversion is logged
 _LOG_EVERY_S = 30.0
 _MOUNTS = Path("/proc/mounts")
+_NETWORK = re.compile(  # types of file systems
+    r"nfs|cifs|smb|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|panfs|wekafs|orangefs"
+    r"|fuse\.(?!ntfs|exfat|lxcfs|portal|gvfsd|overlay|fuse-overlayfs)"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -175,12 +180,18 @@ def check_limit(
 
 @cache
 def warn_if_shared(folder: Path) -> None:
-    """Warn, once in a process, if machines share the folder of the cache."""
+    """Warn, once in a process, if the cache is on a network file system."""
     try:
-        kind = network_file_system(folder.resolve(), _MOUNTS.read_text(errors="replace"))
+        mounts = _MOUNTS.read_text(errors="replace")
     except OSError:  # not Linux
         return
-    if kind is not None:
+    around, depth, kind = {str(folder.resolve()), *map(str, folder.resolve().parents)}, -1, ""
+    for line in mounts.splitlines():
+        _, point, of_mount = (*line.split(" ", 3), "", "", "")[:3]
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
+        if point in around and len(point) >= depth:  # the last mount on a folder hides the others
+            depth, kind = len(point), of_mount
+    if _NETWORK.match(kind):
         logger.warning(
             "the cache of images, %s, is on a network file system (%s), where reading is slow "
             "and machines disturb each other: set %s to a folder on a local disk",
@@ -292,3 +303,63 @@ def _flat(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     columns = (batch["label"], paths, pc.struct_field(image, "bytes"))
     arrays = [array.cast(field.type) for array, field in zip(columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def stats(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """Size and times of the files that exist; other processes may remove some meanwhile."""
+    found = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found[path] = path.stat()
+    return found
+
+
+class Room:
+    """Bytes that may still be written to the cache.
+
+    Args:
+        folder: of the cache.
+        keep: files that are not removed.
+        limit: bytes of all its files together.
+    """
+
+    def __init__(self, folder: Path, *, keep: Sequence[Path], limit: int) -> None:
+        self.limit, self._folder, self._lock = limit, folder, Lock()
+        found = stats(folder.glob("*.arrow"))
+        self._left = limit - sum(stat.st_size for stat in found.values())
+        unused = sorted(found.keys() - set(keep), key=lambda path: found[path].st_mtime_ns)
+        self._removable = [(path, found[path].st_size) for path in reversed(unused)]
+
+    def take(self, size: int) -> bool:
+        """Make room for `size` bytes; False if the limit does not allow it.
+
+        Nothing is removed if removing everything would not be enough.
+
+        Raises:
+            OSError: ENOSPC; the disk does not have the room.
+        """
+        with self._lock:
+            removable = sum(freed for _, freed in self._removable)
+            if self._left + removable < size:
+                return False
+            self._require_disk(size, removable)
+            self._left -= size
+            while self._removable and (self._left < 0 or self._free() < size):
+                path, freed = self._removable.pop()
+                path.unlink(missing_ok=True)
+                self._left += freed
+            self._require_disk(size, 0)  # a removed file keeps its room while it is mapped
+            return True
+
+    def _require_disk(self, size: int, removable: int) -> None:
+        if self._free() + removable >= size:
+            return
+        others = f" and {removable / 1e9:.3g} GB of other images" if removable else ""
+        raise OSError(
+            errno.ENOSPC,
+            f"{size / 1e9:.3g} GB more are needed, "
+            f"and the disk has {self._free() / 1e9:.3g} GB free{others}",
+        )
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._folder).free

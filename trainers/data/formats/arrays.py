@@ -13,7 +13,6 @@ from io import BytesIO
 import numpy as np
 
 from trainers.data.formats.class_folders import folders_in
-from trainers.data.formats.class_names import read_class_names_file
 from trainers.data.formats.domainnet import domainnet_classes
 from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.formats.index import (
@@ -26,6 +25,7 @@ from trainers.data.formats.index import (
     domain_name,
     join,
     listed,
+    read_class_names_file,
 )
 from trainers.data.formats.readers import ArraySource, check_image_array, read_npy_header
 from trainers.data.storage import Store

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trainers.data.formats.class_folders import class_images, contents, folders_in
-from trainers.data.formats.class_names import check_distinct_in_prompts, read_class_names_file
 from trainers.data.formats.index import (
     SPLIT_WORDS,
     SPLITS,
@@ -15,11 +14,13 @@ from trainers.data.formats.index import (
     Index,
     LayoutOptions,
     Split,
+    check_distinct_in_prompts,
     check_options,
     chosen_domains,
     domain_name,
     join,
     listed,
+    read_class_names_file,
 )
 from trainers.data.formats.readers import FileSource
 from trainers.data.storage import Store

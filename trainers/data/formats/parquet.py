@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainers.data.formats.class_names import check_distinct, read_class_names_file
 from trainers.data.formats.index import (
     SPLIT_WORDS,
     SPLITS,
@@ -21,9 +20,11 @@ from trainers.data.formats.index import (
     Index,
     LayoutOptions,
     Split,
+    check_distinct,
     check_options,
     domain_name,
     listed,
+    read_class_names_file,
     split_in_words,
 )
 from trainers.data.formats.readers import ParquetSource, encoded_images, stream_parquet

@@ -1,4 +1,4 @@
-"""Retries at a source that does not answer, told apart from files that cannot be read."""
+"""Retries at a source that does not answer, as opposed to a file that cannot be read."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from trainers.data.formats.class_folders import folders_in, image_extensions
-from trainers.data.formats.class_names import parse_class_names, read_class_names_file
 from trainers.data.formats.index import (
     SPLIT_WORDS,
     SPLITS,
@@ -26,6 +25,8 @@ from trainers.data.formats.index import (
     domain_name,
     join,
     listed,
+    parse_class_names,
+    read_class_names_file,
     read_text,
     split_in_words,
 )
@@ -155,14 +156,16 @@ def _read_tar(source: Store, path: str) -> Iterator[Example | Finding]:
         raise ConfigError(problem, source=source.url) from None
     for key, sample in samples.items():
         name = f"{_printable(path)}/{sample.name or _printable(key)}"
-        said = {kind: sample.texts[kind] for kind in _LABELS if kind in sample.texts}
-        labels = [label for kind, text in said.items() if (label := _label(text, kind)) is not None]
+        given = {kind: sample.texts[kind] for kind in _LABELS if kind in sample.texts}
+        labels = [
+            label for kind, text in given.items() if (label := _label(text, kind)) is not None
+        ]
         if sample.image is None:
             yield Finding(name, "no image", bad=True)
         elif labels:
             yield Example(sample.image, name, labels[0], sample.texts.get("txt"))
-        elif said or key.rpartition(".")[0] not in samples:  # `b.seg.png` is a mask of `b`
-            detail = ", ".join(f".{kind} is {text[:40]!r}" for kind, text in said.items())
+        elif given or key.rpartition(".")[0] not in samples:  # `b.seg.png` is a mask of `b`
+            detail = ", ".join(f".{kind} is {text[:40]!r}" for kind, text in given.items())
             yield Finding(name, "no label", detail or "neither .cls nor .json", bad=True)
 
 

@@ -2,21 +2,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from trainers.data.cache import arrow_cache as shard_cache
@@ -36,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows(number: int, *, size: int = 10, first: int = 0) -> list[dict[str, object]]:
-    """Rows whose bytes are told apart by their position."""
+    """Rows whose bytes differ by their position."""
     return [
         {"label": i % 2, "path": f"{i}.jpg", "bytes": bytes([i % 256]) * (size + i % 3)}
         for i in range(first, first + number)
@@ -78,7 +74,7 @@ def inodes(paths: list[Path]) -> list[int]:
     return [path.stat().st_ino for path in paths]
 
 
-def test_the_rows_of_several_files_and_batches_come_back_in_order(
+def test_rows_of_several_files_and_batches_keep_their_order(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_cache, "_BATCH", 3)
@@ -89,9 +85,7 @@ def test_the_rows_of_several_files_and_batches_come_back_in_order(
     assert tables[0].schema.metadata[b"class_names"] == b'["cat", "dog"]'
 
 
-def test_a_second_opening_converts_nothing_and_a_written_file_is_converted_again(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_only_files_that_were_written_are_converted_again(cache: Path, tmp_path: Path) -> None:
     store, files, _ = data_set(tmp_path / "data", 100, 100)
     before = cached_shards(store, files, limit_bytes=GB)
     held, old = mapped(store, files), inodes(before)
@@ -103,25 +97,6 @@ def test_a_second_opening_converts_nothing_and_a_written_file_is_converted_again
     assert after[1] != before[1]
     assert content(mapped(store, files))[10:] == rows(10, first=50)
     assert content(held)[10:] == rows(10, first=10)
-
-
-CONVERT_AND_COUNT = """
-import sys
-from trainers.data.cache import arrow_cache as shard_cache
-from trainers.data.data_root import domain_files
-from trainers.data.storage import open_store
-convert, count = shard_cache._convert, []
-def counted(*arguments):
-    count.append(1)
-    convert(*arguments)
-shard_cache._convert = counted
-store = open_store(sys.argv[1])
-files = domain_files(store, "real", "train")
-print("ready", flush=True)
-sys.stdin.readline()
-paths = shard_cache.cached_shards(store, files, limit_bytes=10**9)
-print(len(count), len([path for path in paths if path.exists()]), flush=True)
-"""
 
 
 HOLD_THE_LOCK = """
@@ -140,59 +115,46 @@ arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_byt
 """
 
 
-def test_a_process_that_waits_logs_what_it_waits_for(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("other", ["same", "other"])
+def test_one_process_converts_and_the_others_wait(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    other: str,
 ) -> None:
-    data_set(tmp_path / "first", 1000)
-    store, files, written = data_set(tmp_path / "second", 1000)
+    data_set(tmp_path / "other", 1000)
+    store, files, written = data_set(tmp_path / "same", 1000)
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path / "first")],
+        [sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path / other)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "holding\n"
-    warning = shard_cache.logger.warning
+    warning, convert, converted = shard_cache.logger.warning, shard_cache._convert_all, []
 
     def let_go(*arguments: object) -> None:
         warning(*arguments)
         holder.communicate("go\n")
 
+    def counted(*arguments: Any) -> None:
+        converted.append(arguments)
+        convert(*arguments)
+
     monkeypatch.setattr(shard_cache.logger, "warning", let_go)
+    monkeypatch.setattr(shard_cache, "_convert_all", counted)
     assert content(mapped(store, files)) == written
+    assert len(converted) == (other == "other")
     assert caplog.messages == [
-        f"real/train of {tmp_path}/second waits until another process has cached "
-        f"real/train of {tmp_path}/first"
+        f"real/train of {tmp_path}/same waits until another process has cached "
+        f"real/train of {tmp_path}/{other}"
     ]
     assert not (cache / "converting").exists()
 
 
-def test_of_two_processes_one_converts_and_the_other_waits(cache: Path, tmp_path: Path) -> None:
-    store, files, written = data_set(tmp_path / "data", *[5_000_000] * 4)
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONVERT_AND_COUNT, str(tmp_path / "data")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in both:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in both:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert sorted(process.communicate()[0] for process in both) == ["0 4\n", "4 4\n"]
-    assert content(mapped(store, files)) == written
-
-
-def test_the_files_unused_for_longest_make_room_and_stay_readable_where_mapped(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_files_unused_for_longest_make_room(cache: Path, tmp_path: Path) -> None:
     sets = [data_set(tmp_path / name, 100_000) for name in ("a", "b", "c")]
     paths, tables = [], []
     for store, files, _ in sets[:2]:
@@ -207,9 +169,7 @@ def test_the_files_unused_for_longest_make_room_and_stay_readable_where_mapped(
     assert content(mapped(*sets[1][:2], 250_000)) == sets[1][2]
 
 
-def test_images_that_exceed_the_limit_alone_are_refused_before_anything_is_removed(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_images_that_exceed_the_limit_are_refused_first(cache: Path, tmp_path: Path) -> None:
     other = cached_shards(*data_set(tmp_path / "other", 100_000)[:2], limit_bytes=GB)
     store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
     with pytest.raises(ConfigError) as caught:
@@ -223,7 +183,7 @@ def test_images_that_exceed_the_limit_alone_are_refused_before_anything_is_remov
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_that_refuses_locks_is_no_place_for_the_cache(
+def test_a_file_system_without_locks_is_refused(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     def refused(*_: object) -> None:
@@ -239,7 +199,7 @@ def test_a_file_system_that_refuses_locks_is_no_place_for_the_cache(
 
 
 @pytest.mark.parametrize("again", ["whole", "torn", "gone"])
-def test_a_torn_file_is_looked_at_once_more_before_it_is_removed(
+def test_a_torn_file_is_removed_unless_it_was_made_again(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
 ) -> None:
     store, files, written = data_set(tmp_path / "data", 100_000)
@@ -266,7 +226,7 @@ def test_a_torn_file_is_looked_at_once_more_before_it_is_removed(
     assert not path.exists()
 
 
-def test_a_disk_that_fills_meanwhile_is_one_clear_error_and_leaves_nothing(
+def test_a_disk_that_fills_up_is_named_and_nothing_left(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -296,9 +256,7 @@ shard_cache.cached_shards(store, domain_files(store, "real", "train"), limit_byt
 """
 
 
-def test_a_killed_conversion_is_not_taken_for_whole_and_is_cleaned_up(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_a_killed_conversion_is_cleaned_up(cache: Path, tmp_path: Path) -> None:
     store, files, written = data_set(tmp_path / "data", 500_000)
     killed = subprocess.run([sys.executable, "-c", DIE_IN_THE_MIDDLE, tmp_path / "data"])
     assert killed.returncode == -signal.SIGKILL
@@ -338,35 +296,3 @@ def test_a_file_system_of_fsspec_is_read_through_the_cache(cache: Path) -> None:
     write(store, "real/train/part-00000.parquet", rows(10, size=10, first=70))  # of equal size
     files = domain_files(store, "real", "train")
     assert content(mapped(store, files))[:10] == rows(10, first=70)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The URL of a bucket on a real S3 server of this machine."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="images")
-        yield "s3://images"
-    server.stop()
-
-
-def test_a_bucket_is_read_once_and_then_from_the_cache(
-    cache: Path, bucket: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    store, files, written = data_set(f"{bucket}/data", 100_000, 100_000)
-    with caplog.at_level(logging.INFO, "werkzeug"):
-        assert content(mapped(store, files)) == written
-        reads = [line for line in caplog.messages if "GET" in line and ".parquet" in line]
-        assert reads
-        caplog.clear()
-        again = open_store(f"{bucket}/data")
-        files = domain_files(again, "real", "train")
-        assert content(mapped(again, files)) == written
-    assert caplog.messages  # of the listing
-    assert not [line for line in caplog.messages if ".parquet" in line]

@@ -1,4 +1,4 @@
-"""How much the cache may take, against what it wrote; and what is said about that."""
+"""The limits of the cache, by the sizes of its files; and its log messages."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pytest
 from pyarrow import fs
 
 from trainers.data.cache import arrow_cache as shard_cache
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cached_shards
-from trainers.data.cache.eviction import Room
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE, Room, cached_shards
 from trainers.data.data_root import domain_files
 from trainers.data.schema import arrow_schema
 from trainers.data.storage import Store, open_store
@@ -50,9 +49,7 @@ def different(number: int) -> list[bytes]:
     return [bytes([n]) * 100_000 for n in range(number)]
 
 
-def test_images_count_as_large_as_they_become_and_not_as_they_are_compressed(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_images_count_with_their_uncompressed_size(cache: Path, tmp_path: Path) -> None:
     store, files = data_set(tmp_path / "data", different(20))
     assert files[0].size < 20_000
     with pytest.raises(ConfigError, match=r"\(real/train\) need 0\.002 GB"):
@@ -60,9 +57,7 @@ def test_images_count_as_large_as_they_become_and_not_as_they_are_compressed(
     assert [path.name for path in cache.iterdir() if path.name != "lock"] == []
 
 
-def test_equal_images_that_a_file_holds_once_cannot_exceed_the_limit_either(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_equal_images_that_a_file_holds_once_count_too(cache: Path, tmp_path: Path) -> None:
     store, files = data_set(tmp_path / "data", [bytes(100_000)] * 40)
     with pytest.raises(ConfigError, match="need more than that on each"):
         cached_shards(store, files, limit_bytes=10**6)
@@ -71,7 +66,7 @@ def test_equal_images_that_a_file_holds_once_cannot_exceed_the_limit_either(
     assert 4_000_000 < path.stat().st_size < 4_010_000
 
 
-def test_what_was_not_foreseen_finds_room_where_there_is_some(cache: Path, tmp_path: Path) -> None:
+def test_unforeseen_bytes_make_room(cache: Path, tmp_path: Path) -> None:
     old = cached_shards(*data_set(tmp_path / "a", different(10), different(10)), limit_bytes=GB)
     os.utime(old[0], ns=(2, 2))
     os.utime(old[1], ns=(1, 1))
@@ -81,7 +76,7 @@ def test_what_was_not_foreseen_finds_room_where_there_is_some(cache: Path, tmp_p
     assert sum(path.stat().st_size for path in cache.glob("*.arrow")) < 2_900_000
 
 
-def test_a_full_disk_is_told_beforehand_and_nothing_removed_in_vain(
+def test_a_full_disk_is_reported_before_files_are_removed(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (old,) = cached_shards(*data_set(tmp_path / "old", different(5)), limit_bytes=GB)
@@ -97,7 +92,7 @@ def test_a_full_disk_is_told_beforehand_and_nothing_removed_in_vain(
     assert old.exists()
 
 
-def test_a_disk_whose_files_are_mapped_elsewhere_is_full_once_they_are_removed(
+def test_removed_files_that_are_still_mapped_free_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "old.arrow").write_bytes(bytes(1000))
@@ -108,7 +103,7 @@ def test_a_disk_whose_files_are_mapped_elsewhere_is_full_once_they_are_removed(
     assert full.value.errno == errno.ENOSPC
 
 
-def test_a_limit_that_cannot_be_kept_costs_no_file(tmp_path: Path) -> None:
+def test_a_limit_that_cannot_be_kept_removes_no_file(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / f"{name}.arrow").write_bytes(bytes(1000))
     room = Room(tmp_path, keep=[tmp_path / "a.arrow"], limit=3500)
@@ -125,7 +120,7 @@ def test_files_that_are_cached_already_count_too(cache: Path, tmp_path: Path) ->
         cached_shards(store, files, limit_bytes=1_500_000)
 
 
-def test_a_long_conversion_says_what_it_does(
+def test_a_long_conversion_is_logged(
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -146,20 +141,34 @@ def test_a_long_conversion_says_what_it_does(
     ]
 
 
+@pytest.mark.parametrize(
+    ("mounts", "kind"),
+    [
+        ("/dev/sda1 / ext4 rw 0 0\nserver:/x {} nfs4 rw 0 0", "nfs4"),
+        ("server:/x / nfs4 rw 0 0\n/dev/sda1 {} xfs rw 0 0", None),  # a local disk in it
+        ("auto.data {} autofs rw 0 0\n10.0.0.1@tcp:/fs {} lustre rw 0 0", "lustre"),
+        ("/dev/sda1 / ext4 rw 0 0\nbucket {} fuse.gcsfuse rw 0 0", "fuse.gcsfuse"),
+        ("/dev/sdb1 {} fuse.ntfs-3g rw 0 0", None),
+        ("/dev/sda1 / ext4 rw 0 0\nserver:/x {}s nfs4 rw 0 0", None),  # beside it
+        ("\nhalf a\n", None),
+    ],
+)
 def test_a_cache_on_a_network_file_system_is_warned_of_once(
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    mounts: str,
+    kind: str | None,
 ) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(f"/dev/sda1 / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
-    monkeypatch.setattr(shard_cache, "_MOUNTS", mounts)
+    folder = tmp_path / "my disk"
+    (tmp_path / "mounts").write_text(mounts.replace("{}", str(folder).replace(" ", r"\040")))
+    monkeypatch.setattr(shard_cache, "_MOUNTS", tmp_path / "mounts")
+    monkeypatch.setenv(CACHE_VARIABLE, str(folder / "cache"))
     for name in ("a", "b"):
         cached_shards(*data_set(tmp_path / name, different(2)), limit_bytes=GB)
-    (message,) = caplog.messages
-    assert message.startswith(f"the cache of images, {cache}, is on a network file system (nfs4)")
-    assert CACHE_VARIABLE in message
+    assert len(caplog.messages) == (kind is not None)
+    assert all(f"({kind})" in message and CACHE_VARIABLE in message for message in caplog.messages)
 
 
 def test_buckets_of_one_name_on_two_servers_are_told_apart(

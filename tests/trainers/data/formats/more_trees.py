@@ -1,5 +1,6 @@
-"""Miniature sources in the layouts that are nobody's in particular: arrays, tars, class folders and
-Parquet. Every image is real, in a colour of its own; nothing is odd unless its function says so.
+"""Miniature sources in the general layouts: arrays, tars, class folders and Parquet.
+
+Every image is real, in a colour of its own.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def write_parquet(
     class_names: Sequence[str] | None = ("cat", "dog"),
     row_group_size: int = 2,
 ) -> Path:
-    """A file as Hugging Face writes it, without class names if so said."""
+    """A file as Hugging Face writes it, with class names unless they are None."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         None if data is None else {"bytes": data, "path": f"{path.stem}_{row}.png"}

@@ -8,12 +8,13 @@ import pytest
 
 from tests.trainers.data.formats.reading import refusal
 from trainers.data.formats import LAYOUTS, find_layout
-from trainers.data.formats.class_names import (
+from trainers.data.formats.index import (
     check_distinct,
     check_distinct_in_prompts,
+    listed,
     read_class_names_file,
+    read_text,
 )
-from trainers.data.formats.index import listed, read_text
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 

@@ -1,7 +1,7 @@
 """Miniature trees of DomainNet, ImageNet and its shifts, and ObjectNet, as their archives unpack.
 
-Every image is a real JPEG or PNG, in a colour of its own. Nothing in a tree is odd unless its
-function says so.
+Every image is a real JPEG or PNG, in a colour of its own. Nothing in a tree is unusual unless
+its function says so.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def make_objectnet(root: Path) -> Path:
 def write_objectnet_mappings(folder: Path) -> None:
     """The four files; classes that no table here names are called `class 0`, `class 1` and so on.
 
-    The class of index i stands on line 7 i + 3 (modulo 1000) of the list of 2012.
+    The class of index i is on line 7 i + 3 (modulo 1000) of the list of 2012.
     """
     names = {index: name for name, index in OBJECTNET_INDICES.items()}
     line_of = {index: (7 * index + 3) % 1000 for index in range(1000)}
