@@ -1,8 +1,8 @@
 """What a search will cost, before it starts: `lipsum-tune plan CONFIG`.
 
-Short real trials are timed (`probe`), and the whole search is played through with what they took
-(`cost`). References are reckoned like trials that nothing stops, at the price of the base trial; so
-are all proposals, whatever they say of the method or of the number of random texts.
+Short real trials are timed (`probe`), and the whole search is replayed with their durations
+(`cost_model`). References and all proposals are priced like the base trial, whatever method or
+number of random texts they have.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from tuning.algorithms.tune_scheduler import create_rule
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
-from tuning.planning.probe import MAX_PROBES, Probe, probe_trials
-from tuning.planning.step_timing import overrides
+from tuning.planning.probe import MAX_PROBES, OVERRIDES, Probe, probe_trials
 
 KEPT_CHECKPOINTS = 6
 """Of ended trials, weights alone: about one for each rule of selection. References come on top."""
-CHECKPOINTS_A_TRIAL = 2
-"""While it runs: the one kept, and the one being written."""
-PROPOSALS = 5
+CHECKPOINTS_PER_TRIAL = 2
+"""While it runs: the one that is kept, and the one that is being written."""
 LEAST_SPREAD = 0.1
 """Steps repeat themselves well, but starts differ by about so much from one to the next."""
 _MEDIAN_MARKS = 4
+_HEAD = "node:__internal_head__"
+"""Resource that only the head of a Ray cluster has."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Plan:
     shape: SearchShape
     estimate: Estimate
     cluster_memory_bytes: int
-    """What Ray has to give on all nodes, its object store included."""
+    """Memory that Ray offers on all nodes, including its object store."""
+    head_memory_bytes: int
+    """The same on the head alone, where the drivers and controllers of all trials run."""
 
     @property
     def trial_cost(self) -> TrialCost:
@@ -68,23 +70,23 @@ class Plan:
 
     @property
     def device(self) -> str:
-        """What the hours are counted of: GPU, or CPU where trials take no GPU."""
+        """Unit of the device hours: GPU, or CPU if trials take no GPU."""
         return "GPU" if self.file.search.resources.gpus_per_worker else "CPU"
 
     @property
     def devices_per_trial(self) -> float:
-        """GPUs that a trial reserves, or CPUs where it takes no GPU."""
+        """GPUs that a trial reserves, or CPUs if it takes no GPU."""
         resources = self.file.search.resources
         return resources.gpus_per_trial or resources.workers * resources.cpus_per_worker
 
     @property
     def device_hours(self) -> Band:
-        """GPUs reserved times the hours, or CPUs."""
+        """Reserved GPUs (or CPUs) times hours."""
         return self.estimate.trial_hours * self.devices_per_trial
 
     @property
     def marks(self) -> list[int]:
-        """The steps at which trials may be stopped, a few of them where it is at every report."""
+        """Steps at which trials may be stopped; a selection if that is at every report."""
         scheduler, total = self.file.search.scheduler, self.shape.total_steps
         if isinstance(scheduler, AshaConfig | HyperbandConfig):
             return rung_ladder(scheduler.grace_steps, scheduler.reduction_factor, total)
@@ -96,11 +98,11 @@ class Plan:
     @property
     def running_checkpoint_bytes(self) -> int:
         """Checkpoints of the trials that run at once."""
-        return self.shape.concurrent * CHECKPOINTS_A_TRIAL * self.probe.checkpoint_bytes
+        return self.shape.concurrent * CHECKPOINTS_PER_TRIAL * self.probe.checkpoint_bytes
 
     @property
     def peak_checkpoint_bytes(self) -> int:
-        """Those, and the weights kept of ended trials."""
+        """Checkpoints of running trials, and the weights that are kept of ended ones."""
         search = self.file.search
         asked_for = min(search.checkpoints.keep_top, search.budget.trials)
         kept = KEPT_CHECKPOINTS + self.shape.references + asked_for
@@ -109,7 +111,7 @@ class Plan:
 
     @property
     def budgets(self) -> list[tuple[str, float, Band, float]]:
-        """For each budget of hours: key, value, what the search needs, what one trial does."""
+        """For each budget of hours: key, value, need of the search, and of one trial."""
         budget, estimate = self.file.search.budget, self.estimate
         found = []
         if budget.hours is not None:
@@ -122,19 +124,19 @@ class Plan:
 
     @property
     def warnings(self) -> list[str]:
-        """What may go wrong, a sentence each."""
+        """What may go wrong, one sentence each."""
         return list(_warnings(self))
 
 
 def plan_search(
     file: SearchFile, *, address: str | None = None, console: Console | None = None
 ) -> Plan:
-    """Probe the machine, and reckon what the search of this configuration costs there.
+    """Probe the machine, and estimate the cost of the search of this configuration there.
 
     Args:
-        file: from `tuning.config.schema.load_config`.
+        file: from `tuning.config.loading.load_config`.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: says what is being done; by default the terminal's standard error.
+        console: for progress; by default the terminal's standard error.
 
     Raises:
         ConfigError: too few resources, no such data, or the base trial fails in its first steps.
@@ -148,7 +150,7 @@ def plan_search(
         trials = number_of_trials(file)
         concurrent = min(concurrent_trials(search.resources), trials + len(search.references))
         probes = min(concurrent, MAX_PROBES)
-        base = with_overrides(file.trial, overrides(file.trial.data.workers), "trial")
+        base = with_overrides(file.trial, OVERRIDES, "trial")
         what = f"Opening the images, and timing the first steps of {probes} trial(s) side by side"
         with console.status(what):
             probe = probe_trials(
@@ -157,7 +159,7 @@ def plan_search(
                 folder,
                 probes,
             )
-        have = ray.cluster_resources()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     shape = SearchShape(
         trials=trials,
         total_steps=file.trial.steps,
@@ -168,19 +170,15 @@ def plan_search(
         # The zero-shot model is evaluated before the first trial starts.
         setup_s=start_s + probe.load_s + probe.first_eval_s,
     )
-    with console.status("Playing the search through"):
-        expected = estimate(
-            shape,
-            trial_cost(probe),
-            rules(file),
-            seed=search.sampler.seed,
-        )
-    memory = int(have.get("memory", 0) + have.get("object_store_memory", 0))
-    return Plan(file, probe, shape, expected, memory)
+    with console.status("Replaying the search"):
+        expected = estimate(shape, trial_cost(probe), rules(file), seed=search.sampler.seed)
+    memory = [n.get("memory", 0) + n.get("object_store_memory", 0) for n in nodes]
+    on_head = [size for node, size in zip(nodes, memory, strict=True) if _HEAD in node]
+    return Plan(file, probe, shape, expected, int(sum(memory)), int(sum(on_head)))
 
 
 def check_budget(plan: Plan) -> None:
-    """Refuse a search that its budget cannot pay for.
+    """Refuse a search whose budget is too small.
 
     Raises:
         ConfigError: a budget of hours is below the low end of the estimate, or below one trial.
@@ -199,7 +197,7 @@ def check_budget(plan: Plan) -> None:
 
 
 def number_of_trials(file: SearchFile) -> int:
-    """Trials that the sampler will propose: the budget's, or those of a smaller grid."""
+    """Number of trials that the sampler will propose: the budget, or a smaller grid."""
     trials, sampler = file.search.budget.trials, file.search.sampler
     if sampler.name != "grid":
         return trials
@@ -208,14 +206,14 @@ def number_of_trials(file: SearchFile) -> int:
 
 
 def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
-    """Makes what stops the trials: of several methods, to which trials go in turn, a rule each."""
+    """Factory of stopping rules; each of several methods, which take turns, has its own rule."""
     new_rule = partial(create_rule, file.search.scheduler, file.trial.steps)
     methods = len(file.search_space().branches)
     return partial(PerGroupRule, new_rule, lambda number: number % methods) if methods else new_rule
 
 
-def proposals(space: SearchSpace, seed: int, number: int = PROPOSALS) -> list[dict[str, Any]]:
-    """The first points, then random ones: what a sampler begins with, before it has learnt."""
+def proposals(space: SearchSpace, seed: int, number: int = 5) -> list[dict[str, Any]]:
+    """The first points, then random ones, as a sampler proposes them before it has results."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     for point in space.initial_points:
@@ -224,13 +222,12 @@ def proposals(space: SearchSpace, seed: int, number: int = PROPOSALS) -> list[di
 
 
 def trial_cost(probe: Probe) -> TrialCost:
-    """What a trial takes, by the probe."""
+    """Durations of a trial, as probed."""
     return TrialCost(
         startup_s=probe.startup_s,
         step_s=probe.step_s,
         eval_s=probe.eval_s + probe.save_s,
         spread=max(probe.step_spread, LEAST_SPREAD),
-        samples=probe.samples,
     )
 
 
@@ -239,11 +236,20 @@ def _warnings(plan: Plan) -> Iterator[str]:
     for key, budget, needs, _ in plan.budgets:
         if needs.low <= budget < needs.median:
             yield f"{key} = {budget:g} is likely to end the search before its last trial"
-    memory = concurrent * probe.memory_bytes
+    memory, on_head = (
+        concurrent * (probe.memory_bytes + probe.head_bytes),
+        concurrent * probe.head_bytes,
+    )
     if memory > plan.cluster_memory_bytes:
         yield (
             f"{concurrent} trials at once take {gigabytes(memory)} of memory, and the cluster has "
             f"{gigabytes(plan.cluster_memory_bytes)}: lower search.resources.max_concurrent"
+        )
+    elif on_head > plan.head_memory_bytes:
+        yield (
+            f"the drivers and controllers of {concurrent} trials at once take {gigabytes(on_head)} "
+            f"of the head's memory, and it has {gigabytes(plan.head_memory_bytes)}: lower "
+            "search.resources.max_concurrent, or take a larger head"
         )
     a_gpu = max(1, int(1 / (plan.file.search.resources.gpus_per_worker or 1)))
     if a_gpu * probe.gpu_memory_bytes > probe.gpu_total_bytes:
@@ -253,8 +259,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
         )
     if methods := plan.file.search.space.methods:
         yield (
-            f"{len(methods)} methods are reckoned at the price of one, trial.method.name = "
-            f"{plan.file.trial.method.name!r}; those that train the text encoder too cost more"
+            f"{len(methods)} methods are priced like one, trial.method.name = "
+            f"{plan.file.trial.method.name!r}; those that also train the text encoder cost more"
         )
     limit = plan.file.search.checkpoints.disk_gb
     if limit is not None and plan.peak_checkpoint_bytes > limit * 1e9:
@@ -262,7 +268,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield f"search.checkpoints.disk_gb = {limit:g}: " + (
             f"running trials alone take {gigabytes(plan.running_checkpoint_bytes)}"
             if running
-            else "some checkpoints of the best trials will have to be given up"
+            else "some checkpoints of the best trials will be deleted"
         )
     if plan.marks and plan.marks[0] < plan.shape.total_steps / 2:
         yield (
@@ -273,7 +279,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
 
 
 def gigabytes(count: float) -> str:
-    """Bytes to people: `0.013 GB`, of 10^9."""
+    """Bytes as text, such as `0.013 GB` (of 10^9 bytes)."""
     return f"{count / 1e9:.2g} GB" if count < 1e10 else f"{count / 1e9:.0f} GB"
 
 
@@ -283,7 +289,7 @@ def _hours(hours: float) -> str:
 
 @contextmanager
 def _scratch(storage: Path) -> Iterator[Path]:
-    """A folder for the probe's checkpoints where those of the search will be, gone afterwards."""
+    """A temporary folder where the checkpoints of the search will be."""
     new = [folder for folder in (storage, *storage.parents) if not folder.exists()]
     try:
         storage.mkdir(parents=True, exist_ok=True)
@@ -295,5 +301,5 @@ def _scratch(storage: Path) -> Iterator[Path]:
             yield Path(name)
     finally:
         for folder in new:
-            with suppress(OSError):  # something else may have been put there in the meantime
+            with suppress(OSError):  # another process may have written into it
                 folder.rmdir()

@@ -1,8 +1,8 @@
-"""A plan for people: the space, the rungs, what was measured, and what it comes to."""
+"""A plan for the terminal: the space, the rungs, the measurements and the cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.constrain import Constrain
@@ -12,7 +12,6 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces import SearchSpace
 from tuning.planning.cost_model import Band
 from tuning.planning.plan import Plan, gigabytes, proposals
 from tuning.reporting.leaderboard import format_seconds, format_value
@@ -23,7 +22,7 @@ def render(plan: Plan, width: int | None = None) -> RenderableType:
 
     Args:
         plan: from `tuning.planning.plan.plan_search`.
-        width: characters to stay within; a narrower one wraps words and cuts nothing.
+        width: in characters; a narrow terminal wraps words and cuts nothing.
     """
     search = plan.file.search
     parts: list[RenderableType] = [
@@ -54,25 +53,20 @@ def _table(*headers: str) -> Table:
 
 def _proposals(plan: Plan) -> Table:
     space, seed = plan.file.search_space(), plan.file.search.sampler.seed
-    if space.branches:
-        return _proposals_of_methods(space.branches, seed)
+    if space.branches:  # one point of each method, since they have few parameters in common
+        table = _table("", "")
+        table.show_header = False
+        table.columns[1].justify = "left"
+        for method, branch in space.branches.items():
+            (point,) = proposals(branch, seed, number=1)
+            values = (f"{key} {format_value(point[key])}" for key in branch.parameters)
+            table.add_row(method, escape(", ".join(values)))
+        return table
     table = _table("", *space.parameters)
     for number, point in enumerate(proposals(space, seed), 1):
         first = number <= len(space.initial_points)
-        values = [escape(format_value(point[key])) for key in space.parameters]
-        table.add_row("first point" if first else "random", *values)
-    return table
-
-
-def _proposals_of_methods(branches: Mapping[str, SearchSpace], seed: int) -> Table:
-    """One of each: they have few parameters in common, and each begins with a point of its own."""
-    table = _table("", "")
-    table.show_header = False
-    table.columns[1].justify = "left"
-    for method, space in branches.items():
-        (point,) = proposals(space, seed, number=1)
-        values = (f"{key} {format_value(point[key])}" for key in space.parameters)
-        table.add_row(method, escape(", ".join(values)))
+        cells = [escape(format_value(point[key])) for key in space.parameters]
+        table.add_row("first point" if first else "random", *cells)
     return table
 
 
@@ -102,12 +96,9 @@ def _measured(plan: Plan) -> Table:
         ("a checkpoint", f"{probe.save_s:.3g} s", gigabytes(probe.checkpoint_bytes)),
         ("start of a trial", f"{probe.startup_s:.3g} s", "processes, imports, loading, end"),
         ("start of the search", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model"),
-        (
-            "cache of images",
-            format_seconds(probe.cache_s),
-            "filled once a machine, in no cost below",
-        ),
-        ("memory of a trial", gigabytes(probe.memory_bytes), "resident, at its peak"),
+        ("cache of images", format_seconds(probe.cache_s), "once per machine, in no cost below"),
+        ("memory of a trial", gigabytes(probe.memory_bytes + probe.head_bytes), "at its peak"),
+        ("of it on the head", gigabytes(probe.head_bytes), "its driver and controller"),
     ]
     if probe.gpu_total_bytes:
         of = f"of {gigabytes(probe.gpu_total_bytes)}, at its peak"

@@ -1,9 +1,8 @@
-"""What a plan says, refuses and warns of; and one real one, on a real local Ray."""
+"""What a plan shows, refuses and warns of; and a real one, on a local Ray."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ from tuning.planning.plan import (
     rules,
     trial_cost,
 )
-from tuning.planning.probe import Probe, summarise
+from tuning.planning.probe import INTERVALS, OVERRIDES, Probe, summarise
 from tuning.planning.report import render
-from tuning.planning.step_timing import INTERVALS
 
 PROBE = Probe(
     device="A Processor",
@@ -39,12 +37,12 @@ PROBE = Probe(
     first_eval_s=8,
     step_s=1,
     step_spread=0.05,
-    samples=6,
     eval_s=9,
     save_s=1,
     checkpoint_bytes=10**9,
     weights_bytes=4 * 10**8,
-    memory_bytes=2 * 10**9,
+    memory_bytes=15 * 10**8,
+    head_bytes=5 * 10**8,
     gpu_memory_bytes=0,
     gpu_total_bytes=0,
 )
@@ -58,12 +56,14 @@ def search_file(**search: Any) -> SearchFile:
     )
 
 
-def make_plan(file: SearchFile, probe: Probe = PROBE, memory: int = 10**11) -> Plan:
+def make_plan(
+    file: SearchFile, probe: Probe = PROBE, memory: int = 10**11, head_memory: int = 10**11
+) -> Plan:
     """The plan of a search whose probe is known; four trials at once."""
     shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
     cost = trial_cost(probe)
     expected = estimate(shape, cost, lambda: create_rule(file.search.scheduler, 900))
-    return Plan(file, probe, shape, expected, memory)
+    return Plan(file, probe, shape, expected, memory, head_memory)
 
 
 def printed(plan: Plan, width: int = 100) -> str:
@@ -72,7 +72,7 @@ def printed(plan: Plan, width: int = 100) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_search_far_beyond_its_budget_is_refused_in_one_sentence() -> None:
+def test_a_search_beyond_its_budget_is_refused() -> None:
     plan = make_plan(search_file(budget={"hours": 0.4}))
     hours = plan.estimate.hours
     expected = (
@@ -121,7 +121,7 @@ def test_it_warns_of_rungs_in_the_first_half() -> None:
     assert "grace_steps = 100 is early" in make_plan(search_file()).warnings[-1]
 
 
-def test_too_little_memory_disk_or_gpu_memory_is_said() -> None:
+def test_it_warns_of_too_little_memory_disk_or_gpu_memory() -> None:
     file = search_file(
         checkpoints={"disk_gb": 10}, resources={"gpus_per_worker": 0.5}, budget={"trials": 4}
     )
@@ -132,14 +132,14 @@ def test_too_little_memory_disk_or_gpu_memory_is_said() -> None:
     assert "4 trials at once take 8 GB of memory, and the cluster has 7 GB" in memory
     assert "2 workers on a GPU take 10 GB, and it has 8 GB" in on_gpu
     assert "search.checkpoints.disk_gb = 10: some checkpoints" in disk
+    small_head = make_plan(search_file(budget={"trials": 4}), head_memory=10**9)
+    assert "take 2 GB of the head's memory, and it has 1 GB" in small_head.warnings[0]
     tight = make_plan(search_file(checkpoints={"disk_gb": 7}))
     assert "running trials alone take 8 GB" in tight.warnings[0]
 
 
 @pytest.mark.parametrize(("keep_top", "more"), [(0, 0), (3, 3), (50, 4)])
-def test_the_weights_that_shall_be_kept_take_disk_too_but_of_no_more_trials_than_there_are(
-    keep_top: int, more: int
-) -> None:
+def test_kept_weights_take_disk_but_of_no_more_than_all_trials(keep_top: int, more: int) -> None:
     budget = {"trials": 4}
     plan = make_plan(search_file(budget=budget, checkpoints={"keep_top": keep_top}))
     usual = make_plan(search_file(budget=budget)).peak_checkpoint_bytes
@@ -169,7 +169,7 @@ def test_the_grids_of_several_methods_end_the_search_together() -> None:
     assert number_of_trials(file) == 3 + 3 * 3 + 3 * 3
 
 
-def test_of_several_methods_each_has_its_rule_and_a_trial_in_turn() -> None:
+def test_each_of_several_methods_has_its_own_rule() -> None:
     rule = rules(search_file(space=METHODS))()
     assert rule is not None
     for number, value in enumerate((50.0, 10.0, 30.0, 49.0, 11.0, 29.0)):
@@ -183,13 +183,11 @@ def test_of_several_methods_each_has_its_rule_and_a_trial_in_turn() -> None:
     ]
 
 
-def test_a_plan_of_several_methods_shows_the_first_point_of_each_and_says_what_it_leaves_out() -> (
-    None
-):
+def test_a_plan_of_several_methods_shows_a_point_of_each() -> None:
     text = printed(make_plan(search_file(space=METHODS)), width=200)
     assert "kd      method.reg_weight 1, optim.lr 1e-05" in text
-    assert "3 methods are reckoned at the price of one, trial.method.name = 'lipsum_ft'" in text
-    assert "price of one" not in printed(make_plan(search_file()), width=200)
+    assert "3 methods are priced like one, trial.method.name = 'lipsum_ft'" in text
+    assert "priced like" not in printed(make_plan(search_file()), width=200)
 
 
 def test_first_points_are_proposed_first_and_all_lie_in_the_space() -> None:
@@ -204,16 +202,19 @@ def test_first_points_are_proposed_first_and_all_lie_in_the_space() -> None:
     assert points == proposals(space, seed=0, number=20) != proposals(space, seed=1, number=20)
 
 
-def timing(step_s: float, seconds: float, load_s: float, cache_s: float = 0.0) -> Mapping[str, Any]:
+def timing(step_s: float, seconds: float, load_s: float, cache_s: float = 0.0) -> dict[str, Any]:
+    """One probe of intervals of 10 steps, whose evaluations take 3 s and checkpoints 0.5 s."""
+    assert OVERRIDES["eval.every"] == 10
+    later = INTERVALS - 1
     return {
         "device": "A Processor",
         "seconds": seconds,
         "cache_s": cache_s,
-        "interval_steps": 5,
-        "intervals_s": [load_s + 5 * step_s, *[5 * step_s] * (INTERVALS - 1)],
-        "steps_s": [9.0, *[step_s] * (INTERVALS - 1)],  # the first loads and warms up
-        "evals_s": [7.0, *[3.0] * (INTERVALS - 1)],
-        "saves_s": [0.5] * (INTERVALS - 1),
+        "first_s": load_s + 10 * step_s,
+        "later_s": later * (10 * step_s + 3.0 + 0.5),
+        "steps_s": [9.0, *[step_s] * later],  # the first loads and warms up
+        "evals_s": [7.0, *[3.0] * later],
+        "saves_s": [0.5] * INTERVALS,
         "checkpoint_bytes": 11,
         "weights_bytes": 4,
         "memory_bytes": 1000,
@@ -223,39 +224,32 @@ def timing(step_s: float, seconds: float, load_s: float, cache_s: float = 0.0) -
     }
 
 
-def test_start_up_is_what_steps_evaluations_and_checkpoints_leave_of_a_probe() -> None:
+def test_start_up_is_the_rest_of_a_probe() -> None:
     probe = summarise([timing(1.0, 60.0, 4.0), timing(1.0, 62.0, 6.0)], workers=3)
     assert (probe.step_s, probe.eval_s, probe.save_s) == (1.0, 3.0, 0.5)
-    assert probe.startup_s == 61 - 4 * (5 * 1 + 3 + 0.5)
+    assert probe.startup_s == 61 - INTERVALS * (10 * 1 + 3 + 0.5)
     assert (probe.load_s, probe.first_eval_s) == (5.0, 7.0)
-    assert (probe.step_spread, probe.samples) == (0.0, 6)
-    assert probe.memory_bytes == 3 * 1000 + 2 * 100
+    assert probe.step_spread == 0.0
+    assert (probe.memory_bytes, probe.head_bytes) == (3 * 1000, 2 * 100)
 
 
-def test_filling_the_cache_of_a_cold_machine_is_told_and_in_no_cost() -> None:
+def test_filling_a_cold_cache_is_shown_and_in_no_cost() -> None:
     warm = summarise([timing(1.0, 60.0, 4.0), timing(1.0, 62.0, 6.0)], workers=3)
     cold = [timing(1.0, 1860.0, 4.0, 1800.0), timing(1.0, 1861.0, 6.0, 1799.0)]
     assert summarise(cold, workers=3) == replace(warm, cache_s=1800.0)
     plans = [make_plan(search_file(), replace(PROBE, cache_s=s)) for s in (0, 1800)]
     assert plans[0].estimate == plans[1].estimate
-    assert "30m 00s   filled once a machine" in printed(plans[1], 80)
-
-
-def test_batches_made_during_an_evaluation_make_no_trial_start_sooner() -> None:
-    """Three of five were ready, so an interval took 2 s instead of 5."""
-    helped = {"intervals_s": [4.0 + 5.0, *[2.0] * (INTERVALS - 1)]}
-    probe = summarise([timing(1.0, 60.0, 4.0), {**timing(1.0, 51.0, 4.0), **helped}], workers=1)
-    assert probe.startup_s == 60 - 4 * (5 * 1 + 3 + 0.5)
+    assert "30m 00s   once per machine" in printed(plans[1], 80)
 
 
 def test_the_spread_is_that_of_all_measured_intervals() -> None:
-    probe = summarise([timing(1.0, 60.0, 4.0), timing(3.0, 90.0, 4.0)], workers=1)
+    probe = summarise([timing(1.0, 60.0, 4.0), timing(3.0, 190.0, 4.0)], workers=1)
     assert probe.step_s == 2
     assert probe.step_spread == pytest.approx((6 / 5) ** 0.5 / 2)
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-def test_what_is_printed_fits_the_terminal_and_says_all(width: int) -> None:
+def test_what_is_printed_fits_the_terminal_and_is_complete(width: int) -> None:
     file = search_file(budget={"hours": 1000, "patience": 9})
     text = printed(make_plan(file), width)
     assert max(map(len, text.splitlines())) <= width
@@ -276,9 +270,7 @@ def test_what_is_printed_fits_the_terminal_and_says_all(width: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_a_real_plan_measures_this_machine_and_leaves_nothing_behind(
-    trial: TrialConfig, tmp_path: Path
-) -> None:
+def test_a_real_plan_measures_and_leaves_nothing_behind(trial: TrialConfig, tmp_path: Path) -> None:
     file = SearchFile.model_validate(
         {
             "trial": with_overrides(trial, {"data.workers": 1}, "test").model_dump(mode="json"),
@@ -294,9 +286,10 @@ def test_a_real_plan_measures_this_machine_and_leaves_nothing_behind(
     assert 0 < probe.step_s < 10
     assert 0 < probe.eval_s < 10
     assert probe.cache_s > 0
-    assert (
-        probe.startup_s > 1
-    )  # two processes that     assert 10**8 < probe.memory_bytes < plan.cluster_memory_bytes
+    assert probe.startup_s > 1
+    memory = plan.cluster_memory_bytes
+    assert 10**8 < probe.memory_bytes < memory
+    assert 10**8 < probe.head_bytes < plan.head_memory_bytes == memory
     assert probe.checkpoint_bytes > 2.9 * probe.weights_bytes > 10**6  # AdamW: two more each
     one = plan.full_trial_hours
     assert one * 3600 > probe.startup_s + 6 * probe.step_s + 2 * probe.eval_s
@@ -315,7 +308,7 @@ def test_a_trial_that_fails_is_one_clear_sentence(trial: TrialConfig, tmp_path: 
     file = SearchFile.model_validate({"trial": values, "search": search})
     with (
         ray_session(),
-        pytest.raises(ConfigError, match="not a finite number at step 5") as error,
+        pytest.raises(ConfigError, match="not a finite number at step 10") as error,
     ):
         plan_search(file, console=Console(quiet=True))
     assert "\n" not in str(error.value)
