@@ -63,11 +63,11 @@ def export(
 
     Example: lipsum-tune export runs/quickstart --output exported
     """
-    from tuning.weights.export import export as write
+    from tuning.weights.export import export_weights
 
-    written = write(run, output, trial=trial, soup=soup, alpha=alpha)
+    written = export_weights(run, output, trial=trial, soup=soup, alpha=alpha)
     show("Exported", written)
-    show("Load with", f'open_clip.create_model_and_transforms("local-dir:{written}")')
+    show("Load with", f"the code in {written}/README.md, with the transform of the evaluation")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The README of an exported model: where it comes from, what it can do, and how to use it."""
+"""The README of an exported model: its origin, its accuracy, and the code to use it."""
 
 from __future__ import annotations
 
@@ -6,48 +6,88 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.config import TrialConfig
-from trainers.data.transforms import CROP_PCT
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.reporting.formatting import format_value
-from tuning.runs.records import ID_ACC, OOD_MEAN_ACC, domain_acc
+from tuning.runs.records import domain_acc
 
-_USE = """\
-import json, open_clip, PIL.Image, safetensors.torch
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
-head = safetensors.torch.load_file("{folder}/head.safetensors")["head"]
-about, image = json.load(open("{folder}/classes.json")), PIL.Image.open("image.jpg")
-features = model.eval().encode_image(preprocess(image)[None], normalize=True)
-print(about["classes"][(about["logit_scale"] * features @ head.T).argmax()])
+_CARD = """\
+# {title}
+
+A CLIP of open_clip, fine-tuned on {num_classes} classes of {id_domain} and exported by Lipsum-Tune.
+
+| | |
+|---|---|
+{rows}
+
+{accuracies}
+
+```python
+import json, open_clip, safetensors.torch, torch
+from PIL import Image, ImageOps
+from torchvision import transforms
+
+folder = "{folder}"
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
+head = safetensors.torch.load_file(f"{{folder}}/head.safetensors")["head"]
+about = json.load(open(f"{{folder}}/classes.json"))
+{preprocess}
+
+@torch.no_grad()
+def classify(image):
+    image = preprocess(ImageOps.exif_transpose(image).convert("RGB"))
+    features = model.eval().encode_image(image[None], normalize=True)
+    return about["classes"][(about["logit_scale"] * features @ head.T).argmax()]
+
+print(classify(Image.open("image.jpg")))
+```
+
+{note}
+"""
+_PREPROCESS = """\
+preprocess = transforms.Compose([  # open_clip's own shows more of each image
+    transforms.Resize({resized}, transforms.InterpolationMode("{interpolation}")),
+    transforms.CenterCrop({size}),
+    transforms.ToTensor(),
+    transforms.Normalize({mean}, {std}),
+])
 """
 
 
-def model_card(title: str, trial: TrialConfig, about: Mapping[str, Any], folder: Path) -> str:
-    """Markdown.
+def model_card(title: str, about: Mapping[str, Any], folder: Path) -> str:
+    """The card in Markdown.
 
     Args:
         title: of the model.
-        trial: what it was trained with.
-        about: what `classes.json` says.
+        about: the content of `classes.json`.
         folder: where the model will lie.
     """
-    lines = [
-        f"# {title}",
-        "",
-        f"A CLIP of open_clip, fine-tuned on {len(about['classes'])} classes of "
-        f"{about['id_domain']} and exported by Lipsum-Tune.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in _rows(about)),
-        "",
-        *_accuracies(about),
-        "```python",
-        *_USE.format(folder=folder).splitlines(),
-        "```",
-        "",
-        _crop(trial),
-    ]
-    return "\n".join(lines) + "\n"
+    view = about["preprocessing"]
+    crops = view["crop_pct"]
+    crop = crops[about["id_domain"]]
+    note = "These are the very images that the evaluation showed to the model."
+    preprocess = ""
+    # open_clip's transform has no crop: the short side of the image fills the model's input.
+    if view["resize_mode"] == "shortest" and crop < 1:
+        resized = round(view["size"] / crop)
+        preprocess = _PREPROCESS.format(resized=resized, **view)
+        note = (
+            f"Evaluation resizes the short side to {resized} pixels and crops the centre of "
+            f"{view['size']} (`trial.data.crop_pct` = {crop:g}). open_clip's transform shows the "
+            "whole short side, for which these accuracies do not hold."
+        )
+    if others := [f"{name} {pct:g}" for name, pct in crops.items() if pct != crop]:
+        note += f" Other crops: {', '.join(others)}."
+    note += f" It was evaluated with precision `{about['precision']}`."
+    return _CARD.format(
+        title=title,
+        num_classes=len(about["classes"]),
+        id_domain=about["id_domain"],
+        rows="\n".join(f"| {name} | {value} |" for name, value in _rows(about)),
+        accuracies=_accuracies(about),
+        folder=folder,
+        preprocess=preprocess,
+        note=note,
+    )
 
 
 def _rows(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -67,33 +107,22 @@ def _rows(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tokenizer", f"`{about['tokenizer']}`"
 
 
-def _accuracies(about: Mapping[str, Any]) -> list[str]:
-    """A table of what is known, and what it is worth."""
+def _accuracies(about: Mapping[str, Any]) -> str:
+    """A table of the known accuracies, and how they were measured."""
     domains = {about["id_domain"]: ID_ACC, "OOD mean": OOD_MEAN_ACC}
     domains |= {domain: domain_acc(domain) for domain in about["ood_domains"]}
     known = {d: about["metrics"][name] for d, name in domains.items() if name in about["metrics"]}
     if not known:
-        return ["These very weights have not been evaluated.", ""]
-    worth = "."
+        return "These weights have not been evaluated."
+    text = "Accuracy in percent on the validation splits"
     if about.get("trial") or about.get("trials"):
-        worth = (
-            ", which had a say in the choice: it is optimistic. "
-            "`lipsum-tune confirm` reads the test splits."
+        text += (
+            ", which were used to choose the model: it is optimistic. `lipsum-tune confirm` reads "
+            "the test splits"
         )
-    return [
-        f"| {' | '.join(known)} |",
-        f"|{'---:|' * len(known)}",
-        f"| {' | '.join(f'{value:.1f}' for value in known.values())} |",
-        "",
-        f"Accuracy in percent on the validation splits{worth}",
-        "",
-    ]
-
-
-def _crop(trial: TrialConfig) -> str:
-    share = trial.data.crop_pct
-    known = f"{share:g}" if share else f"the data's own share, or {CROP_PCT:g}"
     return (
-        f"The search evaluated the centre of each image ({known} of its short side, "
-        "`trial.data.crop_pct`), and open_clip's `preprocess` takes all of the short side."
+        f"| {' | '.join(known)} |\n"
+        f"|{'---:|' * len(known)}\n"
+        f"| {' | '.join(f'{value:.1f}' for value in known.values())} |\n"
+        f"\n{text}."
     )

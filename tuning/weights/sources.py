@@ -1,9 +1,10 @@
-"""Weights that a search or `lipsum-tune train` left somewhere, with all that is known of them."""
+"""The weights that can be exported: of a trial, a soup, or `lipsum-tune train`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,69 +12,77 @@ from typing import Any
 import yaml
 
 from trainers.checkpoints.format import WEIGHTS, saved_metrics, saved_step
-from trainers.config import TrialConfig
+from trainers.config import DataConfig, TrialConfig
+from trainers.data.data_root import domain_files, resolve_root
+from trainers.data.schema import read_header
 from trainers.data.storage import Store, open_store
+from trainers.data.transforms import CROP_PCT
 from trainers.errors import ConfigError, did_you_mean, validate
+from trainers.evaluation.metrics import MetricKey
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, load_run
 from tuning.selection.rules import best_trial
 
 TRIAL_FILE = "trial.yaml"
-"""Beside the checkpoint of `lipsum-tune train`: its configuration."""
+"""Configuration, beside the checkpoint of `lipsum-tune train`."""
 SOUPS_FOLDER, SOUP_FILE = "soups", "soup.json"
 SPLIT = "val"
-"""Of all figures that a search may know."""
-_MEASURED = (f"id_{SPLIT}/", f"ood_{SPLIT}/", f"{SPLIT}/")
+"""The only split that a search evaluates."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights, wherever they lie."""
+    """Weights and their origin."""
 
     title: str
-    """For people, such as `quickstart, trial-007`."""
+    """Such as `quickstart, trial-007`."""
     checkpoint: Store
-    """Its folder."""
+    """Folder of the weights."""
     trial: TrialConfig
-    """With what they were trained; of a soup, its first ingredient."""
+    """The configuration of the training; for a soup, of its first ingredient."""
     origin: Mapping[str, Any]
-    """Plain values: run, trial or soup, method, params, and how they were chosen."""
+    """Plain values: run, trial or soup, method, params, and how the weights were chosen."""
     metrics: Mapping[str, float]
-    """At the end of training; on validation splits, in percent where they are accuracies."""
+    """The last report, on validation splits; accuracies in percent."""
 
 
 def find_source(folder: Path, trial: str | None = None, soup: str | None = None) -> Source:
-    """The weights that a user means.
+    """Find the weights that a user names.
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
         trial: of the run; by default the one that its objective chooses.
-        soup: of the run, in the trial's place.
+        soup: of the run, instead of a trial.
 
     Raises:
-        ConfigError: they are not there; the message says why, or what is.
+        ConfigError: they do not exist or were not kept.
     """
     if not (folder / CONFIG_FILE).is_file() and (folder / TRIAL_FILE).is_file():
         if trial or soup:
-            raise ConfigError(f"{folder}: a single training, with neither trials nor soups")
+            raise ConfigError(
+                "holds a single training, without trials or soups",
+                key="--trial" if trial else "--soup",
+                value=trial or soup,
+                source=folder,
+            )
         return _of_training(folder)
     run = load_run(folder)
     if soup is None:
         return _of_trial(run, trial)
     if trial is not None:
-        raise ConfigError("--trial and --soup: name one of them")
+        raise ConfigError("cannot be used with --soup", key="--trial", value=trial)
     return _of_soup(run, soup)
 
 
 def write_trial(folder: Path, trial: TrialConfig) -> None:
-    """Leave word in a folder of what its checkpoint was trained with."""
+    """Write the configuration of a training beside its checkpoint."""
     text = yaml.safe_dump(trial.model_dump(mode="json"), sort_keys=False)
     (folder / TRIAL_FILE).write_text(text, encoding="utf-8")
 
 
 def config_of(run: LoadedRun, record: TrialRecord) -> TrialConfig:
-    """What a trial or reference was trained with."""
+    """The configuration of a trial or reference."""
     if record.kind == "reference":
         return run.file.reference_config(record.trial_id)
     return run.file.trial_config(record.params)
@@ -84,18 +93,22 @@ def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
     if trial_id is None:
         record = best_trial(search, records.values())
         if record is None:
-            raise ConfigError(f"{run.folder}: no trial has a value of the objective yet")
+            raise ConfigError("no trial has a value of the objective yet", source=run.folder)
     elif trial_id in records:
         record = records[trial_id]
     else:
-        raise ConfigError(f"--trial {trial_id!r}: no such trial{did_you_mean(trial_id, records)}")
+        raise ConfigError(
+            "no such trial" + did_you_mean(trial_id, records), key="--trial", value=trial_id
+        )
     checkpoints = run.checkpoints
     checkpoint = kept_checkpoint(checkpoints, record.trial_id)
     if checkpoint is None:
         kept = [name for name in records if kept_checkpoint(checkpoints, name) is not None]
         raise ConfigError(
-            f"{run.folder}: the weights of {record.trial_id} ({record.outcome}) are not kept, "
-            f"those of {', '.join(kept) or 'no trial'} are; search.checkpoints.keep_top keeps more"
+            f"the weights of {record.trial_id} ({record.outcome}) were not kept, only those of "
+            f"{', '.join(kept) or 'no trial'}",
+            hint="search.checkpoints.keep_top keeps more",
+            source=run.folder,
         )
     step = saved_step(checkpoint)
     report = next((point for point in record.curve if point["step"] == step), {})
@@ -121,8 +134,11 @@ def _of_soup(run: LoadedRun, name: str) -> Source:
         known = sorted(path.parent.name for path in folder.parent.glob(f"*/{SOUP_FILE}"))
         hint = did_you_mean(name, known) if known else ""
         raise ConfigError(
-            f"--soup {name!r}: there is none in {run.folder}{hint}; "
-            f"make it with `lipsum-tune soup {run.folder} --name {name}`"
+            f"no such soup{hint}",
+            key="--soup",
+            value=name,
+            hint=f"make it with `lipsum-tune soup {run.folder} --name {name}`",
+            source=run.folder,
         ) from None
     metrics = about.pop("metrics")
     first = next(r for r in run.history.records if r.trial_id == about["trials"][0])
@@ -134,12 +150,28 @@ def _of_training(folder: Path) -> Source:
     path = folder / TRIAL_FILE
     step, name = saved_step(folder), folder.resolve().name
     if step is None:
-        raise ConfigError(f"{folder}: no whole {WEIGHTS}")
+        raise ConfigError(f"{WEIGHTS} is missing or incomplete", source=folder)
     trial = validate(TrialConfig, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     origin = {"run": name, "method": trial.method.name, "step": step}
     return Source(name, open_store(folder), trial, origin, saved_metrics(folder))
 
 
+def evaluation_crops(data: DataConfig) -> dict[str, float]:
+    """`crop_pct` of each domain: as configured, else as its data say, else the default.
+
+    Data that cannot be read any more are taken to say nothing.
+    """
+    crops = dict.fromkeys(data.domains, data.crop_pct or CROP_PCT)
+    if data.crop_pct is None:
+        with suppress(ConfigError, OSError):
+            store = resolve_root(data.root)
+            for domain in data.domains:
+                header = read_header(store, domain_files(store, domain, SPLIT)[0])
+                crops[domain] = float(header.metadata.get("crop_pct", CROP_PCT))
+    return crops
+
+
 def measured(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Of a report, the figures of the validation splits."""
-    return {name: value for name, value in metrics.items() if name.startswith(_MEASURED)}
+    """The metrics of the validation splits."""
+    keys = {name: MetricKey.parse(name) for name in metrics}
+    return {n: value for n, value in metrics.items() if (k := keys[n]) and k.split == SPLIT}

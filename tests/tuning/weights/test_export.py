@@ -1,31 +1,36 @@
-"""Exports of a real run, as whoever gets the folder sees them."""
+"""Exports of a real run, as a user of the folder sees them."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import open_clip
+import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import CLASSES
 from tests.trainers.exported import open_clip_logits
 from tests.tuning.weights.real_runs import kept_weights
 from trainers.checkpoints.format import load_weights
-from trainers.config import TrialConfig
+from trainers.config import DataConfig, TrialConfig, with_overrides
+from trainers.data.schema import METADATA_KEY, part_path
 from trainers.errors import ConfigError
+from trainers.evaluation.metrics import ID_ACC
 from trainers.fine_tune import fine_tune
+from trainers.loop.state import load_split
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
-from tuning.runs.records import TrialRecord
+from tuning.runs.records import TrialRecord, domain_acc
 from tuning.runs.run_folder import load_run
 from tuning.selection.rules import best_trial
-from tuning.weights.export import export
-from tuning.weights.sources import measured, write_trial
+from tuning.weights.export import export_weights as export
+from tuning.weights.sources import evaluation_crops, measured, write_trial
 
 Real = tuple[Path, list[TrialRecord]]
 FILES = {
@@ -39,7 +44,7 @@ def about(folder: Path) -> dict[str, object]:
     return found
 
 
-def test_by_default_it_is_the_trial_that_the_objective_chooses(real: Real, tmp_path: Path) -> None:
+def test_the_default_is_the_trial_that_the_objective_chooses(real: Real, tmp_path: Path) -> None:
     run, records = real
     written = export(run, tmp_path / "model")
     assert {path.name for path in written.iterdir()} == FILES
@@ -58,9 +63,7 @@ def test_by_default_it_is_the_trial_that_the_objective_chooses(real: Real, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_features_times_head_times_scale_are_the_logits_of_the_checkpoint(
-    real: Real, tmp_path: Path
-) -> None:
+def test_the_exported_logits_are_those_of_the_checkpoint(real: Real, tmp_path: Path) -> None:
     run, _ = real
     written = export(run, tmp_path / "model", trial="trial-001")
     said = about(written)
@@ -80,7 +83,7 @@ def test_features_times_head_times_scale_are_the_logits_of_the_checkpoint(
     assert said["logit_scale"] == pytest.approx(zero_shot.logit_scale, rel=1e-6)
 
 
-def test_with_alpha_its_figures_are_those_of_that_point_or_none(real: Real, tmp_path: Path) -> None:
+def test_with_alpha_the_metrics_are_those_of_that_point(real: Real, tmp_path: Path) -> None:
     run, records = real
     half = about(export(run, tmp_path / "half", trial="trial-000", alpha=0.5))
     assert half["alpha"] == 0.5
@@ -97,30 +100,77 @@ def test_with_alpha_its_figures_are_those_of_that_point_or_none(real: Real, tmp_
     torch.testing.assert_close(head, zero_shot.head, rtol=1e-5, atol=1e-6)
 
 
-def test_the_readme_says_where_it_comes_from_and_its_snippet_runs(
-    real: Real,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+CLASSIFY_ALL = """
+import json, pathlib, sys
+from PIL import Image
+exec(pathlib.Path("snippet.py").read_text())
+for name in json.load(open("images.json")):
+    print(classify(Image.open(name)))
+assert not {"trainers", "tuning", "search_spaces"} & {name.split(".")[0] for name in sys.modules}
+"""
+
+
+@pytest.mark.parametrize("crop_pct", [None, 0.5, 1.0])
+def test_the_snippet_of_the_card_reaches_its_accuracies(
+    crop_pct: float | None, trial: TrialConfig, tmp_path: Path
 ) -> None:
+    """In a process that imports open_clip and nothing of this project."""
+    changes = {"precision": "fp32", "data.crop_pct": crop_pct, "method.name": "ft", "steps": 3}
+    config = with_overrides(trial, changes, "test")
+    (*_, last) = fine_tune(config)
+    last.save(tmp_path / "trained")
+    write_trial(tmp_path / "trained", config)
+    card = (export(tmp_path / "trained", tmp_path / "model") / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    *lines, example = snippet.strip().splitlines()
+    assert example == 'print(classify(Image.open("image.jpg")))'
+    (tmp_path / "snippet.py").write_text("\n".join(lines))
+
+    names, labels = [], []
+    for domain, images in load_split(config, "val").items():
+        for index in range(len(images.labels)):
+            names.append(f"{domain}-{index}.png")
+            images.decode(index).save(tmp_path / names[-1])
+            labels.append((domain, images.class_names[int(images.labels[index])].replace("_", " ")))
+    (tmp_path / "images.json").write_text(json.dumps(names))
+    command = [sys.executable, "-c", CLASSIFY_ALL]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    predicted = done.stdout.splitlines()
+    assert len(predicted) == len(labels)
+    expected = about(tmp_path / "model")["metrics"]
+    for domain in config.data.domains:
+        right = [p == label for p, (d, label) in zip(predicted, labels, strict=True) if d == domain]
+        name = ID_ACC if domain == config.data.id_domain else domain_acc(domain)
+        assert 100 * sum(right) / len(right) == expected[name]  # type: ignore[index]
+
+
+def test_the_card_names_origin_and_accuracy(real: Real, tmp_path: Path) -> None:
     run, records = real
     written = export(run, tmp_path / "model", trial="trial-003")
     text = (written / "README.md").read_text()
-    for said in ("trial-003", "flyp", "`optim.lr` 0.0001", "tiny_clip.tokenizer()", "optimistic"):
-        assert said in text
+    for part in ("trial-003", "flyp", "`optim.lr` 0.0001", "tiny_clip.tokenizer()", "optimistic"):
+        assert part in text
     assert f"{records[3].metrics['id_val/acc']:.1f}" in text
-    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippet.splitlines()) == 6
-    Image.new("RGB", (60, 80), "red").save(tmp_path / "image.jpg")
-    monkeypatch.chdir(tmp_path)
-    exec(snippet, {})
-    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{written}")
-    image = preprocess(Image.open(tmp_path / "image.jpg"))[None]
-    best = open_clip_logits(written, image).argmax()
-    assert capsys.readouterr().out.strip() == CLASSES[int(best)]
+    crops = about(written)["preprocessing"]["crop_pct"]  # type: ignore[index]
+    assert crops == dict.fromkeys(("real", "sketch", "clipart"), 0.875)
 
 
-def test_what_train_left_can_be_exported_too(trial: TrialConfig, tmp_path: Path) -> None:
+def test_crops_that_data_name_themselves_are_recorded(images_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images_root, tmp_path / "images")
+    path = part_path(root, "sketch", "val")
+    table = pq.read_table(path)
+    metadata = {**table.schema.metadata, METADATA_KEY: b'{"crop_pct": "0.75"}'}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    data = DataConfig(root=str(root), ood_domains=("sketch",))
+    assert evaluation_crops(data) == {"real": 0.875, "sketch": 0.75}
+    configured = DataConfig(root=str(root), ood_domains=("sketch",), crop_pct=0.9)
+    assert evaluation_crops(configured) == {"real": 0.9, "sketch": 0.9}
+    gone = DataConfig(root=str(tmp_path / "gone"), ood_domains=("sketch",))
+    assert evaluation_crops(gone) == {"real": 0.875, "sketch": 0.875}
+
+
+def test_the_output_of_train_can_be_exported(trial: TrialConfig, tmp_path: Path) -> None:
     (*_, last) = fine_tune(trial)
     last.save(tmp_path / "trained")
     write_trial(tmp_path / "trained", trial)
@@ -134,40 +184,33 @@ def test_what_train_left_can_be_exported_too(trial: TrialConfig, tmp_path: Path)
     weights, _ = load_weights(tmp_path / "trained")
     head = load_file(written / "head.safetensors")["head"]
     assert torch.equal(head, weights["head"])
-    with pytest.raises(ConfigError, match="neither trials nor soups"):
+    with pytest.raises(ConfigError, match="without trials or soups"):
         export(tmp_path / "trained", tmp_path / "other", trial="trial-000")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "key", "hint"),
     [
-        ({"trial": "trial-1"}, "--trial 'trial-1': no such trial .did you mean 'trial-001'"),
-        (
-            {"trial": "trial-004"},
-            r"trial-004 \(finished\) are not kept, those of trial-000, .*_top",
-        ),
-        (
-            {"soup": "greedy"},
-            "--soup 'greedy': there is none .*`lipsum-tune soup .* --name greedy`",
-        ),
-        ({"soup": "greedy", "trial": "trial-000"}, "--trial and --soup: name one"),
+        ({"trial": "trial-1"}, "--trial", "did you mean 'trial-001'"),
+        ({"trial": "trial-004"}, None, "search.checkpoints.keep_top"),
+        ({"soup": "greedy"}, "--soup", "--name greedy"),
+        ({"soup": "greedy", "trial": "trial-000"}, "--trial", "--soup"),
     ],
 )
-def test_weights_that_are_not_there_are_told_in_one_line(
-    arguments: dict[str, str], said: str, real: Real, tmp_path: Path
+def test_weights_that_do_not_exist_are_refused(
+    arguments: dict[str, str], key: str | None, hint: str, real: Real, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError) as caught:
         export(real[0], tmp_path / "model", **arguments)  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
+    assert caught.value.key == key
+    assert hint in str(caught.value)
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_in_use_is_left_as_it_is_and_an_empty_one_taken(
-    real: Real, tmp_path: Path
-) -> None:
+def test_only_an_empty_output_folder_is_used(real: Real, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").write_text("all my work")
-    with pytest.raises(ConfigError, match="it exists, and is no empty folder"):
+    with pytest.raises(ConfigError, match=r"--output = .* is not an empty folder"):
         export(real[0], tmp_path / "used")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
