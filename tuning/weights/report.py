@@ -1,4 +1,4 @@
-"""A soup beside its ingredients, in the terminal."""
+"""The table of a soup and its ingredients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ECE = "id_val/ece"
 
 
 def soup_report(finished: FinishedSoup) -> RenderableType:
-    """The zero-shot model, every ingredient and whether it is in, and the soup; what it means."""
+    """The zero-shot model, the ingredients, the soup, and explanations."""
     search, recipe = finished.search, finished.recipe
     metrics = {f"{search.id_domain}\n(ID)": ID_ACC, "OOD\nmean": OOD_MEAN_ACC}
     metrics |= {domain: domain_acc(domain) for domain in search.ood_domains}
@@ -43,7 +43,7 @@ def soup_report(finished: FinishedSoup) -> RenderableType:
 
 
 def _part(finished: FinishedSoup, index: int) -> str:
-    """Whether an ingredient is in, and what the soup's ID accuracy would be with it."""
+    """Whether an ingredient is averaged, and if not, the ID accuracy of the soup with it."""
     if index in finished.soup.used:
         return "yes"
     step = next(step for step in finished.soup.steps if step.ingredient == index)
@@ -55,8 +55,8 @@ def _notes(finished: FinishedSoup) -> list[str]:
     lines = ["Validation accuracy and calibration error in percent."]
     if finished.recipe == "greedy":
         lines.append(
-            "Greedy decides by ID validation accuracy, of which the soup's own is optimistic; a "
-            "`no` tells what it would have been."
+            "Greedy decides by the ID validation accuracy, so that of the soup is optimistic; `no` "
+            "is followed by its ID accuracy with that trial."
         )
     best = finished.ingredients[0].record
     gaps = [
@@ -66,5 +66,5 @@ def _notes(finished: FinishedSoup) -> list[str]:
     ]
     lines.append(f"Against {best.trial_id}, the best in ID accuracy: {', '.join(gaps)}.")
     if search.sees_ood:
-        lines.append("The search that made the ingredients looked at OOD validation data.")
+        lines.append("The search of the ingredients looked at OOD validation data.")
     return [escape(line) for line in lines]

@@ -1,7 +1,7 @@
-"""A model soup of a search's best trials: see `trainers.weights.soups` for what that is.
+"""Model soups of the best trials of a search (see `trainers.weights.soups`).
 
-It is measured on the validation splits alone, like the trials that it is made of, and kept in the
-run folder as `soups/<name>/`.
+A soup is evaluated on the validation splits, like its trials, and kept in the run folder as
+`soups/<recipe>/`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from trainers.errors import ConfigError, did_you_mean
 from trainers.weights.soups import TEXT, Recipe, Soup, build_soup, check_ingredients
 from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.checkpoints.storage_check import check_nodes
-from tuning.config.schema import ResourcesConfig
 from tuning.execution.ray_errors import root_cause
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.mlflow_logging.client import tracking_uri
@@ -42,7 +41,7 @@ from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, config_of, measured
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A finished trial whose weights are there."""
+    """A finished trial whose weights were kept."""
 
     record: TrialRecord
     checkpoint: Store
@@ -50,23 +49,23 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class FinishedSoup:
-    """A soup, what it was made of, and where it is."""
+    """A soup and its ingredients."""
 
     search: SearchRecord
     recipe: Recipe
     ingredients: tuple[Ingredient, ...]
-    """All that could go into it, the highest ID accuracy first."""
+    """All candidates, the highest ID accuracy first."""
     soup: Soup
     folder: Path
 
     @property
     def used(self) -> tuple[TrialRecord, ...]:
-        """Those that went into it."""
+        """The trials that are averaged."""
         return tuple(self.ingredients[index].record for index in self.soup.used)
 
     @property
     def chosen(self) -> str:
-        """In a sentence: how its ingredients were chosen, and on which split."""
+        """How the ingredients were chosen and on which split, as a sentence."""
         best = f"{len(self.ingredients)} of the best trials of the search"
         if self.recipe == "uniform":
             return f"The mean of {best}. {self.search.selection}"
@@ -85,15 +84,15 @@ def make_soup(
     address: str | None = None,
     console: Console | None = None,
 ) -> FinishedSoup:
-    """Average the best trials of a search, as a task on the hardware of its trials.
+    """Average the best trials of a search, as a Ray task on the hardware of its trials.
 
     Args:
         folder: of the run.
-        recipe: which of the ingredients go into it; also its name.
-        top: so many ingredients at most.
-        method: of the ingredients; by default any, as far as their weights are alike.
+        recipe: which of the ingredients are averaged.
+        top: maximal number of ingredients.
+        method: of the ingredients; by default any.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: for what takes long; by default the terminal's standard error.
+        console: for progress; by default the terminal's standard error.
 
     Raises:
         ConfigError: fewer than two ingredients, some that cannot be averaged, or data that have
@@ -102,19 +101,38 @@ def make_soup(
     console = console or Console(stderr=True)
     run = load_run(folder)
     found = ingredients(run, top, method)
-    data = run.file.trial.data
+    data, resources = run.file.trial.data, run.file.search.resources
     resolve_root(data.root, progress=True)
     check_same_data(run.folder, data)
+    destination = run.folder / SOUPS_FOLDER / recipe
+    unfinished = destination.with_name(f".{recipe}-{secrets.token_hex(4)}")
     with ray_session(address), console.status(f"{recipe} soup of {len(found)} trials"):
         check_nodes(run.file, run.home)
-        finished = write_soup(run, found, recipe, run.file.search.resources)
+        concurrent_trials(resources.model_copy(update={"workers": 1}))  # or it would never start
+        remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
+        config = config_of(run, found[0].record)
+        checkpoints = [ingredient.checkpoint for ingredient in found]
+        try:
+            soup, weights = ray.get(remote(_build).remote(config, checkpoints, recipe))
+        except ConfigError as error:  # Ray adds a page about its origin
+            raise root_cause(error) from None
+    finished = FinishedSoup(run.search, recipe, found, soup, destination)
+    try:
+        unfinished.mkdir(parents=True)
+        weights.tofile(unfinished / WEIGHTS)
+        text = json.dumps(_about(finished), indent=2) + "\n"
+        (unfinished / SOUP_FILE).write_text(text, encoding="utf-8")
+        shutil.rmtree(destination, ignore_errors=True)
+        unfinished.rename(destination)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
     log_soup(uri, run.file.search.tracking.experiment, finished)
     return finished
 
 
 def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[Ingredient, ...]:
-    """The best finished trials whose weights are kept, the highest ID accuracy first.
+    """The best finished trials whose weights were kept, the highest ID accuracy first.
 
     Raises:
         ConfigError: fewer than two, or some that cannot be averaged.
@@ -122,9 +140,11 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
     search, records, checkpoints = run.search, run.history.records, run.checkpoints
     methods = search.methods(records)
     if method is not None and method not in methods:
-        raise ConfigError(f"--method {method!r}: no trial has it{did_you_mean(method, methods)}")
+        raise ConfigError(
+            "no trial has this method" + did_you_mean(method, methods), key="--method", value=method
+        )
     if top < 2:
-        raise ConfigError(f"--top {top}: a soup takes two trials or more")
+        raise ConfigError("a soup needs at least two trials", key="--top", value=top)
     found = [
         Ingredient(record, checkpoint)
         for record in ranked(search, records)
@@ -134,46 +154,41 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
     ][:top]
     if len(found) < 2:
         of_method = "" if method is None else f" of {method}"
+        kept = f"only those of {found[0].record.trial_id}" if found else "none"
         raise ConfigError(
-            f"{run.folder}: a soup takes the weights of two finished trials{of_method}, and "
-            f"{f'only those of {found[0].record.trial_id}' if found else 'none'} are kept; set "
-            f"search.checkpoints.keep_top = {top} before a search, or for the trials to come"
+            f"a soup needs the weights of two finished trials{of_method}, and {kept} were kept",
+            hint=f"set search.checkpoints.keep_top = {top} before a search, or for further trials",
+            source=run.folder,
         )
-    _check_alike(run, found)
+    models = {config_of(run, ingredient.record).model for ingredient in found}
+    if len(models) > 1:
+        names = sorted(f"{model.name}/{model.pretrained}" for model in models)
+        raise ConfigError(f"no soup of different models: {', '.join(names)}", source=run.folder)
+    with ExitStack() as stack:
+        folders = [stack.enter_context(fetched(i.checkpoint)) for i in found]
+        by_text: dict[bool, list[str]] = {}  # methods, by whether they trained the text encoder
+        for ingredient, folder in zip(found, folders, strict=True):
+            shapes, _ = saved_shapes(folder)
+            trains_text = any(name.startswith(TEXT) for name in shapes)
+            name = search.method(ingredient.record) or "?"
+            by_text.setdefault(trains_text, []).append(name)
+        if len(by_text) > 1:
+            images, both = (", ".join(dict.fromkeys(by_text[key])) for key in (False, True))
+            raise ConfigError(
+                f"{both} trained the text encoder and {images} did not: their weights cannot be "
+                "averaged",
+                hint="choose one with --method",
+                source=run.folder,
+            )
+        check_ingredients(folders)
     found.sort(key=lambda i: (-(i.record.last(ID_ACC) or 0.0), i.record.number))
     return tuple(found)
-
-
-def write_soup(
-    run: LoadedRun, found: Sequence[Ingredient], recipe: Recipe, resources: ResourcesConfig
-) -> FinishedSoup:
-    """Make the soup within a session of Ray, and put it into the run folder in one piece."""
-    concurrent_trials(resources.model_copy(update={"workers": 1}))  # or the task would never start
-    remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
-    folder = run.folder / SOUPS_FOLDER / recipe
-    unfinished = folder.with_name(f".{recipe}-{secrets.token_hex(4)}")
-    config = config_of(run, found[0].record)
-    checkpoints = [ingredient.checkpoint for ingredient in found]
-    try:
-        soup, weights = ray.get(remote(_build).remote(config, checkpoints, recipe))
-        unfinished.mkdir(parents=True)
-        weights.tofile(unfinished / WEIGHTS)
-        finished = FinishedSoup(run.search, recipe, tuple(found), soup, folder)
-        text = json.dumps(_about(finished), indent=2) + "\n"
-        (unfinished / SOUP_FILE).write_text(text, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    except ConfigError as error:  # as Ray tells it: a page of where
-        raise root_cause(error) from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return finished
 
 
 def _build(
     config: TrialConfig, checkpoints: Sequence[Store], recipe: Recipe
 ) -> tuple[Soup, NDArray[np.uint8]]:
-    """On a worker, which may not see the run folder: the soup, and its file of weights."""
+    """The soup and its weights file, from a worker that may not see the run folder."""
     with ExitStack() as stack:
         folders = [stack.enter_context(fetched(checkpoint)) for checkpoint in checkpoints]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / recipe
@@ -181,35 +196,8 @@ def _build(
         return soup, np.fromfile(folder / WEIGHTS, np.uint8)
 
 
-def _check_alike(run: LoadedRun, found: Sequence[Ingredient]) -> None:
-    """Raise where the ingredients did not begin at one model, or have not the same tensors."""
-    with ExitStack() as stack:
-        folders = [stack.enter_context(fetched(i.checkpoint)) for i in found]
-        _check_shapes(run, found, folders)
-
-
-def _check_shapes(run: LoadedRun, found: Sequence[Ingredient], folders: Sequence[Path]) -> None:
-    of_method: dict[bool, list[str]] = {}
-    for ingredient, folder in zip(found, folders, strict=True):
-        shapes, _ = saved_shapes(folder)
-        trains_text = any(name.startswith(TEXT) for name in shapes)
-        names = of_method.setdefault(trains_text, [])
-        names.append(run.search.method(ingredient.record) or "?")
-    if len(of_method) > 1:
-        images, both = (", ".join(dict.fromkeys(of_method[key])) for key in (False, True))
-        raise ConfigError(
-            f"{run.folder}: {both} trained the text encoder and {images} did not: their weights "
-            "cannot be averaged; choose one with --method"
-        )
-    models = {config_of(run, ingredient.record).model for ingredient in found}
-    if len(models) > 1:
-        names = sorted(f"{model.name}/{model.pretrained}" for model in models)
-        raise ConfigError(f"{run.folder}: no soup of different models: {', '.join(names)}")
-    check_ingredients(folders)
-
-
 def _about(finished: FinishedSoup) -> dict[str, object]:
-    """What `soup.json` says."""
+    """The content of `soup.json`."""
     search, used = finished.search, finished.used
     return {
         "run": search.name,
