@@ -38,7 +38,7 @@ from tuning.runs.journal import JOURNAL_FILE, read_history
 from tuning.runs.records import TrialRecord
 from tuning.runs.resume import resume_search
 from tuning.runs.run_folder import load_run
-from tuning.weights.export import export
+from tuning.weights.export import export_weights
 
 pytestmark = pytest.mark.slow
 
@@ -230,7 +230,7 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(
     assert outcomes(found) == {"trial-000": "finished"}
     check_as_undisturbed(file, list(found.records))
     check_kept(s3, home, {record.trial_id for record in found.records})
-    exported = export(folder, tmp_path / "model")
+    exported = export_weights(folder, tmp_path / "model")
     assert (exported / "open_clip_model.safetensors").is_file()
     # Nothing of the storage's credentials is in what the search left.
     text = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
