@@ -1,7 +1,7 @@
-"""Everything random is a function of (seed, purpose, counters), never of what ran before.
+"""Everything random is a function of (seed, purpose, counters), independent of earlier draws.
 
-So a resumed run goes on bit for bit, every worker agrees without a message, and two trials of a
-search see the same batches and views: they differ by their hyperparameters alone.
+So a resumed run continues bit for bit, all workers agree without communication, and two trials of a
+search use the same batches and views: they differ only in their hyperparameters.
 """
 
 from __future__ import annotations
@@ -12,6 +12,6 @@ import numpy as np
 
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
-    """A generator of its own for, say, ``(seed, "view", step, sample)``; equal on any machine."""
+    """An independent generator, such as for ``(seed, "view", step, sample)``; portable."""
     key = (seed, zlib.crc32(purpose.encode()), *counters)
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -47,7 +47,7 @@ def peaks(config: TrialConfig) -> tuple[float, float]:
     run = start(config)
     stepper, before = Stepper(run), peak_gib()
     train = open_images(config.data, config.data.id_domain, "train")
-    for number, (views, labels) in enumerate(loop._batches(run, train)):
+    for number, (views, labels) in enumerate(loop.training_batches(run, train)):
         stepper.step(number, views, labels, lr=config.optim.lr)
     return before, peak_gib()
 

@@ -196,7 +196,7 @@ def test_texts_that_have_changed_stop_a_run_but_not_the_reading_of_its_configura
     check_trial(config)
     texts.write_text("a photo\n")
     assert TrialConfig.model_validate(config.model_dump(mode="json")) == config
-    changed = r"method\.texts_file = .* has changed since: its SHA-256 was"
+    changed = r"method\.texts_file = .*has changed since: its SHA-256 was"
     with pytest.raises(ConfigError, match=changed):
         check_trial(config)
     with pytest.raises(ConfigError, match=changed):

@@ -1,7 +1,7 @@
-"""What is counted and summed over the images of one domain, and the measures made of it.
+"""Metric accumulators of one domain: counts and sums over its images, and the measures of them.
 
-Workers add up counts and sums, and ratios are taken once at the end: an average of the workers'
-averages would be wrong wherever their shares differ in size.
+Workers add up counts and sums, and ratios are computed once at the end: an average of the workers'
+averages would be wrong if their shares differ in size.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from trainers.evaluation.calibration import (
 )
 
 MEASURES = ("acc", "class_acc", "nll", "ece", "ece_scaled", "energy_gap", "feature_distortion")
-"""Of a domain, as reports have them."""
+"""Measures of a domain in reports."""
 
 
 @dataclass(frozen=True)
 class DomainSums:
-    """Of images of one domain and split: of a batch, of a worker's share, or of all.
+    """Metric accumulators for one domain and split: of a batch, a worker's share, or all images.
 
     Float64 tensors. C classes of the domain, G temperatures.
     """
 
     total: Tensor
-    """(C,) images of each class, those alone that are scored."""
+    """(C,) number of scored images of each class."""
     correct: Tensor
-    """(C,) how many of them are classified correctly."""
+    """(C,) number of correctly classified images of each class."""
     nll: Tensor
     """(G,) sum of the negative log-likelihoods at each temperature, in nats."""
     gaps: Tensor
-    """(G, 15) see `calibration_sums`."""
+    """(G, 15), see `calibration_sums`."""
     compared: Tensor
-    """Scalar: images that the zero-shot model has seen as well, whether scored or not."""
+    """Scalar: number of images compared with the zero-shot model, scored or not."""
     energy_gap: Tensor
-    """Scalar: the sum over these of the squared change of their image-text scores."""
+    """Scalar: sum over these of the squared change of their image-text scores."""
     feature_distortion: Tensor
-    """Scalar: the sum over these of how far their features are from the zero-shot ones."""
+    """Scalar: sum over these of the distance of their features from the zero-shot ones."""
 
     @classmethod
     def zeros(cls, classes: int, device: torch.device | str = "cpu") -> DomainSums:
-        """Of no image, in a domain of so many classes."""
+        """Empty accumulators."""
         grid = len(TEMPERATURES)
         shapes: list[tuple[int, ...]] = [(classes,), (classes,), (grid,), (grid, ECE_BINS)]
         shapes += [()] * 3
@@ -60,14 +60,14 @@ class DomainSums:
     def of(
         cls, logits: Tensor, labels: Tensor, energy_gaps: Tensor, distortions: Tensor
     ) -> DomainSums:
-        """Of one batch.
+        """Accumulators of one batch.
 
         Args:
             logits: (B, C) of the domain's classes.
             labels: (B,) int64, columns of the logits.
-            energy_gaps: (B') of the images that are compared with the zero-shot model; none of
-                them, or all of the batch, of which a class map may have left some out above.
-            distortions: (B') of the same.
+            energy_gaps: (B') of the images compared with the zero-shot model: none, or all of the
+                batch, including those that a class map excludes from scoring.
+            distortions: (B') of the same images.
         """
         classes, double = logits.shape[1], torch.float64
         hits = labels[logits.argmax(dim=-1) == labels]
@@ -83,12 +83,12 @@ class DomainSums:
         )
 
     def __add__(self, other: DomainSums) -> DomainSums:
-        """Of the images of both."""
+        """Accumulators of the images of both."""
         pairs = zip(self._tensors(), other._tensors(), strict=True)
         return DomainSums(*(mine + its for mine, its in pairs))
 
     def reduce(self) -> DomainSums:
-        """Of the images of all workers, the same on each; every worker must ask for it."""
+        """Accumulators of the images of all workers; a collective operation."""
         own = self._tensors()
         flat = torch.cat([tensor.flatten() for tensor in own])
         dist.all_reduce(flat)
@@ -96,30 +96,29 @@ class DomainSums:
         return DomainSums(*(part.view_as(like) for part, like in zip(parts, own, strict=True)))
 
     def cpu(self) -> DomainSums:
-        """The same in the CPU's memory."""
+        """A copy on the CPU."""
         return DomainSums(*(tensor.cpu() for tensor in self._tensors()))
 
     @property
     def number(self) -> int:
-        """Of the images that are scored."""
+        """Number of scored images."""
         return int(self.total.sum())
 
     @property
     def temperature(self) -> float:
-        """The one that fits these images; those of the ID validation split, if it is to be used.
+        """The temperature with the least NLL on these images.
 
-        Never fit it on the images whose error after scaling is reported as a result.
+        Use that of the ID validation split: a temperature fitted on the evaluated images makes
+        `ece_scaled` too optimistic.
         """
         return best_temperature(self.nll)
 
     def measures(self, temperature: float | None = None) -> dict[str, float]:
-        """The ratios by their names in `MEASURES`.
+        """The values of `MEASURES`.
 
-        `class_acc` is the mean of the classes' accuracies, over those that occur. `energy_gap` and
-        `feature_distortion` are there if images were compared, `ece_scaled` with a temperature.
-
-        Args:
-            temperature: by which logits are divided for `ece_scaled`, of the grid.
+        `class_acc` is the mean accuracy of the classes that occur. `energy_gap` and
+        `feature_distortion` exist if images were compared, `ece_scaled` if a temperature is given,
+        by which it divides the logits.
         """
         number, occurs = float(self.total.sum()), self.total > 0
         found = {

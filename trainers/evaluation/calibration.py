@@ -1,10 +1,10 @@
-"""How well a classifier's confidence is its accuracy, before and after temperature scaling.
+"""Calibration error of a classifier, before and after temperature scaling.
 
 Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017 (arXiv
-1706.04599): logits are divided by one temperature T > 0, which changes no prediction, and T is the
-one of least negative log-likelihood on validation images. To search for it freely, the logits of
-all of them would have to be kept and brought together from all workers. So T comes from a fixed
-grid: sums at each of its temperatures are taken in the same pass as everything else.
+1706.04599): logits are divided by a temperature T > 0, which changes no prediction, and T minimises
+the negative log-likelihood on validation images. A free search would need the logits of all images
+of all workers in memory. So T comes from a fixed grid, with sums at each temperature computed in
+the same pass as all other metrics.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor
 
 ECE_BINS: Final = 15
 TEMPERATURES: Final = tuple(2 ** (n / 8) for n in range(-24, 25))
-"""G = 49, from 1/8 to 8; each is 9 % more than the one before."""
+"""G = 49 temperatures from 1/8 to 8, each 9 % larger than the previous one."""
 UNSCALED: Final = TEMPERATURES.index(1.0)
-"""Where logits are as the model gives them."""
+"""Index of temperature 1."""
 
 
 def calibration_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What NLL and calibration error are made of, for every temperature; both float64.
+    """Sums for NLL and calibration error at every temperature, float64.
 
     Args:
         logits: (B, K).
         labels: (B,) int64, columns of the logits.
 
     Returns:
-        The sum of the negative log-likelihoods, (G,) in nats; and in each bin of equal width, by
-        confidence, how many predictions are correct less the sum of their confidences, (G, 15).
+        The sum of the negative log-likelihoods, (G,) in nats; and for each confidence bin of equal
+        width the number of correct predictions minus the sum of their confidences, (G, 15).
     """
     below = logits - logits.amax(dim=-1, keepdim=True)
     # One temperature at a time: all at once would need 49 times the memory of the logits.
@@ -50,20 +50,18 @@ def calibration_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def calibration_error(gaps: Tensor, number: float) -> float:
     """ECE in percent: the mean over images of their bin's |accuracy - confidence|.
 
-    Args:
-        gaps: (15,) of one temperature, as `calibration_sums` has them.
-        number: of the images in them.
+    `gaps` (15,) are those of `calibration_sums` at one temperature, `number` is that of images.
     """
     return 100 * float(gaps.abs().sum()) / number
 
 
 def best_temperature(nll: Tensor) -> float:
-    """The temperature of least NLL, from the sums (G,); 1 where none is a number."""
+    """The temperature of least NLL, from the sums (G,); 1 if no sum is finite."""
     if not bool(nll.isfinite().any()):
         return 1.0
     return TEMPERATURES[int(nll.nan_to_num(nan=math.inf).argmin())]
 
 
 def temperature_index(temperature: float) -> int:
-    """Where on the grid a temperature is: those that were fitted are on it."""
+    """Index of the temperature on the grid that is nearest."""
     return min(range(len(TEMPERATURES)), key=lambda n: abs(TEMPERATURES[n] - temperature))

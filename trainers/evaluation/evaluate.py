@@ -1,7 +1,7 @@
-"""Accuracy, calibration, and distance from the zero-shot model, per domain.
+"""Accuracy, calibration, and distance from the zero-shot model, per domain, in one pass.
 
-A model is looked at once for all measures; `trainers.evaluation.accumulators` is what is counted,
-`trainers.evaluation.calibration` what the calibration errors are made of.
+`trainers.evaluation.accumulators` has the sums, `trainers.evaluation.calibration` those of the
+calibration errors.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from trainers.models import ImageInput
 
 @dataclass(frozen=True)
 class Drift:
-    """The zero-shot model's part in a comparison with it; D features.
+    """The zero-shot model's side of a comparison; D features.
 
     With f and f0 the L2-normalised features of an image under the current and the zero-shot
     parameters, an image's energy gap is the mean over texts of ``(s <f, t_m> - s <f0, t_m>)^2``,
-    which their second moment C makes ``s^2 (f - f0)' C (f - f0)``, and its feature distortion is
-    ``||f - f0||``. Nam, Heo and Lee, "Lipsum-FT" (arXiv 2404.00860), explain with both what
-    fine-tuning does to robustness; half of this energy gap, s included, is their regulariser.
-    Their released code has neither, so figures of theirs may differ by such factors.
+    which is ``s^2 (f - f0)' C (f - f0)`` with their second moment C, and its feature distortion is
+    ``||f - f0||``. Nam, Heo and Lee, "Lipsum-FT" (arXiv 2404.00860), explain the effect of
+    fine-tuning on robustness with both; half of this energy gap, s included, is their regulariser.
+    Their released code has neither, so their published values may differ by such factors.
     """
 
     zero_shot_features: Tensor
-    """(n, D) of one worker's share, as `image_features` gives them."""
+    """(n, D) of one worker's share, as `image_features` returns them."""
     second_moment: Tensor
     """C: (D, D), ``mean_m t_m t_m'`` of L2-normalised text features."""
     logit_scale: float
-    """s, of the zero-shot model."""
+    """s of the zero-shot model."""
 
     def of(self, features: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Energy gaps and distortions, (B,) each, float64.
 
         Args:
             features: (B, D), L2-normalised.
-            first: place of the first of them in the worker's share.
+            first: index of the first of them in the worker's share.
         """
         zero_shot = self.zero_shot_features[first : first + len(features)]
         shift = (features - zero_shot.to(features.device)).double()
@@ -70,27 +70,27 @@ def evaluate(
     world_size: int = 1,
     lockstep: bool = False,
 ) -> DomainSums:
-    """The sums of a domain, of which `summarise` makes metrics; on the CPU.
+    """The accumulators of a domain, on the CPU, the same on every worker; see `summarise`.
 
     Args:
         classify: images (B, 3, H, W) to L2-normalised features (B, D) and to logits (B, K) of the
             ID classes, both float32.
         images: of one domain and split.
         image_input: size and normalisation of the images.
-        batch_size: of a forward pass.
+        batch_size: images of a forward pass.
         device: where `classify` runs.
-        class_map: from the ID classes to the domain's own; by default they are the same. What it
-            leaves out is not scored, but compared with the zero-shot model like all others.
-        drift: what to compare with; without it, `energy_gap` and `feature_distortion` are absent.
+        class_map: from the ID classes to the domain's own; by default they are the same. Images
+            that it leaves out are compared with the zero-shot model, but not scored.
+        drift: without it, `energy_gap` and `feature_distortion` are absent.
         workers: processes that decode images; 0 decodes in this one.
-        rank: of this worker; each evaluates its share, and all return the same sums.
+        rank: of this worker, which evaluates its share.
         world_size: number of workers.
-        lockstep: call `classify` equally often on every worker, on a blank image where a worker
-            has no more of its own: for a model whose forward pass all workers take together.
+        lockstep: call `classify` equally often on every worker, with a blank image if a worker has
+            none left: required by sharded models, whose forward pass is a collective operation.
 
     Raises:
-        ConfigError: the class map leaves every image out.
-        ValueError: `drift` is of another number of images than this worker's share.
+        ConfigError: the class map leaves out every image.
+        ValueError: the number of images of `drift` is not that of this worker's share.
     """
     share = _share(images, rank, world_size)
     if drift is not None and len(drift.zero_shot_features) != share:
@@ -134,21 +134,11 @@ def image_features(
     world_size: int = 1,
     lockstep: bool = False,
 ) -> Tensor:
-    """What `encode` gives for one worker's share, in the order of `evaluate`: (n, D), on the CPU.
+    """Features of one worker's share, in the order of `evaluate`: (n, D), on the CPU.
 
-    Rounding depends on precision and batch size: with those of the evaluation, a model that has not
-    moved has no distance from itself. A worker without a share gets (0, 0).
-
-    Args:
-        encode: images (B, 3, H, W) to features (B, D).
-        images: of one domain and split.
-        image_input: size and normalisation of the images.
-        batch_size: of a forward pass.
-        device: where `encode` runs.
-        workers: processes that decode images; 0 decodes in this one.
-        rank: of this worker.
-        world_size: number of workers.
-        lockstep: as of `evaluate`.
+    Rounding depends on precision and batch size: with those of the evaluation, an unchanged model
+    has distance 0 from itself. A worker without a share returns (0, 0). The arguments are those of
+    `evaluate`, with `encode` from images (B, 3, H, W) to features (B, D).
     """
     batches = images.eval_batches(image_input, batch_size, rank, world_size, workers)
     found = [
@@ -165,13 +155,13 @@ def image_features(
 def _missing(
     images: ImageDataset, image_input: ImageInput, calls: int, batch_size: int, world_size: int
 ) -> Iterator[Tensor]:
-    """A blank image for each batch that the first worker, of the largest share, has more."""
+    """A blank image for each batch that the first worker, with the largest share, has more."""
     for _ in range(calls, math.ceil(_share(images, 0, world_size) / batch_size)):
         yield torch.zeros(1, 3, image_input.size, image_input.size)
 
 
 def _share(images: ImageDataset, rank: int, world_size: int) -> int:
-    """How many images a worker evaluates."""
+    """Number of images that a worker evaluates."""
     return len(range(rank, len(images), world_size))
 
 
@@ -181,14 +171,13 @@ def summarise(
     split: str,
     temperature: float | None = None,
 ) -> dict[str, float]:
-    """The metrics that users see: those of `flat_metrics`, and `id_<split>/temperature`.
+    """The reported metrics: those of `flat_metrics`, and `id_<split>/temperature`.
 
     Args:
-        by_domain: of the ID domain, and of OOD domains: all of them, or others measure the rest.
-        data: says which is which.
+        by_domain: of the ID domain and OOD domains.
+        data: names the ID domain and the OOD domains.
         split: `val` or `test`.
-        temperature: of `ece_scaled` in all domains. None fits it on the ID domain's own images,
-            which the validation split alone is for: others are given what that one reported.
+        temperature: of `ece_scaled` in all domains. None, only for `val`, fits it on the ID images.
 
     Raises:
         ValueError: no temperature for another split than `val`.
@@ -202,6 +191,6 @@ def summarise(
 
 
 def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
-    """The names that `summarise` gives for this data, where features are compared."""
+    """The names of the metrics that `summarise` returns if features are compared."""
     blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
     return (*flat_metrics(blank, data, split), temperature_name(split))

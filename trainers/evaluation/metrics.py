@@ -1,4 +1,4 @@
-"""Names of metrics: `MetricKey` alone knows how they are written.
+"""Names of metrics, which only `MetricKey` composes and parses.
 
 Accuracies and calibration errors are percentages, 0 to 100.
 """
@@ -47,7 +47,7 @@ class MetricKey:
 
     @classmethod
     def parse(cls, name: str) -> MetricKey | None:
-        """The key that is written so; None for another name, such as `train/loss`."""
+        """Inverse of `str`; None for another name, such as `train/loss`."""
         group, _, rest = name.partition("/")
         kind, _, split = group.rpartition("_")
         domain, slash, measure = rest.rpartition("/")
@@ -88,10 +88,10 @@ class Domains(Protocol):
 def flat_metrics(
     by_domain: Mapping[str, Mapping[str, float]], data: Domains, split: str
 ) -> dict[str, float]:
-    """The measures of all domains, and their means, under the names of `MetricKey`.
+    """The measures of all domains and their means under the names of `MetricKey`.
 
-    The mean over OOD domains is taken of every measure; the mean of ID and OOD of the accuracy
-    alone. Both are left out where an OOD domain is missing.
+    Every measure has a mean over the OOD domains, and the accuracy one of ID and OOD. Both are left
+    out if an OOD domain is missing.
     """
     of_id = by_domain[data.id_domain]
     measured = [domain for domain in data.ood_domains if domain in by_domain]

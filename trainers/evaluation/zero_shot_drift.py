@@ -1,6 +1,6 @@
-"""How far from the zero-shot model a student is measured to be: the other half of the comparison.
+"""The zero-shot model's side of the distance between a student and the zero-shot model.
 
-The zero-shot features of the evaluated images are computed once a run, and kept in memory.
+Its features of the evaluated images are computed once for each run and kept in memory.
 """
 
 from __future__ import annotations
@@ -16,18 +16,13 @@ from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import random_text_moment, second_moment
 
 TEXT_LENGTH = 8
-"""Tokens of the random texts of `energy_gap`: Lipsum-FT's default, whatever a method uses."""
+"""Tokens of the random texts of `energy_gap`: Lipsum-FT's default, for every method."""
 
 
 class DriftReference:
-    """The zero-shot model's features of each domain, and the texts whose scores are compared.
+    """The zero-shot features of this worker's share of each domain, and the texts of `energy_gap`.
 
-    Args:
-        zero_shot: the model.
-        config: of the run, for how images are evaluated.
-        precision: of the run, for a student that has not moved has no distance.
-        rank: of this worker, whose share of the images is kept.
-        world_size: number of workers.
+    They use the run's precision and batch size, so that an unchanged student has distance 0.
     """
 
     def __init__(
@@ -40,7 +35,13 @@ class DriftReference:
     ) -> None:
         self._zero_shot, self._config, self._precision = zero_shot, config, precision
         self._rank, self._world_size = rank, world_size
-        self._second_moment = energy_texts(zero_shot)
+        # Random texts as of Lipsum-FT, the same for every run. A model without random texts is
+        # compared on its class prompts.
+        if zero_shot.has_random_texts:
+            length = min(TEXT_LENGTH, zero_shot.text.context_length - 2)
+            self._second_moment = random_text_moment(zero_shot, length)
+        else:
+            self._second_moment = second_moment(zero_shot.head)
         self._features: dict[str, Tensor] = {}
 
     def of(self, images: ImageDataset) -> Drift:
@@ -63,15 +64,3 @@ class DriftReference:
     def _encode(self, images: Tensor) -> Tensor:
         with self._precision.autocast():
             return self._zero_shot.image_features(images)
-
-
-def energy_texts(zero_shot: ZeroShotModel) -> Tensor:
-    """The second moment (D, D) of the texts of `energy_gap`.
-
-    Random ones as Lipsum-FT has them, the same for every run; a model whose tokenizer has no random
-    texts is compared on its class prompts.
-    """
-    if not zero_shot.has_random_texts:
-        return second_moment(zero_shot.head)
-    length = min(TEXT_LENGTH, zero_shot.text.context_length - 2)
-    return random_text_moment(zero_shot, length)

@@ -1,1 +1,1 @@
-"""One fine-tuning loop: its state, its steps and its clocks."""
+"""Parts of the fine-tuning loop: state, steps, distributed training, precision, timing."""

@@ -1,6 +1,6 @@
-"""Several workers on one model: replicated (DDP) or sharded (FSDP2), and what they tell each other.
+"""Several workers on one model: replicated (DDP) or sharded (FSDP2), and their communication.
 
-Whatever is alone here, in a notebook say, passes through unchanged.
+Without a process group, in a notebook for example, all functions return their input unchanged.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from trainers.models.zero_shot import ZeroShotModel
 
 
 def world() -> tuple[int, int]:
-    """This worker's rank, and how many there are."""
+    """This worker's rank, and the number of workers."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def replicated(student: Student, device: torch.device) -> nn.Module:
-    """The student with gradients averaged over workers; itself where there is one worker."""
+    """The student in DDP; the student itself if there is one worker."""
     if world()[1] == 1:
         return student
     device_ids = [device] if device.type == "cuda" else None
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of the argument's name
-        # Buffers are the same everywhere; to send them, a worker would wait for one whose forward
-        # pass has run out of memory.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # argument's name
+        # Buffers are the same on all workers. Broadcasting them would make a worker wait for one
+        # whose forward pass ran out of memory.
         return DistributedDataParallel(student, device_ids=device_ids, broadcast_buffers=False)
 
 
 def shard(student: Student, zero_shot: ZeroShotModel) -> None:
-    """Spread the parameters of student and teacher over all workers, block by block.
+    """Shard the parameters of student and teacher over all workers, block by block.
 
-    A block's weights are gathered when they are needed and let go after (Zhao et al., "PyTorch
+    A block's weights are gathered when they are needed and freed afterwards (Zhao et al., "PyTorch
     FSDP", VLDB 2023; `fully_shard` of PyTorch). The text encoder of the teacher stays whole.
     """
     mesh = init_device_mesh(student.head.device.type, (world()[1],))
-    if student.text is not None:
+    if student.text is not None:  # FSDP2 shards no scalars
         clip = cast(Any, student.text.clip)
-        clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))  # no scalars
+        clip.logit_scale = nn.Parameter(clip.logit_scale.detach().reshape(1))
     encoders = [student.visual, student.text, zero_shot.visual]
     parts = [block for encoder in encoders if encoder is not None for block in blocks(encoder)]
-    # Of a root, too, nothing stays gathered: its parameters are asked for between the steps.
+    # The root is resharded after its forward pass, too: its parameters are read between steps.
     for part in (*parts, student, zero_shot.visual):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together; every worker must ask for it. Others as they are."""
+    """A sharded tensor gathered on every worker (a collective operation); others as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every worker has whole, in the shape of `like` and sharded as that is.
+    """A tensor that every worker has whole, in the shape of `like` and sharded like it.
 
-    One that is sharded already is left as it is, and so is every one where `like` is whole.
+    A sharded tensor is returned as it is; if `like` is whole, the result is whole, too.
     """
     if not isinstance(like, DTensor):
         return tensor.reshape(like.shape)
@@ -77,9 +77,9 @@ def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
 def gather(rows: Tensor) -> Tensor:
     """All workers' rows, (B, ...) to (W B, ...), differentiable.
 
-    To be used in a loss that every worker computes alike from what it gathered, and whose gradients
-    are averaged over workers. The gradient of a worker's own rows is then W times what its loss
-    says, for each of the W equal losses depends on them, and no message is needed.
+    For a loss that every worker computes from the gathered rows, and whose gradients are averaged
+    over workers: each of the W equal losses depends on a worker's own rows, so their gradient is W
+    times that of the worker's own loss, and the backward pass needs no communication.
     """
     gathered: Tensor = _Gather.apply(rows) if world()[1] > 1 else rows
     return gathered
@@ -102,7 +102,7 @@ class _Gather(torch.autograd.Function):
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """What DDP does during a backward pass, after one that it was told to leave alone."""
+    """Average gradients over workers, after backward passes under DDP's `no_sync`."""
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad /= world()[1]
@@ -119,7 +119,7 @@ def averaged(tensor: Tensor) -> Tensor:
 
 
 def any_worker(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up on any worker."""
+    """Whether the flag is true on any worker."""
     if world()[1] == 1:
         return flag
     raised = torch.tensor(float(flag), device=device)

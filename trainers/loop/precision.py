@@ -1,4 +1,4 @@
-"""In which numbers the encoders compute: float32, or 16 bits with weights kept in float32."""
+"""Number formats of the encoders: float32, or 16 bits with weights kept in float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Precision:
-    """What a configuration's `precision` comes to on a device."""
+    """The configuration's `precision` on a device."""
 
     name: PrecisionName
     """`auto` is bfloat16 on GPUs that have it, and float32 elsewhere."""
@@ -22,20 +22,20 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the encoders' matrix products."""
+        """Type of the encoders' matrix products."""
         if self.name == "auto":
             has_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
             return torch.bfloat16 if has_bf16 else torch.float32
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Within the block, operations that bear it are done in `dtype`."""
+        """Within the block, suitable operations are computed in `dtype`."""
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower)
 
     def scaler(self) -> GradScaler:
-        """Scales losses so that gradients do not vanish in float16; elsewhere it does nothing.
+        """Scales losses so that gradients do not vanish in float16; without effect otherwise.
 
-        A step whose gradients overflow is left out, and the scale halved.
+        A step whose gradients overflow is skipped, and the scale is halved.
         """
         return GradScaler(self.device.type, enabled=self.dtype == torch.float16)

@@ -1,7 +1,7 @@
-"""The interface of a fine-tuning method: what is trained, what a step minimises, what is kept.
+"""The interface of a fine-tuning method: what trains, what a step minimises, what is kept.
 
-A method is a value: its own configuration and nothing that changes. What does change in training,
-the weights, their average, the optimiser, belongs to the loop, which asks the method about it.
+A method is an immutable value: its own configuration. The state of training (weights, their
+average, the optimiser) belongs to the loop.
 """
 
 from __future__ import annotations
@@ -31,71 +31,71 @@ Weights: TypeAlias = Mapping[str, Tensor]
 """Trained parameters by their names in the student."""
 
 Texts: TypeAlias = Sequence[Sequence[str]]
-"""G kinds of text, in each one for every image."""
+"""G kinds of text, each with one text for every image."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss is made of: B images, D features, K classes, G kinds of text an image.
+    """Inputs of a loss: B images, D features, K classes, G kinds of text for each image.
 
-    It is one worker's share of a step, or a part of it, for a loss that is a mean over images
-    (`Method.per_image`), and all workers' images for one that compares them with each other.
+    For a loss that is a mean over images (`Method.per_image`) it is one worker's share of a step,
+    or a part of it; for a loss that compares images it has the images of all workers.
     """
 
     labels: Tensor
     """(B,) int64."""
     student: Outputs
-    """Under the current parameters."""
+    """Outputs under the current parameters."""
     zero_shot: Outputs | None = None
-    """Of the same views and texts under the zero-shot parameters, where asked for."""
+    """Outputs of the zero-shot model for the same views and texts, if `needs_zero_shot`."""
     average: Outputs | None = None
-    """Of the same under the average of the parameters so far, where asked for."""
+    """Outputs under the average of the parameters so far, if `needs_average`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where in its training a run is, and what a loss may need besides the batch."""
+    """Position in training, and inputs of a loss besides the batch."""
 
     zero_shot: ZeroShotModel
     number: int
-    """Of the optimiser step, counted from 0."""
+    """Index of the optimiser step, from 0."""
     steps: int
-    """Of the whole run."""
+    """Number of steps of the whole run."""
     seed: int
     weights: Mapping[str, nn.Parameter]
-    """What is trained, by its names in the student: the live parameters."""
+    """The parameters that train, by their names in the student, with gradients."""
     initial: Weights
-    """The same before the first step."""
+    """Their values before the first step."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has come to."""
+    """Results of training, from which a method chooses the evaluated weights."""
 
     weights: Weights
     initial: Weights
-    """Before the first step."""
+    """Values before the first step."""
     average: Weights | None
-    """Where the method has one."""
+    """Moving average, if the method has one."""
     id_loss: Callable[[Weights], Tensor]
-    """The mean cross-entropy, differentiable, of weights on some ID validation images: the next
-    ones at every call."""
+    """Mean cross-entropy of weights on a batch of ID validation images, the next one at each call;
+    differentiable."""
 
 
 @dataclass(frozen=True)
 class StepRandom:
-    """Chance at a step, for one worker's share of the images.
+    """Random numbers of one step, for one worker's share of the images.
 
-    What falls to an image depends on (seed, step) and its place in the whole batch, so it is the
-    same however many workers there are.
+    The value of an image depends on (seed, step) and its position in the whole batch, so it is the
+    same for any number of workers.
     """
 
     seed: int
     step: int
     batch_size: int
-    """Of all workers."""
+    """Images of all workers."""
     rank: int = 0
     world_size: int = 1
 
@@ -104,7 +104,7 @@ class StepRandom:
         return generator(self.seed, purpose, self.step)
 
     def choose(self, purpose: str, number: int) -> list[int]:
-        """For each of the worker's images one of 0 .. number - 1, uniformly."""
+        """One of 0 .. number - 1 for each of the worker's images, uniformly."""
         drawn = self.generator(purpose).integers(number, size=self.batch_size)
         chosen: list[int] = drawn[self.rank :: self.world_size].tolist()
         return chosen
@@ -120,30 +120,30 @@ class Loss:
 
     @property
     def total(self) -> Tensor:
-        """What is minimised: ``task + reg_weight * reg``."""
+        """The minimised value: ``task + reg_weight * reg``."""
         return self.task + self.reg_weight * self.reg
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run with a learning-rate schedule and an optimiser of its own."""
+    """A part of a run with its own learning-rate schedule and optimiser."""
 
     first: int
     """Its first step."""
     steps: int
     lr: float | None = None
-    """Peak learning rate; None is the configuration's."""
+    """Peak learning rate; None uses `optim.lr`."""
     head_alone: bool = False
-    """Whether the image encoder is left as it is."""
+    """Whether only the head trains."""
 
 
 class Method(Frozen, ABC):
-    """A method is its own configuration: frozen, and named by its `name` field."""
+    """Base class of methods: a frozen configuration, identified by its `name` field."""
 
     name: str
 
     shardable: ClassVar[bool] = True
-    """Whether the weights may be spread over workers."""
+    """Whether the method works with sharded weights (`parallel: fsdp`)."""
 
     def prepare(self, student: Student) -> None:
         """Choose what trains, and insert modules if the method has any; called once at the start.
@@ -170,8 +170,10 @@ class Method(Frozen, ABC):
 
     @property
     def per_image(self) -> bool:
-        """Whether the loss is a mean over images, each for itself, besides terms of the
-        parameters alone. Then a batch may be split and its parts' losses averaged."""
+        """Whether the loss is a mean over independent images, plus terms of the parameters alone.
+
+        Then a batch may be split, and the losses of its parts averaged.
+        """
         return True
 
     @property
@@ -185,33 +187,30 @@ class Method(Frozen, ABC):
         return False
 
     def check(self, text: TextFacts) -> None:
-        """Raise a `ConfigError` where this method cannot work with a model of such texts."""
+        """Raise a `ConfigError` if the method does not work with a model of such texts."""
         return None
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` where the model lacks a part that this method works on."""
+        """Raise a `ConfigError` if the model lacks a part that the method needs."""
         return None
 
     def check_files(self) -> None:
-        """Raise a `ConfigError` where a file that this method reads is missing or has changed."""
+        """Raise a `ConfigError` if a file that the method reads is missing or has changed."""
         return None
 
     @property
     def idle(self) -> frozenset[str]:
-        """Fields that change nothing, the others being what they are; they are not searched."""
+        """Fields without effect, given the values of the others; they are not searched."""
         return frozenset()
 
     def stage(self, step: int, steps: int) -> Stage:
-        """The part of the run that a step belongs to; by default the run is one."""
+        """The stage that a step belongs to; by default the run has one stage."""
         return Stage(0, steps)
 
     def texts(self, labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> Texts:
-        """The texts of a worker's images; none by default.
+        """The texts of a worker's images, whose labels are given; none by default.
 
-        Args:
-            labels: (B,) of the images.
-            prompts: of the classes.
-            draw: whatever is random comes from here.
+        Everything random must come from `draw`.
         """
         return ()
 
@@ -219,23 +218,23 @@ class Method(Frozen, ABC):
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The loss of a batch.
 
-        Whatever is random depends on (seed, step) alone, so that all workers agree on it.
+        Everything random must depend on (seed, step) alone, so that all workers agree.
         """
 
     def average_decay(self, step: int, steps: int) -> float | None:
-        """d of ``average <- d average + (1 - d) weights`` after a step; None: nothing is averaged.
+        """d of ``average <- d average + (1 - d) weights`` after a step; None for no average.
 
-        The first average is the initial weights.
+        The average starts as the initial weights.
         """
         return None
 
     def eval_weights(self, trained: Trained) -> Weights:
-        """What is evaluated, kept and exported; by default the trained weights."""
+        """The weights that are evaluated, saved and exported; by default the trained ones."""
         return trained.weights
 
 
 def check_method_fits(method: Method, model: ModelConfig) -> None:
-    """Raise a `ConfigError` where the method cannot work with the model; no weights are loaded."""
+    """Raise a `ConfigError` if the method does not work with the model; no weights are loaded."""
     method.check(text_facts(model))
     method.check_model(model)
 
@@ -246,7 +245,7 @@ def cross_entropy(batch: Batch) -> Tensor:
 
 
 def zero(like: Tensor) -> Tensor:
-    """The regulariser of a method that has none."""
+    """A regulariser of 0."""
     return torch.zeros((), dtype=like.dtype, device=like.device)
 
 

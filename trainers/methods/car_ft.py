@@ -1,16 +1,16 @@
-"""CAR-FT: fine-tuning that keeps what the zero-shot model sees of an image's context.
+"""CAR-FT: fine-tuning that keeps the zero-shot model's view of an image's context.
 
-Mao, Chen, Jia, Zhang, Xue and Li, "Context-Aware Robust Fine-Tuning", IJCV 2024 (arXiv
-2211.16175). A template such as "a sketch of a {}." says in which context a class is shown; averaged
-over all classes, its text feature w_c stands for the context alone. With f and f0 the features of a
-view under the current and the zero-shot parameters and s the pre-trained logit scale::
+Mao, Chen, Jia, Zhang, Xue and Li, "Context-Aware Robust Fine-Tuning", IJCV 2024 (arXiv 2211.16175).
+A template such as "a sketch of a {}." describes the context in which a class is shown; its text
+feature w_c, averaged over all classes, represents the context alone. With f and f0 the features of
+a view under the current and the zero-shot parameters and s the pre-trained logit scale::
 
     q  = softmax over contexts of  s <f, w_c>,    q0 likewise from f0
     reg = mean over the batch of  KL(q0 || q)
 
-The contexts are those of the prompts' templates, 80 by default, and of the zero-shot text encoder,
-normalised as the code that came with Lipsum-FT has them. The authors' own code was not found: the
-direction of the divergence and the weight 1 come second-hand.
+The contexts come from the prompt templates, 80 by default, and the zero-shot text encoder, and are
+normalised as in the code of Lipsum-FT's authors. The code of CAR-FT's authors was not found: the
+direction of the divergence and the weight 1 come from that of others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ContextAwareFineTuning(Method):
 
     @property
     def needs_zero_shot(self) -> bool:
-        """Its features, unless they weigh nothing."""
+        """Whether the regulariser has a weight."""
         return self.reg_weight > 0
 
     def loss(self, batch: Batch, step: Step) -> Loss:

@@ -1,9 +1,9 @@
-"""CaRot: the contrastive loss with near-orthogonal projections and a slow teacher of its own.
+"""CaRot: contrastive loss, near-orthogonal projections, and distillation from a moving average.
 
 Oh et al., "Towards Calibrated Robust Fine-Tuning of Vision-Language Models", NeurIPS 2024 (arXiv
-2311.01723). With S = s F T' the scaled cosines of B images and their texts, S~ those that a
-moving average of the weights gives of the same views and texts, and Wv, Wt the linear maps by which
-the encoders' widths come to the D features, (width, D)::
+2311.01723). With S = s F T' the scaled cosines of B images and their texts, S~ those of a
+moving average of the weights for the same views and texts, and Wv, Wt the linear projections from
+the encoders' widths to the D features, (width, D)::
 
     loss = contrastive loss of S (FLYP's)
          + orthogonality_weight * ||Wv' Wv - I||_F  +  cross_weight * ||Wv Wt'||_F
@@ -12,13 +12,14 @@ the encoders' widths come to the D features, (width, D)::
 H(p, q) is the mean over the rows of -sum p log q. The norms are neither squared nor divided by a
 size, and the two directions of H are added, not averaged.
 
-All of it, and the default weights 0.2, 0.05 and 1.5, is as in the authors' code; the term with Wt
-is in its command for ImageNet. There the average is refreshed after every 500th of about 25,000
-steps, counted from 0, with a momentum that rises from 0.05 to 0.9 in the first fifth of the run: it
-starts as almost the student itself and slows down. A run of another length has as many refreshes
-here (`teacher_updates`), for an average that is never refreshed is the zero-shot model. As in their
-code the first step does not distil, the trained logit scale is in S and its average in S~, and what
-is evaluated is the student. Their figures, of 10 epochs on ImageNet, have not been reproduced here.
+All terms, and the default weights 0.2, 0.05 and 1.5, are those of the authors' code; the term with
+Wt is in its command for ImageNet. There the average is updated after every 500th of about 25,000
+steps, counted from 0, with a momentum that rises from 0.05 to 0.9 in the first fifth of the run, so
+the teacher is almost the student at first and slows down. Here a run of any length has the same
+number of updates (`teacher_updates`): without updates the average would be the zero-shot model. As
+in their code, the first step does not distil, S uses the trained logit scale and S~ its average,
+and the student is evaluated. The authors' results, of 10 epochs on ImageNet, have not been
+reproduced.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from trainers.models import ModelConfig, skeleton
 from trainers.models.student import Outputs
 
 MOMENTUM = (0.05, 0.9)
-"""Of the average, at the first step and after its rise."""
+"""Momentum of the average at the first step, and after its rise."""
 RISE = 0.2
 """Share of the run in which the momentum rises, linearly."""
 
@@ -49,15 +50,15 @@ IMAGE_PROJECTIONS = (
     "visual.trunk.head.weight",
     "visual.trunk.head.fc.weight",
 )
-"""Wv of CLIP's transformers, of its ResNets, and of timm's encoders, where it may be put on top or
-be the encoder's own last layer."""
+"""Names of Wv in CLIP's transformers, in its ResNets, and in timm's encoders (added on top, or the
+encoder's own last layer)."""
 TEXT_PROJECTIONS = (
     "text.clip.text_projection",
     "text.clip.text.text_projection",
     "text.clip.text.text_projection.weight",
     "text.clip.text.proj.weight",
 )
-"""Wt of CLIP, of text towers apart, with a bias too (SigLIP's), and of Hugging Face's."""
+"""Names of Wt in CLIP, in separate text towers (SigLIP's with a bias), and in Hugging Face's."""
 
 
 @register_method("carot")
@@ -73,15 +74,15 @@ class CaRot(ContrastiveMethod):
     distillation_weight: float = Field(default=1.5, ge=0)
     """Weight of the cross-entropies with the average."""
     teacher_updates: int = Field(default=50, ge=1)
-    """Refreshes of the average in a run, evenly spread; at most one a step."""
+    """Updates of the average in a run, evenly spread; at most one a step."""
 
     @property
     def needs_average(self) -> bool:
-        """The average is the teacher, unless it does not count."""
+        """Whether distillation has a weight."""
         return self.distillation_weight > 0
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` where an encoder has no linear projection to be made orthogonal."""
+        """Raise a `ConfigError` if an encoder has no linear projection."""
         if self.orthogonality_weight or self.cross_weight:
             projections(
                 {
@@ -91,7 +92,7 @@ class CaRot(ContrastiveMethod):
             )
 
     def average_decay(self, step: int, steps: int) -> float | None:
-        """The momentum after a step that refreshes the average; 1, which is none, after others."""
+        """The momentum after a step that updates the average; 1 (no update) after others."""
         if not self.needs_average:
             return None
         if step * self.teacher_updates % steps >= self.teacher_updates:
@@ -115,19 +116,21 @@ class CaRot(ContrastiveMethod):
 
 
 def projections(weights: Weights) -> tuple[Tensor, Tensor]:
-    """Wv (image width, D) and Wt (text width, D) among what trains.
+    """Wv (image width, D) and Wt (text width, D) among the trained parameters.
 
     Raises:
-        ConfigError: an encoder has none, or one that is not linear.
+        ConfigError: an encoder has no linear projection.
     """
     found = []
     for encoder, names in (("image", IMAGE_PROJECTIONS), ("text", TEXT_PROJECTIONS)):
         name = next((name for name in names if name in weights), None)
         if name is None:
             raise ConfigError(
-                "method.name = 'carot': it keeps the projections of both encoders near-orthogonal, "
-                f"and the {encoder} encoder of this model has no linear one; set "
-                "method.orthogonality_weight = method.cross_weight = 0, or name another model"
+                f"the {encoder} encoder of this model has no linear projection to regularise",
+                key="method.name",
+                value="carot",
+                hint="set method.orthogonality_weight = method.cross_weight = 0, or name another "
+                "model",
             )
         found.append(weights[name].T if name.endswith(".weight") else weights[name])
     return found[0], found[1]

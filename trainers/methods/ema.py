@@ -1,8 +1,8 @@
-"""EMA: plain fine-tuning, of whose weights the exponential moving average is kept.
+"""EMA: plain fine-tuning that keeps the exponential moving average of the weights.
 
-After every step ``average <- d average + (1 - d) weights``, from the zero-shot weights on. It is
-the average that is evaluated, kept and exported. Polyak and Juditsky, "Acceleration of Stochastic
-Approximation by Averaging", 1992; a baseline of Lipsum-FT's paper, whose decay was not found:
+After every step ``average <- d average + (1 - d) weights``, starting at the zero-shot weights. The
+average is evaluated, saved and exported. Polyak and Juditsky, "Acceleration of Stochastic
+Approximation by Averaging", 1992; a baseline of Lipsum-FT's paper, which does not state the decay;
 0.999 is usual. A run much shorter than ``1 / (1 - d)`` steps ends near the zero-shot model.
 """
 
@@ -23,10 +23,10 @@ class AveragedFineTuning(PlainFineTuning):
 
     name: Literal["ema"] = "ema"
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """d: how much of the average stays at each step."""
+    """d: share of the average that is kept at each step."""
 
     def average_decay(self, step: int, steps: int) -> float | None:
-        """The same at every step."""
+        """`ema_decay`, at every step."""
         return self.ema_decay
 
     def eval_weights(self, trained: Trained) -> Weights:

@@ -9,7 +9,7 @@ from trainers.methods.registry import register_method
 
 
 class PlainFineTuning(Method):
-    """Methods that train by cross-entropy alone, and differ in what they do around it."""
+    """Base of the methods whose loss is cross-entropy alone."""
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """Cross-entropy; its regulariser is 0."""

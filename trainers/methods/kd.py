@@ -1,14 +1,14 @@
 """KD: fine-tuning that keeps the zero-shot model's class probabilities.
 
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015 (arXiv 1503.02531),
-with the zero-shot model as the teacher, as Li and Hoiem's "Learning without Forgetting" (ECCV 2016)
-has the old model. With p0 and p the class probabilities of a view under the zero-shot model, its
-own head included, and under the student, both with the pre-trained logit scale::
+with the zero-shot model as the teacher, like the old model in Li and Hoiem's "Learning without
+Forgetting" (ECCV 2016). With p0 and p the class probabilities of a view under the zero-shot model,
+its own head included, and under the student, both with the pre-trained logit scale::
 
     reg = mean over the batch of  KL(p0 || p)
 
 at temperature 1. Lipsum-FT's authors list this baseline without weight and temperature; the weight
-1 is ours.
+1 was chosen here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Distillation(Method):
 
     @property
     def needs_zero_shot(self) -> bool:
-        """Its probabilities, unless they weigh nothing."""
+        """Whether the regulariser has a weight."""
         return self.reg_weight > 0
 
     def loss(self, batch: Batch, step: Step) -> Loss:

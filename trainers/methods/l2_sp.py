@@ -1,14 +1,13 @@
-"""L2-SP: fine-tuning that is drawn back to where it started, weight by weight.
+"""L2-SP: fine-tuning with a penalty on the squared distance from the initial weights.
 
 Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
 Networks", ICML 2018 (arXiv 1802.01483)::
 
     reg = sum_k ||theta_k - theta0_k||^2
 
-over all that is trained, the head included, which starts as the zero-shot one and so has a place
-to be drawn back to. The sum has no factor 1/2 and the weight 0.01 is that of Kumar et al.'s code
-(ICLR 2022); it acts through AdamW's moments like any other gradient. What Lipsum-FT's authors used
-for this baseline was not found.
+over all trained parameters, the head included: it starts as the zero-shot head. The sum has no
+factor 1/2. The weight 0.01 is that of Kumar et al.'s code (ICLR 2022). The penalty goes through
+AdamW's moments like any other gradient. The value that Lipsum-FT's authors used is not known.
 """
 
 from __future__ import annotations

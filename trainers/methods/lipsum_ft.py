@@ -1,23 +1,23 @@
-"""Lipsum-FT: keep the scores of images against random texts as the zero-shot model has them.
+"""Lipsum-FT: keep the zero-shot model's scores of images against random texts.
 
 Nam, Heo and Lee, "Lipsum-FT: Robust Fine-Tuning of Zero-Shot Models Using Random Text Guidance",
 ICLR 2024 (arXiv 2404.00860). With s the pre-trained logit scale, f and f0 the L2-normalised image
 features of one view under the current and the zero-shot parameters, and t_1 .. t_M the
-L2-normalised features of M random texts that are drawn afresh at every step::
+L2-normalised features of M random texts, drawn again at every step::
 
     reg  = mean over the batch of  sum_m (s <f, t_m> - s <f0, t_m>)^2 / (2 M)
     loss = cross_entropy(s f @ head.T, labels) + reg_weight * reg
 
-The scale stands inside the square: with CLIP's s = 100, leaving it out would weaken the term ten
-thousand times. Since ``reg = s^2 / 2 * (f - f0)' C (f - f0)`` with ``C = sum_m t_m t_m' / M``, the
-random texts matter through their second moment alone, whose effective rank is reported. That asks
-for controls, `text_source`::
+The scale is inside the square: with CLIP's s = 100, the term would be 10,000 times weaker without
+it. Since ``reg = s^2 / 2 * (f - f0)' C (f - f0)`` with ``C = sum_m t_m t_m' / M``, the random texts
+act only through their second moment, whose effective rank is reported. `text_source` selects the
+method or one of its controls::
 
-    random          the method itself: M fresh texts a step
+    random          the method itself: M new texts at every step
     fixed           M texts, the same at every step
-    second_moment   the expected C, estimated once from 16,384 random texts: no texts in the loop
-    isotropic       C = I / D, as if texts pointed everywhere: the distillation of features
-    file            M texts a step of the user's, from `texts_file`
+    second_moment   the expected C, estimated once from 16,384 random texts; no texts in the loop
+    isotropic       C = I / D, as for texts in all directions: distillation of features
+    file            M texts of the user at every step, from `texts_file`
 """
 
 from __future__ import annotations
@@ -45,11 +45,15 @@ from trainers.methods.registry import register_method
 from trainers.models import TextFacts
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.seeding import generator
-from trainers.texts.random_texts import random_text_features, random_text_moment
-from trainers.texts.text_file import digest, read_texts
+from trainers.texts.random_texts import (
+    digest,
+    random_text_features,
+    random_text_moment,
+    read_texts,
+)
 
 TEXTS_OF_MOMENT = 16_384
-"""Random texts that the expected second moment is estimated from."""
+"""Number of random texts from which the expected second moment is estimated."""
 
 
 @register_method("lipsum_ft")
@@ -60,19 +64,18 @@ class LipsumFineTuning(Method):
     reg_weight: float = Field(default=1.0, ge=0)
     """Weight of the regulariser."""
     reg_schedule: Schedule = "constant"
-    """Or falling from `reg_weight` to 0 over the run, linearly or as a cosine."""
+    """Constant, or falling from `reg_weight` to 0 over the run, linearly or as a cosine."""
     text_source: Literal["random", "fixed", "second_moment", "isotropic", "file"] = "random"
-    """Which texts; all but the first are controls of ours."""
+    """Which texts; all but the first are controls."""
     text_length: int = Field(default=8, ge=1)
-    """L: random tokens a text, besides the start and end tokens."""
+    """L: random tokens of a text, besides the start and end tokens."""
     text_count: int = Field(default=80, ge=1)
     """M: texts a step."""
     texts_file: str | None = None
-    """Of `text_source: file`, else of no effect: UTF-8, a text a line; every worker must be able
-    to read it."""
+    """Used by `text_source: file`: UTF-8, one text a line; every worker must be able to read it."""
     texts_sha256: str | None = None
-    """Of that file, filled in where it is left out: with other texts a run cannot go on, though
-    all that is known of it can still be read."""
+    """SHA-256 of the texts in that file, filled in by default. A run does not resume with other
+    texts; its results can still be read."""
 
     @field_validator("texts_file")
     @classmethod
@@ -81,12 +84,12 @@ class LipsumFineTuning(Method):
 
     @model_validator(mode="after")
     def _texts_are_known(self) -> LipsumFineTuning:
-        """The file is read where its hash is missing alone: `check_files` compares the two."""
+        """Fill in the hash; `check_files` compares a given one with the file."""
         needed = self.text_source == "file"
         if needed and self.texts_file is None:
-            raise ValueError("text_source = 'file' takes the texts of texts_file, which is missing")
+            raise ValueError("text_source = 'file' requires texts_file")
         if self.texts_file is not None and self.texts_sha256 is None:
-            try:  # another source may be searched together with the file
+            try:  # a search may vary the source, and never use the file
                 found = digest(Path(self.texts_file))
             except ConfigError:
                 if needed:
@@ -97,35 +100,43 @@ class LipsumFineTuning(Method):
 
     @property
     def needs_zero_shot(self) -> bool:
-        """The regulariser compares with the zero-shot model, unless its weight is 0."""
+        """Whether the regulariser has a weight."""
         return self.reg_weight > 0
 
     def check(self, text: TextFacts) -> None:
-        """Raise a `ConfigError` where there are no random texts, or they exceed the context."""
+        """Raise a `ConfigError` if the model has no random texts, or too short a context."""
         if self.text_source in ("isotropic", "file"):
             return
         if not text.has_random_texts:
             raise ConfigError(
-                f"method.name = {self.name!r}, model.name = {text.model!r}: random texts are made "
-                "of the start and end tokens of CLIP's tokenizer, and this model has another; "
-                "write method.name = 'ft', or name a model with CLIP's tokenizer"
+                f"random texts need CLIP's tokenizer, and model.name = {text.model!r} has another",
+                key="method.name",
+                value=self.name,
+                hint="write method.name = 'ft', or name a model with CLIP's tokenizer",
             )
-        check_text_length(self.text_length, text.context_length)
+        if self.text_length + 2 > text.context_length:
+            raise ConfigError(
+                "too long for the model's context with its start and end tokens",
+                key="method.text_length",
+                value=self.text_length,
+                hint=f"at most {text.context_length - 2}",
+            )
 
     def check_files(self) -> None:
-        """Raise a `ConfigError` where the texts are not those that the configuration means."""
+        """Raise a `ConfigError` if the texts have changed since the configuration was made."""
         if self.text_source != "file" or self.texts_file is None:
             return
         found = digest(Path(self.texts_file))
         if self.texts_sha256 != found:
             raise ConfigError(
-                f"method.texts_file = {self.texts_file!r} has changed since: its SHA-256 was "
-                f"{self.texts_sha256} and is {found}"
+                f"the file has changed since: its SHA-256 was {self.texts_sha256} and is {found}",
+                key="method.texts_file",
+                value=self.texts_file,
             )
 
     @property
     def idle(self) -> frozenset[str]:
-        """The length and number of texts, where the source has none of that."""
+        """The length and number of texts, if the source does not use them."""
         without = {
             "second_moment": {"text_count"},
             "isotropic": {"text_length", "text_count"},
@@ -134,7 +145,7 @@ class LipsumFineTuning(Method):
         return frozenset(without.get(self.text_source, ()))
 
     def loss(self, batch: Batch, step: Step) -> Loss:
-        """Cross-entropy plus the energy gap to the zero-shot model on this step's texts."""
+        """Cross-entropy plus the energy gap to the zero-shot model on the texts of this step."""
         task = cross_entropy(batch)
         if batch.zero_shot is None:
             return Loss(task, zero(task))
@@ -147,7 +158,7 @@ class LipsumFineTuning(Method):
         return Loss(task, reg, scheduled(self.reg_weight, self.reg_schedule, step))
 
     def _text_features(self, step: Step) -> Tensor:
-        """(M, D) of this step."""
+        """Features (M, D) of the texts of this step."""
         if self.text_source == "file":
             every = _features_of_file(step.zero_shot, str(self.texts_file))
             drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
@@ -159,22 +170,12 @@ class LipsumFineTuning(Method):
         )
 
     def _moment(self, step: Step) -> Tensor:
-        """(D, D)."""
+        """The second moment C (D, D)."""
         if self.text_source == "isotropic":
             width = step.zero_shot.head.shape[1]
             return torch.eye(width, device=step.zero_shot.device) / width
         return random_text_moment(
             step.zero_shot, self.text_length, count=TEXTS_OF_MOMENT, seed=step.seed
-        )
-
-
-def check_text_length(text_length: int, context_length: int) -> None:
-    """Raise a `ConfigError` where L tokens with their start and end exceed the context."""
-    if text_length + 2 > context_length:
-        raise ConfigError(
-            f"method.text_length = {text_length}: with its start and end tokens a text has "
-            f"{text_length + 2}, and the model's context holds {context_length} "
-            f"(at most {context_length - 2})"
         )
 
 
@@ -196,12 +197,12 @@ def energy_gap(
 def quadratic_gap(
     features: Tensor, zero_shot_features: Tensor, moment: Tensor, logit_scale: float
 ) -> Tensor:
-    """The same for texts of the second moment C (D, D): ``s^2 / 2 (f - f0)' C (f - f0)``, mean."""
+    """`energy_gap` for texts of the second moment C (D, D): mean ``s^2 / 2 (f-f0)' C (f-f0)``."""
     change = logit_scale * (features - zero_shot_features)  # (B, D)
     return ((change @ moment) * change).sum(dim=-1).mean() / 2
 
 
-# What does not change from step to step is computed once a process, for its last model.
+# Features of texts that stay the same are computed once in a process, for its last model.
 
 
 @lru_cache(maxsize=1)

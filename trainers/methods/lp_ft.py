@@ -1,18 +1,18 @@
-"""LP-FT: a linear probe first, then fine-tuning from the head that it found.
+"""LP-FT: a linear probe first, then fine-tuning from the head of the probe.
 
 Kumar, Raghunathan, Jones, Ma and Liang, "Fine-Tuning can Distort Pretrained Features and
-Underperform Out-of-Distribution", ICLR 2022 (arXiv 2202.10054). In the first stage the head alone
-is trained on the frozen encoder's features, in the second everything, each with cross-entropy, a
-learning-rate schedule and an optimiser of its own::
+Underperform Out-of-Distribution", ICLR 2022 (arXiv 2202.10054). In the first stage only the head
+is trained, on the features of the frozen encoder; in the second everything is. Each stage has its
+own learning-rate schedule and optimiser, and minimises cross-entropy::
 
     stage 1   head            steps 0 .. F - 1        peak learning rate probe_lr
     stage 2   encoder, head   steps F .. steps - 1    peak learning rate optim.lr
 
 with ``F = probe_fraction * steps``, so that LP-FT costs no more steps than the others.
 
-The authors probe with a head of its own scale, bias and start, to convergence. Here it is the head
-of all methods, without a bias, and starts as the zero-shot one. The defaults below are therefore
-ours, and the authors' figures have not been reproduced.
+The authors train a probe with its own scale, bias and initialisation to convergence. Here it is the
+head of all methods: without a bias, initialised as the zero-shot head. The defaults were therefore
+chosen here, and the authors' results have not been reproduced.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LinearProbeFineTuning(PlainFineTuning):
     name: Literal["lp_ft"] = "lp_ft"
     shardable: ClassVar[bool] = False
     probe_fraction: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the steps that train the head alone."""
+    """Share of the steps that train only the head."""
     probe_lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of these steps."""
 

@@ -1,28 +1,30 @@
-"""R-Adapter: train small linear maps in frozen encoders, average them, and keep a part of them.
+"""R-Adapter: train linear adapters in frozen encoders, average them, and keep a share of them.
 
 Kim et al., "Efficient and Versatile Robust Fine-Tuning of Zero-shot Models", ECCV 2024 (arXiv
 2408.05749). The adapters are those of `trainers.models.adapters`, ``h(x) = x + g A x`` after
-attention and MLP in every block of both encoders, A = 0 and g = 0.1 before the first step. Both are
-trained, the encoders, their projections and the logit scale s are not. Three things keep them
+attention and MLP in every block of both encoders, A = 0 and g = 0.1 before the first step. A and g
+are trained; the encoders, their projections and the logit scale s are not. Three measures make it
 robust:
 
-- dropping: in a step each is left out with probability p = `drop_rate`, or counts 1 / (1 - p);
-- accumulation: what is evaluated is ``average <- d average + (1 - d) weights``, d = `ema_decay`;
-- rescaling: of it, ``h(x) = x + alpha g A x``, merged into the encoders.
+- dropping: at each step an adapter is scaled by 0 with probability p = `drop_rate`, else by
+  1 / (1 - p);
+- accumulation: ``average <- d average + (1 - d) weights`` is evaluated, d = `ema_decay`;
+- rescaling: the average is used as ``h(x) = x + alpha g A x``, merged into the encoders.
 
-The loss is contrastive, with all texts of an image's class as its positives (MPM-NCE). With F and
-T the L2-normalised features of B images and their texts, M_ij = 1 where i and j are of one class
-and else 0, and P_i the number of i's positives::
+The loss is contrastive, with all texts of an image's class as positives (MPM-NCE). With F and T the
+L2-normalised features of B images and their texts, M_ij = 1 if i and j are of the same class, else
+0, and P_i the number of positives of i::
 
     S~_ij = s (F T')_ij + s * margin * (1 - M_ij)
     Y_ij  = (1 - eps) M_ij / P_i + eps (1 - M_ij) / (B - P_i)
     loss  = mean over i of  -sum_j Y_ij (log softmax_j S~_ij + log softmax_j S~'_ij) / 2
 
-The defaults are those of the authors' code on ImageNet, eps = `label_smoothing` among them, and s
-is the model's own: for OpenAI's, their temperature of 0.01. They are meant for 25,000 steps: after
-n of them the average keeps ``ema_decay^n`` of its start, A = 0, so a run of a few hundred wants a
-smaller decay. An adapter is left out here for a whole step; in their code it is for single
-positions, and the paper's formula allows for either. Their figures have not been reproduced here.
+The defaults, eps = `label_smoothing` included, are those of the authors' code on ImageNet; s is
+that of the model (for OpenAI's models, the authors' temperature of 0.01). They are meant for 25,000
+steps: after n steps the average keeps ``ema_decay^n`` of its start, A = 0, so a run of a few
+hundred steps needs a smaller decay. Here an adapter is dropped for a whole step; in the authors'
+code it is dropped for single positions, and the paper's formula allows both. The authors' results
+have not been reproduced here.
 """
 
 from __future__ import annotations
@@ -51,15 +53,15 @@ class ResidualAdapter(ContrastiveMethod):
     name: Literal["r_adapter"] = "r_adapter"
     shardable: ClassVar[bool] = False
     drop_rate: float = Field(default=0.2, ge=0, lt=1)
-    """p: how probably a step leaves an adapter out."""
+    """p: probability that a step drops an adapter."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """d of the average that is evaluated."""
     alpha: float = Field(default=0.5, ge=0, le=1)
-    """How much of the adapters is kept: 0 is the zero-shot model, 1 all of them."""
+    """Share of the adapters that is kept: 0 is the zero-shot model."""
     margin: float = Field(default=0.05, ge=0)
     """Added to the cosines of images with texts of other classes."""
     label_smoothing: float = Field(default=0.02, ge=0, lt=1)
-    """eps: the share of the label that texts of other classes have between them."""
+    """eps: the share of the label that the texts of other classes have together."""
 
     def prepare(self, student: Student) -> None:
         """Add adapters to both encoders, and let these train alone."""
@@ -83,7 +85,7 @@ class ResidualAdapter(ContrastiveMethod):
                 adapters.scale = None
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise a `ConfigError` where an encoder has no transformer blocks."""
+        """Raise a `ConfigError` if an encoder has no transformer blocks."""
         clip = skeleton(model)
         for encoder in (clip.visual, TextTower(clip)):
             Adapters(cast(nn.Module, encoder))
@@ -100,7 +102,7 @@ class ResidualAdapter(ContrastiveMethod):
         return self.ema_decay
 
     def eval_weights(self, trained: Trained) -> Weights:
-        """The average, its maps A times `alpha`: the gains g stay, or it would count twice."""
+        """The average, with the maps A times `alpha`; the gains g stay, as the product counts."""
         average = trained.weights if trained.average is None else trained.average
         return {n: self.alpha * v if ".maps." in n else v for n, v in average.items()}
 
@@ -108,13 +110,10 @@ class ResidualAdapter(ContrastiveMethod):
 def multi_positive_loss(
     scores: Tensor, labels: Tensor, margin: Tensor | float, label_smoothing: float
 ) -> Tensor:
-    """MPM-NCE, a scalar.
+    """MPM-NCE, a scalar, of scores (B, B) with images in rows and their texts in columns.
 
-    Args:
-        scores: (B, B), images in rows and their texts in columns.
-        labels: (B,) the classes of both.
-        margin: added to the scores of other classes.
-        label_smoothing: eps; it is 0 for a batch of a single class.
+    `margin` is added to the scores of other classes; `label_smoothing`, eps, is 0 for a batch of a
+    single class.
     """
     same = labels[:, None] == labels
     positives = same.sum(dim=1, keepdim=True).to(scores)

@@ -1,25 +1,25 @@
-"""StarFT: let images go with texts of what is spurious as they do in the zero-shot model.
+"""StarFT: keep the zero-shot model's similarities of images and texts of spurious attributes.
 
 Kim et al., "StarFT: Robust Fine-tuning of Zero-shot Models via Spuriosity Alignment", IJCAI 2025
-(arXiv 2505.13232). Besides its caption c, "a photo of a dog.", an image has a spurious text: c
-with a background, a texture or a resolution put to it by a template drawn at random, "a photo of a
-dog on a frozen lake.". With F and U the L2-normalised features of B images and of their spurious
+(arXiv 2505.13232). Besides its caption c, "a photo of a dog.", an image has a spurious text: a
+random template adds a background, a texture or a resolution to c, as in "a photo of a dog on a
+frozen lake.". With F and U the L2-normalised features of B images and of their spurious
 texts under the current encoders, F0 and U0 those of the same views and texts under the zero-shot
 model, s the pre-trained logit scale, and y the classes::
 
-    Z   = s F U',  Z0 = s F0 U0',  both without the pairs y_i = y_j, the diagonal among them
+    Z   = s F U',  Z0 = s F0 U0',  both without the pairs with y_i = y_j (and so the diagonal)
     reg = mean over i of  KL( softmax_j Z0_ij || softmax_j Z_ij )
     loss = contrastive loss of images and captions (FLYP's)  +  w * reg
 
-An image is so compared with spurious texts of the other classes alone, and only in the direction
-from image to texts. The caption is always of one template, and w starts at `reg_weight` 0.5 and
-falls to 0, as in the authors' code; theirs falls once an epoch, w0 (1 - (e + 1) / E), ours at every
-step. Their templates come from a language model; those in `spurious_templates.yaml` are our own.
+So an image is compared with the spurious texts of other classes only, and only in the direction
+from image to texts. The caption always uses the same template, and w starts at `reg_weight` 0.5 and
+falls to 0, as in the authors' code; there it falls once an epoch, w0 (1 - (e + 1) / E), here at
+every step. Their templates come from a language model; those in `spurious_templates.yaml` were
+written for this project.
 
-With ``task = "cross_entropy"`` it is cross-entropy on a trained head in place of the contrastive
-loss. Only the image encoder and the head train then: that U stays U0, and that this head is the one
-that is evaluated, are our choices. The authors' figures, of 10 epochs on ImageNet, have not been
-reproduced here.
+With ``task = "cross_entropy"``, cross-entropy on a trained head replaces the contrastive loss. Then
+only the image encoder and the head train: that U stays U0, and that this head is evaluated, are
+choices made here. The authors' results, of 10 epochs on ImageNet, have not been reproduced here.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ Attributes: TypeAlias = Literal["background", "texture", "resolution"]
 CAPTION = "a photo of a {}."
 
 SPURIOUS = -1
-"""Which kind of text they are: the last."""
+"""Index of the spurious texts among the kinds of text: the last."""
 
 LEFT_OUT = -1e8
-"""A logit of probability 0. A row of nothing else is uniform on both sides: its divergence is 0."""
+"""A logit of probability 0. A row of only such logits has divergence 0: both sides are uniform."""
 
 
 @register_method("star_ft")
@@ -70,11 +70,11 @@ class StarFineTuning(Method):
     reg_weight: float = Field(default=0.5, ge=0)
     """Weight of the regulariser in the first step."""
     reg_schedule: Schedule = "linear"
-    """How it falls to 0, or that it does not."""
+    """How the weight falls to 0 over the run, or `constant`."""
     task: Literal["contrastive", "cross_entropy"] = "contrastive"
-    """What is learnt of the images: their captions, both encoders training, or their classes."""
+    """Target of the task loss: captions (both encoders train) or classes."""
     attributes: Attributes = "background"
-    """What the spurious texts name."""
+    """Attribute that the spurious texts describe."""
 
     def prepare(self, student: Student) -> None:
         """Let both encoders train for captions; the image encoder and the head for classes."""
@@ -85,7 +85,7 @@ class StarFineTuning(Method):
 
     @property
     def per_image(self) -> bool:
-        """An image is compared with the texts of others: not in plain cross-entropy alone."""
+        """False if an image is compared with the texts of others; plain cross-entropy does not."""
         return self.task == "cross_entropy" and not self.needs_zero_shot
 
     @property
@@ -94,7 +94,7 @@ class StarFineTuning(Method):
         return self.reg_weight > 0
 
     def texts(self, labels: Sequence[int], prompts: Prompts, draw: StepRandom) -> Texts:
-        """Captions where they are learnt, then spurious texts where they weigh anything."""
+        """Captions if they are the target, then spurious texts if the regulariser has a weight."""
         captions = [CAPTION.replace("{}", prompts.names[label]) for label in labels]
         kinds = [captions] if self.task == "contrastive" else []
         if self.needs_zero_shot:
@@ -115,9 +115,8 @@ class StarFineTuning(Method):
 def spurious_divergence(batch: Batch) -> Tensor:
     """The mean KL divergence of the images' distributions over spurious texts, a scalar.
 
-    Args:
-        batch: with the zero-shot model's outputs. Spurious texts are the last of its kinds; where
-            the student has no text encoder, its features of them are the zero-shot model's.
+    Spurious texts are the last kind. A student without a text encoder uses the zero-shot model's
+    features of them.
     """
     zero_shot, student = cast(Outputs, batch.zero_shot), batch.student
     if len(student.text_features) == 0:

@@ -1,18 +1,19 @@
-"""TPGM: plain fine-tuning, then a limit on how far each weight may have moved, which is learned.
+"""TPGM: plain fine-tuning, then a learned limit on the distance that each weight has moved.
 
 Tian et al., "Trainable Projected Gradient Method for Robust Fine-tuning", CVPR 2023 (arXiv
 2303.10720). With ``d_k = theta_k - theta0_k`` for every tensor of the weights and a radius each::
 
     theta_k' = theta0_k + r_k d_k,    r_k = min(radius_k / ||d_k||_2, 1)
 
-The radii minimise the cross-entropy of theta' on ID validation images while theta stays, by Adam
-from half of the distance on. As the authors do for CLIP, they are learned after fine-tuning, and so
-anew for every evaluation; 200 steps of 64 images at 0.01 are theirs. Here it is ``r_k`` that is
-learned, a share of the distance: the authors' rate is in units of the distance, and one that suits
-a long fine-tuning jumps over the whole range of a short one. Their figures were not reproduced.
+The radii minimise the cross-entropy of theta' on ID validation images, with theta fixed, by Adam
+starting at half of the distance. As in the authors' code for CLIP, they are learned after
+fine-tuning, here again for every evaluation; 200 steps of 64 images at 0.01 are the authors'
+values. Here ``r_k`` itself is learned, a share of the distance: the authors' learning rate is in
+units of the distance, and a value for long fine-tunings exceeds the whole range of a short one. The
+authors' results have not been reproduced.
 
-The radii see the labels of the ID validation split: ID validation figures of this method are
-optimistic, and comparisons belong on the OOD domains and on the test splits.
+The radii depend on the labels of the ID validation split, so ID validation metrics of this method
+are optimistic; compare it on the OOD domains and on the test splits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ProjectedFineTuning(PlainFineTuning):
     projection_steps: int = Field(default=200, ge=0)
     """Steps of Adam on the radii, at every evaluation, each on 64 images."""
     projection_lr: float = Field(default=1e-2, gt=0)
-    """Their learning rate, in shares of the distance that a weight has moved."""
+    """Learning rate of these steps, in shares of the distance that a weight has moved."""
 
     def eval_weights(self, trained: Trained) -> Weights:
         """The projected weights."""
@@ -62,14 +63,9 @@ def project(
     steps: int,
     lr: float,
 ) -> dict[str, Tensor]:
-    """The weights drawn back towards the initial ones, each by the share that was learned.
+    """Interpolate each weight between its initial and its trained value by a learned share.
 
-    Args:
-        weights: what training came to.
-        initial: by the same names.
-        id_loss: of weights, differentiable; called once a step.
-        steps: of Adam.
-        lr: of these steps.
+    `id_loss` is a differentiable loss of weights, called once a step of Adam.
     """
     change = {name: value - initial[name] for name, value in weights.items()}
     shares = torch.full((len(change),), 0.5, device=next(iter(change.values())).device)

@@ -4,8 +4,8 @@ Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (arXiv 2109
 
     theta = (1 - alpha) theta_zero_shot + alpha theta_fine_tuned
 
-over every weight, the head included. The authors recommend alpha = 0.5 where nothing is known of
-the shift. Any method's end can be looked at on the whole line with `eval.wise_alphas`.
+over every weight, the head included. The authors recommend alpha = 0.5 if nothing is known about
+the shift. `eval.wise_alphas` evaluates the whole line for any method.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class WiseFineTuning(PlainFineTuning):
     """0 is the zero-shot model, 1 the fine-tuned one."""
 
     def eval_weights(self, trained: Trained) -> Weights:
-        """The interpolated weights, at every evaluation."""
+        """The interpolated weights."""
         if self.alpha == 1:
             return trained.weights
         return interpolate(trained.initial, trained.weights, self.alpha)

@@ -1,8 +1,7 @@
-"""Zero-shot models: any that open_clip knows or can read, and the embedded `tiny-clip`.
+"""Zero-shot models: any that open_clip can load, and the embedded `tiny-clip`.
 
-`config` is what a user writes; `architecture` finds the model configuration that is meant;
-`weights`, `hub` and `check` tell what will not work before a worker starts; `image` and `text` ask
-the two sides what they take and give; `loading` makes the model.
+`config` is the section of the configuration; `architecture`, `weights` and `hub` find what it
+names; `image` and `text` describe the two sides of a model; `loading` checks and loads it.
 """
 
 from trainers.models.activations import (
@@ -11,12 +10,16 @@ from trainers.models.activations import (
     keep_no_activations,
 )
 from trainers.models.architecture import Architecture, architecture
-from trainers.models.check import check_model
 from trainers.models.config import RANDOM, TINY_CLIP, ModelConfig
 from trainers.models.image import ImageInput, image_input, pooled_features
-from trainers.models.loading import create_clip, load_clip, skeleton
-from trainers.models.text import TextFacts, encode_tokens, ends_at_the_end_token, text_facts
-from trainers.models.tokenizer import load_tokenizer
+from trainers.models.loading import check_model, create_clip, load_clip, skeleton
+from trainers.models.text import (
+    TextFacts,
+    encode_tokens,
+    ends_at_the_end_token,
+    load_tokenizer,
+    text_facts,
+)
 
 __all__ = [
     "RANDOM",

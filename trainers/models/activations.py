@@ -1,13 +1,12 @@
-"""Activation checkpointing: trading a second forward pass for the memory of the first.
+"""Activation checkpointing: a second forward pass in exchange for memory.
 
-Within a block of an encoder nothing is kept for the backward pass but its input; the rest is
-computed again when it is asked for (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
+Only the input of an encoder's block is kept for the backward pass, which computes the rest again
+(Chen et al., "Training Deep Nets with Sublinear Memory Cost",
 arXiv 1604.06174).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,37 +18,39 @@ from trainers.models.architecture import architecture
 from trainers.models.config import ModelConfig
 
 BLOCK_LISTS = ("resblocks", "blocks", "layer", "layers", "block")
-"""What open_clip, timm and Hugging Face call the lists of an encoder's blocks."""
+"""Names of the lists of an encoder's blocks in open_clip, timm and Hugging Face."""
 
 
 def blocks(encoder: nn.Module) -> list[nn.Module]:
-    """An encoder's blocks, of transformers and of timm's convolutional nets; none within another.
+    """The blocks of an encoder (a transformer or one of timm's convolutional nets).
 
-    Where there are lists in lists, as stages are, they are those of the innermost.
+    Of nested lists, such as stages, those of the innermost.
     """
     lists = [m for name, m in encoder.named_modules() if name.rpartition(".")[2] in BLOCK_LISTS]
     found = {block: None for of_list in lists for block in of_list.children()}
-    return [block for block in found if found.keys().isdisjoint(_within(block))]
-
-
-def _within(module: nn.Module) -> Iterator[nn.Module]:
-    return (inner for inner in module.modules() if inner is not module)
+    return [
+        block
+        for block in found
+        if not any(inner in found for inner in block.modules() if inner is not block)
+    ]
 
 
 def check_activation_checkpointing(model: ModelConfig) -> None:
-    """Raise a `ConfigError` for image towers that are not made of blocks: open_clip's ResNets."""
+    """Raise a `ConfigError` for open_clip's ResNets, which are not made of blocks."""
     if isinstance(architecture(model).vision.get("layers"), list | tuple):
         raise ConfigError(
-            f"activation_checkpointing = true: the image tower of model.name = {model.name!r} is "
-            "a ResNet, which is not made of blocks; write activation_checkpointing = false"
+            f"the image tower of model.name = {model.name!r} is a ResNet, which has no blocks",
+            key="activation_checkpointing",
+            value=True,
+            hint="write activation_checkpointing = false",
         )
 
 
 def keep_no_activations(encoder: nn.Module) -> None:
-    """Make an encoder compute what is within its blocks again in the backward pass.
+    """Make the blocks of an encoder compute their activations again in the backward pass.
 
-    The second pass sees the weights of the first, even where these stood in for the encoder's own
-    for the length of a call (`torch.func.functional_call`); open_clip's own checkpointing does not.
+    The second pass uses the weights of the first, even if they replaced the encoder's own for one
+    call (`torch.func.functional_call`); open_clip's own checkpointing would use the encoder's own.
 
     Raises:
         ConfigError: it has no blocks.
@@ -57,15 +58,17 @@ def keep_no_activations(encoder: nn.Module) -> None:
     found = blocks(encoder)
     if not found:
         raise ConfigError(
-            f"activation_checkpointing = true: no blocks are known of {type(encoder).__name__}; "
-            "write activation_checkpointing = false"
+            f"no blocks are known of {type(encoder).__name__}",
+            key="activation_checkpointing",
+            value=True,
+            hint="write activation_checkpointing = false",
         )
     for block in found:
         vars(block)["forward"] = _Recomputed(block)
 
 
 class _Recomputed:
-    """In place of a block's `forward`."""
+    """Replaces the `forward` of a block."""
 
     def __init__(self, block: nn.Module) -> None:
         self._plain = _Plain(block)
@@ -79,7 +82,7 @@ class _Recomputed:
 
 
 class _Plain(nn.Module):
-    """A block as its class has it, whatever `forward` the block itself was given."""
+    """A block with the `forward` of its class, not the one set on the instance."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

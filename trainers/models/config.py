@@ -1,4 +1,4 @@
-"""Which zero-shot model is fine-tuned, as a user says it."""
+"""The `model` section of the configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RANDOM = "random"
 LOCAL_DIR = "local-dir:"
 HUB = "hf-hub:"
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
-"""Endings of the files that weights are read from."""
+"""File name endings of checkpoints."""
 
 
 class ModelConfig(Frozen):
@@ -24,7 +24,7 @@ class ModelConfig(Frozen):
     `hf-hub:org/repo`, `local-dir:/folder`, or the path of a model configuration `.json`."""
     pretrained: str | None = None
     """A pre-trained tag of open_clip, a checkpoint's path (`.safetensors`, or `.pt`, `.pth`, `.bin`
-    with tensors alone), or `random`; absent where the model brings its own weights."""
+    with tensors only), or `random`; not given if the model brings its own weights."""
 
     @field_validator("name")
     @classmethod
@@ -42,15 +42,15 @@ class ModelConfig(Frozen):
 
     @property
     def brings_its_weights(self) -> bool:
-        """Whether the name alone says which weights are meant."""
+        """Whether the name alone determines the weights."""
         return self.name == TINY_CLIP or self.name.startswith((LOCAL_DIR, HUB))
 
 
 def is_path(pretrained: str) -> bool:
-    """Whether this is a checkpoint's path, and no tag."""
+    """Whether this is a checkpoint's path, not a tag."""
     return "/" in pretrained or pretrained.endswith(CHECKPOINTS)
 
 
 def _absolute(path: str) -> str:
-    """The same file for workers, which may run in another folder."""
+    """An absolute path, as workers may run in another folder."""
     return str(Path(path).expanduser().absolute())

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what is there is looked up before a worker starts, and fetched once."""
+"""The Hugging Face hub: files are looked up before a worker starts, and downloaded once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from filelock import FileLock
 from trainers.errors import ConfigError, first_line
 
 TIMEOUT = 20.0
-"""Seconds that the hub may take to answer."""
+"""Seconds until an unanswered request to the hub fails."""
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Under the names that open_clip looks for, where it is told none."""
+"""File names that open_clip looks for by default."""
 
 
 def check_repository(
@@ -26,27 +26,28 @@ def check_repository(
 
     Args:
         repository: such as `laion/CLIP-ViT-B-32-laion2B-s34B-b79K`.
-        files: any of which would do.
-        source: names key and value in the message.
-        listed: whether one of the files must be there, too.
+        files: alternatives, one of which suffices.
+        source: key and value for the message.
+        listed: whether the repository must also contain one of the files.
     """
     try:
         cached = [huggingface_hub.try_to_load_from_cache(repository, file) for file in files]
         if any(isinstance(path, str) for path in cached):
             return
         found = huggingface_hub.HfApi().model_info(repository, timeout=TIMEOUT)
-    except Exception as error:  # of whichever HTTP library the hub's client uses
+    except Exception as error:  # the hub's client raises errors of its HTTP library
         raise ConfigError(
-            f"{source}: {repository} is neither on this machine nor to be had from the Hugging "
-            f"Face hub: {first_line(error)}"
+            f"{repository} is not on this machine, and the Hugging Face hub does not provide it: "
+            f"{first_line(error)}",
+            source=source,
         ) from None
     names = {sibling.rfilename for sibling in found.siblings or ()}
     if listed and names.isdisjoint(files):
-        raise ConfigError(f"{source}: {repository} has none of {', '.join(files)}")
+        raise ConfigError(f"{repository} has none of {', '.join(files)}", source=source)
 
 
 def check_tag(name: str, tag: str) -> None:
-    """Raise a `ConfigError` where a tag's weights are neither cached nor to be had."""
+    """Raise a `ConfigError` if the weights of a tag are neither cached nor on the hub."""
     location = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
     repository, _, file = location.rpartition("/")
     if repository:
@@ -57,10 +58,10 @@ def check_tag(name: str, tag: str) -> None:
 
 
 def fetch_weights(name: str, tag: str) -> None:
-    """Bring a tag's weights onto this machine, once for all trials that start together.
+    """Download the weights of a tag, once for all trials that start together.
 
     Raises:
-        ConfigError: they cannot be had.
+        ConfigError: they are not available.
     """
     folder = platformdirs.user_cache_path("lipsum-tune")
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +70,5 @@ def fetch_weights(name: str, tag: str) -> None:
         try:
             open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
         except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"model.pretrained = {tag!r}: the weights could not be fetched: {first_line(error)}"
-            ) from None
+            problem = f"the weights could not be downloaded: {first_line(error)}"
+            raise ConfigError(problem, key="model.pretrained", value=tag) from None

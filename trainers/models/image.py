@@ -1,8 +1,8 @@
-"""The image side, asked of the model: what pixels it wants, and what it makes of them."""
+"""The image side of a model: which pixels it expects, and its pooled features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -30,21 +30,21 @@ class ImageInput:
 def image_input(clip: nn.Module) -> ImageInput:
     """The size, normalisation and resizing that open_clip recorded on the model."""
     preprocess = cast(Any, clip).visual.preprocess_cfg
-    mode, interpolation = preprocess["resize_mode"], preprocess["interpolation"]
-    if mode not in ("shortest", "squash", "longest") or interpolation not in (
-        "bicubic",
-        "bilinear",
+    for key, known in (
+        ("resize_mode", ("shortest", "squash", "longest")),
+        ("interpolation", ("bicubic", "bilinear")),
     ):
-        raise ConfigError(
-            f"model.name: preprocess_cfg with resize_mode = {mode!r}, interpolation = "
-            f"{interpolation!r}: known are shortest, squash, longest, and bicubic, bilinear"
-        )
+        if preprocess[key] not in known:
+            raise ConfigError(
+                f"{preprocess[key]!r} is not one of {', '.join(known)}",
+                key=f"model.name: preprocess_cfg.{key}",
+            )
     return ImageInput(
         size=square_side(preprocess["size"]),
         mean=cast(tuple[float, float, float], tuple(preprocess["mean"])),
         std=cast(tuple[float, float, float], tuple(preprocess["std"])),
-        resize_mode=mode,
-        interpolation=interpolation,
+        resize_mode=preprocess["resize_mode"],
+        interpolation=preprocess["interpolation"],
     )
 
 
@@ -52,23 +52,18 @@ def square_side(size: int | list[int] | tuple[int, ...]) -> int:
     """The side of an image whose size open_clip writes as one number or as two.
 
     Raises:
-        ConfigError: it is no square.
+        ConfigError: it is not square.
     """
     sides = tuple(size) if isinstance(size, list | tuple) else (size,)
     if len(set(sides)) != 1:
-        raise ConfigError(f"model.name: image_size = {list(sides)}: images must be square")
+        raise ConfigError(f"image_size = {list(sides)}: images must be square", key="model.name")
     return int(sides[0])
-
-
-def check_square(vision: Mapping[str, Any]) -> None:
-    """Raise a `ConfigError` for the configuration of an image tower with other than squares."""
-    square_side(vision.get("image_size", 224))
 
 
 def pooled_features(visual: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Image features (B, D) of images (B, 3, H, W), projected but not normalised.
 
-    CoCa's tower returns the tokens of an image beside its feature; they are left out.
+    CoCa's tower also returns the tokens of an image; they are left out.
     """
     output = visual(images)
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)

@@ -1,4 +1,4 @@
-"""Making the model: its architecture with its weights, in float32 on the CPU."""
+"""Loading a model: checks without weights, and the model itself in float32 on the CPU."""
 
 from __future__ import annotations
 
@@ -11,48 +11,69 @@ from torch import nn
 
 from trainers.errors import ConfigError, first_line
 from trainers.models.architecture import Architecture, architecture
-from trainers.models.check import check_model
-from trainers.models.config import RANDOM, ModelConfig, is_path
+from trainers.models.config import LOCAL_DIR, RANDOM, ModelConfig, is_path
 from trainers.models.hub import fetch_weights
-from trainers.models.weights import misfit
+from trainers.models.image import square_side
+from trainers.models.text import check_tokenizer, text_facts
+from trainers.models.weights import check_pretrained, misfit
 
 RANDOM_SEED = 0
-"""Of `model.pretrained = random`: every worker and every trial must start from the same model."""
+"""Seed of `model.pretrained = random`: every worker and trial must start from the same model."""
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise a `ConfigError` for a model that cannot be loaded, or not as it was trained.
+
+    That is an unknown name or tag, a missing, broken or unsafe file, a configuration that open_clip
+    cannot build, weights trained with another activation, images that are not square, a package
+    that is not installed, or a hub out of reach. No weights are loaded.
+    """
+    built = architecture(model)
+    check_tokenizer(model, built)
+    square_side(built.vision.get("image_size", 224))
+    check_pretrained(model, built)
+    text_facts(model)
+    if model.name.startswith(LOCAL_DIR) or model.name.endswith(".json"):
+        skeleton(model)  # open_clip checks the keys of a user's configuration
 
 
 def load_clip(model: ModelConfig) -> nn.Module:
     """The model in evaluation mode, float32, on the CPU, all parameters frozen.
 
     Raises:
-        ConfigError: what `check_model` refuses; weights that cannot be fetched or do not fit.
+        ConfigError: what `check_model` refuses; weights that cannot be downloaded or do not fit.
     """
     return create_clip(model).requires_grad_(False)
 
 
 def create_clip(model: ModelConfig) -> nn.Module:
-    """As `load_clip`, but parameters require gradients where open_clip would train them."""
+    """As `load_clip`, but the parameters that open_clip would train require gradients."""
     check_model(model)
     built = architecture(model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(RANDOM_SEED)
-        clip = _random(model, built) if model.pretrained == RANDOM else _pretrained(model, built)
+        if model.pretrained == RANDOM:
+            clip = _built(model, built, force_preprocess_cfg=dict(built.preprocessing))
+        else:
+            clip = _pretrained(model, built)
     created: nn.Module = clip.eval()
     scale = cast(Any, created).logit_scale
     if scale.numel() != 1:
-        raise ConfigError(f"model.name = {model.name!r}: it has {scale.numel()} logit scales")
+        problem = f"{scale.numel()} logit scales are not supported"
+        raise ConfigError(problem, key="model.name", value=model.name)
     return created
 
 
 def skeleton(model: ModelConfig) -> nn.Module:
-    """The model without its weights, to be asked what parts it has; a fraction of a second.
+    """The model without its weights, to look up its parts; takes a fraction of a second.
 
     Its parameters have names and shapes and, on PyTorch's meta device, no memory.
 
     Raises:
-        ConfigError: it cannot be built.
+        ConfigError: open_clip cannot build it.
     """
     built, silenced = architecture(model), logging.root.manager.disable
-    logging.disable(logging.WARNING)  # of there being no weights
+    logging.disable(logging.WARNING)  # open_clip warns of missing weights
     try:
         with torch.device("meta"):
             return _built(model, built, device="meta", load_weights=False)
@@ -60,23 +81,17 @@ def skeleton(model: ModelConfig) -> nn.Module:
         logging.disable(silenced)
 
 
-def _random(model: ModelConfig, built: Architecture) -> nn.Module:
-    return _built(model, built, force_preprocess_cfg=dict(built.preprocessing))
-
-
 def _built(model: ModelConfig, built: Architecture, **options: Any) -> nn.Module:
     try:
         created: nn.Module = open_clip.create_model(built.name, pretrained_text=False, **options)
         return created
     except (AssertionError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"model.name = {model.name!r}: it cannot be built: {first_line(error)}"
-        ) from None
+        problem = f"it cannot be built: {first_line(error)}"
+        raise ConfigError(problem, key="model.name", value=model.name) from None
 
 
 def _pretrained(model: ModelConfig, built: Architecture) -> nn.Module:
     tag = model.pretrained
-    source = f"model.pretrained = {tag!r}" if tag else f"model.name = {model.name!r}"
     forced: dict[str, Any] = {}
     if tag is not None and is_path(tag):
         forced = dict(built.preprocessing)
@@ -90,16 +105,9 @@ def _pretrained(model: ModelConfig, built: Architecture) -> nn.Module:
             require_pretrained=True,
             force_preprocess_cfg=forced,
         )
-    except (
-        AssertionError,
-        AttributeError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        StopIteration,
-        TypeError,
-        ValueError,
-    ) as error:
+    except Exception as error:  # PyTorch, safetensors, pickle and open_clip all raise their own
         raise ConfigError(
-            f"{source}: the weights do not fit {built.name!r}: {misfit(error)}"
+            f"the weights do not fit {built.name!r}: {misfit(error)}",
+            key="model.pretrained" if tag else "model.name",
+            value=tag or model.name,
         ) from None

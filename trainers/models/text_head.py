@@ -1,4 +1,4 @@
-"""The zero-shot classifier and what else is made of prompts, kept on disk between trials."""
+"""Zero-shot classifiers made of prompts, cached on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainers.models import Architecture, encode_tokens, ends_at_the_end_token
 from trainers.texts.prompts import Prompts
 
 FORMAT = 3
-"""Raised when the same inputs shall give other heads."""
+"""Increase it when the same inputs give other heads than before."""
 
 TEXTS_A_BATCH = 1024
 
@@ -34,7 +34,7 @@ class Heads:
     classes: Tensor
     """(K, D) float32: the zero-shot head, the mean of each class over the templates."""
     contexts: Tensor
-    """(T, D) float32: the mean of each template over the classes, which tells styles apart."""
+    """(T, D) float32: the mean of each template over the classes, which represents a style."""
 
 
 @torch.no_grad()
@@ -43,10 +43,7 @@ def heads_of(
 ) -> Heads:
     """Means of normalised text features, each L2-normalised again.
 
-    Args:
-        encode: tokens (N, n) to L2-normalised features (N, D).
-        tokenize: N texts to tokens (N, n).
-        prompts: names and templates.
+    `encode` maps tokens (N, n) to L2-normalised features (N, D), `tokenize` N texts to tokens.
     """
     num_templates = len(prompts.templates)
     per_batch = max(1, TEXTS_A_BATCH // num_templates)
@@ -62,9 +59,9 @@ def heads_of(
 
 
 def tokenize_short(clip: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
-    """Tokens (N, n), n no longer than the model `clip` needs them."""
+    """Tokens (N, n) with n as short as the model `clip` allows."""
     tokens: Tensor = tokenizer(texts)
-    if ends_at_the_end_token(clip):  # nothing behind the end token, the largest id, matters
+    if ends_at_the_end_token(clip):  # the end token is the largest id
         tokens = tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]
     return tokens
 
@@ -72,14 +69,7 @@ def tokenize_short(clip: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
 def zero_shot_heads(
     clip: nn.Module, tokenizer: Any, prompts: Prompts, device: torch.device | str = "cpu"
 ) -> Heads:
-    """The heads of a model.
-
-    Args:
-        clip: the model, on `device`.
-        tokenizer: the model's own.
-        prompts: names and templates.
-        device: where texts are encoded, several classes at once.
-    """
+    """The heads of a model that is on `device`."""
     where = torch.device(device)
 
     def encode(tokens: Tensor) -> Tensor:
@@ -96,9 +86,9 @@ def cached_heads(
     built: Architecture,
     device: torch.device | str = "cpu",
 ) -> Heads:
-    """`zero_shot_heads` on the CPU, kept on disk under a hash of all that goes into it.
+    """`zero_shot_heads` on the CPU, cached on disk under a hash of all inputs.
 
-    Trials that start together wait for the first one to make it.
+    Trials that start together wait for the first one to compute them.
     """
     digest = head_digest(clip, tokenizer, prompts, built)
     path = platformdirs.user_cache_path("lipsum-tune") / "heads" / f"{digest}.safetensors"
@@ -112,7 +102,7 @@ def cached_heads(
                 return kept
             heads = _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device))
             _keep(heads, path)
-    except (OSError, SafetensorError):  # a full disk costs the next trial time, not this one
+    except (OSError, SafetensorError):  # without room on the disk, the heads are not cached
         pass
     return _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device)) if heads is None else heads
 
@@ -125,13 +115,13 @@ def _keep(heads: Heads, path: Path) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}")
     try:
         save_file({"head": heads.classes, "contexts": heads.contexts}, unfinished)
-        unfinished.replace(path)  # whoever reads it must never find half a file
+        unfinished.replace(path)  # readers never see a partial file
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Heads | None:
-    """What was kept; nothing where it cannot be read, and is made again."""
+    """The cached heads; None if they are missing or cannot be read."""
     try:
         kept = load_file(path)
         return Heads(kept["head"], kept["contexts"])
@@ -142,8 +132,8 @@ def _read(path: Path) -> Heads | None:
 def head_digest(clip: nn.Module, tokenizer: Any, prompts: Prompts, built: Architecture) -> str:
     """A hash of the text weights, the configuration, the names and templates and their tokens.
 
-    Names and templates are tokenised apart, not in each other: that says as much of the tokenizer
-    at a hundredth of the time.
+    Names and templates are tokenised separately, not combined: this identifies the tokenizer as
+    well, in a hundredth of the time.
     """
     digest = hashlib.sha256()
     settings = {
@@ -171,5 +161,5 @@ def _text_parameters(clip: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """A tensor's memory; copied only if it lies on another device or in pieces."""
+    """The bytes of a tensor, copied only from another device or if not contiguous."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

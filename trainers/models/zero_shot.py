@@ -1,4 +1,4 @@
-"""The zero-shot model as fine-tuning sees it: frozen, with a class head made of prompts."""
+"""The frozen zero-shot model with a class head made of prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trainers.texts.prompts import Prompts
 
 @dataclass(frozen=True, eq=False)
 class ZeroShotModel:
-    """A frozen CLIP and what is derived from it once; D features, K classes."""
+    """A frozen CLIP and constants derived from it; D features, K classes."""
 
     clip: nn.Module
     head: Tensor
@@ -35,33 +35,33 @@ class ZeroShotModel:
     contexts: Tensor
     """(T, D) float32, L2-normalised rows: each template, averaged over the classes."""
     prompts: Prompts
-    """What both are made of."""
+    """Class names and templates of both."""
     logit_scale: float
     """s: the exponential of the pre-trained parameter, 100 for OpenAI's models.
 
-    The bias that sigmoid models (SigLIP) add to it is the same for all classes and drops out of
-    the softmax: it is left out.
+    The bias of sigmoid models (SigLIP) is left out: it is the same for all classes and cancels in
+    the softmax.
     """
     image_input: ImageInput
     text: TextFacts
     tokenizer: Any
     trainable: frozenset[str]
-    """The parameters of `visual` that open_clip trains; the others are constants, such as
+    """Names of the parameters of `visual` that open_clip trains; others are constants, such as
     sine-cosine positions."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.head.device
 
     @property
     def visual(self) -> nn.Module:
-        """The image encoder with its projection; see `image_features` for what it gives."""
+        """The image encoder with its projection."""
         return cast(nn.Module, self.clip.visual)
 
     @property
     def has_random_texts(self) -> bool:
-        """Whether the tokenizer has the start and end tokens that random texts are made of."""
+        """Whether the tokenizer has the start and end tokens of random texts."""
         return self.text.has_random_texts
 
     @torch.no_grad()
@@ -70,7 +70,7 @@ class ZeroShotModel:
         return nn.functional.normalize(pooled_features(self.visual, images).float(), dim=-1)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (N, n) of texts, on the CPU, n no longer than it has to be."""
+        """Tokens (N, n) of texts, on the CPU, with n as short as the model allows."""
         return tokenize_short(self.clip, self.tokenizer, list(texts))
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ def load_zero_shot(
     """The zero-shot model with its head for these prompts.
 
     Raises:
-        ConfigError: what `check_model` refuses, or weights that do not fit the model.
+        ConfigError: `check_model` refuses the model, or the weights do not fit it.
     """
     clip = create_clip(model)
     visual = cast(nn.Module, clip.visual)

@@ -1,4 +1,4 @@
-"""What the zero-shot head is made of: names of the classes and templates around them."""
+"""Prompts of the zero-shot head: class names in templates."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "openai_imagenet": tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES),
     "simple_imagenet": tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
 }
-"""By name: the 80 of CLIP's authors, and the 7 they found to do nearly as well."""
+"""Templates by name: the 80 of CLIP's authors, and the 7 that they found nearly as good."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts of K classes: every name in every template."""
+    """Prompts of K classes: every name in every template."""
 
     names: tuple[str, ...]
-    """(K,) as they are spoken of, in the order of the classes."""
+    """(K,) class names as used in prompts, in the order of the classes."""
     templates: tuple[str, ...] = TEMPLATES["openai_imagenet"]
     """Each with one `{}`."""
 
@@ -28,5 +28,5 @@ class Prompts:
 
 
 def spoken(name: str) -> str:
-    """A folder's name as a prompt says it: underscores and hyphens are spaces."""
+    """A folder's name for prompts: underscores and hyphens become spaces."""
     return name.replace("_", " ").replace("-", " ")

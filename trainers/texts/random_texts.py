@@ -1,13 +1,16 @@
-"""Random texts, and how many directions of the feature space they span."""
+"""Random texts, texts of the user, and how many directions of the feature space texts span."""
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.errors import ConfigError
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.seeding import generator
 
@@ -26,9 +29,9 @@ def random_texts(
 ) -> Tensor:
     """The random texts of one step, (count, length + 2) int64: start, random tokens, end.
 
-    Token ids are uniform over ``0 .. start_token - 1``, but for a `masked_token`, which the text
-    tower would take for padding; the end token is ``start_token + 1``. No padding: the sequence is
-    exactly as long as its tokens.
+    Token ids are uniform over ``0 .. start_token - 1``, without a `masked_token`, which the text
+    tower would treat as padding; the end token is ``start_token + 1``. There is no padding: the
+    sequence is exactly as long as its tokens.
     """
     drawn = start_token if masked_token is None else start_token - 1
     tokens = generator(seed, "random texts", step).integers(
@@ -67,13 +70,9 @@ def second_moment(text_features: Tensor) -> Tensor:
 def random_text_moment(
     zero_shot: ZeroShotModel, length: int, *, count: int = PART, seed: int = 0
 ) -> Tensor:
-    """C (D, D) of a model's random texts of a length, estimated once from `count` of them.
+    """C (D, D) of random texts of `length` tokens, estimated from `count`, a multiple of `PART`.
 
-    Args:
-        zero_shot: the model; the last one's is kept.
-        length: L.
-        count: a multiple of `PART`.
-        seed: of the texts.
+    The last result is kept.
     """
     parts = [
         second_moment(random_text_features(zero_shot, PART, length, seed=seed, step=part))
@@ -85,8 +84,33 @@ def random_text_moment(
 def effective_rank(moment: Tensor) -> float:
     """Participation ratio of the eigenvalues of C (D, D): between 1 and D.
 
-    With eigenvalues l_i it is ``(sum l_i)^2 / sum l_i^2``. Near 1, all random texts say the same,
-    and a regulariser built on them can hold on to a single direction only.
+    With eigenvalues l_i it is ``(sum l_i)^2 / sum l_i^2``. Near 1, the features of all random texts
+    are almost parallel, and a regulariser built on them constrains a single direction only.
     """
     moment = moment.double()
     return float(moment.trace().square() / moment.square().sum())
+
+
+def read_texts(path: Path) -> list[str]:
+    """The non-empty lines of a user's file of texts, in order.
+
+    Raises:
+        ConfigError: the file cannot be read, is not UTF-8, or has no text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(error), key="method.texts_file", value=str(path)) from None
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise ConfigError("it has no text", key="method.texts_file", value=str(path))
+    return texts
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of the texts, independent of white space and empty lines.
+
+    Raises:
+        ConfigError: as `read_texts`.
+    """
+    return hashlib.sha256("\n".join(read_texts(path)).encode()).hexdigest()

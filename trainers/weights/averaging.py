@@ -1,4 +1,4 @@
-"""Arithmetic on whole sets of weights: interpolation, moving averages, swapping them in."""
+"""Arithmetic on sets of weights: interpolation, moving averages, temporary replacement."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def update_average(
 def swapped_in(
     parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Within the block, the parameters are these weights."""
+    """Within the block, the parameters have these values."""
     own: dict[str, Tensor] = {}
     try:
         for name, value in weights.items():
             parameter = parameters[name]
-            if isinstance(parameter, DTensor):  # what is gathered is read from the memory itself
+            if isinstance(parameter, DTensor):  # FSDP gathers from the storage itself
                 if not _is_same(parameter, value):
                     own[name] = parameter.detach().clone()
                     parameter.detach().copy_(value)
@@ -62,6 +62,6 @@ def swapped_in(
 
 
 def _is_same(sharded: DTensor, value: Tensor) -> bool:
-    """Whether both are one memory."""
+    """Whether both share one storage."""
     own = sharded.to_local()
     return isinstance(value, DTensor) and value.to_local().data_ptr() == own.data_ptr()

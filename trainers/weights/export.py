@@ -1,7 +1,7 @@
-"""Fine-tuned weights as open_clip reads them: a `local-dir:` of the whole CLIP, and the head.
+"""Export of fine-tuned weights for open_clip: a `local-dir:` of the whole CLIP, and the head.
 
-The image features of the exported model, L2-normalised, times the head and the logit scale are the
-logits of the run, to rounding.
+The logits of the run are, up to rounding, the exported model's L2-normalised image features times
+the head and the logit scale.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Classifier:
     """A fine-tuned CLIP with a head of K classes and D features."""
 
     clip: nn.Module
-    """As open_clip makes it, in evaluation mode, float32, on the CPU."""
+    """A model of open_clip in evaluation mode, float32, on the CPU."""
     head: Tensor
     """(K, D) float32."""
 
@@ -48,15 +48,15 @@ def classifier(
     weights: Mapping[str, Tensor],
     alpha: float | None = None,
 ) -> Classifier:
-    """The whole model that a checkpoint's weights belong to.
+    """The whole CLIP with the weights of a checkpoint.
 
     Args:
-        model: what was fine-tuned.
+        model: the zero-shot model of the run.
         prompts: of the head's classes.
-        weights: of a checkpoint: `visual.*`, `head`, and `text.*` where the text encoder trained.
+        weights: of a checkpoint: `visual.*`, `head`, and `text.*` if the text encoder trained.
         alpha: of WiSE-FT (Wortsman et al., CVPR 2022): every weight, the head included, becomes
-            ``(1 - alpha) zero_shot + alpha fine_tuned``. Where the text encoder trained, the head
-            is made anew by the one in between. None: the weights as they are.
+            ``(1 - alpha) zero_shot + alpha fine_tuned``. If the text encoder trained, the
+            interpolated text encoder makes the head. None keeps the weights.
 
     Raises:
         ConfigError: the zero-shot model cannot be loaded.
@@ -81,12 +81,7 @@ def classifier(
 def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> None:
     """Write `open_clip_config.json`, `open_clip_model.safetensors` and `head.safetensors`.
 
-    Beside them lie a tokenizer's own files, where open_clip would look for them.
-
-    Args:
-        folder: made where it is missing.
-        model: whose architecture, preprocessing and tokenizer go with it.
-        found: the weights.
+    The files of a Hugging Face tokenizer are written, too: open_clip looks for them there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     preprocessing = cast(Any, found.clip).visual.preprocess_cfg
@@ -95,7 +90,7 @@ def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> None
         "preprocess_cfg": {key: preprocessing[key] for key in PREPROCESSING},
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    # Copies: a text tower may use one tensor under two names, which the format does not allow.
+    # Cloned: a text tower may use one tensor under two names, which safetensors does not allow.
     state = {name: value.contiguous().clone() for name, value in found.clip.state_dict().items()}
     save_file(state, folder / MODEL, metadata={"format": "pt"})
     save_file({_HEAD: found.head.contiguous()}, folder / HEAD, metadata={"format": "pt"})

@@ -61,7 +61,7 @@ def _steps(trial: TrialConfig, method: str, precision: str) -> torch.Tensor:
 
 def _take(run: TrainState, steps: int) -> list[torch.Tensor]:
     data, stepper = run.config.data, Stepper(run)
-    batches = loop._batches(run, open_images(data, data.id_domain, "train"))
+    batches = loop.training_batches(run, open_images(data, data.id_domain, "train"))
     pairs = zip(range(steps), batches, strict=False)
     return [stepper.step(number, *batch, lr=1e-4) for number, batch in pairs]
 

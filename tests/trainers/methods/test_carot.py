@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from tests.trainers.methods.by_hand import at, contrastive, differences, log_softmax, random_batch
-from tests.trainers.tiny_models import KINDS, random_model, write_config
+from tests.trainers.tiny_models import KINDS, random_model, student_of, write_config
 from trainers.errors import ConfigError
 from trainers.methods import CaRot, ContrastiveFineTuning, check_method_fits
 from trainers.methods.carot import projections
 from trainers.models import RANDOM, ModelConfig, pooled_features
-from trainers.models.student import Outputs, Student
+from trainers.models.student import Outputs
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.texts.prompts import Prompts
 
@@ -145,7 +145,7 @@ def test_the_projections_are_what_every_feature_goes_through(kind: str, tmp_path
     model = random_model(tmp_path, kind)
     check_method_fits(CaRot(), model)
     zero_shot = load_zero_shot(model, Prompts(("cat", "dog"), ("a {}.", "a photo of a {}.")))
-    student = Student(zero_shot, "both_encoders")
+    student = student_of(zero_shot, CaRot())
     image, text = projections(student.trained)
     assert image.shape[1] == text.shape[1] == 16
     size = zero_shot.image_input.size
@@ -169,7 +169,7 @@ def test_a_model_without_projections_is_refused_unless_they_do_not_count(tmp_pat
         check_method_fits(CaRot(), text_without)
     check_method_fits(CaRot(orthogonality_weight=0, cross_weight=0), text_without)
     siglip = ModelConfig(name="ViT-B-16-SigLIP", pretrained=RANDOM)
-    with pytest.raises(ConfigError, match="the image encoder of this model has no linear one"):
+    with pytest.raises(ConfigError, match="the image encoder of this model has no linear"):
         check_method_fits(CaRot(), siglip)
 
 
@@ -178,7 +178,7 @@ def test_a_projection_of_two_layers_is_refused(tmp_path: Path) -> None:
     model = ModelConfig(
         name=str(write_config(tmp_path, "timm", vision_cfg=vision)), pretrained=RANDOM
     )
-    with pytest.raises(ConfigError, match="the image encoder of this model has no linear one"):
+    with pytest.raises(ConfigError, match="the image encoder of this model has no linear"):
         check_method_fits(CaRot(), model)
 
 
@@ -190,5 +190,5 @@ def test_the_last_layer_of_a_timm_encoder_counts_as_its_projection(tmp_path: Pat
     check_method_fits(CaRot(), model)
     zero_shot = load_zero_shot(model, Prompts(("cat",), ("a {}.",)))
     last = [m for m in zero_shot.visual.modules() if isinstance(m, nn.Linear)][-1]
-    student = Student(zero_shot, "both_encoders")
+    student = student_of(zero_shot, CaRot())
     assert torch.equal(projections(student.trained)[0].T, last.weight)

@@ -21,8 +21,13 @@ from trainers.methods import Batch, FineTuning, LipsumFineTuning, Loss, check_me
 from trainers.methods.lipsum_ft import energy_gap
 from trainers.models import ModelConfig
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.random_texts import effective_rank, random_texts, second_moment
-from trainers.texts.text_file import digest, read_texts
+from trainers.texts.random_texts import (
+    digest,
+    effective_rank,
+    random_texts,
+    read_texts,
+    second_moment,
+)
 
 B, D, M, S = 5, 7, 4, 100.0
 
@@ -114,19 +119,17 @@ def test_a_text_that_the_context_cannot_hold_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"text_length = 31.*at most 30"):
         check_method_fits(LipsumFineTuning(text_length=31), ModelConfig())
     coca = ModelConfig(name="coca_ViT-B-32", pretrained="random")
-    with pytest.raises(ConfigError, match="context holds 76"):
+    with pytest.raises(ConfigError, match="at most 74"):
         check_method_fits(LipsumFineTuning(text_length=75), coca)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32", "ViT-L-14-CLIPA"])
-def test_a_model_without_clips_tokens_is_refused_and_told_what_would_do(name: str) -> None:
+def test_a_model_without_clips_tokens_is_refused(name: str) -> None:
     model = ModelConfig(name=name, pretrained="random")
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as error:
         check_method_fits(LipsumFineTuning(), model)
-    message = str(caught.value)
-    assert f"method.name = 'lipsum_ft', model.name = '{name}'" in message
-    assert "write method.name = 'ft', or name a model with CLIP's tokenizer" in message
-    assert "\n" not in message
+    assert (error.value.key, error.value.value) == ("method.name", "lipsum_ft")
+    assert name in error.value.problem
     check_method_fits(FineTuning(), model)
 
 

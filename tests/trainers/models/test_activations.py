@@ -103,11 +103,11 @@ def test_a_resnet_is_refused_before_a_worker_starts(trial: TrialConfig) -> None:
     resnet = ModelConfig(name="RN50", pretrained="random")
     config = trial.model_copy(update={"model": resnet})
     check_trial(config)
-    message = r"activation_checkpointing = true: .*'RN50' is a ResNet.* = false"
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match="'RN50' is a ResNet") as error:
         check_trial(config.model_copy(update={"activation_checkpointing": True}))
+    assert error.value.key == "activation_checkpointing"
 
 
 def test_an_encoder_of_no_known_blocks_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"activation_checkpointing = true: no blocks .* Linear"):
+    with pytest.raises(ConfigError, match="no blocks .* Linear"):
         keep_no_activations(nn.Linear(1, 1))

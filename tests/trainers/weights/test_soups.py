@@ -159,14 +159,14 @@ def test_what_cannot_be_averaged_is_told_in_one_line(train: Train, tmp_path: Pat
     _, ft, _ = train("ft")
     _, flyp, _ = train("flyp")
     weights, names = load_weights(ft)
-    with pytest.raises(ConfigError, match=r"'text\..*' is not in both, or of another shape"):
+    with pytest.raises(ConfigError, match=r"'text\..*' is not in both, or has another shape"):
         check_ingredients([ft, flyp])
     save_weights(tmp_path / "renamed", weights, Progress(), names[::-1])
     with pytest.raises(ConfigError, match="trained on other classes than"):
         check_ingredients([ft, tmp_path / "renamed"])
     fewer = weights | {"head": weights["head"][:-1]}
     save_weights(tmp_path / "fewer", fewer, Progress(), names)
-    with pytest.raises(ConfigError, match="'head' is not in both, or of another shape"):
+    with pytest.raises(ConfigError, match="'head' is not in both, or has another shape"):
         check_ingredients([ft, ft, tmp_path / "fewer"])
 
 

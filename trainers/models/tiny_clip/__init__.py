@@ -1,9 +1,9 @@
 """The embedded zero-shot model: a genuine open_clip CLIP, small enough to train on a laptop.
 
 `open_clip_config.json` and `open_clip_model.safetensors` beside this file are open_clip's own
-`local-dir:` layout; NOTE.md tells how the weights were made. Its vocabulary is CLIP's, cut to the
-first merges, so that a tiny model sees most of its tokens in pre-training: with all 49,408 tokens
-nearly all would stay untrained, and random texts would collapse onto one direction.
+`local-dir:` layout; NOTE.md describes how the weights were made. Its vocabulary is CLIP's, cut to
+the first merges, so that most of its tokens occur in pre-training: with all 49,408 tokens nearly
+all would stay untrained, and random texts would collapse onto one direction.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def model_config() -> dict[str, Any]:
 
 @cache
 def tokenizer() -> SimpleTokenizer:
-    """CLIP's byte-pair tokenizer with as many merges as the model's vocabulary has room for."""
+    """CLIP's byte-pair tokenizer with the merges that fit into the model's vocabulary."""
     text = model_config()["text_cfg"]
     merges = text["vocab_size"] - 2 * 256 - 2  # bytes, bytes that end a word, start and end
     return SimpleTokenizer(
@@ -40,7 +40,7 @@ def tokenizer() -> SimpleTokenizer:
 
 
 def _first_merges(count: int) -> Path:
-    """A file of the first `count` merges of the one that open_clip installs, made once."""
+    """A file of the first `count` merges of open_clip's vocabulary, written once."""
     path = platformdirs.user_cache_path("lipsum-tune") / f"clip_bpe_first_{count}.txt.gz"
     if path.exists():
         return path
@@ -49,5 +49,5 @@ def _first_merges(count: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as handle:
         handle.write(gzip.compress("".join(lines).rstrip("\n").encode(), mtime=0))
-    Path(handle.name).replace(path)  # several workers of a node may do this at once
+    Path(handle.name).replace(path)  # several workers of a node may write it at the same time
     return path
