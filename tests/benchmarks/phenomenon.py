@@ -112,7 +112,7 @@ def _difference(better: list[dict[str, Any]], worse: list[dict[str, Any]], colum
     ours, its = _by_seed(better, column), _by_seed(worse, column)
     # The zero-shot model is one row: no seed changes it.
     found = difference(ours, its[-1]) if -1 in its else paired_difference(ours, its)
-    return f"{found.mean:+.1f} ± {found.half_width:.1f}"
+    return f"{found.mean:+.1f} ± {(found.high - found.low) / 2:.1f}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A rule hears of every report as (trial, step, values), values being the objectiv
 which more is better, and answers whether the trial goes on. It keeps nothing else, so telling it
 the recorded curves again, answers unheard, brings it back to where it was: that is how rungs
 survive a resume. With several objectives, trials are ranked by the layers of non-dominated points
-that they lie in, and within a layer by their mean.
+that they lie in, and within a layer by `distances_to_ideal`.
 """
 
 from __future__ import annotations
@@ -165,13 +165,29 @@ def non_dominated(points: Sequence[Values]) -> list[int]:
     return [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
 
 
+def distances_to_ideal(points: Sequence[Values]) -> list[float]:
+    """Euclidean distance of each point to the best value of every objective.
+
+    Each objective is scaled to its range over these points, so its unit has no influence.
+    """
+    columns = list(zip(*points, strict=True))
+    best = [max(column) for column in columns]
+    scales = [max(column) - min(column) or 1.0 for column in columns]
+    return [
+        math.hypot(*((b - v) / s for b, v, s in zip(best, point, scales, strict=True)))
+        for point in points
+    ]
+
+
 def _better_by_layers(values: Values, points: list[Values]) -> int:
     """How many of the points rank before `values`, which is one of them."""
     better = 0
     while True:
         front = [points[i] for i in non_dominated(points)]
         if values in front:
-            return better + sum(sum(p) > sum(values) for p in front)
+            distances = distances_to_ideal(front)
+            own = distances[front.index(values)]
+            return better + sum(distance < own for distance in distances)
         better += len(front)
         points = [p for p in points if p not in front]
 

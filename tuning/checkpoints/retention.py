@@ -21,7 +21,7 @@ from trainers.data.storage import Store
 from trainers.errors import system_words
 from tuning.checkpoints.files import TrialFiles, keep_weights, list_trials, remove
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.selection.rules import choices, ranked
+from tuning.selection.rules import choices, pareto_front, ranked
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ def kept_trials(
         *objective.trials,
         *(record for record in finished if record.kind == "reference"),
         *ranked(search, trials)[:keep_top],
+        # One of them is the best by several objectives, whichever trials are still to come.
+        *(pareto_front(search, trials) if len(search.objectives) > 1 else ()),
         *(record for choice in others for record in choice.trials),
         *(
             record

@@ -1,134 +1,159 @@
-"""A confirmation for people: what the chosen configurations reach on the test splits, and how far
-that can be told from plain fine-tuning and from the zero-shot model."""
+"""Tables of a confirmation: test accuracies, and differences to fine-tuning and zero-shot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
-from tuning.confirmation.formatting import format_difference, format_mean
-from tuning.confirmation.methods_report import methods_table, tuned_ft
+from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.confirmation.results import FT, SPLIT, Configuration, Confirmation
 from tuning.confirmation.statistics import Estimate
-from tuning.reporting.formatting import format_params, format_percent, natural_width
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT
+from tuning.reporting.formatting import (
+    format_difference,
+    format_mean,
+    format_params,
+    format_percent,
+    format_seconds,
+    untuned_label,
+)
+from tuning.reporting.result_table import Cell, Column, ResultTable, Row, fit_table
+from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT
+
+_ID_ACC: Final = str(MetricKey(SPLIT, ID, "acc"))
+_OOD_MEAN_ACC: Final = str(MetricKey(SPLIT, MEAN_OOD, "acc"))
+_ID_ECE: Final = str(MetricKey(SPLIT, ID, "ece"))
+_OOD_MEAN_ECE: Final = str(MetricKey(SPLIT, MEAN_OOD, "ece"))
 
 
 def report(confirmation: Confirmation, width: int | None = None) -> RenderableType:
-    """The methods side by side where there are several, then all that was confirmed."""
-    methods, whole = methods_table(confirmation, width), table(confirmation, width)
-    return whole if methods is None else Group(methods, "", whole)
+    """The table of methods, if several were confirmed, above that of all configurations."""
+    whole = fit_table(confirmation_table(confirmation), width)
+    methods = methods_table(confirmation)
+    return whole if methods is None else Group(fit_table(methods, width), "", whole)
 
 
-def table(confirmation: Confirmation, width: int | None = None) -> Table:
-    """Means over seeds, then the differences to plain fine-tuning and to the zero-shot model.
+def methods_table(confirmation: Confirmation) -> ResultTable | None:
+    """One row per method, in the order of validation; None if fewer than two were confirmed.
 
-    Args:
-        confirmation: what to show.
-        width: characters of the terminal. Where the table is wider, the single OOD domains are
-            left out, and the caption says so.
+    Each method is represented by the trial that validation found best. Differences are to plain
+    fine-tuning as the search tuned it, if that is one of the methods, else to the reference.
     """
-    whole = _table(confirmation, domains=True)
-    if width is None or natural_width(whole) <= width:
-        return whole
-    return _table(confirmation, domains=False)
+    if not confirmation.methods:
+        return None
+    tuned_ft = next((one for one in confirmation.methods if one.method == FT), None)
+    untuned = untuned_label(confirmation.search)
+    compared = FT if tuned_ft is None else tuned_ft.trial_id
+
+    def row(one: Configuration) -> dict[str, Cell]:
+        is_reference = one.trial_id == FT
+        seconds = confirmation.estimate(one.trial_id, SECONDS)
+        values: dict[str, Cell] = {
+            "method": untuned_label(confirmation.search, "\n")
+            if is_reference
+            else one.method or "",
+            "trial": "" if is_reference else one.trial_id,
+            "time": "" if seconds is None else format_seconds(seconds.mean),
+        }
+        for metric in (_ID_ACC, _OOD_MEAN_ACC, _ID_ECE, _OOD_MEAN_ECE):
+            values[metric] = _mean(confirmation.estimate(one.trial_id, metric))
+        for metric in (_ID_ACC, _OOD_MEAN_ACC) if one.trial_id != compared else ():
+            gap = confirmation.against(compared, one.trial_id, metric)
+            values[f"{metric} - ft"] = _difference(gap)
+        return values
+
+    reference = [one for one in confirmation.configurations if one.trial_id == FT]
+    above = [_zero_shot_row(confirmation, "method"), *map(row, reference)]
+    rows = [Row(values, "dim", ends_section=values is above[-1]) for values in above]
+    rows += [Row(row(one)) for one in confirmation.methods]
+    columns = [
+        Column("method", "method", left=True),
+        Column("trial", "trial", drop=1, left=True),
+        Column(_ID_ACC, "ID"),
+        Column(_OOD_MEAN_ACC, "OOD mean"),
+        Column(_ID_ECE, "ECE ID", drop=3),
+        Column(_OOD_MEAN_ECE, "ECE OOD", drop=4),
+        Column("time", "time", drop=2),
+        Column(f"{_ID_ACC} - ft", "ID - ft\n[95 % interval]"),
+        Column(f"{_OOD_MEAN_ACC} - ft", "OOD mean - ft\n[95 % interval]"),
+    ]
+    notes = [
+        f"The best trial of each method, in this order. {confirmation.search.selection}",
+        "Mean ± standard deviation over seeds. ECE: calibration error. Time: of one training, "
+        "evaluations included.",
+        f"Differences are to ft as the search tuned it ({compared}). {untuned} is plain "
+        "fine-tuning with the settings of the configuration file."
+        if tuned_ft
+        else f"Differences are to {untuned}: plain fine-tuning with the settings of the "
+        "configuration file, while the methods were tuned.",
+    ]
+    title = f"{confirmation.search.name}, methods on the test splits, in percent"
+    return ResultTable(title, columns, rows, notes, "confirm/results.parquet")
 
 
-def _table(confirmation: Confirmation, *, domains: bool) -> Table:
-    search = confirmation.search
-    columns = {f"id_{SPLIT}/acc": f"{search.id_domain}\n(ID)"}
+def confirmation_table(confirmation: Confirmation) -> ResultTable:
+    """Means over seeds, then differences to plain fine-tuning, then to the zero-shot model."""
+    search, configurations = confirmation.search, confirmation.configurations
+    untuned = untuned_label(search)
+    columns = [
+        Column("name", "", left=True, min_width=20),
+        Column(_ID_ACC, f"{search.id_domain}\n(ID)"),
+    ]
     if search.ood_domains:
-        columns[f"ood_{SPLIT}/mean_acc"] = "OOD\nmean"
-    if domains:
-        columns |= {f"ood_{SPLIT}/{name}/acc": name for name in search.ood_domains}
-    shown = Table(title=f"{escape(search.name)}, test accuracy in percent", header_style="bold")
-    shown.add_column("", overflow="fold", max_width=40)
-    for header in columns.values():
-        shown.add_column(escape(header), justify="right", no_wrap=True)
-    _add_means(shown, confirmation, list(columns))
-    plain = _ft(confirmation)
-    trials = [one for one in confirmation.configurations if one.trial_id != FT]
-    _add_differences(shown, trials, list(columns), plain, plain, confirmation.against_ft)
-    _add_differences(
-        shown,
-        confirmation.configurations,
-        list(columns),
-        plain,
-        ZERO_SHOT,
-        confirmation.against_zero_shot,
-    )
-    shown.caption = escape(_caption(confirmation, left_out=not domains))
-    shown.caption_justify = "left"
-    return shown
+        columns.append(Column(_OOD_MEAN_ACC, "OOD\nmean"))
+    for domain in search.ood_domains:
+        key = str(MetricKey(SPLIT, domain, "acc"))
+        columns.append(Column(key, domain, drop=1, group="domains"))
+    metrics = [column.key for column in columns[1:]]
+    rows = [
+        _heading("mean ± standard deviation"),
+        Row(_zero_shot_row(confirmation, "name")),
+    ]
+    for one in configurations:
+        means = {m: _mean(confirmation.estimate(one.trial_id, m)) for m in metrics}
+        params = Text(format_params(one.params, but=["seed"]), "dim")
+        name = Text.assemble(
+            (one.trial_id, "bold"), " *\n" if one.looks_at_ood else "\n",
+            ", ".join(one.labels), "\n", params,
+        )  # fmt: skip
+        values: dict[str, Cell] = {"name": untuned if one.trial_id == FT else name, **means}
+        rows.append(Row(values, ends_section=one is configurations[-1]))
+
+    def differences(to: str, against: Callable[[str, str], Estimate | None]) -> None:
+        rows.append(_heading(f"difference to {to} [95 % interval]"))
+        for one in configurations:
+            if one.trial_id == FT and to == untuned:
+                continue
+            method = one.params.get(METHOD_KEY)
+            name = one.trial_id + ("" if method is None else f" ({method})")
+            gaps = {m: _difference(against(one.trial_id, m)) for m in metrics}
+            values = {"name": untuned if one.trial_id == FT else name, **gaps}
+            rows.append(Row(values, ends_section=one is configurations[-1]))
+
+    differences(untuned, confirmation.against_ft)
+    differences(ZERO_SHOT, confirmation.against_zero_shot)
+    title = f"{search.name}, test accuracy in percent"
+    notes = _notes(confirmation)
+    return ResultTable(title, columns, rows, notes, "confirm/results.parquet")
 
 
-def _add_means(shown: Table, confirmation: Confirmation, metrics: Sequence[str]) -> None:
-    shown.add_row("[dim]mean ± standard deviation[/]")
-    cells = [format_percent(confirmation.zero_shot.get(metric)) for metric in metrics]
-    shown.add_row(ZERO_SHOT, *cells)
-    for configuration in confirmation.configurations:
-        estimates = [confirmation.estimate(configuration.trial_id, m) for m in metrics]
-        described = _described(configuration) or _ft(confirmation)
-        shown.add_row(described, *map(format_mean, estimates))
-    shown.add_section()
-
-
-def _add_differences(
-    shown: Table,
-    configurations: Sequence[Configuration],
-    metrics: Sequence[str],
-    plain: str,
-    to: str,
-    difference: Callable[[str, str], Estimate | None],
-) -> None:
-    shown.add_row(f"[dim]difference to {to} \\[95 % interval][/]")
-    for configuration in configurations:
-        estimates = [difference(configuration.trial_id, metric) for metric in metrics]
-        shown.add_row(_name(configuration) or plain, *map(format_difference, estimates))
-    shown.add_section()
-
-
-def _ft(confirmation: Confirmation) -> str:
-    """The reference, so named that it is not taken for a method that was tuned."""
-    return "FT" if tuned_ft(confirmation) is None else "FT, reference"
-
-
-def _name(configuration: Configuration) -> str:
-    """The trial, and its method where the search varied it; nothing for plain fine-tuning."""
-    if configuration.trial_id == FT:
-        return ""
-    method = configuration.params.get(METHOD_KEY)
-    return escape(configuration.trial_id + ("" if method is None else f" ({method})"))
-
-
-def _described(configuration: Configuration) -> str:
-    """The trial, why it is here, and its parameters; nothing for plain fine-tuning."""
-    if configuration.trial_id == FT:
-        return ""
-    mark = " *" if configuration.looks_at_ood else ""
-    params = format_params(configuration.params, but=["seed"])
-    return (
-        f"[bold]{escape(configuration.trial_id)}[/]{mark}\n"
-        f"{escape(', '.join(configuration.labels))}\n[dim]{escape(params)}[/]"
-    )
-
-
-def _caption(confirmation: Confirmation, *, left_out: bool) -> str:
+def _notes(confirmation: Confirmation) -> list[str]:
     seeds = confirmation.seeds
     lines = [
-        f"{len(seeds)} seeds that the search never used ({seeds[0]} to {seeds[-1]}), the same in "
-        "every row; differences are taken seed by seed, intervals are Student's t.",
-        "The test splits were read once for each, after the choice, which was made on validation "
-        "data; to choose among these rows now would be a choice on test data.",
+        f"{len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]}), the same in "
+        "every row. Differences are paired by seed; intervals are Student's t.",
+        f"{untuned_label(confirmation.search)} has the settings of the configuration file; the "
+        "trials beside it were chosen by the search.",
+        "The test splits were read once per row, after the choice on validation data. Choosing "
+        "among these rows now would be a choice on test data.",
     ]
     if any(one.looks_at_ood for one in confirmation.configurations):
-        lines.append("* The choice looked at OOD validation data: these domains are not unseen.")
+        lines.append("* The choice used OOD validation data: these domains are not unseen.")
     lines.append(
-        "Intervals are about the luck of training, not about which images a split happens to "
-        "have; each stands for itself, uncorrected for their number."
+        "Intervals cover the variation between trainings, not the sampling of test images, and are "
+        "not corrected for multiple comparisons."
     )
     short = [
         f"{one.trial_id}: {n}"
@@ -136,11 +161,27 @@ def _caption(confirmation: Confirmation, *, left_out: bool) -> str:
         if (n := sum((one.trial_id, s) in confirmation.results for s in seeds)) < len(seeds)
     ]
     if short:
-        lines.append(f"Fewer seeds than asked for: {', '.join(short)}.")
-    if left_out:
-        lines.append("Single OOD domains left out for want of room; see confirm/results.parquet.")
+        lines.append(f"Fewer seeds than requested: {', '.join(short)}.")
     if confirmation.failed:
         lines.append(f"{len(confirmation.failed)} failed; the next call tries again:")
     for (trial_id, seed), reason in confirmation.failed.items():
         lines.append(f"  {trial_id}{'' if seed is None else f' seed {seed}'}: {reason}")
-    return "\n".join(lines)
+    return lines
+
+
+def _heading(text: str) -> Row:
+    return Row({"name": Text(text, "dim")})
+
+
+def _zero_shot_row(confirmation: Confirmation, key: str) -> Mapping[str, Cell]:
+    return {key: ZERO_SHOT, **{m: format_percent(v) for m, v in confirmation.zero_shot.items()}}
+
+
+def _mean(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else format_mean(estimate.mean, estimate.sd)
+
+
+def _difference(estimate: Estimate | None) -> Cell:
+    if estimate is None:
+        return "-"
+    return format_difference(estimate.mean, estimate.low, estimate.high)

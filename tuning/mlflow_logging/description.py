@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tuning.reporting.formatting import format_percent, format_value
-from tuning.reporting.methods_report import cells as method_cells
-from tuning.reporting.methods_report import method_rows, model_cells
-from tuning.reporting.methods_report import notes as method_notes
-from tuning.reporting.selection_report import HEADERS, cells, notes
+from tuning.reporting.formatting import format_percent, format_value, trial_label
+from tuning.reporting.methods_report import methods_table
+from tuning.reporting.result_table import markdown
+from tuning.reporting.selection_report import selection_table
 from tuning.runs.records import (
     ID_ACC,
     OOD_MEAN_ACC,
@@ -17,7 +16,7 @@ from tuning.runs.records import (
     TrialRecord,
     domain_acc,
 )
-from tuning.selection.rules import best_trial, choices
+from tuning.selection.rules import best_trial
 
 
 def describe(
@@ -41,7 +40,8 @@ def describe(
         values = ", ".join(f"`{k}` {format_value(v)}" for k, v in best.params.items())
         cut_short = "" if best.outcome == "finished" else f" ({best.outcome} at step {best.step})"
         lines += ["", f"**Best: {best.trial_id}**{cut_short} with {values}."]
-        lines += [*_methods(search, records), "", *_rules(search, records)]
+        for table in (methods_table(search, records), selection_table(search, records)):
+            lines += ["", *markdown(table)] if table is not None else []
     if outcome:
         lines += ["", _ending(records, outcome), *_failures(records)]
     else:
@@ -66,41 +66,10 @@ def _accuracies(
         row("zero-shot", search.zero_shot),
     ]
     references = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
-    lines += [row(record.trial_id, record.metrics) for record in references]
+    lines += [row(trial_label(search, record), record.metrics) for record in references]
     if best is not None:
         lines.append(row(f"**{best.trial_id}**", best.metrics))
     return lines
-
-
-def _methods(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
-    """The best of each method, where there are several, between the models to compare with."""
-    found = method_rows(search, records)
-    if not found:
-        return []
-    rows = [*model_cells(search, records), *(method_cells(search, row) for row in found)]
-    headers = list(rows[-1])
-    titles = [header.replace("\n", " ") for header in headers]
-    return [
-        "",
-        f"| {' | '.join(titles)} |",
-        f"|---|---|---|---|{'---:|' * (len(headers) - 4)}",
-        *(f"| {' | '.join(row.get(header) or '-' for header in headers)} |" for row in rows),
-        "",
-        *(f"- {note}" for note in method_notes(search, found)),
-    ]
-
-
-def _rules(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
-    """What each rule of selection chooses, and what its figures mean."""
-    found = choices(search, records)
-    headers = [header.replace("\n", " ") for header in HEADERS]
-    return [
-        f"| {' | '.join(headers)} |",
-        f"|---|---|{'---:|' * (len(headers) - 3)}---|",
-        *(f"| {' | '.join(cell or '-' for cell in cells(choice))} |" for choice in found),
-        "",
-        *(f"- {note}" for note in notes(search, found)),
-    ]
 
 
 def _ending(records: Sequence[TrialRecord], outcome: SearchOutcome) -> str:

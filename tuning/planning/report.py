@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tuning.planning.cost_model import Band
 from tuning.planning.plan import Plan, gigabytes, proposals
-from tuning.reporting.leaderboard import format_seconds, format_value
+from tuning.reporting.formatting import format_seconds, format_value
 
 
 def render(plan: Plan, width: int | None = None) -> RenderableType:

@@ -1,64 +1,96 @@
-"""Figures as people read them, the same in the terminal, in MLflow and in the report."""
+"""How numbers, parameters and trials are written, in the terminal, MLflow and the figures."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
+from rich.text import Text
 
-from tuning.runs.records import METHOD_KEY, ParamValue
+from tuning.runs.records import METHOD_KEY, ParamValue, SearchRecord, TrialRecord
 
 
 def format_value(value: ParamValue) -> str:
-    """A parameter's value, floats to 3 significant digits."""
+    """Format the value of a parameter; floats get 3 significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """The last part of each dotted key, or the whole key where two would look the same."""
+    """The last part of each dotted key, or the whole key if two keys share the last part."""
     last = ["method" if key == METHOD_KEY else key.rpartition(".")[2] for key in keys]
     return [s if last.count(s) == 1 else k for s, k in zip(last, keys, strict=True)]
 
 
 def format_params(params: Mapping[str, ParamValue], but: Sequence[str] = ()) -> str:
-    """`lr=1e-05 reg_weight=0.7`: all that break a line break it between two parameters.
-
-    Args:
-        params: dotted key -> value.
-        but: keys that are left out.
-    """
+    """Format parameters as `lr=1e-05 reg_weight=0.7`, without the keys in `but`."""
     shown = {key: value for key, value in params.items() if key not in but}
     names = short_names(list(shown))
     pairs = zip(names, shown.values(), strict=True)
     return " ".join(f"{name}={format_value(value)}" for name, value in pairs)
 
 
-def natural_width(table: Table) -> int:
-    """Characters that the table takes where nothing is cut or wrapped."""
-    ruler = Console(width=10_000)
-    return Measurement.get(ruler, ruler.options, table).maximum
-
-
 def format_percent(value: float | None) -> str:
-    """An accuracy with one decimal and no sign; empty where unknown."""
+    """Format an accuracy with one decimal and no sign; empty if unknown."""
     return "" if value is None else f"{value:.1f}"
 
 
 def format_gap(value: float | None) -> str:
-    """A difference of accuracies with its sign and one decimal; empty where unknown."""
+    """Format a difference of accuracies with sign and one decimal; empty if unknown."""
     if value is None:
         return ""
     return f"{value:+.1f}" if round(value, 1) else "0.0"
 
 
 def format_seconds(seconds: float | None) -> str:
-    """48s, 6m 00s or 2h 05m; empty where unknown."""
+    """Format as 48s, 6m 00s or 2h 05m; empty if unknown."""
     if seconds is None or not math.isfinite(seconds):
         return ""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
     return f"{minutes // 60}h {minutes % 60:02d}m"
+
+
+def format_mean(mean: float, sd: float) -> str:
+    """Format a mean ± standard deviation; the mean alone if `sd` is NaN."""
+    return f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
+
+
+def format_difference(mean: float, low: float, high: float, separator: str = "\n") -> Text:
+    """Format a difference and its interval, in bold if the interval excludes 0.
+
+    Args:
+        mean: the difference.
+        low: lower end of the interval; NaN if there is no interval.
+        high: upper end of the interval.
+        separator: between difference and interval; a line break makes the column narrower.
+    """
+    if math.isnan(low):
+        return Text(f"{mean:+.1f}")
+    style = "bold" if low > 0 or high < 0 else ""
+    return Text(f"{mean:+.1f}{separator}[{low:+.1f}, {high:+.1f}]", style)
+
+
+def untuned_label(search: SearchRecord, separator: str = " ") -> str:
+    """Label of the reference, plain fine-tuning: `FT, not tuned (lr = 6e-04)`.
+
+    The reference has the settings of the configuration file. The label keeps readers from taking
+    it for a method that was tuned like the trials beside it.
+
+    Args:
+        search: its configuration has the learning rate.
+        separator: between the two halves of the label.
+    """
+    value: object = search.config
+    for key in ("trial", "optim", "lr"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, int | float):
+        return "FT, not tuned"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"FT, not tuned{separator}(lr = {float(mantissa):g}e{exponent})"
+
+
+def trial_label(search: SearchRecord, record: TrialRecord, separator: str = " ") -> str:
+    """`trial-007` for a trial, `untuned_label` for the reference."""
+    is_trial = record.kind == "trial"
+    return record.trial_id if is_trial else untuned_label(search, separator)

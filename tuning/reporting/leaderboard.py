@@ -1,23 +1,20 @@
-"""What a search found, for people: the leaderboard, the best of each method and the rules of
-selection in the terminal, and `figures` beside them.
+"""The results of a search: leaderboard, best trial of each method, selection rules, figures.
 
-All say which split the choice was made on, since validation numbers that chose a trial are
-optimistic about it; the test splits are read by `confirm` alone.
+Every table states the split that trials were chosen on, because the validation accuracy of a chosen
+trial is optimistic. Only `confirm` and `zero-shot` read the test splits.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from trainers.errors import storage_failures
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, MetricKey
 from tuning.reporting.figures.id_vs_ood import figure
 from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
 from tuning.reporting.formatting import (
@@ -25,35 +22,15 @@ from tuning.reporting.formatting import (
     format_percent,
     format_seconds,
     format_value,
-    natural_width,
     short_names,
+    trial_label,
 )
 from tuning.reporting.methods_report import methods_table
+from tuning.reporting.result_table import Column, ResultTable, Row, fit_table
 from tuning.reporting.selection_report import selection_table
-from tuning.runs.records import (
-    ID_ACC,
-    METHOD_KEY,
-    OOD_MEAN_ACC,
-    SECONDS,
-    ZERO_SHOT,
-    SearchRecord,
-    TrialRecord,
-    domain_acc,
-)
+from tuning.reporting.tables.trials import trial_row, zero_shot_row
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 from tuning.selection.rules import best_trial, misses, pareto_front, ranked
-
-__all__ = [
-    "OUTCOME_STYLE",
-    "figure",
-    "figures",
-    "format_percent",
-    "format_seconds",
-    "format_value",
-    "leaderboard",
-    "methods_table",
-    "report",
-    "selection_table",
-]
 
 OUTCOME_STYLE = {
     "finished": "green",
@@ -62,207 +39,134 @@ OUTCOME_STYLE = {
     "stopped": "yellow",
     "failed": "red",
 }
-# What a narrow terminal goes without, first to last; all of it is in trials.parquet.
-_EXPENDABLE = ("domains", "parameters", "time", "step", "outcome")
-
-
-@dataclass(frozen=True)
-class _Column:
-    header: str
-    cell: Callable[[TrialRecord], str]
-    group: str = ""
-    justify: Literal["left", "right"] = "right"
-    style: str = ""
 
 
 def report(
     search: SearchRecord, records: Sequence[TrialRecord], width: int | None = None
 ) -> RenderableType:
-    """The leaderboard, the best of each method where there are several, and the rules' choices."""
+    """Leaderboard, methods (if the trials have several) and selection rules, for a terminal.
+
+    Args:
+        search: the search.
+        records: trials and references in any order.
+        width: characters of the terminal; columns that do not fit are left out.
+    """
     tables = (
-        leaderboard(search, records, width),
-        methods_table(search, records, width),
-        selection_table(search, records, width),
+        leaderboard(search, records),
+        methods_table(search, records),
+        selection_table(search, records),
     )
-    parts = [part for table in tables if table is not None for part in (table, "")]
+    parts = [part for t in tables if t is not None for part in (fit_table(t, width), "")]
     return Group(*parts[:-1])
 
 
 def figures(
     search: SearchRecord, records: Sequence[TrialRecord], run_folder: Path
 ) -> tuple[Path, ...]:
-    """All figures into `report/` of a run folder: ID against OOD, and WiSE-FT's curves if any.
+    """Draw all figures into `report/` of a run folder: ID against OOD, and the curves of WiSE-FT.
 
     Raises:
-        StorageFailed: the disk is full, or fails.
+        StorageFailed: the disk is full or fails.
     """
-    report = run_folder / "report"
-    with storage_failures(report, "cannot be written"):
-        found = wise_figure(search, records, report / WISE_FIGURE)
-        return (figure(search, records, report / "id_vs_ood.png"), *([found] if found else []))
+    folder = run_folder / "report"
+    with storage_failures(folder, "cannot be written"):
+        found = wise_figure(search, records, folder / WISE_FIGURE)
+        return (figure(search, records, folder / "id_vs_ood.png"), *([found] if found else []))
 
 
-@dataclass(frozen=True)
-class _Standing:
-    trials: Sequence[TrialRecord]
-    """Best first."""
-    references: Sequence[TrialRecord]
-    best: str | None
-    front: Set[str]
-    """Of several objectives; a single one has none worth a mark."""
-    missed: Mapping[str, Mapping[str, float]]
-
-
-def leaderboard(
-    search: SearchRecord, records: Sequence[TrialRecord], width: int | None = None
-) -> Table:
-    """The trials, best first, under the two models to compare with: zero-shot and plain FT.
+def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:
+    """All trials, best first, below the zero-shot model and plain fine-tuning.
 
     Args:
-        search: What the trials were chosen by.
-        records: Trials and references in any order.
-        width: Characters of the terminal. Where the table is wider, columns are left out until it
-            fits, the single OOD domains first, and the caption says so.
+        search: the search.
+        records: trials and references in any order.
     """
-    standing = _standing(search, records)
-    columns = [*_columns(search, records), *_misses_column(search, standing)]
-    expendable = [group for group in _EXPENDABLE if any(c.group == group for c in columns)]
-    for number in range(len(expendable) + 1):
-        dropped = expendable[:number]
-        kept = [column for column in columns if column.group not in dropped]
-        table = _table(search, standing, kept)
-        if width is None or natural_width(table) <= width:
-            break
-    table.caption = escape(_caption(search, standing, dropped))
-    return table
-
-
-def _standing(search: SearchRecord, records: Sequence[TrialRecord]) -> _Standing:
-    several = len(search.objectives) > 1
+    order = ranked(search, records)
+    references = [record for record in records if record.kind == "reference"]
     best = best_trial(search, records)
-    return _Standing(
-        trials=ranked(search, records),
-        references=[record for record in records if record.kind == "reference"],
-        best=None if best is None else best.trial_id,
-        front={r.trial_id for r in pareto_front(search, records)} if several else set(),
-        missed=misses(search, records),
-    )
+    missed = misses(search, records)
+    several = len(search.objectives) > 1
+    front = {r.trial_id for r in pareto_front(search, records)} if several else set()
+    letters = {c.text: chr(ord("a") + index) for index, c in enumerate(search.constraints)}
 
+    rows = [Row({**zero_shot_row(search), "outcome": None}, "dim", ends_section=not references)]
+    for record in references:
+        label = trial_label(search, record, "\n")
+        values = {**trial_row(search, record), "trial_id": label}
+        rows.append(Row(values, "dim", ends_section=record is references[-1]))
+    for rank, record in enumerate(order, 1):
+        finished = record.outcome == "finished"
+        values = {
+            **trial_row(search, record),
+            "rank": (str(rank) if finished else "-") + "*" * (record.trial_id in front),
+            METHOD_KEY: search.method(record),
+            "parameters": record.params,
+        }
+        style = ""
+        if finished and (amounts := missed[record.trial_id]):
+            text, amount = max(amounts.items(), key=lambda item: item[1])
+            values["misses"] = f"{amount:.2g}" + (f" {letters[text]}" if len(letters) > 1 else "")
+            style = "dim"
+        rows.append(Row(values, "bold green" if record is best else style))
 
-def _table(search: SearchRecord, standing: _Standing, columns: Sequence[_Column]) -> Table:
-    table = Table(title=escape(search.name), caption_justify="left", header_style="bold")
-    table.add_column("#", justify="right", no_wrap=True, min_width=2)
-    for column in columns:
-        table.add_column(
-            escape(column.header), justify=column.justify, style=column.style, no_wrap=True
-        )
-    zero_shot = TrialRecord(
-        ZERO_SHOT,
-        -1,
-        "reference",
-        params={},
-        curve=({**search.zero_shot, "step": 0, SECONDS: math.nan},),
-    )
-    for record in [zero_shot, *standing.references]:
-        table.add_row("", *(column.cell(record) for column in columns), style="dim")
-    table.add_section()
-    for rank, record in enumerate(standing.trials, 1):
-        style = "dim" if record.outcome == "finished" and standing.missed[record.trial_id] else ""
-        if record.trial_id == standing.best:
-            style = "bold green"
-        table.add_row(
-            (str(rank) if record.outcome == "finished" else "-")
-            + "*" * (record.trial_id in standing.front),
-            *(column.cell(record) for column in columns),
-            style=style,
-        )
-    return table
-
-
-def _columns(search: SearchRecord, records: Sequence[TrialRecord]) -> list[_Column]:
-    def percent(metric: str) -> Callable[[TrialRecord], str]:
-        return lambda record: format_percent(record.metrics.get(metric))
-
-    return [
-        _Column("trial", lambda record: escape(record.trial_id), justify="left"),
+    columns = [
+        Column("rank", "#"),
+        Column("trial_id", "trial", left=True),
         *_param_columns(search, records),
-        _Column(f"{search.id_domain}\n(ID)", percent(ID_ACC), style="bold"),
-        _Column("OOD\nmean", percent(OOD_MEAN_ACC), style="bold"),
-        *(_Column(d, percent(domain_acc(d)), "domains") for d in search.ood_domains),
-        _Column("step", lambda record: f"{record.step}/{search.total_steps}", "step"),
-        _Column("outcome", _outcome, "outcome", justify="left"),
-        _Column("time", lambda record: format_seconds(record.seconds), "time"),
+        Column(ID_ACC, f"{search.id_domain}\n(ID)", format_percent, style="bold"),
+        Column(OOD_MEAN_ACC, "OOD\nmean", format_percent, style="bold"),
     ]
+    for domain in search.ood_domains:
+        key = str(MetricKey("val", domain, "acc"))
+        columns.append(Column(key, domain, format_percent, drop=1, group="domains"))
+    columns += [
+        Column("step", "step", lambda step: f"{step}/{search.total_steps}", drop=4),
+        Column("outcome", "outcome", _outcome, drop=5, left=True),
+        Column("seconds", "time", format_seconds, drop=3),
+    ]
+    if search.constraints:
+        columns.append(Column("misses", "misses\nby"))
 
-
-def _param_columns(search: SearchRecord, records: Sequence[TrialRecord]) -> list[_Column]:
-    """One a parameter; of several methods one a parameter that all have, and one for the others."""
-
-    def param(key: str) -> Callable[[TrialRecord], str]:
-        return lambda record: escape(format_value(record.params.get(key, "")))
-
-    def method(record: TrialRecord) -> str:
-        return escape(search.method(record) or "") if record.kind == "trial" else ""
-
-    keys = list(dict.fromkeys(key for r in records for key in r.params))
-    if len(search.methods(records)) < 2:
-        return [_Column(h, param(k)) for h, k in zip(short_names(keys), keys, strict=True)]
-    trials = [record for record in records if record.kind == "trial"]
-    common = [key for key in keys if all(key in record.params for record in trials)]
-    own = [METHOD_KEY, *common]
-    shown = [key for key in common if key != METHOD_KEY]
-    found = [_Column("method", method, justify="left")]
-    found += [_Column(h, param(k)) for h, k in zip(short_names(shown), shown, strict=True)]
-    if not {*keys} <= {*own}:
-
-        def others(record: TrialRecord) -> str:
-            return escape(format_params(record.params, but=own))
-
-        found.append(_Column("parameters", others, "parameters", justify="left"))
-    return found
-
-
-def _misses_column(search: SearchRecord, standing: _Standing) -> list[_Column]:
-    """By how much a finished trial misses a constraint at worst, and which where there are more."""
-    if not search.constraints:
-        return []
-    letters = _letters(search)
-
-    def cell(record: TrialRecord) -> str:
-        amounts = standing.missed.get(record.trial_id)
-        if not amounts or record.outcome != "finished":
-            return ""
-        text, amount = max(amounts.items(), key=lambda item: item[1])
-        return f"{amount:.2g}" + (f" {letters[text]}" if len(letters) > 1 else "")
-
-    return [_Column("misses\nby", cell)]
-
-
-def _letters(search: SearchRecord) -> dict[str, str]:
-    return {c.text: chr(ord("a") + index) for index, c in enumerate(search.constraints)}
-
-
-def _outcome(record: TrialRecord) -> str:
-    if record.trial_id == ZERO_SHOT:
-        return ""
-    return f"[{OUTCOME_STYLE[record.outcome]}]{record.outcome}[/]"
-
-
-def _caption(search: SearchRecord, standing: _Standing, dropped: Sequence[str]) -> str:
-    lines = [search.selection, "Validation accuracy in percent, each trial at its last step."]
-    if len(search.objectives) > 1:
-        lines.append("* On the Pareto front of the objectives; ranked by their mean.")
+    notes = [search.selection, "Validation accuracy in percent, each trial at its last step."]
+    if several:
+        notes.append(
+            "* On the Pareto front of the objectives. Ranked by Pareto layers, then by the "
+            "distance to the best value of each objective, scaled to its range."
+        )
     if len(search.constraints) > 1:
-        named = [f"{letter}: {text}" for text, letter in _letters(search).items()]
-        lines.append(f"Misses {'; '.join(named)}.")
-    finished = [record for record in standing.trials if record.outcome == "finished"]
-    if finished and all(standing.missed[record.trial_id] for record in finished):
-        lines.append("No finished trial meets the constraints: first comes what misses them least.")
-    if dropped:
-        lines.append(f"Left out for want of room: {', '.join(dropped)}; see trials.parquet.")
-    everyone = [*standing.references, *standing.trials]
-    failed = [record for record in everyone if record.outcome == "failed"]
+        named = [f"{letter}: {text}" for text, letter in letters.items()]
+        notes.append(f"Constraints: {'; '.join(named)}.")
+    finished_trials = [record for record in order if record.outcome == "finished"]
+    if finished_trials and all(missed[record.trial_id] for record in finished_trials):
+        notes.append(
+            "No finished trial meets the constraints: the trial that misses them least is first."
+        )
+    failed = [record for record in (*references, *order) if record.outcome == "failed"]
     if failed:
-        lines.append(f"{len(failed)} failed:")
-        lines += [f"  {r.trial_id}: {r.error_line or 'no error recorded'}" for r in failed]
-    return "\n".join(lines)
+        notes.append(f"{len(failed)} failed:")
+        notes += [f"  {r.trial_id}: {r.error_line or 'no error recorded'}" for r in failed]
+    return ResultTable(search.name, columns, rows, notes, "trials.parquet")
+
+
+def _param_columns(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[Column]:
+    """One column per parameter; with several methods one per shared parameter, one for the rest."""
+    keys = list(dict.fromkeys(key for record in records for key in record.params))
+    shared, own = keys, list[str]()
+    if len(search.methods(records)) > 1:
+        trials = [record for record in records if record.kind == "trial"]
+        shared = [key for key in keys if all(key in record.params for record in trials)]
+        own = [key for key in keys if key not in shared and key != METHOD_KEY]
+        shared = [key for key in shared if key != METHOD_KEY]
+        yield Column(METHOD_KEY, "method", left=True)
+    for index, (key, name) in enumerate(zip(shared, short_names(shared), strict=True)):
+        yield Column(key, name, format_value, drop=6 + len(shared) - index)
+    if own:
+
+        def format_own(params: Mapping[str, Any]) -> str:
+            return format_params(params, but=[METHOD_KEY, *shared])
+
+        yield Column("parameters", "parameters", format_own, drop=2, left=True)
+
+
+def _outcome(outcome: str) -> Text:
+    return Text(outcome, OUTCOME_STYLE[outcome])

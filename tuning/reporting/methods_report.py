@@ -1,31 +1,28 @@
-"""Methods side by side, for people: the best trial of each, and what finding it took.
+"""Comparison of methods: the best trial of each, and the trials and time that it took to find it.
 
-A search that compares methods gives each as many trials as the others, and takes of each the trial
-that is best by the search's own objective: so none is favoured by more tries, nor by a criterion
-that suits it. The figures are those that chose, on validation splits; `confirm` trains the same
-trials again and reads the test splits.
+A search that compares methods gives each the same number of trials and takes the best trial of each
+by the search's own objective, so no method gains from more trials or from a criterion that suits
+it. The accuracies are those of the validation splits; `confirm` trains the same trials again and
+reads the test splits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from rich.markup import escape
-from rich.table import Table
-
+from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey
 from tuning.reporting.formatting import (
     format_params,
     format_percent,
     format_seconds,
     format_value,
-    natural_width,
+    trial_label,
 )
+from tuning.reporting.result_table import Column, ResultTable, Row
 from tuning.runs.records import (
-    ID_ACC,
     METHOD_KEY,
-    OOD_MEAN_ACC,
     SECONDS,
     ZERO_SHOT,
     Outcome,
@@ -35,39 +32,30 @@ from tuning.runs.records import (
 from tuning.selection.ranking import misses, ranked
 from tuning.selection.rules import best_by_method
 
-ID_ECE: Final = "id_val/ece"
-OOD_MEAN_ECE: Final = "ood_val/mean_ece"
-"""Expected calibration error in percent."""
-PARAMETERS: Final = "parameters"
-_LEFT: Final = ("method", "trial", PARAMETERS)
-# What a narrow terminal goes without, first to last; all of it is in methods.parquet.
-_EXPENDABLE: Final = ("objective", "time\nall", "ECE\nOOD", "ECE\nID", "time\nbest", "trials")
-_LEAST_ROOM = 24
-"""Characters for the parameters, which may take several lines, or they are left out."""
-_BORDER = 3
-"""What a column takes beside its text."""
+_ID_ECE: Final = str(MetricKey("val", ID, "ece"))
+_OOD_MEAN_ECE: Final = str(MetricKey("val", MEAN_OOD, "ece"))
 _ENDED: Final[tuple[Outcome, ...]] = ("finished", "pruned", "failed")
 
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method of a search."""
+    """A method of a search with all its trials."""
 
     method: str
     trials: tuple[TrialRecord, ...]
-    """All of them, whatever became of them."""
+    """All of them, whatever their outcome."""
     best: TrialRecord | None
-    """As `best_by_method` chooses; where that has none, what got furthest, if anything did."""
+    """As chosen by `best_by_method`; if it chose none, the trial that got furthest, if any."""
     misses: bool
     """Whether the best trial misses a constraint of the search."""
 
     def count(self, outcome: Outcome) -> int:
-        """Trials with this outcome."""
+        """Number of trials with this outcome."""
         return sum(record.outcome == outcome for record in self.trials)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the best trial did all its steps, so that its figures compare."""
+        """Whether the best trial did all its steps, so that it can be compared."""
         return self.best is not None and self.best.outcome == "finished"
 
     @property
@@ -75,16 +63,12 @@ class MethodRow:
         """Wall time of all trials together."""
         return sum(record.seconds or 0.0 for record in self.trials)
 
-    @property
-    def best_seconds(self) -> float | None:
-        """Wall time of the best trial by its own clock, which starts with the training."""
-        return None if self.best is None else self.best.last(SECONDS)
-
 
 def method_rows(search: SearchRecord, records: Sequence[TrialRecord]) -> list[MethodRow]:
-    """The methods, the one with the best trial first; none where all trials have the same one."""
+    """The methods, ordered by their best trials; empty if all trials have the same method."""
     order = ranked(search, records)
-    if len(search.methods(order)) < 2:
+    methods = search.methods(order)
+    if len(methods) < 2:
         return []
     missed = misses(search, order)
     best = best_by_method(search, order)
@@ -93,152 +77,101 @@ def method_rows(search: SearchRecord, records: Sequence[TrialRecord]) -> list[Me
         if record.outcome != "failed" and record.curve and method is not None:
             best.setdefault(method, record)
     found = []
-    for method in dict.fromkeys([*best, *search.methods(order)]):
+    for method in dict.fromkeys([*best, *methods]):
         trials = tuple(record for record in order if search.method(record) == method)
         one = best.get(method)
         found.append(MethodRow(method, trials, one, one is not None and bool(missed[one.trial_id])))
     return found
 
 
-def methods_table(
-    search: SearchRecord, records: Sequence[TrialRecord], width: int | None = None
-) -> Table | None:
-    """A row a method, best first, under the models to compare with; None with fewer than two.
+def methods_table(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable | None:
+    """One row per method, best first, below the zero-shot model and plain fine-tuning.
 
-    Args:
-        search: What the trials were chosen by.
-        records: Trials and references in any order.
-        width: Characters of the terminal. Where the table is wider, columns are left out, and the
-            caption says which.
+    None if the trials have fewer than two methods.
     """
     found = method_rows(search, records)
     if not found:
         return None
-    for number in range(len(_EXPENDABLE) + 1):
-        dropped = [PARAMETERS, *_EXPENDABLE[:number]]
-        table = _table(search, records, found, dropped)
-        room = None if width is None else width - natural_width(table)
-        if room is None or room >= 0:
-            break
-    if room is None or room >= _LEAST_ROOM + _BORDER:
-        dropped.remove(PARAMETERS)
-        table = _table(search, records, found, dropped, room and room - _BORDER)
-    lines = notes(search, found)
-    if dropped:
-        named = ", ".join(header.replace("\n", " ") for header in dropped)
-        lines.append(f"Left out for want of room: {named}; see methods.parquet.")
-    table.caption = escape("\n".join(lines))
-    return table
-
-
-def _table(
-    search: SearchRecord,
-    records: Sequence[TrialRecord],
-    found: Sequence[MethodRow],
-    dropped: Sequence[str],
-    room: int | None = None,
-) -> Table:
-    kept = [header for header in cells(search, found[0]) if header not in dropped]
-    table = Table(title="The best of each method", caption_justify="left", header_style="bold")
-    for header in kept:
-        wraps = header == PARAMETERS
-        table.add_column(
-            header,
-            justify="left" if header in _LEFT else "right",
-            no_wrap=not wraps,
-            overflow="fold",
-            max_width=room if wraps else None,
-        )
-    for model in model_cells(search, records):
-        table.add_row(*(escape(model.get(header, "")) for header in kept), style="dim")
-    table.add_section()
+    references = [record for record in records if record.kind == "reference"]
+    zero_shot = {**search.zero_shot, "method": ZERO_SHOT}
+    rows = [Row(zero_shot, "dim", ends_section=not references)]
+    for record in references:
+        values: dict[str, object] = {
+            **record.metrics,
+            "method": trial_label(search, record, "\n"),
+            "time_best": record.last(SECONDS),
+        }
+        rows.append(Row(values, "dim", ends_section=record is references[-1]))
     for number, row in enumerate(found):
+        values = {
+            "method": row.method,
+            "trials": "/".join(str(row.count(outcome)) for outcome in _ENDED),
+            "time_all": row.seconds,
+        }
+        if row.best is not None:
+            values |= {
+                **row.best.metrics,
+                "trial": row.best.trial_id + "*" * (not row.is_finished),
+                "parameters": row.best.params,
+                "time_best": row.best.last(SECONDS),
+            }
         style = "dim" if row.misses or not row.is_finished else ""
-        if number == 0 and row.is_finished:
-            style = "bold green"
-        its = cells(search, row)
-        table.add_row(*(escape(its[header]) for header in kept), style=style)
-    return table
+        rows.append(Row(values, "bold green" if number == 0 and row.is_finished else style))
+    return ResultTable(
+        "The best trial of each method", _columns(search), rows, _notes(search, found),
+        "methods.parquet",
+    )  # fmt: skip
 
 
-def cells(search: SearchRecord, row: MethodRow) -> dict[str, str]:
-    """Header -> cell of a method's row."""
-    best = row.best
-    return {
-        "method": row.method,
-        "trials": "/".join(str(row.count(outcome)) for outcome in _ENDED),
-        "trial": "" if best is None else best.trial_id + "*" * (not row.is_finished),
-        PARAMETERS: "" if best is None else format_params(best.params, but=[METHOD_KEY]),
-        **_figures(search, {} if best is None else best.metrics, best),
-        "time\nbest": format_seconds(row.best_seconds),
-        "time\nall": format_seconds(row.seconds),
-    }
+def _columns(search: SearchRecord) -> list[Column]:
+    objective = search.objectives[0].metric
+    key = MetricKey.parse(objective)
+    in_percent = key is not None and key.measure in ("acc", "ece")
+
+    def format_own(params: Mapping[str, Any]) -> str:
+        return format_params(params, but=[METHOD_KEY])
+
+    return [
+        Column("method", "method", left=True),
+        Column("trials", "trials", drop=7),
+        Column("trial", "trial", left=True),
+        Column("parameters", "parameters", format_own, drop=1, left=True, min_width=24),
+        Column(ID_ACC, "ID", format_percent),
+        Column(OOD_MEAN_ACC, "OOD\nmean", format_percent),
+        Column(objective, "objective", format_percent if in_percent else format_value, drop=2),
+        Column(_ID_ECE, "ECE\nID", format_percent, drop=5),
+        Column(_OOD_MEAN_ECE, "ECE\nOOD", format_percent, drop=4),
+        Column("time_best", "time\nbest", format_seconds, drop=6),
+        Column("time_all", "time\nall", format_seconds, drop=3),
+    ]
 
 
-def model_cells(search: SearchRecord, records: Sequence[TrialRecord]) -> list[dict[str, str]]:
-    """Header -> cell of each row above the methods: of the zero-shot model and the references."""
-    found = [{"method": ZERO_SHOT, **_figures(search, search.zero_shot, None)}]
-    for record in records:
-        if record.kind == "reference":
-            name = {"method": f"{record.trial_id}, {record.kind}"}
-            time = {"time\nbest": format_seconds(record.last(SECONDS))}
-            found.append({**name, **_figures(search, record.metrics, record), **time})
-    return found
-
-
-def _figures(
-    search: SearchRecord, metrics: Mapping[str, float], record: TrialRecord | None
-) -> dict[str, str]:
-    value: float | None
-    if len(search.objectives) == 1:
-        value = metrics.get(search.objectives[0].metric)
+def _notes(search: SearchRecord, found: Sequence[MethodRow]) -> list[str]:
+    """Sentences about how the trials were chosen, on which split, and among how many."""
+    counts = [len(row.trials) for row in found]
+    if len(set(counts)) == 1:
+        numbers = f"Equal numbers of trials, {counts[0]} per method"
     else:
-        value = None if record is None or search.values(record) is None else search.score(record)
-    return {
-        "ID": format_percent(metrics.get(ID_ACC)),
-        "OOD\nmean": format_percent(metrics.get(OOD_MEAN_ACC)),
-        "objective": _format(search, value),
-        "ECE\nID": format_percent(metrics.get(ID_ECE)),
-        "ECE\nOOD": format_percent(metrics.get(OOD_MEAN_ECE)),
-    }
-
-
-def _format(search: SearchRecord, value: float | None) -> str:
-    """Percentages as elsewhere, other objectives as parameters are."""
-    if value is None or all(o.metric.endswith(("acc", "ece")) for o in search.objectives):
-        return format_percent(value)
-    return format_value(float(value))
-
-
-def notes(search: SearchRecord, found: Sequence[MethodRow]) -> list[str]:
-    """How the trials were chosen, on which split, and among how many, in sentences."""
-    several = " The objective is the mean of them." if len(search.objectives) > 1 else ""
+        usual = max(counts, key=lambda number: (counts.count(number), number))
+        others = [f"{row.method} {len(row.trials)}" for row in found if len(row.trials) != usual]
+        numbers = f"Unequal numbers of trials, {usual} per method but {', '.join(others)}"
+    waiting = sum(counts) - sum(row.count(outcome) for row in found for outcome in _ENDED)
+    if waiting:
+        numbers += f", of which {waiting} have not ended"
+    numbers += ": finished/pruned/failed."
+    if len(set(counts)) > 1:
+        numbers += " More trials alone give a better best trial."
+    first = " The objective shown is the first one." if len(search.objectives) > 1 else ""
     lines = [
-        f"{search.selection}{several}",
-        "Validation figures in percent, each trial at its last step; ECE: calibration error.",
-        _numbers(found),
+        f"{search.selection}{first}",
+        "Validation accuracy in percent, each trial at its last step; ECE: calibration error.",
+        numbers,
     ]
     if any(row.method == "tpgm" for row in found):
-        lines.append("tpgm is trained on ID validation labels too: its ID figures are optimistic.")
+        lines.append("tpgm also trains on ID validation labels: its ID accuracy is optimistic.")
     if any(row.best and not row.is_finished for row in found):
-        lines.append("* No trial of the method finished: this is the one that got furthest.")
+        lines.append("* No trial of the method finished: this is the trial that got furthest.")
     short = [row.method for row in found if row.misses]
     if short:
         lines.append(f"No trial meets the constraints: {', '.join(short)}.")
     return lines
-
-
-def _numbers(found: Sequence[MethodRow]) -> str:
-    """How many trials the methods had; unequal numbers make an unequal comparison."""
-    counted = [len(row.trials) for row in found]
-    if len(set(counted)) == 1:
-        text = f"Equal numbers of trials, {counted[0]} a method"
-    else:
-        usual = max(counted, key=lambda number: (counted.count(number), number))
-        others = [f"{row.method} {len(row.trials)}" for row in found if len(row.trials) != usual]
-        text = f"Unequal numbers of trials, {usual} a method but {', '.join(others)}"
-    waiting = sum(counted) - sum(row.count(outcome) for row in found for outcome in _ENDED)
-    if waiting:
-        text += f", of which {waiting} have not ended"
-    text += ": finished/pruned/failed."
-    return text + ("" if len(set(counted)) == 1 else " The best of more is better by luck alone.")

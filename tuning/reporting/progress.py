@@ -22,8 +22,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from tuning.reporting.formatting import short_names
-from tuning.reporting.leaderboard import OUTCOME_STYLE, format_percent, format_seconds, format_value
+from tuning.reporting.formatting import format_percent, format_seconds, format_value, short_names
+from tuning.reporting.leaderboard import OUTCOME_STYLE
 from tuning.runs.records import (
     ID_ACC,
     OOD_MEAN_ACC,

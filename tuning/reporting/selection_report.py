@@ -1,123 +1,99 @@
-"""What each rule of selection chooses, for people: rows for the terminal and for MLflow."""
+"""The choice of each selection rule as a table, for the terminal and for MLflow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from rich.markup import escape
-from rich.table import Table
-
-from tuning.reporting.formatting import format_gap, format_percent, natural_width
+from tuning.reporting.formatting import format_gap, format_percent
+from tuning.reporting.result_table import Column, ResultTable, Row
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import BY_METHOD, Choice, choices
 
-HEADERS: Final = (
-    "rule", "trials", "ID", "OOD\nmean", "worst\nOOD", "gap", "ID\ngap", "sees\nOOD", "chooses"
-)  # fmt: skip
-"""Of the rows that `cells` gives."""
-_LEFT: Final = ("rule", "trials", "chooses")
-# What a narrow terminal goes without, first to last; all of it is in selection.parquet.
-_EXPENDABLE: Final = ("chooses", "ID\ngap", "worst\nOOD")
-_NAMED = 2
-"""Trials of a rule that are named in its row; of more, how many."""
-_LISTED = 12
-"""Trials of a set that are listed with their figures."""
+_COLUMNS: Final = (
+    Column("rule", "rule", left=True),
+    Column("trials", "trials", left=True),
+    Column("id_acc", "ID"),
+    Column("ood_acc", "OOD\nmean"),
+    Column("worst_acc", "worst\nOOD", drop=3),
+    Column("gap", "gap", format_gap, drop=4),
+    Column("id_gap", "ID\ngap", format_gap, drop=2),
+    Column("sees_ood", "sees\nOOD"),
+    Column("chooses", "chooses", drop=1, left=True),
+)
+_MAX_NAMED = 2
+"""Trials of a rule that are named in its row; if there are more, their number is given."""
+_MAX_LISTED = 12
+"""Members of a set of trials that are listed with their accuracies below the table."""
 
 
-def selection_table(
-    search: SearchRecord, records: Sequence[TrialRecord], width: int | None = None
-) -> Table:
-    """What each rule of selection chooses, a row a rule, and what it may say of its choice.
-
-    Args:
-        search: What the trials were chosen by.
-        records: Trials and references in any order.
-        width: Characters of the terminal. Where the table is wider, columns are left out.
-    """
+def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:
+    """One row per selection rule: its choice, the accuracies, and whether it used OOD data."""
     found = choices(search, records)
-    rows = [dict(zip(HEADERS, cells(choice), strict=True)) for choice in found]
-    for number in range(len(_EXPENDABLE) + 1):
-        kept = [header for header in HEADERS if header not in _EXPENDABLE[:number]]
-        table = Table(title="What each rule chooses", caption_justify="left", header_style="bold")
-        for header in kept:
-            table.add_column(header, justify="left" if header in _LEFT else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*(escape(row[header]) for header in kept))
-        if width is None or natural_width(table) <= width:
-            break
-    table.caption = escape("\n".join(notes(search, found)))
-    return table
+    rows = []
+    for choice in found:
+        trials = [_number(trial) for trial in choice.trials]
+        several = f"{len(trials)} trials"
+        values = {
+            "rule": choice.rule,
+            "trials": ", ".join(trials) if len(trials) <= _MAX_NAMED else several,
+            "id_acc": _accuracy(choice, choice.id_acc, [pick.id_acc for pick in choice.picks]),
+            "ood_acc": _accuracy(choice, choice.ood_acc, [p.ood_acc for p in choice.picks]),
+            "worst_acc": _accuracy(choice, choice.worst_acc, [p.worst_acc for p in choice.picks]),
+            "gap": choice.gap,
+            "id_gap": choice.id_gap,
+            "sees_ood": "yes" if choice.looks_at_ood else "no",
+            "chooses": choice.description,
+        }
+        rows.append(Row(values))
+    notes = _notes(search, found)
+    return ResultTable("What each rule chooses", _COLUMNS, rows, notes, "selection.parquet")
 
 
-def cells(choice: Choice) -> tuple[str, ...]:
-    """A rule's row, under `HEADERS`; of a rule that chose a set, its lowest and highest figures."""
-    picks, trials = choice.picks, choice.trials
-    return (
-        choice.rule,
-        ", ".join(map(_short, trials)) if len(trials) <= _NAMED else f"{len(trials)} trials",
-        _figure(choice, choice.id_acc, [pick.id_acc for pick in picks]),
-        _figure(choice, choice.ood_acc, [pick.ood_acc for pick in picks]),
-        _figure(choice, choice.worst_acc, [pick.worst_acc for pick in picks]),
-        format_gap(choice.gap),
-        format_gap(choice.id_gap),
-        "yes" if choice.looks_at_ood else "no",
-        choice.description,
-    )
-
-
-def notes(search: SearchRecord, found: Sequence[Choice]) -> list[str]:
-    """What the figures of the rules mean, and where they come from, in sentences."""
+def _notes(search: SearchRecord, found: Sequence[Choice]) -> list[str]:
+    """Sentences about the meaning of the accuracies and the trials that they belong to."""
     if not any(choice.picks for choice in found):
         return ["There is no trial to choose yet."]
     lines = [
-        "gap: mean OOD accuracy less that of ood_val, which saw the data it is judged on. "
-        "ID gap: ID accuracy less that of id_val."
+        "gap: mean OOD accuracy minus that of ood_val, which chooses on the OOD data that it "
+        "reports. ID gap: ID accuracy minus that of id_val."
     ]
     for choice in found:
         if choice.by_domain:
-            lines.append(f"{choice.rule}, chosen by the other domains: {_by_domain(choice)}.")
+            judged: dict[str, list[str]] = {}
+            for domain, trial in choice.by_domain.items():
+                judged.setdefault(_number(trial), []).append(domain)
+            parts = [f"{trial} for {', '.join(domains)}" for trial, domains in judged.items()]
+            text = "; ".join(parts) if len(parts) > 1 else f"{next(iter(judged))} for each"
+            lines.append(f"{choice.rule}, chosen by the other domains: {text}.")
         if choice.rule == BY_METHOD:
-            lines.append(f"{choice.rule}: see the best of each method.")
+            lines.append(f"{choice.rule}: see the table of methods.")
         elif choice.is_set:
-            lines.append(f"{choice.rule} (ID, OOD mean): {_members(choice)}.")
+            members = [
+                f"{_number(p.trial)} ({format_percent(p.id_acc)}, {format_percent(p.ood_acc)})"
+                for p in choice.picks[:_MAX_LISTED]
+            ]
+            more = len(choice.picks) - len(members)
+            text = ", ".join(members) + (f" and {more} more" if more else "")
+            lines.append(f"{choice.rule} (ID, OOD mean): {text}.")
     if search.sees_ood:
-        lines.append("Whatever the rule, the search that proposed the trials looked at OOD data.")
+        lines.append("The search used OOD validation data to propose trials, whatever the rule.")
     if any(trial.outcome != "finished" for choice in found for trial in choice.trials):
-        lines.append("No trial finished: chosen among those that got furthest.")
+        lines.append("No trial finished: the rules choose among the trials that got furthest.")
     reasons: dict[str, list[str]] = {}
     for choice in found:
         if choice.reason:
             reasons.setdefault(choice.reason, []).append(choice.rule)
-    return lines + [f"Without {', '.join(rules)}: {reason}." for reason, rules in reasons.items()]
+    return lines + [f"No choice by {', '.join(r)}: {reason}." for reason, r in reasons.items()]
 
 
-def _figure(choice: Choice, own: float | None, members: Sequence[float | None]) -> str:
-    known = [value for value in members if value is not None]
+def _accuracy(choice: Choice, value: float | None, members: Sequence[float | None]) -> str:
+    """The rule's accuracy, or the range over the members if the rule chose a set of trials."""
+    known = [member for member in members if member is not None]
     if not choice.is_set or not known:
-        return format_percent(own)
+        return format_percent(value)
     return f"{min(known):.0f}-{max(known):.0f}"
 
 
-def _by_domain(choice: Choice) -> str:
-    """Which trial is judged on which domains."""
-    judges: dict[str, list[str]] = {}
-    for domain, trial in choice.by_domain.items():
-        judges.setdefault(_short(trial), []).append(domain)
-    if len(judges) == 1:
-        return f"{next(iter(judges))} for each"
-    return "; ".join(f"{name} for {', '.join(domains)}" for name, domains in judges.items())
-
-
-def _members(choice: Choice) -> str:
-    """The trials of a set with their figures."""
-    members = [
-        f"{_short(pick.trial)} ({format_percent(pick.id_acc)}, {format_percent(pick.ood_acc)})"
-        for pick in choice.picks[:_LISTED]
-    ]
-    more = len(choice.picks) - len(members)
-    return ", ".join(members) + (f" and {more} more" if more else "")
-
-
-def _short(trial: TrialRecord) -> str:
+def _number(trial: TrialRecord) -> str:
     return trial.trial_id.removeprefix("trial-")

@@ -199,11 +199,6 @@ class SearchRecord:
             signed.append(objective.signed(value))
         return tuple(signed)
 
-    def score(self, record: TrialRecord) -> float:
-        """One figure to rank by, more being better: the mean of the objectives; -inf for none."""
-        values = self.values(record)
-        return -math.inf if values is None else sum(values) / len(values)
-
     def bests(self, records: Iterable[TrialRecord]) -> dict[str, float]:
         """For each constraint, by its text, its metric's best among finished trials."""
         found: dict[str, float] = {}

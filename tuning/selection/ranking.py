@@ -1,40 +1,68 @@
-"""Which trials can be chosen, which is best, and in what order the others follow it."""
+"""Which trials can be chosen, which one is best, and the order of all the others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from tuning.algorithms.early_stopping import non_dominated
+from tuning.algorithms.early_stopping import distances_to_ideal, non_dominated
 from tuning.runs.records import SearchRecord, TrialRecord
 
 Measure: TypeAlias = Callable[[TrialRecord], float | None]
-"""What a rule ranks trials by, more being better; None for a trial that it cannot rank."""
+"""Value that a rule ranks trials by, higher is better; None for a trial that it cannot rank."""
+Measured: TypeAlias = Callable[[TrialRecord], object | None]
+"""A measure of which only the trials without a value matter."""
 
 
 def best_trial(search: SearchRecord, records: Iterable[TrialRecord]) -> TrialRecord | None:
-    """The trial with the best objective at its last step, the earlier one of equals.
+    """The trial with the best objective at its last step; the earlier one of equal trials.
 
-    The last step and not the best one along the curve: the best of many noisy evaluations is
-    optimistic, and more so for trials that evaluate more often. Only finished trials are compared,
-    and of those only the ones that meet the constraints; where none does, the ones that miss them
-    by least in sum. Where none finished, it is the best of those that got furthest, since values at
-    different steps do not compare. With several objectives it is the best by their mean, which lies
-    on the Pareto front. References, failed trials and objectives that are not finite never win.
+    The last step is used instead of the best step of the curve, because the best of many noisy
+    evaluations is optimistic, more so for trials that evaluate more often. Only finished trials
+    that meet the constraints are compared; if no trial meets them, those with the smallest sum of
+    violations. If no trial finished, the trials that got furthest are compared, since values at
+    different steps are not comparable. References, failed trials and objectives that are not finite
+    never win. Several objectives are compared as in `by_objectives`.
     """
-    return highest(search, list(records), score_of(search))
+    pool = contenders(search, list(records), search.values)
+    return next(iter(by_objectives(search, pool)), None)
+
+
+def by_objectives(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Trials by their objectives, best first; trials without a finite objective come last.
+
+    With several objectives, trials are ranked by Pareto layers (the front, then the front of the
+    rest, and so on), and within a layer by the distance to the best value of each objective. The
+    objectives are scaled to their range in the layer, so their units (accuracy in percent, negative
+    log-likelihood) have no influence. The best trial depends on the trials of the front alone.
+    """
+    ordered = sorted(records, key=lambda record: record.number)
+    valued = [(record, v) for record in ordered if (v := search.values(record)) is not None]
+    rest = [record for record in ordered if search.values(record) is None]
+    found: list[TrialRecord] = []
+    if len(search.objectives) == 1:
+        valued.sort(key=lambda pair: -pair[1][0])
+        found, valued = [record for record, _ in valued], []
+    while valued:
+        front = set(non_dominated([values for _, values in valued]))
+        layer = [pair for index, pair in enumerate(valued) if index in front]
+        distances = distances_to_ideal([values for _, values in layer])
+        pairs = sorted(zip(distances, layer, strict=True), key=lambda pair: pair[0])
+        found += [record for _, (record, _) in pairs]
+        valued = [pair for index, pair in enumerate(valued) if index not in front]
+    return found + rest
 
 
 def pareto_front(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """The trials, among those that can be chosen, that none beats in all objectives."""
-    pool = contenders(search, list(records), score_of(search))
+    """The trials, among those that can be chosen, that no other one beats in all objectives."""
+    pool = contenders(search, list(records), search.values)
     values = [search.values(record) or () for record in pool]
     return [pool[index] for index in non_dominated(values)]
 
 
 def misses(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, dict[str, float]]:
-    """For each trial by its id, the constraints that it misses, and by how much (inf: no value)."""
+    """Trial id -> constraint -> amount by which the trial misses it; inf if it has no value."""
     trials = [record for record in records if record.kind == "trial"]
     bests = search.bests(trials)
     return {
@@ -44,26 +72,25 @@ def misses(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, di
 
 
 def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRecord]:
-    """All trials, no references, best first: finished, then cut short by step, then failed.
+    """All trials without references, best first.
 
-    Of each group, those that meet the constraints come first.
+    Finished trials come first, then the others by step, then failed ones. Within these groups,
+    trials are ordered by the sum of their violations of the constraints, then `by_objectives`.
     """
     trials = [record for record in records if record.kind == "trial"]
     missed = misses(search, trials)
-
-    def key(record: TrialRecord) -> tuple[int, int, float, float, int]:
+    groups: dict[tuple[int, int, float], list[TrialRecord]] = {}
+    for record in trials:
         group = {"finished": 0, "failed": 2}.get(record.outcome, 1)
-        by_step = -record.step if group else 0
-        total = sum(missed[record.trial_id].values())
-        return group, by_step, total, -search.score(record), record.number
-
-    return sorted(trials, key=key)
+        key = group, -record.step if group else 0, sum(missed[record.trial_id].values())
+        groups.setdefault(key, []).append(record)
+    return [record for key in sorted(groups) for record in by_objectives(search, groups[key])]
 
 
 def highest(
     search: SearchRecord, records: list[TrialRecord], measure: Measure
 ) -> TrialRecord | None:
-    """Of the `contenders`, the one with the highest measure, the earlier one of equals."""
+    """The trial with the highest measure among the `contenders`; the earlier one of equals."""
 
     def key(record: TrialRecord) -> tuple[float, int]:
         value = measure(record)
@@ -73,11 +100,11 @@ def highest(
 
 
 def contenders(
-    search: SearchRecord, records: list[TrialRecord], measure: Measure
+    search: SearchRecord, records: Sequence[TrialRecord], measure: Measured
 ) -> list[TrialRecord]:
-    """The trials to choose among, as `best_trial` says: finished, measured, within constraints.
+    """The trials that a rule chooses among: finished, measured, within the constraints.
 
-    Where there is none such, what comes closest to it.
+    If there is none, the trials that come closest to that, as described in `best_trial`.
     """
     pool = comparable(records, measure)
     missed = {name: sum(by.values()) for name, by in misses(search, records).items()}
@@ -85,8 +112,8 @@ def contenders(
     return [r for r in pool if missed[r.trial_id] == least]
 
 
-def comparable(records: list[TrialRecord], measure: Measure) -> list[TrialRecord]:
-    """The measured trials that finished; where none has, those that got furthest."""
+def comparable(records: Sequence[TrialRecord], measure: Measured) -> list[TrialRecord]:
+    """The measured trials that finished; if none has, those that got furthest."""
     alive = [r for r in records if r.kind == "trial" and r.outcome != "failed"]
     alive = [r for r in alive if measure(r) is not None]
     pool = [r for r in alive if r.outcome == "finished"]
@@ -94,8 +121,3 @@ def comparable(records: list[TrialRecord], measure: Measure) -> list[TrialRecord
         furthest = max((r.step for r in alive), default=0)
         pool = [r for r in alive if r.step == furthest]
     return pool
-
-
-def score_of(search: SearchRecord) -> Measure:
-    """The search's own objective as a measure."""
-    return lambda record: None if (score := search.score(record)) == -math.inf else score

@@ -1,37 +1,38 @@
-"""Which trial a search chooses, what other rules would have chosen, and what each may claim.
+"""Selection rules: which trial the search chooses, and which ones other rules would choose.
 
-What a rule may look at decides what its figure means (Gulrajani and Lopez-Paz, ICLR 2021: domain
-generalisation without a selection criterion is not a method). The rules, all at a trial's last
-step, all on validation splits:
+The data that a rule looks at determine how its OOD accuracy may be read (Gulrajani and Lopez-Paz,
+ICLR 2021: a domain generalisation algorithm must specify its model selection). All rules use
+validation splits at a trial's last step:
 
-| rule | chooses by | its OOD figure |
+| rule | chooses by | its OOD accuracy |
 |---|---|---|
-| objective | the search's own objective | optimistic where that looks at OOD data |
-| by_method | the same, among the trials of each method | as of `objective` |
-| id_val | ID accuracy | honest: OOD data had no say in the choice |
-| ood_val | mean OOD accuracy | the oracle: chosen on the very data it reports |
-| leave_one_domain_out | for each OOD domain, the mean of the others | honest: on the one left out |
+| objective | the search's own objective | optimistic if the objective uses OOD data |
+| by_method | the same, among the trials of each method | as for `objective` |
+| id_val | ID accuracy | unbiased: the choice did not use OOD data |
+| ood_val | mean OOD accuracy | an oracle: chosen on the data that it reports |
+| leave_one_domain_out | per OOD domain, the mean of the others | unbiased: on the one left out |
 | worst_domain | the lowest accuracy among the OOD domains | optimistic |
-| pareto | nothing: all that none beats in both ID and OOD accuracy | what can be had |
+| pareto | nothing: all trials that no other beats in both ID and OOD accuracy | the trade-off |
 
-`by_method` is there only where the trials of a search have several methods. `id_val` favours the
-method `tpgm`, which learns its radii on the labels of that very split.
+`by_method` exists only if the trials of a search have several methods. `id_val` favours the method
+`tpgm`, which learns its radii on the labels of the ID validation split.
 
-Where all trials have all figures none is above the oracle, so the gap is what not knowing the shift
-costs. A rule speaks of the choice alone: which trials were proposed, and which were stopped early,
-followed the objective.
+If all trials have all accuracies, none is above the oracle, and the gap to it is the cost of not
+knowing the shift. A rule affects only the final choice: the trials that were proposed, and those
+that were stopped early, followed the objective.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from tuning.runs.records import ID_ACC, OOD_MEAN_ACC, SearchRecord, TrialRecord, domain_acc
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, MetricKey
+from tuning.algorithms.early_stopping import non_dominated
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import (
     Measure,
     best_trial,
@@ -41,7 +42,6 @@ from tuning.selection.ranking import (
     misses,
     pareto_front,
     ranked,
-    score_of,
 )
 
 __all__ = [
@@ -73,8 +73,8 @@ PARETO: Final = "pareto"
 
 RULES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        OBJECTIVE: "What the search itself is after.",
-        BY_METHOD: "The same, within each method.",
+        OBJECTIVE: "The best value of the search's objective.",
+        BY_METHOD: "The best value of the objective within each method.",
         ID_VAL: "The highest accuracy in distribution.",
         OOD_VAL: "The highest mean accuracy on the OOD domains, the oracle.",
         LEAVE_ONE_DOMAIN_OUT: "For each OOD domain, the highest mean accuracy on the others.",
@@ -82,119 +82,157 @@ RULES: Final[Mapping[str, str]] = MappingProxyType(
         PARETO: "All trials that none beats in both ID and mean OOD accuracy.",
     }
 )
-"""In the order in which they are shown: name, and how it chooses."""
+"""Rule -> how it chooses, in the order of the tables."""
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A trial that a rule chose. Accuracies in percent; None where the trial has no finite one."""
+    """A trial that a rule chose. Accuracies in percent; None if the trial has no finite one."""
 
     trial: TrialRecord
     id_acc: float | None
     ood_acc: float | None
-    """The mean of the OOD domains; for a trial chosen without one of them, the accuracy on it."""
+    """Mean over the OOD domains; accuracy on `left_out` if that is set."""
     worst_acc: float | None
-    """On the OOD domain that is worst; for a trial chosen without one of them, as `ood_acc`."""
+    """Accuracy on the worst OOD domain; accuracy on `left_out` if that is set."""
     left_out: str | None = None
-    """The OOD domain that had no say in the choice."""
+    """OOD domain that the choice did not use."""
     method: str | None = None
-    """What the trial trains with; None where its configuration does not say."""
+    """Method of the trial; None if its configuration does not name one."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule chose. Accuracies in percent; None for those of a rule that chose a whole set."""
+    """What a rule chose. Accuracies in percent; None if the rule chose a set of alternatives."""
 
     rule: str
     looks_at_ood: bool
-    """Whether OOD validation data, by rule or by constraint, had a say in it."""
+    """Whether the rule or a constraint used OOD validation data."""
     picks: tuple[Pick, ...] = ()
-    """One; one a domain for `leave_one_domain_out`; one a member for `pareto`, highest ID first;
-    one a method for `by_method`, best first."""
+    """One; for `leave_one_domain_out` one per domain; for `pareto` one per member, highest ID
+    accuracy first; for `by_method` one per method, best first."""
     reason: str | None = None
     """Why there is no pick."""
     gap: float | None = None
-    """Mean OOD accuracy less that of `ood_val`; 0 is as good as the oracle."""
+    """Mean OOD accuracy minus that of `ood_val`; 0 is as good as the oracle."""
     id_gap: float | None = None
-    """ID accuracy less that of `id_val`: what was given up in distribution."""
+    """ID accuracy minus that of `id_val`."""
 
     @property
     def description(self) -> str:
-        """How the rule chooses, in a sentence."""
+        """How the rule chooses, as one sentence."""
         return RULES[self.rule]
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
-        """The trials chosen, each once."""
+        """The chosen trials without repetitions."""
         return tuple({pick.trial.trial_id: pick.trial for pick in self.picks}.values())
 
     @property
     def is_set(self) -> bool:
-        """Whether the picks are alternatives, of which none stands for all."""
+        """Whether the picks are alternatives, so that no single accuracy describes them."""
         return len(self.picks) > 1 and not self.by_domain
 
     @property
     def by_domain(self) -> Mapping[str, TrialRecord]:
-        """Of `leave_one_domain_out`: the domain left out -> the trial chosen by the others."""
+        """For `leave_one_domain_out`: domain left out -> trial chosen by the other domains."""
         return {pick.left_out: pick.trial for pick in self.picks if pick.left_out is not None}
 
     @property
     def by_method(self) -> Mapping[str, TrialRecord]:
-        """Of the rule of that name: the method -> the best of its trials."""
+        """For `by_method`: method -> best of its trials."""
         picks = self.picks if self.rule == BY_METHOD else ()
         return {pick.method: pick.trial for pick in picks if pick.method is not None}
 
     @property
     def id_acc(self) -> float | None:
         """ID accuracy, the mean over the picks."""
-        return self._fold(statistics.fmean, [pick.id_acc for pick in self.picks])
+        return self._combine(statistics.fmean, [pick.id_acc for pick in self.picks])
 
     @property
     def ood_acc(self) -> float | None:
-        """Mean OOD accuracy; the mean over the left-out domains where those are left out."""
-        return self._fold(statistics.fmean, [pick.ood_acc for pick in self.picks])
+        """Mean OOD accuracy, the mean over the picks."""
+        return self._combine(statistics.fmean, [pick.ood_acc for pick in self.picks])
 
     @property
     def worst_acc(self) -> float | None:
-        """Accuracy on the worst OOD domain, or on the worst left-out domain."""
-        return self._fold(min, [pick.worst_acc for pick in self.picks])
+        """Accuracy on the worst OOD domain, the minimum over the picks."""
+        return self._combine(min, [pick.worst_acc for pick in self.picks])
 
-    def _fold(
-        self, fold: Callable[[list[float]], float], values: Sequence[float | None]
+    def _combine(
+        self, combine: Callable[[list[float]], float], values: Sequence[float | None]
     ) -> float | None:
         known = [value for value in values if value is not None]
-        return fold(known) if values and known == values and not self.is_set else None
+        return combine(known) if values and known == values and not self.is_set else None
 
 
 def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:
-    """What every rule chooses, in the order of `RULES`; equal trials go to the earlier.
+    """The choice of every rule, in the order of `RULES`; the earlier one of equal trials.
 
-    `by_method` is left out where all trials have one method. Each chooses among the trials that
-    `best_trial` would choose among, had it the rule's measure: finished ones that meet the
-    constraints, or what comes closest to that.
+    `by_method` is left out if all trials have the same method. Each rule chooses among its
+    `contenders`: finished trials that meet the constraints, or those that come closest to that.
     """
     records = list(records)
-    found = [
-        _choice(search, OBJECTIVE, _single(search, records, score_of(search))),
-        *_method_choices(search, records),
-        _choice(search, ID_VAL, _single(search, records, lambda r: r.last(ID_ACC))),
-        *_ood_choices(search, records),
-    ]
+    domains = search.ood_domains
+    constraints_use_ood = replace(search, objectives=()).sees_ood
+    found: list[Choice] = []
+
+    def add(
+        rule: str, picks: Iterable[Pick], looks_at_ood: bool = True, reason: str | None = None
+    ) -> None:
+        picks = tuple(picks)
+        reason = None if picks else reason or "no trial has the metrics that it needs"
+        found.append(Choice(rule, looks_at_ood or constraints_use_ood, picks, reason))
+
+    def pick(trial: TrialRecord | None, left_out: str | None = None) -> list[Pick]:
+        if trial is None:
+            return []
+        if left_out is None:
+            ood, worst = trial.last(OOD_MEAN_ACC), _worst(trial, domains)
+        else:
+            ood = worst = trial.last(_domain_acc(left_out))
+        return [Pick(trial, trial.last(ID_ACC), ood, worst, left_out, search.method(trial))]
+
+    def pick_highest(measure: Measure, left_out: str | None = None) -> list[Pick]:
+        return pick(highest(search, records, measure), left_out)
+
+    add(OBJECTIVE, pick(best_trial(search, records)), search.sees_ood)
+    if len(search.methods(records)) > 1:
+        best = best_by_method(search, records).values()
+        add(BY_METHOD, [p for trial in best for p in pick(trial)], search.sees_ood)
+    add(ID_VAL, pick_highest(lambda record: record.last(ID_ACC)), False)
+    if domains:
+        add(OOD_VAL, pick_highest(lambda record: record.last(OOD_MEAN_ACC)))
+        judged = []
+        for domain in domains if len(domains) > 1 else ():
+            others = [name for name in domains if name != domain]
+            judged += pick_highest(lambda r, others=others: _mean(r, others), domain)  # type: ignore[misc]
+        reason = "it needs at least two OOD domains" if len(domains) == 1 else None
+        # A domain without a choice leaves the mean over the domains without a value.
+        complete = len(judged) == len(domains)
+        add(LEAVE_ONE_DOMAIN_OUT, judged if complete else (), reason=reason)
+        add(WORST_DOMAIN, pick_highest(lambda record: _worst(record, domains)))
+        add(PARETO, [p for trial in _id_ood_front(search, records) for p in pick(trial)])
+    else:
+        for rule in (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, WORST_DOMAIN, PARETO):
+            add(rule, (), reason="the search has no OOD domain")
+
     id_acc = next(choice.id_acc for choice in found if choice.rule == ID_VAL)
     ood_acc = next(choice.ood_acc for choice in found if choice.rule == OOD_VAL)
     return tuple(
-        replace(c, gap=_less(c.ood_acc, ood_acc), id_gap=_less(c.id_acc, id_acc)) for c in found
+        replace(c, gap=_minus(c.ood_acc, ood_acc), id_gap=_minus(c.id_acc, id_acc)) for c in found
     )
 
 
 def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-    """For each method the trial that `best_trial` would choose among its own; best first.
+    """Method -> the trial that `best_trial` would choose among the method's own; best first.
 
-    Values at different steps do not compare: where any trial of the search finished, a method of
-    which none did is left out. Bounds on the `best` are those of the whole search.
+    Values at different steps are not comparable: if any trial of the search finished, a method
+    without a finished trial is left out. Constraints relative to the `best` refer to the whole
+    search.
     """
     records = list(records)
-    pool = {record.trial_id for record in comparable(records, score_of(search))}
+    pool = {record.trial_id for record in comparable(records, search.values)}
     found: dict[str, TrialRecord] = {}
     for record in ranked(search, records):
         method = search.method(record)
@@ -203,82 +241,26 @@ def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict
     return found
 
 
-def _method_choices(search: SearchRecord, records: list[TrialRecord]) -> list[Choice]:
-    """Nothing where all have one method: it would be the objective's choice again."""
-    if len(search.methods(records)) < 2:
-        return []
-    picks = tuple(_pick(search, record) for record in best_by_method(search, records).values())
-    return [_choice(search, BY_METHOD, picks)]
+def _id_ood_front(search: SearchRecord, records: list[TrialRecord]) -> list[TrialRecord]:
+    """The trials that no other one beats in both ID and mean OOD accuracy, highest ID first."""
+
+    def both(record: TrialRecord) -> tuple[float, float] | None:
+        id_acc, ood_acc = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
+        return None if id_acc is None or ood_acc is None else (id_acc, ood_acc)
+
+    valued = [(v, r) for r in contenders(search, records, both) if (v := both(r)) is not None]
+    front = [valued[index] for index in non_dominated([values for values, _ in valued])]
+    front.sort(key=lambda pair: (-pair[0][0], -pair[0][1], pair[1].number))
+    return [record for _, record in front]
 
 
-def _ood_choices(search: SearchRecord, records: list[TrialRecord]) -> list[Choice]:
-    """The rules that look at OOD data, each absent where its domains are."""
-    domains = search.ood_domains
-    rules = (OOD_VAL, LEAVE_ONE_DOMAIN_OUT, WORST_DOMAIN, PARETO)
-    if not domains:
-        return [_choice(search, rule, (), "the search has no OOD domain") for rule in rules]
-    left_out = _leave_one_out(search, records) if len(domains) > 1 else ()
-    reason = "it takes two OOD domains or more" if len(domains) == 1 else None
-    return [
-        _choice(search, OOD_VAL, _single(search, records, lambda r: r.last(OOD_MEAN_ACC))),
-        _choice(search, LEAVE_ONE_DOMAIN_OUT, left_out, reason),
-        _choice(search, WORST_DOMAIN, _single(search, records, lambda r: _worst(r, domains))),
-        _choice(search, PARETO, _pareto(search, records)),
-    ]
-
-
-def _choice(
-    search: SearchRecord, rule: str, picks: tuple[Pick, ...], reason: str | None = None
-) -> Choice:
-    if not picks and reason is None:
-        reason = "no trial has the figures that it takes"
-    sees_ood = search.sees_ood if rule in (OBJECTIVE, BY_METHOD) else rule != ID_VAL
-    constraints = replace(search, objectives=())
-    return Choice(rule, sees_ood or constraints.sees_ood, picks, reason)
-
-
-def _single(search: SearchRecord, records: list[TrialRecord], measure: Measure) -> tuple[Pick, ...]:
-    chosen = highest(search, records, measure)
-    return () if chosen is None else (_pick(search, chosen),)
-
-
-def _leave_one_out(search: SearchRecord, records: list[TrialRecord]) -> tuple[Pick, ...]:
-    picks = []
-    for domain in search.ood_domains:
-        others = [name for name in search.ood_domains if name != domain]
-        chosen = highest(search, records, lambda r, others=others: _mean(r, others))  # type: ignore[misc]
-        if chosen is None:
-            return ()
-        unseen = chosen.last(domain_acc(domain))
-        method = search.method(chosen)
-        picks.append(Pick(chosen, chosen.last(ID_ACC), unseen, unseen, domain, method))
-    return tuple(picks)
-
-
-def _pareto(search: SearchRecord, records: list[TrialRecord]) -> tuple[Pick, ...]:
-    def both(record: TrialRecord) -> tuple[float, ...]:
-        values = (record.last(ID_ACC), record.last(OOD_MEAN_ACC))
-        return tuple(value for value in values if value is not None)
-
-    pool = contenders(search, records, lambda r: sum(both(r)) if len(both(r)) == 2 else None)
-    pool.sort(key=lambda record: (*(-value for value in both(record)), record.number))
-    front: list[TrialRecord] = []
-    for record in pool:  # from the highest ID down, so those before cannot be beaten in ID
-        last = both(front[-1]) if front else (math.inf, -math.inf)
-        if both(record)[1] > last[1] or both(record) == last:
-            front.append(record)
-    return tuple(_pick(search, record) for record in front)
-
-
-def _pick(search: SearchRecord, record: TrialRecord) -> Pick:
-    worst = _worst(record, search.ood_domains)
-    id_acc, ood_acc = record.last(ID_ACC), record.last(OOD_MEAN_ACC)
-    return Pick(record, id_acc, ood_acc, worst, method=search.method(record))
+def _domain_acc(domain: str) -> str:
+    return str(MetricKey("val", domain, "acc"))
 
 
 def _domain_accs(record: TrialRecord, domains: Sequence[str]) -> list[float] | None:
-    """None where one of them, or every domain, is missing."""
-    known = [v for name in domains if (v := record.last(domain_acc(name))) is not None]
+    """Accuracies on the domains; None if there are no domains or one has no finite accuracy."""
+    known = [v for name in domains if (v := record.last(_domain_acc(name))) is not None]
     return known if known and len(known) == len(domains) else None
 
 
@@ -292,5 +274,5 @@ def _mean(record: TrialRecord, domains: Sequence[str]) -> float | None:
     return None if accs is None else statistics.fmean(accs)
 
 
-def _less(value: float | None, best: float | None) -> float | None:
+def _minus(value: float | None, best: float | None) -> float | None:
     return None if value is None or best is None else value - best

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import TypeAlias
 
+import numpy as np
 import pytest
 
 from tuning.algorithms.early_stopping import (
@@ -78,10 +78,15 @@ def layers(points: list[Values]) -> list[list[Values]]:
 
 
 def better_than(values: Values, points: list[Values]) -> int:
-    """How many rank before it, by brute force: the layer, then the mean within it."""
-    rank = {p: i for i, layer in enumerate(layers(points)) for p in layer}
-    mine = (rank[values], -statistics.fmean(values))
-    return sum((rank[p], -statistics.fmean(p)) < mine for p in points)
+    """How many rank before it, by brute force: the layer, then the scaled distance within it."""
+    rank: dict[Values, tuple[int, float]] = {}
+    for index, layer in enumerate(layers(points)):
+        array = np.array(layer)
+        spread = np.ptp(array, axis=0)
+        scaled = (array.max(axis=0) - array) / np.where(spread == 0, 1, spread)
+        distances = np.linalg.norm(scaled, axis=1).round(12)
+        rank |= {p: (index, float(d)) for p, d in zip(layer, distances, strict=True)}
+    return sum(rank[p] < rank[values] for p in points)
 
 
 def asha_by_brute_force(told: Iterable[Report], rungs: Iterable[int], factor: float) -> list[bool]:
@@ -151,9 +156,7 @@ def test_asha_decides_as_brute_force_does(seed: int, factor: float) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("objectives", [2, 3])
-def test_several_objectives_rank_by_layers_and_then_by_their_mean(
-    seed: int, objectives: int
-) -> None:
+def test_several_objectives_rank_by_layers_then_scaled_distance(seed: int, objectives: int) -> None:
     told = reports(seed, trials=30, objectives=objectives, missing=0.05)
     answers = [keeps for _, keeps in obeyed(Asha(RUNGS, 2), told)]
     assert answers == asha_by_brute_force(told, RUNGS, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from tests.ray_head import Head
 from tests.tuning import fakes
+from tests.tuning.result_tables import notes
 from tests.tuning.run_folders import search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
 from trainers.config import TrialConfig
@@ -27,10 +27,9 @@ from trainers.loop.state import load_split
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import SearchFile
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds
-from tuning.confirmation.report import table
+from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
     COSTS,
-    Configuration,
     Confirmation,
     ResultsFile,
     TestResult,
@@ -150,40 +149,6 @@ def test_parameters_of_mixed_types_share_a_column(tmp_path: Path) -> None:
     assert [row["choice"] for row in rows] == ["1", "one", None]
 
 
-def shown(confirmation: Confirmation, width: int) -> str:
-    console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(table(confirmation, width))
-    return console.export_text()
-
-
-def test_the_table_has_means_and_paired_differences(tmp_path: Path) -> None:
-    search = fakes.search_record(tmp_path)
-    results = [result("ft", 1000, 70.0), result("ft", 1001, 74.0)]
-    results += [result("trial-000", 1000, 72.0), result("trial-000", 1001, 75.0)]
-    results = [*results, replace(result("zero-shot", 0, 69.0), seed=None, kind="zero_shot")]
-    configurations = chosen(search, [fakes.trial(0)])
-    confirmation = Confirmation(
-        search,
-        (1000, 1001),
-        (Configuration("ft", {}), *configurations),
-        {one.key: one for one in results},
-        {("trial-000", 1002): "OutOfMemoryError: full"},
-    )
-    text = shown(confirmation, 160)
-    assert "72.0 ± 2.8" in text  # of 70 and 74
-    assert "73.5 ± 2.1" in text  # of 72 and 75
-    assert "+1.5" in text  # the mean of 2 and 1
-    assert "[-4.9, +7.9]" in text  # 12.706 * sqrt(0.5) / sqrt(2) = 6.353
-    assert "OutOfMemoryError" in text
-    assert "OOD validation data" in text
-    assert "sketch" in text
-    assert "left out for want of room" not in text
-    narrow = shown(confirmation, 80)
-    assert "sketch" not in narrow
-    assert "left out for want of room" in narrow.replace("\n", " ")
-    assert max(map(len, narrow.splitlines())) <= 80
-
-
 def run_folder(root: Path, folder: Path) -> Path:
     """A finished search of two trials, one of which diverges if it is trained again."""
     file = SearchFile.model_validate(
@@ -284,7 +249,7 @@ def test_what_fails_is_named_and_takes_nothing_with_it(
     assert found.failed.keys() == {("trial-001", 1003), ("trial-001", 1004)}
     assert "TrainingDiverged: the training loss is not" in found.failed["trial-001", 1003]
     assert found.estimate("trial-001", "id_test/acc") is None
-    assert "TrainingDiverged" in shown(found, 160)
+    assert "TrainingDiverged" in notes(confirmation_table(found))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from tests.tuning import fakes
 from tuning.algorithms.objectives import Objective, parse_constraint
-from tuning.runs.records import SearchRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import best_trial, misses, pareto_front, ranked
 
 SEARCH = fakes.search_record(Path("run"))
@@ -97,3 +97,41 @@ def test_the_front_is_of_all_objectives_and_only_of_trials_that_can_be_chosen() 
     pruned = replace(trial(5, 99, 10), outcome="pruned")
     records = [fakes.reference(), quick, good, dominated, forbidden, pruned]
     assert pareto_front(search, records) == [quick, good]
+
+
+def by_acc_and_nll(*values: tuple[float, float]) -> tuple[SearchRecord, list[TrialRecord]]:
+    """A search for high accuracy (percent) and low NLL, and trials with these values."""
+    objectives = (Objective("id_val/acc"), Objective("id_val/nll", "min"))
+    trials = [
+        fakes.trial(number, curve=(fakes.report(240, acc, 60) | {"id_val/nll": nll},))
+        for number, (acc, nll) in enumerate(values)
+    ]
+    return replace(SEARCH, objectives=objectives), trials
+
+
+def test_accuracy_in_percent_does_not_outweigh_nll() -> None:
+    # Trial 1 loses a tenth of the range of the accuracies and gains nine tenths of the NLLs'.
+    search, trials = by_acc_and_nll((90, 0.60), (89, 0.33), (80, 0.30), (79, 0.50))
+    assert best_trial(search, trials) is trials[1]
+    assert ranked(search, trials)[0] is trials[1]
+    assert ranked(search, trials)[-1] is trials[3]  # the only one that others dominate
+    rescaled = replace(search, objectives=(Objective("acc"), Objective("id_val/nll", "min")))
+    as_fractions = [
+        replace(t, curve=({**t.metrics, "acc": t.metrics["id_val/acc"] / 100},)) for t in trials
+    ]
+    order = [record.trial_id for record in ranked(rescaled, as_fractions)]
+    assert order == [record.trial_id for record in ranked(search, trials)]
+
+
+def test_dominated_trials_do_not_change_the_best() -> None:
+    search, trials = by_acc_and_nll((90, 0.60), (89, 0.33), (80, 0.30))
+    _, worse = by_acc_and_nll((90, 0.60), (89, 0.33), (80, 0.30), (10, 0.6), (40, 9.0), (80, 0.3))
+    assert best_trial(search, worse) == trials[1]
+    assert len(pareto_front(search, worse)) == 4  # equal trials do not dominate each other
+
+
+def test_a_trial_without_one_of_the_objectives_is_last() -> None:
+    search, trials = by_acc_and_nll((99, math.nan), (80, 0.5))
+    assert ranked(search, trials) == trials[::-1]
+    assert best_trial(search, trials) is trials[1]
+    assert best_trial(search, trials[:1]) is None

@@ -215,7 +215,7 @@ def test_with_one_ood_domain_none_can_be_left_out() -> None:
     search = replace(SEARCH, ood_domains=("a",))
     found = chosen(search, [fakes.measured(0, 90, {"a": 60}), fakes.measured(1, 80, {"a": 70})])
     absent = found["leave_one_domain_out"]
-    assert (absent.picks, absent.reason) == ((), "it takes two OOD domains or more")
+    assert (absent.picks, absent.reason) == ((), "it needs at least two OOD domains")
     assert numbers(found["worst_domain"]) == numbers(found["ood_val"]) == [1]
     assert figures(found["id_val"]) == (90, 60, 60, -10, 0)
 
@@ -231,7 +231,7 @@ def test_without_ood_domains_only_id_rules_choose() -> None:
 
 def test_without_trials_no_rule_chooses() -> None:
     for choice in choices(SEARCH, [fakes.trial(1, outcome="failed"), fakes.reference()]):
-        assert (choice.trials, choice.reason) == ((), "no trial has the figures that it takes")
+        assert (choice.trials, choice.reason) == ((), "no trial has the metrics that it needs")
         assert figures(choice) == (None,) * 5
 
 

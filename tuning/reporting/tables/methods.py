@@ -10,14 +10,13 @@ One row a method, best first, after rows for the zero-shot model and the referen
 | trial_id, number | string, int64 | its best trial, as `by_method` chooses |
 | outcome, step | string, int64 | of that; where none finished, of the one that got furthest |
 | misses | bool | whether that misses a constraint of the search |
-| objective | double | of that, the mean where there are several, more being better |
+| objective | double | the (first) objective of that trial, higher is better |
 | seconds, all_seconds | double | wall time of that, and of all trials of the method |
 | one a parameter, one a metric | | of that, as in `trials.parquet` |
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -75,13 +74,13 @@ def _method_row(search: SearchRecord, row: MethodRow) -> dict[str, object]:
 
 
 def _of(search: SearchRecord, record: TrialRecord) -> dict[str, object]:
-    score = search.score(record)
+    values = search.values(record)
     return {
         "trial_id": record.trial_id,
         "number": record.number,
         "outcome": record.outcome,
         "step": record.step,
-        "objective": score if math.isfinite(score) else None,
+        "objective": None if values is None else values[0],
         "seconds": record.seconds,
         **record.params,
         **metric_cells(record.metrics),

@@ -114,30 +114,51 @@ _SELECTION_FIELDS = (
 )
 
 
+def trial_row(search: SearchRecord, record: TrialRecord) -> dict[str, object]:
+    """A trial as one flat row: the fixed columns of `trials.parquet`, parameters, last report."""
+    first = search.objectives[0]
+    return {
+        "trial_id": record.trial_id,
+        "number": record.number,
+        "kind": record.kind,
+        "outcome": record.outcome,
+        "error": record.error,
+        "step": record.step,
+        "total_steps": search.total_steps,
+        "started_at": _utc(record.started_at),
+        "ended_at": _utc(record.ended_at),
+        "seconds": record.seconds,
+        "objective": record.metrics.get(first.metric),
+        "objective_best": record.best(first.metric, first.mode),
+        "is_best": False,
+        **record.params,
+        **metric_cells(record.metrics),
+    }
+
+
+def zero_shot_row(search: SearchRecord) -> dict[str, object]:
+    """The zero-shot model as a row like those of the trials."""
+    objective = search.zero_shot.get(search.objectives[0].metric)
+    return {
+        "trial_id": ZERO_SHOT,
+        "kind": "zero_shot",
+        "outcome": "finished",
+        "step": 0,
+        "total_steps": search.total_steps,
+        "objective": objective,
+        "objective_best": objective,
+        "is_best": False,
+        **metric_cells(search.zero_shot),
+    }
+
+
 def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
-    """One row a trial, the zero-shot model first; columns as the module's header says."""
-    best, first = best_trial(search, records), search.objectives[0]
-    rows = [_zero_shot_row(search)]
-    for record in sorted(records, key=lambda r: (r.number, r.trial_id)):
-        rows.append(
-            {
-                "trial_id": record.trial_id,
-                "number": record.number,
-                "kind": record.kind,
-                "outcome": record.outcome,
-                "error": record.error,
-                "step": record.step,
-                "total_steps": search.total_steps,
-                "started_at": _utc(record.started_at),
-                "ended_at": _utc(record.ended_at),
-                "seconds": record.seconds,
-                "objective": record.metrics.get(first.metric),
-                "objective_best": record.best(first.metric, first.mode),
-                "is_best": best is not None and record.trial_id == best.trial_id,
-                **record.params,
-                **metric_cells(record.metrics),
-            }
-        )
+    """`trials.parquet`: one row per trial after the zero-shot model."""
+    ordered = sorted(records, key=lambda r: (r.number, r.trial_id))
+    rows = [zero_shot_row(search), *(trial_row(search, record) for record in ordered)]
+    best = best_trial(search, records)
+    for row in rows:
+        row["is_best"] = best is not None and row["trial_id"] == best.trial_id
     fields = [*_TRIAL_FIELDS, *param_fields(records)]
     fields += metric_fields([search.zero_shot, *(r.metrics for r in records)])
     return arrow_table(search, rows, fields)
@@ -145,7 +166,7 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
 
 def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
     """One row a report, the zero-shot model at step 0; columns as the module's header says."""
-    zero_shot = _zero_shot_row(search)
+    zero_shot = zero_shot_row(search)
     fixed = {field.name for field in _CURVE_FIELDS}
     rows = [{k: v for k, v in zero_shot.items() if k in fixed} | metric_cells(search.zero_shot)]
     for record in sorted(records, key=lambda r: (r.number, r.trial_id)):
@@ -209,21 +230,6 @@ def write_tables(
     for path, table in tables.items():
         write_atomically(table, path)
     return tuple(tables)
-
-
-def _zero_shot_row(search: SearchRecord) -> dict[str, object]:
-    objective = search.zero_shot.get(search.objectives[0].metric)
-    return {
-        "trial_id": ZERO_SHOT,
-        "kind": "zero_shot",
-        "outcome": "finished",
-        "step": 0,
-        "total_steps": search.total_steps,
-        "objective": objective,
-        "objective_best": objective,
-        "is_best": False,
-        **metric_cells(search.zero_shot),
-    }
 
 
 def _utc(unix_s: float | None) -> datetime | None:

@@ -180,7 +180,7 @@ def test_a_rule_without_a_choice_has_a_row_that_says_why() -> None:
     rows = selection_table(search, [fakes.measured(0, 90, {"a": 60})]).to_pylist()
     (absent,) = [row for row in rows if row["trial_id"] is None]
     assert absent["rule"] == "leave_one_domain_out"
-    assert absent["reason"] == "it takes two OOD domains or more"
+    assert absent["reason"] == "it needs at least two OOD domains"
     assert len(selection_table(search, [])) == 6
 
 

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.tuning import fakes
+from tests.tuning.result_tables import cells, notes, printed
+from tuning.confirmation.confirm import chosen
+from tuning.confirmation.report import confirmation_table, methods_table, report
+from tuning.confirmation.results import Configuration, Confirmation, TestResult
+from tuning.reporting.result_table import ResultTable
+
+SEEDS = (1000, 1001)
+# ID accuracy on both seeds; the OOD mean is 20 less, the ECEs 5 and 10.
+ACCS = {
+    "ft": (80.0, 82.0),
+    "trial-004": (84.0, 86.0),  # ft as tuned
+    "trial-005": (86.0, 89.0),
+    "trial-006": (85.0, 88.0),
+    "trial-007": (88.0, 90.0),
+}
+UNTUNED = "FT, not tuned (lr = 1e-05)"
+
+
+def confirmation(rules: tuple[str, ...] = ("by_method",), without: str = "") -> Confirmation:
+    search = fakes.search_record(Path("run"))
+    picks = chosen(search, fakes.compared_methods(), rules=rules)
+    configurations = (Configuration("ft", {}, method="ft"), *picks)
+    configurations = tuple(c for c in configurations if c.trial_id != without)
+    results = [
+        TestResult(
+            name, "trial", seed, {}, (), metrics(acc, **{"cost/seconds": 60.0 + seed % 1000})
+        )
+        for name, accs in ACCS.items()
+        for seed, acc in zip(SEEDS, accs, strict=True)
+    ]
+    results.append(TestResult("zero-shot", "zero_shot", None, {}, (), metrics(78.0)))
+    return Confirmation(search, SEEDS, configurations, {one.key: one for one in results}, {})
+
+
+def metrics(acc: float, **more: float) -> Mapping[str, float]:
+    domains = {f"ood_test/{domain}/acc": acc - 20 for domain in fakes.DOMAINS}
+    errors = {"id_test/ece": 5.0, "ood_test/mean_ece": 10.0}
+    return {"id_test/acc": acc, "ood_test/mean_acc": acc - 20, **domains, **errors, **more}
+
+
+def methods(found: Confirmation) -> ResultTable:
+    table = methods_table(found)
+    assert table is not None
+    return table
+
+
+def by_name(table: ResultTable) -> dict[str, list[str]]:
+    return {row[0]: row[1:] for row in cells(table)}
+
+
+def test_methods_are_compared_with_fine_tuning_as_tuned() -> None:
+    table = methods(confirmation())
+    found = by_name(table)
+    assert list(found) == ["zero-shot", UNTUNED, "carot", "lipsum_ft", "kd", "ft"]
+    assert found["zero-shot"] == ["-", "78.0", "58.0", "5.0", "10.0", "-", "-", "-"]
+    # 86 - 84 and 89 - 86: 2.5, and 12.706 * sqrt(0.5) / sqrt(2) = 6.353 to either side.
+    gap = "+2.5 [-3.9, +8.9]"
+    assert found["kd"] == [
+        "trial-005", "87.5 ± 2.1", "67.5 ± 2.1", "5.0 ± 0.0", "10.0 ± 0.0", "1m 00s", gap, gap,
+    ]  # fmt: skip
+    assert found["ft"][-2:] == ["-", "-"]
+    assert found[UNTUNED][-2:] == ["-4.0 [-4.0, -4.0]"] * 2
+    assert "Differences are to ft as the search tuned it (trial-004)" in notes(table)
+    assert "which looks at OOD validation data" in notes(table)
+
+
+def test_methods_are_compared_with_untuned_fine_tuning_if_there_is_no_other() -> None:
+    table = methods(confirmation(without="trial-004"))
+    found = by_name(table)
+    assert list(found) == ["zero-shot", UNTUNED, "carot", "lipsum_ft", "kd"]
+    assert found["carot"][-1] == "+8.0 [+8.0, +8.0]"
+    assert found[UNTUNED][-1] == "-"
+    assert f"Differences are to {UNTUNED}" in notes(table)
+
+
+def test_methods_without_a_metric_have_a_dash() -> None:
+    found = confirmation()
+    old = {
+        key: replace(one, metrics={n: v for n, v in one.metrics.items() if n.endswith("acc")})
+        for key, one in found.results.items()
+    }
+    assert by_name(methods(replace(found, results=old)))["kd"][3:6] == ["-", "-", "-"]
+
+
+def test_all_configurations_have_means_and_paired_differences() -> None:
+    found = replace(
+        confirmation(rules=("id_val",)),
+        failed={("trial-004", 1002): "OutOfMemoryError: full"},
+    )
+    table = confirmation_table(found)
+    trial = "trial-004 id_val method=ft lr=2e-05"
+    assert [row[:3] for row in cells(table)] == [
+        ["mean ± standard deviation", "-", "-"],
+        ["zero-shot", "78.0", "58.0"],
+        [UNTUNED, "81.0 ± 1.4", "61.0 ± 1.4"],
+        [trial, "85.0 ± 1.4", "65.0 ± 1.4"],
+        [f"difference to {UNTUNED} [95 % interval]", "-", "-"],
+        ["trial-004 (ft)", "+4.0 [+4.0, +4.0]", "+4.0 [+4.0, +4.0]"],
+        ["difference to zero-shot [95 % interval]", "-", "-"],
+        # 12.706 * sqrt(2) / sqrt(2) to either side.
+        [UNTUNED, "+3.0 [-9.7, +15.7]", "+3.0 [-9.7, +15.7]"],
+        ["trial-004 (ft)", "+7.0 [-5.7, +19.7]", "+7.0 [-5.7, +19.7]"],
+    ]
+    assert f"{UNTUNED} has the settings of the configuration file" in notes(table)
+    assert "trial-004 seed 1002: OutOfMemoryError: full" in notes(table)
+    assert "used OOD" not in notes(table)
+    assert "used OOD" in notes(confirmation_table(confirmation()))
+
+
+@pytest.mark.parametrize("width", [160, 110, 80])
+def test_the_report_fits_the_terminal(width: int) -> None:
+    text = printed(report(confirmation(), width), width)
+    assert text.index("methods on the test splits") < text.index("test accuracy in percent")
+    assert "[-3.9, +8.9]" in text
+    assert "87.5 ± 2.1" in text
+    assert ("sketch" in text) == (width == 160)
+    by_others = printed(report(confirmation(rules=("objective", "id_val")), width), width)
+    assert "methods on the test splits" not in by_others
+
+
+def test_a_metric_that_zero_shot_lacks_has_no_difference() -> None:
+    found = confirmation()
+    assert found.against_zero_shot("trial-005", "cost/seconds") is None
+    gap = found.against_zero_shot("trial-005", "id_test/acc")
+    assert gap is not None
+    assert gap.mean == pytest.approx(9.5)

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.tuning import fakes
+from tuning.mlflow_logging.description import describe
+
+SEARCH = fakes.search_record(Path("run"))
+
+
+def test_the_description_has_best_trial_ending_and_failures() -> None:
+    text = describe(SEARCH, fakes.finished_search(), "finished")
+    assert "**Best: trial-006** with `method.reg_weight` 3.64" in text
+    assert "14 trials, 9 finished, 4 pruned, 1 failed." in text
+    assert "- trial-005 failed: `OutOfMemoryError: CUDA out of memory.`" in text
+    assert "Best" not in describe(SEARCH)
+
+
+def test_the_description_has_methods_and_rules_once_the_search_ended() -> None:
+    records = fakes.compared_methods()
+    ended = describe(SEARCH, records, "finished").splitlines()
+    assert sum(line.startswith("| method |") for line in ended) == 1
+    assert sum(line.startswith("| rule |") for line in ended) == 1
+    assert any(line.startswith("| FT, not tuned (lr = 1e-05) |") for line in ended)
+    running = describe(SEARCH, records).splitlines()
+    assert not any(line.startswith(("| rule", "| method")) for line in running)
+    one_method = describe(SEARCH, fakes.finished_search(), "finished").splitlines()
+    assert not any(line.startswith("| method") for line in one_method)

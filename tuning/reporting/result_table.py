@@ -1,0 +1,133 @@
+"""A table of results as one object, rendered to the terminal (rich) and to Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from rich.cells import cell_len
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+Cell: TypeAlias = str | Text
+"""Text of a cell. A `Text` has styles, which Markdown ignores; a `str` is never read as markup."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: where its values come from, how they are written, when it is left out."""
+
+    key: str
+    """Key of the value in each row."""
+    header: str
+    """May have a line break."""
+    format: Callable[[Any], Cell] = str
+    """Called with every value that is not None."""
+    drop: int = 0
+    """Rank of a column that is left out if the table is too wide: those with the lowest number
+    first, those with the same number together; 0: never."""
+    group: str = ""
+    """Name in the note about columns that were left out; the header if empty."""
+    left: bool = False
+    """Align to the left instead of the right."""
+    style: str = ""
+    min_width: int = 0
+    """If set, text may take several lines of at least `min_width` characters; the column gets the
+    width that the others leave (at most one such column per table). Otherwise text never wraps."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the values by the keys of the columns; a missing value or None is an empty cell."""
+
+    values: Mapping[str, Any]
+    style: str = ""
+    ends_section: bool = False
+    """Draw a line below the row."""
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A title, columns, rows, and sentences that explain them."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+    file: str = ""
+    """File of the run folder that also has the columns that were left out."""
+
+
+def fit_table(table: ResultTable, width: int | None = None) -> Table:
+    """The table for a terminal, without the columns that do not fit and with a note about them.
+
+    Args:
+        table: what to print.
+        width: characters of the terminal; None keeps all columns.
+    """
+    columns, notes, room = list(table.columns), list(table.notes), None
+    if width is not None:
+        border = 3
+        needed = [_min_width(table, column) + border for column in columns]
+        required = (n for n, column in zip(needed, columns, strict=True) if not column.drop)
+        room = width - 1 - sum(required)
+        dropped = set()
+        for level in sorted({column.drop for column in columns} - {0}, reverse=True):
+            cost = sum(n for n, c in zip(needed, columns, strict=True) if c.drop == level)
+            if cost <= room:
+                room -= cost
+            else:
+                dropped.add(level)
+        left_out = [column for column in columns if column.drop in dropped]
+        columns = [column for column in columns if column.drop not in dropped]
+        if left_out:
+            left_out.sort(key=lambda column: column.drop)
+            names = dict.fromkeys((c.group or c.header).replace("\n", " ") for c in left_out)
+            see = f"; see {table.file}" if table.file else ""
+            notes.append(f"Columns left out to fit the width: {', '.join(names)}{see}.")
+    caption = escape("\n".join(notes)) or None
+    rendered = Table(
+        title=escape(table.title), caption=caption, caption_justify="left", header_style="bold"
+    )
+    for column in columns:
+        wraps = column.min_width > 0
+        rendered.add_column(
+            escape(column.header),
+            justify="left" if column.left else "right",
+            style=column.style,
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+            max_width=column.min_width + max(0, room) if wraps and room is not None else None,
+        )
+    for row in table.rows:
+        cells = [_cell(column, row) for column in columns]
+        rendered.add_row(*cells, style=row.style, end_section=row.ends_section)
+    return rendered
+
+
+def markdown(table: ResultTable) -> list[str]:
+    """Lines of Markdown: all columns, `-` in empty cells, and the notes as a list."""
+    alignments = ("---" if column.left else "---:" for column in table.columns)
+    rows = [[column.header for column in table.columns]]
+    rows += [[_cell(column, row).plain or "-" for column in table.columns] for row in table.rows]
+    header, *body = [f"| {' | '.join(map(_one_line, row))} |" for row in rows]
+    notes = [f"- {note}" for note in table.notes]
+    return [header, f"|{'|'.join(alignments)}|", *body, *([""] if notes else []), *notes]
+
+
+def _cell(column: Column, row: Row) -> Text:
+    value = row.values.get(column.key)
+    cell = "" if value is None else column.format(value)
+    return cell if isinstance(cell, Text) else Text(cell)
+
+
+def _min_width(table: ResultTable, column: Column) -> int:
+    """Characters that the column needs if no cell is cut."""
+    texts = [column.header, *(_cell(column, row).plain for row in table.rows)]
+    return column.min_width or max(cell_len(line) for t in texts for line in t.split("\n"))
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("|", "\\|")
