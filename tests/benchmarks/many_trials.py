@@ -65,7 +65,7 @@ from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
-from tuning.runs.journal import History, Journal, read_history
+from tuning.runs.journal import History, Journal
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import (
     STEP,
@@ -258,7 +258,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
         callbacks = (
             budget,
             mlflow,
-            TablesCallback(run_folder, lambda: read_history(run_folder, live=True).records),
+            TablesCallback(run_folder),
             CheckpointCallback(
                 open_store(run_folder / TRAIN_FOLDER), file.search.checkpoints.disk_bytes
             ),

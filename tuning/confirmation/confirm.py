@@ -1,11 +1,10 @@
-"""Confirm what a search chose: train it again on fresh seeds, and only then read the test splits.
+"""Confirm the choices of a search: train them again with fresh seeds, then read the test splits.
 
-The figures that chose a trial are optimistic about it: they are the best of many, on the very
-images and the very seed that chose it. A confirmation is not. What is trained is fixed before,
-by rules that saw validation data alone; the seeds are new, and the same for every configuration
-and for plain fine-tuning, so that differences can be taken seed by seed; and a test split is
-evaluated once for each, after the last step. Nothing else reads the test splits
-but `zero-shot`, which selects nothing.
+The validation accuracy that chose a trial is optimistic: it is the best of many, on the images and
+with the seed that chose it. A confirmation is not: rules that use validation data alone decide
+before what is trained, the seeds are new and the same for all configurations and plain fine-tuning
+(so that differences are paired by seed), and each training reads the test splits once, after its
+last step. Apart from `zero-shot`, which selects nothing, no other command reads the test splits.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from tuning.mlflow_logging.results import log_confirmation
 from tuning.runs.environment import check_same_data
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import load_run
-from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, Choice, choices, ranked
+from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices, ranked
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
@@ -55,33 +54,33 @@ def confirm(
     address: str | None = None,
     console: Console | None = None,
 ) -> Confirmation:
-    """Train the chosen configurations of a search on fresh seeds, then read the test splits.
+    """Train the chosen configurations of a search with fresh seeds, then read the test splits.
 
-    What was measured by an earlier call is taken from the run folder, not measured again.
+    Results of earlier calls are read from the run folder instead of being measured again.
 
     Args:
-        folder: the run folder of a search.
-        top: how many trials to confirm, best first by the search's objective.
-        seeds: fresh ones, the same for every configuration.
-        rules: of `tuning.selection.rules`, whose choices to confirm, the objective being one; by
-            default all but the Pareto front.
+        folder: run folder of a search.
+        top: number of trials to confirm, best first by the search's objective.
+        seeds: number of fresh seeds, the same for every configuration.
+        rules: names of `tuning.selection.rules` whose choices are confirmed; by default all but the
+            Pareto front.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: for a line a result; by default the terminal's standard error.
+        console: gets a line per result; by default the standard error.
 
     Raises:
         ConfigError: no trial has finished, no such rule, fewer than two seeds, a domain without a
-            test split, or data that have changed since the search.
+            test split, or data that changed since the search.
     """
     console = console or Console(stderr=True)
     if seeds < 2:
-        raise ConfigError(f"--seeds {seeds}: an interval takes two seeds or more")
+        raise ConfigError("must be at least 2 for an interval", key="--seeds", value=seeds)
     run = load_run(folder)
     search, file, records = run.search, run.file, run.history.records
     configurations = (Configuration(FT, {}, method=FT), *chosen(search, records, top, rules))
     if run.history.outcome is None:
         console.print(
-            f"note: the search {search.name} has not ended, it runs or was killed: "
-            "trials that finish later are not among the choices"
+            f"note: the search {search.name} is still running or was killed; trials that finish "
+            "later are not among the choices"
         )
     fresh = fresh_seeds(file.trial.seed, records, seeds)
     wanted = jobs(file, configurations, fresh)
@@ -108,27 +107,29 @@ def confirm(
 def chosen(
     search: SearchRecord, records: Sequence[TrialRecord], top: int = 1, rules: Sequence[str] = ()
 ) -> tuple[Configuration, ...]:
-    """The finished trials to confirm, each once, with every reason for it.
+    """The finished trials to confirm, without repetitions, each with all the rules that chose it.
 
     Args:
-        search: what its objective is.
+        search: the search.
         records: all its trials.
-        top: of the objective's ranking.
-        rules: as of `confirm`.
+        top: number of trials by the objective.
+        rules: as for `confirm`.
 
     Raises:
         ConfigError: there is none, no such rule, or `top` is not positive.
     """
     for rule in rules:
         if rule not in RULES:
-            raise ConfigError(f"--rule {rule!r}: no such rule{did_you_mean(rule, RULES)}")
+            hint = did_you_mean(rule, RULES)
+            raise ConfigError(f"no such rule{hint}", key="--rule", value=rule)
     if top < 1:
-        raise ConfigError(f"--top {top}: at least one")
+        raise ConfigError("must be at least 1", key="--top", value=top)
     wanted = set(rules) or RULES.keys() - {PARETO}
     found: dict[str, Configuration] = {}
-    for rule, label, trial, looks_at_ood in _picks(search, records, top):
+
+    def add(rule: str, label: str, trial: TrialRecord, looks_at_ood: bool) -> None:
         if rule not in wanted or trial.outcome != "finished":
-            continue
+            return
         new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
         earlier = found.get(trial.trial_id, new)
         found[trial.trial_id] = replace(
@@ -137,35 +138,31 @@ def chosen(
             looks_at_ood=earlier.looks_at_ood or looks_at_ood,
             best_of_method=earlier.best_of_method or rule == BY_METHOD,
         )
+
+    ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
+    for rank, trial in enumerate(ranking[:top], 1):
+        add(OBJECTIVE, f"{OBJECTIVE} #{rank}", trial, search.sees_ood)
+    for choice in choices(search, records):
+        if choice.rule == OBJECTIVE:
+            continue
+        parts = {**choice.by_domain, **choice.by_method}
+        for trial in choice.trials:
+            # The label has the methods, or the domains unless the trial was chosen for all.
+            names = [name for name, one in parts.items() if one.trial_id == trial.trial_id]
+            named = choice.by_method or 0 < len(names) < len(parts)
+            label = f"{choice.rule}/{'+'.join(names)}" if named else choice.rule
+            add(choice.rule, label, trial, choice.looks_at_ood)
     if not found and set(rules) == {BY_METHOD} and len(search.methods(records)) < 2:
-        raise ConfigError(f"--rule {BY_METHOD}: all trials of this search have the same method")
+        raise ConfigError(
+            "all trials of this search have the same method", key="--rule", value=BY_METHOD
+        )
     if not found:
-        raise ConfigError(f"{search.run_folder}: no finished trial to confirm")
+        raise ConfigError("no finished trial to confirm", source=search.run_folder)
     return tuple(found.values())
 
 
-def _picks(
-    search: SearchRecord, records: Sequence[TrialRecord], top: int
-) -> Iterable[tuple[str, str, TrialRecord, bool]]:
-    """Rule, label, trial, and whether OOD validation data had a say."""
-    ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
-    for rank, trial in enumerate(ranking[:top], 1):
-        yield OBJECTIVE, f"{OBJECTIVE} #{rank}", trial, search.sees_ood
-    for choice in choices(search, records):
-        for trial in choice.trials if choice.rule != OBJECTIVE else ():
-            yield choice.rule, _label(choice, trial), trial, choice.looks_at_ood
-
-
-def _label(choice: Choice, trial: TrialRecord) -> str:
-    """The rule, and where it chose the trial for some purpose only, for which."""
-    parts = {**choice.by_domain, **choice.by_method}
-    its = [name for name, one in parts.items() if one.trial_id == trial.trial_id]
-    some = choice.by_method or 0 < len(its) < len(parts)
-    return f"{choice.rule}/{'+'.join(its)}" if some else choice.rule
-
-
 def fresh_seeds(base: int, records: Iterable[TrialRecord], number: int) -> tuple[int, ...]:
-    """Seeds from base + FIRST_FRESH_SEED on, none of which a trial of the search has used."""
+    """Seeds from base + FIRST_FRESH_SEED on that no trial of the search has used."""
     used = {record.params.get("seed") for record in records}
     fresh = (seed for seed in count(base + FIRST_FRESH_SEED) if seed not in used)
     return tuple(islice(fresh, number))

@@ -1,16 +1,19 @@
-"""The runs of a confirmation: each trains one configuration with one seed, then reads the test
-splits once. They run side by side on Ray, and none takes the others with it when it fails."""
+"""The jobs of a confirmation: train one configuration with one seed, then read the test splits.
+
+Jobs run side by side on Ray; a job that fails does not affect the others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import ray
 from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
+from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.confirmation.results import (
@@ -27,7 +30,7 @@ from tuning.execution.ray_session import concurrent_trials
 from tuning.execution.trainable import driver_options, final_metrics
 from tuning.runs.records import ZERO_SHOT
 
-_SHOWN = (f"id_{SPLIT}/acc", f"ood_{SPLIT}/mean_acc")
+_PRINTED: Final = (str(MetricKey(SPLIT, ID, "acc")), str(MetricKey(SPLIT, MEAN_OOD, "acc")))
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,12 @@ class Job:
 
     @property
     def key(self) -> Key:
-        """What it is the result of."""
+        """Trial and seed of the result."""
         return self.result.key
 
     @property
     def name(self) -> str:
-        """Stable: of the line on the console, and of the folder of its checkpoints."""
+        """Name on the console and of the folder of checkpoints, the same in every call."""
         trial_id, seed = self.key
         return trial_id if seed is None else f"{trial_id}-seed-{seed}"
 
@@ -53,7 +56,7 @@ class Job:
 def jobs(
     file: SearchFile, configurations: Sequence[Configuration], seeds: Sequence[int]
 ) -> list[Job]:
-    """The zero-shot model, then seed by seed, so that pairs are complete early."""
+    """The zero-shot model, then all configurations seed by seed, so that pairs complete early."""
     found = [Job(file.trial, TestResult(ZERO_SHOT, "zero_shot", None, {}, (), {}))]
     for seed in seeds:
         for configuration in configurations:
@@ -74,20 +77,20 @@ def run_jobs(
     checkpoints: str,
     console: Console,
 ) -> dict[Key, str]:
-    """Run them, as many at once as trials fit, and keep each result as soon as it is there.
+    """Run jobs, as many at once as trials fit, and store each result as soon as it is known.
 
     Args:
-        wanted: in the order in which they start.
-        resources: what each takes.
-        results: appended to.
-        checkpoints: a folder or URL, for those of what is unfinished.
-        console: for a line a job.
+        wanted: jobs in the order in which they start.
+        resources: of each job.
+        results: results are appended to it.
+        checkpoints: folder or URL for the checkpoints of unfinished jobs.
+        console: gets a line per job.
 
     Returns:
-        Those that failed, and why.
+        The jobs that failed, with the error in one line.
 
     Raises:
-        StorageFailed: results or checkpoints cannot be kept; what was measured is.
+        StorageFailed: results or checkpoints cannot be written; earlier results are kept.
     """
     concurrent = concurrent_trials(resources)
     waiting, running = list(reversed(wanted)), dict[Any, Job]()
@@ -100,27 +103,27 @@ def run_jobs(
             (ended,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(ended)
             try:
-                metrics = _test_metrics(ray.get(ended))
+                metrics = kept_metrics(ray.get(ended))
             except Exception as error:
                 if failure := storage_failure(error):
                     raise failure from None
                 failed[job.key] = reason = in_one_line(error)
-                said = f"failed: {reason}"
+                text = f"failed: {reason}"
             else:
                 results.append(replace(job.result, metrics=metrics))
                 remove_folder(f"{checkpoints}/{job.name}")
-                said = "  ".join(f"{n} {metrics[n]:.1f}" for n in _SHOWN if n in metrics)
+                text = "  ".join(f"{n} {metrics[n]:.1f}" for n in _PRINTED if n in metrics)
             number = len(wanted) - len(waiting) - len(running)
-            line = f"{job.name}  {said}  ({number} of {len(wanted)})"
+            line = f"{job.name}  {text}  ({number} of {len(wanted)})"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     finally:
-        for task in running:  # interrupted; what they have trained is in their checkpoints
+        for task in running:  # after an interruption; the next call continues from checkpoints
             ray.cancel(task)
     return failed
 
 
 def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
-    """The job as a task of Ray; one that trains waits for its workers and takes no CPU itself."""
+    """Start a job as a Ray task. One that trains reserves no CPU, since its workers do."""
     if job.result.kind == "zero_shot":
         evaluate = ray.remote(
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker
@@ -137,7 +140,7 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
 
 
 def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
-    """Of the test splits, with the temperature that the run settles on validation images."""
+    """Metrics on the test splits, with the temperature calibrated on validation images."""
     from trainers.loop.state import load_split, start
 
     run = start(config)
@@ -145,7 +148,11 @@ def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
     return run.evaluate(SPLIT, load_split(config, SPLIT))
 
 
-def _test_metrics(report: Mapping[str, float]) -> dict[str, float]:
-    prefixes = (f"id_{SPLIT}/", f"ood_{SPLIT}/", f"{SPLIT}/")
-    kept = [name for name in report if name.startswith(prefixes) or name in COSTS]
-    return {name: float(report[name]) for name in kept}
+def kept_metrics(report: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the test splits, and the costs of training."""
+    keys = {name: MetricKey.parse(name) for name in report}
+    return {
+        name: float(report[name])
+        for name, key in keys.items()
+        if name in COSTS or (key is not None and key.split == SPLIT)
+    }

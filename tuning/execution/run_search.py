@@ -140,7 +140,7 @@ def _continue(
             callbacks: tuple[Callback, ...] = (
                 budget,
                 MlflowCallback(uri, file.search.tracking.experiment),
-                TablesCallback(run_folder, lambda: read_history(run_folder, live=True).records),
+                TablesCallback(run_folder, history.records),
                 CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
                 progress,
             )

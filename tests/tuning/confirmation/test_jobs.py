@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from tests.tuning import fakes
-from tuning.confirmation.jobs import _test_metrics
+from tuning.confirmation.jobs import kept_metrics
 
 
-def test_of_a_report_the_test_splits_and_the_cost_of_training_are_kept() -> None:
+def test_metrics_of_test_splits_and_costs_are_kept() -> None:
     tested = {"id_test/acc": 70.0, "ood_test/mean_acc": 50.0, "test/mean_acc": 60.0}
     costs = {"cost/seconds": 9.0, "cost/gpu_seconds": 0.0, "cost/cpu_seconds": 8.0}
     more = {"cost/eval_seconds": 1.0, "train/lr": 0.1}
-    assert _test_metrics(fakes.report(40, 80, 60) | tested | costs | more) == tested | costs
+    assert kept_metrics(fakes.report(40, 80, 60) | tested | costs | more) == tested | costs

@@ -40,7 +40,7 @@ def printed(table: ResultTable, width: int) -> str:
         (50, None),
         (36, "the b"),
         (26, "the b, first column"),
-        (18, "first column, text"),
+        (18, "the b, text"),
     ],
 )
 def test_the_least_important_columns_are_left_out(width: int, left_out: str | None) -> None:

@@ -1,54 +1,95 @@
-"""Rows of a search as Arrow tables, and onto disk: what the tables of a run have in common."""
+"""Rows as Arrow tables and Parquet files, shared by all tables of a run."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 
 FORMAT_VERSION = 3
 
 
+def trial_row(search: SearchRecord, record: TrialRecord) -> dict[str, object]:
+    """A trial as one flat row: the fixed columns of `trials.parquet`, parameters, last report."""
+    first = search.objectives[0]
+    return {
+        "trial_id": record.trial_id,
+        "number": record.number,
+        "kind": record.kind,
+        "outcome": record.outcome,
+        "error": record.error,
+        "step": record.step,
+        "total_steps": search.total_steps,
+        "started_at": _utc(record.started_at),
+        "ended_at": _utc(record.ended_at),
+        "seconds": record.seconds,
+        "objective": record.metrics.get(first.metric),
+        "objective_best": record.best(first.metric, first.mode),
+        "is_best": False,
+        **record.params,
+        **metric_cells(record.metrics),
+    }
+
+
+def zero_shot_row(search: SearchRecord) -> dict[str, object]:
+    """The zero-shot model as a row like those of the trials."""
+    objective = search.zero_shot.get(search.objectives[0].metric)
+    return {
+        "trial_id": ZERO_SHOT,
+        "kind": "zero_shot",
+        "outcome": "finished",
+        "step": 0,
+        "total_steps": search.total_steps,
+        "objective": objective,
+        "objective_best": objective,
+        "is_best": False,
+        **metric_cells(search.zero_shot),
+    }
+
+
+def _utc(unix_s: float | None) -> datetime | None:
+    return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC)
+
+
 def metric_cells(report: Mapping[str, float]) -> dict[str, object]:
-    """A report as cells of a row: all but its step, which has a column of its own."""
+    """A report as cells of a row, without its step, which has its own column."""
     return {name: float(value) for name, value in report.items() if name != "step"}
 
 
 def metric_fields(reports: Iterable[Mapping[str, float]]) -> list[pa.Field]:
-    """One column a metric that any of the reports has, by name."""
+    """One column per metric of any report, sorted by name."""
     names = {name for report in reports for name in report if name != "step"}
     return [pa.field(name, pa.float64()) for name in sorted(names)]
 
 
 def param_fields(records: Sequence[TrialRecord]) -> list[pa.Field]:
-    """One column a parameter, in the order of the space, in the narrowest type that holds all."""
+    """One column per parameter, in the order of the space, in the narrowest type for all values."""
     types: dict[str, set[type]] = {}
     for record in records:
         for key, value in record.params.items():
             types.setdefault(key, set()).add(type(value))
-    return [pa.field(key, _arrow_type(seen)) for key, seen in types.items()]
 
+    def arrow_type(seen: set[type]) -> pa.DataType:
+        if seen == {bool}:
+            return pa.bool_()
+        if seen == {int}:
+            return pa.int64()
+        return pa.float64() if seen <= {int, float} else pa.string()
 
-def _arrow_type(seen: set[type]) -> pa.DataType:
-    if seen == {bool}:
-        return pa.bool_()
-    if seen == {int}:
-        return pa.int64()
-    if seen <= {int, float}:
-        return pa.float64()
-    return pa.string()
+    return [pa.field(key, arrow_type(seen)) for key, seen in types.items()]
 
 
 def arrow_table(
     search: SearchRecord, rows: Sequence[Mapping[str, object]], fields: Sequence[pa.Field]
 ) -> pa.Table:
-    """The rows in these columns, null where a row has none; the search's own data beside them."""
+    """The rows in these columns, null for a missing value, with the search in the metadata."""
     about = {
         "format_version": FORMAT_VERSION,
         "search": search.name,
@@ -58,21 +99,18 @@ def arrow_table(
         "ood_domains": search.ood_domains,
         "sees_ood": search.sees_ood,
     }
-    columns = [
-        pa.array([_cell(row.get(field.name), field.type) for row in rows], field.type)
-        for field in fields
-    ]
+    columns = []
+    for field in fields:
+        values = [row.get(field.name) for row in rows]
+        if pa.types.is_string(field.type):  # choices of mixed types share a column of strings
+            values = [None if value is None else str(value) for value in values]
+        columns.append(pa.array(values, field.type))
     schema = pa.schema(fields, metadata={"lipsum_tune": json.dumps(about)})
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _cell(value: object, arrow_type: pa.DataType) -> object:
-    # Choices of mixed types share a column of strings.
-    return str(value) if value is not None and pa.types.is_string(arrow_type) else value
-
-
 def write_atomically(table: pa.Table, path: Path) -> None:
-    """Write a table as Parquet; a reader finds the old file or the new one, never half of it."""
+    """Write a table as Parquet; a reader finds the old file or the new one, never a part of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pq.write_table(table, temporary)

@@ -1,4 +1,4 @@
-"""Tables that keep up with a running search."""
+"""Tables that are kept up to date while a search runs."""
 
 from __future__ import annotations
 
@@ -11,54 +11,57 @@ from tuning.reporting.tables.trials import write_tables
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 
 MIN_PAUSE_SECONDS = 10.0
-"""Between two writings of the tables while the search runs."""
+"""Minimum time between two writes of the tables while the search runs."""
 PAUSE_PER_WRITE = 50
-"""The pause after a writing is at least so many times what it took."""
+"""The pause after a write is at least this many times the duration of the write."""
 
 
 class TablesCallback:
-    """Keeps the tables of the run folder up to date, at a price that no search feels.
+    """Writes the tables of the run folder when a trial ends, and all of them at the end.
 
-    It holds no trial itself. At a trial's end it writes anew only when at least 10 s, and 50 times
-    what the last writing took, went by since then, so it takes at most 2% of the time; the tables
-    may lag so far behind. At the end of the search they are complete.
+    At least 10 s, and 50 times the duration of the last write, lie between two writes, so that
+    writing takes at most 2 % of the time. The tables may lag behind by that much.
 
     Args:
-        run_folder: where the tables go.
-        read: gives all trials with their whole curves, as from the journal.
-        clock: seconds, never going back.
+        run_folder: folder of the tables.
+        earlier: trials of earlier sessions of the search.
+        clock: monotonic time in seconds; for tests.
     """
 
     def __init__(
         self,
         run_folder: Path,
-        read: Callable[[], Sequence[TrialRecord]],
+        earlier: Sequence[TrialRecord] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._read, self._clock = run_folder, read, clock
+        self._folder, self._clock = run_folder, clock
+        self._records = {record.trial_id: record for record in earlier}
         self._search: SearchRecord | None = None
-        self._not_before = -math.inf
+        self._next_write = -math.inf
 
     def search_started(self, search: SearchRecord) -> None:
-        """Remembers the search; nothing is written yet, so a resume keeps the tables it finds."""
+        """Nothing is written yet, so that a resume keeps the tables of the earlier session."""
         self._search = search
 
     def trial_started(self, record: TrialRecord) -> None:
-        """Not in the tables before the next writing."""
+        """Keep the record for the next write."""
+        self._records[record.trial_id] = record
 
     def trial_reported(self, record: TrialRecord) -> None:
-        """Not in the tables before the next writing."""
+        """Keep the record for the next write."""
+        self._records[record.trial_id] = record
 
     def trial_ended(self, record: TrialRecord) -> None:
-        """Writes the tables, unless that was done a short while ago."""
+        """Write the tables, unless that was done a short while ago."""
+        self._records[record.trial_id] = record
         started = self._clock()
-        if self._search is None or started < self._not_before:
+        if self._search is None or started < self._next_write:
             return
-        write_tables(self._folder, self._search, self._read())
+        write_tables(self._folder, self._search, list(self._records.values()))
         ended = self._clock()
-        self._not_before = ended + max(MIN_PAUSE_SECONDS, PAUSE_PER_WRITE * (ended - started))
+        self._next_write = ended + max(MIN_PAUSE_SECONDS, PAUSE_PER_WRITE * (ended - started))
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Writes the tables from the search's own list of records."""
+        """Write the tables with all trials."""
         if self._search is not None:
             write_tables(self._folder, self._search, records)

@@ -1,53 +1,52 @@
-"""The tables of a search: `trials.parquet`, `curves.parquet`, `selection.parquet`, and
-`methods.parquet` where its trials have several methods.
+"""The Parquet tables of a search: trials, curves, selection, methods and WiSE-FT's curves.
 
-Columns carry the names of the configuration and of the reports, unchanged: parameters have dots
-(`method.reg_weight`), metrics have slashes (`id_val/acc`), and neither can meet a fixed column.
+Columns have the names of the configuration and of the reports: parameters have dots
+(`method.reg_weight`), metrics have slashes (`id_val/acc`), so neither collides with a fixed column.
 
-`trials.parquet`, one row a trial, after a row for the zero-shot model:
+`trials.parquet`, one row per trial after a row for the zero-shot model:
 
-| column | type | what |
+| column | type | meaning |
 |---|---|---|
 | trial_id | string | `trial-007`, `ft`; `zero-shot` in the first row |
 | number | int64 | order of proposal; null for zero-shot |
 | kind | string | `trial`, `reference` (plain fine-tuning) or `zero_shot` |
 | outcome | string | `running`, `finished`, `pruned`, `failed`, `stopped` |
-| error | string | of a failed trial, else null |
+| error | string | error of a failed trial, else null |
 | step, total_steps | int64 | optimiser steps done, steps of a whole trial |
-| started_at, ended_at | timestamp, UTC | null where unknown |
+| started_at, ended_at | timestamp, UTC | null if unknown |
 | seconds | double | wall time |
 | objective, objective_best | double | the (first) objective at the last step, and at its best |
-| is_best | bool | the trial that `best_trial` chooses |
-| one a parameter | int64, double, bool or string | null where a row has none |
-| one a metric | double | the last report; null where absent, NaN where it diverged |
+| is_best | bool | whether `best_trial` chooses it |
+| one per parameter | int64, double, bool or string | null if the row has no value |
+| one per metric | double | the last report; null if absent, NaN if it diverged |
 
-`curves.parquet`, one row a report (zero-shot is step 0): trial_id, number, kind, step, then
-one column a metric. Wide, as a plot wants it: `df[df.kind == "trial"].plot(x="step", ...)`.
+`curves.parquet`, one row per report (zero-shot is step 0): trial_id, number, kind, step, then one
+column per metric, for example for `df[df.kind == "trial"].plot(x="step", ...)`.
 
-`selection.parquet`, one row a trial that a rule of `tuning.selection.rules` chose: one a rule, one
-a domain for `leave_one_domain_out`, one a member for `pareto`, one a method for `by_method`; a rule
-that chose none has one too:
+`selection.parquet`, one row per trial that a rule of `tuning.selection.rules` chose: one per rule,
+per domain for `leave_one_domain_out`, per member for `pareto`, per method for `by_method`. A rule
+without a choice has one row too:
 
-| column | type | what |
+| column | type | meaning |
 |---|---|---|
 | rule | string | its name |
-| looks_at_ood | bool | whether OOD validation data had a say in the choice |
+| looks_at_ood | bool | whether the choice used OOD validation data |
 | trial_id, number | string, int64 | the trial chosen |
-| method | string | what it trains with; null where the configuration does not say |
-| left_out | string | the OOD domain that had no say in it; of `leave_one_domain_out` only |
+| method | string | its method; null if the configuration does not name one |
+| left_out | string | OOD domain that the choice did not use; `leave_one_domain_out` only |
 | id_acc | double | ID accuracy |
-| ood_acc | double | mean accuracy on the OOD domains; on `left_out` alone where there is one |
-| worst_acc | double | accuracy on the worst OOD domain; on `left_out` where there is one |
-| gap | double | of the rule, in each of its rows: mean OOD accuracy less that of `ood_val` |
-| id_gap | double | of the rule, in each of its rows: ID accuracy less that of `id_val` |
+| ood_acc | double | mean accuracy on the OOD domains; accuracy on `left_out` if set |
+| worst_acc | double | accuracy on the worst OOD domain; accuracy on `left_out` if set |
+| gap | double | per rule, in each of its rows: mean OOD accuracy minus that of `ood_val` |
+| id_gap | double | per rule, in each of its rows: ID accuracy minus that of `id_val` |
 | reason | string | why the rule chose none, else null |
 
-The mean of `ood_acc` over the rows of a rule is the rule's own figure; not so for `pareto` and
+The mean of `ood_acc` over the rows of a rule is the accuracy of the rule, except for `pareto` and
 `by_method`, whose rows are alternatives and whose gaps are null.
 
-`methods.parquet` is described in `tuning.reporting.tables.methods`.
-
-So is `wise.parquet`, of trials with `trial.eval.wise_alphas`, in `tuning.reporting.tables.wise`.
+`methods.parquet` (if the trials have several methods) is described in
+`tuning.reporting.tables.methods`, `wise.parquet` (if any trial has a curve of WiSE-FT) in
+`tuning.reporting.tables.wise`.
 
 The schema metadata, key `lipsum_tune`, is JSON: search, objectives, constraints, domains,
 sees_ood.
@@ -56,7 +55,6 @@ sees_ood.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,11 +64,13 @@ from tuning.reporting.tables.arrow import (
     metric_cells,
     metric_fields,
     param_fields,
+    trial_row,
     write_atomically,
+    zero_shot_row,
 )
 from tuning.reporting.tables.methods import METHODS_FILE, methods_table
 from tuning.reporting.tables.wise import WISE_FILE, wise_table
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import best_trial, choices
 
 TRIALS_FILE = "trials.parquet"
@@ -114,44 +114,6 @@ _SELECTION_FIELDS = (
 )
 
 
-def trial_row(search: SearchRecord, record: TrialRecord) -> dict[str, object]:
-    """A trial as one flat row: the fixed columns of `trials.parquet`, parameters, last report."""
-    first = search.objectives[0]
-    return {
-        "trial_id": record.trial_id,
-        "number": record.number,
-        "kind": record.kind,
-        "outcome": record.outcome,
-        "error": record.error,
-        "step": record.step,
-        "total_steps": search.total_steps,
-        "started_at": _utc(record.started_at),
-        "ended_at": _utc(record.ended_at),
-        "seconds": record.seconds,
-        "objective": record.metrics.get(first.metric),
-        "objective_best": record.best(first.metric, first.mode),
-        "is_best": False,
-        **record.params,
-        **metric_cells(record.metrics),
-    }
-
-
-def zero_shot_row(search: SearchRecord) -> dict[str, object]:
-    """The zero-shot model as a row like those of the trials."""
-    objective = search.zero_shot.get(search.objectives[0].metric)
-    return {
-        "trial_id": ZERO_SHOT,
-        "kind": "zero_shot",
-        "outcome": "finished",
-        "step": 0,
-        "total_steps": search.total_steps,
-        "objective": objective,
-        "objective_best": objective,
-        "is_best": False,
-        **metric_cells(search.zero_shot),
-    }
-
-
 def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
     """`trials.parquet`: one row per trial after the zero-shot model."""
     ordered = sorted(records, key=lambda r: (r.number, r.trial_id))
@@ -165,16 +127,10 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
 
 
 def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
-    """One row a report, the zero-shot model at step 0; columns as the module's header says."""
-    zero_shot = zero_shot_row(search)
-    fixed = {field.name for field in _CURVE_FIELDS}
-    rows = [{k: v for k, v in zero_shot.items() if k in fixed} | metric_cells(search.zero_shot)]
+    """`curves.parquet`: one row per report after the zero-shot model at step 0."""
+    rows = [zero_shot_row(search)]
     for record in sorted(records, key=lambda r: (r.number, r.trial_id)):
-        trial = {
-            "trial_id": record.trial_id,
-            "number": record.number,
-            "kind": record.kind,
-        }
+        trial = {"trial_id": record.trial_id, "number": record.number, "kind": record.kind}
         rows += [{**trial, "step": int(p.get("step", 0)), **metric_cells(p)} for p in record.curve]
     fields = [*_CURVE_FIELDS]
     fields += metric_fields([search.zero_shot, *(p for r in records for p in r.curve)])
@@ -182,41 +138,29 @@ def curves_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
 
 
 def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table:
-    """One row a trial that a rule chose; columns as the module's header says."""
+    """`selection.parquet`: one row per trial that a rule chose, or one for a rule without."""
     rows: list[dict[str, object]] = []
     for choice in choices(search, records):
-        of_rule = {
+        rule = {
             "rule": choice.rule,
             "looks_at_ood": choice.looks_at_ood,
             "gap": choice.gap,
             "id_gap": choice.id_gap,
             "reason": choice.reason,
         }
-        rows += [
-            {
-                **of_rule,
-                "trial_id": pick.trial.trial_id,
-                "number": pick.trial.number,
-                "method": pick.method,
-                "left_out": pick.left_out,
-                "id_acc": pick.id_acc,
-                "ood_acc": pick.ood_acc,
-                "worst_acc": pick.worst_acc,
-            }
-            for pick in choice.picks
-        ] or [of_rule]
+        for pick in choice.picks:
+            chosen = {"trial_id": pick.trial.trial_id, "number": pick.trial.number}
+            names = ("method", "left_out", "id_acc", "ood_acc", "worst_acc")
+            rows.append({**rule, **chosen, **{name: getattr(pick, name) for name in names}})
+        if not choice.picks:
+            rows.append(rule)
     return arrow_table(search, rows, _SELECTION_FIELDS)
 
 
 def write_tables(
     folder: Path, search: SearchRecord, records: Sequence[TrialRecord]
 ) -> tuple[Path, ...]:
-    """The tables into the folder, made if need be; a reader never sees half a file.
-
-    Returns:
-        The paths of trials.parquet, curves.parquet, selection.parquet, of methods.parquet where the
-        trials have several methods, and of wise.parquet where any has a curve of WiSE-FT's.
-    """
+    """Write the tables into the folder, which is made if needed; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
         folder / TRIALS_FILE: trials_table(search, records),
@@ -230,7 +174,3 @@ def write_tables(
     for path, table in tables.items():
         write_atomically(table, path)
     return tuple(tables)
-
-
-def _utc(unix_s: float | None) -> datetime | None:
-    return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC)

@@ -1,17 +1,17 @@
-"""WiSE-FT's curves: what trials reported of the weights between the zero-shot model's and theirs.
+"""Curves of WiSE-FT: accuracies of weights between the zero-shot model's and the fine-tuned ones.
 
 A trial with `trial.eval.wise_alphas` measures these points once, after its last step, and reports
 them as `wise/<alpha>/id_val/acc` and `wise/<alpha>/ood_val/mean_acc`.
 
-`wise.parquet`, one row a point, is there where any trial has one:
+`wise.parquet`, one row per point, exists if any trial has a curve:
 
-| column | type | what |
+| column | type | meaning |
 |---|---|---|
 | trial_id, number, kind | string, int64, string | as in `trials.parquet` |
-| method | string | what the trial trains with; null where the configuration does not say |
+| method | string | method of the trial; null if the configuration does not name one |
 | alpha | double | 0 is the zero-shot model, 1 the fine-tuned one |
 | id_acc | double | ID validation accuracy, percent |
-| ood_mean_acc | double | the mean over the OOD domains; null where there are none |
+| ood_mean_acc | double | mean over the OOD domains; null if there are none |
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FIELDS: Final = (
 
 @dataclass(frozen=True)
 class WisePoint:
-    """One point of a curve; accuracies in percent, None where they are absent or not finite."""
+    """One point of a curve; accuracies in percent, None if absent or not finite."""
 
     alpha: float
     id_acc: float | None
@@ -50,7 +50,7 @@ class WisePoint:
 
 
 def wise_curve(record: TrialRecord) -> tuple[WisePoint, ...]:
-    """The points that a trial reported, by alpha; none where it did not look at any."""
+    """The points that a trial reported, ordered by alpha; empty if there are none."""
     found = (match[1] for name in record.metrics if (match := _ALPHA.fullmatch(name)))
     points = (
         WisePoint(
@@ -64,7 +64,7 @@ def wise_curve(record: TrialRecord) -> tuple[WisePoint, ...]:
 
 
 def wise_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Table | None:
-    """One row a point; columns as the module's header says. None where no trial has any."""
+    """`wise.parquet`: one row per point; None if no trial has a curve."""
     rows = [
         {
             "trial_id": record.trial_id,

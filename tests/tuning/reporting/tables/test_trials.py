@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,6 @@ from tuning.reporting.tables import trials as results
 from tuning.reporting.tables.callback import TablesCallback
 from tuning.reporting.tables.methods import methods_table
 from tuning.reporting.tables.trials import curves_table, selection_table, trials_table, write_tables
-from tuning.runs.records import TrialRecord
 from tuning.selection.rules import best_trial
 
 SEARCH = fakes.search_record(Path("run"))
@@ -102,7 +102,7 @@ def outcomes(folder: Path) -> dict[str, str]:
 
 
 class Clock:
-    """A clock that stands still, but for what reading the trials is made to take."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -111,43 +111,46 @@ class Clock:
         return self.now
 
 
-def test_the_tables_hold_what_the_journal_says_at_a_trials_end(tmp_path: Path) -> None:
-    one, two = fakes.trial(1), fakes.trial(2, outcome="running", ended_at=None)
-    callback = TablesCallback(tmp_path, lambda: [one, two], Clock())
+def test_the_tables_have_all_trials_when_one_ends(tmp_path: Path) -> None:
+    earlier, one = fakes.trial(0, outcome="stopped"), fakes.trial(1)
+    two = fakes.trial(2, outcome="running", ended_at=None)
+    callback = TablesCallback(tmp_path, [earlier], Clock())
     callback.search_started(SEARCH)
-    callback.trial_started(two)
+    callback.trial_started(replace(two, curve=()))
     callback.trial_reported(two)
     assert not list(tmp_path.iterdir())
-    callback.trial_ended(one.compact)
-    assert outcomes(tmp_path) == {one.trial_id: "finished", two.trial_id: "running"}
-    assert len(pq.read_table(tmp_path / "curves.parquet")) == 1 + len(one.curve) + len(two.curve)
+    callback.trial_ended(one)
+    assert outcomes(tmp_path) == {
+        "trial-000": "stopped", "trial-001": "finished", "trial-002": "running",
+    }  # fmt: skip
+    curves = pq.read_table(tmp_path / "curves.parquet")
+    assert len(curves) == 1 + sum(len(record.curve) for record in (earlier, one, two))
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0.0, 10.0), (0.1, 10.0), (0.5, 25.0), (4.0, 200.0)])
-def test_writing_again_waits_ten_seconds_and_fifty_times_what_it_takes(
-    tmp_path: Path, took: float, pause: float
+def test_writes_are_ten_seconds_and_fifty_write_times_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: float, pause: float
 ) -> None:
-    clock, reads = Clock(), 0
+    clock = Clock()
 
-    def read() -> list[TrialRecord]:
-        nonlocal reads
-        reads += 1
+    def slow_write(*arguments: Any) -> None:
         clock.now += took
-        return [fakes.trial(number) for number in range(reads)]
+        write_tables(*arguments)
 
-    callback = TablesCallback(tmp_path, read, clock)
+    monkeypatch.setattr("tuning.reporting.tables.callback.write_tables", slow_write)
+    callback = TablesCallback(tmp_path, clock=clock)
     callback.search_started(SEARCH)
     callback.trial_ended(fakes.trial(0))
     clock.now += pause - 0.01
     callback.trial_ended(fakes.trial(1))
-    assert (reads, len(outcomes(tmp_path))) == (1, 1)
+    assert len(outcomes(tmp_path)) == 1
     clock.now += 0.02
     callback.trial_ended(fakes.trial(2))
-    assert (reads, len(outcomes(tmp_path))) == (2, 2)
+    assert len(outcomes(tmp_path)) == 3
 
 
-def test_at_the_end_the_tables_are_written_from_the_records_given(tmp_path: Path) -> None:
-    callback = TablesCallback(tmp_path, lambda: [fakes.trial(1)], Clock())
+def test_at_the_end_the_tables_have_the_records_given(tmp_path: Path) -> None:
+    callback = TablesCallback(tmp_path, clock=Clock())
     callback.search_started(SEARCH)
     callback.trial_ended(fakes.trial(1))
     callback.search_ended([fakes.trial(1), fakes.trial(2, outcome="stopped")], "stopped")
