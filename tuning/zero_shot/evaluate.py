@@ -1,7 +1,7 @@
-"""The zero-shot row of a table alone: what the model does before any step, beside what is known.
+"""Evaluation of the zero-shot model on its own, compared with published accuracies.
 
-It checks class names, templates, masks and preprocessing from end to end before anything is
-trained. Nothing is chosen by it, so it may look at the test splits.
+It checks class names, templates, masks and preprocessing end to end before any training. It selects
+nothing, so it may read the test splits.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from trainers.models.zero_shot import load_zero_shot
 
 PUBLISHED = "published"
 Z_95 = 1.96
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
+"""Standard deviations to either side that contain 95 % of a normal distribution."""
 ROUNDING = 0.05
-"""Points by which a figure with one decimal may be off."""
+"""Rounding error of an accuracy with one decimal, in points."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,21 @@ class Row:
     nll: float
     ece: float
     expected: float | None = None
+    """Accuracy to compare with; None if unknown."""
 
     @property
     def error(self) -> float:
-        """Half the 95 % interval of `acc` for so many images (binomial), in points."""
+        """`sampling_error` of `acc`, in points."""
         return sampling_error(self.acc, self.images)
 
     @property
     def difference(self) -> float | None:
-        """Measured less expected, in points."""
+        """Measured minus expected accuracy, in points."""
         return None if self.expected is None else self.acc - self.expected
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the difference is no more than sampling and rounding make; None: not known."""
+        """Whether sampling and rounding explain the difference; None if nothing is expected."""
         if self.expected is None:
             return None
         allowed = sampling_error(self.expected, self.images) + ROUNDING
@@ -64,7 +65,7 @@ class Row:
 
 
 def sampling_error(acc: float, images: int) -> float:
-    """Half the 95 % interval of an accuracy in percent that `images` images give, in points."""
+    """Half the 95 % binomial interval of an accuracy in percent on that many images, in points."""
     share = min(max(acc / 100, 0.0), 1.0)
     return 100 * Z_95 * math.sqrt(share * (1 - share) / images)
 
@@ -75,21 +76,23 @@ def check_zero_shot(
     domains: Sequence[str] = (),
     expected: Mapping[str, float] | None = None,
 ) -> tuple[str, ...]:
-    """The domains that will be evaluated, all of the configuration's by default.
+    """The domains to evaluate, all of the configuration by default.
 
     Raises:
-        ConfigError: one that the configuration has not, without that split, or that does not fit;
-            or something is expected, and of none of them.
+        ConfigError: a domain that is not configured or lacks the split, data that do not fit, or
+            expectations for none of the domains.
     """
     known = config.data.domains
     for domain in domains:
         if domain not in known:
-            raise ConfigError(f"--domains {domain!r}: not configured{did_you_mean(domain, known)}")
+            hint = did_you_mean(domain, known)
+            raise ConfigError(f"not configured{hint}", key="--domains", value=domain)
     wanted = tuple(domain for domain in known if domain in domains) if domains else known
     if expected is not None and not any(domain in expected for domain in wanted):
         raise ConfigError(
-            f"--expect: nothing is expected of {', '.join(wanted)}, so nothing would be compared; "
-            f"there are figures of {', '.join(expected) or 'no domain'}"
+            f"no expected accuracy for {', '.join(wanted)}",
+            key="--expect",
+            hint=f"there are accuracies for {', '.join(expected) or 'no domain'}",
         )
     others = tuple(domain for domain in wanted if domain != config.data.id_domain)
     check_data(config.data, [(domain, split) for domain in (config.data.id_domain, *others)])
@@ -106,15 +109,15 @@ def measure(
     device: torch.device | str | None = None,
     began: Callable[[str], None] = lambda domain: None,
 ) -> list[Row]:
-    """The rows of the domains, in the configuration's order.
+    """Evaluate the domains in the order of the configuration.
 
     Args:
-        config: of the trial whose model is looked at; method and optimiser do not matter.
+        config: of a trial; method and optimiser do not matter.
         split: `val` or `test`.
         domains: only these.
-        expected: accuracy in percent by domain, to be put beside what is measured.
+        expected: domain -> accuracy in percent to compare with.
         device: by default a GPU if there is one.
-        began: is told of each domain as its turn comes.
+        began: called with each domain before it is evaluated.
 
     Raises:
         ConfigError: as `check_zero_shot`.
@@ -160,58 +163,56 @@ def measure(
 
 
 def expectations(text: str, config: TrialConfig) -> dict[str, float]:
-    """Accuracies in percent by domain, of what `--expect` says.
+    """Domain -> accuracy in percent, from the value of `--expect`.
 
     Args:
-        text: `published` (the suite's row for this model), `real=82.5,sketch=57.0`, or a YAML file
-            of the same.
+        text: `published` (the suite's accuracies of this model), `real=82.5,sketch=57.0`, or a YAML
+            file with such pairs.
         config: of the trial.
 
     Raises:
-        ConfigError: no published row, no such file or domain, or no percentage.
+        ConfigError: no published accuracies, no such file or domain, or not a percentage.
     """
+    model, suite, domains = config.model, config.data.rules, config.data.domains
     if text == PUBLISHED:
-        return _published(config)
-    if "=" in text and not Path(text).is_file():
-        values: object = dict(_pair(part) for part in text.split(","))
-    else:
-        values = _read(Path(text).expanduser())
-    if not isinstance(values, dict) or not values:
-        raise ConfigError(f"--expect {text}: expected accuracies by domain, such as `real: 82.5`")
-    for domain, acc in values.items():
-        if domain not in config.data.domains:
+        name = f"{model.name}/{model.pretrained}"
+        if name not in suite.published:
             raise ConfigError(
-                f"--expect {text}: no domain is called {domain!r}"
-                f"{did_you_mean(str(domain), config.data.domains)}"
+                f"the suite {suite.name!r} has no published accuracies of {name!r}"
+                f"{did_you_mean(name, suite.published)}",
+                key="--expect",
+                value=text,
             )
+        return dict(suite.published[name])
+    values: object
+    if "=" in text and not Path(text).is_file():
+        pairs = (part.partition("=") for part in text.split(","))
+        values = {domain.strip(): _number(acc) for domain, _, acc in pairs}
+    else:
+        path = Path(text).expanduser()
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{error.strerror}", key="--expect", value=text) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            problem = " ".join(str(error).split())
+            raise ConfigError(problem, key="--expect", value=text) from None
+    if not isinstance(values, dict) or not values:
+        raise ConfigError(
+            "expected accuracies by domain, such as `real: 82.5`", key="--expect", value=text
+        )
+    for domain, acc in values.items():
+        if domain not in domains:
+            hint = did_you_mean(str(domain), domains)
+            raise ConfigError(f"no such domain{hint}", key="--expect", value=domain)
         if isinstance(acc, bool) or not isinstance(acc, int | float) or not 0 <= acc <= 100:
-            raise ConfigError(f"--expect {text}: {domain} = {acc!r}: expected a percentage")
+            raise ConfigError("expected a percentage", key=f"--expect {domain}", value=acc)
     return {domain: float(acc) for domain, acc in values.items()}
 
 
-def _published(config: TrialConfig) -> dict[str, float]:
-    model, rules = config.model, config.data.rules
-    key = f"{model.name}/{model.pretrained}"
-    if key not in rules.published:
-        raise ConfigError(
-            f"--expect {PUBLISHED}: the suite {rules.name!r} has no published figures of {key!r}"
-            f"{did_you_mean(key, rules.published)}"
-        )
-    return dict(rules.published[key])
-
-
-def _pair(part: str) -> tuple[str, object]:
-    domain, _, acc = part.partition("=")
+def _number(text: str) -> float | str:
+    """The number, or the text itself if it is none."""
     try:
-        return domain.strip(), float(acc)
+        return float(text)
     except ValueError:
-        return domain.strip(), acc
-
-
-def _read(path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--expect {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--expect {path}: {' '.join(str(error).split())}") from None
+        return text

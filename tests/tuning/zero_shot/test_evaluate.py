@@ -1,4 +1,4 @@
-"""The zero-shot row: against open_clip's own classifier, on domains with other classes too."""
+"""Zero-shot accuracies compared with open_clip's own classifier, also on other classes."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def by_hand(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def test_every_domain_is_scored_in_its_own_classes_as_by_hand(
+def test_every_domain_is_scored_in_its_own_classes(
     config: TrialConfig, by_hand: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> None:
     rows = {row.domain: row for row in measure(config, "test")}
@@ -133,19 +133,20 @@ def test_every_domain_is_scored_in_its_own_classes_as_by_hand(
         assert rows[domain].nll == pytest.approx(nll, rel=1e-3)
 
 
-def test_only_the_domains_asked_for_are_read_in_the_configurations_order(
+def test_only_the_requested_domains_are_evaluated_in_order(
     config: TrialConfig,
 ) -> None:
     began: list[str] = []
     rows = measure(config, "val", ["clipart", "painting"], began=began.append)
     assert [row.domain for row in rows] == began == ["painting", "clipart"]
-    with pytest.raises(ConfigError, match=r"--domains 'sketsch': .*did you mean 'sketch'"):
+    with pytest.raises(ConfigError, match="did you mean 'sketch'") as error:
         check_zero_shot(config, "val", ["sketsch"])
+    assert (error.value.key, error.value.value) == ("--domains", "sketsch")
     with pytest.raises(ConfigError, match=r"real: it has no split 'train' \(known: "):
         check_zero_shot(config, "train")
 
 
-def test_images_of_classes_that_the_head_has_not_are_refused_or_left_out(root: Path) -> None:
+def test_images_of_unknown_classes_are_refused_or_skipped(root: Path) -> None:
     def measured(unknown_classes: str) -> Row:
         rules = {"infograph": {"unknown_classes": unknown_classes}}
         suite = {"id_domain": "real", "ood_domains": ["infograph"], "domains": rules}
@@ -178,7 +179,7 @@ def test_sampling_error_is_half_the_binomial_interval() -> None:
         (50.0, None, None),
     ],
 )
-def test_a_figure_agrees_within_sampling_and_rounding(
+def test_an_accuracy_agrees_within_sampling_and_rounding(
     acc: float, expected: float | None, agrees: bool | None
 ) -> None:
     row = Row("real", 52_041, 345, acc, 0.7, 1.0, expected)
@@ -186,7 +187,7 @@ def test_a_figure_agrees_within_sampling_and_rounding(
     assert (causes([row]) is not None) == (agrees is False)
 
 
-def test_the_mean_is_over_ood_domains_and_compared_over_all_of_them_or_not_at_all() -> None:
+def test_the_ood_mean_is_compared_over_all_domains_or_none() -> None:
     def shown(*expected: float | None) -> list[str]:
         rows = [
             Row(name, 1000, 10, acc, 1.0, 2.0, known)
@@ -206,7 +207,7 @@ def test_the_mean_is_over_ood_domains_and_compared_over_all_of_them_or_not_at_al
     assert shown(None, None, None) == ["mean", "OOD", "45.00"]
 
 
-def test_at_80_columns_no_cell_is_cut() -> None:
+def test_no_cell_is_cut_at_80_columns() -> None:
     figures = {
         "imagenet": (50_000, 1000, 68.17), "imagenet-v2": (10_000, 1000, 0.12),
         "imagenet-sketch": (50_889, 1000, 46.66), "photographs_at_night": (4, 2, 50.0),
@@ -231,7 +232,7 @@ def test_at_80_columns_no_cell_is_cut() -> None:
         assert mean.startswith("mean OOD")
 
 
-def test_a_name_too_long_for_the_line_goes_on_in_the_next() -> None:
+def test_a_long_name_takes_two_lines() -> None:
     row = Row("n" * 40, 1000, 10, 50.0, 1.0, 2.0, expected=50.0)
     console = Console(width=80)
     with console.capture() as capture:
@@ -241,25 +242,23 @@ def test_a_name_too_long_for_the_line_goes_on_in_the_next() -> None:
 
 
 def test_a_comparison_of_nothing_is_refused(config: TrialConfig) -> None:
-    with pytest.raises(
-        ConfigError, match=r"nothing is expected of painting, .*there are figures of real, sketch"
-    ):
+    with pytest.raises(ConfigError) as error:
         check_zero_shot(config, "test", ["painting"], {"real": 90.0, "sketch": 1.0})
-    with pytest.raises(ConfigError, match=r"nothing is expected of real, .*figures of no domain"):
+    assert error.value.key == "--expect"
+    with pytest.raises(ConfigError):
         measure(config, "test", expected={})
     assert check_zero_shot(config, "test", ["real"], {"real": 90.0}) == ("real",)
-    assert causes([Row("real", 9, 2, 50.0, 1.0, 2.0)]) is None
 
 
 @pytest.mark.parametrize(
-    ("expected", "said"),
+    ("expected", "text"),
     [((1.0, None), "Not compared: b."), ((None, None), None), ((1.0, 2.0), None)],
 )
-def test_what_was_not_compared_is_named(
-    expected: tuple[float | None, float | None], said: str | None
+def test_domains_that_are_not_compared_are_named(
+    expected: tuple[float | None, float | None], text: str | None
 ) -> None:
     rows = [Row(n, 9, 2, 50.0, 1.0, 2.0, known) for n, known in zip("ab", expected, strict=True)]
-    assert not_compared(rows) == said
+    assert not_compared(rows) == text
 
 
 def test_expectations_come_from_the_suite_a_list_or_a_file(
@@ -273,29 +272,29 @@ def test_expectations_come_from_the_suite_a_list_or_a_file(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "key", "value"),
     [
-        ("reel=50", r"no domain is called 'reel' \(did you mean 'real'\?\)"),
-        ("real=fifty", "real = 'fifty': expected a percentage"),
-        ("real=150", "real = 150.0: expected a percentage"),
-        ("nowhere.yaml", "nowhere.yaml: No such file"),
+        ("reel=50", "--expect", "reel"),
+        ("real=fifty", "--expect real", "fifty"),
+        ("real=150", "--expect real", 150.0),
+        ("nowhere.yaml", "--expect", "nowhere.yaml"),
     ],
 )
-def test_an_expectation_that_makes_no_sense_is_one_line(
-    text: str, said: str, config: TrialConfig
+def test_an_expectation_that_makes_no_sense_is_refused(
+    text: str, key: str, value: object, config: TrialConfig
 ) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError) as error:
         expectations(text, config)
-    assert "\n" not in str(caught.value)
+    assert (error.value.key, error.value.value) == (key, value)
 
 
-def test_a_suite_without_a_row_for_the_model_says_which_it_has() -> None:
+def test_a_suite_without_this_model_names_its_models() -> None:
     config = TrialConfig.model_validate({"data": {"suite": "domainnet"}})
-    with pytest.raises(ConfigError, match=r"'domainnet' has no published .*ViT-B-16-quickgelu/op"):
+    with pytest.raises(ConfigError, match="ViT-B-16-quickgelu/openai"):
         expectations("published", config)
 
 
-def test_the_command_marks_what_is_off_hints_at_causes_and_exits_with_1(
+def test_the_command_marks_differences_and_exits_with_1(
     config: TrialConfig, tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.yaml"
@@ -315,4 +314,4 @@ def test_the_command_marks_what_is_off_hints_at_causes_and_exits_with_1(
     assert "class names or templates" in published.stderr
     none = runner.invoke(app, ["zero-shot", str(file), "--expect", "real=9", "--domains", "sketch"])
     assert isinstance(none.exception, ConfigError)
-    assert "--expect: nothing is expected of sketch" in str(none.exception)
+    assert none.exception.key == "--expect"
