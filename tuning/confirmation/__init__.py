@@ -1,1 +1,1 @@
-"""What a search chose, on fresh seeds and on the test splits."""
+"""Confirmation of chosen trials with fresh seeds on the test splits."""

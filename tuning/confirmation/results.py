@@ -1,7 +1,7 @@
-"""What was measured on the test splits: `confirm/results.jsonl`, one line a configuration and seed.
+"""Results on the test splits: `confirm/results.jsonl`, one line per configuration and seed.
 
-A line is appended and synced as soon as its run has ended, and never changed: what stands there is
-never trained or evaluated again. `confirm/results.parquet` is made from it, for reading.
+A line is appended and synced when its job has ended, and never changed: a result in the file is not
+measured again. `confirm/results.parquet` is derived from it.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ CONFIRM_FOLDER = "confirm"
 RESULTS_FILE = "results.jsonl"
 TABLE_FILE = "results.parquet"
 FT = "ft"
-"""The reference: plain fine-tuning."""
+"""Id of the reference, plain fine-tuning."""
 SPLIT = "test"
 COSTS = ("cost/seconds", "cost/gpu_seconds", "cost/cpu_seconds")
-"""Of one training, evaluations included."""
+"""Metrics of one training, evaluations included."""
 
 Key: TypeAlias = tuple[str, int | None]
-"""Trial and seed; the zero-shot model has no seed."""
+"""Trial id and seed; the seed of the zero-shot model is None."""
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """One configuration, trained with one seed, on the test splits."""
+    """Metrics of one configuration, trained with one seed, on the test splits."""
 
-    __test__ = False  # no class of tests, whatever its name says to pytest
+    __test__ = False  # pytest would collect a class of this name
 
     trial_id: str
     """`trial-007`, `ft`, or `zero-shot`."""
@@ -47,85 +47,85 @@ class TestResult:
     seed: int | None
     params: Mapping[str, ParamValue]
     labels: tuple[str, ...]
-    """Why it was confirmed, at the time."""
+    """Rules that chose it when it was measured."""
     metrics: Mapping[str, float]
-    """Of the test splits, and under `COSTS` what training took."""
+    """Metrics of the test splits, and `COSTS` of the training."""
 
     @property
     def key(self) -> Key:
-        """What makes it one of its kind."""
+        """Trial id and seed."""
         return self.trial_id, self.seed
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is trained again: a trial of the search, or plain fine-tuning."""
+    """A configuration that is trained again: a trial of the search, or plain fine-tuning."""
 
     trial_id: str
     params: Mapping[str, ParamValue]
     labels: tuple[str, ...] = ()
-    """Why it is here: `objective #1`, `id_val`, `leave_one_domain_out/sketch+clipart`, ..."""
+    """Rules that chose it: `objective #1`, `id_val`, `leave_one_domain_out/sketch+clipart`, ..."""
     looks_at_ood: bool = False
-    """Whether OOD validation data had a say in one of these choices."""
+    """Whether one of these choices used OOD validation data."""
     method: str | None = None
-    """What it trains with; None where the search does not say."""
+    """Its method; None if the search does not name one."""
     best_of_method: bool = False
-    """Whether it is here as the best of its method, so that it stands for the method."""
+    """Whether it was chosen as the best of its method."""
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What was measured on the test splits, over fresh seeds."""
+    """The results on the test splits over fresh seeds."""
 
     search: SearchRecord
     seeds: tuple[int, ...]
     configurations: tuple[Configuration, ...]
     """Plain fine-tuning first."""
     results: Mapping[Key, TestResult]
-    """By trial and seed; those of earlier calls with other seeds or configurations among them."""
+    """All results, including those of earlier calls with other seeds or configurations."""
     failed: Mapping[Key, str]
-    """What could not be measured, and why in one line; the next call tries it again."""
+    """Jobs that failed, with the error in one line; the next call tries them again."""
 
     @property
     def methods(self) -> tuple[Configuration, ...]:
-        """The best of each method, as validation ranked them; none where there are not several."""
+        """The best of each method, in the order of validation; empty unless there are several."""
         found = tuple(one for one in self.configurations if one.best_of_method)
         return found if len(found) > 1 else ()
 
     @property
     def zero_shot(self) -> Mapping[str, float]:
-        """The model before any step; empty where its evaluation failed."""
+        """Metrics of the zero-shot model; empty if its evaluation failed."""
         result = self.results.get((ZERO_SHOT, None))
         return result.metrics if result else {}
 
     def values(self, trial_id: str, metric: str) -> dict[int, float]:
-        """By seed; a metric that is absent is left out."""
+        """Seed -> value, for the seeds that have the metric."""
         found = {seed: self.results.get((trial_id, seed)) for seed in self.seeds}
         return {s: r.metrics[metric] for s, r in found.items() if r and metric in r.metrics}
 
     def estimate(self, trial_id: str, metric: str) -> Estimate | None:
-        """Over the seeds; None where none has a result."""
+        """The mean over the seeds; None if none has a result."""
         values = self.values(trial_id, metric)
         return estimate(list(values.values())) if values else None
 
     def against_ft(self, trial_id: str, metric: str) -> Estimate | None:
-        """The difference to plain fine-tuning, the reference, as of `against`."""
+        """The difference to the reference, as in `against`."""
         return self.against(FT, trial_id, metric)
 
     def against(self, other_id: str, trial_id: str, metric: str) -> Estimate | None:
-        """The difference to another configuration, paired by seed; None with no seed in common."""
+        """The difference to another configuration, paired by seed; None if they share no seed."""
         ours, its = self.values(trial_id, metric), self.values(other_id, metric)
         return paired_difference(ours, its) if ours.keys() & its.keys() else None
 
     def against_zero_shot(self, trial_id: str, metric: str) -> Estimate | None:
-        """The difference to the zero-shot model, which no seed changes."""
+        """The difference to the zero-shot model; None for a metric that it lacks, such as costs."""
         values = self.values(trial_id, metric)
-        constant = self.zero_shot.get(metric)  # which has no cost
+        constant = self.zero_shot.get(metric)
         return difference(values, constant) if values and constant is not None else None
 
 
 class ResultsFile:
-    """The file of a run folder, open for the one process that may add to it.
+    """The results file of a run folder, open for the only process that may append to it.
 
     Raises:
         ConfigError: another process is confirming this run.
@@ -148,25 +148,25 @@ class ResultsFile:
         self._file.close()
 
     def append(self, result: TestResult) -> None:
-        """Keep it for good.
+        """Append a result and sync the file.
 
         Raises:
-            StorageFailed: the disk is full, or fails.
+            StorageFailed: the disk is full or fails.
         """
         with storage_failures(self._path, "cannot be written"):
             append_synced(self._file, json.dumps(dataclasses.asdict(result)).encode() + b"\n")
 
 
 def results_path(run_folder: Path) -> Path:
-    """Where the results of a run are."""
+    """Path of the results of a run."""
     return run_folder / CONFIRM_FOLDER / RESULTS_FILE
 
 
 def read_results(run_folder: Path) -> dict[Key, TestResult]:
-    """The results so far, none where nothing was confirmed; a torn last line is left out.
+    """All results so far; an incomplete last line (the writer was killed) is left out.
 
     Raises:
-        ConfigError: the file is damaged in its midst.
+        ConfigError: the file is damaged before its last line.
     """
     path = results_path(run_folder)
     found: dict[Key, TestResult] = {}
@@ -179,15 +179,15 @@ def read_results(run_folder: Path) -> dict[Key, TestResult]:
             values = json.loads(line)
             result = TestResult(**values | {"labels": tuple(values["labels"])})
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{path}: line {number} cannot be read") from None
+            raise ConfigError(f"line {number} cannot be read", source=path) from None
         found.setdefault(result.key, result)
     return found
 
 
 def write_results_table(run_folder: Path, results: Sequence[TestResult]) -> Path:
-    """The results as Parquet, one row a configuration and seed; returns the file's path.
+    """Write the results as Parquet, one row per configuration and seed; returns the path.
 
-    Columns: trial_id, kind, seed, labels, then one a parameter and one a metric.
+    Columns: trial_id, kind, seed, labels, then one per parameter and one per metric.
     """
     rows: list[dict[str, Any]] = [
         {

@@ -1,1 +1,1 @@
-"""What a search found, for people and as tables."""
+"""Reports of a search: tables in the terminal, Parquet files, figures, progress."""

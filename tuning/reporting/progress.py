@@ -1,7 +1,7 @@
-"""How a search goes on, in the terminal: a live display, or plain lines where there is none.
+"""The progress of a search in the terminal: a live display, or plain lines in a log.
 
-On a terminal: a header, the running trials with a bar each, the last few that ended. Anywhere else,
-a log file or a Ray job, one line an event:
+A terminal shows a header, the running trials with a bar each, and the trials that ended last. A log
+file or a Ray job gets one line per event:
 
     trial-003  step 120/240  id 71.2  ood 44.0  loss 1.23
 """
@@ -22,11 +22,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.reporting.formatting import format_percent, format_seconds, format_value, short_names
 from tuning.reporting.leaderboard import OUTCOME_STYLE
 from tuning.runs.records import (
-    ID_ACC,
-    OOD_MEAN_ACC,
     TRAIN_LOSS,
     SearchOutcome,
     SearchRecord,
@@ -34,7 +33,7 @@ from tuning.runs.records import (
 )
 from tuning.selection.rules import best_trial
 
-_HEADER_LINES = 5  # two rules, two lines of text, and one of air for the cursor
+_HEADER_LINES = 5  # two rules, two lines of text, and one for the cursor
 _LAST_ENDED = 6
 _BAR_WIDTH = 24
 
@@ -42,11 +41,11 @@ _BAR_WIDTH = 24
 class ProgressCallback:
     """Shows a search on a console. Use it as a context manager, or call `close` at the end.
 
-    Leaving the context, `close`, the search's end and the interpreter's exit all give the terminal
-    back, whichever comes first; `close` may be called twice.
+    The terminal is restored when the context is left, at `close`, at the end of the search or at
+    the exit of the interpreter, whichever comes first. `close` may be called twice.
 
     Args:
-        console: Where to; the live display needs it to be a terminal.
+        console: the live display is used if it is a terminal.
         clock: Unix time in seconds; for tests.
     """
 
@@ -71,14 +70,14 @@ class ProgressCallback:
         self.close()
 
     def close(self) -> None:
-        """Stops the live display, which leaves its last state on the screen, and the cursor."""
+        """Stop the live display; its last state stays on the screen."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
             atexit.unregister(self.close)
 
     def search_started(self, search: SearchRecord) -> None:
-        """Opens the display."""
+        """Open the display."""
         self.close()
         self._search, self._began = search, self._clock()
         if not self._console.is_terminal:
@@ -97,26 +96,26 @@ class ProgressCallback:
         self._live.start()
 
     def trial_started(self, record: TrialRecord) -> None:
-        """A new row, or a line with the trial's parameters."""
+        """Add a row, or print a line with the trial's parameters."""
         values = "  ".join(f"{key}={format_value(v)}" for key, v in record.params.items())
         self._update(record, f"started  {values}".rstrip())
 
     def trial_reported(self, record: TrialRecord) -> None:
-        """A longer bar, or a line with the report, which is said again by a trial that was lost."""
+        """Update the bar, or print a line; a trial that lost its node repeats earlier steps."""
         step, known = self._step(record), self._steps.get(record.trial_id, 0)
         self._steps[record.trial_id] = record.step
         went_on = "goes on from " if record.step <= known else ""
         self._update(record, f"{went_on}{step}{_accuracies(record.last)}")
 
     def trial_ended(self, record: TrialRecord) -> None:
-        """The trial moves to the ended ones, or a line with its outcome."""
+        """Move the trial to those that ended, or print a line with its outcome."""
         took = format_seconds(record.seconds)
         text = f"{record.outcome}  {self._step(record)}{_accuracies(record.last)}"
         text += f"  in {took}" if took else ""
         self._update(record, f"{text}  {record.error_line}".rstrip())
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Closes the display, after one last look at all trials."""
+        """Show all trials once more and close the display."""
         self._records = {record.trial_id: record for record in records}
         if self._live is not None:
             self._live.refresh()
@@ -137,28 +136,28 @@ class ProgressCallback:
         return f"step {record.step}/{total}"
 
     def _print(self, line: str) -> None:
-        # Untouched by rich: no markup, no colour, no wrapping at the 80 columns of a log file.
+        # No markup, no colour, and no wrapping at the 80 columns that rich assumes for a log file.
         self._console.out(line, highlight=False)
 
     def _renderable(self) -> RenderableType:
         if self._search is None:
             return Text()
         elapsed = self._clock() - self._began
-        records = list(self._records.values())  # in one step: no trial is added meanwhile
+        records = list(self._records.values())  # a copy: another thread adds trials
         return render(self._search, records, elapsed, self._console.height)
 
 
 def render(
     search: SearchRecord, records: Sequence[TrialRecord], elapsed_s: float, height: int
 ) -> RenderableType:
-    """The display as it is now, in no more than `height` lines; running trials have precedence."""
+    """The display in at most `height` lines; running trials are shown before ended ones."""
     running = [r for r in records if r.outcome == "running"]
     ended = [r for r in records if r.outcome != "running"]
     room = max(0, height - _HEADER_LINES)
-    # A table that is cut needs a line to say so.
+    # If not all fit, one line states the number of the others.
     shown = running if len(running) <= room else running[: max(0, room - 1)]
     hidden = len(running) - len(shown)
-    # By the time of the end, where it is known, since events may come again after a resume.
+    # Events of earlier sessions come again after a resume, so their order is not that of the ends.
     ended.sort(key=lambda r: r.ended_at or 0.0)
     num_ended = min(_LAST_ENDED, room - len(shown) - (hidden > 0))
     last = ended[-num_ended:] if num_ended > 0 else []
@@ -168,7 +167,7 @@ def render(
     table.add_column(width=_BAR_WIDTH, no_wrap=True)
     for _ in range(4):
         table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)  # gives way first
+    table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)  # shrinks first
     for record in shown:
         bar = ProgressBar(search.total_steps, record.step, width=_BAR_WIDTH)
         table.add_row(*_row(search, record, bar))
@@ -217,7 +216,7 @@ def _row(
 
 
 def _counts(records: Sequence[TrialRecord]) -> str:
-    """`3 running, 5 finished` of the trials; a reference counts towards no budget."""
+    """Numbers of trials by outcome, such as `3 running, 5 finished`; without references."""
     trials = [r for r in records if r.kind == "trial"]
     counts = [(sum(r.outcome == outcome for r in trials), outcome) for outcome in OUTCOME_STYLE]
     return ", ".join(f"{number} {outcome}" for number, outcome in counts if number) or "0 trials"

@@ -1,1 +1,1 @@
-"""Which trial a rule selects once trials have ended."""
+"""Selection rules: which trial to choose after a search."""
