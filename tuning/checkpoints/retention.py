@@ -21,7 +21,8 @@ from trainers.data.storage import Store
 from trainers.errors import system_words
 from tuning.checkpoints.files import TrialFiles, keep_weights, list_trials, remove
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.selection.rules import choices, pareto_front, ranked
+from tuning.selection.ranking import pareto_front, ranked
+from tuning.selection.rules import choices
 
 logger = logging.getLogger(__name__)
 

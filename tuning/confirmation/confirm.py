@@ -10,6 +10,7 @@ last step. Apart from `zero-shot`, which selects nothing, no other command reads
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -39,7 +40,8 @@ from tuning.mlflow_logging.results import log_confirmation
 from tuning.runs.environment import check_same_data
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import load_run
-from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices, ranked
+from tuning.selection.ranking import ranked
+from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
@@ -90,7 +92,11 @@ def confirm(
         check_data(data, [*trial_parts(data), *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
         check_same_data(run.folder, data)
-        with ResultsFile(run.folder) as results, ray_session(address), interrupted_by_sigterm():
+        with (
+            closing(ResultsFile(run.folder)) as results,
+            ray_session(address),
+            interrupted_by_sigterm(),
+        ):
             stored = read_results(run.folder)
             missing = [job for job in wanted if job.key not in stored]
             check_nodes(file, run.home)

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
@@ -136,15 +135,8 @@ class ResultsFile:
         path.parent.mkdir(exist_ok=True)
         self._file = open_alone(path, f"{run_folder}: another process is confirming this run")
 
-    def __enter__(self) -> ResultsFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let another process append."""
         self._file.close()
 
     def append(self, result: TestResult) -> None:

@@ -44,7 +44,7 @@ from tuning.runs.records import Callback, SearchOutcome, SearchRecord, TrialReco
 from tuning.runs.recovery import take_up
 from tuning.runs.run_folder import create_run_folder, search_record
 from tuning.security.databases import check_drivers
-from tuning.selection.rules import best_trial
+from tuning.selection.ranking import best_trial
 
 
 @dataclass(frozen=True)

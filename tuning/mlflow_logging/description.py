@@ -16,7 +16,7 @@ from tuning.runs.records import (
     TrialRecord,
     domain_acc,
 )
-from tuning.selection.rules import best_trial
+from tuning.selection.ranking import best_trial
 
 
 def describe(

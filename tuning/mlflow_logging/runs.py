@@ -22,7 +22,7 @@ from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
 from tuning.runs.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
-from tuning.selection.rules import best_trial
+from tuning.selection.ranking import best_trial
 
 STATUS: dict[Outcome | SearchOutcome, str] = {
     "running": "RUNNING",

@@ -30,7 +30,7 @@ from tuning.reporting.result_table import Column, ResultTable, Row, fit_table
 from tuning.reporting.selection_report import selection_table
 from tuning.reporting.tables.arrow import trial_row, zero_shot_row
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
-from tuning.selection.rules import best_trial, misses, pareto_front, ranked
+from tuning.selection.ranking import best_trial, misses, pareto_front, ranked
 
 OUTCOME_STYLE = {
     "finished": "green",

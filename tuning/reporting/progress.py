@@ -31,7 +31,7 @@ from tuning.runs.records import (
     SearchRecord,
     TrialRecord,
 )
-from tuning.selection.rules import best_trial
+from tuning.selection.ranking import best_trial
 
 _HEADER_LINES = 5  # two rules, two lines of text, and one for the cursor
 _LAST_ENDED = 6

@@ -39,29 +39,8 @@ from tuning.selection.ranking import (
     comparable,
     contenders,
     highest,
-    misses,
-    pareto_front,
     ranked,
 )
-
-__all__ = [
-    "BY_METHOD",
-    "ID_VAL",
-    "LEAVE_ONE_DOMAIN_OUT",
-    "OBJECTIVE",
-    "OOD_VAL",
-    "PARETO",
-    "RULES",
-    "WORST_DOMAIN",
-    "Choice",
-    "Pick",
-    "best_by_method",
-    "best_trial",
-    "choices",
-    "misses",
-    "pareto_front",
-    "ranked",
-]
 
 OBJECTIVE: Final = "objective"
 BY_METHOD: Final = "by_method"

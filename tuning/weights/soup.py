@@ -35,7 +35,7 @@ from tuning.mlflow_logging.results import log_soup
 from tuning.runs.environment import check_same_data
 from tuning.runs.records import ID_ACC, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
-from tuning.selection.rules import ranked
+from tuning.selection.ranking import ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, config_of, measured
 
 

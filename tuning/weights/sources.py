@@ -22,7 +22,7 @@ from trainers.evaluation.metrics import MetricKey
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, load_run
-from tuning.selection.rules import best_trial
+from tuning.selection.ranking import best_trial
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""

@@ -22,6 +22,7 @@ from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.checkpoints.files import TRAIN_FOLDER, trial_path
 from tuning.checkpoints.retention import CheckpointCallback, kept_trials
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.ranking import best_trial, pareto_front
 from tuning.selection.rules import choices
 
 RUNNING = trial(9, outcome="running")
@@ -289,3 +290,16 @@ def test_running_trials_beyond_the_budget_are_kept_with_a_warning(
     assert warning.levelno == logging.WARNING
     assert "have checkpoints of 0.45 GB" in warning.getMessage()
     assert "disk_gb = 0.2: set it to at least 1 (two checkpoints" in warning.getMessage()
+
+
+def test_the_front_of_several_objectives_keeps_its_weights(tmp_path: Path) -> None:
+    objectives = (Objective("id_val/acc"), Objective("train/loss", "min"))
+    search = replace(constrained(tmp_path), objectives=objectives)
+    trials = random_trials(30, 0)
+    kept: tuple[TrialRecord, ...] = ()
+    for number, record in enumerate(trials, 1):
+        kept = kept_trials(search, (*kept, record))
+        assert {r.trial_id for r in pareto_front(search, trials[:number])} <= {
+            r.trial_id for r in kept
+        }
+        assert kept[0] == best_trial(search, trials[:number])

@@ -9,7 +9,7 @@ import pytest
 from tests.tuning import fakes
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.rules import best_trial, misses, pareto_front, ranked
+from tuning.selection.ranking import best_trial, misses, pareto_front, ranked
 
 SEARCH = fakes.search_record(Path("run"))
 

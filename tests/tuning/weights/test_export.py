@@ -28,7 +28,7 @@ from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
 from tuning.runs.records import TrialRecord, domain_acc
 from tuning.runs.run_folder import load_run
-from tuning.selection.rules import best_trial
+from tuning.selection.ranking import best_trial
 from tuning.weights.export import export_weights as export
 from tuning.weights.sources import evaluation_crops, measured, write_trial
 

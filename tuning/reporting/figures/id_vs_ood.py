@@ -26,7 +26,8 @@ from tuning.reporting.figures.frame import (
 from tuning.reporting.figures.method_markers import draw_methods, method_legend
 from tuning.reporting.formatting import trial_label
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.rules import PARETO, best_trial, choices
+from tuning.selection.ranking import best_trial
+from tuning.selection.rules import PARETO, choices
 
 COLOUR_BY = "method.reg_weight"
 _MARKERS = {"finished": "o", "pruned": "v", "stopped": "s", "running": "D"}

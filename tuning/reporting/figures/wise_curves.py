@@ -21,7 +21,7 @@ from tuning.reporting.figures.frame import (
 from tuning.reporting.formatting import untuned_label
 from tuning.reporting.tables.wise import wise_curve
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.rules import ranked
+from tuning.selection.ranking import ranked
 
 WISE_FIGURE = "wise_curves.png"
 HIGHLIGHTED = 5

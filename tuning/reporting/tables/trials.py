@@ -71,7 +71,8 @@ from tuning.reporting.tables.arrow import (
 from tuning.reporting.tables.methods import METHODS_FILE, methods_table
 from tuning.reporting.tables.wise import WISE_FILE, wise_table
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.rules import best_trial, choices
+from tuning.selection.ranking import best_trial
+from tuning.selection.rules import choices
 
 TRIALS_FILE = "trials.parquet"
 CURVES_FILE = "curves.parquet"

@@ -16,7 +16,7 @@ from tuning.reporting.tables import trials as results
 from tuning.reporting.tables.callback import TablesCallback
 from tuning.reporting.tables.methods import methods_table
 from tuning.reporting.tables.trials import curves_table, selection_table, trials_table, write_tables
-from tuning.selection.rules import best_trial
+from tuning.selection.ranking import best_trial
 
 SEARCH = fakes.search_record(Path("run"))
 
