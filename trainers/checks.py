@@ -1,4 +1,4 @@
-"""What can be known to fail before a worker starts, from configurations, headers and labels."""
+"""Checks of model, method and data before a worker starts, from headers and labels alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, check_labels
 from trainers.data.storage import Store
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, suggestion
 from trainers.methods import check_method_fits
 from trainers.models import ModelConfig, check_activation_checkpointing, check_model
 
@@ -22,19 +22,19 @@ EMBEDDED_DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 Part = tuple[str, str]
 """A domain and a split."""
 
-_REQUESTS = 16  # at a time: buckets answer slowly, but answer many
+_REQUESTS = 16  # concurrent requests to a bucket
 
 
 def check_trial(config: TrialConfig) -> None:
-    """Raise a `ConfigError` for a model, a method or data that cannot work, alone or together.
+    """Raise a ConfigError for a model, method or data that cannot work, alone or together.
 
-    Weights are not loaded, images not read, and the embedded benchmark not built.
+    No weights are loaded, no images read, and the embedded benchmark is not built.
     """
     check_trials([config])
 
 
 def check_trials(configs: Iterable[TrialConfig]) -> None:
-    """`check_trial` of many; models and data that they have in common are looked at once."""
+    """`check_trial` for many configurations; models and data in common are checked once."""
     models: list[ModelConfig] = []
     data: list[DataConfig] = []
     for config in configs:
@@ -51,11 +51,10 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
 
 
 def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
-    """Raise a `ConfigError` for data that are missing, unfinished, mislabelled or too large.
+    """Raise a ConfigError for data that are missing, unfinished, mislabelled or too large.
 
     Args:
-        data: the suite with them: its class names and the class maps of all domains are made.
-        parts: what will be read, by default what a trial reads; the ID domain's first.
+        parts: the parts that will be read, of the ID domain first. Default: those of a trial.
     """
     data.rules.check_rules(data.domains)
     parts = parts or trial_parts(data)
@@ -78,18 +77,21 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
 
 
 def trial_parts(data: DataConfig) -> list[Part]:
-    """What a trial reads: never a test split."""
+    """The parts that a trial reads: never a test split."""
     return [(data.id_domain, "train"), *((domain, "val") for domain in data.domains)]
 
 
 def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
-    """What the benchmark says of itself once it is built; nothing where its packages are missing,
-    which `resolve_root` tells."""
+    """Headers of the embedded benchmark as if it were built.
+
+    Empty if its packages are missing, which `resolve_root` reports.
+    """
     for domain, _ in parts:
         if domain not in EMBEDDED_DOMAINS:
             raise ConfigError(
-                f"data: the embedded benchmark has no domain {domain!r}"
-                f"{did_you_mean(domain, EMBEDDED_DOMAINS)}"
+                f"the embedded benchmark has no domain {domain!r}",
+                key="data",
+                hint=suggestion(domain, EMBEDDED_DOMAINS),
             )
     try:
         from trainers.embedded_benchmark.classes import load_classes
@@ -100,7 +102,7 @@ def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:
 
 
 def _headers(store: Store, files: Mapping[Part, Sequence[fs.FileInfo]]) -> dict[Part, Header]:
-    """Of each part, with the rows of all its files, whose labels are looked at on the way."""
+    """The header of each part, with the rows of all its files; their labels are checked as well."""
     with ThreadPoolExecutor(_REQUESTS) as pool:
         every = pool.map(
             lambda file: check_labels(store, file), [f for part in files.values() for f in part]
@@ -108,12 +110,11 @@ def _headers(store: Store, files: Mapping[Part, Sequence[fs.FileInfo]]) -> dict[
         by_part = {part: [next(every) for _ in of_part] for part, of_part in files.items()}
     merged = {}
     for (domain, split), headers in by_part.items():
+        where = f"{store.url}/{domain}/{split}"
         if len({header.class_names for header in headers}) > 1:
-            raise ConfigError(
-                f"{store.url}/{domain}/{split}: its files differ in their class names"
-            )
+            raise ConfigError("its files have different class names", source=where)
         rows, size = (sum(h.rows for h in headers), sum(h.image_bytes for h in headers))
         if not rows:
-            raise ConfigError(f"{store.url}/{domain}/{split}: it has no images")
+            raise ConfigError("it has no images", source=where)
         merged[domain, split] = Header(headers[0].class_names, headers[0].metadata, rows, size)
     return merged

@@ -1,16 +1,15 @@
-"""What one fine-tuning is: a `TrialConfig`, validated before anything starts.
+"""The configuration of one fine-tuning, `TrialConfig`, validated before anything starts.
 
-The object is frozen, knows nothing of searching, and says everything that a run needs; two runs
-with equal configurations give equal metrics. Keys on the command line, in search spaces and in
-MLflow are the dotted paths of these fields, such as ``optim.lr``. The model's and the methods' own
-fields are defined beside their code.
+It is immutable, independent of searching, and complete: two runs with equal configurations give
+equal metrics. Keys on the command line, in search spaces and in MLflow are the dotted paths of
+these fields, such as ``optim.lr``. The fields of models and methods are defined beside their code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -28,29 +27,30 @@ class DataConfig(Frozen):
     """Where the images are, and which domain is in-distribution (ID)."""
 
     root: str = EMBEDDED
-    """A folder or URL (`s3://bucket/data`) with `<domain>/<split>/*.parquet`; `openmoji` is the
+    """Folder or URL (`s3://bucket/data`) with `<domain>/<split>/*.parquet`; `openmoji` is the
     embedded benchmark."""
     suite: str | Suite | None = None
-    """A packaged suite by name, or one of your own: a YAML file or its keys, which then become
-    part of the configuration. It says what the domains are, unless the next two keys do, and what
-    prompts call the classes; without one, folder names with spaces for underscores."""
+    """Name of a packaged suite, or your own as a YAML file or its keys, which become part of the
+    configuration. It has the domains, unless the next two keys are given, and the class names in
+    prompts; without a suite these are the folder names with spaces for underscores."""
     id_domain: str = "real"
-    """Fine-tuned on its train split."""
+    """The domain whose train split is used for fine-tuning."""
     ood_domains: tuple[str, ...] = ("painting", "clipart", "infograph", "sketch")
-    """Only ever evaluated: the distribution shifts."""
+    """Domains that are only evaluated: the distribution shifts."""
     crop_area: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest share of an image's area that a random crop of training covers."""
+    """Smallest and largest share of an image's area that a random training crop covers."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Share of an image that evaluation crops; null is what the data say, else 224/256."""
+    """Share of the short side that the evaluation's center crop keeps; null is the data's own
+    value, or 224/256."""
     cache_gb: float = Field(default=100, gt=0)
-    """Limit of the local cache of opened data sets on each machine (10^9 bytes)."""
+    """Limit of the local data cache on each machine (10^9 bytes)."""
     workers: int = Field(default=0, ge=0)
-    """Processes a training worker that decode images; 0 decodes in the training process."""
+    """Processes of each training worker that decode images; 0 decodes in the worker itself."""
 
     @field_validator("root")
     @classmethod
     def _root_is_absolute(cls, root: str) -> str:
-        """The same folder for workers and resumed runs, which may start in another one."""
+        """Workers and resumed runs may have another working directory."""
         if root == EMBEDDED or "://" in root:
             return root
         return str(Path(root).expanduser().absolute())
@@ -68,13 +68,13 @@ class DataConfig(Frozen):
         try:
             suite = resolve_suite(values.get("suite"))
         except ConfigError:
-            return values  # which the field's own validation refuses
+            return values  # reported by the field's own validation
         if suite is None:
             return values
         rules = load_suite(suite) if isinstance(suite, str) else suite
         filled = {"id_domain": rules.id_domain, **values, "suite": suite}
         domains = rules.ood_domains
-        if filled["id_domain"] in domains:  # one of its shifts is fine-tuned on instead
+        if filled["id_domain"] in domains:  # one of the shifts is used for fine-tuning
             domains = (rules.id_domain, *domains)
         others = tuple(name for name in domains if name != filled["id_domain"])
         return {"ood_domains": others, **filled}
@@ -96,7 +96,7 @@ class DataConfig(Frozen):
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """All of them, the ID domain first."""
+        """All domains, the ID domain first."""
         return (self.id_domain, *self.ood_domains)
 
     @property
@@ -106,12 +106,15 @@ class DataConfig(Frozen):
 
     @property
     def rules(self) -> Suite:
-        """The suite itself; without one, classes are called by their names, spaces put in."""
+        """The suite; without one, a suite that takes class names from folder names."""
         if isinstance(self.suite, str):
             return load_suite(self.suite)
         return self.suite or Suite(
             name="none", id_domain=self.id_domain, ood_domains=self.ood_domains
         )
+
+
+Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Frozen):
@@ -120,17 +123,17 @@ class OptimConfig(Frozen):
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
     batch_size: int = Field(default=256, ge=1)
-    """Images a step over all workers."""
+    """Images of a step over all workers."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Images that go through a worker's model at once: a step is then made of several parts,
-    with the same gradient. null is a worker's whole share; it is halved where memory is short."""
+    """Images that go through a worker's model at once. A step then has several parts, with the
+    same gradient. null is a worker's whole share, halved automatically if GPU memory runs out."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
-    """Limit of the norm of all gradients together."""
+    """Maximum norm of all gradients together; null does not clip."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's decay rates of the moment estimates."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's term for numerical stability."""
@@ -140,53 +143,58 @@ class EvalConfig(Frozen):
     """When and how the validation splits are evaluated."""
 
     every: int = Field(default=1000, ge=1)
-    """Steps from one evaluation to the next; the last step is always evaluated."""
+    """Steps between evaluations; the last step is always evaluated."""
     batch_size: int = Field(default=256, ge=1)
-    """Images a forward pass."""
+    """Images of a forward pass."""
     wise_alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
-    """Evaluated once, after the last step: points on the line from the zero-shot model's weights
-    (0) to the fine-tuned ones (1), which is WiSE-FT's curve of ID and OOD accuracy."""
+    """Interpolations between zero-shot (0) and fine-tuned (1) weights that are evaluated once,
+    after the last step: the WiSE-FT curve of ID and OOD accuracy."""
 
     @field_validator("wise_alphas")
     @classmethod
     def _alphas_differ(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
-        names = [f"{alpha:g}" for alpha in alphas]  # as in the names of metrics
+        names = [f"{alpha:g}" for alpha in alphas]  # as in metric names
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is named twice")
         return alphas
 
 
 class TrialConfig(Frozen):
-    """One fine-tuning, whole."""
+    """The configuration of one fine-tuning."""
 
     plugins: tuple[str, ...] = ()
     """Modules that register methods of your own: importable names, or paths of `.py` files. The
-    driver and every worker import them."""
+    driver and all workers import them."""
     model: ModelConfig = ModelConfig()
+    """The zero-shot model that is fine-tuned."""
     data: DataConfig = DataConfig()
+    """Images, domains and class names."""
     method: MethodConfig = LipsumFineTuning()
+    """The fine-tuning method, by its `name`, and its settings."""
     optim: OptimConfig = OptimConfig()
+    """The optimiser and its learning-rate schedule."""
     eval: EvalConfig = EvalConfig()
+    """Evaluation on the validation splits."""
     steps: int = Field(default=5000, ge=1)
     """Optimiser steps."""
     seed: int = Field(default=0, ge=0)
-    """Of batches, views and random texts: all are functions of (seed, step, sample)."""
+    """Seed of batches, image views and random texts: all are functions of (seed, step, sample)."""
     precision: PrecisionName = "auto"
-    """Of the encoders' forward pass; `auto` is bfloat16 autocast on GPUs that have it."""
+    """Precision of the encoders' forward pass; `auto` is bfloat16 autocast on GPUs that have it."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """What several workers of a trial hold: each the whole model, or (`fsdp`) each a part of it."""
+    """Whether each worker of a trial has the whole model (`ddp`) or a part of it (`fsdp`)."""
     activation_checkpointing: bool = False
-    """Compute a block's activations again in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of storing them, to save memory."""
     compile: bool = False
-    """`torch.compile` the encoders."""
+    """Compile the encoders with `torch.compile`."""
 
     @model_validator(mode="before")
     @classmethod
     def _plugins_are_loaded(cls, values: Any) -> Any:
-        """Import the plug-ins before `method` is validated against the registered methods."""
+        """Import the plugins before `method` is validated against the registered methods."""
         given = values.get("plugins", ()) if isinstance(values, Mapping) else ()
         if not isinstance(given, list | tuple) or not all(isinstance(m, str) for m in given):
-            return values  # refused by the field's own validation
+            return values  # reported by the field's own validation
         plugins = [
             str(Path(module).expanduser().absolute()) if module.endswith(".py") else module
             for module in given
@@ -205,16 +213,15 @@ class TrialConfig(Frozen):
 
 
 def with_overrides(config: TrialConfig, overrides: Mapping[str, Any], source: str) -> TrialConfig:
-    """`config` with dotted keys laid over it, validated again as a whole.
+    """The configuration with other values for dotted keys, validated again as a whole.
 
-    Another `method.name` leaves none of the settings of the method before.
+    Another `method.name` drops all settings of the method before.
 
     Args:
-        config: the base.
         overrides: such as ``{"optim.lr": 1e-4, "method.reg_weight": 0.3}``.
-        source: named in the error message, e.g. the file or `--set`.
+        source: for the error message, such as the file or `--set`.
 
     Raises:
-        ConfigError: an unknown key or a value out of its range.
+        ConfigError: unknown key, or a value out of its range.
     """
     return validate(TrialConfig, over_trial(overrides, config.model_dump(mode="json")), source)

@@ -1,4 +1,4 @@
-"""Dotted keys such as ``optim.lr``, laid over nested dictionaries. Imports nothing heavy."""
+"""Applying dotted keys such as ``optim.lr`` to nested dictionaries. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ METHOD_NAME = "method.name"
 
 
 def nest(dotted: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Dotted keys laid over a nested dictionary, which is copied."""
+    """A copy of a nested dictionary with the values of dotted keys."""
     nested = {k: nest({}, v) if isinstance(v, Mapping) else v for k, v in (base or {}).items()}
     for key, value in dotted.items():
         *parents, leaf = key.split(".")
@@ -24,10 +24,10 @@ def nest(dotted: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> di
 
 
 def over_trial(dotted: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys laid over a `TrialConfig` of plain values, which is copied.
+    """A copy of a `TrialConfig`'s plain values with the values of dotted keys.
 
-    As `nest`, but where ``method.name`` becomes another one, none of the trial's other ``method``
-    keys stays: they are settings of the method before.
+    Unlike `nest`, another ``method.name`` drops all other ``method`` keys of the trial, which are
+    settings of the method before.
     """
     method = trial.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None

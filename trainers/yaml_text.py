@@ -1,4 +1,4 @@
-"""Parsing YAML that a user wrote: no duplicate keys, no aliases that explode, one-line errors."""
+"""Parsing YAML that a user wrote, with one-line errors, also for malicious texts."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int) -> 
         return known[id(node)]
     if depth > MAX_DEPTH:
         raise _problem(f"nested more than {MAX_DEPTH} deep", node)
+    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:  # no path or name has one
+        raise _problem("a text with the character NUL", node)
     known[id(node)] = (MAX_VALUES, MAX_DEPTH)  # for an alias that contains itself
     children: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):

@@ -53,7 +53,7 @@ def data(root: Path, **values: Any) -> DataConfig:
     )
 
 
-def test_sound_data_pass_and_a_part_of_the_classes_is_no_mistake(root: Path) -> None:
+def test_sound_data_and_parts_of_the_classes_pass(root: Path) -> None:
     check_data(data(root))
     write(root, "sketch", "val", ("cat", "ant"))
     check_data(data(root))
@@ -67,14 +67,14 @@ def refused(root: Path, said: str, **values: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_root_domain_or_split_is_named_with_what_is_there(root: Path) -> None:
+def test_a_missing_root_domain_or_split_is_named(root: Path) -> None:
     refused(root / "nowhere", "nowhere'.*no such folder")
     refused(root, r"no domain 'skecth' \(did you mean 'sketch'\?\)", ood_domains=["skecth"])
     refused(root, r"sketch: it has no split 'train' \(known: val\)", id_domain="sketch",
             ood_domains=["photo"])  # fmt: skip
 
 
-def test_a_preparation_that_is_not_done_is_refused_and_none_is_no_matter(root: Path) -> None:
+def test_an_unfinished_preparation_is_refused(root: Path) -> None:
     file = root / "sketch" / "preparation.json"
     file.write_text('{"status": "done"}')
     check_data(data(root))
@@ -84,7 +84,7 @@ def test_a_preparation_that_is_not_done_is_refused_and_none_is_no_matter(root: P
     refused(root, "sketch: .*--skip-bad")
 
 
-def test_images_too_large_for_the_cache_are_refused_however_they_are_compressed(
+def test_images_larger_than_the_cache_are_refused(
     root: Path,
 ) -> None:
     rows = {"image": [{"bytes": bytes([n]) * 50_000, "path": "x"} for n in range(40)]}
@@ -97,7 +97,7 @@ def test_images_too_large_for_the_cache_are_refused_however_they_are_compressed(
     check_data(data(root, cache_gb=0.01))
 
 
-def test_a_damaged_record_of_a_preparation_is_no_traceback(root: Path) -> None:
+def test_a_damaged_preparation_record_is_an_error(root: Path) -> None:
     (root / "sketch" / "preparation.json").write_text('{"status": "do')
     refused(root, "sketch/preparation.json: not a record of `prepare`")
 
@@ -115,17 +115,17 @@ def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
     refused(root, r"'cta' in its class_map: no class of photo, which has 3 \(did you mean 'cat'")
 
 
-def test_the_validation_split_of_the_id_domain_is_checked_too(root: Path) -> None:
+def test_the_id_validation_split_is_checked_too(root: Path) -> None:
     write(root, "photo", "val", ("ant", "bee", "cat", "dog"))
     refused(root, "photo: 'dog': no class of photo")
 
 
-def test_files_of_one_split_that_differ_in_their_classes_are_refused(root: Path) -> None:
+def test_files_with_different_classes_are_refused(root: Path) -> None:
     write(root, "sketch", "val", ("ant", "cat", "bee"), part=1)
-    refused(root, "sketch/val: its files differ in their class names")
+    refused(root, "sketch/val: its files have different class names")
 
 
-def test_a_label_out_of_range_is_found_in_any_file_without_reading_images(root: Path) -> None:
+def test_labels_out_of_range_are_found_in_any_file(root: Path) -> None:
     schema = arrow_schema(ID, {}, captions=False)
     rows = {"image": [{"bytes": b"no image", "path": "x"}] * 2, "label": [0, 3]}
     path = part_path(root, "sketch", "val", 1)
@@ -138,11 +138,11 @@ def test_a_domain_without_images_is_refused(root: Path) -> None:
     refused(root, "sketch/val: it has no images")
 
 
-def test_a_cache_that_is_too_small_for_all_of_it_is_told_with_the_need(root: Path) -> None:
+def test_a_cache_that_is_too_small_is_an_error(root: Path) -> None:
     refused(root, r"data\.cache_gb = 1e-06: .* need ", cache_gb=1e-6)
 
 
-def test_class_names_that_make_no_prompt_are_told_before_a_worker_starts(root: Path) -> None:
+def test_class_names_without_a_prompt_are_an_error(root: Path) -> None:
     names = {"id_domain": "photo", "name": "mine", "class_names": {"ant": "an ant", "bee": "bee"}}
     refused(root, "suite 'mine': class_names: has no name for 'cat'", suite=names)
     for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
@@ -150,7 +150,7 @@ def test_class_names_that_make_no_prompt_are_told_before_a_worker_starts(root: P
     refused(root, r"'n01440764' is a WordNet id.*data\.suite = imagenet")
 
 
-def test_the_embedded_benchmark_is_checked_before_it_is_built(
+def test_the_embedded_benchmark_is_checked_unbuilt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(checks, "resolve_root", None)
@@ -168,7 +168,7 @@ def test_the_embedded_benchmark_is_checked_before_it_is_built(
         check_data(DataConfig.model_validate({"suite": mapped}))
 
 
-def test_a_method_that_the_models_texts_cannot_serve_is_refused(root: Path) -> None:
+def test_a_text_length_beyond_the_context_is_refused(root: Path) -> None:
     config = TrialConfig(data=data(root))
     check_trial(config)
     too_long = config.model_copy(
@@ -185,9 +185,7 @@ def test_data_under_a_url_are_checked_alike(root: Path) -> None:
         check_data(data(root).model_copy(update={"root": root.as_uri()}))
 
 
-def test_texts_that_have_changed_stop_a_run_but_not_the_reading_of_its_configuration(
-    root: Path, tmp_path: Path
-) -> None:
+def test_changed_texts_stop_a_run_but_not_its_reading(root: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("a photo\na sketch\n")
     method = LipsumFineTuning(text_source="file", texts_file=str(texts))
@@ -207,9 +205,7 @@ def test_texts_that_have_changed_stop_a_run_but_not_the_reading_of_its_configura
         check_trial(config)
 
 
-def test_a_file_of_texts_is_nothing_to_another_source_but_may_be_searched_beside_it(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_text_file_matters_only_for_its_source(root: Path, tmp_path: Path) -> None:
     method = LipsumFineTuning(texts_file=str(tmp_path / "nowhere.txt"))
     check_trial(TrialConfig(data=data(root), method=method))
     texts = tmp_path / "texts.txt"

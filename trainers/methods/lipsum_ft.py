@@ -69,7 +69,7 @@ class LipsumFineTuning(Method):
     """Which texts; all but the first are controls."""
     text_length: int = Field(default=8, ge=1)
     """L: random tokens of a text, besides the start and end tokens."""
-    text_count: int = Field(default=80, ge=1)
+    text_count: int = Field(default=80, ge=1, le=100_000)
     """M: texts a step."""
     texts_file: str | None = None
     """Used by `text_source: file`: UTF-8, one text a line; every worker must be able to read it."""

@@ -95,7 +95,7 @@ class BudgetConfig(Frozen):
     at once; a resume with a larger budget continues them.
     """
 
-    trials: int = Field(default=20, ge=1)
+    trials: int = Field(default=20, ge=1, le=1_000_000)
     """Number of trials, over all methods together, references not included."""
     hours: float | None = Field(default=None, gt=0)
     """Wall-clock time in which the search runs."""

@@ -37,6 +37,8 @@ from trainers.methods.registry import SEARCH_SPACES
 from tuning.runs.records import METHOD_KEY
 
 ALL = "all"
+FIXED = frozenset({"steps", "eval.every"})
+"""Keys of the trial that are the same for all trials: pruning compares them at the same steps."""
 
 
 class ParameterChange(Frozen):
@@ -297,6 +299,8 @@ def check_keys(config: SpaceConfig, space: SearchSpace, trial: TrialConfig) -> N
         trial: determines the method unless several are compared.
     """
     for name, part in space.parts().items():
+        for key in FIXED & part.parameters.keys():
+            raise ConfigError("cannot be searched", key=f"{section_of(key, name, config)}.{key}")
         override = {} if name is None else {METHOD_KEY: name}
         method = with_overrides(trial, override, "search.space.methods").method
         settings = {
@@ -313,10 +317,7 @@ def check_keys(config: SpaceConfig, space: SearchSpace, trial: TrialConfig) -> N
         several_choices = any(isinstance(settings[setting], Categorical) for setting in varied)
         for setting in settings:
             key = f"method.{setting}"
-            section = "search.space"
-            if name is not None and key not in config.parameters:
-                section += f".by_method.{name}"
-            where = f"{section}.parameters.{key}"
+            where = f"{section_of(key, name, config)}.{key}"
             if setting not in type(method).model_fields:
                 known = [known for known in type(method).model_fields if known != "name"]
                 hint = suggestion(setting, known)
@@ -332,3 +333,9 @@ def check_keys(config: SpaceConfig, space: SearchSpace, trial: TrialConfig) -> N
                     key=where,
                     hint=f"write {{type: categorical, choices: [{fixed}]}}",
                 )
+
+
+def section_of(key: str, method: str | None, config: SpaceConfig) -> str:
+    """The section of the configuration in which a parameter of the space is, or can be, written."""
+    is_own = method is not None and key not in config.parameters
+    return f"search.space.by_method.{method}.parameters" if is_own else "search.space.parameters"

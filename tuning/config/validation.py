@@ -25,7 +25,7 @@ from trainers.methods import FineTuning, Method, check_method_fits
 from trainers.redact import has_password
 from tuning.config.loading import read_layers
 from tuning.config.schema import NoSchedulerConfig, SearchFile, with_plugins
-from tuning.config.search_space import check_keys
+from tuning.config.search_space import check_keys, section_of
 from tuning.runs.records import METHOD_KEY
 
 logger = logging.getLogger(__name__)
@@ -87,17 +87,33 @@ def check_search(file: SearchFile) -> None:
     """Raise a ConfigError for everything that is known to fail before a worker starts."""
     space = file.search_space()
     check_keys(file.search.space, space, file.trial)
+    method: str | None = None
+    point: dict[str, Any] = {}
+
+    def extreme_trials() -> Iterator[TrialConfig]:
+        nonlocal method, point
+        for method, part in space.parts().items():
+            for point in _extreme_points(part):
+                own = {} if method is None else {METHOD_KEY: method}
+                yield file.trial_config({**own, **point})
+
     try:
-        check_trials(
-            file.trial_config(point if method is None else {METHOD_KEY: method, **point})
-            for method, part in space.parts().items()
-            for point in _extreme_points(part)
-        )
+        check_trials(extreme_trials())
     except ConfigError as error:
-        if method := _unfit_method(file, space, str(error)):
-            hint = f"or remove {method!r}"
+        if unfit := _unfit_method(file, space, str(error)):
+            hint = f"or remove {unfit!r}"
             raise ConfigError(str(error), key="search.space.methods", hint=hint) from None
-        raise
+        if error.key not in point:
+            raise
+        # Name the bound of the parameter: the trial's own value may be right.
+        parameter = space.parts()[method].parameters[error.key]
+        field = "choices"
+        if not isinstance(parameter, Categorical):
+            field = "high" if point[error.key] == parameter.high else "low"
+        section = section_of(error.key, method, file.search.space)
+        raise ConfigError(
+            error.problem, key=f"{section}.{error.key}.{field}", value=error.value, hint=error.hint
+        ) from None
     check_settings(file)
 
 
