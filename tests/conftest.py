@@ -40,8 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Give the tests, and all processes that they start, a cache of Arrow files of their own."""
+    """Give the tests, and all processes that they start, caches of their own."""
     os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("arrow"))
+    os.environ["LIPSUM_TUNE_ZERO_SHOT_CACHE"] = str(tmp_path_factory.mktemp("zero_shot"))
 
 
 @pytest.fixture(scope="session")

@@ -1,28 +1,61 @@
-"""The search: Ray Tune and Optuna over fine-tunings, recorded in MLflow and in tables."""
+"""The public API: search the hyperparameters of robust fine-tuning of CLIP.
+
+from tuning import load_config, run_search
+
+result = run_search(load_config("quickstart", ["search.budget.trials=10"]))
+result.best.params, result.trials, result.best.load_model()
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from search_spaces import SearchSpace
     from tuning.config.schema import SearchFile
     from tuning.config.validation import load_config
+    from tuning.confirmation.confirm import confirm
     from tuning.execution.run_search import SearchResult, run_search
+    from tuning.planning.plan import plan_search
+    from tuning.runs.callbacks import Callback
+    from tuning.runs.resume import extend_search, resume_search
+    from tuning.runs.run_folder import load_run
+    from tuning.weights.export import export_weights
 
-__all__ = ["SearchFile", "SearchResult", "load_config", "run_search"]
-
-_HOME = {
+_MODULES = {
+    "Callback": "tuning.runs.callbacks",
     "SearchFile": "tuning.config.schema",
-    "load_config": "tuning.config.validation",
     "SearchResult": "tuning.execution.run_search",
+    "SearchSpace": "search_spaces",
+    "confirm": "tuning.confirmation.confirm",
+    "export_weights": "tuning.weights.export",
+    "extend_search": "tuning.runs.resume",
+    "load_config": "tuning.config.validation",
+    "load_run": "tuning.runs.run_folder",
+    "plan_search": "tuning.planning.plan",
+    "resume_search": "tuning.runs.resume",
     "run_search": "tuning.execution.run_search",
 }
 
+__all__ = [
+    "Callback",
+    "SearchFile",
+    "SearchResult",
+    "SearchSpace",
+    "confirm",
+    "export_weights",
+    "extend_search",
+    "load_config",
+    "load_run",
+    "plan_search",
+    "resume_search",
+    "run_search",
+]
+
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `lipsum-tune --help` need not wait for torch and Ray."""
-    if name in _HOME:
-        from importlib import import_module
-
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a name on first use, so that the command line starts without torch and Ray."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -16,7 +16,7 @@ from cluster.doctor.node_facts import NodeFacts, Software
 from trainers.data.data_root import EMBEDDED
 from trainers.errors import ConfigError, first_line, system_words
 from trainers.redact import redact
-from tuning.algorithms.study import open_storage
+from tuning.algorithms.optuna_storage import open_storage
 from tuning.checkpoints.storage_check import NodeStorage
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_search

@@ -9,18 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import optuna
+from optuna.storages import InMemoryStorage
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import SearchSpace
 from tuning.algorithms.early_stopping import rung_ladder
-from tuning.algorithms.method_studies import Branch
 from tuning.algorithms.objectives import Objective
-from tuning.algorithms.samplers import create_sampler
-from tuning.algorithms.searcher import OptunaSearcher
+from tuning.algorithms.studies import create_studies
 from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
 from tuning.config.schema import (
     AshaConfig,
@@ -30,7 +29,7 @@ from tuning.config.schema import (
     SamplerConfig,
     SchedulerConfig,
 )
-from tuning.runs.records import SearchRecord
+from tuning.runs.records import SearchRecord, TrialRecord, outcome_of, trial_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,40 @@ class Problem:
     reduction_factor: float
     startup_trials: int
     """Random proposals of our TPE and GP before they learn; Ray's has Optuna's default, 10."""
+
+
+class _Ours(Searcher):
+    """This project's studies behind the interface of Ray's searchers."""
+
+    def __init__(self, problem: Problem, sampler: SamplerConfig) -> None:
+        super().__init__(metric=problem.objective.metric, mode=problem.objective.mode)
+        self._search = _search_record(problem)
+        storage = InMemoryStorage()
+        self._studies = create_studies(self._search, problem.space, sampler, storage, "simulated")
+        self.study = self._studies.studies[0].study
+        self._records: dict[str, TrialRecord] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next point of the sampler."""
+        number = len(self._records)
+        record = self._studies.propose(number, trial_name(number))
+        assert record is not None
+        self._records[trial_id] = record
+        return {"trial_id": record.trial_id, "params": record.params, **record.params}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass an intermediate value on."""
+        self._records[trial_id] = self._records[trial_id].with_report(result)
+        self._studies.trial_reported(self._records[trial_id])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Pass the end on; Tune brings the last report of a stopped trial with it."""
+        if result is not None:
+            self.on_trial_result(trial_id, result)
+        outcome, _ = outcome_of(self._records[trial_id], self._search.total_steps)
+        self._studies.trial_ended(self._records[trial_id].with_end(outcome, 0.0))
 
 
 @dataclass(frozen=True)
@@ -64,12 +97,7 @@ def ours(name: str, sampler: str, scheduler: str) -> Contender:
 
     def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
         settings = {"name": sampler, "seed": seed, "startup_trials": problem.startup_trials}
-        study = optuna.create_study(
-            direction="maximize" if problem.objective.mode == "max" else "minimize",
-            sampler=create_sampler(SamplerConfig.model_validate(settings)),
-        )
-        space = problem.space.model_copy(update={"initial_points": []})
-        searcher = OptunaSearcher([Branch(space, study)], _search_record(problem))
+        searcher = _Ours(problem, SamplerConfig.model_validate(settings))
         config, total_steps = _scheduler_config(scheduler, problem), problem.total_steps
         rule = partial(create_rule, config, total_steps)
         return searcher, StepScheduler(rule, (problem.objective,), total_steps)

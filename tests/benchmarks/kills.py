@@ -18,12 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pyarrow.parquet as pq
 import yaml
 from mlflow.tracking import MlflowClient
 
-from tuning.algorithms.method_studies import open_branches
-from tuning.algorithms.study import STATES, TRIAL_ID
+from tuning.algorithms.optuna_storage import open_storage
+from tuning.algorithms.studies import STATES, TRIAL_ID
 from tuning.config.validation import load_config
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.journal import JOURNAL_FILE
@@ -102,15 +103,26 @@ def disagreements(folder: Path) -> list[str]:
 
 
 def _study(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
-    told = Counter(
-        (trial.user_attrs.get(TRIAL_ID), trial.state)
-        for branch in open_branches(run.search, run.file.search.sampler, run.file.search_space())
-        for trial in branch.study.trials
-    )
-    wanted = Counter(
-        (name, STATES[record.outcome]) for name, record in trials.items() if record.kind == "trial"
-    )
-    return [] if told == wanted else [f"Optuna has {told}, the journal {wanted}"]
+    """The stored study against the journal; of several objectives, Optuna has no curves."""
+    storage = open_storage(run.folder, None)
+    metric = run.file.objectives[0].metric
+    has = {
+        trial.user_attrs.get(TRIAL_ID): (trial.state.name, trial.value, trial.intermediate_values)
+        for name in optuna.get_all_study_names(storage)
+        for trial in optuna.load_study(study_name=name, storage=storage).trials
+    }
+    wanted = {
+        name: (
+            STATES[record.outcome].name,
+            record.metrics[metric] if record.outcome == "finished" else None,
+            {int(point["step"]): point[metric] for point in record.curve},
+        )
+        for name, record in trials.items()
+        if record.kind == "trial"
+    }
+    # Optuna gives a pruned trial the value of its last report.
+    has = {n: (s, v if s == "COMPLETE" else None, c) for n, (s, v, c) in has.items()}
+    return [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
 
 
 def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
@@ -140,14 +152,23 @@ def _tables(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
     table = pq.read_table(run.folder / "trials.parquet").to_pylist()
     curves = pq.read_table(run.folder / "curves.parquet").to_pylist()
     rows = Counter((row["trial_id"], row["outcome"]) for row in table if row["kind"] != "zero_shot")
-    points = Counter((row["trial_id"], row["step"]) for row in curves if row["kind"] != "zero_shot")
+    found = []
     wanted_rows = Counter((name, record.outcome) for name, record in trials.items())
-    wanted_points = Counter(
-        (name, int(point["step"])) for name, record in trials.items() for point in record.curve
-    )
-    found = [] if rows == wanted_rows else [f"trials.parquet has {rows}, the journal {wanted_rows}"]
-    if points != wanted_points:
-        found.append(f"curves.parquet has {points}, the journal {wanted_points}")
+    if rows != wanted_rows:
+        found.append(f"trials.parquet has {rows}, the journal {wanted_rows}")
+    has = {
+        (row["trial_id"], row["step"]): {k: v for k, v in row.items() if "/" in k and v is not None}
+        for row in curves
+        if row["kind"] != "zero_shot"
+    }
+    wanted = {
+        (name, int(point["step"])): {k: v for k, v in point.items() if k != "step"}
+        for name, record in trials.items()
+        for point in record.curve
+    }
+    for key in sorted(has.keys() | wanted.keys()):
+        if has.get(key) != wanted.get(key):
+            found.append(f"curves.parquet has {has.get(key)} of {key}, not {wanted.get(key)}")
     return found
 
 

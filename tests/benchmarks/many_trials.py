@@ -50,8 +50,9 @@ from trainers.data.storage import open_store
 from trainers.evaluation.evaluate import flat_metrics, metric_names
 from trainers.fine_tune import REPORTED
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.method_studies import open_branches
-from tuning.algorithms.searcher import OptunaSearcher
+from tuning.algorithms.optuna_storage import open_storage
+from tuning.algorithms.searcher import TrialProposer
+from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.checkpoints.files import TRAIN_FOLDER, trial_path
 from tuning.checkpoints.retention import CheckpointCallback
@@ -65,12 +66,11 @@ from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
+from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History, Journal
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import (
     STEP,
-    TRIAL_KEY,
-    SearchOutcome,
     SearchRecord,
     TrialRecord,
     trial_name,
@@ -84,8 +84,8 @@ WARM_UP: Final = 50
 REPORTS: Final = 3
 _EVENTS: Final = ("trial_started", "trial_reported", "trial_ended")
 PARTS: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
-    "propose": ((OptunaSearcher, ("suggest",)),),
-    "tell": ((OptunaSearcher, ("on_trial_result", "on_trial_complete")),),
+    "propose": ((TrialProposer, ("suggest",)),),
+    "tell": ((Studies, ("trial_reported", "trial_ended")),),
     "scheduler": ((StepScheduler, ("on_trial_result", "choose_trial_to_run")),),
     "recorder": (
         (Recorder, ("on_trial_start", "on_trial_result", "on_trial_complete", "on_step_end")),
@@ -105,9 +105,9 @@ def instant_trial(
     proposal: dict[str, Any], *, data: DataConfig, steps: int, folder: Path, concurrent: int
 ) -> None:
     """What a trial is here: figures out of its parameters and its number, and a checkpoint."""
-    trial_id = proposal[TRIAL_KEY]
+    trial_id = proposal["trial_id"]
     number = trial_number(trial_id)
-    noise, weight = random.Random(number), _pull(proposal)
+    noise, weight = random.Random(number), _pull(proposal["params"])
     train = folder / TRAIN_FOLDER
     _write_checkpoint(train / trial_path(trial_id) / "checkpoint_000001", steps)
     if number < concurrent:
@@ -130,9 +130,9 @@ def _wait_for(folders: Sequence[Path]) -> None:
         time.sleep(0.05)
 
 
-def _pull(proposal: Mapping[str, Any]) -> float:
+def _pull(params: Mapping[str, Any]) -> float:
     """The parameters as a figure between 0 and 1, smooth in each."""
-    values = [float(v) for key, v in sorted(proposal.items()) if key != TRIAL_KEY]
+    values = [float(value) for _, value in sorted(params.items())]
     return float(np.mean([0.5 + 0.5 * np.sin(np.log(abs(v) + 1e-6)) for v in values]))
 
 
@@ -179,7 +179,7 @@ class Stopwatch:
             yield
 
 
-class Meter:
+class Meter(Callback):
     """Reads the driver's clocks at the end of every trial; the last of the callbacks."""
 
     def __init__(self, mlflow: MlflowCallback, stopwatch: Stopwatch) -> None:
@@ -191,12 +191,6 @@ class Meter:
         """The first reading."""
         self._read()
 
-    def trial_started(self, record: TrialRecord) -> None:
-        """No reading."""
-
-    def trial_reported(self, record: TrialRecord) -> None:
-        """No reading."""
-
     def trial_ended(self, record: TrialRecord) -> None:
         """A reading, and a sign of life at the end of each block."""
         self._read()
@@ -206,9 +200,6 @@ class Meter:
             print(
                 f"{number} trials, {cpu:.1f} ms of CPU a trial, {last['rss_mb']:.0f} MB", flush=True
             )
-
-    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """No reading."""
 
     def _read(self) -> None:
         self.rows.append(
@@ -265,9 +256,19 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
             progress,
             meter,
         )
-        recorder = Recorder(search, journal, callbacks)
+        storage = open_storage(run_folder, None)
+        studies = create_studies(
+            search, file.search_space(), file.search.sampler, storage, journal.run_id
+        )
+        recorder = Recorder(search, journal, callbacks, studies=studies)
         recorder.start()
-        branches = open_branches(search, file.search.sampler, file.search_space())
+        proposer = TrialProposer(
+            studies,
+            recorder,
+            lambda record: file.trial_config(record.params),
+            may_propose=budget.allows,
+            references=file.search.references,
+        )
         concurrent = concurrent_trials(file.search.resources)
         trial = partial(
             instant_trial, data=data, steps=steps, folder=run_folder, concurrent=concurrent
@@ -275,7 +276,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
         tuner = create_tuner(
             tune.with_resources(trial, {"memory": DRIVER_MEMORY}),
             file,
-            branches,
+            proposer,
             budget,
             recorder,
             history,

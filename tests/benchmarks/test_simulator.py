@@ -301,7 +301,7 @@ def test_our_searcher_hears_of_stopped_trials_as_pruned_and_of_diverged_ones_as_
         "stopped": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }
-    study: optuna.Study = searcher._hands[0].branch.study  # type: ignore[attr-defined]
+    study: optuna.Study = searcher.study  # type: ignore[attr-defined]
     assert [t.state for t in study.trials[:80]] == [states[e.outcome] for e in ended]
     assert {e.outcome for e in ended} == {"finished", other}
 

@@ -28,7 +28,7 @@ def exit_code(
 ) -> Callable[..., int]:
     """Exit status of a resumed search whose trials have all ended."""
 
-    def end_at_once(folder: Path, file: SearchFile, **more: object) -> SearchResult:
+    def end_at_once(folder: Path, file: SearchFile, options: object) -> SearchResult:
         loaded = load_run(folder)
         return SearchResult(loaded.search, loaded.history.records, "finished", folder, "uri")
 

@@ -15,7 +15,7 @@ from tests.cluster import writers
 from tests.cluster.mlflow_process import ServerProcess, running_server
 from tests.cluster.postgres import Postgres, running_postgres
 from trainers.errors import ConfigError
-from tuning.algorithms.study import open_storage
+from tuning.algorithms.optuna_storage import open_storage
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 WRITERS = 8

@@ -13,7 +13,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from tests.cluster.slurm import ENDED, Slurm, running_slurm
-from tests.tuning.execution.test_run_search import configuration
+from tests.tuning.execution.real_searches import configuration
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "cluster" / "slurm" / "search.sbatch"

@@ -13,10 +13,11 @@ from optuna.distributions import FloatDistribution
 from search_spaces import SearchSpace
 from search_spaces.distributions import Float
 from tests.tuning import fakes
-from tuning.algorithms.study import TRIAL_ID, open_study, tell
+from tuning.algorithms.optuna_storage import open_storage
+from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.runs.records import TrialRecord
+from tuning.runs.records import TrialRecord, trial_name
 
 TRIALS = 5
 SHARED = "shared"
@@ -47,18 +48,19 @@ def write_search(
     callback = MlflowCallback(tracking_uri, "lipsum")
     callback.search_started(search)
     sampler = SamplerConfig(name="random", seed=number)
-    study = open_study(search, sampler, space, study_url)
+    storage = open_storage(search.run_folder, study_url)
+    studies = create_studies(search, space, sampler, storage, name)
     shared = optuna.create_study(storage=study_url, study_name=SHARED, load_if_exists=True)
     records = []
     for index in range(TRIALS):
-        proposed = study.ask({LR: distribution})
-        record = trial_record(number, index, proposed.params[LR])
-        proposed.set_user_attr(TRIAL_ID, record.trial_id)
+        proposed = studies.propose(index, trial_name(index))
+        assert proposed is not None
+        record = trial_record(number, index, float(proposed.params[LR]))
         running = replace(record, outcome="running", curve=(), ended_at=None)
         callback.trial_started(running)
         for length in range(1, len(record.curve) + 1):
             callback.trial_reported(replace(running, curve=record.curve[:length]))
-        tell(proposed, study, search, record, {})
+        studies.trial_ended(record)
         callback.trial_ended(record)
         records.append(record)
         common = shared.ask({LR: distribution})

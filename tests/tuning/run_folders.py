@@ -87,7 +87,8 @@ def write_run(
     for record in records:
         journal.trial_started(record)
         for number in range(len(record.curve)):
-            journal.trial_reported(dataclasses.replace(record, curve=record.curve[: number + 1]))
+            so_far = record.curve[: number + 1]
+            journal.trial_reported(dataclasses.replace(record, outcome="running", curve=so_far))
         journal.trial_ended(record)
     if outcome is not None:
         journal.session_ended(outcome)

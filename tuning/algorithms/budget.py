@@ -1,28 +1,29 @@
-"""When a search is over: one flat list of budgets, any of which ends it.
+"""The budgets of a search, any of which ends it.
 
-Everything is counted from the journal, so it counts through every resume; GPU-hours are those that
-the trials had reserved, of partial, failed and repeated ones and of references too.
+Everything is counted from the journal, so budgets continue through every resume. GPU-hours are
+those that trials have reserved, including partial, failed and repeated trials and references.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from tuning.algorithms.early_stopping import Values, dominates
 from tuning.config.schema import BudgetConfig
+from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 
 
-class Budget:
-    """Counts what a search has used up. It is a `tuning.runs.records.Callback` of every trial.
+class Budget(Callback):
+    """Counts what a search has used, as a callback.
 
     Args:
         config: the limits.
-        search: its objectives and constraints say what an improvement is.
-        history: what earlier sessions used.
+        search: its objectives and constraints define an improvement.
+        history: earlier sessions.
         clock: Unix time in seconds.
     """
 
@@ -48,7 +49,7 @@ class Budget:
         return number < self._config.trials and self._stale() is None and self.over() is None
 
     def over(self) -> str | None:
-        """Why the search must end now, running trials and all; None while it may go on."""
+        """Why the search must end now and stop its running trials; None if it may continue."""
         config, first = self._config, self._search.objectives[0]
         if config.hours is not None and self.seconds >= 3600 * config.hours:
             return f"search.budget.hours = {config.hours:g} are used up"
@@ -59,7 +60,7 @@ class Budget:
         return None
 
     def reason(self) -> str | None:
-        """Why nothing more is proposed, where it is not the number of trials."""
+        """Why nothing more is proposed, other than the number of trials."""
         return self.over() or self._stale()
 
     @property
@@ -69,28 +70,19 @@ class Budget:
 
     @property
     def gpu_seconds(self) -> float:
-        """GPUs times seconds, of all attempts at all trials, the running ones up to now."""
+        """GPUs times seconds of all attempts of all trials, up to now."""
         now = self._clock()
         return self._ended_gpu_seconds + sum(r.gpu_seconds(now) for r in self._running.values())
 
-    def search_started(self, search: SearchRecord) -> None:
-        """Nothing to count."""
-
     def trial_started(self, record: TrialRecord) -> None:
-        """Its GPUs are reserved from now on; what earlier attempts took is counted with it."""
+        """Count its GPUs from now on. Its earlier attempts are part of the running record."""
         self._running[record.trial_id] = record
         self._ended_gpu_seconds -= record.earlier_gpu_seconds
 
-    def trial_reported(self, record: TrialRecord) -> None:
-        """Nothing to count."""
-
     def trial_ended(self, record: TrialRecord) -> None:
-        """Its GPUs are free again; was it an improvement? Ends told again are counted already."""
+        """Count the end of a trial of this session. Those of earlier sessions are counted."""
         if self._running.pop(record.trial_id, None) is not None:
             self._count(record)
-
-    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Nothing to count."""
 
     def _count(self, record: TrialRecord) -> None:
         self._ended_gpu_seconds += record.gpu_seconds(self._clock())
@@ -111,7 +103,7 @@ class Budget:
         return None
 
     def _improves(self, record: TrialRecord) -> bool:
-        """Take a finished trial into the front of its method's best, if it belongs there."""
+        """Whether a finished trial is one of the best of its method; updates the best."""
         method = self._search.method(record)
         bests = self._search.with_bests(self._bests.get(method, {}), record)
         self._bests[method] = bests

@@ -1,10 +1,9 @@
-"""Which trials go on and which stop: rules of early stopping, with no Ray in sight.
+"""Rules of early stopping, independent of Ray.
 
-A rule hears of every report as (trial, step, values), values being the objectives on a scale on
-which more is better, and answers whether the trial goes on. It keeps nothing else, so telling it
-the recorded curves again, answers unheard, brings it back to where it was: that is how rungs
-survive a resume. With several objectives, trials are ranked by the layers of non-dominated points
-that they lie in, and within a layer by `distances_to_ideal`.
+A rule gets every report as (trial, step, values), with objectives signed so that more is better,
+and returns whether the trial continues. Its state depends on these reports only, so passing the
+recorded curves again restores it after a resume. With several objectives, trials are ranked by
+layers of non-dominated points, and within a layer by `distances_to_ideal`.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ class StoppingRule(Protocol):
     """Decides at each report whether a trial goes on."""
 
     def should_continue(self, number: int, step: int, values: Values | None) -> bool:
-        """Take note of a report, and say whether the trial goes on.
+        """Take a report into account, and return whether the trial continues.
 
         Args:
             number: of the trial.
             step: optimiser steps done.
-            values: None where an objective is not a finite number: worse than any other.
+            values: None if an objective is not finite, which is worse than any value.
         """
 
 
 def rung_ladder(grace_steps: int, reduction_factor: float, total_steps: int) -> list[int]:
-    """The steps at which trials are compared: grace, grace * factor, ... below the last step."""
+    """The steps at which trials are compared: grace, grace * factor, ... below the last."""
     rungs: list[int] = []
     step = float(grace_steps)
     while round(step) < total_steps:
@@ -46,8 +45,8 @@ def rung_ladder(grace_steps: int, reduction_factor: float, total_steps: int) -> 
 class Asha:
     """Asynchronous successive halving (Li et al., MLSys 2020), in its stopping form.
 
-    A trial that reaches a rung goes on if it is among the best 1 / `reduction_factor` of all that
-    have reached it so far, itself included, and in any case if it is the best of them.
+    A trial that reaches a rung continues if it is among the best 1 / `reduction_factor` of the
+    trials that have reached it so far, including itself, and always if it is the best of them.
     """
 
     def __init__(self, rungs: Sequence[int], reduction_factor: float) -> None:
@@ -57,7 +56,7 @@ class Asha:
         self._sorted: dict[int, list[float]] = {rung: [] for rung in rungs}
 
     def should_continue(self, number: int, step: int, values: Values | None) -> bool:
-        """Compare at every rung that the trial has reached and not been compared at."""
+        """Compare the trial at every rung that it has reached since its last report."""
         new = [r for r in self.rungs if r <= step and number not in self._reached[r]]
         for rung in new:  # a report may pass several rungs; it then counts at each
             self._reached[rung][number] = values
@@ -79,11 +78,10 @@ class Asha:
 
 
 class Hyperband:
-    """Asynchronous Hyperband (Li et al., MLSys 2020): several ASHA ladders side by side.
+    """Asynchronous Hyperband (Li et al., MLSys 2020): several brackets of ASHA in parallel.
 
-    Bracket s starts s rungs later, so it stops trials later, and gets fewer of them: trials are
-    dealt out in proportion to e to the power of a bracket's number of rungs, as in Ray Tune. Which
-    one a trial belongs to is a function of its number.
+    Bracket s starts s rungs later, so it stops trials later. As in Ray Tune, the share of trials of
+    a bracket is proportional to exp(number of its rungs). A trial's number decides its bracket.
     """
 
     def __init__(self, rungs: Sequence[int], reduction_factor: float, brackets: int) -> None:
@@ -92,7 +90,7 @@ class Hyperband:
         self._weights = [math.exp(len(ladder) - len(rungs)) for ladder in ladders]
 
     def should_continue(self, number: int, step: int, values: Values | None) -> bool:
-        """Ask the trial's own bracket."""
+        """Apply the rule of the trial's bracket."""
         return self._bracket(number).should_continue(number, step, values)
 
     def _bracket(self, number: int) -> Asha:
@@ -102,8 +100,8 @@ class Hyperband:
 class MedianRule:
     """The median stopping rule (Golovin et al., KDD 2017, section 3.2.1).
 
-    A trial stops at a step if the best it has had is worse than the median of the other trials'
-    running means up to that step; with several objectives, if that holds for every one of them.
+    A trial stops at a step if its best value is worse than the median of the other trials' running
+    means up to that step. With several objectives, this must hold for each of them.
     """
 
     def __init__(self, grace_steps: int, min_trials: int) -> None:
@@ -111,7 +109,7 @@ class MedianRule:
         self._curves: dict[int, dict[int, Values]] = {}
 
     def should_continue(self, number: int, step: int, values: Values | None) -> bool:
-        """Compare with all trials that have come as far."""
+        """Compare with all trials that have reached the step."""
         if values is None:
             return step < self.grace_steps
         self._curves.setdefault(number, {})[step] = values
@@ -131,10 +129,10 @@ class MedianRule:
 
 
 class PerGroupRule:
-    """A rule for each group of trials, none of which is compared with those of another.
+    """One rule for each group of trials. Trials of different groups are not compared.
 
     Args:
-        new_rule: one that has heard nothing yet, or None where every trial runs to its end.
+        new_rule: makes a rule without observations, or None if every trial runs to its end.
         group_of: the group of the trial of that number.
     """
 
@@ -147,7 +145,7 @@ class PerGroupRule:
         self._rules: dict[Hashable, StoppingRule | None] = {}
 
     def should_continue(self, number: int, step: int, values: Values | None) -> bool:
-        """Ask the rule of the trial's group."""
+        """Apply the rule of the trial's group."""
         group = self._group_of(number)
         if group not in self._rules:
             self._rules[group] = self._new_rule()
@@ -156,12 +154,12 @@ class PerGroupRule:
 
 
 def dominates(a: Values, b: Values) -> bool:
-    """Whether `a` is at least as good everywhere, and better somewhere."""
+    """Whether `a` is at least as good in every value and better in one."""
     return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
 
 
 def non_dominated(points: Sequence[Values]) -> list[int]:
-    """The indices of the points that no other one dominates: the Pareto front."""
+    """The indices of the points that no other point dominates: the Pareto front."""
     return [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
 
 
@@ -180,7 +178,7 @@ def distances_to_ideal(points: Sequence[Values]) -> list[float]:
 
 
 def _better_by_layers(values: Values, points: list[Values]) -> int:
-    """How many of the points rank before `values`, which is one of them."""
+    """The number of points that rank before `values`, which is one of them."""
     better = 0
     while True:
         front = [points[i] for i in non_dominated(points)]

@@ -1,13 +1,13 @@
-"""What a search is after: objectives, and constraints that its choice must meet.
+"""Objectives of a search, and constraints that a chosen trial must meet.
 
-A constraint is one line of a configuration, `METRIC >= BOUND` or `METRIC <= BOUND`, where the bound
-is a number, or one of these with a number added or taken away:
+A constraint is one line of a configuration, `METRIC >= BOUND` or `METRIC <= BOUND`. The bound is a
+number, or one of these plus or minus a number:
 
-    zero_shot.METRIC    what the model had before any step:   id_val/acc >= zero_shot.id_val/acc
-    best                the best that a trial has reached:    id_val/acc >= best - 0.5
+    zero_shot.METRIC    the value of the model before any step:  id_val/acc >= zero_shot.id_val/acc
+    best                the best value of a finished trial:      id_val/acc >= best - 0.5
 
-The best rises as the search goes on. A choice is held to the last one; the sampler is told how a
-trial stood when it ended.
+The best changes during a search. A choice must meet the bound at the end; the sampler gets the
+violation at the time when a trial ended.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _ANCHORED: Final = re.compile(
     r"(?P<anchor>best|zero_shot\.\S+?)\s*(?:(?P<sign>[+-])\s*(?P<offset>[\d.eE-]+))?"
 )
 _PERCENT: Final = ("acc", "ece", "ece_scaled")
-"""Endings of metrics that lie between 0 and 100."""
+"""Measures between 0 and 100."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric of the validation splits, and which way is better."""
+    """A metric of the validation splits, and whether more or less is better."""
 
     metric: str
     mode: Mode = "max"
 
     def signed(self, value: float) -> float:
-        """The value on a scale on which more is better."""
+        """The value, signed so that more is better."""
         return value if self.mode == "max" else -value
 
 
@@ -48,16 +48,16 @@ class Constraint:
     metric: str
     relation: Literal[">=", "<="]
     anchor: str | None
-    """`best`, `zero_shot.<metric>`, or None where the bound is a number."""
+    """`best`, `zero_shot.<metric>`, or None if the bound is a number."""
     offset: float
 
     @property
     def mode(self) -> Mode:
-        """Which way the metric should go; `best` is the best of that."""
+        """The direction in which the metric is better."""
         return "max" if self.relation == ">=" else "min"
 
     def bound(self, zero_shot: Mapping[str, float], best: float | None) -> float | None:
-        """The bound as a number; None where no trial has set a best yet.
+        """The bound as a number; None if it depends on a best and no trial has finished.
 
         Raises:
             ValueError: the zero-shot model has no such metric.
@@ -72,7 +72,7 @@ class Constraint:
         return zero_shot[name] + self.offset
 
     def violation(self, value: float | None, bound: float | None) -> float:
-        """By how much the value misses the bound, at most 0 where it does not; inf for no value."""
+        """How far the value is from the bound, at most 0 if it meets it; inf without a value."""
         if value is None or not math.isfinite(value):
             return math.inf
         if bound is None:
@@ -81,10 +81,10 @@ class Constraint:
 
 
 def parse_constraint(text: str, known: Iterable[str]) -> Constraint:
-    """The constraint of one line.
+    """Parse one line.
 
     Raises:
-        ValueError: it cannot be read, or names a metric that is not among the `known`.
+        ValueError: it cannot be parsed, or names a metric that is not among the `known`.
     """
     match = _CONSTRAINT.fullmatch(text.strip())
     if match is None:
@@ -123,14 +123,15 @@ def _parse_bound(text: str, bound: str) -> tuple[str | None, float]:
 def check_constraints(
     constraints: Sequence[Constraint], zero_shot: Mapping[str, float] | None = None
 ) -> None:
-    """Refuse what no trial can ever meet.
+    """Check that the constraints of a search can be met.
 
     Args:
         constraints: of one search.
-        zero_shot: where it is known; without it, bounds that rest on it are not looked at.
+        zero_shot: metrics of the zero-shot model. Without them, bounds that use them are not
+            checked.
 
     Raises:
-        ValueError: a bound outside of what the metric can be, or two that exclude each other.
+        ValueError: a bound is outside of the metric's range, or two exclude each other.
     """
     least: dict[str, tuple[float, str]] = {}
     most: dict[str, tuple[float, str]] = {}

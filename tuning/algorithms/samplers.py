@@ -1,4 +1,4 @@
-"""Who proposes the points of a search: Optuna's samplers, and a grid."""
+"""Samplers of Optuna, and the points of a grid."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tuning.runs.records import ParamValue
 
 
 def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
-    """Optuna's sampler of that name.
+    """The sampler of a configuration.
 
     Args:
-        config: which one.
-        known_trials: trials of the study. They are part of the seed: a sampler that starts with the
-            same seed at every resume would propose the same points again.
+        config: the configuration.
+        known_trials: number of trials in the study, which is part of the seed: with the same seed
+            after a resume, a sampler would propose the same points again.
     """
     seed = int(np.random.SeedSequence((config.seed, known_trials)).generate_state(1)[0])
     if config.name == "tpe":
@@ -49,7 +49,7 @@ def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
         return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
     if config.name == "nsga2":
         return NSGAIISampler(seed=seed, population_size=max(2, config.startup_trials))
-    if config.name == "qmc":  # goes on in its sequence by what the study holds, not by the seed
+    if config.name == "qmc":  # the study counts its points, so the seed stays
         return QMCSampler(seed=config.seed, scramble=True)
     return RandomSampler(seed=seed)
 

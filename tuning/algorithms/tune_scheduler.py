@@ -1,4 +1,4 @@
-"""Ray Tune's face of the stopping rules: our own step counter, references left alone."""
+"""The scheduler of Ray Tune that applies the stopping rules of `early_stopping`."""
 
 from __future__ import annotations
 
@@ -21,36 +21,28 @@ from tuning.algorithms.early_stopping import (
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SchedulerConfig
 from tuning.execution.ray_errors import check_own_failure
-from tuning.runs.records import (
-    METHOD_KEY,
-    REFERENCE_KEY,
-    STEP,
-    TRIAL_KEY,
-    TrialRecord,
-    trial_number,
-)
+from tuning.runs.records import METHOD_KEY, STEP, TrialRecord, trial_number
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
 
 
 class StepScheduler(FIFOScheduler):
-    """Stops trials by a rule on optimiser steps; lets references and finished trials be.
+    """Stops trials by a rule on optimiser steps.
 
-    A reference is there to be compared with, so it must see its end, and its scores must not move
-    the rule either. A trial at its last step ends by itself: stopping it there would tear down the
-    workers while they write the last checkpoint. Where methods are compared, each has a rule of its
-    own: one that starts slowly must not be stopped by the others.
+    References are never stopped and never compared with. A trial at its last step ends by itself:
+    stopping it there would kill the workers while they write the last checkpoint. If methods are
+    compared, each has a rule of its own, so that a slow start is not held against a method.
 
-    Ray's own schedulers count its iterations, which start anew after a resume, forget their rungs
-    when restored, and take one objective.
+    The schedulers of Ray Tune 2.60 count Tune's iterations, which restart after a resume, lose
+    their rungs when restored, and take a single objective.
 
     Args:
-        new_rule: a rule that has heard nothing yet; None lets every trial run to its end.
-        objectives: what the rule is told of, at every report.
-        total_steps: of a trial that nothing stops.
-        earlier: trials of earlier sessions, whose curves the rules hear again.
-        method: of trials whose proposal names none.
+        new_rule: makes a rule without observations; None lets every trial run to its end.
+        objectives: the values that the rule compares.
+        total_steps: steps of a trial that is not stopped.
+        earlier: trials of earlier sessions; the rules see their curves again.
+        method: method of trials whose parameters name none.
     """
 
     def __init__(
@@ -68,10 +60,10 @@ class StepScheduler(FIFOScheduler):
         for record in earlier:
             if record.kind == "trial":
                 for report in record.curve:
-                    self._keeps(record.number, record.params, report)
+                    self._should_continue(record.number, record.params, report)
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """The next one that waits; Ray's own looks through all that have ended, at every step."""
+        """The next pending trial. Ray's own method loops over all ended trials at every step."""
         waiting = (t for t in tune_controller.get_live_trials() if t.status == Trial.PENDING)
         return next(waiting, None)
 
@@ -79,21 +71,22 @@ class StepScheduler(FIFOScheduler):
         self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
     ) -> str:
         """CONTINUE or STOP."""
-        if REFERENCE_KEY in trial.config or STEP not in result:
+        number = trial_number(trial.config["trial_id"])
+        if number < 0 or STEP not in result:  # a reference, or no report of an evaluation
             return str(TrialScheduler.CONTINUE)
-        number = trial_number(trial.config[TRIAL_KEY])
-        keeps = self._keeps(number, trial.config, result) or result[STEP] >= self._total_steps
-        return str(TrialScheduler.CONTINUE if keeps else TrialScheduler.STOP)
+        goes_on = self._should_continue(number, trial.config["params"], result)
+        at_end = result[STEP] >= self._total_steps
+        return str(TrialScheduler.CONTINUE if goes_on or at_end else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        """The first to hear of a failure, before the sampler learns that the point is a bad one.
+        """Check a failure before it is recorded and the sampler learns of it.
 
         Raises:
-            StorageFailed: there is no room for any trial: what is raised here ends the search.
+            StorageFailed: the storage failed, so every trial would fail. This ends the search.
         """
         check_own_failure(trial)
 
-    def _keeps(self, number: int, params: Mapping[str, Any], report: Any) -> bool:
+    def _should_continue(self, number: int, params: Mapping[str, Any], report: Any) -> bool:
         self._methods[number] = params.get(METHOD_KEY, self._method)
         return self._rule.should_continue(
             number, int(report[STEP]), _signed(self._objectives, report)
@@ -101,7 +94,7 @@ class StepScheduler(FIFOScheduler):
 
 
 def create_rule(config: SchedulerConfig, total_steps: int) -> StoppingRule | None:
-    """The rule of that configuration; None where every trial runs to its end."""
+    """The stopping rule of a configuration; None if every trial runs to its end."""
     if isinstance(config, MedianConfig):
         return MedianRule(config.grace_steps, config.min_trials)
     if not isinstance(config, AshaConfig | HyperbandConfig):

@@ -20,6 +20,7 @@ from typing import Final
 from trainers.data.storage import Store
 from trainers.errors import system_words
 from tuning.checkpoints.files import TrialFiles, keep_weights, list_trials, remove
+from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import pareto_front, ranked
 from tuning.selection.rules import choices
@@ -62,7 +63,7 @@ def kept_trials(
     return tuple({record.trial_id: record for record in order}.values())
 
 
-class CheckpointCallback:
+class CheckpointCallback(Callback):
     """Removes checkpoints that are no longer needed, and keeps all within a budget.
 
     It does not raise. What cannot be removed is logged once, and tried again at the next event.

@@ -84,16 +84,9 @@ def extend(
 
     Example: lipsum-tune extend runs/quickstart --trials 8
     """
-    from tuning.runs.resume import resume_search
-    from tuning.runs.run_folder import load_run
+    from tuning.runs.resume import extend_search
 
-    overrides = list(set_ or ())
-    if trials is not None:
-        loaded = load_run(run)
-        there = sum(record.kind == "trial" for record in loaded.history.records)
-        wanted = max(there, loaded.file.search.budget.trials) + trials
-        overrides.append(f"search.budget.trials={wanted}")
-    _show(resume_search(run, overrides, extend=True, address=address))
+    _show(extend_search(run, set_ or (), trials=trials, address=address))
 
 
 @app.command()

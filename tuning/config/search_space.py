@@ -145,6 +145,11 @@ class SpaceConfig(_Section):
         # The plugins' methods are registered by now, since `trial` is validated before `search`.
         for method, space in SEARCH_SPACES.items():
             register_space(method, SearchSpace.model_validate(space))
+        if isinstance(values, SearchSpace):  # from Python, in place of a section
+            if values.branches:
+                raise ValueError("a space with branches cannot be given; use `methods`")
+            points = tuple(values.initial_points)
+            return {"name": None, "parameters": values.parameters, "initial_points": points}
         if isinstance(values, Mapping) and values.get("methods"):
             return {"name": None, **values}
         return values

@@ -37,9 +37,8 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
-from tuning.runs.environment import check_same_data
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import load_run
+from tuning.runs.run_folder import check_same_data, load_run
 from tuning.selection.ranking import ranked
 from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from trainers.errors import ConfigError, storage_failures
 from tuning.confirmation.statistics import Estimate, difference, estimate, paired_difference
 from tuning.reporting.tables.arrow import write_atomically
-from tuning.runs.append_log import append_synced, open_alone
+from tuning.runs.journal import append_synced, open_locked
 from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord
 
 CONFIRM_FOLDER = "confirm"
@@ -133,7 +133,7 @@ class ResultsFile:
     def __init__(self, run_folder: Path) -> None:
         path = self._path = results_path(run_folder)
         path.parent.mkdir(exist_ok=True)
-        self._file = open_alone(path, f"{run_folder}: another process is confirming this run")
+        self._file = open_locked(path, f"{run_folder}: another process is confirming this run")
 
     def close(self) -> None:
         """Let another process append."""

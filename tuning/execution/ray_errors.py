@@ -1,4 +1,4 @@
-"""What really went wrong, out of the accounts that Ray and Ray Train wrap around it."""
+"""The original error behind the errors that Ray and Ray Train wrap around it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from trainers.errors import FULL, StorageFailed, system_words
 
 
 def in_one_line(error: BaseException) -> str:
-    """The error that a worker raised, its kind and the first line of its message.
+    """The type and the first line of the error that a worker raised.
 
-    Ray's account of a driver wraps Ray Train's account of its workers, which wraps what one of them
-    raised; the last is what a person wants to read.
+    Ray's error of a trial's driver wraps Ray Train's error of its workers, which wraps the error of
+    one of them.
     """
     cause = root_cause(error)
     lines = str(cause).strip().splitlines()
@@ -25,16 +25,16 @@ def in_one_line(error: BaseException) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What a worker raised."""
+    """The innermost error."""
     while inner := next(_wrapped(error), None):
         error = inner
     return error
 
 
 def storage_failure(error: BaseException | None) -> StorageFailed | None:
-    """The failure of storage behind an error, on whichever worker; None where there is none.
+    """The storage failure behind an error of any worker; None if there is none.
 
-    A disk that is full is one, whoever found it to be: no trial is to blame for it.
+    A full disk always is one: it is not the fault of the trial that ran into it.
     """
     seen: set[int] = set()
     waiting = [error]
@@ -43,7 +43,7 @@ def storage_failure(error: BaseException | None) -> StorageFailed | None:
         if error is None or id(error) in seen:
             continue
         seen.add(id(error))
-        if inner := [*_wrapped(error)]:  # Ray's account, whose type may be that of what it is about
+        if inner := [*_wrapped(error)]:  # an error of Ray may have the type of its cause as well
             waiting += reversed(inner)
         elif isinstance(error, StorageFailed):
             return error
@@ -56,10 +56,10 @@ def storage_failure(error: BaseException | None) -> StorageFailed | None:
 
 @contextmanager
 def resumable(run_folder: Path) -> Iterator[None]:
-    """Within the block a search runs, which a failure of storage ends so that it can go on.
+    """Within the block, a search runs. A storage failure ends it with how to resume it.
 
     Raises:
-        StorageFailed: in place of whatever was made of it on the way here.
+        StorageFailed: in place of any error that a storage failure has caused.
     """
     try:
         yield
@@ -74,21 +74,21 @@ def resumable(run_folder: Path) -> Iterator[None]:
 
 
 def check_own_failure(trial: Trial) -> None:
-    """Raise where a trial of Tune that failed is no more to blame for it than any other would be.
+    """Raise if a trial of Tune failed for a reason that every other trial would fail for.
 
     Raises:
-        StorageFailed: its checkpoints could not be kept, nor could those of the next.
-        TuneError: it did not fail at all, but searcher or recorder did, which were told of its end.
+        StorageFailed: its checkpoints could not be written.
+        TuneError: the trial did not fail, but the recorder of its end did.
     """
     error = error_of(trial)
     if error is None:
-        raise TuneError(f"the end of {trial} could not be recorded")  # Python adds, because of what
+        raise TuneError(f"the end of {trial} could not be recorded")  # Python adds the cause
     if failure := storage_failure(error):
         raise failure
 
 
 def error_of(trial: Trial) -> BaseException | None:
-    """What a failed trial of Tune raised on its worker, which Tune keeps in a file."""
+    """The error of a failed trial, which Tune keeps in a file."""
     file = Path(trial.pickled_error_file or "")
     if not file.is_file():
         return None
@@ -102,7 +102,7 @@ def _where_and_why(error: OSError) -> str:
 
 
 def _wrapped(error: BaseException) -> Iterator[BaseException]:
-    """The errors that Ray says another one is about; of several workers, in their order."""
+    """The errors that an error of Ray wraps, those of several workers in their order."""
     workers = getattr(error, "worker_failures", None) or {}
     others = [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
     for inner in (*workers.values(), *others):

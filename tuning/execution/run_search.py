@@ -1,50 +1,67 @@
-"""Run a search: Ray Tune over Ray Train trials, proposed by Optuna, recorded by the callbacks.
+"""Run a search: Ray Tune runs the trials, Optuna proposes them, callbacks follow them.
 
-A new search, a resumed and an extended one are the same thing: whatever the journal of the run
-folder already holds is told to study, scheduler, budget and callbacks, and the rest is run.
+New, resumed and extended searches are the same: everything that the journal of the run folder
+contains is passed to studies, scheduler, budget and callbacks, and the rest is run.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from rich.console import Console
 
 from trainers.config import TrialConfig
 from trainers.data.data_root import EMBEDDED, resolve_root
-from trainers.data.storage import open_store
+from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError
-from trainers.loop.state import load_split, start
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.method_studies import Branch
-from tuning.algorithms.warm_start import load_earlier
+from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
+from tuning.algorithms.searcher import TrialProposer
+from tuning.algorithms.studies import Studies, create_studies
+from tuning.algorithms.warm_start import load_earlier, warm_start
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.retention import CheckpointCallback
 from tuning.checkpoints.storage_check import check_nodes
-from tuning.config.schema import ResourcesConfig, SearchFile
-from tuning.execution.ray_errors import resumable, root_cause, storage_failure
+from tuning.config.schema import SamplerConfig, SearchFile
+from tuning.config.validation import load_config
+from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_workarounds import tune_workarounds
-from tuning.execution.signals import interrupted_by_sigterm
+from tuning.execution.signals import interrupted_by_sigterm, restored_process
 from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import create_tuner
+from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.reporting.leaderboard import figures
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
+from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE, History, Journal, read_history
 from tuning.runs.recorder import Recorder
-from tuning.runs.records import Callback, SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.recovery import take_up
-from tuning.runs.run_folder import create_run_folder, search_record
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.recovery import recover
+from tuning.runs.run_folder import (
+    BestTrial,
+    LoadedRun,
+    create_run_folder,
+    load_run,
+    search_record,
+    write_config,
+)
 from tuning.security.databases import check_drivers
 from tuning.selection.ranking import best_trial
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -53,169 +70,261 @@ class SearchResult:
 
     search: SearchRecord
     records: Sequence[TrialRecord]
-    """Trials in the order of their proposal, references first."""
+    """References, then trials in the order of their proposal."""
     outcome: SearchOutcome
     run_folder: Path
     tracking_uri: str
     ended_by: str | None = None
-    """The budget that ended it, where it is not the number of trials."""
+    """The budget that ended it, other than the number of trials."""
     checkpoints: str | None = None
     """Folder or URL of the trials' checkpoints."""
 
     @property
-    def best(self) -> TrialRecord | None:
-        """The trial that the objective chooses; None where no trial has a value."""
-        return best_trial(self.search, self.records)
+    def best(self) -> BestTrial | None:
+        """The trial that the objective chooses; None if no trial has a value."""
+        record = best_trial(self.search, self.records)
+        return None if record is None else BestTrial(record, self.run_folder)
 
     @property
     def failed(self) -> list[TrialRecord]:
         """The trials that raised."""
         return [record for record in self.records if record.outcome == "failed"]
 
+    @cached_property
+    def run(self) -> LoadedRun:
+        """The run folder, read again."""
+        return load_run(self.run_folder)
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row for each trial, see `LoadedRun.trials`."""
+        return self.run.trials
+
+    @property
+    def study(self) -> optuna.Study:
+        """The Optuna study, see `LoadedRun.study`."""
+        return self.run.study
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What a caller can pass to a search beside its configuration."""
+
+    callbacks: Sequence[Callback] = ()
+    """Called after the callbacks of the search itself."""
+    sampler: BaseSampler | None = None
+    """Replaces `search.sampler`. It is not kept in the run folder."""
+    storage: BaseStorage | None = None
+    """Replaces `search.study_storage`. It is not kept in the run folder."""
+    address: str | None = None
+    """Of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one."""
+    console: Console | None = None
+    """For the display of progress; by default the standard error."""
+    trainable: Callable[[str, Any], Any] = trainable
+    """Makes what Ray Tune runs for each trial. Tests replace it."""
+
 
 def run_search(
-    file: SearchFile, *, address: str | None = None, console: Console | None = None
-) -> SearchResult:
-    """Run the search of a configuration to its end, in a new run folder.
-
-    Args:
-        file: from `tuning.config.schema.load_config`.
-        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: for the display of progress; by default the terminal's standard error.
-
-    Raises:
-        ConfigError: before anything runs: no such data, too few resources, MLflow out of reach.
-    """
-    for folder in file.search.warm_start.runs:
-        load_earlier(folder)  # what cannot be read is better known at once
-    resolve_root(file.trial.data.root, progress=True)
-    run_folder = create_run_folder(file)
-    try:
-        return continue_search(run_folder, file, address=address, console=console)
-    except (ConfigError, TrackingError):
-        if not (run_folder / JOURNAL_FILE).is_file() or not read_history(run_folder).records:
-            shutil.rmtree(run_folder)  # it never began
-        raise
-
-
-def continue_search(
-    run_folder: Path,
-    file: SearchFile,
+    config: SearchFile | str | Path,
     *,
+    callbacks: Sequence[Callback] = (),
+    sampler: BaseSampler | SamplerConfig | str | None = None,
+    storage: BaseStorage | str | None = None,
     address: str | None = None,
     console: Console | None = None,
 ) -> SearchResult:
-    """Run what is left of the search in a run folder; see `tuning.runs.resume` for what may differ.
+    """Run a search to its end, in a new run folder.
+
+    Args:
+        config: a configuration, a YAML file, or the name of a ready configuration.
+        callbacks: follow the search.
+        sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. An
+            object is not kept in the run folder; pass it again to `resume_search`.
+        storage: replaces `search.study_storage`: a URL, or a storage of Optuna.
+        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
+        console: for the display of progress; by default the standard error.
 
     Raises:
-        ConfigError: before anything runs; another process is running this search.
-        StorageFailed: run folder or checkpoints could not be kept; it can be resumed.
+        ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.
+        StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
-    console = console or Console(stderr=True)
+    file = config if isinstance(config, SearchFile) else load_config(config)
+    file, options = with_options(file, callbacks, sampler, storage, address, console)
+    return start_search(file, options)
+
+
+def with_options(
+    file: SearchFile,
+    callbacks: Sequence[Callback],
+    sampler: BaseSampler | SamplerConfig | str | None,
+    storage: BaseStorage | str | None,
+    address: str | None,
+    console: Console | None,
+) -> tuple[SearchFile, SearchOptions]:
+    """Sort arguments into those of the configuration, and objects."""
+    changes: dict[str, Any] = {}
+    if isinstance(sampler, str):
+        sampler = SamplerConfig.model_validate({"name": sampler})
+    if isinstance(sampler, SamplerConfig):
+        changes["sampler"], sampler = sampler, None
+    if isinstance(storage, str):
+        changes["study_storage"], storage = storage, None
+    if changes:
+        search = file.search.model_copy(update=changes)
+        file = file.model_copy(update={"search": search})
+    return file, SearchOptions(callbacks, sampler, storage, address, console)
+
+
+def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
+    """Create a run folder and run the search in it. See `run_search`."""
+    for folder in file.search.warm_start.runs:
+        load_earlier(folder)  # before minutes of preparation
+    resolve_root(file.trial.data.root, progress=True)
+    run_folder = create_run_folder(file)
+    try:
+        return continue_search(run_folder, file, options)
+    except (ConfigError, TrackingError):
+        if not (run_folder / JOURNAL_FILE).is_file() or not read_history(run_folder).records:
+            shutil.rmtree(run_folder)  # no trial has started
+        raise
+
+
+def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
+    """Run the rest of a search in its run folder. `tuning.runs.resume` checks what has changed.
+
+    Raises:
+        ConfigError: before anything runs; among others, another process is running this search.
+        StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
+    """
     resolve_root(file.trial.data.root, progress=True)
     uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
     check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
-    with resumable(run_folder):
-        return _continue(run_folder, file, uri, address, console)
+    with restored_process(), resumable(run_folder):
+        # The journal holds the lock of the run folder, so nothing is written there before.
+        journal = Journal(run_folder)
+        try:
+            write_config(run_folder, file)
+            return _run_session(run_folder, file, journal, uri, options)
+        finally:
+            journal.close()
 
 
-def _continue(
-    run_folder: Path, file: SearchFile, uri: str, address: str | None, console: Console
+def _run_session(
+    run_folder: Path, file: SearchFile, journal: Journal, uri: str, options: SearchOptions
 ) -> SearchResult:
-    journal, keep = Journal(run_folder), file.search.checkpoints
-    try:
-        with (
-            ray_session(address),
-            interrupted_by_sigterm(),
-            ProgressCallback(console) as progress,
-        ):
-            home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)
-            check_nodes(file, home)
-            concurrent = concurrent_trials(file.search.resources)
-            checkpoints = open_store(f"{home}/{TRAIN_FOLDER}")
-            journal.session_started(file.fingerprints())
-            search = _measure_zero_shot(run_folder, file, journal, console)
-            branches, history = take_up(search, file, journal, checkpoints, console)
-            budget = Budget(file.search.budget, search, history)
-            callbacks: tuple[Callback, ...] = (
-                budget,
-                MlflowCallback(uri, file.search.tracking.experiment),
-                TablesCallback(run_folder, history.records),
-                CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
-                progress,
+    console, keep = options.console or Console(stderr=True), file.search.checkpoints
+    with (
+        ray_session(options.address),
+        interrupted_by_sigterm(),
+        quiet_optuna(),
+        ProgressCallback(console) as progress,
+    ):
+        # Preparation: everything that can be refused is checked before a trial starts.
+        home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)
+        check_nodes(file, home)
+        concurrent = concurrent_trials(file.search.resources)
+        checkpoints = open_store(f"{home}/{TRAIN_FOLDER}")
+        journal.session_started(file.fingerprints())
+        zero_shot = read_history(run_folder).zero_shot
+        if zero_shot is None:
+            if file.trial.data.root != EMBEDDED:  # this may take hours
+                console.print("zero-shot  starts once the images are in the machine's cache")
+            zero_shot = zero_shot_metrics(file.trial, file.search.resources)
+            journal.zero_shot(zero_shot)
+        search = search_record(file, run_folder, zero_shot, journal.run_id)
+
+        # The journal becomes complete; everything else is derived from it.
+        history = recover(search, journal, checkpoints)
+        studies = prepare_studies(search, file, journal.run_id, history, options, console)
+        budget = Budget(file.search.budget, search, history)
+        callbacks = (
+            budget,
+            MlflowCallback(uri, file.search.tracking.experiment),
+            TablesCallback(run_folder, history.records),
+            CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
+            progress,
+            *options.callbacks,
+        )
+        gpus = file.search.resources.gpus_per_trial
+        recorder = Recorder(search, journal, callbacks, history.records, gpus, studies)
+        recorder.start()
+
+        outcome: SearchOutcome = "failed"
+        try:
+            outcome = _run_trials(
+                file, studies, budget, recorder, history, concurrent, checkpoints, options
             )
-            gpus = file.search.resources.gpus_per_trial
-            recorder = Recorder(search, journal, callbacks, history.records, gpus)
-            recorder.start()
-            outcome: SearchOutcome = "failed"
-            try:
-                outcome = _fit(
-                    file, branches, budget, recorder, history, checkpoints.url, concurrent
-                )
-            except KeyboardInterrupt:
-                outcome = "stopped"
-            except Exception as error:
-                outcome = "stopped" if storage_failure(error) else "failed"
-                raise
-            finally:
-                records = recorder.finish(outcome)
-            if journal.failure is not None:
-                raise journal.failure
-    finally:
-        journal.close()
+        except KeyboardInterrupt:
+            outcome = "stopped"
+        except Exception as error:
+            outcome = "stopped" if storage_failure(error) else "failed"
+            raise
+        finally:
+            records = recorder.finish(outcome)
+        if journal.failure is not None:
+            raise journal.failure
     figures(search, records, run_folder)
     return SearchResult(search, records, outcome, run_folder, uri, budget.reason(), checkpoints.url)
 
 
-def _measure_zero_shot(
-    run_folder: Path, file: SearchFile, journal: Journal, console: Console
-) -> SearchRecord:
-    """What the search is after; the zero-shot model is evaluated once."""
-    zero_shot = read_history(run_folder).zero_shot
-    if zero_shot is None:
-        if file.trial.data.root != EMBEDDED:  # or hours may pass without a word
-            console.print("zero-shot  starts once the images are in the machine's cache")
-        zero_shot = _zero_shot_on_cluster(file.trial, file.search.resources)
-        journal.zero_shot(zero_shot)
-    return search_record(file, run_folder, zero_shot, journal.run_id)
-
-
-def _fit(
+def prepare_studies(
+    search: SearchRecord,
     file: SearchFile,
-    branches: Sequence[Branch],
+    run_id: str,
+    history: History,
+    options: SearchOptions,
+    console: Console,
+) -> Studies:
+    """The Optuna studies of a session: trials of the journal, earlier searches, initial points.
+
+    Raises:
+        ConfigError: the storage cannot be used, or an earlier search cannot.
+    """
+    storage = options.storage or open_storage(search.run_folder, file.search.study_storage)
+    sampler = options.sampler or file.search.sampler
+    space = file.search_space()
+    studies = create_studies(search, space, sampler, storage, run_id, history.records)
+    is_new = not history.records
+    for line in warm_start(studies.studies, file, search, strict=is_new):
+        if is_new or "not used" in line:
+            console.print(f"Warm start  {line}", soft_wrap=True, highlight=False)
+    studies.enqueue_initial_points()
+    return studies
+
+
+def _run_trials(
+    file: SearchFile,
+    studies: Studies,
     budget: Budget,
     recorder: Recorder,
     history: History,
-    checkpoints: str,
     concurrent: int,
+    checkpoints: Store,
+    options: SearchOptions,
 ) -> SearchOutcome:
-    """Run Tune's loop; `stopped` where it was interrupted."""
-    search = file.search
-    references: dict[str, dict[str, Any]] = {
-        name: file.reference_config(name).model_dump(mode="json") for name in search.references
-    }
-    train = trainable(
-        file.trial.model_dump(mode="json"),
-        references,
-        checkpoints,
-        search.resources.per_trial(),
+    """Run Tune's loop; `stopped` if it was interrupted, which Tune does not raise."""
+    proposer = TrialProposer(
+        studies,
+        recorder,
+        lambda record: config_of(file, record),
+        may_propose=budget.allows,
+        references=file.search.references,
+        earlier=history.records,
     )
+    train = options.trainable(checkpoints.url, file.search.resources.per_trial())
     with tune_workarounds():
-        create_tuner(train, file, branches, budget, recorder, history, concurrent).fit()
+        create_tuner(train, file, proposer, budget, recorder, history, concurrent).fit()
     running = any(record.outcome == "running" for record in recorder.records.values())
-    return "stopped" if running and budget.over() is None else "finished"
+    complete = proposer.is_exhausted and not running
+    return "finished" if complete or budget.over() is not None else "stopped"
 
 
-def _zero_shot_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:
-    """The validation figures of the zero-shot model, from where the trials' hardware is."""
-    remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
-    try:
-        metrics: dict[str, float] = ray.get(remote(zero_shot_metrics).remote(trial))
-    except ConfigError as error:  # as Ray tells it: a page of where
-        raise root_cause(error) from None
-    return metrics
+def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:
+    """The configuration of a trial or reference.
 
-
-def zero_shot_metrics(trial: TrialConfig) -> dict[str, float]:
-    """The metrics of a trial before its first step."""
-    return start(trial).evaluate("val", load_split(trial, "val"))
+    Raises:
+        ConfigError: its parameters do not go together.
+    """
+    if record.kind == "reference":
+        return file.reference_config(record.trial_id)
+    return file.trial_config(record.params)

@@ -1,7 +1,9 @@
-"""SIGTERM as Ctrl-C: clusters end a job with the one, people with the other."""
+"""The process of a search: its signals, and what a search must leave as it was."""
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,12 +12,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM raises KeyboardInterrupt, at once.
+    """Within the block, SIGTERM raises KeyboardInterrupt immediately.
 
-    There may be three seconds until SIGKILL (`ray job stop`), so nothing waits for trials to end in
-    order, as Tune does at Ctrl-C: with the driver, Ray ends all that it started. To be entered
-    within a connection to Ray, whose own handler would print what its threads were doing. In
-    another thread than the main one, where no handler can be set, nothing changes.
+    SIGKILL may follow after three seconds (`ray job stop`), so trials are not ended in order, as
+    Tune does at Ctrl-C; Ray ends all processes with the driver. Enter the block within a connection
+    to Ray, because Ray's own handler would print stack traces. Handlers can be set in the main
+    thread only; in another thread, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,3 +31,26 @@ def interrupted_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def restored_process() -> Iterator[None]:
+    """After the block, environment variables, log levels and signal handlers are as before it.
+
+    Ray 2.60 and MLflow 3.17 change them in the process that uses them and do not restore them.
+    """
+    environment = dict(os.environ)
+    names = ["", *logging.root.manager.loggerDict]
+    levels = {name: logging.getLogger(name).level for name in names}
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for number, handler in handlers.items() if is_main else ():
+            signal.signal(number, handler)

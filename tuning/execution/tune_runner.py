@@ -1,17 +1,15 @@
-"""Ray Tune's loop, with our own searcher, scheduler, budget and recorder in it."""
+"""The loop of Ray Tune with this project's proposer, scheduler, budget and recorder."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from ray import tune
 
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.method_studies import Branch
-from tuning.algorithms.searcher import OptunaSearcher
+from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
 from tuning.config.schema import SearchFile
 from tuning.runs.journal import History
@@ -19,9 +17,9 @@ from tuning.runs.recorder import Recorder
 
 
 def create_tuner(
-    train: Any,
+    trainable: Any,
     file: SearchFile,
-    branches: Sequence[Branch],
+    proposer: TrialProposer,
     budget: Budget,
     recorder: Recorder,
     history: History,
@@ -29,39 +27,33 @@ def create_tuner(
     *,
     reuse_actors: bool = False,
 ) -> tune.Tuner:
-    """Tune's loop around a trainable, with all that proposes, stops and records trials.
+    """A Tuner that proposes, stops and records trials as the configuration says.
 
-    To be created and fitted within `tuning.execution.ray_workarounds.tune_workarounds`.
+    Create and fit it within `tuning.execution.ray_workarounds.tune_workarounds`.
 
     Args:
-        train: what Tune runs for each proposal.
-        file: the search.
-        branches: told of `history` already.
-        budget: says when it is over.
-        recorder: hears of every event.
-        history: what earlier sessions did.
-        concurrent: trials at once.
-        reuse_actors: run trials one after the other in the same processes. Tune hangs on them where
-            a trial is stopped.
+        trainable: runs one trial.
+        file: the configuration of the search.
+        proposer: proposes trials.
+        budget: ends the search.
+        recorder: records every event.
+        history: earlier sessions.
+        concurrent: number of trials at a time.
+        reuse_actors: run trials one after the other in the same processes. Ray Tune 2.60 hangs if
+            such a trial is stopped.
     """
-    search, run_folder = file.search, recorder.search.run_folder
-    shutil.rmtree(run_folder / "tune", ignore_errors=True)  # of earlier sessions: never read again
-    searcher = OptunaSearcher(
-        branches,
-        recorder.search,
-        may_propose=budget.allows,
-        references=search.references,
-        earlier=history.records,
+    run_folder = recorder.search.run_folder
+    shutil.rmtree(run_folder / "tune", ignore_errors=True)  # of earlier sessions, never read again
+    rule = partial(create_rule, file.search.scheduler, file.trial.steps)
+    scheduler = StepScheduler(
+        rule, file.objectives, file.trial.steps, history.records, file.trial.method.name
     )
-    steps = file.trial.steps
-    rule = partial(create_rule, search.scheduler, steps)
-    scheduler = StepScheduler(rule, file.objectives, steps, history.records, file.trial.method.name)
     return tune.Tuner(
-        train,
+        trainable,
         tune_config=tune.TuneConfig(
-            num_samples=-1,  # until the searcher has no more
+            num_samples=-1,  # until the proposer has no more
             max_concurrent_trials=concurrent,
-            search_alg=searcher,
+            search_alg=proposer,
             scheduler=scheduler,
             reuse_actors=reuse_actors,
         ),
@@ -76,7 +68,7 @@ def create_tuner(
 
 
 class _BudgetStopper(tune.Stopper):
-    """Stops running trials where a budget says that the search ends now."""
+    """Stops running trials when a budget ends the search."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -88,4 +80,4 @@ class _BudgetStopper(tune.Stopper):
         return self._budget.over() is not None
 
     def __getstate__(self) -> dict[str, object]:
-        return {}  # Tune pickles it beside its own state, from which nothing is restored here
+        return {}  # Tune pickles the stopper; nothing is ever restored from that

@@ -32,6 +32,7 @@ from tuning.mlflow_logging.runs import SearchRuns
 from tuning.reporting.figures.id_vs_ood import figure
 from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
 from tuning.reporting.tables.trials import write_tables
+from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun
 
@@ -42,7 +43,7 @@ _PATIENCE_STOPPED_S = 10.0
 """The same if the user stopped the search; longer than one request may take to fail."""
 
 
-class MlflowCallback:
+class MlflowCallback(Callback):
     """Writes a search to MLflow while it runs, and continues its runs after a resume.
 
     The events of the search only note the newest record of each trial. A thread writes them through

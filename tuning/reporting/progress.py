@@ -25,6 +25,7 @@ from rich.text import Text
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.reporting.formatting import format_percent, format_seconds, format_value, short_names
 from tuning.reporting.leaderboard import OUTCOME_STYLE
+from tuning.runs.callbacks import Callback
 from tuning.runs.records import (
     TRAIN_LOSS,
     SearchOutcome,
@@ -38,7 +39,7 @@ _LAST_ENDED = 6
 _BAR_WIDTH = 24
 
 
-class ProgressCallback:
+class ProgressCallback(Callback):
     """Shows a search on a console. Use it as a context manager, or call `close` at the end.
 
     The terminal is restored when the context is left, at `close`, at the end of the search or at

@@ -1,117 +1,123 @@
-"""The journal of a run folder: every event of a search as one line of JSON, appended and synced.
+"""The journal of a run folder: every event of a search, one line of JSON each.
 
-It is the one place that says what happened, from which tables, MLflow and a resume are made. A line
-is written before anybody else hears of the event, and never changed, so whatever kills the driver
-leaves a journal that is right up to its last whole line. A line torn by the crash is cut off when
-the journal is opened again. One that cannot be written, for the disk is full, ends the session's
-journal: what happened later would rest on an event that is not there.
+The journal is the source of truth. Optuna studies, tables, MLflow and a resumed search are derived
+from it. A line is written and synced to disk before anything else learns of the event, and is never
+changed, so after any kill the journal is correct up to its last complete line. An incomplete last
+line is cut off when the journal is opened again. If a line cannot be written (disk full), nothing
+more is written in that session: later events would depend on one that is not recorded.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from trainers.errors import ConfigError, StorageFailed, storage_failures
-from tuning.runs.append_log import append_synced, is_open, open_alone
-from tuning.runs.records import Outcome, SearchOutcome, TrialRecord
+from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
+from tuning.runs.records import SearchOutcome, TrialRecord
 
 JOURNAL_FILE = "journal.jsonl"
 FORMAT = 1
 HEARTBEAT_SECONDS = 30.0
-"""How much of the time of a session that was killed can be missing from the budgets."""
+"""Longest time of a killed session that can be missing from the budgets."""
+_LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
+"""`errno` of flock if another process holds the lock. Others mean that locks are not supported."""
 
 Event: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class History:
-    """What a journal says."""
+    """The contents of a journal."""
 
     records: tuple[TrialRecord, ...] = ()
-    """References first, then trials in the order of their proposal; a trial that was running when
-    the driver was killed is `stopped`, at the last time that the journal knows of."""
+    """References, then trials in the order of their proposal. A trial that was running when the
+    driver was killed is `stopped` at the time of the last event."""
     zero_shot: dict[str, float] | None = None
-    """The metrics of the model before any step, once they were measured."""
+    """Metrics of the model before any step; None until they are measured."""
     seconds: float = 0.0
-    """Wall clock of all sessions."""
+    """Wall time of all sessions."""
     outcome: SearchOutcome | None = None
-    """Of the last session; None where it was killed, or still runs."""
+    """How the last session ended; None if it was killed or is running."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Of the configuration that the last session ran with."""
+    """Fingerprints of the configuration of the last session."""
     run_id: str = ""
-    """Given to the run folder when it was made, and its own wherever it is moved."""
+    """Identifier of the run. It stays the same when the run folder is moved."""
 
     @property
     def unfinished(self) -> tuple[TrialRecord, ...]:
-        """The trials that a resume takes up again."""
+        """The trials that a resume continues."""
         return tuple(record for record in self.records if record.outcome == "stopped")
 
 
 class Journal:
-    """The journal of one run folder, open for the one driver that may run it.
+    """The journal of one run folder, opened and locked by the driver of its search.
 
     Raises:
-        ConfigError: another process has it open, it is of another version, or no locks are kept
-            where it lies.
-        StorageFailed: here and in all that writes: the disk is full, or fails.
+        ConfigError: another process has it open, its format is of another version, or its file
+            system does not support locks.
+        StorageFailed: from the constructor and from every method that writes.
     """
 
     def __init__(self, run_folder: Path) -> None:
         path = self._path = run_folder / JOURNAL_FILE
         self._failure: StorageFailed | None = None
-        self._file = open_alone(path, f"{run_folder}: another process is running this search")
-        self._last = 0.0
+        self._file = open_locked(path, f"{run_folder}: another process is running this search")
+        self._last_write = 0.0
         if path.stat().st_size == 0:
             self._append({"event": "created", "format": FORMAT, "id": secrets.token_hex(4)})
         self.run_id = read_history(run_folder).run_id
-        """As of `History`."""
 
     @property
     def failure(self) -> StorageFailed | None:
-        """Why nothing is written any more; None where all was."""
+        """Why the journal stopped being written; None if all was written."""
         return self._failure
 
     def session_started(self, fingerprints: Mapping[str, str]) -> None:
-        """A driver begins, or goes on, with a configuration of these hashes."""
+        """A driver starts or resumes the search with a configuration of these fingerprints."""
         self._append({"event": "session", "fingerprints": dict(fingerprints)})
 
     def zero_shot(self, metrics: Mapping[str, float]) -> None:
-        """The model before any step."""
+        """The zero-shot model was evaluated."""
         self._append({"event": "zero_shot", "metrics": dict(metrics)})
 
     def trial_started(self, record: TrialRecord) -> None:
-        """An attempt at a trial begins."""
+        """An attempt of a trial begins."""
         start = {
             "kind": record.kind,
             "number": record.number,
             "params": dict(record.params),
             "gpus": record.gpus,
         }
+        if record.sampler_state:
+            start["sampler"] = dict(record.sampler_state)
         self._append({"event": "started", "trial": record.trial_id, **start}, at=record.started_at)
 
     def trial_reported(self, record: TrialRecord) -> None:
-        """The last report of the record's curve, and the trial's end where it ended with it."""
+        """The last report of the curve, and the end of the trial if it ended with that report."""
         report = {"event": "report", "trial": record.trial_id, "report": dict(record.metrics)}
-        # In one piece: a kill must not leave the report at which a trial was stopped without the
-        # stop, for a resume would let it go on.
+        # Both lines are one write. If a kill left the report without the end of a pruned trial, a
+        # resume would continue that trial.
         ended = record.outcome != "running"
         self._append(report, *([(_end_of(record), record.ended_at)] if ended else ()))
 
     def trial_ended(self, record: TrialRecord) -> None:
-        """An attempt at a trial ended."""
+        """An attempt of a trial ended."""
         self._append(_end_of(record), at=record.ended_at)
 
     def alive(self) -> None:
-        """Nothing happened, but time went by; writes at most every HEARTBEAT_SECONDS."""
-        if time.time() - self._last > HEARTBEAT_SECONDS:
+        """Write a heartbeat, unless something was written in the last HEARTBEAT_SECONDS."""
+        if time.time() - self._last_write > HEARTBEAT_SECONDS:
             self._append({"event": "alive"})
 
     def session_ended(self, outcome: SearchOutcome) -> None:
@@ -119,19 +125,19 @@ class Journal:
         self._append({"event": "session_ended", "outcome": outcome})
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Close the file and release its lock."""
         self._file.close()
 
     def _append(
         self, event: Event, *more: tuple[Event, float | None], at: float | None = None
     ) -> None:
-        self._last = time.time()
+        self._last_write = time.time()
         lines = [
-            json.dumps({"time": self._last if when is None else when, **what}) + "\n"
+            json.dumps({"time": self._last_write if when is None else when, **what}) + "\n"
             for what, when in ((event, at), *more)
         ]
         if self._failure is not None:
-            # Not the same one: raised where itself is being handled, it would be cut out of there.
+            # A new exception: raising the old one while it is handled would change its context.
             raise StorageFailed(str(self._failure))
         try:
             with storage_failures(self._path, "cannot be written"):
@@ -147,23 +153,33 @@ def _end_of(record: TrialRecord) -> Event:
 
 
 def is_running(run_folder: Path) -> bool:
-    """Whether a driver on a machine that shares locks with this one has the journal open.
+    """Whether a driver has the journal open, on any machine that shares locks with this one.
 
     Raises:
-        ConfigError: no locks are kept where it lies, so nobody can tell.
+        ConfigError: the file system does not support locks.
     """
-    return is_open(run_folder / JOURNAL_FILE)
+    path = run_folder / JOURNAL_FILE
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno in _LOCKED:
+            return True
+        raise _no_locks(path, error) from None
+    return False
 
 
 def read_history(run_folder: Path, live: bool = False) -> History:
-    """What the journal of a run folder says; a torn last line is left out.
+    """The contents of a journal, without an incomplete last line.
 
     Args:
-        run_folder: whose journal is read.
-        live: the driver is alive, so what it has not ended is running, and not cut off.
+        run_folder: folder of the journal.
+        live: the driver is running. Otherwise, trials without an end were cut off by a kill.
 
     Raises:
-        ConfigError: there is none, it is of another version, or damaged in its midst.
+        ConfigError: there is no journal, its format is of another version, or it is damaged.
     """
     path = run_folder / JOURNAL_FILE
     reader = _Reader()
@@ -173,15 +189,17 @@ def read_history(run_folder: Path, live: bool = False) -> History:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    event = json.loads(line)
-                    reader.take(event)
-                except (ValueError, KeyError, TypeError):
-                    raise ConfigError(f"{path}: line {number} cannot be read") from None
+                    reader.read(json.loads(line))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    raise ConfigError(f"line {number} is damaged", source=path) from None
     except FileNotFoundError:
-        raise ConfigError(f"{run_folder}: no run folder, for it has no {JOURNAL_FILE}") from None
+        raise ConfigError(
+            f"not a run folder: {JOURNAL_FILE} not found", source=run_folder
+        ) from None
     except _OtherFormat as other:
         raise ConfigError(
-            f"{path}: format {other} of another version of lipsum-tune; this one reads {FORMAT}"
+            f"format {other} is of another version of lipsum-tune; this version reads {FORMAT}",
+            source=path,
         ) from None
     return reader.history(live)
 
@@ -192,54 +210,69 @@ class _OtherFormat(Exception):
 
 @dataclass
 class _Reader:
-    """Folds events into a history."""
+    """Builds a history from the events of a journal, in their order."""
 
     records: dict[str, TrialRecord] = field(default_factory=dict)
-    reports: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     zero_shot: dict[str, float] | None = None
     seconds: float = 0.0
     outcome: SearchOutcome | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     run_id: str = ""
-    began: float | None = None
+    session_start: float | None = None
     last: float = 0.0
-    known: bool = False
+    format_is_known: bool = False
 
-    def take(self, event: Event) -> None:
+    def read(self, event: Event) -> None:
         kind, at = event["event"], float(event["time"])
-        if not self.known:
-            if kind != "created" or event.get("format") != FORMAT:
+        if not self.format_is_known:
+            if event.get("format") != FORMAT:
                 raise _OtherFormat(event.get("format"))
-            self.known = True
-            # Journals of earlier versions have no name but the time at which they were begun.
+            self.format_is_known = True
+            # Journals of early versions have no id. It must not change when the folder is moved.
             self.run_id = event.get("id") or hashlib.sha256(str(at).encode()).hexdigest()[:8]
         if kind == "session":
             self._close_session()
-            self.began, self.outcome, self.fingerprints = at, None, event["fingerprints"]
+            self.session_start, self.outcome = at, None
+            self.fingerprints = event["fingerprints"]
         self.last = max(self.last, at)
         if kind == "zero_shot":
             self.zero_shot = event["metrics"]
-        elif kind == "started":
-            self._start(event, at)
-        elif kind == "report":
-            self._report(event["trial"], event["report"])
-        elif kind == "ended":
-            self._end(event["trial"], event["outcome"], event["error"], at)
         elif kind == "session_ended":
             self.outcome = event["outcome"]
             self._close_session()
+        elif kind in ("started", "report", "ended"):
+            trial_id = event["trial"]
+            self.records[trial_id] = self._changed(trial_id, kind, event, at)
+
+    def _changed(self, trial_id: str, kind: str, event: Event, at: float) -> TrialRecord:
+        """The record of a trial after an event. Events after a final outcome change nothing."""
+        if kind == "started":
+            new = TrialRecord(
+                trial_id,
+                event["number"],
+                event["kind"],
+                event["params"],
+                sampler_state=event.get("sampler", {}),
+            )
+            return self.records.get(trial_id, new).with_attempt(at, event["gpus"])
+        record = self.records[trial_id]
+        if kind == "report":
+            return record.with_report(event["report"])
+        return record.with_end(event["outcome"], at, event["error"])
+
+    def _close_session(self) -> None:
+        if self.session_start is not None:
+            self.seconds += self.last - self.session_start
+        self.session_start = None
+        for trial_id, record in self.records.items():
+            if record.outcome == "running":
+                self.records[trial_id] = record.with_end("stopped", self.last)
 
     def history(self, live: bool) -> History:
-        """All of it; unless the driver lives, what seems to run was cut off by a kill."""
         if not live:
             self._close_session()
-        records = [
-            dataclasses.replace(record, curve=tuple(self.reports.get(trial_id, ())))
-            for trial_id, record in self.records.items()
-        ]
-        records.sort(key=lambda record: record.number)
         return History(
-            tuple(records),
+            tuple(sorted(self.records.values(), key=lambda record: record.number)),
             self.zero_shot,
             self.seconds,
             self.outcome,
@@ -247,36 +280,59 @@ class _Reader:
             self.run_id,
         )
 
-    def _close_session(self) -> None:
-        if self.began is not None:
-            self.seconds += self.last - self.began
-        self.began = None
-        for record in self.records.values():
-            if record.outcome == "running":
-                self._end(record.trial_id, "stopped", None, self.last)
 
-    def _start(self, event: Event, at: float) -> None:
-        earlier = self.records.get(event["trial"])
-        self.records[event["trial"]] = TrialRecord(
-            trial_id=event["trial"],
-            number=event["number"],
-            kind=event["kind"],
-            params=event["params"],
-            started_at=at,
-            gpus=event["gpus"],
-            earlier_seconds=(earlier.seconds or 0.0) if earlier else 0.0,
-            earlier_gpu_seconds=earlier.gpu_seconds(at) if earlier else 0.0,
-        )
+def open_locked(path: Path, locked: str) -> FileIO:
+    """Open a file of lines for appending, unbuffered and locked; cut off an incomplete last line.
 
-    def _report(self, trial_id: str, report: dict[str, float]) -> None:
-        # After a resume a report may come again; the later one is what training went on from.
-        curve = self.reports.setdefault(trial_id, [])
-        while curve and curve[-1]["step"] >= report["step"]:
-            curve.pop()
-        curve.append(report)
+    Args:
+        path: created if it is missing.
+        locked: message of the error if another process has the file open.
 
-    def _end(self, trial_id: str, outcome: Outcome, error: str | None, at: float) -> None:
-        record = self.records[trial_id]
-        self.records[trial_id] = dataclasses.replace(
-            record, outcome=outcome, error=error, ended_at=max(at, record.started_at or at)
-        )
+    Raises:
+        ConfigError: another process has it open, or its file system does not support locks.
+        StorageFailed: it cannot be opened.
+    """
+    with storage_failures(path, "cannot be opened"):
+        file = path.open("ab+", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise (ConfigError(locked) if error.errno in _LOCKED else _no_locks(path, error)) from None
+    cut_torn_line(path)
+    return file
+
+
+def append_synced(file: FileIO, content: bytes, *, sync: bool = True) -> None:
+    """Append all of the content, or nothing, and wait until it is on disk if `sync`.
+
+    Raises:
+        OSError: it could not be written. The file is cut to its former size if possible.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        remaining = memoryview(content)
+        while remaining:
+            remaining = remaining[file.write(remaining) :]
+        if sync:
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), size)  # the next line must not continue half a line
+        raise
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off an incomplete last line, so that the next one starts on its own."""
+    content = path.read_bytes()
+    complete = content.rfind(b"\n") + 1
+    if complete < len(content):
+        os.truncate(path, complete)
+
+
+def _no_locks(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot be locked ({system_words(error)}), so two processes could damage it",
+        source=path,
+        hint="use a file system that supports locks; Lustre: mount option flock",
+    )

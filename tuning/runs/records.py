@@ -1,52 +1,51 @@
-"""What the rest of the project knows of a search and its trials: plain, frozen records.
+"""Records of a search and of its trials: plain, frozen, and independent of Ray and Optuna.
 
-Whoever runs trials turns its own events into these records and gives them to callbacks. No callback
-needs to know how a trial runs, so tables, MLflow, reports and the display can be tested with
-records written by hand, and made again from records read back from a table.
+The recorder turns the events of Ray Tune into these records and passes them to callbacks; the
+reader of a journal builds the same records from its lines. Tables, MLflow, reports and the display
+need nothing else, so they can be tested with records written by hand.
 
-States of a trial: `running` -> one of `finished` (all its steps), `pruned` (the scheduler stopped
-it), `failed` (it raised), `stopped` (the search was interrupted, or a budget ended it). A resume
-takes the stopped ones up again; the others are final.
+States of a trial: `running` -> one of `finished` (all its steps), `pruned` (stopped early by the
+scheduler), `failed` (it raised), `stopped` (the search was interrupted, or a budget ended it).
+`finished`, `pruned` and `failed` are final. A resume continues the stopped trials.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from trainers.evaluation.metrics import ID_ACC as ID_ACC
+from trainers.evaluation.metrics import MEAN_ACC as MEAN_ACC
+from trainers.evaluation.metrics import OOD_MEAN_ACC as OOD_MEAN_ACC
+from trainers.evaluation.metrics import MetricKey
 from tuning.algorithms.objectives import Constraint, Mode, Objective
+
+if TYPE_CHECKING:
+    from trainers.config import TrialConfig
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
 Kind: TypeAlias = Literal["trial", "reference"]
-"""A reference is plain fine-tuning beside the search, to compare with; no sampler proposed it."""
+"""A reference is plain fine-tuning beside the search, for comparison; no sampler proposed it."""
 SearchOutcome: TypeAlias = Literal["finished", "failed", "stopped"]
 ParamValue: TypeAlias = bool | int | float | str
 
-TRIAL_KEY: Final = "trial_id"
-"""In the configuration of a Tune trial: our name for it. Tune's own differs after a resume."""
-REFERENCE_KEY: Final = "reference"
-"""In the configuration of a Tune trial: the name of the reference that it is."""
+FINAL: Final = frozenset({"finished", "pruned", "failed"})
+"""Outcomes after which a trial never runs again."""
 METHOD_KEY: Final = "method.name"
-"""Among the params of a trial: its method, where a search compares several."""
+"""Parameter that holds the method, in a search that compares several."""
 ZERO_SHOT: Final = "zero-shot"
-"""In tables and displays: the model before any step, among the trials."""
+"""Name of the model before any step, in tables and displays."""
 STEP: Final = "step"
-"""In a report: optimiser steps done. Tune's own iteration starts anew after a resume."""
-
-# The names that reports, MLflow and the tables share. Accuracies are percentages, 0 to 100.
-ID_ACC = "id_val/acc"
-OOD_MEAN_ACC = "ood_val/mean_acc"
-MEAN_ACC = "val/mean_acc"
-"""The mean of ID_ACC and OOD_MEAN_ACC."""
-TRAIN_LOSS = "train/loss"
-SECONDS = "cost/seconds"
+"""Key of a report: optimiser steps done. Tune's own iteration restarts after a resume."""
+TRAIN_LOSS: Final = "train/loss"
+SECONDS: Final = "cost/seconds"
 
 
 def trial_name(number: int) -> str:
-    """The name of the trial of that number, counted from 0: `trial-007`."""
+    """The name of a trial by its number, counted from 0: `trial-007`."""
     return f"trial-{number:03d}"
 
 
@@ -58,34 +57,94 @@ def trial_number(trial_id: str) -> int:
 
 def domain_acc(domain: str) -> str:
     """The name of the validation accuracy on one out-of-distribution domain."""
-    return f"ood_val/{domain}/acc"
+    return str(MetricKey("val", domain, "acc"))
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One trial as the driver proposes it. Its configuration is validated already."""
+
+    trial_id: str
+    config: TrialConfig
+    params: Mapping[str, ParamValue]
+
+    def for_tune(self) -> dict[str, Any]:
+        """The configuration of the Tune trial: its `trial` is all that the workers parse."""
+        return {
+            "trial_id": self.trial_id,
+            "params": dict(self.params),
+            "trial": self.config.model_dump_json(),
+        }
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as it stands; a new record replaces the old one at every event."""
+    """The state of one trial; a new record replaces the old one at every event."""
 
     trial_id: str
-    """`trial-007`, or `ft` for the reference: the same through every resume."""
+    """`trial-007`, or `ft` for the reference; it does not change when a trial is resumed."""
     number: int
     """Order of proposal; -1 for a reference."""
     kind: Kind
     params: Mapping[str, ParamValue]
-    """Dotted key -> value, what the sampler proposed."""
+    """Dotted key -> value that the sampler proposed."""
     outcome: Outcome = "running"
     error: str | None = None
-    """What a failed trial raised; its first line says what, the rest where."""
+    """What a failed trial raised: a summary in the first line, then details."""
     curve: tuple[Mapping[str, float], ...] = ()
-    """Every report in order, each flat, with "step" among its keys."""
+    """Every report in order, each flat, with `step` among its keys."""
     started_at: float | None = None
-    """Unix time in seconds; of the last attempt, where a trial was taken up again."""
+    """Unix time in seconds at which the last attempt began."""
     ended_at: float | None = None
     gpus: float = 0.0
-    """Reserved while it runs; of the last attempt."""
+    """GPUs reserved by the last attempt."""
     earlier_seconds: float = 0.0
     """Wall time of the attempts before the last."""
     earlier_gpu_seconds: float = 0.0
-    """GPUs times seconds, of the attempts before the last."""
+    """GPUs times seconds of the attempts before the last."""
+    sampler_state: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What the sampler noted at the proposal, as system attributes of Optuna: CMA-ES and NSGA-II
+    continue from it after a resume."""
+
+    def with_attempt(self, at: float, gpus: float) -> TrialRecord:
+        """The record when an attempt begins. The costs of earlier attempts add up."""
+        if self.is_final:
+            return self
+        return replace(
+            self,
+            outcome="running",
+            error=None,
+            started_at=at,
+            ended_at=None,
+            gpus=gpus,
+            earlier_seconds=0.0 if self.started_at is None else self.seconds or 0.0,
+            earlier_gpu_seconds=self.gpu_seconds(at),
+        )
+
+    def with_report(self, report: Mapping[str, float]) -> TrialRecord:
+        """The record after a report.
+
+        A resumed trial repeats steps after its checkpoint. The repeated report counts, since
+        training continued from it, and replaces the old one with all that followed.
+        """
+        if self.is_final:
+            return self
+        curve = self.curve
+        if curve and curve[-1][STEP] >= report[STEP]:
+            curve = tuple(point for point in curve if point[STEP] < report[STEP])
+        return replace(self, curve=(*curve, report))
+
+    def with_end(self, outcome: Outcome, at: float, error: str | None = None) -> TrialRecord:
+        """The record at the end of an attempt. A trial with a final outcome keeps it."""
+        if self.is_final:
+            return self
+        ended_at = max(at, self.started_at or at)
+        return replace(self, outcome=outcome, error=error, ended_at=ended_at)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the trial never runs again."""
+        return self.outcome in FINAL
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -99,13 +158,13 @@ class TrialRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of all attempts; while it runs, what its last report says."""
+        """Wall time of all attempts; of a running trial, the value of its last report."""
         if self.started_at is not None and self.ended_at is not None:
             return self.earlier_seconds + self.ended_at - self.started_at
         return self.metrics.get(SECONDS)
 
     def gpu_seconds(self, now: float) -> float:
-        """GPUs reserved times seconds, over all attempts, until its end or until now."""
+        """GPUs reserved times seconds, over all attempts, up to its end or to `now`."""
         if self.started_at is None:
             return self.earlier_gpu_seconds
         ended = now if self.ended_at is None else self.ended_at
@@ -113,15 +172,15 @@ class TrialRecord:
 
     @property
     def compact(self) -> TrialRecord:
-        """The record with its last report alone."""
+        """The record with its last report only."""
         return replace(self, curve=self.curve[-1:])
 
     def last(self, metric: str) -> float | None:
-        """The metric in the last report; None where it is absent or not finite."""
+        """The metric in the last report; None if it is missing or not finite."""
         return _finite(self.metrics.get(metric))
 
     def best(self, metric: str, mode: Mode) -> float | None:
-        """The best finite value along the curve; None where there is none."""
+        """The best finite value of the curve; None if there is none."""
         values = [v for point in self.curve if (v := _finite(point.get(metric))) is not None]
         if not values:
             return None
@@ -129,7 +188,7 @@ class TrialRecord:
 
     @property
     def error_line(self) -> str:
-        """The error in one line: the last line of a traceback, else the first that says a thing."""
+        """The error in one line: the last of a traceback, otherwise the first that is not empty."""
         lines = [line.strip() for line in (self.error or "").splitlines() if line.strip()]
         if not lines:
             return ""
@@ -138,18 +197,18 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """What a search is after, fixed for as long as it runs."""
+    """The goal of a search: fixed while it runs."""
 
     name: str
     total_steps: int
     """Steps of a trial that nothing stops."""
     budget_trials: int
     objectives: tuple[Objective, ...]
-    """One or several; all count the same."""
+    """One or several, of equal importance."""
     id_domain: str
     ood_domains: tuple[str, ...]
     zero_shot: Mapping[str, float]
-    """The model before any step, under the metric names of the trials."""
+    """Metrics of the model before any step, under the names that trials report."""
     config: Mapping[str, object]
     """The resolved configuration file."""
     run_folder: Path
@@ -159,13 +218,14 @@ class SearchRecord:
 
     @property
     def sees_ood(self) -> bool:
-        """Whether choosing reads out-of-distribution validation data, which is then not unseen."""
+        """Whether objectives or constraints read OOD validation data, which is then not unseen."""
         metrics = [o.metric for o in self.objectives] + [c.metric for c in self.constraints]
-        return any(metric.startswith(("ood_val/", "val/")) for metric in metrics)
+        keys = [MetricKey.parse(metric) for metric in metrics]
+        return any(key.uses_ood for key in keys if key is not None)
 
     @property
     def selection(self) -> str:
-        """One sentence for every figure and table: how, and on which split, trials are chosen."""
+        """One sentence for figures and tables: how and on which split trials are chosen."""
         wanted = [
             f"the {'highest' if o.mode == 'max' else 'lowest'} {o.metric}" for o in self.objectives
         ]
@@ -175,7 +235,7 @@ class SearchRecord:
         return f"{text}, which looks at OOD validation data." if self.sees_ood else f"{text}."
 
     def method(self, record: TrialRecord) -> str | None:
-        """What the trial trains with: as proposed, else as configured; None where neither says."""
+        """The fine-tuning method of a trial: proposed, else configured, else None."""
         if record.kind == "reference":
             return record.trial_id
         configured: object = self.config
@@ -185,12 +245,12 @@ class SearchRecord:
         return None if name is None else str(name)
 
     def methods(self, records: Iterable[TrialRecord]) -> tuple[str, ...]:
-        """Those of the trials, no references, each once and in the order of `records`."""
+        """The methods of the trials without references, each once, in the order of `records`."""
         found = (self.method(record) for record in records if record.kind == "trial")
         return tuple(dict.fromkeys(name for name in found if name is not None))
 
     def values(self, record: TrialRecord) -> tuple[float, ...] | None:
-        """The objectives at the last report, more being better; None where one is absent."""
+        """The signed objectives at the last report, more being better; None if one is missing."""
         signed = []
         for objective in self.objectives:
             value = record.last(objective.metric)
@@ -200,14 +260,14 @@ class SearchRecord:
         return tuple(signed)
 
     def bests(self, records: Iterable[TrialRecord]) -> dict[str, float]:
-        """For each constraint, by its text, its metric's best among finished trials."""
+        """The best value of each constraint's metric among finished trials, by constraint text."""
         found: dict[str, float] = {}
         for record in records:
             found = self.with_bests(found, record)
         return found
 
     def with_bests(self, bests: Mapping[str, float], record: TrialRecord) -> dict[str, float]:
-        """The bests with one more trial looked at."""
+        """`bests` after one more trial."""
         found = dict(bests)
         for constraint in self.constraints:
             value = record.last(constraint.metric)
@@ -217,36 +277,35 @@ class SearchRecord:
         return found
 
     def violations(self, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
-        """By how much the trial misses each constraint; at most 0 where it meets it."""
+        """How far the trial is from meeting each constraint; at most 0 if it is met."""
         return {
             c.text: c.violation(record.last(c.metric), c.bound(self.zero_shot, bests.get(c.text)))
             for c in self.constraints
         }
 
 
-class Callback(Protocol):
-    """Whoever wants to know how a search goes on.
+def outcome_of(
+    record: TrialRecord, total_steps: int, error: str | None = None
+) -> tuple[Outcome, str | None]:
+    """How a trial ended whose process has ended. The only place where this is decided.
 
-    Events come from one thread, in the order of the methods below; the record of the newest event
-    is complete, so a callback may ignore all but the last. After a resume, `search_started` comes
-    again and so may the events of trials that earlier sessions ran: a callback must take an event
-    that it has seen before without counting it twice.
+    Args:
+        record: with all reports of the trial.
+        total_steps: of a trial that runs to its end.
+        error: what the trial raised.
+
+    Returns:
+        The final outcome, and the error of a failed trial.
     """
-
-    def search_started(self, search: SearchRecord) -> None:
-        """The search begins, or goes on after a resume. May raise: nothing runs yet."""
-
-    def trial_started(self, record: TrialRecord) -> None:
-        """A trial starts, or goes on after a resume."""
-
-    def trial_reported(self, record: TrialRecord) -> None:
-        """A trial evaluated itself; the report is the last of the curve."""
-
-    def trial_ended(self, record: TrialRecord) -> None:
-        """A trial ended, with an outcome other than `running`."""
-
-    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """The search ended; `records` are all its trials, references among them."""
+    if record.is_final:
+        return record.outcome, record.error
+    if error is not None:
+        return "failed", error
+    if record.step >= total_steps:
+        return "finished", None
+    if record.curve:  # only the scheduler ends a trial between its first and last report
+        return "pruned", None
+    return "failed", "the trial ended without a report"
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,26 +1,34 @@
-"""Go on with a search, or extend it: what may differ from the run folder's configuration.
+"""Resume or extend a search, and what may change when that is done.
 
-A resume finishes the search as it was set up, so nothing may change that its trials measure or
-that its sampler has learned from, the data included; where these lie may. Extending a search is
-another decision: its space may be moved or narrowed or get more methods, and what lies outside of
-the new space is kept in the tables but forgotten by the sampler.
+A resume completes a search as it was configured. Nothing may change that affects what its trials
+measure or what its sampler has learned, including the data; where the data are stored may change.
+Extending a search is another decision: its space may be moved, narrowed, or get more methods.
+Trials outside of the new space stay in the tables, but the sampler does not see them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
 from rich.console import Console
 
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
-from tuning.config.schema import ELSEWHERE, SearchFile
+from tuning.config.schema import ELSEWHERE, SamplerConfig, SearchFile
 from tuning.config.validation import load_config
-from tuning.execution.run_search import SearchResult, continue_search, run_search
-from tuning.runs.environment import check_same_data
+from tuning.execution.run_search import (
+    SearchOptions,
+    SearchResult,
+    continue_search,
+    start_search,
+    with_options,
+)
+from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE, is_running
-from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_named, write_config
+from tuning.runs.run_folder import CONFIG_FILE, check_same_data, load_run, runs_named
 
 RESUMABLE = (
     "search.budget",
@@ -30,72 +38,99 @@ RESUMABLE = (
     "search.checkpoints.keep_top",
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )
-"""Keys that a resume may change: none of them alters what a trial measures."""
+"""Keys that a resume may change: none of them affects what a trial measures."""
 EXTENDABLE = (*RESUMABLE, "search.space", "search.sampler", "search.scheduler")
 
 
 def resume_search(
-    folder: Path,
+    folder: str | Path,
     overrides: Iterable[str] = (),
     *,
-    extend: bool = False,
+    callbacks: Sequence[Callback] = (),
+    sampler: BaseSampler | None = None,
+    storage: BaseStorage | None = None,
     address: str | None = None,
     console: Console | None = None,
 ) -> SearchResult:
-    """Go on after an interruption, from what the run folder holds.
+    """Continue an interrupted search from its run folder.
 
     Args:
         folder: a run folder.
-        overrides: `key=value`, of the keys above.
-        extend: allow for another space, sampler or scheduler too.
-        address: of a Ray cluster, as in `run_search`.
-        console: for the display of progress.
+        overrides: `key=value`, with keys of RESUMABLE.
+        callbacks, sampler, storage, address, console: see `run_search`.
 
     Raises:
-        ConfigError: no run folder, one of another version, one that another process is running,
-            a key that must not change, or data that have changed.
+        ConfigError: not a run folder, or one that another process is running; a key that must not
+            change; changed data.
     """
-    before = load_run(folder)
-    if is_running(folder):  # its search.yaml must stay what it runs with
-        raise ConfigError(f"{folder}: another process is running this search")
-    file = load_config(folder / CONFIG_FILE, list(overrides))
-    for key, (was, now) in _changes(before.file, file, EXTENDABLE if extend else RESUMABLE).items():
-        raise ConfigError(
-            f"--set {key}: it was {was!r} in this search and cannot become {now!r}{_hint(key)}"
-        )
-    _check_untouched(before.history.fingerprints, file, extend)
-    resolve_root(file.trial.data.root, progress=True)
-    check_same_data(before.folder, file.trial.data)
-    if file != before.file:
-        write_config(folder, file)
-    return continue_search(before.folder, file, address=address, console=console)
+    options = SearchOptions(callbacks, sampler, storage, address, console)
+    return continue_from(Path(folder), overrides, options)
+
+
+def extend_search(
+    folder: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    trials: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    sampler: BaseSampler | SamplerConfig | str | None = None,
+    storage: BaseStorage | None = None,
+    address: str | None = None,
+    console: Console | None = None,
+) -> SearchResult:
+    """Continue a search with more trials, or with another space, sampler or scheduler.
+
+    Args:
+        folder: a run folder.
+        overrides: `key=value`, with keys of EXTENDABLE.
+        trials: number of additional trials.
+        callbacks, sampler, storage, address, console: see `run_search`.
+
+    Raises:
+        ConfigError: see `resume_search`.
+    """
+    run = load_run(folder)
+    if trials is not None:
+        existing = sum(record.kind == "trial" for record in run.history.records)
+        wanted = max(existing, run.file.search.budget.trials) + trials
+        overrides = [*overrides, f"search.budget.trials={wanted}"]
+    file = load_config(run.folder / CONFIG_FILE, list(overrides))
+    file, options = with_options(file, callbacks, sampler, storage, address, console)
+    return _continue(run.folder, file, options, extend=True)
+
+
+def continue_from(
+    folder: Path, overrides: Iterable[str], options: SearchOptions, *, extend: bool = False
+) -> SearchResult:
+    """Continue a search with a changed configuration. See `resume_search`."""
+    run = load_run(folder)
+    file = load_config(run.folder / CONFIG_FILE, list(overrides))
+    return _continue(run.folder, file, options, extend=extend)
 
 
 def search_or_resume(
     file: SearchFile, *, address: str | None = None, console: Console | None = None
 ) -> SearchResult:
-    """Go on with the run of this name and configuration; begin it where there is none.
+    """Resume the run of this name and configuration, or start it if there is none.
 
-    For whoever submits the same command again after an interruption: a job of Ray, Kubernetes or
-    Slurm. What a resume may change may differ. A run of the same name with another configuration is
-    left alone, and the new one gets a number.
+    For jobs of Ray, Kubernetes or Slurm, which submit the same command again after an interruption.
+    Keys of RESUMABLE may differ. A run of the same name with another configuration is left alone,
+    and the new one gets a number.
 
     Raises:
-        ConfigError: what `run_search` and `resume_search` refuse.
+        ConfigError: see `run_search` and `resume_search`.
     """
+    options = SearchOptions(address=address, console=console)
     folder = earlier_run(file)
     if folder is None:
-        return run_search(file, address=address, console=console)
-    if is_running(folder):
-        raise ConfigError(f"{folder}: another process is running this search")
-    write_config(folder, file)
+        return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():
-        return resume_search(folder, address=address, console=console)
-    return continue_search(folder, file, address=address, console=console)  # it never began
+        return _continue(folder, file, options)
+    return continue_search(folder, file, options)  # its first session was killed before it began
 
 
 def earlier_run(file: SearchFile) -> Path | None:
-    """The last run folder of this name and configuration, but for what a resume may change."""
+    """The last run folder of this name and configuration, apart from keys of RESUMABLE."""
     for folder in reversed(runs_named(file.search.storage, file.search.name)):
         if not _changes(load_config(folder / CONFIG_FILE, check=False), file, RESUMABLE):
             return folder
@@ -103,14 +138,42 @@ def earlier_run(file: SearchFile) -> Path | None:
 
 
 def identity(file: SearchFile) -> dict[str, object]:
-    """Plain values, equal for configurations of which one may go on with a run of the other."""
+    """Plain values that are equal if one configuration may resume a run of the other."""
     return _without(file, RESUMABLE)
+
+
+def _continue(
+    folder: Path, file: SearchFile, options: SearchOptions, *, extend: bool = False
+) -> SearchResult:
+    """Check the changes against the run folder, then run the rest of the search."""
+    if is_running(folder):
+        raise ConfigError("another process is running this search", source=folder)
+    before = load_run(folder)
+    for key, (was, now) in _changes(before.file, file, EXTENDABLE if extend else RESUMABLE).items():
+        raise ConfigError(
+            f"it was {was!r} in this search and must not change",
+            key=f"--set {key}",
+            value=now,
+            hint=_hint(key),
+        )
+    # search.yaml itself may have been edited.
+    known = before.history.fingerprints
+    for key, fingerprint in file.fingerprints().items():
+        if known.get(key, fingerprint) != fingerprint and not (extend and key == "search.space"):
+            raise ConfigError(
+                f"{key} differs from what this search was run with",
+                source=CONFIG_FILE,
+                hint=_hint(key),
+            )
+    resolve_root(file.trial.data.root, progress=True)
+    check_same_data(before.folder, file.trial.data)
+    return continue_search(before.folder, file, options)
 
 
 def _changes(
     before: SearchFile, after: SearchFile, allowed: tuple[str, ...]
 ) -> dict[str, tuple[object, object]]:
-    """The keys outside of the allowed ones that have another value than before, and both values."""
+    """The keys that differ and are not allowed to, with both values."""
     was, now = _without(before, allowed), _without(after, allowed)
     return {
         key: (was.get(key), now.get(key))
@@ -120,27 +183,18 @@ def _changes(
 
 
 def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
-    """All that a configuration says, under dotted keys, but for these and what is below them."""
+    """A configuration as dotted keys, without some sections."""
     left_out = tuple(f"{key}." for key in keys)
     values = _flat(file.model_dump(mode="json"))
     return {key: value for key, value in values.items() if not f"{key}.".startswith(left_out)}
 
 
-def _check_untouched(known: dict[str, str], file: SearchFile, extend: bool) -> None:
-    """Raise where search.yaml itself was edited in what its trials have in common."""
-    for key, fingerprint in file.fingerprints().items():
-        if known.get(key, fingerprint) != fingerprint and not (extend and key == "search.space"):
-            raise ConfigError(
-                f"{CONFIG_FILE}: {key} is no longer what this search was run with{_hint(key)}"
-            )
-
-
 def _hint(key: str) -> str:
     if key.startswith(("search.space", "search.sampler", "search.scheduler")):
-        return "; use `lipsum-tune extend` to go on with another one"
+        return "use `lipsum-tune extend` to continue with another one"
     if key == "search.checkpoints.storage":
-        return ": its checkpoints would not be found"
-    return "; start a new search, with this one in search.warm_start.runs"
+        return "its checkpoints would not be found"
+    return "start a new search, with this one in search.warm_start.runs"
 
 
 def _flat(values: object, prefix: str = "") -> dict[str, object]:

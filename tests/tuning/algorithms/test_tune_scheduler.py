@@ -22,7 +22,7 @@ from tuning.config.schema import (
     NoSchedulerConfig,
     SchedulerConfig,
 )
-from tuning.runs.records import METHOD_KEY, REFERENCE_KEY, STEP, TRIAL_KEY, TrialRecord
+from tuning.runs.records import METHOD_KEY, STEP, TrialRecord
 
 METRIC = "val/mean_acc"
 TOTAL_STEPS = 90
@@ -42,7 +42,8 @@ def scheduler(
 
 
 def tune_trial(number: int, method: str | None = None) -> Trial:
-    config = {TRIAL_KEY: f"trial-{number:03d}"} | ({METHOD_KEY: method} if method else {})
+    params = {METHOD_KEY: method} if method else {}
+    config = {"trial_id": f"trial-{number:03d}", "params": params}
     return Trial("none", config=config, trial_id=f"{number + 7:08x}", stub=True)
 
 
@@ -87,7 +88,7 @@ def test_with_several_objectives_a_trial_that_nothing_dominates_is_among_the_bes
 @pytest.mark.parametrize("step", [30, 90, 120])
 def test_a_reference_is_never_stopped_and_moves_no_rung(step: int) -> None:
     s = scheduler()
-    reference = Trial("none", config={TRIAL_KEY: "ft", REFERENCE_KEY: "ft"}, stub=True)
+    reference = Trial("none", config={"trial_id": "ft", "params": {}}, stub=True)
     assert goes_on(s, reference, step, 99.0)
     assert goes_on(s, tune_trial(0), 30, 1.0)
     assert goes_on(s, tune_trial(1), 30, 2.0)

@@ -7,26 +7,26 @@ import math
 import shutil
 import statistics
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 from rich.console import Console
 
 from tests.tuning import fakes
 from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, write_run
-from trainers.data.storage import open_store
 from trainers.errors import ConfigError
-from tuning.algorithms.method_studies import open_branches
-from tuning.algorithms.study import TRIAL_ID
+from tuning.algorithms.studies import TRIAL_ID, MethodStudy, create_studies
 from tuning.algorithms.warm_start import warm_start
 from tuning.config.schema import SearchFile
-from tuning.runs.journal import JOURNAL_FILE, Journal
-from tuning.runs.records import METHOD_KEY, TrialRecord
-from tuning.runs.recovery import take_up
+from tuning.execution.run_search import SearchOptions, prepare_studies
+from tuning.runs.journal import JOURNAL_FILE, History
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 from tuning.runs.run_folder import search_record
 
 BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
@@ -58,8 +58,14 @@ def warm(
     folder = runs[0].parent / "new"
     folder.mkdir(exist_ok=True)
     search = search_record(file, folder, zero_shot)
-    (branch,) = open_branches(search, file.search.sampler, file.search_space())
-    return branch.study, warm_start([branch], file, search)
+    (only,) = new_studies(file, search)
+    return only.study, warm_start([only], file, search)
+
+
+def new_studies(file: SearchFile, search: SearchRecord) -> Sequence[MethodStudy]:
+    storage = InMemoryStorage()
+    sampler = file.search.sampler
+    return create_studies(search, file.search_space(), sampler, storage, "id").studies
 
 
 def waiting(study: optuna.Study) -> list[tuple[float, float]]:
@@ -214,12 +220,8 @@ def test_what_lies_outside_of_a_narrower_space_is_left_out(
     assert [t.user_attrs["warm_start"] for t in study.trials] == ["earlier/trial-001"]
     wide = {**narrow, "optim.weight_decay": {"type": "float", "low": 0.0, "high": 0.1}}
     changes |= {"search__space__parameters": wide, "search__space__initial_points": []}
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=rf"this space \({LR}, {WEIGHT}, optim.weight_decay\)"):
         warm(images_root, earlier, **changes)
-    assert str(caught.value) == (
-        f"search.warm_start.runs: {earlier}: none of its 2 ended trials has the parameters of "
-        f"this space ({LR}, {WEIGHT}, optim.weight_decay) in its ranges"
-    )
 
 
 def test_several_runs_are_all_learned_from(
@@ -232,52 +234,50 @@ def test_several_runs_are_all_learned_from(
     assert len(told) == 2
 
 
-def test_what_cannot_be_learned_from_is_refused_with_its_name(
-    images_root: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=r"^search\.warm_start\.runs: .*nowhere: no run folder"):
-        warm(images_root, tmp_path / "nowhere")
+def test_what_cannot_be_learned_from_is_refused(images_root: Path, tmp_path: Path) -> None:
     file = search_file(images_root)
     old = write_run(tmp_path / "old", file, [trial(0, 85.0, 62.0)])
     (old / JOURNAL_FILE).write_text('{"event": "created", "format": 0, "time": 1}\n')
-    with pytest.raises(ConfigError, match=r"old.*format 0 of another version"):
-        warm(images_root, old)
     empty = write_run(tmp_path / "empty", file, zero_shot=None)
-    with pytest.raises(ConfigError, match=r"empty: none of its 0 ended trials"):
-        warm(images_root, empty)
     pruned = write_run(tmp_path / "pruned", file, [PRUNED])
-    with pytest.raises(ConfigError, match=r"pruned: no trial of it is finished"):
-        warm(images_root, pruned, search__warm_start__use="points")
     numberless = replace(PRUNED, curve=({"step": 40, "train/loss": math.nan},))
     silent = write_run(tmp_path / "silent", file, [numberless])
-    with pytest.raises(ConfigError, match=r"silent: no trial there has val/mean_acc"):
-        warm(images_root, silent)
+    for run, problem, use in (
+        (tmp_path / "nowhere", "not a run folder", "auto"),
+        (old, "format 0", "auto"),
+        (empty, "none of its 0 ended trials", "auto"),
+        (pruned, "no finished trial", "points"),
+        (silent, "none of its trials has val/mean_acc", "auto"),
+    ):
+        with pytest.raises(ConfigError, match=problem) as caught:
+            warm(images_root, run, search__warm_start__use=use)
+        assert str(caught.value.key).startswith("search.warm_start.")
+        assert str(run) in str(caught.value)
 
 
-def test_a_study_is_warmed_once_and_not_again_by_a_resume(
+def test_a_resume_is_warmed_again_and_says_nothing(
     images_root: Path, tmp_path: Path, earlier: Path
 ) -> None:
     write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0)])
     file = search_file(images_root, search__warm_start__runs=[str(earlier)])
     folder = tmp_path / "new"
     folder.mkdir()
-
-    journal = Journal(folder)
-    journal.session_started({})
     search = search_record(file, folder, ZERO_SHOT)
 
-    def start() -> tuple[int, str]:
+    def start(*records: TrialRecord) -> tuple[int, str]:
         console = Console(file=io.StringIO(), width=200)
-        (branch,), _ = take_up(search, file, journal, open_store(folder), console)
-        return len(branch.study.trials), console.file.getvalue()  # type: ignore[attr-defined]
+        history = History(records)
+        options = SearchOptions()
+        studies = prepare_studies(search, file, "id", history, options, console)
+        trials = studies.studies[0].study.get_trials(states=(TrialState.COMPLETE,))
+        return len(trials), console.file.getvalue()  # type: ignore[attr-defined]
 
     assert start() == (1, f"Warm start  {earlier}: 1 trials as observations\n")
-    record = trial(0, 84.0, 61.0)
-    journal.trial_started(record)
-    journal.trial_reported(replace(record, outcome="running"))
-    journal.trial_ended(record)
-    assert start() == (2, "")
-    assert start() == (2, "")
+    assert start(trial(0, 84.0, 61.0)) == (2, "")
+    shutil.rmtree(earlier)  # a resume does without it
+    number, text = start(trial(0, 84.0, 61.0))
+    assert number == 1
+    assert str(earlier) in text
 
 
 def test_the_sampler_proposes_near_what_was_good_before(images_root: Path, earlier: Path) -> None:
@@ -327,9 +327,9 @@ def warm_methods(
     file = methods_file(root, *runs, **changes)
     folder = Path(tempfile.mkdtemp(dir=runs[0].parent))
     search = search_record(file, folder, ZERO_SHOT)
-    branches = open_branches(search, file.search.sampler, file.search_space())
-    told = warm_start(branches, file, search)
-    return {branch.method: branch.study for branch in branches}, told
+    studies = new_studies(file, search)
+    told = warm_start(studies, file, search)
+    return {study.method: study.study for study in studies}, told
 
 
 def sources(study: optuna.Study) -> list[str]:

@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 from tests.s3 import s3_server
-from tests.tuning.execution.test_run_search import configuration, outcomes
+from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.errors import ConfigError
 from trainers.overrides import nest
 from trainers.ray_trainer import WORKER_ENVIRONMENT

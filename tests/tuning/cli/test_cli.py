@@ -29,7 +29,7 @@ from tuning.execution.run_search import SearchResult
 from tuning.runs import resume
 from tuning.runs.journal import Journal
 from tuning.runs.records import SearchOutcome
-from tuning.runs.run_folder import CONFIG_FILE, load_run
+from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 
 COMMANDS = {
     "prepare", "zero-shot", "plan", "search", "resume", "extend", "status", "report", "confirm",
@@ -154,14 +154,14 @@ def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("resume", "nowhere"), "nowhere: no run folder"),
-        (("extend", "nowhere", "--trials", "3"), "nowhere: no run folder"),
-        (("status", "nowhere"), "nowhere: no run folder"),
-        (("report", "nowhere"), "nowhere: no run folder"),
-        (("confirm", "nowhere"), "nowhere: no run folder"),
-        (("export", "nowhere", "--output", "out"), "nowhere: no run folder"),
+        (("resume", "nowhere"), "nowhere: not a run folder"),
+        (("extend", "nowhere", "--trials", "3"), "nowhere: not a run folder"),
+        (("status", "nowhere"), "nowhere: not a run folder"),
+        (("report", "nowhere"), "nowhere: not a run folder"),
+        (("confirm", "nowhere"), "nowhere: not a run folder"),
+        (("export", "nowhere", "--output", "out"), "nowhere: not a run folder"),
         (("export", "RUN", "--output", "out"), "the weights of trial-000 (finished) are not kept"),
-        (("soup", "nowhere"), "nowhere: no run folder"),
+        (("soup", "nowhere"), "nowhere: not a run folder"),
         (("soup", "RUN"), "set search.checkpoints.keep_top = 5"),
         (("plan", "no-such.yaml"), "no-such.yaml: no such file"),
         (("plan", "quickstart", "--set", "search.budget.trials=0"), "search.budget.trials = 0"),
@@ -240,8 +240,9 @@ def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
     """The configurations with which a search goes on; it ends at once, as with no budget left."""
     files: list[SearchFile] = []
 
-    def end_at_once(folder: Path, file: SearchFile, **more: object) -> SearchResult:
+    def end_at_once(folder: Path, file: SearchFile, options: object) -> SearchResult:
         files.append(file)
+        write_config(folder, file)
         loaded = load_run(folder)
         return SearchResult(loaded.search, loaded.history.records, "finished", folder, "uri")
 

@@ -260,3 +260,14 @@ def test_first_points_equal_the_methods_defaults() -> None:
         for point in branch.initial_points:
             own = {k.removeprefix("method."): v for k, v in point.items() if k.startswith("method")}
             assert own.items() <= defaults.items(), method
+
+
+def test_a_space_object_stands_in_place_of_a_named_space() -> None:
+    space = SearchSpace(
+        parameters={"optim.lr": Float(low=1e-6, high=1e-3, log=True)},
+        initial_points=[{"optim.lr": 1e-5}],
+    )
+    file = SearchFile.model_validate({"search": {"space": space}})
+    assert file.search_space() == space
+    # The run folder keeps it as text.
+    assert SearchFile.model_validate(file.model_dump(mode="json")).search_space() == space

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from ray.cluster_utils import Cluster
 
-from tests.tuning.execution.test_run_search import configuration
+from tests.tuning.execution.real_searches import configuration
 from trainers.overrides import nest
 from tuning.execution.ray_session import free_port, retry_slow_start
 from tuning.runs.records import TrialRecord

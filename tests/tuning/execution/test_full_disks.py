@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from search_spaces import SearchSpace
 from search_spaces.distributions import Float
 from tests.disks import fill, make_room, small_disk
 from tests.tuning import fakes
-from tests.tuning.runs.test_recorder import Notes, report, tune_trial
+from tests.tuning.recorders import Notes, report, tune_trial
 from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint, saved_step
 from trainers.config import TrialConfig
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import saved_locally
-from tuning.algorithms.study import open_study
+from tuning.algorithms.optuna_storage import open_storage
+from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
@@ -102,16 +104,23 @@ def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(
 ) -> None:
     search = fakes.search_record(disk)
     space = SearchSpace(parameters={"optim.lr": Float(low=0.1, high=1.0)})
-    study = open_study(search, SamplerConfig(), space)
+
+    def created() -> optuna.Study:
+        storage = open_storage(disk, None)
+        (only,) = create_studies(search, space, SamplerConfig(), storage, "id").studies
+        return only.study
+
+    study = created()
     trial = study.ask(fixed_distributions=space.distributions())
     fill(disk)
     with pytest.raises(StorageFailed, match=f"optuna.journal: cannot be written: {FULL}"):
         trial.set_user_attr("long", "x" * 10_000)
     make_room(disk)
     study.tell(trial, 1.0)
-    (found,) = open_study(search, SamplerConfig(), space).trials
+    (found,) = study.trials
     assert found.state == optuna.trial.TrialState.COMPLETE
     assert found.user_attrs == {}
+    assert created().trials == []  # all lines are whole
 
 
 class Writer(Notes):
@@ -137,14 +146,15 @@ def test_the_end_of_a_search_on_a_full_disk_is_told_all_the_same_in_a_line_for_e
     journal.session_started({})
     callbacks = (Writer(disk / "table"), notes)
     recorder = Recorder(fakes.search_record(disk), journal, callbacks)
-    trial = tune_trial("trial-000", **large(0).params)
+    trial = tune_trial("trial-000")
+    recorder.proposed(replace(large(0), outcome="running", curve=(), started_at=None))
     recorder.on_trial_start(0, [], trial)
     fill(disk)
     until_it_fails(lambda step: report(recorder, trial, step + 1))
     with caplog.at_level(logging.ERROR):
         (record,) = recorder.finish("stopped")
     assert record.outcome == "stopped"
-    assert notes.heard[-1] == ("search_ended", "1", "stopped")
+    assert notes.events[-1] == ("search_ended", "1", "stopped")
     assert "Traceback" not in caplog.text
     assert f"Writer failed at search_ended: {FULL}" in caplog.text
     assert journal.failure is not None

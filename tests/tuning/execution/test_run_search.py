@@ -18,40 +18,20 @@ from ray.util import placement_group_table
 from rich.console import Console
 
 from tests.ray_head import Head
+from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.errors import ConfigError
 from trainers.overrides import nest
-from tuning.algorithms.study import open_study
 from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
-from tuning.execution.run_search import SearchResult, _zero_shot_on_cluster, run_search
+from tuning.execution.run_search import SearchResult, run_search
+from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.runs.run_folder import load_run
 
 pytestmark = pytest.mark.slow
-
-STEPS = 9
-
-
-def configuration(root: Path, storage: Path) -> dict[str, Any]:
-    return {
-        "trial": {
-            "data": {"root": str(root)},
-            "method": {"name": "lipsum_ft", "text_count": 16},
-            "optim": {"lr": 1e-3, "batch_size": 8},
-            "eval": {"every": 3},
-            "steps": STEPS,
-        },
-        "search": {
-            "name": "small",
-            "storage": str(storage),
-            "scheduler": {"name": "asha", "grace_steps": 3, "reduction_factor": 2},
-            "objective": {"metric": "train/lr", "mode": "max"},
-            "budget": {"trials": 5},
-        },
-    }
 
 
 def broken_copy(root: Path, copy: Path) -> Path:
@@ -119,10 +99,6 @@ def left_behind(seconds: float = 30) -> tuple[list[Any], float]:
         time.sleep(0.5)
 
 
-def outcomes(found: SearchResult) -> dict[str, str]:
-    return {record.trial_id: record.outcome for record in found.records}
-
-
 def test_trials_finish_are_pruned_and_fail_each_by_itself(result: SearchResult) -> None:
     assert outcomes(result) == {
         "ft": "finished",
@@ -145,12 +121,11 @@ def test_a_failed_trial_says_why(result: SearchResult) -> None:
 
 def test_optuna_is_told_what_really_happened(result: SearchResult) -> None:
     run = load_run(result.run_folder)
-    study = open_study(run.search, run.file.search.sampler, run.file.search_space())
-    states = [trial.state for trial in study.trials]
+    states = [trial.state for trial in run.study.trials]
     assert states[:4] == [
         TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL,
     ]  # fmt: skip
-    assert list(study.trials[2].intermediate_values) == [3]
+    assert list(run.study.trials[2].intermediate_values) == [3]
 
 
 def test_mlflow_has_one_run_a_trial_below_the_searchs_with_all_that_was_reported(
@@ -220,7 +195,7 @@ def test_two_workers_train_one_trial(images_root: Path, tmp_path: Path) -> None:
 def test_a_mistake_that_a_worker_is_the_first_to_find_is_one_line_too(tmp_path: Path) -> None:
     trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
     with ray_session(), pytest.raises(ConfigError) as caught:
-        _zero_shot_on_cluster(trial, ResourcesConfig())
+        zero_shot_metrics(trial, ResourcesConfig())
     assert type(caught.value) is ConfigError
     assert str(caught.value).startswith(f"{tmp_path}: it has no domain 'real'")
     assert "\n" not in str(caught.value)

@@ -9,7 +9,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ import boto3
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
-from ray import tune
 from rich.console import Console
 
 from tests.benchmarks.kills import disagreements
 from tests.disks import fill, make_room, small_disk
 from tests.ray_head import Head
 from tests.s3 import SECRET, s3_server
-from tests.tuning.execution.test_run_search import configuration, outcomes
+from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
+from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.errors import ConfigError, StorageFailed
 from trainers.fine_tune import fine_tune
@@ -33,7 +32,6 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
 from tuning.execution.run_search import run_search
-from tuning.execution.trainable import DRIVER_MEMORY
 from tuning.runs.journal import JOURNAL_FILE, read_history
 from tuning.runs.records import TrialRecord
 from tuning.runs.resume import resume_search
@@ -43,7 +41,7 @@ from tuning.weights.export import export_weights
 pytestmark = pytest.mark.slow
 
 ONE_TRIAL = "search.budget.trials=1"
-"""A search whose storage fails must not start the second of its two trials; no resume needs it."""
+"""Of the two that a search whose storage fails must not go on to; the other would take its time."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +68,7 @@ def search_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
 
 @contextmanager
 def once(condition: Callable[[], bool], action: Callable[[], object]) -> Iterator[None]:
-    """Within the block, run an action once, as soon as a condition holds."""
+    """Do something in the middle of a search, as soon as a condition holds."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -97,7 +95,7 @@ def reports(run_folder: Path, trial_id: str) -> int:
 
 
 def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
-    """The trials measured the same as plain fine-tunings without an interruption."""
+    """What the trials measured is what plain fine-tunings measure that nothing interrupts."""
     for record in records:
         *_, last = fine_tune(file.trial_config(record.params))
         for name in ("id_val/acc", "ood_val/mean_acc", "train/loss"):
@@ -105,7 +103,7 @@ def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
 
 
 @pytest.mark.cluster
-def test_a_search_on_a_full_disk_can_be_resumed(
+def test_a_disk_that_fills_up_ends_the_search_in_one_line_and_once_there_is_room_it_goes_on(
     images_root: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -136,53 +134,39 @@ def test_a_search_on_a_full_disk_can_be_resumed(
         check_as_undisturbed(file, list(found.records))
 
 
-def instant_trial(proposal: dict[str, Any], *, steps: int) -> None:
-    """A trial that only reports; the driver has to write each report down."""
-    values = dict.fromkeys(("val/mean_acc", "ood_val/mean_acc", "id_val/acc"), 50.0)
-    for step in range(1, steps + 1):
-        tune.report({"step": step, **values})
-
-
-def instantly(patch: pytest.MonkeyPatch, steps: int) -> dict[str, Any]:
-    """Replace the trials of searches by `instant_trial`; returns settings for them."""
-    trial = tune.with_resources(partial(instant_trial, steps=steps), {"memory": DRIVER_MEMORY})
-    patch.setattr("tuning.execution.run_search.trainable", lambda *_, **__: trial)
-    return {"trial__steps": steps, "trial__eval__every": 1, "search__budget__trials": 1}
-
-
 @pytest.mark.cluster
-def test_a_full_disk_of_the_driver_fails_no_trial(
-    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_driver_without_room_for_its_files_blames_no_trial(
+    images_root: Path, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 100_000) as disk:
-        # Enough of them to be still at it when the disk is full, some tenths of a second later.
-        search = search_file(images_root, disk, **instantly(monkeypatch, steps=400))
+        # Enough reports for the disk to be full before the last, some tenths of a second later.
+        settings = {"trial__steps": 800, "search__budget__trials": 1}
+        file = instant_file(images_root, disk / "runs", **settings)
         folder = disk / "runs" / "small"
-        said = rf"^{folder}/({JOURNAL_FILE}|optuna.journal): cannot be written: No space left on de"
+        message = rf"^{folder}/({JOURNAL_FILE}|optuna.journal): cannot be written: No space left"
         with (
             once(lambda: reports(folder, "trial-000") > 0, lambda: fill(disk)),
-            pytest.raises(StorageFailed, match=said),
+            pytest.raises(StorageFailed, match=message),
         ):
-            run_search(search, console=Console(quiet=True))
+            run_instantly(file)
         assert outcomes(load_run(folder).history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
         make_room(disk)
-        found = resume_search(folder, console=Console(quiet=True))
+        found = resume_instantly(folder)
         assert outcomes(found) == {"trial-000": "finished"}
-        assert [point["step"] for point in found.records[0].curve] == list(range(1, 401))
+        assert [point["step"] for point in found.records[0].curve] == list(range(2, 801, 2))
 
 
-def test_a_trial_whose_end_the_sampler_cannot_keep_is_finished_at_the_next_attempt(
+def test_a_trial_whose_end_optuna_cannot_keep_has_ended(
     images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = search_file(images_root, tmp_path, **instantly(monkeypatch, steps=2))
+    file = instant_file(images_root, tmp_path / "runs", search__budget__trials=1)
     folder = tmp_path / "runs" / "small"
     with monkeypatch.context() as patch:
-        patch.setattr("tuning.algorithms.searcher.tell", raise_full)
+        patch.setattr("tuning.algorithms.studies.MethodStudy.tell", raise_full)
         with pytest.raises(StorageFailed, match="tell: full"):
-            run_search(search, console=Console(quiet=True))
-    assert outcomes(load_run(folder).history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
-    found = resume_search(folder, console=Console(quiet=True))
-    assert outcomes(found) == {"trial-000": "finished"}
+            run_instantly(file)
+    assert outcomes(load_run(folder).history) == {"trial-000": "finished"}  # type: ignore[arg-type]
+    resume_instantly(folder)
     assert disagreements(folder) == []
 
 
@@ -190,7 +174,7 @@ def raise_full(*_: Any) -> None:
     raise StorageFailed("tell: full")
 
 
-def test_a_search_with_a_refusing_bucket_can_be_resumed(
+def test_a_bucket_that_refuses_ends_the_search_in_one_line_and_the_trials_are_not_to_blame(
     server: ThreadedMotoServer, images_root: Path, tmp_path: Path
 ) -> None:
     s3 = boto3.client("s3")
@@ -204,7 +188,7 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(
         policy = {"Version": "2012-10-17", "Statement": [statement]}
         s3.put_bucket_policy(Bucket="mine", Policy=json.dumps(policy))
 
-    # Weights only: Arrow's `copy_files` would not raise for a single file.
+    # Not the folders, nor Ray Train's list: Arrow's own copying would not tell of a file alone.
     with (
         once(lambda: reports(folder, "trial-000") == 1, lambda: refuse(WEIGHTS)),
         pytest.raises(StorageFailed) as caught,

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.tuning import fakes
 from trainers.errors import ConfigError
-from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
+from tuning.runs.journal import JOURNAL_FILE, Journal, is_running, read_history
 from tuning.runs.records import TrialRecord
 
 STARTED = fakes.trial(0, outcome="running", ended_at=None, curve=())
@@ -75,6 +78,26 @@ def test_a_trial_cut_off_by_a_kill_is_stopped_and_its_attempts_add_up(tmp_path: 
     assert record.seconds == 20 + 30
 
 
+def test_an_ended_trial_stays_ended(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    journal.trial_started(STARTED)
+    pruned = dataclasses.replace(ENDED, outcome="pruned", curve=ENDED.curve[:1])
+    journal.trial_reported(pruned)
+    # A driver of an earlier version could write these lines after a signal.
+    journal.trial_ended(dataclasses.replace(pruned, outcome="stopped", ended_at=9e9))
+    write_trial(journal, ENDED)
+    assert read_history(tmp_path).records == (pruned,)
+
+
+def test_what_a_sampler_noted_is_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    journal.trial_started(dataclasses.replace(STARTED, sampler_state={"generation": 3}))
+    (record,) = read_history(tmp_path).records
+    assert record.sampler_state == {"generation": 3}
+
+
 def test_the_report_at_which_a_trial_is_stopped_is_written_with_its_end_or_not_at_all(
     tmp_path: Path,
 ) -> None:
@@ -110,22 +133,41 @@ def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next_driver(tmp_path: P
         assert path.read_bytes() == whole
 
 
-def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    first = Journal(tmp_path)
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_not_taken_for_another_driver(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    Journal(tmp_path).close()
+    monkeypatch.setattr(fcntl, "flock", refused)
+    for attempt in (Journal, is_running):
+        with pytest.raises(ConfigError) as caught:
+            attempt(tmp_path)
+        assert caught.value.source == str(tmp_path / JOURNAL_FILE)
+        assert os.strerror(error) in caught.value.problem
+        assert "another process" not in str(caught.value)
+
+
+def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
+    assert not is_running(tmp_path)
+    driver = Journal(tmp_path)
+    assert is_running(tmp_path)
     with pytest.raises(ConfigError, match="another process is running this search"):
         Journal(tmp_path)
-    first.close()
-    Journal(tmp_path).close()
+    driver.close()
+    assert not is_running(tmp_path)
 
 
 def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL_FILE
     path.write_text('{"event": "created", "format": 99, "time": 1}\n')
-    with pytest.raises(ConfigError, match="format 99 of another version"):
+    with pytest.raises(ConfigError, match="format 99"):
         read_history(tmp_path)
     path.write_text('{"event": "created", "format": 1, "time": 1}\nnonsense\n{"event": "x"}\n')
-    with pytest.raises(ConfigError, match="line 2 cannot be read"):
+    with pytest.raises(ConfigError, match="line 2"):
         read_history(tmp_path)
     path.unlink()
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(ConfigError, match="not a run folder"):
         read_history(tmp_path)

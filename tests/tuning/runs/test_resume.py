@@ -1,134 +1,311 @@
-"""Searches that are interrupted, killed, resumed and extended, as real processes on a real Ray.
-
-Slow: every start of a driver is that of a Ray cluster and of a trial's processes, half a minute.
-"""
+"""Which changes a resume and an extension accept."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from rich.console import Console
 
-from tests.benchmarks.kills import disagreements, search_with_kills
-from tests.tuning.execution.test_run_search import configuration, outcomes
+from tests.tuning import fakes
+from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
+from trainers.errors import ConfigError
+from trainers.overrides import nest
+from tuning.algorithms.budget import Budget
+from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.execution.run_search import run_search
-from tuning.runs.journal import JOURNAL_FILE, is_running
-from tuning.runs.resume import resume_search
-from tuning.runs.run_folder import load_run
+from tuning.runs import resume
+from tuning.runs.journal import JOURNAL_FILE, Journal
+from tuning.runs.resume import earlier_run, extend_search, resume_search, search_or_resume
+from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
-
-
-def write(root: Path, storage: Path, name: str, **search: object) -> Path:
-    """A configuration of a search that keeps its runs in `storage`."""
-    values = configuration(root, storage)
-    values["search"] |= {
-        "name": name,
-        "objective": {"metric": "val/mean_acc"},
-        "budget": {"trials": 3},
-        **search,
-    }
-    path = storage / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+NARROWER = f"search.space.parameters.{LR}.low=1e-5"
 
 
-@pytest.mark.cluster
-def test_a_driver_killed_again_and_again_loses_nothing_and_does_nothing_twice(
-    images_root: Path, tmp_path: Path
+@pytest.fixture
+def run(images_root: Path, tmp_path: Path) -> Path:
+    records = [fakes.reference(), *(trial(n, 85.0 - n, 62.0) for n in range(3))]
+    return write_run(tmp_path / "run", search_file(images_root), records)
+
+
+@pytest.fixture
+def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
+    """The configurations with which searches would continue, which takes Ray."""
+    files: list[SearchFile] = []
+    monkeypatch.setattr(resume, "continue_search", lambda folder, file, options: files.append(file))
+    return files
+
+
+def go_on(run: Path, overrides: list[str], extend: bool) -> None:
+    (extend_search if extend else resume_search)(run, overrides)
+
+
+def edit(run: Path, **changes: Any) -> None:
+    """Change search.yaml by hand."""
+    values = yaml.safe_load((run / CONFIG_FILE).read_text())
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    (run / CONFIG_FILE).write_text(yaml.safe_dump(nest(dotted, values), sort_keys=False))
+
+
+def test_with_nothing_changed_a_search_goes_on_as_it_was(
+    run: Path, went_on: list[SearchFile]
 ) -> None:
-    # `python -m tests.benchmarks.kills` does the same with ten kills and the whole benchmark.
-    config = write(images_root, tmp_path, "killed")
-    folder = search_with_kills(config, tmp_path, kills=2, seed=1)
-    assert disagreements(folder) == []
+    resume_search(run)
+    assert went_on == [load_run(run).file]
 
 
-def test_an_interrupted_search_goes_on_where_it_was_and_can_then_be_extended(
-    images_root: Path, tmp_path: Path
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "search.budget.trials=30",
+        "search.budget.trials=2",  # fewer than it has: it ends at once
+        "search.budget.hours=1.5",
+        "search.resources.workers=2",
+        "search.resources.max_concurrent=1",
+        "search.tracking.experiment=other",
+        "search.checkpoints.disk_gb=5",
+        "trial.data.cache_gb=7",
+        "trial.data.workers=2",
+    ],
+)
+def test_budgets_resources_tracking_and_reading_may_change_and_are_kept(
+    override: str, extend: bool, run: Path, went_on: list[SearchFile]
 ) -> None:
-    config = write(images_root, tmp_path, "stopped", references=[])
-    folder = tmp_path / "stopped"
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "tuning", "search", str(config)], stdout=subprocess.DEVNULL
+    expected = load_config(run / CONFIG_FILE, [override])
+    assert expected != load_run(run).file
+    go_on(run, [override], extend)
+    assert went_on == [expected]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        NARROWER,
+        "search.space.initial_points=[]",
+        "search.sampler.name=random",
+        "search.sampler.seed=7",
+        "search.scheduler={name: asha, grace_steps: 40}",
+    ],
+)
+def test_space_sampler_and_scheduler_may_change_when_a_search_is_extended(
+    override: str, run: Path, went_on: list[SearchFile]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resume_search(run, [override])
+    assert "lipsum-tune extend" in str(caught.value.hint)
+    assert went_on == []
+    extend_search(run, [override])
+    assert went_on == [load_config(run / CONFIG_FILE, [override])]
+
+
+def test_an_extension_adds_to_the_trials_that_there_are(
+    run: Path, went_on: list[SearchFile]
+) -> None:
+    extend_search(run, ["search.budget.trials=3"], trials=5)
+    assert went_on[0].search.budget.trials == 25  # twenty were configured
+
+
+def test_checkpoints_are_not_looked_for_elsewhere(run: Path, went_on: list[SearchFile]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resume_search(run, ["search.checkpoints.storage=s3://mine"])
+    assert caught.value.hint == "its checkpoints would not be found"
+    assert went_on == []
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize(
+    ("override", "key", "was", "now"),
+    [
+        ("trial.optim.lr=0.5", "trial.optim.lr", "1e-05", "0.5"),
+        ("trial.steps=480", "trial.steps", "240", "480"),
+        (
+            "search.objective={metric: id_val/acc}",
+            "search.objective",
+            "[{'metric': 'val/mean_acc', 'mode': 'max'}]",
+            "[{'metric': 'id_val/acc', 'mode': 'max'}]",
+        ),
+        ("search.constraints=id_val/nll <= 1", "search.constraints", "[]", "['id_val/nll <= 1']"),
+        ("search.name=other", "search.name", "'search'", "'other'"),
+        ("search.references=[]", "search.references", "['ft']", "[]"),
+        ("search.warm_start.top=9", "search.warm_start.top", "4", "9"),
+        ("search.study_storage=sqlite:///a", "search.study_storage", "None", "'sqlite:///a'"),
+    ],
+)
+def test_what_trials_measure_never_changes_and_the_error_says_what_to_do(
+    override: str, key: str, was: str, now: str, extend: bool, run: Path, went_on: list[SearchFile]
+) -> None:
+    before = (run / CONFIG_FILE).read_text()
+    with pytest.raises(ConfigError) as caught:
+        go_on(run, [override], extend)
+    assert (caught.value.key, repr(caught.value.value)) == (f"--set {key}", now)
+    assert was in caught.value.problem
+    assert "search.warm_start.runs" in str(caught.value.hint)
+    assert went_on == []
+    assert (run / CONFIG_FILE).read_text() == before
+
+
+@pytest.fixture
+def copy(images_root: Path, tmp_path: Path) -> Path:
+    """Data that a test may change."""
+    return Path(shutil.copytree(images_root, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_data_that_were_moved_are_read_where_they_are_now(
+    extend: bool, copy: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    run = write_run(tmp_path / "run", search_file(copy), [trial(0, 85.0, 62.0)])
+    moved = copy.rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"copy"):
+        go_on(run, [], extend)
+    go_on(run, [f"trial.data.root={moved}"], extend)
+    (first,) = went_on
+    assert first == search_file(moved)
+    assert first.trial_config({LR: 1e-3}).data.root == str(moved)
+    assert first.reference_config("ft").data.root == str(moved)
+
+
+@pytest.mark.parametrize("extend", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
+def test_data_that_have_changed_are_refused_with_the_domain_and_split(
+    extend: bool, moved: bool, copy: Path, run: Path, went_on: list[SearchFile]
+) -> None:
+    elsewhere = [f"trial.data.root={copy}"]
+    if not moved:
+        write_config(run, load_config(run / CONFIG_FILE, elsewhere))
+    before = (run / CONFIG_FILE).read_text()
+    swap_classes(copy, "sketch", "val")
+    with pytest.raises(ConfigError) as caught:
+        go_on(run, elsewhere if moved else [], extend)
+    assert (caught.value.key, caught.value.value) == ("trial.data.root", str(copy))
+    assert "'sketch/val' changed" in caught.value.problem
+    assert went_on == []
+    assert (run / CONFIG_FILE).read_text() == before
+
+
+def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(
+    run: Path, went_on: list[SearchFile], caplog: pytest.LogCaptureFixture
+) -> None:
+    resume_search(run)
+    assert caplog.messages == []
+    for left in ("{}", None):
+        if left is None:
+            (run / "environment.json").unlink()
+        else:
+            (run / "environment.json").write_text(left)
+        resume_search(run)
+        (told,) = caplog.messages
+        assert told.startswith(f"{run} does not record its data")
+        caplog.clear()
+    assert len(went_on) == 3
+
+
+def test_a_search_yaml_that_was_edited_is_refused(run: Path, went_on: list[SearchFile]) -> None:
+    edit(run, trial__seed=1)
+    for extend in (False, True):
+        with pytest.raises(ConfigError, match=r"search\.yaml: trial differs"):
+            go_on(run, [], extend)
+    assert went_on == []
+
+
+def test_an_edited_objective_or_constraint_is_refused(run: Path, went_on: list[SearchFile]) -> None:
+    edit(run, search__objective=[{"metric": "id_val/acc"}])
+    with pytest.raises(ConfigError, match=r"search\.objective differs"):
+        extend_search(run)
+    edit(run, search__objective=[{"metric": "val/mean_acc"}], search__constraints=["id_val/acc>=9"])
+    with pytest.raises(ConfigError, match=r"search\.constraints differs"):
+        extend_search(run)
+    edit(run, search__constraints=[])
+    resume_search(run)
+    assert len(went_on) == 1
+
+
+def test_an_edited_space_is_for_extend(run: Path, went_on: list[SearchFile]) -> None:
+    parameters = yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["space"]["parameters"]
+    edit(run, search__space__parameters={**parameters, LR: {**parameters[LR], "high": 1e-3}})
+    with pytest.raises(ConfigError, match=r"search\.space differs.*`lipsum-tune extend`"):
+        resume_search(run)
+    extend_search(run)
+    assert len(went_on) == 1
+
+
+def test_a_search_that_runs_is_left_alone_with_its_configuration(
+    run: Path, went_on: list[SearchFile]
+) -> None:
+    before = (run / CONFIG_FILE).read_text()
+    driver = Journal(run)
+    with pytest.raises(ConfigError, match=r"another process is running this search"):
+        resume_search(run, ["search.budget.trials=30"])
+    assert (run / CONFIG_FILE).read_text() == before
+    driver.close()
+    resume_search(run, ["search.budget.trials=30"])
+    assert [file.search.budget.trials for file in went_on] == [30]
+
+
+def test_a_value_that_cannot_be_is_refused_as_in_a_new_search(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"search\.budget\.trials = 0"):
+        resume_search(run, ["search.budget.trials=0"])
+    with pytest.raises(ConfigError, match=r"nowhere: not a run folder"):
+        resume_search(run.parent / "nowhere")
+
+
+@pytest.mark.parametrize(("trials", "more"), [(2, 0), (3, 0), (5, 2)])
+def test_the_budget_counts_the_trials_that_are_there(trials: int, more: int, run: Path) -> None:
+    loaded = load_run(run)
+    file = load_config(run / CONFIG_FILE, [f"search.budget.trials={trials}"])
+    search, history = loaded.search, loaded.history
+    budget = Budget(file.search.budget, search, history)
+    assert [budget.allows(3 + number) for number in range(3)].count(True) == more
+
+
+def named(root: Path, storage: Path, **changes: Any) -> SearchFile:
+    values = search_file(root).model_dump(mode="json")
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return SearchFile.model_validate(
+        nest({"search.name": "mine", "search.storage": str(storage), **dotted}, values)
     )
-    while not any(record.curve for record in reported(folder)):
-        assert driver.poll() is None
-        time.sleep(0.2)
-    assert is_running(folder)
-    driver.send_signal(signal.SIGINT)
-    assert driver.wait() == 130
-    assert load_run(folder).history.outcome == "stopped"
-
-    found = resume_search(folder, console=Console(quiet=True))
-    assert found.outcome == "finished"
-    assert disagreements(folder) == []
-    before = (folder / JOURNAL_FILE).read_text()
-
-    narrowed = ["search.budget.trials=4", "search.space.parameters.method.reg_weight.low=1.0"]
-    extended = resume_search(folder, narrowed, extend=True, console=Console(quiet=True))
-    assert len(extended.records) == 4
-    assert extended.records[3].params["method.reg_weight"] >= 1.0
-    assert [r.params for r in extended.records[:3]] == [r.params for r in found.records]
-    added = (folder / JOURNAL_FILE).read_text().removeprefix(before)
-    started = [line for line in map(json.loads, added.splitlines()) if line["event"] == "started"]
-    assert [line["trial"] for line in started] == ["trial-003"]
-    rows = pq.read_table(folder / "trials.parquet").to_pylist()
-    assert len(rows) == 1 + 4
 
 
-def reported(folder: Path) -> list:  # type: ignore[type-arg]
-    if not (folder / JOURNAL_FILE).exists():
-        return []
+def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    first = named(images_root, tmp_path)
+    other = named(images_root, tmp_path, trial__optim__weight_decay=0.3)
+    assert earlier_run(first) is None
+    write_run(tmp_path / "mine", first, [trial(0, 85.0, 62.0)])
+    assert earlier_run(other) is None  # a new one, and not that
+    write_run(tmp_path / "mine-2", other, [trial(0, 85.0, 62.0)])
+    assert earlier_run(first) == tmp_path / "mine"
+    assert earlier_run(other) == tmp_path / "mine-2"
+    more = named(images_root, tmp_path, search__budget__trials=77)
+    assert earlier_run(more) == tmp_path / "mine"
+    search_or_resume(more)
+    assert [file.search.budget.trials for file in went_on] == [77]
+
+
+def test_a_run_that_another_process_has_is_left_to_it(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    file = named(images_root, tmp_path)
+    write_run(tmp_path / "mine", file, [trial(0, 85.0, 62.0)])
+    before = (tmp_path / "mine" / CONFIG_FILE).read_text()
+    journal = Journal(tmp_path / "mine")
     try:
-        return list(load_run(folder).history.records)
-    except Exception:
-        return []
+        with pytest.raises(ConfigError, match="another process is running this search"):
+            search_or_resume(named(images_root, tmp_path, search__budget__trials=77))
+    finally:
+        journal.close()
+    assert (tmp_path / "mine" / CONFIG_FILE).read_text() == before
+    assert went_on == []
 
 
-def test_a_budget_ends_the_search_now_and_more_of_it_takes_it_up_again_from_where_data_are_now(
-    images_root: Path, tmp_path: Path
+def test_a_run_that_was_killed_before_it_began_begins(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
 ) -> None:
-    root = Path(shutil.copytree(images_root, tmp_path / "images"))
-    config = write(root, tmp_path, "timed", references=[], budget={"trials": 2, "hours": 1e-9})
-    found = run_search(load_config(config), console=Console(quiet=True))
-    assert found.outcome == "finished"
-    assert "search.budget.hours" in str(found.ended_by)
-    assert Counter(outcomes(found).values())["finished"] == 0
-    moved = root.rename(tmp_path / "moved")  # which its trials read from now on
-    changes = ["search.budget.hours=1", f"trial.data.root={moved}", "trial.data.workers=1"]
-    more = resume_search(found.run_folder, changes, console=Console(quiet=True))
-    assert set(outcomes(more).values()) <= {"finished", "pruned"}
-    assert len(more.records) == 2
-    assert disagreements(found.run_folder) == []
-
-
-def test_methods_are_searched_in_turn_and_one_that_is_added_later_catches_up(
-    images_root: Path, tmp_path: Path
-) -> None:
-    methods = {"methods": ["ft", "lipsum_ft"]}
-    more = {"space": methods, "references": [], "budget": {"trials": 2}}
-    config = write(images_root, tmp_path, "methods", scheduler={"name": "none"}, **more)
-    found = run_search(load_config(config), console=Console(quiet=True))
-    assert outcomes(found) == {"trial-000": "finished", "trial-001": "finished"}
-    added = ["search.budget.trials=4", "search.space.methods=[ft, lipsum_ft, kd]"]
-    extended = resume_search(found.run_folder, added, extend=True, console=Console(quiet=True))
-    assert disagreements(found.run_folder) == []
-    trained = [record.params["method.name"] for record in extended.records]
-    assert trained == ["ft", "lipsum_ft", "kd", "ft"]
-    # What was trained is what was proposed: plain fine-tuning alone has no regulariser.
-    regularisers = [record.last("train/reg") for record in extended.records]
-    assert [bool(reg) for reg in regularisers] == [False, True, True, False]
-    rows = pq.read_table(found.run_folder / "trials.parquet").to_pylist()
-    by_method = {row["trial_id"]: row["method.name"] for row in rows[1:]}
-    assert list(by_method.values()) == trained
+    file = named(images_root, tmp_path)
+    write_run(tmp_path / "mine", file, []).joinpath(JOURNAL_FILE).unlink()
+    search_or_resume(file)
+    assert went_on == [file]

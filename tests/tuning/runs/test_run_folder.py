@@ -114,7 +114,7 @@ def test_before_the_zero_shot_model_was_evaluated_a_run_says_what_to_do(
     file: SearchFile, tmp_path: Path
 ) -> None:
     run = load_run(write_run(tmp_path / "run", file, zero_shot=None, outcome=None))
-    with pytest.raises(ConfigError, match=r"run: nothing has run yet; resume it first"):
+    with pytest.raises(ConfigError, match=r"run: nothing has run yet"):
         _ = run.search
 
 
@@ -138,11 +138,11 @@ def test_what_a_live_driver_runs_is_running(file: SearchFile, tmp_path: Path) ->
 
 
 def test_what_is_no_run_folder_is_named(file: SearchFile, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere: no run folder, for it has no search\.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere: not a run folder: search\.yaml"):
         load_run(tmp_path / "nowhere")
     folder = write_run(tmp_path / "run", file)
     (folder / JOURNAL_FILE).unlink()
-    with pytest.raises(ConfigError, match=r"run: no run folder, for it has no journal\.jsonl"):
+    with pytest.raises(ConfigError, match=r"run: not a run folder: journal\.jsonl"):
         load_run(folder)
     folder = write_run(tmp_path / "odd", file)
     values = yaml.safe_load((folder / CONFIG_FILE).read_text())

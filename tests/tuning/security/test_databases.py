@@ -8,7 +8,7 @@ import ray
 
 from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
-from tuning.algorithms.study import open_storage
+from tuning.algorithms.optuna_storage import open_storage
 from tuning.mlflow_logging.client import _warn_of_plain_text, connect
 from tuning.security.databases import check_driver
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuning.reporting.tables.trials import write_tables
+from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 
 MIN_PAUSE_SECONDS = 10.0
@@ -16,7 +17,7 @@ PAUSE_PER_WRITE = 50
 """The pause after a write is at least this many times the duration of the write."""
 
 
-class TablesCallback:
+class TablesCallback(Callback):
     """Writes the tables of the run folder when a trial ends, and all of them at the end.
 
     At least 10 s, and 50 times the duration of the last write, lie between two writes, so that

@@ -1,0 +1,227 @@
+"""Several methods in one search: trials in turn, and a study for each that holds its own alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage
+
+from search_spaces import Float, SearchSpace
+from tests.tuning import fakes
+from tests.tuning.sessions import Session
+from tuning.algorithms.objectives import parse_constraint
+from tuning.algorithms.optuna_storage import open_storage
+from tuning.algorithms.samplers import create_sampler
+from tuning.algorithms.studies import TRIAL_ID, create_studies
+from tuning.config.schema import SamplerConfig
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
+
+LR = Float(low=1e-6, high=1e-2, log=True)
+WEIGHT = Float(low=0.01, high=100, log=True)
+FIRST = {"optim.lr": 1e-5}
+
+
+def space(*methods: str) -> SearchSpace:
+    """Plain fine-tuning has a learning rate only; the others are equal but for their names."""
+    own = {"optim.lr": LR, "method.reg_weight": WEIGHT}
+    weighted = SearchSpace(
+        parameters=own, initial_points=[{"optim.lr": 1e-5, "method.reg_weight": 1.0}]
+    )
+    plain = SearchSpace(parameters={"optim.lr": LR}, initial_points=[FIRST])
+    return SearchSpace(branches={m: plain if m == "ft" else weighted for m in methods})
+
+
+THREE = space("ft", "kd", "l2_sp")
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> SearchRecord:
+    config = {"trial": {"method": {"name": "lipsum_ft"}}}
+    return fakes.search_record(tmp_path, config=config)
+
+
+def run(session: Session, number: int, value: float = 50.0) -> list[TrialRecord]:
+    """So many finished trials."""
+    return [record for _ in range(number) if (record := session.run(value)) is not None]
+
+
+def methods(records: Sequence[TrialRecord]) -> list[object]:
+    return [record.params.get(METHOD_KEY) for record in records]
+
+
+def states(session: Session) -> dict[str | None, dict[str, str]]:
+    return {
+        part.method: {
+            t.user_attrs[TRIAL_ID]: t.state.name
+            for t in part.study.trials
+            if TRIAL_ID in t.user_attrs
+        }
+        for part in session.studies.studies
+    }
+
+
+def test_methods_take_turns_and_begin_at_their_initial_points(search: SearchRecord) -> None:
+    records = run(Session(search, THREE), 7)
+    assert methods(records) == ["ft", "kd", "l2_sp", "ft", "kd", "l2_sp", "ft"]
+    assert records[0].params == {METHOD_KEY: "ft", **FIRST}
+    assert records[1].params == {METHOD_KEY: "kd", "optim.lr": 1e-5, "method.reg_weight": 1.0}
+    assert "method.reg_weight" not in records[3].params
+
+
+def test_the_budget_is_of_all_methods_together(search: SearchRecord) -> None:
+    assert len(run(Session(search, THREE, trials=5), 9)) == 5
+
+
+def test_after_a_kill_each_study_has_the_trials_of_its_method(search: SearchRecord) -> None:
+    with Session(search, THREE) as session:
+        session.run(73.5)
+        session.start()
+        session.end("trial-001", error=True)
+        session.run(60.0, step=80)
+        for _ in range(3):
+            session.start()
+        session.propose()  # and never started
+    with Session(search, THREE, trials=11) as session:
+        assert states(session) == {
+            "ft": {"trial-000": "COMPLETE", "trial-003": "RUNNING"},
+            "kd": {"trial-001": "FAIL", "trial-004": "RUNNING"},
+            "l2_sp": {"trial-002": "PRUNED", "trial-005": "RUNNING"},
+        }
+        for part in session.studies.studies:
+            keys = part.space.parameters.keys()
+            assert all(t.params.keys() == keys for t in part.study.trials if t.params)
+        again = run(session, 3)
+        assert [record.trial_id for record in again] == ["trial-003", "trial-004", "trial-005"]
+        new = run(session, 9)
+        # Whatever became of the trials, no method has two more than another.
+        assert Counter(methods(again + new)) == {"ft": 3, "kd": 3, "l2_sp": 2}
+        assert states(session)["kd"]["trial-004"] == "COMPLETE"
+
+
+def test_an_added_method_catches_up_first(search: SearchRecord) -> None:
+    with Session(search, THREE) as session:
+        run(session, 6)
+    with Session(search, space("ft", "kd", "l2_sp", "car_ft")) as session:
+        records = run(session, 4)
+    assert methods(records) == ["car_ft", "car_ft", "ft", "kd"]
+    assert records[0].params["method.reg_weight"] == 1.0  # its initial point
+    with Session(search, space("ft", "l2_sp")) as session:
+        assert methods(run(session, 2)) == ["l2_sp", "ft"]
+
+
+def test_a_search_of_one_method_extends_to_several_and_back(search: SearchRecord) -> None:
+    alone = space("kd").branches["kd"]
+    search = replace(search, config={"trial": {"method": {"name": "kd"}}})
+    with Session(search, alone) as session:
+        run(session, 1)
+        unfinished = session.start()
+    with Session(search, THREE) as session:
+        assert [len(states(session)[m]) for m in ("ft", "kd", "l2_sp")] == [0, 2, 0]
+        records = run(session, 5)
+    assert (records[0].trial_id, records[0].params) == ("trial-001", unfinished.params)
+    assert methods(records[1:]) == ["ft", "l2_sp", "ft", "l2_sp"]
+    with Session(search, alone) as session:
+        assert states(session) == {None: {"trial-000": "COMPLETE", "trial-001": "COMPLETE"}}
+
+
+@pytest.mark.parametrize("kept_in", ["file", "database"])
+def test_studies_of_a_storage_are_made_anew_and_not_added(
+    kept_in: str, search: SearchRecord, tmp_path: Path
+) -> None:
+    url = None if kept_in == "file" else f"sqlite:///{tmp_path / 'optuna.db'}"
+    for methods_ in (("kd", "l2_sp"), ("kd",), ("kd", "l2_sp")):
+        with Session(search, space(*methods_), storage=url) as session:
+            run(session, 2)
+    names = optuna.get_all_study_names(open_storage(search.run_folder, url))
+    assert sorted(names) == sorted(part.study.study_name for part in session.studies.studies)
+    assert sum(len(found) for found in states(session).values()) == 6
+
+
+def quality(params: Mapping[str, Any]) -> float:
+    """One point is lost for each order of magnitude of the learning rate; kd is worse overall."""
+    best = 1e-3 if params[METHOD_KEY] == "ft" else 1e-5
+    start = 60.0 if params[METHOD_KEY] == "ft" else 50.0
+    return start - abs(math.log10(params["optim.lr"] / best))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_method_is_tuned_as_if_it_were_searched_alone(search: SearchRecord, sampler: str) -> None:
+    lrs = SearchSpace(parameters={"optim.lr": LR}, initial_points=[FIRST])
+    both = SearchSpace(branches={"ft": lrs, "kd": lrs})
+    session = Session(search, both, name=sampler, storage=InMemoryStorage())
+    proposed: dict[object, list[float]] = {"ft": [], "kd": []}
+    for _ in range(60):
+        record = session.start()
+        proposed[record.params[METHOD_KEY]].append(float(record.params["optim.lr"]))
+        session.report(record.trial_id, fakes.TOTAL_STEPS, quality(record.params))
+        session.end(record.trial_id)
+    for method, lrs_of_it in proposed.items():  # by Optuna itself, in a study of nothing else
+        alone = optuna.create_study(
+            direction="maximize",
+            sampler=create_sampler(SamplerConfig.model_validate({"name": sampler})),
+        )
+        alone.enqueue_trial(FIRST)
+        for lr in lrs_of_it:
+            trial = alone.ask({"optim.lr": LR.to_optuna()})
+            assert trial.params["optim.lr"] == lr
+            value = quality({METHOD_KEY: method, **trial.params})
+            trial.report(value, fakes.TOTAL_STEPS)
+            alone.tell(trial, value)
+    if sampler == "tpe":
+        for method, best in (("ft", 1e-3), ("kd", 1e-5)):
+            distances = [abs(math.log10(lr / best)) for lr in proposed[method][15:]]
+            assert statistics.median(distances) < 0.7  # at random it is 1
+
+
+def test_the_best_of_a_constraint_is_the_best_of_the_method(search: SearchRecord) -> None:
+    line = "id_val/acc >= best - 0.5"
+    search = replace(search, constraints=(parse_constraint(line, ("id_val/acc",)),))
+
+    def violations(session: Session) -> dict[str | None, list[float]]:
+        return {
+            part.method: [t.constraints[line] for t in part.study.trials if t.constraints]
+            for part in session.studies.studies
+        }
+
+    with Session(search, space("ft", "kd")) as session:
+        for accuracy in (90.0, 70.0, 89.0, 71.0):
+            session.run(60.0, **{"id_val/acc": accuracy})
+        assert violations(session) == {"ft": [-0.5, 0.5], "kd": [-0.5, -0.5]}
+    with Session(search, space("ft", "kd")) as session:  # now the last bests are known
+        assert violations(session) == {"ft": [-0.5, 0.5], "kd": [0.5, -0.5]}
+
+
+def test_each_method_has_a_grid_that_goes_on_after_a_kill(search: SearchRecord) -> None:
+    records = []
+    for trials in (3, 100):
+        with Session(search, space("ft", "kd"), trials=trials, name="grid", grid_points=2) as s:
+            while (record := s.run(1.0)) is not None:
+                records.append(record)
+    assert methods(records) == ["ft", "kd", "ft", "kd", "kd", "kd"]  # two points, and two by two
+    points = {tuple(record.params.items()) for record in records}
+    ends = [(lr, weight) for lr in (1e-6, 1e-2) for weight in (0.01, 100.0)]
+    found = sorted(
+        (r.params["optim.lr"], r.params["method.reg_weight"])
+        for r in records
+        if r.params[METHOD_KEY] == "kd"
+    )
+    assert len(points) == 6
+    assert [list(point) for point in found] == [pytest.approx(end) for end in ends]
+
+
+def test_a_sampler_of_the_user_proposes_in_every_study(search: SearchRecord) -> None:
+    class Constant(optuna.samplers.RandomSampler):
+        def sample_independent(self, *_: Any) -> float:
+            return 3e-4
+
+    created = create_studies(search, space("ft", "kd"), Constant(), InMemoryStorage(), "id")
+    proposed = [created.propose(n, f"trial-{n:03d}") for n in range(2)]
+    assert [p.params["optim.lr"] for p in proposed if p is not None] == [3e-4, 3e-4]

@@ -1,0 +1,119 @@
+"""Searches whose trials take no time: everything but the training is real.
+
+As a program, it runs or resumes such a search as a driver of its own:
+`python -m tests.tuning.execution.instant CONFIG_OR_RUN_FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import typer
+from ray import tune
+from rich.console import Console
+
+from tests.tuning.run_folders import search_file
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+from tuning.execution.run_search import SearchOptions, SearchResult, start_search
+from tuning.execution.trainable import DRIVER_MEMORY
+from tuning.runs.resume import continue_from
+from tuning.runs.run_folder import write_config
+
+HOLD = "hold"
+"""A file of this name in the folder of runs lets trials wait after their first report."""
+STEPS, EVERY = 6, 2
+METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "train/loss", "cost/seconds")
+
+
+def instant_file(root: Path, storage: Path, **changes: Any) -> SearchFile:
+    """Three trials of three reports; dotted keys, `__` for dots."""
+    settings = {
+        "trial__steps": STEPS,
+        "trial__eval__every": EVERY,
+        "search__name": "small",
+        "search__storage": str(storage),
+        "search__references": [],
+        "search__budget__trials": 3,
+        "search__resources__max_concurrent": 1,
+    }
+    return search_file(root, **settings | changes)
+
+
+def values(config: dict[str, Any], step: int) -> dict[str, float]:
+    """The report of a trial: a function of its learning rate and the step."""
+    value = 50.0 + step - 100 * config["optim"]["lr"]
+    return {"step": step, **dict.fromkeys(METRICS, value)}
+
+
+def instant_trial(spec: dict[str, Any], *, folder: Path, hold: Path) -> None:
+    """Report as a training does, and continue after the last report as from a checkpoint."""
+    config = json.loads(spec["trial"])
+    progress = folder / f"train-{spec['trial_id']}" / "progress"
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    done = int(progress.read_text()) if progress.exists() else 0
+    for step in range(EVERY, config["steps"] + 1, EVERY):
+        while step > EVERY and hold.exists():
+            time.sleep(0.05)
+        if step > done:
+            tune.report(values(config, step))
+            progress.write_text(str(step))
+
+
+def instant_options(file: SearchFile, **options: Any) -> SearchOptions:
+    """Options of a search with instant trials."""
+    hold = Path(file.search.storage) / HOLD
+
+    def trainable(checkpoints: str, resources: Any) -> Any:
+        trial = partial(instant_trial, folder=Path(checkpoints), hold=hold)
+        return tune.with_resources(trial, {"memory": DRIVER_MEMORY})
+
+    options = {"console": Console(quiet=True), **options}
+    return SearchOptions(trainable=trainable, **options)
+
+
+def zero_shot(*_: Any) -> dict[str, float]:
+    """In place of the evaluation of a model."""
+    return dict.fromkeys(METRICS[:3], 40.0)
+
+
+def run_instantly(file: SearchFile, **options: Any) -> SearchResult:
+    """Run a new search."""
+    with patch("tuning.execution.run_search.zero_shot_metrics", zero_shot):
+        return start_search(file, instant_options(file, **options))
+
+
+def resume_instantly(
+    folder: Path, *overrides: str, extend: bool = False, **options: Any
+) -> SearchResult:
+    """Resume or extend a search."""
+    file = load_config(folder / "search.yaml", check=False)
+    return continue_from(folder, overrides, instant_options(file, **options), extend=extend)
+
+
+def write_instant(folder: Path, file: SearchFile) -> Path:
+    """The configuration as a file for the program."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, file)
+    return folder / "search.yaml"
+
+
+def main(path: Path) -> None:
+    """Run or resume, and exit as the command line does."""
+    from tuning.cli.search import _show
+
+    found = resume_instantly(path) if path.is_dir() else run_instantly(load_config(path))
+    try:
+        _show(found)
+    except typer.Exit as ended:
+        raise SystemExit(ended.exit_code) from None
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

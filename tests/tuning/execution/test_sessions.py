@@ -1,0 +1,169 @@
+"""Searches that are interrupted, resumed, extended and moved, with instant trials on a real Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+from ray.air.execution._internal import RayActorManager
+from ray.tune.execution import class_cache
+
+from tests.benchmarks.kills import disagreements
+from tests.tuning.execution.instant import (
+    HOLD,
+    instant_file,
+    resume_instantly,
+    run_instantly,
+    write_instant,
+)
+from tests.tuning.run_folders import LR
+from tuning.config.validation import load_config
+from tuning.execution.run_search import SearchResult
+from tuning.runs.callbacks import Callback
+from tuning.runs.journal import read_history
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import load_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+
+
+def outcomes(found: SearchResult) -> dict[str, str]:
+    return {record.trial_id: record.outcome for record in found.records}
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+def num_reports(folder: Path) -> int:
+    try:
+        return sum(len(record.curve) for record in read_history(folder, live=True).records)
+    except Exception:  # not there yet
+        return 0
+
+
+def start(path: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.tuning.execution.instant", str(path)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+class Ended(Callback):
+    def __init__(self) -> None:
+        self.trials: list[str] = []
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        self.trials.append(record.trial_id)
+
+
+def test_a_search_leaves_records_and_no_change_of_the_process(
+    images_root: Path, tmp_path: Path
+) -> None:
+    def state() -> list[Any]:
+        names = ("", "ray", "ray.tune", "ray.train", "optuna", "mlflow", "lipsum")
+        tune = [RayActorManager._actor_task_failed, class_cache.ENV_VARS_TO_PROPAGATE]
+        levels = [logging.getLogger(name).level for name in names]
+        return [dict(os.environ), levels, tune, signal.getsignal(signal.SIGTERM)]
+
+    before, callback = state(), Ended()
+    storage = optuna.storages.InMemoryStorage()
+    sampler = optuna.samplers.RandomSampler(seed=3)
+    found = run_instantly(
+        instant_file(images_root, tmp_path), callbacks=[callback], sampler=sampler, storage=storage
+    )
+    assert state() == before
+    assert outcomes(found) == dict.fromkeys(callback.trials, "finished")
+    assert len(callback.trials) == 3
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    assert [trial.value for trial in study.trials] == [trial.value for trial in found.study.trials]
+
+    run = load_run(found.run_folder)
+    assert list(run.trials["outcome"]) == ["finished"] * 3
+    assert list(run.trials[LR]) == [record.params[LR] for record in found.records]
+    assert list(run.curves["step"]) == [2, 4, 6] * 3
+    best = max(found.records, key=lambda record: record.metrics["val/mean_acc"])
+    assert run.best is not None
+    assert (run.best.trial_id, run.best.params) == (best.trial_id, best.params)
+    assert run.best.metrics == best.metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_search_continues_where_it_was(
+    number: signal.Signals, images_root: Path, tmp_path: Path
+) -> None:
+    file = instant_file(images_root, tmp_path)
+    folder, hold = tmp_path / "small", tmp_path / HOLD
+    hold.touch()
+    driver = start(write_instant(tmp_path / "config", file))
+    wait_for(lambda: num_reports(folder) == 1, driver)
+    driver.send_signal(number)
+    assert driver.wait() == (-9 if number == signal.SIGKILL else 130)
+    assert load_run(folder).history.outcome == (None if number == signal.SIGKILL else "stopped")
+    hold.unlink()
+    driver = start(folder)
+    assert driver.wait() == 0
+    assert disagreements(folder) == []
+
+
+def test_a_signal_between_two_trials_stops_the_search(images_root: Path, tmp_path: Path) -> None:
+    class Interrupt(Callback):
+        def trial_ended(self, record: TrialRecord) -> None:
+            if record.trial_id == "trial-000":
+                os.kill(os.getpid(), signal.SIGINT)
+
+    found = run_instantly(instant_file(images_root, tmp_path), callbacks=[Interrupt()])
+    assert found.outcome == "stopped"
+    assert len(found.records) < 3
+    assert outcomes(resume_instantly(found.run_folder)) == {
+        f"trial-{number:03d}": "finished" for number in range(3)
+    }
+    assert disagreements(found.run_folder) == []
+
+
+def test_a_moved_run_folder_is_the_same_run(images_root: Path, tmp_path: Path) -> None:
+    found = run_instantly(instant_file(images_root, tmp_path / "runs"))
+    before = optuna.get_all_study_names(found.run.study._storage)
+    moved = tmp_path / "runs" / "moved"
+    found.run_folder.rename(moved)
+    more = resume_instantly(moved, "search.budget.trials=4")
+    assert len(more.records) == 4
+    assert [name.rpartition("-")[2] for name in before] == [load_run(moved).history.run_id]
+    assert disagreements(moved) == []  # among others, MLflow has one parent run
+
+
+def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(images_root, tmp_path / "images"))
+    found = run_instantly(instant_file(root, tmp_path / "runs", search__budget__hours=1e-9))
+    assert found.outcome == "finished"
+    assert "search.budget.hours" in str(found.ended_by)
+    assert "finished" not in outcomes(found).values()
+    moved = root.rename(tmp_path / "moved")
+    more = resume_instantly(found.run_folder, "search.budget.hours=1", f"trial.data.root={moved}")
+    assert outcomes(more) == {f"trial-{n:03d}": "finished" for n in range(3)}
+    assert load_config(found.run_folder / "search.yaml").trial.data.root == str(moved)
+    assert disagreements(found.run_folder) == []
+
+
+def test_methods_take_turns_and_an_added_one_catches_up(images_root: Path, tmp_path: Path) -> None:
+    methods = {"search__space": {"methods": ["ft", "lipsum_ft"]}, "search__budget__trials": 2}
+    found = run_instantly(instant_file(images_root, tmp_path, **methods))
+    added = ["search.space.methods=[ft, lipsum_ft, kd]", "search.budget.trials=4"]
+    extended = resume_instantly(found.run_folder, *added, extend=True)
+    assert disagreements(found.run_folder) == []
+    expected = ["ft", "lipsum_ft", "kd", "ft"]
+    assert [record.params["method.name"] for record in extended.records] == expected
+    rows = pq.read_table(found.run_folder / "trials.parquet").to_pylist()
+    assert [row["method.name"] for row in rows[1:]] == expected

@@ -1,0 +1,116 @@
+"""A session of a search without Ray: its proposer, recorder and studies, driven by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, Self
+
+import optuna
+from optuna.storages import BaseStorage
+from ray.tune.search import Searcher
+
+from search_spaces import SearchSpace
+from tests.tuning import fakes
+from trainers.config import TrialConfig
+from tuning.algorithms.optuna_storage import open_storage
+from tuning.algorithms.searcher import TrialProposer
+from tuning.algorithms.studies import create_studies
+from tuning.config.schema import SamplerConfig
+from tuning.runs.callbacks import Callback
+from tuning.runs.journal import Journal, read_history
+from tuning.runs.recorder import Recorder
+from tuning.runs.records import SearchRecord, TrialRecord
+
+
+class Session:
+    """What one driver does with a run folder, until it is killed or ends."""
+
+    def __init__(
+        self,
+        search: SearchRecord,
+        space: SearchSpace,
+        *,
+        trials: int = 100,
+        references: Sequence[str] = (),
+        storage: BaseStorage | str | None = None,
+        callbacks: Sequence[Callback] = (),
+        config_of: Callable[[TrialRecord], TrialConfig] = lambda record: TrialConfig(),
+        **sampler: Any,
+    ) -> None:
+        self.search = search
+        self.journal = Journal(search.run_folder)
+        self.journal.session_started({})
+        history = read_history(search.run_folder)
+        if not isinstance(storage, BaseStorage):
+            storage = open_storage(search.run_folder, storage)
+        config = SamplerConfig.model_validate(sampler)
+        self.studies = create_studies(
+            search, space, config, storage, history.run_id, history.records
+        )
+        self.studies.enqueue_initial_points()
+        self.recorder = Recorder(
+            search, self.journal, callbacks, history.records, studies=self.studies
+        )
+        self.proposer = TrialProposer(
+            self.studies,
+            self.recorder,
+            config_of,
+            may_propose=lambda number: number < trials,
+            references=references,
+            earlier=history.records,
+        )
+        self._tune_trials: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End the session as a kill does."""
+        self.journal.close()
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study of a search over one space."""
+        (only,) = self.studies.studies
+        return only.study
+
+    def propose(self) -> Any:
+        """The Tune configuration of the next trial; None at the end."""
+        spec = self.proposer.suggest("")
+        return None if spec == Searcher.FINISHED else spec
+
+    def start(self) -> Any:
+        """Propose a trial and start it; None at the end."""
+        spec = self.propose()
+        if spec is None:
+            return None
+        trial = SimpleNamespace(
+            config=spec, metric_analysis={}, metric_n_steps={}, pickled_error_file=None
+        )
+        self._tune_trials[spec["trial_id"]] = trial
+        self.recorder.on_trial_start(0, [], trial)  # type: ignore[arg-type]
+        return self.recorder.records[spec["trial_id"]]
+
+    def report(self, trial_id: str, step: int, value: float, **metrics: Any) -> None:
+        """Let a trial report an objective, as Tune passes it on."""
+        result = {"step": step, "val/mean_acc": value, **metrics, "pid": 7}
+        self.recorder.on_trial_result(0, [], self._tune_trials[trial_id], result)
+
+    def end(self, trial_id: str, error: bool = False) -> TrialRecord:
+        """Let a trial end."""
+        event = self.recorder.on_trial_error if error else self.recorder.on_trial_complete
+        event(0, [], self._tune_trials[trial_id])
+        return self.recorder.records[trial_id]
+
+    def run(self, value: float, step: int = fakes.TOTAL_STEPS, **metrics: float) -> Any:
+        """Run one trial with a single report; it is pruned if that is before the last step."""
+        record = self.start()
+        if record is not None:
+            done = step < self.search.total_steps
+            self.report(record.trial_id, step, value, done=done, **metrics)
+            record = self.end(record.trial_id)
+        return record

@@ -1,0 +1,315 @@
+"""The Optuna studies of a search: what its samplers learn from, and what optuna-dashboard shows.
+
+The studies are derived from the journal of the run folder. Every session makes them anew and then
+keeps them up to date, so nothing has to be reconciled after a kill.
+
+A search over one space has one study. A search that compares methods has one study for each method.
+A common sampler would draw the parameters of a method that is worse overall at random, because all
+its trials are among the bad ones, and the result of a method would depend on the others.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, QMCSampler
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from search_spaces import SearchSpace
+from tuning.algorithms.optuna_storage import OptunaFile
+from tuning.algorithms.samplers import create_sampler, grid
+from tuning.config.schema import SamplerConfig
+from tuning.runs.callbacks import Callback
+from tuning.runs.records import METHOD_KEY, STEP, ParamValue, SearchRecord, TrialRecord
+
+TRIAL_ID: Final = "trial_id"
+"""User attribute of an Optuna trial: the name of the trial of the search."""
+STATES: Final = {
+    "finished": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "stopped": TrialState.RUNNING,
+    "running": TrialState.RUNNING,
+}
+_WORST = 1e9
+"""Violation of a constraint whose metric a trial does not have. Optuna does not take infinity."""
+
+
+@dataclass
+class MethodStudy:
+    """The study of one method, or of the whole search."""
+
+    search: SearchRecord
+    space: SearchSpace
+    study: optuna.Study
+    method: str | None = None
+    """The method of its trials; None if the search does not compare methods."""
+    grid: deque[Mapping[str, ParamValue]] | None = None
+    """Remaining points of a grid, which replace the sampler."""
+    num_trials: int = 0
+    """Trials of this method so far, proposed ones included."""
+    bests: dict[str, float] = field(default_factory=dict)
+    """Bests of the constraints' metrics: each method is tuned independently of the others."""
+
+    def owns(self, record: TrialRecord) -> bool:
+        """Whether the trial has this study's method. Its parameters may be outside of the space."""
+        method = self.method or self.search.method(replace(record, params={}))
+        return record.kind == "trial" and self.search.method(record) == method
+
+    def params(self, point: Mapping[str, ParamValue]) -> dict[str, ParamValue]:
+        """The parameters of a trial at a point of the space, with the method if it is searched."""
+        return {**point} if self.method is None else {METHOD_KEY: self.method, **point}
+
+    def ask(self, trial_id: str) -> optuna.Trial:
+        """A new trial, at the next point of the grid or of the sampler."""
+        self.num_trials += 1
+        if self.grid:
+            self.study.enqueue_trial(dict(self.grid.popleft()))
+        trial = self.study.ask(fixed_distributions=self.space.distributions())
+        trial.set_user_attr(TRIAL_ID, trial_id)
+        return trial
+
+    def add(
+        self,
+        record: TrialRecord,
+        bests: Mapping[str, float],
+        user_attrs: Mapping[str, str],
+        sampler_state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a trial that this study has not proposed.
+
+        Args:
+            record: its parameters are a point of the space.
+            bests: bests of the constraints' metrics.
+            user_attrs: user attributes of the Optuna trial.
+            sampler_state: system attributes of the Optuna trial.
+        """
+        state, values = self._result(record)
+        complete = state == TrialState.COMPLETE
+        metric = self.search.objectives[0].metric
+        curve = record.curve if len(self.search.objectives) == 1 else ()
+        self.study.add_trial(
+            optuna.create_trial(
+                state=state,
+                values=values if complete else None,
+                params=dict(record.params),
+                distributions=self.space.distributions(),
+                user_attrs=dict(user_attrs),
+                system_attrs=dict(sampler_state or {}),
+                intermediate_values={
+                    int(report[STEP]): float(report[metric])
+                    for report in curve
+                    if math.isfinite(report.get(metric, math.nan))
+                },
+                constraints=self._violations(record, bests) if complete else None,
+            )
+        )
+
+    def report(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        """Pass the last report on. Optuna has intermediate values for single objectives only."""
+        value = record.last(self.search.objectives[0].metric)
+        if value is None or len(self.search.objectives) > 1:
+            return
+        # Not Trial.report: it ignores the value of a step that a resumed trial repeats.
+        self.study._storage.set_trial_intermediate_value(trial._trial_id, record.step, value)
+
+    def tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        """Pass the end of a trial on."""
+        self.bests = self.search.with_bests(self.bests, record)
+        state, values = self._result(record)
+        if state == TrialState.COMPLETE:
+            for text, violation in self._violations(record, self.bests).items():
+                trial.set_constraint(text, violation)
+            self.study.tell(trial, values)
+        else:
+            self.study.tell(trial, state=state)
+
+    def _result(self, record: TrialRecord) -> tuple[TrialState, list[float] | None]:
+        """The state of the Optuna trial, and the values of a complete one.
+
+        Ray's OptunaSearch tells trials that the scheduler stopped as complete, with the value of
+        their last rung. Here they are pruned. A trial without finite objectives, such as one whose
+        loss diverged, is a failure.
+        """
+        state = STATES[record.outcome]
+        found = [record.last(objective.metric) for objective in self.search.objectives]
+        values = [value for value in found if value is not None]
+        if len(values) < len(found) and state in (TrialState.COMPLETE, TrialState.PRUNED):
+            return TrialState.FAIL, None
+        return state, values
+
+    def _violations(self, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
+        missed = self.search.violations(record, bests)
+        return {text: min(violation, _WORST) for text, violation in missed.items()}
+
+
+class Studies(Callback):
+    """All studies of a search. As a callback, it passes the events of trials on to them."""
+
+    def __init__(self, studies: Sequence[MethodStudy]) -> None:
+        self.studies = studies
+        # The running trials by their names. Unfinished trials of earlier sessions are among them.
+        self._running = {
+            trial.user_attrs[TRIAL_ID]: (study, optuna.Trial(study.study, trial._trial_id))
+            for study in studies
+            for trial in study.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        }
+
+    def enqueue_initial_points(self) -> None:
+        """Let the initial points of each space be tried first, unless they were tried before."""
+        for study in self.studies:
+            for point in study.space.initial_points if study.grid is None else ():
+                study.study.enqueue_trial(point, skip_if_exists=True)
+
+    def propose(self, number: int, trial_id: str) -> TrialRecord | None:
+        """The next trial of the method with the fewest trials, of equals the first.
+
+        So numbers of trials differ by one at most, whatever became of the trials, and a method that
+        an extended search adds catches up first.
+
+        Returns:
+            None if every grid is used up.
+        """
+        open_studies = [study for study in self.studies if study.grid != deque()]
+        if not open_studies:
+            return None
+        study = min(open_studies, key=lambda study: study.num_trials)
+        trial = study.ask(trial_id)
+        self._running[trial_id] = study, trial
+        attributes = study.study._storage.get_trial(trial._trial_id).system_attrs
+        state = {key: value for key, value in attributes.items() if key != "fixed_params"}
+        params = study.params(trial.params)
+        return TrialRecord(trial_id, number, "trial", params, sampler_state=state)
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """Pass the report on, if the trial is known: references and outsiders are not."""
+        if record.trial_id in self._running:
+            study, trial = self._running[record.trial_id]
+            study.report(trial, record)
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Pass the end on."""
+        if record.trial_id in self._running:
+            study, trial = self._running.pop(record.trial_id)
+            study.tell(trial, record)
+
+
+def point_of(record: TrialRecord) -> dict[str, ParamValue]:
+    """The parameters of a trial without its method."""
+    return {key: value for key, value in record.params.items() if key != METHOD_KEY}
+
+
+def is_inside(params: Mapping[str, object], space: SearchSpace) -> bool:
+    """Whether the parameters are those of the space, each within its range."""
+    distributions = space.distributions()
+    return params.keys() == distributions.keys() and all(
+        distribution._contains(distribution.to_internal_repr(params[key]))
+        for key, distribution in distributions.items()
+    )
+
+
+def create_studies(
+    search: SearchRecord,
+    space: SearchSpace,
+    sampler: SamplerConfig | BaseSampler,
+    storage: BaseStorage,
+    run_id: str,
+    records: Sequence[TrialRecord] = (),
+) -> Studies:
+    """Make the studies of a search anew from the records of its journal.
+
+    Studies are found by the run's id, so they stay the same when the run folder is moved. With
+    several methods, all samplers have the same seed: methods with equal spaces start equally.
+
+    Args:
+        search: the search.
+        space: its space. Trials outside of it are unknown to the sampler.
+        sampler: a configuration, or a sampler of Optuna, of which each method gets a copy.
+        storage: keeps the studies.
+        run_id: of the run folder.
+        records: all trials of earlier sessions. Unfinished ones are running in their study.
+    """
+    with _bulk(storage):
+        for name in optuna.get_all_study_names(storage):
+            if name.endswith(f"-{run_id}"):
+                optuna.delete_study(study_name=name, storage=storage)
+        return Studies(
+            [
+                _create_study(search, method, part, sampler, storage, run_id, records)
+                for method, part in space.parts().items()
+            ]
+        )
+
+
+def _create_study(
+    search: SearchRecord,
+    method: str | None,
+    space: SearchSpace,
+    sampler: SamplerConfig | BaseSampler,
+    storage: BaseStorage,
+    run_id: str,
+    records: Sequence[TrialRecord],
+) -> MethodStudy:
+    name = search.name if method is None else f"{search.name}-{method}"
+    study = optuna.create_study(
+        study_name=f"{name}-{run_id}",
+        storage=storage,
+        directions=["maximize" if o.mode == "max" else "minimize" for o in search.objectives],
+    )
+    created = MethodStudy(search, space, study, method)
+    own = [record for record in records if created.owns(record)]
+    created.num_trials = len(own)
+    created.bests = search.bests(own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names([objective.metric for objective in search.objectives])
+        if isinstance(sampler, BaseSampler):
+            study.sampler = sampler if method is None else copy.deepcopy(sampler)
+            if own:  # it must not propose the points of the last session again
+                study.sampler.reseed_rng()
+        else:
+            # The number of trials is part of the seed. With the same seed in every session, the
+            # sampler would propose the points of the first session again.
+            study.sampler = create_sampler(sampler, len(own))
+    for record in own:
+        point = point_of(record)
+        if is_inside(point, space):
+            of_point = replace(record, params=point)
+            user_attrs = {TRIAL_ID: record.trial_id}
+            created.add(of_point, created.bests, user_attrs, record.sampler_state)
+    if isinstance(sampler, SamplerConfig) and sampler.name == "grid":
+        tried = [point_of(record) for record in own]
+        points = grid(space, sampler.grid_points, sampler.seed)
+        created.grid = deque(point for point in points if point not in tried)
+    _skip_used_points(study, len(own))
+    return created
+
+
+def _skip_used_points(study: optuna.Study, number: int) -> None:
+    """Continue a quasi-random sequence after the points of earlier sessions.
+
+    Optuna 5.0 counts them in the study, which is new here.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if isinstance(study.sampler, QMCSampler) and trials:
+        space = study.sampler.infer_relative_search_space(study, trials[0])
+        for _ in range(number if space else 0):
+            study.sampler.sample_relative(study, trials[0], space)
+
+
+@contextmanager
+def _bulk(storage: BaseStorage) -> Iterator[None]:
+    """Within the block, many trials are added quickly."""
+    backend = getattr(storage, "_backend", None)
+    with backend.bulk() if isinstance(backend, OptunaFile) else nullcontext():
+        yield

@@ -1,0 +1,32 @@
+"""Callbacks: the events of a search, for tables, MLflow, checkpoints, the display and users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+
+
+class Callback:
+    """Base class of everything that follows a search. Override the events that matter.
+
+    Events come from one thread, in the order of the methods below. Each brings the complete record
+    of the trial, so a callback may ignore earlier events. A callback that raises is logged by name
+    and the search continues. After a resume, `search_started` comes again and so may `trial_ended`
+    of trials that earlier sessions ran: a callback must not count an event twice.
+    """
+
+    def search_started(self, search: SearchRecord) -> None:
+        """The search begins, or continues after a resume. An exception here ends the search."""
+
+    def trial_started(self, record: TrialRecord) -> None:
+        """A trial starts, or continues after a resume."""
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """A trial has evaluated its model; `record.metrics` is the new report."""
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """A trial has ended; `record.outcome` tells how."""
+
+    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
+        """The search has ended; `records` are all its trials with whole curves."""
