@@ -118,8 +118,6 @@ def class_map(
     Args:
         id_classes: (K,) names that identify the classes of the head.
         domain_classes: of the domain, in the order of its labels.
-        domain: for messages.
-        id_domain: for messages.
         rule: of the suite; its map has priority over the metadata.
         metadata: of the domain's Parquet files.
 

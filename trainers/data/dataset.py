@@ -47,13 +47,6 @@ class ImageDataset:
     needed: an image is read when it is used, and processes share the pages. Pickled copies in other
     processes map the same files.
 
-    Args:
-        store: the data set's root, or its path.
-        domain: its folder.
-        split: `train`, `val` or `test`.
-        cache_gb: limit of this machine's cache.
-        crop_pct: replaces the value in the data's metadata.
-
     Raises:
         ConfigError: no such folder, no Parquet file in it, an unfinished preparation, a label
             without a class, files that differ in their class names, or a cache that is too small.
@@ -145,14 +138,8 @@ class ImageDataset:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One worker's share as ((B, 3, size, size) uint8, (B,) int64), each image once.
 
-        Views of small sets are kept; those of larger sets are decoded at each evaluation.
-
-        Args:
-            image_input: of the model.
-            batch_size: B; the last batch may be smaller.
-            rank: of this training worker.
-            world_size: number of training workers.
-            workers: processes that decode; 0 decodes in this one.
+        The last batch may be smaller. Views of small sets are kept; those of larger sets are
+        decoded at each evaluation, by `workers` processes (0: by this one).
         """
 
         def decoded() -> Iterator[tuple[Tensor, Tensor]]:
@@ -294,7 +281,7 @@ def train_batches(
     """The steps of `sampler` as ((B, 3, size, size) uint8, (B,) int64).
 
     Args:
-        images: of the ID domain's train split.
+        images: training images.
         sampler: chooses the samples of each step.
         image_input: of the model.
         crop_area: least and greatest share of an image that a view shows.

@@ -18,12 +18,7 @@ def carve_validation(indexes: Sequence[Index], fraction: float, seed: int) -> li
     `round(n * fraction)` images of a class of n are taken, but at least one and never all of them,
     if n is 2 or more. They are those of the smallest hash of seed and path, so the choice depends
     neither on the order of the index nor on other images. Both parts keep the order of the index;
-    findings stay with the larger one.
-
-    Args:
-        indexes: at most one for each domain and split.
-        fraction: share of each class, in [0, 1); 0 carves nothing.
-        seed: of the choice.
+    findings stay with the larger one. A fraction of 0 carves nothing.
     """
     if not 0 <= fraction < 1:
         raise ConfigError("must be 0 or more, below 1", key="--val-fraction", value=fraction)

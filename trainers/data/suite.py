@@ -126,9 +126,6 @@ class Suite(Frozen):
         Rules for domains that are not used are usual: a configuration may have only some of a
         suite's domains, or others.
 
-        Args:
-            domains: of the configuration.
-
         Raises:
             ConfigError: a rule's domain is nearly, but not exactly, a domain of the configuration
                 or of the suite.
@@ -145,13 +142,10 @@ class Suite(Frozen):
                 )
 
     def prompts(self, class_names: Sequence[str]) -> Prompts:
-        """Texts of the zero-shot head.
+        """Texts of the zero-shot head, for the ID classes in the order of their labels.
 
         Two classes may have the same name only in `imagenet`, where open_clip has two such pairs.
         Tokenizers ignore case and repeated spaces, so names that differ in those alone are equal.
-
-        Args:
-            class_names: of the ID domain, in the order of its labels.
 
         Raises:
             ConfigError: a class has no name, or two have the same.
@@ -226,9 +220,7 @@ def _parse(text: str, source: str) -> Suite:
 def resolve_suite(value: Any, source: str = "suite") -> str | Suite | None:
     """The suite as a configuration keeps it: a packaged suite's name, or the whole of any other.
 
-    Args:
-        value: a name, a YAML file, the keys of a suite, or a resolved suite.
-        source: named in messages about its keys.
+    `value` is a name, a YAML file, the keys of a suite, or a resolved suite.
 
     Raises:
         ConfigError: as `load_suite`.

@@ -98,9 +98,7 @@ def other_parts(domain: Store, shards: Sequence[Shard]) -> list[str]:
 def locked(domain: Store, record: Mapping[str, Any] | None) -> Iterator[bool]:
     """Keep other preparations out of a domain's folder. On a bucket only `check_own` detects them.
 
-    Args:
-        domain: its folder.
-        record: as it was when the preparation was planned.
+    `record` is the one that was there when the preparation was planned.
 
     Yields:
         Whether the folder is locked; buckets and some network file systems have no locks.

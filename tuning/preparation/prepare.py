@@ -53,16 +53,13 @@ def prepare(
 ) -> PreparationReport:
     """Make a data set in the project's format out of images in one of the known layouts.
 
-    If it is run again, it goes on after an interruption, and makes those shards anew whose images
+    If it is run again, it continues after an interruption, and makes those shards anew whose images
     have changed at the source since.
 
     Args:
         layout: a name of `trainers.data.formats.LAYOUTS`.
-        source: folder or URL of the images.
         destination: folder or URL; it gets `<domain>/<split>/part-*.parquet`.
-        options: everything else.
         address: of a Ray cluster; by default `RAY_ADDRESS`, or a new local one.
-        progress: show progress on standard error.
 
     Raises:
         ConfigError: before anything is written, for everything that can be checked by then.
@@ -130,7 +127,7 @@ def prepare(
     except (OSError, PreparationFailed) as error:
         raise PreparationFailed(
             f"{' '.join(str(error).split())}; finished shards stay: run the same command again to "
-            "go on"
+            "continue"
         ) from error
     made = sum(len(s.examples) for pairs in ended.values() for s, r in pairs if not r.reused)
     in_order = tuple(reports[domain.domain] for domain in plan.domains)

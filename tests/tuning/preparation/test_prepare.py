@@ -230,7 +230,7 @@ def test_sigterm_ends_a_preparation_as_ctrl_c_does(tmp_path: Path, cluster: str)
     driver.send_signal(signal.SIGTERM)
     text = driver.communicate()[1].decode()
     assert driver.returncode == 130, text
-    assert text.splitlines()[-1] == "lipsum-tune: run the same command again to go on"
+    assert text.splitlines()[-1] == "lipsum-tune: run the same command again to continue"
     assert "***" not in text
     assert record(tmp_path / "data", "pets")["status"] == "unfinished"
 

@@ -75,10 +75,7 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
     One process of a machine converts at a time; the others wait. If there is no room, the files
     that were unused for longest are removed; processes that have them mapped keep them.
 
-    Args:
-        store: where the Parquet files lie.
-        files: as the store lists them.
-        limit_bytes: of all files of the cache together (`data.cache_gb`).
+    `limit_bytes` holds for all files of the cache together (`data.cache_gb`).
 
     Raises:
         ConfigError: these files alone exceed the limit or the disk, or one of them is not Parquet
@@ -168,11 +165,7 @@ def check_limit(
 ) -> None:
     """Raise a ConfigError if some Parquet files, such as all of a trial's, exceed the limit.
 
-    Args:
-        store: where they lie.
-        files: as the store lists them.
-        needed: bytes of their images, uncompressed, as their headers give them.
-        limit_bytes: of the cache.
+    `needed` is the size of their images in bytes, uncompressed, by their headers.
     """
     if needed > limit_bytes:
         raise _exceeds(store, files, f"{needed / 1e9:.3g} GB", limit_bytes)
@@ -315,13 +308,7 @@ def stats(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
 
 
 class Room:
-    """Bytes that may still be written to the cache.
-
-    Args:
-        folder: of the cache.
-        keep: files that are not removed.
-        limit: bytes of all its files together.
-    """
+    """Bytes that may still be written to the cache; `keep` are files that are not removed."""
 
     def __init__(self, folder: Path, *, keep: Sequence[Path], limit: int) -> None:
         self.limit, self._folder, self._lock = limit, folder, Lock()
