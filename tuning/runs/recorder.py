@@ -73,7 +73,7 @@ class Recorder(TuneCallback):
 
     def rejected(self, record: TrialRecord, error: str) -> None:
         """Record a proposal that cannot run as a failed trial."""
-        self._start(record, gpus=0.0)
+        self.proposed(record)
         self._end(record.trial_id, error)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -150,6 +150,8 @@ class Recorder(TuneCallback):
         self._notify("trial_started", started)
 
     def _end(self, trial_id: str, error: str | None = None) -> None:
+        if self.records[trial_id].started_at is None:  # its process could not be started
+            self._start(self.records[trial_id], gpus=0.0)
         record = self.records[trial_id]
         if not record.is_final:  # otherwise its last report has written the end
             outcome, reason = outcome_of(record, self.search.total_steps, error)

@@ -116,6 +116,13 @@ def test_a_proposal_that_cannot_run_is_a_failed_trial(tmp_path: Path) -> None:
     assert (record.outcome, record.error) == ("failed", "ConfigError: too long")
 
 
+def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    r.on_trial_error(0, [], tune_trial())  # Tune does not call on_trial_start
+    (record,) = read_history(tmp_path).records
+    assert record.outcome == "failed"
+
+
 def test_a_running_trial_is_stopped_at_the_end(tmp_path: Path) -> None:
     r = recorder(tmp_path)
     r.on_trial_start(0, [], tune_trial())
