@@ -26,7 +26,7 @@ def in_one_line(error: BaseException) -> str:
 
 def root_cause(error: BaseException) -> BaseException:
     """The innermost error."""
-    while inner := next(_wrapped(error), None):
+    while inner := next(wrapped_errors(error), None):
         error = inner
     return error
 
@@ -43,7 +43,8 @@ def storage_failure(error: BaseException | None) -> StorageFailed | None:
         if error is None or id(error) in seen:
             continue
         seen.add(id(error))
-        if inner := [*_wrapped(error)]:  # an error of Ray may have the type of its cause as well
+        # An error of Ray may also have the type of its cause, so what it wraps comes first.
+        if inner := [*wrapped_errors(error)]:
             waiting += reversed(inner)
         elif isinstance(error, StorageFailed):
             return error
@@ -101,10 +102,10 @@ def _where_and_why(error: OSError) -> str:
     return f"{where}{system_words(error)}"
 
 
-def _wrapped(error: BaseException) -> Iterator[BaseException]:
+def wrapped_errors(error: BaseException) -> Iterator[BaseException]:
     """The errors that an error of Ray wraps, those of several workers in their order."""
     workers = getattr(error, "worker_failures", None) or {}
-    others = [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
-    for inner in (*workers.values(), *others):
+    names = ("controller_failure", "health_check_failure", "_base_exc", "cause")
+    for inner in (*workers.values(), *(getattr(error, name, None) for name in names)):
         if isinstance(inner, BaseException) and inner is not error:
             yield inner

@@ -23,6 +23,7 @@ from ray import exceptions as ray_errors
 from trainers.checkpoints.storage import prepare_folder
 from trainers.errors import first_line
 from trainers.ray_trainer import open_storage, torch_trainer
+from tuning.execution.ray_errors import wrapped_errors
 from tuning.execution.ray_workarounds import WorkerHealthCheckTimeoutError, draining_nodes
 
 logger = logging.getLogger(__name__)
@@ -132,11 +133,8 @@ def machine_failure(error: BaseException) -> BaseException | None:
 
 def _innermost(error: BaseException) -> Iterator[BaseException]:
     """The errors of all workers that an error of Ray Train wraps."""
-    inner = list((getattr(error, "worker_failures", None) or {}).values())
-    for name in ("controller_failure", "health_check_failure", "cause"):
-        inner.append(getattr(error, name, None))
-    wrapped = [e for e in inner if isinstance(e, BaseException) and e is not error]
-    if isinstance(error, _LOST) or not wrapped:
+    wrapped = [] if isinstance(error, _LOST) else list(wrapped_errors(error))
+    if not wrapped:
         yield error
     for one in wrapped:
         yield from _innermost(one)

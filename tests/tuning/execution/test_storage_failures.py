@@ -41,7 +41,7 @@ from tuning.weights.export import export_weights
 pytestmark = pytest.mark.slow
 
 ONE_TRIAL = "search.budget.trials=1"
-"""Of the two that a search whose storage fails must not go on to; the other would take its time."""
+"""A search whose storage fails must not start the second of its two trials; no resume needs it."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,15 +67,15 @@ def search_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
 
 
 @contextmanager
-def once(condition: Callable[[], bool], action: Callable[[], object]) -> Iterator[None]:
-    """Do something in the middle of a search, as soon as a condition holds."""
+def from_then_on(condition: Callable[[], bool], action: Callable[[], object]) -> Iterator[None]:
+    """Within the block, repeat an action from the time on at which a condition holds first."""
     ended = threading.Event()
 
     def watch() -> None:
+        while not ended.is_set() and not condition():
+            ended.wait(0.02)
         while not ended.wait(0.02):
-            if condition():
-                action()
-                return
+            action()
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -95,7 +95,7 @@ def reports(run_folder: Path, trial_id: str) -> int:
 
 
 def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
-    """What the trials measured is what plain fine-tunings measure that nothing interrupts."""
+    """The trials measured the same as plain fine-tunings without an interruption."""
     for record in records:
         *_, last = fine_tune(file.trial_config(record.params))
         for name in ("id_val/acc", "ood_val/mean_acc", "train/loss"):
@@ -103,7 +103,7 @@ def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
 
 
 @pytest.mark.cluster
-def test_a_disk_that_fills_up_ends_the_search_in_one_line_and_once_there_is_room_it_goes_on(
+def test_a_search_on_a_full_disk_can_be_resumed(
     images_root: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -113,7 +113,8 @@ def test_a_disk_that_fills_up_ends_the_search_in_one_line_and_once_there_is_room
         file = search_file(images_root, disk)
         folder = disk / "runs" / "small"
         with (
-            once(lambda: reports(folder, "trial-000") == 1, lambda: fill(disk)),
+            # Again and again, as the trial removes a checkpoint when the next one is complete.
+            from_then_on(lambda: reports(folder, "trial-000") > 0, lambda: fill(disk)),
             pytest.raises(StorageFailed) as caught,
         ):
             run_search(file, console=Console(quiet=True))
@@ -145,7 +146,7 @@ def test_a_driver_without_room_for_its_files_blames_no_trial(
         folder = disk / "runs" / "small"
         message = rf"^{folder}/({JOURNAL_FILE}|optuna.journal): cannot be written: No space left"
         with (
-            once(lambda: reports(folder, "trial-000") > 0, lambda: fill(disk)),
+            from_then_on(lambda: reports(folder, "trial-000") > 0, lambda: fill(disk)),
             pytest.raises(StorageFailed, match=message),
         ):
             run_instantly(file)
@@ -174,7 +175,7 @@ def raise_full(*_: Any) -> None:
     raise StorageFailed("tell: full")
 
 
-def test_a_bucket_that_refuses_ends_the_search_in_one_line_and_the_trials_are_not_to_blame(
+def test_a_search_with_a_refusing_bucket_can_be_resumed(
     server: ThreadedMotoServer, images_root: Path, tmp_path: Path
 ) -> None:
     s3 = boto3.client("s3")
@@ -190,7 +191,7 @@ def test_a_bucket_that_refuses_ends_the_search_in_one_line_and_the_trials_are_no
 
     # Not the folders, nor Ray Train's list: Arrow's own copying would not tell of a file alone.
     with (
-        once(lambda: reports(folder, "trial-000") == 1, lambda: refuse(WEIGHTS)),
+        from_then_on(lambda: reports(folder, "trial-000") > 0, lambda: refuse(WEIGHTS)),
         pytest.raises(StorageFailed) as caught,
     ):
         run_search(file, console=Console(quiet=True))
