@@ -21,7 +21,6 @@ from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.evaluate import metric_names
 from trainers.fine_tune import reported
 from trainers.frozen import Frozen
-from trainers.methods import FineTuning, Method, check_method_fits
 from trainers.redact import has_password
 from tuning.config.loading import read_layers
 from tuning.config.schema import NoSchedulerConfig, SearchFile, with_plugins
@@ -85,8 +84,8 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
 
 def check_search(file: SearchFile) -> None:
     """Raise a ConfigError for everything that is known to fail before a worker starts."""
+    check_settings(file)
     space = file.search_space()
-    check_keys(file.search.space, space, file.trial)
     method: str | None = None
     point: dict[str, Any] = {}
 
@@ -100,8 +99,8 @@ def check_search(file: SearchFile) -> None:
     try:
         check_trials(extreme_trials())
     except ConfigError as error:
-        if unfit := _unfit_method(file, space, str(error)):
-            hint = f"or remove {unfit!r}"
+        if method is not None and error.key == "method.name":
+            hint = f"or remove {method!r}"
             raise ConfigError(str(error), key="search.space.methods", hint=hint) from None
         if error.key not in point:
             raise
@@ -114,7 +113,6 @@ def check_search(file: SearchFile) -> None:
         raise ConfigError(
             error.problem, key=f"{section}.{error.key}.{field}", value=error.value, hint=error.hint
         ) from None
-    check_settings(file)
 
 
 def check_settings(file: SearchFile) -> None:
@@ -209,22 +207,6 @@ def _check_budget(file: SearchFile) -> None:
             budget.trials,
             methods,
         )
-
-
-def _unfit_method(file: SearchFile, space: SearchSpace, message: str) -> str | None:
-    """The compared method to which the model gives this error, whatever its settings."""
-
-    def is_cause(method: Method) -> bool:
-        try:
-            check_method_fits(method, file.trial.model)
-        except ConfigError as error:
-            return str(error) == message
-        return False
-
-    if is_cause(FineTuning()):  # the model itself is wrong
-        return None
-    methods = {name: file.trial_config({METHOD_KEY: name}).method for name in space.branches}
-    return next((name for name, method in methods.items() if is_cause(method)), None)
 
 
 def _extreme_points(space: SearchSpace) -> Iterator[dict[str, Any]]:

@@ -160,7 +160,7 @@ def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> 
         (("report", "nowhere"), "nowhere: not a run folder"),
         (("confirm", "nowhere"), "nowhere: not a run folder"),
         (("export", "nowhere", "--output", "out"), "nowhere: not a run folder"),
-        (("export", "RUN", "--output", "out"), "the weights of trial-000 (finished) are not kept"),
+        (("export", "RUN", "--output", "out"), "the weights of trial-000 (finished)"),
         (("soup", "nowhere"), "nowhere: not a run folder"),
         (("soup", "RUN"), "set search.checkpoints.keep_top = 5"),
         (("plan", "no-such.yaml"), "no-such.yaml: no such file"),
