@@ -202,6 +202,10 @@ class TrialConfig(Frozen):
         load_plugins(plugins)
         return {**values, "plugins": tuple(plugins)} if plugins else values
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as plain values: the receiving process loads the plug-ins before the method."""
+        return TrialConfig.model_validate, (self.model_dump(mode="json"),)
+
     @model_validator(mode="after")
     def _method_can_be_sharded(self) -> TrialConfig:
         if self.parallel == "fsdp" and not self.method.shardable:

@@ -202,7 +202,7 @@ def _key_of(model: type[BaseModel], location: Iterable[Any]) -> tuple[str, list[
     for part in location:
         tagged = [candidate for candidate in candidates if _tag(candidate) == part]
         if len(candidates) > 1 and tagged:
-            candidates = tagged
+            candidates = tagged[-1:]  # the last one, if a plug-in was loaded twice
             continue
         parts.append(str(part))
         # A key of a mapping or an index of a list is no field: the candidates stay.

@@ -54,22 +54,6 @@ def test_two_runs_with_one_seed_are_equal_to_the_last_bit(trial: TrialConfig) ->
     assert first != [untimed(r) for r in fine_tune(changed(trial, seed=1))]
 
 
-def test_a_resumed_run_is_equal_to_an_undisturbed_one_to_the_last_bit(
-    trial: TrialConfig, tmp_path: Path
-) -> None:
-    undisturbed = list(fine_tune(trial))
-    interrupted = fine_tune(trial)
-    next(interrupted).save(tmp_path)
-    interrupted.close()
-    repeated, resumed = list(fine_tune(trial, resume_from=tmp_path))
-    assert untimed(repeated) == untimed(undisturbed[0])  # for its first saying may be lost
-    assert untimed(resumed) == untimed(undisturbed[-1])
-    for old, new in zip(
-        undisturbed[-1].run.student.parameters(), resumed.run.student.parameters(), strict=True
-    ):
-        assert torch.equal(old, new)
-
-
 def test_a_run_that_is_saved_between_reports_again_and_again_says_and_costs_the_same(
     trial: TrialConfig, tmp_path: Path
 ) -> None:
@@ -137,12 +121,6 @@ def test_a_run_resumed_after_its_last_step_still_reports(
     assert again.metrics == last.metrics
 
 
-def test_lipsum_ft_of_weight_zero_is_plain_fine_tuning(trial: TrialConfig) -> None:
-    plain = changed(trial, method={"name": "ft"})
-    weightless = changed(trial, method__reg_weight=0)
-    assert [untimed(r) for r in fine_tune(plain)] == [untimed(r) for r in fine_tune(weightless)]
-
-
 def test_a_heavy_regulariser_keeps_the_scores_nearer_to_the_zero_shot_models(
     trial: TrialConfig,
 ) -> None:
@@ -156,22 +134,6 @@ def test_a_heavy_regulariser_keeps_the_scores_nearer_to_the_zero_shot_models(
         return float((1 - torch.nn.functional.cosine_similarity(f, f0)).mean())
 
     assert drift(100.0) < drift(1e-3) / 2
-
-
-def test_before_the_first_step_it_is_the_zero_shot_model(trial: TrialConfig) -> None:
-    run = start(trial)
-    metrics = run.evaluate("val", load_split(trial, "val"))
-    clip, images = load_clip(trial.model), load_split(trial, "val")["real"]
-    views, labels = next(images.eval_batches(run.zero_shot.image_input, len(images)))
-    mean, std = (
-        torch.tensor(x).view(3, 1, 1)
-        for x in (run.zero_shot.image_input.mean, run.zero_shot.image_input.std)
-    )
-    with torch.no_grad():
-        f = clip.encode_image((views / 255 - mean) / std, normalize=True)  # type: ignore[operator]
-    predicted = (f @ run.zero_shot.head.T).argmax(dim=-1)
-    assert metrics["id_val/acc"] == pytest.approx(100 * float((predicted == labels).float().mean()))
-    assert metrics["ood_val/mean_energy_gap"] == metrics["id_val/feature_distortion"] == 0
 
 
 def test_a_domain_may_have_the_classes_in_another_order_or_a_part_of_them(

@@ -104,11 +104,12 @@ def _load_module(module: str) -> None:
             importlib.import_module(module)
             return
         path = Path(module)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        name = f"lipsum_tune_plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None or not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
         # Registered in sys.modules first, as pydantic looks up annotations there.
-        sys.modules[path.stem] = loaded = importlib.util.module_from_spec(spec)
+        sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
     except Exception as error:  # whatever a foreign module raises
         raise ConfigError(

@@ -237,10 +237,3 @@ def _flags_and_means() -> tuple[bool, bool, bool, float]:
     rank, cpu = dist.get_rank(), torch.device("cpu")
     flags = [any_worker(flag, cpu) for flag in (rank == 0, rank == 1, False)]
     return flags[0], flags[1], flags[2], float(averaged(torch.tensor(1.0 + rank)))
-
-
-def test_whoever_is_alone_gathers_and_averages_nothing() -> None:
-    rows = torch.rand(3, 2)
-    assert gather(rows) is rows
-    assert averaged(rows) is rows
-    assert not any_worker(False, rows.device)

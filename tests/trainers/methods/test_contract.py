@@ -89,7 +89,7 @@ def train(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_learns_and_reports_what_every_method_reports(
+def test_it_learns_and_reports_the_common_metrics(
     name: str, train: Callable[[str], Trained]
 ) -> None:
     trained = train(name)
@@ -120,25 +120,15 @@ def test_a_second_run_is_equal_to_the_last_bit(name: str, train: Callable[[str],
     assert [untimed(report) for report in fine_tune(trained.config)] == trained.reports
 
 
+@pytest.mark.parametrize("between", [False, True], ids=["at a report", "between reports"])
 @pytest.mark.parametrize("name", NAMES)
-def test_it_resumes_in_the_midst_of_an_epoch_to_the_last_bit(
-    name: str, train: Callable[[str], Trained], tmp_path: Path
+def test_it_resumes_to_the_last_bit(
+    name: str, between: bool, train: Callable[[str], Trained], tmp_path: Path
 ) -> None:
+    """In the middle of an epoch."""
     trained = train(name)
-    repeated, resumed = fine_tune(trained.config, resume_from=trained.checkpoints[0])
-    assert untimed(repeated) == trained.reports[0]
-    assert untimed(resumed) == trained.reports[1]
-    resumed.save(tmp_path)
-    weights = load_file(tmp_path / WEIGHTS)
-    assert all(torch.equal(value, weights[name]) for name, value in trained.weights().items())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_it_resumes_between_two_reports_to_the_last_bit(
-    name: str, train: Callable[[str], Trained], tmp_path: Path
-) -> None:
-    trained = train(name)
-    repeated, resumed = fine_tune(trained.config, resume_from=trained.between)
+    checkpoint = trained.between if between else trained.checkpoints[0]
+    repeated, resumed = fine_tune(trained.config, resume_from=checkpoint)
     assert (repeated.step, resumed.step) == (4, 8)
     assert untimed(repeated) == trained.reports[0]
     assert untimed(resumed) == trained.reports[1]
@@ -148,7 +138,7 @@ def test_it_resumes_between_two_reports_to_the_last_bit(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_test_figures_are_the_same_before_and_after_a_resume_at_its_end(
+def test_its_test_metrics_are_the_same_after_a_resume(
     name: str, train: Callable[[str], Trained]
 ) -> None:
     trained = train(name)
@@ -159,7 +149,7 @@ def test_its_test_figures_are_the_same_before_and_after_a_resume_at_its_end(
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
-def test_where_it_adds_nothing_it_is_the_method_that_it_builds_on(
+def test_without_its_terms_it_equals_its_base_method(
     name: str, train: Callable[[str], Trained]
 ) -> None:
     base, fields = WEIGHTLESS[name]
@@ -176,7 +166,9 @@ def test_star_ft_without_weight_is_flyp_with_one_template(
     assert [untimed(r) for r in fine_tune(star)] == [untimed(r) for r in fine_tune(flyp)]
 
 
-def test_two_workers_come_to_what_one_does(train: Callable[[str], Trained], tmp_path: Path) -> None:
+def test_two_workers_give_the_result_of_one(
+    train: Callable[[str], Trained], tmp_path: Path
+) -> None:
     """One pair of processes trains all methods: starting it takes as long as they do."""
     configs = {name: train(name).config for name in NAMES}
     torch.multiprocessing.spawn(_distributed, (2, str(tmp_path), configs), nprocs=2)

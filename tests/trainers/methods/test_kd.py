@@ -12,7 +12,6 @@ from tests.trainers.methods.by_hand import (
     cross_entropy,
     differences,
     divergence,
-    log_softmax,
     scored,
 )
 from trainers.config import TrialConfig
@@ -47,22 +46,6 @@ def test_loss_and_its_gradient_equal_the_sums(
     assert loss.total.item() == pytest.approx(by_hand(now), rel=1e-12)
     assert x.grad is not None
     np.testing.assert_allclose(x.grad.numpy(), differences(by_hand, now), rtol=1e-6, atol=1e-8)
-
-
-def test_what_the_zero_shot_model_expects_weighs_the_classes(
-    zero_shot: ZeroShotModel, scores: tuple[np.ndarray, np.ndarray]
-) -> None:
-    """The gradient is that of KL(p0 || p), p - p0; that of KL(p || p0) is another."""
-    before, now = scores
-    x, features = torch.tensor(now, requires_grad=True), torch.zeros(3, 2)
-    batch = Batch(
-        torch.tensor(LABELS), scored(x, features), zero_shot=scored(torch.tensor(before), features)
-    )
-    Distillation().loss(batch, at(zero_shot, 1)).reg.backward()
-    p0, p = (np.exp([log_softmax(row) for row in logits]) for logits in (before, now))
-    assert x.grad is not None
-    np.testing.assert_allclose(x.grad.numpy(), (p - p0) / len(LABELS), rtol=1e-9, atol=1e-12)
-    assert abs(divergence(before, now) - divergence(now, before)) > 0.1
 
 
 def test_both_models_have_their_own_head_and_the_pre_trained_scale(trial: TrialConfig) -> None:

@@ -70,24 +70,6 @@ def test_loss_and_gradient_equal_the_formula(
     np.testing.assert_allclose(x.grad.numpy(), expected_gradient, rtol=1e-10, atol=1e-10)
 
 
-def test_loss_is_the_quadratic_form_of_the_second_moment(
-    features: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> None:
-    raw, f0, texts = features
-    f = raw / np.linalg.norm(raw, axis=1, keepdims=True)
-    moment = texts.T @ texts / M
-    expected = np.mean([S**2 / 2 * (a - b) @ moment @ (a - b) for a, b in zip(f, f0, strict=True)])
-    loss = energy_gap(torch.tensor(f), torch.tensor(f0), torch.tensor(texts), S)
-    assert loss.item() == pytest.approx(expected, rel=1e-10)
-
-
-def test_loss_is_zero_where_nothing_moved(
-    features: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> None:
-    _, f0, texts = (torch.tensor(x) for x in features)
-    assert energy_gap(f0, f0, texts, S).item() == 0
-
-
 def test_random_texts_have_start_and_end_and_ordinary_tokens_between() -> None:
     tokens = random_texts(2046, 80, 8, seed=3, step=11)
     assert tokens.shape == (80, 10)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -68,12 +71,13 @@ def test_the_file_of_a_plugin_has_an_absolute_path(
 
 
 def test_a_misspelt_key_of_a_plugins_method_is_corrected(plugin: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'method.strngth'.*did you mean 'strength'"):
+    with pytest.raises(ConfigError) as error:
         validate(
             TrialConfig,
             {"plugins": [str(plugin)], "method": {"name": "mine", "strngth": 1}},
             "trial",
         )
+    assert (error.value.key, error.value.hint) == ("method.strngth", "did you mean 'strength'?")
 
 
 @pytest.mark.parametrize("text", ["raise RuntimeError('broken')", None])
@@ -84,6 +88,16 @@ def test_a_plugin_that_cannot_be_imported_is_named(text: str | None, tmp_path: P
     with pytest.raises(ConfigError) as error:
         load_plugins([str(path)])
     assert (error.value.key, error.value.value) == ("plugins", str(path))
+
+
+def test_a_pickled_trial_loads_its_plugins_in_another_process(plugin: Path, tmp_path: Path) -> None:
+    trial = TrialConfig.model_validate({"plugins": [str(plugin)], "method": {"name": "mine"}})
+    file = tmp_path / "trial.pickle"
+    file.write_bytes(pickle.dumps(trial))
+    assert pickle.loads(file.read_bytes()) == trial
+    code = f"import pickle; print(pickle.load(open({str(file)!r}, 'rb')).method)"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert shown.stdout == f"{trial.method}\n"
 
 
 def test_two_classes_cannot_share_a_name() -> None:

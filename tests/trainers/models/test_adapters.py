@@ -11,10 +11,8 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
-from trainers.errors import ConfigError
 from trainers.models import RANDOM, ModelConfig, pooled_features
 from trainers.models.adapters import GAIN, Adapters
 from trainers.models.student import Student
@@ -136,36 +134,3 @@ def test_dropping_leaves_the_expected_weights_as_they_are(tmp_path: Path) -> Non
             mean[name] += probability * value
     for name, value in expected.items():
         torch.testing.assert_close(mean[name], value, rtol=1e-5, atol=1e-6)
-
-
-def test_an_adapter_that_is_dropped_leaves_its_layer_as_it_was(tmp_path: Path) -> None:
-    student = student_of("clip", tmp_path)
-    adapters = student.visual_adapters
-    assert adapters is not None
-    adapters.scale = torch.tensor([0.0, 1.0, 1.0, 1.0])
-    merged = adapters.merged(student.visual)
-    for index, site in enumerate(adapters.sites):
-        layer = cast(nn.Linear, student.visual.get_submodule(site))
-        same = torch.equal(merged[f"{site}.weight"], layer.weight)
-        assert same == (index == 0)
-
-
-def test_what_is_exported_needs_no_adapters(tmp_path: Path) -> None:
-    student = student_of("clip", tmp_path)
-    images = torch.randn(3, 3, 32, 32)
-    visual = {
-        name.removeprefix("visual."): value
-        for name, value in student.plain_state().items()
-        if name.startswith("visual.")
-    }
-    with torch.no_grad():
-        plain = functional_call(student.visual, visual, (images,))
-        found = student(images).features
-    torch.testing.assert_close(found, nn.functional.normalize(plain, dim=-1), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["resnet", "timm"])
-def test_an_encoder_without_transformer_blocks_is_refused(kind: str, tmp_path: Path) -> None:
-    zero_shot = load_zero_shot(random_model(tmp_path, kind), PROMPTS)
-    with pytest.raises(ConfigError, match="the model has none in one of its encoders"):
-        prepared(zero_shot)

@@ -1,0 +1,66 @@
+"""A method from a file outside of the package, searched on a real local Ray and exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from tests.ray_head import Head
+from tests.trainers.exported import open_clip_logits
+from trainers.data.transforms import normalise
+from trainers.loop.state import load_split
+from trainers.models import image_input, load_clip
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import ray_session
+from tuning.execution.run_search import run_search
+from tuning.weights.export import export_weights
+
+pytestmark = pytest.mark.slow
+
+PLUGIN = Path(__file__).parents[2] / "trainers" / "methods" / "lora.py"
+
+
+def test_a_plugins_method_is_searched_and_exported(
+    images_root: Path, ray_head: Head, tmp_path: Path
+) -> None:
+    """Its rank and learning rate, in the space that it brings; workers import it by themselves."""
+    path = tmp_path / "lora.yaml"
+    values = {
+        "plugins": [str(PLUGIN)],
+        "trial": {
+            "data": {"root": str(images_root), "ood_domains": ["sketch"]},
+            "method": {"name": "lora"},
+            "optim": {"batch_size": 8},
+            "eval": {"every": 2},
+            "precision": "fp32",
+            "steps": 4,
+        },
+        "search": {
+            "name": "lora",
+            "storage": str(tmp_path / "runs"),
+            "space": {"name": "lora"},
+            "budget": {"trials": 2},
+        },
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    file = load_config(path)
+    with ray_session(ray_head.address):
+        result = run_search(file, console=Console(quiet=True))
+
+    trials = [record for record in result.records if record.kind == "trial"]
+    assert [record.outcome for record in trials] == ["finished", "finished"]
+    assert trials[0].params == {"method.rank": 2, "optim.lr": 1e-2}
+    assert trials[1].params.keys() == trials[0].params.keys()
+
+    # The accuracy of the exported model, read by open_clip alone, is that of the best trial.
+    best = result.best
+    assert best is not None
+    folder = export_weights(result.run_folder, tmp_path / "exported")
+    size, images = image_input(load_clip(file.trial.model)), load_split(file.trial, "val")["real"]
+    views, labels = next(images.eval_batches(size, len(images)))
+    predicted = open_clip_logits(folder, normalise(views, size)).argmax(dim=-1)
+    accuracy = 100 * float((predicted == labels).float().mean())
+    assert accuracy == pytest.approx(best.metrics["id_val/acc"])
