@@ -19,19 +19,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from trainers.redact import redact
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import TrackingError, sqlite_path, tracking_uri
 from tuning.mlflow_logging.runs import SearchRuns
-from tuning.reporting.figures.id_vs_ood import figure
-from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
-from tuning.reporting.tables.trials import write_tables
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun
@@ -63,10 +59,9 @@ class MlflowCallback(Callback):
         self._experiment = experiment
         self._interval = interval_seconds
         self._brief = contextlib.ExitStack()
-        self._changes = threading.Condition()  # guards the next seven
+        self._changes = threading.Condition()  # guards the next six
         self._trials: dict[str, TrialRecord] = {}
-        self._end: tuple[Sequence[TrialRecord], SearchOutcome] | None = None
-        self._files: list[Path] = []
+        self._ending: list[Callable[[], None]] = []  # what remains to be done after the trials
         self._num_done = 0
         self._hurry = False
         self._closed = False
@@ -81,8 +76,8 @@ class MlflowCallback(Callback):
 
     @property
     def num_pending(self) -> int:
-        """Number of runs that MLflow does not have in full yet, and of files that it lacks."""
-        return len(self._trials) + (self._end is not None) + len(self._files)
+        """Number of trials, and of writes at the end of the search, that MLflow still lacks."""
+        return len(self._trials) + len(self._ending)
 
     def search_started(self, search: SearchRecord) -> None:
         """Connect, and create the parent run or reopen the one of an earlier session.
@@ -124,22 +119,15 @@ class MlflowCallback(Callback):
         patience = _PATIENCE_STOPPED_S if outcome == "stopped" else _PATIENCE_S
         with self._changes:
             self._trials |= {record.trial_id: record for record in records}
-            self._end = (records, outcome)
+            self._ending = [
+                partial(self._runs.close, records, outcome),
+                partial(self._runs.upload_results, records),
+            ]
         try:
-            # The runs first: a scheduler that stops a job may kill it seconds later.
-            if self.wait(patience):
-                with tempfile.TemporaryDirectory() as name:
-                    folder = Path(name)
-                    wise = wise_figure(self._search, records, folder / WISE_FIGURE)
-                    image = figure(self._search, records, folder / "accuracy.png")
-                    tables = write_tables(folder, self._search, records)
-                    with self._changes:
-                        self._files = [*tables, image, *([wise] if wise else [])]
-                    self.wait(patience)
-            if self.num_pending:
+            if not self.wait(patience):
                 _log.warning(
-                    "MLflow at %s is still away; %d runs or files of this search are not complete "
-                    "in it. Nothing is lost: once it is back, `lipsum-tune report %s` adds them.",
+                    "MLflow at %s is still away; %d parts of this search are missing in it. "
+                    "Nothing is lost: once it is back, `lipsum-tune report %s` adds them.",
                     redact(self._uri),
                     self.num_pending,
                     self._search.run_folder,
@@ -180,7 +168,7 @@ class MlflowCallback(Callback):
                     self._changes.wait_for(lambda: self._closed, min(self._interval, 1.0))
                 if self._closed:
                     return
-                trials, end, files = list(self._trials.values()), self._end, list(self._files)
+                trials, ending = list(self._trials.values()), list(self._ending)
             for record in trials:
                 if self._closed or not self._attempt(self._runs.write, record):
                     break
@@ -189,15 +177,12 @@ class MlflowCallback(Callback):
                         del self._trials[record.trial_id]
                     self._count()
             else:
-                if end is not None and self._attempt(self._runs.close, *end):
+                for write in ending:
+                    if self._closed or not self._attempt(write):
+                        break
                     with self._changes:
-                        self._end = None
+                        self._ending.remove(write)
                         self._count()
-                for path in files:
-                    if self._attempt(self._runs.upload, path):
-                        with self._changes:
-                            self._files.remove(path)
-                            self._count()
 
     def _count(self) -> None:
         self._num_done += 1
@@ -255,5 +240,5 @@ def backfill(run: LoadedRun) -> str:
     callback.search_started(run.search)
     callback.search_ended(run.history.records, run.history.outcome or "stopped")
     if callback.num_pending:
-        return f"{where} lacks {callback.num_pending} runs or files; repeat this once it answers"
+        return f"{where} lacks {callback.num_pending} parts of it; repeat this once it answers"
     return f"{where} has all of it"

@@ -10,6 +10,7 @@ of the step, as the journal does, and its charts show both as a vertical line at
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from mlflow.tracking import MlflowClient
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
+from tuning.reporting.figures.id_vs_ood import figure
+from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
+from tuning.reporting.tables.trials import write_tables
 from tuning.runs.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
@@ -151,9 +155,15 @@ class SearchRuns:
         mlf.log(self._client, self.parent_run_id, metrics, tags=mlf.tags_of(tags))
         self._client.set_terminated(self.parent_run_id, STATUS[outcome], ended_ms)
 
-    def upload(self, path: Path) -> None:
-        """Add a file to the parent's artifacts; one of that name is replaced."""
-        self._client.log_artifact(self.parent_run_id, str(path))
+    def upload_results(self, records: Sequence[TrialRecord]) -> None:
+        """Add tables and figures to the parent's artifacts; files of the same name are replaced."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_tables(folder, self._search, records)
+            figure(self._search, records, folder / "accuracy.png")
+            wise_figure(self._search, records, folder / WISE_FIGURE)
+            for path in folder.iterdir():
+                self._client.log_artifact(self.parent_run_id, str(path))
 
     def _reopen(self, record: TrialRecord) -> bool:
         """Find or create a trial's child run; False if MLflow has everything of it already."""

@@ -58,15 +58,10 @@ class Plan:
     """The same on the head alone, where the drivers and controllers of all trials run."""
 
     @property
-    def trial_cost(self) -> TrialCost:
-        """The cost of a trial, from the probe."""
-        return trial_cost(self.probe)
-
-    @property
     def full_trial_hours(self) -> float:
         """Wall clock of one trial that nothing stops."""
         steps = self.shape.report_steps
-        return self.trial_cost.seconds(steps[-1], len(steps)) / 3600
+        return trial_cost(self.probe).seconds(steps[-1], len(steps)) / 3600
 
     @property
     def device(self) -> str:

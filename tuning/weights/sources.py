@@ -157,9 +157,9 @@ def _of_training(folder: Path) -> Source:
 
 
 def evaluation_crops(data: DataConfig) -> dict[str, float]:
-    """`crop_pct` of each domain: as configured, else as its data say, else the default.
+    """`crop_pct` of each domain: as configured, else as recorded in its data, else the default.
 
-    Data that cannot be read any more are taken to say nothing.
+    The default is also taken if the data cannot be read any more.
     """
     crops = dict.fromkeys(data.domains, data.crop_pct or CROP_PCT)
     if data.crop_pct is None:

@@ -50,27 +50,27 @@ def test_the_default_is_the_trial_that_the_objective_chooses(real: Real, tmp_pat
     assert {path.name for path in written.iterdir()} == FILES
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in written.iterdir())
     best = best_trial(load_run(run).search, records)
-    said = about(written)
+    recorded = about(written)
     assert best is not None
-    assert said["trial"] == best.trial_id
-    assert said["params"] == best.params
-    assert said["method"] == best.params.get("method.name", "ft")
-    assert said["step"] == 2
-    assert said["chosen"] == load_run(run).search.selection
-    assert said["looks_at_ood"] is True
-    assert said["split"] == "val"
-    assert said["metrics"]["id_val/acc"] == best.metrics["id_val/acc"]  # type: ignore[index]
+    assert recorded["trial"] == best.trial_id
+    assert recorded["params"] == best.params
+    assert recorded["method"] == best.params.get("method.name", "ft")
+    assert recorded["step"] == 2
+    assert recorded["chosen"] == load_run(run).search.selection
+    assert recorded["looks_at_ood"] is True
+    assert recorded["split"] == "val"
+    assert recorded["metrics"]["id_val/acc"] == best.metrics["id_val/acc"]  # type: ignore[index]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_exported_logits_are_those_of_the_checkpoint(real: Real, tmp_path: Path) -> None:
     run, _ = real
     written = export(run, tmp_path / "model", trial="trial-001")
-    said = about(written)
-    assert said["class_names"] == list(CLASSES)
-    assert said["classes"] == [name.replace("_", " ") for name in CLASSES]
-    assert (said["id_domain"], said["ood_domains"]) == ("real", ["sketch", "clipart"])
-    assert (said["chosen"], said["looks_at_ood"]) == ("Named by hand.", None)
+    recorded = about(written)
+    assert recorded["class_names"] == list(CLASSES)
+    assert recorded["classes"] == [name.replace("_", " ") for name in CLASSES]
+    assert (recorded["id_domain"], recorded["ood_domains"]) == ("real", ["sketch", "clipart"])
+    assert (recorded["chosen"], recorded["looks_at_ood"]) == ("Named by hand.", None)
     checkpoint = kept_weights(run, "trial-001")
     assert checkpoint is not None
     weights, _ = load_weights(checkpoint)
@@ -80,7 +80,7 @@ def test_the_exported_logits_are_those_of_the_checkpoint(real: Real, tmp_path: P
     images = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     logits = zero_shot.logit_scale * zero_shot.image_features(images) @ weights["head"].T
     torch.testing.assert_close(open_clip_logits(written, images), logits, rtol=1e-5, atol=1e-5)
-    assert said["logit_scale"] == pytest.approx(zero_shot.logit_scale, rel=1e-6)
+    assert recorded["logit_scale"] == pytest.approx(zero_shot.logit_scale, rel=1e-6)
 
 
 def test_with_alpha_the_metrics_are_those_of_that_point(real: Real, tmp_path: Path) -> None:
@@ -175,9 +175,9 @@ def test_the_output_of_train_can_be_exported(trial: TrialConfig, tmp_path: Path)
     last.save(tmp_path / "trained")
     write_trial(tmp_path / "trained", trial)
     written = export(tmp_path / "trained", tmp_path / "model")
-    said = about(written)
-    assert (said["run"], said["method"], said["step"]) == ("trained", "lipsum_ft", 6)
-    assert said["metrics"] == measured(last.metrics)
+    recorded = about(written)
+    assert (recorded["run"], recorded["method"], recorded["step"]) == ("trained", "lipsum_ft", 6)
+    assert recorded["metrics"] == measured(last.metrics)
     card = (written / "README.md").read_text()
     assert f"{last.metrics['id_val/acc']:.1f}" in card
     assert "Accuracy in percent on the validation splits.\n" in card  # there was no choice

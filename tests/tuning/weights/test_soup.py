@@ -117,17 +117,17 @@ def test_a_soup_is_kept_logged_and_exported(images_root: Path, tmp_path: Path) -
     assert "trial-000" in done.output
     folder = run / "soups" / "uniform"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["uniform"]
-    said = json.loads((folder / "soup.json").read_text())
-    assert {*said["trials"]} == {"trial-000", "trial-001"}
-    checkpoints = [kept_weights(run, name) for name in said["trials"]]
+    recorded = json.loads((folder / "soup.json").read_text())
+    assert {*recorded["trials"]} == {"trial-000", "trial-001"}
+    checkpoints = [kept_weights(run, name) for name in recorded["trials"]]
     expected = average([path for path in checkpoints if path is not None])
     for name, value in load_weights(folder)[0].items():
         torch.testing.assert_close(value, expected[name])
     client, experiment_id = mlf.connect(uri, "lipsum-tune")
     (logged,) = client.search_runs([experiment_id], "tags.kind = 'soup'")
     assert logged.data.tags["mlflow.parentRunId"] == callback.parent_run_id
-    assert logged.data.tags["trials"] == ", ".join(said["trials"])
-    assert logged.data.metrics["id_val/acc"] == pytest.approx(said["metrics"]["id_val/acc"])
+    assert logged.data.tags["trials"] == ", ".join(recorded["trials"])
+    assert logged.data.metrics["id_val/acc"] == pytest.approx(recorded["metrics"]["id_val/acc"])
     assert logged.info.status == "FINISHED"
     output = tmp_path / "model"
     done = CliRunner().invoke(
@@ -135,8 +135,8 @@ def test_a_soup_is_kept_logged_and_exported(images_root: Path, tmp_path: Path) -
     )
     assert done.exit_code == 0, done.output
     about = json.loads((output / "classes.json").read_text())
-    assert about["trials"] == said["trials"]
-    assert about["metrics"] == said["metrics"]
+    assert about["trials"] == recorded["trials"]
+    assert about["metrics"] == recorded["metrics"]
     assert torch.equal(
         load_file(output / "head.safetensors")["head"], load_weights(folder)[0]["head"]
     )
