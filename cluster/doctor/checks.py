@@ -187,25 +187,21 @@ def check_machine(cluster: ClusterFacts) -> Iterator[Finding]:
     """Memory, shared memory, CPUs and open files suffice."""
     for node, facts in cluster.answers():
         total, used, shm = facts["memory_bytes"], facts["memory_used_bytes"], facts["shm_bytes"]
-        problems: dict[str, str] = {}
+        problems = []
         if total and used > 0.9 * total:
-            problems[
-                f"{(total - used) / _GIB:.1f} of {total / _GIB:.0f} GiB memory are free; Ray kills "
-                "tasks when 95 % are in use"
-            ] = "stop other programs there, or set search.resources.max_concurrent"
+            free = f"{(total - used) / _GIB:.1f} of {total / _GIB:.0f} GiB memory are free"
+            remedy = "stop other programs there, or set search.resources.max_concurrent"
+            problems.append((f"{free}; Ray kills tasks when 95 % are in use", remedy))
         if shm is not None and shm < _GIB:
-            problems[
-                f"/dev/shm has {shm / 2**20:.0f} MiB, little for trial.data.workers and for Ray"
-            ] = "docker run --shm-size=8g, or an emptyDir with medium: Memory"
+            found = f"/dev/shm has {shm / 2**20:.0f} MiB, little for trial.data.workers and Ray"
+            problems.append((found, "docker run --shm-size=8g, or an emptyDir in Memory"))
         if facts["cpus"] and node.cpus > facts["cpus"]:
-            problems[f"Ray offers {node.cpus:g} CPUs, but may use {facts['cpus']}"] = (
-                f"start Ray with --num-cpus={facts['cpus']}"
-            )
+            found = f"Ray offers {node.cpus:g} CPUs, but may use {facts['cpus']}"
+            problems.append((found, f"start Ray with --num-cpus={facts['cpus']}"))
         if facts["open_files"] < 4096:
-            problems[f"a process may open {facts['open_files']} files"] = (
-                "run `ulimit -n 65536` before `ray start`"
-            )
-        for found, remedy in problems.items():
+            found = f"a process may open {facts['open_files']} files"
+            problems.append((found, "run `ulimit -n 65536` before `ray start`"))
+        for found, remedy in problems:
             yield Finding("warning", found, remedy, node.name)
         if not problems:
             found = f"{node.cpus:g} of {facts['cpus']} CPUs, {total / _GIB:.0f} GiB memory"
