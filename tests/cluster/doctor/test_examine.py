@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.cluster_utils import Cluster
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -28,6 +27,7 @@ from cluster.doctor.examine import (
 )
 from tests.cluster.doctor.made_up import PACKAGES, cluster, facts
 from tests.ray_head import Head
+from tests.tuning.execution.nodes import cluster as cluster_of
 from tuning.execution.ray_session import free_port
 
 NODES = ("a", "b", "c", "d", "e")
@@ -191,16 +191,14 @@ def test_without_a_cluster_the_configuration_is_checked_all_the_same(config: Pat
 
 @pytest.mark.cluster
 def test_a_node_that_does_not_answer_is_a_fault() -> None:
-    nodes = Cluster()
-    try:
-        nodes.add_node(num_cpus=1, include_dashboard=True, dashboard_port=free_port())
-        node = nodes.add_node(num_cpus=1)
+    with cluster_of(head_cpus=1, nodes=1) as nodes:
+        node = nodes.list_all_nodes()[-1]
         (raylet,) = (info.process for info in node.all_processes["raylet"])
         raylet.send_signal(signal.SIGSTOP)
-        found = examine(address=nodes.address, answer_s=10)
-        raylet.send_signal(signal.SIGCONT)
-    finally:
-        nodes.shutdown()
+        try:
+            found = examine(address=nodes.address, answer_s=10)
+        finally:
+            raylet.send_signal(signal.SIGCONT)
     (fault,) = [row for row in found.findings if row.status == "fault"]
     assert fault.check == "Ray"
     assert node.node_id[:6] in " ".join(fault.nodes)
