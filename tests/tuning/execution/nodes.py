@@ -20,7 +20,7 @@ from tuning.execution.ray_session import free_port, retry_slow_start
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
-PATIENCE_S = 300
+PATIENCE_S = 1200
 """Time for a condition; long, as the machine may be busy."""
 
 
