@@ -26,7 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
@@ -243,7 +243,9 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
         ray_session(),
         tune_workarounds(),
         stopwatch.watching(),
-        ProgressCallback(Console(file=display, force_terminal=live, width=120)) as progress,
+        closing(
+            ProgressCallback(Console(file=display, force_terminal=live, width=120))
+        ) as progress,
     ):
         budget = Budget(file.search.budget, search, history)
         callbacks = (

@@ -114,12 +114,6 @@ def chosen(
 ) -> tuple[Configuration, ...]:
     """The finished trials to confirm, without repetitions, each with all the rules that chose it.
 
-    Args:
-        search: the search.
-        records: all its trials.
-        top: number of trials by the objective.
-        rules: as for `confirm`.
-
     Raises:
         ConfigError: there is none, no such rule, or `top` is not positive.
     """

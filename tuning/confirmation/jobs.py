@@ -79,12 +79,7 @@ def run_jobs(
 ) -> dict[Key, str]:
     """Run jobs, as many at once as trials fit, and store each result as soon as it is known.
 
-    Args:
-        wanted: jobs in the order in which they start.
-        resources: of each job.
-        results: results are appended to it.
-        checkpoints: folder or URL for the checkpoints of unfinished jobs.
-        console: gets a line per job.
+    Unfinished jobs have checkpoints in a folder or URL, from which the next call continues.
 
     Returns:
         The jobs that failed, with the error in one line.

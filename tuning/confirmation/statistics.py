@@ -55,12 +55,8 @@ def paired_difference(
 ) -> Estimate:
     """The mean of `of` - `against`, seed by seed, over the seeds that both have.
 
-    Pairing removes the variation that two runs with the same seed share (batches, crops).
-
-    Args:
-        of: seed -> value.
-        against: seed -> value.
-        confidence: as for `estimate`.
+    Both map seeds to values. Pairing removes the variation that two runs with the same seed share
+    (batches, crops).
 
     Raises:
         ValueError: they have no seed in common.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -217,7 +218,7 @@ def _run_session(
         ray_session(options.address),
         interrupted_by_sigterm(),
         quiet_optuna(),
-        ProgressCallback(console) as progress,
+        closing(ProgressCallback(console)) as progress,
     ):
         # Preparation: everything that can be refused is checked before a trial starts.
         home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)

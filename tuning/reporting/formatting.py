@@ -56,19 +56,12 @@ def format_mean(mean: float, sd: float) -> str:
     return f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
 
 
-def format_difference(mean: float, low: float, high: float, separator: str = "\n") -> Text:
-    """Format a difference and its interval, in bold if the interval excludes 0.
-
-    Args:
-        mean: the difference.
-        low: lower end of the interval; NaN if there is no interval.
-        high: upper end of the interval.
-        separator: between difference and interval; a line break makes the column narrower.
-    """
+def format_difference(mean: float, low: float, high: float) -> Text:
+    """Format a difference and its interval, in bold if that excludes 0; NaN for no interval."""
     if math.isnan(low):
         return Text(f"{mean:+.1f}")
     style = "bold" if low > 0 or high < 0 else ""
-    return Text(f"{mean:+.1f}{separator}[{low:+.1f}, {high:+.1f}]", style)
+    return Text(f"{mean:+.1f}\n[{low:+.1f}, {high:+.1f}]", style)
 
 
 def untuned_label(search: SearchRecord, separator: str = " ") -> str:
@@ -76,10 +69,6 @@ def untuned_label(search: SearchRecord, separator: str = " ") -> str:
 
     The reference has the settings of the configuration file. The label keeps readers from taking
     it for a method that was tuned like the trials beside it.
-
-    Args:
-        search: its configuration has the learning rate.
-        separator: between the two halves of the label.
     """
     value: object = search.config
     for key in ("trial", "optim", "lr"):

@@ -44,13 +44,7 @@ OUTCOME_STYLE = {
 def report(
     search: SearchRecord, records: Sequence[TrialRecord], width: int | None = None
 ) -> RenderableType:
-    """Leaderboard, methods (if the trials have several) and selection rules, for a terminal.
-
-    Args:
-        search: the search.
-        records: trials and references in any order.
-        width: characters of the terminal; columns that do not fit are left out.
-    """
+    """Leaderboard, methods (if the trials have several) and selection rules, for a terminal."""
     tables = (
         leaderboard(search, records),
         methods_table(search, records),
@@ -75,12 +69,7 @@ def figures(
 
 
 def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:
-    """All trials, best first, below the zero-shot model and plain fine-tuning.
-
-    Args:
-        search: the search.
-        records: trials and references in any order.
-    """
+    """All trials, best first, below the zero-shot model and plain fine-tuning."""
     order = ranked(search, records)
     references = [record for record in records if record.kind == "reference"]
     best = best_trial(search, records)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import atexit
 import time
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -40,14 +38,10 @@ _BAR_WIDTH = 24
 
 
 class ProgressCallback(Callback):
-    """Shows a search on a console. Use it as a context manager, or call `close` at the end.
+    """Shows a search on a console: a live display if it is a terminal, else lines.
 
-    The terminal is restored when the context is left, at `close`, at the end of the search or at
-    the exit of the interpreter, whichever comes first. `close` may be called twice.
-
-    Args:
-        console: the live display is used if it is a terminal.
-        clock: Unix time in seconds; for tests.
+    The terminal is restored at `close`, at the end of the search or at the exit of the interpreter,
+    whichever comes first. `close` may be called twice.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
@@ -58,17 +52,6 @@ class ProgressCallback(Callback):
         self._records: dict[str, TrialRecord] = {}
         self._steps: dict[str, int] = {}  # of the last report of each trial
         self._live: Live | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop the live display; its last state stays on the screen."""

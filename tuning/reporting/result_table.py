@@ -61,12 +61,7 @@ class ResultTable:
 
 
 def fit_table(table: ResultTable, width: int | None = None) -> Table:
-    """The table for a terminal, without the columns that do not fit and with a note about them.
-
-    Args:
-        table: what to print.
-        width: characters of the terminal; None keeps all columns.
-    """
+    """The table for a terminal of this width, with a note about the columns that do not fit."""
     columns, notes, room = list(table.columns), list(table.notes), None
     if width is not None:
         border = 3

@@ -30,8 +30,8 @@ def test_parameters_have_short_names_unless_these_collide() -> None:
 
 
 def test_a_difference_is_bold_if_its_interval_excludes_zero() -> None:
-    text = format_difference(1.5, 0.4, 2.6, " ")
-    assert (text.plain, text.style) == ("+1.5 [+0.4, +2.6]", "bold")
+    text = format_difference(1.5, 0.4, 2.6)
+    assert (text.plain, text.style) == ("+1.5\n[+0.4, +2.6]", "bold")
     assert format_difference(1.5, -0.4, 3.4).style == ""
     assert format_difference(1.5, math.nan, math.nan).plain == "+1.5"
     assert (format_mean(70.0, 1.25), format_mean(70.0, math.nan)) == ("70.0 ± 1.2", "70.0")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
     console = plain()
     report = fakes.report(120, 71.2, 44.0) | {"train/loss": 1.23}
     trial = fakes.trial(3, outcome="running", curve=(report,), ended_at=None)
-    with ProgressCallback(console) as callback:
+    with closing(ProgressCallback(console)) as callback:
         callback.search_started(SEARCH)
         callback.trial_started(replace(trial, curve=()))
         callback.trial_reported(trial)
@@ -74,7 +75,7 @@ def test_an_exception_gives_the_terminal_back() -> None:
     console = terminal()
 
     def interrupted() -> None:
-        with ProgressCallback(console) as callback:
+        with closing(ProgressCallback(console)) as callback:
             callback.search_started(SEARCH)
             raise KeyboardInterrupt
 

@@ -32,10 +32,7 @@ _LEFT: Final = 0.095
 def new_figure(search: SearchRecord, subtitle: str, width: float) -> tuple[Figure, Axes]:
     """An empty figure with axes of ID accuracy (x) and mean OOD accuracy (y).
 
-    Args:
-        search: names the figure and the domains.
-        subtitle: line below the name of the search.
-        width: of the axes, as a fraction of the figure; the rest is for a legend or colour bar.
+    The axes have this width as a fraction of the figure; the rest is for a legend or colour bar.
     """
     drawn = Figure(figsize=(8.6, 6.2), dpi=150, facecolor="white")
     FigureCanvasAgg(drawn)

@@ -25,13 +25,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "h", ">", "d", "p")
 
 
 def draw_methods(axes: Axes, search: SearchRecord, trials: Sequence[TrialRecord]) -> None:
-    """A mark per trial, by method: the best of each large, finished ones filled, others hollow.
-
-    Args:
-        axes: of ID accuracy against mean OOD accuracy.
-        search: its objective determines the best.
-        trials: to draw, in any order; those without both accuracies are left out.
-    """
+    """A mark per trial, by method: the best of each large, finished ones filled, others hollow."""
     best = {record.trial_id for record in best_by_method(search, trials).values()}
     looks = _looks(search, trials)
     for record in sorted(trials, key=lambda r: r.trial_id in best):

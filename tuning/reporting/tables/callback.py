@@ -26,7 +26,7 @@ class TablesCallback(Callback):
     Args:
         run_folder: folder of the tables.
         earlier: trials of earlier sessions of the search.
-        clock: monotonic time in seconds; for tests.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
