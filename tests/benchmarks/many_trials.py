@@ -17,6 +17,7 @@ loop (`display` has one more), without what they call in other parts. `Tune and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -26,7 +27,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
@@ -243,7 +244,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
         ray_session(),
         tune_workarounds(),
         stopwatch.watching(),
-        closing(
+        contextlib.closing(
             ProgressCallback(Console(file=display, force_terminal=live, width=120))
         ) as progress,
     ):

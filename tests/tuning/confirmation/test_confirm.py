@@ -57,7 +57,7 @@ def result(trial_id: str, seed: int, acc: float) -> TestResult:
     return TestResult(trial_id, kind, seed, {"optim.lr": 1e-5}, ("objective #1",), metrics)
 
 
-def test_rules_choose_among_finished_trials_and_each_trial_comes_once(tmp_path: Path) -> None:
+def test_each_chosen_trial_is_confirmed_once(tmp_path: Path) -> None:
     search = fakes.search_record(tmp_path, objectives=(Objective("id_val/acc"),))
     records = [
         fakes.reference(),
@@ -75,7 +75,7 @@ def test_rules_choose_among_finished_trials_and_each_trial_comes_once(tmp_path: 
     assert found["trial-001"].looks_at_ood
 
 
-def test_the_pareto_front_is_confirmed_only_when_it_is_asked_for(tmp_path: Path) -> None:
+def test_the_pareto_front_is_confirmed_on_request_only(tmp_path: Path) -> None:
     search = fakes.search_record(tmp_path)
     records = [fakes.trial(i, 80.0 + i, 66.0 - i) for i in range(4)]
     assert len(chosen(search, records)) < 4
@@ -191,9 +191,7 @@ def run_folder(root: Path, folder: Path) -> Path:
     return folder
 
 
-def test_data_that_changed_since_the_search_or_are_not_whole_are_refused_before_anything_starts(
-    images_root: Path, tmp_path: Path
-) -> None:
+def test_changed_or_incomplete_data_are_refused_at_once(images_root: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(images_root, tmp_path / "copy"))
     folder = write_run(tmp_path / "run", search_file(root), [searched(0, 85.0, 62.0)])
     swap_classes(root, "real", "train")
@@ -225,7 +223,7 @@ def confirmed(
 
 
 @pytest.mark.slow
-def test_each_is_trained_on_the_same_fresh_seeds_and_measured_on_the_test_splits(
+def test_all_are_trained_with_the_same_seeds_and_tested(
     confirmed: tuple[Path, Confirmation],
 ) -> None:
     folder, found = confirmed
@@ -252,7 +250,7 @@ def test_each_is_trained_on_the_same_fresh_seeds_and_measured_on_the_test_splits
 
 
 @pytest.mark.slow
-def test_what_fails_is_named_and_takes_nothing_with_it(
+def test_a_failed_job_is_named_and_the_others_go_on(
     confirmed: tuple[Path, Confirmation],
 ) -> None:
     _, found = confirmed
@@ -264,7 +262,7 @@ def test_what_fails_is_named_and_takes_nothing_with_it(
 
 
 @pytest.mark.slow
-def test_what_is_measured_is_never_measured_again(
+def test_results_are_not_measured_again(
     confirmed: tuple[Path, Confirmation],
 ) -> None:
     folder, found = confirmed
@@ -280,7 +278,7 @@ def test_what_is_measured_is_never_measured_again(
 
 
 @pytest.mark.slow
-def test_mlflow_has_one_run_a_configuration_below_the_searchs(
+def test_mlflow_has_one_run_per_configuration(
     confirmed: tuple[Path, Confirmation],
 ) -> None:
     folder, found = confirmed
@@ -304,7 +302,7 @@ def test_mlflow_has_one_run_a_configuration_below_the_searchs(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_two_workers_and_a_run_resumed_after_its_last_step_read_the_test_splits(
+def test_two_workers_and_a_resumed_job_read_the_test_splits(
     trial: TrialConfig, tmp_path: Path
 ) -> None:
     config = trial.model_copy(update={"steps": STEPS})

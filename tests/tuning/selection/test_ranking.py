@@ -19,7 +19,7 @@ def constrained(*lines: str) -> SearchRecord:
     return replace(SEARCH, constraints=parsed)
 
 
-def test_the_best_trial_is_chosen_at_the_last_step_not_at_the_peak() -> None:
+def test_the_best_trial_is_best_at_its_last_step() -> None:
     peak = fakes.trial(1, curve=(fakes.report(120, 95, 95), fakes.report(240, 80, 60)))
     steady = fakes.trial(2, curve=(fakes.report(120, 80, 60), fakes.report(240, 82, 62)))
     assert best_trial(SEARCH, [peak, steady]) == steady
@@ -39,7 +39,7 @@ def test_an_objective_that_is_not_finite_never_wins(bad: float) -> None:
     assert best_trial(SEARCH, [broken]) is None
 
 
-def test_references_and_unfinished_trials_do_not_win_over_finished_ones() -> None:
+def test_references_and_unfinished_trials_do_not_win() -> None:
     others = [
         fakes.reference(curve=(fakes.report(240, 99, 99),)),
         fakes.trial(1, 99, 99, outcome="pruned"),
@@ -48,7 +48,7 @@ def test_references_and_unfinished_trials_do_not_win_over_finished_ones() -> Non
     assert best_trial(SEARCH, [*others, fakes.trial(3)]) == fakes.trial(3)
 
 
-def test_where_none_finished_the_best_of_those_that_got_furthest_wins() -> None:
+def test_if_no_trial_finished_the_best_of_the_furthest_wins() -> None:
     early = fakes.trial(1, outcome="pruned", curve=(fakes.report(40, 99, 99),))
     late = fakes.trial(2, outcome="stopped", curve=(fakes.report(120, 80, 60),))
     assert best_trial(SEARCH, [early, late]) == late
@@ -60,14 +60,14 @@ def test_of_equal_trials_the_earlier_wins() -> None:
     assert best_trial(SEARCH, [fakes.trial(5), fakes.trial(4)]) == fakes.trial(4)
 
 
-def test_a_trial_that_meets_the_constraints_wins_over_a_better_one_that_does_not() -> None:
+def test_a_trial_within_the_constraints_wins() -> None:
     search = constrained("id_val/acc >= 85")
     better, allowed = fakes.trial(1, 84.9, 90), fakes.trial(2, 85, 60)
     assert best_trial(search, [better, allowed]) == allowed
     assert ranked(search, [better, allowed]) == [allowed, better]
 
 
-def test_where_none_meets_the_constraints_the_one_that_misses_them_by_least_in_sum_wins() -> None:
+def test_the_smallest_sum_of_violations_wins() -> None:
     search = constrained("id_val/acc >= 90", "ood_val/mean_acc >= 70")
     records = [fakes.trial(1, 90, 60), fakes.trial(2, 86, 66), fakes.trial(3, 80, 79)]
     # By 0 + 10, by 4 + 4, and by 10 + 0, whose objective is the best.
@@ -75,7 +75,7 @@ def test_where_none_meets_the_constraints_the_one_that_misses_them_by_least_in_s
     assert ranked(search, records)[0] == records[1]
 
 
-def test_a_constraint_on_the_best_counts_finished_trials_that_have_no_objective() -> None:
+def test_the_best_of_a_constraint_needs_no_objective() -> None:
     search = constrained("id_val/acc >= best - 1")
     diverged = fakes.trial(1, 90, math.nan)
     assert misses(search, [diverged, fakes.trial(2, 88, 60)]) == {
@@ -84,7 +84,7 @@ def test_a_constraint_on_the_best_counts_finished_trials_that_have_no_objective(
     }
 
 
-def test_the_front_is_of_all_objectives_and_only_of_trials_that_can_be_chosen() -> None:
+def test_the_front_has_only_trials_that_can_be_chosen() -> None:
     both = (Objective("id_val/acc"), Objective("cost/seconds", "min"))
     search = replace(constrained("ood_val/mean_acc >= 60"), objectives=both)
 

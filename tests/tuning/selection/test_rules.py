@@ -49,38 +49,6 @@ def test_every_rule_is_there_in_a_fixed_order() -> None:
     assert [choice.rule for choice in choices(SEARCH, with_methods("ft", "kd"))] == list(RULES)
 
 
-@pytest.mark.parametrize(
-    ("rule", "trial", "expected"),
-    [
-        ("objective", 1, (88, 55, 40, -1, -2)),  # the means with ID are 70, 71.5, 70.5, 66.5
-        ("id_val", 0, (90, 50, 40, -6, 0)),
-        ("ood_val", 2, (85, 56, 50, 0, -5)),
-        ("worst_domain", 3, (80, 53, 52, -3, -10)),
-    ],
-)
-def test_the_rules_that_choose_one_trial(
-    rule: str, trial: int, expected: tuple[float, ...]
-) -> None:
-    choice = chosen(SEARCH, TABLE)[rule]
-    assert numbers(choice) == [trial]
-    assert figures(choice) == pytest.approx(expected)
-
-
-def test_leave_one_domain_out_is_judged_on_the_domain_that_had_no_say() -> None:
-    choice = chosen(SEARCH, TABLE)["leave_one_domain_out"]
-    # Without a, b and c average 45, 47.5, 59, 52.5: trial 2, which has 50 on a.
-    # Without b, a and c average 50, 62.5, 51, 53: trial 1, which has 40 on b.
-    # Without c, a and b average 55, 55, 58, 53.5: trial 2, which has 52 on c.
-    assert {domain: trial.number for domain, trial in choice.by_domain.items()} == {
-        "a": 2,
-        "b": 1,
-        "c": 2,
-    }
-    assert numbers(choice) == [2, 1]
-    ood_acc = (50 + 40 + 52) / 3
-    assert figures(choice) == pytest.approx((86, ood_acc, 40, ood_acc - 56, -4))
-
-
 def test_the_pareto_front_has_all_its_members_and_no_single_figure() -> None:
     choice = chosen(SEARCH, TABLE)["pareto"]  # trial 1 beats trial 3 in both
     assert [(p.trial.number, p.id_acc, p.ood_acc) for p in choice.picks] == [
@@ -93,7 +61,7 @@ def test_the_pareto_front_has_all_its_members_and_no_single_figure() -> None:
     assert figures(alone) == (90, 50, 40, 0, 0)
 
 
-def test_by_method_chooses_the_best_of_each_by_the_objective_and_the_best_method_first() -> None:
+def test_by_method_chooses_by_the_objective_best_method_first() -> None:
     found = chosen(SEARCH, with_methods("ft", "kd"))["by_method"]  # 70, 71.5, 70.5, 66.5
     assert [(p.method, p.trial.number, p.id_acc, p.ood_acc) for p in found.picks] == [
         ("kd", 1, 88, 55),
@@ -109,14 +77,14 @@ def test_by_method_chooses_the_best_of_each_by_the_objective_and_the_best_method
     assert not found.looks_at_ood
 
 
-def test_every_rule_says_which_method_its_choice_has() -> None:
+def test_every_pick_has_the_method_of_its_trial() -> None:
     found = chosen(SEARCH, with_methods("ft", "kd"))
     assert [pick.method for pick in found["id_val"].picks] == ["ft"]
     assert [pick.method for pick in found["leave_one_domain_out"].picks] == ["ft", "kd", "ft"]
     assert not found["id_val"].by_method
 
 
-def test_a_trial_without_a_proposed_method_has_that_of_the_configuration() -> None:
+def test_the_configured_method_stands_for_trials_without_one() -> None:
     search = replace(SEARCH, config={"trial": {"method": {"name": "lipsum_ft"}}})
     assert [c.rule for c in choices(search, TABLE)].count("by_method") == 0
     records = [*TABLE[:2], replace(TABLE[2], params={"method.name": "kd"})]
@@ -127,7 +95,7 @@ def test_a_trial_without_a_proposed_method_has_that_of_the_configuration() -> No
     }
 
 
-def test_a_method_of_which_no_trial_finished_has_none_chosen_where_another_has() -> None:
+def test_a_method_without_a_finished_trial_has_no_choice() -> None:
     records = with_methods("ft", "kd", "l2_sp", "ema")
     records[0] = replace(records[0], outcome="pruned")
     records[1] = replace(records[1], outcome="failed")
@@ -137,14 +105,14 @@ def test_a_method_of_which_no_trial_finished_has_none_chosen_where_another_has()
     assert list(chosen(SEARCH, unfinished)["by_method"].by_method) == ["kd", "ft"]
 
 
-def test_a_method_that_misses_the_constraints_has_what_misses_them_least() -> None:
+def test_a_method_that_misses_constraints_has_its_closest_trial() -> None:
     limit = parse_constraint("id_val/acc >= best - 1", TABLE[0].metrics)
     search = replace(SEARCH, constraints=(limit,))  # 89, by trial 0, which is no kd
     found = chosen(search, with_methods("ft", "kd"))["by_method"]
     assert {name: trial.number for name, trial in found.by_method.items()} == {"ft": 0, "kd": 1}
 
 
-def test_all_rules_agree_with_numpy_on_random_trials_and_none_beats_the_oracle() -> None:
+def test_all_rules_agree_with_numpy_on_random_trials() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         accs = rng.uniform(20, 90, (12, 4))  # ID, a, b, c
@@ -175,7 +143,7 @@ def test_of_equal_trials_the_earlier_wins_by_every_rule() -> None:
     assert numbers(pareto) == [5, 7]  # neither beats the other
 
 
-def test_only_finished_trials_that_meet_the_constraints_can_be_chosen() -> None:
+def test_only_finished_trials_within_constraints_are_chosen() -> None:
     known = TABLE[0].metrics
     limit = parse_constraint("id_val/acc <= 87", known)
     search = replace(SEARCH, constraints=(limit,))
@@ -190,14 +158,14 @@ def test_only_finished_trials_that_meet_the_constraints_can_be_chosen() -> None:
     assert numbers(chosen(search, TABLE)["id_val"]) == [2]
 
 
-def test_where_no_trial_finished_those_that_got_furthest_can_be_chosen() -> None:
+def test_if_no_trial_finished_the_furthest_is_chosen() -> None:
     early = fakes.trial(1, 99, 99, outcome="pruned", curve=(fakes.report(40, 99, 99),))
     late = fakes.trial(2, 80, 60, outcome="stopped", curve=(fakes.report(120, 80, 60),))
     search = fakes.search_record(Path("run"))
     assert all(numbers(choice) == [2] for choice in choices(search, [early, late]))
 
 
-def test_a_trial_without_a_figure_is_no_choice_of_the_rules_that_take_it() -> None:
+def test_a_rule_ignores_trials_without_its_metrics() -> None:
     diverged = fakes.measured(4, 95, {"a": 99, "b": 99, "c": math.nan})
     found = chosen(SEARCH, [*TABLE, diverged])
     assert numbers(found["ood_val"]) == [2]
@@ -244,7 +212,7 @@ def test_without_trials_no_rule_chooses() -> None:
         ("id_val/acc", "ood_val/a/acc >= 50", set()),
     ],
 )
-def test_a_rule_looks_at_ood_data_by_itself_or_through_a_constraint(
+def test_rules_and_constraints_decide_whether_ood_data_is_used(
     objective: str, constraint: str | None, blind: set[str]
 ) -> None:
     known = TABLE[0].metrics

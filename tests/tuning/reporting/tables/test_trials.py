@@ -21,7 +21,7 @@ from tuning.selection.ranking import best_trial
 SEARCH = fakes.search_record(Path("run"))
 
 
-def test_the_trials_table_has_a_row_a_trial_under_the_zero_shot_row() -> None:
+def test_the_trials_table_has_a_row_per_trial_and_zero_shot() -> None:
     records = fakes.finished_search()
     table = trials_table(SEARCH, records)
     rows = table.to_pylist()
@@ -36,7 +36,7 @@ def test_the_trials_table_has_a_row_a_trial_under_the_zero_shot_row() -> None:
     assert failed["seconds"] == 360.0
 
 
-def test_the_types_of_the_columns_do_not_depend_on_what_happened() -> None:
+def test_column_types_do_not_depend_on_the_results() -> None:
     fixed = len(results._TRIAL_FIELDS)
     empty, full = trials_table(SEARCH, []), trials_table(SEARCH, fakes.finished_search())
     assert list(empty.schema)[:fixed] == list(full.schema)[:fixed]
@@ -50,14 +50,14 @@ def test_the_types_of_the_columns_do_not_depend_on_what_happened() -> None:
     ("values", "expected"),
     [([1, 2.5], [1.0, 2.5]), ([True, False], [True, False]), ([1, "a"], ["1", "a"])],
 )
-def test_a_parameter_of_mixed_types_still_has_one_column(
+def test_a_parameter_of_mixed_types_has_one_column(
     values: list[object], expected: list[object]
 ) -> None:
     records = [fakes.trial(i, params={"x.y": value}) for i, value in enumerate(values)]
     assert trials_table(SEARCH, records)["x.y"].to_pylist()[1:] == expected
 
 
-def test_the_curves_table_has_a_row_a_report_and_a_column_a_metric() -> None:
+def test_the_curves_table_has_a_row_per_report() -> None:
     trial = fakes.trial(1, curve=(fakes.report(40, 80, 60), fakes.report(80, 81, math.nan)))
     rows = curves_table(SEARCH, [trial]).to_pylist()
     assert [(row["trial_id"], row["step"]) for row in rows] == [
@@ -75,7 +75,7 @@ def test_a_metric_that_a_report_lacks_is_null() -> None:
     assert table["energy_gap/sketch"].to_pylist() == [None, None, 0.5]
 
 
-def test_a_failed_write_keeps_the_old_table_and_leaves_no_litter(
+def test_a_failed_write_keeps_the_old_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials, *_ = write_tables(tmp_path, SEARCH, [fakes.trial(1)])
@@ -157,7 +157,7 @@ def test_at_the_end_the_tables_have_the_records_given(tmp_path: Path) -> None:
     assert outcomes(tmp_path) == {"trial-001": "finished", "trial-002": "stopped"}
 
 
-def test_the_selection_table_has_a_row_a_trial_that_a_rule_chose() -> None:
+def test_the_selection_table_has_a_row_per_chosen_trial() -> None:
     search = replace(SEARCH, ood_domains=("a", "b"))
     records = [
         fakes.measured(0, 90, {"a": 60, "b": 40}),
@@ -178,7 +178,7 @@ def test_the_selection_table_has_a_row_a_trial_that_a_rule_chose() -> None:
     assert [row["looks_at_ood"] for row in rows] == [True, False] + 6 * [True]
 
 
-def test_a_rule_without_a_choice_has_a_row_that_says_why() -> None:
+def test_a_rule_without_a_choice_has_a_row_with_a_reason() -> None:
     search = replace(SEARCH, ood_domains=("a",))
     rows = selection_table(search, [fakes.measured(0, 90, {"a": 60})]).to_pylist()
     (absent,) = [row for row in rows if row["trial_id"] is None]
@@ -187,7 +187,7 @@ def test_a_rule_without_a_choice_has_a_row_that_says_why() -> None:
     assert len(selection_table(search, [])) == 6
 
 
-def test_a_search_over_methods_has_a_table_of_their_best_trials(tmp_path: Path) -> None:
+def test_a_search_over_methods_has_a_table_of_methods(tmp_path: Path) -> None:
     records = fakes.compared_methods()
     paths = write_tables(tmp_path, SEARCH, records)
     assert [path.name for path in paths][3:] == ["methods.parquet"]
@@ -207,7 +207,7 @@ def test_a_search_over_methods_has_a_table_of_their_best_trials(tmp_path: Path) 
     assert (rows[1]["trials"], rows[1]["seconds"]) == (None, 360)
 
 
-def test_a_method_whose_trials_all_failed_has_a_row_with_no_trial() -> None:
+def test_a_method_whose_trials_all_failed_has_no_trial() -> None:
     records = [
         replace(r, outcome="failed") if r.params.get("method.name") == "carot" else r
         for r in fakes.compared_methods()
@@ -217,7 +217,7 @@ def test_a_method_whose_trials_all_failed_has_a_row_with_no_trial() -> None:
     assert last["trial_id"] is last["objective"] is last["id_val/acc"] is None
 
 
-def test_the_selection_table_names_the_method_of_each_trial_chosen() -> None:
+def test_the_selection_table_has_the_methods_of_trials() -> None:
     rows = selection_table(SEARCH, fakes.compared_methods()).to_pylist()
     assert [(row["method"], row["number"]) for row in rows if row["rule"] == "by_method"] == [
         ("carot", 7),
