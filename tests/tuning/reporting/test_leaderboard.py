@@ -11,6 +11,7 @@ from matplotlib import image
 from tests.tuning import fakes
 from tests.tuning.result_tables import cells, column, notes, printed
 from tuning.algorithms.objectives import Objective, parse_constraint
+from tuning.reporting.figures.id_vs_ood import draw
 from tuning.reporting.leaderboard import figure, leaderboard, report
 from tuning.runs.records import SearchRecord, TrialRecord
 
@@ -124,6 +125,13 @@ def test_the_report_fits_the_terminal(width: int) -> None:
 def test_a_search_without_any_trial_has_a_leaderboard_and_a_figure(tmp_path: Path) -> None:
     assert column(leaderboard(SEARCH, []), "trial") == ["zero-shot"]
     assert figure(SEARCH, [], tmp_path / "empty.png").exists()
+
+
+@pytest.mark.parametrize("records", [[fakes.trial(1)], fakes.compared_methods()[1:]])
+def test_the_figure_labels_plain_fine_tuning_as_not_tuned(records: list[TrialRecord]) -> None:
+    drawn, _ = draw(SEARCH, [*records, fakes.reference()])
+    labels = [text.get_text() for text in drawn.axes[0].texts]
+    assert "FT, not tuned (lr = 1e-05)" in labels
 
 
 def test_the_figure_is_an_image_in_a_folder_made_for_it(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -54,7 +57,7 @@ def test_a_curve_is_read_from_the_last_report_in_the_order_of_alpha() -> None:
     assert wise_curve(fakes.trial(0, curve=(broken,))) == (WisePoint(0.5, None, None),)
 
 
-def test_the_table_has_a_row_a_point_and_is_absent_without_any(
+def test_the_table_has_a_row_per_point_if_there_are_any(
     search: SearchRecord, tmp_path: Path
 ) -> None:
     plain = [fakes.reference(), fakes.trial(0)]
@@ -75,9 +78,7 @@ def test_the_table_has_a_row_a_point_and_is_absent_without_any(
     assert trials[2]["wise/0.1/id_val/acc"] == records[1].metrics["wise/0.1/id_val/acc"]
 
 
-def test_the_figure_is_drawn_where_there_are_curves_and_highlights_the_best(
-    search: SearchRecord, tmp_path: Path
-) -> None:
+def test_the_figure_highlights_the_best_curves(search: SearchRecord, tmp_path: Path) -> None:
     plain = fakes.finished_search()
     assert wise_figure(search, plain, tmp_path / "wise.png") is None
     assert [path.name for path in figures(search, plain, tmp_path)] == ["id_vs_ood.png"]
@@ -91,6 +92,20 @@ def test_the_figure_is_drawn_where_there_are_curves_and_highlights_the_best(
     assert alone is not None
     assert has_colour(alone, orange)
     assert not has_colour(alone, grey)
+
+
+def test_the_legend_labels_plain_fine_tuning_as_not_tuned(
+    search: SearchRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+
+    def keep_labels(axes: Axes, handles: Sequence[Artist]) -> None:
+        labels.extend(str(handle.get_label()) for handle in handles)
+
+    monkeypatch.setattr("tuning.reporting.figures.wise_curves.legend_beside", keep_labels)
+    records = [with_curve(fakes.reference()), with_curve(fakes.trial(0))]
+    wise_figure(search, records, tmp_path / "wise.png")
+    assert "FT, not tuned\n(lr = 1e-05)" in labels
 
 
 def has_colour(path: Path, colour: tuple[int, int, int]) -> bool:
