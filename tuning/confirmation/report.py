@@ -76,8 +76,8 @@ def methods_table(confirmation: Confirmation) -> ResultTable | None:
         Column(_ID_ECE, "ECE ID", drop=3),
         Column(_OOD_MEAN_ECE, "ECE OOD", drop=4),
         Column("time", "time", drop=2),
-        Column(f"{_ID_ACC} - ft", "ID - ft\n[95 % interval]"),
-        Column(f"{_OOD_MEAN_ACC} - ft", "OOD mean - ft\n[95 % interval]"),
+        Column(f"{_ID_ACC} - ft", "ID - ft\n[95 % interval]", drop=5),
+        Column(f"{_OOD_MEAN_ACC} - ft", "OOD mean - ft\n[95 % interval]", drop=6),
     ]
     notes = [
         f"The best trial of each method, in this order. {confirmation.search.selection}",
