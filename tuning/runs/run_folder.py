@@ -28,7 +28,7 @@ from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.runs.journal import History, is_running, read_history
-from tuning.runs.records import METHOD_KEY, STEP, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 
 if TYPE_CHECKING:
     import optuna
@@ -129,32 +129,19 @@ class LoadedRun:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row for each trial: outcome, cost, parameters, metrics of its last report."""
-        import pandas as pd
+        """One row for each trial, with the columns of `trials.parquet`."""
+        from tuning.reporting.tables.trials import trials_table
 
-        return pd.DataFrame(
-            {
-                "trial_id": record.trial_id,
-                "kind": record.kind,
-                "outcome": record.outcome,
-                "seconds": record.seconds,
-                "error": record.error,
-                **record.params,
-                **record.metrics,
-            }
-            for record in self.history.records
-        )
+        zero_shot_rows = 1
+        return trials_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One row for each report of each trial: trial, step and metrics."""
-        import pandas as pd
+        """One row for each report of each trial, with the columns of `curves.parquet`."""
+        from tuning.reporting.tables.trials import curves_table
 
-        return pd.DataFrame(
-            {"trial_id": record.trial_id, STEP: int(report[STEP]), **_without_step(report)}
-            for record in self.history.records
-            for report in record.curve
-        )
+        zero_shot_rows = 1
+        return curves_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
 
     @cached_property
     def studies(self) -> dict[str | None, optuna.Study]:
@@ -197,10 +184,6 @@ class LoadedRun:
 
         record = best_trial(self.search, self.history.records)
         return None if record is None else BestTrial(record, self.folder)
-
-
-def _without_step(report: Any) -> dict[str, float]:
-    return {name: value for name, value in report.items() if name != STEP}
 
 
 def load_run(folder: str | Path) -> LoadedRun:
