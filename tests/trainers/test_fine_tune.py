@@ -38,7 +38,7 @@ def untimed(report: Report) -> dict[str, float]:
     return {k: v for k, v in report.metrics.items() if not k.startswith(CLOCKS)}
 
 
-def test_reports_come_at_every_evaluation_with_all_the_names_that_are_promised(
+def test_reports_have_all_promised_names(
     trial: TrialConfig,
 ) -> None:
     reports = list(fine_tune(changed(trial, steps=5)))
@@ -54,9 +54,7 @@ def test_two_runs_with_one_seed_are_equal_to_the_last_bit(trial: TrialConfig) ->
     assert first != [untimed(r) for r in fine_tune(changed(trial, seed=1))]
 
 
-def test_a_run_that_is_saved_between_reports_again_and_again_says_and_costs_the_same(
-    trial: TrialConfig, tmp_path: Path
-) -> None:
+def test_a_run_saved_at_every_step_reports_the_same(trial: TrialConfig, tmp_path: Path) -> None:
     """Every step but those of the reports is saved, and the run goes on from each in turn."""
     undisturbed = [(report.step, untimed(report)) for report in fine_tune(trial)]
     said, folder, saved = [], None, -1
@@ -79,7 +77,7 @@ def test_a_run_that_is_saved_between_reports_again_and_again_says_and_costs_the_
     assert saved_metrics(tmp_path / "4") == {}  # the weights there are not those of the report
 
 
-def test_a_run_that_is_saved_again_as_it_repeats_its_last_report_goes_on_as_if_undisturbed(
+def test_a_run_saved_at_its_repeated_report_is_undisturbed(
     trial: TrialConfig, tmp_path: Path
 ) -> None:
     """It was saved between two reports before, and what it had done since is not forgotten."""
@@ -100,9 +98,7 @@ def test_a_run_that_is_saved_again_as_it_repeats_its_last_report_goes_on_as_if_u
     assert seconds[0] == seconds[1] > 0
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(
-    trial: TrialConfig, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_refused(trial: TrialConfig, tmp_path: Path) -> None:
     next(fine_tune(trial)).save(tmp_path)
     state = torch.load(tmp_path / STATE, weights_only=True)
     del state["since_report"]
@@ -121,7 +117,7 @@ def test_a_run_resumed_after_its_last_step_still_reports(
     assert again.metrics == last.metrics
 
 
-def test_a_heavy_regulariser_keeps_the_scores_nearer_to_the_zero_shot_models(
+def test_a_heavy_regulariser_keeps_features_near_zero_shot(
     trial: TrialConfig,
 ) -> None:
     def drift(reg_weight: float) -> float:
@@ -136,7 +132,7 @@ def test_a_heavy_regulariser_keeps_the_scores_nearer_to_the_zero_shot_models(
     assert drift(100.0) < drift(1e-3) / 2
 
 
-def test_a_domain_may_have_the_classes_in_another_order_or_a_part_of_them(
+def test_a_domain_may_reorder_or_omit_classes(
     trial: TrialConfig, images_root: Path, tmp_path: Path
 ) -> None:
     """Reversed classes leave every figure as it is; three of eight are easier than all."""
@@ -164,7 +160,7 @@ def test_a_domain_may_have_the_classes_in_another_order_or_a_part_of_them(
             assert metrics["ood_val/sketch/nll"] < math.log(3)
 
 
-def test_classes_that_the_head_has_not_are_told_before_the_first_step(
+def test_unknown_classes_are_refused_before_the_first_step(
     trial: TrialConfig, images_root: Path, tmp_path: Path
 ) -> None:
     for domain in trial.data.domains:
@@ -175,7 +171,7 @@ def test_classes_that_the_head_has_not_are_told_before_the_first_step(
         next(fine_tune(changed(trial, data__root=str(tmp_path))))
 
 
-def test_a_model_without_random_texts_is_fine_tuned_and_reports_no_rank_of_them(
+def test_a_model_without_random_texts_reports_no_rank(
     trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As of a multilingual or sigmoid model, whose tokenizers need packages that need not be here.
@@ -186,7 +182,7 @@ def test_a_model_without_random_texts_is_fine_tuned_and_reports_no_rank_of_them(
     assert set(REPORTED) - set(reported(plain.model)) == {"random_text/effective_rank"}
 
 
-def test_the_configuration_says_how_much_of_a_image_evaluation_crops(
+def test_crop_pct_overrides_that_of_the_data(
     trial: TrialConfig,
 ) -> None:
     own = load_split(trial, "val")["sketch"]
@@ -216,7 +212,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial: TrialConfig)
         list(fine_tune(changed(trial, steps=12, optim__lr=1e30, eval__every=12)))
 
 
-def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine_to_zero() -> None:
+def test_the_learning_rate_warms_up_and_decays_as_a_cosine() -> None:
     optim = OptimConfig(lr=2.0, warmup_fraction=0.1)
     rates = [learning_rate(step, 100, optim) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])

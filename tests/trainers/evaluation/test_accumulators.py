@@ -30,7 +30,7 @@ def summed(logits: np.ndarray, labels: np.ndarray, shares: list[int]) -> DomainS
 
 
 @pytest.mark.parametrize("shares", [[60], [13, 47], [1, 0, 59]])
-def test_measures_are_those_by_hand_however_the_images_are_shared(
+def test_measures_equal_those_by_hand_for_any_shares(
     logits: np.ndarray, labels: np.ndarray, shares: list[int]
 ) -> None:
     sums = summed(logits, labels, shares)
@@ -41,7 +41,7 @@ def test_measures_are_those_by_hand_however_the_images_are_shared(
     assert sums.number == 60
 
 
-def test_classes_that_do_not_occur_have_no_part_in_the_class_accuracy() -> None:
+def test_absent_classes_do_not_count_in_the_class_accuracy() -> None:
     labels = torch.tensor([0, 0, 0, 2])
     logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 2]), 4).float()
     measures = DomainSums.of(logits, labels, NONE, NONE).measures()
@@ -49,7 +49,7 @@ def test_classes_that_do_not_occur_have_no_part_in_the_class_accuracy() -> None:
     assert measures["class_acc"] == pytest.approx((100 / 3 + 100) / 2)
 
 
-def test_drift_is_a_mean_over_all_that_were_compared_scored_or_not() -> None:
+def test_drift_is_a_mean_over_all_compared_images() -> None:
     logits, labels = torch.eye(3)[:2], torch.tensor([0, 1])
     gaps, distortions = torch.tensor([4.0, 1.0, 1.0]), torch.tensor([0.3, 0.0, 0.6])
     sums = DomainSums.of(logits, labels, gaps, distortions)

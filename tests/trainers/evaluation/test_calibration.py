@@ -27,7 +27,7 @@ def drawn(true_temperature: float, number: int = 800) -> tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize("column", [0, 17, UNSCALED, 40, 48])
-def test_nll_and_error_at_a_temperature_are_those_of_the_divided_logits(column: int) -> None:
+def test_nll_and_ece_are_those_of_the_divided_logits(column: int) -> None:
     logits, labels = drawn(2.0, 90)
     nll, gaps = calibration_sums(torch.tensor(logits), torch.tensor(labels))
     assert nll.dtype == gaps.dtype == torch.float64
@@ -38,7 +38,7 @@ def test_nll_and_error_at_a_temperature_are_those_of_the_divided_logits(column: 
 
 
 @pytest.mark.parametrize("true_temperature", [0.4, 1.0, 3.0])
-def test_the_temperature_is_the_optimum_but_for_the_step_of_the_grid(
+def test_the_temperature_is_the_optimum_up_to_the_grid(
     true_temperature: float,
 ) -> None:
     logits, labels = drawn(true_temperature)

@@ -193,7 +193,7 @@ class Workers:
 
 
 @pytest.mark.parametrize("world_size", [2, 10])
-def test_workers_agree_on_what_one_alone_finds_though_a_forward_pass_takes_them_all(
+def test_workers_in_lockstep_find_what_one_finds(
     root: Path, texts: Tensor, monkeypatch: pytest.MonkeyPatch, world_size: int
 ) -> None:
     """Of 2 workers one has 2 batches and the other 1; of 10 one has none at all."""
@@ -243,7 +243,7 @@ def sums_of(seed: int) -> DomainSums:
 BY_DOMAIN = {"real": sums_of(0), "sketch": sums_of(1), "clipart": sums_of(2)}
 
 
-def test_one_temperature_of_the_id_validation_split_is_for_all_domains() -> None:
+def test_all_domains_use_the_id_validation_temperature() -> None:
     flat = summarise(BY_DOMAIN, PAINTED, "val")
     temperature = flat["id_val/temperature"]
     assert temperature == BY_DOMAIN["real"].temperature != BY_DOMAIN["sketch"].temperature
@@ -270,7 +270,7 @@ def test_names_say_domain_and_split_and_are_known_beforehand(split: str) -> None
     }
 
 
-def test_means_are_over_domains_and_the_overall_one_over_distributions() -> None:
+def test_means_are_over_domains_and_over_id_and_ood() -> None:
     of = {"nll": 1.0, "feature_distortion": 0.5}
     flat = flat_metrics(
         {

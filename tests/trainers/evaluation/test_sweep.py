@@ -13,7 +13,7 @@ POINTS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
 
 
 @pytest.mark.parametrize("method", ["lipsum_ft", "wise_ft", "flyp", "r_adapter"])
-def test_it_goes_from_the_zero_shot_model_to_what_the_last_report_is_of(
+def test_the_sweep_ends_at_zero_shot_and_at_the_last_report(
     method: str, trial: TrialConfig
 ) -> None:
     config = with_overrides(

@@ -88,7 +88,7 @@ def test_shards_go_with_checkpointing_and_with_16_bits(
     assert_near(shards[0], replicas[0])
 
 
-def test_each_worker_holds_half_of_what_trains_and_of_the_teachers_image_encoder(
+def test_each_worker_holds_half_of_student_and_teacher(
     trial: TrialConfig, two_workers: TwoWorkers
 ) -> None:
     whole = start(configured(trial, "flyp"))
@@ -111,7 +111,7 @@ def _numbers(parameters: Any) -> int:
     return sum(tensor.numel() for tensor in local)
 
 
-def test_domains_are_evaluated_that_a_worker_has_less_or_nothing_of(
+def test_a_worker_may_have_fewer_or_no_images_of_a_domain(
     trial: TrialConfig, two_workers: TwoWorkers, images_root: Path, tmp_path: Path
 ) -> None:
     """In batches of two images of shards, which all workers must call equally often: of five the
@@ -142,7 +142,7 @@ def test_domains_are_evaluated_that_a_worker_has_less_or_nothing_of(
         ("star_ft", (None, "teacher")),
     ],
 )
-def test_workers_that_run_out_of_memory_at_different_places_agree_on_smaller_parts(
+def test_workers_out_of_memory_agree_on_smaller_parts(
     trial: TrialConfig, two_workers: TwoWorkers, method: str, where: tuple[str | None, str | None]
 ) -> None:
     config = configured(trial, method, steps=2)
@@ -177,7 +177,7 @@ def test_workers_agree_on_smaller_parts_after_an_evaluation_too(
 
 
 @pytest.mark.parametrize(("parallel", "from_step"), [("ddp", 2), ("fsdp", 0)])
-def test_memory_that_fails_in_the_midst_of_reductions_ends_the_run(
+def test_out_of_memory_during_reductions_ends_the_run(
     trial: TrialConfig, two_workers: TwoWorkers, parallel: str, from_step: int
 ) -> None:
     """No worker can take a step again while another waits for it: a restart can."""

@@ -40,9 +40,7 @@ def test_float16_alone_scales_its_losses() -> None:
 
 
 @pytest.mark.parametrize("method", ["lipsum_ft", "flyp"])
-def test_steps_in_16_bits_are_near_those_in_32_and_weights_stay_in_32(
-    trial: TrialConfig, method: str
-) -> None:
+def test_steps_in_16_bits_are_near_those_in_32(trial: TrialConfig, method: str) -> None:
     exact, brain, half = (_steps(trial, method, name) for name in ("fp32", "bf16", "fp16"))
     for figures, tolerance in ((brain, 0.15), (half, 0.05)):
         assert not torch.equal(figures, exact)
@@ -66,7 +64,7 @@ def _take(run: TrainState, steps: int) -> list[torch.Tensor]:
     return [stepper.step(number, *batch, lr=1e-4) for number, batch in pairs]
 
 
-def test_a_step_that_overflows_is_left_out_and_the_next_scale_is_half(trial: TrialConfig) -> None:
+def test_an_overflowing_step_is_skipped_and_halves_the_scale(trial: TrialConfig) -> None:
     run = start(short(trial, "ft", precision="fp16", optim__clip_grad_norm=1.0))
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.0**30})
     before = {name: value.clone() for name, value in run.weights.items()}
@@ -91,7 +89,7 @@ def test_a_run_in_float16_outlives_overflows(
     assert all(math.isfinite(value) for value in report.metrics.values())
 
 
-def test_a_resumed_run_in_float16_goes_on_with_its_scale_and_is_equal_to_the_last_bit(
+def test_a_float16_run_resumes_bit_for_bit_with_its_scale(
     trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = short(trial, "ft", precision="fp16", steps=4, eval__every=2)

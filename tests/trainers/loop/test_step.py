@@ -52,7 +52,7 @@ def test_parts_are_no_larger_than_the_batch(trial: TrialConfig) -> None:
     assert curve(whole) == curve(larger)
 
 
-def test_a_clipped_step_is_pytorchs_and_the_norm_that_is_told_is_from_before(
+def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(
     trial: TrialConfig,
 ) -> None:
     """With so large an eps, Adam's step is in proportion to the gradient."""
@@ -111,7 +111,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> LimitImages:
         ("star_ft", "teacher"),
     ],
 )
-def test_a_step_that_does_not_fit_is_taken_again_in_parts_of_half_the_size(
+def test_a_step_that_does_not_fit_is_retried_in_halves(
     trial: TrialConfig, method: str, where: str, limited: LimitImages
 ) -> None:
     from_the_start = curve(short(trial, method, steps=2, optim__micro_batch_size=2))
@@ -135,7 +135,7 @@ def test_a_resumed_run_takes_its_steps_in_the_parts_that_fitted(
     assert [last["train/loss"]] == rest
 
 
-def test_workers_that_go_on_where_there_is_less_memory_agree_on_smaller_parts(
+def test_resumed_workers_with_less_memory_agree_on_parts(
     trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
 ) -> None:
     """Two workers, and neither at the beginning of the training nor after an evaluation."""
@@ -166,7 +166,7 @@ def _resumed_in_short_memory(config: TrialConfig, folder: Path) -> Curve:
         loop.start = start
 
 
-def test_what_fits_while_the_head_alone_trains_is_halved_when_all_does(
+def test_parts_are_halved_when_the_encoder_starts_to_train(
     trial: TrialConfig, limited: LimitImages
 ) -> None:
     limited(4, "all")
@@ -175,7 +175,7 @@ def test_what_fits_while_the_head_alone_trains_is_halved_when_all_does(
     assert (first[PARTS], second[PARTS]) == (8, 4)
 
 
-def test_a_single_image_that_does_not_fit_ends_the_run_with_what_to_do(
+def test_a_single_image_that_does_not_fit_ends_the_run(
     trial: TrialConfig, limited: LimitImages
 ) -> None:
     limited(0)

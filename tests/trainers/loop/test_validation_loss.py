@@ -66,7 +66,7 @@ def test_a_batch_mixes_classes_that_lie_one_after_the_other(run: TrainState) -> 
     assert len(set(looks.labels[:BATCH])) < 5
 
 
-def test_the_order_is_the_seed_s_and_begins_anew_with_every_evaluation(run: TrainState) -> None:
+def test_the_order_depends_on_the_seed_alone(run: TrainState) -> None:
     looks = Looks(run)
     batches, losses = looks.of(run, 3)
     assert looks.of(run, 3) == (batches, losses)
@@ -88,7 +88,7 @@ def test_two_workers_see_halves_of_the_batches_that_one_sees(run: TrainState) ->
     assert means == pytest.approx(losses, rel=1e-5)
 
 
-def test_loss_and_its_gradient_equal_the_sums_over_the_images_seen(run: TrainState) -> None:
+def test_loss_and_gradient_equal_the_sums_over_images(run: TrainState) -> None:
     looks = Looks(run)
     ((batch, *_), _) = looks.of(run, 1)
     images, labels = looks.images[batch], [looks.labels[place] for place in batch]

@@ -41,7 +41,7 @@ def contexts_by_hand(prompts: Prompts) -> np.ndarray:
     return np.array(rows)
 
 
-def test_a_context_is_the_mean_of_its_texts_of_all_classes_normalised(
+def test_a_context_is_the_mean_of_its_texts_over_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(heads, "TEXTS_A_BATCH", 14)  # two classes at once, then the third
@@ -76,7 +76,7 @@ def test_loss_and_its_gradient_equal_the_sums(zero_shot: ZeroShotModel) -> None:
     np.testing.assert_allclose(x.grad.numpy(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_in_a_run_both_models_have_the_contexts_and_the_scale_of_the_zero_shot_one(
+def test_a_run_uses_zero_shot_contexts_and_scale(
     trial: TrialConfig,
 ) -> None:
     taken = by_open_clip.take_step(trial, {"name": "car_ft", "reg_weight": 0.4})

@@ -105,7 +105,7 @@ def test_with_all_weights_0_it_is_flyp_bit_for_bit(zero_shot: ZeroShotModel) -> 
         assert mine.grad is None or torch.equal(mine.grad, theirs.grad)  # type: ignore[arg-type]
 
 
-def test_orthonormal_projections_cost_nothing_and_have_a_gradient(
+def test_orthonormal_projections_have_no_penalty(
     zero_shot: ZeroShotModel,
 ) -> None:
     orthonormal, none = nn.Parameter(torch.eye(6, 4)), nn.Parameter(torch.zeros(3, 4))
@@ -119,7 +119,7 @@ def test_orthonormal_projections_cost_nothing_and_have_a_gradient(
         assert bool(parameter.grad.isfinite().all())
 
 
-def test_the_average_is_refreshed_as_in_the_authors_run_of_25_000_steps() -> None:
+def test_the_average_is_updated_as_in_the_authors_run() -> None:
     decays = [CaRot().average_decay(step, 25_000) for step in range(25_000)]
     refreshed = [step for step, decay in enumerate(decays) if decay != 1]
     assert refreshed == list(range(0, 25_000, 500))
@@ -163,7 +163,7 @@ def test_the_projections_are_what_every_feature_goes_through(kind: str, tmp_path
         assert tower(tokens).std(dim=0).max() == 0
 
 
-def test_a_model_without_projections_is_refused_unless_they_do_not_count(tmp_path: Path) -> None:
+def test_a_model_without_projections_needs_zero_weights(tmp_path: Path) -> None:
     text_without = random_model(tmp_path, "no-projection")
     with pytest.raises(ConfigError, match=r"'carot'.*the text encoder of this model has no linear"):
         check_method_fits(CaRot(), text_without)
@@ -182,7 +182,7 @@ def test_a_projection_of_two_layers_is_refused(tmp_path: Path) -> None:
         check_method_fits(CaRot(), model)
 
 
-def test_the_last_layer_of_a_timm_encoder_counts_as_its_projection(tmp_path: Path) -> None:
+def test_the_last_layer_of_a_timm_encoder_is_its_projection(tmp_path: Path) -> None:
     vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""}
     model = ModelConfig(
         name=str(write_config(tmp_path, "timm", vision_cfg=vision)), pretrained=RANDOM

@@ -20,7 +20,7 @@ from trainers.loop.state import start
 D = 0.6
 
 
-def test_after_three_steps_it_is_their_sum_with_powers_of_d_and_is_what_is_evaluated(
+def test_the_evaluated_average_is_a_sum_with_powers_of_d(
     trial: TrialConfig, tmp_path: Path
 ) -> None:
     method = {"name": "ema", "ema_decay": D}

@@ -18,7 +18,7 @@ from trainers.texts.prompts import TEMPLATES, Prompts
 FLYP = ContrastiveFineTuning()
 
 
-def test_loss_and_its_gradients_equal_the_sum_over_images_and_texts(
+def test_loss_and_gradients_equal_the_sum_over_pairs(
     zero_shot: ZeroShotModel,
 ) -> None:
     batch = random_batch(classes=(0, 1, 0, 2))
@@ -43,7 +43,7 @@ def test_images_of_one_class_are_told_apart_like_any_others(zero_shot: ZeroShotM
     assert torch.equal(of_batch, of_alike)
 
 
-def test_texts_in_perfect_order_cost_nothing_and_in_any_other_much(
+def test_matching_texts_have_a_small_loss(
     zero_shot: ZeroShotModel,
 ) -> None:
     f, labels = torch.eye(4), torch.arange(4)
@@ -55,7 +55,7 @@ def test_texts_in_perfect_order_cost_nothing_and_in_any_other_much(
         assert loss.total.item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_caption_is_the_image_s_class_in_a_template_and_all_templates_come_up() -> None:
+def test_captions_put_the_class_in_every_template() -> None:
     prompts = Prompts(("cat", "dog"), TEMPLATES["simple_imagenet"])
     labels = [i % 2 for i in range(700)]
     captions = random_captions(labels, prompts, StepRandom(seed=0, step=3, batch_size=700))
@@ -67,7 +67,7 @@ def test_a_caption_is_the_image_s_class_in_a_template_and_all_templates_come_up(
 
 
 @pytest.mark.parametrize("method", [FLYP, CaRot(), ResidualAdapter()], ids=lambda m: m.name)
-def test_captions_do_not_depend_on_how_many_workers_share_a_batch(
+def test_captions_do_not_depend_on_the_number_of_workers(
     method: Method, zero_shot: ZeroShotModel
 ) -> None:
     labels, prompts = [0, 1, 2, 2, 1, 0], zero_shot.prompts

@@ -48,7 +48,7 @@ def test_loss_and_its_gradient_equal_the_sums(
     np.testing.assert_allclose(x.grad.numpy(), differences(by_hand, now), rtol=1e-6, atol=1e-8)
 
 
-def test_both_models_have_their_own_head_and_the_pre_trained_scale(trial: TrialConfig) -> None:
+def test_both_models_use_their_own_head_and_one_scale(trial: TrialConfig) -> None:
     taken = by_open_clip.take_step(trial, {"name": "kd", "reg_weight": 0.7})
     head, s = taken.run.zero_shot.head.double().numpy(), by_open_clip.scale()
     before = s * by_open_clip.features(taken.images) @ head.T

@@ -70,7 +70,7 @@ def test_loss_and_gradient_equal_the_formula(
     np.testing.assert_allclose(x.grad.numpy(), expected_gradient, rtol=1e-10, atol=1e-10)
 
 
-def test_random_texts_have_start_and_end_and_ordinary_tokens_between() -> None:
+def test_random_texts_have_ordinary_tokens_between_start_and_end() -> None:
     tokens = random_texts(2046, 80, 8, seed=3, step=11)
     assert tokens.shape == (80, 10)
     assert (tokens[:, 0] == 2046).all()
@@ -171,7 +171,7 @@ def random_features(zero_shot: ZeroShotModel, count: int, step: int) -> np.ndarr
     return encoded(zero_shot, random_texts(49406, count, 8, seed=0, step=step))
 
 
-def test_random_texts_are_others_at_every_step_and_fixed_ones_the_same(moved: Moved) -> None:
+def test_random_texts_change_each_step_and_fixed_ones_do_not(moved: Moved) -> None:
     first, fifth = (random_features(moved.zero_shot, 6, step) for step in (0, 5))
     (at_first, gradient), (at_fifth, _) = moved.by_hand(first), moved.by_hand(fifth)
     assert abs(at_first - at_fifth) > 0.01 * at_first
@@ -183,7 +183,7 @@ def test_random_texts_are_others_at_every_step_and_fixed_ones_the_same(moved: Mo
         np.testing.assert_allclose(moved.gradient(method), gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_a_second_moment_is_the_energy_gap_on_the_texts_that_it_was_made_of(
+def test_a_second_moment_gives_the_energy_gap_of_its_texts(
     moved: Moved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lipsum_ft, "TEXTS_OF_MOMENT", 2048)
@@ -218,9 +218,7 @@ def drawn(moved: Moved, method: LipsumFineTuning, step: int, count: int) -> Sequ
     return lines
 
 
-def test_texts_of_a_file_are_so_many_different_lines_a_step_and_all_in_the_end(
-    moved: Moved, tmp_path: Path
-) -> None:
+def test_each_step_draws_different_lines_of_a_file(moved: Moved, tmp_path: Path) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("\n\n".join(LINES) + "\n", encoding="utf-8")
     method = LipsumFineTuning(text_source="file", texts_file=str(file), text_count=3)
@@ -241,9 +239,7 @@ def test_texts_of_a_file_are_so_many_different_lines_a_step_and_all_in_the_end(
         ("cosine", [0.8, 0.4, 0.4 * (1 + cos(0.9 * pi))]),
     ],
 )
-def test_the_weight_is_as_scheduled_at_the_first_step_half_way_and_at_the_last(
-    schedule: Any, weights: list[float], moved: Moved
-) -> None:
+def test_the_weight_follows_its_schedule(schedule: Any, weights: list[float], moved: Moved) -> None:
     method = LipsumFineTuning(reg_weight=0.8, reg_schedule=schedule, text_source="isotropic")
     task = cross_entropy(moved.logits, LABELS)
     for number, weight in zip((0, 5, 9), weights, strict=True):

@@ -62,7 +62,7 @@ def test_the_head_alone_trains_for_that_share_of_the_steps(
         assert stage.lr == (0.3 if step < probing else None)
 
 
-def test_each_stage_has_its_own_optimiser_and_rates_also_when_resumed_between_them(
+def test_each_stage_has_its_own_optimiser_even_after_a_resume(
     config: TrialConfig, tmp_path: Path
 ) -> None:
     before = {n: p.detach().clone() for n, p in start(config).student.trained.items()}

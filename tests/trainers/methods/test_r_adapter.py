@@ -63,7 +63,7 @@ def test_loss_and_its_gradients_equal_the_sum_over_pairs(zero_shot: ZeroShotMode
         np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_with_every_class_once_and_nothing_added_it_is_the_contrastive_loss(
+def test_with_distinct_classes_it_is_the_contrastive_loss(
     zero_shot: ZeroShotModel,
 ) -> None:
     batch = random_batch(classes=(0, 1, 2, 3))
@@ -73,7 +73,7 @@ def test_with_every_class_once_and_nothing_added_it_is_the_contrastive_loss(
     assert plain.loss(batch, at(zero_shot, 0)).total.item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_a_margin_makes_the_texts_of_other_classes_harder_and_no_others(
+def test_a_margin_affects_only_texts_of_other_classes(
     zero_shot: ZeroShotModel,
 ) -> None:
     batch = random_batch(classes=CLASSES)

@@ -41,7 +41,7 @@ def squared_distance_to(target: Weights) -> Callable[[Weights], Tensor]:
     )
 
 
-def test_shares_come_to_the_optimum_of_each_tensor_within_0_and_1() -> None:
+def test_shares_converge_to_the_optimum_within_0_and_1() -> None:
     """The nearest point to a target on the way is where the target's projection onto it is."""
     rng, wanted = np.random.default_rng(2), {}
     for (name, change), share in zip(CHANGE.items(), (0.3, 0.8, 1.7, -0.4), strict=True):
@@ -106,7 +106,7 @@ def test_a_weight_that_has_not_moved_stays_where_it_is() -> None:
     assert all(bool(value.isfinite().all()) for value in found.values())
 
 
-def test_the_projected_weights_are_deployed_and_the_trained_ones_left_alone() -> None:
+def test_the_projected_weights_are_evaluated() -> None:
     before = {name: value.clone() for name, value in WEIGHTS.items()}
     method = ProjectedFineTuning(projection_steps=3, projection_lr=0.03)
     found = method.eval_weights(Trained(WEIGHTS, INITIAL, average=None, id_loss=curved))

@@ -37,7 +37,7 @@ def trained(
     return config, report
 
 
-def test_what_is_kept_and_evaluated_is_that_point_between_both_weights(
+def test_the_interpolated_weights_are_kept_and_evaluated(
     trial: TrialConfig, tmp_path: Path
 ) -> None:
     config, report = trained(trial, {"name": "wise_ft", "alpha": 0.3})
@@ -66,7 +66,7 @@ def test_what_is_kept_and_evaluated_is_that_point_between_both_weights(
     assert abs(nll - plain.metrics["id_val/nll"]) > 1e-2
 
 
-def test_the_sweep_goes_from_the_zero_shot_model_to_the_fine_tuned_one(trial: TrialConfig) -> None:
+def test_the_sweep_is_the_line_between_both_models(trial: TrialConfig) -> None:
     alphas = [0, 0.4, 1]
     config, report = trained(trial, {"name": "ft"}, eval__wise_alphas=alphas)
     zero_shot, last = start(config).student.plain_state(), report.run.student.plain_state()

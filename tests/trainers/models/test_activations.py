@@ -32,7 +32,7 @@ def text_tower(clip: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], Tensor
 
 @pytest.mark.parametrize("side", [image_tower, text_tower])
 @pytest.mark.parametrize("kind", KINDS)
-def test_checkpointed_gradients_are_the_same_to_the_bit_and_fewer_bytes_are_kept(
+def test_checkpointed_gradients_are_bit_equal_with_less_memory(
     tiny: Callable[[str], nn.Module], kind: str, side: Callable[[nn.Module], Any]
 ) -> None:
     tower, features = side(tiny(kind))
@@ -66,7 +66,7 @@ def _gradients(
     return size, gradients
 
 
-def test_weights_that_stand_in_for_a_call_are_those_of_the_second_pass_too(
+def test_the_second_pass_uses_the_weights_of_the_call(
     tiny: Callable[[str], nn.Module],
 ) -> None:
     tower, _ = image_tower(tiny("clip"))

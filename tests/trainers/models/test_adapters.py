@@ -90,9 +90,7 @@ def test_merged_adapters_say_what_adapters_in_the_network_say(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["clip", "coca"])
-def test_every_block_of_both_encoders_has_two_and_captioning_none(
-    kind: str, tmp_path: Path
-) -> None:
+def test_every_block_of_both_encoders_has_two_adapters(kind: str, tmp_path: Path) -> None:
     student = student_of(kind, tmp_path)
     assert student.visual_adapters is not None
     assert student.text_adapters is not None

@@ -91,7 +91,7 @@ def test_a_model_of_the_hub_is_checked_fetched_and_loaded(hub: ThreadingHTTPServ
     assert clip.visual.preprocess_cfg["mean"] == [0.5, 0.5, 0.5]  # type: ignore[union-attr, index]
 
 
-def test_a_repository_without_weights_is_refused_not_filled_with_random_ones(
+def test_a_repository_without_weights_is_refused(
     hub: ThreadingHTTPServer,
 ) -> None:
     Hub.files.pop("open_clip_model.safetensors")

@@ -32,7 +32,7 @@ def same(clip: nn.Module, weights: dict[str, Tensor]) -> bool:
     )
 
 
-def test_weights_are_read_from_safetensors_and_from_pickles_of_tensors(
+def test_weights_are_read_from_every_kind_of_file(
     weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     name = str(write_config(tmp_path, "clip"))
@@ -93,7 +93,7 @@ def test_a_model_that_open_clip_cannot_build_is_told_in_one_line(tmp_path: Path)
         load_clip(ModelConfig(name=str(path), pretrained="random"))
 
 
-def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(
+def test_random_weights_are_reproducible_and_use_no_global_rng(
     tmp_path: Path,
 ) -> None:
     model = random_model(tmp_path, "timm")
@@ -132,7 +132,7 @@ def test_preprocessing_is_the_models_own(tmp_path: Path) -> None:
     assert image_input(load_clip(squash)).resize_mode == "squash"
 
 
-def test_weights_from_a_file_are_preprocessed_as_all_tags_of_the_model_are(tmp_path: Path) -> None:
+def test_weights_from_a_file_are_preprocessed_as_the_tags(tmp_path: Path) -> None:
     from trainers.models import architecture
 
     model = ModelConfig(name="ViT-B-16-SigLIP", pretrained=str(tmp_path / "mine.safetensors"))

@@ -54,7 +54,7 @@ def test_features_equal_open_clips_on_padded_sequences(
     assert expected.std(dim=0).max() > 1e-3  # texts differ, so equality says something
 
 
-def test_padding_is_left_out_where_nothing_behind_the_end_token_matters(
+def test_padding_is_left_out_if_it_does_not_matter(
     tiny: Callable[[str], nn.Module],
 ) -> None:
     assert {kind for kind in KINDS if ends_at_the_end_token(tiny(kind))} == CUT
@@ -111,7 +111,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> 
         text_facts(ModelConfig(name=str(path), pretrained="random"))
 
 
-def test_random_texts_leave_out_the_token_that_is_taken_for_padding() -> None:
+def test_random_texts_leave_out_the_padding_token() -> None:
     tokens = random_texts(6, 50, 20, seed=0, step=0, masked_token=2)[:, 1:-1]
     assert set(tokens.unique().tolist()) == {0, 1, 3, 4, 5}
     counts = torch.bincount(tokens.flatten(), minlength=6)

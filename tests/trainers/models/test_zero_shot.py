@@ -66,7 +66,7 @@ class BagOfTokens(nn.Module):
         return self.embedding(tokens).mean(dim=1)
 
 
-def test_a_text_tower_of_another_library_is_asked_through_encode_text(tmp_path: Path) -> None:
+def test_foreign_text_towers_are_used_through_encode_text(tmp_path: Path) -> None:
     model = random_model(tmp_path, "custom-text")
     clip, tokenizer = load_clip(model), load_tokenizer(model)
     clip.text = BagOfTokens()
@@ -76,7 +76,7 @@ def test_a_text_tower_of_another_library_is_asked_through_encode_text(tmp_path: 
     torch.testing.assert_close(zero_shot_heads(clip, tokenizer, PROMPTS).classes, expected)
 
 
-def test_the_embedded_models_head_is_the_mean_over_openais_templates() -> None:
+def test_tiny_clips_head_is_the_mean_over_openais_templates() -> None:
     clip, tokenizer = load_clip(ModelConfig()), tiny_clip.tokenizer()
     head = zero_shot_heads(clip, tokenizer, Prompts(("cat", "teddy bear"))).classes
     texts = [template("teddy bear") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
@@ -155,7 +155,7 @@ def test_the_logit_scale_is_the_exponential_of_whatever_shape(
     assert zero_shot.logit_scale == pytest.approx(scale, rel=1e-6)
 
 
-def test_random_texts_span_more_than_one_direction_of_the_embedded_model() -> None:
+def test_random_texts_span_several_directions_of_tiny_clip() -> None:
     zero_shot = load_zero_shot(ModelConfig(), PROMPTS)
     assert zero_shot.has_random_texts
     assert effective_rank(random_text_moment(zero_shot, 8)) > 2

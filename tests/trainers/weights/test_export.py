@@ -89,7 +89,7 @@ def test_open_clip_loads_the_export_and_says_what_the_run_said(
     assert not torch.allclose(logits, run_logits(run, run.initial), atol=1e-3)
 
 
-def test_wise_ft_is_the_zero_shot_model_at_0_and_the_fine_tuned_one_at_1(
+def test_alpha_0_exports_zero_shot_and_alpha_1_fine_tuned(
     trained: tuple[TrainState, Path], tmp_path: Path
 ) -> None:
     run, checkpoint = trained
@@ -126,7 +126,7 @@ def test_wise_ft_in_between_is_the_mean_of_every_weight(
     assert not torch.allclose(logits, run_logits(run, evaluated(run)), atol=1e-3)
 
 
-def test_a_point_of_a_runs_own_sweep_is_the_export_with_that_alpha(
+def test_a_point_of_the_sweep_equals_the_export_with_alpha(
     trained: tuple[TrainState, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, checkpoint = trained

@@ -63,7 +63,7 @@ def test_the_mean_is_of_every_tensor(train: Train) -> None:
 
 
 @pytest.mark.parametrize("method", ["ft", "wise_ft", "flyp", "r_adapter"])
-def test_a_soup_of_one_trial_twice_measures_what_the_trial_reported(
+def test_a_soup_of_one_trial_twice_has_the_trials_metrics(
     method: str, train: Train, tmp_path: Path
 ) -> None:
     config, folder, metrics = train(method)
@@ -110,9 +110,7 @@ def test_greedy_takes_what_does_not_lower_the_accuracy() -> None:
     assert asked == list(accuracies)
 
 
-def test_a_greedy_soup_has_the_accuracy_that_it_was_chosen_by_and_none_that_lowers_it(
-    train: Train, tmp_path: Path
-) -> None:
+def test_a_greedy_soup_leaves_out_what_lowers_its_accuracy(train: Train, tmp_path: Path) -> None:
     config, folder, metrics = train("ft")
     ruined, names = load_weights(folder)
     save_weights(
@@ -130,7 +128,7 @@ def test_a_greedy_soup_has_the_accuracy_that_it_was_chosen_by_and_none_that_lowe
     assert soup.metrics["id_val/acc"] == soup.steps[2].id_acc
 
 
-def test_no_test_split_is_read_and_greedy_decides_by_id_images_alone(
+def test_greedy_reads_only_id_validation_images(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder, _ = train("ft")
