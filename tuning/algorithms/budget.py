@@ -21,9 +21,7 @@ class Budget(Callback):
     """Counts what a search has used, as a callback.
 
     Args:
-        config: the limits.
         search: its objectives and constraints define an improvement.
-        history: earlier sessions.
         clock: Unix time in seconds.
     """
 

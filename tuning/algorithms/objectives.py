@@ -126,7 +126,6 @@ def check_constraints(
     """Check that the constraints of a search can be met.
 
     Args:
-        constraints: of one search.
         zero_shot: metrics of the zero-shot model. Without them, bounds that use them are not
             checked.
 

@@ -31,7 +31,6 @@ def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
     """The sampler of a configuration.
 
     Args:
-        config: the configuration.
         known_trials: number of trials in the study, which is part of the seed: with the same seed
             after a resume, a sampler would propose the same points again.
     """

@@ -22,11 +22,8 @@ class TrialProposer(Searcher):
     journal and the studies cannot differ.
 
     Args:
-        studies: of the search, made from its journal.
-        recorder: keeps the record of every proposal.
-        config_of: the validated configuration of a trial. A ConfigError makes it a failed trial.
+        config_of: makes and validates a trial's configuration. A ConfigError is a failed trial.
         may_propose: whether the budget allows the trial of that number.
-        references: names of the references of the search.
         earlier: trials of earlier sessions. Unfinished ones are proposed again under their names,
             by which their checkpoints are found.
     """

@@ -86,14 +86,7 @@ class MethodStudy:
         user_attrs: Mapping[str, str],
         sampler_state: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add a trial that this study has not proposed.
-
-        Args:
-            record: its parameters are a point of the space.
-            bests: bests of the constraints' metrics.
-            user_attrs: user attributes of the Optuna trial.
-            sampler_state: system attributes of the Optuna trial.
-        """
+        """Add a trial that this study has not proposed; its parameters are a point of the space."""
         state, values = self._result(record)
         complete = state == TrialState.COMPLETE
         metric = self.search.objectives[0].metric
@@ -232,11 +225,8 @@ def create_studies(
     several methods, all samplers have the same seed: methods with equal spaces start equally.
 
     Args:
-        search: the search.
-        space: its space. Trials outside of it are unknown to the sampler.
+        space: trials outside of it are unknown to the sampler.
         sampler: a configuration, or a sampler of Optuna, of which each method gets a copy.
-        storage: keeps the studies.
-        run_id: of the run folder.
         records: all trials of earlier sessions. Unfinished ones are running in their study.
     """
     with _bulk(storage):

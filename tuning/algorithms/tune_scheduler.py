@@ -39,8 +39,6 @@ class StepScheduler(FIFOScheduler):
 
     Args:
         new_rule: makes a rule without observations; None lets every trial run to its end.
-        objectives: the values that the rule compares.
-        total_steps: steps of a trial that is not stopped.
         earlier: trials of earlier sessions; the rules see their curves again.
         method: method of trials whose parameters name none.
     """

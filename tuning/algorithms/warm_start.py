@@ -33,9 +33,6 @@ def warm_start(
     A resumed search does the same again, because its studies are new.
 
     Args:
-        studies: the studies of the search, with its own trials.
-        file: names the runs.
-        search: the search.
         strict: raise if a run does not fit. Otherwise the search continues without it.
 
     Raises:

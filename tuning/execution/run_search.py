@@ -138,12 +138,10 @@ def run_search(
 
     Args:
         config: a configuration, a YAML file, or the name of a ready configuration.
-        callbacks: follow the search.
         sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. An
             object is not kept in the run folder; pass it again to `resume_search`.
         storage: replaces `search.study_storage`: a URL, or a storage of Optuna.
-        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: for the display of progress; by default the standard error.
+        callbacks, address, console: see `SearchOptions`.
 
     Raises:
         ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.

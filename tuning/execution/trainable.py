@@ -84,7 +84,7 @@ def final_metrics(
     Args:
         config: a `TrialConfig` as JSON.
         split: evaluated after the last step, on the workers.
-        name: of the training; stable, so that it continues from its checkpoints after a kill.
+        name: stable, so that the training continues from its checkpoints after a kill.
         storage_path: folder or URL of the checkpoints.
         resources: see `tuning.execution.retries.fit`.
 

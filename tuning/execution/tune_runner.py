@@ -32,12 +32,6 @@ def create_tuner(
     Create and fit it within `tuning.execution.ray_workarounds.tune_workarounds`.
 
     Args:
-        trainable: runs one trial.
-        file: the configuration of the search.
-        proposer: proposes trials.
-        budget: ends the search.
-        recorder: records every event.
-        history: earlier sessions.
         concurrent: number of trials at a time.
         reuse_actors: run trials one after the other in the same processes. Ray Tune 2.60 hangs if
             such a trial is stopped.

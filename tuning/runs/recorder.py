@@ -30,12 +30,9 @@ class Recorder(TuneCallback):
     Curves stay in memory only while a trial may continue, so memory does not grow with their sum.
 
     Args:
-        search: the search.
-        journal: the open journal of its run folder.
         callbacks: called in this order.
         earlier: trials of earlier sessions; the callbacks get their ends again.
-        gpus_per_trial: GPUs that a running trial reserves.
-        studies: the Optuna studies, which follow the same events.
+        studies: the Optuna studies, as a callback whose exceptions end the search.
     """
 
     def __init__(

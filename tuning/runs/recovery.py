@@ -21,8 +21,6 @@ def recover(search: SearchRecord, journal: Journal, checkpoints: Store) -> Histo
     finished and does not run again.
 
     Args:
-        search: the search.
-        journal: of its run folder; a session has started.
         checkpoints: the folder of all trials' checkpoints.
 
     Raises:
