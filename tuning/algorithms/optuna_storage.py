@@ -116,10 +116,30 @@ class OptunaFile(JournalFileBackend):
             StorageFailed: the disk is full, or fails.
         """
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with storage_failures(self._path, "cannot be written"):
+        with (
+            storage_failures(self._path, "cannot be written"),
+            self._locked(),
+            self._path.open("ab", buffering=0) as file,
+        ):
+            append_synced(file, lines.encode(), sync=self._sync)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Within the block, hold the lock of the file.
+
+        If a signal interrupts acquire() or release() of Optuna 5.0, these clean up after a lock
+        that may not exist, and the error of that hides the interruption.
+        """
+        try:
             self._file_lock.acquire()
             try:
-                with self._path.open("ab", buffering=0) as file:
-                    append_synced(file, lines.encode(), sync=self._sync)
+                yield
             finally:
                 self._file_lock.release()
+        except (OSError, RuntimeError) as error:
+            hidden: BaseException | None = error
+            while hidden is not None:
+                if isinstance(hidden, KeyboardInterrupt):
+                    raise hidden from None
+                hidden = hidden.__context__
+            raise

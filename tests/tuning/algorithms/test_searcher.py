@@ -278,3 +278,16 @@ def test_a_database_keeps_two_searches_of_one_name_apart(
     with Session(moved, SPACE, storage=f"sqlite:///{moved.run_folder / 'optuna.db'}") as session:
         assert session.study.study_name == here.study.study_name
         assert states(session) == {"trial-000": "COMPLETE"}
+
+
+@pytest.mark.parametrize("call", ["symlink", "rename"])  # acquire and release
+def test_an_interruption_of_optunas_lock_is_no_failure_of_the_disk(
+    call: str, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Session(search, SPACE) as session:
+        monkeypatch.setattr(f"os.{call}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.run(50.0)

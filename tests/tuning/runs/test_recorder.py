@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -118,7 +120,11 @@ def test_a_proposal_that_cannot_run_is_a_failed_trial(tmp_path: Path) -> None:
 
 def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
     r = recorder(tmp_path)
-    r.on_trial_error(0, [], tune_trial())  # Tune does not call on_trial_start
+    trial: Any = SimpleNamespace(
+        config={"trial_id": "trial-000"}, pickled_error_file=None,
+        metric_analysis={}, metric_n_steps={},
+    )  # fmt: skip
+    r.on_trial_error(0, [], trial)  # Tune does not call on_trial_start
     (record,) = read_history(tmp_path).records
     assert record.outcome == "failed"
 
