@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.main import get_command
 
 import tuning
 from cluster.cli import app
+from tests.tuning import fakes
 from trainers.config import TrialConfig
 from trainers.evaluation.evaluate import metric_names
 from trainers.fine_tune import REPORTED
 from tuning.config.schema import SearchFile
+from tuning.reporting.tables.trials import write_tables
 
 EXPECTED = yaml.safe_load((Path(__file__).parent / "public_surface.yaml").read_text("utf-8"))
 
@@ -68,10 +72,23 @@ def metrics() -> list[str]:
     return sorted({*metric_names(TrialConfig().data), *REPORTED})
 
 
+def tables() -> dict[str, list[str]]:
+    """Columns of the tables of a search over two methods, without its parameters and metrics."""
+    records = fakes.compared_methods()
+    with TemporaryDirectory() as folder:
+        search = fakes.search_record(Path(folder))
+        paths = write_tables(Path(folder), search, records)
+        return {
+            path.name: [name for name in pq.read_schema(path).names if not {*"./"} & {*name}]
+            for path in sorted(paths)
+        }
+
+
 SURFACE = {
     "commands": commands,
     "configuration": configuration_keys,
     "metrics": metrics,
+    "tables": tables,
     "python": lambda: sorted(tuning.__all__),
 }
 
@@ -86,4 +103,5 @@ def test_every_name_of_the_python_api_can_be_imported() -> None:
 
 
 if __name__ == "__main__":
+    # `run_folder` is compared in tests/tuning/execution/test_sessions.py.
     print(yaml.safe_dump({part: found() for part, found in SURFACE.items()}, width=100))

@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from rich.console import Console
 
+from search_spaces import SearchSpace
 from trainers.config import TrialConfig
 from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import Store, open_store
@@ -31,7 +32,8 @@ from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.retention import CheckpointCallback
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.schema import SamplerConfig, SearchFile
-from tuning.config.validation import load_config
+from tuning.config.search_space import SpaceConfig
+from tuning.config.validation import check_search, load_config
 from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_workarounds import tune_workarounds
@@ -128,6 +130,7 @@ class SearchOptions:
 def run_search(
     config: SearchFile | str | Path,
     *,
+    space: SearchSpace | None = None,
     callbacks: Sequence[Callback] = (),
     sampler: BaseSampler | SamplerConfig | str | None = None,
     storage: BaseStorage | str | None = None,
@@ -138,6 +141,7 @@ def run_search(
 
     Args:
         config: a configuration, a YAML file, or the name of a ready configuration.
+        space: replaces `search.space`.
         sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. An
             object is not kept in the run folder; pass it again to `resume_search`.
         storage: replaces `search.study_storage`: a URL, or a storage of Optuna.
@@ -148,6 +152,10 @@ def run_search(
         StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
     file = config if isinstance(config, SearchFile) else load_config(config)
+    if space is not None:
+        changes = {"space": SpaceConfig.model_validate(space)}
+        file = file.model_copy(update={"search": file.search.model_copy(update=changes)})
+        check_search(file)
     file, options = with_options(file, callbacks, sampler, storage, address, console)
     return start_search(file, options)
 
