@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Ray reads this when it is imported. Heads, jobs and clients of all tests use a token: a process
 # cannot use it for some clusters only.
@@ -18,11 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+import search_spaces
+from search_spaces import SPACES
 from tests.ray_head import Head, running_head
 from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.embedded_benchmark.build import ImageCounts, build
+from trainers.methods.registry import METHODS, SEARCH_SPACES, _load_module
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
 
@@ -65,6 +69,18 @@ def local_ray(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> str:
     """
     monkeypatch.setenv("RAY_ADDRESS", ray_head.address)
     return ray_head.address
+
+
+@pytest.fixture(autouse=True)
+def _methods_of_this_test() -> Iterator[None]:
+    """Remove the methods and search spaces that a test registers: plug-ins load once a process."""
+    registries: tuple[dict[str, Any], ...] = (METHODS, SEARCH_SPACES, search_spaces.METHODS, SPACES)
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+    _load_module.cache_clear()
 
 
 @pytest.fixture(scope="session")
