@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
+from trainers.config_model import Frozen
 from trainers.data.data_root import EMBEDDED
 from trainers.data.suite import Suite, load_suite, resolve_suite
 from trainers.errors import ConfigError, validate
-from trainers.frozen import Frozen
 from trainers.loop.precision import PrecisionName
 from trainers.methods import LipsumFineTuning, MethodConfig, load_plugins
 from trainers.models import ModelConfig

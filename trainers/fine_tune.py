@@ -6,7 +6,6 @@ group exists, the model is wrapped in DistributedDataParallel and metrics are re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from trainers.checkpoints.format import save_checkpoint
 from trainers.checkpoints.train_state import restore, snapshot
-from trainers.config import OptimConfig, TrialConfig
+from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.errors import TrainingDiverged
+from trainers.loop.lr_schedule import learning_rate
 from trainers.loop.state import (
     SinceReport,
     TrainState,
@@ -178,21 +178,6 @@ def random_text_diagnostic(run: TrainState) -> dict[str, float]:
     lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
     length = min(lipsum.text_length, run.zero_shot.text.context_length - 2)
     return {RANDOM_TEXT_RANK: effective_rank(random_text_moment(run.zero_shot, length))}
-
-
-def learning_rate(step: int, steps: int, optim: OptimConfig, peak: float | None = None) -> float:
-    """Linear warm-up over the first steps, then a cosine to 0.
-
-    Args:
-        step: counted from 0.
-        steps: of the whole schedule.
-        optim: the warm-up, and the default of the peak.
-        peak: learning rate at the end of the warm-up.
-    """
-    warmup, peak = round(optim.warmup_fraction * steps), optim.lr if peak is None else peak
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def training_batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:

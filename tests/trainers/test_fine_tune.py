@@ -12,7 +12,7 @@ import torch.distributed as dist
 from tests.conftest import CLASSES
 from trainers import models
 from trainers.checkpoints.format import STATE, saved_metrics
-from trainers.config import OptimConfig, TrialConfig, with_overrides
+from trainers.config import TrialConfig, with_overrides
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, TrainingDiverged
@@ -21,7 +21,6 @@ from trainers.fine_tune import (
     REPORTED,
     Report,
     fine_tune,
-    learning_rate,
     reported,
 )
 from trainers.loop.state import load_split, start
@@ -211,15 +210,6 @@ def test_only_the_image_encoder_and_the_head_are_trained(trial: TrialConfig) -> 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial: TrialConfig) -> None:
     with pytest.raises(TrainingDiverged, match="step 10"):
         list(fine_tune(changed(trial, steps=12, optim__lr=1e30, eval__every=12)))
-
-
-def test_the_learning_rate_warms_up_and_decays_as_a_cosine() -> None:
-    optim = OptimConfig(lr=2.0, warmup_fraction=0.1)
-    rates = [learning_rate(step, 100, optim) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
-    assert rates[10] == pytest.approx(2.0)
-    assert rates[55] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 45 / 90)))
-    assert learning_rate(100, 100, optim) == pytest.approx(0.0)
 
 
 def test_a_batch_that_the_workers_cannot_share_evenly_is_refused(

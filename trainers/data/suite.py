@@ -24,8 +24,8 @@ import yaml
 from open_clip import IMAGENET_CLASSNAMES
 from pydantic import BeforeValidator, Field, field_validator
 
+from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, validate
-from trainers.frozen import Frozen
 from trainers.texts.prompts import TEMPLATES, Prompts, spoken
 
 SHOWN = 3

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.frozen import Frozen
+from trainers.config_model import Frozen
 from trainers.models import ModelConfig, TextFacts, text_facts
 from trainers.models.student import Outputs, Student
 from trainers.seeding import generator

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import field_validator
 
-from trainers.frozen import Frozen
+from trainers.config_model import Frozen
 
 TINY_CLIP = "tiny-clip"
 RANDOM = "random"

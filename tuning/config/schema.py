@@ -17,10 +17,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from search_spaces import SearchSpace
 from trainers.config import TrialConfig, with_overrides
+from trainers.config_model import Frozen
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.evaluate import metric_names
-from trainers.frozen import Frozen
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.search_space import SpaceConfig, resolve_space
 from tuning.runs.records import METHOD_KEY

@@ -31,8 +31,8 @@ from search_spaces import (
     register_space,
 )
 from trainers.config import TrialConfig, with_overrides
+from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
-from trainers.frozen import Frozen
 from trainers.methods.registry import SEARCH_SPACES
 from tuning.runs.records import METHOD_KEY
 

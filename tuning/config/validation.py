@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 from search_spaces import Categorical, SearchSpace
 from trainers.checks import check_trial, check_trials
 from trainers.config import TrialConfig
+from trainers.config_model import Frozen
 from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.evaluate import metric_names
 from trainers.fine_tune import reported
-from trainers.frozen import Frozen
 from trainers.redact import has_password
 from tuning.config.loading import read_layers
 from tuning.config.schema import NoSchedulerConfig, SearchFile, with_plugins
