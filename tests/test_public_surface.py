@@ -103,5 +103,5 @@ def test_every_name_of_the_python_api_can_be_imported() -> None:
 
 
 if __name__ == "__main__":
-    # `run_folder` is compared in tests/tuning/execution/test_sessions.py.
+    # `run_folder` is compared in tests/tuning/execution/test_run_search.py.
     print(yaml.safe_dump({part: found() for part, found in SURFACE.items()}, width=100))

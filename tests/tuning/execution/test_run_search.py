@@ -31,6 +31,8 @@ from tuning.execution.run_search import SearchResult, run_search
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.runs.run_folder import load_run
 
+SURFACE = Path(__file__).parents[2] / "public_surface.yaml"
+
 pytestmark = pytest.mark.slow
 
 
@@ -153,6 +155,10 @@ def test_mlflow_has_one_run_a_trial_below_the_searchs_with_all_that_was_reported
 def test_the_run_folder_has_tables_figure_and_what_it_takes_to_repeat_it(
     result: SearchResult,
 ) -> None:
+    surface = yaml.safe_load(SURFACE.read_text("utf-8"))
+    # Tune keeps a folder of its own there, which has no reader.
+    files = {path.name for path in result.run_folder.iterdir()} - {"tune"}
+    assert sorted(files) == surface["run_folder"]
     trials = pq.read_table(result.run_folder / "trials.parquet").to_pylist()
     assert trials[0]["trial_id"] == "zero-shot"
     assert {row["trial_id"]: row["outcome"] for row in trials[1:]} == outcomes(result)
