@@ -19,7 +19,6 @@ from optuna.storages import BaseStorage
 from rich.console import Console
 
 from search_spaces import SearchSpace
-from trainers.config import TrialConfig
 from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError
@@ -54,6 +53,7 @@ from tuning.runs.recovery import recover
 from tuning.runs.run_folder import (
     BestTrial,
     LoadedRun,
+    config_of,
     create_run_folder,
     load_run,
     search_record,
@@ -324,14 +324,3 @@ def _run_trials(
     running = any(record.outcome == "running" for record in recorder.records.values())
     complete = proposer.is_exhausted and not running
     return "finished" if complete or budget.over() is not None else "stopped"
-
-
-def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:
-    """The configuration of a trial or reference.
-
-    Raises:
-        ConfigError: its parameters do not go together.
-    """
-    if record.kind == "reference":
-        return file.reference_config(record.trial_id)
-    return file.trial_config(record.params)

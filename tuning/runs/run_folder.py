@@ -200,6 +200,17 @@ def load_run(folder: str | Path) -> LoadedRun:
     return LoadedRun(folder.resolve(), load_config(config, check=False), history)
 
 
+def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:
+    """The configuration of a trial or reference.
+
+    Raises:
+        ConfigError: its parameters do not go together.
+    """
+    if record.kind == "reference":
+        return file.reference_config(record.trial_id)
+    return file.trial_config(record.params)
+
+
 def search_record(
     file: SearchFile, folder: Path, zero_shot: dict[str, float], run_id: str = ""
 ) -> SearchRecord:

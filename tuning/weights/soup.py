@@ -33,9 +33,9 @@ from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_soup
 from tuning.runs.records import ID_ACC, SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, check_same_data, load_run
+from tuning.runs.run_folder import LoadedRun, check_same_data, config_of, load_run
 from tuning.selection.ranking import ranked
-from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, config_of, measured
+from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def make_soup(
         check_nodes(run.file, run.home)
         concurrent_trials(resources.model_copy(update={"workers": 1}))  # or it would never start
         remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
-        config = config_of(run, found[0].record)
+        config = config_of(run.file, found[0].record)
         checkpoints = [ingredient.checkpoint for ingredient in found]
         try:
             soup, weights = ray.get(remote(_build).remote(config, checkpoints, recipe))
@@ -159,7 +159,7 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
             hint=f"set search.checkpoints.keep_top = {top} before a search, or for further trials",
             source=run.folder,
         )
-    models = {config_of(run, ingredient.record).model for ingredient in found}
+    models = {config_of(run.file, ingredient.record).model for ingredient in found}
     if len(models) > 1:
         names = sorted(f"{model.name}/{model.pretrained}" for model in models)
         raise ConfigError(f"no soup of different models: {', '.join(names)}", source=run.folder)

@@ -20,8 +20,7 @@ from trainers.data.transforms import CROP_PCT
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation.metrics import MetricKey
 from tuning.checkpoints.files import kept_checkpoint
-from tuning.runs.records import TrialRecord
-from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, load_run
+from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
 from tuning.selection.ranking import best_trial
 
 TRIAL_FILE = "trial.yaml"
@@ -81,13 +80,6 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
     (folder / TRIAL_FILE).write_text(text, encoding="utf-8")
 
 
-def config_of(run: LoadedRun, record: TrialRecord) -> TrialConfig:
-    """The configuration of a trial or reference."""
-    if record.kind == "reference":
-        return run.file.reference_config(record.trial_id)
-    return run.file.trial_config(record.params)
-
-
 def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
     search, records = run.search, {r.trial_id: r for r in run.history.records}
     if trial_id is None:
@@ -123,7 +115,7 @@ def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
         "looks_at_ood": search.sees_ood if trial_id is None else None,
     }
     title = f"{search.name}, {record.trial_id}"
-    return Source(title, checkpoint, config_of(run, record), origin, report)
+    return Source(title, checkpoint, config_of(run.file, record), origin, report)
 
 
 def _of_soup(run: LoadedRun, name: str) -> Source:
@@ -143,7 +135,7 @@ def _of_soup(run: LoadedRun, name: str) -> Source:
     metrics = about.pop("metrics")
     first = next(r for r in run.history.records if r.trial_id == about["trials"][0])
     title = f"{run.folder.name}, {name} soup"
-    return Source(title, open_store(folder), config_of(run, first), about, metrics)
+    return Source(title, open_store(folder), config_of(run.file, first), about, metrics)
 
 
 def _of_training(folder: Path) -> Source:
