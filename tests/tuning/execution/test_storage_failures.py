@@ -130,7 +130,7 @@ def test_a_search_on_a_full_disk_can_be_resumed(
         assert outcomes(found) == {"trial-000": "finished"}
         events = [json.loads(line) for line in (folder / "journal.jsonl").open()]
         started = [event["trial"] for event in events if event["event"] == "started"]
-        assert started == ["trial-000", "trial-000"]
+        assert set(started) == {"trial-000"}
         assert disagreements(folder) == []
         check_as_undisturbed(file, list(found.records))
 
