@@ -26,7 +26,8 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, validate
-from trainers.texts.prompts import TEMPLATES, Prompts, spoken
+from trainers.texts import spoken
+from trainers.texts.prompts import TEMPLATES, Prompts
 
 SHOWN = 3
 """Names that a message lists before it only counts the others."""

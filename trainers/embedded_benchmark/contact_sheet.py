@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
+from trainers.data.formats.index import Split
 from trainers.data.schema import part_path, read_header
 from trainers.data.storage import open_store
-from trainers.embedded_benchmark.classes import Split
 from trainers.embedded_benchmark.render import DOMAINS, Domain
 
 _CELL, _LABEL, _HEAD, _GAP = 66, 96, 16, 10  # pixels

@@ -110,16 +110,14 @@ def all_drawings() -> tuple[Drawing, ...]:
 @lru_cache(maxsize=2048)
 def _groups(item: Drawing) -> tuple[_Group, ...]:
     ET.register_namespace("", SVG_NAMESPACE)
-    groups = []
-    for child in ET.fromstring(item.svg):
-        groups.append(
-            _Group(
-                line=child.get("id", "").startswith("line"),
-                text=ET.tostring(child, encoding="unicode"),
-                visible=any(_is_visible(element) for element in child.iter()),
-            )
+    return tuple(
+        _Group(
+            line=child.get("id", "").startswith("line"),
+            text=ET.tostring(child, encoding="unicode"),
+            visible=any(_is_visible(element) for element in child.iter()),
         )
-    return tuple(groups)
+        for child in ET.fromstring(item.svg)
+    )
 
 
 def _is_visible(element: ET.Element) -> bool:
@@ -138,9 +136,9 @@ def has_layer(item: Drawing, layer: Layer) -> bool:
     return any(group.visible for group in _kept(item, layer))
 
 
-def colours(item: Drawing, layer: Layer = "colour") -> tuple[str, ...]:
-    """Return the distinct colours of a layer as lower-case ``#rrggbb``, sorted."""
-    text = "".join(group.text for group in _kept(item, layer))
+def colours(item: Drawing) -> tuple[str, ...]:
+    """Return the distinct colours of the colour layers as lower-case ``#rrggbb``, sorted."""
+    text = "".join(group.text for group in _kept(item, "colour"))
     return tuple(sorted({_long(match[1]) for match in _PAINT.findall(text)}))
 
 
@@ -150,25 +148,20 @@ def layered_svg(
     *,
     palette: Mapping[str, str] | None = None,
     stroke_scale: float = 1.0,
-    stroke_colour: str | None = None,
 ) -> str:
     """Return the SVG text of the drawing with only the wanted layer.
 
     palette: new colours for the colour layers by old ``#rrggbb``; colours it lacks stay.
-    stroke_scale: factor on the widths of the outlines. stroke_colour: ``#rrggbb`` in which
-    everything of the line layers is painted instead of its own colour.
+    stroke_scale: factor on the widths of the outlines.
     """
     parts = []
     for group in _kept(item, layer):
         text = group.text
-        if group.line:
-            if stroke_scale != 1.0:
-                text = _STROKE_WIDTH.sub(
-                    lambda m: f'stroke-width="{float(m[1]) * stroke_scale:.3f}"', text
-                )
-            if stroke_colour is not None:
-                text = _PAINT.sub(lambda m: f'{m[1]}="{stroke_colour}"', text)
-        elif palette:
+        if group.line and stroke_scale != 1.0:
+            text = _STROKE_WIDTH.sub(
+                lambda m: f'stroke-width="{float(m[1]) * stroke_scale:.3f}"', text
+            )
+        elif palette and not group.line:
             text = _PAINT.sub(lambda m: f'{m[1]}="{palette.get(_long(m[2]), _long(m[2]))}"', text)
         parts.append(text)
     box = f"0 0 {VIEW_BOX} {VIEW_BOX}"

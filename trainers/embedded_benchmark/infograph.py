@@ -1,6 +1,7 @@
 """The domain infograph: the drawing as a small pictogram in a card of text and charts."""
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -201,7 +202,7 @@ def _pictogram(card: Floats, item: Drawing, rng: Rng, box: Box, badge: Colour) -
     inset = (box[2] - box[0]) / _UNITS
     pose = random_pose(rng, scale=(0.88 * inset, 1.0 * inset), turn=5, shift=0.0)
     x, y = (box[0] + box[2]) / 2 / _UNITS, (box[1] + box[3]) / 2 / _UNITS
-    pose = type(pose)(pose.scale, x, y, pose.angle, pose.flip, 1.0)
+    pose = replace(pose, x=x, y=y, stretch=1.0)
     palette = int(rng.integers(PALETTES))
     fill, mask = pixels(pose.apply(raster(item, "colour", 1, palette), size))
     line, line_mask = pixels(pose.apply(raster(item, "line", 2), size))

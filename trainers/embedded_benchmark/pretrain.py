@@ -30,12 +30,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainers.data.transforms import normalise, train_view
-from trainers.embedded_benchmark.captions import caption, spoken
+from trainers.embedded_benchmark.captions import caption
 from trainers.embedded_benchmark.classes import all_class_drawings
 from trainers.embedded_benchmark.drawings import Drawing, all_drawings
-from trainers.embedded_benchmark.render import DOMAINS, Domain, render
+from trainers.embedded_benchmark.render import DOMAINS, render
 from trainers.models import encode_tokens, image_input, tiny_clip
 from trainers.seeding import generator
+from trainers.texts import spoken
 from trainers.texts.random_texts import effective_rank, random_texts
 
 IMAGE_SEED = 7_919
@@ -66,12 +67,22 @@ def pretrain(recipe: Recipe, output: Path) -> None:
     visual = model.visual
     visual.preprocess_cfg = json.loads(tiny_clip.CONFIG.read_text())["preprocess_cfg"]
     visual.preprocess_cfg["size"] = config["vision_cfg"]["image_size"]
-    optimizer = _optimizer(model, recipe)
+    # As in open_clip's own training, only matrices decay.
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True,
+    )  # fmt: skip
     loss_of = ClipLoss()
     start = time.perf_counter()
     for step, (views, tokens) in enumerate(_batches(recipe, model)):
+        warm = min(1.0, (step + 1) / recipe.warmup_steps)
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, recipe)
+            group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         with torch.autocast("cpu", torch.bfloat16):
             features = nn.functional.normalize(visual(views).float(), dim=-1)
             text_features = encode_tokens(model, tokens).float()
@@ -84,22 +95,6 @@ def pretrain(recipe: Recipe, output: Path) -> None:
             model.logit_scale.clamp_(max=math.log(100))
         if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
             _write(model, recipe, output, step + 1, loss.item(), time.perf_counter() - start)
-
-
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only, as open_clip's own training does."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
-
-
-def _learning_rate(step: int, recipe: Recipe) -> float:
-    warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    return recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
 def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
@@ -118,7 +113,12 @@ def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]
             name = names[code_point]
             if class_name is not None and rng.random() < 0.5:
                 name = spoken(class_name)
-            captions.append(_caption(name, DOMAINS[domain], rng))
+            # Half the captions name the domain, half are made of OpenAI's templates.
+            if rng.random() < 0.5:
+                captions.append(caption(name, DOMAINS[domain], rng))
+            else:
+                template = OPENAI_IMAGENET_TEMPLATES[rng.integers(len(OPENAI_IMAGENET_TEMPLATES))]
+                captions.append(str(template(name)))
         tokens = tokenize(captions)
         longest = int(tokens.argmax(dim=-1).max()) + 1
         yield normalise(torch.stack(views), pixels), tokens[:, :longest]
@@ -136,13 +136,6 @@ def _drawings_of_a_batch(size: int, rng: np.random.Generator) -> list[tuple[str,
     others = [d.code_point for d in all_drawings() if d.code_point not in in_classes]
     rest = rng.choice(others, size=size - len(chosen), replace=False)
     return chosen + [(str(code_point), None) for code_point in rest]
-
-
-def _caption(name: str, domain: Domain, rng: np.random.Generator) -> str:
-    """Half the captions name the domain, half are made of OpenAI's templates."""
-    if rng.random() < 0.5:
-        return caption(name, domain, rng)
-    return str(OPENAI_IMAGENET_TEMPLATES[rng.integers(len(OPENAI_IMAGENET_TEMPLATES))](name))
 
 
 def _rendered(renderings: int) -> np.ndarray:

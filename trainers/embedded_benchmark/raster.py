@@ -94,16 +94,14 @@ class Pose:
         )
 
 
-def random_pose(
-    rng: Rng, *, scale: tuple[float, float], turn: float, shift: float, flip: bool = True
-) -> Pose:
+def random_pose(rng: Rng, *, scale: tuple[float, float], turn: float, shift: float) -> Pose:
     """Return a pose near the centre; turn: largest angle in degrees, shift: of the side."""
     return Pose(
         scale=float(rng.uniform(*scale)),
         x=float(0.5 + rng.uniform(-shift, shift)),
         y=float(0.5 + rng.uniform(-shift, shift)),
         angle=math.radians(float(rng.uniform(-turn, turn))),
-        flip=flip and bool(rng.random() < 0.5),
+        flip=bool(rng.random() < 0.5),
         stretch=float(rng.uniform(0.92, 1.08)),
     )
 

@@ -25,8 +25,3 @@ class Prompts:
     def of(self, name: str) -> list[str]:
         """All texts of one class."""
         return [template.replace("{}", name) for template in self.templates]
-
-
-def spoken(name: str) -> str:
-    """A folder's name for prompts: underscores and hyphens become spaces."""
-    return name.replace("_", " ").replace("-", " ")

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from trainers.data.formats.readers import Source
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
+from trainers.texts import spoken
 
 Split = Literal["train", "val", "test"]
 
@@ -222,8 +223,6 @@ def check_distinct_in_prompts(names: Iterable[str], where: str) -> None:
 
     Prompts could not tell them apart, and a file system without case would merge their folders.
     """
-    from trainers.texts.prompts import spoken  # imports open_clip and torch, which takes seconds
-
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(spoken(name).casefold(), name)
