@@ -17,13 +17,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from trainers.config import DataConfig
-from trainers.data.suite import DomainRule, listed, near
+from trainers.data.dataset import ImageDataset
+from trainers.data.schema import Header
+from trainers.data.suite import listed, near
 from trainers.errors import ConfigError
 
 METADATA_KEY = "class_map"
@@ -74,59 +75,17 @@ class ClassMap:
         return torch.where(kept, kept.cumsum(0) - 1, -1)
 
 
-class Described(Protocol):
-    """Opened images, or a file's header."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """In the order of the labels."""
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """Of the Parquet files."""
-
-
 def domain_class_map(
-    data: DataConfig, id_classes: Sequence[str], domain: str, described: Described
+    data: DataConfig, id_classes: Sequence[str], domain: str, described: ImageDataset | Header
 ) -> ClassMap:
-    """The map of one of a configuration's domains, by its suite and by its files' metadata.
-
-    Raises:
-        ConfigError: as `class_map`.
-    """
-    return class_map(
-        id_classes,
-        described.class_names,
-        domain=domain,
-        id_domain=data.id_domain,
-        rule=data.rules.rule(domain),
-        metadata=described.metadata if domain != data.id_domain else None,
-    )
-
-
-def class_map(
-    id_classes: Sequence[str],
-    domain_classes: Sequence[str],
-    *,
-    domain: str,
-    id_domain: str,
-    rule: DomainRule | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> ClassMap:
-    """The map of one domain.
-
-    Args:
-        id_classes: (K,) names that identify the classes of the head.
-        domain_classes: of the domain, in the order of its labels.
-        rule: of the suite; its map has priority over the metadata.
-        metadata: of the domain's Parquet files.
+    """The map of one of a configuration's domains, by its suite or else by its files' metadata.
 
     Raises:
         ConfigError: not the number of classes that the suite expects, a class that stands for no ID
             class, two classes with one name or with the same ID classes, or a class in the suite's
             map that the domain does not have.
     """
-    rule = rule or DomainRule()
+    rule, id_domain, domain_classes = data.rules.rule(domain), data.id_domain, described.class_names
     if rule.num_classes is not None and rule.num_classes != len(domain_classes):
         problem = f"it has {len(domain_classes)} classes, and the suite expects {rule.num_classes}"
         raise ConfigError(problem, source=domain)
@@ -139,7 +98,8 @@ def class_map(
             raise ConfigError(f"{problem}{near(name, domain_classes)}", source=domain)
 
     labels = {name: label for label, name in enumerate(id_classes)}
-    given = rule.class_map or _from_metadata(metadata or {}, domain)
+    of_files = {} if domain == id_domain else described.metadata
+    given = rule.class_map or _from_metadata(of_files, domain)
     targets = given or {name: (name,) for name in domain_classes}
     if rule.unknown_classes == "refuse":
         unmapped = [name for name in domain_classes if name not in targets]

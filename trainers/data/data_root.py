@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import platformdirs
 from pyarrow import fs
@@ -61,7 +62,17 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
             and info.extension == "parquet"
             and not info.base_name.startswith((".", "_"))
         ]
-        _check_prepared(store, domain)
+        # Files that the user made in another way have no record.
+        record = read_record(store.at(domain)) or {"status": "done"}
+        status, source = record.get("status"), f"{store.url}/{domain}"
+        if status == "refused":
+            problem = "its preparation found more bad images than it may skip"
+            hint = "run `lipsum-tune prepare` again with --skip-bad"
+            raise ConfigError(problem, hint=hint, source=source)
+        if status != "done":
+            problem = f"its preparation is {status}"
+            hint = "run the same `lipsum-tune prepare` again to finish it"
+            raise ConfigError(problem, hint=hint, source=source)
         if files:
             return files
         if not store.exists():
@@ -80,16 +91,16 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
         raise ConfigError(problem, key="data.root", value=store.url) from None
 
 
-def _check_prepared(store: Store, domain: str) -> None:
-    """Raise a ConfigError if a domain has a record of a preparation that is not done.
+def read_record(domain: Store) -> dict[str, Any] | None:
+    """The record of `prepare` in a domain's folder, if there is one.
 
-    A user's own Parquet files have no record.
+    Raises:
+        ConfigError: it cannot be read.
     """
-    path = f"{domain}/{PREPARATION_FILE}"
-    if not store.exists(path):
-        return
+    if not domain.info(PREPARATION_FILE).is_file:
+        return None
     try:
-        record = json.loads(store.read_bytes(path))
+        record = json.loads(domain.read_bytes(PREPARATION_FILE))
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
@@ -97,13 +108,5 @@ def _check_prepared(store: Store, domain: str) -> None:
             "not a record of `prepare`; remove it, and run `lipsum-tune prepare` again if it was "
             "interrupted"
         )
-        raise ConfigError(problem, source=f"{store.url}/{path}")
-    status = record.get("status")
-    if status == "refused":
-        problem = "its preparation found more bad images than it may skip"
-        hint = "run `lipsum-tune prepare` again with --skip-bad"
-        raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
-    if status != "done":
-        problem = f"its preparation is {status}"
-        hint = "run the same `lipsum-tune prepare` again to finish it"
-        raise ConfigError(problem, hint=hint, source=f"{store.url}/{domain}")
+        raise ConfigError(problem, source=f"{domain.url}/{PREPARATION_FILE}")
+    return record

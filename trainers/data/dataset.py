@@ -280,21 +280,12 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The steps of `sampler` as ((B, 3, size, size) uint8, (B,) int64).
 
-    Args:
-        images: training images.
-        sampler: chooses the samples of each step.
-        image_input: of the model.
-        crop_area: least and greatest share of an image that a view shows.
-        workers: processes that decode; 0 decodes in this one.
-        pin_memory: page-locked batches, whose copies to a GPU overlap with its work.
+    `workers` processes decode (0: this one). Copies of page-locked batches (`pin_memory`) to a GPU
+    overlap with its work.
     """
+    views = _TrainViews(images, image_input, sampler.seed, crop_area)
     return _batches(
-        DataLoader(
-            _TrainViews(images, image_input, sampler.seed, crop_area),
-            batch_sampler=sampler,
-            num_workers=workers,
-            pin_memory=pin_memory,
-        )
+        DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )
 
 

@@ -91,6 +91,16 @@ def arrow_schema(
     return pa.schema(fields, metadata=texts)
 
 
+def images_table(images: Sequence[LabelledImage], schema: pa.Schema) -> pa.Table:
+    """Images as rows of a schema of `arrow_schema`."""
+    columns: dict[str, Any] = {
+        "image": [{"bytes": image.image, "path": image.path} for image in images],
+        "label": [image.label for image in images],
+        "caption": [image.caption for image in images],
+    }
+    return pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
+
+
 def write_images(
     path: Path,
     images: Sequence[LabelledImage],
@@ -110,14 +120,7 @@ def write_images(
         if not 0 <= image.label < len(class_names):
             raise ValueError(f"{image.path}: label {image.label} of {len(class_names)} classes")
     captions = any(image.caption is not None for image in images)
-    columns: dict[str, Any] = {
-        "image": [{"bytes": image.image, "path": image.path} for image in images],
-        "label": [image.label for image in images],
-    }
-    if captions:
-        columns["caption"] = [image.caption for image in images]
-    schema = arrow_schema(class_names, metadata, captions=captions)
-    table = pa.Table.from_pydict(columns, schema=schema)
+    table = images_table(images, arrow_schema(class_names, metadata, captions=captions))
     with open_store(path.parent).write(path.name) as file:
         pq.write_table(table, file, row_group_size=_ROW_GROUP)
 

@@ -17,11 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainers.data.encoding import BadImage, EncodeOptions, encode
+from trainers.data.encoding import BadImage, Encoded, EncodeOptions, encode
 from trainers.data.formats.index import Example, Finding, Index, Split
 from trainers.data.formats.readers import TooLarge, read_sources, stamp
 from trainers.data.formats.retry import require_source
-from trainers.data.schema import arrow_schema
+from trainers.data.schema import LabelledImage, arrow_schema, images_table
 from trainers.data.storage import Store
 
 FORMAT = 1
@@ -178,7 +178,7 @@ def up_to_date(
 
 def _usable(
     source: Store, shard: Shard, options: EncodeOptions, findings: list[Finding]
-) -> Iterator[tuple[Example, bytes]]:
+) -> Iterator[LabelledImage]:
     """Yield the usable images, encoded, and append the findings of all of them."""
     for example in shard.examples:
         if not _has_class(shard, example):
@@ -193,9 +193,8 @@ def _usable(
             findings.append(Finding(example.path, image.kind, image.detail, bad=True))
             is_unreadable |= isinstance(data, OSError)
         else:
-            encoded, changes = image
-            findings += [Finding(example.path, c) for c in changes if c not in _REQUESTED]
-            yield example, encoded
+            findings += [Finding(example.path, c) for c in image.changes if c not in _REQUESTED]
+            yield LabelledImage(image.data, example.path, example.label, example.caption)
     if is_unreadable:
         require_source(source)  # it may have gone while it was read
 
@@ -204,25 +203,18 @@ def _has_class(shard: Shard, example: Example) -> bool:
     return 0 <= example.label < len(shard.class_names)
 
 
-def _encoded(
-    data: bytes | OSError, options: EncodeOptions, border: int
-) -> tuple[bytes, tuple[str, ...]] | BadImage:
+def _encoded(data: bytes | OSError, options: EncodeOptions, border: int) -> Encoded | BadImage:
     if isinstance(data, OSError):
         kind = "too large" if isinstance(data, TooLarge) else "unreadable"
         return BadImage(kind, " ".join(str(data).split()))
     try:
-        encoded = encode(data, options, border)
+        return encode(data, options, border)
     except BadImage as bad:
         return bad
-    return encoded.data, encoded.changes
 
 
 def _write_parquet(
-    file: Any,
-    rows: Iterable[tuple[Example, bytes]],
-    shard: Shard,
-    findings: list[Finding],
-    stamp: str,
+    file: Any, images: Iterable[LabelledImage], shard: Shard, findings: list[Finding], stamp: str
 ) -> int:
     """Write row group by row group; the digest comes last, so that only a whole file has it."""
     schema = arrow_schema(shard.class_names, shard.metadata, captions=shard.captions)
@@ -235,15 +227,8 @@ def _write_parquet(
     )
     count = 0
     try:
-        for group in _row_groups(rows):
-            columns: dict[str, Any] = {
-                "image": [{"bytes": data, "path": example.path} for example, data in group],
-                "label": [example.label for example, _ in group],
-            }
-            if shard.captions:
-                columns["caption"] = [example.caption for example, _ in group]
-            table = pa.Table.from_pydict(columns, schema=schema)
-            writer.write_table(table, row_group_size=len(group))
+        for group in _row_groups(images):
+            writer.write_table(images_table(group, schema), row_group_size=len(group))
             count += len(group)
         entry = {
             "digest": shard.digest,
@@ -259,14 +244,12 @@ def _write_parquet(
     return count
 
 
-def _row_groups(
-    rows: Iterable[tuple[Example, bytes]],
-) -> Iterator[list[tuple[Example, bytes]]]:
-    group: list[tuple[Example, bytes]] = []
+def _row_groups(images: Iterable[LabelledImage]) -> Iterator[list[LabelledImage]]:
+    group: list[LabelledImage] = []
     size = 0
-    for row in rows:
-        group.append(row)
-        size += len(row[1])
+    for image in images:
+        group.append(image)
+        size += len(image.image)
         if len(group) == _ROW_GROUP_ROWS or size >= _ROW_GROUP_BYTES:
             yield group
             group, size = [], 0

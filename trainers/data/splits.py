@@ -9,7 +9,6 @@ from hashlib import blake2b
 from heapq import nsmallest
 
 from trainers.data.formats.index import Finding, Index
-from trainers.errors import ConfigError
 
 
 def carve_validation(indexes: Sequence[Index], fraction: float, seed: int) -> list[Index]:
@@ -20,19 +19,14 @@ def carve_validation(indexes: Sequence[Index], fraction: float, seed: int) -> li
     neither on the order of the index nor on other images. Both parts keep the order of the index;
     findings stay with the larger one. A fraction of 0 carves nothing.
     """
-    if not 0 <= fraction < 1:
-        raise ConfigError("must be 0 or more, below 1", key="--val-fraction", value=fraction)
     splits = defaultdict(set)
     for index in indexes:
         splits[index.domain].add(index.split)
     carved: list[Index] = []
     for index in indexes:
         there = splits[index.domain]
-        if (
-            fraction
-            and "val" not in there
-            and index.split == min(there, key=["train", "test"].index)
-        ):
+        divided = "train" if "train" in there else "test"
+        if fraction and "val" not in there and index.split == divided:
             carved += _carve(index, fraction, seed)
         else:
             carved.append(index)

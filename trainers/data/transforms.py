@@ -40,7 +40,8 @@ def train_view(
     top, left, height, width = _random_crop(whole_height, whole_width, area, rng)
     crop = image[:, top : top + height, left : left + width]
     size = [image_input.size, image_input.size]
-    view = functional.resize(crop, size, _interpolation(image_input), antialias=True)
+    interpolation = InterpolationMode(image_input.interpolation)
+    view = functional.resize(crop, size, interpolation, antialias=True)
     return view.flip(-1) if rng.random() < 0.5 else view
 
 
@@ -54,7 +55,7 @@ def eval_view(image: Image.Image, image_input: ImageInput, crop_pct: float = CRO
         crop_pct: for `shortest` only: the short side becomes size / crop_pct before the crop. With
             1.0, an image of the model's size is not changed.
     """
-    size, interpolation = image_input.size, _interpolation(image_input)
+    size, interpolation = image_input.size, InterpolationMode(image_input.interpolation)
     if image_input.resize_mode == "squash":
         view = functional.resize(image, [size, size], interpolation)
     elif image_input.resize_mode == "longest":
@@ -72,10 +73,6 @@ def normalise(views: Tensor, image_input: ImageInput) -> Tensor:
     mean = torch.tensor(image_input.mean, device=views.device).view(3, 1, 1)
     std = torch.tensor(image_input.std, device=views.device).view(3, 1, 1)
     return views.float().div_(255).sub_(mean).div_(std)
-
-
-def _interpolation(image_input: ImageInput) -> InterpolationMode:
-    return InterpolationMode(image_input.interpolation)
 
 
 def _random_crop(

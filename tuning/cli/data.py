@@ -20,7 +20,7 @@ class _ListsLayouts(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from trainers.data.formats import LAYOUTS
 
-        listed = (f"{layout.name}: {layout.description}" for layout in LAYOUTS.values())
+        listed = (f"{name}: {layout.description}" for name, layout in LAYOUTS.items())
         self.epilog = "\n\n".join(["Values of LAYOUT:", *listed])
         super().format_help(ctx, formatter)
 

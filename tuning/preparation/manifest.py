@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from trainers.data.data_root import PREPARATION_FILE
+from trainers.data.data_root import PREPARATION_FILE, read_record
 from trainers.data.formats.index import Finding, Split
 from trainers.data.shards import Shard, ShardReport, finished
 from trainers.data.storage import Store
@@ -47,24 +47,6 @@ class Found(NamedTuple):
 
     split: Split
     finding: Finding
-
-
-def read_record(domain: Store) -> dict[str, Any] | None:
-    """The record in a domain's folder, if there is one.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    if not domain.info(PREPARATION_FILE).is_file:
-        return None
-    try:
-        record = json.loads(domain.read_bytes(PREPARATION_FILE))
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        source = f"{domain.url}/{PREPARATION_FILE}"
-        raise ConfigError("not a record of `prepare`; remove it", source=source)
-    return record
 
 
 def write_record(domain: Store, status: Status, values: Mapping[str, Any]) -> None:

@@ -11,14 +11,15 @@ from typing import Any
 
 from pyarrow import ArrowInvalid
 
+from trainers.data.data_root import read_record
 from trainers.data.encoding import EncodeOptions
-from trainers.data.formats import find_layout
+from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import Index, LayoutOptions
 from trainers.data.shards import Shard, plan_shards
 from trainers.data.splits import carve_validation
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError, first_line
-from tuning.preparation.manifest import PART, Found, other_parts, read_record
+from trainers.errors import ConfigError, did_you_mean, first_line
+from tuning.preparation.manifest import PART, Found, other_parts
 
 _CEILING = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
 
@@ -137,7 +138,9 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
         ConfigError: the preparation would fail, or would replace files that are not its own.
     """
     options.check()
-    chosen = find_layout(layout)
+    if layout not in LAYOUTS:
+        problem = f"no such layout{did_you_mean(layout, LAYOUTS)}"
+        raise ConfigError(problem, key="layout", value=layout)
     try:
         origin, target = open_store(source), open_store(destination)
         if not origin.exists():
@@ -146,7 +149,7 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
             if store.info().is_file:
                 raise ConfigError("a file, where a folder is expected", source=store.url)
         _keep_apart(origin, target)
-        found = chosen.read(origin, options.layout)
+        found = LAYOUTS[layout].read(origin, options.layout)
         indexes = carve_validation(found, options.val_fraction, options.seed)
         if not any(index.examples for index in indexes):
             raise ConfigError(f"no images in the layout {layout}", source=source)
@@ -178,9 +181,8 @@ def _plan_domain(
 ) -> DomainPlan:
     """Lay out one domain, after a check that its folder may be written to.
 
-    Raises:
-        ConfigError: it would replace another preparation, or files that `prepare` did not make. An
-            interrupted or refused preparation may go on with the images that are there now.
+    Neither another preparation nor files that `prepare` did not make may be replaced. One that was
+    interrupted or refused may go on with the images that are there now.
     """
     name = indexes[0].domain
     shards = tuple(
@@ -193,8 +195,8 @@ def _plan_domain(
     findings = tuple(Found(index.split, f) for index in indexes for f in index.findings)
     digest = hashlib.sha256("".join(s.path + s.digest for s in shards).encode()).hexdigest()
     values = {
-        "domains": list(options.layout.domains),
-        **{key: value for key, value in asdict(options.layout).items() if key != "domains"},
+        **asdict(options.layout),
+        "domains": list(options.layout.domains),  # as JSON has it
         **asdict(options.encode),
         "val_fraction": options.val_fraction,
         "seed": options.seed,

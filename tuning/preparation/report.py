@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
@@ -115,7 +116,7 @@ def render(report: PreparationReport) -> RenderableType:
     for domain in report.domains:
         made = domain.splits
         counts = [f"{made[s].images:,}" if s in made else "" for s in splits]
-        size = _size(sum(split.bytes for split in made.values()))
+        size = decimal(sum(split.bytes for split in made.values()))
         style = "red" if domain.status == "refused" else ""
         images.add_row(
             escape(domain.domain), *counts, size, f"{domain.bad:,}", domain.status, style=style
@@ -186,11 +187,3 @@ def _table(first: str, *others: str, right: tuple[str, ...] | None = None) -> Ta
         is_right = right is None or header in right
         table.add_column(header, justify="right" if is_right else "left", no_wrap=right is None)
     return table
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,27 @@ import pytest
 import torch
 
 from tests.trainers.data.formats import trees
+from tests.trainers.data.formats.reading import read_one
 from trainers.config import DataConfig
-from trainers.data.class_map import class_map, domain_class_map
-from trainers.data.formats import find_layout
+from trainers.data.class_map import ClassMap, domain_class_map
 from trainers.data.formats.imagenet import wordnet_ids
-from trainers.data.formats.index import LayoutOptions
 from trainers.data.schema import Header
-from trainers.data.storage import open_store
-from trainers.data.suite import DomainRule, load_suite
+from trainers.data.suite import DomainRule, Suite, load_suite
 from trainers.errors import ConfigError
 
 ID = ("ant", "bee", "cat", "dog")
 
 
-def mapped(classes: tuple[str, ...], **arguments: Any) -> Any:
-    return class_map(ID, classes, domain="sketch", id_domain="real", **arguments)
+def mapped(
+    classes: Sequence[str],
+    rule: DomainRule | None = None,
+    metadata: Mapping[str, str] | None = None,
+    id_classes: Sequence[str] = ID,
+) -> ClassMap:
+    rules = {"sketch": rule} if rule else {}
+    data = DataConfig(suite=Suite(id_domain="real", ood_domains=("sketch",), domains=rules))
+    header = Header(tuple(classes), metadata or {}, rows=1)
+    return domain_class_map(data, id_classes, "sketch", header)
 
 
 def test_the_same_classes_in_the_same_order_cost_nothing() -> None:
@@ -69,26 +75,8 @@ def test_projections_equal_numpys_on_many_classes_and_unequal_groups() -> None:
     expected = np.stack(
         [logits[:, [names.index(n) for n in groups[f"d{i}"]]].max(axis=1) for i in range(20)], 1
     )
-    projection = class_map(
-        names, tuple(groups), domain="d", id_domain="c",
-        metadata={"class_map": json.dumps(groups)},
-    )  # fmt: skip
+    projection = mapped(tuple(groups), metadata={"class_map": json.dumps(groups)}, id_classes=names)
     assert np.array_equal(projection.project(torch.from_numpy(logits)).numpy(), expected)
-
-
-def test_imagenet_r_is_masked_to_its_200_classes_by_wordnet_id() -> None:
-    ids = wordnet_ids()
-    info = resources.files("timm.data") / "_info"
-    r = (info / "imagenet_r_synsets.txt").read_text().split()
-    projection = class_map(
-        ids, r, domain="imagenet-r", id_domain="imagenet",
-        rule=load_suite("imagenet").rule("imagenet-r"),
-    )  # fmt: skip
-    shown = projection.project(torch.arange(1000.0)[None])[0]
-    # Goldfish, great white shark and hammerhead: 1, 2 and 4 of the 1000, the first of the 200.
-    assert shown[:3].tolist() == [1, 2, 4]
-    assert shown.tolist() == list(map(int, (info / "imagenet_r_indices.txt").read_text().split()))
-    assert shown.shape == (200,)
 
 
 @pytest.mark.parametrize(
@@ -142,12 +130,6 @@ def test_a_class_that_cannot_be_scored_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-def test_a_subset_of_imagenet_cannot_be_scored_on_all_of_v2() -> None:
-    ids = wordnet_ids()
-    with pytest.raises(ConfigError, match="and 897 more: no class of imagenet, which has 100"):
-        class_map(ids[:100], ids, domain="imagenet-v2", id_domain="imagenet")
-
-
 def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says_so() -> None:
     skip = DomainRule(unknown_classes="skip")
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0], [1.0, 1.0, 1.0, 2.0]])
@@ -186,13 +168,10 @@ def test_what_the_layouts_of_imagenets_shifts_name_fits_imagenets_classes(tmp_pa
     }
     ids, suite, sizes = wordnet_ids(), load_suite("imagenet"), {}
     for layout, make in made.items():
-        (listing,) = find_layout(layout).read(open_store(make(tmp_path)), LayoutOptions())
-        projection = class_map(
-            ids, listing.class_names, domain=listing.domain, id_domain="imagenet",
-            rule=suite.rule(listing.domain) if layout != "objectnet" else None,  # a tree of few
-            metadata=listing.metadata,
-        )  # fmt: skip
+        listing = read_one(layout, make(tmp_path))
         assert listing.domain in {*suite.ood_domains, "objectnet"}
+        rule = suite.rule(listing.domain) if layout != "objectnet" else None  # a tree of few
+        projection = mapped(listing.class_names, rule, listing.metadata, ids)
         sizes[layout] = len(projection.groups)
         if layout == "objectnet":
             assert max(len(group) for group in projection.groups) > 1

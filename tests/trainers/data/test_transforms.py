@@ -118,20 +118,6 @@ def test_every_way_to_make_an_image_square_is_open_clips(
         assert torch.equal(ours, eval_view(image(*shape), wanted, crop_pct=0.5))
 
 
-def test_an_image_of_the_models_size_is_not_changed_without_a_crop() -> None:
-    expected = tensor(image(48, 48))
-    assert torch.equal(eval_view(image(48, 48), image_input(), crop_pct=1.0), expected)
-    assert not torch.equal(eval_view(image(48, 48), image_input()), expected)
-
-
-def test_a_normalised_evaluation_view_is_what_open_clips_preprocessing_gives() -> None:
-    cfg = PreprocessCfg(size=48)
-    wanted = ImageInput(48, cfg.mean, cfg.std)
-    view = eval_view(smooth(300, 400), wanted, crop_pct=1.0)
-    theirs = image_transform_v2(cfg, is_train=False)(smooth(300, 400))
-    assert torch.allclose(normalise(view[None], wanted)[0], theirs, atol=1e-5)
-
-
 def test_normalisation_is_per_channel() -> None:
     views = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     out = normalise(views, ImageInput(2, (0.0, 0.5, 1.0), (1.0, 0.5, 2.0)))

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.trainers.data.formats import more_trees, trees
+from tests.trainers.data.formats import trees
+from tests.trainers.data.formats.more_trees import TREES
 from tests.tuning.preparation.reading import names_in, rows
 from trainers.data.encoding import EncodeOptions
-from trainers.data.formats import LAYOUTS, find_layout
-from trainers.data.formats.index import LayoutOptions
+from trainers.data.formats import LAYOUTS
 from trainers.data.shards import make_shard
 from trainers.data.storage import open_store
 from tuning.preparation.plan import PrepareOptions, plan_preparation
-
-TREES: dict[str, tuple[Callable[[Path], Path], LayoutOptions, int]] = {
-    "domainnet": (trees.make_domainnet, LayoutOptions(), 40),
-    "imagenet": (trees.make_imagenet, LayoutOptions(), 20),
-    "imagenet-v2": (trees.make_imagenet_v2, LayoutOptions(), 8),
-    "imagenet-r": (trees.make_imagenet_r, LayoutOptions(), 10),
-    "imagenet-a": (trees.make_imagenet_a, LayoutOptions(), 6),
-    "imagenet-sketch": (trees.make_imagenet_sketch, LayoutOptions(), 6),
-    "objectnet": (trees.make_objectnet, LayoutOptions(), 8),
-    "arrays": (more_trees.make_arrays, LayoutOptions(domains=("real", "imagenet-r")), 7),
-    "webdataset": (more_trees.make_webdataset, LayoutOptions(domain="web"), 4),
-    "folders": (more_trees.make_domain_folders, LayoutOptions(domains=("all",)), 12),
-    "parquet": (more_trees.make_parquet, LayoutOptions(domain="pets"), 6),
-}
-"""A miniature source of each layout, and its number of images."""
 
 
 def prepare_here(
@@ -50,17 +34,13 @@ def prepare_here(
     return kinds
 
 
-def test_every_layout_has_a_tree() -> None:
-    assert TREES.keys() == LAYOUTS.keys()
-
-
 @pytest.mark.parametrize("layout", TREES)
 def test_a_tree_becomes_parquet_with_every_image_in_its_class(layout: str, tmp_path: Path) -> None:
     make, layout_options, count = TREES[layout]
     source = make(tmp_path / "source")
     options = PrepareOptions(layout_options, val_fraction=0, shard_size=3)
     prepare_here(layout, source, tmp_path / "data", options)
-    indexes = find_layout(layout).read(open_store(source), layout_options)
+    indexes = LAYOUTS[layout].read(open_store(source), layout_options)
     assert sum(len(index.examples) for index in indexes) == count
     splits = {file.parent for file in (tmp_path / "data").rglob("*.parquet")}
     assert splits == {tmp_path / "data" / index.domain / index.split for index in indexes}

@@ -24,6 +24,7 @@ from tests.ray_head import Head
 from tests.s3 import s3_server
 from tests.trainers.data.formats.trees import DOMAINNET_CLASSES, draw, make_domainnet
 from tests.tuning.preparation.reading import counts, rows
+from trainers.data.data_root import read_record
 from trainers.data.encoding import EncodeOptions
 from trainers.data.formats.index import LayoutOptions
 from trainers.data.shards import Shard, ShardReport
@@ -31,7 +32,7 @@ from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from tuning.cli import app
 from tuning.execution.ray_session import ray_session
-from tuning.preparation.manifest import PreparationFailed, read_record
+from tuning.preparation.manifest import PreparationFailed
 from tuning.preparation.plan import PrepareOptions, plan_preparation
 from tuning.preparation.prepare import prepare
 from tuning.preparation.report import Display, render

@@ -47,8 +47,8 @@ def test_the_summary_counts_images_findings_and_bytes() -> None:
         "s3://bucket/data", (domain("real"), domain("sketch", findings=BAD + ODD)), 3000, 60.0
     )
     lines = [" ".join(line.split()) for line in shown(report)]
-    assert "real 1,200 300 35 MB 0 done" in lines
-    assert "sketch 1,200 300 35 MB 2 done" in lines
+    assert "real 1,200 300 35.0 MB 0 done" in lines
+    assert "sketch 1,200 300 35.0 MB 2 done" in lines
     assert "CMYK 2 sketch" in lines
     assert "truncated 1 bad: sketch: 12 bytes" in lines
     assert (
@@ -71,6 +71,6 @@ def test_a_refusal_names_the_option_that_leaves_them_out() -> None:
 
 def test_the_help_lists_every_layout() -> None:
     text = CliRunner().invoke(app, ["prepare", "--help"], env={"COLUMNS": "150"}).output
-    for layout in LAYOUTS.values():
-        assert f"{layout.name}: " in text
+    for name, layout in LAYOUTS.items():
+        assert f"{name}: " in text
         assert layout.description in " ".join(text.split())

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,6 @@ _CONVERTING = "converting"  # names the images that the holder of the lock conve
 _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
 _LARGE = 10**9  # bytes whose conversion is logged
 _LOG_EVERY_S = 30.0
-_MOUNTS = Path("/proc/mounts")
 _NETWORK = re.compile(  # types of file systems
     r"nfs|cifs|smb|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|panfs|wekafs|orangefs"
     r"|fuse\.(?!ntfs|exfat|lxcfs|portal|gvfsd|overlay|fuse-overlayfs)"
@@ -87,8 +87,8 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
     with _usable(folder):
         if _touch(targets):
             return targets
-        warn_if_shared(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        warn_if_shared(folder)
         what, converting = f"{_parts(store, files)} of {store.url}", folder / _CONVERTING
         lock = filelock.FileLock(folder / _LOCK)
         try:
@@ -174,16 +174,11 @@ def check_limit(
 @cache
 def warn_if_shared(folder: Path) -> None:
     """Warn, once in a process, if the cache is on a network file system."""
+    command = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(folder)]
     try:
-        mounts = _MOUNTS.read_text(errors="replace")
+        kind = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # not Linux
         return
-    around, depth, kind = {str(folder.resolve()), *map(str, folder.resolve().parents)}, -1, ""
-    for line in mounts.splitlines():
-        _, point, of_mount = (*line.split(" ", 3), "", "", "")[:3]
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), point)
-        if point in around and len(point) >= depth:  # the last mount on a folder hides the others
-            depth, kind = len(point), of_mount
     if _NETWORK.match(kind):
         logger.warning(
             "the cache of images, %s, is on a network file system (%s), where reading is slow "

@@ -12,8 +12,8 @@ from io import BytesIO
 
 import numpy as np
 
-from trainers.data.formats.class_folders import folders_in
-from trainers.data.formats.domainnet import domainnet_classes
+from trainers.data.formats.domainnet import DOMAINS, domainnet_classes
+from trainers.data.formats.image_files import folders_in
 from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.formats.index import (
     SPLITS,
@@ -32,12 +32,7 @@ from trainers.data.storage import Store
 from trainers.errors import ConfigError, first_line
 
 RELEASE: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
-    "DomainNetReal": ("real", domainnet_classes),
-    "DomainNetPainting": ("painting", domainnet_classes),
-    "DomainNetClipart": ("clipart", domainnet_classes),
-    "DomainNetInfograph": ("infograph", domainnet_classes),
-    "DomainNetSketch": ("sketch", domainnet_classes),
-    "DomainNetQuickdraw": ("quickdraw", domainnet_classes),
+    **{f"DomainNet{domain.title()}": (domain, domainnet_classes) for domain in DOMAINS},
     "ImageNet": ("imagenet", wordnet_ids),
     "ImageNetV2": ("imagenet-v2", wordnet_ids),
     "ImageNetR": ("imagenet-r", lambda: wordnet_ids("imagenet_r")),

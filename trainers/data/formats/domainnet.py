@@ -85,24 +85,16 @@ def read_domainnet(source: Store, options: LayoutOptions) -> list[Index]:
             detail = f"no list has {len(strange)} of the {len(paths)} paths, e.g. {strange[0]}"
             unknown = [Finding(name, "unknown duplicates", detail)]
         left_out, metadata = set(paths), metadata | {"deduplicate_sha256": sha256}
-    indexes = [
-        index
-        for domain in domains
-        for index in _domain(
-            source, [e for e in lists if e.domain == domain], class_names, left_out, metadata
-        )
-    ]
+    indexes: list[Index] = []
+    for domain in domains:
+        of_domain = [entry for entry in lists if entry.domain == domain]
+        indexes += _domain(source, of_domain, class_names, left_out, metadata)
     indexes[0] = replace(indexes[0], findings=(*unknown, *indexes[0].findings))
     return indexes
 
 
 def _read_lists(source: Store) -> list[_List]:
-    """All official lists, in the order of `DOMAINS`.
-
-    Raises:
-        ConfigError: there is none, or names the first line that is not
-            `<domain>/<class>/<file> <label>`.
-    """
+    """All official lists, in the order of `DOMAINS`."""
     wanted = {
         f"{domain}_{split}.txt": (domain, split) for domain in DOMAINS for split in _LISTED_SPLITS
     }
@@ -142,11 +134,7 @@ def _read_lists(source: Store) -> list[_List]:
 
 
 def _class_names(source: Store, lists: Sequence[_List]) -> tuple[str, ...]:
-    """Folder names by label; a folder may be spelled in another case elsewhere.
-
-    Raises:
-        ConfigError: a label with two folders, a folder with two labels, or a label without any.
-    """
+    """Folder names by label; a folder may be spelled in another case elsewhere."""
     folders: dict[int, str] = {}
     labels: dict[str, int] = {}
     for entry in lists:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainers.data.formats.class_folders import class_images, contents, folders_in
+from trainers.data.formats.image_files import class_images, contents, folders_in
 from trainers.data.formats.index import (
     SPLIT_WORDS,
     SPLITS,
@@ -54,9 +53,8 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
         problem = "cannot be given together with --domains"
         raise ConfigError(problem, key="--domain", value=options.domain, source=source.url)
     if options.domains:
-        domains = {
-            name: name for name in chosen_domains(source, folders_in(source), options.domains)
-        }
+        chosen = chosen_domains(source, folders_in(source), options.domains)
+        domains = {name: name for name in chosen}
     else:
         domains = {"": domain_name(source, options)}
     trees = []
@@ -93,11 +91,7 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
 
 
 def _split_folders(source: Store, path: str) -> dict[Split, str]:
-    """Split folders in a folder; none if its folders are classes, of which one may be `train`.
-
-    Raises:
-        ConfigError: two folders of one split, or split folders beside class folders.
-    """
+    """Split folders in a folder; none if its folders are classes, of which one may be `train`."""
     names = folders_in(source, path)
     found: dict[Split, str] = {}
     for name in names:
@@ -125,11 +119,7 @@ def _split_folders(source: Store, path: str) -> dict[Split, str]:
 
 
 def _tree(source: Store, domain: str, split: Split, path: str) -> _Tree:
-    """Read the class folders in a folder.
-
-    Raises:
-        ConfigError: none of them has an image, or they look like domains.
-    """
+    """Read the class folders in a folder."""
     found, findings = class_images(source, path, folders_in(source, path))
     images = {name: paths for name, paths in found.items() if paths}
     where = join(source.url, path)
@@ -169,7 +159,5 @@ def _index(tree: _Tree, class_names: tuple[str, ...]) -> Index:
         for name in class_names
         if name not in tree.images
     ]
-    metadata: Mapping[str, str] = {"layout": "folders"}
-    return Index(
-        tree.domain, tree.split, class_names, examples, (*tree.findings, *missing), metadata
-    )
+    findings = (*tree.findings, *missing)
+    return Index(tree.domain, tree.split, class_names, examples, findings, {"layout": "folders"})

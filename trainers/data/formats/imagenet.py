@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from trainers.data.formats.class_folders import class_images, contents, folders_in
+from trainers.data.formats.image_files import class_images, contents, folders_in
 from trainers.data.formats.index import (
     Example,
     Finding,
@@ -39,9 +39,11 @@ ClassTable = Literal["imagenet", "imagenet_r", "imagenet_a"]
 class ClassFolders:
     """How one data set lies on a disk."""
 
+    description: str
+    """One line for the help of `prepare`."""
     archives: tuple[str, ...]
     """Folders that its archive unpacks into; one of them has to be chosen as the source if several
-    are there."""
+    are there, and its name is kept in the metadata."""
     splits: Mapping[str, Split] = field(default_factory=lambda: {"": "test"})
     """Folder to split; "" if the class folders lie at the top."""
     classes: ClassTable = "imagenet"
@@ -50,8 +52,6 @@ class ClassFolders:
     """Whether class folders are indices into the list instead of ids."""
     subset: bool = False
     """Whether the class folders of the first split are all classes there are."""
-    has_variants: bool = False
-    """Whether the archive's name is kept in the metadata."""
     mappings: str | None = None
     """Folder of ObjectNet's mapping files, which then define the classes."""
     border: int = 0
@@ -60,24 +60,39 @@ class ClassFolders:
 
 DATA_SETS = {
     "imagenet": ClassFolders(
+        description="ImageNet: {train,val}/<WordNet id>/*.JPEG",
         archives=("ILSVRC/Data/CLS-LOC",),  # as in Kaggle's archive
         splits={"train": "train", "val": "test"},
         subset=True,
     ),
     "imagenet-v2": ClassFolders(
+        description="ImageNet-V2: folders 0 to 999",
         archives=(
             "imagenetv2-matched-frequency-format-val",
             "imagenetv2-threshold0.7-format-val",
             "imagenetv2-top-images-format-val",
         ),
         numbered=True,
-        has_variants=True,
     ),
-    "imagenet-r": ClassFolders(archives=("imagenet-r",), classes="imagenet_r"),
-    "imagenet-a": ClassFolders(archives=("imagenet-a",), classes="imagenet_a"),
-    "imagenet-sketch": ClassFolders(archives=("sketch",)),
+    "imagenet-r": ClassFolders(
+        description="ImageNet-R: folders of 200 WordNet ids",
+        archives=("imagenet-r",),
+        classes="imagenet_r",
+    ),
+    "imagenet-a": ClassFolders(
+        description="ImageNet-A: folders of 200 WordNet ids",
+        archives=("imagenet-a",),
+        classes="imagenet_a",
+    ),
+    "imagenet-sketch": ClassFolders(
+        description="ImageNet-Sketch: folders of WordNet ids", archives=("sketch",)
+    ),
     "objectnet": ClassFolders(
-        archives=("objectnet-1.0",), splits={"images": "test"}, mappings="mappings", border=2
+        description="ObjectNet: images/<class>/*.png and mappings/*.json",
+        archives=("objectnet-1.0",),
+        splits={"images": "test"},
+        mappings="mappings",
+        border=2,
     ),
 }
 """By the name of the layout."""
@@ -93,7 +108,7 @@ def wordnet_ids(classes: ClassTable = "imagenet") -> tuple[str, ...]:
     return tuple(file.read_text(encoding="utf-8").split())
 
 
-def read_class_folders(layout: str, source: Store, options: LayoutOptions) -> list[Index]:
+def read_data_set(layout: str, source: Store, options: LayoutOptions) -> list[Index]:
     """Index one of `DATA_SETS`.
 
     Raises:
@@ -105,10 +120,10 @@ def read_class_folders(layout: str, source: Store, options: LayoutOptions) -> li
     base = _find_base(source, layout, data_set)
     metadata = {"layout": layout}
     archive = base or source.root.rpartition("/")[2]
-    if data_set.has_variants and archive in data_set.archives:
+    if len(data_set.archives) > 1 and archive in data_set.archives:
         metadata["variant"] = archive
-    found = folders_in(source, base)
-    splits = {f: split for f, split in data_set.splits.items() if not f or f in found}
+    found = {"", *folders_in(source, base)}
+    splits = {folder: split for folder, split in data_set.splits.items() if folder in found}
     folders = {folder: folders_in(source, join(base, folder)) for folder in splits}
     class_names = wordnet_ids(data_set.classes)
     if data_set.subset:
@@ -119,9 +134,8 @@ def read_class_folders(layout: str, source: Store, options: LayoutOptions) -> li
         metadata["class_map"] = json.dumps(class_map, sort_keys=True)
     indexes = []
     for folder, split in splits.items():
-        labels, left_out = _labels(
-            join(source.url, base, folder), layout, data_set, folders[folder], class_names
-        )
+        where = join(source.url, base, folder)
+        labels, left_out = _labels(where, layout, data_set, folders[folder], class_names)
         # Paths begin at the data set, so that the same images are carved wherever the source is.
         own = source.at(base) if base else source
         images, findings = class_images(own, folder, list(labels))
@@ -131,31 +145,22 @@ def read_class_folders(layout: str, source: Store, options: LayoutOptions) -> li
             for path in paths
         )
         if not examples:
-            where = join(source.url, base, folder)
             stray = len(contents(source, join(base, folder)).images)
             problem = f"no image in any of its class folders, and {stray} beside them"
             raise ConfigError(problem, hint="sort them by class", source=where)
         present = {example.label for example in examples}
-        names = {label: name for name, label in labels.items()}
+        names = dict(enumerate(map(str, range(1000)) if data_set.numbered else class_names))
+        names |= {label: name for name, label in labels.items()}  # such as 0002 for 2
         findings += [
-            Finding(join(folder, names.get(label, str(label) if data_set.numbered else name)),
-                    "missing class", "it has no image")
-            for label, name in enumerate(class_names)
+            Finding(join(folder, names[label]), "missing class", "it has no image")
+            for label in range(len(class_names))
             if label not in present
-        ]  # fmt: skip
+        ]
         kind = "no ImageNet class" if data_set.mappings else "class not in train"
         findings += [Finding(join(folder, name), kind, "left out") for name in left_out]
-        indexes.append(
-            Index(
-                options.domain or layout,
-                split,
-                class_names,
-                examples,
-                tuple(findings),
-                metadata,
-                data_set.border,
-            )
-        )
+        domain, border = options.domain or layout, data_set.border
+        index = Index(domain, split, class_names, examples, tuple(findings), metadata, border)
+        indexes.append(index)
     return indexes
 
 
@@ -226,9 +231,6 @@ def _objectnet_class_map(source: Store, mappings: str) -> dict[str, list[str]]:
     The files chain: folder -> ObjectNet's label -> ImageNet's names of 2012, joined by `; `. The
     list of these names is in the order of 2012; another file maps its lines to the indices of the
     sorted WordNet ids.
-
-    Raises:
-        ConfigError: a file is missing or does not fit the others.
     """
 
     def read(file: str) -> str:

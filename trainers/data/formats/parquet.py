@@ -94,11 +94,7 @@ def read_parquet(source: Store, options: LayoutOptions) -> list[Index]:
 
 
 def _find_files(source: Store, otherwise: Split) -> dict[Split, list[str]]:
-    """Parquet files by split, all of one data set.
-
-    Raises:
-        ConfigError: no file, or files of several data sets.
-    """
+    """Parquet files by split, all of one data set."""
     found: dict[Split, list[str]] = {}
     data_sets: dict[str, str] = {}  # folder that holds all splits, and one of its files
     for info in source.list(recursive=True):
@@ -134,9 +130,6 @@ def _read_file(source: Store, path: str, options: LayoutOptions) -> _File:
     """Read the small columns of a file.
 
     Columns are found by the features that the package `datasets` writes, or by usual names.
-
-    Raises:
-        ConfigError: not a Parquet file, no such column, several that fit, or another type.
     """
     where = f"{source.url}: {path}"
     try:

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from trainers.data.formats.class_folders import folders_in, image_extensions
+from trainers.data.formats.image_files import folders_in, image_extensions
 from trainers.data.formats.index import (
     SPLIT_WORDS,
     SPLITS,

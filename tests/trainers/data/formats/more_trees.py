@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tests.trainers.data.formats import trees
 from tests.trainers.data.formats.trees import draw
+from trainers.data.formats.index import LayoutOptions
 
 ARRAY_LABELS = {
     "DomainNetReal_x224": [0, 343, 344, 0],
@@ -147,3 +149,19 @@ def make_parquet(root: Path) -> Path:
     ):
         write_parquet(root / "data" / f"{name}.parquet", [encoded(n) for n in names], labels)
     return root
+
+
+TREES: dict[str, tuple[Callable[[Path], Path], LayoutOptions, int]] = {
+    "domainnet": (trees.make_domainnet, LayoutOptions(), 40),
+    "imagenet": (trees.make_imagenet, LayoutOptions(), 20),
+    "imagenet-v2": (trees.make_imagenet_v2, LayoutOptions(), 8),
+    "imagenet-r": (trees.make_imagenet_r, LayoutOptions(), 10),
+    "imagenet-a": (trees.make_imagenet_a, LayoutOptions(), 6),
+    "imagenet-sketch": (trees.make_imagenet_sketch, LayoutOptions(), 6),
+    "objectnet": (trees.make_objectnet, LayoutOptions(), 8),
+    "arrays": (make_arrays, LayoutOptions(domains=("real", "imagenet-r")), 7),
+    "webdataset": (make_webdataset, LayoutOptions(domain="web"), 4),
+    "folders": (make_domain_folders, LayoutOptions(domains=("all",)), 12),
+    "parquet": (make_parquet, LayoutOptions(domain="pets"), 6),
+}
+"""A miniature source of each layout, and its number of images."""

@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from trainers.data.formats import find_layout
+from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import Index, LayoutOptions
 from trainers.data.formats.readers import read_sources
 from trainers.data.storage import open_store
@@ -17,7 +17,7 @@ from trainers.errors import ConfigError
 
 def read(layout: str, root: str | Path, **options: Any) -> list[Index]:
     """What a layout finds."""
-    return find_layout(layout).read(open_store(root), LayoutOptions(**options))
+    return LAYOUTS[layout].read(open_store(root), LayoutOptions(**options))
 
 
 def read_one(layout: str, root: str | Path, **options: Any) -> Index:

@@ -11,7 +11,6 @@ from tests.trainers.data.formats.more_trees import ARRAY_LABELS, make_arrays, pi
 from tests.trainers.data.formats.reading import (
     images,
     read,
-    read_in_bucket,
     read_one,
     refusal,
     table,
@@ -48,11 +47,6 @@ def test_images_come_back_as_they_are_in_the_array(tmp_path: Path) -> None:
     assert table(index) == [(f"test_images.npy#{i}", label) for i, label in enumerate(labels)]
     decoded = [np.asarray(Image.open(io.BytesIO(data))) for data in images(folder, index)]  # type: ignore[arg-type]
     assert np.array_equal(np.stack(decoded), np.load(folder / "test_images.npy"))
-
-
-def test_a_bucket_reads_the_same(tmp_path: Path) -> None:
-    make_arrays(tmp_path)
-    assert read_in_bucket("arrays", tmp_path) == read("arrays", tmp_path)
 
 
 def test_domains_are_restricted_and_named(tmp_path: Path) -> None:
@@ -126,8 +120,3 @@ def test_files_cut_off_or_of_another_kind_are_refused(tmp_path: Path, name: str)
     for data in (*headers, unparsable, whole[:6] + b"\x09" + whole[7:]):
         file.write_bytes(data)
         assert refusal("arrays", file.parent).source == str(file)
-
-
-def test_a_folder_without_arrays_is_told_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    assert refusal("arrays", tmp_path).problem.endswith(": images")

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.trainers.data.formats import reading
-from tests.trainers.data.formats.reading import kinds, read_in_bucket, refusal, table
+from tests.trainers.data.formats.reading import kinds, refusal, table
 from tests.trainers.data.formats.trees import make_domainnet
 from trainers.data.formats.domainnet import domainnet_classes
 from trainers.data.formats.index import Finding, Index
-from trainers.data.storage import open_store
 
 CLASSES = ("teddy-bear", "tent", "The_Eiffel_Tower", "tiger", "trumpet", "t-shirt", "umbrella")
 
@@ -49,13 +48,6 @@ def test_labels_and_class_order_are_those_of_the_lists(tree: Path) -> None:
     ]
     assert len(found["real", "train"].examples) == 14
     assert found["real", "train"].findings == ()
-
-
-def test_the_source_of_an_example_is_its_file(tree: Path) -> None:
-    for index in read(tree).values():
-        for example in index.examples:
-            assert example.source.path == example.path
-            assert open_store(tree).exists(example.path)
 
 
 def test_the_345_classes_are_in_the_order_of_the_official_lists() -> None:
@@ -119,10 +111,6 @@ def test_lists_may_lie_in_a_folder_of_their_own(tree: Path) -> None:
     for file in tree.glob("*.txt"):
         file.rename(tree / "splits" / file.name)
     assert {split: table(index) for split, index in read(tree).items()} == expected
-
-
-def test_a_tree_in_a_bucket_reads_the_same(tree: Path) -> None:
-    assert read_in_bucket("domainnet", tree) == list(read(tree).values())
 
 
 def test_a_listed_file_that_is_not_there_is_bad(tree: Path) -> None:
@@ -233,12 +221,6 @@ def test_a_label_without_an_image_has_no_name(tree: Path) -> None:
 def test_a_list_that_is_empty_or_not_text_is_refused(tree: Path, data: bytes) -> None:
     (tree / "real_test.txt").write_bytes(data)
     assert refusal("domainnet", tree).source == f"{tree}/real_test.txt"
-
-
-def test_a_source_without_lists_is_told_what_is_there(tree: Path) -> None:
-    for file in tree.glob("*.txt"):
-        file.unlink()
-    assert refusal("domainnet", tree).hint == "there is painting, real"
 
 
 def test_a_domain_whose_folder_is_missing_is_refused(tree: Path) -> None:

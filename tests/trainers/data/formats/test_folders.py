@@ -6,10 +6,8 @@ import pytest
 
 from tests.trainers.data.formats.more_trees import make_domain_folders, make_folders
 from tests.trainers.data.formats.reading import (
-    images,
     kinds,
     read,
-    read_in_bucket,
     read_one,
     refusal,
     table,
@@ -33,14 +31,6 @@ def test_classes_are_sorted_in_every_split(tmp_path: Path) -> None:
             for number in range(count)
         ]
         assert (index.findings, index.metadata) == ((), {"layout": "folders"})
-
-
-def test_a_bucket_reads_the_same(tmp_path: Path) -> None:
-    root = make_folders(tmp_path / "mine")
-    found = read("folders", root)
-    assert read_in_bucket("folders", root) == found
-    for index in found:
-        assert images(root, index) == [(root / path).read_bytes() for path, _ in table(index)]
 
 
 def test_without_split_folders_all_is_train_or_as_chosen(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from timm.data import ImageNetInfo
 from tests.trainers.data.formats.reading import (
     kinds,
     read,
-    read_in_bucket,
     read_one,
     refusal,
     table,
@@ -180,10 +179,6 @@ def test_shifts_are_labelled_in_the_order_of_wordnet_ids(
     assert read_one(layout, root, domain="lines").domain == "lines"
 
 
-def test_a_tree_in_a_bucket_reads_the_same(tmp_path: Path) -> None:
-    assert read_in_bucket("imagenet", make_imagenet(tmp_path)) == read("imagenet", tmp_path)
-
-
 def test_litter_of_computers_is_not_an_image(tmp_path: Path) -> None:
     archive = make_imagenet_r(tmp_path) / "imagenet-r"
     before = read("imagenet-r", tmp_path)
@@ -214,13 +209,6 @@ def test_an_unsorted_validation_folder_is_refused(tmp_path: Path) -> None:
     error = refusal("imagenet", tmp_path)
     assert (error.source, error.hint) == (f"{tmp_path}/val", "sort them by class")
     assert "3 beside them" in error.problem
-
-
-@pytest.mark.parametrize("layout", ["imagenet", "imagenet-v2", "imagenet-r", "imagenet-sketch"])
-def test_a_source_without_its_folders_is_told_what_is_there(tmp_path: Path, layout: str) -> None:
-    draw(tmp_path / "images" / "a.jpg")
-    error = refusal(layout, tmp_path)
-    assert (error.source, error.hint) == (str(tmp_path), "there is images")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainers.data.formats.reading import read_one, refusal, table
-from tests.trainers.data.formats.trees import draw, make_objectnet
+from tests.trainers.data.formats.trees import make_objectnet
 from trainers.data.formats.index import Finding
 from trainers.data.formats.readers import FileSource
 
@@ -82,8 +82,3 @@ def test_a_missing_mapping_is_named(archive: Path, file: str) -> None:
 def test_mappings_that_do_not_fit_together_are_refused(archive: Path, file: str, text: str) -> None:
     (archive / "mappings" / file).write_text(text)
     assert str(refusal("objectnet", archive).source).startswith(f"{archive}/mappings")
-
-
-def test_a_source_without_images_is_told_what_is_there(tmp_path: Path) -> None:
-    draw(tmp_path / "chair" / "a.png")
-    assert refusal("objectnet", tmp_path).hint == "there is chair"

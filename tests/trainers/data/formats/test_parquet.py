@@ -254,8 +254,3 @@ def test_files_that_are_not_parquet_are_refused(tmp_path: Path) -> None:
     for text in ("{", "[" * 100_000):
         pq.write_table(broken.replace_schema_metadata({"huggingface": text}), file)
         assert "'huggingface' in its metadata" in refusal("parquet", tmp_path).problem
-
-
-def test_a_folder_without_parquet_is_told_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_text("x")
-    assert refusal("parquet", tmp_path).problem == "no *.parquet; there is data.csv"

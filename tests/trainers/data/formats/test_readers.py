@@ -135,12 +135,6 @@ def test_many_files_keep_their_order_and_what_is_gone_its_place(store: Store) ->
     assert {type(data) for data in found} == {bytes, FileNotFoundError}
 
 
-def test_a_folder_where_an_image_should_be_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "folder.jpg").mkdir()
-    (error,) = read_sources(open_store(tmp_path), [FileSource("folder.jpg")])
-    assert isinstance(error, OSError)
-
-
 def test_neighbours_in_one_file_share_one_opening_of_it(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"a": b"a" * 700})
     np.save(tmp_path / "y.npy", pixels(4))
@@ -191,11 +185,3 @@ def test_an_image_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
     assert tracemalloc.get_traced_memory()[1] < 1_000_000
     tracemalloc.stop()
     assert [type(error) for error in found] == [TooLarge, TooLarge]
-
-
-def test_reading_stops_where_the_reader_does(tmp_path: Path) -> None:
-    np.save(tmp_path / "y.npy", pixels(4))
-    reading = read_sources(open_store(tmp_path), (ArraySource("y.npy", i) for i in range(4)))
-    assert isinstance(next(iter(reading)), bytes)
-    reading.close()  # type: ignore[attr-defined]
-    assert list(read_sources(open_store(tmp_path), [])) == []

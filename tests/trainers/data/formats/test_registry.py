@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainers.data.formats.reading import refusal
-from trainers.data.formats import LAYOUTS, find_layout
+from tests.trainers.data.formats.more_trees import TREES
+from tests.trainers.data.formats.reading import read, read_in_bucket, refusal
+from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import (
     check_distinct,
     check_distinct_in_prompts,
@@ -42,13 +43,27 @@ VALUES = {
 }
 
 
-def test_every_layout_goes_by_the_name_that_users_type() -> None:
+def test_every_layout_has_a_description_options_and_a_tree() -> None:
     assert list(LAYOUTS) == list(OPTIONS)
-    for name, layout in LAYOUTS.items():
-        assert find_layout(name) is layout
-        assert layout.name == name
-        assert layout.description
-        assert "\n" not in layout.description
+    assert LAYOUTS.keys() == TREES.keys()
+    assert all(layout.description.count("\n") == 0 for layout in LAYOUTS.values())
+
+
+@pytest.mark.parametrize("layout", TREES)
+def test_a_tree_in_a_bucket_reads_the_same(layout: str, tmp_path: Path) -> None:
+    make, options, count = TREES[layout]
+    root = make(tmp_path / "source")
+    found = read(layout, root, **vars(options))
+    assert sum(len(index.examples) for index in found) == count
+    assert read_in_bucket(layout, root, **vars(options)) == found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_source_of_another_layout_is_told_what_is_there(layout: str, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    error = refusal(layout, tmp_path)
+    assert error.source == str(tmp_path)
+    assert "pictures" in f"{error.problem} {error.hint}"
 
 
 @pytest.mark.parametrize("layout", OPTIONS)
@@ -58,12 +73,6 @@ def test_options_that_a_layout_does_not_use_are_refused(layout: str, tmp_path: P
         assert error.key == f"--{option.replace('_', '-')}"
         assert error.value == ("x,y" if option == "domains" else VALUES[option])
         assert str(error.hint).count("--") == len(OPTIONS[layout])
-
-
-def test_an_unknown_layout_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'imagenet-v2'") as caught:
-        find_layout("imagenet-v3")
-    assert (caught.value.key, caught.value.value) == ("layout", "imagenet-v3")
 
 
 def test_a_list_of_the_layouts_needs_no_torch() -> None:

@@ -7,7 +7,6 @@ from tests.trainers.data.formats.reading import (
     images,
     kinds,
     read,
-    read_in_bucket,
     read_one,
     refusal,
     table,
@@ -41,7 +40,6 @@ def test_images_are_read_from_where_they_lie(tmp_path: Path) -> None:
     root = make_webdataset(tmp_path / "birds")
     expected = [encoded("a", "jpg"), encoded("b"), encoded("c", "jpg"), encoded("d", "webp")]
     assert [data for index in read("webdataset", root) for data in images(root, index)] == expected
-    assert read_in_bucket("webdataset", root) == read("webdataset", root)
 
 
 def test_names_longer_than_a_header_and_files_of_other_kinds_do_no_harm(tmp_path: Path) -> None:
@@ -221,8 +219,3 @@ def test_compressed_and_broken_tars_are_refused(tmp_path: Path) -> None:
     ):
         file.write_bytes(data)
         assert refusal("webdataset", root).problem.startswith("0.tar cannot be read as a tar")
-
-
-def test_a_folder_without_tars_is_told_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "readme.txt").write_text("hello")
-    assert refusal("webdataset", tmp_path).problem.endswith("there is readme.txt")

@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from tests.trainers.data.formats.trees import draw
-from trainers.data.formats.class_folders import class_images, contents, folders_in
+from trainers.data.formats.image_files import class_images, contents, folders_in
 from trainers.data.formats.index import Finding
 from trainers.data.storage import open_store
 
