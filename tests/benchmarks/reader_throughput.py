@@ -41,7 +41,7 @@ from torchvision.datasets import ImageFolder
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cache_folder
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.encoding import EncodeOptions
-from trainers.data.formats import find_layout
+from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import LayoutOptions
 from trainers.data.sampler import StepSampler
 from trainers.data.shards import plan_shards, write_shard
@@ -93,7 +93,7 @@ def make_tree(root: Path, images: int) -> None:
 def prepare(tree: Path, root: Path, options: EncodeOptions) -> None:
     """What `lipsum-tune prepare folders` does, in this process."""
     source, destination = open_store(tree), open_store(root)
-    for listing in find_layout("folders").read(source, LayoutOptions(domain="photos")):
+    for listing in LAYOUTS["folders"].read(source, LayoutOptions(domain="photos")):
         for shard in plan_shards(listing, options, 4096):
             write_shard(source, destination, shard, options)
 

@@ -80,9 +80,6 @@ class Header:
 def read_header(folder: Path | Store) -> Header | None:
     """Header of the weights in a checkpoint; None if they are missing or incomplete.
 
-    Args:
-        folder: the checkpoint, on this machine or in any storage.
-
     Raises:
         OSError: the storage cannot be read.
     """
@@ -116,8 +113,9 @@ def saved_step(folder: Path | Store) -> int | None:
 def saved_metrics(folder: Path | Store) -> dict[str, float]:
     """Report on exactly the weights in a checkpoint; empty if they were saved between reports."""
     header = read_header(folder)
-    last = dict(header.reports[-1]) if header is not None and header.reports else {}
-    return last if header is not None and last.pop("step", None) == header.step else {}
+    if header is None or not header.reports or header.reports[-1].get("step") != header.step:
+        return {}
+    return {name: value for name, value in header.reports[-1].items() if name != "step"}
 
 
 def saved_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
@@ -148,11 +146,6 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
     """Write a checkpoint; use a new folder, as one that is overwritten is gone if this is killed.
-
-    Args:
-        folder: created if it is missing.
-        checkpoint: the state to write.
-        class_names: (K,) of the head.
 
     Raises:
         StorageFailed: the disk is full, or cannot be written for another reason.

@@ -47,11 +47,7 @@ def newest_checkpoint(
 ) -> str | None:
     """Name of the complete checkpoint with the most steps, the later one of equals; None without.
 
-    Args:
-        folder: of the training.
-        names: checkpoints to choose from; by default all.
-        resumable: whether training must be able to continue from it. An ended trial keeps weights
-            only.
+    With `resumable`, training can continue from it: an ended trial keeps weights only.
 
     Raises:
         OSError: the storage cannot be read.

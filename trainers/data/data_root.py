@@ -18,12 +18,9 @@ PREPARATION_FILE = "preparation.json"
 
 
 def resolve_root(root: str, *, progress: bool = False) -> Store:
-    """The folder that `data.root` names.
+    """The folder of a path, a URL of a file system of Arrow or fsspec, or `openmoji`.
 
-    Args:
-        root: a path, a URL of a file system of Arrow or fsspec, or `openmoji` for the embedded
-            benchmark, which is built in the user's cache folder if it is not there yet.
-        progress: show a bar while it is built.
+    `openmoji`, the embedded benchmark, is built in the user's cache folder if it is not there yet.
 
     Raises:
         ConfigError: the packages of the embedded benchmark are not installed.

@@ -203,27 +203,41 @@ def class_names_of(schema: pa.Schema, name: str) -> tuple[str, ...]:
     Raises:
         ConfigError: there are none; `name` is the file.
     """
-    names = _entry(schema, CLASS_NAMES_KEY, name)
-    if names is None:
-        info = (_entry(schema, HUGGINGFACE_KEY, name) or {}).get("info", {})
-        names = info.get("features", {}).get("label", {}).get("names")
-    if names is None:
-        raise ConfigError("no class names in its schema's metadata", hint=_HINT, source=name)
-    return tuple(names)
+    if names := declared_names(schema, "label", name):
+        return names
+    raise ConfigError("no class names in its schema's metadata", hint=_HINT, source=name)
+
+
+def declared_names(schema: pa.Schema, column: str, name: str) -> tuple[str, ...]:
+    """Names of the classes whose labels a column holds; empty if there are none."""
+    names = _entry(schema, CLASS_NAMES_KEY, name, list)
+    feature = features_of(schema, name).get(column)
+    if not names and isinstance(feature, dict):
+        names = feature.get("names") or []
+    return tuple(map(str, names))
+
+
+def features_of(schema: pa.Schema, name: str) -> dict[str, Any]:
+    """Features of the columns as the package ``datasets`` declares them."""
+    info = _entry(schema, HUGGINGFACE_KEY, name, dict).get("info")
+    features = info.get("features") if isinstance(info, dict) else None
+    return features if isinstance(features, dict) else {}
 
 
 def metadata_of(schema: pa.Schema, name: str = "") -> dict[str, str]:
     """Free metadata in a schema; empty in files of the package ``datasets``."""
-    entries = _entry(schema, METADATA_KEY, name) or {}
+    entries = _entry(schema, METADATA_KEY, name, dict)
     return {str(key): str(value) for key, value in entries.items()}
 
 
-def _entry(schema: pa.Schema, key: bytes, name: str) -> Any:
+def _entry(schema: pa.Schema, key: bytes, name: str, kind: type) -> Any:
+    """An entry of the metadata; an empty one if it is missing or of another type."""
     try:
-        return json.loads((schema.metadata or {}).get(key, b"null"))
+        value = json.loads((schema.metadata or {}).get(key, b"null"))
     except (ValueError, RecursionError) as error:
         problem = f"{key.decode()!r} in its metadata: {first_line(error)}"
         raise ConfigError(problem, source=name) from None
+    return value if isinstance(value, kind) else kind()
 
 
 def header_of(parquet: pq.ParquetFile, name: str) -> Header:

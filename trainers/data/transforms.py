@@ -46,14 +46,10 @@ def train_view(
 
 
 def eval_view(image: Image.Image, image_input: ImageInput, crop_pct: float = CROP_PCT) -> Tensor:
-    """The whole image or its centre, (3, size, size) uint8.
+    """The whole RGB image or its centre, (3, size, size) uint8.
 
-    Args:
-        image: RGB, of any size.
-        image_input: its `resize_mode` makes an image square by a centre crop after its short side
-            is resized (`shortest`), by stretching (`squash`), or with black bars (`longest`).
-        crop_pct: for `shortest` only: the short side becomes size / crop_pct before the crop. With
-            1.0, an image of the model's size is not changed.
+    An image becomes square by a centre crop after its short side is resized to size / crop_pct
+    (`shortest`), by stretching (`squash`), or with black bars (`longest`).
     """
     size, interpolation = image_input.size, InterpolationMode(image_input.interpolation)
     if image_input.resize_mode == "squash":

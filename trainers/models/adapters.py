@@ -29,11 +29,8 @@ GAIN = 0.1
 class Adapters(nn.Module):
     """The adapters of one encoder. They start at 0, so the encoder is unchanged at first.
 
-    Args:
-        encoder: with transformer blocks of open_clip or timm.
-
     Raises:
-        ConfigError: it has no such blocks.
+        ConfigError: it has no transformer blocks of open_clip or timm.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -63,11 +60,7 @@ class Adapters(nn.Module):
         return len(self.sites)
 
     def merged(self, encoder: nn.Module) -> dict[str, Tensor]:
-        """The weights and biases that the adapters change, by name: ``(I + scale g A) W``.
-
-        Args:
-            encoder: the one that they were made for.
-        """
+        """The weights and biases that the adapters change, by name: ``(I + scale g A) W``."""
         found: dict[str, Tensor] = {}
         factors = self.gains if self.scale is None else self.scale * self.gains
         with torch.autocast(self.gains.device.type, enabled=False):

@@ -108,9 +108,5 @@ def read_texts(path: Path) -> list[str]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the texts, independent of white space and empty lines.
-
-    Raises:
-        ConfigError: as `read_texts`.
-    """
+    """SHA-256 of what `read_texts` finds: independent of white space and empty lines."""
     return hashlib.sha256("\n".join(read_texts(path)).encode()).hexdigest()

@@ -48,15 +48,11 @@ def classifier(
     weights: Mapping[str, Tensor],
     alpha: float | None = None,
 ) -> Classifier:
-    """The whole CLIP with the weights of a checkpoint.
+    """The whole CLIP with the weights of a checkpoint (`visual.*`, `head`, and perhaps `text.*`).
 
-    Args:
-        model: the zero-shot model of the run.
-        prompts: of the head's classes.
-        weights: of a checkpoint: `visual.*`, `head`, and `text.*` if the text encoder trained.
-        alpha: of WiSE-FT (Wortsman et al., CVPR 2022): every weight, the head included, becomes
-            ``(1 - alpha) zero_shot + alpha fine_tuned``. If the text encoder trained, the
-            interpolated text encoder makes the head. None keeps the weights.
+    With `alpha` (WiSE-FT: Wortsman et al., CVPR 2022) every weight, the head included, becomes
+    ``(1 - alpha) zero_shot + alpha fine_tuned``. If the text encoder trained, the interpolated text
+    encoder makes the head.
 
     Raises:
         ConfigError: the zero-shot model cannot be loaded.

@@ -61,12 +61,8 @@ def build_soup(
 ) -> Soup:
     """Average checkpoints, evaluate the soup on the validation splits, and write it.
 
-    Args:
-        config: model, data and evaluation are used; settings of training are not.
-        ingredients: folders of checkpoints, the most accurate first.
-        recipe: which of them are averaged.
-        destination: a new folder.
-        device: where it is evaluated; by default a GPU if there is one.
+    `ingredients` are folders of checkpoints, the most accurate first. Of `config`, model, data and
+    evaluation are used, and no settings of training.
 
     Raises:
         ConfigError: the ingredients differ in their tensors, or were trained on other classes than
@@ -101,17 +97,14 @@ def greedy(
 ) -> tuple[GreedyStep, ...]:
     """Choose the ingredients of a greedy soup: those that do not lower its accuracy.
 
-    Args:
-        ingredients: the most accurate first; it is always kept.
-        id_acc: accuracy of the soup of given ingredients on held-out images.
+    The first ingredient is always kept. `id_acc` gives the accuracy of a soup on held-out images.
     """
     steps: list[GreedyStep] = []
     used: tuple[int, ...] = ()
     best = float("-inf")
     for ingredient in ingredients:
         found = id_acc((*used, ingredient))
-        kept = not used or found >= best
-        if kept:
+        if kept := not used or found >= best:
             used, best = (*used, ingredient), found
         steps.append(GreedyStep(ingredient, found, kept))
     return tuple(steps)

@@ -126,6 +126,14 @@ def test_metadata_that_are_not_json_are_refused(tmp_path: Path, key: bytes) -> N
         assert f"{key.decode()!r} in its metadata" in refusal(open_store(tmp_path)).problem
 
 
+@pytest.mark.parametrize("text", [b"[1]", b'{"info": [1]}', b'{"info": {"features": [1]}}'])
+def test_features_of_another_form_name_no_classes(tmp_path: Path, text: bytes) -> None:
+    write_images(tmp_path / "x.parquet", IMAGES, CLASSES, METADATA)
+    table = pq.read_table(tmp_path / "x.parquet").replace_schema_metadata({"huggingface": text})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert "no class names" in refusal(open_store(tmp_path)).problem
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not Parquet at all", b"PAR1" * 3, None])
 def test_a_file_that_is_not_parquet_or_missing_is_named(
     tmp_path: Path, content: bytes | None

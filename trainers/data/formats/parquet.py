@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +27,7 @@ from trainers.data.formats.index import (
     split_in_words,
 )
 from trainers.data.formats.readers import ParquetSource, encoded_images, stream_parquet
-from trainers.data.schema import CLASS_NAMES_KEY, HUGGINGFACE_KEY, METADATA_KEY
+from trainers.data.schema import declared_names, features_of, metadata_of
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean, first_line
 
@@ -135,12 +134,10 @@ def _read_file(source: Store, path: str, options: LayoutOptions) -> _File:
     try:
         with stream_parquet(source, path) as parquet:
             schema = parquet.schema_arrow
-            entries = schema.metadata or {}
             if len(set(schema.names)) < len(schema.names):
                 problem = f"several of its columns have one name: {', '.join(schema.names)}"
                 raise ConfigError(problem, source=where)
-            info = _json(entries, HUGGINGFACE_KEY, where, {}).get("info", {})
-            features = info.get("features", {}) if isinstance(info, dict) else {}
+            features = features_of(schema, where)
             image = _column("image", options.image_column, schema, features, where)
             label = _column("label", options.label_column, schema, features, where)
 
@@ -174,10 +171,6 @@ def _read_file(source: Store, path: str, options: LayoutOptions) -> _File:
             without_image = _rows_without_image(parquet, leaf)
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"cannot be read: {first_line(error)}", source=where) from None
-    feature = features.get(label)
-    names = feature.get("names") if isinstance(feature, dict) else None
-    if names is None:
-        names = _json(entries, CLASS_NAMES_KEY, where, [])
     nothing = [None] * table.num_rows
     return _File(
         path,
@@ -187,8 +180,8 @@ def _read_file(source: Store, path: str, options: LayoutOptions) -> _File:
         table["caption"].to_pylist() if has_captions else nothing,
         without_image,
         _is_text(label_type),
-        tuple(map(str, names)),
-        {str(k): str(v) for k, v in _json(entries, METADATA_KEY, where, {}).items()},
+        declared_names(schema, label, where),
+        metadata_of(schema, where),
     )
 
 
@@ -215,15 +208,6 @@ def _column(
         problem = f"is needed: its columns are {', '.join(candidates)}"
         raise ConfigError(problem, key=option, source=where)
     return named[0]
-
-
-def _json(entries: Mapping[bytes, bytes], key: bytes, where: str, default: Any) -> Any:
-    """An entry of the metadata; the default if it is missing or of another type."""
-    try:
-        value = json.loads(entries[key]) if key in entries else default
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{key.decode()!r} in its metadata: {error}", source=where) from None
-    return value if isinstance(value, type(default)) else default
 
 
 def _is_text(kind: pa.DataType | None) -> bool:
