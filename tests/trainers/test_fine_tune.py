@@ -174,8 +174,7 @@ def test_a_model_without_random_texts_reports_no_rank(
     trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As of a multilingual or sigmoid model, whose tokenizer needs a package that may be missing.
-    monkeypatch.setattr(models.text, "tokenizer_kind", lambda *_: "huggingface")
-    monkeypatch.setattr(models.loading, "check_tokenizer", lambda *_: None)
+    monkeypatch.setattr(models.text, "vocabulary", lambda *_: None)
     plain = changed(trial, method={"name": "ft"}, steps=2)
     (report,) = fine_tune(plain)
     assert set(report.metrics) == {*reported(plain.model), *metric_names(trial.data)}

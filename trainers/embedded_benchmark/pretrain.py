@@ -34,7 +34,7 @@ from trainers.embedded_benchmark.captions import caption
 from trainers.embedded_benchmark.classes import all_class_drawings
 from trainers.embedded_benchmark.drawings import Drawing, all_drawings
 from trainers.embedded_benchmark.render import DOMAINS, render
-from trainers.models import encode_tokens, image_input, tiny_clip
+from trainers.models import Vocabulary, encode_tokens, image_input, tiny_clip
 from trainers.seeding import generator
 from trainers.texts import spoken
 from trainers.texts.random_texts import effective_rank, random_texts
@@ -176,7 +176,9 @@ def _write(
     seconds: float,
 ) -> None:
     """Weights and figures so far; float16 halves the file and costs no accuracy to speak of."""
-    tokens = random_texts(model.vocab_size - 2, 1024, 8, seed=0, step=0)
+    start = model.vocab_size - 2
+    vocabulary = Vocabulary(start, start + 1, range(start))
+    tokens = random_texts(vocabulary, 1024, 8, seed=0, step=0)
     figures = {
         "step": step,
         "loss": round(loss, 4),

@@ -109,10 +109,11 @@ class LipsumFineTuning(Method):
             return
         if not text.has_random_texts:
             raise ConfigError(
-                f"random texts need CLIP's tokenizer, and model.name = {text.model!r} has another",
+                "random texts need a tokenizer with a start and an end token, and none is known of "
+                f"model.name = {text.model!r}",
                 key="method.name",
                 value=self.name,
-                hint="write method.name = 'ft', or name a model with CLIP's tokenizer",
+                hint="write method.name = 'ft', or model.tokenizer = its tokenizer.json",
             )
         if self.text_length + 2 > text.context_length:
             raise ConfigError(

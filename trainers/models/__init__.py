@@ -1,7 +1,8 @@
 """Zero-shot models: any that open_clip can load, and the embedded `tiny-clip`.
 
 `config` is the section of the configuration; `architecture`, `weights` and `hub` find what it
-names; `image` and `text` describe the two sides of a model; `loading` checks and loads it.
+names; `image`, `text` and `tokenizers` describe
+the two sides of a model; `loading` checks and loads it.
 """
 
 from trainers.models.activations import (
@@ -17,9 +18,9 @@ from trainers.models.text import (
     TextFacts,
     encode_tokens,
     ends_at_the_end_token,
-    load_tokenizer,
     text_facts,
 )
+from trainers.models.tokenizers import Vocabulary, load_tokenizer
 
 __all__ = [
     "RANDOM",
@@ -28,6 +29,7 @@ __all__ = [
     "ImageInput",
     "ModelConfig",
     "TextFacts",
+    "Vocabulary",
     "architecture",
     "blocks",
     "check_activation_checkpointing",

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
+from open_clip.hf_configs import arch_dict
 
 from trainers.errors import ConfigError, did_you_mean, first_line
 from trainers.models import tiny_clip
@@ -20,6 +22,10 @@ from trainers.models.hub import CONFIG, check_repository
 
 REQUIRED = ("embed_dim", "vision_cfg", "text_cfg")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+TOKENIZER_KEYWORDS = ("clean", "language", "strip_sep_token")
+"""Keys of `text_cfg.tokenizer_kwargs` that are used. Others name files or run code."""
+TEXT_TOWERS = tuple(arch_dict)
+"""Types of Hugging Face models that open_clip can use as a text tower."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,27 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _complete(config: Any, source: Path) -> dict[str, Any]:
-    """A configuration with all required keys; whether open_clip accepts it, `check_model` tests."""
+    """A configuration with all required keys; whether open_clip accepts it, `check_model` tests.
+
+    Raises:
+        ConfigError: a key is missing, or one could run code or fetch another model.
+    """
     missing = [key for key in REQUIRED if not isinstance(config, dict) or key not in config]
     if missing or not all(isinstance(config[key], dict) for key in REQUIRED[1:]):
         problem = f"{missing[0]!r} is missing" if missing else "a *_cfg is no mapping"
         raise ConfigError(
             f"{source} is no model configuration of open_clip: {problem}", key="model.name"
         )
+    keywords = config["text_cfg"].get("tokenizer_kwargs") or {}
+    if refused := [key for key in keywords if key not in TOKENIZER_KEYWORDS]:
+        raise ConfigError(
+            f"{source}: text_cfg.tokenizer_kwargs.{refused[0]} is not supported, as a model's own "
+            "files must not run code",
+            key="model.name",
+            hint=f"only {', '.join(TOKENIZER_KEYWORDS)} are",
+        )
+    tower = config["vision_cfg"].get("timm_model_name")
+    if tower and not timm.is_model(str(tower)):
+        problem = f"{source}: vision_cfg.timm_model_name = {tower!r} is no model of timm"
+        raise ConfigError(problem, key="model.name")
     return dict(config)

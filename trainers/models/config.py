@@ -26,6 +26,13 @@ class ModelConfig(Frozen):
     """A pre-trained tag of open_clip, a checkpoint's path (`.safetensors`, or `.pt`, `.pth`, `.bin`
     with tensors only), or `random`; not given if the model brings its own weights."""
 
+    tokenizer: str | None = None
+    """The model's own vocabulary, if it is not the one that open_clip would take: a byte-pair
+    merges file (`.txt.gz` or `.txt`), or a Hugging Face `tokenizer.json`."""
+    trust_remote_code: bool = False
+    """Whether Python code of a Hugging Face tokenizer may run, from the model's folder or
+    repository. Read that code first."""
+
     @field_validator("name")
     @classmethod
     def _paths_are_absolute(cls, name: str) -> str:
@@ -39,6 +46,11 @@ class ModelConfig(Frozen):
         if pretrained is not None and is_path(pretrained):
             return _absolute(pretrained)
         return pretrained
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _tokenizer_is_absolute(cls, tokenizer: str | None) -> str | None:
+        return None if tokenizer is None else _absolute(tokenizer)
 
     @property
     def brings_its_weights(self) -> bool:

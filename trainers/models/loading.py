@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from trainers.errors import ConfigError, first_line
-from trainers.models.architecture import Architecture, architecture
+from trainers.models.architecture import TEXT_TOWERS, Architecture, architecture
 from trainers.models.config import LOCAL_DIR, RANDOM, ModelConfig, is_path
 from trainers.models.hub import fetch_weights
 from trainers.models.image import square_side
-from trainers.models.text import check_tokenizer, text_facts
+from trainers.models.text import text_facts
+from trainers.models.tokenizers import check_tokenizer
 from trainers.models.weights import check_pretrained, misfit
 
 RANDOM_SEED = 0
@@ -82,6 +83,7 @@ def skeleton(model: ModelConfig) -> nn.Module:
 
 
 def _built(model: ModelConfig, built: Architecture, **options: Any) -> nn.Module:
+    _refuse_foreign_tower(model, built)
     try:
         created: nn.Module = open_clip.create_model(built.name, pretrained_text=False, **options)
         return created
@@ -90,7 +92,30 @@ def _built(model: ModelConfig, built: Architecture, **options: Any) -> nn.Module
         raise ConfigError(problem, key="model.name", value=model.name) from None
 
 
+def _refuse_foreign_tower(model: ModelConfig, built: Architecture) -> None:
+    """Raise a `ConfigError` if the text tower is Python code of its folder or repository.
+
+    open_clip loads its configuration without a word on foreign code; transformers 5 then asks on
+    the terminal, and runs the code after a `y`.
+    """
+    tower = built.text.get("hf_model_name")
+    if not tower:
+        return
+    from transformers import AutoConfig
+
+    try:
+        kind = AutoConfig.from_pretrained(tower, trust_remote_code=False).model_type
+        problem = f"a text tower of type {kind!r} is not one of {', '.join(TEXT_TOWERS)}"
+    except (OSError, ValueError, KeyError) as error:
+        kind, problem = None, f"its text tower {tower!r} cannot be used: {first_line(error)}"
+        if "trust_remote_code" in str(error):
+            problem = f"its text tower {tower!r} is Python code, which is not run"
+    if kind not in TEXT_TOWERS:
+        raise ConfigError(problem, key="model.name", value=model.name)
+
+
 def _pretrained(model: ModelConfig, built: Architecture) -> nn.Module:
+    _refuse_foreign_tower(model, built)
     tag = model.pretrained
     forced: dict[str, Any] = {}
     if tag is not None and is_path(tag):
@@ -101,6 +126,7 @@ def _pretrained(model: ModelConfig, built: Architecture) -> nn.Module:
         return open_clip.create_model(
             built.name,
             pretrained=tag,
+            pretrained_text=False,
             weights_only=True,
             require_pretrained=True,
             force_preprocess_cfg=forced,

@@ -1,30 +1,19 @@
-"""The text side of a model: its tokenizer, its facts without weights, and its features.
-
-Random texts are made of CLIP's start and end tokens, so they exist only with CLIP's tokenizer.
-Models with another one (SigLIP, CLIPA, multilingual text towers) have a zero-shot head and no
-random texts.
-"""
+"""The text side of a model: facts about its texts that need no weights, and its text features."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import open_clip
 import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from trainers.errors import ConfigError, first_line
-from trainers.models import tiny_clip
-from trainers.models.architecture import Architecture, architecture
-from trainers.models.config import HUB, LOCAL_DIR, TINY_CLIP, ModelConfig
-from trainers.models.hub import check_repository
-
-TokenizerKind = Literal["clip", "huggingface", "siglip"]
+from trainers.errors import ConfigError
+from trainers.models.architecture import architecture
+from trainers.models.config import ModelConfig
+from trainers.models.tokenizers import Vocabulary, context_length, load_tokenizer, vocabulary
 
 
 @dataclass(frozen=True)
@@ -33,107 +22,59 @@ class TextFacts:
 
     model: str
     """`model.name`, for messages."""
-    tokenizer: TokenizerKind
     context_length: int
     """Largest number of tokens of a text, start and end included."""
-    start_token: int | None = None
-    """Ids of ordinary tokens are 0 .. start_token - 1, the end token is the next; None if the
-    tokenizer has no such tokens."""
-    masked_token: int | None = None
-    """An ordinary token that the text tower treats as padding (CoCa's 0)."""
+    vocabulary: Vocabulary | None = None
+    """Tokens of random texts. None if the tokenizer adds no start and end tokens, as SigLIP's, or
+    is named by a model of the Hugging Face hub."""
+    pad_token: int = 0
+    """The token that fills a sequence to the context length."""
 
     @property
     def has_random_texts(self) -> bool:
-        """Whether the tokenizer is CLIP's."""
-        return self.start_token is not None
+        """Whether random texts can be made."""
+        return self.vocabulary is not None
 
 
 def text_facts(model: ModelConfig) -> TextFacts:
     """Read from the model's configuration and tokenizer alone.
 
     Raises:
-        ConfigError: an unknown model, or a text tower with a smaller vocabulary than its tokenizer.
+        ConfigError: an unknown model, or a text tower that does not fit its tokenizer.
     """
     built = architecture(model)
-    kind = tokenizer_kind(model, built)
-    length = int(built.text.get("context_length") or open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
-    if kind != "clip":
-        return TextFacts(model.name, kind, length)
+    text, length, words = built.text, context_length(built), vocabulary(model, built)
+    if words is None:
+        return TextFacts(model.name, length)
     tokenizer = load_tokenizer(model)
-    room = int(built.text.get("vocab_size", open_clip.CLIPTextCfg().vocab_size))
-    if room < tokenizer.vocab_size and not built.text.get("hf_model_name"):
+    room = int(text.get("vocab_size", open_clip.CLIPTextCfg().vocab_size))
+    if room < tokenizer.vocab_size and not text.get("hf_model_name"):
         raise ConfigError(
             f"text_cfg.vocab_size = {room} is smaller than the {tokenizer.vocab_size} tokens of "
             "CLIP's tokenizer, which this model uses",
             key="model.name",
             value=model.name,
+            hint="name the model's own: model.tokenizer = its merges or tokenizer.json",
         )
-    padding_is_masked = built.text.get("embed_cls") or built.text.get("use_pad_mask")
-    return TextFacts(
-        model=model.name,
-        tokenizer=kind,
-        context_length=length,
-        start_token=int(tokenizer.sot_token_id),
-        masked_token=int(built.text.get("pad_id", 0)) if padding_is_masked else None,
-    )
+    pool = text.get("pool_type", "argmax")
+    if pool == "eos" and (named := text.get("eos_id", open_clip.CLIPTextCfg().eos_id)) != words.end:
+        problem = f"text_cfg.eos_id = {named}, but the end token of its tokenizer is {words.end}"
+        raise ConfigError(problem, key="model.name", value=model.name)
+    left_out = set()
+    if text.get("embed_cls") or text.get("use_pad_mask"):  # the tower ignores such tokens (CoCa)
+        left_out = {int(text.get("pad_id", 0))}
+    if pool == "argmax":  # the feature is read at the largest id, which must be the end token
+        left_out |= {index for index in words.ordinary if index > words.end}
+    if left_out:
+        rest = tuple(index for index in words.ordinary if index not in left_out)
+        words = Vocabulary(words.start, words.end, rest)
+    return TextFacts(model.name, length, words, getattr(tokenizer, "pad_token", 0))
 
 
-def tokenizer_kind(model: ModelConfig, built: Architecture) -> TokenizerKind:
-    """Which tokenizer open_clip's `get_tokenizer` chooses, by its rules."""
-    if built.text.get("hf_tokenizer_name"):
-        return "huggingface"
-    by_name = not model.name.startswith((LOCAL_DIR, HUB))
-    return "siglip" if by_name and "siglip" in built.name.lower() else "clip"
-
-
-def load_tokenizer(model: ModelConfig) -> Any:
-    """Function from texts to padded tokens (N, context length); no weights are loaded.
-
-    Raises:
-        ConfigError: a package it needs is not installed, or the hub is out of reach.
-    """
-    if model.name == TINY_CLIP:
-        return tiny_clip.tokenizer()
-    built = architecture(model)
-    check_tokenizer(model, built)
-    try:
-        return _tokenizer(built.name)
-    except (ImportError, OSError, ValueError) as error:
-        problem = f"its tokenizer cannot be loaded: {first_line(error)}"
-        raise ConfigError(problem, key="model.name", value=model.name) from None
-
-
-@cache
-def _tokenizer(name: str) -> Any:
-    return open_clip.get_tokenizer(name)
-
-
-def check_tokenizer(model: ModelConfig, built: Architecture) -> None:
-    """Raise a `ConfigError` if tokenizer or text tower need a package or a file that is missing.
-
-    Nothing is downloaded.
-    """
-    source, tower = f"model.name = {model.name!r}", built.text.get("hf_model_name")
-    if tokenizer_kind(model, built) == "clip" and not tower:
-        return
-    if importlib.util.find_spec("transformers") is None:
-        raise ConfigError(
-            "its tokenizer or text tower comes from Hugging Face",
-            key="model.name",
-            value=model.name,
-            hint="pip install 'lipsum-tune[huggingface]'",
-        )
-    tokenizer = built.text.get("hf_tokenizer_name")
-    if tokenizer and not model.name.startswith(LOCAL_DIR) and not Path(tokenizer).is_dir():
-        check_repository(tokenizer, ("tokenizer_config.json", "tokenizer.json"), source)
-    if tower and not Path(tower).is_dir():
-        check_repository(tower, ("config.json",), source)
-
-
-def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
+def encode_tokens(clip: nn.Module, tokens: Tensor, pad_token: int = 0) -> Tensor:
     """L2-normalised text features (M, D) of token sequences (M, n) with n <= the context length.
 
-    The same as open_clip's `encode_text` on sequences padded with 0 to the full context. If
+    The same as open_clip's `encode_text` on sequences padded to the full context. If
     attention is causal and the feature is read at the largest id, the end token, then tokens behind
     it have no influence, and the padding, which is most of the cost, is left out.
     """
@@ -141,7 +82,7 @@ def encode_tokens(clip: nn.Module, tokens: Tensor) -> Tensor:
     n = tokens.shape[1]
     if not ends_at_the_end_token(clip):
         if isinstance(tower, open_clip.CLIP | TextTransformer):
-            tokens = nn.functional.pad(tokens, (0, tower.context_length - n))
+            tokens = nn.functional.pad(tokens, (0, tower.context_length - n), value=pad_token)
         return cast(Tensor, cast(Any, clip).encode_text(tokens, normalize=True))
     x = tower.token_embedding(tokens) + tower.positional_embedding[:n]
     x = tower.transformer(x, attn_mask=tower.attn_mask[:n, :n])

@@ -61,7 +61,7 @@ class ZeroShotModel:
 
     @property
     def has_random_texts(self) -> bool:
-        """Whether the tokenizer has the start and end tokens of random texts."""
+        """Whether the tokenizer adds the start and end tokens of random texts."""
         return self.text.has_random_texts
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class ZeroShotModel:
     @torch.no_grad()
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """L2-normalised float32 text features (M, D) of token sequences (M, n)."""
-        return encode_tokens(self.clip, tokens).float()
+        return encode_tokens(self.clip, tokens, self.text.pad_token).float()
 
 
 def load_zero_shot(

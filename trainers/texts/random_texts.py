@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainers.errors import ConfigError
+from trainers.models import Vocabulary
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.seeding import generator
 
@@ -19,29 +20,19 @@ PART = 1024
 
 
 def random_texts(
-    start_token: int,
-    count: int,
-    length: int,
-    *,
-    seed: int,
-    step: int,
-    masked_token: int | None = None,
+    vocabulary: Vocabulary, count: int, length: int, *, seed: int, step: int
 ) -> Tensor:
     """The random texts of one step, (count, length + 2) int64: start, random tokens, end.
 
-    Token ids are uniform over ``0 .. start_token - 1``, without a `masked_token`, which the text
-    tower would treat as padding; the end token is ``start_token + 1``. There is no padding: the
-    sequence is exactly as long as its tokens.
+    Tokens are uniform over the ordinary ones of the vocabulary. There is no padding: the sequence
+    is exactly as long as its tokens.
     """
-    drawn = start_token if masked_token is None else start_token - 1
-    tokens = generator(seed, "random texts", step).integers(
-        0, drawn, size=(count, length), dtype=np.int64
+    ids = vocabulary.ids
+    drawn = generator(seed, "random texts", step).integers(
+        0, len(ids), size=(count, length), dtype=np.int64
     )
-    if masked_token is not None:
-        tokens += tokens >= masked_token
-    return torch.from_numpy(
-        np.pad(tokens, ((0, 0), (1, 1)), constant_values=((0, 0), (start_token, start_token + 1)))
-    )
+    ends = ((0, 0), (vocabulary.start, vocabulary.end))
+    return torch.from_numpy(np.pad(ids[drawn], ((0, 0), (1, 1)), constant_values=ends))
 
 
 def random_text_features(
@@ -52,12 +43,10 @@ def random_text_features(
     Raises:
         ValueError: the model has no random texts.
     """
-    text = zero_shot.text
-    if text.start_token is None:
-        raise ValueError(f"{text.model}: its tokenizer has no start token")
-    tokens = random_texts(
-        text.start_token, count, length, seed=seed, step=step, masked_token=text.masked_token
-    )
+    vocabulary = zero_shot.text.vocabulary
+    if vocabulary is None:
+        raise ValueError(f"{zero_shot.text.model}: its tokenizer has no start token")
+    tokens = random_texts(vocabulary, count, length, seed=seed, step=step)
     return zero_shot.encode_tokens(tokens.to(zero_shot.device))
 
 

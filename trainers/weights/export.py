@@ -7,6 +7,7 @@ the head and the logit scale.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,17 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainers.models import ModelConfig, architecture, load_clip, load_tokenizer
+from trainers.models import TINY_CLIP, ModelConfig, architecture, load_clip, load_tokenizer
 from trainers.models.architecture import PREPROCESSING
+from trainers.models.byte_pair import merges_of, packed
 from trainers.models.hub import CONFIG
 from trainers.models.text_head import cached_heads, zero_shot_heads
+from trainers.models.tokenizers import FileTokenizer
 from trainers.texts.prompts import Prompts
 from trainers.weights.averaging import interpolate
 
 MODEL, HEAD = "open_clip_model.safetensors", "head.safetensors"
+MERGES, TOKENIZER = "bpe.txt.gz", "tokenizer.json"
 _HEAD, _TEXT = "head", "text."
 
 
@@ -74,10 +78,14 @@ def classifier(
     return Classifier(clip, head)
 
 
-def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> None:
+def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> str:
     """Write `open_clip_config.json`, `open_clip_model.safetensors` and `head.safetensors`.
 
-    The files of a Hugging Face tokenizer are written, too: open_clip looks for them there.
+    A tokenizer of its own is written, too: the files of a Hugging Face tokenizer, where open_clip
+    looks for them, or the merges as `bpe.txt.gz`.
+
+    Returns:
+        Python code that makes the tokenizer, given the `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     preprocessing = cast(Any, found.clip).visual.preprocess_cfg
@@ -93,3 +101,12 @@ def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> None
     tokenizer = load_tokenizer(model)
     if isinstance(tokenizer, HFTokenizer):
         tokenizer.save_pretrained(folder)
+    elif isinstance(tokenizer, FileTokenizer):
+        shutil.copyfile(tokenizer.path, folder / TOKENIZER)
+        return f"tokenizers.Tokenizer.from_file(f'{{folder}}/{TOKENIZER}')"
+    elif model.name == TINY_CLIP or model.tokenizer is not None:
+        (folder / MERGES).write_bytes(packed(merges_of(tokenizer)))
+        length = tokenizer.context_length
+        name = "open_clip.SimpleTokenizer"
+        return f"{name}(f'{{folder}}/{MERGES}', context_length={length})"
+    return "open_clip.get_tokenizer(f'local-dir:{folder}')"

@@ -7,10 +7,11 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
-from trainers.models import TINY_CLIP, image_input
+from trainers.models import image_input
 from trainers.weights.export import classifier, write_open_clip
 from tuning.checkpoints.files import fetched
 from tuning.weights.model_card import model_card
@@ -58,16 +59,13 @@ def export_weights(
     if alpha is not None:  # only the points of the WiSE-FT curve were evaluated
         point = f"wise/{alpha:g}/"
         metrics = {n.removeprefix(point): v for n, v in metrics.items() if n.startswith(point)}
-    about = {
+    about: dict[str, Any] = {
         "classes": list(prompts.names),  # in the order of the head's rows
         "class_names": list(class_names),
         "logit_scale": found.logit_scale,
         "id_domain": data.id_domain,
         "ood_domains": list(data.ood_domains),
         "model": {"name": model.name, "pretrained": model.pretrained},
-        "tokenizer": "trainers.models.tiny_clip.tokenizer()"
-        if model.name == TINY_CLIP
-        else "open_clip.get_tokenizer('local-dir:...') of this folder",
         "preprocessing": {
             **dataclasses.asdict(image_input(found.clip)),
             "crop_pct": evaluation_crops(data),
@@ -82,7 +80,7 @@ def export_weights(
         output.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
         try:
-            write_open_clip(unfinished, model, found)
+            about["tokenizer"] = write_open_clip(unfinished, model, found)
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             card = model_card(source.title, about, output)
             (unfinished / CARD).write_text(card, encoding="utf-8")

@@ -19,7 +19,7 @@ from tests.trainers.methods.by_hand import unit_rows as rows_of
 from trainers.errors import ConfigError
 from trainers.methods import Batch, FineTuning, LipsumFineTuning, Loss, check_method_fits, lipsum_ft
 from trainers.methods.lipsum_ft import energy_gap
-from trainers.models import ModelConfig
+from trainers.models import ModelConfig, Vocabulary
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import (
     digest,
@@ -30,6 +30,8 @@ from trainers.texts.random_texts import (
 )
 
 B, D, M, S = 5, 7, 4, 100.0
+WORDS = Vocabulary(2046, 2047, range(2046))
+CLIP_WORDS = Vocabulary(49406, 49407, range(49406))
 
 
 def unit_rows(rng: np.random.Generator, rows: int) -> np.ndarray:
@@ -71,7 +73,7 @@ def test_loss_and_gradient_equal_the_formula(
 
 
 def test_random_texts_have_ordinary_tokens_between_start_and_end() -> None:
-    tokens = random_texts(2046, 80, 8, seed=3, step=11)
+    tokens = random_texts(WORDS, 80, 8, seed=3, step=11)
     assert tokens.shape == (80, 10)
     assert (tokens[:, 0] == 2046).all()
     assert (tokens[:, -1] == 2047).all()
@@ -80,10 +82,10 @@ def test_random_texts_have_ordinary_tokens_between_start_and_end() -> None:
 
 
 def test_random_texts_are_a_function_of_seed_and_step() -> None:
-    first = random_texts(2046, 4, 8, seed=3, step=11)
-    assert torch.equal(first, random_texts(2046, 4, 8, seed=3, step=11))
-    assert not torch.equal(first, random_texts(2046, 4, 8, seed=3, step=12))
-    assert not torch.equal(first, random_texts(2046, 4, 8, seed=4, step=11))
+    first = random_texts(WORDS, 4, 8, seed=3, step=11)
+    assert torch.equal(first, random_texts(WORDS, 4, 8, seed=3, step=11))
+    assert not torch.equal(first, random_texts(WORDS, 4, 8, seed=3, step=12))
+    assert not torch.equal(first, random_texts(WORDS, 4, 8, seed=4, step=11))
 
 
 def test_effective_rank_counts_the_directions() -> None:
@@ -168,7 +170,7 @@ def encoded(zero_shot: ZeroShotModel, tokens: torch.Tensor) -> np.ndarray:
 
 
 def random_features(zero_shot: ZeroShotModel, count: int, step: int) -> np.ndarray:
-    return encoded(zero_shot, random_texts(49406, count, 8, seed=0, step=step))
+    return encoded(zero_shot, random_texts(CLIP_WORDS, count, 8, seed=0, step=step))
 
 
 def test_random_texts_change_each_step_and_fixed_ones_do_not(moved: Moved) -> None:

@@ -15,6 +15,7 @@ from trainers.errors import ConfigError
 from trainers.models import (
     ModelConfig,
     TextFacts,
+    Vocabulary,
     encode_tokens,
     ends_at_the_end_token,
     load_clip,
@@ -23,6 +24,8 @@ from trainers.models import (
 )
 from trainers.texts.random_texts import random_texts
 
+TINY = Vocabulary(2046, 2047, range(2046))
+CLIP = Vocabulary(49406, 49407, tuple(range(1, 49406)))  # without CoCa's padding
 CUT = {
     "clip",
     "quick-gelu",
@@ -48,7 +51,7 @@ def test_features_equal_open_clips_on_padded_sequences(
     kind: str, tiny: Callable[[str], nn.Module]
 ) -> None:
     clip = tiny(kind)
-    tokens = random_texts(49406, 8, 8, seed=0, step=0, masked_token=0)
+    tokens = random_texts(CLIP, 8, 8, seed=0, step=0)
     expected = clip.encode_text(padded(tokens, 24), normalize=True)  # type: ignore[operator]
     torch.testing.assert_close(encode_tokens(clip, tokens), expected, rtol=0, atol=1e-5)
     assert expected.std(dim=0).max() > 1e-3  # texts differ, so equality says something
@@ -65,7 +68,7 @@ def test_cutting_the_padding_would_be_wrong_elsewhere(
     kind: str, tiny: Callable[[str], nn.Module]
 ) -> None:
     clip = tiny(kind)
-    tokens = random_texts(49406, 4, 8, seed=0, step=0, masked_token=0)
+    tokens = random_texts(CLIP, 4, 8, seed=0, step=0)
     longer = padded(tokens, 24)
     longer[:, 10:] = 7  # other ids where padding was
     changed = clip.encode_text(longer, normalize=True)  # type: ignore[operator]
@@ -75,33 +78,27 @@ def test_cutting_the_padding_would_be_wrong_elsewhere(
 @pytest.mark.parametrize("length", [1, 8, 30])
 def test_the_embedded_models_features_equal_open_clips(length: int) -> None:
     clip = load_clip(ModelConfig())
-    tokens = random_texts(tiny_clip.tokenizer().sot_token_id, 16, length, seed=0, step=0)
+    tokens = random_texts(TINY, 16, length, seed=0, step=0)
     expected = clip.encode_text(padded(tokens, 32), normalize=True)  # type: ignore[operator]
     torch.testing.assert_close(encode_tokens(clip, tokens), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_facts_come_from_configuration_and_tokenizer(tmp_path: Path) -> None:
-    assert text_facts(ModelConfig()) == TextFacts("tiny-clip", "clip", 32, 2046)
+    assert text_facts(ModelConfig()) == TextFacts("tiny-clip", 32, TINY)
     built_in = ModelConfig(name="ViT-L-14", pretrained="random")
-    assert text_facts(built_in) == TextFacts("ViT-L-14", "clip", 77, 49406)
+    assert text_facts(built_in) == TextFacts("ViT-L-14", 77, Vocabulary(49406, 49407, range(49406)))
     coca = text_facts(ModelConfig(name="coca_ViT-B-32", pretrained="random"))
-    assert (coca.context_length, coca.masked_token) == (76, 0)
+    assert (coca.context_length, coca.vocabulary) == (76, CLIP)
     custom = text_facts(random_model(tmp_path, "clip"))
     assert (custom.context_length, custom.has_random_texts) == (24, True)
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "length"),
-    [
-        ("ViT-B-16-SigLIP", "huggingface", 64),
-        ("ViT-L-14-CLIPA", "huggingface", 32),
-        ("roberta-ViT-B-32", "huggingface", 77),
-    ],
+    ("name", "length"),
+    [("ViT-B-16-SigLIP", 64), ("ViT-L-14-CLIPA", 32), ("roberta-ViT-B-32", 77)],
 )
-def test_other_tokenizers_have_no_random_texts(name: str, kind: str, length: int) -> None:
-    facts = text_facts(ModelConfig(name=name, pretrained="random"))
-    assert (facts.tokenizer, facts.context_length) == (kind, length)
-    assert not facts.has_random_texts
+def test_other_tokenizers_have_no_random_texts(name: str, length: int) -> None:
+    assert text_facts(ModelConfig(name=name, pretrained="random")) == TextFacts(name, length)
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> None:
@@ -112,7 +109,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path: Path) -> 
 
 
 def test_random_texts_leave_out_the_padding_token() -> None:
-    tokens = random_texts(6, 50, 20, seed=0, step=0, masked_token=2)[:, 1:-1]
+    tokens = random_texts(Vocabulary(6, 7, (0, 1, 3, 4, 5)), 50, 20, seed=0, step=0)[:, 1:-1]
     assert set(tokens.unique().tolist()) == {0, 1, 3, 4, 5}
     counts = torch.bincount(tokens.flatten(), minlength=6)
     assert counts[[0, 1, 3, 4, 5]].min() > 150  # of 1000 over five ids

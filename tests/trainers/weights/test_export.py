@@ -17,7 +17,7 @@ from trainers.checkpoints.format import load_weights
 from trainers.config import TrialConfig, with_overrides
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import TrainState
-from trainers.models import ModelConfig, load_clip, tiny_clip
+from trainers.models import ModelConfig, load_clip, load_tokenizer, text_facts, tiny_clip
 from trainers.weights.averaging import swapped_in
 from trainers.weights.export import Classifier, classifier, write_open_clip
 
@@ -152,3 +152,16 @@ def test_preprocessing_and_weights_are_the_models_own(tmp_path: Path) -> None:
     assert repr(again[2]) == repr(own[2])
     for name, value in own[0].state_dict().items():
         assert torch.equal(again[0].state_dict()[name], value)
+
+
+def test_an_exported_vocabulary_is_loaded_again(tmp_path: Path) -> None:
+    clip = load_clip(ModelConfig())
+    code = write_open_clip(tmp_path, ModelConfig(), Classifier(clip, torch.zeros(2, 128)))
+    texts = ["a photo of a cat.", "a sketch of an airplane"]
+    expected = load_tokenizer(ModelConfig())(texts)
+    assert torch.equal(eval(code, {"open_clip": open_clip, "folder": tmp_path})(texts), expected)
+    again = ModelConfig(name=f"local-dir:{tmp_path}", tokenizer=str(tmp_path / "bpe.txt.gz"))
+    assert torch.equal(load_tokenizer(again)(texts), expected)
+    assert text_facts(again).vocabulary == text_facts(ModelConfig()).vocabulary
+    state = load_clip(again).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in clip.state_dict().items())

@@ -35,7 +35,7 @@ from tuning.weights.sources import evaluation_crops, measured, write_trial
 Real = tuple[Path, list[TrialRecord]]
 FILES = {
     "open_clip_config.json", "open_clip_model.safetensors", "head.safetensors", "classes.json",
-    "README.md",
+    "bpe.txt.gz", "README.md",
 }  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def test_the_card_names_origin_and_accuracy(real: Real, tmp_path: Path) -> None:
     run, records = real
     written = export(run, tmp_path / "model", trial="trial-003")
     text = (written / "README.md").read_text()
-    for part in ("trial-003", "flyp", "`optim.lr` 0.0001", "tiny_clip.tokenizer()", "optimistic"):
+    for part in ("trial-003", "flyp", "`optim.lr` 0.0001", "bpe.txt.gz", "optimistic"):
         assert part in text
     assert f"{records[3].metrics['id_val/acc']:.1f}" in text
     crops = about(written)["preprocessing"]["crop_pct"]  # type: ignore[index]
