@@ -39,6 +39,8 @@ class DataConfig(Frozen):
     """Domains that are only evaluated: the distribution shifts."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of an image's area that a random training crop covers."""
+    flip: bool = True
+    """Mirror every second training crop, at random."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Share of the short side that the evaluation's center crop keeps; null is the data's own
     value, or 224/256."""

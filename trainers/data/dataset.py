@@ -258,14 +258,21 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
     """Views by (step, sample), each a function of (seed, step, sample)."""
 
     def __init__(
-        self, images: ImageDataset, image_input: ImageInput, seed: int, area: tuple[float, float]
+        self,
+        images: ImageDataset,
+        image_input: ImageInput,
+        seed: int,
+        area: tuple[float, float],
+        flip: bool,
     ) -> None:
-        self.images, self.image_input, self.seed, self.area = images, image_input, seed, area
+        self.images, self.image_input, self.seed = images, image_input, seed
+        self.area, self.flip = area, flip
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         step, sample = key
         rng = generator(self.seed, "view", step, sample)
-        view = train_view(self.images.pixels(sample), self.image_input, rng, self.area)
+        pixels = self.images.pixels(sample)
+        view = train_view(pixels, self.image_input, rng, self.area, flip=self.flip)
         return view, torch.as_tensor(self.images.labels[sample])
 
 
@@ -275,6 +282,7 @@ def train_batches(
     *,
     image_input: ImageInput,
     crop_area: tuple[float, float] = CROP_AREA,
+    flip: bool = True,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -283,7 +291,7 @@ def train_batches(
     `workers` processes decode (0: this one). Copies of page-locked batches (`pin_memory`) to a GPU
     overlap with its work.
     """
-    views = _TrainViews(images, image_input, sampler.seed, crop_area)
+    views = _TrainViews(images, image_input, sampler.seed, crop_area, flip)
     return _batches(
         DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )

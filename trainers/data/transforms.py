@@ -31,8 +31,10 @@ def train_view(
     image_input: ImageInput,
     rng: np.random.Generator,
     area: tuple[float, float] = CROP_AREA,
+    *,
+    flip: bool = True,
 ) -> Tensor:
-    """Random resized crop and horizontal flip, (3, H, W) to (3, size, size), both uint8.
+    """Random resized crop and perhaps horizontal flip, (3, H, W) to (3, size, size), both uint8.
 
     If the image has the model's size and the crop is all of it, its pixels stay the same.
     """
@@ -42,7 +44,7 @@ def train_view(
     size = [image_input.size, image_input.size]
     interpolation = InterpolationMode(image_input.interpolation)
     view = functional.resize(crop, size, interpolation, antialias=True)
-    return view.flip(-1) if rng.random() < 0.5 else view
+    return view.flip(-1) if flip and rng.random() < 0.5 else view
 
 
 def eval_view(image: Image.Image, image_input: ImageInput, crop_pct: float = CROP_PCT) -> Tensor:

@@ -173,6 +173,19 @@ def test_loader_processes_give_the_same_batches(
         assert views.dtype == torch.uint8
 
 
+def test_training_batches_are_mirrored_unless_flip_is_off(root: Path) -> None:
+    images, sampler = ImageDataset(root, "real", "train"), StepSampler(7, 7, seed=0, steps=range(3))
+    whole = {"image_input": INPUT, "crop_area": (1.0, 1.0)}
+    plain, flipped = (
+        torch.cat([views for views, _ in train_batches(images, sampler, flip=flip, **whole)])  # type: ignore[arg-type]
+        for flip in (False, True)
+    )
+    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, plain, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(flipped, plain, strict=True)]
+    assert [a != b for a, b in zip(mirrored, same, strict=True)] == [True] * 21
+    assert 3 < sum(mirrored) < 18
+
+
 def test_evaluation_shares_show_each_image_once_to_one_worker(root: Path) -> None:
     images = ImageDataset(root, "real", "train")
     whole = torch.cat([views for views, _ in images.eval_batches(INPUT, 7)])

@@ -65,14 +65,15 @@ def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(
     assert 4 < sum(flipped) < 16
 
 
-def test_a_training_view_of_the_whole_at_the_models_size_changes_no_pixel() -> None:
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_view_of_the_whole_is_the_image_or_its_mirror_image(flip: bool) -> None:
     whole = tensor(image(48, 48))
     views = [
-        train_view(whole, image_input(), generator(0, "view", step, 0), (1.0, 1.0))
+        train_view(whole, image_input(), generator(0, "view", step, 0), (1.0, 1.0), flip=flip)
         for step in range(40)
     ]
     assert any(torch.equal(view, whole) for view in views)
-    assert any(torch.equal(view, whole.flip(-1)) for view in views)
+    assert any(torch.equal(view, whole.flip(-1)) for view in views) == flip
 
 
 def test_crops_have_the_area_and_shape_that_are_asked_for() -> None:
