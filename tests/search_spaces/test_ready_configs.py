@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -20,18 +21,28 @@ PAPER = [
     for model in ("vit_b16", "vit_b32", "vit_l14")
 ]
 
+AUTHORS: dict[str, tuple[float, float, float | None]] = {
+    "wise_ft": (3e-5, 0.1, 1.0),
+    "flyp": (1e-5, 0.1, None),
+    "star_ft": (1e-5, 0.1, None),
+    "carot": (1e-5, 0.1, None),
+    "r_adapter": (5e-4, 0.0, 1.0),
+}
+"""Learning rate, weight decay and clipping of the methods' authors on ImageNet with ViT-B/16."""
+RECIPES = [f"imagenet_vit_b16_{method}" for method in AUTHORS]
+
 
 def test_the_ready_configurations_by_name() -> None:
-    assert ready_configs() == sorted([*PAPER, "methods", "quickstart"])
+    assert ready_configs() == sorted([*PAPER, *RECIPES, "methods", "quickstart"])
 
 
-@pytest.mark.parametrize("name", [*PAPER, "methods", "quickstart"])
+@pytest.mark.parametrize("name", [*PAPER, *RECIPES, "methods", "quickstart"])
 def test_headers_have_command_cost_and_expectation(name: str) -> None:
     header = re.split(r"^(?!#)", find_config(name).read_text(), maxsplit=1, flags=re.M)[0]
     assert f"lipsum-tune search {name}" in header
     for word in ("Cost:", "Expected:"):
         assert word in header
-    if name in PAPER:
+    if name in PAPER + RECIPES:
         for command in ("zero-shot", "confirm runs/", f"search {name}:runlocal", "prepare"):
             assert command.replace("zero-shot", f"zero-shot {name}") in header.lower()
         assert "not\n# " in header or "not measured" in header or "has not run" in header
@@ -68,7 +79,27 @@ def test_paper_configurations_have_the_papers_setting(name: str) -> None:
     assert search.resources.cpus_per_worker >= trial.data.workers
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("method", AUTHORS)
+def test_recipes_have_the_authors_settings(method: str) -> None:
+    file = load_config(f"imagenet_vit_b16_{method}", check=False)
+    lr, weight_decay, clipping = AUTHORS[method]
+    trial, optim, space = file.trial, file.trial.optim, file.search_space()
+    assert (trial.model.name, trial.data.suite) == ("ViT-B-16-quickgelu", "imagenet")
+    assert trial.method.name == file.search.space.name == method
+    data = trial.data
+    assert (data.crop_area, data.flip, data.crop_pct) == ((0.9, 1.0), False, 1.0)
+    assert (optim.batch_size, trial.steps) == (512, 10 * math.ceil(1_281_167 / 512))
+    assert round(optim.warmup_fraction * trial.steps) == 500
+    assert (optim.weight_decay, optim.clip_grad_norm) == (weight_decay, clipping)
+    assert [point["optim.lr"] for point in space.initial_points] == [lr]
+    searched = space.parameters["optim.lr"]
+    assert isinstance(searched, Float)
+    assert (searched.low * searched.high) ** 0.5 == pytest.approx(lr)
+    assert isinstance(file.search.scheduler, AshaConfig)
+    assert file.search.scheduler.grace_steps % trial.eval.every == 0
+
+
+@pytest.mark.parametrize("name", [*PAPER, *RECIPES])
 def test_runlocal_passes_all_checks_and_fits_a_laptop(name: str) -> None:
     file = load_config(f"{name}:runlocal")
     assert file.trial.model.name == "tiny-clip"
@@ -78,7 +109,8 @@ def test_runlocal_passes_all_checks_and_fits_a_laptop(name: str) -> None:
     assert file.search.budget.trials == 2
     assert file.search.resources.model_dump(exclude_defaults=True) == {}  # one CPU, no GPU
     assert file.objectives == load_config(name, check=False).objectives
-    assert file.search.space.name == "lipsum_ft"
+    method = name.removeprefix("imagenet_vit_b16_") if name in RECIPES else "lipsum_ft"
+    assert file.trial.method.name == file.search.space.name == method
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("imagenet")])
