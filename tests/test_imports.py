@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.tuning.run_folders import search_file, write_run
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
@@ -47,3 +51,35 @@ def test_in_trainers_only_the_ray_trainer_knows_ray() -> None:
     files = (ROOT / "trainers").rglob("*.py")
     knows = {file.relative_to(ROOT) for file in files if "ray" in set(imported(file))}
     assert knows == RAY_LIVES_IN
+
+
+HEAVY = {"torch", "open_clip", "timm", "mlflow", "matplotlib", "ray"}
+COMMANDS = """
+import contextlib, io, sys
+from cluster.cli import main
+for words in {commands}:
+    sys.argv = ["lipsum-tune", *words]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main()
+    print(*words, *({heavy} & sys.modules.keys()), sep="|")
+"""
+
+
+def test_commands_that_only_read_import_nothing_heavy(images_root: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", search_file(images_root))
+    commands = [
+        ["--help"],
+        ["--version"],
+        ["schema"],
+        ["config", "quickstart"],
+        ["status", str(run)],
+        ["status", str(run), "--json"],
+        ["no-such-command"],
+        ["search", "no-such-file.yaml"],
+        ["plan", "quickstart", "--set", "trial.optim.lrr=1"],
+        ["train", "quickstart", "--set", "trial.optim.lrr=1"],
+        ["zero-shot", "quickstart", "--set", "search.nothing=1"],
+    ]
+    code = COMMANDS.format(commands=commands, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ["|".join(words) for words in commands], done.stderr

@@ -19,7 +19,7 @@ import tuning
 from cluster.cli import app
 from tests.tuning import fakes
 from trainers.config import TrialConfig
-from trainers.evaluation.evaluate import metric_names
+from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED
 from tuning.config.schema import SearchFile
 from tuning.reporting.tables.trials import write_tables

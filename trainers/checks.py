@@ -15,7 +15,9 @@ from trainers.data.schema import Header, check_labels
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, suggestion
 from trainers.methods import check_method_fits
-from trainers.models import ModelConfig, check_activation_checkpointing, check_model
+from trainers.models.activations import check_activation_checkpointing
+from trainers.models.config import ModelConfig
+from trainers.models.loading import check_model
 
 EMBEDDED_DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 

@@ -19,7 +19,7 @@ from trainers.data.suite import Suite, load_suite, resolve_suite
 from trainers.errors import ConfigError, validate
 from trainers.loop.precision import PrecisionName
 from trainers.methods import LipsumFineTuning, MethodConfig, load_plugins
-from trainers.models import ModelConfig
+from trainers.models.config import ModelConfig
 from trainers.overrides import over_trial
 
 

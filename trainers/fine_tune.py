@@ -31,7 +31,8 @@ from trainers.loop.state import (
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
 from trainers.methods import LipsumFineTuning
-from trainers.models import ModelConfig, text_facts
+from trainers.models.config import ModelConfig
+from trainers.models.text import text_facts
 from trainers.texts.random_texts import effective_rank, random_text_moment
 from trainers.weights.averaging import update_average
 

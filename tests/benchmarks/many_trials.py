@@ -48,7 +48,8 @@ from safetensors.numpy import save_file
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.config import DataConfig
 from trainers.data.storage import open_store
-from trainers.evaluation.evaluate import flat_metrics, metric_names
+from trainers.evaluation.evaluate import flat_metrics
+from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage

@@ -47,7 +47,7 @@ from trainers.data.sampler import StepSampler
 from trainers.data.shards import plan_shards, write_shard
 from trainers.data.storage import open_store
 from trainers.data.transforms import normalise
-from trainers.models import ImageInput
+from trainers.models.image import ImageInput
 
 WORKERS, BATCH, SHORT_SIDE = 2, 64, 256
 INPUT = ImageInput(224, (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))

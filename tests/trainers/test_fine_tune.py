@@ -16,7 +16,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, TrainingDiverged
-from trainers.evaluation.evaluate import metric_names
+from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import (
     REPORTED,
     Report,
@@ -24,7 +24,7 @@ from trainers.fine_tune import (
     reported,
 )
 from trainers.loop.state import load_split, start
-from trainers.models import load_clip
+from trainers.models.loading import load_clip
 
 CLOCKS = ("cost/", "train/images_per_s")
 

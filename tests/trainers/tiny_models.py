@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.methods import FineTuning, Method
-from trainers.models import RANDOM, ModelConfig
+from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel
 

@@ -5,7 +5,8 @@
                           header has progress, class names and all reports so far
     training_state.pt     optimizer and everything else that training needs to continue
 
-The weights are written last, so a checkpoint with whole weights is complete.
+The weights are written last, so a checkpoint with whole weights is complete. Commands that list
+checkpoints read headers alone, so torch is imported where tensors are.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, StorageFailed, first_line, system_error, system_words
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
@@ -140,6 +142,8 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Raises:
         ConfigError: they are missing or damaged, or the file does not contain the class names.
     """
+    from safetensors.torch import load_file
+
     _, class_names = saved_shapes(folder)
     return load_file(folder / WEIGHTS), class_names
 
@@ -150,6 +154,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
     Raises:
         StorageFailed: the disk is full, or cannot be written for another reason.
     """
+    import torch
+
     training = {
         **checkpoint.training,
         "progress": dataclasses.asdict(checkpoint.progress),
@@ -183,6 +189,9 @@ def load_checkpoint(
         ConfigError: the checkpoint is incomplete, its two files do not belong together, or it was
             trained on other classes than `class_names` or by an earlier version.
     """
+    import torch
+    from safetensors.torch import load_file
+
     if not (folder / STATE).is_file():
         raise ConfigError(f"no {STATE}; training cannot continue from weights alone", source=folder)
     state = torch.load(folder / STATE, map_location=device, weights_only=True)
@@ -217,6 +226,8 @@ def _write_weights(
     class_names: Sequence[str],
     reports: Sequence[Mapping[str, float]] = (),
 ) -> None:
+    from safetensors.torch import save_file
+
     metadata = {
         "progress": dataclasses.asdict(progress),
         "classes": list(class_names),

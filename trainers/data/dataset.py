@@ -31,7 +31,7 @@ from trainers.data.schema import check_range, class_names_of, metadata_of
 from trainers.data.storage import Store, open_store
 from trainers.data.transforms import CROP_AREA, CROP_PCT, eval_view, train_view
 from trainers.errors import ConfigError
-from trainers.models import ImageInput
+from trainers.models.image import ImageInput
 from trainers.seeding import generator
 
 KEEP_BYTES = 1 << 29

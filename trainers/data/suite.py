@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from open_clip import IMAGENET_CLASSNAMES
 from pydantic import BeforeValidator, Field, field_validator
 
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.texts import spoken
-from trainers.texts.prompts import TEMPLATES, Prompts
+from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
 
 SHOWN = 3
 """Names that a message lists before it only counts the others."""
@@ -115,7 +114,8 @@ class Suite(Frozen):
     @property
     def all_templates(self) -> tuple[str, ...]:
         """The templates themselves."""
-        return TEMPLATES[self.templates] if isinstance(self.templates, str) else self.templates
+        given = self.templates
+        return named_templates(given) if isinstance(given, str) else given
 
     def rule(self, domain: str) -> DomainRule:
         """Rules of a domain; the default if the suite has none."""
@@ -245,6 +245,8 @@ def packaged_suites() -> dict[str, str]:
 
 def imagenet_names() -> dict[str, str]:
     """Open_clip's names of ImageNet's 1000 classes, by WordNet id."""
+    from open_clip import IMAGENET_CLASSNAMES
+
     from trainers.data.formats.imagenet import wordnet_ids
 
     return dict(zip(wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))

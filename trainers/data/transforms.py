@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from trainers.models import ImageInput
+from trainers.models.image import ImageInput
 
 CROP_AREA = (0.08, 1.0)
 """Share of the image's area that a random crop covers, by default."""

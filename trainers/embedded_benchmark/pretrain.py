@@ -34,7 +34,10 @@ from trainers.embedded_benchmark.captions import caption
 from trainers.embedded_benchmark.classes import all_class_drawings
 from trainers.embedded_benchmark.drawings import Drawing, all_drawings
 from trainers.embedded_benchmark.render import DOMAINS, render
-from trainers.models import Vocabulary, encode_tokens, image_input, tiny_clip
+from trainers.models import tiny_clip
+from trainers.models.image import image_input
+from trainers.models.text import encode_tokens
+from trainers.models.tokenizers import Vocabulary
 from trainers.seeding import generator
 from trainers.texts import spoken
 from trainers.texts.random_texts import effective_rank, random_texts

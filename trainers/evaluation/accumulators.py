@@ -22,9 +22,6 @@ from trainers.evaluation.calibration import (
     temperature_index,
 )
 
-MEASURES = ("acc", "class_acc", "nll", "ece", "ece_scaled", "energy_gap", "feature_distortion")
-"""Measures of a domain in reports."""
-
 
 @dataclass(frozen=True)
 class DomainSums:

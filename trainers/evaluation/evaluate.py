@@ -7,7 +7,7 @@ calibration errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,9 @@ from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
-from trainers.evaluation.accumulators import MEASURES, DomainSums
+from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.metrics import flat_metrics, temperature_name
-from trainers.models import ImageInput
+from trainers.models.image import ImageInput
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,3 @@ def summarise(
         temperature = by_domain[data.id_domain].temperature
     measures = {domain: sums.measures(temperature) for domain, sums in by_domain.items()}
     return flat_metrics(measures, data, split) | {temperature_name(split): temperature}
-
-
-def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
-    """The names of the metrics that `summarise` returns if features are compared."""
-    blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
-    return (*flat_metrics(blank, data, split), temperature_name(split))

@@ -72,6 +72,9 @@ ID_ACC = str(MetricKey("val", ID, "acc"))
 OOD_MEAN_ACC = str(MetricKey("val", MEAN_OOD, "acc"))
 MEAN_ACC = str(MetricKey("val", MEAN_ID_OOD, "acc"))
 
+MEASURES = ("acc", "class_acc", "nll", "ece", "ece_scaled", "energy_gap", "feature_distortion")
+"""Measures of a domain in reports."""
+
 
 class Domains(Protocol):
     """The ID domain and its shifts, as `DataConfig` has them."""
@@ -111,3 +114,9 @@ def flat_metrics(
 def temperature_name(split: str) -> str:
     """Name of the calibration temperature in reports."""
     return str(MetricKey(split, ID, "temperature"))
+
+
+def metric_names(data: Domains, split: str = "val") -> Sequence[str]:
+    """The names of the metrics of an evaluation whose features are compared."""
+    blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
+    return (*flat_metrics(blank, data, split), temperature_name(split))

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainers.models import blocks
+from trainers.models.activations import blocks
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import torch
-from torch.amp.grad_scaler import GradScaler
+if TYPE_CHECKING:
+    import torch
+    from torch.amp.grad_scaler import GradScaler
 
 PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -23,6 +24,8 @@ class Precision:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the encoders' matrix products."""
+        import torch
+
         if self.name == "auto":
             has_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
             return torch.bfloat16 if has_bf16 else torch.float32
@@ -30,6 +33,8 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within the block, suitable operations are computed in `dtype`."""
+        import torch
+
         lower = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if lower else None, enabled=lower)
 
@@ -38,4 +43,7 @@ class Precision:
 
         A step whose gradients overflow is skipped, and the scale is halved.
         """
+        import torch
+        from torch.amp.grad_scaler import GradScaler
+
         return GradScaler(self.device.type, enabled=self.dtype == torch.float16)

@@ -29,7 +29,7 @@ from trainers.evaluation.zero_shot_drift import DriftReference
 from trainers.loop.distributed import as_sharded, gather, shard, world
 from trainers.loop.precision import Precision
 from trainers.methods import Trained, Weights, check_method_fits
-from trainers.models import keep_no_activations
+from trainers.models.activations import keep_no_activations
 from trainers.models.student import Outputs, Student
 from trainers.models.text_head import heads_of
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot

@@ -2,6 +2,9 @@
 
 A method is an immutable value: its own configuration. The state of training (weights, their
 average, the optimiser) belongs to the loop.
+
+The modules of methods are part of every configuration, so they import torch in the functions that
+compute: commands that only read a configuration start in a second.
 """
 
 from __future__ import annotations
@@ -14,20 +17,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from trainers.config_model import Frozen
-from trainers.models import ModelConfig, TextFacts, text_facts
-from trainers.models.student import Outputs, Student
 from trainers.seeding import generator
 from trainers.texts.prompts import Prompts
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainers.models.config import ModelConfig
+    from trainers.models.student import Outputs, Student
+    from trainers.models.text import TextFacts
     from trainers.models.zero_shot import ZeroShotModel
 
-Weights: TypeAlias = Mapping[str, Tensor]
+Weights: TypeAlias = "Mapping[str, Tensor]"
 """Trained parameters by their names in the student."""
 
 Texts: TypeAlias = Sequence[Sequence[str]]
@@ -235,18 +238,22 @@ class Method(Frozen, ABC):
 
 def check_method_fits(method: Method, model: ModelConfig) -> None:
     """Raise a `ConfigError` if the method does not work with the model; no weights are loaded."""
+    from trainers.models.text import text_facts
+
     method.check(text_facts(model))
     method.check_model(model)
 
 
 def cross_entropy(batch: Batch) -> Tensor:
     """The task term of a classifier: the mean cross-entropy of the student's logits, a scalar."""
+    from torch.nn import functional
+
     return functional.cross_entropy(batch.student.logits, batch.labels)
 
 
 def zero(like: Tensor) -> Tensor:
     """A regulariser of 0."""
-    return torch.zeros((), dtype=like.dtype, device=like.device)
+    return like.new_zeros(())
 
 
 def scheduled(weight: float, schedule: Schedule, step: Step) -> float:
@@ -261,6 +268,8 @@ def scheduled(weight: float, schedule: Schedule, step: Step) -> float:
 
 def kl_divergence(of_logits: Tensor, from_logits: Tensor) -> Tensor:
     """``KL(softmax(of_logits) || softmax(from_logits))``, the mean over the rows, a scalar."""
+    from torch.nn import functional
+
     return functional.kl_div(
         from_logits.log_softmax(dim=-1),
         of_logits.log_softmax(dim=-1),

@@ -15,13 +15,15 @@ direction of the divergence and the weight 1 come from that of others.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, kl_divergence, zero
 from trainers.methods.registry import register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("car_ft")

@@ -24,19 +24,20 @@ reproduced.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from trainers.errors import ConfigError
 from trainers.methods.base import Batch, Loss, Step, Weights, zero
 from trainers.methods.flyp import ContrastiveMethod, contrastive_loss, similarities
 from trainers.methods.registry import register_method
-from trainers.models import ModelConfig, skeleton
-from trainers.models.student import Outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.config import ModelConfig
+    from trainers.models.student import Outputs
 
 MOMENTUM = (0.05, 0.9)
 """Momentum of the average at the first step, and after its rise."""
@@ -83,6 +84,8 @@ class CaRot(ContrastiveMethod):
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no linear projection."""
+        from trainers.models.loading import skeleton
+
         if self.orthogonality_weight or self.cross_weight:
             projections(
                 {
@@ -102,6 +105,8 @@ class CaRot(ContrastiveMethod):
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The contrastive loss, plus all other terms with their weights as the regulariser."""
+        import torch
+
         scores = similarities(batch.student)
         task = contrastive_loss(scores)
         reg = zero(task)
@@ -110,7 +115,7 @@ class CaRot(ContrastiveMethod):
             reg = reg + self.orthogonality_weight * distance_from_orthogonal(image)
             reg = reg + self.cross_weight * torch.linalg.matrix_norm(image @ text.T)
         if self.needs_average and step.number > 0:
-            teacher = similarities(cast(Outputs, batch.average))
+            teacher = similarities(cast("Outputs", batch.average))
             reg = reg + self.distillation_weight * distillation(teacher, scores)
         return Loss(task=task, reg=reg)
 
@@ -138,11 +143,15 @@ def projections(weights: Weights) -> tuple[Tensor, Tensor]:
 
 def distance_from_orthogonal(projection: Tensor) -> Tensor:
     """``||W' W - I||_F`` of W (width, D), a scalar."""
+    import torch
+
     identity = torch.eye(projection.shape[1], dtype=projection.dtype, device=projection.device)
     return torch.linalg.matrix_norm(projection.T @ projection - identity)
 
 
 def distillation(teacher: Tensor, student: Tensor) -> Tensor:
     """Soft cross-entropies of two sets of scores (B, B), by rows plus by columns, a scalar."""
+    from torch.nn import functional
+
     by_rows = functional.cross_entropy(student, teacher.softmax(dim=-1))
     return by_rows + functional.cross_entropy(student.T, teacher.T.softmax(dim=-1))

@@ -20,16 +20,16 @@ compare the images of the whole batch, those of all workers, with each other's t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
-
-import torch
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING, Literal
 
 from trainers.methods.base import Batch, Loss, Method, Step, StepRandom, Texts, zero
 from trainers.methods.registry import register_method
-from trainers.models.student import Outputs, Student
 from trainers.texts.prompts import Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.student import Outputs, Student
 
 
 class ContrastiveMethod(Method):
@@ -93,5 +93,8 @@ def contrastive_loss(scores: Tensor) -> Tensor:
     Args:
         scores: (B, B), as `similarities` returns them.
     """
+    import torch
+    from torch.nn import functional
+
     own = torch.arange(len(scores), device=scores.device)
     return (functional.cross_entropy(scores, own) + functional.cross_entropy(scores.T, own)) / 2

@@ -12,15 +12,15 @@ AdamW's moments like any other gradient. The value that Lipsum-FT's authors used
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from trainers.loop.distributed import whole
 from trainers.methods.base import Batch, Loss, Method, Step, Weights, cross_entropy, zero
 from trainers.methods.registry import register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("l2_sp")
@@ -41,6 +41,10 @@ class L2SP(Method):
 
 def squared_distance(weights: Weights, initial: Weights) -> Tensor:
     """``sum_k ||theta_k - theta0_k||^2``, a scalar."""
+    import torch
+
+    from trainers.loop.distributed import whole
+
     return torch.stack(
         [whole((value - initial[name]).square().sum()) for name, value in weights.items()]
     ).sum()

@@ -24,11 +24,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor
 
 from trainers.errors import ConfigError
 from trainers.methods.base import (
@@ -42,8 +40,6 @@ from trainers.methods.base import (
     zero,
 )
 from trainers.methods.registry import register_method
-from trainers.models import TextFacts
-from trainers.models.zero_shot import ZeroShotModel
 from trainers.seeding import generator
 from trainers.texts.random_texts import (
     digest,
@@ -51,6 +47,12 @@ from trainers.texts.random_texts import (
     random_text_moment,
     read_texts,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.text import TextFacts
+    from trainers.models.zero_shot import ZeroShotModel
 
 TEXTS_OF_MOMENT = 16_384
 """Number of random texts from which the expected second moment is estimated."""
@@ -160,6 +162,8 @@ class LipsumFineTuning(Method):
 
     def _text_features(self, step: Step) -> Tensor:
         """Features (M, D) of the texts of this step."""
+        import torch
+
         if self.text_source == "file":
             every = _features_of_file(step.zero_shot, str(self.texts_file))
             drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
@@ -172,6 +176,8 @@ class LipsumFineTuning(Method):
 
     def _moment(self, step: Step) -> Tensor:
         """The second moment C (D, D)."""
+        import torch
+
         if self.text_source == "isotropic":
             width = step.zero_shot.head.shape[1]
             return torch.eye(width, device=step.zero_shot.device) / width
@@ -213,6 +219,8 @@ def _fixed_features(zero_shot: ZeroShotModel, count: int, length: int, seed: int
 
 @lru_cache(maxsize=1)
 def _features_of_file(zero_shot: ZeroShotModel, path: str) -> Tensor:
+    import torch
+
     texts = read_texts(Path(path))
     parts = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
     return torch.cat(

@@ -31,19 +31,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
 
 from trainers.methods.base import Batch, Loss, Step, StepRandom, Trained, Weights, zero
 from trainers.methods.flyp import ContrastiveMethod, similarities
 from trainers.methods.registry import register_method
-from trainers.models import ModelConfig, skeleton
-from trainers.models.adapters import Adapters
-from trainers.models.student import Student, TextTower
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.adapters import Adapters
+    from trainers.models.config import ModelConfig
+    from trainers.models.student import Student
 
 
 @register_method("r_adapter")
@@ -70,7 +71,9 @@ class ResidualAdapter(ContrastiveMethod):
     @contextmanager
     def during_step(self, student: Student, draw: StepRandom) -> Iterator[None]:
         """Scale each adapter by 0 with probability p, else by 1 / (1 - p)."""
-        both = cast(tuple[Adapters, Adapters], (student.visual_adapters, student.text_adapters))
+        import torch
+
+        both = cast("tuple[Adapters, Adapters]", (student.visual_adapters, student.text_adapters))
         if not self.drop_rate:
             yield
             return
@@ -86,9 +89,13 @@ class ResidualAdapter(ContrastiveMethod):
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise a `ConfigError` if an encoder has no transformer blocks."""
-        clip = skeleton(model)
+        from trainers.models.adapters import Adapters
+        from trainers.models.loading import skeleton
+        from trainers.models.student import TextTower
+
+        clip: Any = skeleton(model)
         for encoder in (clip.visual, TextTower(clip)):
-            Adapters(cast(nn.Module, encoder))
+            Adapters(encoder)
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """The multi-positive contrastive loss with its margin; its regulariser is 0."""
@@ -115,6 +122,9 @@ def multi_positive_loss(
     `margin` is added to the scores of other classes; `label_smoothing`, eps, is 0 for a batch of a
     single class.
     """
+    import torch
+    from torch.nn import functional
+
     same = labels[:, None] == labels
     positives = same.sum(dim=1, keepdim=True).to(scores)
     negatives = len(labels) - positives

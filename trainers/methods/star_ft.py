@@ -27,11 +27,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import yaml
 from pydantic import Field
-from torch import Tensor
 
 from trainers.methods.base import (
     Batch,
@@ -48,8 +47,12 @@ from trainers.methods.base import (
 )
 from trainers.methods.flyp import contrastive_loss, similarities
 from trainers.methods.registry import register_method
-from trainers.models.student import Outputs, Student
 from trainers.texts.prompts import Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.student import Outputs, Student
 
 Attributes: TypeAlias = Literal["background", "texture", "resolution"]
 
@@ -118,7 +121,7 @@ def spurious_divergence(batch: Batch) -> Tensor:
     Spurious texts are the last kind. A student without a text encoder uses the zero-shot model's
     features of them.
     """
-    zero_shot, student = cast(Outputs, batch.zero_shot), batch.student
+    zero_shot, student = cast("Outputs", batch.zero_shot), batch.student
     if len(student.text_features) == 0:
         student = student._replace(text_features=zero_shot.text_features)
     before = similarities(zero_shot, SPURIOUS)

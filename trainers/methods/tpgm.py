@@ -19,16 +19,16 @@ are optimistic; compare it on the OOD domains and on the test splits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from trainers.loop.distributed import averaged
 from trainers.methods.base import Trained, Weights
 from trainers.methods.ft import PlainFineTuning
 from trainers.methods.registry import register_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("tpgm")
@@ -67,6 +67,10 @@ def project(
 
     `id_loss` is a differentiable loss of weights, called once a step of Adam.
     """
+    import torch
+
+    from trainers.loop.distributed import averaged
+
     change = {name: value - initial[name] for name, value in weights.items()}
     shares = torch.full((len(change),), 0.5, device=next(iter(change.values())).device)
     optimizer = torch.optim.Adam([shares.requires_grad_()], lr=lr)

@@ -17,7 +17,6 @@ from pydantic import Field
 from trainers.methods.base import Trained, Weights
 from trainers.methods.ft import PlainFineTuning
 from trainers.methods.registry import register_method
-from trainers.weights.averaging import interpolate
 
 
 @register_method("wise_ft")
@@ -30,6 +29,6 @@ class WiseFineTuning(PlainFineTuning):
 
     def eval_weights(self, trained: Trained) -> Weights:
         """The interpolated weights."""
-        if self.alpha == 1:
-            return trained.weights
+        from trainers.weights.averaging import interpolate
+
         return interpolate(trained.initial, trained.weights, self.alpha)

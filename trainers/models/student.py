@@ -16,8 +16,9 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from trainers.models import encode_tokens, ends_at_the_end_token, pooled_features
 from trainers.models.adapters import Adapters
+from trainers.models.image import pooled_features
+from trainers.models.text import encode_tokens, ends_at_the_end_token
 from trainers.models.zero_shot import ZeroShotModel
 
 NOT_TRAINED = ("text_decoder.", "logit_bias")

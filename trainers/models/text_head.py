@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainers.models import Architecture, encode_tokens, ends_at_the_end_token
+from trainers.models.architecture import Architecture
+from trainers.models.text import encode_tokens, ends_at_the_end_token
 from trainers.texts.prompts import Prompts
 
 FORMAT = 3

@@ -9,19 +9,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from trainers.models import (
-    ImageInput,
-    ModelConfig,
-    TextFacts,
-    architecture,
-    create_clip,
-    encode_tokens,
-    image_input,
-    load_tokenizer,
-    pooled_features,
-    text_facts,
-)
+from trainers.models.architecture import architecture
+from trainers.models.config import ModelConfig
+from trainers.models.image import ImageInput, image_input, pooled_features
+from trainers.models.loading import create_clip
+from trainers.models.text import TextFacts, encode_tokens, text_facts
 from trainers.models.text_head import cached_heads, tokenize_short
+from trainers.models.tokenizers import load_tokenizer
 from trainers.texts.prompts import Prompts
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 
-from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+TEMPLATES = ("openai_imagenet", "simple_imagenet")
+"""Names of templates: the 80 of CLIP's authors, and the 7 that they found nearly as good."""
 
-TEMPLATES: dict[str, tuple[str, ...]] = {
-    "openai_imagenet": tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES),
-    "simple_imagenet": tuple(template("{}") for template in SIMPLE_IMAGENET_TEMPLATES),
-}
-"""Templates by name: the 80 of CLIP's authors, and the 7 that they found nearly as good."""
+
+@cache
+def named_templates(name: str = "openai_imagenet") -> tuple[str, ...]:
+    """The templates of one of these names, each with one `{}`."""
+    import open_clip
+
+    return tuple(template("{}") for template in getattr(open_clip, f"{name.upper()}_TEMPLATES"))
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Prompts:
 
     names: tuple[str, ...]
     """(K,) class names as used in prompts, in the order of the classes."""
-    templates: tuple[str, ...] = TEMPLATES["openai_imagenet"]
+    templates: tuple[str, ...] = field(default_factory=named_templates)
     """Each with one `{}`."""
 
     def of(self, name: str) -> list[str]:

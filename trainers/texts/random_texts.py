@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from trainers.errors import ConfigError
-from trainers.models import Vocabulary
-from trainers.models.zero_shot import ZeroShotModel
 from trainers.seeding import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.models.tokenizers import Vocabulary
+    from trainers.models.zero_shot import ZeroShotModel
 
 PART = 1024
 """Random texts that are encoded at once for the second moment."""
@@ -27,6 +30,8 @@ def random_texts(
     Tokens are uniform over the ordinary ones of the vocabulary. There is no padding: the sequence
     is exactly as long as its tokens.
     """
+    import torch
+
     ids = vocabulary.ids
     drawn = generator(seed, "random texts", step).integers(
         0, len(ids), size=(count, length), dtype=np.int64
@@ -63,6 +68,8 @@ def random_text_moment(
 
     The last result is kept.
     """
+    import torch
+
     parts = [
         second_moment(random_text_features(zero_shot, PART, length, seed=seed, step=part))
         for part in range(count // PART)

@@ -17,12 +17,13 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainers.models import TINY_CLIP, ModelConfig, architecture, load_clip, load_tokenizer
-from trainers.models.architecture import PREPROCESSING
+from trainers.models.architecture import PREPROCESSING, architecture
 from trainers.models.byte_pair import merges_of, packed
+from trainers.models.config import TINY_CLIP, ModelConfig
 from trainers.models.hub import CONFIG
+from trainers.models.loading import load_clip
 from trainers.models.text_head import cached_heads, zero_shot_heads
-from trainers.models.tokenizers import FileTokenizer
+from trainers.models.tokenizers import FileTokenizer, load_tokenizer
 from trainers.texts.prompts import Prompts
 from trainers.weights.averaging import interpolate
 

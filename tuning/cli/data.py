@@ -148,10 +148,12 @@ def zero_shot(
     """
     from trainers.errors import ConfigError
     from tuning.config.validation import load_config
+
+    file = load_config(config, set_ or (), check=False)
+    # With torch, after mistakes in the configuration were reported.
     from tuning.zero_shot.evaluate import PUBLISHED, expectations, measure
     from tuning.zero_shot.report import causes, not_compared, zero_shot_table
 
-    file = load_config(config, set_ or (), check=False)
     trial = file.trial
     which = split or ("test" if expect == PUBLISHED else "val")
     console = Console()

@@ -23,12 +23,14 @@ def train(
 
     Example: lipsum-tune train quickstart --set trial.optim.lr=1e-4 --output trained
     """
-    from trainers.data.data_root import resolve_root
-    from trainers.fine_tune import fine_tune
     from tuning.config.validation import load_trial
-    from tuning.weights.sources import write_trial
 
     trial = load_trial(config, set_ or ())
+    # With torch, after mistakes in the configuration were reported.
+    from trainers.data.data_root import resolve_root
+    from trainers.fine_tune import fine_tune
+    from tuning.weights.sources import write_trial
+
     resolve_root(trial.data.root, progress=True)
     for report in fine_tune(trial):
         figures = "  ".join(

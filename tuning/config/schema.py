@@ -20,7 +20,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
-from trainers.evaluation.evaluate import metric_names
+from trainers.evaluation.metrics import metric_names
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.search_space import SpaceConfig, resolve_space
 from tuning.runs.records import METHOD_KEY

@@ -14,13 +14,11 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from search_spaces import Categorical, SearchSpace
-from trainers.checks import check_trial, check_trials
 from trainers.config import TrialConfig
 from trainers.config_model import Frozen
 from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, suggestion, validate
-from trainers.evaluation.evaluate import metric_names
-from trainers.fine_tune import reported
+from trainers.evaluation.metrics import metric_names
 from trainers.redact import has_password
 from tuning.config.loading import read_layers
 from tuning.config.schema import NoSchedulerConfig, SearchFile, with_plugins
@@ -75,6 +73,8 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
     """
     name, values = read_layers(source, overrides)
     trial = validate(_TrialFile, values, name).trial
+    from trainers.checks import check_trial  # with torch
+
     try:
         check_trial(trial)
     except ConfigError as error:
@@ -84,6 +84,9 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
 
 def check_search(file: SearchFile) -> None:
     """Raise a ConfigError for everything that is known to fail before a worker starts."""
+    # Commands that show a configuration or a run start without torch.
+    from trainers.checks import check_trials
+
     check_settings(file)
     space = file.search_space()
     method: str | None = None
@@ -164,6 +167,8 @@ def check_settings(file: SearchFile) -> None:
 
 
 def _check_objective(file: SearchFile) -> None:
+    from trainers.fine_tune import reported
+
     key = "search.objective.metric"
     known = [*metric_names(file.trial.data), *reported(file.trial.model)]
     for objective in file.objectives:

@@ -15,8 +15,6 @@ from rich.text import Text
 
 from trainers.errors import storage_failures
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, MetricKey
-from tuning.reporting.figures.id_vs_ood import figure
-from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
 from tuning.reporting.formatting import (
     format_params,
     format_percent,
@@ -62,6 +60,10 @@ def figures(
     Raises:
         StorageFailed: the disk is full or fails.
     """
+    # Matplotlib takes longer to import than a leaderboard to make.
+    from tuning.reporting.figures.id_vs_ood import figure
+    from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
+
     folder = run_folder / "report"
     with storage_failures(folder, "cannot be written"):
         found = wise_figure(search, records, folder / WISE_FIGURE)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
-from trainers.models import image_input
+from trainers.models.image import image_input
 from trainers.weights.export import classifier, write_open_clip
 from tuning.checkpoints.files import fetched
 from tuning.weights.model_card import model_card

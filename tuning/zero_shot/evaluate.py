@@ -22,7 +22,7 @@ from trainers.errors import ConfigError, did_you_mean
 from trainers.evaluation.evaluate import evaluate
 from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
-from trainers.models import check_model
+from trainers.models.loading import check_model
 from trainers.models.zero_shot import load_zero_shot
 
 PUBLISHED = "published"

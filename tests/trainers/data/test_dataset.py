@@ -22,7 +22,7 @@ from trainers.data.sampler import StepSampler
 from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
-from trainers.models import ImageInput
+from trainers.models.image import ImageInput
 
 CLASSES = ["cat", "dog", "eel"]
 LABELS = [0, 1, 2, 2, 1, 0, 1]

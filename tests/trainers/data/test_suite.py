@@ -12,7 +12,7 @@ from trainers.data.formats.domainnet import domainnet_classes
 from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suites
 from trainers.errors import ConfigError, validate
-from trainers.texts.prompts import TEMPLATES
+from trainers.texts.prompts import named_templates
 
 OWN: dict[str, Any] = {
     "name": "products",
@@ -63,7 +63,7 @@ def test_class_names_are_spoken_unless_a_suite_says_otherwise() -> None:
     assert data.rules.prompts(("aircraft_carrier", "t-shirt")).names == (
         "aircraft carrier", "t shirt",
     )  # fmt: skip
-    assert data.rules.all_templates == TEMPLATES["openai_imagenet"]
+    assert data.rules.all_templates == named_templates()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from trainers.data.transforms import _random_crop, eval_view, normalise, train_view
-from trainers.models import ImageInput
+from trainers.models.image import ImageInput
 from trainers.seeding import generator
 
 

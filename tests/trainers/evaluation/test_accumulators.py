@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.trainers import measures_by_hand as by_hand
-from trainers.evaluation.accumulators import MEASURES, DomainSums
+from trainers.evaluation.accumulators import DomainSums
+from trainers.evaluation.metrics import MEASURES
 
 NONE = torch.zeros(0)
 

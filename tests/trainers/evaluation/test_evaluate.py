@@ -24,16 +24,10 @@ from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
-from trainers.evaluation.accumulators import MEASURES, DomainSums
-from trainers.evaluation.evaluate import (
-    Drift,
-    evaluate,
-    flat_metrics,
-    image_features,
-    metric_names,
-    summarise,
-)
-from trainers.models import ImageInput
+from trainers.evaluation.accumulators import DomainSums
+from trainers.evaluation.evaluate import Drift, evaluate, flat_metrics, image_features, summarise
+from trainers.evaluation.metrics import MEASURES, metric_names
+from trainers.models.image import ImageInput
 
 INPUT = ImageInput(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CPU = torch.device("cpu")

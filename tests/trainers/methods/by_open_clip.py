@@ -16,7 +16,9 @@ from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
 from trainers.loop.state import TrainState, load_split, open_images, start
 from trainers.loop.step import Stepper
-from trainers.models import ModelConfig, image_input, load_clip
+from trainers.models.config import ModelConfig
+from trainers.models.image import image_input
+from trainers.models.loading import load_clip
 
 TEMPLATES = ("a photo of a {}.", "a sketch of a {}.", "one {}")
 SUITE = {"id_domain": "real", "ood_domains": ["sketch"], "templates": TEMPLATES}

@@ -20,10 +20,12 @@ from tests.trainers.methods.by_hand import (
 )
 from trainers.config import TrialConfig
 from trainers.methods import Batch, ContextAwareFineTuning
-from trainers.models import ModelConfig, load_clip, load_tokenizer
 from trainers.models import text_head as heads
+from trainers.models.config import ModelConfig
+from trainers.models.loading import load_clip
+from trainers.models.tokenizers import load_tokenizer
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.prompts import TEMPLATES, Prompts
+from trainers.texts.prompts import Prompts, named_templates
 
 LABELS = [0, 2, 1, 1]
 
@@ -45,7 +47,7 @@ def test_a_context_is_the_mean_of_its_texts_over_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(heads, "TEXTS_A_BATCH", 14)  # two classes at once, then the third
-    prompts = Prompts(("cat", "a much longer name", "bus"), TEMPLATES["simple_imagenet"])
+    prompts = Prompts(("cat", "a much longer name", "bus"), named_templates("simple_imagenet"))
     clip, tokenizer = load_clip(ModelConfig()), load_tokenizer(ModelConfig())
     found = heads.zero_shot_heads(clip, tokenizer, prompts).contexts.numpy()
     assert len(found) == 7

@@ -15,7 +15,8 @@ from tests.trainers.tiny_models import KINDS, random_model, student_of, write_co
 from trainers.errors import ConfigError
 from trainers.methods import CaRot, ContrastiveFineTuning, check_method_fits
 from trainers.methods.carot import projections
-from trainers.models import RANDOM, ModelConfig, pooled_features
+from trainers.models.config import RANDOM, ModelConfig
+from trainers.models.image import pooled_features
 from trainers.models.student import Outputs
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.texts.prompts import Prompts

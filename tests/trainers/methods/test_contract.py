@@ -21,12 +21,15 @@ from tests.trainers.methods.contract import CLOCKS, configured, untimed
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.transforms import normalise
-from trainers.evaluation.evaluate import evaluate, metric_names
+from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED, fine_tune
 from trainers.loop.state import TrainState, id_classes, load_split, open_images, start
 from trainers.methods import METHODS
-from trainers.models import image_input, load_clip, load_tokenizer
+from trainers.models.image import image_input
+from trainers.models.loading import load_clip
 from trainers.models.text_head import zero_shot_heads
+from trainers.models.tokenizers import load_tokenizer
 from trainers.texts.prompts import Prompts
 
 NAMES = sorted(METHODS)

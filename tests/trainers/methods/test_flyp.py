@@ -13,7 +13,7 @@ from tests.trainers.methods.by_hand import at, contrastive, differences, outputs
 from trainers.methods import CaRot, ContrastiveFineTuning, Method, ResidualAdapter, StepRandom
 from trainers.methods.flyp import random_captions
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.prompts import TEMPLATES, Prompts
+from trainers.texts.prompts import Prompts, named_templates
 
 FLYP = ContrastiveFineTuning()
 
@@ -56,7 +56,7 @@ def test_matching_texts_have_a_small_loss(
 
 
 def test_captions_put_the_class_in_every_template() -> None:
-    prompts = Prompts(("cat", "dog"), TEMPLATES["simple_imagenet"])
+    prompts = Prompts(("cat", "dog"), named_templates("simple_imagenet"))
     labels = [i % 2 for i in range(700)]
     captions = random_captions(labels, prompts, StepRandom(seed=0, step=3, batch_size=700))
     for label, caption in zip(labels, captions, strict=True):

@@ -19,7 +19,8 @@ from tests.trainers.methods.by_hand import unit_rows as rows_of
 from trainers.errors import ConfigError
 from trainers.methods import Batch, FineTuning, LipsumFineTuning, Loss, check_method_fits, lipsum_ft
 from trainers.methods.lipsum_ft import energy_gap
-from trainers.models import ModelConfig, Vocabulary
+from trainers.models.config import ModelConfig
+from trainers.models.tokenizers import Vocabulary
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import (
     digest,

@@ -15,7 +15,7 @@ from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
-from trainers.models import load_clip
+from trainers.models.loading import load_clip
 from trainers.weights.export import classifier, write_open_clip
 
 PLUGIN = str(Path(__file__).with_name("lora.py"))

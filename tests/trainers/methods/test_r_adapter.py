@@ -15,7 +15,7 @@ from tests.trainers.methods.by_hand import at, contrastive, differences, log_sof
 from tests.trainers.tiny_models import random_model, student_of
 from trainers.errors import ConfigError
 from trainers.methods import ResidualAdapter, Trained, Weights, check_method_fits
-from trainers.models import RANDOM, ModelConfig
+from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.weights.averaging import swapped_in

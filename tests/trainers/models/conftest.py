@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from tests.trainers.tiny_models import random_model
-from trainers.models import load_clip
+from trainers.models.loading import load_clip
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,9 @@ from tests.trainers.curves import curve, short
 from trainers.checks import check_trial
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
-from trainers.models import ModelConfig, blocks, keep_no_activations, pooled_features
+from trainers.models.activations import blocks, keep_no_activations
+from trainers.models.config import ModelConfig
+from trainers.models.image import pooled_features
 from trainers.models.student import TextTower
 
 KINDS = ("clip", "custom-text", "bidirectional", "coca", "timm")

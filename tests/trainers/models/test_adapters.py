@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
-from trainers.models import RANDOM, ModelConfig, pooled_features
 from trainers.models.adapters import GAIN, Adapters
+from trainers.models.config import RANDOM, ModelConfig
+from trainers.models.image import pooled_features
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.texts.prompts import Prompts

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
 from trainers.errors import ConfigError
-from trainers.models import ModelConfig, check_model, load_clip
+from trainers.models.config import ModelConfig
+from trainers.models.loading import check_model, load_clip
 
 
 @pytest.fixture(autouse=True)

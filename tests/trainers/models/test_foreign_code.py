@@ -33,7 +33,9 @@ class EvilModel(BertModel):
 LOAD = """
 import logging, sys
 from trainers.errors import ConfigError
-from trainers.models import ModelConfig, check_model, create_clip, load_tokenizer
+from trainers.models.config import ModelConfig
+from trainers.models.loading import check_model, create_clip
+from trainers.models.tokenizers import load_tokenizer
 logging.basicConfig()
 model = ModelConfig.model_validate_json(sys.argv[1])
 for step in (check_model, load_tokenizer, create_clip):

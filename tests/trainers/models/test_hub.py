@@ -17,8 +17,9 @@ from safetensors.torch import save
 
 from tests.trainers.tiny_models import KINDS
 from trainers.errors import ConfigError
-from trainers.models import ModelConfig, architecture, check_model, load_clip
-from trainers.models.architecture import _from_hub
+from trainers.models.architecture import _from_hub, architecture
+from trainers.models.config import ModelConfig
+from trainers.models.loading import check_model, load_clip
 
 REPOSITORY = "org/tiny"
 

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
 from trainers.errors import ConfigError
-from trainers.models import ModelConfig, check_model, image_input, load_clip, skeleton, tiny_clip
+from trainers.models import tiny_clip
+from trainers.models.config import ModelConfig
+from trainers.models.image import image_input
+from trainers.models.loading import check_model, load_clip, skeleton
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,7 @@ def test_preprocessing_is_the_models_own(tmp_path: Path) -> None:
 
 
 def test_weights_from_a_file_are_preprocessed_as_the_tags(tmp_path: Path) -> None:
-    from trainers.models import architecture
+    from trainers.models.architecture import architecture
 
     model = ModelConfig(name="ViT-B-16-SigLIP", pretrained=str(tmp_path / "mine.safetensors"))
     preprocessing = architecture(model).preprocessing

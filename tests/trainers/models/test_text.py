@@ -12,16 +12,11 @@ from torch import nn
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
 from trainers.errors import ConfigError
-from trainers.models import (
-    ModelConfig,
-    TextFacts,
-    Vocabulary,
-    encode_tokens,
-    ends_at_the_end_token,
-    load_clip,
-    text_facts,
-    tiny_clip,
-)
+from trainers.models import tiny_clip
+from trainers.models.config import ModelConfig
+from trainers.models.loading import load_clip
+from trainers.models.text import TextFacts, encode_tokens, ends_at_the_end_token, text_facts
+from trainers.models.tokenizers import Vocabulary
 from trainers.texts.random_texts import random_texts
 
 TINY = Vocabulary(2046, 2047, range(2046))

@@ -15,16 +15,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from tests.trainers.tiny_models import KINDS, write_config
 from trainers.errors import ConfigError
-from trainers.models import (
-    ModelConfig,
-    check_model,
-    encode_tokens,
-    load_clip,
-    load_tokenizer,
-    text_facts,
-)
 from trainers.models.architecture import TOKENIZER_KEYWORDS
 from trainers.models.byte_pair import byte_pair_tokenizer, clip_merges, merges_of, packed
+from trainers.models.config import ModelConfig
+from trainers.models.loading import check_model, load_clip
+from trainers.models.text import encode_tokens, text_facts
+from trainers.models.tokenizers import load_tokenizer
 from trainers.texts.random_texts import random_texts
 
 TEXTS = ["a photo of a cat.", "Two dogs & a bird's nest, 1984!", "x" * 200, ""]

@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainers.tiny_models import random_model
-from trainers.models import (
-    ModelConfig,
-    architecture,
-    load_clip,
-    load_tokenizer,
-    text_head,
-    tiny_clip,
-)
+from trainers.models import text_head, tiny_clip
+from trainers.models.architecture import architecture
+from trainers.models.config import ModelConfig
+from trainers.models.loading import load_clip
 from trainers.models.text_head import head_digest, zero_shot_heads
+from trainers.models.tokenizers import load_tokenizer
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
 from trainers.texts.random_texts import effective_rank, random_text_moment

@@ -17,7 +17,11 @@ from trainers.checkpoints.format import load_weights
 from trainers.config import TrialConfig, with_overrides
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import TrainState
-from trainers.models import ModelConfig, load_clip, load_tokenizer, text_facts, tiny_clip
+from trainers.models import tiny_clip
+from trainers.models.config import ModelConfig
+from trainers.models.loading import load_clip
+from trainers.models.text import text_facts
+from trainers.models.tokenizers import load_tokenizer
 from trainers.weights.averaging import swapped_in
 from trainers.weights.export import Classifier, classifier, write_open_clip
 

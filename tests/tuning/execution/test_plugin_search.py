@@ -12,7 +12,8 @@ from tests.ray_head import Head
 from tests.trainers.exported import open_clip_logits
 from trainers.data.transforms import normalise
 from trainers.loop.state import load_split
-from trainers.models import image_input, load_clip
+from trainers.models.image import image_input
+from trainers.models.loading import load_clip
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
 from tuning.execution.run_search import run_search
