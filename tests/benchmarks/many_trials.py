@@ -285,6 +285,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
             recorder,
             history,
             concurrent,
+            str(run_folder / "tune"),
             reuse_actors=True,
         )
         tuner.fit()

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
@@ -319,8 +320,8 @@ def _run_trials(
         earlier=history.records,
     )
     train = options.trainable(checkpoints.url, file.search.resources.per_trial())
-    with tune_workarounds():
-        create_tuner(train, file, proposer, budget, recorder, history, concurrent).fit()
+    with tune_workarounds(), TemporaryDirectory(prefix="lipsum-tune-") as storage:
+        create_tuner(train, file, proposer, budget, recorder, history, concurrent, storage).fit()
     running = any(record.outcome == "running" for record in recorder.records.values())
     complete = proposer.is_exhausted and not running
     return "finished" if complete or budget.over() is not None else "stopped"

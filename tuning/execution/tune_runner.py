@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ def create_tuner(
     recorder: Recorder,
     history: History,
     concurrent: int,
+    storage: str,
     *,
     reuse_actors: bool = False,
 ) -> tune.Tuner:
@@ -33,11 +33,10 @@ def create_tuner(
 
     Args:
         concurrent: number of trials at a time.
+        storage: a folder of this machine for files of Tune, which are never read again.
         reuse_actors: run trials one after the other in the same processes. Ray Tune 2.60 hangs if
             such a trial is stopped.
     """
-    run_folder = recorder.search.run_folder
-    shutil.rmtree(run_folder / "tune", ignore_errors=True)  # of earlier sessions, never read again
     rule = partial(create_rule, file.search.scheduler, file.trial.steps)
     scheduler = StepScheduler(
         rule, file.objectives, file.trial.steps, history.records, file.trial.method.name
@@ -53,7 +52,7 @@ def create_tuner(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(run_folder),
+            storage_path=storage,
             callbacks=[recorder],
             stop=_BudgetStopper(budget),
             verbose=0,

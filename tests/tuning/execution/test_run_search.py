@@ -156,8 +156,7 @@ def test_the_run_folder_has_tables_figure_and_what_it_takes_to_repeat_it(
     result: SearchResult,
 ) -> None:
     surface = yaml.safe_load(SURFACE.read_text("utf-8"))
-    # Tune keeps a folder of its own there, which has no reader.
-    files = {path.name for path in result.run_folder.iterdir()} - {"tune"}
+    files = {path.name for path in result.run_folder.iterdir()}
     assert sorted(files) == surface["run_folder"]
     trials = pq.read_table(result.run_folder / "trials.parquet").to_pylist()
     assert trials[0]["trial_id"] == "zero-shot"
