@@ -53,6 +53,15 @@ def test_in_trainers_only_the_ray_trainer_knows_ray() -> None:
     assert knows == RAY_LIVES_IN
 
 
+def test_the_import_of_mlflow_leaves_no_environment_variables() -> None:
+    code = (
+        "import os; before = dict(os.environ); import tuning.mlflow_logging.callback;"
+        "print(sorted(k for k in os.environ.keys() - before.keys() if k.startswith('MLFLOW')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
+
+
 HEAVY = {"torch", "open_clip", "timm", "mlflow", "matplotlib", "ray"}
 COMMANDS = """
 import contextlib, io, sys

@@ -23,24 +23,49 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError
 
-# MLflow 3.17 reads the first when it is imported. The second keeps the two lines that it prints at
-# the end of every run out of the live display.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
 from trainers.errors import ConfigError
 from trainers.redact import is_secret_name
 from trainers.redact import redact as redact
 from tuning.security.databases import check_driver, expand, is_database
 from tuning.security.exposure import goes_unencrypted
 
+
+@contextlib.contextmanager
+def brief_requests(retries: int = 1) -> Iterator[None]:
+    """Within the block, MLflow gives up requests after seconds, and neither logs nor prints much.
+
+    A user's own settings of the environment win. All is restored afterwards.
+    """
+    # MLflow takes these from the environment only, and reads them at every request.
+    settings = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Two lines at the end of every run, in the middle of the live display.
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    loggers = {
+        # A page for a database error that MLflow also raises, and which is reported in one line.
+        logging.getLogger("mlflow.store.db.utils"): logging.CRITICAL,
+        # Fifty lines while MLflow creates a new database.
+        logging.getLogger("alembic"): logging.WARNING,
+    }
+    with contextlib.ExitStack() as restore:
+        for name in settings.keys() - os.environ.keys():
+            os.environ[name] = settings[name]
+            restore.callback(os.environ.pop, name, None)
+        for logger, level in loggers.items():
+            restore.callback(logger.setLevel, logger.level)
+            logger.setLevel(max(logger.level, level))
+        yield
+
+
+with brief_requests():  # MLflow 3.17 starts its telemetry when it is imported
+    from mlflow.entities import Metric, Param, Run, RunTag
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
 _log = logging.getLogger(__name__)
-# MLflow logs a page for a database error that it also raises, and which is reported in one line.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
@@ -54,7 +79,6 @@ MAX_PARAM_CHARS = 500
 MAX_TAG_CHARS = 5000
 MAX_KEY_CHARS = 250
 _CONNECT_SECONDS = 5.0
-_REQUEST_SECONDS = 10
 _MIGRATION_SECONDS = 300.0
 """Time to wait while other processes create the database, which takes some 10 s of CPU time."""
 
@@ -104,7 +128,7 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         with _one_at_a_time(uri):
             _check_reachable(uri)
             _warn_of_plain_text(uri)
-            with brief_requests(retries=0), _quiet_migrations():
+            with brief_requests(retries=0):
                 client = MlflowClient(tracking_uri=uri)
                 return client, _experiment_id(client, experiment, uri)
     except TrackingError:
@@ -123,23 +147,6 @@ def search_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | N
         [experiment_id], f"tags.search_id = '{run_id}' and tags.kind = 'search'", max_results=1
     )
     return found[0] if found else None
-
-
-@contextlib.contextmanager
-def brief_requests(retries: int = 1) -> Iterator[None]:
-    """HTTP requests inside give up after seconds; a user's own MLFLOW_HTTP_* settings win."""
-    # MLflow takes these from the environment only, and reads them at every request.
-    settings = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_REQUEST_SECONDS),
-    }
-    ours = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
 
 
 def is_refusal(error: Exception) -> bool:
@@ -254,20 +261,6 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
             f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
         )
     return str(found.experiment_id)
-
-
-@contextlib.contextmanager
-def _quiet_migrations() -> Iterator[None]:
-    """Suppress the fifty lines that MLflow logs while it creates a new database."""
-    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(max(logger.level, logging.WARNING))
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -20,9 +20,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
-
 from trainers.redact import redact
 from tuning.confirmation.results import FT, Confirmation
 from tuning.mlflow_logging import client as mlf
@@ -30,6 +27,9 @@ from tuning.mlflow_logging.client import PARENT_TAG
 from tuning.runs.records import SearchRecord
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
     from tuning.weights.soup import FinishedSoup
 
 logger = logging.getLogger(__name__)

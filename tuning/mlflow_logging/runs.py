@@ -15,9 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from mlflow.entities import Metric, Run
-from mlflow.tracking import MlflowClient
+from typing import TYPE_CHECKING
 
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
@@ -27,6 +25,10 @@ from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
 from tuning.reporting.tables.trials import write_tables
 from tuning.runs.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+    from mlflow.tracking import MlflowClient
 
 STATUS: dict[Outcome | SearchOutcome, str] = {
     "running": "RUNNING",
