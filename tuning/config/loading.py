@@ -12,7 +12,7 @@ whole section, because its other keys belong to the name before.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -45,30 +45,33 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str,
     Raises:
         ConfigError: the file or variant does not exist, or something is not valid YAML.
     """
-    path, variant = _split_variant(source)
+    file, _, variant = str(source).rpartition(":")
+    if not file or Path(source).is_file():
+        file, variant = str(source), ""
+    path = find_config(file)
     values = _read_file(path, ())
     variants = values.pop("variants", None) or {}
     name = str(path)
-    if variant is not None:
+    layers = [dict(map(_parse_override, overrides))]
+    if variant:
         if not isinstance(variants, Mapping) or variant not in variants:
             hint = suggestion(variant, variants) if variants else "it has no variants"
             raise ConfigError(f"no variant {variant!r}", hint=hint, source=path)
-        keys = variants[variant]
-        if not isinstance(keys, Mapping):
-            raise ConfigError(
-                "expected dotted keys", key=f"variants.{variant}", value=keys, source=path
-            )
+        if not isinstance(variants[variant], Mapping):
+            key, value = f"variants.{variant}", variants[variant]
+            raise ConfigError("expected dotted keys", key=key, value=value, source=path)
         name = f"{path}:{variant}"
-        values = _with_keys(values, keys, name)
-    values = _with_keys(values, dict(map(_parse_override, overrides)), name)
-    # Workers and resumed runs may not have the user's suite file, so its contents are put in.
-    data = values.get("trial") and _section(values["trial"], "data")
-    if data and data.get("suite") is not None:
-        try:
-            suite = resolve_suite(data["suite"], ".".join(_SUITE))
-        except ConfigError as error:
-            raise error.within(name) from None
-        values = _set(values, _SUITE, suite)
+        layers.insert(0, variants[variant])
+    try:
+        for keys in layers:
+            values = _merge(values, _nested(keys))
+        # Workers and resumed runs may not have the user's suite file, so its contents are put in.
+        suite = _section(values, *_SUITE[:2]).get("suite")
+        if suite is not None:
+            key = ".".join(_SUITE)
+            values = _merge(values, _nested({key: resolve_suite(suite, key)}))
+    except ConfigError as error:
+        raise error.within(name) from None
     return name, values
 
 
@@ -90,13 +93,6 @@ def ready_configs() -> list[str]:
 
 def _ready_folder() -> Path:
     return Path(str(resources.files("search_spaces"))) / "configs"
-
-
-def _split_variant(source: str | Path) -> tuple[Path, str | None]:
-    name, colon, variant = str(source).rpartition(":")
-    if not colon or Path(source).is_file():
-        return find_config(source), None
-    return find_config(name), variant
 
 
 def _read_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def _read_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     merged = _merge(_read_file(found, chain), values)
     # A search is named after its own file unless that file names it, never after what it extends.
     search = merged.get("search", {})
-    if isinstance(search, Mapping) and "name" not in (_section(values, "search") or {}):
+    if isinstance(search, Mapping) and "name" not in _section(values, "search"):
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")
         merged["search"] = {**search, "name": name or "search"}
     return merged
@@ -138,18 +134,15 @@ def _read_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
 def _resolve_suite_paths(values: dict[str, Any], folder: Path) -> None:
     """Make the path of a suite file absolute, also in variants, if the file lies in the folder."""
     variants = values.get("variants")
-    layers = [values, *(variants.values() if isinstance(variants, dict) else ())]
-    for layer in layers:
+    for layer in [values, *(variants.values() if isinstance(variants, dict) else ())]:
         # In a variant, any part of the path may be one dotted key.
-        for key in ("trial", "trial.data", "trial.data.suite"):
-            section, names = layer, [key, *_SUITE[key.count(".") + 1 :]]
-            for name in names[:-1]:
-                section = section.get(name) if isinstance(section, dict) else None
-            suite = section.get(names[-1]) if isinstance(section, dict) else None
+        for path in (_SUITE, ("trial", "data.suite"), ("trial.data", "suite"), (".".join(_SUITE),)):
+            section: Any = _section(layer, *path[:-1])
+            suite = section.get(path[-1])
             if isinstance(suite, str) and suite not in packaged_suites():
                 beside = folder / Path(suite).expanduser()
                 if beside.is_file():
-                    section[names[-1]] = str(beside.absolute())
+                    section[path[-1]] = str(beside.absolute())
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
@@ -160,51 +153,49 @@ def _parse_override(override: str) -> tuple[str, Any]:
     return key.strip(), parse_yaml(text, source)
 
 
+class _Keys(dict[str, Any]):
+    """A section made of dotted keys. It is merged, other than a mapping that is a key's value."""
+
+
+def _nested(keys: Mapping[str, Any]) -> _Keys:
+    """One layer of dotted keys as sections."""
+    nested = _Keys()
+    for key, value in keys.items():
+        *sections, last = _key_path(str(key))
+        inner: dict[str, Any] = nested
+        for depth, name in enumerate(sections, 1):
+            below = inner.get(name, _Keys())
+            if not isinstance(below, dict):
+                raise _not_a_section(sections[:depth], below, [*sections, last][depth])
+            inner[name] = inner = type(below)(below)
+        inner[last] = value
+    return nested
+
+
 def _merge(
     base: Mapping[str, Any], over: Mapping[str, Any], at: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The values of `base` and `over`, of which `over` wins; sections are merged key by key."""
     merged = dict(base)
+    sections = _Keys if isinstance(over, _Keys) else Mapping
     for key, value in over.items():
         path, below = (*at, key), base.get(key)
-        if path == _SUITE and isinstance(below, str) and _changes_suite(value):
-            below = _opened(below)
-        if (
-            isinstance(below, Mapping)
-            and isinstance(value, Mapping)
-            and not _replaces(path, below, value)
-        ):
-            merged[key] = _merge(below, value, path)
-        else:
-            merged[key] = value
+        if isinstance(value, sections):
+            # Keys to change in a named suite; a suite of its own names its ID domain.
+            changes_suite = isinstance(value, _Keys) or "id_domain" not in value
+            if path == _SUITE and isinstance(below, str) and changes_suite:
+                below = load_suite(below).model_dump(mode="json", exclude_unset=True)
+            if isinstance(below, Mapping) and not _replaces(path, below, value):
+                value = _merge(below, value, path)
+            elif isinstance(value, _Keys) and below is not None and not isinstance(below, Mapping):
+                raise _not_a_section(path, below, next(iter(value)))
+        merged[key] = value
     return merged
 
 
-def _with_keys(values: dict[str, Any], keys: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values with one layer of dotted keys."""
-    paths = {_key_path(str(key)): value for key, value in keys.items()}
-    # First empty the sections that one of the keys replaces, so that the order of keys is free.
-    for (*section, last), value in paths.items():
-        below = _section(values, *section)
-        if below is not None and _replaces(tuple(section), below, {last: value}):
-            values = _set(values, section, {})
-    for path, value in paths.items():
-        if path[:3] == _SUITE and len(path) > 3:
-            suite = (_section(values, "trial", "data") or {}).get("suite")
-            if isinstance(suite, str):
-                try:
-                    values = _set(values, _SUITE, _opened(suite))
-                except ConfigError as error:
-                    raise error.within(source) from None
-        for length in range(1, len(path)):
-            above = _section(values, *path[: length - 1])
-            below = above.get(path[length - 1]) if above is not None else None
-            if below is not None and not isinstance(below, Mapping):
-                key = ".".join(path[:length])
-                problem = f"not a section, so {path[length]!r} in it cannot be set"
-                raise ConfigError(problem, key=key, value=below, source=source)
-        values = _set(values, path, value)
-    return values
+def _not_a_section(path: Sequence[str], value: object, key: str) -> ConfigError:
+    problem = f"not a section, so {key!r} in it cannot be set"
+    return ConfigError(problem, key=".".join(path), value=value)
 
 
 def _key_path(key: str) -> tuple[str, ...]:
@@ -236,25 +227,9 @@ def _replaces(path: tuple[str, ...], below: Mapping[str, Any], over: Mapping[str
     return False
 
 
-def _changes_suite(value: Any) -> bool:
-    """Whether these are keys to change in a suite; a suite of its own names its ID domain."""
-    return isinstance(value, Mapping) and "id_domain" not in value
-
-
-def _opened(suite: str) -> dict[str, Any]:
-    """The keys of a packaged suite or suite file, so that others can be merged over them."""
-    return load_suite(suite).model_dump(mode="json", exclude_unset=True)
-
-
-def _section(values: Mapping[str, Any], *path: str) -> Mapping[str, Any] | None:
-    """The section at a path; None if there is none."""
+def _section(values: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """The section at a path; empty if there is none."""
     found: Any = values
     for part in path:
         found = found.get(part) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else None
-
-
-def _set(values: Mapping[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
-    """A copy of the values with one more; missing sections are made."""
-    key, *rest = path
-    return {**values, key: _set(values.get(key) or {}, rest, value) if rest else value}
+    return found if isinstance(found, Mapping) else {}

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from typing import Any, Final, Literal
 
 import ray
@@ -27,6 +29,7 @@ from tuning.confirmation.results import (
 )
 from tuning.execution.ray_errors import in_one_line, storage_failure
 from tuning.execution.ray_session import concurrent_trials
+from tuning.execution.tasks import run_tasks
 from tuning.execution.trainable import driver_options, final_metrics
 from tuning.runs.records import ZERO_SHOT
 
@@ -49,8 +52,8 @@ class Job:
     @property
     def name(self) -> str:
         """Name on the console and of the folder of checkpoints, the same in every call."""
-        trial_id, seed = self.key
-        return trial_id if seed is None else f"{trial_id}-seed-{seed}"
+        seed = self.result.seed
+        return self.result.trial_id + ("" if seed is None else f"-seed-{seed}")
 
 
 def jobs(
@@ -87,33 +90,26 @@ def run_jobs(
     Raises:
         StorageFailed: results or checkpoints cannot be written; earlier results are kept.
     """
-    concurrent = concurrent_trials(resources)
-    waiting, running = list(reversed(wanted)), dict[Any, Job]()
     failed: dict[Key, str] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < concurrent:
-                job = waiting.pop()
-                running[_submit(job, resources, checkpoints)] = job
-            (ended,), _ = ray.wait(list(running), num_returns=1)
-            job = running.pop(ended)
-            try:
-                metrics = kept_metrics(ray.get(ended))
-            except Exception as error:
-                if failure := storage_failure(error):
-                    raise failure from None
-                failed[job.key] = reason = in_one_line(error)
-                text = f"failed: {reason}"
-            else:
-                results.append(replace(job.result, metrics=metrics))
-                remove_folder(f"{checkpoints}/{job.name}")
-                text = "  ".join(f"{n} {metrics[n]:.1f}" for n in _PRINTED if n in metrics)
-            number = len(wanted) - len(waiting) - len(running)
-            line = f"{job.name}  {text}  ({number} of {len(wanted)})"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-    finally:
-        for task in running:  # after an interruption; the next call continues from checkpoints
-            ray.cancel(task)
+    numbers = count(1)
+
+    def on_end(job: Job, task: Any) -> None:
+        try:
+            metrics = kept_metrics(ray.get(task))
+        except Exception as error:
+            if failure := storage_failure(error):
+                raise failure from None
+            failed[job.key] = reason = in_one_line(error)
+            text = f"failed: {reason}"
+        else:
+            results.append(replace(job.result, metrics=metrics))
+            remove_folder(f"{checkpoints}/{job.name}")
+            text = "  ".join(f"{n} {metrics[n]:.1f}" for n in _PRINTED if n in metrics)
+        line = f"{job.name}  {text}  ({next(numbers)} of {len(wanted)})"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    submit = partial(_submit, resources=resources, checkpoints=checkpoints)
+    run_tasks(wanted, submit, on_end, at_once=concurrent_trials(resources))
     return failed
 
 

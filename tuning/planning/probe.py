@@ -32,6 +32,7 @@ from trainers.checkpoints.storage import newest_checkpoint
 from trainers.errors import ConfigError
 from trainers.ray_trainer import open_storage, save_and_report
 from tuning.execution.retries import fit
+from tuning.execution.tasks import run_tasks
 from tuning.execution.trainable import driver_options
 
 WARM_UP_STEPS, TIMED_STEPS = 5, 5
@@ -99,25 +100,24 @@ def probe_trials(trial: str, resources: Mapping[str, Any], folder: Path, probes:
     """
     task = ray.remote(num_cpus=0, max_retries=0, **driver_options())(_drive)
     began = time.perf_counter()
-    running = {}
-    for number in range(probes):
+    timings: list[dict[str, Any]] = []
+
+    def submit(number: int) -> Any:
         name = f"probe-{number}"
         # Its own environment, so that it starts a fresh process as a trial does.
         fresh = task.options(runtime_env={"env_vars": {"LIPSUM_TUNE_PROBE": name}})
-        running[fresh.remote(trial, name, folder, dict(resources))] = name
-    timings: list[dict[str, Any]] = []
-    while running:
-        (ready, *_), _ = ray.wait(list(running))
-        del running[ready]
+        return fresh.remote(trial, name, folder, dict(resources))
+
+    def on_end(_: int, ended: Any) -> None:
         try:
-            measured: dict[str, Any] = ray.get(ready)
+            measured: dict[str, Any] = ray.get(ended)
         except ray.exceptions.RayTaskError as error:
-            for other in running:
-                ray.cancel(other)
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[-1] if lines else type(error).__name__
             raise ConfigError(f"trial: it fails on this machine: {reason}") from error
         timings.append(measured | {"seconds": time.perf_counter() - began})
+
+    run_tasks(range(probes), submit, on_end, at_once=probes)
     return summarise(timings, int(resources["workers"]))
 
 
@@ -209,7 +209,7 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
     gpu = device.type == "cuda"
     files = {info.base_name: info.size for info in folder.list(newest_checkpoint(folder) or "")}
     return {
-        "device": _device_name(device),
+        "device": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
         "cache_s": cache_s,
         "first_s": marks[1] - began,
         "later_s": ends[-1] - ends[0],
@@ -230,11 +230,7 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _device_name(device: Any) -> str:
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(device)
+def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
