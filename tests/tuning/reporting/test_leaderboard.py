@@ -11,8 +11,8 @@ from matplotlib import image
 from tests.tuning import fakes
 from tests.tuning.result_tables import cells, column, notes, printed
 from tuning.algorithms.objectives import Objective, parse_constraint
-from tuning.reporting.figures.id_vs_ood import draw
-from tuning.reporting.leaderboard import figure, leaderboard, report
+from tuning.reporting.figures.id_vs_ood import draw, figure
+from tuning.reporting.leaderboard import leaderboard, report
 from tuning.runs.records import SearchRecord, TrialRecord
 
 SEARCH = fakes.search_record(Path("run"))
