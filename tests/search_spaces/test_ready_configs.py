@@ -60,8 +60,9 @@ def test_paper_configurations_have_the_papers_setting(name: str) -> None:
     assert trial.data.root == str(Path("data", data).absolute())
     assert trial.steps == {"domainnet": 5_000, "imagenet": 50_000}[data]
     assert trial.optim.model_dump() == {
-        "lr": 1e-5, "batch_size": 256, "warmup_fraction": 0.1, "weight_decay": 0.0,
-        "betas": (0.9, 0.999), "eps": 1e-8, "clip_grad_norm": None, "micro_batch_size": None,
+        "lr": 1e-5, "head_lr_factor": 1.0, "batch_size": 256, "warmup_fraction": 0.1,
+        "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8,
+        "clip_grad_norm": None, "micro_batch_size": None,
     }  # fmt: skip
     assert trial.data.crop_area == (0.08, 1.0)
     assert trial.precision == "auto"
@@ -91,6 +92,7 @@ def test_recipes_have_the_authors_settings(method: str) -> None:
     assert (optim.batch_size, trial.steps) == (512, 10 * math.ceil(1_281_167 / 512))
     assert round(optim.warmup_fraction * trial.steps) == 500
     assert (optim.weight_decay, optim.clip_grad_norm) == (weight_decay, clipping)
+    assert optim.head_lr_factor == (0.01 if method == "wise_ft" else 1)
     assert [point["optim.lr"] for point in space.initial_points] == [lr]
     searched = space.parameters["optim.lr"]
     assert isinstance(searched, Float)

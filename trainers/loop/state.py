@@ -293,10 +293,13 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
 
 
 def optimizer_of(student: Student, config: TrialConfig) -> torch.optim.Optimizer:
-    """AdamW on the parameters that train."""
+    """AdamW on the parameters that train; the head, which is their first, has its own rate."""
     optim = config.optim
+    head = {"params": [p for n, p in student.trained.items() if n == "head"]}
+    others = {"params": [p for n, p in student.trained.items() if n != "head"]}
+    groups = [{**head, "lr_factor": optim.head_lr_factor}, {**others, "lr_factor": 1.0}]
     return torch.optim.AdamW(
-        student.trained.values(),
+        [group for group in groups if group["params"]],
         lr=optim.lr,
         betas=optim.betas,
         eps=optim.eps,

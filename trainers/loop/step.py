@@ -129,7 +129,7 @@ class Stepper:
             norm = norm.nan_to_num(0, 0, 0)
 
         for group in run.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         run.scaler.step(run.optimizer)
         run.scaler.update()
         return torch.cat([values, norm.double().reshape(1)])

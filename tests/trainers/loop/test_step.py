@@ -52,6 +52,16 @@ def test_parts_are_no_larger_than_the_batch(trial: TrialConfig) -> None:
     assert curve(whole) == curve(larger)
 
 
+def test_the_head_moves_by_its_own_multiple_of_the_learning_rate(trial: TrialConfig) -> None:
+    """In its first step, Adam moves each weight by the learning rate."""
+    settings = {"optim__lr": 1e-3, "optim__warmup_fraction": 0.0, "optim__head_lr_factor": 0.25}
+    (report,) = fine_tune(short(trial, "ft", steps=1, **settings))
+    run = report.run
+    moved = {name: (value - run.initial[name]).abs().max() for name, value in run.weights.items()}
+    assert moved.pop("head").item() == pytest.approx(2.5e-4, rel=0.01)
+    assert max(moved.values()).item() == pytest.approx(1e-3, rel=0.01)
+
+
 def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(
     trial: TrialConfig,
 ) -> None:
