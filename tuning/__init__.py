@@ -12,16 +12,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search_spaces import SearchSpace
-    from tuning.config.schema import SearchFile
-    from tuning.config.validation import load_config
-    from tuning.confirmation.confirm import confirm
-    from tuning.execution.run_search import SearchResult, run_search
-    from tuning.planning.plan import plan_search
-    from tuning.runs.callbacks import Callback
-    from tuning.runs.resume import extend_search, resume_search
-    from tuning.runs.run_folder import load_run
-    from tuning.weights.export import export_weights
+    from search_spaces import SearchSpace as SearchSpace
+    from tuning.config.schema import SearchFile as SearchFile
+    from tuning.config.validation import load_config as load_config
+    from tuning.confirmation.confirm import confirm as confirm
+    from tuning.execution.run_search import SearchResult as SearchResult
+    from tuning.execution.run_search import run_search as run_search
+    from tuning.planning.plan import plan_search as plan_search
+    from tuning.runs.callbacks import Callback as Callback
+    from tuning.runs.resume import extend_search as extend_search
+    from tuning.runs.resume import resume_search as resume_search
+    from tuning.runs.run_folder import load_run as load_run
+    from tuning.weights.export import export_weights as export_weights
 
 _MODULES = {
     "Callback": "tuning.runs.callbacks",
@@ -38,20 +40,7 @@ _MODULES = {
     "run_search": "tuning.execution.run_search",
 }
 
-__all__ = [
-    "Callback",
-    "SearchFile",
-    "SearchResult",
-    "SearchSpace",
-    "confirm",
-    "export_weights",
-    "extend_search",
-    "load_config",
-    "load_run",
-    "plan_search",
-    "resume_search",
-    "run_search",
-]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -72,6 +72,12 @@ ID_ACC = str(MetricKey("val", ID, "acc"))
 OOD_MEAN_ACC = str(MetricKey("val", MEAN_OOD, "acc"))
 MEAN_ACC = str(MetricKey("val", MEAN_ID_OOD, "acc"))
 
+
+def val_acc(domain: str) -> str:
+    """Name of the validation accuracy on an OOD domain."""
+    return str(MetricKey("val", domain, "acc"))
+
+
 MEASURES = ("acc", "class_acc", "nll", "ece", "ece_scaled", "energy_gap", "feature_distortion")
 """Measures of a domain in reports."""
 

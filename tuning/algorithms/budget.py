@@ -53,8 +53,10 @@ class Budget(Callback):
             return f"search.budget.hours = {config.hours:g} are used up"
         if config.gpu_hours is not None and self.gpu_seconds >= 3600 * config.gpu_hours:
             return f"search.budget.gpu_hours = {config.gpu_hours:g} are used up"
-        if config.target is not None and self._best >= first.signed(config.target):
-            return f"search.budget.target = {config.target:g} is reached"
+        if config.target is not None:
+            bests = (values[0] for front in self._fronts.values() for values in front)
+            if max(bests, default=-math.inf) >= first.signed(config.target):
+                return f"search.budget.target = {config.target:g} is reached"
         return None
 
     def reason(self) -> str | None:
@@ -88,11 +90,6 @@ class Budget(Callback):
             return
         improved = record.outcome == "finished" and self._improves(record)
         self._since_improvement = 0 if improved else self._since_improvement + 1
-
-    @property
-    def _best(self) -> float:
-        fronts = self._fronts.values()
-        return max((values[0] for front in fronts for values in front), default=-math.inf)
 
     def _stale(self) -> str | None:
         patience = self._config.patience

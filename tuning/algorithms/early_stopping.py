@@ -62,19 +62,17 @@ class Asha:
             self._reached[rung][number] = values
             if values is not None and len(values) == 1:
                 bisect.insort(self._sorted[rung], values[0])
-        return all(self._among_best(rung, values) for rung in new[-1:])
-
-    def _among_best(self, rung: int, values: Values | None) -> bool:
+        if not new:
+            return True
         if values is None:
             return False
-        reached = self._reached[rung]
-        places = max(1, math.floor(len(reached) / self.reduction_factor))
+        reached = self._reached[new[-1]]
         if len(values) == 1:
-            ordered = self._sorted[rung]
+            ordered = self._sorted[new[-1]]
             better = len(ordered) - bisect.bisect_right(ordered, values[0])
         else:
             better = _better_by_layers(values, [v for v in reached.values() if v is not None])
-        return better < places
+        return better < max(1, math.floor(len(reached) / self.reduction_factor))
 
 
 class Hyperband:
@@ -91,10 +89,8 @@ class Hyperband:
 
     def should_continue(self, number: int, step: int, values: Values | None) -> bool:
         """Apply the rule of the trial's bracket."""
-        return self._bracket(number).should_continue(number, step, values)
-
-    def _bracket(self, number: int) -> Asha:
-        return random.Random(number).choices(self._brackets, self._weights)[0]
+        (bracket,) = random.Random(number).choices(self._brackets, self._weights)
+        return bracket.should_continue(number, step, values)
 
 
 class MedianRule:
@@ -116,7 +112,7 @@ class MedianRule:
         if step < self.grace_steps:
             return True
         means = [
-            _mean([v for s, v in curve.items() if s <= step])
+            [statistics.fmean(v) for v in zip(*(curve[s] for s in curve if s <= step), strict=True)]
             for other, curve in self._curves.items()
             if other != number and min(curve) <= step <= max(curve)
         ]
@@ -188,7 +184,3 @@ def _better_by_layers(values: Values, points: list[Values]) -> int:
             return better + sum(distance < own for distance in distances)
         better += len(front)
         points = [p for p in points if p not in front]
-
-
-def _mean(rows: Sequence[Values]) -> Values:
-    return tuple(statistics.fmean(column) for column in zip(*rows, strict=True))

@@ -138,9 +138,10 @@ def check_constraints(
         offset = constraint.offset if constraint.relation == ">=" else -constraint.offset
         if constraint.anchor == "best" and offset > 0:
             raise ValueError(f"{constraint.text!r} cannot be met, not even by the best itself")
-        metric, bound = constraint.metric, _fixed_bound(constraint, zero_shot)
-        if bound is None:
-            continue
+        if constraint.anchor == "best" or (constraint.anchor and zero_shot is None):
+            continue  # the bound is not known yet
+        metric, bound = constraint.metric, constraint.bound(zero_shot or {}, None)
+        assert bound is not None
         low, high = (0.0, 100.0) if metric.endswith(_PERCENT) else (-math.inf, math.inf)
         if bound > high if constraint.relation == ">=" else bound < low:
             raise ValueError(
@@ -155,9 +156,3 @@ def check_constraints(
     for metric in least.keys() & most.keys():
         if least[metric][0] > most[metric][0]:
             raise ValueError(f"{least[metric][1]!r} and {most[metric][1]!r} exclude each other")
-
-
-def _fixed_bound(constraint: Constraint, zero_shot: Mapping[str, float] | None) -> float | None:
-    if constraint.anchor == "best" or (constraint.anchor and zero_shot is None):
-        return None
-    return constraint.bound(zero_shot or {}, None)

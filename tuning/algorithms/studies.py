@@ -14,8 +14,8 @@ import copy
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -229,7 +229,8 @@ def create_studies(
         sampler: a configuration, or a sampler of Optuna, of which each method gets a copy.
         records: all trials of earlier sessions. Unfinished ones are running in their study.
     """
-    with _bulk(storage):
+    backend = getattr(storage, "_backend", None)
+    with backend.bulk() if isinstance(backend, OptunaFile) else nullcontext():
         for name in optuna.get_all_study_names(storage):
             if name.endswith(f"-{run_id}"):
                 optuna.delete_study(study_name=name, storage=storage)
@@ -281,25 +282,11 @@ def _create_study(
         tried = [point_of(record) for record in own]
         points = grid(space, sampler.grid_points, sampler.seed)
         created.grid = deque(point for point in points if point not in tried)
-    _skip_used_points(study, len(own))
-    return created
-
-
-def _skip_used_points(study: optuna.Study, number: int) -> None:
-    """Continue a quasi-random sequence after the points of earlier sessions.
-
-    Optuna 5.0 counts them in the study, which is new here.
-    """
+    # Continue a quasi-random sequence after the points of earlier sessions. Optuna 5.0 counts them
+    # in the study, which is new here.
     trials = study.get_trials(deepcopy=False)
     if isinstance(study.sampler, QMCSampler) and trials:
-        space = study.sampler.infer_relative_search_space(study, trials[0])
-        for _ in range(number if space else 0):
-            study.sampler.sample_relative(study, trials[0], space)
-
-
-@contextmanager
-def _bulk(storage: BaseStorage) -> Iterator[None]:
-    """Within the block, many trials are added quickly."""
-    backend = getattr(storage, "_backend", None)
-    with backend.bulk() if isinstance(backend, OptunaFile) else nullcontext():
-        yield
+        relative = study.sampler.infer_relative_search_space(study, trials[0])
+        for _ in own if relative else ():
+            study.sampler.sample_relative(study, trials[0], relative)
+    return created

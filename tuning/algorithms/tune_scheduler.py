@@ -15,7 +15,6 @@ from tuning.algorithms.early_stopping import (
     MedianRule,
     PerGroupRule,
     StoppingRule,
-    Values,
     rung_ladder,
 )
 from tuning.algorithms.objectives import Objective
@@ -86,9 +85,10 @@ class StepScheduler(FIFOScheduler):
 
     def _should_continue(self, number: int, params: Mapping[str, Any], report: Any) -> bool:
         self._methods[number] = params.get(METHOD_KEY, self._method)
-        return self._rule.should_continue(
-            number, int(report[STEP]), _signed(self._objectives, report)
-        )
+        found = [report.get(objective.metric, math.nan) for objective in self._objectives]
+        signed = tuple(o.signed(float(v)) for o, v in zip(self._objectives, found, strict=True))
+        values = signed if all(map(math.isfinite, signed)) else None
+        return self._rule.should_continue(number, int(report[STEP]), values)
 
 
 def create_rule(config: SchedulerConfig, total_steps: int) -> StoppingRule | None:
@@ -101,10 +101,3 @@ def create_rule(config: SchedulerConfig, total_steps: int) -> StoppingRule | Non
     if isinstance(config, HyperbandConfig):
         return Hyperband(rungs, config.reduction_factor, config.brackets)
     return Asha(rungs, config.reduction_factor)
-
-
-def _signed(objectives: Sequence[Objective], report: Any) -> Values | None:
-    values = [report.get(objective.metric) for objective in objectives]
-    if any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return tuple(o.signed(float(v)) for o, v in zip(objectives, values, strict=True))

@@ -44,9 +44,11 @@ def warm_start(
             run = load_earlier(folder)
             fitting = [(s, records) for s in studies if (records := _fitting(s, run, file))]
             if not fitting:
+                names = ", ".join(s.method or ", ".join(s.space.parameters) for s in studies)
+                one = "one of these methods" if studies[0].method else "this space"
                 raise ConfigError(
                     f"none of its {len(_ended(run))} ended trials has the parameters of "
-                    f"{_named(studies)} in its ranges",
+                    f"{one} ({names}) in its ranges",
                     key="search.warm_start.runs",
                     source=folder,
                 )
@@ -88,12 +90,6 @@ def load_earlier(folder: str) -> LoadedRun:
         return load_run(Path(folder).expanduser())
     except ConfigError as error:
         raise ConfigError(str(error), key="search.warm_start.runs") from None
-
-
-def _named(studies: Sequence[MethodStudy]) -> str:
-    if all(study.method is None for study in studies):
-        return f"this space ({', '.join(studies[0].space.parameters)})"
-    return f"one of these methods ({', '.join(str(study.method) for study in studies)})"
 
 
 def _fitting(study: MethodStudy, run: LoadedRun, file: SearchFile) -> list[TrialRecord]:
@@ -186,15 +182,16 @@ def _observe(
         for name, value in search.zero_shot.items()
         if name in zero_shot
     }
-    shifted = [_shifted(record, shift) for record in records]
+    shifted = [
+        replace(
+            record,
+            curve=tuple(
+                {name: value + shift.get(name, 0.0) for name, value in report.items()}
+                for report in record.curve
+            ),
+        )
+        for record in records
+    ]
     bests = search.bests(shifted)
     for record in shifted:
         study.add(record, bests, {WARM_START: f"{run.folder.name}/{record.trial_id}"})
-
-
-def _shifted(record: TrialRecord, shift: dict[str, float]) -> TrialRecord:
-    curve = tuple(
-        {name: value + shift.get(name, 0.0) for name, value in report.items()}
-        for report in record.curve
-    )
-    return replace(record, curve=curve)

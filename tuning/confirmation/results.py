@@ -193,14 +193,13 @@ def write_results_table(run_folder: Path, results: Sequence[TestResult]) -> Path
         for result in results
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+    columns: dict[str, pa.Array] = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # choices of mixed types are strings
+            columns[name] = pa.array([None if v is None else str(v) for v in values])
     path = run_folder / CONFIRM_FOLDER / TABLE_FILE
-    write_atomically(table, path)
+    write_atomically(pa.table(columns), path)
     return path
-
-
-def _column(values: list[Any]) -> Any:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # choices of mixed types share a column of strings
-        return pa.array([None if value is None else str(value) for value in values])

@@ -79,6 +79,7 @@ MAX_PARAM_CHARS = 500
 MAX_TAG_CHARS = 5000
 MAX_KEY_CHARS = 250
 _CONNECT_SECONDS = 5.0
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _MIGRATION_SECONDS = 300.0
 """Time to wait while other processes create the database, which takes some 10 s of CPU time."""
 
@@ -126,7 +127,15 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         check_driver("search.tracking.uri", configured)
     try:
         with _one_at_a_time(uri):
-            _check_reachable(uri)
+            # At once, where MLflow would try to open a database ten times over two minutes.
+            parts = urlsplit(uri)
+            port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+            if (path := sqlite_path(uri)) is not None:
+                with contextlib.closing(sqlite3.connect(path, timeout=_CONNECT_SECONDS)) as file:
+                    file.execute("PRAGMA schema_version")
+            elif parts.hostname and is_database(uri) and port:
+                address = parts.hostname, port
+                socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
             _warn_of_plain_text(uri)
             with brief_requests(retries=0):
                 client = MlflowClient(tracking_uri=uri)
@@ -228,18 +237,6 @@ def _warn_of_plain_text(uri: str) -> None:
             "password or token of MLFLOW_TRACKING_*, can be read on the way.",
             redact(uri),
         )
-
-
-def _check_reachable(uri: str) -> None:
-    """Raise at once, where MLflow would try to open a database ten times over two minutes."""
-    parts = urlsplit(uri)
-    scheme = parts.scheme.partition("+")[0]
-    if (path := sqlite_path(uri)) is not None:
-        with contextlib.closing(sqlite3.connect(path, timeout=_CONNECT_SECONDS)) as database:
-            database.execute("PRAGMA schema_version")
-    elif parts.hostname and scheme in ("postgresql", "mysql", "mssql"):
-        port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}[scheme]
-        socket.create_connection((parts.hostname, port), timeout=_CONNECT_SECONDS).close()
 
 
 def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.reporting.formatting import format_percent, format_value, trial_label
 from tuning.reporting.methods_report import methods_table
 from tuning.reporting.result_table import markdown
 from tuning.reporting.selection_report import selection_table
-from tuning.runs.records import (
-    ID_ACC,
-    OOD_MEAN_ACC,
-    SearchOutcome,
-    SearchRecord,
-    TrialRecord,
-    domain_acc,
-)
+from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
+
+_VERDICTS: dict[SearchOutcome, str] = {
+    "finished": "The search is complete",
+    "stopped": "The search was stopped by its user and can be resumed",
+    "failed": "The search failed",
+}
 
 
 def describe(
@@ -43,7 +43,13 @@ def describe(
         for table in (methods_table(search, records), selection_table(search, records)):
             lines += ["", *markdown(table)] if table is not None else []
     if outcome:
-        lines += ["", _ending(records, outcome), *_failures(records)]
+        trials = [r for r in records if r.kind == "trial"]
+        counts = {o: sum(r.outcome == o for r in trials) for o in ("finished", "pruned", "failed")}
+        counted = [f"{len(trials)} trials", *(f"{n} {name}" for name, n in counts.items() if n)]
+        lines += ["", f"{_VERDICTS[outcome]}: {', '.join(counted)}."]
+        failed = [r for r in records if r.outcome == "failed"]
+        lines += [""] * bool(failed)
+        lines += [f"- {r.trial_id} failed: `{r.error_line[:200]}`" for r in failed]
     else:
         lines += ["", "Running. Each trial is a run below this one; filter them by the tags `kind` "
                   "and `outcome`."]  # fmt: skip
@@ -53,7 +59,7 @@ def describe(
 def _accuracies(
     search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord | None
 ) -> list[str]:
-    names = [ID_ACC, OOD_MEAN_ACC, *map(domain_acc, search.ood_domains)]
+    names = [ID_ACC, OOD_MEAN_ACC, *map(val_acc, search.ood_domains)]
 
     def row(title: str, metrics: Mapping[str, float]) -> str:
         cells = (format_percent(metrics.get(name)) or "-" for name in names)
@@ -70,22 +76,3 @@ def _accuracies(
     if best is not None:
         lines.append(row(f"**{best.trial_id}**", best.metrics))
     return lines
-
-
-def _ending(records: Sequence[TrialRecord], outcome: SearchOutcome) -> str:
-    trials = [r for r in records if r.kind == "trial"]
-    counts = {o: sum(r.outcome == o for r in trials) for o in ("finished", "pruned", "failed")}
-    counted = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    verdict = {
-        "finished": "The search is complete",
-        "stopped": "The search was stopped by its user and can be resumed",
-        "failed": "The search failed",
-    }[outcome]
-    return f"{verdict}: {len(trials)} trials{f', {counted}' if counted else ''}."
-
-
-def _failures(records: Sequence[TrialRecord]) -> list[str]:
-    failed = [r for r in records if r.outcome == "failed"]
-    return (
-        ["", *(f"- {r.trial_id} failed: `{r.error_line[:200]}`" for r in failed)] if failed else []
-    )

@@ -196,20 +196,18 @@ class SearchRuns:
             if record.outcome == "running":
                 mlf.log(self._client, child.run_id, tags=mlf.tags_of({"outcome": "running"}))
                 self._client.update_run(child.run_id, status="RUNNING")
-            child.sent = self._sent_earlier(child.run_id, record)
+            # The reports that an earlier session logged, as MLflow has them.
+            sent: dict[int, dict[str, float]] = {}
+            names = {name for point in record.curve for name in mlf.finite(point)} - {"step"}
+            for name in sorted(names):
+                for metric in self._client.get_metric_history(child.run_id, name):  # by time
+                    sent.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+            child.sent = dict(sent)
         mlf.log(self._client, child.run_id, params=mlf.params_of(record.params))
         self._closed.pop(trial_id, None)
         self._earlier.pop(trial_id, None)
         self._open[trial_id] = child
         return True
-
-    def _sent_earlier(self, run_id: str, record: TrialRecord) -> dict[int, Mapping[str, float]]:
-        """The reports of a trial that an earlier session logged, as MLflow has them."""
-        found: dict[int, dict[str, float]] = {}
-        for name in sorted({key for point in record.curve for key in mlf.finite(point)} - {"step"}):
-            for metric in self._client.get_metric_history(run_id, name):  # in the order of time
-                found.setdefault(metric.step, {"step": metric.step})[name] = metric.value
-        return dict(found)
 
     def _end(self, record: TrialRecord) -> None:
         run_id = self._run_ids[record.trial_id]

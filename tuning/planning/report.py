@@ -113,7 +113,9 @@ def _cost(plan: Plan) -> RenderableType:
     table = _table("", "expected", "90 % between", "budget", "")
     table.columns[4].justify = "left"
     budgets = {key.rpartition(".")[2]: (value, needs) for key, value, needs, _ in plan.budgets}
-    table.add_row("wall clock", *_duration(estimate.hours), *_verdict(budgets.get("hours")))
+    wall = estimate.hours
+    low, median, high = (format_seconds(3600 * h) for h in (wall.low, wall.median, wall.high))
+    table.add_row("wall clock", median, f"{low} .. {high}", *_verdict(budgets.get("hours")))
     hours = plan.device_hours
     table.add_row(
         f"{plan.device}-hours",
@@ -143,11 +145,6 @@ def _verdict(budget: tuple[float, Band] | None) -> tuple[str, str]:
     if value < needs.median:
         return f"{value:g} h", "[yellow]probably too little[/]"
     return f"{value:g} h", "[green]kept[/]" if value >= needs.high else "[green]probably kept[/]"
-
-
-def _duration(hours: Band) -> tuple[str, str]:
-    low, median, high = (format_seconds(3600 * h) for h in (hours.low, hours.median, hours.high))
-    return median, f"{low} .. {high}"
 
 
 def _number(hours: float) -> str:

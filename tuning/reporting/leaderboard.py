@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trainers.errors import storage_failures
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, MetricKey
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.reporting.formatting import (
     format_params,
     format_percent,
@@ -108,11 +108,10 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         Column(OOD_MEAN_ACC, "OOD\nmean", format_percent, style="bold"),
     ]
     for domain in search.ood_domains:
-        key = str(MetricKey("val", domain, "acc"))
-        columns.append(Column(key, domain, format_percent, drop=1, group="domains"))
+        columns.append(Column(val_acc(domain), domain, format_percent, drop=1, group="domains"))
     columns += [
         Column("step", "step", lambda step: f"{step}/{search.total_steps}", drop=4),
-        Column("outcome", "outcome", _outcome, drop=5, left=True),
+        Column("outcome", "outcome", lambda o: Text(o, OUTCOME_STYLE[o]), drop=5, left=True),
         Column("seconds", "time", format_seconds, drop=3),
     ]
     if search.constraints:
@@ -157,7 +156,3 @@ def _param_columns(search: SearchRecord, records: Sequence[TrialRecord]) -> Iter
             return format_params(params, but=[METHOD_KEY, *shared])
 
         yield Column("parameters", "parameters", format_own, drop=2, left=True)
-
-
-def _outcome(outcome: str) -> Text:
-    return Text(outcome, OUTCOME_STYLE[outcome])

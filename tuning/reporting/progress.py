@@ -73,7 +73,12 @@ class ProgressCallback(Callback):
         self._live = Live(
             console=self._console,
             refresh_per_second=4,
-            get_renderable=self._renderable,
+            get_renderable=lambda: render(
+                search,
+                list(self._records.values()),  # a copy: another thread adds trials
+                self._clock() - self._began,
+                self._console.height,
+            ),
             vertical_overflow="crop",
         )
         atexit.register(self.close)
@@ -122,13 +127,6 @@ class ProgressCallback(Callback):
     def _print(self, line: str) -> None:
         # No markup, no colour, and no wrapping at the 80 columns that rich assumes for a log file.
         self._console.out(line, highlight=False)
-
-    def _renderable(self) -> RenderableType:
-        if self._search is None:
-            return Text()
-        elapsed = self._clock() - self._began
-        records = list(self._records.values())  # a copy: another thread adds trials
-        return render(self._search, records, elapsed, self._console.height)
 
 
 def render(

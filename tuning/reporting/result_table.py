@@ -65,7 +65,11 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
     columns, notes, room = list(table.columns), list(table.notes), None
     if width is not None:
         border = 3
-        needed = [_min_width(table, column) + border for column in columns]
+        needed = []
+        for column in columns:  # characters that it needs if no cell is cut
+            texts = [column.header, *(_cell(column, row).plain for row in table.rows)]
+            longest = max(cell_len(line) for text in texts for line in text.split("\n"))
+            needed.append((column.min_width or longest) + border)
         required = (n for n, column in zip(needed, columns, strict=True) if not column.drop)
         room = width - 1 - sum(required)
         dropped = set()
@@ -107,7 +111,8 @@ def markdown(table: ResultTable) -> list[str]:
     alignments = ("---" if column.left else "---:" for column in table.columns)
     rows = [[column.header for column in table.columns]]
     rows += [[_cell(column, row).plain or "-" for column in table.columns] for row in table.rows]
-    header, *body = [f"| {' | '.join(map(_one_line, row))} |" for row in rows]
+    lines = [[text.replace("\n", " ").replace("|", "\\|") for text in row] for row in rows]
+    header, *body = [f"| {' | '.join(line)} |" for line in lines]
     notes = [f"- {note}" for note in table.notes]
     return [header, f"|{'|'.join(alignments)}|", *body, *([""] if notes else []), *notes]
 
@@ -116,13 +121,3 @@ def _cell(column: Column, row: Row) -> Text:
     value = row.values.get(column.key)
     cell = "" if value is None else column.format(value)
     return cell if isinstance(cell, Text) else Text(cell)
-
-
-def _min_width(table: ResultTable, column: Column) -> int:
-    """Characters that the column needs if no cell is cut."""
-    texts = [column.header, *(_cell(column, row).plain for row in table.rows)]
-    return column.min_width or max(cell_len(line) for t in texts for line in t.split("\n"))
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", " ").replace("|", "\\|")

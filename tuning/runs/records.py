@@ -17,9 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from trainers.evaluation.metrics import ID_ACC as ID_ACC
-from trainers.evaluation.metrics import MEAN_ACC as MEAN_ACC
-from trainers.evaluation.metrics import OOD_MEAN_ACC as OOD_MEAN_ACC
 from trainers.evaluation.metrics import MetricKey
 from tuning.algorithms.objectives import Constraint, Mode, Objective
 
@@ -53,11 +50,6 @@ def trial_number(trial_id: str) -> int:
     """The number in `trial-007`; -1 for a reference."""
     name, _, number = trial_id.rpartition("-")
     return int(number) if name == "trial" else -1
-
-
-def domain_acc(domain: str) -> str:
-    """The name of the validation accuracy on one out-of-distribution domain."""
-    return str(MetricKey("val", domain, "acc"))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, MetricKey
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.early_stopping import non_dominated
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import (
@@ -169,7 +169,7 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
         if left_out is None:
             ood, worst = trial.last(OOD_MEAN_ACC), _worst(trial, domains)
         else:
-            ood = worst = trial.last(_domain_acc(left_out))
+            ood = worst = trial.last(val_acc(left_out))
         return [Pick(trial, trial.last(ID_ACC), ood, worst, left_out, search.method(trial))]
 
     def pick_highest(measure: Measure, left_out: str | None = None) -> list[Pick]:
@@ -233,13 +233,9 @@ def _id_ood_front(search: SearchRecord, records: list[TrialRecord]) -> list[Tria
     return [record for _, record in front]
 
 
-def _domain_acc(domain: str) -> str:
-    return str(MetricKey("val", domain, "acc"))
-
-
 def _domain_accs(record: TrialRecord, domains: Sequence[str]) -> list[float] | None:
     """Accuracies on the domains; None if there are no domains or one has no finite accuracy."""
-    known = [v for name in domains if (v := record.last(_domain_acc(name))) is not None]
+    known = [v for name in domains if (v := record.last(val_acc(name))) is not None]
     return known if known and len(known) == len(domains) else None
 
 

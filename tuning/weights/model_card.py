@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.reporting.formatting import format_value
-from tuning.runs.records import domain_acc
 
 _CARD = """\
 # {title}
@@ -110,7 +109,7 @@ def _rows(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _accuracies(about: Mapping[str, Any]) -> str:
     """A table of the known accuracies, and how they were measured."""
     domains = {about["id_domain"]: ID_ACC, "OOD mean": OOD_MEAN_ACC}
-    domains |= {domain: domain_acc(domain) for domain in about["ood_domains"]}
+    domains |= {domain: val_acc(domain) for domain in about["ood_domains"]}
     known = {d: about["metrics"][name] for d, name in domains.items() if name in about["metrics"]}
     if not known:
         return "These weights have not been evaluated."

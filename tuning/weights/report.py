@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.reporting.formatting import format_gap, format_percent
-from tuning.runs.records import ID_ACC, OOD_MEAN_ACC, ZERO_SHOT, domain_acc
+from tuning.runs.records import ZERO_SHOT
 from tuning.weights.soup import FinishedSoup
 
 _ECE = "id_val/ece"
@@ -19,7 +20,7 @@ def soup_report(finished: FinishedSoup) -> RenderableType:
     """The zero-shot model, the ingredients, the soup, and explanations."""
     search, recipe = finished.search, finished.recipe
     metrics = {f"{search.id_domain}\n(ID)": ID_ACC, "OOD\nmean": OOD_MEAN_ACC}
-    metrics |= {domain: domain_acc(domain) for domain in search.ood_domains}
+    metrics |= {domain: val_acc(domain) for domain in search.ood_domains}
     metrics["ID\nECE"] = _ECE
     table = Table(title=f"{escape(search.name)}, {recipe} soup", header_style="bold")
     for header in ("", "method"):
@@ -33,21 +34,16 @@ def soup_report(finished: FinishedSoup) -> RenderableType:
         table.add_row(escape(title), escape(method), *figures, note, style=style)
 
     row(ZERO_SHOT, "", search.zero_shot, "", "dim")
+    rejected = {step.ingredient: step.id_acc for step in finished.soup.steps}
     for index, ingredient in enumerate(finished.ingredients):
         record = ingredient.record
-        row(record.trial_id, search.method(record) or "", record.metrics, _part(finished, index))
+        is_used = index in finished.soup.used
+        part = "yes" if is_used else f"no: ID {format_percent(rejected[index])}"
+        row(record.trial_id, search.method(record) or "", record.metrics, part)
     table.add_section()
     title = f"{recipe} soup"
     row(title, "", finished.soup.metrics, f"{len(finished.used)} trials", "bold green")
     return Group(table, *_notes(finished))
-
-
-def _part(finished: FinishedSoup, index: int) -> str:
-    """Whether an ingredient is averaged, and if not, the ID accuracy of the soup with it."""
-    if index in finished.soup.used:
-        return "yes"
-    step = next(step for step in finished.soup.steps if step.ingredient == index)
-    return f"no: ID {format_percent(step.id_acc)}"
 
 
 def _notes(finished: FinishedSoup) -> list[str]:

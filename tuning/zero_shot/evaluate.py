@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,7 +188,7 @@ def expectations(text: str, config: TrialConfig) -> dict[str, float]:
     values: object
     if "=" in text and not Path(text).is_file():
         pairs = (part.partition("=") for part in text.split(","))
-        values = {domain.strip(): _number(acc) for domain, _, acc in pairs}
+        values = {domain.strip(): acc for domain, _, acc in pairs}
     else:
         path = Path(text).expanduser()
         try:
@@ -201,18 +202,14 @@ def expectations(text: str, config: TrialConfig) -> dict[str, float]:
         raise ConfigError(
             "expected accuracies by domain, such as `real: 82.5`", key="--expect", value=text
         )
+    found: dict[str, float] = {}
     for domain, acc in values.items():
         if domain not in domains:
             hint = did_you_mean(str(domain), domains)
             raise ConfigError(f"no such domain{hint}", key="--expect", value=domain)
+        with suppress(ValueError):
+            acc = float(acc) if isinstance(acc, str) else acc
         if isinstance(acc, bool) or not isinstance(acc, int | float) or not 0 <= acc <= 100:
             raise ConfigError("expected a percentage", key=f"--expect {domain}", value=acc)
-    return {domain: float(acc) for domain, acc in values.items()}
-
-
-def _number(text: str) -> float | str:
-    """The number, or the text itself if it is none."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+        found[domain] = float(acc)
+    return found

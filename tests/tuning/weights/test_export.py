@@ -21,12 +21,12 @@ from trainers.checkpoints.format import load_weights
 from trainers.config import DataConfig, TrialConfig, with_overrides
 from trainers.data.schema import METADATA_KEY, part_path
 from trainers.errors import ConfigError
-from trainers.evaluation.metrics import ID_ACC
+from trainers.evaluation.metrics import ID_ACC, val_acc
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
-from tuning.runs.records import TrialRecord, domain_acc
+from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.selection.ranking import best_trial
 from tuning.weights.export import export_weights as export
@@ -141,7 +141,7 @@ def test_the_snippet_of_the_card_reaches_its_accuracies(
     expected = about(tmp_path / "model")["metrics"]
     for domain in config.data.domains:
         right = [p == label for p, (d, label) in zip(predicted, labels, strict=True) if d == domain]
-        name = ID_ACC if domain == config.data.id_domain else domain_acc(domain)
+        name = ID_ACC if domain == config.data.id_domain else val_acc(domain)
         assert 100 * sum(right) / len(right) == expected[name]  # type: ignore[index]
 
 

@@ -23,8 +23,9 @@ from typing import Final
 
 import pyarrow as pa
 
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.reporting.tables.arrow import arrow_table
-from tuning.runs.records import ID_ACC, OOD_MEAN_ACC, SearchRecord, TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 
 WISE_FILE = "wise.parquet"
 
