@@ -70,7 +70,6 @@ from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History, Journal
-from tuning.runs.recorder import Recorder
 from tuning.runs.records import (
     STEP,
     SearchRecord,
@@ -79,6 +78,7 @@ from tuning.runs.records import (
     trial_number,
 )
 from tuning.runs.run_folder import create_run_folder, search_record
+from tuning.runs.tune_callback import Recorder
 
 BLOCK: Final = 200
 WARM_UP: Final = 50

@@ -9,8 +9,8 @@ from ray.tune.experiment import Trial
 
 from tests.tuning import fakes
 from tuning.runs.callbacks import Callback
-from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.tune_callback import Recorder
 
 
 class Notes(Callback):

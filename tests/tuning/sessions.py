@@ -19,8 +19,8 @@ from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.tune_callback import Recorder
 
 
 class Session:

@@ -47,10 +47,8 @@ from tuning.reporting.leaderboard import figures
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import JOURNAL_FILE, History, Journal, read_history
-from tuning.runs.recorder import Recorder
+from tuning.runs.journal import JOURNAL_FILE, History, Journal, add_missed_reports, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.recovery import recover
 from tuning.runs.run_folder import (
     BestTrial,
     LoadedRun,
@@ -60,6 +58,7 @@ from tuning.runs.run_folder import (
     search_record,
     write_config,
 )
+from tuning.runs.tune_callback import Recorder
 from tuning.security.databases import check_drivers
 from tuning.selection.ranking import best_trial
 
@@ -242,7 +241,7 @@ def _run_session(
         search = search_record(file, run_folder, zero_shot, journal.run_id)
 
         # The journal becomes complete; everything else is derived from it.
-        history = recover(search, journal, checkpoints)
+        history = add_missed_reports(search, journal, checkpoints)
         studies = prepare_studies(search, file, journal.run_id, history, options, console)
         budget = Budget(file.search.budget, search, history)
         callbacks = (

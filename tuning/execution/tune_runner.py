@@ -12,7 +12,7 @@ from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
 from tuning.config.schema import SearchFile
 from tuning.runs.journal import History
-from tuning.runs.recorder import Recorder
+from tuning.runs.tune_callback import Recorder
 
 
 def create_tuner(

@@ -18,13 +18,16 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from trainers.checkpoints.format import read_header
+from trainers.data.storage import Store
 from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
-from tuning.runs.records import SearchOutcome, TrialRecord
+from tuning.checkpoints.files import kept_checkpoint
+from tuning.runs.records import STEP, SearchOutcome, SearchRecord, TrialRecord, outcome_of
 
 JOURNAL_FILE = "journal.jsonl"
 FORMAT = 1
@@ -202,6 +205,36 @@ def read_history(run_folder: Path, live: bool = False) -> History:
             source=path,
         ) from None
     return reader.history(live)
+
+
+def add_missed_reports(search: SearchRecord, journal: Journal, checkpoints: Store) -> History:
+    """Add the reports that a killed driver did not write, from checkpoints, and read the journal.
+
+    Workers train on for a while after their driver was killed. The checkpoint from which a trial
+    will continue contains all reports before it. A trial whose last report is found there is
+    finished and does not run again.
+
+    Args:
+        checkpoints: the folder of all trials' checkpoints.
+
+    Raises:
+        StorageFailed: the checkpoints cannot be read.
+    """
+    for record in read_history(search.run_folder).unfinished:
+        with storage_failures(checkpoints.url, "cannot be read"):
+            kept = kept_checkpoint(checkpoints, record.trial_id)
+            header = None if kept is None else read_header(kept)
+            reports = [] if header is None else header.reports
+        for report in reports:
+            if report[STEP] > record.step:
+                values = {name: float(value) for name, value in report.items()}
+                record = replace(record.with_report(values), outcome="running")
+                journal.trial_reported(record)
+        if record.step >= search.total_steps:
+            outcome, _ = outcome_of(record, search.total_steps)
+            # At the time of the last event: its GPUs were not reserved since.
+            journal.trial_ended(record.with_end(outcome, record.ended_at or time.time()))
+    return read_history(search.run_folder)
 
 
 class _OtherFormat(Exception):

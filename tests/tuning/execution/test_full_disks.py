@@ -33,8 +33,8 @@ from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
-from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome, TrialRecord
+from tuning.runs.tune_callback import Recorder
 
 FULL = "No space left on device"
 

@@ -83,7 +83,7 @@ def test_an_ended_trial_stays_ended(tmp_path: Path) -> None:
     journal.session_started({})
     journal.trial_started(STARTED)
     pruned = dataclasses.replace(ENDED, outcome="pruned", curve=ENDED.curve[:1])
-    journal.trial_reported(pruned)
+    journal.trial_reported(pruned)  # with its end, or not at all
     # A driver of an earlier version could write these lines after a signal.
     journal.trial_ended(dataclasses.replace(pruned, outcome="stopped", ended_at=9e9))
     write_trial(journal, ENDED)
@@ -96,17 +96,6 @@ def test_what_a_sampler_noted_is_kept(tmp_path: Path) -> None:
     journal.trial_started(dataclasses.replace(STARTED, sampler_state={"generation": 3}))
     (record,) = read_history(tmp_path).records
     assert record.sampler_state == {"generation": 3}
-
-
-def test_the_report_at_which_a_trial_is_stopped_is_written_with_its_end_or_not_at_all(
-    tmp_path: Path,
-) -> None:
-    journal = Journal(tmp_path)
-    journal.session_started({})
-    journal.trial_started(STARTED)
-    pruned = dataclasses.replace(ENDED, outcome="pruned", curve=ENDED.curve[:1])
-    journal.trial_reported(pruned)
-    assert read_history(tmp_path).records == (pruned,)
 
 
 def test_wall_clock_is_that_of_the_sessions_not_of_the_time_between(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The recorder: turns events of Ray Tune into records, writes the journal, runs the callbacks."""
+"""Ray Tune's callback: turns its events into records for the journal, studies and callbacks."""
 
 from __future__ import annotations
 

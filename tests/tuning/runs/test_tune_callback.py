@@ -13,8 +13,8 @@ from tests.tuning import fakes
 from tests.tuning.recorders import Notes, report, tune_trial
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord
+from tuning.runs.tune_callback import Recorder
 
 NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
 

@@ -15,9 +15,8 @@ from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint
 from trainers.data.storage import open_store
 from trainers.errors import StorageFailed
 from tuning.checkpoints.files import trial_path
-from tuning.runs.journal import Journal
+from tuning.runs.journal import Journal, add_missed_reports
 from tuning.runs.records import TrialRecord
-from tuning.runs.recovery import recover
 from tuning.runs.run_folder import load_run, search_record
 
 CURVE = [fakes.report(step, 80.0 + step / 40, 60.0 + step / 7) for step in range(40, 241, 40)]
@@ -48,7 +47,7 @@ def recovered(folder: Path) -> TrialRecord:
     search = search_record(file, folder, ZERO_SHOT)
     journal = Journal(folder)
     journal.session_started(file.fingerprints())
-    (record,) = recover(search, journal, open_store(folder / "train")).records
+    (record,) = add_missed_reports(search, journal, open_store(folder / "train")).records
     journal.close()
     return record
 
