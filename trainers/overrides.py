@@ -23,6 +23,17 @@ def nest(dotted: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> di
     return nested
 
 
+def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `nest`: dotted keys. An empty section is a value."""
+    values: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            values |= {f"{key}.{below}": inner for below, inner in flat(value).items()}
+        else:
+            values[key] = value
+    return values
+
+
 def over_trial(dotted: Mapping[str, Any], trial: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a `TrialConfig`'s plain values with the values of dotted keys.
 

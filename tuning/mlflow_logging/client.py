@@ -24,6 +24,7 @@ from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError
 
 from trainers.errors import ConfigError
+from trainers.overrides import flat
 from trainers.redact import is_secret_name
 from trainers.redact import redact as redact
 from tuning.security.databases import check_driver, expand, is_database
@@ -189,7 +190,14 @@ def metrics_of(values: Mapping[str, float], step: int, timestamp_ms: int) -> lis
 
 def params_of(values: Mapping[str, object]) -> list[Param]:
     """Params with nested keys joined by dots, secrets removed, long values cut."""
-    return [Param(_key(key), text) for key, text in _flatten(values)]
+    params = []
+    for key, value in flat(values).items():
+        # JSON for lists, so that they can be read back; plain text for the rest.
+        listed = isinstance(value, list | tuple | Mapping)
+        text = json.dumps(value, default=str) if listed else str(value)
+        shown = "***" if is_secret_name(key) else _cut(redact(text), MAX_PARAM_CHARS)
+        params.append(Param(_key(key), shown))
+    return params
 
 
 def tags_of(values: Mapping[str, str]) -> list[RunTag]:
@@ -258,20 +266,6 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
             f"`mlflow experiments restore -x {found.experiment_id}` or choose another name"
         )
     return str(found.experiment_id)
-
-
-def _flatten(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{key}.")
-        elif is_secret_name(key):
-            yield key, "***"
-        else:
-            # JSON for lists, so that they can be read back; plain text for the rest.
-            listed = isinstance(value, list | tuple | Mapping)
-            text = json.dumps(value, default=str) if listed else str(value)
-            yield key, _cut(redact(text), MAX_PARAM_CHARS)
 
 
 def _key(name: str) -> str:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
+from trainers.overrides import flat
 from tuning.config.schema import ELSEWHERE, SamplerConfig, SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.run_search import (
@@ -185,7 +186,7 @@ def _changes(
 def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
     """A configuration as dotted keys, without some sections."""
     left_out = tuple(f"{key}." for key in keys)
-    values = _flat(file.model_dump(mode="json"))
+    values = flat(file.model_dump(mode="json"))
     return {key: value for key, value in values.items() if not f"{key}.".startswith(left_out)}
 
 
@@ -195,12 +196,3 @@ def _hint(key: str) -> str:
     if key == "search.checkpoints.storage":
         return "its checkpoints would not be found"
     return "start a new search, with this one in search.warm_start.runs"
-
-
-def _flat(values: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -242,7 +243,13 @@ def create_run_folder(file: SearchFile) -> Path:
     """
     described = json.dumps(environment(file.trial), indent=2) + "\n"
     try:
-        folder = _new_folder(_storage(file.search.storage), file.search.name)
+        storage, name = _storage(file.search.storage), file.search.name
+        storage.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = storage / (name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
         try:
             (folder / "report").mkdir()
             write_config(folder, file)
@@ -253,18 +260,6 @@ def create_run_folder(file: SearchFile) -> Path:
     except OSError as error:
         raise ConfigError(str(error), key="search.storage", value=file.search.storage) from None
     return folder
-
-
-def _new_folder(storage: Path, name: str) -> Path:
-    storage.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        folder = storage / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("unreachable")
 
 
 def runs_named(storage: str, name: str) -> list[Path]:
