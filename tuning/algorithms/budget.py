@@ -22,7 +22,6 @@ class Budget(Callback):
 
     Args:
         search: its objectives and constraints define an improvement.
-        clock: Unix time in seconds.
     """
 
     def __init__(

@@ -25,7 +25,6 @@ class StoppingRule(Protocol):
         """Take a report into account, and return whether the trial continues.
 
         Args:
-            number: of the trial.
             step: optimiser steps done.
             values: None if an objective is not finite, which is worse than any value.
         """

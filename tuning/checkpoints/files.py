@@ -31,7 +31,6 @@ def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: st
     """Folder or URL of all checkpoints of a run.
 
     Args:
-        run_folder: of the run.
         storage: `search.checkpoints.storage`.
         name: of the search. The run folder may be moved, and then has another name.
         run_id: from the journal; distinguishes runs of the same name.
@@ -96,7 +95,6 @@ def kept_checkpoint(train: Store, trial_id: str) -> Store | None:
     """Newest checkpoint of a trial with whole weights; None if it has none.
 
     Args:
-        train: the folder of all trials.
         trial_id: the trial. If it has ended, its checkpoint holds weights only.
 
     Raises:

@@ -69,9 +69,7 @@ class CheckpointCallback(Callback):
     It does not raise. What cannot be removed is logged once, and tried again at the next event.
 
     Args:
-        train: folder of all trials.
         disk_bytes: budget of all checkpoints together; None for no limit.
-        earlier: trials of earlier sessions of the search.
         keep_top: see `kept_trials`.
     """
 

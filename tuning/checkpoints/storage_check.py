@@ -91,7 +91,6 @@ def check_nodes(file: SearchFile, home: str, deadline_s: float = ANSWER_S) -> No
     A single node has the driver's own disk. Nodes that join later are not checked.
 
     Args:
-        file: the configuration.
         home: of its checkpoints, see `tuning.checkpoints.files`.
         deadline_s: time for all nodes together.
 

@@ -60,9 +60,7 @@ def confirm(
     Results of earlier calls are read from the run folder instead of being measured again.
 
     Args:
-        folder: run folder of a search.
         top: number of trials to confirm, best first by the search's objective.
-        seeds: number of fresh seeds, the same for every configuration.
         rules: names of `tuning.selection.rules` whose choices are confirmed; by default all but the
             Pareto front.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.

@@ -118,7 +118,6 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
 
     Args:
         uri: as configured: `${NAME}` stands for a password in the environment.
-        experiment: its name.
 
     Raises:
         TrackingError: within seconds, if it cannot be reached or used.

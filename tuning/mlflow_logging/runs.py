@@ -55,8 +55,6 @@ class SearchRuns:
     """What a search has in MLflow. To be used by one thread at a time.
 
     Args:
-        client: connected.
-        experiment_id: of the experiment that has the runs.
         search: whose runs they are; its `run_id` identifies them wherever the folder is moved.
     """
 

@@ -124,11 +124,7 @@ def estimate(
     """Replay the search with values and speeds drawn from the seed.
 
     Args:
-        shape: of the search.
-        cost: of its trials.
         new_rule: makes a fresh rule, or None if no trial is stopped.
-        replays: number of replays.
-        seed: equal arguments give equal estimates.
     """
     steps = shape.report_steps
     progress = np.array(steps)[None, :, None] / shape.total_steps
@@ -169,9 +165,6 @@ def replay(
     """Replay one search: a queue of reports in the order of their time.
 
     Args:
-        shape: of the search.
-        cost: of its trials.
-        rule: a fresh one.
         values: the objectives of each trial at each report, more being better.
         speeds: factor on the durations of each trial; those of the references come last.
     """

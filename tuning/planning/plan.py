@@ -129,7 +129,6 @@ def plan_search(
     """Probe the machine, and estimate the cost of the search of this configuration there.
 
     Args:
-        file: from `tuning.config.loading.load_config`.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for progress; by default the terminal's standard error.
 

@@ -21,7 +21,6 @@ def render(plan: Plan, width: int | None = None) -> RenderableType:
     """The plan for a terminal.
 
     Args:
-        plan: from `tuning.planning.plan.plan_search`.
         width: in characters; a narrow terminal wraps words and cuts nothing.
     """
     search = plan.file.search

@@ -178,7 +178,6 @@ def read_history(run_folder: Path, live: bool = False) -> History:
     """The contents of a journal, without an incomplete last line.
 
     Args:
-        run_folder: folder of the journal.
         live: the driver is running. Otherwise, trials without an end were cut off by a kill.
 
     Raises:
@@ -213,9 +212,6 @@ def add_missed_reports(search: SearchRecord, journal: Journal, checkpoints: Stor
     Workers train on for a while after their driver was killed. The checkpoint from which a trial
     will continue contains all reports before it. A trial whose last report is found there is
     finished and does not run again.
-
-    Args:
-        checkpoints: the folder of all trials' checkpoints.
 
     Raises:
         StorageFailed: the checkpoints cannot be read.

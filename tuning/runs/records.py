@@ -283,8 +283,6 @@ def outcome_of(
 
     Args:
         record: with all reports of the trial.
-        total_steps: of a trial that runs to its end.
-        error: what the trial raised.
 
     Returns:
         The final outcome, and the error of a failed trial.

@@ -56,7 +56,6 @@ def resume_search(
     """Continue an interrupted search from its run folder.
 
     Args:
-        folder: a run folder.
         overrides: `key=value`, with keys of RESUMABLE.
         callbacks, sampler, storage, address, console: see `run_search`.
 
@@ -82,9 +81,7 @@ def extend_search(
     """Continue a search with more trials, or with another space, sampler or scheduler.
 
     Args:
-        folder: a run folder.
         overrides: `key=value`, with keys of EXTENDABLE.
-        trials: number of additional trials.
         callbacks, sampler, storage, address, console: see `run_search`.
 
     Raises:

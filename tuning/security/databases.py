@@ -35,12 +35,7 @@ def is_database(url: str) -> bool:
 
 
 def check_driver(key: str, url: str) -> None:
-    """Raise a ConfigError if this is no URL of a database, or its Python driver is missing.
-
-    Args:
-        key: of the configuration.
-        url: as configured.
-    """
+    """Raise a ConfigError if this is no URL of a database, or its Python driver is missing."""
     problem, hint = None, None
     try:
         make_url(expand(url)).get_dialect().import_dbapi()

@@ -37,7 +37,6 @@ def export_weights(
         output: a new folder, or an empty one.
         trial: of the run; by default the one that the objective chooses.
         soup: of the run, instead of a trial.
-        alpha: of WiSE-FT, see `trainers.models.export.classifier`.
 
     Returns:
         The output, absolute.

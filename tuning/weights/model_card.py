@@ -53,13 +53,7 @@ preprocess = transforms.Compose([  # open_clip's own shows more of each image
 
 
 def model_card(title: str, about: Mapping[str, Any], folder: Path) -> str:
-    """The card in Markdown.
-
-    Args:
-        title: of the model.
-        about: the content of `classes.json`.
-        folder: where the model will lie.
-    """
+    """The card in Markdown."""
     view = about["preprocessing"]
     crops = view["crop_pct"]
     crop = crops[about["id_domain"]]

@@ -87,10 +87,7 @@ def make_soup(
     """Average the best trials of a search, as a Ray task on the hardware of its trials.
 
     Args:
-        folder: of the run.
-        recipe: which of the ingredients are averaged.
         top: maximal number of ingredients.
-        method: of the ingredients; by default any.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
         console: for progress; by default the terminal's standard error.
 

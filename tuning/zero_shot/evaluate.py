@@ -114,8 +114,6 @@ def measure(
 
     Args:
         config: of a trial; method and optimiser do not matter.
-        split: `val` or `test`.
-        domains: only these.
         expected: domain -> accuracy in percent to compare with.
         device: by default a GPU if there is one.
         began: called with each domain before it is evaluated.
@@ -169,7 +167,6 @@ def expectations(text: str, config: TrialConfig) -> dict[str, float]:
     Args:
         text: `published` (the suite's accuracies of this model), `real=82.5,sketch=57.0`, or a YAML
             file with such pairs.
-        config: of the trial.
 
     Raises:
         ConfigError: no published accuracies, no such file or domain, or not a percentage.

@@ -24,8 +24,6 @@ class TablesCallback(Callback):
     writing takes at most 2 % of the time. The tables may lag behind by that much.
 
     Args:
-        run_folder: folder of the tables.
-        earlier: trials of earlier sessions of the search.
         clock: monotonic time in seconds.
     """
 
