@@ -91,6 +91,7 @@ def soup(
     from tuning.weights.soup import make_soup
 
     finished = make_soup(run, recipe=name, top=top, method=method, address=address)
-    Console().print(soup_report(finished))
+    console = Console()
+    console.print(soup_report(finished, console.width))
     show("Weights", finished.folder)
     show("Export with", f"lipsum-tune export {run} --soup {name} --output FOLDER")

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from search_spaces import Categorical, SearchSpace
+from search_spaces import Categorical
 from trainers.config import TrialConfig
 from trainers.config_model import Frozen
 from trainers.data.storage import refuse_secrets
@@ -95,7 +95,16 @@ def check_search(file: SearchFile) -> None:
     def extreme_trials() -> Iterator[TrialConfig]:
         nonlocal method, point
         for method, part in space.parts().items():
-            for point in _extreme_points(part):
+            # Points that together reach every bound and every choice, then the first points.
+            values = {
+                key: list(p.choices) if isinstance(p, Categorical) else [p.low, p.high]
+                for key, p in part.parameters.items()
+            }
+            extremes = [
+                {key: of_key[min(index, len(of_key) - 1)] for key, of_key in values.items()}
+                for index in range(max(map(len, values.values()), default=0))
+            ]
+            for point in (*extremes, *part.initial_points):
                 own = {} if method is None else {METHOD_KEY: method}
                 yield file.trial_config({**own, **point})
 
@@ -212,16 +221,3 @@ def _check_budget(file: SearchFile) -> None:
             budget.trials,
             methods,
         )
-
-
-def _extreme_points(space: SearchSpace) -> Iterator[dict[str, Any]]:
-    """Points that together reach every bound and every choice, then the first points."""
-    values = {
-        key: list(parameter.choices)
-        if isinstance(parameter, Categorical)
-        else [parameter.low, parameter.high]
-        for key, parameter in space.parameters.items()
-    }
-    for index in range(max(map(len, values.values()), default=0)):
-        yield {key: of_key[min(index, len(of_key) - 1)] for key, of_key in values.items()}
-    yield from space.initial_points

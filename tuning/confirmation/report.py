@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -132,7 +133,7 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
             values = {"name": untuned if one.trial_id == FT else name, **gaps}
             rows.append(Row(values, ends_section=one is configurations[-1]))
 
-    differences(untuned, confirmation.against_ft)
+    differences(untuned, partial(confirmation.against, FT))
     differences(ZERO_SHOT, confirmation.against_zero_shot)
     title = f"{search.name}, test accuracy in percent"
     notes = _notes(confirmation)

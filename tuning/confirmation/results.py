@@ -107,10 +107,6 @@ class Confirmation:
         values = self.values(trial_id, metric)
         return estimate(list(values.values())) if values else None
 
-    def against_ft(self, trial_id: str, metric: str) -> Estimate | None:
-        """The difference to the reference, as in `against`."""
-        return self.against(FT, trial_id, metric)
-
     def against(self, other_id: str, trial_id: str, metric: str) -> Estimate | None:
         """The difference to another configuration, paired by seed; None if they share no seed."""
         ours, its = self.values(trial_id, metric), self.values(other_id, metric)

@@ -26,11 +26,6 @@ class Estimate:
     high: float
     """Upper end of the interval; NaN for one seed."""
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
-        return self.low > 0 or self.high < 0
-
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Mean, standard deviation and confidence interval of independent, normal values.

@@ -126,11 +126,17 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     if is_database(uri):
         check_driver("search.tracking.uri", configured)
     try:
-        with _one_at_a_time(uri):
+        # MLflow 3.17 creates and migrates the tables of a new SQLite database at the first
+        # connection without a lock: two processes that do it at once destroy the database.
+        path = sqlite_path(uri)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS) if path else None
+        with lock or contextlib.nullcontext():
             # At once, where MLflow would try to open a database ten times over two minutes.
             parts = urlsplit(uri)
             port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
-            if (path := sqlite_path(uri)) is not None:
+            if path is not None:
                 with contextlib.closing(sqlite3.connect(path, timeout=_CONNECT_SECONDS)) as file:
                     file.execute("PRAGMA schema_version")
             elif parts.hostname and is_database(uri) and port:
@@ -218,22 +224,6 @@ def log(
         room = MAX_METRICS - len(params[:MAX_PARAMS]) - len(tags[:MAX_PARAMS])
         client.log_batch(run_id, metrics[:room], params[:MAX_PARAMS], tags[:MAX_PARAMS])
         metrics, params, tags = metrics[room:], params[MAX_PARAMS:], tags[MAX_PARAMS:]
-
-
-@contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Let one process at a time connect to an SQLite database.
-
-    MLflow 3.17 creates and migrates the tables of a new database at the first connection, without
-    a lock: two processes that do it at once destroy the database.
-    """
-    path = sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS):
-        yield
 
 
 @functools.cache  # once for each server

@@ -148,7 +148,7 @@ def _confirmed_metrics(confirmation: Confirmation, trial_id: str) -> dict[str, f
     for name in sorted(names):
         estimates = {"vs_zero_shot": confirmation.against_zero_shot(trial_id, name)}
         if trial_id != FT:
-            estimates["vs_ft"] = confirmation.against_ft(trial_id, name)
+            estimates["vs_ft"] = confirmation.against(FT, trial_id, name)
         own = confirmation.estimate(trial_id, name)
         if own is not None:
             found |= {name: own.mean, f"sd/{name}": own.sd}

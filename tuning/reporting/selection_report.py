@@ -8,7 +8,7 @@ from typing import Final
 from tuning.reporting.formatting import format_gap, format_percent
 from tuning.reporting.result_table import Column, ResultTable, Row
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.rules import BY_METHOD, Choice, choices
+from tuning.selection.rules import BY_METHOD, RULES, Choice, choices
 
 _COLUMNS: Final = (
     Column("rule", "rule", left=True),
@@ -43,7 +43,7 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Res
             "gap": choice.gap,
             "id_gap": choice.id_gap,
             "sees_ood": "yes" if choice.looks_at_ood else "no",
-            "chooses": choice.description,
+            "chooses": RULES[choice.rule],
         }
         rows.append(Row(values))
     notes = _notes(search, found)

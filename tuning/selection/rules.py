@@ -98,11 +98,6 @@ class Choice:
     """ID accuracy minus that of `id_val`."""
 
     @property
-    def description(self) -> str:
-        """How the rule chooses, as one sentence."""
-        return RULES[self.rule]
-
-    @property
     def trials(self) -> tuple[TrialRecord, ...]:
         """The chosen trials without repetitions."""
         return tuple({pick.trial.trial_id: pick.trial for pick in self.picks}.values())

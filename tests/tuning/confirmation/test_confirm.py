@@ -242,7 +242,7 @@ def test_all_are_trained_with_the_same_seeds_and_tested(
     assert all("val" not in name for name in found.results["ft", 1003].metrics)
     metric = "ood_test/mean_acc"
     ours, its = found.values("trial-000", metric), found.values("ft", metric)
-    gap = found.against_ft("trial-000", metric)
+    gap = found.against("ft", "trial-000", metric)
     assert gap is not None
     assert gap.mean == pytest.approx(sum(ours[s] - its[s] for s in found.seeds) / 2)
     kept = [path.name for path in (folder / "confirm" / "train").glob("trial-000*")]
