@@ -37,8 +37,6 @@ from trainers.methods.registry import SEARCH_SPACES
 from tuning.runs.records import METHOD_KEY
 
 ALL = "all"
-FIXED = frozenset({"steps", "eval.every"})
-"""Keys of the trial that are the same for all trials: pruning compares them at the same steps."""
 
 
 class ParameterChange(Frozen):
@@ -191,7 +189,7 @@ def resolve_space(space: SpaceConfig, trial: TrialConfig) -> SearchSpace:
             )
         ready = _load(space.name, "search.space.name") if space.name else None
         layers = {"search.space": space.parameters}
-        known = dict(ready.parameters) if ready else {}
+        known = ready.parameters if ready else ()
         return _changed(ready, layers, space.initial_points, trial, known)
     if space.name:
         raise ConfigError(
@@ -269,78 +267,17 @@ def _changed(
                 except ValidationError as error:
                     value = parameter.model_dump(exclude_unset=True)
                     raise ConfigError(validation_problem(error), key=where, value=value) from None
-    try:
-        space = SearchSpace(parameters=parameters)
-    except ValidationError as error:
-        raise ConfigError(validation_problem(error), key=f"{section}.parameters") from None
     if points is None:
-        points = _completed(ready.initial_points if ready else (), space, trial)
+        # Those of the ready space inside this one, with the trial's values for added parameters.
+        own: Any = trial.model_dump(mode="json")
+        points = []
+        for point in ready.initial_points if ready else ():
+            with suppress(KeyError, TypeError, ValueError):  # outside, or the trial has no value
+                added = parameters.keys() - point.keys()
+                whole = {**point, **{k: reduce(operator.getitem, k.split("."), own) for k in added}}
+                points.append({key: p.parse(whole[key]) for key, p in parameters.items()})
     try:
         return SearchSpace(parameters=parameters, initial_points=[dict(point) for point in points])
     except ValidationError as error:
-        raise ConfigError(validation_problem(error), key=f"{section}.initial_points") from None
-
-
-def _completed(
-    points: Iterable[Mapping[str, Any]], space: SearchSpace, trial: TrialConfig
-) -> list[Mapping[str, Any]]:
-    """The points inside the space, with the trial's own values for parameters that they lack."""
-    own = trial.model_dump(mode="json")
-    completed: list[Mapping[str, Any]] = []
-    for point in points:
-        with suppress(KeyError, TypeError, ValueError):  # outside the space, or no such value
-            lacking = space.parameters.keys() - point.keys()
-            added = {key: reduce(operator.getitem, key.split("."), own) for key in lacking}
-            values = {**point, **added}
-            completed.append({key: p.parse(values[key]) for key, p in space.parameters.items()})
-    return completed
-
-
-def check_keys(config: SpaceConfig, space: SearchSpace, trial: TrialConfig) -> None:
-    """Raise a ConfigError if a searched setting of the method does not exist or has no effect.
-
-    Args:
-        config: the section that `space` was resolved from.
-        trial: determines the method unless several are compared.
-    """
-    for name, part in space.parts().items():
-        for key in FIXED & part.parameters.keys():
-            raise ConfigError("cannot be searched", key=f"{section_of(key, name, config)}.{key}")
-        override = {} if name is None else {METHOD_KEY: name}
-        method = with_overrides(trial, override, "search.space.methods").method
-        settings = {
-            key.removeprefix("method."): parameter
-            for key, parameter in part.parameters.items()
-            if key.startswith("method.")
-        }
-        varied = {
-            setting
-            for setting, parameter in settings.items()
-            if not isinstance(parameter, Categorical) or len(parameter.choices) > 1
-        }
-        # If a choice is searched, other settings may have an effect for one of its values only.
-        several_choices = any(isinstance(settings[setting], Categorical) for setting in varied)
-        for setting in settings:
-            key = f"method.{setting}"
-            where = f"{section_of(key, name, config)}.{key}"
-            if setting not in type(method).model_fields:
-                known = [known for known in type(method).model_fields if known != "name"]
-                hint = suggestion(setting, known)
-                if name is None and config.name and key not in config.parameters:
-                    hint = f"write search.space.name = {method.name!r}"
-                raise ConfigError(
-                    f"method.name = {method.name!r} has no {setting!r}", key=where, hint=hint
-                )
-            if setting in method.idle and setting in varied and not several_choices:
-                fixed = getattr(method, setting)
-                raise ConfigError(
-                    "has no effect with the method's other settings",
-                    key=where,
-                    hint=f"write {{type: categorical, choices: [{fixed}]}}",
-                )
-
-
-def section_of(key: str, method: str | None, config: SpaceConfig) -> str:
-    """The section of the configuration in which a parameter of the space is, or can be, written."""
-    is_own = method is not None and key not in config.parameters
-    return f"search.space.by_method.{method}.parameters" if is_own else "search.space.parameters"
+        field = error.errors()[0]["loc"][0]
+        raise ConfigError(validation_problem(error), key=f"{section}.{field}") from None

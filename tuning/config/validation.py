@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from search_spaces import Categorical
-from trainers.config import TrialConfig
+from search_spaces import Categorical, SearchSpace
+from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, suggestion, validate
@@ -22,10 +22,13 @@ from trainers.evaluation.metrics import metric_names
 from trainers.redact import has_password
 from tuning.config.loading import read_layers
 from tuning.config.schema import NoSchedulerConfig, SearchFile, with_plugins
-from tuning.config.search_space import check_keys, section_of
+from tuning.config.search_space import SpaceConfig
 from tuning.runs.records import METHOD_KEY
 
 logger = logging.getLogger(__name__)
+
+FIXED = frozenset({"steps", "eval.every"})
+"""Keys of the trial that are the same for all trials: pruning compares them at the same steps."""
 
 
 def load_config(
@@ -121,7 +124,7 @@ def check_search(file: SearchFile) -> None:
         field = "choices"
         if not isinstance(parameter, Categorical):
             field = "high" if point[error.key] == parameter.high else "low"
-        section = section_of(error.key, method, file.search.space)
+        section = _section_of(error.key, method, file.search.space)
         raise ConfigError(
             error.problem, key=f"{section}.{error.key}.{field}", value=error.value, hint=error.hint
         ) from None
@@ -130,7 +133,7 @@ def check_search(file: SearchFile) -> None:
 def check_settings(file: SearchFile) -> None:
     """The part of `check_search` that needs neither data nor models, which may be elsewhere."""
     trial, search, space = file.trial, file.search, file.search_space()
-    check_keys(search.space, space, trial)
+    _check_keys(search.space, space, trial)
     for name in search.references:
         file.reference_config(name)
     _check_objective(file)
@@ -173,6 +176,51 @@ def check_settings(file: SearchFile) -> None:
                 problem = f"needs at least two numeric parameters{where}"
                 raise ConfigError(problem, key=key, value="cma_es")
     _check_budget(file)
+
+
+def _check_keys(config: SpaceConfig, space: SearchSpace, trial: TrialConfig) -> None:
+    """Raise a ConfigError if a searched setting of the method does not exist or has no effect."""
+    for name, part in space.parts().items():
+        for key in FIXED & part.parameters.keys():
+            raise ConfigError("cannot be searched", key=f"{_section_of(key, name, config)}.{key}")
+        override = {} if name is None else {METHOD_KEY: name}
+        method = with_overrides(trial, override, "search.space.methods").method
+        settings = {
+            key.removeprefix("method."): parameter
+            for key, parameter in part.parameters.items()
+            if key.startswith("method.")
+        }
+        varied = {
+            setting
+            for setting, parameter in settings.items()
+            if not isinstance(parameter, Categorical) or len(parameter.choices) > 1
+        }
+        # If a choice is searched, other settings may have an effect for one of its values only.
+        several_choices = any(isinstance(settings[setting], Categorical) for setting in varied)
+        for setting in settings:
+            key = f"method.{setting}"
+            where = f"{_section_of(key, name, config)}.{key}"
+            if setting not in type(method).model_fields:
+                known = [known for known in type(method).model_fields if known != "name"]
+                hint = suggestion(setting, known)
+                if name is None and config.name and key not in config.parameters:
+                    hint = f"write search.space.name = {method.name!r}"
+                raise ConfigError(
+                    f"method.name = {method.name!r} has no {setting!r}", key=where, hint=hint
+                )
+            if setting in method.idle and setting in varied and not several_choices:
+                fixed = getattr(method, setting)
+                raise ConfigError(
+                    "has no effect with the method's other settings",
+                    key=where,
+                    hint=f"write {{type: categorical, choices: [{fixed}]}}",
+                )
+
+
+def _section_of(key: str, method: str | None, config: SpaceConfig) -> str:
+    """The section of the configuration in which a parameter of the space is, or can be, written."""
+    is_own = method is not None and key not in config.parameters
+    return f"search.space.by_method.{method}.parameters" if is_own else "search.space.parameters"
 
 
 def _check_objective(file: SearchFile) -> None:
