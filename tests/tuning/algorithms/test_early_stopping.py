@@ -140,11 +140,6 @@ def test_of_the_trials_that_reach_a_rung_the_best_share_goes_on() -> None:
         assert rule.should_continue(number, 10, (value,)) is keeps
 
 
-def test_equals_share_a_place() -> None:
-    rule = Asha([10], 2)
-    assert [rule.should_continue(number, 10, (1.0,)) for number in range(3)] == [True, True, True]
-
-
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("factor", [1.5, 2, 3, 4])
 def test_asha_decides_as_brute_force_does(seed: int, factor: float) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -54,12 +53,6 @@ def goes_on(scheduler: StepScheduler, trial: Trial, step: int, *values: float) -
     decision = scheduler.on_trial_result(CONTROLLER, trial, result)
     assert decision in (TrialScheduler.CONTINUE, TrialScheduler.STOP)
     return decision == TrialScheduler.CONTINUE
-
-
-def test_of_the_trials_that_reach_a_rung_the_worse_half_is_stopped() -> None:
-    s = scheduler()
-    decisions = [goes_on(s, tune_trial(i), 30, v) for i, v in enumerate((50.0, 60.0, 40.0, 70.0))]
-    assert decisions == [True, True, False, True]
 
 
 def test_rungs_count_steps_and_not_reports() -> None:
@@ -147,44 +140,9 @@ def test_the_rungs_of_earlier_sessions_are_known_after_a_resume() -> None:
     assert set(decisions[0]) == {True, False}
 
 
-def test_a_report_that_comes_again_after_a_resume_is_not_compared_again() -> None:
-    s = scheduler(earlier=[record(0, 50.0), record(1, 60.0)])
-    assert goes_on(s, tune_trial(0), 30, 1.0)
-    assert not goes_on(s, tune_trial(2), 30, 49.0)
-
-
 def test_the_references_of_earlier_sessions_move_no_rung() -> None:
     reference = replace(record(-1, 99.0), trial_id="ft", kind="reference")
     assert goes_on(scheduler(earlier=[reference]), tune_trial(0), 30, 1.0)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [ASHA, HyperbandConfig(grace_steps=30), MedianConfig(grace_steps=30, min_trials=1)],
-)
-def test_a_method_is_stopped_as_it_would_be_if_it_were_searched_alone(
-    config: SchedulerConfig,
-) -> None:
-    rng = random.Random(1)
-    # Dealt in turn; those of kd are far worse throughout.
-    trials = [(n, method) for n, method in enumerate(["ft", "kd"] * 12)]
-    reports = [
-        (number, method, step, rng.gauss(60 if method == "ft" else 10, 5))
-        for step in (30, 60)
-        for number, method in trials
-    ]
-    together = scheduler(config)
-    alone = {"ft": scheduler(config), "kd": scheduler(config)}
-    stopped: dict[str, set[int]] = {"ft": set(), "kd": set()}
-    for number, method, step, value in reports:
-        if number in stopped[method]:
-            continue
-        goes = goes_on(together, tune_trial(number, method), step, value)
-        assert goes == goes_on(alone[method], tune_trial(number), step, value)
-        if not goes:
-            stopped[method].add(number)
-    assert 0 < len(stopped["ft"]) < 12
-    assert 0 < len(stopped["kd"]) < 12
 
 
 def test_after_a_resume_each_method_hears_of_its_own_curves() -> None:
@@ -215,11 +173,3 @@ def test_a_configuration_makes_its_rule() -> None:
     assert (asha.rungs, asha.reduction_factor) == ((10, 30), 3)
     assert (median.grace_steps, median.min_trials) == (10, 2)
     assert create_rule(NoSchedulerConfig(), TOTAL_STEPS) is None
-
-
-@pytest.mark.parametrize(
-    "config", [AshaConfig(grace_steps=TOTAL_STEPS), HyperbandConfig(grace_steps=TOTAL_STEPS)]
-)
-def test_a_grace_as_long_as_a_trial_stops_nothing(config: SchedulerConfig) -> None:
-    s = scheduler(config)
-    assert all(goes_on(s, tune_trial(i), 89, float(-i)) for i in range(5))

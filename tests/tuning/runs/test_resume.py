@@ -13,7 +13,6 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
 from trainers.overrides import nest
-from tuning.algorithms.budget import Budget
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.runs import resume
@@ -252,15 +251,6 @@ def test_a_value_that_cannot_be_is_refused_as_in_a_new_search(run: Path) -> None
         resume_search(run.parent / "nowhere")
 
 
-@pytest.mark.parametrize(("trials", "more"), [(2, 0), (3, 0), (5, 2)])
-def test_the_budget_counts_the_trials_that_are_there(trials: int, more: int, run: Path) -> None:
-    loaded = load_run(run)
-    file = load_config(run / CONFIG_FILE, [f"search.budget.trials={trials}"])
-    search, history = loaded.search, loaded.history
-    budget = Budget(file.search.budget, search, history)
-    assert [budget.allows(3 + number) for number in range(3)].count(True) == more
-
-
 def named(root: Path, storage: Path, **changes: Any) -> SearchFile:
     values = search_file(root).model_dump(mode="json")
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
@@ -284,22 +274,6 @@ def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
     assert earlier_run(more) == tmp_path / "mine"
     search_or_resume(more)
     assert [file.search.budget.trials for file in went_on] == [77]
-
-
-def test_a_run_that_another_process_has_is_left_to_it(
-    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
-) -> None:
-    file = named(images_root, tmp_path)
-    write_run(tmp_path / "mine", file, [trial(0, 85.0, 62.0)])
-    before = (tmp_path / "mine" / CONFIG_FILE).read_text()
-    journal = Journal(tmp_path / "mine")
-    try:
-        with pytest.raises(ConfigError, match="another process is running this search"):
-            search_or_resume(named(images_root, tmp_path, search__budget__trials=77))
-    finally:
-        journal.close()
-    assert (tmp_path / "mine" / CONFIG_FILE).read_text() == before
-    assert went_on == []
 
 
 def test_a_run_that_was_killed_before_it_began_begins(
