@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.reporting.formatting import format_percent, format_value, trial_label
 from tuning.reporting.methods_report import methods_table
-from tuning.reporting.result_table import markdown
+from tuning.reporting.result_table import Column, ResultTable, Row, markdown
 from tuning.reporting.selection_report import selection_table
-from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
 _VERDICTS: dict[SearchOutcome, str] = {
@@ -59,20 +59,15 @@ def describe(
 def _accuracies(
     search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord | None
 ) -> list[str]:
-    names = [ID_ACC, OOD_MEAN_ACC, *map(val_acc, search.ood_domains)]
-
-    def row(title: str, metrics: Mapping[str, float]) -> str:
-        cells = (format_percent(metrics.get(name)) or "-" for name in names)
-        return f"| {title} | {' | '.join(cells)} |"
-
-    headers = [f"{search.id_domain} (ID)", "OOD mean", *search.ood_domains]
-    lines = [
-        f"| validation accuracy, % | {' | '.join(headers)} |",
-        f"|---|{'---:|' * len(headers)}",
-        row("zero-shot", search.zero_shot),
+    columns = [
+        Column("name", "validation accuracy, %", left=True),
+        Column(ID_ACC, f"{search.id_domain} (ID)", format_percent),
+        Column(OOD_MEAN_ACC, "OOD mean", format_percent),
+        *(Column(val_acc(domain), domain, format_percent) for domain in search.ood_domains),
     ]
+    rows = [Row({**search.zero_shot, "name": ZERO_SHOT})]
     references = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
-    lines += [row(trial_label(search, record), record.metrics) for record in references]
+    rows += [Row({**r.metrics, "name": trial_label(search, r)}) for r in references]
     if best is not None:
-        lines.append(row(f"**{best.trial_id}**", best.metrics))
-    return lines
+        rows.append(Row({**best.metrics, "name": f"**{best.trial_id}**"}))
+    return markdown(ResultTable("", columns, rows))
