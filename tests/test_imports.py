@@ -88,6 +88,8 @@ def test_commands_that_only_read_import_nothing_heavy(images_root: Path, tmp_pat
         ["plan", "quickstart", "--set", "trial.optim.lrr=1"],
         ["train", "quickstart", "--set", "trial.optim.lrr=1"],
         ["zero-shot", "quickstart", "--set", "search.nothing=1"],
+        ["resume", str(run), "--set", "trial.optim.lrr=1"],
+        ["confirm", str(tmp_path)],
     ]
     code = COMMANDS.format(commands=commands, heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,14 @@ def show(label: str, value: object) -> None:
 def warn(problem: object) -> None:
     """Print a warning on standard error."""
     print(f"warning: {problem}", file=sys.stderr)
+
+
+def check_run(run: Path, overrides: Sequence[str] = ()) -> None:
+    """Report mistakes in a run folder or a key before Ray and torch are imported."""
+    from tuning.config.validation import load_config
+    from tuning.runs.run_folder import CONFIG_FILE, load_run
+
+    load_config(load_run(run).folder / CONFIG_FILE, overrides, check=False)
 
 
 def names(listed: str | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tuning.cli.options import Address, Config, Run, Set, show, warn
+from tuning.cli.options import Address, Config, Run, Set, check_run, show, warn
 
 if TYPE_CHECKING:
     from tuning.execution.run_search import SearchResult
@@ -68,6 +68,7 @@ def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
 
     Example: lipsum-tune resume runs/quickstart
     """
+    check_run(run, set_ or ())
     from tuning.runs.resume import resume_search
 
     _show(resume_search(run, set_ or (), address=address))
@@ -84,6 +85,7 @@ def extend(
 
     Example: lipsum-tune extend runs/quickstart --trials 8
     """
+    check_run(run, set_ or ())
     from tuning.runs.resume import extend_search
 
     _show(extend_search(run, set_ or (), trials=trials, address=address))
@@ -187,6 +189,7 @@ def confirm(
 
     Example: lipsum-tune confirm runs/quickstart --seeds 3
     """
+    check_run(run)
     from tuning.confirmation.confirm import confirm as confirm_choices
     from tuning.confirmation.report import report as full_report
 

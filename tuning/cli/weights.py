@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from tuning.cli.options import Address, Config, Run, Set, show
+from tuning.cli.options import Address, Config, Run, Set, check_run, show
 
 app = typer.Typer()
 
@@ -87,6 +87,7 @@ def soup(
 
     Example: lipsum-tune soup runs/quickstart --top 3
     """
+    check_run(run)
     from tuning.weights.report import soup_report
     from tuning.weights.soup import make_soup
 
