@@ -13,7 +13,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from urllib.parse import parse_qs, urlsplit
 
 import filelock
@@ -30,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
+from trainers.data.cache.room import ROOM_LOCK, Room, set_lock
 from trainers.data.schema import cannot_be_read, header_of, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
@@ -50,11 +49,10 @@ _UNUSABLE = {
     *(errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS),  # without locks
 }
 _BATCH = 256  # rows
-_LOCK = "lock"
-_CONVERTING = "converting"  # names the images that the holder of the lock converts
 _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
 _LARGE = 10**9  # bytes whose conversion is logged
 _LOG_EVERY_S = 30.0
+_WAIT_S = 1.0
 _NETWORK = re.compile(  # types of file systems
     r"nfs|cifs|smb|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|panfs|wekafs|orangefs"
     r"|fuse\.(?!ntfs|exfat|lxcfs|portal|gvfsd|overlay|fuse-overlayfs)"
@@ -72,8 +70,8 @@ def cache_folder() -> Path:
 def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: int) -> list[Path]:
     """The Arrow files of some Parquet files, in their order; missing ones are made.
 
-    One process of a machine converts at a time; the others wait. If there is no room, the files
-    that were unused for longest are removed; processes that have them mapped keep them.
+    One process of a machine converts a set of files; others that need it wait. If there is no room,
+    the files that were unused for longest are removed; processes that have them mapped keep them.
 
     `limit_bytes` holds for all files of the cache together (`data.cache_gb`).
 
@@ -89,24 +87,21 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
             return targets
         folder.mkdir(parents=True, exist_ok=True)
         warn_if_shared(folder)
-        what, converting = f"{_parts(store, files)} of {store.url}", folder / _CONVERTING
-        lock = filelock.FileLock(folder / _LOCK)
+        what = f"{_parts(store, files)} of {store.url}"
+        name = hashlib.sha256(" ".join(sorted(map(str, targets))).encode()).hexdigest()[:32]
+        lock = set_lock(folder, name)
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
-            other = converting.read_text() if converting.exists() else "other images"
-            logger.warning("%s waits until another process has cached %s", what, other)
+            logger.warning("%s: waiting until another process has cached it", what)
             lock.acquire()
         try:
-            for stale in folder.glob("*.unfinished"):  # of processes that were killed
-                stale.unlink(missing_ok=True)
             missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
             if missing:
-                converting.write_text(what)
-                _convert_all(store, missing, targets, limit_bytes)
+                with Room(folder, name, keep=targets, limit=limit_bytes) as room:
+                    _convert_all(store, missing, room)
             _touch(targets)
         finally:
-            converting.unlink(missing_ok=True)
             lock.release()
     return targets
 
@@ -123,7 +118,7 @@ def map_shard(path: Path) -> pa.Table:
     """
     with suppress(pa.ArrowException):
         return _mapped(path)
-    with _usable(path.parent), filelock.FileLock(path.parent / _LOCK):
+    with _usable(path.parent), filelock.FileLock(path.parent / ROOM_LOCK):
         try:
             return _mapped(path)  # another process may have made it again
         except pa.ArrowException:
@@ -233,20 +228,19 @@ def _touch(paths: Sequence[Path]) -> bool:
     return True
 
 
-def _convert_all(
-    store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], targets: Sequence[Path], limit: int
-) -> None:
+def _convert_all(store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], room: Room) -> None:
     """Convert the missing files, in threads, after making room for all of them."""
-    files, folder = [file for file, _ in missing], targets[0].parent
+    files = [file for file, _ in missing]
     what = f"{_parts(store, files)} of {store.url}"
     with ThreadPoolExecutor(_CONVERSIONS) as pool:
         needed = sum(h.image_bytes for h in pool.map(lambda file: read_header(store, file), files))
-        there = sum(stat.st_size for stat in stats(targets).values())
-        check_limit(store, files, there + needed, limit_bytes=limit)
-        room = Room(folder, keep=targets, limit=limit)
-        room.take(needed)
+        check_limit(store, files, room.kept_bytes() + needed, limit_bytes=room.limit)
+        if not room.take(needed):
+            logger.warning("%s: waiting for room, as other images are being cached", what)
+            while not room.take(needed):
+                time.sleep(_WAIT_S)
         if needed > _LARGE:
-            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, folder)
+            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, room.folder)
         logged = time.monotonic()
         converted = pool.map(lambda pair: _convert(store, pair[0], pair[1], room), missing)
         for done, _ in enumerate(converted, 1):
@@ -258,11 +252,12 @@ def _convert_all(
 def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
     """Stream a Parquet file into an Arrow file, which appears whole or not at all."""
     name = f"{store.url}/{store.relative(file)}"
-    unfinished = target.with_suffix(".unfinished")
+    unfinished = room.unfinished(target)
     try:
         with open_parquet(store, file) as parquet, unfinished.open("wb") as sink:
             # Room was made for the sizes in the footer; equal images may be in the file only once.
-            unforeseen = -header_of(parquet, name).image_bytes
+            taken = header_of(parquet, name).image_bytes
+            unforeseen = -taken
             schema = COLUMNS.with_metadata(parquet.schema_arrow.metadata)
             with ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(_BATCH, columns=["label", "image"]):
@@ -271,10 +266,11 @@ def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
                     if unforeseen > 0:
                         if not room.take(unforeseen):
                             raise _exceeds(store, [file], "more than that", room.limit)
+                        taken += unforeseen
                         unforeseen = 0
                     writer.write_batch(rows)
             os.fsync(sink.fileno())
-        unfinished.replace(target)
+        room.finished(unfinished, target, taken)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, such as a full disk; Arrow's own errors have no number
@@ -291,57 +287,3 @@ def _flat(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     columns = (batch["label"], paths, pc.struct_field(image, "bytes"))
     arrays = [array.cast(field.type) for array, field in zip(columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def stats(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
-    """Size and times of the files that exist; other processes may remove some meanwhile."""
-    found = {}
-    for path in paths:
-        with suppress(FileNotFoundError):
-            found[path] = path.stat()
-    return found
-
-
-class Room:
-    """Bytes that may still be written to the cache; `keep` are files that are not removed."""
-
-    def __init__(self, folder: Path, *, keep: Sequence[Path], limit: int) -> None:
-        self.limit, self._folder, self._lock = limit, folder, Lock()
-        found = stats(folder.glob("*.arrow"))
-        self._left = limit - sum(stat.st_size for stat in found.values())
-        unused = sorted(found.keys() - set(keep), key=lambda path: found[path].st_mtime_ns)
-        self._removable = [(path, found[path].st_size) for path in reversed(unused)]
-
-    def take(self, size: int) -> bool:
-        """Make room for `size` bytes; False if the limit does not allow it.
-
-        Nothing is removed if removing everything would not be enough.
-
-        Raises:
-            OSError: ENOSPC; the disk does not have the room.
-        """
-        with self._lock:
-            removable = sum(freed for _, freed in self._removable)
-            if self._left + removable < size:
-                return False
-            self._require_disk(size, removable)
-            self._left -= size
-            while self._removable and (self._left < 0 or self._free() < size):
-                path, freed = self._removable.pop()
-                path.unlink(missing_ok=True)
-                self._left += freed
-            self._require_disk(size, 0)  # a removed file keeps its room while it is mapped
-            return True
-
-    def _require_disk(self, size: int, removable: int) -> None:
-        if self._free() + removable >= size:
-            return
-        others = f" and {removable / 1e9:.3g} GB of other images" if removable else ""
-        raise OSError(
-            errno.ENOSPC,
-            f"{size / 1e9:.3g} GB more are needed, "
-            f"and the disk has {self._free() / 1e9:.3g} GB free{others}",
-        )
-
-    def _free(self) -> int:
-        return shutil.disk_usage(self._folder).free

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,56 +104,90 @@ def test_only_files_that_were_written_are_converted_again(cache: Path, tmp_path:
 HOLD_THE_LOCK = """
 import sys, time
 from trainers.data.cache import arrow_cache
-convert = arrow_cache._convert_all
+convert = arrow_cache._convert
 def held(*arguments):
     print("holding", flush=True)
     sys.stdin.readline()
     convert(*arguments)
-arrow_cache._convert_all = held
+arrow_cache._convert = held
 from trainers.data.data_root import domain_files
 from trainers.data.storage import open_store
 store = open_store(sys.argv[1])
-arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=10**9)
+limit = int(sys.argv[2])
+arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=limit)
 """
 
 
-@pytest.mark.parametrize("other", ["same", "other"])
-def test_one_process_converts_and_the_others_wait(
+@contextmanager
+def converting(root: Path, limit: int = GB) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has made room for a data set and converts it once it gets a line."""
+    command = [sys.executable, "-c", HOLD_THE_LOCK, str(root), str(limit)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "holding\n"
+        yield holder
+        if holder.poll() is None:
+            holder.communicate("go\n")
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Calls a function at the next warning of the cache."""
+
+    def at_warning(do: Callable[[], object]) -> None:
+        warning = shard_cache.logger.warning
+        monkeypatch.setattr(shard_cache.logger, "warning", lambda *text: (warning(*text), do())[0])
+
+    return at_warning
+
+
+def test_one_process_converts_a_data_set_and_others_wait(
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    other: str,
+    warned: Callable[[Callable[[], object]], None],
+) -> None:
+    store, files, written = data_set(tmp_path / "data", 1000)
+    monkeypatch.setattr(shard_cache, "_convert_all", lambda *_: pytest.fail("converted twice"))
+    with converting(tmp_path / "data") as holder:
+        warned(lambda: holder.communicate("go\n"))
+        assert content(mapped(store, files)) == written
+    what = f"real/train of {tmp_path}/data"
+    assert caplog.messages == [f"{what}: waiting until another process has cached it"]
+
+
+def test_two_data_sets_are_converted_at_a_time(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data_set(tmp_path / "other", 1000)
-    store, files, written = data_set(tmp_path / "same", 1000)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path / other)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "holding\n"
-    warning, convert, converted = shard_cache.logger.warning, shard_cache._convert_all, []
+    store, files, written = data_set(tmp_path / "data", 1000)
+    with converting(tmp_path / "other") as holder:
+        assert content(mapped(store, files)) == written
+        assert holder.poll() is None  # it is still at work
+    assert caplog.messages == []
+    assert len(list(cache.glob("*.arrow"))) == 2
 
-    def let_go(*arguments: object) -> None:
-        warning(*arguments)
-        holder.communicate("go\n")
 
-    def counted(*arguments: Any) -> None:
-        converted.append(arguments)
-        convert(*arguments)
-
-    monkeypatch.setattr(shard_cache.logger, "warning", let_go)
-    monkeypatch.setattr(shard_cache, "_convert_all", counted)
-    assert content(mapped(store, files)) == written
-    assert len(converted) == (other == "other")
-    assert caplog.messages == [
-        f"real/train of {tmp_path}/same waits until another process has cached "
-        f"real/train of {tmp_path}/{other}"
+def test_room_that_another_conversion_has_taken_is_waited_for(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    warned: Callable[[Callable[[], object]], None],
+) -> None:
+    monkeypatch.setattr(shard_cache, "_WAIT_S", 0.01)
+    data_set(tmp_path / "other", 100_000)
+    store, files, written = data_set(tmp_path / "data", 100_000)
+    with converting(tmp_path / "other", 150_000) as holder:
+        warned(lambda: holder.communicate("go\n"))
+        assert content(mapped(store, files, 150_000)) == written
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "waiting for room, as other images are being cached"
     ]
-    assert not (cache / "converting").exists()
+    assert len(list(cache.glob("*.arrow"))) == 1  # the other one has made room since
 
 
 def test_files_unused_for_longest_make_room(cache: Path, tmp_path: Path) -> None:
@@ -236,7 +272,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_left(
     store, files, _ = data_set(tmp_path / "data", 1000)
     with pytest.raises(ConfigError, match=f"{cache}: the cache of images: No space left"):
         cached_shards(store, files, limit_bytes=GB)
-    assert [path.name for path in cache.iterdir() if path.name != "lock"] == []
+    assert [path.name for path in cache.glob("*.*")] == []
 
 
 DIE_IN_THE_MIDDLE = """
@@ -262,7 +298,7 @@ def test_a_killed_conversion_is_cleaned_up(cache: Path, tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     assert len(list(cache.glob("*.unfinished"))) == 1
     assert content(mapped(store, files)) == written
-    assert [path.suffix for path in cache.iterdir() if path.name != "lock"] == [".arrow"]
+    assert [path.suffix for path in cache.glob("*.*")] == [".arrow"]
 
 
 def test_a_damaged_parquet_file_is_named_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
