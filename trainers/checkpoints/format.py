@@ -14,6 +14,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pickle
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +75,8 @@ class Header:
     """All reports so far, each with its `step`."""
     shapes: Mapping[str, tuple[int, ...]]
     """Shape of each tensor by name."""
+    checksum: int | None
+    """CRC-32 of the tensors; None in files of earlier versions."""
 
     @property
     def step(self) -> int:
@@ -101,6 +106,7 @@ def read_header(folder: Path | Store) -> Header | None:
                 class_names=None if names is None else tuple(json.loads(names)),
                 reports=json.loads(metadata.get("reports", "[]")),
                 shapes={name: tuple(entry["shape"]) for name, entry in tensors.items()},
+                checksum=json.loads(metadata.get("crc32", "null")),
             )
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -126,14 +132,8 @@ def saved_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], tuple[str, .
     Raises:
         ConfigError: as `load_weights`.
     """
-    header = read_header(folder)
-    if header is None:
-        raise ConfigError("missing or damaged", source=folder / WEIGHTS)
-    if header.class_names is None:
-        raise ConfigError(
-            "written by an earlier version: its header has no class names", source=folder / WEIGHTS
-        )
-    return dict(header.shapes), header.class_names
+    header = _whole_header(folder)
+    return dict(header.shapes), header.class_names or ()
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -142,10 +142,8 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Raises:
         ConfigError: they are missing or damaged, or the file does not contain the class names.
     """
-    from safetensors.torch import load_file
-
-    _, class_names = saved_shapes(folder)
-    return load_file(folder / WEIGHTS), class_names
+    header = _whole_header(folder)
+    return _checked_tensors(folder, header), header.class_names or ()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
@@ -186,15 +184,21 @@ def load_checkpoint(
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        ConfigError: the checkpoint is incomplete, its two files do not belong together, or it was
-            trained on other classes than `class_names` or by an earlier version.
+        ConfigError: the checkpoint is incomplete or damaged, its two files do not belong together,
+            or it was trained on other classes than `class_names` or by an earlier version.
     """
     import torch
-    from safetensors.torch import load_file
 
     if not (folder / STATE).is_file():
         raise ConfigError(f"no {STATE}; training cannot continue from weights alone", source=folder)
-    state = torch.load(folder / STATE, map_location=device, weights_only=True)
+    try:
+        with zipfile.ZipFile(folder / STATE) as file:  # PyTorch does not look at its checksums
+            damaged = file.testzip()
+        state = torch.load(folder / STATE, map_location=device, weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, zlib.error):
+        damaged, state = STATE, {}
+    if damaged or not isinstance(state, dict) or "classes" not in state:
+        raise ConfigError("damaged, or not a training state", source=folder / STATE)
     if state.pop("classes") != _hash(class_names):
         raise ConfigError(
             f"trained on other classes, or in another order, than the {len(class_names)} classes "
@@ -205,9 +209,7 @@ def load_checkpoint(
         raise ConfigError(
             "written by an earlier version; training cannot continue from it", source=folder
         )
-    header = read_header(folder)
-    if header is None:
-        raise ConfigError("missing or damaged", source=folder / WEIGHTS)
+    header = _whole_header(folder)
     progress = state.pop("progress")
     if header.progress != progress:
         raise ConfigError(
@@ -215,8 +217,44 @@ def load_checkpoint(
             "different checkpoints",
             source=folder,
         )
-    tensors = load_file(folder / WEIGHTS, device=str(device))
-    return Checkpoint(tensors, state, Progress(**progress), header.reports)
+    tensors = _checked_tensors(folder, header)
+    on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return Checkpoint(on_device, state, Progress(**progress), header.reports)
+
+
+def _whole_header(folder: Path) -> Header:
+    """The header of a checkpoint's weights, with class names."""
+    header = read_header(folder)
+    if header is None:
+        raise ConfigError("missing or damaged", source=folder / WEIGHTS)
+    if header.class_names is None:
+        raise ConfigError(
+            "written by an earlier version: its header has no class names", source=folder / WEIGHTS
+        )
+    return header
+
+
+def _checked_tensors(folder: Path, header: Header) -> dict[str, Tensor]:
+    """The weights of a checkpoint on the CPU."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / WEIGHTS)
+    if header.checksum is not None and header.checksum != _crc32(tensors):
+        raise ConfigError(
+            "damaged: its tensors do not have their checksum", source=folder / WEIGHTS
+        )
+    return tensors
+
+
+def _crc32(tensors: Mapping[str, Tensor]) -> int:
+    """A checksum of tensors on the CPU. It finds damage by disks and copies, not by attackers."""
+    import torch
+
+    checksum = 0
+    for name in sorted(tensors):
+        content = tensors[name].detach().reshape(-1).view(torch.uint8)
+        checksum = zlib.crc32(content.numpy().data, checksum)
+    return checksum
 
 
 def _write_weights(
@@ -228,12 +266,13 @@ def _write_weights(
 ) -> None:
     from safetensors.torch import save_file
 
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     metadata = {
         "progress": dataclasses.asdict(progress),
         "classes": list(class_names),
         "reports": [dict(report) for report in reports],
+        "crc32": _crc32(tensors),
     }
-    tensors = {name: value.contiguous() for name, value in weights.items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     save_file(tensors, folder / WEIGHTS, metadata=texts)
 

@@ -123,3 +123,42 @@ def test_weights_without_class_names_are_refused(tmp_path: Path) -> None:
     save_file({"head": torch.zeros(3, 2)}, tmp_path / WEIGHTS, {"progress": "{}"})
     with pytest.raises(ConfigError, match="earlier version"):
         load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("read", [load_weights, load])
+def test_damaged_tensors_are_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
+    save(tmp_path, 20)
+    path = tmp_path / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-2 * SIZE] ^= 1  # one bit within the tensors
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="do not have their checksum") as error:
+        read(tmp_path)
+    assert error.value.source == str(path)
+
+
+@pytest.mark.parametrize("damage", ["bit", "text", "cut", "other"])
+def test_a_damaged_or_replaced_state_is_refused(damage: str, tmp_path: Path) -> None:
+    save(tmp_path, 20)
+    path = tmp_path / STATE
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "other":
+        torch.save(torch.zeros(3), path)
+    else:
+        path.write_bytes({"bit": content, "text": b"hello\n", "cut": content[: 4 * SIZE]}[damage])
+    with pytest.raises(ConfigError, match="damaged, or not a training state") as error:
+        load(tmp_path)
+    assert error.value.source == str(path)
+
+
+def test_a_checksum_is_that_of_the_stored_numbers(tmp_path: Path) -> None:
+    """Of every type, for one number and for tensors that are not contiguous."""
+    weights = {
+        "b": torch.arange(6.0).reshape(2, 3).T,
+        "a": torch.tensor(3, dtype=torch.int64),
+        "c": torch.full((4,), 1.5, dtype=torch.bfloat16),
+    }
+    save_weights(tmp_path / "alone", weights, Progress(1), CLASSES)
+    found, _ = load_weights(tmp_path / "alone")
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
