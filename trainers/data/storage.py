@@ -50,7 +50,7 @@ class Store:
 
     def at(self, path: str) -> Store:
         """A folder within this one."""
-        return Store(self.filesystem, self.full(path), f"{self.url.rstrip('/')}/{path}")
+        return Store(self.filesystem, self.full(path), url_of(self.url, path))
 
     def exists(self, path: str = "") -> bool:
         """Whether there is such a file or folder."""
@@ -128,6 +128,12 @@ def open_store(url: str | Path) -> Store:
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot be reached: {reason}", source=text) from None
     return Store(filesystem, str(path).rstrip("/"), text)
+
+
+def url_of(folder: str, *path: str) -> str:
+    """The URL or path of something in a folder; a query, as of `s3://b/x?region=eu`, stays last."""
+    base, mark, query = folder.partition("?") if "://" in folder else (folder, "", "")
+    return "/".join([base.rstrip("/"), *path]) + mark + query
 
 
 def refuse_secrets(url: str) -> None:

@@ -20,7 +20,7 @@ from pyarrow import fs
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import CHECKPOINT, fetch_checkpoint, newest_checkpoint
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import Store, open_store, url_of
 
 TRAIN_FOLDER: Final = "train"
 """Folder of all trials, below a home."""
@@ -37,7 +37,7 @@ def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: st
     """
     if storage is None:
         return str(run_folder)
-    return f"{storage.rstrip('/')}/{name}-{run_id}"
+    return url_of(storage, f"{name}-{run_id}")
 
 
 def trial_path(trial_id: str) -> str:

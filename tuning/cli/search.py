@@ -243,7 +243,7 @@ def ui(
 def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.checkpoints.format import WEIGHTS
-    from trainers.data.storage import open_store
+    from trainers.data.storage import open_store, url_of
     from trainers.errors import ConfigError
     from trainers.redact import redact
     from tuning.checkpoints.files import kept_checkpoint
@@ -259,7 +259,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.best and result.checkpoints:
         kept = kept_checkpoint(open_store(result.checkpoints), result.best.trial_id)
         if kept is not None:
-            show("Weights", f"{kept.url}/{WEIGHTS}")
+            show("Weights", url_of(kept.url, WEIGHTS))
     is_local = result.tracking_uri == default_tracking_uri(result.run_folder.parent)
     show(
         "MLflow", f"lipsum-tune ui {result.run_folder}" if is_local else redact(result.tracking_uri)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from trainers.checks import check_data, trial_parts
 from trainers.data.data_root import resolve_root
+from trainers.data.storage import url_of
 from trainers.errors import ConfigError, did_you_mean
 from tuning.checkpoints.files import TRAIN_FOLDER
 from tuning.checkpoints.storage_check import check_nodes
@@ -97,7 +98,7 @@ def confirm(
             stored = read_results(run.folder)
             missing = [job for job in wanted if job.key not in stored]
             check_nodes(file, run.home)
-            checkpoints = f"{run.home}/{CONFIRM_FOLDER}/{TRAIN_FOLDER}"
+            checkpoints = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
             failed = run_jobs(missing, file.search.resources, results, checkpoints, console)
     stored = read_results(run.folder)
     write_results_table(run.folder, list(stored.values()))

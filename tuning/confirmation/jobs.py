@@ -15,6 +15,7 @@ import ray
 from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
+from trainers.data.storage import url_of
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import ResourcesConfig, SearchFile
@@ -103,7 +104,7 @@ def run_jobs(
             text = f"failed: {reason}"
         else:
             results.append(replace(job.result, metrics=metrics))
-            remove_folder(f"{checkpoints}/{job.name}")
+            remove_folder(url_of(checkpoints, job.name))
             text = "  ".join(f"{n} {metrics[n]:.1f}" for n in _PRINTED if n in metrics)
         line = f"{job.name}  {text}  ({next(numbers)} of {len(wanted)})"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from search_spaces import SearchSpace
 from trainers.data.data_root import EMBEDDED, resolve_root
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
@@ -230,7 +230,7 @@ def _run_session(
         home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)
         check_nodes(file, home)
         concurrent = concurrent_trials(file.search.resources)
-        checkpoints = open_store(f"{home}/{TRAIN_FOLDER}")
+        checkpoints = open_store(url_of(home, TRAIN_FOLDER))
         journal.session_started(file.fingerprints())
         zero_shot = read_history(run_folder).zero_shot
         if zero_shot is None:

@@ -22,7 +22,7 @@ import yaml
 
 from trainers.config import DataConfig, TrialConfig
 from trainers.data.fingerprint import data_fingerprint
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import Store, open_store, url_of
 from trainers.data.suite import listed
 from trainers.errors import ConfigError
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
@@ -115,7 +115,7 @@ class LoadedRun:
         Raises:
             ConfigError: it cannot be reached.
         """
-        return open_store(f"{self.home}/{TRAIN_FOLDER}")
+        return open_store(url_of(self.home, TRAIN_FOLDER))
 
     @property
     def search(self) -> SearchRecord:
