@@ -180,9 +180,9 @@ class TrialConfig(Frozen):
     """The optimiser and its learning-rate schedule."""
     eval: EvalConfig = EvalConfig()
     """Evaluation on the validation splits."""
-    steps: int = Field(default=5000, ge=1)
+    steps: int = Field(default=5000, ge=1, le=10**9)
     """Optimiser steps."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of batches, image views and random texts: all are functions of (seed, step, sample)."""
     precision: PrecisionName = "auto"
     """Precision of the encoders' forward pass; `auto` is bfloat16 autocast on GPUs that have it."""

@@ -20,13 +20,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, field_validator
 
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.texts import spoken
 from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
+from trainers.yaml_text import parse_yaml
 
 SHOWN = 3
 """Names that a message lists before it only counts the others."""
@@ -209,10 +209,7 @@ def _packaged(name: str) -> Suite:
 
 
 def _parse(text: str, source: str) -> Suite:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(" ".join(str(error).split()), source=source) from None
+    values = parse_yaml(text, source)
     if not isinstance(values, dict):
         raise ConfigError("expected the keys of a suite, such as `id_domain:`", source=source)
     return validate(Suite, values, source)

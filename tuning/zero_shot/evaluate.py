@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
 from trainers.checks import check_data
@@ -25,6 +24,7 @@ from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.loading import check_model
 from trainers.models.zero_shot import load_zero_shot
+from trainers.yaml_text import parse_yaml
 
 PUBLISHED = "published"
 Z_95 = 1.96
@@ -189,12 +189,11 @@ def expectations(text: str, config: TrialConfig) -> dict[str, float]:
     else:
         path = Path(text).expanduser()
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = parse_yaml(path.read_text(encoding="utf-8"), f"--expect {text}")
         except OSError as error:
             raise ConfigError(f"{error.strerror}", key="--expect", value=text) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            problem = " ".join(str(error).split())
-            raise ConfigError(problem, key="--expect", value=text) from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(str(error), key="--expect", value=text) from None
     if not isinstance(values, dict) or not values:
         raise ConfigError(
             "expected accuracies by domain, such as `real: 82.5`", key="--expect", value=text
