@@ -17,8 +17,8 @@ from open_clip.hf_configs import arch_dict
 
 from trainers.errors import ConfigError, did_you_mean, first_line
 from trainers.models import tiny_clip
-from trainers.models.config import HUB, LOCAL_DIR, TINY_CLIP, ModelConfig
-from trainers.models.hub import CONFIG, check_repository
+from trainers.models.config import CONFIG, HUB, LOCAL_DIR, TINY_CLIP, ModelConfig
+from trainers.models.hub import check_repository
 
 REQUIRED = ("embed_dim", "vision_cfg", "text_cfg")
 PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import field_validator
@@ -12,6 +14,9 @@ TINY_CLIP = "tiny-clip"
 RANDOM = "random"
 LOCAL_DIR = "local-dir:"
 HUB = "hf-hub:"
+CONFIG = "open_clip_config.json"
+"""Of a model in a folder or on the hub."""
+DEFAULT_CONTEXT_LENGTH = 77
 CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
 """File name endings of checkpoints."""
 
@@ -51,6 +56,28 @@ class ModelConfig(Frozen):
     @classmethod
     def _tokenizer_is_absolute(cls, tokenizer: str | None) -> str | None:
         return None if tokenizer is None else _absolute(tokenizer)
+
+    @property
+    def longest_text(self) -> int | None:
+        """Ordinary tokens of the longest text, by the model's configuration file.
+
+        None if there is no such file on this machine; others report what is wrong with it. It is
+        read without open_clip, whose import takes seconds.
+        """
+        name, packages = self.name, find_spec("open_clip")
+        path = Path(name)
+        if name == TINY_CLIP:
+            path = Path(__file__).parent / "tiny_clip" / CONFIG
+        elif name.startswith(LOCAL_DIR):
+            path = Path(name.removeprefix(LOCAL_DIR)) / CONFIG
+        elif not name.endswith(".json") and packages is not None and packages.origin is not None:
+            path = Path(packages.origin).parent / "model_configs" / f"{name}.json"
+        try:
+            contents = json.loads(path.read_text(encoding="utf-8"))
+            text = contents.get("model_cfg", contents)["text_cfg"]
+            return int(text.get("context_length") or DEFAULT_CONTEXT_LENGTH) - 2
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
 
     @property
     def brings_its_weights(self) -> bool:

@@ -14,7 +14,6 @@ from trainers.errors import ConfigError, first_line
 TIMEOUT = 20.0
 """Seconds until an unanswered request to the hub fails."""
 
-CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """File names that open_clip looks for by default."""
 

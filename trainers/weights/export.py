@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from trainers.models.architecture import PREPROCESSING, architecture
 from trainers.models.byte_pair import merges_of, packed
-from trainers.models.config import TINY_CLIP, ModelConfig
-from trainers.models.hub import CONFIG
+from trainers.models.config import CONFIG, TINY_CLIP, ModelConfig
 from trainers.models.loading import load_clip
 from trainers.models.text_head import cached_heads, zero_shot_heads
 from trainers.models.tokenizers import FileTokenizer, load_tokenizer

@@ -37,6 +37,7 @@ from trainers.methods.registry import SEARCH_SPACES
 from tuning.runs.records import METHOD_KEY
 
 ALL = "all"
+TEXT_LENGTH = "method.text_length"
 
 
 class ParameterChange(Frozen):
@@ -248,6 +249,9 @@ def _changed(
         known: keys to suggest for a misspelt one.
     """
     parameters: dict[str, Distribution] = dict(ready.parameters) if ready else {}
+    length, longest = parameters.get(TEXT_LENGTH), trial.model.longest_text
+    if isinstance(length, Int) and longest is not None and length.low <= longest < length.high:
+        parameters[TEXT_LENGTH] = length.model_copy(update={"high": longest})
     section = "search.space"
     for section, given in layers.items():
         for key, parameter in given.items():

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from search_spaces import METHODS, Float, Int, SearchSpace, load
+from tests.trainers.tiny_models import KINDS, write_config
 from trainers.errors import ConfigError
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
@@ -43,6 +44,16 @@ def test_parameters_apply_to_methods_that_have_them() -> None:
         low=2, high=12, log=True
     )
     assert found.branches["ft"].parameters.keys() == {"optim.lr"}
+
+
+def test_a_ready_space_ends_at_what_the_models_context_holds(tmp_path: Path) -> None:
+    text = KINDS["clip"]["text_cfg"] | {"context_length": 16}
+    model = {"name": str(write_config(tmp_path, "clip", text_cfg=text)), "pretrained": "random"}
+    found = space({"trial.model": model}).branches["lipsum_ft"].parameters["method.text_length"]
+    assert found == Int(low=2, high=14, log=True)
+    given = {"method.text_length": {"high": 20}}  # the user's own bound is checked, not changed
+    kept = space({"trial.model": model}, parameters=given).branches["lipsum_ft"]
+    assert kept.parameters["method.text_length"] == Int(low=2, high=20, log=True)
 
 
 def test_a_new_parameter_is_added_to_all_methods() -> None:
