@@ -23,6 +23,11 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def make_read_only(disk: Path) -> None:
+    """Let nobody write, not even root."""
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+
 def fill(disk: Path) -> None:
     """Leave not a byte of room."""
     with (disk / BALLAST).open("ab", buffering=0) as file:

@@ -99,6 +99,9 @@ class StorageFailed(Exception):
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Values of `OSError.errno` for a full disk or an exhausted quota."""
 
+DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""Values of `OSError.errno` for a file or folder that this user cannot write or read."""
+
 
 @contextmanager
 def storage_failures(where: object, what: str) -> Iterator[None]:

@@ -44,15 +44,19 @@ def _options(
 
 def main() -> None:
     """Run the command; mistakes of the user and storage failures are one line, not a traceback."""
-    from trainers.errors import FULL, ConfigError, StorageFailed
+    from trainers.errors import DENIED, FULL, ConfigError, StorageFailed, system_words
 
     try:
         app()
     except ConfigError as error:
         print(f"lipsum-tune: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (StorageFailed, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL:
-            raise
+    except StorageFailed as error:
         print(f"lipsum-tune: {error}", file=sys.stderr)
+        raise SystemExit(STORAGE_FAILED) from None
+    except OSError as error:
+        if error.errno not in FULL | DENIED:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"lipsum-tune: {where}{system_words(error)}", file=sys.stderr)
         raise SystemExit(STORAGE_FAILED) from None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from trainers.weights.export import classifier, write_open_clip
 from tuning.checkpoints.files import fetched
 from tuning.weights.model_card import model_card
 from tuning.weights.sources import SPLIT, evaluation_crops, find_source, measured
+from tuning.weights.unfinished import appearing
 
 ABOUT, CARD = "classes.json", "README.md"
 
@@ -76,19 +75,13 @@ def export_weights(
         "metrics": measured(metrics),
     }
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-        try:
+        with appearing(output) as unfinished:
             about["tokenizer"] = write_open_clip(unfinished, model, found)
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             card = model_card(source.title, about, output)
             (unfinished / CARD).write_text(card, encoding="utf-8")
-            unfinished.chmod(0o755)  # mkdtemp and safetensors write for their owner alone
             for file in unfinished.iterdir():
-                file.chmod(0o644)
-            unfinished.replace(output)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+                file.chmod(0o644)  # safetensors writes for their owner alone
     except OSError as error:
         raise ConfigError(error.strerror or str(error), key="--output", value=str(output)) from None
     return output

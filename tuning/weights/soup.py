@@ -7,7 +7,6 @@ A soup is evaluated on the validation splits, like its trials, and kept in the r
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, check_same_data, config_of, load_run
 from tuning.selection.ranking import ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
+from tuning.weights.unfinished import appearing
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,11 @@ def make_soup(
     resolve_root(data.root, progress=True)
     check_same_data(run.folder, data)
     destination = run.folder / SOUPS_FOLDER / recipe
-    unfinished = destination.with_name(f".{recipe}-{secrets.token_hex(4)}")
-    with ray_session(address), console.status(f"{recipe} soup of {len(found)} trials"):
+    with (
+        appearing(destination) as unfinished,  # first: it may not be possible to write there
+        ray_session(address),
+        console.status(f"{recipe} soup of {len(found)} trials"),
+    ):
         check_nodes(run.file, run.home)
         concurrent_trials(resources.model_copy(update={"workers": 1}))  # or it would never start
         remote = ray.remote(num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker)
@@ -113,16 +116,11 @@ def make_soup(
             soup, weights = ray.get(remote(_build).remote(config, checkpoints, recipe))
         except ConfigError as error:  # Ray adds a page about its origin
             raise root_cause(error) from None
-    finished = FinishedSoup(run.search, recipe, found, soup, destination)
-    try:
-        unfinished.mkdir(parents=True)
+        finished = FinishedSoup(run.search, recipe, found, soup, destination)
         weights.tofile(unfinished / WEIGHTS)
         text = json.dumps(_about(finished), indent=2) + "\n"
         (unfinished / SOUP_FILE).write_text(text, encoding="utf-8")
         shutil.rmtree(destination, ignore_errors=True)
-        unfinished.rename(destination)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     uri = tracking_uri(run.file.search.tracking.uri, run.folder.parent)
     log_soup(uri, run.file.search.tracking.experiment, finished)
     return finished

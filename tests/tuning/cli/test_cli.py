@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from cluster.cli import app as whole
+from tests.disks import make_read_only, small_disk
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
@@ -262,3 +264,17 @@ def test_a_search_with_nothing_left_ends_in_order(run: Path, went_on: list[Searc
     assert [file.search.budget.trials for file in went_on] == [2]
     assert f"Run folder  {run}" in done.output
     assert yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["budget"]["trials"] == 2
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("command", [("report",), ("extend", "--trials", "3"), ("resume",)])
+def test_a_run_folder_that_cannot_be_written_is_one_line(
+    command: tuple[str, ...], run: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 4096) as disk:
+        shutil.copytree(run, disk / "mine")
+        make_read_only(disk)
+        done = lipsum_tune(command[0], str(disk / "mine"), *command[1:], cwd=tmp_path)
+    assert done.returncode == 75
+    assert "Read-only file system" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

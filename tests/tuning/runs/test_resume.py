@@ -15,6 +15,7 @@ from trainers.errors import ConfigError
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.execution.run_search import SearchOptions, continue_search
 from tuning.runs import resume
 from tuning.runs.journal import JOURNAL_FILE, Journal
 from tuning.runs.resume import earlier_run, extend_search, resume_search, search_or_resume
@@ -242,6 +243,17 @@ def test_a_search_that_runs_is_left_alone_with_its_configuration(
     driver.close()
     resume_search(run, ["search.budget.trials=30"])
     assert [file.search.budget.trials for file in went_on] == [30]
+
+
+def test_the_loser_of_two_resumes_at_once_writes_nothing(run: Path) -> None:
+    """Both have found that nobody runs the search, and one of them comes first."""
+    winner = Journal(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    changed = load_config(run / CONFIG_FILE, ["search.budget.trials=30"])
+    with pytest.raises(ConfigError, match=r"another process is running this search"):
+        continue_search(run, changed, SearchOptions())
+    winner.close()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_value_that_cannot_be_is_refused_as_in_a_new_search(run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from tuning.runs.run_folder import load_run
 from tuning.selection.ranking import best_trial
 from tuning.weights.export import export_weights as export
 from tuning.weights.sources import evaluation_crops, measured, write_trial
+from tuning.weights.unfinished import appearing
 
 Real = tuple[Path, list[TrialRecord]]
 FILES = {
@@ -222,3 +224,35 @@ def test_only_an_empty_output_folder_is_used(real: Real, tmp_path: Path) -> None
 
 def _prompts(run: Path) -> Prompts:
     return load_run(run).file.trial.data.rules.prompts(CLASSES)
+
+
+KILLED_EXPORT = """
+import os, signal, sys
+from pathlib import Path
+from tuning.weights import export
+export.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+export.export_weights(Path(sys.argv[1]), Path(sys.argv[2]), trial="trial-003")
+"""
+
+
+def test_the_next_export_removes_what_a_killed_one_left(real: Real, tmp_path: Path) -> None:
+    run, _ = real
+    command = [sys.executable, "-c", KILLED_EXPORT, str(run), str(tmp_path / "model")]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert [path.name[:7] for path in tmp_path.iterdir()] == [".model-"]
+    with appearing(tmp_path / "model") as alive:  # of another process that is at work
+        export(run, tmp_path / "model", trial="trial-003")
+        assert sorted(tmp_path.iterdir()) == [alive, tmp_path / "model"]
+        shutil.rmtree(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_weights_that_are_damaged_are_not_exported(real: Real, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(real[0], tmp_path / "run"))
+    (path,) = run.glob("train/train-trial-003/*/student.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="do not have their checksum"):
+        export(run, tmp_path / "model", trial="trial-003")
+    assert not (tmp_path / "model").exists()

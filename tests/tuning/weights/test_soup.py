@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from tests.disks import make_read_only, small_disk
 from tests.tuning.weights.real_runs import kept_weights, real_file, real_run
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
@@ -25,7 +27,7 @@ from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.weights.report import soup_report
-from tuning.weights.soup import FinishedSoup, Ingredient, ingredients
+from tuning.weights.soup import FinishedSoup, Ingredient, ingredients, make_soup
 
 Real = tuple[Path, list[TrialRecord]]
 
@@ -140,3 +142,13 @@ def test_a_soup_is_kept_logged_and_exported(images_root: Path, tmp_path: Path) -
     assert torch.equal(
         load_file(output / "head.safetensors")["head"], load_weights(folder)[0]["head"]
     )
+
+
+@pytest.mark.cluster
+def test_a_soup_that_cannot_be_kept_is_not_made(real: Real, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 256 << 10) as disk:
+        shutil.copytree(real[0], disk / "mine")
+        make_read_only(disk)
+        with pytest.raises(OSError, match="Read-only file system"):
+            make_soup(disk / "mine", method="ft")
+        assert not ray.is_initialized()
