@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -15,7 +18,7 @@ from trainers.errors import ConfigError, first_line
 from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import check_fits, fitting_trials
-from tuning.execution.ray_workarounds import has_autoscaler
+from tuning.execution.ray_workarounds import has_autoscaler, loopback_only
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,18 +47,17 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            _connect(address)
-        else:
-            retry_slow_start(_start_local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
-        raise ConfigError(f"cannot connect to {where}: {error}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            if address:
+                _connect(address)
+            else:
+                retry_slow_start(lambda: _start_local(stack.enter_context(_temporary_folder())))
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
+            raise ConfigError(f"cannot connect to {where}: {error}") from error
+        stack.callback(ray.shutdown)
         yield
-    finally:
-        ray.shutdown()
 
 
 def concurrent_trials(resources: ResourcesConfig) -> int:
@@ -83,8 +85,8 @@ def concurrent_trials(resources: ResourcesConfig) -> int:
 def retry_slow_start(start: Callable[[], T]) -> T:
     """Start something of Ray, and try again if it was too slow.
 
-    Ray gives its own processes 30 s, which a busy machine, or one that reads Ray's files for the
-    first time, may exceed.
+    Ray gives its own processes 30 s, and its dashboard 60 s, which a busy machine, or one that
+    reads Ray's files for the first time, may exceed.
 
     Raises:
         ConnectionError: it was too slow every time.
@@ -93,11 +95,14 @@ def retry_slow_start(start: Callable[[], T]) -> T:
     while True:
         try:
             return start()
-        except Exception as error:  # Ray 2.60 raises a plain Exception
-            if "timed out during startup" not in str(error):
+        except Exception as error:
+            # Ray 2.60 raises plain exceptions; that of the dashboard is the end of its log.
+            slow_dashboard = type(error) is Exception and "dashboard" in str(error)
+            if not slow_dashboard and "timed out during startup" not in str(error):
                 raise
             if attempt == STARTS:
-                raise ConnectionError(f"{first_line(error)} Is this machine very busy?") from error
+                reason = "Its dashboard did not start." if slow_dashboard else first_line(error)
+                raise ConnectionError(f"{reason} Is this machine very busy?") from error
             attempt += 1
             logger.warning("Ray did not start in time on this busy machine; trying again")
 
@@ -123,20 +128,51 @@ def _connect(address: str) -> None:
     _init(address, address=address)
 
 
-def _start_local() -> None:
+def _start_local(folder: Path) -> None:
     # The port is chosen here because workers need the address (see below) before it exists.
     port = free_port()
-    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    variables = {"RAY_GCS_SERVER_PORT": str(port), "TMPDIR": str(folder)}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)  # for all of Ray's processes
     try:
-        _init(
-            f"{LOCALHOST}:{port}",
-            address="local",
-            include_dashboard=True,  # its state API frees the resources of stopped trials
-            dashboard_host=LOCALHOST,
-            _node_ip_address=LOCALHOST,  # a local search does not listen on the network
-        )
+        with loopback_only():
+            _init(
+                f"{LOCALHOST}:{port}",
+                address="local",
+                include_dashboard=True,  # its state API frees the resources of stopped trials
+                dashboard_host=LOCALHOST,
+                _node_ip_address=LOCALHOST,  # a local search does not listen on the network
+                _temp_dir=str(folder),
+            )
     finally:
-        del os.environ["RAY_GCS_SERVER_PORT"]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    # Ray writes its token as the umask allows. Whoever reads it can run code in a cluster.
+    with suppress(FileNotFoundError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for Ray's logs and sockets and its processes' own files; removed afterwards.
+
+    After an error it is kept, since its logs may explain it.
+    """
+    usual = tempfile.gettempdir()
+    # The path of a socket has at most 103 (macOS) or 107 characters, of which Ray needs 62.
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=usual if len(usual) < 28 else "/tmp"))
+    failed = False
+    try:
+        yield folder
+    except Exception:
+        failed = True
+        raise
+    finally:
+        if not failed:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _init(workers_address: str, **arguments: Any) -> None:

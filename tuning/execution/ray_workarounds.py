@@ -29,6 +29,7 @@ __all__ = [
     "WorkerHealthCheckTimeoutError",
     "draining_nodes",
     "has_autoscaler",
+    "loopback_only",
     "tune_workarounds",
 ]
 
@@ -72,6 +73,27 @@ def has_autoscaler() -> bool:
         report: dict[str, Any] = json.loads(report_json or "{}").get("autoscaler_report") or {}
         kinds = list((report.get("node_type_mapping") or {}).values())
     return any(not kind.startswith("node_") for kind in kinds)
+
+
+@contextmanager
+def loopback_only() -> Iterator[None]:
+    """Within the block, a Ray that is started listens on 127.0.0.1 alone, with all its processes.
+
+    Ray 2.60 replaces `_node_ip_address="127.0.0.1"` by the machine's address, and then listens on
+    all interfaces, except on macOS and Windows (ray#18730). The variable is for Ray's processes;
+    this one has read it already.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    variable, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = constant
+        if variable is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = variable
 
 
 @contextmanager

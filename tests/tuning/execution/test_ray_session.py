@@ -1,15 +1,21 @@
-"""A Ray of one's own that is slow to start."""
+"""A Ray of one's own: slow to start, closed to the network, and gone without a trace."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
-from trainers.errors import ConfigError
-from tuning.execution.ray_session import STARTS, ray_session, retry_slow_start
+from tests.tuning.execution.instant import HOLD, instant_file, write_instant
+from tuning.execution.ray_session import STARTS, retry_slow_start
 
 SLOW = "The current node timed out during startup. This could happen because of many things."
 
@@ -41,14 +47,95 @@ def test_another_failure_is_not_retried() -> None:
     assert len(starts) == 1
 
 
-def test_a_ray_that_never_starts_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    start, starts = start_after(STARTS)
-    monkeypatch.setattr(ray, "init", start)
-    with (
-        pytest.raises(ConfigError, match=r"^cannot connect to a local .* timed out .*very busy\?$"),
-        ray_session(),
-    ):
-        pass
-    assert len(starts) == STARTS
-    assert not ray.is_initialized()
+NO_DASHBOARD = """
+import sys
+from ray._private import ray_constants
+from cluster.cli import main
+ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = 0
+sys.argv = ["lipsum-tune", "search", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_dashboard_that_never_starts_is_one_line_and_no_run_folder(
+    images_root: Path, tmp_path: Path
+) -> None:
+    path = write_instant(tmp_path, instant_file(images_root, tmp_path / "runs"))
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", NO_DASHBOARD, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    *warnings, last = done.stderr.strip().splitlines()
+    assert done.returncode == 2
+    assert "a local Ray cluster: Its dashboard did not start. Is this machine very busy?" in last
+    assert sum("did not start in time" in line for line in warnings) == STARTS - 1
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def processes(root: int) -> list[int]:
+    """A process and all that it has started, directly or not."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has ended
+            continue
+    found = [root]
+    for process in found:
+        found += [child for child, parent in parents.items() if parent == process]
+    return found
+
+
+def listening(of: list[int]) -> dict[str, str]:
+    """Addresses, in hexadecimal, at which processes listen, and their names."""
+    names = {}
+    for process in of:
+        for entry in Path(f"/proc/{process}/fd").glob("*"):
+            try:
+                names[str(entry.readlink())] = Path(f"/proc/{process}/comm").read_text().strip()
+            except OSError:
+                continue
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    listen = "0A"
+    return {
+        line[1]: names[f"socket:[{line[9]}]"]
+        for line in lines
+        if line[3] == listen and f"socket:[{line[9]}]" in names
+    }
+
+
+@pytest.mark.slow
+def test_a_local_search_is_closed_to_the_network_and_leaves_no_files(
+    images_root: Path, tmp_path: Path
+) -> None:
+    path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path / "runs"))
+    hold = tmp_path / "runs" / HOLD
+    hold.parent.mkdir()
+    hold.touch()
+    temporary = Path(tempfile.mkdtemp(prefix="t-"))  # short, for the sockets in it
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.tuning.execution.instant", str(path)],
+        env=environment | {"TMPDIR": str(temporary)},
+        stdout=subprocess.DEVNULL,
+    )
+    journal = tmp_path / "runs" / "small" / "journal.jsonl"
+    while not journal.exists() or '"report"' not in journal.read_text():
+        assert driver.poll() is None
+        time.sleep(0.1)
+    found = listening(processes(driver.pid))
+    hold.unlink()
+    assert driver.wait() == 0
+    assert {"gcs_server", "raylet"} <= set(found.values())
+    loopback = ("0100007F:", "0000000000000000FFFF00000100007F:")
+    assert [name for address, name in found.items() if not address.startswith(loopback)] == []
+    left = [path.name for path in temporary.iterdir()]
+    shutil.rmtree(temporary)
+    assert [name for name in left if not name.startswith("torchinductor")] == []  # PyTorch's cache
+    token = Path.home() / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o777 == 0o600

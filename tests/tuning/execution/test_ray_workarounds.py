@@ -9,13 +9,19 @@ from typing import Any
 
 import pytest
 from ray import cloudpickle
+from ray._private import services
 from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution.class_cache import _ActorClassCache
 
 from tuning.execution import ray_workarounds
-from tuning.execution.ray_workarounds import TUNE_ENVIRONMENT, has_autoscaler, tune_workarounds
+from tuning.execution.ray_workarounds import (
+    TUNE_ENVIRONMENT,
+    has_autoscaler,
+    loopback_only,
+    tune_workarounds,
+)
 
 
 class LostActor:
@@ -57,6 +63,18 @@ def test_tune_gets_an_actor_error_for_a_killed_driver(
 def test_tune_itself_still_crashes_on_such_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="unexpected exception"):
         fail("_actor_task_failed", monkeypatch)
+
+
+def test_ray_itself_still_replaces_the_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.worker._global_node", None)  # of a Ray that others started
+    monkeypatch.setattr(services, "node_ip_address_from_perspective", lambda _: "10.0.0.5")
+    before = dict(os.environ)
+    assert services.resolve_ip_for_localhost("127.0.0.1") == "10.0.0.5"
+    with loopback_only():
+        assert services.resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
+        assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert services.resolve_ip_for_localhost("127.0.0.1") == "10.0.0.5"
+    assert dict(os.environ) == before
 
 
 def environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
