@@ -143,3 +143,34 @@ def test_a_user_can_allow_the_code_of_a_tokenizer(
     printed = loaded(transformers, tmp_path, model)
     assert (tmp_path / "marker").exists(), printed
     assert "model.trust_remote_code = true: Python code of the tokenizer" in printed
+
+
+TOKENS = """
+import sys
+from pathlib import Path
+from open_clip.tokenizer import HFTokenizer
+from tests.trainers.models.test_tokenizers import TEXTS, own, small_json
+from trainers.models import load_tokenizer
+folder = Path(sys.argv[1])
+path = small_json(folder / "tokenizer.json")
+(folder / "tokenizer_config.json").write_text(
+    '{"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>"}'
+)
+expected = HFTokenizer(str(folder), context_length=24)(TEXTS)
+found = load_tokenizer(own(folder, path, vocab_size=12, pool_type="eos", eos_id=2))(TEXTS)
+print(found.tolist() == expected.tolist())
+"""
+
+
+def test_a_tokenizer_file_gives_the_tokens_of_transformers(
+    transformers: Path, tmp_path: Path
+) -> None:
+    paths = os.pathsep.join([str(Path.cwd()), str(transformers)])
+    done = subprocess.run(
+        [sys.executable, "-c", TOKENS, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "True\n", done.stderr
