@@ -65,9 +65,9 @@ def prepare(
     ] = None,
     quality: Annotated[int, typer.Option(help="Quality of re-encoded JPEGs.")] = 95,
     skip_bad: Annotated[
-        str | None,
+        str,
         typer.Option(help="Leave out at most this many bad images per domain: `20`, or `0.1%`."),
-    ] = None,
+    ] = "0",
     shard_size: Annotated[int, typer.Option(help="Images per Parquet file.")] = 4096,
     overwrite: Annotated[
         bool,
@@ -85,7 +85,7 @@ def prepare(
     from trainers.data.encoding import EncodeOptions
     from trainers.data.formats.index import LayoutOptions
     from tuning.preparation.manifest import PreparationFailed
-    from tuning.preparation.plan import PrepareOptions, parse_ceiling
+    from tuning.preparation.plan import PrepareOptions
     from tuning.preparation.prepare import prepare as run_preparation
     from tuning.preparation.report import refusal, render
 
@@ -102,7 +102,7 @@ def prepare(
         EncodeOptions(resize=resize, quality=quality),
         val_fraction=val_fraction,
         seed=seed,
-        skip_bad=parse_ceiling(skip_bad),
+        skip_bad=skip_bad,
         shard_size=shard_size,
         overwrite=overwrite,
     )

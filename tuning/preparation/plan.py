@@ -21,40 +21,18 @@ from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, first_line
 from tuning.preparation.manifest import PART, Found, other_parts
 
-_CEILING = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
 
-
-@dataclass(frozen=True)
-class Ceiling:
-    """Bad images of a domain that may be left out: a number, or a share of all."""
-
-    number: int = 0
-    percent: float | None = None
-    """Of the domain's images. If given, `number` is not used."""
-
-    def allows(self, bad: int, images: int) -> bool:
-        """Whether so many of the images may be bad."""
-        return bad <= self.number if self.percent is None else 100 * bad <= self.percent * images
-
-    def __str__(self) -> str:
-        return str(self.number) if self.percent is None else f"{self.percent:g}%"
-
-
-def parse_ceiling(text: str | None) -> Ceiling:
-    """The ceiling of `--skip-bad`: `20` images or `0.1%` of them; None allows no bad image.
+def may_skip(limit: str, bad: int, images: int) -> bool:
+    """Whether so many bad images are within `--skip-bad`: `20` of them, or `0.1%` of all images.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the limit is neither.
     """
-    if text is None:
-        return Ceiling()
-    found = _CEILING.fullmatch(text.strip())
-    if found and found[2] and float(found[1]) <= 100:
-        return Ceiling(percent=float(found[1]))
-    if found and not found[2] and found[1].isdigit():
-        return Ceiling(int(found[1]))
-    problem = "must be a number of images, or a share such as 0.1%"
-    raise ConfigError(problem, key="--skip-bad", value=text)
+    found = re.fullmatch(r"(\d{1,18})|(\d+(?:\.\d+)?)\s*%", limit.strip(), re.ASCII)
+    if found is None or (found[2] and float(found[2]) > 100):
+        problem = "must be a number of images, or a share such as 0.1%"
+        raise ConfigError(problem, key="--skip-bad", value=limit)
+    return bad <= int(found[1]) if found[1] else 100 * bad <= float(found[2]) * images
 
 
 @dataclass(frozen=True)
@@ -67,7 +45,8 @@ class PrepareOptions:
     """Share of the official train split, or of test if there is no train, that becomes val."""
     seed: int = 0
     """Chooses the images that become val."""
-    skip_bad: Ceiling = field(default_factory=Ceiling)
+    skip_bad: str = "0"
+    """Number or share of a domain's images that may be left out because they are bad."""
     shard_size: int = 4096
     """Images in a Parquet file."""
     overwrite: bool = False
@@ -75,6 +54,7 @@ class PrepareOptions:
 
     def check(self) -> None:
         """Raise a ConfigError for a number out of range."""
+        may_skip(self.skip_bad, 0, 0)
         resize = self.encode.resize
         limits = {
             "--val-fraction": (self.val_fraction, 0 <= self.val_fraction < 1, "0 or more, below 1"),

@@ -31,7 +31,7 @@ from tuning.preparation.manifest import (
     write_findings,
     write_record,
 )
-from tuning.preparation.plan import DomainPlan, Plan, PrepareOptions, plan_preparation
+from tuning.preparation.plan import DomainPlan, Plan, PrepareOptions, may_skip, plan_preparation
 from tuning.preparation.report import Display, DomainReport, PreparationReport, SplitReport
 
 _PACKAGES = ("lipsum-tune", "pillow", "pyarrow", "numpy")
@@ -154,7 +154,7 @@ def _finish(
         splits[shard.split] = SplitReport(before.images + made.rows, before.bytes + made.bytes)
     bad = sum(found.finding.bad for found in findings)
     is_unchanged = domain.is_done and all(made.reused for _, made in in_order)
-    is_allowed = is_unchanged or options.skip_bad.allows(bad, domain.images)
+    is_allowed = is_unchanged or may_skip(options.skip_bad, bad, domain.images)
     status: Status = "done" if is_allowed else "refused"
 
     store = domain.store
@@ -170,7 +170,7 @@ def _finish(
     check_own(store, run)
     kinds = Counter((found.split, found.finding.kind) for found in findings)
     counts = {
-        "skip_bad": str(options.skip_bad),
+        "skip_bad": options.skip_bad,
         "bad": bad,
         "splits": {
             split: {
