@@ -113,29 +113,18 @@ def test_lists_may_lie_in_a_folder_of_their_own(tree: Path) -> None:
     assert {split: table(index) for split, index in read(tree).items()} == expected
 
 
-def test_a_listed_file_that_is_not_there_is_bad(tree: Path) -> None:
-    gone = "real/tiger/real_003_000001.jpg"
+def test_images_that_are_gone_or_listed_again_are_found(tree: Path) -> None:
+    gone, twice, both = (f"real/tiger/real_003_00000{number}.jpg" for number in (1, 2, 3))
     (tree / gone).unlink()
-    index = read(tree)["real", "train"]
-    assert index.findings == (Finding(gone, "missing file", "real_train.txt lists it", bad=True),)
-    assert len(index.examples) == 13
-
-
-def test_an_image_listed_twice_is_taken_once(tree: Path) -> None:
-    twice = "real/tiger/real_003_000001.jpg"
-    append(tree / "real_train.txt", f"{twice} 3")
-    index = read(tree)["real", "train"]
-    assert kinds(index) == [(twice, "duplicate", False)]
-    assert [path for path, _ in table(index)].count(twice) == 1
-
-
-def test_an_image_in_both_lists_stays_in_test_alone(tree: Path) -> None:
-    both = "real/tiger/real_003_000003.jpg"
-    append(tree / "real_train.txt", f"{both} 3")
+    append(tree / "real_train.txt", f"{twice} 3", f"{both} 3")
     found = read(tree)
+    assert found["real", "train"].findings == (
+        Finding(gone, "missing file", "real_train.txt lists it", bad=True),
+        Finding(twice, "duplicate", "listed again in real_train.txt; taken once"),
+        Finding(both, "in train and test", "left out of train"),
+    )
+    assert [path for path, label in table(found["real", "train"]) if label == 3] == [twice]
     assert (both, 3) in table(found["real", "test"])
-    assert (both, 3) not in table(found["real", "train"])
-    assert kinds(found["real", "train"]) == [(both, "in train and test", False)]
 
 
 def test_duplicates_of_the_users_list_are_left_out_and_counted(tree: Path, tmp_path: Path) -> None:

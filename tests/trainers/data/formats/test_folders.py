@@ -96,10 +96,19 @@ def test_class_names_of_the_user_give_the_order(tmp_path: Path) -> None:
     assert "'t-shirt' (did you mean 'tshirt'?)" in error.problem
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    for name in ("train", "truck", "van"):
-        draw(tmp_path / name / "a.jpg")
-    assert read_one("folders", tmp_path).class_names == ("train", "truck", "van")
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        (("train/a.jpg", "truck/a.jpg", "van/a.jpg"), ("train", "truck", "van")),
+        (("train/n1/images/0.png", "train/n2/images/1.png"), ("n1", "n2")),
+    ],
+)
+def test_a_class_may_be_called_train_or_keep_its_images_deeper(
+    tmp_path: Path, files: tuple[str, ...], classes: tuple[str, ...]
+) -> None:
+    for file in files:
+        draw(tmp_path / file)
+    assert read_one("folders", tmp_path).class_names == classes
 
 
 def test_a_split_folder_beside_folders_of_images_is_refused(tmp_path: Path) -> None:
@@ -124,12 +133,6 @@ def test_domains_that_would_be_taken_for_classes_are_refused(tmp_path: Path) -> 
     assert "real, sketch look like domains" in error.problem
     assert "--domains all" in str(error.hint)
     assert len(read("folders", tmp_path, domains=("all",))) == 2
-
-
-def test_classes_may_keep_their_images_one_folder_down(tmp_path: Path) -> None:
-    for name in ("n01443537", "n01629819"):
-        draw(tmp_path / "train" / name / "images" / f"{name}_0.JPEG")
-    assert read_one("folders", tmp_path).class_names == ("n01443537", "n01629819")
 
 
 def test_classes_that_are_the_same_in_a_prompt_are_refused(tmp_path: Path) -> None:

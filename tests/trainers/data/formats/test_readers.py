@@ -1,9 +1,6 @@
 import io
 import tracemalloc
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.trainers.data.formats.more_trees import encoded, pixels, write_parquet, write_tar
+from tests.trainers.data.formats.troubled import troubled
 from trainers.data.formats.readers import (
     ArraySource,
     FileSource,
@@ -22,22 +20,6 @@ from trainers.data.formats.readers import (
     read_sources,
 )
 from trainers.data.storage import Store, open_store
-
-
-@dataclass(frozen=True)
-class CountingStore(Store):
-    """A store that counts how often each file is opened."""
-
-    opened: Counter[str] = field(default_factory=Counter)
-
-    def open(self, path: str) -> Any:
-        self.opened[path] += 1
-        return super().open(path)
-
-
-def counting(root: Path) -> CountingStore:
-    store = open_store(root)
-    return CountingStore(store.filesystem, store.root, store.url)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -139,7 +121,7 @@ def test_neighbours_in_one_file_share_one_opening_of_it(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {"a": b"a" * 700})
     np.save(tmp_path / "y.npy", pixels(4))
     write_parquet(tmp_path / "z.parquet", [encoded(n) for n in "abcd"], [0, 1, 0, 1])
-    store = counting(tmp_path)
+    store = troubled(tmp_path)
     sources: list[Source] = [
         *(RangeSource("x.tar", 512 + i, 1) for i in range(5)),
         *(ArraySource("y.npy", i) for i in range(4)),
@@ -147,7 +129,7 @@ def test_neighbours_in_one_file_share_one_opening_of_it(tmp_path: Path) -> None:
         ArraySource("y.npy", 0),
     ]
     assert all(isinstance(data, bytes) for data in read_sources(store, sources))
-    assert store.opened == {"x.tar": 1, "y.npy": 2, "z.parquet": 1}
+    assert store.asked == {"x.tar": 1, "y.npy": 2, "z.parquet": 1}
 
 
 def test_rows_of_parquet_come_right_across_row_groups_and_batches(tmp_path: Path) -> None:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.trainers.data.formats.more_trees import pixels
+from tests.trainers.data.formats.troubled import Troubled, troubled
 from trainers.data.formats import retry
 from trainers.data.formats.readers import (
     ArraySource,
@@ -26,48 +23,7 @@ from trainers.data.formats.readers import (
     read_sources,
 )
 from trainers.data.formats.retry import SourceLost, require_source
-from trainers.data.storage import Store, open_store
-
-
-@dataclass(frozen=True)
-class Troubled(Store):
-    """A store whose next reads fail, as a disk or a network does."""
-
-    failures: list[Exception] = field(default_factory=list)
-    asked: Counter[str] = field(default_factory=Counter)
-
-    def open(self, path: str) -> Any:
-        self.asked[path] += 1
-        self._fail()
-        return _Troubled(super().open(path), self._fail)
-
-    def _fail(self) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
-
-
-class _Troubled(io.RawIOBase):
-    def __init__(self, file: Any, fail: Any) -> None:
-        self._file, self._fail = file, fail
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def size(self) -> int:
-        return int(self._file.size())
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._file.seek(offset, whence))
-
-    def read(self, size: int = -1) -> bytes:
-        self._fail()
-        return bytes(self._file.read(None if size < 0 else size))
+from trainers.data.storage import open_store
 
 
 @pytest.fixture
@@ -77,8 +33,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Troubled:
     (tmp_path / "x.tar").write_bytes(b"....two")
     np.save(tmp_path / "y.npy", pixels(2))
     pq.write_table(pa.table({"jpg": [b"p0", b"p1"]}), tmp_path / "z.parquet")
-    here = open_store(tmp_path)
-    return Troubled(here.filesystem, here.root, here.url)
+    return troubled(tmp_path)
 
 
 SOURCES: list[Source] = [
@@ -142,8 +97,7 @@ def test_what_stays_unreadable_on_a_disk_that_answers_is_one_files(
 
 
 def test_a_disk_that_went_with_its_files_is_lost(store: Troubled, tmp_path: Path) -> None:
-    away = open_store(tmp_path / "away")
-    gone = Troubled(away.filesystem, away.root, away.url)
+    gone = troubled(tmp_path / "away")
     gone.failures.extend(OSError(errno.EIO, "Input/output error") for _ in range(4))
     with pytest.raises(SourceLost, match=r"away/one.jpg: the source does not answer: .*Input"):
         list(read_sources(gone, [FileSource("one.jpg")]))
@@ -159,10 +113,9 @@ def test_a_bucket_that_refuses_the_keys_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retry, "PAUSES_S", (0.0,))
-    there = open_store(f"memory://{tmp_path.name}")
-    with there.write("one.jpg") as file:
+    bucket = troubled(f"memory://{tmp_path.name}")
+    with bucket.write("one.jpg") as file:
         file.write(b"one")
-    bucket = Troubled(there.filesystem, there.root, there.url)
     bucket.failures.extend([PermissionError("The provided token has expired.")] * 2)
     with pytest.raises(SourceLost, match=r"one.jpg: .*token has expired"):
         list(read_sources(bucket, [FileSource("one.jpg")]))
