@@ -88,6 +88,11 @@ class TrainingDiverged(FloatingPointError):
     """The training loss is no longer a finite number."""
 
 
+MAY_CONTINUE = 75
+"""Exit status for what has to do with the machines: the same command may be repeated. EX_TEMPFAIL
+of sysexits.h."""
+
+
 class StorageFailed(Exception):
     """A checkpoint or record could not be written or read; the message has the place and reason.
 

@@ -37,7 +37,7 @@ class Budget(Callback):
         self._running: dict[str, TrialRecord] = {}
         self._bests: dict[str | None, dict[str, float]] = {}  # by method
         self._fronts: dict[str | None, list[Values]] = {}
-        self._since_improvement = 0
+        self._since_improvement = self._failures = 0
         for record in sorted(history.records, key=lambda record: record.ended_at or 0.0):
             self._count(record)
 
@@ -48,6 +48,8 @@ class Budget(Callback):
     def over(self) -> str | None:
         """Why the search must end now and stop its running trials; None if it may continue."""
         config, first = self._config, self._search.objectives[0]
+        if self.is_broken:
+            return f"search.budget.failures = {config.failures}: so many trials failed in a row"
         if config.hours is not None and self.seconds >= 3600 * config.hours:
             return f"search.budget.hours = {config.hours:g} are used up"
         if config.gpu_hours is not None and self.gpu_seconds >= 3600 * config.gpu_hours:
@@ -61,6 +63,11 @@ class Budget(Callback):
     def reason(self) -> str | None:
         """Why nothing more is proposed, other than the number of trials."""
         return self.over() or self._stale()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether so many trials of this session have failed in a row that the cause is another."""
+        return self._config.failures is not None and self._failures >= self._config.failures
 
     @property
     def seconds(self) -> float:
@@ -82,6 +89,7 @@ class Budget(Callback):
         """Count the end of a trial of this session. Those of earlier sessions are counted."""
         if self._running.pop(record.trial_id, None) is not None:
             self._count(record)
+            self._failures = self._failures + 1 if record.outcome == "failed" else 0
 
     def _count(self, record: TrialRecord) -> None:
         self._ended_gpu_seconds += record.gpu_seconds(self._clock())

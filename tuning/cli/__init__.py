@@ -1,15 +1,16 @@
 """The command `lipsum-tune`.
 
 Exit status: 0 done; 1 a trial failed, a preparation was refused or a zero-shot accuracy is off; 2
-the configuration cannot run; 75 storage failed, and the same command may continue later; 130
-interrupted.
+the configuration cannot run; 75 storage failed, Ray was lost, or many trials failed in a row, and
+the search may continue later; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +18,6 @@ from tuning.cli import configuration, data, search, weights
 from tuning.cli.options import Config, Set
 
 __all__ = ["Config", "Set", "app", "main"]
-
-STORAGE_FAILED = 75
-"""EX_TEMPFAIL of sysexits.h: the command itself was fine and may be repeated."""
 
 app = typer.Typer(name="lipsum-tune", no_args_is_help=True, pretty_exceptions_enable=False)
 for commands in (data, search, weights, configuration):
@@ -43,20 +41,34 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; mistakes of the user and storage failures are one line, not a traceback."""
-    from trainers.errors import DENIED, FULL, ConfigError, StorageFailed, system_words
+    """Run the command that the user wrote."""
+    run_command(app)
+
+
+def run_command(command: Callable[[], Any]) -> None:
+    """Run a command; mistakes of the user and storage failures are one line, not a traceback."""
+    from trainers.errors import (
+        DENIED,
+        FULL,
+        MAY_CONTINUE,
+        ConfigError,
+        StorageFailed,
+        system_words,
+    )
 
     try:
-        app()
+        command()
+    except typer.Exit as ended:
+        raise SystemExit(ended.exit_code) from None
     except ConfigError as error:
         print(f"lipsum-tune: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except StorageFailed as error:
         print(f"lipsum-tune: {error}", file=sys.stderr)
-        raise SystemExit(STORAGE_FAILED) from None
+        raise SystemExit(MAY_CONTINUE) from None
     except OSError as error:
         if error.errno not in FULL | DENIED:
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"lipsum-tune: {where}{system_words(error)}", file=sys.stderr)
-        raise SystemExit(STORAGE_FAILED) from None
+        raise SystemExit(MAY_CONTINUE) from None

@@ -244,7 +244,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.checkpoints.format import WEIGHTS
     from trainers.data.storage import open_store, url_of
-    from trainers.errors import ConfigError
+    from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
     from tuning.checkpoints.files import kept_checkpoint
     from tuning.mlflow_logging.client import default_tracking_uri
@@ -265,13 +265,13 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
         "MLflow", f"lipsum-tune ui {result.run_folder}" if is_local else redact(result.tracking_uri)
     )
     finished = [record for record in result.records if record.outcome == "finished"]
-    if result.ended_by and not finished:
+    if result.outcome == "finished" and result.ended_by and not finished:
         raise ConfigError(
             f"{result.ended_by}, and no trial has finished; resume it with a larger budget"
         )
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {result.run_folder}")
-        raise typer.Exit(130)
+        raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and any(record.kind == "trial" for record in finished)):

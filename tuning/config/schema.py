@@ -105,6 +105,10 @@ class BudgetConfig(Frozen):
     """End as soon as the objective reaches this value."""
     patience: int | None = Field(default=None, ge=1)
     """End after so many ended trials in a row without a new best (of their method)."""
+    failures: int | None = Field(default=10, ge=1)
+    """Stop after so many failed trials in a row, counted from the start of the command: the cause
+    lies elsewhere than in their parameters. Once it is removed, `lipsum-tune resume` goes on. null:
+    never."""
 
 
 class CheckpointsConfig(Frozen):

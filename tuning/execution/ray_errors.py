@@ -68,10 +68,15 @@ def resumable(run_folder: Path) -> Iterator[None]:
         failure = storage_failure(error)
         if failure is None:
             raise
-        raise StorageFailed(
-            f"{failure}; put that right, and `lipsum-tune resume {run_folder}` goes on from the "
-            "last checkpoints"
-        ) from None
+        raise StorageFailed(how_to_go_on(failure, run_folder)) from None
+
+
+def how_to_go_on(failure: StorageFailed, run_folder: Path) -> str:
+    """The failure, and the command that continues the search."""
+    return (
+        f"{failure}; put that right, and `lipsum-tune resume {run_folder}` goes on from the last "
+        "checkpoints"
+    )
 
 
 def check_own_failure(trial: Trial) -> None:

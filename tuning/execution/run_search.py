@@ -7,6 +7,7 @@ contains is passed to studies, scheduler, budget and callbacks, and the rest is 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.schema import SamplerConfig, SearchFile
 from tuning.config.search_space import SpaceConfig
 from tuning.config.validation import check_search, load_config
-from tuning.execution.ray_errors import resumable, storage_failure
+from tuning.execution.ray_errors import how_to_go_on, resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.ray_watch import RayLost, watched_ray
 from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.signals import interrupted_by_sigterm, restored_process
 from tuning.execution.trainable import trainable
@@ -78,7 +80,8 @@ class SearchResult:
     run_folder: Path
     tracking_uri: str
     ended_by: str | None = None
-    """The budget that ended it, other than the number of trials."""
+    """The budget that ended it, other than the number of trials. With the outcome `stopped`: too
+    many trials in a row have failed."""
     checkpoints: str | None = None
     """Folder or URL of the trials' checkpoints."""
 
@@ -223,6 +226,7 @@ def _run_session(
     with (
         ray_session(options.address),
         interrupted_by_sigterm(),
+        watched_ray() as watch,
         quiet_optuna(),
         closing(ProgressCallback(console)) as progress,
     ):
@@ -253,9 +257,14 @@ def _run_session(
             *options.callbacks,
         )
         gpus = file.search.resources.gpus_per_trial
-        recorder = Recorder(search, journal, callbacks, history.records, gpus, studies)
+        recorder = Recorder(search, journal, callbacks, history.records, gpus, studies, watch.check)
         recorder.start()
 
+        def end_here(lost: RayLost) -> None:
+            recorder.finish("stopped")
+            print(f"lipsum-tune: {how_to_go_on(lost, run_folder)}", file=sys.stderr, flush=True)
+
+        watch.end_here = end_here
         outcome: SearchOutcome = "failed"
         try:
             outcome = _run_trials(
@@ -264,12 +273,14 @@ def _run_session(
         except KeyboardInterrupt:
             outcome = "stopped"
         except Exception as error:
-            outcome = "stopped" if storage_failure(error) else "failed"
+            outcome = "stopped" if watch.lost or storage_failure(error) else "failed"
             raise
         finally:
             records = recorder.finish(outcome)
         if journal.failure is not None:
             raise journal.failure
+        if watch.lost is not None:
+            raise watch.lost
     figures(search, records, run_folder)
     return SearchResult(search, records, outcome, run_folder, uri, budget.reason(), checkpoints.url)
 
@@ -321,6 +332,8 @@ def _run_trials(
     train = options.trainable(checkpoints.url, file.search.resources.per_trial())
     with tune_workarounds(), TemporaryDirectory(prefix="lipsum-tune-") as storage:
         create_tuner(train, file, proposer, budget, recorder, history, concurrent, storage).fit()
+    if budget.is_broken:
+        return "stopped"
     running = any(record.outcome == "running" for record in recorder.records.values())
     complete = proposer.is_exhausted and not running
     return "finished" if complete or budget.over() is not None else "stopped"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,13 @@ from trainers.errors import StorageFailed
 from tuning.execution.ray_errors import error_of, in_one_line, storage_failure
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.records import STEP, SearchOutcome, SearchRecord, TrialRecord, outcome_of
+from tuning.runs.records import (
+    STEP,
+    SearchOutcome,
+    SearchRecord,
+    TrialRecord,
+    outcome_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +39,7 @@ class Recorder(TuneCallback):
         callbacks: called in this order.
         earlier: trials of earlier sessions; the callbacks get their ends again.
         studies: the Optuna studies, as a callback whose exceptions end the search.
+        check_ray: raises if Ray is gone. A trial is not to blame for an error that comes from that.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class Recorder(TuneCallback):
         earlier: Sequence[TrialRecord] = (),
         gpus_per_trial: float = 0.0,
         studies: Callback | None = None,
+        check_ray: Callable[[], None] = lambda: None,
     ) -> None:
         self.search = search
         self.records = {record.trial_id: _kept(record) for record in earlier}
@@ -50,6 +58,7 @@ class Recorder(TuneCallback):
         self._studies = studies or Callback()
         self._callbacks = callbacks
         self._gpus = gpus_per_trial
+        self._check_ray = check_ray
         self._earlier = [record for record in earlier if record.is_final]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,6 +156,8 @@ class Recorder(TuneCallback):
         self._notify("trial_started", started)
 
     def _end(self, trial_id: str, error: str | None = None) -> None:
+        if error is not None:
+            self._check_ray()
         if self.records[trial_id].started_at is None:  # its process could not be started
             self._start(self.records[trial_id], gpus=0.0)
         record = self.records[trial_id]

@@ -46,6 +46,18 @@ def test_trials_are_counted_by_their_numbers() -> None:
     assert spent.over() is None  # what runs may finish
 
 
+def test_failures_in_a_row_break_a_session_and_not_the_next_one() -> None:
+    failed = [fakes.trial(number, outcome="failed", gpus=0.0) for number in range(3)]
+    spent = budget(Clock(), failures=2)
+    for record in (failed[0], scored(9, 60.0), failed[1]):
+        end(spent, record)
+    assert not spent.is_broken
+    end(spent, failed[2])
+    assert spent.is_broken
+    assert spent.over() == "search.budget.failures = 2: so many trials failed in a row"
+    assert not budget(Clock(), tuple(failed), failures=2).is_broken
+
+
 def test_wall_clock_counts_earlier_sessions() -> None:
     clock = Clock()
     spent = budget(clock, seconds=1000.0, hours=1.0)

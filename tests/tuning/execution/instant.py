@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import typer
 from ray import tune
 from rich.console import Console
 
@@ -106,13 +105,13 @@ def write_instant(folder: Path, file: SearchFile) -> Path:
 
 def main(path: Path) -> None:
     """Run or resume, and exit as the command line does."""
+    from tuning.cli import run_command
     from tuning.cli.search import _show
 
-    found = resume_instantly(path) if path.is_dir() else run_instantly(load_config(path))
-    try:
-        _show(found)
-    except typer.Exit as ended:
-        raise SystemExit(ended.exit_code) from None
+    def run() -> None:
+        _show(resume_instantly(path) if path.is_dir() else run_instantly(load_config(path)))
+
+    run_command(run)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.recorders import Notes, report, tune_trial
+from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
 from tuning.runs.records import TrialRecord
@@ -24,12 +25,14 @@ class Failing(Callback):
         raise OSError("the disk of the callback is full")
 
 
-def recorder(folder: Path, *callbacks: Callback, earlier: Sequence[TrialRecord] = ()) -> Recorder:
+def recorder(
+    folder: Path, *callbacks: Callback, earlier: Sequence[TrialRecord] = (), **more: Any
+) -> Recorder:
     """With a proposal, `NEW`."""
     journal = Journal(folder)
     journal.session_started({})
     search = fakes.search_record(folder)
-    created = Recorder(search, journal, callbacks, earlier, gpus_per_trial=2.0)
+    created = Recorder(search, journal, callbacks, earlier, gpus_per_trial=2.0, **more)
     if not earlier:
         created.proposed(NEW)
     return created
@@ -63,6 +66,17 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path)
     assert "pid" not in reference.metrics
     assert (reference.kind, reference.params, reference.gpus) == ("reference", {}, 2.0)
     assert (failed.params, failed.error) == ({"optim.lr": 1}, "the trial ended without a report")
+
+
+def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path: Path) -> None:
+    watch = RayWatch({"raylet": ("127.0.0.1", 1)})
+    r = recorder(tmp_path, check_ray=watch.check)
+    trial: Any = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
+    r.on_trial_start(0, [], trial)
+    with pytest.raises(RayLost, match="raylet"):
+        r.on_trial_error(0, [], trial)
+    r.finish("stopped")
+    assert [record.outcome for record in read_history(tmp_path).records] == ["stopped"]
 
 
 def test_a_trial_that_the_scheduler_stops_ends_with_its_report(tmp_path: Path) -> None:
