@@ -14,15 +14,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from trainers.checkpoints.format import STATE, WEIGHTS
@@ -36,12 +39,16 @@ from trainers.data.storage import Store, open_store
 from trainers.errors import (
     ConfigError,
     StorageFailed,
+    TrainingDiverged,
     storage_failures,
     system_error,
     system_words,
 )
+from trainers.exchange import Answer
+from trainers.process_state import restored_state
 
 if TYPE_CHECKING:
+    from trainers.config import TrialConfig
     from trainers.fine_tune import Report
 
 REPORT_POLL_S = 0.2
@@ -63,9 +70,9 @@ WORKER_ENVIRONMENT = {
 
 
 def torch_trainer(
-    config: str,
+    loop: Callable[[dict[str, Any]], Any],
+    values: Mapping[str, Any],
     *,
-    folder: Store,
     name: str,
     scratch: Path,
     workers: int = 1,
@@ -74,35 +81,23 @@ def torch_trainer(
     min_workers: int | None = None,
     placement_strategy: str = "PACK",
     preemption_grace_s: float = 0.0,
-    callbacks: Sequence[Any] = (),
-    final_split: str | None = None,
-    loop: Callable[[dict[str, Any]], Any] | None = None,
 ) -> TorchTrainer:
-    """A trainer of one configuration; `fit()` starts it, or continues from its newest checkpoint.
+    """A trainer whose workers run a loop; `fit()` starts them.
 
     Args:
-        config: the `TrialConfig` as JSON, validated by the driver.
-        folder: of the checkpoints, prepared by `trainers.checkpoints.storage.prepare_folder`; every
-            node must have access to it.
+        loop: `train_loop` for one trial, `serve` for one trial after the other.
+        values: passed to the loop.
         name: of Ray Train's run; unique to the attempt.
         scratch: folder on this machine for the files of Ray Train's run, which nothing reads.
         workers: as all other resources, see `tuning.config.schema.ResourcesConfig`.
-        callbacks: of Ray Train (`ray.train.UserCallback`), such as Tune's `TuneReportCallback`.
-        final_split: split that is evaluated once, after the last step, and added to the last
-            report. A search has none, so no trial ever reads the test splits.
-        loop: replaces `train_loop`, for measurements; it gets the same values.
     """
     resources = {"CPU": cpus_per_worker}
     if gpus_per_worker:
         resources["GPU"] = gpus_per_worker
     return TorchTrainer(
-        loop or train_loop,  # type: ignore[arg-type]  # what it returns is in the Result
+        loop,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
-        train_loop_config={
-            "trial": config,
-            "folder": folder.root if folder.is_local else folder.url,
-            "final_split": final_split,
-        },
+        train_loop_config=dict(values),
         scaling_config=ScalingConfig(
             num_workers=workers if min_workers is None else (min_workers, workers),  # type: ignore[arg-type]
             use_gpu=gpus_per_worker > 0,
@@ -112,7 +107,6 @@ def torch_trainer(
         run_config=RunConfig(
             name=name,
             storage_path=str(scratch),
-            callbacks=list(callbacks),
             # `tuning.execution.retries` decides which failures are worth another attempt.
             failure_config=FailureConfig(
                 max_failures=0,
@@ -138,30 +132,102 @@ def open_storage(url: Path | str) -> Store:
         raise StorageFailed(str(error)) from None
 
 
+def location(folder: Store) -> str:
+    """Path or URL by which workers open the same folder."""
+    return folder.root if folder.is_local else folder.url
+
+
 def train_loop(values: dict[str, Any]) -> dict[str, float]:
-    """Run `fine_tune` in a worker of Ray Train, from the newest checkpoint on.
+    """Run one trial in the workers of Ray Train, from its newest checkpoint on.
 
     Args:
         values: `trial` (a `TrialConfig` as JSON), `folder` (path or URL of its checkpoints) and
-            `final_split` (evaluated after the last step, or None).
+            `final_split`: evaluated once, after the last step, and added to the last report. A
+            search has none, so no trial ever reads the test splits.
 
     Returns:
         The last report.
     """
     from trainers.config import TrialConfig
-    from trainers.fine_tune import fine_tune
+
+    config, metrics = TrialConfig.model_validate_json(values["trial"]), dict[str, float]()
+    fill_cache(config, values["final_split"])
+    for report in train(config, open_storage(values["folder"]), values["final_split"]):
+        metrics = report.metrics
+    return metrics
+
+
+def serve(values: dict[str, Any]) -> None:
+    """Run the trials that a slot of a search asks for, report by report, until it asks for no more.
+
+    The workers start a trial as they started the first one, see `process_state`, and do not go on
+    behind a report before the slot has asked for the next. A diverged trial ends without harm to
+    the process. Any other error ends the workers.
+
+    Args:
+        values: `exchange`, the handle of an actor of `trainers.exchange.Exchange`.
+    """
+    from trainers.config import TrialConfig
+
+    import_module("trainers.fine_tune")  # before the state of the process is recorded
+    exchange, context = values["exchange"], ray.train.get_context()
+    is_first, is_alone = context.get_world_rank() == 0, context.get_world_size() == 1
+    # Pickled, as the process of the exchange would import Ray Train with the handle.
+    me = cloudpickle.dumps(ray.get_runtime_context().current_actor)
+    folder, running = None, ExitStack()
+    with running:
+        while True:
+            request = ray.get(exchange.next_request.remote()) if is_first else None
+            request = broadcast_from_rank_zero(request)
+            if request.folder != folder:
+                running.close()  # also if early stopping has ended the trial before its last step
+                if request.trial is None:
+                    return
+                config, folder = TrialConfig.model_validate_json(request.trial), request.folder
+                running.enter_context(restored_state())
+                fill_cache(config)
+                reports = running.enter_context(closing(train(config, open_storage(folder))))
+            if is_first:
+                exchange.training.remote(me)
+            answer = _next_answer(reports)
+            if answer.diverged is not None and not is_alone:
+                raise TrainingDiverged(answer.diverged)  # others may still wait for this worker
+            if is_first:
+                ray.get(exchange.answer.remote(answer))
+            if answer.metrics.get("step") == config.steps:
+                running.close()  # while the search judges the trial
+
+
+def _next_answer(reports: Iterator[Report]) -> Answer:
+    """The metrics of the next report. Nothing refers to the run afterwards, so it can be freed."""
+    began = time.monotonic()
+    try:
+        report = next(reports)
+    except TrainingDiverged as error:
+        return Answer(diverged=str(error))
+    return Answer({"step": report.step, **report.metrics}, seconds=time.monotonic() - began)
+
+
+def fill_cache(config: TrialConfig, *more_splits: str | None) -> None:
+    """Copy the images of a trial into the cache of this machine if they are not there.
+
+    That may take hours on one node while the others have them already. The barrier in
+    `newest_on_this_node`, which comes next, is Ray's and does not time out.
+    """
     from trainers.loop.state import load_split, open_images
 
-    config = TrialConfig.model_validate_json(values["trial"])
-    folder, final_split = open_storage(values["folder"]), values["final_split"]
-    device, metrics = ray.train.torch.get_device(), dict[str, float]()
-    # Opening images copies them into the cache of this machine if they are not there. That may take
-    # hours on one node while the others have them already. The barrier in `newest_on_this_node`,
-    # which comes next, is Ray's and does not time out.
     open_images(config.data, config.data.id_domain, "train")
-    for split in ("val", final_split):
+    for split in ("val", *more_splits):
         if split is not None:
             load_split(config, split)
+
+
+def train(config: TrialConfig, folder: Store, final_split: str | None = None) -> Generator[Report]:
+    """Run `fine_tune` from the newest checkpoint on, and yield its reports once they are saved."""
+    from trainers.fine_tune import fine_tune
+    from trainers.loop.state import load_split
+
+    device = ray.train.torch.get_device()
     with newest_on_this_node(folder) as resume_from:
         for report in fine_tune(
             config, device=device, resume_from=resume_from, save_now=_PreemptionNotice(device)
@@ -170,9 +236,9 @@ def train_loop(values: dict[str, Any]) -> dict[str, float]:
             is_known = f"id_{final_split}/acc" in report.metrics
             if final_split is not None and report.step == config.steps and not is_known:
                 report.add(report.run.evaluate(final_split, load_split(config, final_split)))
-            metrics = report.metrics or metrics
-            save_and_report(report, folder)
-    return metrics
+            save(report, folder)
+            if report.metrics:  # otherwise it was a request to save
+                yield report
 
 
 @contextmanager
@@ -185,8 +251,6 @@ def newest_on_this_node(folder: Store) -> Iterator[Path | None]:
     Raises:
         StorageFailed: the storage cannot be read.
     """
-    from ray.train.collective import barrier, broadcast_from_rank_zero
-
     context, newest = ray.train.get_context(), None
     if context.get_world_rank() == 0:
         with storage_failures(folder.url, "the checkpoints cannot be read"):
@@ -237,8 +301,8 @@ class _PreemptionNotice:
         return is_new
 
 
-def save_and_report(report: Report, folder: Store) -> None:
-    """Write the checkpoint of a report into the storage, then report; all workers must call it.
+def save(report: Report, folder: Store) -> None:
+    """Write the checkpoint of a report into the storage; all workers must call it.
 
     Raises:
         StorageFailed: the storage cannot be written, or the folder for temporary files is full.
@@ -247,11 +311,7 @@ def save_and_report(report: Report, folder: Store) -> None:
     with saved_locally(report) as source:
         if ray.train.get_context().get_world_rank() == 0:
             name = write_checkpoint(folder, source)
-    if report.metrics:
-        ray.train.report({"step": report.step, **report.metrics})
-    else:  # only saved; `TuneReports` ignores what has no "step"
-        ray.train.report({"saved_step": report.step})
-    # All workers have reported now, so none still reads the checkpoint that it continued from.
+    barrier()  # none still reads the checkpoint that it continued from
     if name is not None:
         remove_other_checkpoints(folder, name)
 

@@ -6,9 +6,8 @@ the display. What is counted is the CPU time of the driver, in which all of thes
 memory; neither should grow with the number of trials.
 
 A trial reports three times all metrics that a real one reports, and writes a checkpoint of a few
-bytes. Trials run one after the other in the same processes, since starting one for each costs its
-node a second and the driver little. Tune hangs on reused processes where a trial is stopped, so at
-ASHA's rungs each trial is better than all before it: every comparison is made, and none is lost.
+bytes. Before its last report, each trial is better than all before it: every comparison of ASHA is
+made, and no trial is stopped.
 
 CPU time is that of all threads of the driver; the parts are those of the thread that runs Tune's
 loop (`display` has one more), without what they call in other parts. `Tune and Ray` is the rest.
@@ -17,7 +16,6 @@ loop (`display` has one more), without what they call in other parts. `Tune and 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -29,7 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -47,29 +45,25 @@ from safetensors.numpy import save_file
 
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.config import DataConfig
-from trainers.data.storage import open_store
 from trainers.evaluation.evaluate import flat_metrics
 from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.searcher import TrialProposer
-from tuning.algorithms.studies import Studies, create_studies
+from tuning.algorithms.studies import Studies
 from tuning.algorithms.tune_scheduler import StepScheduler
-from tuning.checkpoints.files import TRAIN_FOLDER, trial_path
+from tuning.checkpoints.files import trial_path
 from tuning.checkpoints.retention import CheckpointCallback
-from tuning.config.schema import SearchFile
+from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.config.validation import load_config
-from tuning.execution.ray_session import concurrent_trials, ray_session
-from tuning.execution.ray_workarounds import tune_workarounds
-from tuning.execution.trainable import DRIVER_MEMORY
-from tuning.execution.tune_runner import create_tuner
+from tuning.execution.cluster_resources import DRIVER_MEMORY
+from tuning.execution.ray_session import concurrent_trials
+from tuning.execution.run_search import SearchOptions, start_search
 from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import History, Journal
+from tuning.runs.journal import Journal
 from tuning.runs.records import (
     STEP,
     SearchRecord,
@@ -77,7 +71,6 @@ from tuning.runs.records import (
     trial_name,
     trial_number,
 )
-from tuning.runs.run_folder import create_run_folder, search_record
 from tuning.runs.tune_callback import Recorder
 
 BLOCK: Final = 200
@@ -103,28 +96,46 @@ PARTS: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
 REST: Final = "Tune and Ray"
 
 
-def instant_trial(
-    proposal: dict[str, Any], *, data: DataConfig, steps: int, folder: Path, concurrent: int
-) -> None:
-    """What a trial is here: figures out of its parameters and its number, and a checkpoint."""
-    trial_id = proposal["trial_id"]
-    number = trial_number(trial_id)
-    noise, weight = random.Random(number), _pull(proposal["params"])
-    train = folder / TRAIN_FOLDER
-    _write_checkpoint(train / trial_path(trial_id) / "checkpoint_000001", steps)
-    if number < concurrent:
-        # Where a trial ends before all processes have started, Tune gives the process to the trial
-        # that waits for its own, throws that one away, and starts another, again and again.
-        _wait_for([train / trial_path(trial_name(other)) for other in range(concurrent)])
-    for index in range(1, REPORTS + 1):
+class InstantSlot(tune.Trainable):
+    """What a slot is here: figures out of a trial's parameters and number, and a checkpoint."""
+
+    data: DataConfig
+    steps: int
+    folder: Path
+    """Of the checkpoints of all trials."""
+    concurrent: int
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the first trial, together with those of the other slots.
+
+        Where a trial ends before all processes have started, Tune gives the process to the trial
+        that waits for its own, throws that one away, and starts another, again and again.
+        """
+        self.reset_config(config)
+        _wait_for([self.folder / trial_path(trial_name(n)) for n in range(self.concurrent)])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on to another trial."""
+        trial_id = new_config["trial_id"]
+        self.number, self.index = trial_number(trial_id), 0
+        self.noise, self.weight = random.Random(self.number), _pull(new_config["params"])
+        checkpoint = self.folder / trial_path(trial_id) / "checkpoint_000001"
+        _write_checkpoint(checkpoint, self.steps)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next report."""
+        self.index += 1
+        data, noise, weight = self.data, self.noise, self.weight
         accuracies = {data.id_domain: 80 - 5 * weight**2 + noise.gauss(0, 0.3)}
         for domain in data.ood_domains:
             accuracies[domain] = 50 + 8 * weight - 3 * weight**4 + noise.gauss(0, 0.5)
         measured = flat_metrics({d: {"acc": acc} for d, acc in accuracies.items()}, data, "val")
         report = {**dict.fromkeys((*REPORTED, *metric_names(data)), 1.0), **measured}
-        if index < REPORTS:
-            report["val/mean_acc"] = 100 + number  # never the worse part of a rung
-        tune.report({STEP: steps * index // REPORTS, **report})
+        if self.index < REPORTS:
+            report["val/mean_acc"] = 100 + self.number  # never the worse part of a rung
+        step = self.steps * self.index // REPORTS
+        return {STEP: step, **report, "done": self.index == REPORTS}
 
 
 def _wait_for(folders: Sequence[Path]) -> None:
@@ -184,10 +195,15 @@ class Stopwatch:
 class Meter(Callback):
     """Reads the driver's clocks at the end of every trial; the last of the callbacks."""
 
-    def __init__(self, mlflow: MlflowCallback, stopwatch: Stopwatch) -> None:
+    def __init__(self, stopwatch: Stopwatch) -> None:
         self.rows: list[dict[str, float]] = []
         """One for each trial that ended, in order; clocks since the start of the process."""
-        self._mlflow, self._stopwatch = mlflow, stopwatch
+        self._stopwatch = stopwatch
+
+    def mlflow(self, *arguments: Any) -> MlflowCallback:
+        """Make the search's callback for MLflow, whose backlog is read."""
+        self._mlflow = MlflowCallback(*arguments)
+        return self._mlflow
 
     def search_started(self, search: SearchRecord) -> None:
         """The first reading."""
@@ -225,76 +241,37 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
     """The readings of a search of instant trials.
 
     Args:
-        file: its configuration; the run folder is made as for any other.
+        file: its configuration.
         live: draw the live display, as on a terminal; otherwise it prints lines.
     """
-    run_folder = create_run_folder(file)
-    history, stopwatch = History(), Stopwatch()
-    data, steps = file.trial.data, file.trial.steps
-    journal = Journal(run_folder)
-    zero_shot = dict.fromkeys(metric_names(data), 40.0)
-    search = search_record(file, run_folder, zero_shot, journal.run_id)
-    journal.session_started(file.fingerprints())
-    journal.zero_shot(dict(search.zero_shot))
-    mlflow = MlflowCallback(
-        default_tracking_uri(run_folder.parent), file.search.tracking.experiment
-    )
-    meter = Meter(mlflow, stopwatch)
+    stopwatch = Stopwatch()
+    meter = Meter(stopwatch)
+
+    def trainable(checkpoints: str, resources: ResourcesConfig) -> Any:
+        common = {
+            "data": file.trial.data,
+            "steps": file.trial.steps,
+            "folder": Path(checkpoints),
+            "concurrent": concurrent_trials(resources),
+        }
+        slot = type("InstantSlot", (InstantSlot,), common)
+        return tune.with_resources(slot, {"memory": DRIVER_MEMORY})
+
+    zero_shot = dict.fromkeys(metric_names(file.trial.data), 40.0)
+    storage = Path(file.search.storage)
     with (
-        (run_folder / "display.txt").open("w") as display,
-        ray_session(),
-        tune_workarounds(),
+        (storage / "display.txt").open("w") as display,
+        patch("tuning.execution.run_search.zero_shot_metrics", lambda *_: zero_shot),
+        patch("tuning.execution.run_search.MlflowCallback", meter.mlflow),
         stopwatch.watching(),
-        contextlib.closing(
-            ProgressCallback(Console(file=display, force_terminal=live, width=120))
-        ) as progress,
     ):
-        budget = Budget(file.search.budget, search, history)
-        callbacks = (
-            budget,
-            mlflow,
-            TablesCallback(run_folder),
-            CheckpointCallback(
-                open_store(run_folder / TRAIN_FOLDER), file.search.checkpoints.disk_bytes
-            ),
-            progress,
-            meter,
-        )
-        storage = open_storage(run_folder, None)
-        studies = create_studies(
-            search, file.search_space(), file.search.sampler, storage, journal.run_id
-        )
-        recorder = Recorder(search, journal, callbacks, studies=studies)
-        recorder.start()
-        proposer = TrialProposer(
-            studies,
-            recorder,
-            lambda record: file.trial_config(record.params),
-            may_propose=budget.allows,
-            references=file.search.references,
-        )
-        concurrent = concurrent_trials(file.search.resources)
-        trial = partial(
-            instant_trial, data=data, steps=steps, folder=run_folder, concurrent=concurrent
-        )
-        tuner = create_tuner(
-            tune.with_resources(trial, {"memory": DRIVER_MEMORY}),
-            file,
-            proposer,
-            budget,
-            recorder,
-            history,
-            concurrent,
-            str(run_folder / "tune"),
-            reuse_actors=True,
-        )
-        tuner.fit()
-        recorder.finish("finished")
-        closing = time.process_time() - meter.rows[-1]["cpu"]
-        print(f"closing the search: {closing:.1f} s of CPU")
-    journal.close()
+        console = Console(file=display, force_terminal=live, width=120)
+        options = SearchOptions(callbacks=[meter], console=console, trainable=trainable)
+        start_search(file, options)
+    closing = time.process_time() - meter.rows[-1]["cpu"]
+    print(f"closing the search: {closing:.1f} s of CPU")
     if len(meter.rows) != 1 + file.search.budget.trials:
-        raise RuntimeError(f"{len(meter.rows) - 1} trials ended; see {run_folder}")
+        raise RuntimeError(f"{len(meter.rows) - 1} trials ended")
     return meter.rows
 
 

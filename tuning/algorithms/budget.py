@@ -82,8 +82,9 @@ class Budget(Callback):
 
     def trial_started(self, record: TrialRecord) -> None:
         """Count its GPUs from now on. Its earlier attempts are part of the running record."""
+        if record.trial_id not in self._running:  # otherwise its driver was lost, and it goes on
+            self._ended_gpu_seconds -= record.earlier_gpu_seconds
         self._running[record.trial_id] = record
-        self._ended_gpu_seconds -= record.earlier_gpu_seconds
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Count the end of a trial of this session. Those of earlier sessions are counted."""

@@ -61,7 +61,7 @@ class TrialProposer(Searcher):
                 self._recorder.rejected(record, f"ConfigError: {error}")
                 continue
             self._recorder.proposed(record)
-            return spec.for_tune()
+            return spec.for_tune() | {"slowest_report_s": self._recorder.slowest_report_s}
         self.is_exhausted = True
         return Searcher.FINISHED
 

@@ -180,6 +180,10 @@ class ResourcesConfig(Frozen):
     max_failures: int = Field(default=3, ge=0)
     """Lost workers or nodes after which a trial continues from its last checkpoint. Errors of the
     training itself are not retried."""
+    hang_after_s: float = Field(default=1800, gt=0)
+    """A trial fails, and gets new workers, if it trains for longer than this, and for ten times as
+    long as the slowest trial before it, without a report. Before the first report of a search, ten
+    times this."""
     preemption_grace_s: float = Field(default=0, ge=0)
     """When a node announces its end (a spot node), its trials save a checkpoint at once and train
     on until it is gone; workers on other nodes for so long after that. Such losses do not count as
@@ -217,8 +221,8 @@ class ResourcesConfig(Frozen):
         return self.workers * self.gpus_per_worker
 
     def per_trial(self) -> dict[str, Any]:
-        """The arguments of `tuning.execution.retries.fit`."""
-        return self.model_dump(exclude={"max_concurrent"})
+        """The arguments of `trainers.ray_trainer.torch_trainer`."""
+        return self.model_dump(exclude={"max_concurrent", "max_failures", "hang_after_s"})
 
 
 class TrackingConfig(Frozen):

@@ -28,10 +28,11 @@ from tuning.confirmation.results import (
     ResultsFile,
     TestResult,
 )
+from tuning.execution.cluster_resources import driver_options
 from tuning.execution.ray_errors import in_one_line, storage_failure
 from tuning.execution.ray_session import concurrent_trials
 from tuning.execution.tasks import run_tasks
-from tuning.execution.trainable import driver_options, final_metrics
+from tuning.execution.trainable import final_metrics
 from tuning.runs.records import ZERO_SHOT
 
 _PRINTED: Final = (str(MetricKey(SPLIT, ID, "acc")), str(MetricKey(SPLIT, MEAN_OOD, "acc")))
@@ -127,7 +128,7 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
         SPLIT,
         name=job.name,
         storage_path=checkpoints,
-        resources=resources.per_trial(),
+        resources=resources,
     )
 
 

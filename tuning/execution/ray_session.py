@@ -17,7 +17,12 @@ import ray
 from trainers.errors import ConfigError, first_line
 from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
-from tuning.execution.cluster_resources import check_fits, fitting_trials
+from tuning.execution.cluster_resources import (
+    DRIVER_MEMORY,
+    check_fits,
+    fitting_drivers,
+    fitting_trials,
+)
 from tuning.execution.ray_workarounds import has_autoscaler, loopback_only
 
 logger = logging.getLogger(__name__)
@@ -67,10 +72,11 @@ def concurrent_trials(resources: ResourcesConfig) -> int:
         ConfigError: not even one fits, and the cluster adds no nodes.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fits = fitting_trials(nodes, resources)
+    fits, drivers = fitting_trials(nodes, resources), fitting_drivers(nodes)
     if not has_autoscaler():
         check_fits(nodes, resources)
-        return min(fits, resources.max_concurrent or fits)
+        wanted = min(fits, resources.max_concurrent or fits)
+        return _driven(wanted, drivers)
     wanted = resources.max_concurrent or max(fits, 1)
     if wanted > fits:
         logger.warning(
@@ -79,7 +85,21 @@ def concurrent_trials(resources: ResourcesConfig) -> int:
             fits,
             wanted,
         )
-    return wanted
+    return _driven(wanted, drivers)
+
+
+def _driven(wanted: int, drivers: int | None) -> int:
+    """As many trials as the head has memory for their drivers; the others would never start."""
+    if drivers is None or wanted <= drivers:
+        return wanted
+    logger.warning(
+        "%d instead of %d trial(s) run at once: the head's memory has no room for more drivers, "
+        "which take %.1f GB each",
+        drivers,
+        wanted,
+        DRIVER_MEMORY / 1e9,
+    )
+    return drivers
 
 
 def retry_slow_start(start: Callable[[], T]) -> T:

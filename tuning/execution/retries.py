@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,8 @@ from ray import exceptions as ray_errors
 
 from trainers.checkpoints.storage import prepare_folder
 from trainers.errors import first_line
-from trainers.ray_trainer import open_storage, torch_trainer
+from trainers.ray_trainer import location, open_storage, torch_trainer, train_loop
+from tuning.config.schema import ResourcesConfig
 from tuning.execution.ray_errors import wrapped_errors
 from tuning.execution.ray_workarounds import WorkerHealthCheckTimeoutError, draining_nodes
 
@@ -61,19 +62,20 @@ def fit(
     *,
     name: str,
     storage_path: Path | str,
-    resources: Mapping[str, Any],
-    **arguments: Any,
+    resources: ResourcesConfig,
+    final_split: str | None = None,
+    loop: Callable[[dict[str, Any]], Any] = train_loop,
 ) -> Any:
-    """Run a training to its end, and repeat it from its newest checkpoint if a machine fails.
+    """Run one training to its end, and repeat it from its newest checkpoint if a machine fails.
 
     Args:
         config: the `TrialConfig` as JSON.
         name: of the training. Its checkpoints lie in a folder of this name, and a later call with
             the same name continues from them.
         storage_path: folder or URL of all trainings.
-        resources: arguments of `torch_trainer`, and `max_failures`: the number of failures of
-            machines that are survived; 0 by default.
-        arguments: further arguments of `torch_trainer`.
+        resources: of the training. `max_failures` failures of machines are survived.
+        final_split: split that is evaluated once, after the last step.
+        loop: replaces `train_loop`, for measurements; it gets the same values.
 
     Returns:
         What the training loop returned on the first worker: the last report.
@@ -83,38 +85,49 @@ def fit(
         StorageFailed: checkpoints cannot be written.
         Exception: what the training itself raised, wrapped by Ray Train.
     """
-    options, known_nodes = dict(resources), set[str]()
-    max_failures, failures = options.pop("max_failures", 0), 0
+    attempts, options = Attempts(name, resources.max_failures), resources.per_trial()
     folder = open_storage(storage_path).at(name)
+    values = {"trial": config, "folder": location(folder), "final_split": final_split}
     while True:
         prepare_folder(folder)
         with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
-            trainer = torch_trainer(
-                config,
-                folder=folder,
-                name=f"{name}-{secrets.token_hex(4)}",
-                scratch=Path(scratch),
-                **arguments,
-                **options,
-            )
+            unique = f"{name}-{secrets.token_hex(4)}"
+            trainer = torch_trainer(loop, values, name=unique, scratch=Path(scratch), **options)
             try:
                 return trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2
             except Exception as error:
-                failure = machine_failure(error)
-                if failure is None:
-                    raise
-                # Ray Train repeats the training itself if a node had announced its end, unless the
-                # other workers notice the loss before it does.
-                announced = draining_nodes().keys() - known_nodes
-                known_nodes |= announced
-                failures += not announced
-                reason = f"{type(failure).__name__}: {first_line(failure)}"
-                if failures > max_failures:
-                    raise MachinesLost(
-                        f"workers were lost {failures} time(s), and "
-                        f"search.resources.max_failures = {max_failures}: {reason}"
-                    ) from error
-                logger.warning("%s is repeated from its newest checkpoint: %s", name, reason)
+                attempts.failed(error)
+
+
+class Attempts:
+    """Counts the failures of machines during one training."""
+
+    def __init__(self, name: str, max_failures: int) -> None:
+        self._name, self._max_failures = name, max_failures
+        self._failures, self._known_nodes = 0, set[str]()
+
+    def failed(self, error: Exception) -> None:
+        """Return if the training should be repeated after this error of Ray Train.
+
+        Raises:
+            MachinesLost: more machines failed than `max_failures`.
+            Exception: the error itself, if it is not the failure of a machine.
+        """
+        failure = machine_failure(error)
+        if failure is None:
+            raise error
+        # Ray Train repeats the training itself if a node had announced its end, unless the
+        # other workers notice the loss before it does.
+        announced = draining_nodes().keys() - self._known_nodes
+        self._known_nodes |= announced
+        self._failures += not announced
+        reason = f"{type(failure).__name__}: {first_line(failure)}"
+        if self._failures > self._max_failures:
+            raise MachinesLost(
+                f"workers were lost {self._failures} time(s), and "
+                f"search.resources.max_failures = {self._max_failures}: {reason}"
+            ) from error
+        logger.warning("%s is repeated from its newest checkpoint: %s", self._name, reason)
 
 
 def machine_failure(error: BaseException) -> BaseException | None:

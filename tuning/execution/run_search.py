@@ -329,7 +329,7 @@ def _run_trials(
         references=file.search.references,
         earlier=history.records,
     )
-    train = options.trainable(checkpoints.url, file.search.resources.per_trial())
+    train = options.trainable(checkpoints.url, file.search.resources)
     with tune_workarounds(), TemporaryDirectory(prefix="lipsum-tune-") as storage:
         create_tuner(train, file, proposer, budget, recorder, history, concurrent, storage).fit()
     if budget.is_broken:

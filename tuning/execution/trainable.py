@@ -1,74 +1,106 @@
-"""What Ray Tune runs for each trial: a process that drives one `TorchTrainer` and waits for it.
+"""What Ray Tune runs: processes that keep workers and train one trial after the other in them.
 
-A process of its own imports this module for every trial. So it imports neither MLflow, matplotlib
-nor open_clip, which would take longer than the rest of a trial's start.
+The driver of a slot imports this module. So it imports neither MLflow, matplotlib nor open_clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+import json
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
-from trainers.errors import storage_failures
-from tuning.execution.retries import fit
-from tuning.runs.records import STEP
+from trainers.checkpoints.storage import prepare_folder
+from trainers.data.storage import Store
+from trainers.errors import TrainingDiverged, storage_failures
+from trainers.exchange import Answer, Request
+from trainers.ray_trainer import location, open_storage
+from tuning.config.schema import ResourcesConfig
+from tuning.execution.cluster_resources import driver_options
+from tuning.execution.ray_errors import in_one_line, storage_failure
+from tuning.execution.retries import Attempts, fit
+from tuning.execution.warm_workers import WarmWorkers
+from tuning.runs.records import ERROR, STEP, TIME
 
-DRIVER_MEMORY = 256 << 20
-"""Bytes that Ray reserves for the process that drives a trial. It reserves memory but no CPU: with
-whole CPUs, drivers could take all CPUs that the workers wait for, and no trial would ever start;
-with a fraction of a CPU, the last worker of an exact fit would not start."""
-_HEAD = "node:__internal_head__"
-"""Resource of which Ray's head node has 1 and all other nodes have none."""
-
-
-def driver_options() -> dict[str, Any]:
-    """Options of the Ray task or actor that drives a trial.
-
-    It runs on the head node, so that a trial is not lost with a node that only hosts its driver.
-    """
-    head = {_HEAD: 0.001} if _HEAD in ray.cluster_resources() else {}
-    return {"memory": DRIVER_MEMORY, "resources": head}
+OVERDUE = 10
+"""A report is overdue if it takes so many times as long as the slowest one of the search before."""
 
 
-def trainable(storage_path: str, resources: Mapping[str, Any]) -> Any:
-    """The function for `tune.Tuner`, with the resources of its process.
+def trainable(storage_path: str, resources: ResourcesConfig) -> Any:
+    """The class for `tune.Tuner`, with the resources of its process.
 
     Args:
         storage_path: folder or URL of the checkpoints of all trials.
-        resources: see `tuning.execution.retries.fit`.
+        resources: of one trial.
     """
-    function = partial(_run_trial, storage_path=storage_path, resources=dict(resources))
-    options = driver_options()
-    return tune.with_resources(function, {"memory": options["memory"], **options["resources"]})
+    common = {"storage_path": storage_path, "resources": resources}
+    slot, options = type("Slot", (Slot,), common), driver_options()
+    return tune.with_resources(slot, {"memory": options["memory"], **options["resources"]})
 
 
-class TuneReports(TuneReportCallback):
-    """Passes reports of evaluations on to Tune, but not those that only save a checkpoint."""
+class Slot(tune.Trainable):
+    """One of the trials that run at the same time. Its workers train one trial after the other.
 
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any
-    ) -> None:
-        """Pass on the report of the first worker; the others are equal."""
-        if STEP in metrics[0]:
-            super().after_report(run_context, metrics, checkpoint)
+    Tune ends a process whose `step` has raised. So a failed trial is reported, with the reason
+    under the key `ERROR`, and the process stays. Tune gets an error if the process is lost, and if
+    the storage failed, which ends the search.
+    """
 
+    storage_path: str
+    resources: ResourcesConfig
 
-def _run_trial(spec: dict[str, Any], *, storage_path: str, resources: dict[str, Any]) -> None:
-    # The name is stable: a resumed trial finds its checkpoints by it.
-    name = f"train-{spec['trial_id']}"
-    with storage_failures(storage_path, "cannot be used"):
-        fit(
-            spec["trial"],
-            name=name,
-            storage_path=storage_path,
-            callbacks=[TuneReports()],
-            resources=resources,
-        )
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the first trial; its workers start at the first step."""
+        self._slowest_s = 0.0
+        self._workers: WarmWorkers | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on to another trial."""
+        # The name is stable: a resumed trial finds its checkpoints by it.
+        self._name, self._trial = f"train-{new_config['trial_id']}", new_config["trial"]
+        self._slowest_s = max(self._slowest_s, new_config["slowest_report_s"])
+        self._attempts = Attempts(self._name, self.resources.max_failures)
+        self._folder: Store | None = None
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next report of the trial, or the reason why it has failed."""
+        try:
+            answer = self._next_answer()
+            if answer.diverged is not None:
+                raise TrainingDiverged(answer.diverged)
+            self._slowest_s = max(self._slowest_s, answer.seconds)
+            is_last = answer.metrics[STEP] >= json.loads(self._trial)["steps"]
+            return {**answer.metrics, "done": is_last, TIME: answer.seconds}
+        except Exception as error:
+            if storage_failure(error):
+                raise
+            return {"done": True, ERROR: in_one_line(error)}
+
+    def cleanup(self) -> None:
+        """End the workers, because the search has no more trials for them."""
+        if self._workers is not None:
+            self._workers.end()
+
+    def _next_answer(self) -> Answer:
+        """Ask the workers; new ones, if a machine fails."""
+        hang_after_s = self.resources.hang_after_s
+        limit_s = max(hang_after_s, OVERDUE * (self._slowest_s or hang_after_s))
+        while True:
+            try:
+                if self._folder is None:
+                    with storage_failures(self.storage_path, "cannot be used"):
+                        self._folder = open_storage(self.storage_path).at(self._name)
+                    prepare_folder(self._folder)
+                if self._workers is None:
+                    self._workers = WarmWorkers(self.resources)
+                return self._workers.ask(Request(location(self._folder), self._trial), limit_s)
+            except Exception as error:
+                if self._workers is not None:
+                    self._workers.end()
+                self._workers = self._folder = None
+                self._attempts.failed(error)
 
 
 def final_metrics(
@@ -77,7 +109,7 @@ def final_metrics(
     *,
     name: str,
     storage_path: str,
-    resources: Mapping[str, Any],
+    resources: ResourcesConfig,
 ) -> dict[str, float]:
     """Train to the end, then evaluate a split once; `confirm` runs this as a Ray task.
 
@@ -86,7 +118,7 @@ def final_metrics(
         split: evaluated after the last step, on the workers.
         name: stable, so that the training continues from its checkpoints after a kill.
         storage_path: folder or URL of the checkpoints.
-        resources: see `tuning.execution.retries.fit`.
+        resources: of the training.
 
     Returns:
         The last report.

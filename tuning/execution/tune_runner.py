@@ -24,18 +24,16 @@ def create_tuner(
     history: History,
     concurrent: int,
     storage: str,
-    *,
-    reuse_actors: bool = False,
 ) -> tune.Tuner:
     """A Tuner that proposes, stops and records trials as the configuration says.
 
     Create and fit it within `tuning.execution.ray_workarounds.tune_workarounds`.
 
     Args:
+        trainable: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose
+            process it keeps.
         concurrent: number of trials at a time.
         storage: a folder of this machine for files of Tune, which are never read again.
-        reuse_actors: run trials one after the other in the same processes. Ray Tune 2.60 hangs if
-            such a trial is stopped.
     """
     rule = partial(create_rule, file.search.scheduler, file.trial.steps)
     scheduler = StepScheduler(
@@ -48,13 +46,16 @@ def create_tuner(
             max_concurrent_trials=concurrent,
             search_alg=proposer,
             scheduler=scheduler,
-            reuse_actors=reuse_actors,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=storage,
             callbacks=[recorder],
             stop=_BudgetStopper(budget),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            # Of processes of trials: failed trainings are reported by them, see `Slot`.
+            failure_config=tune.FailureConfig(file.search.resources.max_failures),
             verbose=0,
         ),
     )

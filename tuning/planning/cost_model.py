@@ -37,7 +37,7 @@ class TrialCost:
     """Seconds of wall clock that a trial takes."""
 
     startup_s: float
-    """Processes, imports, model and images, and the end of the processes."""
+    """Model and images, in workers that are kept from trial to trial."""
     step_s: float
     eval_s: float
     """One evaluation of all validation splits, and the checkpoint that goes with it."""
@@ -61,7 +61,7 @@ class SearchShape:
     """Trials that run first and that no rule stops."""
     objectives: int = 1
     setup_s: float = 0.0
-    """Seconds before the first trial starts."""
+    """Seconds before the first trial starts, those of the workers' start included."""
 
     @property
     def report_steps(self) -> tuple[int, ...]:

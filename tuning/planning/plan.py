@@ -29,6 +29,7 @@ from tuning.algorithms.early_stopping import PerGroupRule, StoppingRule, rung_la
 from tuning.algorithms.samplers import grid
 from tuning.algorithms.tune_scheduler import create_rule
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
+from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
 from tuning.planning.probe import MAX_PROBES, OVERRIDES, Probe, probe_trials
@@ -40,8 +41,6 @@ CHECKPOINTS_PER_TRIAL = 2
 LEAST_SPREAD = 0.1
 """Steps repeat themselves well, but starts differ by about so much from one to the next."""
 _MEDIAN_MARKS = 4
-_HEAD = "node:__internal_head__"
-"""Resource that only the head of a Ray cluster has."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def plan_search(
         with console.status(what):
             probe = probe_trials(
                 base.model_dump_json(),
-                search.resources.per_trial() | {"max_failures": 0},
+                search.resources.model_copy(update={"max_failures": 0}),
                 folder,
                 probes,
             )
@@ -161,13 +160,13 @@ def plan_search(
         concurrent=concurrent,
         references=len(search.references),
         objectives=len(file.objectives),
-        # The zero-shot model is evaluated before the first trial starts.
-        setup_s=start_s + probe.load_s + probe.first_eval_s,
+        # The zero-shot model is evaluated, then workers start, which stay from trial to trial.
+        setup_s=start_s + probe.load_s + probe.first_eval_s + probe.startup_s,
     )
     with console.status("Replaying the search"):
         expected = estimate(shape, trial_cost(probe), rules(file), seed=search.sampler.seed)
     memory = [n.get("memory", 0) + n.get("object_store_memory", 0) for n in nodes]
-    on_head = [size for node, size in zip(nodes, memory, strict=True) if _HEAD in node]
+    on_head = [size for node, size in zip(nodes, memory, strict=True) if HEAD in node]
     return Plan(file, probe, shape, expected, int(sum(memory)), int(sum(on_head)))
 
 
@@ -218,7 +217,7 @@ def proposals(space: SearchSpace, seed: int, number: int = 5) -> list[dict[str, 
 def trial_cost(probe: Probe) -> TrialCost:
     """Durations of a trial, as probed."""
     return TrialCost(
-        startup_s=probe.startup_s,
+        startup_s=probe.restart_s,
         step_s=probe.step_s,
         eval_s=probe.eval_s + probe.save_s,
         spread=max(probe.step_spread, LEAST_SPREAD),
@@ -239,7 +238,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
             f"{concurrent} trials at once take {gigabytes(memory)} of memory, and the cluster has "
             f"{gigabytes(plan.cluster_memory_bytes)}: lower search.resources.max_concurrent"
         )
-    elif on_head > plan.head_memory_bytes:
+    if on_head > plan.head_memory_bytes:
         yield (
             f"the drivers and controllers of {concurrent} trials at once take {gigabytes(on_head)} "
             f"of the head's memory, and it has {gigabytes(plan.head_memory_bytes)}: lower "

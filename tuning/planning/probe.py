@@ -30,10 +30,11 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.errors import ConfigError
-from trainers.ray_trainer import open_storage, save_and_report
+from trainers.ray_trainer import open_storage, save
+from tuning.config.schema import ResourcesConfig
+from tuning.execution.cluster_resources import driver_options
 from tuning.execution.retries import fit
 from tuning.execution.tasks import run_tasks
-from tuning.execution.trainable import driver_options
 
 WARM_UP_STEPS, TIMED_STEPS = 5, 5
 """Steps between two evaluations. The first ones may use batches that were decoded ahead."""
@@ -56,7 +57,10 @@ class Probe:
     device: str
     """Name of the GPU or CPU."""
     startup_s: float
-    """Mean duration of a trial without its steps, evaluations and checkpoints."""
+    """Mean duration of a trial without its steps, evaluations and checkpoints, in processes of its
+    own: what the first trial of each slot waits for."""
+    restart_s: float
+    """Mean time in which kept workers start a further trial."""
     cache_s: float
     """Time in which a machine fills its cache of images, once."""
     load_s: float
@@ -86,12 +90,12 @@ class Probe:
     """Memory of that GPU; 0 on CPUs."""
 
 
-def probe_trials(trial: str, resources: Mapping[str, Any], folder: Path, probes: int) -> Probe:
+def probe_trials(trial: str, resources: ResourcesConfig, folder: Path, probes: int) -> Probe:
     """Run short trials side by side on the connected Ray cluster.
 
     Args:
         trial: a `TrialConfig` as JSON, with `OVERRIDES`.
-        resources: as of `tuning.execution.retries.fit`.
+        resources: of a trial.
         folder: for their checkpoints; every node reaches it.
         probes: no more than fit into the cluster at once.
 
@@ -106,7 +110,7 @@ def probe_trials(trial: str, resources: Mapping[str, Any], folder: Path, probes:
         name = f"probe-{number}"
         # Its own environment, so that it starts a fresh process as a trial does.
         fresh = task.options(runtime_env={"env_vars": {"LIPSUM_TUNE_PROBE": name}})
-        return fresh.remote(trial, name, folder, dict(resources))
+        return fresh.remote(trial, name, folder, resources)
 
     def on_end(_: int, ended: Any) -> None:
         try:
@@ -118,7 +122,7 @@ def probe_trials(trial: str, resources: Mapping[str, Any], folder: Path, probes:
         timings.append(measured | {"seconds": time.perf_counter() - began})
 
     run_tasks(range(probes), submit, on_end, at_once=probes)
-    return summarise(timings, int(resources["workers"]))
+    return summarise(timings, resources.workers)
 
 
 def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
@@ -138,6 +142,7 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
     return Probe(
         device=first["device"],
         startup_s=max(0.0, statistics.fmean(startups)),
+        restart_s=statistics.fmean(timing["restart_s"] for timing in timings),
         cache_s=max(timing["cache_s"] for timing in timings),
         load_s=max(0.0, statistics.fmean(t["first_s"] for t in timings) - interval_s),
         first_eval_s=statistics.fmean(timing["evals_s"][0] for timing in timings),
@@ -154,7 +159,7 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
     )
 
 
-def _drive(trial: str, name: str, folder: Path, resources: dict[str, Any]) -> dict[str, Any]:
+def _drive(trial: str, name: str, folder: Path, resources: ResourcesConfig) -> dict[str, Any]:
     """Run one probe to its end, as the driver of a trial does."""
     timing = fit(trial, name=name, storage_path=folder, loop=_probe_loop, resources=resources)
     return {**timing, "driver_bytes": _peak_memory()}
@@ -168,7 +173,7 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
 
     from trainers.config import TrialConfig
     from trainers.fine_tune import fine_tune
-    from trainers.loop.state import load_split, open_images
+    from trainers.loop.state import load_split, open_images, start
 
     config = TrialConfig.model_validate_json(values["trial"])
     folder = open_storage(values["folder"])
@@ -200,12 +205,16 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
         reported = time.perf_counter()
         steps_s.append((marks[-1] - marks[-2]) / TIMED_STEPS)
         evals_s.append(report.metrics["cost/eval_seconds"] - sum(evals_s))
-        save_and_report(report, folder)
+        save(report, folder)
         ends.append(time.perf_counter())
         saves_s.append(ends[-1] - reported)
         late = ends[-1] - began > LIMIT_S and len(ends) > 1
         if broadcast_from_rank_zero(late):
             break
+    del report  # and with it the model
+    restarting = time.perf_counter()
+    start(config, device=device)
+    restart_s = time.perf_counter() - restarting
     gpu = device.type == "cuda"
     files = {info.base_name: info.size for info in folder.list(newest_checkpoint(folder) or "")}
     return {
@@ -213,6 +222,7 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
         "cache_s": cache_s,
         "first_s": marks[1] - began,
         "later_s": ends[-1] - ends[0],
+        "restart_s": restart_s,
         "steps_s": steps_s,
         "evals_s": evals_s,
         "saves_s": saves_s,

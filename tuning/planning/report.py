@@ -93,11 +93,11 @@ def _measured(plan: Plan) -> Table:
         ("a step", f"{probe.step_s:.3g} s", f"± {100 * probe.step_spread:.0f} %"),
         ("an evaluation", f"{probe.eval_s:.3g} s", "all validation splits"),
         ("a checkpoint", f"{probe.save_s:.3g} s", gigabytes(probe.checkpoint_bytes)),
-        ("start of a trial", f"{probe.startup_s:.3g} s", "processes, imports, loading, end"),
-        ("start of the search", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model"),
+        ("start of a trial", f"{probe.restart_s:.3g} s", "in workers that are kept"),
+        ("start of the search", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model, workers"),
         ("cache of images", format_seconds(probe.cache_s), "once per machine, in no cost below"),
         ("memory of a trial", gigabytes(probe.memory_bytes + probe.head_bytes), "at its peak"),
-        ("of it on the head", gigabytes(probe.head_bytes), "its driver and controller"),
+        ("of it on the head", gigabytes(probe.head_bytes), "drivers of its workers"),
     ]
     if probe.gpu_total_bytes:
         of = f"of {gigabytes(probe.gpu_total_bytes)}, at its peak"

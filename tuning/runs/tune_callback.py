@@ -17,7 +17,9 @@ from tuning.execution.ray_errors import error_of, in_one_line, storage_failure
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
 from tuning.runs.records import (
+    ERROR,
     STEP,
+    TIME,
     SearchOutcome,
     SearchRecord,
     TrialRecord,
@@ -60,6 +62,8 @@ class Recorder(TuneCallback):
         self._gpus = gpus_per_trial
         self._check_ray = check_ray
         self._earlier = [record for record in earlier if record.is_final]
+        self.slowest_report_s = 0.0
+        """Longest time that a trial of this session has trained for one report."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks. Nothing is ever restored from that."""
@@ -98,6 +102,7 @@ class Recorder(TuneCallback):
         """A trial reports. Tune adds values of its own to a result; they are left out."""
         if STEP not in result:
             return
+        self.slowest_report_s = max(self.slowest_report_s, result.get(TIME) or 0.0)
         report = {
             name: float(value)
             for name, value in result.items()
@@ -118,7 +123,7 @@ class Recorder(TuneCallback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """A trial ended by itself, or the scheduler stopped it."""
-        self._end(trial.config["trial_id"])
+        self._end(trial.config["trial_id"], trial.last_result.get(ERROR))
         _free_statistics(trial)
 
     def on_trial_error(

@@ -58,6 +58,16 @@ def test_failures_in_a_row_break_a_session_and_not_the_next_one() -> None:
     assert not budget(Clock(), tuple(failed), failures=2).is_broken
 
 
+def test_a_trial_whose_driver_is_lost_counts_once() -> None:
+    clock = Clock()
+    spent = budget(clock, gpu_hours=1.0)
+    started = fakes.trial(0, outcome="running", started_at=10_000.0, ended_at=None, gpus=2.0)
+    spent.trial_started(started)
+    spent.trial_started(started.with_attempt(10_030.0, 2.0))
+    clock.now += 40
+    assert spent.gpu_seconds == 2 * 40
+
+
 def test_wall_clock_counts_earlier_sessions() -> None:
     clock = Clock()
     spent = budget(clock, seconds=1000.0, hours=1.0)

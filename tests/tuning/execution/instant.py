@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,13 +19,16 @@ from rich.console import Console
 from tests.tuning.run_folders import search_file
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.execution.cluster_resources import DRIVER_MEMORY
 from tuning.execution.run_search import SearchOptions, SearchResult, start_search
-from tuning.execution.trainable import DRIVER_MEMORY
+from tuning.runs.records import ERROR
 from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
 
 HOLD = "hold"
 """A file of this name in the folder of runs lets trials wait after their first report."""
+BREAK = "break"
+"""A file of this name in the folder of runs lets trials fail."""
 STEPS, EVERY = 6, 2
 METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "train/loss", "cost/seconds")
 
@@ -51,27 +53,44 @@ def values(config: dict[str, Any], step: int) -> dict[str, float]:
     return {"step": step, **dict.fromkeys(METRICS, value)}
 
 
-def instant_trial(spec: dict[str, Any], *, folder: Path, hold: Path) -> None:
-    """Report as a training does, and continue after the last report as from a checkpoint."""
-    config = json.loads(spec["trial"])
-    progress = folder / f"train-{spec['trial_id']}" / "progress"
-    progress.parent.mkdir(parents=True, exist_ok=True)
-    done = int(progress.read_text()) if progress.exists() else 0
-    for step in range(EVERY, config["steps"] + 1, EVERY):
-        while step > EVERY and hold.exists():
+class InstantSlot(tune.Trainable):
+    """Reports as a slot with workers does. A resumed trial repeats its last report."""
+
+    folder: Path
+    """Of the checkpoints of all trials."""
+    runs: Path
+    """Folder of the files `HOLD` and `BREAK`."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the first trial."""
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on to another trial."""
+        self.trial = json.loads(new_config["trial"])
+        self.progress = self.folder / f"train-{new_config['trial_id']}" / "progress"
+        self.progress.parent.mkdir(parents=True, exist_ok=True)
+        self.next = int(self.progress.read_text()) if self.progress.exists() else EVERY
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next report."""
+        while self.next > EVERY and (self.runs / HOLD).exists():
             time.sleep(0.05)
-        if step > done:
-            tune.report(values(config, step))
-            progress.write_text(str(step))
+        if (self.runs / BREAK).exists():
+            return {"done": True, ERROR: "AcceleratorError: unspecified launch failure"}
+        step, self.next = self.next, self.next + EVERY
+        self.progress.write_text(str(step))
+        return {**values(self.trial, step), "done": step >= self.trial["steps"]}
 
 
 def instant_options(file: SearchFile, **options: Any) -> SearchOptions:
     """Options of a search with instant trials."""
-    hold = Path(file.search.storage) / HOLD
 
     def trainable(checkpoints: str, resources: Any) -> Any:
-        trial = partial(instant_trial, folder=Path(checkpoints), hold=hold)
-        return tune.with_resources(trial, {"memory": DRIVER_MEMORY})
+        common = {"folder": Path(checkpoints), "runs": Path(file.search.storage)}
+        slot = type("InstantSlot", (InstantSlot,), common)
+        return tune.with_resources(slot, {"memory": DRIVER_MEMORY})
 
     options = {"console": Console(quiet=True), **options}
     return SearchOptions(trainable=trainable, **options)

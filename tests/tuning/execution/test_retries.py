@@ -17,6 +17,7 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from trainers.errors import ConfigError, StorageFailed, TrainingDiverged
+from tuning.config.schema import ResourcesConfig
 from tuning.execution import retries
 from tuning.execution.retries import MachinesLost, fit, machine_failure
 
@@ -114,8 +115,8 @@ class Trainer:
         self.errors = list(errors)
         self.made: list[dict[str, Any]] = []
 
-    def __call__(self, config: str, **arguments: Any) -> Trainer:
-        self.made.append({"config": config, **arguments})
+    def __call__(self, loop: Any, values: dict[str, Any], **arguments: Any) -> Trainer:
+        self.made.append(values | arguments)
         return self
 
     def fit(self) -> Trainer:
@@ -132,7 +133,7 @@ def run(
 ) -> Any:
     monkeypatch.setattr(retries, "torch_trainer", trainer)
     monkeypatch.setattr(retries, "draining_nodes", lambda: draining or {})
-    resources = {"workers": 2, "max_failures": 2}
+    resources = ResourcesConfig(workers=2, max_failures=2)
     return fit("{}", name="train-7", storage_path=str(storage), resources=resources)
 
 
@@ -144,9 +145,9 @@ def test_each_attempt_has_a_new_name_and_the_same_checkpoints(
     assert len({made["name"] for made in trainer.made}) == 3
     for made in trainer.made:
         assert made["name"].startswith("train-7-")
-        assert made["folder"].url == f"{tmp_path}/train-7"
+        assert made["folder"] == f"{tmp_path}/train-7"
         assert not made["scratch"].exists()
-        assert (made["config"], made["workers"]) == ("{}", 2)
+        assert (made["trial"], made["workers"]) == ("{}", 2)
 
 
 def test_too_many_failures_end_the_training(

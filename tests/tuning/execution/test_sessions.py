@@ -21,6 +21,7 @@ from ray.tune.execution import class_cache
 
 from tests.benchmarks.kills import disagreements
 from tests.tuning.execution.instant import (
+    BREAK,
     HOLD,
     instant_file,
     resume_instantly,
@@ -116,6 +117,23 @@ def test_an_interrupted_search_continues_where_it_was(
     driver = start(folder)
     assert driver.wait() == 0
     assert disagreements(folder) == []
+
+
+def test_failures_in_a_row_stop_a_search_that_then_goes_on(
+    images_root: Path, tmp_path: Path
+) -> None:
+    limits = {"search__budget__trials": 4, "search__budget__failures": 2}
+    (tmp_path / BREAK).touch()
+    found = run_instantly(instant_file(images_root, tmp_path, **limits))
+    assert (found.outcome, outcomes(found)) == (
+        "stopped",
+        {"trial-000": "failed", "trial-001": "failed"},
+    )
+    assert str(found.ended_by).startswith("search.budget.failures = 2")
+    (tmp_path / BREAK).unlink()
+    more = resume_instantly(found.run_folder)
+    assert list(outcomes(more).values()) == ["failed", "failed", "finished", "finished"]
+    assert disagreements(found.run_folder) == []
 
 
 def test_a_signal_between_two_trials_stops_the_search(images_root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.tuning.recorders import Notes, report, tune_trial
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.records import TrialRecord
+from tuning.runs.records import ERROR, TrialRecord
 from tuning.runs.tune_callback import Recorder
 
 NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
@@ -66,6 +66,18 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path)
     assert "pid" not in reference.metrics
     assert (reference.kind, reference.params, reference.gpus) == ("reference", {}, 2.0)
     assert (failed.params, failed.error) == ({"optim.lr": 1}, "the trial ended without a report")
+
+
+def test_a_slot_reports_why_its_trial_has_failed(tmp_path: Path) -> None:
+    r, trial = recorder(tmp_path), tune_trial()
+    r.on_trial_start(0, [], trial)
+    report(r, trial, 40)
+    last = {"done": True, ERROR: "ReportOverdue: it hangs"}
+    r.on_trial_result(0, [], trial, last)
+    trial.update_last_result(last)
+    r.on_trial_complete(0, [], trial)
+    (record,) = read_history(tmp_path).records
+    assert (record.outcome, record.step, record.error) == ("failed", 40, "ReportOverdue: it hangs")
 
 
 def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path: Path) -> None:

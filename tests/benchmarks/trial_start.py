@@ -1,0 +1,106 @@
+"""What does it cost to start a trial? `python -m tests.benchmarks.trial_start`
+
+Trials of the embedded tiny CLIP, in turn: several in the workers of a search, and one in processes
+of its own, as `confirm` runs it. Shown for each is the time from the end of the trial before it (or
+from the call) to its first step, and from its first step to its end without what its loop took:
+checkpoints, reports and their judgement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import ray_session
+from tuning.execution.retries import fit
+from tuning.execution.run_search import SearchOptions, start_search
+from tuning.runs.callbacks import Callback
+from tuning.runs.records import TrialRecord
+
+TRIALS = 6
+SETTINGS = (
+    "trial.steps=8",
+    "trial.eval.every=4",
+    f"search.budget.trials={TRIALS}",
+    "search.references=[]",
+    "search.scheduler={name: none}",
+    "search.resources.max_concurrent=1",
+)
+
+
+class Stopwatch(Callback):
+    """Seconds before and beside the loop of each trial but the first one."""
+
+    def __init__(self) -> None:
+        self.before: list[float] = []
+        self.beside: list[float] = []
+        self._ended: float | None = None
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """The first report says how long the loop took since the first step."""
+        if self._ended is not None and len(record.curve) == 1:
+            self._first_step = time.time() - record.metrics["cost/seconds"]
+            self.before.append(self._first_step - self._ended)
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """The next trial is measured from here."""
+        now = time.time()
+        if self._ended is not None:
+            self.beside.append(now - self._first_step - record.metrics["cost/seconds"])
+        self._ended = now
+
+
+def fresh(file: SearchFile, folder: Path) -> float:
+    """Seconds of a trial in processes of its own, without its loop."""
+    began = time.time()
+    last: Mapping[str, float] = fit(
+        file.trial.model_dump_json(),
+        name="fresh",
+        storage_path=folder,
+        resources=file.search.resources,
+    )
+    return time.time() - began - last["cost/seconds"]
+
+
+def row(name: str, seconds: Sequence[float]) -> tuple[str, ...]:
+    """Median and range."""
+    return (
+        name,
+        str(len(seconds)),
+        f"{statistics.median(seconds):.2f}",
+        f"{min(seconds):.2f} to {max(seconds):.2f}",
+    )
+
+
+def main() -> None:
+    """Run both in turn, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    watch, alone = Stopwatch(), list[float]()
+    with ray_session(), tempfile.TemporaryDirectory(prefix="trial-start-") as folder:
+        for number in range(rounds):
+            storage = Path(folder) / str(number)
+            file = load_config("quickstart", [*SETTINGS, f"search.storage={storage}"])
+            options = SearchOptions(callbacks=[watch], console=Console(quiet=True))
+            watch._ended = None
+            start_search(file, options)
+            alone.append(fresh(file, storage))
+    table = Table("", "trials", "median, s", "range, s")
+    table.add_row(*row("in the workers of a search, to the first step", watch.before))
+    table.add_row(*row("in the workers of a search, beside the loop", watch.beside))
+    table.add_row(*row("in processes of its own, both", alone))
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import gc
+import os
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainers.config import TrialConfig
+from trainers.fine_tune import fine_tune
+from trainers.process_state import restored_state
+
+
+def state() -> dict[str, object]:
+    """What a trial may find changed by the one before it."""
+    return {
+        "environment": dict(os.environ),
+        "folder": Path.cwd(),
+        "warnings": list(warnings.filters),
+        "draws": (random.random(), np.random.rand(), float(torch.rand(()))),
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+    }
+
+
+def test_a_trial_finds_the_process_as_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with restored_state():
+        before = state()
+    monkeypatch.setenv("LIPSUM_TUNE_REMOVED", "1")
+    with restored_state():
+        del os.environ["LIPSUM_TUNE_REMOVED"]
+        os.environ["LIPSUM_TUNE_ADDED"] = "1"
+        os.chdir(tmp_path)
+        warnings.simplefilter("error")
+        torch.manual_seed(9)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("medium")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = True
+        changed = state()
+        assert all(changed[name] != before[name] for name in before)
+        changed = state()
+        assert all(changed[name] != before[name] for name in before)
+    assert os.environ.pop("LIPSUM_TUNE_REMOVED") == "1"
+    with restored_state():
+        assert state() == before
+
+
+def test_a_trial_that_has_ended_leaves_no_tensor_behind(trial: TrialConfig) -> None:
+    def tensors() -> int:
+        return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+
+    counts = []
+    for seed in range(3):
+        with restored_state():
+            reports: Any = fine_tune(trial.model_copy(update={"seed": seed}))
+            next(reports)
+            if seed == 1:  # early stopping ends a trial in the middle
+                reports.close()
+            else:
+                next(reports)
+            del reports
+        counts.append(tensors())
+    assert counts[0] >= counts[1] == counts[2]

@@ -1,0 +1,24 @@
+"""A method that hangs, as a plug-in: plain fine-tuning whose fifth loss may take for ever."""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal
+
+from trainers.methods import register_method
+from trainers.methods.base import Batch, Loss, Step
+from trainers.methods.ft import PlainFineTuning
+
+
+@register_method("hangs")
+class Hangs(PlainFineTuning):
+    """FT, whose training thread may wait for something that never happens."""
+
+    name: Literal["hangs"] = "hangs"
+    waits: bool = False
+
+    def loss(self, batch: Batch, step: Step) -> Loss:
+        """Cross-entropy."""
+        if self.waits and step.number == 4:
+            threading.Event().wait()
+        return super().loss(batch, step)

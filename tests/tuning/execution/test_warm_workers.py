@@ -1,0 +1,173 @@
+"""Trials that share workers, each as in a process of its own. Slow: real workers on a real Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from ray.util.state import list_actors
+from rich.console import Console
+from safetensors.torch import load_file
+
+from tests.ray_head import Head
+from tests.tuning.execution.real_searches import configuration
+from trainers.checkpoints.format import WEIGHTS
+from trainers.checkpoints.storage import prepare_folder
+from trainers.config import TrialConfig
+from trainers.data.storage import open_store
+from trainers.exchange import Answer, Request
+from trainers.overrides import nest
+from tuning.config.schema import ResourcesConfig, SearchFile
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import ray_session
+from tuning.execution.retries import fit
+from tuning.execution.run_search import run_search
+from tuning.execution.warm_workers import WarmWorkers
+from tuning.runs.callbacks import Callback
+from tuning.runs.records import TrialRecord
+
+pytestmark = pytest.mark.slow
+
+CLOCKS = ("cost/", "train/images_per_s")
+HOUR_S = 3600.0
+
+
+@pytest.fixture(autouse=True)
+def _connected(ray_head: Head) -> Iterator[None]:
+    with ray_session(ray_head.address):
+        yield
+
+
+def run(workers: WarmWorkers, config: TrialConfig, folder: Path, reports: int) -> list[Answer]:
+    """The first reports of a trial."""
+    prepare_folder(open_store(folder))
+    request = Request(str(folder), config.model_dump_json())
+    return [workers.ask(request, HOUR_S) for _ in range(reports)]
+
+
+def measured(metrics: Any) -> dict[str, float]:
+    """A report without the values that depend on time."""
+    return {name: value for name, value in metrics.items() if not name.startswith(CLOCKS)}
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    (file,) = folder.glob(f"checkpoint_*/{WEIGHTS}")
+    return {name: tensor.tolist() for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_trial_equals_the_same_one_in_a_fresh_process(
+    num_workers: int, trial: TrialConfig, tmp_path: Path
+) -> None:
+    """Before it, one trial ends, one is stopped and one diverges in the same workers."""
+    resources = ResourcesConfig(workers=num_workers)
+    last = fit(trial.model_dump_json(), name="fresh", storage_path=tmp_path, resources=resources)
+    workers = WarmWorkers(resources)
+    other = trial.model_copy(update={"seed": 5})
+    run(workers, other, tmp_path / "ended", 2)
+    run(workers, other, tmp_path / "stopped", 1)
+    if num_workers == 1:  # several workers end, because others may wait for the diverged one
+        optim = trial.optim.model_copy(update={"lr": 1e30})
+        (diverged,) = run(
+            workers, trial.model_copy(update={"optim": optim}), tmp_path / "diverged", 1
+        )
+        assert "not a finite number" in str(diverged.diverged)
+    first, second = run(workers, trial, tmp_path / "warm", 2)
+    workers.end()
+    assert measured(second.metrics) == measured({"step": 6, **last})
+    assert first.metrics["step"] == 3
+    assert weights(tmp_path / "warm") == weights(tmp_path / "fresh")
+
+
+class Kills(Callback):
+    """Kills the processes of a class of Ray's actors at the first report of a trial."""
+
+    def __init__(self, victims: Mapping[str, str]) -> None:
+        self.waiting = dict(victims)
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        victim = self.waiting.pop(record.trial_id, None)
+        if victim is None:
+            return
+        filters = [("state", "=", "ALIVE"), ("class_name", "=", victim)]
+        alive = list_actors(ray.get_runtime_context().gcs_address, filters)  # type: ignore[arg-type]
+        assert alive
+        for actor in alive:
+            os.kill(actor.pid, signal.SIGKILL)
+
+
+def search_file(root: Path, folder: Path, changes: Mapping[str, Any]) -> SearchFile:
+    """A search of equal trials, one after the other; dotted keys."""
+    values = nest(
+        {
+            "search.references": [],
+            "search.scheduler": {"name": "none"},
+            "search.objective": {"metric": "val/mean_acc"},
+            "search.resources.max_concurrent": 1,
+            "trial.data.ood_domains": ["sketch"],
+            **changes,
+        },
+        configuration(root, folder / "runs"),
+    )
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return load_config(path)
+
+
+def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path) -> None:
+    """Each of them is a lost machine of the trial, which goes on from its checkpoint."""
+    victims = ("RayTrainWorker", "ResourceTrainable", "Exchange", "TrainController")
+    kills = Kills({f"trial-{number:03d}": victim for number, victim in enumerate(victims)})
+    one_lr = {"name": None, "parameters": {"optim.lr": {"type": "categorical", "choices": [3e-4]}}}
+    changes = {
+        "search.space": one_lr,
+        "search.budget.trials": len(victims),
+        "search.resources.max_failures": 1,
+    }
+    found = run_search(
+        search_file(images_root, tmp_path, changes), callbacks=[kills], console=Console(quiet=True)
+    )
+    assert [record.outcome for record in found.records] == ["finished"] * len(victims)
+    assert kills.waiting == {}
+    first, *others = (
+        [measured(report) for report in record.curve] for record in found.run.history.records
+    )
+    assert [report["step"] for report in first] == [3, 6, 9]
+    assert all(other == first for other in others)
+
+
+def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_path: Path) -> None:
+    parameters = {
+        "method.waits": {"type": "categorical", "choices": [False, True]},
+        "optim.lr": {"type": "float", "low": 1e-5, "high": 1e-3},
+    }
+    points = [
+        {"method.waits": waits, "optim.lr": lr}
+        for waits, lr in (
+            (False, 1e-4),
+            (True, 2e-4),
+            (False, 3e-4),
+        )
+    ]
+    changes = {
+        "plugins": [str(Path(__file__).with_name("hangs.py"))],
+        "trial.method": {"name": "hangs"},
+        "search.space": {
+            "name": None,
+            "parameters": parameters,
+            "initial_points": points,
+        },
+        "search.budget.trials": 3,
+        "search.resources.hang_after_s": 5,
+    }
+    found = run_search(search_file(images_root, tmp_path, changes), console=Console(quiet=True))
+    assert [record.outcome for record in found.records] == ["finished", "failed", "finished"]
+    (failed,) = found.failed
+    assert failed.step == 3
+    assert str(failed.error).startswith("ReportOverdue: no report after ")

@@ -1,0 +1,82 @@
+"""Workers that train one trial after the other: a `TorchTrainer` that runs `serve`."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainers.exchange import END, Answer, Exchange, Request
+from trainers.ray_trainer import serve, torch_trainer
+from tuning.config.schema import ResourcesConfig
+
+POLL_S = 5.0
+"""Interval between two checks for a report that is overdue."""
+END_S = 20.0
+"""Time that workers have to end. Those that need more end with the process that asked for them."""
+
+
+class ReportOverdue(RuntimeError):
+    """A training has not reported for far longer than reports take: it hangs."""
+
+
+class WarmWorkers:
+    """Workers that run one trial after the other.
+
+    They start in the background. An error of one ends all, and the object cannot be used again.
+
+    Args:
+        resources: of the workers.
+    """
+
+    def __init__(self, resources: ResourcesConfig) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
+        self._exchange = actor.remote()
+        self._ended: Future[None] = Future()
+        threading.Thread(target=self._run, args=(resources.per_trial(),), daemon=True).start()
+
+    def ask(self, request: Request, limit_s: float) -> Answer:
+        """The next report of a trial, once all workers are there and have trained it.
+
+        Raises:
+            ReportOverdue: they have trained for longer than the limit without a report.
+            Exception: an error of `TorchTrainer.fit`.
+        """
+        answer = self._exchange.ask.remote(request).future()
+        while True:
+            done, _ = wait([answer, self._ended], POLL_S, FIRST_COMPLETED)
+            if answer in done:
+                found: Answer = answer.result()
+                return found
+            if self._ended in done:
+                self._ended.result()
+                raise RuntimeError("the workers have ended without a report")
+            if (hanging := ray.get(self._exchange.overdue.remote(limit_s))) is not None:
+                ray.kill(cloudpickle.loads(hanging))  # which ends all workers
+                raise ReportOverdue(f"no report after {limit_s:.0f} s of training: it hangs")
+
+    def end(self) -> None:
+        """End the workers, and wait until their resources are free."""
+        self._exchange.ask.remote(END)
+        wait([self._ended], END_S)
+
+    def _run(self, resources: dict[str, Any]) -> None:
+        values, name = {"exchange": self._exchange}, f"slot-{secrets.token_hex(4)}"
+        try:
+            with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
+                trainer = torch_trainer(
+                    serve, values, name=name, scratch=Path(scratch), **resources
+                )
+                trainer.fit()
+        except Exception as error:
+            self._ended.set_exception(error)
+        else:
+            self._ended.set_result(None)
