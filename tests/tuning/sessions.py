@@ -89,7 +89,11 @@ class Session:
         if spec is None:
             return None
         trial = SimpleNamespace(
-            config=spec, metric_analysis={}, metric_n_steps={}, pickled_error_file=None
+            config=spec,
+            metric_analysis={},
+            metric_n_steps={},
+            last_result={},
+            pickled_error_file=None,
         )
         self._tune_trials[spec["trial_id"]] = trial
         self.recorder.on_trial_start(0, [], trial)  # type: ignore[arg-type]

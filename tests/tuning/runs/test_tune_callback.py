@@ -148,7 +148,7 @@ def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
     r = recorder(tmp_path)
     trial: Any = SimpleNamespace(
         config={"trial_id": "trial-000"}, pickled_error_file=None,
-        metric_analysis={}, metric_n_steps={},
+        metric_analysis={}, metric_n_steps={}, last_result={},
     )  # fmt: skip
     r.on_trial_error(0, [], trial)  # Tune does not call on_trial_start
     (record,) = read_history(tmp_path).records
