@@ -1,0 +1,371 @@
+"""What only a GPU can show, in at most 9 minutes: `python -m tests.benchmarks.gpu --out FOLDER`
+
+Every part runs in a process of its own, so that one that fails or takes too long leaves the others
+their results. The figures and the card's name are written to `gpu.json` and `gpu.md` after each
+part. Weights are random (`model.pretrained: random`), since time and memory do not depend on them.
+`--dry` runs all parts on the CPU with the tiny CLIP: it shows that the command works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainers.config import TrialConfig
+from trainers.data.transforms import normalise
+from trainers.embedded_benchmark.build import ImageCounts, build
+from trainers.loop.state import start
+from trainers.loop.step import Stepper
+from trainers.models.image import pooled_features
+
+CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella", "banana", "bird")
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+"""Dense bfloat16 operations a second, from data sheets, by a part of the card's name."""
+
+Rows = list[dict[str, Any]]
+
+
+def trial(root: Path, dry: bool, **settings: Any) -> TrialConfig:
+    """A configuration of one trial on the images in `root`; settings are top-level keys."""
+    model = {"name": "tiny-clip"} if dry else {"name": "ViT-B-32", "pretrained": "random"}
+    values = {
+        "model": model,
+        "data": {"root": str(root), "ood_domains": []},
+        "method": {"name": "ft"},
+        "optim": {"lr": 1e-5, "batch_size": 8 if dry else 256},
+        "steps": 10_000,
+        **settings,
+    }
+    return TrialConfig.model_validate(values)
+
+
+def throughput(root: Path, dry: bool) -> Rows:
+    """Images a second and share of the card's peak, interleaved: bare loop, FT, Lipsum-FT."""
+    rows: Rows = []
+    for name in ("tiny-clip",) if dry else ("ViT-B-32", "ViT-B-16"):
+        model = {"name": name, **({} if dry else {"pretrained": "random"})}
+        for compiled in (False,) if dry else (False, True):
+            settings = {"model": model, "compile": compiled}
+            configs = {
+                "bare loop": trial(root, dry, **settings),
+                "FT": trial(root, dry, **settings),
+                "Lipsum-FT, live teacher": trial(
+                    root, dry, **settings, method={"name": "lipsum_ft"}
+                ),
+            }
+            steps = {
+                case: bare_steps(config) if case == "bare loop" else product_steps(config)
+                for case, config in configs.items()
+            }
+            flops = student_flops(configs["bare loop"])
+            times = interleaved(steps, rounds=2 if dry else 7, repeats=1 if dry else 10)
+            batch = configs["FT"].optim.batch_size
+            bare = statistics.median(times["bare loop"])
+            for case, seconds in times.items():
+                median = statistics.median(seconds)
+                rows.append(
+                    {
+                        "model": name,
+                        "encoder": "compiled" if compiled else "eager",
+                        "loop": case,
+                        "images/s": batch / median,
+                        "spread": [batch / max(seconds), batch / min(seconds)],
+                        "time / bare": median / bare,
+                        "mfu": None if peak_flops() is None else flops / median / peak_flops(),
+                    }
+                )
+            del steps
+            torch.compiler.reset()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return rows
+
+
+def product_steps(config: TrialConfig) -> Iterator[Tensor]:
+    """Steps of this project on views that are on the device already."""
+    run = start(config)
+    stepper = Stepper(run)
+    views, labels = batch_of(config, run.zero_shot.image_input.size, len(run.class_names))
+    number = 0
+    while True:
+        yield stepper.step(number, views, labels, lr=config.optim.lr)
+        number += 1
+
+
+def bare_steps(config: TrialConfig) -> Iterator[Tensor]:
+    """The same steps of plain fine-tuning as one would write them without this project."""
+    run = start(config.model_copy(update={"compile": False}))  # only for its model and its head
+    visual = run.student.visual.requires_grad_(True)
+    head = nn.Linear(run.student.head.shape[1], len(run.class_names), bias=False).to(run.device)
+    if config.compile:
+        visual.compile()
+    parameters = [*visual.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.optim.lr, fused=True)
+    views, labels = batch_of(config, run.zero_shot.image_input.size, len(run.class_names))
+    image_input, autocast = run.zero_shot.image_input, run.precision.autocast
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            features = pooled_features(visual, normalise(views, image_input))
+        logits = 100 * head(functional.normalize(features.float(), dim=-1))
+        loss = functional.cross_entropy(logits, labels)
+        loss.backward()
+        nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        optimizer.step()
+        yield loss.detach()
+
+
+def batch_of(config: TrialConfig, size: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Random views (B, 3, size, size) uint8 and labels (B,) on the device."""
+    draw, batch = torch.Generator().manual_seed(0), config.optim.batch_size
+    views = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=draw)
+    labels = torch.randint(classes, (batch,), generator=draw)
+    return views.to(device()), labels.to(device())
+
+
+def student_flops(config: TrialConfig) -> float:
+    """Operations of the student's forward and backward passes over one batch."""
+    steps = bare_steps(config.model_copy(update={"compile": False}))
+    with FlopCounterMode(display=False) as counter:
+        next(steps)
+    return float(counter.get_total_flops())
+
+
+def interleaved(
+    cases: dict[str, Iterator[Tensor]], *, rounds: int, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of a step, `rounds` values for each case, whose measurements take turns."""
+    for steps in cases.values():  # compilation, allocation, the first moments of AdamW
+        for _ in range(3):
+            next(steps)
+    seconds: dict[str, list[float]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for case, steps in cases.items():
+            synchronise()
+            began = time.perf_counter()
+            for _ in range(repeats):
+                next(steps)
+            synchronise()
+            seconds[case].append((time.perf_counter() - began) / repeats)
+    return seconds
+
+
+def out_of_memory(root: Path, dry: bool) -> Rows:
+    """A batch that does not fit is halved until it does, and its loss is that of small parts."""
+    if dry:
+        return [{"out of memory": "needs a GPU"}]
+    batch = {"lr": 1e-5, "batch_size": 4096}
+    losses = {}
+    for parts in (128, None):
+        config = trial(root, dry, optim={**batch, "micro_batch_size": parts})
+        if parts is None:  # the first case fits; leave this one 12 GB
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, 12e9 / total))
+        run = start(config)
+        views, labels = batch_of(config, run.zero_shot.image_input.size, len(run.class_names))
+        stepper = Stepper(run)
+        losses[parts] = [float(stepper.step(n, views, labels, lr=1e-5)[0]) for n in range(3)]
+        halved = run.micro_batch_size
+        del run, stepper, views
+        torch.cuda.empty_cache()
+    difference = max(abs(a - b) for a, b in zip(losses[128], losses[None], strict=True))
+    row = {"batch": 4096, "limit GB": 12, "images at once": halved}
+    return [{**row, "largest difference of the loss": difference}]
+
+
+def float16(root: Path, dry: bool) -> Rows:
+    """Losses with float16 and its scaler beside bfloat16 over 30 steps, and steps skipped."""
+    rows: Rows = []
+    for precision in ("bf16",) if dry else ("bf16", "fp16"):
+        config = trial(root, dry, precision=precision)
+        run = start(config)
+        stepper = Stepper(run)
+        views, labels = batch_of(config, run.zero_shot.image_input.size, len(run.class_names))
+        losses, scales = [], []
+        for number in range(3 if dry else 30):
+            losses.append(float(stepper.step(number, views, labels, lr=1e-5)[0]))
+            scales.append(run.scaler.get_scale())
+        skipped = sum(after < before for before, after in pairwise(scales))
+        row = {"precision": precision, "first loss": losses[0], "last loss": losses[-1]}
+        rows.append({**row, "scale": scales[-1], "skipped steps": skipped})
+    return rows
+
+
+def nccl(root: Path, dry: bool) -> Rows:
+    """A Ray Train worker with its process group, and a sum over that."""
+    import ray
+
+    from trainers.ray_trainer import open_storage, torch_trainer
+    from tuning.execution.ray_session import ray_session
+
+    def loop(_: dict[str, Any]) -> dict[str, Any]:
+        import torch.distributed as dist
+
+        total = torch.ones(1, device=ray.train.torch.get_device())
+        dist.all_reduce(total)
+        workers = dist.get_world_size()
+        return {"backend": dist.get_backend(), "workers": workers, "sum": float(total)}
+
+    with ray_session(None), TemporaryDirectory() as folder:
+        trainer = torch_trainer(
+            trial(root, dry).model_dump_json(),
+            folder=open_storage(folder),
+            name="nccl",
+            scratch=Path(folder),
+            gpus_per_worker=0 if dry else 1,
+            loop=loop,
+        )
+        return [trainer.fit().return_value]  # type: ignore[attr-defined]  # of Train V2
+
+
+def searches(root: Path, dry: bool) -> Rows:
+    """Searches of the embedded benchmark: one trial at a time, and two that share the card."""
+    rows: Rows = []
+    for together in (1, 2):
+        rows.append(search(root, dry, trials=2 if dry else 8, together=together))
+    return rows
+
+
+def search(root: Path, dry: bool, *, trials: int, together: int) -> dict[str, Any]:
+    """A search as in the quickstart, with so many trials at a time on the one card."""
+    from tuning import load_config, run_search
+
+    with TemporaryDirectory() as folder:
+        overrides = {
+            "trial.data.root": root,
+            "trial.steps": 4 if dry else 120,
+            "trial.eval.every": 2 if dry else 40,
+            "search.scheduler": "{name: none}",
+            "search.storage": folder,
+            "search.budget.trials": trials,
+            "search.resources.max_concurrent": together,
+            "search.resources.gpus_per_worker": 0 if dry else 1 / together,
+        }
+        file = load_config("quickstart", [f"{key}={value}" for key, value in overrides.items()])
+        began = time.perf_counter()
+        result = run_search(file, console=Console(quiet=True))
+        seconds = time.perf_counter() - began
+        training = sum(r.metrics["cost/seconds"] for r in result.records if r.metrics)
+        best = result.best
+        return {
+            "trials": trials,
+            "at a time": together,
+            "seconds": seconds,
+            "seconds in training": training,
+            "failed": len(result.failed),
+            "best val/mean_acc": None if best is None else best.metrics["val/mean_acc"],
+        }
+
+
+PARTS: dict[str, tuple[Callable[[Path, bool], Rows], int]] = {
+    "throughput": (throughput, 210),
+    "out of memory": (out_of_memory, 60),
+    "float16": (float16, 45),
+    "nccl": (nccl, 60),
+    "searches": (searches, 150),
+}
+"""Each part, and the seconds after which it is given up; together less than 9 minutes. A CPU gets
+four times as long."""
+
+
+def run_part(part: str, root: Path, dry: bool) -> dict[str, Any]:
+    """Run one part; its rows, its seconds and the most memory that it held on the card."""
+    began = time.perf_counter()
+    rows = PARTS[part][0](root, dry)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {"rows": rows, "seconds": time.perf_counter() - began, "peak GiB": peak}
+
+
+def device() -> str:
+    """The device of the benchmark."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def synchronise() -> None:
+    """Wait for the card."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_flops() -> float | None:
+    """The card's peak; None if it is not known."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The results as Markdown tables, with the card's name."""
+    lines = [f"# {found['card']}", "", f"PyTorch {found['torch']}, CUDA {found['cuda']}"]
+    for part, result in found["parts"].items():
+        lines += ["", f"## {part}", ""]
+        if "error" in result:
+            lines.append(f"Not measured: {result['error']}")
+            continue
+        names = list(result["rows"][0])
+        lines += [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+        lines += [f"| {' | '.join(map(shown, row.values()))} |" for row in result["rows"]]
+        peak = "" if result["peak GiB"] is None else f", at most {result['peak GiB']:.1f} GiB"
+        lines += ["", f"{result['seconds']:.0f} s{peak}"]
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: object) -> str:
+    """A value of a table's cell."""
+    if isinstance(value, list):
+        return " to ".join(map(shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def main() -> None:
+    """Run every part in a process of its own, and write what was found after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of gpu.json and gpu.md")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--dry", action="store_true", help="on the CPU, with the tiny CLIP")
+    parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)  # run one part here
+    arguments = parser.parse_args()
+    out, dry = arguments.out, arguments.dry
+    if arguments.images is not None:
+        result = run_part(arguments.parts[0], arguments.images, dry)
+        (out / "part.json").write_text(json.dumps(result))
+        return
+    if not (dry or torch.cuda.is_available()):
+        parser.error("PyTorch sees no GPU; --dry tries the command on the CPU")
+
+    card = "CPU, dry run" if dry else torch.cuda.get_device_name()
+    found: dict[str, Any] = {"card": card, "torch": torch.__version__, "cuda": torch.version.cuda}
+    found["parts"] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        root = build(Path(folder) / "images", classes=CLASSES, images=ImageCounts(24, 8, 1))
+        for part in arguments.parts:
+            own = ["--out", folder, "--images", root, "--parts", part, *(["--dry"] if dry else [])]
+            command = [sys.executable, "-m", "tests.benchmarks.gpu", *map(str, own)]
+            try:
+                subprocess.run(command, check=True, timeout=PARTS[part][1] * (4 if dry else 1))
+                found["parts"][part] = json.loads((Path(folder) / "part.json").read_text())
+            except subprocess.SubprocessError as error:  # the other parts still have their figures
+                found["parts"][part] = {"error": str(error).rpartition("' ")[2]}
+            (out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
+            (out / "gpu.md").write_text(markdown(found))
+    print((out / "gpu.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The benchmark for GPUs, as far as a CPU runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.cluster  # two searches, in minutes
+def test_the_dry_run_measures_every_part(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--dry", "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert all("error" not in part for part in parts.values()), parts
+    loops = [row["loop"] for row in parts["throughput"]["rows"]]
+    assert loops[:2] == ["bare loop", "FT"]
+    assert parts["nccl"]["rows"] == [{"backend": "gloo", "workers": 1, "sum": 1.0}]
+    assert [row["at a time"] for row in parts["searches"]["rows"]] == [1, 2]
+    assert "# CPU, dry run" in (tmp_path / "gpu.md").read_text()
