@@ -33,7 +33,7 @@ from trainers.loop.timing import Clock
 from trainers.methods import LipsumFineTuning
 from trainers.models.config import ModelConfig
 from trainers.models.text import text_facts
-from trainers.texts.random_texts import effective_rank, random_text_moment
+from trainers.texts.random_texts import effective_rank
 from trainers.weights.averaging import update_average
 
 RANDOM_TEXT_RANK = "random_text/effective_rank"
@@ -178,7 +178,7 @@ def random_text_diagnostic(run: TrainState) -> dict[str, float]:
     method = run.config.method
     lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()
     length = min(lipsum.text_length, run.zero_shot.text.context_length - 2)
-    return {RANDOM_TEXT_RANK: effective_rank(random_text_moment(run.zero_shot, length))}
+    return {RANDOM_TEXT_RANK: effective_rank(run.zero_shot_features.random_text_moment(length))}
 
 
 def training_batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:

@@ -79,6 +79,11 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def version(self) -> str:
+        """Names of the cached files, which are others if the data are written again."""
+        return " ".join(path.stem for path in self._shards)
+
     def __getstate__(self) -> dict[str, Any]:
         mapped = ("labels", "_images", "_paths", "_ends", "_file_ends", "_eval_views")
         state = {key: value for key, value in vars(self).items() if key not in mapped}

@@ -25,9 +25,10 @@ from trainers.errors import ConfigError
 from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.evaluate import evaluate, summarise
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
-from trainers.evaluation.zero_shot_drift import DriftReference
+from trainers.evaluation.zero_shot_drift import drift_reference
 from trainers.loop.distributed import as_sharded, gather, shard, world
 from trainers.loop.precision import Precision
+from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.methods import Trained, Weights, check_method_fits
 from trainers.models.activations import keep_no_activations
 from trainers.models.student import Outputs, Student
@@ -67,6 +68,7 @@ class TrainState:
 
     config: TrialConfig
     zero_shot: ZeroShotModel
+    zero_shot_features: ZeroShotFeatures
     student: Student
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
@@ -79,7 +81,6 @@ class TrainState:
     """(K,) classes of the ID domain, which are those of the head."""
     initial: Mapping[str, Tensor]
     """Trained parameters before the first step."""
-    drift: DriftReference
     since: SinceReport
     average: dict[str, Tensor] | None = None
     """Moving average of the trained parameters, if the method has one."""
@@ -177,7 +178,7 @@ class TrainState:
                 batch_size=self.config.eval.batch_size,
                 device=self.device,
                 class_map=maps[domain],
-                drift=self.drift.of(of_domain),
+                drift=drift_reference(self.zero_shot, self.zero_shot_features, of_domain),
                 workers=self.config.data.workers,
                 rank=self.rank,
                 world_size=self.world_size,
@@ -257,6 +258,9 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     student = Student(zero_shot)
     config.method.prepare(student)
     student.to(where)
+    precision = Precision(config.precision, where)
+    compiled = config.compile and student.visual is zero_shot.visual
+    features = ZeroShotFeatures(zero_shot, config, precision, rank, world_size, compiled=compiled)
     if config.activation_checkpointing:
         keep_no_activations(student.visual)
         if student.text is not None:
@@ -268,13 +272,13 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
             if encoder is not None:
                 encoder.compile()
 
-    precision = Precision(config.precision, where)
     share = config.optim.batch_size // world_size
     initial = {n: as_sharded(v, student.trained[n]) for n, v in student.initial().items()}
     averages = config.method.average_decay(0, config.steps) is not None
     return TrainState(
         config=config,
         zero_shot=zero_shot,
+        zero_shot_features=features,
         student=student,
         optimizer=optimizer_of(student, config),
         scaler=precision.scaler(),
@@ -285,7 +289,6 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
         progress=Progress(),
         class_names=names,
         initial=initial,
-        drift=DriftReference(zero_shot, config, precision, rank, world_size),
         since=SinceReport.now(0, where),
         average={n: v.clone() for n, v in initial.items()} if averages else None,
         micro_batch_size=min(config.optim.micro_batch_size or share, share),

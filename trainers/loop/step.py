@@ -41,6 +41,10 @@ class Inputs:
     """(B,) int64."""
     tokens: Tensor | None
     """(G, B, n), G texts for each image."""
+    step: int
+    """Index of the optimiser step."""
+    first: int
+    """Index of the first image in the worker's share of the step."""
 
 
 class Stepper:
@@ -71,7 +75,8 @@ class Stepper:
 
         Args:
             number: of the step, from 0.
-            views: (B, 3, H, W) uint8, this worker's share of the batch.
+            views: (B, 3, H, W) uint8, this worker's share of the step's batch. The zero-shot
+                model's features of them are stored and found by the number of the step.
             labels: (B,) int64.
             lr: learning rate.
 
@@ -97,7 +102,8 @@ class Stepper:
         # Forward and backward passes, again with smaller parts while memory does not suffice.
         take = self._per_image if method.per_image else self._across_images
         weights, initial = run.student.trained, run.initial
-        step = Step(run.zero_shot, number, config.steps, config.seed, weights, initial)
+        zero_shot, shared = run.zero_shot, run.zero_shot_features
+        step = Step(zero_shot, shared, number, config.steps, config.seed, weights, initial)
         values = None
         with method.during_step(run.student, draw):
             while values is None:
@@ -106,7 +112,7 @@ class Stepper:
                 for first in range(0, len(labels), run.micro_batch_size):
                     rows = slice(first, first + run.micro_batch_size)
                     own = None if tokens is None else tokens[:, rows]
-                    parts.append(Inputs(views[rows], labels[rows], own))
+                    parts.append(Inputs(views[rows], labels[rows], own, number, first))
                 try:
                     values = take(step, parts)
                 except torch.OutOfMemoryError:
@@ -195,11 +201,15 @@ class Stepper:
         run, zero_shot = self._run, self._run.zero_shot
         of_zero_shot, of_average = [], []
         for part in parts if self._method.needs_zero_shot else ():
-            with torch.no_grad(), run.precision.autocast():
-                images = normalise(part.views, zero_shot.image_input)
-                features = zero_shot.image_features(images)
+            if part.tokens is None:
+                shared = run.zero_shot_features
+                at = (part.step, part.first, run.micro_batch_size)
+                features = shared.of_views(part.views, *at)
                 texts = features.new_zeros(0, *features.shape)
-                if part.tokens is not None:
+            else:
+                with torch.no_grad(), run.precision.autocast():
+                    images = normalise(part.views, zero_shot.image_input)
+                    features = zero_shot.image_features(images)
                     encoded = zero_shot.encode_tokens(part.tokens.flatten(0, 1))
                     texts = encoded.unflatten(0, part.tokens.shape[:2])
             scale = torch.tensor(zero_shot.logit_scale, device=run.device)

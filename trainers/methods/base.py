@@ -25,6 +25,7 @@ from trainers.texts.prompts import Prompts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from trainers.loop.zero_shot_features import ZeroShotFeatures
     from trainers.models.config import ModelConfig
     from trainers.models.student import Outputs, Student
     from trainers.models.text import TextFacts
@@ -62,6 +63,8 @@ class Step:
     """Position in training, and inputs of a loss besides the batch."""
 
     zero_shot: ZeroShotModel
+    zero_shot_features: ZeroShotFeatures
+    """Features of random texts, which all trials of a machine share."""
     number: int
     """Index of the optimiser step, from 0."""
     steps: int

@@ -41,12 +41,7 @@ from trainers.methods.base import (
 )
 from trainers.methods.registry import register_method
 from trainers.seeding import generator
-from trainers.texts.random_texts import (
-    digest,
-    random_text_features,
-    random_text_moment,
-    read_texts,
-)
+from trainers.texts.random_texts import digest, read_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,11 +163,10 @@ class LipsumFineTuning(Method):
             every = _features_of_file(step.zero_shot, str(self.texts_file))
             drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
             return every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
+        shared, count, length = step.zero_shot_features, self.text_count, self.text_length
         if self.text_source == "fixed":
-            return _fixed_features(step.zero_shot, self.text_count, self.text_length, step.seed)
-        return random_text_features(
-            step.zero_shot, self.text_count, self.text_length, seed=step.seed, step=step.number
-        )
+            return shared.of_fixed_texts(count, length)
+        return shared.of_random_texts(count, length, step.number)
 
     def _moment(self, step: Step) -> Tensor:
         """The second moment C (D, D)."""
@@ -181,8 +175,8 @@ class LipsumFineTuning(Method):
         if self.text_source == "isotropic":
             width = step.zero_shot.head.shape[1]
             return torch.eye(width, device=step.zero_shot.device) / width
-        return random_text_moment(
-            step.zero_shot, self.text_length, count=TEXTS_OF_MOMENT, seed=step.seed
+        return step.zero_shot_features.random_text_moment(
+            self.text_length, count=TEXTS_OF_MOMENT, seed=step.seed
         )
 
 
@@ -209,16 +203,9 @@ def quadratic_gap(
     return ((change @ moment) * change).sum(dim=-1).mean() / 2
 
 
-# Features of texts that stay the same are computed once in a process, for its last model.
-
-
-@lru_cache(maxsize=1)
-def _fixed_features(zero_shot: ZeroShotModel, count: int, length: int, seed: int) -> Tensor:
-    return random_text_features(zero_shot, count, length, seed=seed, step=0)
-
-
 @lru_cache(maxsize=1)
 def _features_of_file(zero_shot: ZeroShotModel, path: str) -> Tensor:
+    """Features of all texts of a file; those of the last model and file in a process are kept."""
     import torch
 
     texts = read_texts(Path(path))

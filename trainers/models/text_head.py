@@ -147,10 +147,10 @@ def head_digest(clip: nn.Module, tokenizer: Any, prompts: Prompts, built: Archit
     }
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for texts in (prompts.names, prompts.templates):
-        digest.update(_bytes(tokenizer(list(texts))))
+        digest.update(tensor_bytes(tokenizer(list(texts))))
     for name, parameter in _text_parameters(clip):
         digest.update(name.encode())
-        digest.update(_bytes(parameter))
+        digest.update(tensor_bytes(parameter))
     return digest.hexdigest()
 
 
@@ -161,6 +161,6 @@ def _text_parameters(clip: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter
 
 
-def _bytes(tensor: Tensor) -> Any:
+def tensor_bytes(tensor: Tensor) -> Any:
     """The bytes of a tensor, copied only from another device or if not contiguous."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

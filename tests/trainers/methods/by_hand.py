@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainers.config import TrialConfig
+from trainers.loop.precision import Precision
+from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.methods import Batch, Step
 from trainers.models.student import Outputs
 from trainers.models.zero_shot import ZeroShotModel
@@ -81,7 +84,9 @@ def at(
     """A step of a run whose trained parameters are these."""
     trained = weights or {}
     initial = {name: value.detach().clone() for name, value in trained.items()}
-    return Step(zero_shot, number, steps, seed=0, weights=trained, initial=initial)
+    alone = TrialConfig()
+    features = ZeroShotFeatures(zero_shot, alone, Precision("fp32", zero_shot.device))
+    return Step(zero_shot, features, number, steps, seed=0, weights=trained, initial=initial)
 
 
 def random_batch(

@@ -77,7 +77,7 @@ def take_step(
         for parameter in run.student.trained.values():
             parameter.add_(moved * torch.randn(parameter.shape, generator=noise))
     weights = {name: value.clone() for name, value in run.student.plain_state().items()}
-    data = run.config.data
+    run.progress.step, data = number, run.config.data
     views, labels = next(loop.training_batches(run, open_images(data, data.id_domain, "train")))
     loss, task, reg, _ = Stepper(run).step(number, views, labels, lr=1e-3).tolist()
     images = normalise(views, run.zero_shot.image_input)

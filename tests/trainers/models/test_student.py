@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainers.methods.by_hand import at
 from tests.trainers.tiny_models import KINDS, random_model, student_of
-from trainers.methods import Batch, FineTuning, LipsumFineTuning, Method, Step
+from trainers.methods import Batch, FineTuning, LipsumFineTuning, Method
 from trainers.models.student import Outputs, Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.texts.prompts import Prompts
@@ -34,7 +35,7 @@ def step(student: Student, zero_shot: ZeroShotModel, method: Method) -> Tensor:
     nothing = before.new_zeros(0, *before.shape)
     scale = torch.tensor(zero_shot.logit_scale)
     teacher = Outputs(before, scale * before @ zero_shot.head.T, nothing, scale)
-    where = Step(zero_shot, 0, 10, 0, student.trained, student.initial())
+    where = at(zero_shot, 0, weights=student.trained)
     loss = method.loss(Batch(labels, student(pixels), teacher), where)
     loss.total.backward()
     return loss.reg.detach()

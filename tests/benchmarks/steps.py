@@ -1,0 +1,196 @@
+"""Time of training steps, and what a trial spends it on: `python -m tests.benchmarks.steps`
+
+Each model gets two tables. The first compares steps of FT with those of methods that need the
+zero-shot model, which computes its features (`live`) or shares them (`shared`, all of them stored
+by an earlier pass). All runs take the same step one after the other, in an order that changes, so
+whatever else the machine does affects them alike; a ratio is that of one such round, and the table
+has the median and the quartiles. The second table divides the time of whole trials, with their
+evaluations and checkpoints. The tiny CLIP has the data, batches and length of the quickstart;
+ViT-B/32 has random weights, since time does not depend on them, and few images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median, quantiles
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from trainers import fine_tune as training
+from trainers.config import TrialConfig
+from trainers.embedded_benchmark.build import ImageCounts, build
+from trainers.fine_tune import Report, fine_tune, training_batches
+from trainers.loop.state import load_split, open_images, start
+from trainers.loop.step import Stepper
+from trainers.loop.timing import Clock
+
+CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella", "banana", "bird")
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny-clip": {
+        "model": {"name": "tiny-clip"},
+        "data": {"crop_area": [0.4, 1.0]},
+        "optim": {"lr": 6e-4, "batch_size": 64},
+        "eval": {"every": 40},
+        "steps": 120,
+    },
+    "ViT-B-32": {
+        "model": {"name": "ViT-B-32", "pretrained": "random"},
+        "optim": {"lr": 1e-5, "batch_size": 32},
+        "eval": {"every": 4},
+        "steps": 12,
+    },
+}
+CONTENDERS = {  # method, GB of shared features
+    "ft": ("ft", 1),
+    "lipsum_ft, live": ("lipsum_ft", 0),
+    "lipsum_ft, shared": ("lipsum_ft", 1),
+    "kd, live": ("kd", 0),
+    "kd, shared": ("kd", 1),
+}
+PARTS = (
+    *("data wait", "copy", "forward", "zero-shot model", "backward", "optimiser"),
+    *("evaluation", "checkpoint", "rest"),
+)
+
+
+def trial(model: str, contender: str, data: dict[str, str]) -> TrialConfig:
+    """The configuration of a contender."""
+    method, cache_gb = CONTENDERS[contender]
+    shared = {"method": {"name": method}, "zero_shot_cache_gb": cache_gb}
+    return TrialConfig.model_validate({"data": data, **MODELS[model], **shared})
+
+
+def compare(configs: dict[str, TrialConfig]) -> dict[str, list[tuple[float, float]]]:
+    """Wall-clock and CPU seconds of each step of each contender."""
+    runs = {name: start(config) for name, config in configs.items()}
+    first = next(iter(runs.values()))
+    train = open_images(first.config.data, first.config.data.id_domain, "train")
+    steppers = {name: Stepper(run) for name, run in runs.items()}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for step, (views, labels) in enumerate(training_batches(first, train)):
+        for name in random.Random(step).sample(list(runs), len(runs)):
+            wall, cpu = time.perf_counter(), time.process_time()
+            steppers[name].step(step, views, labels, lr=1e-6)
+            runs[name].progress.step = step + 1
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: taken[2:] for name, taken in seconds.items()}  # the first ones allocate memory
+
+
+class Profile:
+    """Divides the time of a trial among its parts; on a GPU, it waits for each of them."""
+
+    def __init__(self, config: TrialConfig) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inside = ""
+        to = torch.Tensor.to
+        with ExitStack() as patches, TemporaryDirectory() as folder:
+            for owner, name, part in (
+                (Stepper, "_student", "forward"),
+                (Stepper, "_teachers", "zero-shot model"),
+                (torch.Tensor, "backward", "backward"),
+                (torch.optim.AdamW, "step", "optimiser"),
+                (Clock, "evaluate", "evaluation"),
+                (Report, "save", "checkpoint"),
+            ):
+                timed = self._timed(getattr(owner, name), part)
+                patches.enter_context(patch.object(owner, name, timed))
+            if torch.cuda.is_available():
+                patches.enter_context(patch.object(torch.Tensor, "to", self._timed(to, "copy")))
+            patches.enter_context(patch.object(training, "training_batches", self._batches))
+            began = time.perf_counter()
+            for report in fine_tune(config):
+                report.save(Path(folder) / str(report.step))
+            whole = time.perf_counter() - max(began, self._first_step)
+        self.seconds["rest"] = whole - sum(self.seconds.values())
+        self.last = report
+
+    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **options: Any) -> Any:
+            if self._inside:  # a part of another part
+                return function(*arguments, **options)
+            self._inside, began = part, self._now()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.seconds[part] += self._now() - began
+                self._inside = ""
+
+        return wrapper
+
+    def _batches(self, *arguments: Any) -> Iterator[Any]:
+        batches = training_batches(*arguments)
+        self._first_step = self._now()
+        while (batch := self._timed(next, "data wait")(batches, None)) is not None:
+            yield batch
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def main() -> None:
+    """Draw the images, measure each model, print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    arguments = parser.parse_args()
+    console = Console(width=130)
+    with TemporaryDirectory() as folder:
+        root = Path(folder) / "images"
+        if "ViT-B-32" in arguments.models:
+            build(root, classes=CLASSES, images=ImageCounts(32, 2, 1))
+        for model in arguments.models:
+            names = arguments.contenders
+            configs = {name: trial(model, name, {"root": str(root)}) for name in names}
+            for name, config in configs.items():
+                if name.endswith("shared"):
+                    compare({name: config})  # stores the features
+            console.print(ratios(model, compare(configs)))
+            console.print(
+                shares(model, {name: Profile(config) for name, config in configs.items()})
+            )
+
+
+def ratios(model: str, seconds: dict[str, list[tuple[float, float]]]) -> Table:
+    """Seconds of a step, and their ratio to FT: median and quartiles."""
+    title = f"{model}: seconds of a step, {torch.get_num_threads()} threads"
+    shown = Table("", "wall", "/ ft", "CPU", "/ ft", title=title)
+    for name, taken in seconds.items():
+        cells = []
+        for clock in (0, 1):
+            own = [pair[clock] for pair in taken]
+            to_ft = [a / b[clock] for a, b in zip(own, seconds["ft"], strict=True)]
+            low, middle, high = quantiles(to_ft, n=4)
+            cells += [f"{median(own):.3g}", f"{middle:.3f} [{low:.3f}, {high:.3f}]"]
+        shown.add_row(name, *cells)
+    return shown
+
+
+def shares(model: str, profiles: dict[str, Profile]) -> Table:
+    """Percent of a trial's time after its start."""
+    shown = Table("", *PARTS, "s", "evaluated images/s", title=f"{model}: percent")
+    for name, profile in profiles.items():
+        whole, metrics = sum(profile.seconds.values()), profile.last.metrics
+        config = profile.last.run.config
+        held_out = sum(len(images) for images in load_split(config, "val").values())
+        evaluated = held_out * len(profile.last.run.reports) / metrics["cost/eval_seconds"]
+        percent = [f"{100 * profile.seconds[part] / whole:.1f}" for part in PARTS]
+        shown.add_row(name, *percent, f"{whole:.1f}", f"{evaluated:.0f}")
+    return shown
+
+
+if __name__ == "__main__":
+    main()

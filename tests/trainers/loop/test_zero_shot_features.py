@@ -1,0 +1,165 @@
+"""Shared features against open_clip's, and runs with an empty, a full and no cache."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainers.methods.contract import configured, untimed
+from trainers.config import TrialConfig, with_overrides
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE
+from trainers.data.transforms import normalise
+from trainers.fine_tune import fine_tune, training_batches
+from trainers.loop.state import TrainState, load_split, open_images, start
+from trainers.loop.zero_shot_features import ZeroShotFeatures
+from trainers.texts.random_texts import random_texts
+
+ROUNDING = 2**-11
+"""Greatest relative change of a float that is rounded to float16."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+@pytest.fixture
+def trial(trial: TrialConfig) -> TrialConfig:
+    return changed(trial, zero_shot_cache_gb=1)
+
+
+def changed(config: TrialConfig, **values: Any) -> TrialConfig:
+    return with_overrides(config, {k.replace("__", "."): v for k, v in values.items()}, "test")
+
+
+def first_views(run: TrainState) -> torch.Tensor:
+    data = run.config.data
+    views, _ = next(training_batches(run, open_images(data, data.id_domain, "train")))
+    return views
+
+
+def shared(run: TrainState, views: torch.Tensor, at_once: int = 8) -> torch.Tensor:
+    parts = range(0, len(views), at_once)
+    features = run.zero_shot_features
+    return torch.cat([features.of_views(views[n : n + at_once], 0, n, at_once) for n in parts])
+
+
+def by_open_clip(run: TrainState, views: torch.Tensor) -> torch.Tensor:
+    images = normalise(views, run.zero_shot.image_input)
+    with torch.no_grad():
+        return run.zero_shot.clip.encode_image(images, normalize=True)  # type: ignore[operator,no-any-return]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"seed": 1}, {"data__crop_area": (0.9, 1.0)}, {"optim__batch_size": 6}],
+    ids=["same", "seed", "crops", "batch"],
+)
+def test_features_of_views_are_open_clips(trial: TrialConfig, change: dict[str, Any]) -> None:
+    """Each configuration finds its own, beside those of others."""
+    for config in (trial, changed(trial, **change)):
+        run = start(config)
+        views = first_views(run)
+        for at_once in (8, 3, 8):
+            found = shared(run, views, at_once).numpy()
+            expected = by_open_clip(run, views).numpy()
+            np.testing.assert_allclose(found, expected, rtol=ROUNDING, atol=1e-6)
+
+
+def test_features_of_random_texts_are_open_clips(trial: TrialConfig) -> None:
+    run = start(trial)
+    features, clip, vocabulary = (
+        run.zero_shot_features,
+        run.zero_shot.clip,
+        run.zero_shot.text.vocabulary,
+    )
+    assert vocabulary is not None
+    for length, step in ((8, 0), (8, 3), (3, 3)):
+        tokens = random_texts(vocabulary, 16, length, seed=0, step=step)
+        padded = torch.nn.functional.pad(tokens, (0, 32 - tokens.shape[1]))
+        expected = clip.encode_text(padded, normalize=True)  # type: ignore[operator]
+        for _ in range(2):
+            found = features.of_random_texts(16, length, step)
+            torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=1e-6)
+
+
+class Recorded:
+    """A run with the number of images that its zero-shot model encoded."""
+
+    def __init__(self, config: TrialConfig) -> None:
+        self.encoded = 0
+        self.reports = []
+        for report in fine_tune(config):
+            if not self.reports:
+                report.run.zero_shot.visual.register_forward_pre_hook(self._count)
+            self.reports.append(untimed(report))
+
+    def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        self.encoded += len(inputs[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lipsum_ft", {}),
+        ("lipsum_ft", {"text_source": "fixed"}),
+        ("kd", {}),
+        ("car_ft", {}),
+    ],
+)
+def test_a_full_cache_replaces_the_zero_shot_model(
+    method: str, settings: dict[str, Any], trial: TrialConfig
+) -> None:
+    config = changed(configured(trial, method, **settings), steps=4, eval__every=1)
+    live = Recorded(changed(config, zero_shot_cache_gb=0))
+    cold, warm = Recorded(config), Recorded(config)
+    images = 3 * config.optim.batch_size  # of the steps after the first report
+    assert (live.encoded, cold.encoded, warm.encoded) == (images, images, 0)
+    assert cold.reports == warm.reports
+    for found, exact in zip(warm.reports, live.reports, strict=True):
+        assert found["train/reg"] == pytest.approx(exact["train/reg"], rel=2e-3, abs=1e-4)
+        assert found["train/loss"] == pytest.approx(exact["train/loss"], rel=1e-3)
+
+
+def test_a_resumed_run_may_find_another_cache(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = list(map(untimed, fine_tune(trial)))
+    interrupted = fine_tune(trial)
+    next(interrupted).save(tmp_path / "checkpoint")
+    interrupted.close()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "another"))
+    resumed = list(map(untimed, fine_tune(trial, resume_from=tmp_path / "checkpoint")))
+    assert resumed == undisturbed
+
+
+def test_other_weights_have_features_of_their_own(trial: TrialConfig) -> None:
+    run = start(trial)
+    views, images = first_views(run), load_split(trial, "val")["sketch"]
+    before = shared(run, views), run.zero_shot_features.of_images(images)
+    run.zero_shot = replace(run.zero_shot, clip=copy.deepcopy(run.zero_shot.clip))
+    with torch.no_grad():
+        run.zero_shot.visual.proj.mul_(torch.linspace(0.5, 1.5, 128))  # type: ignore[operator,union-attr]
+    run.zero_shot_features = ZeroShotFeatures(run.zero_shot, trial, run.precision)
+    after = shared(run, views), run.zero_shot_features.of_images(images)
+    torch.testing.assert_close(after[0], by_open_clip(run, views), rtol=ROUNDING, atol=1e-6)
+    for old, new in zip(before, after, strict=True):
+        assert not torch.allclose(old, new, atol=1e-3)
+
+
+def test_an_unchanged_student_has_distance_0_from_stored_features(trial: TrialConfig) -> None:
+    for _ in range(2):
+        metrics = start(trial).evaluate("val", load_split(trial, "val"))
+        assert metrics["id_val/feature_distortion"] == metrics["id_val/energy_gap"] == 0
+
+
+def test_without_a_limit_nothing_is_stored(trial: TrialConfig, folder: Path) -> None:
+    list(fine_tune(changed(trial, zero_shot_cache_gb=0)))
+    assert not folder.exists()
