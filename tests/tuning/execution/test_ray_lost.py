@@ -1,4 +1,4 @@
-"""A search whose Ray is killed. Slow: real processes, and Ray waits before it gives up."""
+"""A search whose Ray is killed: real processes, and Ray waits before it gives up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_server_that_does_not_answer_is_named() -> None:
         RayWatch({"raylet": ("127.0.0.1", 1)}).check()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_search_without_ray_ends_and_can_be_resumed(
     name: str, images_root: Path, tmp_path: Path
