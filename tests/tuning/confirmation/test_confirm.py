@@ -27,7 +27,7 @@ from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 from tuning.algorithms.objectives import Objective
-from tuning.config.schema import SearchFile
+from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
@@ -308,7 +308,8 @@ def test_two_workers_and_a_resumed_job_read_the_test_splits(
     config = trial.model_copy(update={"steps": STEPS})
     with ray_session():
         train = ray.remote(num_cpus=0)(final_metrics)
-        arguments = {"name": "two", "storage_path": tmp_path, "resources": {"workers": 2}}
+        resources = ResourcesConfig(workers=2)
+        arguments = {"name": "two", "storage_path": tmp_path, "resources": resources}
         first, again = (
             ray.get(train.remote(config.model_dump_json(), "test", **arguments)) for _ in range(2)
         )
