@@ -211,7 +211,7 @@ def nccl(root: Path, dry: bool) -> Rows:
     """A Ray Train worker with its process group, and a sum over that."""
     import ray
 
-    from trainers.ray_trainer import open_storage, torch_trainer
+    from trainers.ray_trainer import torch_trainer
     from tuning.execution.ray_session import ray_session
 
     def loop(_: dict[str, Any]) -> dict[str, Any]:
@@ -224,12 +224,7 @@ def nccl(root: Path, dry: bool) -> Rows:
 
     with ray_session(None), TemporaryDirectory() as folder:
         trainer = torch_trainer(
-            trial(root, dry).model_dump_json(),
-            folder=open_storage(folder),
-            name="nccl",
-            scratch=Path(folder),
-            gpus_per_worker=0 if dry else 1,
-            loop=loop,
+            loop, {}, name="nccl", scratch=Path(folder), gpus_per_worker=0 if dry else 1
         )
         return [trainer.fit().return_value]  # type: ignore[attr-defined]  # of Train V2
 
