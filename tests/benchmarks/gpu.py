@@ -230,11 +230,8 @@ def nccl(root: Path, dry: bool) -> Rows:
 
 
 def searches(root: Path, dry: bool) -> Rows:
-    """Searches of the embedded benchmark: one trial at a time, and two that share the card."""
-    rows: Rows = []
-    for together in (1, 2):
-        rows.append(search(root, dry, trials=2 if dry else 8, together=together))
-    return rows
+    """Searches on the drawn images: one trial at a time, and two that share the card."""
+    return [search(root, dry, trials=2 if dry else 8, together=together) for together in (1, 2)]
 
 
 def search(root: Path, dry: bool, *, trials: int, together: int) -> dict[str, Any]:

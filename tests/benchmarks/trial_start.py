@@ -24,7 +24,7 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
 from tuning.execution.run_search import SearchOptions, start_search
 from tuning.runs.callbacks import Callback
-from tuning.runs.records import TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 
 TRIALS = 6
 SETTINGS = (
@@ -44,6 +44,10 @@ class Stopwatch(Callback):
         self.before: list[float] = []
         self.beside: list[float] = []
         self._ended: float | None = None
+
+    def search_started(self, search: SearchRecord) -> None:
+        """The first trial of each search starts the workers and is not measured."""
+        self._ended = None
 
     def trial_reported(self, record: TrialRecord) -> None:
         """The first report says how long the loop took since the first step."""
@@ -92,7 +96,6 @@ def main() -> None:
             storage = Path(folder) / str(number)
             file = load_config("quickstart", [*SETTINGS, f"search.storage={storage}"])
             options = SearchOptions(callbacks=[watch], console=Console(quiet=True))
-            watch._ended = None
             start_search(file, options)
             alone.append(fresh(file, storage))
     table = Table("", "trials", "median, s", "range, s")

@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import open_clip
 import torch
@@ -220,9 +220,8 @@ class ZeroShotFeatures:
             return self._zero_shot.image_features(images)
 
 
-@lru_cache(maxsize=1)
 def _digest(zero_shot: ZeroShotModel) -> str:
-    """A hash of the model's weights; that of the last model in a process is kept."""
+    """A hash of the model's weights."""
 
     def of(item: tuple[str, Tensor]) -> bytes:
         name, tensor = item

@@ -182,7 +182,7 @@ class ResourcesConfig(Frozen):
     training itself are not retried."""
     hang_after_s: float = Field(default=1800, gt=0)
     """A trial fails, and gets new workers, if it trains for longer than this, and for ten times as
-    long as the slowest trial before it, without a report. Before the first report of a search, ten
+    long as the slowest report before it, without a report. Before the first report of a search, ten
     times this."""
     preemption_grace_s: float = Field(default=0, ge=0)
     """When a node announces its end (a spot node), its trials save a checkpoint at once and train
