@@ -143,6 +143,8 @@ def test_ids_above_the_end_token_are_left_out_if_the_largest_is_read(tmp_path: P
         (packed(["t h", "i n"]), "bpe.txt.gz", 515, "text_cfg.vocab_size of the model is 515"),
         (b"{}", "tokenizer.json", 1514, "not a tokenizer of Hugging Face"),
     ],
+    # Without names of their own the cases would be named after bytes that hold the time.
+    ids=["absent", "no-gzip", "one-symbol", "twice", "too-few", "too-many", "no-json"],
 )
 def test_a_file_that_is_no_tokenizer_of_the_model_is_refused(
     contents: bytes | None, name: str, vocab_size: int, problem: str, tmp_path: Path
