@@ -149,6 +149,10 @@ class EvalConfig(Frozen):
 
     every: int = Field(default=1000, ge=1)
     """Steps between evaluations; the last step is always evaluated."""
+    rung_images: int = Field(default=2000, ge=0)
+    """Images of each domain that are evaluated before the last step: a stratified sample, the same
+    one for all trials and seeds. The standard error of an accuracy on n images is at most
+    50 / sqrt(n) points, which is 1.1 for 2000. 0 evaluates all images, as the last step does."""
     batch_size: int = Field(default=256, ge=1)
     """Images of a forward pass."""
     wise_alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()

@@ -46,6 +46,7 @@ REPORTED = (
     "train/lr",
     "train/images_per_s",
     "train/micro_batch_size",
+    "eval/images",
     RANDOM_TEXT_RANK,
     "cost/seconds",
     "cost/eval_seconds",
@@ -121,6 +122,7 @@ def fine_tune(
     method, optim = config.method, config.optim
     train = open_images(config.data, config.data.id_domain, "train")
     held_out = load_split(config, "val")
+    sampled = {d: i.sampled(config.eval.rung_images) for d, i in held_out.items()}
     run.class_maps(held_out)  # raises for a domain that does not fit, before the first step
     constant_metrics = random_text_diagnostic(run)
     if run.reports:  # the report before the checkpoint may have been lost
@@ -157,7 +159,7 @@ def fine_tune(
                 clock.training()
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
                 | constant_metrics
-                | clock.evaluate(held_out, sweep=is_last)
+                | clock.evaluate(held_out if is_last else sampled, sweep=is_last)
                 | clock.cost()
             )
             run.since = SinceReport.now(run.progress.step, run.device)

@@ -53,6 +53,18 @@ def test_two_runs_with_one_seed_are_equal_to_the_last_bit(trial: TrialConfig) ->
     assert first != [untimed(r) for r in fine_tune(changed(trial, seed=1))]
 
 
+def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial: TrialConfig) -> None:
+    whole, sampled = (
+        list(fine_tune(changed(trial, eval__rung_images=images))) for images in (0, 10)
+    )
+    assert [report.metrics["eval/images"] for report in whole] == [5 * 24] * 2
+    assert [report.metrics["eval/images"] for report in sampled] == [5 * 10, 5 * 24]
+    rungs = [untimed(reports[0]) for reports in (whole, sampled)]
+    assert rungs[0]["ood_val/sketch/nll"] != rungs[1]["ood_val/sketch/nll"]
+    assert rungs[0]["train/loss"] == rungs[1]["train/loss"]
+    assert untimed(whole[1]) == untimed(sampled[1])
+
+
 def test_a_run_saved_at_every_step_reports_the_same(trial: TrialConfig, tmp_path: Path) -> None:
     """Every step but those of the reports is saved, and the run goes on from each in turn."""
     undisturbed = [(report.step, untimed(report)) for report in fine_tune(trial)]

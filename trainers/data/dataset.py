@@ -6,8 +6,9 @@ import io
 import logging
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,15 @@ from trainers.models.image import ImageInput
 from trainers.seeding import generator
 
 KEEP_BYTES = 1 << 29
-"""Evaluation views of up to this size (512 MiB) stay decoded, for each domain in each process."""
+"""Evaluation views of one domain and split of up to this size (512 MiB) stay decoded."""
+
+KEPT_BYTES = 4 << 30
+"""Limit of all such views in a process. Beyond it, those that were not used for longest go."""
 
 logger = logging.getLogger(__name__)
+
+_kept_views: dict[tuple[object, ...], Tensor] = {}
+"""Evaluation views of this process, which outlive its trials; the ones used last are at the end."""
 
 
 class ImageDataset:
@@ -66,7 +73,7 @@ class ImageDataset:
         self.files = domain_files(self.store, domain, split)
         self._limit = int(cache_gb * 1e9)
         self._shards: list[Path] = []
-        self._eval_views: tuple[Any, Tensor] | None = None
+        self._sample_size: int | None = None
         tables = self._map()
         try:
             self.class_names, self.metadata = self._check(tables)
@@ -84,8 +91,27 @@ class ImageDataset:
         """Names of the cached files, which are others if the data are written again."""
         return " ".join(path.stem for path in self._shards)
 
+    @property
+    def eval_rows(self) -> Sequence[int]:
+        """Rows of the images that an evaluation sees, ascending."""
+        if self._sample_size is None:
+            return range(len(self))
+        return stratified(self.labels, self._sample_size, generator(0, "evaluation sample"))
+
+    def sampled(self, size: int) -> ImageDataset:
+        """The same images, of which evaluations see a stratified sample: always the same one.
+
+        Args:
+            size: of the sample; 0, or as many images as there are, is all of them.
+        """
+        if not 0 < size < len(self):
+            return self
+        sample = copy(self)
+        sample._sample_size = size
+        return sample
+
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("labels", "_images", "_paths", "_ends", "_file_ends", "_eval_views")
+        mapped = ("labels", "_images", "_paths", "_ends", "_file_ends")
         state = {key: value for key, value in vars(self).items() if key not in mapped}
         state["files"] = [(file.path, file.mtime_ns, file.size) for file in self.files]
         return state
@@ -96,7 +122,6 @@ class ImageDataset:
             fs.FileInfo(path, fs.FileType.File, mtime_ns=mtime_ns, size=size)
             for path, mtime_ns, size in state["files"]
         ]
-        self._eval_views = None
         self._map()
 
     def decode(self, index: int) -> Image.Image:
@@ -143,25 +168,28 @@ class ImageDataset:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One worker's share as ((B, 3, size, size) uint8, (B,) int64), each image once.
 
-        The last batch may be smaller. Views of small sets are kept; those of larger sets are
-        decoded at each evaluation, by `workers` processes (0: by this one).
+        The last batch may be smaller. Views of small sets are kept by the process; those of larger
+        sets are decoded at each evaluation, by `workers` processes (0: by this one).
         """
 
         def decoded() -> Iterator[tuple[Tensor, Tensor]]:
             views = _EvalViews(self, image_input)
             return _batches(DataLoader(views, batch_size, sampler=mine, num_workers=workers))
 
-        mine = range(rank, len(self), world_size)
+        mine = self.eval_rows[rank::world_size]
         if len(mine) * 3 * image_input.size**2 > KEEP_BYTES:
             yield from decoded()
             return
-        key = (image_input, mine)
-        if self._eval_views is None or self._eval_views[0] != key:
-            views = [views for views, _ in decoded()] or [torch.empty(0, dtype=torch.uint8)]
-            self._eval_views = key, torch.cat(views)
-        labels = torch.from_numpy(self.labels[mine.start :: mine.step])
-        kept = self._eval_views[1].split(batch_size)
-        yield from zip(kept, labels.split(batch_size), strict=True)
+        set_of_views = (self.store.url, self.name, self.version, self.crop_pct, self._sample_size)
+        key = (*set_of_views, image_input, rank, world_size)
+        views = _kept_views.pop(key, None)
+        if views is None:
+            views = torch.cat([v for v, _ in decoded()] or [torch.empty(0, dtype=torch.uint8)])
+        _kept_views[key] = views
+        while sum(kept.nbytes for kept in _kept_views.values()) > KEPT_BYTES:
+            del _kept_views[next(iter(_kept_views))]
+        labels = torch.from_numpy(self.labels[mine])
+        yield from zip(views.split(batch_size), labels.split(batch_size), strict=True)
 
     def _map(self) -> list[pa.Table]:
         tables = self._tables()
@@ -225,6 +253,22 @@ class ImageDataset:
                 return float(text)
         source = f"{self.store.url}/{self.name}"
         raise ConfigError("must be in (0, 1]", key="crop_pct", value=text, source=source)
+
+
+def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> list[int]:
+    """Rows of a random sample in which every class has its share, ascending.
+
+    The share is rounded down or up, at random: the images of a class get random places in (0, 1)
+    at equal distances, and the sample is the images with the smallest places.
+    """
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    of_class = labels[by_class]
+    number_in_class = np.arange(len(labels)) - (counts.cumsum() - counts)[of_class]
+    places = (number_in_class + rng.random(len(counts))[of_class]) / counts[of_class]
+    rows: list[int] = np.sort(by_class[np.argsort(places, kind="stable")[:size]]).tolist()
+    return rows
 
 
 def _position(ends: list[int], index: int) -> tuple[int, int]:

@@ -162,7 +162,7 @@ def _missing(
 
 def _share(images: ImageDataset, rank: int, world_size: int) -> int:
     """Number of images that a worker evaluates."""
-    return len(range(rank, len(images), world_size))
+    return len(images.eval_rows[rank::world_size])
 
 
 def summarise(

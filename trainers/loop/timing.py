@@ -53,6 +53,9 @@ class Clock:
         """The validation metrics, and WiSE-FT's curve if asked for; counted as evaluation time."""
         began = time.perf_counter()
         metrics = self.run.evaluate("val", images)
+        metrics["eval/images"] = float(
+            sum(len(of_domain.eval_rows) for of_domain in images.values())
+        )
         if sweep:
             metrics |= self.run.sweep("val", images)
         self.run.progress.eval_seconds += time.perf_counter() - began

@@ -114,9 +114,11 @@ class ZeroShotFeatures:
                 lockstep=config.parallel == "fsdp",
             )
 
+        if len(images.eval_rows) < len(images):
+            key += ("sample", len(images.eval_rows))
         if key not in self._kept:
-            share = len(range(rank, len(images), world_size))
-            largest = len(range(0, len(images), world_size))
+            share = len(images.eval_rows[rank::world_size])
+            largest = len(images.eval_rows[::world_size])
             file = self._file(key, world_size, largest, torch.float32)
             self._kept[key] = self._shared(file, rank, share, encode_images).cpu()
         return self._kept[key]

@@ -27,8 +27,9 @@ from tuning.runs.records import METHOD_KEY
 
 logger = logging.getLogger(__name__)
 
-FIXED = frozenset({"steps", "eval.every"})
-"""Keys of the trial that are the same for all trials: pruning compares them at the same steps."""
+FIXED = frozenset({"steps", "eval.every", "eval.rung_images"})
+"""Keys of the trial that are the same for all trials: pruning compares them at the same steps, and
+on the same images."""
 
 
 def load_config(

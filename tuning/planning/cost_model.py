@@ -40,13 +40,17 @@ class TrialCost:
     """Model and images, in workers that are kept from trial to trial."""
     step_s: float
     eval_s: float
-    """One evaluation of all validation splits, and the checkpoint that goes with it."""
+    """The evaluation after the last step, and the checkpoint that goes with it."""
+    rung_s: float | None = None
+    """An earlier evaluation and its checkpoint; None if they take as long as the last ones."""
     spread: float = 0.0
     """Relative standard deviation."""
 
-    def seconds(self, steps: int, evaluations: int) -> float:
-        """Duration of a trial with so many steps and evaluations."""
-        return self.startup_s + steps * self.step_s + evaluations * self.eval_s
+    def report_times(self, steps: Sequence[int]) -> list[float]:
+        """Seconds from the start of a trial to each of its reports, whose steps are given."""
+        rung_s = self.eval_s if self.rung_s is None else self.rung_s
+        times = [self.startup_s + n * self.step_s + i * rung_s for i, n in enumerate(steps, 1)]
+        return [*times[:-1], times[-1] - rung_s + self.eval_s]
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def replay(
         speeds: factor on the durations of each trial; those of the references come last.
     """
     steps = shape.report_steps
-    ends = [cost.seconds(step, i) for i, step in enumerate(steps, 1)]
+    ends = cost.report_times(steps)
     reports, now, trial_seconds, done = [0] * shape.trials, shape.setup_s, 0.0, 0
     waiting = list(range(shape.trials - 1, -shape.references - 1, -1))  # negative: a reference
     queue: list[tuple[float, int, int, float]] = []  # time, trial, index of the report, start

@@ -59,8 +59,8 @@ class Plan:
     @property
     def full_trial_hours(self) -> float:
         """Wall clock of one trial that nothing stops."""
-        steps = self.shape.report_steps
-        return trial_cost(self.probe).seconds(steps[-1], len(steps)) / 3600
+        cost = trial_cost(self.probe, self.file.trial.eval.rung_images)
+        return cost.report_times(self.shape.report_steps)[-1] / 3600
 
     @property
     def device(self) -> str:
@@ -164,7 +164,8 @@ def plan_search(
         setup_s=start_s + probe.load_s + probe.first_eval_s + probe.startup_s,
     )
     with console.status("Replaying the search"):
-        expected = estimate(shape, trial_cost(probe), rules(file), seed=search.sampler.seed)
+        cost = trial_cost(probe, file.trial.eval.rung_images)
+        expected = estimate(shape, cost, rules(file), seed=search.sampler.seed)
     memory = [n.get("memory", 0) + n.get("object_store_memory", 0) for n in nodes]
     on_head = [size for node, size in zip(nodes, memory, strict=True) if HEAD in node]
     return Plan(file, probe, shape, expected, int(sum(memory)), int(sum(on_head)))
@@ -214,12 +215,15 @@ def proposals(space: SearchSpace, seed: int, number: int = 5) -> list[dict[str, 
     return [study.ask(fixed_distributions=space.distributions()).params for _ in range(number)]
 
 
-def trial_cost(probe: Probe) -> TrialCost:
-    """Durations of a trial, as probed."""
+def trial_cost(probe: Probe, rung_images: int) -> TrialCost:
+    """Durations of a trial, as probed, with so many images of each domain at its rungs."""
+    at_rungs = [min(rung_images or number, number) for number in probe.val_images]
+    share = sum(at_rungs) / sum(probe.val_images)
     return TrialCost(
         startup_s=probe.restart_s,
         step_s=probe.step_s,
         eval_s=probe.eval_s + probe.save_s,
+        rung_s=share * probe.eval_s + probe.save_s,
         spread=max(probe.step_spread, LEAST_SPREAD),
     )
 

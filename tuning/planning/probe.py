@@ -43,6 +43,7 @@ INTERVALS = 4
 OVERRIDES = {
     "steps": INTERVALS * (WARM_UP_STEPS + TIMED_STEPS),
     "eval.every": WARM_UP_STEPS + TIMED_STEPS,
+    "eval.rung_images": 0,
 }
 """What a probe changes of the base trial."""
 LIMIT_S = 120.0
@@ -72,7 +73,9 @@ class Probe:
     step_spread: float
     """Standard deviation over the intervals, relative to their mean."""
     eval_s: float
-    """Median, without the first evaluation."""
+    """Median of evaluations of all images, without the first one."""
+    val_images: tuple[int, ...]
+    """Number of validation images of each domain."""
     save_s: float
     """Median time to write a checkpoint and report it."""
     checkpoint_bytes: int
@@ -149,6 +152,7 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
         step_s=step_s,
         step_spread=statistics.stdev(steps) / statistics.fmean(steps) if len(steps) > 1 else 0.0,
         eval_s=eval_s,
+        val_images=tuple(first["val_images"]),
         save_s=save_s,
         checkpoint_bytes=first["checkpoint_bytes"],
         weights_bytes=first["weights_bytes"],
@@ -180,7 +184,7 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     opening = time.perf_counter()
     open_images(config.data, config.data.id_domain, "train")
-    load_split(config, "val")
+    held_out = load_split(config, "val")
     barrier()
     cache_s = time.perf_counter() - opening
     began += cache_s
@@ -225,6 +229,7 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
         "restart_s": restart_s,
         "steps_s": steps_s,
         "evals_s": evals_s,
+        "val_images": [len(images) for images in held_out.values()],
         "saves_s": saves_s,
         "memory_bytes": _peak_memory(),
         "gpu_memory_bytes": torch.cuda.max_memory_reserved(device) if gpu else 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
@@ -91,7 +92,8 @@ def _measured(plan: Plan) -> Table:
     table.columns[2].justify = "left"
     rows = [
         ("a step", f"{probe.step_s:.3g} s", f"± {100 * probe.step_spread:.0f} %"),
-        ("an evaluation", f"{probe.eval_s:.3g} s", "all validation splits"),
+        ("an evaluation", f"{probe.eval_s:.3g} s", "of all validation images"),
+        *_rungs(plan),
         ("a checkpoint", f"{probe.save_s:.3g} s", gigabytes(probe.checkpoint_bytes)),
         ("start of a trial", f"{probe.restart_s:.3g} s", "in workers that are kept"),
         ("start of the search", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model, workers"),
@@ -105,6 +107,18 @@ def _measured(plan: Plan) -> Table:
     for name, value, note in rows:
         table.add_row(name, value, Text(note, style="dim"))
     return table
+
+
+def _rungs(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """The sample of images before the last step, and the largest standard error that it causes."""
+    size, largest = plan.file.trial.eval.rung_images, max(plan.probe.val_images)
+    if 0 < size < largest:
+        error = 50 * math.sqrt((1 - size / largest) / size)
+        yield (
+            "of it before the last step",
+            f"{size:,} images",
+            f"a domain; accuracies of all images within ± {error:.1f} (standard error, at most)",
+        )
 
 
 def _cost(plan: Plan) -> RenderableType:

@@ -17,7 +17,7 @@ from PIL import Image
 from trainers.data import dataset as images_module
 from trainers.data.cache import arrow_cache as shard_cache
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
-from trainers.data.dataset import ImageDataset, train_batches
+from trainers.data.dataset import ImageDataset, stratified, train_batches
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
 from trainers.data.storage import open_store
@@ -198,6 +198,51 @@ def test_evaluation_shares_show_each_image_once_to_one_worker(root: Path) -> Non
             assert torch.equal(share, whole[rank::size])
     none = list(ImageDataset(root, "real", "train").eval_batches(INPUT, 2, rank=7, world_size=8))
     assert sum(len(labels) for _, labels in none) == 0
+
+
+@pytest.mark.parametrize("size", [1, 40, 399])
+def test_a_sample_has_the_share_of_each_class(size: int) -> None:
+    rng = np.random.default_rng(size)
+    labels = rng.permutation(np.repeat(np.arange(5), [160, 120, 80, 39, 1]))
+    drawn = np.zeros(400)
+    for _ in range(300):
+        rows = stratified(labels, size, rng)
+        assert len(rows) == len(set(rows)) == size
+        assert rows == sorted(rows)
+        drawn[rows] += 1
+        share = np.bincount(labels) * size / 400
+        assert (np.abs(np.bincount(labels[rows], minlength=5) - share) <= 2).all()
+    assert drawn.mean() / 300 == pytest.approx(size / 400)
+    assert drawn.std() / 300 < 2 * (size / 400 * (1 - size / 400) / 300) ** 0.5  # no favourites
+
+
+def test_evaluation_sees_the_same_sample_everywhere(root: Path) -> None:
+    images = ImageDataset(root, "real", "train")
+    whole = torch.cat([views for views, _ in images.eval_batches(INPUT, 7)])
+    sample = ImageDataset(root, "real", "train").sampled(4)
+    rows = list(sample.eval_rows)
+    assert pickle.loads(pickle.dumps(sample)).eval_rows == rows
+    ((views, labels),) = sample.eval_batches(INPUT, 7)
+    assert torch.equal(views, whole[rows])
+    assert labels.tolist() == [LABELS[row] for row in rows]
+    halves = [list(sample.eval_batches(INPUT, 7, rank, 2)) for rank in range(2)]
+    for rank, ((views, _),) in enumerate(halves):
+        assert torch.equal(views, whole[rows[rank::2]])
+    assert list(images.sampled(7).eval_rows) == list(images.sampled(0).eval_rows) == list(range(7))
+
+
+def test_views_stay_decoded_up_to_a_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = ImageDataset.decode
+    monkeypatch.setattr(
+        ImageDataset, "decode", lambda self, row: (decoded.append(row), decode(self, row))[1]
+    )
+    monkeypatch.setattr(images_module, "_kept_views", {})
+    monkeypatch.setattr(images_module, "KEPT_BYTES", 10 * 3 * 16**2)  # of 7 images, and 3
+    for size, number in ((0, 7), (3, 3), (0, 0), (3, 0), (4, 4), (3, 0), (0, 7)):
+        decoded.clear()
+        list(ImageDataset(root, "real", "train").sampled(size).eval_batches(INPUT, 2))
+        assert len(decoded) == number
 
 
 def test_views_kept_for_one_model_are_not_used_for_another(root: Path) -> None:

@@ -39,6 +39,7 @@ PROBE = Probe(
     step_s=1,
     step_spread=0.05,
     eval_s=9,
+    val_images=(4000, 1000),
     save_s=1,
     checkpoint_bytes=10**9,
     weights_bytes=4 * 10**8,
@@ -62,7 +63,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a search whose probe is known; four trials at once."""
     shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
-    cost = trial_cost(probe)
+    cost = trial_cost(probe, file.trial.eval.rung_images)
     expected = estimate(shape, cost, lambda: create_rule(file.search.scheduler, 900))
     return Plan(file, probe, shape, expected, memory, head_memory)
 
@@ -86,9 +87,10 @@ def test_a_search_beyond_its_budget_is_refused() -> None:
 
 
 def test_a_budget_of_less_than_one_trial_says_so() -> None:
-    full = (60 + 900 + 9 * 10) / 3600
+    # Before the last step, 2000 + 1000 of 5000 images are evaluated.
+    full = (60 + 900 + 8 * (0.6 * 9 + 1) + 9 + 1) / 3600
     plan = make_plan(search_file(budget={"hours": full * 0.9}))
-    with pytest.raises(ConfigError, match=r"not even one trial of 900 steps fits.* 0\.29 h"):
+    with pytest.raises(ConfigError, match=r"not even one trial of 900 steps fits.* 0\.28 h"):
         check_budget(plan)
 
 
@@ -217,6 +219,7 @@ def timing(step_s: float, seconds: float, load_s: float, cache_s: float = 0.0) -
         "steps_s": [9.0, *[step_s] * later],  # the first loads and warms up
         "evals_s": [7.0, *[3.0] * later],
         "saves_s": [0.5] * INTERVALS,
+        "val_images": [4000, 1000],
         "checkpoint_bytes": 11,
         "weights_bytes": 4,
         "memory_bytes": 1000,
