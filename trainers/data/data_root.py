@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import platformdirs
@@ -86,6 +87,21 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
     except OSError as error:
         problem = f"cannot be read: {error}"
         raise ConfigError(problem, key="data.root", value=store.url) from None
+
+
+def without_split(root: str, domains: Iterable[str], split: str) -> list[str]:
+    """The domains that lack a split; the embedded benchmark has them all.
+
+    Raises:
+        ConfigError: the root cannot be read.
+    """
+    if root == EMBEDDED:
+        return []
+    store = open_store(root)
+    try:
+        return [domain for domain in domains if not store.exists(f"{domain}/{split}")]
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error}", key="data.root", value=root) from None
 
 
 def read_record(domain: Store) -> dict[str, Any] | None:

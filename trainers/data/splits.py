@@ -1,39 +1,87 @@
-"""A validation split for domains without one, since official test splits are for the end only."""
+"""Validation and test splits for domains without one, since official test splits are for the end."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
-from heapq import nsmallest
 
-from trainers.data.formats.index import Finding, Index
+from trainers.data.formats.index import Example, Finding, Index, Split
+
+_ABSENT: Mapping[Split, tuple[str, str]] = {
+    "val": ("no validation split", "no class has two images"),
+    "test": ("no test split", "no class has three images"),
+}
 
 
-def carve_validation(indexes: Sequence[Index], fraction: float, seed: int) -> list[Index]:
-    """Give every domain without a validation split a part of its train split, or else of its test.
+def carve_splits(
+    indexes: Sequence[Index],
+    val_fraction: float,
+    seed: int,
+    *,
+    test_fraction: float = 0.0,
+    ood: Collection[str] = (),
+) -> list[Index]:
+    """Give every domain the validation and test splits that it lacks, as parts of its train split.
 
-    `round(n * fraction)` images of a class of n are taken, but at least one and never all of them,
-    if n is 2 or more. They are those of the smallest hash of seed and path, so the choice depends
-    neither on the order of the index nor on other images. Both parts keep the order of the index;
-    findings stay with the larger one. A fraction of 0 carves nothing.
+    Of a class of n images, `round(n * fraction)` become val and likewise test, but at least one
+    each while one stays. They are those of the smallest hash of seed and path, val before test, so
+    the choice depends neither on the order of the index nor on other images, and val does not
+    depend on the test fraction. All parts keep the order of the index; findings stay with the
+    largest one. A fraction of 0 carves nothing.
+
+    A domain without train has val taken from test. Nothing reads the train split of an OOD domain:
+    it is divided into val and test in the proportion of the fractions, completes the one that is
+    missing, or is left out with a finding.
     """
-    splits = defaultdict(set)
+    there: dict[str, set[Split]] = defaultdict(set)
     for index in indexes:
-        splits[index.domain].add(index.split)
+        there[index.domain].add(index.split)
     carved: list[Index] = []
     for index in indexes:
-        there = splits[index.domain]
-        divided = "train" if "train" in there else "test"
-        if fraction and "val" not in there and index.split == divided:
-            carved += _carve(index, fraction, seed)
+        splits = there[index.domain]
+        fractions: dict[Split, float] = {"val": val_fraction, "test": test_fraction}
+        shares = {split: f for split, f in fractions.items() if f and split not in splits}
+        if index.domain in ood and "train" in splits:
+            if index.split != "train":
+                carved.append(_with_unread(index, indexes) if len(splits) == 3 else index)
+            elif len(splits) < 3:
+                carved += _divide(index, splits, shares, seed)
+        elif index.split == ("train" if "train" in splits else "test"):
+            carved += _carve(index, shares, seed) if shares else [index]
         else:
             carved.append(index)
     return carved
 
 
-def _carve(index: Index, fraction: float, seed: int) -> tuple[Index, ...]:
+def _divide(
+    train: Index, splits: Collection[Split], shares: Mapping[Split, float], seed: int
+) -> list[Index]:
+    """The train split of an OOD domain as val and test, or as the one of them that is missing."""
+    if len(shares) == 2:
+        val_share = shares["val"] / (shares["val"] + shares["test"])
+        return _carve(replace(train, split="test"), {"val": val_share}, seed)
+    missing: list[Split] = [split for split in ("val", "test") if split not in splits]
+    return [replace(train, split=next(iter(shares), missing[0]))]
+
+
+def _with_unread(index: Index, indexes: Sequence[Index]) -> Index:
+    """A val split with a finding about the train split beside it, which nothing will read."""
+    if index.split != "val":
+        return index
+    count = sum(
+        len(other.examples)
+        for other in indexes
+        if (other.domain, other.split) == (index.domain, "train")
+    )
+    unread = Finding(index.domain, "train of an OOD domain", f"{count} images left out")
+    return replace(index, findings=(*index.findings, unread))
+
+
+def _carve(index: Index, shares: Mapping[Split, float], seed: int) -> list[Index]:
+    """What is left of a split, and the parts of it that become other splits."""
+
     def rank(number: int) -> bytes:
         path = f"{seed}/{index.examples[number].path}"
         return blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
@@ -41,23 +89,26 @@ def _carve(index: Index, fraction: float, seed: int) -> tuple[Index, ...]:
     by_class: dict[int, list[int]] = defaultdict(list)
     for number, example in enumerate(index.examples):
         by_class[example.label].append(number)
-    held_out: set[int] = set()
+    taken: dict[int, Split] = {}
     for numbers in by_class.values():
-        count = min(max(round(len(numbers) * fraction), 1), len(numbers) - 1)
-        held_out.update(nsmallest(count, numbers, key=rank))
-    if not held_out:
-        nothing = Finding(index.domain, "no validation split", "no class has two images")
-        return (replace(index, findings=(*index.findings, nothing)),)
-    metadata = {
-        **index.metadata,
-        "carved_from": index.split,
-        "val_fraction": str(fraction),
-        "val_seed": str(seed),
-    }
-    examples = index.examples
-    rest = tuple(example for i, example in enumerate(examples) if i not in held_out)
-    val = tuple(example for i, example in enumerate(examples) if i in held_out)
-    return (
-        replace(index, examples=rest, metadata=metadata),
-        replace(index, split="val", examples=val, findings=(), metadata=metadata),
-    )
+        left = sorted(numbers, key=rank)
+        for split, share in shares.items():
+            count = min(max(round(len(numbers) * share), 1), len(left) - 1)
+            taken |= dict.fromkeys(left[:count], split)
+            left = left[count:]
+    made = [split for split in shares if split in taken.values()]
+    absent = [Finding(index.domain, *_ABSENT[split]) for split in shares if split not in made]
+    rest = replace(index, findings=(*index.findings, *absent))
+    if not made:
+        return [rest]
+    metadata = {**index.metadata, "carved_from": index.split, "val_seed": str(seed)}
+    metadata |= {f"{split}_fraction": str(shares[split]) for split in made}
+
+    def part(of: Split | None) -> tuple[Example, ...]:
+        return tuple(e for number, e in enumerate(index.examples) if taken.get(number) == of)
+
+    parts = [
+        replace(index, split=split, examples=part(split), findings=(), metadata=metadata)
+        for split in made
+    ]
+    return [replace(rest, examples=part(None), metadata=metadata), *parts]

@@ -14,6 +14,15 @@ from tuning.cli.options import Address, Config, Set, names
 app = typer.Typer()
 
 
+_TREES = """\b
+Trees of the layout `folders`:
+  SOURCE/<domain>/<class>/*.jpg          with --id studio (and --ood street,sketch)
+  SOURCE/<domain>/<split>/<class>/*.jpg  the same; splits: train, val, test
+  SOURCE/<class>/*.jpg                   one domain, called --domain or like SOURCE
+  SOURCE/<split>/<class>/*.jpg           the same
+Missing val and test splits are taken from train, by class, the same ones every time."""
+
+
 class _ListsLayouts(TyperCommand):
     """A command whose help ends with the list of layouts, imported only for that."""
 
@@ -21,7 +30,7 @@ class _ListsLayouts(TyperCommand):
         from trainers.data.formats import LAYOUTS
 
         listed = (f"{name}: {layout.description}" for name, layout in LAYOUTS.items())
-        self.epilog = "\n\n".join(["Values of LAYOUT:", *listed])
+        self.epilog = "\n\n".join(["Values of LAYOUT:", *listed, _TREES])
         super().format_help(ctx, formatter)
 
 
@@ -38,6 +47,17 @@ def prepare(
     domains: Annotated[
         str | None,
         typer.Option(help="Only these domains, comma-separated; for `folders`, also `all`."),
+    ] = None,
+    id_: Annotated[
+        str | None,
+        typer.Option("--id", help="For `folders`: the domain to fine-tune on, a folder of SOURCE."),
+    ] = None,
+    ood: Annotated[
+        str | None,
+        typer.Option(
+            help="For `folders`: the domains that are only evaluated, comma-separated. All their "
+            "images become val and test. Default: all but --id."
+        ),
     ] = None,
     split: Annotated[
         Literal["train", "val", "test"] | None,
@@ -58,7 +78,14 @@ def prepare(
     val_fraction: Annotated[
         float, typer.Option(help="Share of train (or of test, without train) that becomes val.")
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of the images that become val.")] = 0,
+    test_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of train that becomes test, if there is no test split. Default: 0.2 for "
+            "`folders`, else 0."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the images that become val and test.")] = 0,
     resize: Annotated[
         int | None,
         typer.Option(help="Pixels of the short side, e.g. 256; never enlarges."),
@@ -80,7 +107,7 @@ def prepare(
     Run again, it also replaces what has changed at the source, judged by sizes and times of files;
     single images in a bucket are not compared.
 
-    Example: lipsum-tune prepare domainnet /data/DomainNet data/domainnet --domains real,sketch
+    Example: lipsum-tune prepare folders /data/shop data/shop --id studio --ood street,sketch
     """
     from trainers.data.encoding import EncodeOptions
     from trainers.data.formats.index import LayoutOptions
@@ -93,6 +120,8 @@ def prepare(
         LayoutOptions(
             domain=domain,
             domains=names(domains),
+            id=id_,
+            ood=names(ood),
             split=split,
             deduplicate=deduplicate,
             class_names=class_names,
@@ -101,6 +130,7 @@ def prepare(
         ),
         EncodeOptions(resize=resize, quality=quality),
         val_fraction=val_fraction,
+        test_fraction=test_fraction,
         seed=seed,
         skip_bad=skip_bad,
         shard_size=shard_size,

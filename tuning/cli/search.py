@@ -15,6 +15,7 @@ from rich.console import Console
 from tuning.cli.options import Address, Config, Run, Set, check_run, show, warn
 
 if TYPE_CHECKING:
+    from tuning.config.schema import SearchFile
     from tuning.execution.run_search import SearchResult
 
 app = typer.Typer()
@@ -54,6 +55,7 @@ def search(
         if key is not None and key.domain != ID:
             hint = "--set search.objective.metric=id_val/acc avoids that"
             show("Objective", f"{objective.metric} uses OOD validation data ({hint})")
+    _say_what_lacks_test(file)
     # Imported after the check, since Ray and MLflow take seconds to import.
     from tuning.execution.run_search import run_search
     from tuning.runs.resume import search_or_resume
@@ -100,6 +102,7 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
     from tuning.config.validation import load_config
 
     file = load_config(config, set_ or ())
+    _say_what_lacks_test(file)
     from tuning.planning.plan import check_budget, plan_search
     from tuning.planning.report import render
 
@@ -238,6 +241,16 @@ def ui(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     os.execvpe(sys.executable, [sys.executable, "-m", *command], environment)
+
+
+def _say_what_lacks_test(file: SearchFile) -> None:
+    """Say before hours of search what `confirm` would refuse after them."""
+    from trainers.data.data_root import without_split
+
+    data = file.trial.data
+    if lacking := without_split(data.root, data.domains, "test"):
+        made = "`prepare` makes one with --test-fraction"
+        warn(f"no test split, which `confirm` needs: {', '.join(lacking)} ({made})")
 
 
 def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pyarrow import ArrowInvalid
@@ -16,7 +16,7 @@ from trainers.data.encoding import EncodeOptions
 from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import Index, LayoutOptions
 from trainers.data.shards import Shard, plan_shards
-from trainers.data.splits import carve_validation
+from trainers.data.splits import carve_splits
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, did_you_mean, first_line
 from tuning.preparation.manifest import PART, Found, other_parts
@@ -43,8 +43,10 @@ class PrepareOptions:
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     val_fraction: float = 0.1
     """Share of the official train split, or of test if there is no train, that becomes val."""
+    test_fraction: float | None = None
+    """Share of train that becomes test if there is no test split. By default that of the layout."""
     seed: int = 0
-    """Chooses the images that become val."""
+    """Chooses the images that become val and test."""
     skip_bad: str = "0"
     """Number or share of a domain's images that may be left out because they are bad."""
     shard_size: int = 4096
@@ -56,8 +58,10 @@ class PrepareOptions:
         """Raise a ConfigError for a number out of range."""
         may_skip(self.skip_bad, 0, 0)
         resize = self.encode.resize
+        test, val = self.test_fraction or 0.0, self.val_fraction
         limits = {
-            "--val-fraction": (self.val_fraction, 0 <= self.val_fraction < 1, "0 or more, below 1"),
+            "--val-fraction": (val, 0 <= val < 1, "0 or more, below 1"),
+            "--test-fraction": (test, 0 <= test < 1 - val, "0 or more, below 1 - --val-fraction"),
             "--resize": (resize, resize is None or resize > 0, "at least 1 pixel"),
             "--quality": (self.encode.quality, 1 <= self.encode.quality <= 100, "1 to 100"),
             "--shard-size": (self.shard_size, self.shard_size > 0, "at least 1 image"),
@@ -104,6 +108,8 @@ class Plan:
     source: Store
     destination: Store
     domains: tuple[DomainPlan, ...]
+    id_domain: str | None
+    """The domain to fine-tune on, if `--id` names it."""
 
     @property
     def images(self) -> int:
@@ -112,7 +118,7 @@ class Plan:
 
 
 def plan_preparation(layout: str, source: str, destination: str, options: PrepareOptions) -> Plan:
-    """Index the source, carve validation splits, and lay out the files. Nothing is written.
+    """Index the source, carve missing splits, and lay out the files. Nothing is written.
 
     Raises:
         ConfigError: the preparation would fail, or would replace files that are not its own.
@@ -129,8 +135,18 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
             if store.info().is_file:
                 raise ConfigError("a file, where a folder is expected", source=store.url)
         _keep_apart(origin, target)
-        found = LAYOUTS[layout].read(origin, options.layout)
-        indexes = carve_validation(found, options.val_fraction, options.seed)
+        test_fraction = options.test_fraction
+        if test_fraction is None:
+            test_fraction = LAYOUTS[layout].test_fraction
+            options = replace(options, test_fraction=test_fraction)
+        found, id_domain = LAYOUTS[layout].read(origin, options.layout), options.layout.id
+        indexes = carve_splits(
+            found,
+            options.val_fraction,
+            options.seed,
+            test_fraction=test_fraction,
+            ood={index.domain for index in found if id_domain} - {id_domain},
+        )
         if not any(index.examples for index in indexes):
             raise ConfigError(f"no images in the layout {layout}", source=source)
         names = list(dict.fromkeys(index.domain for index in indexes))
@@ -153,7 +169,7 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
         ) from error
     except ArrowInvalid as error:  # a path that its file system does not understand
         raise ConfigError(first_line(error), source=f"{source} to {destination}") from error
-    return Plan(layout, origin, target, domains)
+    return Plan(layout, origin, target, domains, id_domain)
 
 
 def _plan_domain(
@@ -177,8 +193,10 @@ def _plan_domain(
     values = {
         **asdict(options.layout),
         "domains": list(options.layout.domains),  # as JSON has it
+        "ood": list(options.layout.ood),
         **asdict(options.encode),
         "val_fraction": options.val_fraction,
+        "test_fraction": options.test_fraction,
         "seed": options.seed,
         "shard_size": options.shard_size,
     }

@@ -69,10 +69,12 @@ def prepare(
     """
     options = options or PrepareOptions()
     plan = plan_preparation(layout, source, destination, options)
+    console = Console(stderr=True, quiet=not progress)
+    count = f"{plan.images:,} images of {', '.join(domain.domain for domain in plan.domains)}"
+    console.print(f"{count}; starting Ray", soft_wrap=True, highlight=False, markup=False)
     # Imports torch, which takes seconds: not before the plan is known to be good.
     from tuning.execution.ray_session import ray_session
 
-    console = Console(stderr=True, quiet=not progress)
     run = uuid4().hex
     runs = {domain.domain: (domain.record or {}).get("run") for domain in plan.domains}
     by_name = {domain.domain: domain for domain in plan.domains}
@@ -131,7 +133,7 @@ def prepare(
         ) from error
     made = sum(len(s.examples) for pairs in ended.values() for s, r in pairs if not r.reused)
     in_order = tuple(reports[domain.domain] for domain in plan.domains)
-    return PreparationReport(plan.destination.url, in_order, made, seconds)
+    return PreparationReport(plan.destination.url, in_order, made, seconds, plan.id_domain)
 
 
 def _finish(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Self
 
+import yaml
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
 from rich.markup import escape
@@ -20,7 +22,11 @@ from trainers.data.encoding import CHANGES
 from trainers.data.formats.index import SPLITS, Split
 from trainers.data.shards import Shard, ShardReport
 from tuning.preparation.manifest import FINDINGS, Found, Status
-from tuning.reporting.formatting import format_seconds
+from tuning.reporting.formatting import format_seconds, accuracy_margin
+
+
+_FEW_IMAGES = 100
+"""Fewer validation images than this are said to be few: ± 10 points."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class PreparationReport:
     made: int
     """Images read by this run; those of shards that were there already are not counted."""
     seconds: float
+    id_domain: str | None = None
+    """The domain to fine-tune on, if it was named."""
 
     @property
     def refused(self) -> tuple[DomainReport, ...]:
@@ -138,9 +146,40 @@ def render(report: PreparationReport) -> RenderableType:
         rate = report.made / report.seconds
         took = format_seconds(report.seconds)
         parts.append(Text(f"Read        {report.made:,} images in {took}, {rate:,.0f} a second"))
+    parts += [Text(f"! {line}", style="bold yellow") for line in _missing_splits(report)]
     if not report.refused:
         parts.append(Text(f"Config      trial.data.root: {report.destination}"))
+        if report.id_domain:
+            ood = [d.domain for d in report.domains if d.domain != report.id_domain]
+            suite = {"id_domain": report.id_domain, "ood_domains": ood}
+            text = yaml.safe_dump(suite, default_flow_style=True, sort_keys=False, width=math.inf)
+            parts.append(Text(f"            trial.data.suite: {text.strip()}"))
     return Group(*parts)
+
+
+def _missing_splits(report: PreparationReport) -> Iterator[str]:
+    """What a search on these data will lack, and the option that changes it."""
+    for split, reader, option in (
+        ("val", "a search", "--val-fraction 0.1"),
+        ("test", "`confirm`", "--test-fraction 0.2"),
+    ):
+        if lacking := [d.domain for d in report.domains if split not in d.splits]:
+            yield (
+                f"No {split} split, which {reader} needs: {', '.join(lacking)}. {option} takes it "
+                "from images of train (with --overwrite, since the data are there)."
+            )
+    for domain in report.domains:
+        if (val := domain.splits.get("val")) and val.images < _FEW_IMAGES:
+            yield (
+                f"{domain.domain}: an accuracy on {val.images} val images is known to "
+                f"± {accuracy_margin(50.0, val.images):.0f} points (95 %). --val-fraction makes more."
+            )
+    trained = [domain.domain for domain in report.domains if "train" in domain.splits]
+    if len(trained) > 1 and not report.id_domain:
+        yield (
+            f"{len(trained)} domains have a train split, and a search reads that of one. The layout "
+            "`folders` takes --id DOMAIN and makes val and test of all images of the others."
+        )
 
 
 def refusal(report: PreparationReport) -> str:

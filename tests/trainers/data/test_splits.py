@@ -1,4 +1,4 @@
-"""Carving a validation split: how many images, which ones, from which split, and the metadata."""
+"""Carving validation and test splits: how many images, which ones, from which split, and the metadata."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pytest
 
 from trainers.data.formats.index import Example, Finding, Index, Split
 from trainers.data.formats.readers import FileSource
-from trainers.data.splits import carve_validation
+from trainers.data.splits import carve_splits
 
 
 def example(path: str, label: int) -> Example:
@@ -55,7 +55,7 @@ def paths(item: Index) -> list[str]:
     ],
 )
 def test_a_share_of_each_class_is_carved(images: int, fraction: float, carved: int) -> None:
-    splits = by_split(carve_validation([index_of([images, 20])], fraction, seed=0))
+    splits = by_split(carve_splits([index_of([images, 20])], fraction, seed=0))
     val = Counter(e.label for e in splits["real", "val"].examples)
     train = Counter(e.label for e in splits["real", "train"].examples)
     assert val[0] == carved
@@ -66,7 +66,7 @@ def test_a_share_of_each_class_is_carved(images: int, fraction: float, carved: i
 
 def test_the_images_of_smallest_hash_are_taken() -> None:
     original = index_of([10, 30])
-    splits = by_split(carve_validation([original], 0.2, seed=7))
+    splits = by_split(carve_splits([original], 0.2, seed=7))
 
     def rank(path: str) -> bytes:
         return blake2b(b"7/" + path.encode(), digest_size=8).digest()
@@ -83,9 +83,9 @@ def test_the_choice_depends_on_neither_order_nor_other_classes() -> None:
     alone = Index(
         "real", "train", original.class_names, tuple(e for e in original.examples if e.label == 1)
     )
-    val = set(paths(by_split(carve_validation([original], 0.2, 0))["real", "val"]))
-    assert set(paths(by_split(carve_validation([backwards], 0.2, 0))["real", "val"])) == val
-    assert set(paths(by_split(carve_validation([alone], 0.2, 0))["real", "val"])) == {
+    val = set(paths(by_split(carve_splits([original], 0.2, 0))["real", "val"]))
+    assert set(paths(by_split(carve_splits([backwards], 0.2, 0))["real", "val"])) == val
+    assert set(paths(by_split(carve_splits([alone], 0.2, 0))["real", "val"])) == {
         path for path in val if "/1/" in path
     }
 
@@ -93,12 +93,12 @@ def test_the_choice_depends_on_neither_order_nor_other_classes() -> None:
 def test_paths_in_another_encoding_have_a_place_too() -> None:
     names = [name.decode("utf-8", "surrogateescape") for name in (b"caf\xe9", b"caf\xe8")]
     original = Index("real", "train", ("cafe",), tuple(example(n, 0) for n in names))
-    assert len(by_split(carve_validation([original], 0.5, 0))["real", "val"].examples) == 1
+    assert len(by_split(carve_splits([original], 0.5, 0))["real", "val"].examples) == 1
 
 
 def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
     original = index_of([10, 30])
-    splits = by_split(carve_validation([original], 0.3, 0))
+    splits = by_split(carve_splits([original], 0.3, 0))
     train, val = paths(splits["real", "train"]), paths(splits["real", "val"])
     position = {path: index for index, path in enumerate(paths(original))}
     assert sorted(train, key=position.__getitem__) == train
@@ -108,14 +108,14 @@ def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
 
 def test_test_is_left_alone_where_there_is_train() -> None:
     test = index_of([4, 4], "test")
-    splits = by_split(carve_validation([index_of([4, 4]), test], 0.5, 0))
+    splits = by_split(carve_splits([index_of([4, 4]), test], 0.5, 0))
     assert splits["real", "test"] is test
-    assert carve_validation([test], 0, 0) == [test]
+    assert carve_splits([test], 0, 0) == [test]
     assert {path.split("/")[1] for path in paths(splits["real", "val"])} == {"train"}
 
 
 def test_a_test_set_without_train_is_divided() -> None:
-    splits = by_split(carve_validation([index_of([4, 4], "test", "imagenet-a")], 0.5, 0))
+    splits = by_split(carve_splits([index_of([4, 4], "test", "imagenet-a")], 0.5, 0))
     assert list(splits) == [("imagenet-a", "test"), ("imagenet-a", "val")]
     assert len(splits["imagenet-a", "test"].examples) == 4
     assert splits["imagenet-a", "val"].metadata["carved_from"] == "test"
@@ -123,7 +123,7 @@ def test_a_test_set_without_train_is_divided() -> None:
 
 def test_an_official_validation_split_is_kept() -> None:
     indexes = [index_of([4]), index_of([2], "val"), index_of([4], "train", "sketch")]
-    splits = by_split(carve_validation(indexes, 0.5, 0))
+    splits = by_split(carve_splits(indexes, 0.5, 0))
     assert splits["real", "train"] is indexes[0]
     assert splits["real", "val"] is indexes[1]
     assert len(splits["sketch", "val"].examples) == 2
@@ -131,7 +131,7 @@ def test_an_official_validation_split_is_kept() -> None:
 
 def test_both_parts_say_how_they_came_to_be() -> None:
     original = index_of([4], metadata={"layout": "folders"}, border=2)
-    splits = by_split(carve_validation([original], 0.25, 3))
+    splits = by_split(carve_splits([original], 0.25, 3))
     for split in ("train", "val"):
         assert splits["real", split].metadata == {
             "layout": "folders",
@@ -145,13 +145,64 @@ def test_both_parts_say_how_they_came_to_be() -> None:
 
 def test_findings_stay_with_the_split_they_came_with() -> None:
     finding = Finding("real/gone.jpg", "missing file", bad=True)
-    splits = by_split(carve_validation([index_of([4], findings=(finding,))], 0.25, 0))
+    splits = by_split(carve_splits([index_of([4], findings=(finding,))], 0.25, 0))
     assert splits["real", "train"].findings == (finding,)
     assert splits["real", "val"].findings == ()
 
 
 def test_classes_of_single_images_give_no_validation_split_and_say_so() -> None:
     original = index_of([1, 1])
-    (train,) = carve_validation([original], 0.5, 0)
+    (train,) = carve_splits([original], 0.5, 0)
     assert train.examples == original.examples
     assert [(f.path, f.kind) for f in train.findings] == [("real", "no validation split")]
+
+
+@pytest.mark.parametrize(
+    ("images", "train", "val", "test"), [(1, 1, 0, 0), (2, 1, 1, 0), (3, 1, 1, 1), (24, 17, 2, 5)]
+)
+def test_each_class_gives_images_to_test_after_val(
+    images: int, train: int, val: int, test: int
+) -> None:
+    splits = by_split(carve_splits([index_of([images, 40])], 0.1, 0, test_fraction=0.2))
+    counts = [
+        sum(e.label == 0 for e in splits["real", split].examples)
+        for split in ("train", "val", "test")
+    ]
+    assert counts == [train, val, test]
+
+
+def test_val_is_the_same_with_and_without_a_test_split() -> None:
+    alone = by_split(carve_splits([index_of([10, 30])], 0.2, 3))
+    both = by_split(carve_splits([index_of([10, 30])], 0.2, 3, test_fraction=0.3))
+    assert paths(alone["real", "val"]) == paths(both["real", "val"])
+    parts = [paths(both["real", split]) for split in ("train", "val", "test")]
+    assert sorted(sum(parts, [])) == sorted(paths(index_of([10, 30])))
+
+
+def test_an_official_test_split_is_kept() -> None:
+    official = index_of([2], "test")
+    splits = by_split(carve_splits([index_of([10]), official], 0.1, 0, test_fraction=0.5))
+    assert splits["real", "test"] is official
+    assert len(splits["real", "train"].examples) == 9
+
+
+@pytest.mark.parametrize(
+    ("there", "val", "test", "expected"),
+    [
+        (("train",), 0.1, 0.2, {"val": 4, "test": 8}),  # a third, two thirds
+        (("train",), 0.1, 0.0, {"val": 12}),
+        (("train",), 0.0, 0.2, {"test": 12}),
+        (("train", "test"), 0.1, 0.2, {"val": 12, "test": 12}),
+        (("train", "val"), 0.1, 0.2, {"val": 12, "test": 12}),
+        (("train", "val", "test"), 0.1, 0.2, {"val": 12, "test": 12}),
+        (("test",), 0.25, 0.2, {"val": 3, "test": 9}),
+    ],
+)
+def test_an_ood_domain_has_no_train_split(
+    there: tuple[Split, ...], val: float, test: float, expected: dict[str, int]
+) -> None:
+    indexes = [index_of([12], split, "sketch") for split in there]
+    splits = by_split(carve_splits(indexes, val, 0, test_fraction=test, ood=["sketch"]))
+    assert {split: len(x.examples) for (_, split), x in splits.items()} == expected
+    unread = [f.detail for x in splits.values() for f in x.findings]
+    assert unread == (["12 images left out"] if len(there) == 3 else [])

@@ -27,6 +27,7 @@ from tuning.cli import app, main
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.execution import run_search
 from tuning.execution.run_search import SearchResult
 from tuning.runs import resume
 from tuning.runs.journal import Journal
@@ -153,6 +154,17 @@ def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> 
     assert yaml.safe_load((tmp_path / "out" / "trial.yaml").read_text())["steps"] == 2
 
 
+def test_a_search_says_first_what_confirm_will_lack(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    data = shutil.copytree(images_root, tmp_path / "images")
+    shutil.rmtree(data / "sketch" / "test")
+    file = search_file(data, search__storage=str(tmp_path / "runs"))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
+    done = CliRunner().invoke(app, ["search", str(tmp_path / "mine.yaml")])
+    assert "no test split, which `confirm` needs: sketch (" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -244,6 +256,7 @@ def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
         return SearchResult(loaded.search, loaded.history.records, "finished", folder, "uri")
 
     monkeypatch.setattr(resume, "continue_search", end_at_once)
+    monkeypatch.setattr(run_search, "continue_search", end_at_once)
     return files
 
 

@@ -38,7 +38,7 @@ def prepare_here(
 def test_a_tree_becomes_parquet_with_every_image_in_its_class(layout: str, tmp_path: Path) -> None:
     make, layout_options, count = TREES[layout]
     source = make(tmp_path / "source")
-    options = PrepareOptions(layout_options, val_fraction=0, shard_size=3)
+    options = PrepareOptions(layout_options, val_fraction=0, test_fraction=0, shard_size=3)
     prepare_here(layout, source, tmp_path / "data", options)
     indexes = LAYOUTS[layout].read(open_store(source), layout_options)
     assert sum(len(index.examples) for index in indexes) == count

@@ -89,6 +89,7 @@ def test_bad_images_up_to_the_limit_are_left_out(
     [
         (PrepareOptions(val_fraction=1.0), "--val-fraction"),
         (PrepareOptions(val_fraction=-0.1), "--val-fraction"),
+        (PrepareOptions(test_fraction=0.9), "--test-fraction"),
         (PrepareOptions(encode=EncodeOptions(resize=0)), "--resize"),
         (PrepareOptions(encode=EncodeOptions(quality=101)), "--quality"),
         (PrepareOptions(shard_size=0), "--shard-size"),
@@ -106,6 +107,24 @@ def test_an_option_out_of_range_is_refused(
     with pytest.raises(ConfigError) as caught:
         plan_preparation("folders", str(tree / "real"), str(tmp_path / "data"), options)
     assert caught.value.key == key
+
+
+def test_folders_get_the_splits_that_a_search_and_confirm_read(tmp_path: Path) -> None:
+    for domain in ("studio", "street"):
+        for number in range(10):
+            draw(tmp_path / "source" / domain / "cup" / f"{number}.jpg")
+    roles = LayoutOptions(id="studio")
+
+    def splits(options: PrepareOptions) -> dict[str, int]:
+        plan = plan_preparation("folders", str(tmp_path / "source"), str(tmp_path / "x"), options)
+        shards = [shard for domain in plan.domains for shard in domain.shards]
+        return {f"{shard.domain}/{shard.split}": len(shard.examples) for shard in shards}
+
+    of_id = {"studio/train": 7, "studio/val": 1, "studio/test": 2}
+    assert splits(PrepareOptions(roles)) == {**of_id, "street/val": 3, "street/test": 7}
+    every = LayoutOptions(domains=("all",))
+    assert splits(PrepareOptions(every))["street/train"] == 7
+    assert "studio/test" not in splits(PrepareOptions(roles, test_fraction=0))
 
 
 def test_an_unknown_layout_is_refused_with_a_suggestion(tree: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_images_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> Non
 def test_the_same_command_goes_on_once_bad_images_are_removed(tree: Path, tmp_path: Path) -> None:
     bad, data = tree / "real" / "teddy-bear" / "0.png", tmp_path / "data"
     bad.write_bytes(b"")
-    options = PrepareOptions(shard_size=4)
+    options = PrepareOptions(shard_size=4, test_fraction=0)
     report = prepare("folders", str(tree / "real"), str(data), options, progress=False)
     assert ([d.status for d in report.domains], len(parts(data))) == (["refused"], 6)
     bad.unlink()
@@ -247,7 +247,7 @@ def slow_preparation(tmp_path: Path, cluster: str) -> tuple[subprocess.Popen[byt
         os.link(source / "cat/0.png", source / ("cat", "dog")[number % 2] / f"{number}.png")
     command = [
         "prepare", "folders", str(source), str(data), "--domain", "pets",
-        "--resize", "256", "--shard-size", "2", "--address", cluster,
+        "--resize", "256", "--shard-size", "2", "--test-fraction", "0", "--address", cluster,
     ]  # fmt: skip
     driver = subprocess.Popen(
         [sys.executable, "-m", "tuning", *command],

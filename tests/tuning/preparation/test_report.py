@@ -59,6 +59,30 @@ def test_the_summary_counts_images_findings_and_bytes() -> None:
     assert "Config trial.data.root: s3://bucket/data" in lines
 
 
+def test_missing_splits_are_named_with_what_makes_them() -> None:
+    studio = DomainReport(
+        "studio",
+        "data/studio",
+        "done",
+        {"train": SplitReport(9, 1), "val": SplitReport(6, 1)},
+        (),
+        15,
+    )
+    report = PreparationReport("data", (studio, domain("real")), 9, 1)
+    text = " ".join(" ".join(shown(report)).split())
+    assert "! No val split, which a search needs: real. --val-fraction 0.1" in text
+    assert "! No test split, which `confirm` needs: studio. --test-fraction 0.2" in text
+    assert "! studio: an accuracy on 6 val images is known to ± 31 points" in text
+    assert "! 2 domains have a train split, and a search reads that of one" in text
+
+
+def test_the_roles_of_domains_become_a_suite() -> None:
+    report = PreparationReport("data", (domain("real"), domain("sketch")), 9, 1, "real")
+    lines = [" ".join(line.split()) for line in shown(report)]
+    assert "trial.data.suite: {id_domain: real, ood_domains: [sketch]}" in lines
+    assert not any("have a train split" in line for line in lines)
+
+
 def test_a_refusal_names_the_option_that_leaves_them_out() -> None:
     report = PreparationReport("s3://bucket/data", (domain("real", "refused", BAD),), 0, 1.0)
     assert refusal(report) == (

@@ -28,6 +28,8 @@ class Layout:
     """One line: the folders and files of the layout."""
     read: Callable[[Store, LayoutOptions], list[Index]]
     """Indexes a source without opening an image."""
+    test_fraction: float = 0.0
+    """Share of a train split that becomes test by default, if there is no test split."""
 
 
 LAYOUTS = {
@@ -38,7 +40,9 @@ LAYOUTS = {
     },
     "arrays": Layout("NumPy: {train,val,test}_{images,labels}.npy, as Lipsum-FT's", read_arrays),
     "webdataset": Layout("WebDataset: [{train,val,test}/]*.tar, classnames.txt", read_webdataset),
-    "folders": Layout("class folders: [<domain>/][{train,val,test}/]<class>/*", read_folders),
+    "folders": Layout(
+        "class folders: [<domain>/][{train,val,test}/]<class>/*", read_folders, test_fraction=0.2
+    ),
     "parquet": Layout("Hugging Face's Parquet, or this project's: **/*.parquet", read_parquet),
 }
 """By the name that users type."""

@@ -38,7 +38,7 @@ class _Tree:
 
 
 def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
-    """Index class folders; domain folders are looked for only if `--domains` is given.
+    """Index class folders; domain folders are looked for only with `--id` or `--domains`.
 
     The classes are those of all domains and splits together, sorted, or `--class-names` in its own
     order. Images outside of split folders belong to `--split`, by default to train.
@@ -48,11 +48,13 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
             folder that `--class-names` lacks or, without it, that `train` lacks; two classes that a
             prompt could not tell apart.
     """
-    check_options(options, "folders", "domain", "domains", "split", "class_names")
-    if options.domains and options.domain:
-        problem = "cannot be given together with --domains"
+    check_options(options, "folders", "domain", "domains", "id", "ood", "split", "class_names")
+    if options.domain and (options.domains or options.id):
+        problem = f"cannot be given together with {'--id' if options.id else '--domains'}"
         raise ConfigError(problem, key="--domain", value=options.domain, source=source.url)
-    if options.domains:
+    if options.id or options.ood:
+        domains = {name: name for name in _with_roles(source, options)}
+    elif options.domains:
         chosen = chosen_domains(source, folders_in(source), options.domains)
         domains = {name: name for name in chosen}
     else:
@@ -88,6 +90,25 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
                     source=source.url,
                 )
     return [_index(tree, class_names) for tree in trees]
+
+
+def _with_roles(source: Store, options: LayoutOptions) -> list[str]:
+    """The domain folders that `--id` and `--ood` name; without `--ood`, all of them."""
+    there = folders_in(source)
+    if options.domains:
+        hint = "name the domains in --id and --ood"
+        given = ",".join(options.domains)
+        raise ConfigError("no use beside --id", key="--domains", value=given, hint=hint)
+    if options.id is None:
+        raise ConfigError("is needed beside --ood", key="--id", hint="the domain to fine-tune on")
+    if options.id in options.ood:
+        problem = "is the domain of --id"
+        raise ConfigError(problem, key="--ood", value=options.id, source=source.url)
+    for key, name in [("--id", options.id), *(("--ood", name) for name in options.ood)]:
+        if name not in there:
+            problem = f"no such domain folder{did_you_mean(name, there)}"
+            raise ConfigError(problem, key=key, value=name, source=source.url)
+    return [n for n in there if n == options.id or not options.ood or n in options.ood]
 
 
 def _split_folders(source: Store, path: str) -> dict[Split, str]:
@@ -137,7 +158,7 @@ def _tree(source: Store, domain: str, split: Split, path: str) -> _Tree:
         raise ConfigError(
             f"the folders {listed(list(images))} look like domains, since each of them holds the "
             f"folders {listed(sorted(common))}",
-            hint="--domains all takes them for domains",
+            hint="name the domain to fine-tune on with --id, or take all for domains: --domains all",
             source=where,
         )
     findings += [

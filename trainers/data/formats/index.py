@@ -86,6 +86,10 @@ class LayoutOptions:
     """Name of the domain, for layouts of a single one."""
     domains: tuple[str, ...] = ()
     """Domains to prepare, for layouts of several; empty means all."""
+    id: str | None = None
+    """The domain to fine-tune on. The images of the others need no train split."""
+    ood: tuple[str, ...] = ()
+    """The domains that are only evaluated; empty means all but `id`."""
     split: Split | None = None
     """Split of the images whose folders and files name none."""
     deduplicate: str | None = None

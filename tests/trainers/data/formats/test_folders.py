@@ -82,6 +82,28 @@ def test_domains_are_chosen_by_name_and_may_have_splits(tmp_path: Path) -> None:
     assert refusal("folders", tmp_path, domains=("all",), domain="x").key == "--domain"
 
 
+def test_roles_name_the_domains(tmp_path: Path) -> None:
+    for domain in ("real", "sketch", "street"):
+        draw(tmp_path / domain / "cat" / "a.jpg")
+
+    def domains(**options: object) -> list[str]:
+        return [index.domain for index in read("folders", tmp_path, **options)]
+
+    assert domains(id="real") == ["real", "sketch", "street"]
+    assert domains(id="street", ood=("real",)) == ["real", "street"]
+    for options, key, hint in (
+        ({"id": "reel"}, "--id", "did you mean 'real'"),
+        ({"id": "real", "ood": ("scetch",)}, "--ood", "did you mean 'sketch'"),
+        ({"id": "real", "ood": ("real",)}, "--ood", "is the domain of --id"),
+        ({"ood": ("real",)}, "--id", "is needed"),
+        ({"id": "real", "domain": "x"}, "--domain", "together with --id"),
+        ({"id": "real", "domains": ("all",)}, "--domains", "no use beside --id"),
+    ):
+        error = refusal("folders", tmp_path, **options)
+        assert error.key == key
+        assert hint in error.problem
+
+
 def test_class_names_of_the_user_give_the_order(tmp_path: Path) -> None:
     root = make_folders(tmp_path / "mine")
     names = tmp_path / "names.txt"
@@ -131,7 +153,7 @@ def test_domains_that_would_be_taken_for_classes_are_refused(tmp_path: Path) -> 
             draw(tmp_path / domain / name / "a.jpg")
     error = refusal("folders", tmp_path)
     assert "real, sketch look like domains" in error.problem
-    assert "--domains all" in str(error.hint)
+    assert "--id" in str(error.hint)
     assert len(read("folders", tmp_path, domains=("all",))) == 2
 
 

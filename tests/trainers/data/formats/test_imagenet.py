@@ -32,7 +32,7 @@ from tests.trainers.data.formats.trees import (
 )
 from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.formats.index import Finding
-from trainers.data.splits import carve_validation
+from trainers.data.splits import carve_splits
 from trainers.data.storage import open_store
 
 V2 = "imagenetv2-matched-frequency-format-val"
@@ -116,7 +116,7 @@ def test_the_archive_and_the_folder_around_it_carve_the_same(
 ) -> None:
     (archive,) = make(tmp_path).iterdir()
     carved = [
-        [(x.split, table(x)) for x in carve_validation(read(layout, root), 0.5, seed=3)]
+        [(x.split, table(x)) for x in carve_splits(read(layout, root), 0.5, seed=3)]
         for root in (tmp_path, archive)
     ]
     assert carved[0] == carved[1]

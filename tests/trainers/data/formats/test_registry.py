@@ -29,12 +29,14 @@ OPTIONS = {  # that each layout takes
     "objectnet": ("domain",),
     "arrays": ("domain", "domains", "class_names"),
     "webdataset": ("domain", "split", "class_names"),
-    "folders": ("domain", "domains", "split", "class_names"),
+    "folders": ("domain", "domains", "id", "ood", "split", "class_names"),
     "parquet": ("domain", "split", "class_names", "image_column", "label_column"),
 }
 VALUES = {
     "domain": "x",
     "domains": ("x", "y"),
+    "id": "x",
+    "ood": ("x", "y"),
     "split": "val",
     "deduplicate": "list.txt",
     "class_names": "names.txt",
@@ -71,7 +73,7 @@ def test_options_that_a_layout_does_not_use_are_refused(layout: str, tmp_path: P
     for option in VALUES.keys() - OPTIONS[layout]:
         error = refusal(layout, tmp_path, **{option: VALUES[option]})
         assert error.key == f"--{option.replace('_', '-')}"
-        assert error.value == ("x,y" if option == "domains" else VALUES[option])
+        assert error.value == ("x,y" if option in ("domains", "ood") else VALUES[option])
         assert str(error.hint).count("--") == len(OPTIONS[layout])
 
 

@@ -12,7 +12,7 @@ from tests.trainers.data.formats.reading import (
     table,
 )
 from trainers.data.formats.index import Finding
-from trainers.data.splits import carve_validation
+from trainers.data.splits import carve_splits
 
 
 def tars(root: Path, members: dict[str, bytes], name: str = "0.tar") -> Path:
@@ -169,7 +169,7 @@ def test_names_in_another_encoding_are_made_printable(tmp_path: Path) -> None:
         members |= {f"{key}.jpg": name, f"{key}.cls": b"1"}
     del members[f"{key}.cls"]
     found = read("webdataset", tars(tmp_path, members))
-    train, val = carve_validation(found, 0.5, seed=0)
+    train, val = carve_splits(found, 0.5, seed=0)
     assert {e.path for x in (train, val) for e in x.examples} == {
         r"0.tar/caf\xe9.jpg",
         r"0.tar/caf\xe8.jpg",
