@@ -1,4 +1,4 @@
-"""Validation and test splits for domains without one, since official test splits are for the end."""
+"""Validation and test splits for domains without; official test splits are for the end only."""
 
 from __future__ import annotations
 

@@ -22,8 +22,7 @@ from trainers.data.encoding import CHANGES
 from trainers.data.formats.index import SPLITS, Split
 from trainers.data.shards import Shard, ShardReport
 from tuning.preparation.manifest import FINDINGS, Found, Status
-from tuning.reporting.formatting import format_seconds, accuracy_margin
-
+from tuning.reporting.formatting import accuracy_margin, format_seconds
 
 _FEW_IMAGES = 100
 """Fewer validation images than this are said to be few: ± 10 points."""
@@ -170,15 +169,16 @@ def _missing_splits(report: PreparationReport) -> Iterator[str]:
             )
     for domain in report.domains:
         if (val := domain.splits.get("val")) and val.images < _FEW_IMAGES:
+            margin = f"± {accuracy_margin(50.0, val.images):.0f} points (95 %)"
             yield (
-                f"{domain.domain}: an accuracy on {val.images} val images is known to "
-                f"± {accuracy_margin(50.0, val.images):.0f} points (95 %). --val-fraction makes more."
+                f"{domain.domain}: an accuracy on {val.images} val images is known to {margin}. "
+                "--val-fraction makes more."
             )
     trained = [domain.domain for domain in report.domains if "train" in domain.splits]
     if len(trained) > 1 and not report.id_domain:
         yield (
-            f"{len(trained)} domains have a train split, and a search reads that of one. The layout "
-            "`folders` takes --id DOMAIN and makes val and test of all images of the others."
+            f"{len(trained)} domains have a train split, and a search reads that of one. The "
+            "layout `folders` takes --id DOMAIN and makes val and test of all images of the others."
         )
 
 

@@ -1,4 +1,4 @@
-"""Carving validation and test splits: how many images, which ones, from which split, and the metadata."""
+"""Carving validation and test splits: how many images, which, from where, and the metadata."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -176,7 +176,7 @@ def test_val_is_the_same_with_and_without_a_test_split() -> None:
     both = by_split(carve_splits([index_of([10, 30])], 0.2, 3, test_fraction=0.3))
     assert paths(alone["real", "val"]) == paths(both["real", "val"])
     parts = [paths(both["real", split]) for split in ("train", "val", "test")]
-    assert sorted(sum(parts, [])) == sorted(paths(index_of([10, 30])))
+    assert sorted(path for part in parts for path in part) == sorted(paths(index_of([10, 30])))
 
 
 def test_an_official_test_split_is_kept() -> None:

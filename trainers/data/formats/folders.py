@@ -158,7 +158,7 @@ def _tree(source: Store, domain: str, split: Split, path: str) -> _Tree:
         raise ConfigError(
             f"the folders {listed(list(images))} look like domains, since each of them holds the "
             f"folders {listed(sorted(common))}",
-            hint="name the domain to fine-tune on with --id, or take all for domains: --domains all",
+            hint="--id DOMAIN names the one to fine-tune on; --domains all takes all for domains",
             source=where,
         )
     findings += [
