@@ -27,6 +27,7 @@ from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.studies import STATES, TRIAL_ID
 from tuning.config.validation import load_config
 from tuning.mlflow_logging.client import default_tracking_uri
+from tuning.mlflow_logging.view import main_metrics
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
@@ -36,9 +37,10 @@ SHORT = (
     "trial.eval.every=10",
     "search.scheduler.grace_steps=10",
     "search.budget.trials=10",
+    "search.tracking.metrics=all",
 )
 """The quickstart's search, with more and shorter trials."""
-STATUS = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
 def search_with_kills(config: Path, storage: Path, kills: int, seed: int = 0) -> Path:
@@ -130,7 +132,8 @@ def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
     experiments = [e.experiment_id for e in client.search_experiments() if e.name == "lipsum-tune"]
     runs = client.search_runs(experiments, max_results=1000)
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    children = [r for r in runs if r not in parents]
+    children = [r for r in runs if r not in parents and r.data.tags["kind"] != "zero_shot"]
+    is_all = run.file.search.tracking.metrics == "all"
     found = [] if len(parents) == 1 else [f"MLflow has {len(parents)} parent runs"]
     has = Counter((r.data.tags["trial_id"], r.info.status) for r in children)
     wanted = Counter((name, STATUS.get(record.outcome, "")) for name, record in trials.items())
@@ -138,7 +141,9 @@ def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
         found.append(f"MLflow has {has}, the journal {wanted}")
     for child in children:
         curve = trials[child.data.tags["trial_id"]].curve
-        for name in sorted({key for point in curve for key in point} - {"step"}):
+        reported_names = {key for point in curve for key in point} - {"step"}
+        shown = reported_names if is_all else reported_names & set(main_metrics(run.search))
+        for name in sorted(shown):
             # In the order of time: of a step that was repeated, the later value counts.
             history = client.get_metric_history(child.info.run_id, name)
             logged = {metric.step: metric.value for metric in history}

@@ -49,18 +49,20 @@ def written(postgres: Postgres, search: str) -> list[tuple[str, str, int, float]
         join runs on runs.run_uuid = m.run_uuid and runs.lifecycle_stage = 'active'
         join tags search on search.run_uuid = m.run_uuid and search.key = 'search'
         join tags trial on trial.run_uuid = m.run_uuid and trial.key = 'trial_id'
-        where search.value = '{search}'
+        where search.value = '{search}' and trial.value != 'zero-shot'
         """,
     )  # type: ignore[return-value]
 
 
 def statuses(postgres: Postgres, search: str) -> list[tuple[str, str]]:
-    """Statuses of the runs of a search and its trials in the database."""
+    """Kinds and statuses of the runs of a search in the database."""
     return postgres.query(
         "mlflow",
         f"""
-        select name, status from runs join tags using (run_uuid)
-        where key = 'search' and value = '{search}' and lifecycle_stage = 'active' order by 1
+        select kind.value, status from runs
+        join tags search on search.run_uuid = runs.run_uuid and search.key = 'search'
+        join tags kind on kind.run_uuid = runs.run_uuid and kind.key = 'kind'
+        where search.value = '{search}' and lifecycle_stage = 'active' order by 1
         """,
     )  # type: ignore[return-value]
 
@@ -107,7 +109,8 @@ def test_a_search_does_not_wait_for_mlflow_and_loses_no_metric(
     found = written(postgres, "outage")
     assert len(found) == len(set(found))
     assert set(found) == reported(read_history(run).records)
-    assert statuses(postgres, "outage") == [("outage", "KILLED"), ("trial-000", "KILLED")]
+    expected = [("search", "KILLED"), ("trial", "KILLED"), ("zero_shot", "FINISHED")]
+    assert statuses(postgres, "outage") == expected
 
 
 def start_search(root: Path, run: Path, uri: str) -> subprocess.Popen[str]:
@@ -131,7 +134,7 @@ def start_search(root: Path, run: Path, uri: str) -> subprocess.Popen[str]:
             },
             "references": [],
             "budget": {"trials": 1},
-            "tracking": {"uri": uri},
+            "tracking": {"uri": uri, "metrics": "all"},
         },
     }
     path = run.parent / "outage.yaml"

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
-from tuning.cli import configuration, data, search, weights
+from tuning.cli import configuration, data, search, ui, weights
 from tuning.cli.options import Config, Set
 
 __all__ = ["Config", "Set", "app", "main"]
 
 app = typer.Typer(name="lipsum-tune", no_args_is_help=True, pretty_exceptions_enable=False)
-for commands in (data, search, weights, configuration):
+for commands in (data, search, ui, weights, configuration):
     app.add_typer(commands.app)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -201,46 +198,6 @@ def confirm(
     console.print(full_report(found, console.width))
     if found.failed:
         raise typer.Exit(1)
-
-
-@app.command()
-def ui(
-    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of all runs.")] = Path(
-        "runs"
-    ),
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
-    allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Allow an address that others can reach.")
-    ] = False,
-) -> None:
-    """Serve MLflow for a folder of runs, at http://HOST:PORT.
-
-    Example: lipsum-tune ui runs/quickstart --port 5001
-    """
-    from trainers.errors import ConfigError, system_words
-    from tuning.mlflow_logging.client import default_tracking_uri
-    from tuning.security.exposure import check_listens
-
-    if risk := check_listens(host, "MLflow", allow_remote):
-        warn(risk)
-    runs = run.parent if (run / "search.yaml").is_file() else run
-    database = runs.resolve() / "mlflow.db"
-    if not database.is_file():
-        raise ConfigError(f"no MLflow database ({database})", hint="run a search first", source=run)
-    # MLflow ends with status 0 if the port is in use.
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise ConfigError(system_words(error), key="--port", value=port) from None
-    uri = default_tracking_uri(runs.resolve())
-    command = ["mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    environment = os.environ | {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    os.execvpe(sys.executable, [sys.executable, "-m", *command], environment)
 
 
 def _say_what_lacks_test(file: SearchFile) -> None:

@@ -233,6 +233,9 @@ class TrackingConfig(Frozen):
     of a password; it is taken from the environment."""
     experiment: str = "lipsum-tune"
     """Name of the MLflow experiment."""
+    metrics: Literal["main", "all"] = "main"
+    """`main`: accuracies, objectives, loss, learning rate, speed, seconds. `all`: everything that
+    trials report, which the tables of the run folder always have."""
 
 
 class SearchConfig(Frozen):

@@ -222,7 +222,8 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
 def _run_session(
     run_folder: Path, file: SearchFile, journal: Journal, uri: str, options: SearchOptions
 ) -> SearchResult:
-    console, keep = options.console or Console(stderr=True), file.search.checkpoints
+    console = options.console or Console(stderr=True)
+    keep, tracking = file.search.checkpoints, file.search.tracking
     with (
         ray_session(options.address),
         interrupted_by_sigterm(),
@@ -250,7 +251,7 @@ def _run_session(
         budget = Budget(file.search.budget, search, history)
         callbacks = (
             budget,
-            MlflowCallback(uri, file.search.tracking.experiment),
+            MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),
             TablesCallback(run_folder, history.records),
             CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
             progress,

@@ -2,13 +2,15 @@
 
 | run | tags | metrics |
 |---|---|---|
-| parent, named as the search | search, search_id, run_folder, kind, outcome, best/* | \
-zero_shot/*, best/* |
-| child, named as the trial | search, trial_id, kind, method, outcome, error, nonfinite | reports |
+| parent, named as the search | run_folder, kind, outcome, best/* | best/* |
+| child `zero-shot` | trial_id, kind, outcome | before any step |
+| child, named by its parameters | trial_id, kind, method, outcome, error, nonfinite | reports |
 
-Statuses: FINISHED; KILLED for pruned and stopped; FAILED. Every child has `outcome`, `kind` and
-`method` from the start, since a filter on a tag hides runs without it. The best parameters are
-tags, not params: a resumed search may find better ones, and MLflow's params cannot change.
+Each run has the tags `search` and `search_id`. The metrics are `view.main_metrics`, or all with
+`search.tracking.metrics: all`. Statuses: FINISHED, also of a pruned trial; KILLED for stopped;
+FAILED. Every child has `outcome`, `kind` and `method` from the start, since a filter on a tag hides
+runs without it. The best parameters are tags, not params: a resumed search may find better ones,
+and MLflow's params cannot change.
 
 Training never waits for MLflow: events note which trials have changed, and a thread brings MLflow
 up to date every few seconds, and later if the server is away. What MLflow lacks when the search
@@ -48,14 +50,22 @@ class MlflowCallback(Callback):
     Args:
         uri: a database (`sqlite:////abs/mlflow.db`) or a server (`https://...`), as configured.
         experiment: its name in MLflow; created if it is missing.
+        all_metrics: log everything that trials report, and not only the metrics to look at first.
         interval_seconds: between two writes, and between two attempts if the server is away.
     """
 
     _search: SearchRecord
     _runs: SearchRuns
 
-    def __init__(self, uri: str, experiment: str, interval_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        all_metrics: bool = False,
+        interval_seconds: float = 5.0,
+    ) -> None:
         self._uri = uri
+        self._all_metrics = all_metrics
         self._experiment = experiment
         self._interval = interval_seconds
         self._brief = contextlib.ExitStack()
@@ -87,7 +97,7 @@ class MlflowCallback(Callback):
         """
         self._search = search
         client, experiment_id = mlf.connect(self._uri, self._experiment)
-        self._runs = SearchRuns(client, experiment_id, search)
+        self._runs = SearchRuns(client, experiment_id, search, self._all_metrics)
         # For the whole search, not around each write: a thread must not change the environment
         # while another one reads it.
         self._brief.enter_context(mlf.brief_requests())
@@ -236,7 +246,8 @@ def backfill(run: LoadedRun) -> str:
     database = sqlite_path(uri)
     if database is not None and not database.is_file():
         return f"{where} is not here"  # the run folder was moved, or never had one
-    callback = MlflowCallback(uri, run.file.search.tracking.experiment)
+    tracking = run.file.search.tracking
+    callback = MlflowCallback(uri, tracking.experiment, tracking.metrics == "all")
     callback.search_started(run.search)
     callback.search_ended(run.history.records, run.history.outcome or "stopped")
     if callback.num_pending:

@@ -50,6 +50,8 @@ def describe(
         failed = [r for r in records if r.outcome == "failed"]
         lines += [""] * bool(failed)
         lines += [f"- {r.trial_id} failed: `{r.error_line[:200]}`" for r in failed]
+        lines += ["", "Accuracy on the test splits, over fresh seeds: "
+                  f"`lipsum-tune confirm {search.run_folder}`."] * (best is not None)  # fmt: skip
     else:
         lines += ["", "Running. Each trial is a run below this one; filter them by the tags `kind` "
                   "and `outcome`."]  # fmt: skip

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
+from tuning.mlflow_logging.view import main_metrics, share_view
 from tuning.reporting.figures.id_vs_ood import figure
 from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
+from tuning.reporting.formatting import format_params, trial_label
 from tuning.reporting.tables.trials import write_tables
-from tuning.runs.records import Outcome, SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, Outcome, SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 STATUS: dict[Outcome | SearchOutcome, str] = {
     "running": "RUNNING",
     "finished": "FINISHED",
-    "pruned": "KILLED",
+    "pruned": "FINISHED",  # as planned: MLflow marks a killed run like a failed one
     "stopped": "KILLED",
     "failed": "FAILED",
 }
@@ -56,15 +58,24 @@ class SearchRuns:
 
     Args:
         search: whose runs they are; its `run_id` identifies them wherever the folder is moved.
+        all_metrics: log everything that trials report, and not only `main_metrics`.
     """
 
     parent_run_id: str
     """ID of the parent run, once `open_parent` was called."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, search: SearchRecord) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        search: SearchRecord,
+        all_metrics: bool = False,
+    ) -> None:
         self._client = client
         self._experiment_id = experiment_id
         self._search = search
+        self._shown = None if all_metrics else frozenset(main_metrics(search))
+        self._params: dict[str, None] = {}  # all parameters of the trials, in order
         self._earlier: dict[str, Run] = {}  # trial ID -> child of an earlier session, not yet used
         self._open: dict[str, _Child] = {}
         self._closed: dict[str, tuple[Outcome, float | None]] = {}  # trial ID -> how and when
@@ -91,9 +102,15 @@ class SearchRuns:
             mlf.log(self._client, self.parent_run_id, tags=mlf.tags_of(tags))
             self._find_children()
         if earlier is None or not earlier.data.params:
-            zero_shot = {f"zero_shot/{k}": v for k, v in search.zero_shot.items() if k != "step"}
-            metrics = mlf.metrics_of(zero_shot, 0, _milliseconds())
-            mlf.log(self._client, self.parent_run_id, metrics, mlf.params_of(search.config))
+            self._share_view([])
+            if not self._find(f"{self._below} and tags.kind = 'zero_shot'"):
+                tags = self._child_tags(ZERO_SHOT, "zero_shot") | {"outcome": "finished"}
+                run_id = self._create(ZERO_SHOT, tags, None)
+                metrics = mlf.metrics_of(self._logged(search.zero_shot), 0, _milliseconds())
+                mlf.log(self._client, run_id, metrics)
+                self._client.set_terminated(run_id)
+            # Last, since they show that the rest has been done.
+            mlf.log(self._client, self.parent_run_id, params=mlf.params_of(search.config))
 
     def write(self, record: TrialRecord) -> None:
         """Send what MLflow lacks of a trial, and close its run if the trial has ended."""
@@ -105,6 +122,7 @@ class SearchRuns:
         new: dict[int, tuple[Mapping[str, float], int]] = {}
         for point in record.curve:
             step, now = int(point.get("step", 0)), _milliseconds()
+            point = self._logged(point)
             if not _is_same(child.sent.get(step), point):
                 before, sent_at = child.unsure.get(step, (None, now))
                 new[step] = (point, sent_at if _is_same(before, point) else now)
@@ -113,11 +131,10 @@ class SearchRuns:
             metrics: list[Metric] = []
             tags: dict[str, str] = {}
             for step, (point, timestamp_ms) in new.items():
-                values = {name: value for name, value in point.items() if name != "step"}
-                logged = mlf.metrics_of(values, step, timestamp_ms)
+                logged = mlf.metrics_of(point, step, timestamp_ms)
                 metrics += logged
-                if len(logged) < len(values):
-                    lost = [f"{n}={v}" for n, v in values.items() if not mlf.finite({n: v})]
+                if len(logged) < len(point):
+                    lost = [f"{n}={v}" for n, v in point.items() if not mlf.finite({n: v})]
                     tags["nonfinite"] = f"step {step}: {', '.join(lost)}"
             mlf.log(self._client, child.run_id, metrics, tags=mlf.tags_of(tags))
             child.sent |= {step: point for step, (point, _) in new.items()}
@@ -128,8 +145,7 @@ class SearchRuns:
     def close(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Close every child that is still open, then the parent with what the search found."""
         ended = {record.trial_id: record for record in records if record.outcome != "running"}
-        running = f"tags.`{PARENT_TAG}` = '{self.parent_run_id}' and attributes.status = 'RUNNING'"
-        for child in self._find(running):
+        for child in self._find(f"{self._below} and attributes.status = 'RUNNING'"):
             run_id, trial_id = str(child.info.run_id), child.data.tags.get("trial_id", "")
             if self._run_ids.get(trial_id, run_id) != run_id and not child.data.metrics:
                 # A server that hung was asked again, and later carried out both requests.
@@ -140,6 +156,7 @@ class SearchRuns:
                 mlf.log(self._client, run_id, tags=mlf.tags_of({"outcome": "stopped"}))
                 self._client.set_terminated(run_id, "KILLED")
 
+        self._share_view(records)
         search = self._search
         times = [record.ended_at for record in records if record.ended_at is not None]
         ended_ms = round(1000 * max(times, default=time.time()))
@@ -150,7 +167,7 @@ class SearchRuns:
             tags["best/trial"] = best.trial_id
             # Tags, not params: a resumed search may find better ones, and params cannot change.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
-            values = {f"best/{name}": v for name, v in best.metrics.items() if name != "step"}
+            values = {f"best/{name}": v for name, v in self._logged(best.metrics).items()}
             metrics = mlf.metrics_of(values, best.step, ended_ms)
         mlf.log(self._client, self.parent_run_id, metrics, tags=mlf.tags_of(tags))
         self._client.set_terminated(self.parent_run_id, STATUS[outcome], ended_ms)
@@ -172,21 +189,16 @@ class SearchRuns:
             self._find_children()
             self._answer_lost = False
         earlier = self._earlier.get(trial_id)
-        if earlier is not None and _is_complete(earlier, record):
+        if earlier is not None and self._is_complete(earlier, record):
             self._set_closed(record)
             return False
         if trial_id not in self._run_ids:
-            tags = {
-                PARENT_TAG: self.parent_run_id,
-                "search": self._search.name,
-                "trial_id": trial_id,
-                "kind": record.kind,
-                "outcome": "running",
-            }
+            tags = self._child_tags(trial_id, record.kind) | {"outcome": "running"}
             if (method := self._search.method(record)) is not None:
                 tags["method"] = method
+            name = f"{trial_label(self._search, record)} {format_params(record.params)}".strip()
             self._answer_lost = True
-            self._run_ids[trial_id] = self._create(trial_id, tags, record.started_at)
+            self._run_ids[trial_id] = self._create(name, tags, record.started_at)
             self._answer_lost = False
             child = _Child(self._run_ids[trial_id])
         else:
@@ -196,12 +208,15 @@ class SearchRuns:
                 self._client.update_run(child.run_id, status="RUNNING")
             # The reports that an earlier session logged, as MLflow has them.
             sent: dict[int, dict[str, float]] = {}
-            names = {name for point in record.curve for name in mlf.finite(point)} - {"step"}
+            names = {name for point in record.curve for name in mlf.finite(self._logged(point))}
             for name in sorted(names):
                 for metric in self._client.get_metric_history(child.run_id, name):  # by time
-                    sent.setdefault(metric.step, {"step": metric.step})[name] = metric.value
+                    sent.setdefault(metric.step, {})[name] = metric.value
             child.sent = dict(sent)
-        mlf.log(self._client, child.run_id, params=mlf.params_of(record.params))
+        params = record.params or self._search.reference_params
+        mlf.log(self._client, child.run_id, params=mlf.params_of(params))
+        if record.params.keys() - self._params.keys():
+            self._share_view([record])
         self._closed.pop(trial_id, None)
         self._earlier.pop(trial_id, None)
         self._open[trial_id] = child
@@ -225,12 +240,40 @@ class SearchRuns:
     def _find_children(self) -> None:
         """Find the children of earlier sessions, and of requests whose answer was lost."""
         # If a trial has two, take the one that has params or metrics.
-        children = self._find(f"tags.`{PARENT_TAG}` = '{self.parent_run_id}'")
+        children = self._find(self._below)
         for child in sorted(children, key=lambda run: bool(run.data.params or run.data.metrics)):
             trial_id = child.data.tags.get("trial_id")
             if trial_id is not None and trial_id not in self._open.keys() | self._closed.keys():
                 self._earlier[trial_id] = child
                 self._run_ids[trial_id] = str(child.info.run_id)
+
+    @property
+    def _below(self) -> str:
+        return f"tags.`{PARENT_TAG}` = '{self.parent_run_id}'"
+
+    def _child_tags(self, trial_id: str, kind: str) -> dict[str, str]:
+        search = {"search": self._search.name, "search_id": self._search.run_id}
+        return {PARENT_TAG: self.parent_run_id, **search, "trial_id": trial_id, "kind": kind}
+
+    def _share_view(self, records: Sequence[TrialRecord]) -> None:
+        """Store the search's page with a column for each parameter of the trials."""
+        self._params |= {key: None for record in records for key in record.params}
+        share_view(self._client, self._experiment_id, self._search, list(self._params))
+
+    def _logged(self, report: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of a report that MLflow gets."""
+        shown = self._shown
+        return {n: v for n, v in report.items() if n != "step" and (shown is None or n in shown)}
+
+    def _is_complete(self, run: Run, record: TrialRecord) -> bool:
+        """Whether a child run was closed after the last report of the record's trial."""
+        last = mlf.finite(self._logged(record.metrics))
+        return (
+            record.outcome != "running"
+            and run.info.status == STATUS[record.outcome]
+            and run.data.tags.get("outcome") == record.outcome
+            and all(run.data.metrics.get(name) == value for name, value in last.items())
+        )
 
     def _create(self, name: str, tags: dict[str, str], started_at: float | None) -> str:
         started_ms = None if started_at is None else round(1000 * started_at)
@@ -249,17 +292,6 @@ class SearchRuns:
             token = page.token
             if not token:
                 return runs
-
-
-def _is_complete(run: Run, record: TrialRecord) -> bool:
-    """Whether a child run was closed after the last report of the record's trial."""
-    last = mlf.finite({name: v for name, v in record.metrics.items() if name != "step"})
-    return (
-        record.outcome != "running"
-        and run.info.status == STATUS[record.outcome]
-        and run.data.tags.get("outcome") == record.outcome
-        and all(run.data.metrics.get(name) == value for name, value in last.items())
-    )
 
 
 def _is_same(before: Mapping[str, float] | None, now: Mapping[str, float]) -> bool:

@@ -81,11 +81,9 @@ def untuned_label(search: SearchRecord, separator: str = " ") -> str:
     The reference has the settings of the configuration file. The label keeps readers from taking
     it for a method that was tuned like the trials beside it.
     """
-    value: object = search.config
-    for key in ("trial", "optim", "lr"):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    if not isinstance(value, int | float):
+    if not search.reference_params:
         return "FT, not tuned"
+    value = search.reference_params["optim.lr"]
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"FT, not tuned{separator}(lr = {float(mantissa):g}e{exponent})"
 

@@ -240,6 +240,14 @@ class SearchRecord:
         name = record.params.get(METHOD_KEY, configured)
         return None if name is None else str(name)
 
+    @property
+    def reference_params(self) -> dict[str, ParamValue]:
+        """The learning rate of plain fine-tuning, which has it from the configuration."""
+        value: object = self.config
+        for key in ("trial", "optim", "lr"):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return {"optim.lr": float(value)} if isinstance(value, int | float) else {}
+
     def methods(self, records: Iterable[TrialRecord]) -> tuple[str, ...]:
         """The methods of the trials without references, each once, in the order of `records`."""
         found = (self.method(record) for record in records if record.kind == "trial")

@@ -103,7 +103,7 @@ def test_status_as_json(run: Path) -> None:
 
 def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run.parent / "mlflow.db").touch()
-    monkeypatch.setattr("os.execvpe", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(app, ["ui", str(run), "--port", str(port)])

@@ -28,10 +28,11 @@ def in_mlflow(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], .
     """Status, outcome and the curve of one metric of each run in MLflow."""
     client = MlflowClient(default_tracking_uri(run.parent))
     experiment = client.get_experiment_by_name("lipsum-tune")
-    found = client.search_runs([experiment.experiment_id])
-    assert len({run.info.run_name for run in found}) == len(found)
+    found = client.search_runs([experiment.experiment_id], "tags.kind != 'zero_shot'")
+    names = [run.data.tags.get("trial_id", run.info.run_name) for run in found]
+    assert len(set(names)) == len(found)
     return {
-        run.info.run_name: (
+        name: (
             run.info.status,
             run.data.tags["outcome"],
             tuple(
@@ -39,14 +40,14 @@ def in_mlflow(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], .
                 for m in client.get_metric_history(run.info.run_id, "ood_val/mean_acc")
             ),
         )
-        for run in found
+        for name, run in zip(names, found, strict=True)
     }
 
 
 def expected(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ...]]]:
     """The same, from the journal."""
     history = load_run(run).history
-    status = {"finished": "FINISHED", "pruned": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
+    status = {"finished": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
     outcome = history.outcome or "stopped"
     return {run.name: (status[outcome], outcome, ())} | {
         record.trial_id: (

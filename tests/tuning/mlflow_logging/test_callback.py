@@ -60,9 +60,8 @@ def play(callback: MlflowCallback, record: TrialRecord) -> None:
 def children(client: MlflowClient, callback: MlflowCallback) -> dict[str, Run]:
     assert callback.wait()
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    runs = client.search_runs(
-        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{callback.parent_run_id}'"
-    )
+    below = f"tags.`mlflow.parentRunId` = '{callback.parent_run_id}' and tags.kind != 'zero_shot'"
+    runs = client.search_runs([experiment.experiment_id], below)
     by_trial = {run.data.tags["trial_id"]: run for run in runs}
     assert len(by_trial) == len(runs), "a trial has two runs"
     return by_trial
@@ -86,7 +85,7 @@ def test_a_trial_is_a_child_run_with_params_curve_and_status(
     callback.search_started(search)
     play(callback, trial)
     (child,) = children(client, callback).values()
-    assert child.info.run_name == "trial-003"
+    assert child.info.run_name == "trial-003 reg_weight=1 text_length=8 lr=1e-05"
     assert child.info.status == "FINISHED"
     assert child.info.start_time == 1000 * trial.started_at
     assert child.info.end_time == 1000 * trial.ended_at
@@ -112,8 +111,37 @@ def test_the_parent_has_the_configuration_and_the_zero_shot_model(
     assert parent.info.status == "RUNNING"
     assert parent.data.params["trial.model.name"] == "ViT-B-32-quickgelu"
     assert parent.data.params["search.space"] == '["method.reg_weight", "optim.lr"]'
-    assert parent.data.metrics["zero_shot/id_val/acc"] == 82.4
     assert "| zero-shot | 82.4 | 61.0 |" in parent.data.tags["mlflow.note.content"]
+
+
+def test_the_zero_shot_model_and_plain_fine_tuning_stand_beside_the_trials(
+    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
+) -> None:
+    callback.search_started(search)
+    play(callback, fakes.reference())
+    reference = children(client, callback)["ft"]
+    assert reference.info.run_name == "FT, not tuned (lr = 1e-05)"
+    assert reference.data.params == {"optim.lr": "1e-05"}
+    MlflowCallback(callback._uri, EXPERIMENT).search_started(search)  # after a resume
+    condition = f"tags.search_id = '{search.run_id}' and tags.kind = 'zero_shot'"
+    (zero_shot,) = client.search_runs([reference.info.experiment_id], condition)
+    assert (zero_shot.info.run_name, zero_shot.info.status) == ("zero-shot", "FINISHED")
+    assert zero_shot.data.metrics["id_val/acc"] == 82.4
+
+
+@pytest.mark.parametrize("all_metrics", [False, True])
+def test_what_is_not_looked_at_first_is_logged_on_request(
+    client: MlflowClient, search: SearchRecord, runs: Path, all_metrics: bool
+) -> None:
+    report = fakes.report(40, 80.0, 60.0) | {"id_val/ece": 3.0, "cost/cpu_seconds": 9.0}
+    callback = MlflowCallback(default_tracking_uri(runs), EXPERIMENT, all_metrics)
+    callback.search_started(search)
+    play(callback, fakes.trial(1, curve=(report,)))
+    (child,) = children(client, callback).values()
+    logged = report.keys() - {"step"}
+    few = logged - {"id_val/ece", "cost/cpu_seconds"}
+    assert child.data.metrics.keys() == (logged if all_metrics else few)
+    callback.search_ended([], "stopped")
 
 
 def test_every_child_has_its_method_as_a_tag(
@@ -146,7 +174,7 @@ def test_an_outcome_is_a_status_and_a_tag(
 ) -> None:
     statuses = {
         "finished": "FINISHED",
-        "pruned": "KILLED",
+        "pruned": "FINISHED",
         "stopped": "KILLED",
         "failed": "FAILED",
         "running": "RUNNING",
@@ -368,7 +396,7 @@ def test_a_run_that_a_hung_server_created_twice_is_deleted_at_the_end(
     play(callback, fakes.trial(1))
     (child,) = children(client, callback).values()
     tags = child.data.tags | {"outcome": "running"}
-    late = client.create_run(child.info.experiment_id, tags=tags, run_name="trial-001")
+    late = client.create_run(child.info.experiment_id, tags=tags, run_name=child.info.run_name)
     callback.search_ended([fakes.trial(1)], "finished")
     assert list(children(client, callback)) == ["trial-001"]
     assert client.get_run(late.info.run_id).info.lifecycle_stage == "deleted"
@@ -428,7 +456,7 @@ def test_a_run_that_a_user_deleted_does_not_hold_up_the_others(
     client.delete_run(children(client, callback)[first.trial_id].info.run_id)
     callback.trial_ended(replace(first, outcome="finished"))
     play(callback, fakes.trial(2))
-    assert [run.info.run_name for run in children(client, callback).values()] == ["trial-002"]
+    assert list(children(client, callback)) == ["trial-002"]
 
 
 def test_limits_of_requests_are_in_the_environment_during_the_search_only(

@@ -126,7 +126,7 @@ def test_mlflow_has_every_point_as_a_metric_and_the_figure(
     search: SearchRecord, tmp_path: Path
 ) -> None:
     record = with_curve(fakes.trial(0))
-    callback = MlflowCallback(default_tracking_uri(tmp_path), "lipsum-tune")
+    callback = MlflowCallback(default_tracking_uri(tmp_path), "lipsum-tune", all_metrics=True)
     callback.search_started(search)
     callback.trial_started(record)
     callback.trial_ended(record)

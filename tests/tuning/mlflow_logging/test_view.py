@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.tuning import fakes
+from tuning.algorithms.objectives import Objective
+from tuning.mlflow_logging.client import connect, default_tracking_uri
+from tuning.mlflow_logging.view import share_view, view_path
+from tuning.runs.records import SearchRecord
+
+PARAMS = ["method.reg_weight", "optim.lr"]
+
+
+def shared(runs: Path, search: SearchRecord) -> dict[str, Any]:
+    """The view as a page finds it: through the key in the address, in the experiment's tags."""
+    client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
+    share_view(client, experiment_id, search, PARAMS)
+    address = view_path(experiment_id, search)
+    assert address.startswith(f"/#/experiments/{experiment_id}/runs?")
+    key = address.partition("viewStateShareKey=")[2]
+    tag = client.get_experiment(experiment_id).tags[f"mlflow.sharedViewState.{key}"]
+    packed = base64.b64decode(tag.removeprefix("deflate;"))
+    view: dict[str, Any] = json.loads(zlib.decompress(packed))
+    return view
+
+
+def test_the_view_has_the_trials_of_one_search_best_first(runs: Path) -> None:
+    view = shared(runs, fakes.search_record(runs / "mine"))
+    assert view["searchFilter"] == "tags.search_id = 'mine' and tags.kind != 'search'"
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/mean_acc`", False)
+    columns = view["selectedColumns"]
+    assert columns[:2] == ["metrics.`id_val/acc`", "metrics.`ood_val/mean_acc`"]
+    assert {"params.`optim.lr`", "tags.`outcome`", "metrics.`ood_val/sketch/acc`"} <= set(columns)
+    charts = {chart["type"]: chart for chart in view["compareRunCharts"]}
+    assert charts["SCATTER"]["yaxis"]["key"] == "ood_val/mean_acc"
+    assert charts["PARALLEL"]["selectedParams"] == PARAMS
+
+
+def test_less_of_an_objective_may_be_better(runs: Path) -> None:
+    search = fakes.search_record(runs / "mine")
+    view = shared(runs, replace(search, objectives=(Objective("id_val/nll", "min"),)))
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`id_val/nll`", True)
+    assert "metrics.`id_val/nll`" in view["selectedColumns"]
+
+
+def test_two_searches_of_an_experiment_have_views_of_their_own(runs: Path) -> None:
+    mine = shared(runs, fakes.search_record(runs / "mine"))
+    yours = shared(runs, fakes.search_record(runs / "yours"))
+    assert mine["searchFilter"] != yours["searchFilter"]
+    client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
+    tags = client.get_experiment(experiment_id).tags
+    assert sum(name.startswith("mlflow.sharedViewState.") for name in tags) == 2

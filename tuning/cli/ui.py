@@ -1,0 +1,106 @@
+"""The command that serves MLflow for a folder of runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuning.cli.options import show, warn
+
+app = typer.Typer()
+
+_START_SECONDS = 120.0
+"""Time for the server to answer; seconds on an idle machine."""
+
+
+@app.command()
+def ui(
+    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of all runs.")] = Path(
+        "runs"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Allow an address that others can reach.")
+    ] = False,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Serve MLflow for a folder of runs, and open the page of a search.
+
+    Example: lipsum-tune ui runs/quickstart --port 5001
+    """
+    from trainers.errors import ConfigError, system_words
+    from tuning.runs.run_folder import CONFIG_FILE, load_run
+    from tuning.security.exposure import check_listens
+
+    if risk := check_listens(host, "MLflow", allow_remote):
+        warn(risk)
+    runs = run.parent if (run / CONFIG_FILE).is_file() else run
+    database = runs.resolve() / "mlflow.db"
+    if not database.is_file():
+        raise ConfigError(f"no MLflow database ({database})", hint="run a search first", source=run)
+    # MLflow ends with status 0 if the port is in use.
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ConfigError(system_words(error), key="--port", value=port) from None
+
+    from tuning.mlflow_logging.client import connect, default_tracking_uri
+    from tuning.mlflow_logging.view import view_path
+
+    uri, page = default_tracking_uri(runs.resolve()), ""
+    searches = [path.parent for path in runs.glob(f"*/{CONFIG_FILE}")] if run == runs else [run]
+    if searches:
+        newest = load_run(max(searches, key=lambda folder: folder.stat().st_mtime))
+        _, experiment_id = connect(uri, newest.file.search.tracking.experiment)
+        page = view_path(experiment_id, newest.search)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    # One worker process: each takes 0.5 GB and seconds to start.
+    options = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    settings = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *options], env=os.environ | settings
+    )
+    try:
+        if _answers(address, server):
+            show("MLflow", f"{address}{page}")
+            has_display = sys.platform in ("darwin", "win32") or os.environ.keys() & {
+                "DISPLAY",
+                "WAYLAND_DISPLAY",
+            }
+            # Without a display, Python would open a browser for text in this terminal.
+            if browser and has_display:
+                webbrowser.open(f"{address}{page}")
+        raise typer.Exit(server.wait())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until the server answers; False if it has ended."""
+    deadline = time.monotonic() + _START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return True
+        except OSError:
+            time.sleep(0.1)
+    return False

@@ -1,0 +1,102 @@
+"""The page of MLflow that shows a search: its trials, best first, with ID and OOD accuracy.
+
+MLflow opens an experiment with names, dates and durations. A shared view, which its *Share* button
+makes, opens it with other columns, order, filter and charts. It is a tag of the experiment,
+`mlflow.sharedViewState.KEY`, and an address that ends in `viewStateShareKey=KEY`. The tag holds
+`deflate;` and the base64 of the compressed JSON, as MLflow 3.17's pages read it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
+from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlflow.tracking import MlflowClient
+
+_TAG = "mlflow.sharedViewState."
+
+
+def main_metrics(search: SearchRecord) -> tuple[str, ...]:
+    """The metrics to look at first, in the order of the columns."""
+    names = [ID_ACC, OOD_MEAN_ACC, MEAN_ACC]
+    names += [objective.metric for objective in search.objectives]
+    names += [constraint.metric for constraint in search.constraints]
+    names += [val_acc(domain) for domain in search.ood_domains]
+    return tuple(dict.fromkeys((*names, TRAIN_LOSS, "train/lr", "train/images_per_s", SECONDS)))
+
+
+def share_view(
+    client: MlflowClient, experiment_id: str, search: SearchRecord, params: Sequence[str]
+) -> None:
+    """Store the view of a search. Its columns are ID and OOD accuracy, objectives and `params`."""
+    text = json.dumps(_state(search, params), separators=(",", ":"))
+    packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    client.set_experiment_tag(experiment_id, f"{_TAG}{_key(search)}", f"deflate;{packed}")
+
+
+def view_path(experiment_id: str, search: SearchRecord) -> str:
+    """The part of the view's address after that of the server."""
+    query = f"workflowType=machine_learning&viewStateShareKey={_key(search)}"
+    return f"/#/experiments/{experiment_id}/runs?{query}"
+
+
+def _key(search: SearchRecord) -> str:
+    return hashlib.sha256(search.run_id.encode()).hexdigest()[:16]
+
+
+def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
+    first = search.objectives[0]
+    metrics = [name for name in main_metrics(search) if not name.startswith(("train/", "cost/"))]
+    is_domain = set(map(val_acc, search.ood_domains))
+    columns = [f"metrics.`{name}`" for name in metrics if name not in is_domain]
+    columns += ["tags.`outcome`", *(f"params.`{name}`" for name in params)]
+    columns += [f"metrics.`{name}`" for name in metrics if name in is_domain]
+    run_name, created = "attributes.`Run Name`", "runDateAndNestInfo"
+    overview = "lipsum-tune-overview"
+    charts = [
+        _chart("SCATTER", overview, "ID and OOD accuracy", xaxis=_metric(ID_ACC),
+               yaxis=_metric(OOD_MEAN_ACC), runsCountToCompare=100),
+        _chart("PARALLEL", overview, "Parameters and objective", selectedParams=list(params),
+               selectedMetrics=[first.metric], showAllRuns=True),
+        _chart("BAR", overview, first.metric, metricKey=first.metric, runsCountToCompare=20),
+    ]  # fmt: skip
+    if len(params) > 1:
+        x, y = ({"key": name, "type": "PARAM"} for name in (params[0], params[-1]))
+        charts.append(
+            _chart("CONTOUR", overview, f"{first.metric} over two parameters", xaxis=x, yaxis=y,
+                   zaxis=_metric(first.metric), reverseScale=False)
+        )  # fmt: skip
+    return {
+        "searchFilter": f"tags.search_id = '{search.run_id}' and tags.kind != 'search'",
+        "orderByKey": f"metrics.`{first.metric}`",
+        "orderByAsc": first.mode == "min",
+        "selectedColumns": [*columns, f"metrics.`{SECONDS}`"],
+        "columnOrder": [run_name, *columns, f"metrics.`{SECONDS}`", created],
+        "columnWidths": dict.fromkeys(columns, 110) | {run_name: 330, created: 130},
+        "compareRunCharts": charts,
+        "compareRunSections": [
+            {"uuid": overview, "name": "Overview", "display": True, "isReordered": True}
+        ],
+        "isAccordionReordered": True,  # the other sections come after this one
+        "runsHiddenMode": "SHOW_ALL",
+        "hideEmptyCharts": True,
+    }
+
+
+def _metric(name: str) -> dict[str, str]:
+    return {"key": name, "type": "METRIC"}
+
+
+def _chart(kind: str, section: str, title: str, **settings: Any) -> dict[str, Any]:
+    identity = {"uuid": f"{section}-{kind.lower()}", "metricSectionId": section}
+    state = {"deleted": False, "isGenerated": False, "displayName": title}
+    return {"type": kind, **identity, **state, **settings}
