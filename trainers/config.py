@@ -196,10 +196,10 @@ class TrialConfig(Frozen):
     """Recompute activations in the backward pass instead of storing them, to save memory."""
     compile: bool = False
     """Compile the encoders with `torch.compile`."""
-    zero_shot_cache_gb: float = Field(default=0, ge=0)
-    """Limit of the zero-shot model's features that each machine keeps for all trials (10^9 bytes).
-    Those of training views and random texts are rounded to float16. 0 computes them in each trial,
-    without rounding."""
+    zero_shot_cache_gb: float = Field(default=5, ge=0)
+    """Limit of the zero-shot model's features that each machine keeps for all trials (10^9 bytes),
+    of which a set may take half of the free disk. Those of training views and random texts are
+    rounded to float16. 0 computes them in each trial, without rounding."""
 
     @model_validator(mode="before")
     @classmethod

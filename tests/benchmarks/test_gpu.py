@@ -17,7 +17,8 @@ def test_the_dry_run_measures_every_part(tmp_path: Path) -> None:
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert all("error" not in part for part in parts.values()), parts
     loops = [row["loop"] for row in parts["throughput"]["rows"]]
-    assert loops[:2] == ["bare loop", "FT"]
+    teachers = ["Lipsum-FT, live teacher", "Lipsum-FT, shared teacher"]
+    assert loops == ["bare loop", "FT", *teachers]
     assert parts["nccl"]["rows"] == [{"backend": "gloo", "workers": 1, "sum": 1.0}]
     assert [row["at a time"] for row in parts["searches"]["rows"]] == [1, 2]
     assert "# CPU, dry run" in (tmp_path / "gpu.md").read_text()

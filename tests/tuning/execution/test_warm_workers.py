@@ -65,7 +65,11 @@ def weights(folder: Path) -> dict[str, Any]:
 def test_a_trial_equals_the_same_one_in_a_fresh_process(
     num_workers: int, trial: TrialConfig, tmp_path: Path
 ) -> None:
-    """Before it, one trial ends, one is stopped and one diverges in the same workers."""
+    """Before it, one trial ends, one is stopped and one diverges in the same workers.
+
+    The fresh one stores the zero-shot model's features, which the others read.
+    """
+    trial = trial.model_copy(update={"zero_shot_cache_gb": 1})
     resources = ResourcesConfig(workers=num_workers)
     last = fit(trial.model_dump_json(), name="fresh", storage_path=tmp_path, resources=resources)
     workers = WarmWorkers(resources)

@@ -126,16 +126,23 @@ class FeatureFile:
 def _make_room(
     others: Mapping[Path, os.stat_result], folder: Path, size: int, limit_bytes: int
 ) -> bool:
-    """Remove the files unused for longest until `size` bytes fit beside the rest; False if not."""
+    """Remove the files unused for longest until `size` bytes fit beside the rest; False if not.
+
+    They fit into the limit and into half of the free disk, which checkpoints need as well.
+    """
+
+    def disk_has_room() -> bool:
+        return shutil.disk_usage(folder).free >= 2 * size
+
     if size > limit_bytes:
         return False
     total = size + sum(stat.st_size for stat in others.values())
     for file in sorted(others, key=lambda file: others[file].st_mtime_ns):
-        if total <= limit_bytes and shutil.disk_usage(folder).free >= size:
+        if total <= limit_bytes and disk_has_room():
             break
         file.unlink(missing_ok=True)
         total -= others[file].st_size
-    return shutil.disk_usage(folder).free >= size
+    return disk_has_room()
 
 
 def _checksum(values: bytes | memoryview) -> bytes:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,14 @@ def test_the_files_unused_for_longest_are_removed(folder: Path) -> None:
     opened("e", records=3 * RECORDS)
     assert first.read(0, ROWS) is not None  # a process keeps what it has open
     assert len(list(folder.glob("*.features"))) == 1
+
+
+def test_a_file_takes_no_more_than_half_of_the_free_disk(folder: Path) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    for share, is_stored in ((0.6, False), (0.4, True)):  # takes no room until it is written
+        file = opened(records=int(share * free / RECORD_BYTES), limit_bytes=free)
+        file.write(0, features(0))
+        assert (file.read(0, ROWS) is not None) == is_stored
 
 
 def test_what_cannot_be_stored_is_rounded_all_the_same(
