@@ -81,6 +81,7 @@ def test_commands_that_only_read_import_nothing_heavy(images_root: Path, tmp_pat
         ["--version"],
         ["schema"],
         ["config", "quickstart"],
+        ["list", str(run.parent)],
         ["status", str(run)],
         ["status", str(run), "--json"],
         ["no-such-command"],

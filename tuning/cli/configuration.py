@@ -1,15 +1,34 @@
-"""Commands that show configurations: `schema` and `config`."""
+"""Commands that show what there is: `list`, `schema` and `config`."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated
 
 import typer
 import yaml
+from rich.console import Console
 
 from tuning.cli.options import Config, Set
 
 app = typer.Typer()
+
+
+@app.command("list")
+def list_(
+    runs: Annotated[Path, typer.Argument(help="The folder of runs.")] = Path("runs"),
+) -> None:
+    """List runs, the last one first, and the ready configurations.
+
+    Example: lipsum-tune list
+    """
+    from tuning.reporting.overview import configs_table, runs_table
+    from tuning.reporting.result_table import fit_table
+
+    console = Console()
+    for table in (runs_table(runs), configs_table()):
+        console.print(fit_table(table, console.width), "")
 
 
 @app.command()

@@ -16,7 +16,19 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key, e.g. `trial.steps=500`. May be repeated."),
 ]
-Run = Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart.")]
+
+
+def found(run: Path) -> Path:
+    """The run folder that the user means. Called for the argument of a command."""
+    from tuning.runs.run_folder import find_run
+
+    return find_run(run)
+
+
+Run = Annotated[
+    Path,
+    typer.Argument(callback=found, help="A run folder, or the name of one in runs/."),
+]
 Address = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster. Default: RAY_ADDRESS, or a local Ray."),

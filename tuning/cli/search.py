@@ -65,7 +65,7 @@ def search(
 def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
     """Continue an interrupted search; budgets, resources and data.root may change.
 
-    Example: lipsum-tune resume runs/quickstart
+    Example: lipsum-tune resume quickstart
     """
     check_run(run, set_ or ())
     from tuning.runs.resume import resume_search
@@ -82,8 +82,13 @@ def extend(
 ) -> None:
     """Give a search more trials, or another space, sampler or scheduler.
 
-    Example: lipsum-tune extend runs/quickstart --trials 8
+    Example: lipsum-tune extend quickstart --trials 8
     """
+    from trainers.errors import ConfigError
+
+    if trials is None and not set_:
+        problem = "nothing to extend by: give --trials N, or --set KEY=VALUE"
+        raise ConfigError(problem, hint="a stopped search goes on with `resume`")
     check_run(run, set_ or ())
     from tuning.runs.resume import extend_search
 
@@ -116,7 +121,7 @@ def status(
 ) -> None:
     """Show what a search has done so far; it may be running.
 
-    Example: lipsum-tune status runs/quickstart
+    Example: lipsum-tune status quickstart
     """
     from tuning.reporting.leaderboard import report as full_report
     from tuning.runs.journal import is_running
@@ -150,7 +155,7 @@ def status(
 def report(run: Run) -> None:
     """Write tables and figures of a run folder, bring MLflow up to date, and show the leaderboard.
 
-    Example: lipsum-tune report runs/quickstart
+    Example: lipsum-tune report quickstart
     """
     from tuning.mlflow_logging.callback import backfill
     from tuning.mlflow_logging.client import TrackingError
@@ -187,7 +192,7 @@ def confirm(
 
     Each choice of the selection rules is trained once, and plain fine-tuning beside them.
 
-    Example: lipsum-tune confirm runs/quickstart --seeds 3
+    Example: lipsum-tune confirm quickstart --seeds 3
     """
     check_run(run)
     from tuning.confirmation.confirm import confirm as confirm_choices

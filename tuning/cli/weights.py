@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from tuning.cli.options import Address, Config, Run, Set, check_run, show
+from tuning.cli.options import Address, Config, Run, Set, check_run, found, show
 
 app = typer.Typer()
 
@@ -47,7 +47,11 @@ def train(
 @app.command()
 def export(
     run: Annotated[
-        Path, typer.Argument(help="A run folder, or the folder that `train --output` wrote.")
+        Path,
+        typer.Argument(
+            callback=found,
+            help="A run folder, the name of one in runs/, or what `train --output` wrote.",
+        ),
     ],
     output: Annotated[Path, typer.Option(help="A new folder, for open_clip's `local-dir:`.")],
     trial: Annotated[
@@ -63,7 +67,7 @@ def export(
 ) -> None:
     """Write fine-tuned weights as a folder that open_clip loads, with the classifier head.
 
-    Example: lipsum-tune export runs/quickstart --output exported
+    Example: lipsum-tune export quickstart --output exported
     """
     from tuning.weights.export import export_weights
 
@@ -85,7 +89,7 @@ def soup(
 ) -> None:
     """Average the weights of a search's best trials, and evaluate them on the validation splits.
 
-    Example: lipsum-tune soup runs/quickstart --top 3
+    Example: lipsum-tune soup quickstart --top 3
     """
     check_run(run)
     from tuning.weights.report import soup_report

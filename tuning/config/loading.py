@@ -2,7 +2,8 @@
 
 A file may start with ``extends: domainnet_vit_b16`` (a ready configuration, or a path relative to
 the file's folder) and contain only what differs. ``variants:`` names sets of dotted keys, chosen by
-``FILE:VARIANT`` on the command line. Both keys are gone from the result.
+``FILE:VARIANT`` on the command line; its search is called `<name>-<variant>`, unless it is named
+there. Both keys are gone from the result.
 
 Later layers win, key by key. But another `name` of a model, method, ready space or scheduler,
 `methods` in place of a ready space or the reverse, and another `type` of a parameter replace their
@@ -61,7 +62,8 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str,
             key, value = f"variants.{variant}", variants[variant]
             raise ConfigError("expected dotted keys", key=key, value=value, source=path)
         name = f"{path}:{variant}"
-        layers.insert(0, variants[variant])
+        searched = _section(values, "search").get("name", _STANDARD.search.name)
+        layers = [{"search.name": f"{searched}-{variant}"}, variants[variant], *layers]
     try:
         for keys in layers:
             values = _merge(values, _nested(keys))

@@ -238,7 +238,10 @@ def _check_objective(file: SearchFile) -> None:
                 hint="search over method.name = 'wise_ft' and its alpha",
             )
         if objective.metric not in known:
-            hint = suggestion(objective.metric, known)
+            # Not the other kind: whoever means OOD accuracy must not be led to ID accuracy.
+            wants_id = objective.metric.startswith("id")
+            alike = [name for name in known if name.startswith("id") == wants_id]
+            hint = suggestion(objective.metric, alike)
             raise ConfigError("is never reported", key=key, value=objective.metric, hint=hint)
     if len({objective.metric for objective in file.objectives}) < len(file.objectives):
         raise ConfigError("a metric is given twice", key="search.objective")

@@ -24,11 +24,11 @@ from trainers.config import DataConfig, TrialConfig
 from trainers.data.fingerprint import data_fingerprint
 from trainers.data.storage import Store, open_store, url_of
 from trainers.data.suite import listed
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, suggestion
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.runs.journal import History, is_running, read_history
+from tuning.runs.journal import JOURNAL_FILE, History, is_running, read_history
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RUNS = Path("runs")
+"""Where runs are looked up by their names; the default of `search.storage`."""
 CONFIG_FILE = "search.yaml"
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = (
@@ -187,16 +189,40 @@ class LoadedRun:
         return None if record is None else BestTrial(record, self.folder)
 
 
+def find_run(folder: str | Path) -> Path:
+    """The run folder of a path, or of a name of a folder in `runs/`."""
+    path = Path(folder).expanduser()
+    below = RUNS / path
+    is_name = not (path / CONFIG_FILE).is_file() and (below / CONFIG_FILE).is_file()
+    return below if is_name else path
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """All run folders in a folder, the one that was written to last first."""
+    found = [file.parent for file in folder.glob(f"*/{CONFIG_FILE}")]
+    return sorted(found, key=last_written, reverse=True)
+
+
+def last_written(run: Path) -> float:
+    """Unix time of the last event of a run."""
+    journal = run / JOURNAL_FILE
+    return (journal if journal.is_file() else run / CONFIG_FILE).stat().st_mtime
+
+
 def load_run(folder: str | Path) -> LoadedRun:
-    """Read a run folder. The run may be in progress, and its data need not be reachable.
+    """Read a run folder, or that of a name in `runs/`. The run may be in progress.
+
+    Its data need not be reachable.
 
     Raises:
         ConfigError: it is not a run folder, or one of another version.
     """
-    folder = Path(folder).expanduser()
+    folder = find_run(folder)
     config = folder / CONFIG_FILE
     if not config.is_file():
-        raise ConfigError(f"not a run folder: {CONFIG_FILE} not found", source=folder)
+        problem = f"not a run folder: {CONFIG_FILE} not found"
+        hint = suggestion(folder.name, [run.name for run in runs_in(RUNS)])
+        raise ConfigError(problem, source=folder, hint=hint)
     history = read_history(folder, live=is_running(folder))
     return LoadedRun(folder.resolve(), load_config(config, check=False), history)
 

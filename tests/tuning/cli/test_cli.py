@@ -36,7 +36,7 @@ from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 
 COMMANDS = {
     "prepare", "zero-shot", "plan", "search", "resume", "extend", "status", "report", "confirm",
-    "train", "export", "soup", "ui", "submit", "doctor", "schema", "config",
+    "train", "export", "soup", "ui", "submit", "doctor", "schema", "config", "list",
 }  # fmt: skip
 
 
@@ -99,6 +99,27 @@ def test_status_as_json(run: Path) -> None:
     outcomes = {trial["trial_id"]: trial["outcome"] for trial in found["trials"]}
     assert outcomes["trial-001"] == "pruned"
     assert found["trials"][1]["metrics"]["id_val/acc"] == 85.0
+
+
+def test_list_shows_runs_and_ready_configurations(run: Path, images_root: Path) -> None:
+    write_run(run.with_name("other"), search_file(images_root), outcome=None)
+    (run.with_name("damaged")).mkdir()
+    (run.with_name("damaged") / CONFIG_FILE).write_text("search: 3")
+    shown = CliRunner().invoke(app, ["list", str(run.parent)], env={"COLUMNS": "120"}).output
+    rows = {words[1]: words for line in shown.splitlines() if len(words := line.split()) > 3}
+    assert rows["mine"][3:10:2] == ["finished", "3/20", "73.5", "val/mean_acc"]
+    assert rows["other"][3:6:2] == ["killed", "0/20"]
+    assert rows["damaged"][3:5] == ["unreadable:", "ConfigError"]
+    assert {"quickstart", "imagenet_vit_b16"} <= rows.keys()
+
+
+def test_a_run_is_found_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent.parent)
+    assert "trial-000" in CliRunner().invoke(app, ["status", "mine"]).output
+    assert load_run("mine").folder == run
+    error = CliRunner().invoke(app, ["status", "mime"]).exception
+    assert isinstance(error, ConfigError)
+    assert error.hint == "did you mean 'mine'?"
 
 
 def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +200,7 @@ def test_a_search_says_first_what_confirm_will_lack(
         (("plan", "no-such.yaml"), "no-such.yaml: no such file"),
         (("resume", "RUN", "--set", "trial.steps"), "write it as key=value"),
         (("extend", "RUN", "--set", "trial.seed=9"), "start a new search"),
+        (("extend", "RUN"), "give --trials N"),
     ],
 )
 def test_a_search_that_cannot_continue_is_one_line(

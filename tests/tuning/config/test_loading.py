@@ -86,7 +86,10 @@ def test_a_search_is_named_after_its_own_file(tmp_path: Path) -> None:
     assert name(write(tmp_path, "\u732b", extends="own.yaml")) == "search"
     called = write(tmp_path, "c", extends="domainnet_vit_b16", search={"name": "x", "budget": {}})
     assert name(called) == "x"
-    assert name(f"{called}:runlocal") == "runlocal"
+    assert name(f"{called}:runlocal") == "x-runlocal"
+    assert name("imagenet_vit_l14:runlocal") == "imagenet_vit_l14-runlocal"
+    variants = {"fast": {"search.name": "faster"}}
+    assert name(f"{write(tmp_path, 'v', variants=variants)}:fast") == "faster"
     assert name("domainnet_vit_b32") == "domainnet_vit_b32"
     wrong = write(tmp_path, "wrong", extends="domainnet_vit_b16", search=3)
     with pytest.raises(ConfigError, match=r"wrong\.yaml: search = 3"):

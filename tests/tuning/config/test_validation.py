@@ -75,7 +75,8 @@ def lipsum(**settings: Any) -> dict[str, Any]:
         ("trial.model.name", "tiny-klip", None, "did you mean 'tiny-clip'"),
         ("trial.eval.wise_alphas", [0.5, 1, 0.5], "", "0.5 is named twice"),
         # What is optimised.
-        ("search.objective.metric", "val/acc", "", "never reported .*did you mean"),
+        ("search.objective.metric", "val/acc", "", "did you mean .val/mean_acc."),
+        ("search.objective.metric", "ood_val/acc", "", "did you mean .ood_val/mean_acc."),
         ("search.objective.metric", "id_test/acc", "", "never reported"),
         ("search.objective.metric", "wise/0.5/id_val/acc", "", "wise_ft"),
         ("search.objective", [{"metric": "id_vl/acc"}], "search.objective.metric", "'id_val/acc'"),

@@ -1,0 +1,61 @@
+"""What there is: the runs of a folder, and the ready configurations, as tables."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import takewhile
+from pathlib import Path
+
+from tuning.config.loading import find_config, ready_configs
+from tuning.reporting.formatting import format_value
+from tuning.reporting.result_table import Column, ResultTable, Row
+from tuning.runs.journal import is_running
+from tuning.runs.run_folder import RUNS, last_written, load_run, runs_in
+from tuning.selection.ranking import best_trial
+
+
+def runs_table(folder: Path = RUNS) -> ResultTable:
+    """One row for each run: how it stands, and its best value of the first objective."""
+    columns = [
+        Column("name", "run", left=True),
+        Column("state", "state", left=True),
+        Column("trials", "trials"),
+        Column("best", "best"),
+        Column("objective", "objective", left=True, drop=1),
+        Column("when", "last event", left=True, drop=2),
+    ]
+    runs = runs_in(folder)
+    notes = [] if runs else ["None yet: lipsum-tune search quickstart"]
+    return ResultTable(f"Runs in {folder}", columns, [_run_row(run) for run in runs], notes)
+
+
+def _run_row(folder: Path) -> Row:
+    when = datetime.fromtimestamp(last_written(folder)).strftime("%Y-%m-%d %H:%M")
+    values: dict[str, object] = {"name": folder.name, "when": when}
+    try:
+        run = load_run(folder)
+    except Exception as error:  # damaged, or of another version: the others are still listed
+        return Row(values | {"state": f"unreadable: {type(error).__name__}"}, "dim")
+    records, objective = run.history.records, run.file.objectives[0].metric
+    state = "running" if is_running(folder) else run.history.outcome or "killed"
+    ended = sum(record.kind == "trial" and record.outcome != "running" for record in records)
+    values |= {"state": state, "objective": objective}
+    values["trials"] = f"{ended}/{run.file.search.budget.trials}"
+    if run.history.zero_shot is not None and (best := best_trial(run.search, records)):
+        value = best.last(objective)
+        values["best"] = None if value is None else format_value(value)
+    return Row(values)
+
+
+def configs_table() -> ResultTable:
+    """One row for each ready configuration: its name, and what its first comment says."""
+    columns = [
+        Column("name", "name", left=True),
+        Column("about", "what it is", left=True, min_width=30),
+    ]
+    rows = []
+    for name in ready_configs():
+        lines = find_config(name).read_text(encoding="utf-8").splitlines()
+        comment = takewhile(lambda line: line.startswith("# "), lines)
+        rows.append(Row({"name": name, "about": " ".join(line[2:] for line in comment)}))
+    return ResultTable("Ready configurations", columns, rows)
