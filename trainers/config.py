@@ -153,6 +153,11 @@ class EvalConfig(Frozen):
     """Images of each domain that are evaluated before the last step: a stratified sample, the same
     one for all trials and seeds. The standard error of an accuracy on n images is at most
     50 / sqrt(n) points, which is 1.1 for 2000. 0 evaluates all images, as the last step does."""
+    rung_weights: Literal["raw", "averaged"] = "raw"
+    """Weights that are evaluated before the last step: those that are being trained, or their
+    running average, which ranks trials early more like the last step does. It needs memory for one
+    more copy of the trained weights, and two more in checkpoints. The last step evaluates the
+    trained ones."""
     batch_size: int = Field(default=256, ge=1)
     """Images of a forward pass."""
     wise_alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()

@@ -46,6 +46,7 @@ REPORTED = (
     "train/lr",
     "train/images_per_s",
     "train/micro_batch_size",
+    "eval/averaged",
     "eval/images",
     RANDOM_TEXT_RANK,
     "cost/seconds",
@@ -54,6 +55,10 @@ REPORTED = (
     "cost/cpu_seconds",
 )
 """Names in every report, besides `evaluation.metric_names`; see `reported`."""
+
+RUNG_HORIZONS = 4
+"""The average of `eval.rung_weights` looks back over this fraction of the run, a quarter:
+``d = 1 - 4 / steps``."""
 
 CHECK_EVERY = 10
 """Steps between two checks of the loss: each one waits for the GPU."""
@@ -129,6 +134,7 @@ def fine_tune(
         last_report = {name: value for name, value in run.reports[-1].items() if name != "step"}
         yield Report(run.since.step, last_report, run)
 
+    rung_decay = max(0.0, 1 - RUNG_HORIZONS / config.steps)
     clock = Clock(run)
     stepper, first = Stepper(run), run.progress.step
     for step, (views, labels) in enumerate(training_batches(run, train), start=first):
@@ -144,6 +150,8 @@ def fine_tune(
         decay = method.average_decay(step, config.steps)
         if decay is not None and run.average is not None:
             update_average(run.average, run.weights, decay)
+        if run.rung_average is not None:
+            update_average(run.rung_average, run.weights, rung_decay)
         run.progress.step = step + 1
 
         is_last = run.progress.step == config.steps
@@ -159,7 +167,7 @@ def fine_tune(
                 clock.training()
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
                 | constant_metrics
-                | clock.evaluate(held_out if is_last else sampled, sweep=is_last)
+                | clock.evaluate(held_out if is_last else sampled, is_last=is_last)
                 | clock.cost()
             )
             run.since = SinceReport.now(run.progress.step, run.device)

@@ -66,9 +66,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configurations", type=int, default=256)
     parser.add_argument("--output", type=Path, default=CURVES)
+    parser.add_argument("--rung-weights", choices=("raw", "averaged"), default="raw")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = load_config(*CONFIG)
+    source, overrides = CONFIG
+    rung_weights = f"trial.eval.rung_weights={arguments.rung_weights}"
+    file = load_config(source, [*overrides, rung_weights])
     resolve_root(file.trial.data.root, progress=True)
     rows = pq.read_table(arguments.output).to_pylist() if arguments.output.is_file() else []
     recorded = {row["configuration"] for row in rows}

@@ -46,6 +46,7 @@ def snapshot(run: TrainState) -> Checkpoint | None:
         "micro_batch_size": run.micro_batch_size,
         "temperature": run.temperature,
         "average": None if run.average is None else _collected(run, run.average),
+        "rung_average": None if run.rung_average is None else _collected(run, run.rung_average),
         "trained": _collected(run, run.weights) if goes_on_elsewhere else None,
         "deployed": _collected(run, kept) if merged else None,
         SINCE: {
@@ -84,6 +85,8 @@ def restore(run: TrainState, folder: Path) -> None:
         run.eval_weights = fitted(training["deployed"])
     if run.average is not None and training["average"] is not None:
         run.average = fitted(training["average"])
+    if run.rung_average is not None and training["rung_average"] is not None:
+        run.rung_average = fitted(training["rung_average"])
     if run.student.text is not None:
         run.eval_head = checkpoint.weights["head"].to(run.device)
     # The optimizer counts parameters; each of its moments is sharded like its parameter.

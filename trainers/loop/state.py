@@ -84,6 +84,8 @@ class TrainState:
     since: SinceReport
     average: dict[str, Tensor] | None = None
     """Moving average of the trained parameters, if the method has one."""
+    rung_average: dict[str, Tensor] | None = None
+    """Moving average that is evaluated before the last step (`eval.rung_weights`)."""
     eval_weights: Weights | None = None
     """Weights used by the last validation (EMA, WiSE, ...). None if they are the raw training
     weights."""
@@ -124,18 +126,25 @@ class TrainState:
             for domain, of_domain in images.items()
         }
 
-    def evaluate(self, split: str, images: Mapping[str, ImageDataset]) -> dict[str, float]:
+    def evaluate(
+        self, split: str, images: Mapping[str, ImageDataset], *, averaged: bool = False
+    ) -> dict[str, float]:
         """The flat metrics of a split: of the ID domain, and of the OOD domains in `images`.
 
         Evaluate the validation split first: it determines the evaluated weights and the calibration
         temperature, which other splits then use.
+
+        Args:
+            averaged: evaluate `rung_average` in place of the trained weights.
         """
         if split == "val" and self.progress.step == 0:
             self.eval_weights = None  # still the zero-shot model
         elif split == "val":
-            weights, id_images = self.weights, images[self.config.data.id_domain]
+            id_loss = self.validation_loss(images[self.config.data.id_domain])
+            weights: Weights = self.weights
+            trained = self.rung_average if averaged and self.rung_average else weights
             kept = self.config.method.eval_weights(
-                Trained(weights, self.initial, self.average, self.validation_loss(id_images))
+                Trained(trained, self.initial, self.average, id_loss)
             )
             self.eval_weights = None if kept is weights else kept
         elif self.temperature is None:
@@ -275,6 +284,8 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     share = config.optim.batch_size // world_size
     initial = {n: as_sharded(v, student.trained[n]) for n, v in student.initial().items()}
     averages = config.method.average_decay(0, config.steps) is not None
+    evaluates_average = averages and not config.method.needs_average
+    averages_for_rungs = config.eval.rung_weights == "averaged" and not evaluates_average
     return TrainState(
         config=config,
         zero_shot=zero_shot,
@@ -291,6 +302,7 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
         initial=initial,
         since=SinceReport.now(0, where),
         average={n: v.clone() for n, v in initial.items()} if averages else None,
+        rung_average={n: v.clone() for n, v in initial.items()} if averages_for_rungs else None,
         micro_batch_size=min(config.optim.micro_batch_size or share, share),
     )
 

@@ -49,14 +49,17 @@ class Clock:
         since.all_sums = gather(since.sums[None])
         self.cost()
 
-    def evaluate(self, images: dict[str, ImageDataset], *, sweep: bool = False) -> dict[str, float]:
-        """The validation metrics, and WiSE-FT's curve if asked for; counted as evaluation time."""
+    def evaluate(self, images: dict[str, ImageDataset], *, is_last: bool) -> dict[str, float]:
+        """The validation metrics, after the last step with WiSE-FT's curve; counted as evaluation
+        time."""
         began = time.perf_counter()
-        metrics = self.run.evaluate("val", images)
+        averaged = self.run.rung_average is not None and not is_last
+        metrics = self.run.evaluate("val", images, averaged=averaged)
+        metrics["eval/averaged"] = float(averaged)
         metrics["eval/images"] = float(
             sum(len(of_domain.eval_rows) for of_domain in images.values())
         )
-        if sweep:
+        if is_last:
             metrics |= self.run.sweep("val", images)
         self.run.progress.eval_seconds += time.perf_counter() - began
         return metrics

@@ -31,7 +31,8 @@ def main_metrics(search: SearchRecord) -> tuple[str, ...]:
     names += [objective.metric for objective in search.objectives]
     names += [constraint.metric for constraint in search.constraints]
     names += [val_acc(domain) for domain in search.ood_domains]
-    return tuple(dict.fromkeys((*names, TRAIN_LOSS, "train/lr", "train/images_per_s", SECONDS)))
+    names += [TRAIN_LOSS, "train/lr", "train/images_per_s", "eval/averaged", SECONDS]
+    return tuple(dict.fromkeys(names))
 
 
 def share_view(
@@ -55,7 +56,9 @@ def _key(search: SearchRecord) -> str:
 
 def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
     first = search.objectives[0]
-    metrics = [name for name in main_metrics(search) if not name.startswith(("train/", "cost/"))]
+    metrics = [
+        name for name in main_metrics(search) if not name.startswith(("train/", "cost/", "eval/"))
+    ]
     is_domain = set(map(val_acc, search.ood_domains))
     columns = [f"metrics.`{name}`" for name in metrics if name not in is_domain]
     columns += ["tags.`outcome`", *(f"params.`{name}`" for name in params)]

@@ -12,7 +12,7 @@ from tests.trainers.curves import Curve, assert_near, curve, short
 from tests.trainers.methods.contract import untimed
 from tests.trainers.workers import TwoWorkers
 from trainers.checkpoints.format import STATE, WEIGHTS
-from trainers.config import TrialConfig
+from trainers.config import TrialConfig, with_overrides
 from trainers.fine_tune import fine_tune
 
 
@@ -23,9 +23,13 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"name": request.param, **fields.get(request.param, {})}
 
 
-def configured(trial: TrialConfig, method: dict[str, Any], parallel: str) -> TrialConfig:
+def configured(
+    trial: TrialConfig, method: dict[str, Any], parallel: str, steps: int = 4
+) -> TrialConfig:
     """Two reports; Adam's eps is above rounding."""
-    return short(trial, method, steps=4, eval__every=2, optim__eps=1e-3, parallel=parallel)
+    every, at_rungs = steps // 2, "averaged"
+    config = short(trial, method, steps=steps, eval__every=every, eval__rung_weights=at_rungs)
+    return with_overrides(config, {"optim.eps": 1e-3, "parallel": parallel}, "test")
 
 
 def test_a_sharded_run_resumes_bit_for_bit_from_a_plain_checkpoint(
@@ -33,17 +37,17 @@ def test_a_sharded_run_resumes_bit_for_bit_from_a_plain_checkpoint(
 ) -> None:
     """On one worker and on two, whichever of them wrote the checkpoint."""
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
-    undisturbed = two_workers(_saved_at_first_report, configured(trial, method, "fsdp"), sharded)
+    undisturbed = two_workers(_saved_at_first_report, configured(trial, method, "fsdp", 8), sharded)
     assert undisturbed[0] == undisturbed[1]
-    whole = _saved_at_first_report(configured(trial, method, "ddp"), alone)
+    whole = _saved_at_first_report(configured(trial, method, "ddp", 8), alone)
     assert_near(undisturbed[0], whole)
 
     assert_same_files(sharded, alone)
 
-    resumed = two_workers(curve, configured(trial, method, "fsdp"), sharded)
+    resumed = two_workers(curve, configured(trial, method, "fsdp", 8), sharded)
     assert resumed == undisturbed
-    assert_near(curve(configured(trial, method, "ddp"), resume_from=sharded), whole)
-    taken_over = two_workers(curve, configured(trial, method, "fsdp"), alone)
+    assert_near(curve(configured(trial, method, "ddp", 8), resume_from=sharded), whole)
+    taken_over = two_workers(curve, configured(trial, method, "fsdp", 8), alone)
     assert taken_over[0] == taken_over[1]
     assert_near(taken_over[0], whole)
 
@@ -68,7 +72,7 @@ def assert_same_files(found: Path, wanted: Path) -> None:
     state, other = (torch.load(folder / STATE, weights_only=True) for folder in (found, wanted))
     assert state.keys() == other.keys()
     assert_alike({**state["optimizer"]["state"]}, {**other["optimizer"]["state"]})
-    for key in ("average", "trained", "deployed"):
+    for key in ("average", "rung_average", "trained", "deployed"):
         assert_alike(state[key], other[key])
 
 

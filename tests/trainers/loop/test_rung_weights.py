@@ -1,0 +1,92 @@
+"""Averaged weights at rungs, against the sum that they come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.trainers.curves import curve, short
+from tests.trainers.methods import by_open_clip
+from tests.trainers.methods.by_hand import cross_entropy
+from tests.trainers.methods.contract import untimed
+from trainers.checkpoints.format import WEIGHTS
+from trainers.config import TrialConfig, with_overrides
+from trainers.fine_tune import fine_tune
+from trainers.loop.state import start
+
+STEPS = 8
+D = 1 - 4 / STEPS
+
+
+@pytest.fixture
+def averaged(trial: TrialConfig) -> TrialConfig:
+    config = short(trial, "ft", steps=STEPS, eval__every=1, optim__lr=3e-3, precision="fp32")
+    return with_overrides(config, {"eval.rung_weights": "averaged"}, "test")
+
+
+def raw(config: TrialConfig) -> TrialConfig:
+    return with_overrides(config, {"eval.rung_weights": "raw"}, "test")
+
+
+def test_rungs_evaluate_and_save_the_average(averaged: TrialConfig, tmp_path: Path) -> None:
+    points = [{n: v.clone() for n, v in start(averaged).weights.items()}]
+    for report in fine_tune(averaged):
+        points.append({n: v.clone() for n, v in report.run.weights.items()})
+        if report.step == 3:
+            report.save(tmp_path)
+            break
+    shares = [D**3, (1 - D) * D**2, (1 - D) * D, 1 - D]
+    kept = load_file(tmp_path / WEIGHTS)
+    for name in points[0]:
+        tensors = [point[name].double().numpy() for point in points]
+        average = sum(share * w for share, w in zip(shares, tensors, strict=True))
+        np.testing.assert_allclose(kept[name].numpy(), average, rtol=0, atol=2e-7)
+    images, labels = by_open_clip.images_of(averaged)
+    of_average = cross_entropy(by_open_clip.logits(images, kept), labels)
+    assert report.metrics["id_val/nll"] == pytest.approx(of_average, rel=1e-4)
+    of_raw = cross_entropy(by_open_clip.logits(images, kept | points[-1]), labels)
+    assert abs(of_average - of_raw) > 1e-2
+
+
+def test_the_last_step_evaluates_the_trained_weights(averaged: TrialConfig) -> None:
+    found, expected = curve(averaged), curve(raw(averaged))
+    assert [report.pop("eval/averaged") for report in found] == [1.0] * (STEPS - 1) + [0.0]
+    assert [report.pop("eval/averaged") for report in expected] == [0.0] * STEPS
+    assert found[-1] == expected[-1]
+    for report, plain in zip(found, expected, strict=True):
+        assert report["train/loss"] == plain["train/loss"]
+    assert found[0]["id_val/nll"] != expected[0]["id_val/nll"]
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_the_average_survives_a_resume(
+    averaged: TrialConfig, tmp_path: Path, between: bool
+) -> None:
+    config = with_overrides(averaged, {"eval.every": 2}, "test")
+    undisturbed = curve(config)
+    run = fine_tune(config, save_now=lambda: between)
+    next(report for report in run if report.step == (3 if between else 2)).save(tmp_path)
+    run.close()
+    assert curve(config, resume_from=tmp_path) == undisturbed
+
+
+def test_a_method_with_an_average_of_its_own_evaluates_that(averaged: TrialConfig) -> None:
+    method = {"method": {"name": "ema", "ema_decay": 0.6}}
+    config = with_overrides(averaged, method, "test")
+    reports = list(fine_tune(config))
+    assert reports[-1].run.rung_average is None
+    assert [untimed(report) for report in reports] == curve(raw(config))
+
+
+def test_wise_ft_interpolates_towards_the_average(averaged: TrialConfig) -> None:
+    config = with_overrides(averaged, {"method": {"name": "wise_ft", "alpha": 0.5}}, "test")
+    report = next(fine_tune(config))
+    run = report.run
+    assert run.rung_average is not None
+    assert run.eval_weights is not None
+    for name, value in run.eval_weights.items():
+        assert torch.equal(value, torch.lerp(run.initial[name], run.rung_average[name], 0.5))
