@@ -20,7 +20,13 @@ from tuning.algorithms.optuna_storage import open_storage
 from tuning.checkpoints.storage_check import NodeStorage
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_search
-from tuning.execution.cluster_resources import check_fits, fitting_trials
+from tuning.execution.cluster_resources import (
+    DRIVER_MEMORY,
+    HEAD,
+    check_fits,
+    fitting_drivers,
+    fitting_trials,
+)
 from tuning.security.databases import check_driver, expand, is_database
 from tuning.security.exposure import goes_unencrypted
 
@@ -55,6 +61,8 @@ class Node:
     cpus: float
     """CPUs that Ray offers on it."""
     gpus: float
+    memory_bytes: float
+    """Memory that Ray offers on it, which the drivers of trials take on the head."""
 
 
 @dataclass(frozen=True)
@@ -329,10 +337,22 @@ def check_room(cluster: ClusterFacts) -> Iterator[Finding]:
             yield Finding("fault", str(error), remedy)
         return
     fits, most = fitting_trials(offered, resources), resources.max_concurrent
+    heads = [{HEAD: 1.0, "memory": node.memory_bytes} for node in cluster.nodes if node.is_head]
+    drivers = fitting_drivers(heads)
     least = "" if resources.min_workers is None else f"{resources.min_workers} to "
     takes = f"{resources.cpus_per_worker} CPU, {resources.gpus_per_worker:g} GPU"
     found = f"a trial takes {least}{resources.workers} x ({takes})"
-    found += f"; {min(fits, most or fits)} at once"
+    wanted = min(fits, most or fits)
+    found += f"; {wanted} at once"
+    if drivers is not None and drivers < wanted:
+        found += (
+            f", but the head's memory of {heads[0]['memory'] / 1e9:.1f} GB has room for {drivers} "
+            f"driver(s) of {DRIVER_MEMORY / 1e9:.1f} GB"
+        )
+        yield Finding(
+            "warning", found, "take a larger head, or fewer trials: search.resources.max_concurrent"
+        )
+        return
     if cluster.has_autoscaler and most is not None and most > fits:
         found += f", {most} when the autoscaler has added nodes"
     yield Finding("ok", found)

