@@ -44,9 +44,9 @@ class DataConfig(Frozen):
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Share of the short side that the evaluation's center crop keeps; null is the data's own
     value, or 224/256."""
-    cache_gb: float = Field(default=100, gt=0)
+    cache_gb: float = Field(default=100, gt=0, le=1e6)
     """Limit of the local data cache on each machine (10^9 bytes)."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=1000)
     """Processes of each training worker that decode images; 0 decodes in the worker itself."""
 
     @field_validator("root")
@@ -122,34 +122,34 @@ Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 class OptimConfig(Frozen):
     """AdamW with linear warm-up and cosine decay to 0."""
 
-    lr: float = Field(default=1e-5, gt=0)
+    lr: float = Field(default=1e-5, gt=0, le=1000)
     """Peak learning rate."""
-    head_lr_factor: float = Field(default=1, gt=0)
+    head_lr_factor: float = Field(default=1, gt=0, le=1e6)
     """Learning rate of a trained head as a multiple of `lr`. At 0.01 the head changes the logits as
     fast as that of WiSE-FT's code, which contains CLIP's scale of 100."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a step over all workers."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1, le=10**6)
     """Images that go through a worker's model at once. A step then has several parts, with the
     same gradient. null is a worker's whole share, halved automatically if GPU memory runs out."""
-    clip_grad_norm: float | None = Field(default=None, gt=0)
+    clip_grad_norm: float | None = Field(default=None, gt=0, le=1e6)
     """Maximum norm of all gradients together; null does not clip."""
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1000)
     """AdamW's decoupled weight decay."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's decay rates of the moment estimates."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0, le=1)
     """AdamW's term for numerical stability."""
 
 
 class EvalConfig(Frozen):
     """When and how the validation splits are evaluated."""
 
-    every: int = Field(default=1000, ge=1)
+    every: int = Field(default=1000, ge=1, le=10**9)
     """Steps between evaluations; the last step is always evaluated."""
-    rung_images: int = Field(default=2000, ge=0)
+    rung_images: int = Field(default=2000, ge=0, le=10**9)
     """Images of each domain that are evaluated before the last step: a stratified sample, the same
     one for all trials and seeds. The standard error of an accuracy on n images is at most
     50 / sqrt(n) points, which is 1.1 for 2000. 0 evaluates all images, as the last step does."""
@@ -158,7 +158,7 @@ class EvalConfig(Frozen):
     running average, which ranks trials early more like the last step does. It needs memory for one
     more copy of the trained weights, and two more in checkpoints. The last step evaluates the
     trained ones."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a forward pass."""
     wise_alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     """Interpolations between zero-shot (0) and fine-tuned (1) weights that are evaluated once,
@@ -201,7 +201,7 @@ class TrialConfig(Frozen):
     """Recompute activations in the backward pass instead of storing them, to save memory."""
     compile: bool = False
     """Compile the encoders with `torch.compile`."""
-    zero_shot_cache_gb: float = Field(default=5, ge=0)
+    zero_shot_cache_gb: float = Field(default=5, ge=0, le=1e6)
     """Limit of the zero-shot model's features that each machine keeps for all trials (10^9 bytes),
     of which a set may take half of the free disk. Those of training views and random texts are
     rounded to float16. 0 computes them in each trial, without rounding."""

@@ -37,7 +37,7 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 class DomainRule(Frozen):
     """Rules for the classes of one domain."""
 
-    num_classes: int | None = Field(default=None, ge=1)
+    num_classes: int | None = Field(default=None, ge=1, le=10**9)
     """Number of its classes; other data of that name are refused."""
     class_map: dict[str, tuple[str, ...]] | None = None
     """Its class to the ID classes that count as it. By default that of its Parquet files; without

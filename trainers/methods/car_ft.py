@@ -31,7 +31,7 @@ class ContextAwareFineTuning(Method):
     """CAR-FT. With `reg_weight = 0` it is FT."""
 
     name: Literal["car_ft"] = "car_ft"
-    reg_weight: float = Field(default=1.0, ge=0)
+    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the regulariser."""
 
     @property

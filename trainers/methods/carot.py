@@ -68,13 +68,13 @@ class CaRot(ContrastiveMethod):
 
     name: Literal["carot"] = "carot"
     shardable: ClassVar[bool] = False
-    orthogonality_weight: float = Field(default=0.2, ge=0)
+    orthogonality_weight: float = Field(default=0.2, ge=0, le=1e6)
     """Weight of ``||Wv' Wv - I||_F``."""
-    cross_weight: float = Field(default=0.05, ge=0)
+    cross_weight: float = Field(default=0.05, ge=0, le=1e6)
     """Weight of ``||Wv Wt'||_F``."""
-    distillation_weight: float = Field(default=1.5, ge=0)
+    distillation_weight: float = Field(default=1.5, ge=0, le=1e6)
     """Weight of the cross-entropies with the average."""
-    teacher_updates: int = Field(default=50, ge=1)
+    teacher_updates: int = Field(default=50, ge=1, le=10**9)
     """Updates of the average in a run, evenly spread; at most one a step."""
 
     @property

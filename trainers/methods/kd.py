@@ -26,7 +26,7 @@ class Distillation(Method):
     """KD. With `reg_weight = 0` it is FT."""
 
     name: Literal["kd"] = "kd"
-    reg_weight: float = Field(default=1.0, ge=0)
+    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the regulariser."""
 
     @property

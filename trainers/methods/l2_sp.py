@@ -28,7 +28,7 @@ class L2SP(Method):
     """L2-SP. With `reg_weight = 0` it is FT."""
 
     name: Literal["l2_sp"] = "l2_sp"
-    reg_weight: float = Field(default=0.01, ge=0)
+    reg_weight: float = Field(default=0.01, ge=0, le=1e6)
     """Weight of the regulariser."""
 
     def loss(self, batch: Batch, step: Step) -> Loss:

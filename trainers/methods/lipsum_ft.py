@@ -58,13 +58,13 @@ class LipsumFineTuning(Method):
     """Lipsum-FT with the defaults of the authors' code. With `reg_weight = 0` it is FT."""
 
     name: Literal["lipsum_ft"] = "lipsum_ft"
-    reg_weight: float = Field(default=1.0, ge=0)
+    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the regulariser."""
     reg_schedule: Schedule = "constant"
     """Constant, or falling from `reg_weight` to 0 over the run, linearly or as a cosine."""
     text_source: Literal["random", "fixed", "second_moment", "isotropic", "file"] = "random"
     """Which texts; all but the first are controls."""
-    text_length: int = Field(default=8, ge=1)
+    text_length: int = Field(default=8, ge=1, le=100_000)
     """L: random tokens of a text, besides the start and end tokens."""
     text_count: int = Field(default=80, ge=1, le=100_000)
     """M: texts a step."""

@@ -34,7 +34,7 @@ class LinearProbeFineTuning(PlainFineTuning):
     shardable: ClassVar[bool] = False
     probe_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of the steps that train only the head."""
-    probe_lr: float = Field(default=1e-3, gt=0)
+    probe_lr: float = Field(default=1e-3, gt=0, le=1000)
     """Peak learning rate of these steps."""
 
     def stage(self, step: int, steps: int) -> Stage:

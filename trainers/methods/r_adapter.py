@@ -59,7 +59,7 @@ class ResidualAdapter(ContrastiveMethod):
     """d of the average that is evaluated."""
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Share of the adapters that is kept: 0 is the zero-shot model."""
-    margin: float = Field(default=0.05, ge=0)
+    margin: float = Field(default=0.05, ge=0, le=1000)
     """Added to the cosines of images with texts of other classes."""
     label_smoothing: float = Field(default=0.02, ge=0, lt=1)
     """eps: the share of the label that the texts of other classes have together."""

@@ -70,7 +70,7 @@ class StarFineTuning(Method):
     """StarFT with the defaults of the authors' code."""
 
     name: Literal["star_ft"] = "star_ft"
-    reg_weight: float = Field(default=0.5, ge=0)
+    reg_weight: float = Field(default=0.5, ge=0, le=1e6)
     """Weight of the regulariser in the first step."""
     reg_schedule: Schedule = "linear"
     """How the weight falls to 0 over the run, or `constant`."""

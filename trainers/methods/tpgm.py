@@ -37,9 +37,9 @@ class ProjectedFineTuning(PlainFineTuning):
 
     name: Literal["tpgm"] = "tpgm"
     shardable: ClassVar[bool] = False
-    projection_steps: int = Field(default=200, ge=0)
+    projection_steps: int = Field(default=200, ge=0, le=10**9)
     """Steps of Adam on the radii, at every evaluation, each on 64 images."""
-    projection_lr: float = Field(default=1e-2, gt=0)
+    projection_lr: float = Field(default=1e-2, gt=0, le=1000)
     """Learning rate of these steps, in shares of the distance that a weight has moved."""
 
     def eval_weights(self, trained: Trained) -> Weights:

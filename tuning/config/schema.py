@@ -30,11 +30,11 @@ class SamplerConfig(Frozen):
     """Which of Optuna's samplers proposes configurations."""
 
     name: Literal["tpe", "gp", "cma_es", "nsga2", "qmc", "grid", "random"] = "tpe"
-    seed: int = Field(default=0, ge=0)
-    startup_trials: int = Field(default=6, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    startup_trials: int = Field(default=6, ge=1, le=1_000_000)
     """Random proposals before `tpe`, `gp` or `cma_es` uses its model; the population size of
     `nsga2`. For each method, if several are compared."""
-    grid_points: int = Field(default=4, ge=2)
+    grid_points: int = Field(default=4, ge=2, le=10_000)
     """For `grid`: values of each numeric parameter, evenly spaced on its scale."""
 
 
@@ -42,9 +42,9 @@ class AshaConfig(Frozen):
     """Asynchronous successive halving (Li et al., MLSys 2020) on optimiser steps."""
 
     name: Literal["asha"] = "asha"
-    grace_steps: int = Field(ge=1)
+    grace_steps: int = Field(ge=1, le=10**9)
     """The first rung: no trial is stopped before this step."""
-    reduction_factor: float = Field(default=3, gt=1)
+    reduction_factor: float = Field(default=3, gt=1, le=1000)
     """One in so many of the trials that reach a rung continues."""
 
 
@@ -52,11 +52,11 @@ class HyperbandConfig(Frozen):
     """Asynchronous Hyperband: several ASHA brackets, each with its first rung one rung later."""
 
     name: Literal["hyperband"] = "hyperband"
-    grace_steps: int = Field(ge=1)
+    grace_steps: int = Field(ge=1, le=10**9)
     """The first rung of the first bracket."""
-    reduction_factor: float = Field(default=3, gt=1)
+    reduction_factor: float = Field(default=3, gt=1, le=1000)
     """One in so many of the trials that reach a rung continues."""
-    brackets: int = Field(default=3, ge=1)
+    brackets: int = Field(default=3, ge=1, le=1000)
     """Number of brackets, at most the number of rungs."""
 
 
@@ -64,9 +64,9 @@ class MedianConfig(Frozen):
     """Stops a trial whose best value is worse than the median of the others' running means."""
 
     name: Literal["median"] = "median"
-    grace_steps: int = Field(ge=1)
+    grace_steps: int = Field(ge=1, le=10**9)
     """No trial is stopped before this step."""
-    min_trials: int = Field(default=4, ge=1)
+    min_trials: int = Field(default=4, ge=1, le=1_000_000)
     """Number of other trials that must have reached the step."""
 
 
@@ -97,15 +97,15 @@ class BudgetConfig(Frozen):
 
     trials: int = Field(default=20, ge=1, le=1_000_000)
     """Number of trials, over all methods together, references not included."""
-    hours: float | None = Field(default=None, gt=0)
+    hours: float | None = Field(default=None, gt=0, le=1e6)
     """Wall-clock time in which the search runs."""
-    gpu_hours: float | None = Field(default=None, gt=0)
+    gpu_hours: float | None = Field(default=None, gt=0, le=1e9)
     """Reserved GPUs times hours, including failed and repeated trials and references."""
     target: float | None = None
     """End as soon as the objective reaches this value."""
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, le=1_000_000)
     """End after so many ended trials in a row without a new best (of their method)."""
-    failures: int | None = Field(default=10, ge=1)
+    failures: int | None = Field(default=10, ge=1, le=1_000_000)
     """Stop after so many failed trials in a row, counted from the start of the command: the cause
     lies elsewhere than in their parameters. Once it is removed, `lipsum-tune resume` goes on. null:
     never."""
@@ -117,9 +117,9 @@ class CheckpointsConfig(Frozen):
     storage: str | None = None
     """A folder or URL (`s3://bucket/x`) that all nodes reach; each search gets a folder in it. null
     is the run folder. The run folder itself must be on a disk: buckets cannot append to files."""
-    disk_gb: float | None = Field(default=None, gt=0)
+    disk_gb: float | None = Field(default=None, gt=0, le=1e9)
     """Limit of all checkpoints together (10^9 bytes). Those of running trials are never deleted."""
-    keep_top: int = Field(default=0, ge=0)
+    keep_top: int = Field(default=0, ge=0, le=1_000_000)
     """Always keep the weights of so many best trials by the objective, for `lipsum-tune soup` and
     `export`. 0 keeps only those that a selection rule may choose."""
 
@@ -154,37 +154,37 @@ class WarmStartConfig(Frozen):
     use: Literal["auto", "observations", "points"] = "auto"
     """`observations` passes their measurements to the sampler; `points` tries their best points
     first; `auto` is observations if trial and data are the same, else points."""
-    top: int = Field(default=4, ge=1)
+    top: int = Field(default=4, ge=1, le=1_000_000)
     """Number of points to try first from each run."""
 
 
 class ResourcesConfig(Frozen):
     """Resources of one trial. How many trials run at once follows from the cluster's resources."""
 
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=1, le=10_000)
     """Data-parallel processes of a trial."""
-    min_workers: int | None = Field(default=None, ge=1)
+    min_workers: int | None = Field(default=None, ge=1, le=10_000)
     """Elastic trials: they start, or continue after a lost node, with at least so many workers if
     there is no room for `workers`. Ray looks for room again every minute; a trial that grows
     continues from its last checkpoint. Metrics equal those with `workers` up to rounding."""
-    cpus_per_worker: int = Field(default=1, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1, le=10_000)
     """CPU cores of each worker, including those that decode images."""
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: float = Field(default=0, ge=0, le=1000)
     """A fraction lets several trials with one worker share a GPU."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Place the workers of a trial on few nodes or over many; the strict forms require one node, or
     a separate node for each worker."""
-    max_concurrent: int | None = Field(default=None, ge=1)
+    max_concurrent: int | None = Field(default=None, ge=1, le=1_000_000)
     """Limit of the trials that run at once; null is as many as fit. With an autoscaler, so many
     are requested."""
-    max_failures: int = Field(default=3, ge=0)
+    max_failures: int = Field(default=3, ge=0, le=1_000_000)
     """Lost workers or nodes after which a trial continues from its last checkpoint. Errors of the
     training itself are not retried."""
-    hang_after_s: float = Field(default=1800, gt=0)
+    hang_after_s: float = Field(default=1800, gt=0, le=1e9)
     """A trial fails, and gets new workers, if it trains for longer than this, and for ten times as
     long as the slowest report before it, without a report. Before the first report of a search, ten
     times this."""
-    preemption_grace_s: float = Field(default=0, ge=0)
+    preemption_grace_s: float = Field(default=0, ge=0, le=1e6)
     """When a node announces its end (a spot node), its trials save a checkpoint at once and train
     on until it is gone; workers on other nodes for so long after that. Such losses do not count as
     failures."""

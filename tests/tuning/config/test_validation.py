@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,27 @@ def lipsum(**settings: Any) -> dict[str, Any]:
     return {"name": "lipsum_ft", **settings}
 
 
+def numbers(schema: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The keys of a JSON Schema whose values are numbers, and their schemas."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from numbers(part, key)
+    elif isinstance(schema, dict):
+        if schema.get("type") in ("number", "integer"):
+            yield key, schema
+        for name, part in schema.items():
+            inner = {"properties", "$defs"} & {name}
+            for own, one in part.items() if inner else [(key, part)]:
+                yield from numbers(one, own)
+
+
+def test_every_number_has_limits() -> None:
+    found = list(numbers(SearchFile.model_json_schema()))
+    endless = {key for key, one in found if not {"maximum", "exclusiveMaximum"} & one.keys()}
+    assert len(found) > 60
+    assert endless == {"crop_area", "target", "low", "high", "step", "choices"}
+
+
 @pytest.mark.parametrize(
     ("given", "value", "key", "words"),
     [
@@ -67,6 +89,8 @@ def lipsum(**settings: Any) -> dict[str, Any]:
         ("trial.optim.betas", [0.9, 2], "trial.optim.betas.1", "less than 1"),
         ("trial.optim.betas", [-1e30, 0.9], "trial.optim.betas.0", "greater than"),
         ("trial.optim.batch_size", True, "trial.optim", "batch_size = True: expected a number"),
+        ("trial.eval.wise_alphas", [True], "trial.eval", r"wise_alphas = \[True\]: expected a num"),
+        ("trial.optim.lr", 1e300, "", "less than or equal to 1000"),
         ("trial.data.root", "/no/such\0folder", None, ""),
         ("trial.data.root", "/no/such/folder", None, "no such folder"),
         ("trial.data.ood_domains", ["skech"], None, r"did you mean 'sketch'"),
@@ -114,6 +138,7 @@ def lipsum(**settings: Any) -> dict[str, Any]:
         ("search.budget.trials", 0, "", "greater than or equal to 1"),
         ("search.budget.trials", 10**23, "", "less than or equal to"),
         ("search.budget.hours", 0, "", "greater than 0"),
+        ("search.budget.hours", 1e300, "", "less than or equal to"),
         ("search.budget.patience", 0, "", "greater than or equal to 1"),
         ("search.budget.gpu_hours", 2, "", r"no GPU .*search\.budget\.hours"),
         ("search.checkpoints.disk_gb", 0, "", "greater than 0"),

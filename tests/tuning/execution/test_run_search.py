@@ -63,7 +63,7 @@ def search(
     good = str(images_root)
     points = [
         {"optim.lr": 1e-3, "data.root": good},
-        {"optim.lr": 1e30, "data.root": good},
+        {"optim.lr": 1e3, "data.root": good},
         {"optim.lr": 1e-8, "data.root": good},
         {"optim.lr": 1e-3, "data.root": str(broken)},
         {"optim.lr": 2e-3, "data.root": good},
@@ -71,7 +71,7 @@ def search(
     space = {
         "name": None,
         "parameters": {
-            "optim.lr": {"type": "float", "low": 1e-8, "high": 1e30, "log": True},
+            "optim.lr": {"type": "float", "low": 1e-8, "high": 1e3, "log": True},
             "data.root": {"type": "categorical", "choices": [good, str(broken)]},
         },
         "initial_points": points,

@@ -308,7 +308,7 @@ def test_a_real_plan_measures_and_leaves_nothing_behind(trial: TrialConfig, tmp_
 @pytest.mark.usefixtures("local_ray")
 def test_a_trial_that_fails_is_one_clear_sentence(trial: TrialConfig, tmp_path: Path) -> None:
     values = trial.model_dump(mode="json")
-    values["optim"]["lr"] = 1e30
+    values["optim"]["lr"] = 1e3
     search = {"storage": str(tmp_path), "resources": {"max_concurrent": 1}}
     file = SearchFile.model_validate({"trial": values, "search": search})
     with (
