@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and leave nothing behind for long after a kill."""
+"""Folders that leave nothing behind for long after a kill: their process holds a lock on them."""
 
 from __future__ import annotations
 
@@ -14,31 +14,38 @@ from pathlib import Path
 
 @contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-    """A new, hidden folder that becomes `target` at the end of the block.
-
-    An error removes it. What a killed process has left of the same target is removed by the next
-    one: a living process holds a lock on its folder.
+    """A new, hidden folder that becomes `target` at the end of the block. An error removes it.
 
     Raises:
         OSError: it cannot be written, or `target` is a folder that is not empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}-"
-    for left in target.parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    unfinished = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    try:
-        with _locked(unfinished):
-            yield unfinished
-            unfinished.chmod(0o755)  # mkdtemp makes it for its owner alone
-            unfinished.replace(target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with temporary_folder(f".{target.name}-", target.parent) as unfinished:
+        yield unfinished
+        unfinished.chmod(0o755)  # mkdtemp makes it for its owner alone
+        unfinished.replace(target)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A folder that is removed at the end of the block, unless the block has renamed it.
+
+    What killed processes have left of the same prefix and parent is removed first.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError), locked(left):
+            shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        with locked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder; a BlockingIOError if another process holds it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

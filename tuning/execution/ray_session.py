@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import ray
 
 from trainers.errors import ConfigError, first_line
+from trainers.folders import temporary_folder
 from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import (
@@ -31,6 +31,8 @@ T = TypeVar("T")
 LOCALHOST = "127.0.0.1"
 CONNECT_S = 10
 """Seconds that a cluster may take to accept a connection."""
+PREFIX = "lt-ray-"
+"""Of the temporary folders of Rays that are started here."""
 STARTS = 3
 """Number of attempts to start Ray."""
 
@@ -179,20 +181,17 @@ def _start_local(folder: Path) -> None:
 def _temporary_folder() -> Iterator[Path]:
     """A folder for Ray's logs and sockets and its processes' own files; removed afterwards.
 
-    After an error it is kept, since its logs may explain it.
+    After an error it is kept as `ray-...`, since its logs may explain it.
     """
-    usual = tempfile.gettempdir()
+    usual = Path(tempfile.gettempdir())
     # The path of a socket has at most 103 (macOS) or 107 characters, of which Ray needs 62.
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=usual if len(usual) < 28 else "/tmp"))
-    failed = False
-    try:
-        yield folder
-    except Exception:
-        failed = True
-        raise
-    finally:
-        if not failed:
-            shutil.rmtree(folder, ignore_errors=True)
+    parent = usual if len(str(usual)) < 25 else Path("/tmp")
+    with temporary_folder(PREFIX, parent) as folder:
+        try:
+            yield folder
+        except Exception:
+            folder.rename(parent / f"ray-{folder.name.removeprefix(PREFIX)}")
+            raise
 
 
 def _init(workers_address: str, **arguments: Any) -> None:

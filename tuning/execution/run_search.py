@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
@@ -24,6 +23,7 @@ from search_spaces import SearchSpace
 from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import Store, open_store, url_of
 from trainers.errors import ConfigError
+from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
 from tuning.algorithms.searcher import TrialProposer
@@ -331,8 +331,10 @@ def _run_trials(
         earlier=history.records,
     )
     train = options.trainable(checkpoints.url, file.search.resources)
-    with tune_workarounds(), TemporaryDirectory(prefix="lipsum-tune-") as storage:
-        create_tuner(train, file, proposer, budget, recorder, history, concurrent, storage).fit()
+    with tune_workarounds(), temporary_folder("lipsum-tune-search-") as storage:
+        create_tuner(
+            train, file, proposer, budget, recorder, history, concurrent, str(storage)
+        ).fit()
     if budget.is_broken:
         return "stopped"
     running = any(record.outcome == "running" for record in recorder.records.values())

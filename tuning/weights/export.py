@@ -9,12 +9,12 @@ from typing import Any
 
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
+from trainers.folders import appearing
 from trainers.models.image import image_input
 from trainers.weights.export import classifier, write_open_clip
 from tuning.checkpoints.files import fetched
 from tuning.weights.model_card import model_card
 from tuning.weights.sources import SPLIT, evaluation_crops, find_source, measured
-from tuning.weights.unfinished import appearing
 
 ABOUT, CARD = "classes.json", "README.md"
 

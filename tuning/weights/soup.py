@@ -25,6 +25,7 @@ from trainers.data.data_root import resolve_root
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 from trainers.evaluation.metrics import ID_ACC
+from trainers.folders import appearing
 from trainers.weights.soups import TEXT, Recipe, Soup, build_soup, check_ingredients
 from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.checkpoints.storage_check import check_nodes
@@ -36,7 +37,6 @@ from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, check_same_data, config_of, load_run
 from tuning.selection.ranking import ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
-from tuning.weights.unfinished import appearing
 
 
 @dataclass(frozen=True)

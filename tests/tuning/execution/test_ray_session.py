@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.tuning.execution.instant import HOLD, instant_file, write_instant
-from tuning.execution.ray_session import STARTS, retry_slow_start
+from trainers.folders import locked
+from tuning.execution.ray_session import PREFIX, STARTS, retry_slow_start
 
 SLOW = "The current node timed out during startup. This could happen because of many things."
 
@@ -113,28 +114,45 @@ def listening(of: list[int]) -> dict[str, str]:
 def test_a_local_search_is_closed_to_the_network_and_leaves_no_files(
     images_root: Path, tmp_path: Path
 ) -> None:
+    """A driver is killed; the next one removes what is left of it, and then its own files."""
     path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path / "runs"))
     hold = tmp_path / "runs" / HOLD
     hold.parent.mkdir()
     hold.touch()
     temporary = Path(tempfile.mkdtemp(prefix="t-"))  # short, for the sockets in it
+    other = temporary / f"{PREFIX}of-another-search"
+    other.mkdir()
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.tuning.execution.instant", str(path)],
-        env=environment | {"TMPDIR": str(temporary)},
-        stdout=subprocess.DEVNULL,
-    )
     journal = tmp_path / "runs" / "small" / "journal.jsonl"
-    while not journal.exists() or '"report"' not in journal.read_text():
-        assert driver.poll() is None
-        time.sleep(0.1)
+
+    def start(path: Path, reports: int) -> subprocess.Popen[bytes]:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "tests.tuning.execution.instant", str(path)],
+            env=environment | {"TMPDIR": str(temporary)},
+            stdout=subprocess.DEVNULL,
+        )
+        while not journal.exists() or journal.read_text().count('"report"') < reports:
+            assert driver.poll() is None
+            time.sleep(0.1)
+        return driver
+
+    with locked(other):
+        killed = start(path, reports=1)
+        of_ray = processes(killed.pid)[1:]
+        killed.kill()
+        killed.wait()
+        while any(Path(f"/proc/{process}").exists() for process in of_ray):
+            time.sleep(0.1)
+        assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
+        driver = start(journal.parent, reports=2)
+        assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
     found = listening(processes(driver.pid))
     hold.unlink()
     assert driver.wait() == 0
     assert {"gcs_server", "raylet"} <= set(found.values())
     loopback = ("0100007F:", "0000000000000000FFFF00000100007F:")
     assert [name for address, name in found.items() if not address.startswith(loopback)] == []
-    left = [path.name for path in temporary.iterdir()]
+    left = [path.name for path in temporary.iterdir() if path != other]
     shutil.rmtree(temporary)
     assert [name for name in left if not name.startswith("torchinductor")] == []  # PyTorch's cache
     token = Path.home() / ".ray" / "auth_token"

@@ -24,6 +24,7 @@ from trainers.data.schema import METADATA_KEY, part_path
 from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ID_ACC, val_acc
 from trainers.fine_tune import fine_tune
+from trainers.folders import appearing
 from trainers.loop.state import load_split
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
@@ -32,7 +33,6 @@ from tuning.runs.run_folder import load_run
 from tuning.selection.ranking import best_trial
 from tuning.weights.export import export_weights as export
 from tuning.weights.sources import evaluation_crops, measured, write_trial
-from tuning.weights.unfinished import appearing
 
 Real = tuple[Path, list[TrialRecord]]
 FILES = {
