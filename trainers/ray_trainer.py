@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -81,6 +81,7 @@ def torch_trainer(
     min_workers: int | None = None,
     placement_strategy: str = "PACK",
     preemption_grace_s: float = 0.0,
+    avoid: Sequence[str] = (),
 ) -> TorchTrainer:
     """A trainer whose workers run a loop; `fit()` starts them.
 
@@ -90,6 +91,7 @@ def torch_trainer(
         name: of Ray Train's run; unique to the attempt.
         scratch: folder on this machine for the files of Ray Train's run, which nothing reads.
         workers: as all other resources, see `tuning.config.schema.ResourcesConfig`.
+        avoid: Ray's identifiers of nodes on which no worker is placed.
     """
     resources = {"CPU": cpus_per_worker}
     if gpus_per_worker:
@@ -103,6 +105,7 @@ def torch_trainer(
             use_gpu=gpus_per_worker > 0,
             resources_per_worker=resources,
             placement_strategy=placement_strategy,
+            label_selector={"ray.io/node-id": f"!in({','.join(avoid)})"} if avoid else None,  # type: ignore[call-arg]  # of Train V2
         ),
         run_config=RunConfig(
             name=name,
@@ -137,6 +140,17 @@ def location(folder: Store) -> str:
     return folder.root if folder.is_local else folder.url
 
 
+@contextmanager
+def named_node() -> Iterator[None]:
+    """An error of the accelerator within the block gets the attribute `node`: where it happened."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        error.node = ray.get_runtime_context().get_node_id()  # type: ignore[attr-defined]
+        raise
+
+
+@named_node()
 def train_loop(values: dict[str, Any]) -> dict[str, float]:
     """Run one trial in the workers of Ray Train, from its newest checkpoint on.
 
@@ -157,6 +171,7 @@ def train_loop(values: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
+@named_node()
 def serve(values: dict[str, Any]) -> None:
     """Run the trials that a slot of a search asks for, report by report, until it asks for no more.
 

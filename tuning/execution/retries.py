@@ -12,10 +12,12 @@ import logging
 import re
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import ray
 import torch
 import torch.distributed as dist
 from ray import exceptions as ray_errors
@@ -24,6 +26,7 @@ from trainers.checkpoints.storage import prepare_folder
 from trainers.errors import first_line
 from trainers.ray_trainer import location, open_storage, torch_trainer, train_loop
 from tuning.config.schema import ResourcesConfig
+from tuning.execution.cluster_resources import fitting_trials
 from tuning.execution.ray_errors import wrapped_errors
 from tuning.execution.ray_workarounds import WorkerHealthCheckTimeoutError, draining_nodes
 
@@ -51,6 +54,10 @@ _GLOO: Final = re.compile(r"\[\S*gloo/\S+:\d+\]")
 `[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537]`."""
 _NCCL_MISUSE: Final = re.compile("ncclInvalid(Usage|Argument)")
 """Results of NCCL for a wrong call, as they are named in the message of a DistBackendError."""
+
+
+GPU_FAILURES: Final = 2
+"""So many failures of a GPU without a finished trial in between, and trials avoid its node."""
 
 
 class MachinesLost(RuntimeError):
@@ -85,29 +92,77 @@ def fit(
         StorageFailed: checkpoints cannot be written.
         Exception: what the training itself raised, wrapped by Ray Train.
     """
-    attempts, options = Attempts(name, resources.max_failures), resources.per_trial()
+    nodes = FaultyNodes(resources)
+    attempts = Attempts(name, resources.max_failures, nodes)
     folder = open_storage(storage_path).at(name)
     values = {"trial": config, "folder": location(folder), "final_split": final_split}
     while True:
         prepare_folder(folder)
         with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
             unique = f"{name}-{secrets.token_hex(4)}"
+            options = resources.per_trial() | nodes.placement()
             trainer = torch_trainer(loop, values, name=unique, scratch=Path(scratch), **options)
             try:
                 return trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2
             except Exception as error:
-                attempts.failed(error)
+                logger.warning(attempts.failed(error))
+
+
+class FaultyNodes:
+    """Nodes on which GPUs fail repeatedly. Trials avoid them while other nodes can hold a trial.
+
+    Args:
+        resources: of a trial.
+    """
+
+    def __init__(self, resources: ResourcesConfig) -> None:
+        self._resources, self._failures = resources, Counter[str]()
+
+    def failed(self, error: Exception) -> str:
+        """Count the failed GPUs behind an error of Ray Train; what follows, for the user."""
+        gpus = [one for one in _innermost(error) if _is_of_accelerator(one)]
+        nodes = {node for gpu in gpus if (node := getattr(gpu, "node", None)) is not None}
+        self._failures.update(nodes)
+        if not (new := [node for node in nodes if self._failures[node] == GPU_FAILURES]):
+            return ""
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        names = ", ".join(f"{addresses.get(node, 'unknown')} ({node[:8]})" for node in new)
+        effect = "trials avoid it" if self.placement() else "no other node can hold a trial"
+        return f"; {GPU_FAILURES} GPU failures in a row on node {names}: {effect}"
+
+    def finished(self) -> None:
+        """Count again from 0, except on the nodes that are avoided already."""
+        self._failures = Counter(dict.fromkeys(self._avoided(), GPU_FAILURES))
+
+    def placement(self) -> dict[str, Any]:
+        """Arguments of `torch_trainer` that replace those of `resources.per_trial()`.
+
+        The number of workers is limited to what the other nodes hold: for an elastic trial, Ray
+        Train 2.60 counts the room on all nodes, and would wait for ever for that on the others.
+        """
+        if not (avoided := self._avoided()):
+            return {}
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        others = [node["Resources"] for node in alive if node["NodeID"] not in avoided]
+        for workers in reversed(self._resources.sizes):
+            size = {"workers": workers, "min_workers": None}
+            if fitting_trials(others, self._resources.model_copy(update=size)):
+                return {"avoid": avoided, "workers": workers}
+        return {}
+
+    def _avoided(self) -> list[str]:
+        return [node for node, count in self._failures.items() if count >= GPU_FAILURES]
 
 
 class Attempts:
-    """Counts the failures of machines during one training."""
+    """Counts the failures of machines during one training, and tells them to `nodes`."""
 
-    def __init__(self, name: str, max_failures: int) -> None:
-        self._name, self._max_failures = name, max_failures
+    def __init__(self, name: str, max_failures: int, nodes: FaultyNodes) -> None:
+        self._name, self._max_failures, self._nodes = name, max_failures, nodes
         self._failures, self._known_nodes = 0, set[str]()
 
-    def failed(self, error: Exception) -> None:
-        """Return if the training should be repeated after this error of Ray Train.
+    def failed(self, error: Exception) -> str:
+        """If the training should be repeated after this error of Ray Train, say so in one line.
 
         Raises:
             MachinesLost: more machines failed than `max_failures`.
@@ -121,13 +176,13 @@ class Attempts:
         announced = draining_nodes().keys() - self._known_nodes
         self._known_nodes |= announced
         self._failures += not announced
-        reason = f"{type(failure).__name__}: {first_line(failure)}"
+        reason = f"{type(failure).__name__}: {first_line(failure)}{self._nodes.failed(error)}"
         if self._failures > self._max_failures:
             raise MachinesLost(
                 f"workers were lost {self._failures} time(s), and "
                 f"search.resources.max_failures = {self._max_failures}: {reason}"
             ) from error
-        logger.warning("%s is repeated from its newest checkpoint: %s", self._name, reason)
+        return f"{self._name} is repeated from its newest checkpoint: {reason}"
 
 
 def machine_failure(error: BaseException) -> BaseException | None:
@@ -155,9 +210,8 @@ def _innermost(error: BaseException) -> Iterator[BaseException]:
 
 def _is_of_accelerator(error: BaseException) -> bool:
     """Whether a GPU failed: uncorrectable ECC error, failed launch, lost device, ..."""
-    # Added in PyTorch 2.8. In 2.7 such an error is a plain RuntimeError, which is not repeated.
-    kind = getattr(torch, "AcceleratorError", ())
-    return isinstance(error, kind) and getattr(error, "error_code", None) != _DEVICE_ASSERT
+    is_one = isinstance(error, torch.AcceleratorError)
+    return is_one and getattr(error, "error_code", None) != _DEVICE_ASSERT
 
 
 def _is_of_peer(error: BaseException) -> bool:

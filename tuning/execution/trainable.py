@@ -18,9 +18,9 @@ from trainers.ray_trainer import location, open_storage
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import driver_options
 from tuning.execution.ray_errors import in_one_line, storage_failure
-from tuning.execution.retries import Attempts, fit
+from tuning.execution.retries import Attempts, FaultyNodes, fit
 from tuning.execution.warm_workers import WarmWorkers
-from tuning.runs.records import ERROR, STEP, TIME
+from tuning.runs.records import ERROR, NOTICE, STEP, TIME
 
 OVERDUE = 10
 """A report is overdue if it takes so many times as long as the slowest one of the search before."""
@@ -53,6 +53,7 @@ class Slot(tune.Trainable):
         """Start the first trial; its workers start at the first step."""
         self._slowest_s = 0.0
         self._workers: WarmWorkers | None = None
+        self._nodes = FaultyNodes(self.resources)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -60,18 +61,26 @@ class Slot(tune.Trainable):
         # The name is stable: a resumed trial finds its checkpoints by it.
         self._name, self._trial = f"train-{new_config['trial_id']}", new_config["trial"]
         self._slowest_s = max(self._slowest_s, new_config["slowest_report_s"])
-        self._attempts = Attempts(self._name, self.resources.max_failures)
+        self._attempts = Attempts(self._name, self.resources.max_failures, self._nodes)
         self._folder: Store | None = None
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next report of the trial, or the reason why it has failed."""
+        """The next report of the trial, or the reason why it has failed or is repeated."""
         try:
-            answer = self._next_answer()
+            try:
+                answer = self._next_answer()
+            except Exception as error:
+                if self._workers is not None:
+                    self._workers.end()
+                self._workers = self._folder = None
+                return {NOTICE: self._attempts.failed(error)}  # Tune asks again
             if answer.diverged is not None:
                 raise TrainingDiverged(answer.diverged)
             self._slowest_s = max(self._slowest_s, answer.seconds)
             is_last = answer.metrics[STEP] >= json.loads(self._trial)["steps"]
+            if is_last:
+                self._nodes.finished()
             return {**answer.metrics, "done": is_last, TIME: answer.seconds}
         except Exception as error:
             if storage_failure(error):
@@ -84,23 +93,16 @@ class Slot(tune.Trainable):
             self._workers.end()
 
     def _next_answer(self) -> Answer:
-        """Ask the workers; new ones, if a machine fails."""
+        """Ask the workers; new ones, if there are none."""
         hang_after_s = self.resources.hang_after_s
         limit_s = max(hang_after_s, OVERDUE * (self._slowest_s or hang_after_s))
-        while True:
-            try:
-                if self._folder is None:
-                    with storage_failures(self.storage_path, "cannot be used"):
-                        self._folder = open_storage(self.storage_path).at(self._name)
-                    prepare_folder(self._folder)
-                if self._workers is None:
-                    self._workers = WarmWorkers(self.resources)
-                return self._workers.ask(Request(location(self._folder), self._trial), limit_s)
-            except Exception as error:
-                if self._workers is not None:
-                    self._workers.end()
-                self._workers = self._folder = None
-                self._attempts.failed(error)
+        if self._folder is None:
+            with storage_failures(self.storage_path, "cannot be used"):
+                self._folder = open_storage(self.storage_path).at(self._name)
+            prepare_folder(self._folder)
+        if self._workers is None:
+            self._workers = WarmWorkers(self.resources.per_trial() | self._nodes.placement())
+        return self._workers.ask(Request(location(self._folder), self._trial), limit_s)
 
 
 def final_metrics(

@@ -15,7 +15,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.exchange import END, Answer, Exchange, Request
 from trainers.ray_trainer import serve, torch_trainer
-from tuning.config.schema import ResourcesConfig
 
 POLL_S = 5.0
 """Interval between two checks for a report that is overdue."""
@@ -33,15 +32,15 @@ class WarmWorkers:
     They start in the background. An error of one ends all, and the object cannot be used again.
 
     Args:
-        resources: of the workers.
+        options: arguments of `torch_trainer`.
     """
 
-    def __init__(self, resources: ResourcesConfig) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
         self._exchange = actor.remote()
         self._ended: Future[None] = Future()
-        threading.Thread(target=self._run, args=(resources.per_trial(),), daemon=True).start()
+        threading.Thread(target=self._run, args=(options,), daemon=True).start()
 
     def ask(self, request: Request, limit_s: float) -> Answer:
         """The next report of a trial, once all workers are there and have trained it.
@@ -68,14 +67,11 @@ class WarmWorkers:
         self._exchange.ask.remote(END)
         wait([self._ended], END_S)
 
-    def _run(self, resources: dict[str, Any]) -> None:
+    def _run(self, options: dict[str, Any]) -> None:
         values, name = {"exchange": self._exchange}, f"slot-{secrets.token_hex(4)}"
         try:
             with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
-                trainer = torch_trainer(
-                    serve, values, name=name, scratch=Path(scratch), **resources
-                )
-                trainer.fit()
+                torch_trainer(serve, values, name=name, scratch=Path(scratch), **options).fit()
         except Exception as error:
             self._ended.set_exception(error)
         else:

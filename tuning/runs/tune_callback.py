@@ -18,6 +18,7 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
 from tuning.runs.records import (
     ERROR,
+    NOTICE,
     STEP,
     TIME,
     SearchOutcome,
@@ -100,6 +101,8 @@ class Recorder(TuneCallback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """A trial reports. Tune adds values of its own to a result; they are left out."""
+        if NOTICE in result:
+            logger.warning(result[NOTICE])
         if STEP not in result:
             return
         self.slowest_report_s = max(self.slowest_report_s, result.get(TIME) or 0.0)

@@ -1,10 +1,14 @@
-"""A method that hangs, as a plug-in: plain fine-tuning whose fifth loss may take for ever."""
+"""A method that hangs, as a plug-in: plain fine-tuning whose fifth loss may take for ever.
+
+Only the last worker waits there. Others wait for it in a collective operation.
+"""
 
 from __future__ import annotations
 
 import threading
 from typing import Literal
 
+from trainers.loop.distributed import world
 from trainers.methods import register_method
 from trainers.methods.base import Batch, Loss, Step
 from trainers.methods.ft import PlainFineTuning
@@ -19,6 +23,7 @@ class Hangs(PlainFineTuning):
 
     def loss(self, batch: Batch, step: Step) -> Loss:
         """Cross-entropy."""
-        if self.waits and step.number == 4:
+        rank, workers = world()
+        if self.waits and step.number == 4 and rank == workers - 1:
             threading.Event().wait()
         return super().loss(batch, step)

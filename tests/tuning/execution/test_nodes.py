@@ -7,8 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray.train.collective
+import torch
 from ray.cluster_utils import Cluster
 
 from tests.tuning.execution.nodes import (
@@ -21,7 +24,11 @@ from tests.tuning.execution.nodes import (
     write,
 )
 from trainers.checkpoints.format import load_checkpoint, load_weights, save_checkpoint, saved_step
+from trainers.ray_trainer import named_node
 from tuning.checkpoints.files import kept_checkpoint
+from tuning.config.schema import ResourcesConfig
+from tuning.execution.ray_session import ray_session
+from tuning.execution.retries import fit
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
 
@@ -126,3 +133,50 @@ def drain(address: str, node_id: str) -> None:
         ],
         check=True,
     )  # fmt: skip
+
+
+def test_a_search_avoids_a_node_whose_gpu_fails(
+    three_nodes: Cluster, images_root: Path, tmp_path: Path
+) -> None:
+    """The first trial is repeated there once, then elsewhere; the second one starts elsewhere."""
+    failures = tmp_path / "failures"
+    config = write(
+        tmp_path,
+        images_root,
+        "sick",
+        plugins=[str(Path(__file__).with_name("sick_gpu.py"))],
+        trial__method={"name": "sick_gpu", "log": str(failures)},
+        search__budget={"trials": 2},
+        search__resources={"workers": 1, "max_concurrent": 1},
+    )
+    with driver(three_nodes.address, "search", config) as process:
+        assert process.wait() == 0
+    assert [trial.outcome for trial in records(tmp_path / "sick").values()] == ["finished"] * 2
+    first, second = failures.read_text().split()
+    assert first == second
+    said = (tmp_path / "driver.log").read_text()
+    assert said.count("is repeated from its newest checkpoint: AcceleratorError: CUDA error") == 2
+    assert said.count(f"({first[:8]}): trials avoid it") == 1
+
+
+def test_an_elastic_training_goes_on_without_a_node_whose_gpu_fails(
+    three_nodes: Cluster, tmp_path: Path
+) -> None:
+    """It has as many workers as the other nodes hold."""
+    sick = tmp_path / "sick"
+
+    def loop(values: Any) -> int:
+        here, context = ray.get_runtime_context().get_node_id(), ray.train.get_context()
+        if context.get_world_rank() == 0 and not sick.exists():
+            sick.write_text(here)
+        ray.train.collective.barrier()
+        with named_node():
+            if sick.read_text() == here:
+                raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+        return context.get_world_size()
+
+    resources = ResourcesConfig(workers=4, min_workers=1, max_failures=2)
+    with ray_session(three_nodes.address):
+        size = fit("{}", name="elastic", storage_path=tmp_path, resources=resources, loop=loop)
+        cpus = {node["NodeID"]: node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"]}
+    assert size == sum(cpus.values()) - cpus[sick.read_text()]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 import torch.distributed as dist
 from ray import cloudpickle
@@ -16,10 +17,12 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from tests.ray_head import Head
 from trainers.errors import ConfigError, StorageFailed, TrainingDiverged
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import retries
-from tuning.execution.retries import MachinesLost, fit, machine_failure
+from tuning.execution.ray_session import ray_session
+from tuning.execution.retries import FaultyNodes, MachinesLost, fit, machine_failure
 
 DEAD = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
 MISSED = RuntimeError(
@@ -30,9 +33,9 @@ NCCL = dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3690, remote p
 DIVERGED = TrainingDiverged("the training loss is not a finite number at step 10")
 
 
-def accelerator(message: str, code: int) -> Exception:
-    """An error of CUDA as PyTorch 2.8 and later raise it; before, it was a RuntimeError."""
-    error: Any = getattr(torch, "AcceleratorError", RuntimeError)(message)
+def accelerator(message: str, code: int) -> Any:
+    """An error of CUDA as PyTorch raises it."""
+    error: Any = torch.AcceleratorError(message)
     error.error_code = code
     return error
 
@@ -91,11 +94,9 @@ def test_what_the_training_raises_is_not_retried(error: Exception) -> None:
 
 
 def test_a_failed_gpu_is_retried() -> None:
-    """PyTorch 2.7 does not distinguish it from an error of the training."""
-    known = hasattr(torch, "AcceleratorError")
     for message, code in (("uncorrectable ECC error", 214), ("unspecified launch failure", 719)):
         error = accelerator(f"CUDA error: {message}", code)
-        assert (machine_failure(of_workers(error, DIVERGED)) is error) == known
+        assert machine_failure(of_workers(error, DIVERGED)) is error
     assert machine_failure(of_workers(accelerator("device-side assert triggered", 710))) is None
 
 
@@ -104,6 +105,28 @@ def test_the_reason_is_the_lost_worker_not_its_peers() -> None:
     assert machine_failure(of_workers(MISSED)) is MISSED
     hangs = WorkerHealthCheckTimeoutError("hanging")
     assert machine_failure(of_workers(hangs, MISSED)) is hangs
+
+
+@pytest.mark.slow
+def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_head: Head) -> None:
+    with ray_session(ray_head.address):
+        (here,) = (node["NodeID"] for node in ray.nodes())
+        nodes = FaultyNodes(ResourcesConfig())
+        for node in (here, "another"):
+            error = accelerator("CUDA error: uncorrectable ECC error", 214)
+            error.node = node
+            assert nodes.failed(of_workers(error, error, DIVERGED)) == ""
+            nodes.finished()  # so the next failure is the first one again
+            assert nodes.failed(of_workers(error)) == ""
+            assert nodes.placement() == {}
+            said = nodes.failed(of_workers(error))
+            if node == here:
+                assert said.endswith(f"({here[:8]}): no other node can hold a trial")
+                assert nodes.placement() == {}
+                nodes = FaultyNodes(ResourcesConfig())
+        assert said.endswith("another): trials avoid it")
+        nodes.finished()
+        assert nodes.placement() == {"avoid": ["another"], "workers": 1}
 
 
 class Trainer:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
+import ray.train
+import torch
+import torch.distributed as dist
 import yaml
 from ray.util.state import list_actors
 from rich.console import Console
@@ -72,12 +75,12 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(
     trial = trial.model_copy(update={"zero_shot_cache_gb": 1})
     resources = ResourcesConfig(workers=num_workers)
     last = fit(trial.model_dump_json(), name="fresh", storage_path=tmp_path, resources=resources)
-    workers = WarmWorkers(resources)
+    workers = WarmWorkers(resources.per_trial())
     other = trial.model_copy(update={"seed": 5})
     run(workers, other, tmp_path / "ended", 2)
     run(workers, other, tmp_path / "stopped", 1)
     if num_workers == 1:  # several workers end, because others may wait for the diverged one
-        optim = trial.optim.model_copy(update={"lr": 1e30})
+        optim = trial.optim.model_copy(update={"lr": 1e3})
         (diverged,) = run(
             workers, trial.model_copy(update={"optim": optim}), tmp_path / "diverged", 1
         )
@@ -147,6 +150,7 @@ def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path
 
 
 def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_path: Path) -> None:
+    """One worker hangs, the other one in the collective operation that waits for it."""
     parameters = {
         "method.waits": {"type": "categorical", "choices": [False, True]},
         "optim.lr": {"type": "float", "low": 1e-5, "high": 1e-3},
@@ -168,6 +172,7 @@ def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_
             "initial_points": points,
         },
         "search.budget.trials": 3,
+        "search.resources.workers": 2,
         "search.resources.hang_after_s": 5,
     }
     found = run_search(search_file(images_root, tmp_path, changes), console=Console(quiet=True))
@@ -175,3 +180,22 @@ def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_
     (failed,) = found.failed
     assert failed.step == 3
     assert str(failed.error).startswith("ReportOverdue: no report after ")
+
+
+def test_a_collective_operation_that_hangs_is_repeated_with_new_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.ray_trainer.COLLECTIVE_TIMEOUT_S", 5)
+    hung = tmp_path / "hung"
+
+    def loop(values: Any) -> float:
+        if ray.train.get_context().get_world_rank() == 1 and not hung.exists():
+            hung.touch()
+            threading.Event().wait()
+        ranks = torch.tensor([1.0])
+        dist.all_reduce(ranks)
+        return float(ranks)
+
+    resources = ResourcesConfig(workers=2)
+    assert fit("{}", name="hangs", storage_path=tmp_path, resources=resources, loop=loop) == 2
+    assert hung.exists()
