@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 
@@ -36,12 +36,13 @@ def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
     for left in parent.glob(f"{glob.escape(prefix)}*"):
         with suppress(OSError), locked(left):
             shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    try:
-        with locked(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        new = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=parent))
+        with suppress(OSError):  # without locks, as on NFS, no other process removes anything
+            stack.enter_context(locked(new))
+        folder = new.rename(parent / new.name[1:])  # now others see it, and it is locked
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
 
 
 @contextmanager

@@ -10,7 +10,7 @@ last step. Apart from `zero-shot`, which selects nothing, no other command reads
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -19,9 +19,9 @@ from rich.console import Console
 
 from trainers.checks import check_data, trial_parts
 from trainers.data.data_root import resolve_root
-from trainers.data.storage import url_of
+from trainers.data.storage import open_store, url_of
 from trainers.errors import ConfigError, did_you_mean
-from tuning.checkpoints.files import TRAIN_FOLDER
+from tuning.checkpoints.files import TRAIN_FOLDER, remove_folder
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.confirmation.jobs import jobs, run_jobs
 from tuning.confirmation.results import (
@@ -39,12 +39,13 @@ from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import check_same_data, load_run
+from tuning.runs.run_folder import check_is_no_copy, check_same_data, load_run
 from tuning.selection.ranking import ranked
 from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
+MAX_SEEDS = 1000
 
 
 def confirm(
@@ -72,9 +73,11 @@ def confirm(
             test split, or data that changed since the search.
     """
     console = console or Console(stderr=True)
-    if seeds < 2:
-        raise ConfigError("must be at least 2 for an interval", key="--seeds", value=seeds)
+    if not 2 <= seeds <= MAX_SEEDS:
+        problem = f"must be at least 2, for an interval, and at most {MAX_SEEDS}"
+        raise ConfigError(problem, key="--seeds", value=seeds)
     run = load_run(folder)
+    check_is_no_copy(run)
     search, file, records = run.search, run.file, run.history.records
     configurations = (Configuration(FT, {}, method=FT), *chosen(search, records, top, rules))
     if run.history.outcome is None:
@@ -85,6 +88,7 @@ def confirm(
     fresh = fresh_seeds(file.trial.seed, records, seeds)
     wanted = jobs(file, configurations, fresh)
     failed: dict[Key, str] = {}
+    checkpoints = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
     if any(job.key not in read_results(run.folder) for job in wanted):
         data = file.trial.data
         check_data(data, [*trial_parts(data), *((domain, "test") for domain in data.domains)])
@@ -98,9 +102,13 @@ def confirm(
             stored = read_results(run.folder)
             missing = [job for job in wanted if job.key not in stored]
             check_nodes(file, run.home)
-            checkpoints = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
             failed = run_jobs(missing, file.search.resources, results, checkpoints, console)
     stored = read_results(run.folder)
+    with suppress(OSError, ConfigError):  # left by a kill just after the result was stored
+        left = {info.base_name for info in open_store(checkpoints).list()}
+        for job in wanted:
+            if job.key in stored and job.name in left:
+                remove_folder(url_of(checkpoints, job.name))
     write_results_table(run.folder, list(stored.values()))
     confirmation = Confirmation(search, fresh, configurations, stored, failed)
     uri = tracking_uri(file.search.tracking.uri, run.folder.parent)

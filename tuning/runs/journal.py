@@ -56,6 +56,8 @@ class History:
     """Fingerprints of the configuration of the last session."""
     run_id: str = ""
     """Identifier of the run. It stays the same when the run folder is moved."""
+    folder: str = ""
+    """The run folder in the last session."""
 
     @property
     def unfinished(self) -> tuple[TrialRecord, ...]:
@@ -88,7 +90,8 @@ class Journal:
 
     def session_started(self, fingerprints: Mapping[str, str]) -> None:
         """A driver starts or resumes the search with a configuration of these fingerprints."""
-        self._append({"event": "session", "fingerprints": dict(fingerprints)})
+        folder = str(self._path.parent.resolve())
+        self._append({"event": "session", "fingerprints": dict(fingerprints), "folder": folder})
 
     def zero_shot(self, metrics: Mapping[str, float]) -> None:
         """The zero-shot model was evaluated."""
@@ -247,6 +250,7 @@ class _Reader:
     outcome: SearchOutcome | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     run_id: str = ""
+    folder: str = ""
     session_start: float | None = None
     last: float = 0.0
     format_is_known: bool = False
@@ -262,7 +266,7 @@ class _Reader:
         if kind == "session":
             self._close_session()
             self.session_start, self.outcome = at, None
-            self.fingerprints = event["fingerprints"]
+            self.fingerprints, self.folder = event["fingerprints"], event.get("folder", "")
         self.last = max(self.last, at)
         if kind == "zero_shot":
             self.zero_shot = event["metrics"]
@@ -307,6 +311,7 @@ class _Reader:
             self.outcome,
             self.fingerprints,
             self.run_id,
+            self.folder,
         )
 
 

@@ -29,7 +29,13 @@ from tuning.execution.run_search import (
 )
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE, is_running
-from tuning.runs.run_folder import CONFIG_FILE, check_same_data, load_run, runs_named
+from tuning.runs.run_folder import (
+    CONFIG_FILE,
+    check_is_no_copy,
+    check_same_data,
+    load_run,
+    runs_named,
+)
 
 RESUMABLE = (
     "search.budget",
@@ -147,6 +153,7 @@ def _continue(
     if is_running(folder):
         raise ConfigError("another process is running this search", source=folder)
     before = load_run(folder)
+    check_is_no_copy(before)
     for key, (was, now) in _changes(before.file, file, EXTENDABLE if extend else RESUMABLE).items():
         raise ConfigError(
             f"it was {was!r} in this search and must not change",

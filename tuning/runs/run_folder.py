@@ -227,6 +227,27 @@ def load_run(folder: str | Path) -> LoadedRun:
     return LoadedRun(folder.resolve(), load_config(config, check=False), history)
 
 
+def check_is_no_copy(run: LoadedRun) -> None:
+    """Check that the folder in which a run had its last session is this one, or is gone.
+
+    Raises:
+        ConfigError: both exist. They have the same MLflow runs, study and folder of checkpoints.
+    """
+    former = Path(run.history.folder) / JOURNAL_FILE
+    if not run.history.folder or not former.is_file():
+        return
+    try:
+        is_same_run = read_history(former.parent).run_id == run.history.run_id
+    except ConfigError:  # damaged, or of another version
+        return
+    if is_same_run and not former.samefile(run.folder / JOURNAL_FILE):
+        raise ConfigError(
+            f"a copy of {former.parent}, whose records in MLflow it would change",
+            source=run.folder,
+            hint="move it instead, or start a new search with search.warm_start.runs",
+        )
+
+
 def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:
     """The configuration of a trial or reference.
 

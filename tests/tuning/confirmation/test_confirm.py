@@ -268,10 +268,13 @@ def test_results_are_not_measured_again(
     folder, found = confirmed
     before = results_path(folder).read_bytes()
     assert not ray.is_initialized()
+    left = folder / "confirm" / "train" / "ft-seed-1003"  # by a kill behind the line of its result
+    (left / "checkpoint_1").mkdir(parents=True)
     again = confirm(folder, seeds=2, rules=["objective"], console=Console(quiet=True))
     assert not ray.is_initialized()
     assert results_path(folder).read_bytes() == before
     assert again.results == found.results
+    assert not left.exists()
     rows = pq.read_table(folder / "confirm" / "results.parquet").to_pylist()
     assert [(row["trial_id"], row["seed"]) for row in rows] == list(found.results)
     assert rows[-1]["id_test/acc"] == json.loads(before.splitlines()[-1])["metrics"]["id_test/acc"]

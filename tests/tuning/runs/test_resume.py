@@ -15,6 +15,7 @@ from trainers.errors import ConfigError
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.confirmation.confirm import confirm
 from tuning.execution.run_search import SearchOptions, continue_search
 from tuning.runs import resume
 from tuning.runs.journal import JOURNAL_FILE, Journal
@@ -54,6 +55,19 @@ def test_with_nothing_changed_a_search_goes_on_as_it_was(
 ) -> None:
     resume_search(run)
     assert went_on == [load_run(run).file]
+
+
+def test_a_copy_does_not_go_on_while_the_original_exists(
+    run: Path, went_on: list[SearchFile]
+) -> None:
+    copy = Path(shutil.copytree(run, run.with_name("copy")))
+    for go_on in (resume_search, extend_search, confirm):
+        with pytest.raises(ConfigError, match=f"a copy of {run}"):
+            go_on(copy)
+    assert went_on == []
+    run.rename(run.with_name("original"))
+    resume_search(copy)
+    assert len(went_on) == 1
 
 
 @pytest.mark.parametrize("extend", [False, True])
