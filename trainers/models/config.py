@@ -80,6 +80,21 @@ class ModelConfig(Frozen):
             return None
 
     @property
+    def files(self) -> list[Path]:
+        """The files on this machine that it names, and those in the folder that it names."""
+        named = [self.tokenizer] if self.tokenizer else []
+        if self.name.startswith(LOCAL_DIR) or self.name.endswith(".json"):
+            named.append(self.name.removeprefix(LOCAL_DIR))
+        if self.pretrained and is_path(self.pretrained):
+            named.append(self.pretrained)
+        found = [path for path in map(Path, named) if path.is_file()]
+        for folder in map(Path, named):
+            for file in folder.rglob("*"):  # hidden ones are of git and of the hub's downloads
+                is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+                found += [file] if file.is_file() and not is_hidden else []
+        return sorted(found)
+
+    @property
     def brings_its_weights(self) -> bool:
         """Whether the name alone determines the weights."""
         return self.name == TINY_CLIP or self.name.startswith((LOCAL_DIR, HUB))

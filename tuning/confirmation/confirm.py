@@ -39,7 +39,7 @@ from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import check_is_no_copy, check_same_data, load_run
+from tuning.runs.run_folder import check_is_no_copy, check_same_inputs, load_run
 from tuning.selection.ranking import ranked
 from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
@@ -93,7 +93,7 @@ def confirm(
         data = file.trial.data
         check_data(data, [*trial_parts(data), *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
-        check_same_data(run.folder, data)
+        check_same_inputs(run.folder, file.trial)
         with (
             closing(ResultsFile(run.folder)) as results,
             ray_session(address),

@@ -18,7 +18,7 @@ from trainers.config import TrialConfig
 from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
 from trainers.loop.state import load_split, start
-from trainers.models.config import HUB, LOCAL_DIR, is_path
+from trainers.models.config import HUB
 from tuning.config.schema import ELSEWHERE, ResourcesConfig
 from tuning.execution.ray_errors import root_cause
 from tuning.runs.run_folder import package_version
@@ -78,14 +78,7 @@ def _fingerprint(trial: TrialConfig, resources: ResourcesConfig) -> str | None:
     model = trial.model
     if model.name.startswith(HUB) or trial.plugins:
         return None
-    paths = [model.name.removeprefix(LOCAL_DIR)] if is_path(model.name) else []
-    paths += [model.pretrained] if model.pretrained and is_path(model.pretrained) else []
-    files = sorted(
-        (str(file), file.stat().st_size, file.stat().st_mtime_ns)
-        for path in map(Path, paths)
-        for file in (path.rglob("*") if path.is_dir() else [path])
-        if file.is_file()
-    )
+    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in model.files]
     values: dict[str, Any] = {
         "model": model.model_dump(mode="json"),
         "files": files,

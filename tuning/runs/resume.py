@@ -32,7 +32,7 @@ from tuning.runs.journal import JOURNAL_FILE, is_running
 from tuning.runs.run_folder import (
     CONFIG_FILE,
     check_is_no_copy,
-    check_same_data,
+    check_same_inputs,
     load_run,
     runs_named,
 )
@@ -171,7 +171,7 @@ def _continue(
                 hint=_hint(key),
             )
     resolve_root(file.trial.data.root, progress=True)
-    check_same_data(before.folder, file.trial.data)
+    check_same_inputs(before.folder, file.trial)
     return continue_search(before.folder, file, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from trainers.config import DataConfig, TrialConfig
+from trainers.config import TrialConfig
 from trainers.data.fingerprint import data_fingerprint
 from trainers.data.storage import Store, open_store, url_of
 from trainers.data.suite import listed
@@ -344,25 +345,48 @@ def environment(trial: TrialConfig) -> dict[str, object]:
         "git_commit": _git_commit(),
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
+        "model": _model_fingerprint(trial),
     }
 
 
 def data_seen(folder: Path) -> dict[str, str] | None:
     """The data fingerprints at the start of a run's search; None if they are not recorded."""
+    return _seen(folder, "data")
+
+
+def _seen(folder: Path, inputs: str) -> dict[str, str] | None:
     try:
-        data = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")).get("data")
+        found = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")).get(inputs)
     except (FileNotFoundError, ValueError):
         return None
-    return data if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else None
 
 
-def check_same_data(folder: Path, data: DataConfig) -> None:
-    """Check that the data are those with which a run's search began; warn if that is unknown.
+def _model_fingerprint(trial: TrialConfig) -> dict[str, str]:
+    """SHA-256 of each file of the model on this machine."""
+    found = {}
+    for path in trial.model.files:
+        with path.open("rb") as file:
+            found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
+    """Check that data and model are those with which a run's search began; warn if not known.
 
     Raises:
-        ConfigError: a domain and split has changed, or is missing.
+        ConfigError: a domain and split or a file of the model has changed, or is missing.
     """
-    seen = data_seen(folder)
+    files = _seen(folder, "model")
+    if files is not None and (now := _model_fingerprint(trial)) != files:
+        changed = sorted({path for path, _ in files.items() ^ now.items()})
+        raise ConfigError(
+            f"{listed(changed)} changed since this search began",
+            key="trial.model.name",
+            value=trial.model.name,
+            hint="restore the old files, or start a new search",
+        )
+    seen, data = data_seen(folder), trial.data
     if seen is None:
         logger.warning("%s does not record its data, so changes cannot be detected", folder)
         return

@@ -34,7 +34,7 @@ from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_soup
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, check_same_data, config_of, load_run
+from tuning.runs.run_folder import LoadedRun, check_same_inputs, config_of, load_run
 from tuning.selection.ranking import ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
 
@@ -100,7 +100,7 @@ def make_soup(
     found = ingredients(run, top, method)
     data, resources = run.file.trial.data, run.file.search.resources
     resolve_root(data.root, progress=True)
-    check_same_data(run.folder, data)
+    check_same_inputs(run.folder, run.file.trial)
     destination = run.folder / SOUPS_FOLDER / recipe
     with (
         appearing(destination) as unfinished,  # first: it may not be possible to write there

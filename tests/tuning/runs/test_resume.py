@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
+from trainers.models import tiny_clip
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -20,7 +22,7 @@ from tuning.execution.run_search import SearchOptions, continue_search
 from tuning.runs import resume
 from tuning.runs.journal import JOURNAL_FILE, Journal
 from tuning.runs.resume import earlier_run, extend_search, resume_search, search_or_resume
-from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
+from tuning.runs.run_folder import CONFIG_FILE, environment, load_run, write_config
 
 NARROWER = f"search.space.parameters.{LR}.low=1e-5"
 
@@ -198,6 +200,25 @@ def test_data_that_have_changed_are_refused_with_the_domain_and_split(
     assert "'sketch/val' changed" in caught.value.problem
     assert went_on == []
     assert (run / CONFIG_FILE).read_text() == before
+
+
+def test_a_model_that_has_changed_is_refused_with_its_file(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    model = Path(shutil.copytree(tiny_clip.FOLDER, tmp_path / "model"))
+    file = search_file(images_root, trial__model={"name": f"local-dir:{model}"})
+    run = write_run(tmp_path / "run", file, [trial(0, 85.0, 62.0)])
+    (run / "environment.json").write_text(json.dumps(environment(file.trial)))
+    resume_search(run)
+    weights = model / "open_clip_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for go_on in (resume_search, extend_search, confirm):
+        with pytest.raises(ConfigError, match=f"'{weights}' changed since") as caught:
+            go_on(run)
+        assert caught.value.key == "trial.model.name"
+    assert len(went_on) == 1
 
 
 def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(
