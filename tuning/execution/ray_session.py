@@ -154,6 +154,11 @@ def _start_local(folder: Path) -> None:
     # The port is chosen here because workers need the address (see below) before it exists.
     port = free_port()
     variables = {"RAY_GCS_SERVER_PORT": str(port), "TMPDIR": str(folder)}
+    # Ray writes its token as the umask allows. Whoever reads it can run code in a cluster.
+    secrets = Path.home() / ".ray"
+    with suppress(OSError):
+        secrets.mkdir(exist_ok=True)
+        secrets.chmod(0o700)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)  # for all of Ray's processes
     try:
@@ -172,9 +177,8 @@ def _start_local(folder: Path) -> None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-    # Ray writes its token as the umask allows. Whoever reads it can run code in a cluster.
     with suppress(FileNotFoundError):
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+        (secrets / "auth_token").chmod(0o600)
 
 
 @contextmanager

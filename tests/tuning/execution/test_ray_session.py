@@ -131,7 +131,7 @@ def test_a_local_search_is_closed_to_the_network_and_leaves_no_files(
             env=environment | {"TMPDIR": str(temporary)},
             stdout=subprocess.DEVNULL,
         )
-        while not journal.exists() or journal.read_text().count('"report"') < reports:
+        while not journal.exists() or journal.read_text().count('"event": "report"') < reports:
             assert driver.poll() is None
             time.sleep(0.1)
         return driver
@@ -157,3 +157,4 @@ def test_a_local_search_is_closed_to_the_network_and_leaves_no_files(
     assert [name for name in left if not name.startswith("torchinductor")] == []  # PyTorch's cache
     token = Path.home() / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o077 == 0  # also before the token was there

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.trainers import tiny_models
 from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
-from trainers.models import tiny_clip
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -205,17 +205,14 @@ def test_data_that_have_changed_are_refused_with_the_domain_and_split(
 def test_a_model_that_has_changed_is_refused_with_its_file(
     images_root: Path, tmp_path: Path, went_on: list[SearchFile]
 ) -> None:
-    model = Path(shutil.copytree(tiny_clip.FOLDER, tmp_path / "model"))
-    file = search_file(images_root, trial__model={"name": f"local-dir:{model}"})
+    model = tiny_models.write_config(tmp_path, "clip")
+    file = search_file(images_root, trial__model={"name": str(model), "pretrained": "random"})
     run = write_run(tmp_path / "run", file, [trial(0, 85.0, 62.0)])
     (run / "environment.json").write_text(json.dumps(environment(file.trial)))
     resume_search(run)
-    weights = model / "open_clip_model.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
+    model.write_text(model.read_text().replace('"layers": 2', '"layers": 3'))
     for go_on in (resume_search, extend_search, confirm):
-        with pytest.raises(ConfigError, match=f"'{weights}' changed since") as caught:
+        with pytest.raises(ConfigError, match=f"'{model}' changed since") as caught:
             go_on(run)
         assert caught.value.key == "trial.model.name"
     assert len(went_on) == 1
