@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import webbrowser
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -152,22 +153,29 @@ def status(
 
 
 @app.command()
-def report(run: Run) -> None:
-    """Write tables and figures of a run folder, bring MLflow up to date, and show the leaderboard.
+def report(
+    run: Run,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Write tables and the HTML report of a run, bring MLflow up to date, show the leaderboard.
 
-    Example: lipsum-tune report quickstart
+    Example: lipsum-tune report quickstart --open
     """
     from tuning.mlflow_logging.callback import backfill
     from tuning.mlflow_logging.client import TrackingError
-    from tuning.reporting.leaderboard import figures
+    from tuning.reporting.html_report import REPORT_FILE, write_report
     from tuning.reporting.tables.trials import write_tables
     from tuning.runs.journal import is_running
     from tuning.runs.run_folder import load_run
 
     loaded = load_run(run)
     write_tables(loaded.folder, loaded.search, loaded.history.records)
-    figures(loaded.search, loaded.history.records, loaded.folder)
+    folder = loaded.folder / "report"
+    write_report(loaded.search, loaded.history.records, folder)
     status(run)
+    show("Report", folder / REPORT_FILE)
+    if open_:
+        webbrowser.open((folder / REPORT_FILE).resolve().as_uri())
     if not is_running(run):  # a running search writes to MLflow itself
         try:
             show("MLflow", backfill(loaded))
@@ -223,6 +231,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from trainers.redact import redact
     from tuning.checkpoints.files import kept_checkpoint
     from tuning.mlflow_logging.client import default_tracking_uri
+    from tuning.reporting.html_report import REPORT_FILE
     from tuning.reporting.leaderboard import report as full_report
 
     console = Console()
@@ -230,7 +239,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.ended_by:
         show("Ended by", result.ended_by)
     show("Run folder", result.run_folder)
-    show("Figure", result.run_folder / "report" / "id_vs_ood.png")
+    show("Report", result.run_folder / "report" / REPORT_FILE)
     if result.best and result.checkpoints:
         kept = kept_checkpoint(open_store(result.checkpoints), result.best.trial_id)
         if kept is not None:

@@ -45,7 +45,7 @@ from tuning.execution.tune_runner import create_tuner
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
-from tuning.reporting.leaderboard import figures
+from tuning.reporting.html_report import write_report
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.tables.callback import TablesCallback
 from tuning.runs.callbacks import Callback
@@ -282,7 +282,7 @@ def _run_session(
             raise journal.failure
         if watch.lost is not None:
             raise watch.lost
-    figures(search, records, run_folder)
+    write_report(search, records, run_folder / "report")
     return SearchResult(search, records, outcome, run_folder, uri, budget.reason(), checkpoints.url)
 
 

@@ -21,9 +21,8 @@ from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
 from tuning.mlflow_logging.view import main_metrics, share_view
-from tuning.reporting.figures.id_vs_ood import figure
-from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
 from tuning.reporting.formatting import format_params, trial_label
+from tuning.reporting.html_report import write_report
 from tuning.reporting.tables.trials import write_tables
 from tuning.runs.records import ZERO_SHOT, Outcome, SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
@@ -173,12 +172,11 @@ class SearchRuns:
         self._client.set_terminated(self.parent_run_id, STATUS[outcome], ended_ms)
 
     def upload_results(self, records: Sequence[TrialRecord]) -> None:
-        """Add tables and figures to the parent's artifacts; files of the same name are replaced."""
+        """Add tables and report to the parent's artifacts; files of the same name are replaced."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_tables(folder, self._search, records)
-            figure(self._search, records, folder / "accuracy.png")
-            wise_figure(self._search, records, folder / WISE_FIGURE)
+            write_report(self._search, records, folder)
             for path in folder.iterdir():
                 self._client.log_artifact(self.parent_run_id, str(path))
 

@@ -1,4 +1,4 @@
-"""The results of a search: leaderboard, best trial of each method, selection rules, figures.
+"""The results of a search: leaderboard, best trial of each method, selection rules.
 
 Every table states the split that trials were chosen on, because the validation accuracy of a chosen
 trial is optimistic. Only `confirm` and `zero-shot` read the test splits.
@@ -7,13 +7,11 @@ trial is optimistic. Only `confirm` and `zero-shot` read the test splits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from trainers.errors import storage_failures
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.reporting.formatting import (
     format_params,
@@ -50,24 +48,6 @@ def report(
     )
     parts = [part for t in tables if t is not None for part in (fit_table(t, width), "")]
     return Group(*parts[:-1])
-
-
-def figures(
-    search: SearchRecord, records: Sequence[TrialRecord], run_folder: Path
-) -> tuple[Path, ...]:
-    """Draw all figures into `report/` of a run folder: ID against OOD, and the curves of WiSE-FT.
-
-    Raises:
-        StorageFailed: the disk is full or fails.
-    """
-    # Matplotlib takes longer to import than a leaderboard to make.
-    from tuning.reporting.figures.id_vs_ood import figure
-    from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
-
-    folder = run_folder / "report"
-    with storage_failures(folder, "cannot be written"):
-        found = wise_figure(search, records, folder / WISE_FIGURE)
-        return (figure(search, records, folder / "id_vs_ood.png"), *([found] if found else []))
 
 
 def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:

@@ -1,9 +1,10 @@
-"""A table of results as one object, rendered to the terminal (rich) and to Markdown."""
+"""A table of results as one object, rendered to the terminal (rich), to Markdown and to HTML."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape as escape_html
 from typing import Any, TypeAlias
 
 from rich.cells import cell_len
@@ -115,6 +116,23 @@ def markdown(table: ResultTable) -> list[str]:
     header, *body = [f"| {' | '.join(line)} |" for line in lines]
     notes = [f"- {note}" for note in table.notes]
     return [header, f"|{'|'.join(alignments)}|", *body, *([""] if notes else []), *notes]
+
+
+def html_table(table: ResultTable) -> str:
+    """The table in HTML: all columns, without title and notes."""
+
+    def line(kind: str, texts: Sequence[str], style: str = "") -> str:
+        cells = [
+            f"<{kind}{' class=left' if column.left else ''}>{escape_html(text)}</{kind}>"
+            for column, text in zip(table.columns, texts, strict=True)
+        ]
+        return f"<tr{' class=best' if 'bold' in style else ''}>{''.join(cells)}</tr>"
+
+    body = [
+        line("td", [_cell(c, row).plain for c in table.columns], row.style) for row in table.rows
+    ]
+    header = line("th", [column.header for column in table.columns])
+    return f"<table><thead>{header}</thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def _cell(column: Column, row: Row) -> Text:

@@ -244,7 +244,8 @@ def test_the_end_adds_the_best_trial_a_figure_and_tables(
     assert parent.data.metrics["best/id_val/acc"] == pytest.approx(87.0)
     assert "looks at OOD validation data" in parent.data.tags["mlflow.note.content"]
     artifacts = {file.path for file in client.list_artifacts(callback.parent_run_id)}
-    assert artifacts == {"accuracy.png", "curves.parquet", "selection.parquet", "trials.parquet"}
+    tables = {"curves.parquet", "selection.parquet", "trials.parquet"}
+    assert artifacts == {"id_vs_ood.png", "index.html", *tables}
     assert children(client, callback)["ft"].data.tags["kind"] == "reference"
 
 

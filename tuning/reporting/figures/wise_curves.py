@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tuning.reporting.figures.frame import (
@@ -39,10 +40,17 @@ _Line: TypeAlias = list[tuple[float, float, float]]
 def wise_figure(search: SearchRecord, records: Sequence[TrialRecord], path: Path) -> Path | None:
     """Draw a PNG of ID against mean OOD accuracy along the curves; up and to the right is better.
 
-    Each of the best trials has a colour; plain fine-tuning is black and dashed.
-
     Returns:
         The path, whose folder is made if needed; None if no trial has a curve.
+    """
+    found = draw(search, records)
+    return None if found is None else save_figure(*found, path)
+
+
+def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, str] | None:
+    """The figure and the note below it; None if no trial has a curve.
+
+    Each of the best trials has a colour; plain fine-tuning is black and dashed.
     """
     lines: dict[str, _Line] = {}
     for record in records:
@@ -79,7 +87,7 @@ def wise_figure(search: SearchRecord, records: Sequence[TrialRecord], path: Path
         handles.append(legend_mark(name, marker, SOFT_INK, SOFT_INK if alpha == 1 else "white", 6))
     legend_beside(axes, handles)
     best = f"Colours: the best {len(shown[:HIGHLIGHTED])}."
-    return save_figure(drawn, f"{best} {search.selection} Validation accuracy.", path)
+    return drawn, f"{best} {search.selection} Validation accuracy."
 
 
 def _draw(

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from tests.tuning import fakes
+from tuning.reporting.figures.details import MIN_TRIALS, importance_figure
+from tuning.reporting.html_report import REPORT_FILE, write_report
+from tuning.runs.records import TrialRecord
+
+SEARCH = fakes.search_record(Path("runs/<mine>"), name="<mine>")
+
+
+def page_of(records: list[TrialRecord], folder: Path) -> str:
+    write_report(SEARCH, records, folder)
+    return (folder / REPORT_FILE).read_text("utf-8")
+
+
+def scattered(number: int) -> list[TrialRecord]:
+    """Trials whose ID accuracy follows the learning rate alone, and OOD accuracy the weight."""
+    rng = np.random.default_rng(0)
+    trials = []
+    for index in range(number):
+        weight, lr = 10 ** rng.uniform(-2, 2), 10 ** rng.uniform(-6, -3)
+        trial = fakes.trial(index, 90 + np.log10(lr), 60 + np.log10(weight))
+        trials.append(replace(trial, params={"method.reg_weight": weight, "optim.lr": lr}))
+    return trials
+
+
+def test_the_page_has_every_trial_and_whole_figures(tmp_path: Path) -> None:
+    records = [fakes.reference(), *scattered(MIN_TRIALS)]
+    page = page_of(records, tmp_path)
+    assert all(record.trial_id in page for record in records[1:])
+    figures = [
+        base64.b64decode(f) for f in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    ]
+    assert len(figures) == 5
+    assert {ElementTree.fromstring(figure).tag for figure in figures} == {
+        "{http://www.w3.org/2000/svg}svg"
+    }
+
+
+def test_the_page_loads_nothing_and_takes_no_name_for_markup(tmp_path: Path) -> None:
+    page = page_of(fakes.finished_search(), tmp_path)
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert "<mine>" not in page
+    assert "&lt;mine&gt;" in page
+
+
+@pytest.mark.parametrize("records", [[], [fakes.reference()], [fakes.trial(0, outcome="running")]])
+def test_a_search_that_has_just_begun_has_a_page(
+    records: list[TrialRecord], tmp_path: Path
+) -> None:
+    assert "zero-shot" in page_of(records, tmp_path)
+
+
+def test_importance_tells_which_parameter_moves_which_accuracy() -> None:
+    assert importance_figure(scattered(MIN_TRIALS - 1)) is None
+    figure = importance_figure(scattered(40))
+    assert figure is not None
+    (axes,) = figure.axes
+    of_id, of_ood = ([bar.get_width() for bar in bars] for bars in axes.containers)
+    weight, lr = 0, 1  # in the order of the parameters
+    assert of_id[lr] > 0.8 > 0.2 > of_id[weight]
+    assert of_ood[weight] > 0.8 > 0.2 > of_ood[lr]

@@ -1,0 +1,192 @@
+"""Small figures of the report: domains, curves, importance and slices of the hyperparameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from tuning.algorithms.optuna_storage import quiet_optuna
+from tuning.reporting.figures.frame import GREY, INK, SOFT_INK
+from tuning.reporting.formatting import short_names, trial_label
+from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.selection.ranking import best_trial
+
+# Okabe-Ito: distinct with every common colour blindness.
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+MIN_TRIALS = 6
+"""Finished trials from which on importance says something."""
+_LOG_RANGE = 10.0
+"""A positive parameter whose values span this factor is drawn on a log scale."""
+
+
+def domains_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
+    """Validation accuracy by domain: zero-shot, the references, and the best trial."""
+    models = {ZERO_SHOT: search.zero_shot}
+    models |= {trial_label(search, r): r.metrics for r in records if r.kind == "reference"}
+    if best := best_trial(search, records):
+        models[f"best: {best.trial_id}"] = best.metrics
+    names = [f"{search.id_domain} (ID)", *search.ood_domains]
+    keys = [ID_ACC, *(val_acc(domain) for domain in search.ood_domains)]
+    drawn, (axes,) = _axes(1, width=1.4 + 1.3 * len(keys))
+    for index, (name, metrics) in enumerate(models.items()):
+        places = np.arange(len(keys)) + 0.8 * (index + 0.5) / len(models) - 0.4
+        values = [metrics.get(key, math.nan) for key in keys]
+        bars = axes.bar(
+            places, values, 0.74 / len(models), label=name, color=_colour(index, len(models))
+        )
+        axes.bar_label(bars, fmt="%.1f", fontsize=7, color=SOFT_INK)
+    axes.set_xticks(range(len(keys)), names)
+    axes.set_ylabel("validation accuracy, %")
+    axes.legend(
+        frameon=False, fontsize=8, ncols=len(models), loc="lower left", bbox_to_anchor=(0, 1)
+    )
+    return drawn
+
+
+def curves_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure:
+    """The objective of every trial over its steps; pruned trials are dotted."""
+    objective = search.objectives[0].metric
+    best = best_trial(search, records)
+    drawn, (axes,) = _axes(1, width=7.5)
+    for record in records:
+        points = [(p[STEP], p[objective]) for p in record.curve if objective in p]
+        if not points:
+            continue
+        is_best = best is not None and record.trial_id == best.trial_id
+        colour = VERMILION if is_best else INK if record.kind == "reference" else BLUE
+        style = "-" if record.outcome == "finished" else ":"
+        strong = is_best or record.kind == "reference"
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, style, marker=".", color=colour, alpha=1.0 if strong else 0.45,
+                  linewidth=1.8 if strong else 1.0, zorder=3 if strong else 2)  # fmt: skip
+        if strong:
+            label = f" {record.trial_id}"
+            axes.annotate(label, points[-1], color=colour, fontsize=8, va="center")
+    if (zero_shot := search.zero_shot.get(objective)) is not None:
+        axes.axhline(zero_shot, color=GREY, linestyle=(0, (5, 4)), linewidth=1)
+        axes.annotate(ZERO_SHOT, (0, zero_shot), color=SOFT_INK, fontsize=8, va="bottom")
+    axes.set_xlabel("step")
+    axes.set_ylabel(objective)
+    return drawn
+
+
+def importance_figure(records: Sequence[TrialRecord]) -> Figure | None:
+    """Importance of each hyperparameter for ID and OOD accuracy, by Optuna's fANOVA.
+
+    Each parameter is replaced by the rank of its value, so that importance refers to the points
+    that were tried, whatever their scale. None with fewer than `MIN_TRIALS` finished trials or
+    fewer than two parameters that vary.
+    """
+    trials, keys = _varied(records)
+    if len(trials) < MIN_TRIALS or len(keys) < 2:
+        return None
+    drawn, (axes,) = _axes(1, width=6.0, height=1.2 + 0.5 * len(keys))
+    for index, (metric, name, colour) in enumerate(
+        ((ID_ACC, "ID accuracy", BLUE), (OOD_MEAN_ACC, "mean OOD accuracy", VERMILION))
+    ):
+        found = _importances(trials, keys, metric)
+        places = np.arange(len(keys))[::-1] + (0.2 if index == 0 else -0.2)
+        bars = axes.barh(
+            places, [found.get(key, 0.0) for key in keys], 0.36, color=colour, label=name
+        )
+        axes.bar_label(bars, fmt="%.2f", fontsize=8, color=SOFT_INK, padding=2)
+    axes.set_yticks(np.arange(len(keys))[::-1], short_names(keys))
+    axes.set_xlabel(f"importance (fANOVA, {len(trials)} finished trials)")
+    axes.set_xlim(0, 1.08)
+    axes.legend(frameon=False, fontsize=8)
+    return drawn
+
+
+def slices_figure(records: Sequence[TrialRecord]) -> Figure | None:
+    """ID and OOD accuracy of the finished trials over each hyperparameter; None if none varies."""
+    trials, keys = _varied(records)
+    if not keys:
+        return None
+    drawn, panels = _axes(len(keys), width=3.1 * len(keys))
+    for axes, key, name in zip(panels, keys, short_names(keys), strict=True):
+        shown = [record for record in trials if key in record.params]
+        values = [record.params[key] for record in shown]
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        xs = values if len(numbers) == len(values) else [str(value) for value in values]
+        for metric, label, colour, marker in (
+            (ID_ACC, "ID", BLUE, "o"),
+            (OOD_MEAN_ACC, "mean OOD", VERMILION, "^"),
+        ):
+            axes.scatter(xs, [record.metrics[metric] for record in shown], s=26, color=colour,
+                         marker=marker, alpha=0.8, label=label)  # fmt: skip
+        is_positive = len(numbers) == len(values) and min(numbers) > 0
+        if is_positive and max(numbers) / min(numbers) > _LOG_RANGE:
+            axes.set_xscale("log")
+        axes.set_xlabel(name)
+    panels[0].set_ylabel("validation accuracy, %")
+    panels[0].legend(frameon=False, fontsize=8)
+    return drawn
+
+
+def _varied(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[str]]:
+    """Finished trials with both accuracies, and the parameters with several values."""
+    trials = [
+        record
+        for record in records
+        if record.kind == "trial" and record.outcome == "finished"
+        and record.last(ID_ACC) is not None and record.last(OOD_MEAN_ACC) is not None
+    ]  # fmt: skip
+    keys = dict.fromkeys(key for record in trials for key in record.params)
+    return trials, [k for k in keys if len({r.params[k] for r in trials if k in r.params}) > 1]
+
+
+def _importances(
+    trials: Sequence[TrialRecord], keys: Sequence[str], metric: str
+) -> dict[str, float]:
+    import optuna
+
+    with quiet_optuna():
+        study = optuna.create_study()
+        ranks = {key: _ranks([record.params.get(key) for record in trials]) for key in keys}
+        unit = optuna.distributions.FloatDistribution(0.0, 1.0)
+        for index, record in enumerate(trials):
+            params = {key: ranks[key][index] for key in keys}
+            study.add_trial(
+                optuna.create_trial(
+                    params=params,
+                    distributions=dict.fromkeys(keys, unit),
+                    value=record.metrics[metric],
+                )
+            )
+        if len({record.metrics[metric] for record in trials}) == 1:
+            return {}
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _ranks(values: Sequence[object]) -> list[float]:
+    """The place of each value among all, 0 to 1; equal values share a place."""
+    order = sorted(set(values), key=lambda v: (isinstance(v, str), v is None, v))
+    last = max(len(order) - 1, 1)
+    return [order.index(value) / last for value in values]
+
+
+def _axes(number: int, width: float, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    drawn = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(drawn)
+    panels = list(np.atleast_1d(drawn.subplots(1, number, sharey=True)))
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#C3C8CF")
+        axes.tick_params(length=0, labelsize=8.5, colors="#3A3F47")
+        axes.grid(color="#ECEEF1", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return drawn, panels
+
+
+def _colour(index: int, number: int) -> str:
+    """Grey for zero-shot, vermilion for the best, which is last; others between."""
+    if index == 0:
+        return GREY
+    return VERMILION if index == number - 1 else (BLUE, GREEN)[(index - 1) % 2]

@@ -1,0 +1,145 @@
+"""The report of a search: one HTML file with its figures, tables and the commands to go on.
+
+It loads nothing from elsewhere, so it can be sent by mail and printed. It is written for a running
+search, too, with the trials so far.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from trainers.errors import storage_failures
+from tuning.reporting.formatting import format_seconds
+from tuning.reporting.leaderboard import leaderboard
+from tuning.reporting.methods_report import methods_table
+from tuning.reporting.result_table import ResultTable, html_table
+from tuning.reporting.selection_report import selection_table
+from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.ranking import best_trial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT_FILE = "index.html"
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root { color-scheme: light dark; --ink: #22262b; --soft: #5b616b; --line: #d9dde2; --ground: #fff }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --soft: #a3abb6; --line: #3a4049; --ground: #16191d }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+       max-width: 1100px; margin: 0 auto; padding: 1rem }
+h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } p, li, caption { color: var(--soft) }
+figure { margin: 1rem 0; background: #fff; border: 1px solid var(--line); border-radius: 6px;
+         padding: .5rem }
+img { max-width: 100%; height: auto; display: block; margin: auto }
+.table { overflow-x: auto }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
+th, td { padding: .25rem .6rem; text-align: right; white-space: pre;
+         border-bottom: 1px solid var(--line) }
+.left { text-align: left } .best { font-weight: bold }
+pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: .75rem }
+@media print { body { max-width: none; font-size: 11px } figure, table { break-inside: avoid } }
+</style></head><body>
+$body
+</body></html>
+""")
+
+
+def write_report(search: SearchRecord, records: Sequence[TrialRecord], folder: Path) -> None:
+    """Write the page of the trials so far into a folder, and its main figures as PNG.
+
+    Raises:
+        StorageFailed: the disk is full or fails.
+    """
+    # Matplotlib takes a second to import.
+    from tuning.reporting.figures.id_vs_ood import figure
+    from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
+
+    body = "\n".join(_sections(search, records))
+    with storage_failures(folder, "cannot be written"):
+        figure(search, records, folder / "id_vs_ood.png")
+        wise_figure(search, records, folder / WISE_FIGURE)
+        page = _PAGE.substitute(title=escape(search.name), body=body)
+        (folder / REPORT_FILE).write_text(page, "utf-8")
+
+
+def _sections(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
+    from tuning.reporting.figures import details
+    from tuning.reporting.figures.id_vs_ood import draw
+    from tuning.reporting.figures.wise_curves import draw as draw_wise
+
+    trials = [record for record in records if record.kind == "trial"]
+    outcomes = [record.outcome for record in trials]
+    counted = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
+    seconds = format_seconds(sum(record.seconds or 0.0 for record in records))
+    yield f"<h1>{escape(search.name)}</h1>"
+    yield _paragraph(
+        f"Fine-tuned on {search.id_domain} for up to {search.total_steps} steps, watched under "
+        f"shift on {', '.join(search.ood_domains)}. {len(trials)} trials: {counted}. Time of all "
+        f"trials: {seconds}. {search.selection} The test splits are not read."
+    )
+    best = best_trial(search, records)
+    if best is not None:
+        run = search.run_folder
+        commands = (
+            f"lipsum-tune confirm {run}     # test accuracy over fresh seeds\n"
+            f"lipsum-tune export {run} --trial {best.trial_id} --output model     # for open_clip"
+        )
+        yield f"<pre>{escape(commands)}</pre>"
+    yield "<h2>In distribution, and under shift</h2>"
+    figure, note = draw(search, records)
+    yield _image(figure, "ID accuracy against mean OOD accuracy of each trial", note)
+    yield "<h2>Trials</h2>"
+    yield _table(leaderboard(search, records))
+    yield "<h2>Domains</h2>"
+    yield _image(details.domains_figure(search, records), "validation accuracy by domain")
+    for title, table in (
+        ("Methods", methods_table(search, records)),
+        ("Selection rules", selection_table(search, records)),
+    ):
+        if table is not None:
+            yield f"<h2>{title}</h2>"
+            yield _table(table)
+    yield "<h2>Curves</h2>"
+    note = "Dotted: pruned, stopped or failed before the last step."
+    yield _image(details.curves_figure(search, records), "objective of each trial by step", note)
+    slices, importance = details.slices_figure(records), details.importance_figure(records)
+    if slices is not None:
+        yield "<h2>Hyperparameters</h2>"
+        note = "Finished trials, at their last step."
+        yield _image(slices, "accuracy of finished trials over each hyperparameter", note)
+    if importance is not None:
+        note = "Share of the variance of accuracy that a hyperparameter explains, over its ranks."
+        yield _image(importance, "importance of each hyperparameter", note)
+    if (wise := draw_wise(search, records)) is not None:
+        yield "<h2>Interpolation with the zero-shot weights (WiSE-FT)</h2>"
+        yield _image(wise[0], "ID against OOD accuracy along the interpolation", wise[1])
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def _image(figure: Figure, description: str, note: str = "") -> str:
+    """A figure as an SVG of its own document, so that names in it cannot collide."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    data = base64.b64encode(drawn.getvalue()).decode()
+    image = f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
+    return f"<figure>{image}</figure>{_paragraph(note)}"
+
+
+def _table(table: ResultTable) -> str:
+    notes = "".join(_paragraph(note) for note in table.notes)
+    return f'<div class="table">{html_table(table)}</div>{notes}'
