@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -130,7 +131,11 @@ class InstantSlot(tune.Trainable):
         accuracies = {data.id_domain: 80 - 5 * weight**2 + noise.gauss(0, 0.3)}
         for domain in data.ood_domains:
             accuracies[domain] = 50 + 8 * weight - 3 * weight**4 + noise.gauss(0, 0.5)
-        measured = flat_metrics({d: {"acc": acc} for d, acc in accuracies.items()}, data, "val")
+        measured = flat_metrics(
+            {d: {"acc": acc, "nll": -math.log(acc / 100)} for d, acc in accuracies.items()},
+            data,
+            "val",
+        )
         report = {**dict.fromkeys((*REPORTED, *metric_names(data)), 1.0), **measured}
         if self.index < REPORTS:
             report["val/mean_acc"] = 100 + self.number  # never the worse part of a rung

@@ -43,7 +43,7 @@ def search_file(root: Path, **changes: Any) -> SearchFile:
             "eval": {"every": 40},
             "steps": fakes.TOTAL_STEPS,
         },
-        "search": {"space": space},
+        "search": {"space": space, "sampler": {"metric": "objective"}},
     }
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return SearchFile.model_validate(nest(dotted, values))

@@ -5,6 +5,7 @@ Accuracies and calibration errors are percentages, 0 to 100.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,7 +27,7 @@ class MetricKey:
     | `ID` | `id_val/acc` |
     | `"sketch"`, an OOD domain | `ood_val/sketch/acc` |
     | `MEAN_OOD` | `ood_val/mean_acc` |
-    | `MEAN_ID_OOD` | `val/mean_acc` |
+    | `MEAN_ID_OOD` | `val/mean_acc`, `val/mean_nll` |
     """
 
     split: str
@@ -99,8 +100,9 @@ def flat_metrics(
 ) -> dict[str, float]:
     """The measures of all domains and their means under the names of `MetricKey`.
 
-    Every measure has a mean over the OOD domains, and the accuracy one of ID and OOD. Both are left
-    out if an OOD domain is missing.
+    Every measure has a mean over the OOD domains. Accuracy and NLL have one of ID and OOD: the
+    arithmetic mean of the accuracies, and the geometric mean of the NLLs, so that neither counts
+    more because it is larger. All means are left out if an OOD domain is missing.
     """
     of_id = by_domain[data.id_domain]
     measured = [domain for domain in data.ood_domains if domain in by_domain]
@@ -111,9 +113,12 @@ def flat_metrics(
         for measure in of_id:
             values = [by_domain[domain][measure] for domain in measured]
             flat[MetricKey(split, MEAN_OOD, measure)] = sum(values) / len(values)
-        id_acc = flat[MetricKey(split, ID, "acc")]
-        mean = (id_acc + flat[MetricKey(split, MEAN_OOD, "acc")]) / 2
-        flat[MetricKey(split, MEAN_ID_OOD, "acc")] = mean
+        (id_acc, ood_acc), (id_nll, ood_nll) = (
+            (flat[MetricKey(split, ID, measure)], flat[MetricKey(split, MEAN_OOD, measure)])
+            for measure in ("acc", "nll")
+        )
+        flat[MetricKey(split, MEAN_ID_OOD, "acc")] = (id_acc + ood_acc) / 2
+        flat[MetricKey(split, MEAN_ID_OOD, "nll")] = math.sqrt(id_nll * ood_nll)
     return {str(key): value for key, value in flat.items()}
 
 

@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
+
+from trainers.evaluation.metrics import MetricKey
 
 Mode: TypeAlias = Literal["max", "min"]
 
@@ -38,6 +40,18 @@ class Objective:
     def signed(self, value: float) -> float:
         """The value, signed so that more is better."""
         return value if self.mode == "max" else -value
+
+
+def sampler_objectives(metric: str, objectives: Sequence[Objective]) -> tuple[Objective, ...]:
+    """What the sampler optimises, see `SamplerConfig.metric`."""
+    first = objectives[0]
+    if metric == "auto":
+        key = MetricKey.parse(first.metric)
+        if len(objectives) == 1 and first.mode == "max" and key and key.measure == "acc":
+            return (Objective(str(replace(key, measure="nll")), "min"),)
+    if metric in ("auto", "objective", first.metric):
+        return tuple(objectives)
+    return (Objective(metric, "max" if metric.endswith("acc") else "min"),)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,10 @@
 The studies are derived from the journal of the run folder. Every session makes them anew and then
 keeps them up to date, so nothing has to be reconciled after a kill.
 
+The values of a study are those of `SearchRecord.sampler_objectives`: by default, the NLL that
+belongs to an accuracy objective. Trials are selected by the objective, whose value is a user
+attribute of the Optuna trial under the name of the metric.
+
 A search over one space has one study. A search that compares methods has one study for each method.
 A common sampler would draw the parameters of a method that is worse overall at random, because all
 its trials are among the bad ones, and the result of a method would depend on the others.
@@ -89,15 +93,15 @@ class MethodStudy:
         """Add a trial that this study has not proposed; its parameters are a point of the space."""
         state, values = self._result(record)
         complete = state == TrialState.COMPLETE
-        metric = self.search.objectives[0].metric
-        curve = record.curve if len(self.search.objectives) == 1 else ()
+        metric = self.search.sampler_objectives[0].metric
+        curve = record.curve if len(self.search.sampler_objectives) == 1 else ()
         self.study.add_trial(
             optuna.create_trial(
                 state=state,
                 values=values if complete else None,
                 params=dict(record.params),
                 distributions=self.space.distributions(),
-                user_attrs=dict(user_attrs),
+                user_attrs={**user_attrs, **self._objective_values(record)},
                 system_attrs=dict(sampler_state or {}),
                 intermediate_values={
                     int(report[STEP]): float(report[metric])
@@ -110,8 +114,9 @@ class MethodStudy:
 
     def report(self, trial: optuna.Trial, record: TrialRecord) -> None:
         """Pass the last report on. Optuna has intermediate values for single objectives only."""
-        value = record.last(self.search.objectives[0].metric)
-        if value is None or len(self.search.objectives) > 1:
+        told = self.search.sampler_objectives
+        value = record.last(told[0].metric)
+        if value is None or len(told) > 1:
             return
         # Not Trial.report: it ignores the value of a step that a resumed trial repeats.
         self.study._storage.set_trial_intermediate_value(trial._trial_id, record.step, value)
@@ -119,6 +124,8 @@ class MethodStudy:
     def tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
         """Pass the end of a trial on."""
         self.bests = self.search.with_bests(self.bests, record)
+        for metric, value in self._objective_values(record).items():
+            trial.set_user_attr(metric, value)
         state, values = self._result(record)
         if state == TrialState.COMPLETE:
             for text, violation in self._violations(record, self.bests).items():
@@ -135,11 +142,15 @@ class MethodStudy:
         loss diverged, is a failure.
         """
         state = STATES[record.outcome]
-        found = [record.last(objective.metric) for objective in self.search.objectives]
+        found = [record.last(objective.metric) for objective in self.search.sampler_objectives]
         values = [value for value in found if value is not None]
         if len(values) < len(found) and state in (TrialState.COMPLETE, TrialState.PRUNED):
             return TrialState.FAIL, None
         return state, values
+
+    def _objective_values(self, record: TrialRecord) -> dict[str, float]:
+        found = {o.metric: record.last(o.metric) for o in self.search.objectives}
+        return {metric: value for metric, value in found.items() if value is not None}
 
     def _violations(self, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
         missed = self.search.violations(record, bests)
@@ -255,7 +266,9 @@ def _create_study(
     study = optuna.create_study(
         study_name=f"{name}-{run_id}",
         storage=storage,
-        directions=["maximize" if o.mode == "max" else "minimize" for o in search.objectives],
+        directions=[
+            "maximize" if o.mode == "max" else "minimize" for o in search.sampler_objectives
+        ],
     )
     created = MethodStudy(search, space, study, method)
     own = [record for record in records if created.owns(record)]
@@ -263,7 +276,7 @@ def _create_study(
     created.bests = search.bests(own)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names([objective.metric for objective in search.objectives])
+        study.set_metric_names([objective.metric for objective in search.sampler_objectives])
         if isinstance(sampler, BaseSampler):
             study.sampler = sampler if method is None else copy.deepcopy(sampler)
             if own:  # it must not propose the points of the last session again

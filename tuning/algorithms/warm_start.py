@@ -171,8 +171,9 @@ def _observe(
     study: MethodStudy, search: SearchRecord, run: LoadedRun, records: Sequence[TrialRecord]
 ) -> None:
     """Add the trials of a run to a study, shifted by the difference of the zero-shot models."""
-    if all(search.values(record) is None for record in records):
-        metrics = " and ".join(objective.metric for objective in search.objectives)
+    told = search.sampler_objectives
+    if all(record.last(objective.metric) is None for record in records for objective in told):
+        metrics = " and ".join(objective.metric for objective in told)
         raise ConfigError(
             f"none of its trials has {metrics}", key="search.warm_start.use", source=run.folder
         )

@@ -36,6 +36,11 @@ class SamplerConfig(Frozen):
     `nsga2`. For each method, if several are compared."""
     grid_points: int = Field(default=4, ge=2, le=10_000)
     """For `grid`: values of each numeric parameter, evenly spaced on its scale."""
+    metric: str = "auto"
+    """What the sampler optimises: `objective`, a metric of the validation splits, or `auto`. That
+    is the NLL that belongs to a single accuracy, such as `val/mean_nll` to `val/mean_acc`, since it
+    varies less from seed to seed; otherwise the objectives. The Optuna study has its values.
+    Pruning, selection, constraints and confirmation go by the objectives."""
 
 
 class AshaConfig(Frozen):

@@ -243,6 +243,16 @@ def _check_objective(file: SearchFile) -> None:
             alike = [name for name in known if name.startswith("id") == wants_id]
             hint = suggestion(objective.metric, alike)
             raise ConfigError("is never reported", key=key, value=objective.metric, hint=hint)
+    chosen = file.search.sampler.metric
+    if chosen not in ("auto", "objective", *known):
+        hint = suggestion(chosen, ["auto", "objective", *known])
+        key = "search.sampler.metric"
+        raise ConfigError("is never reported", key=key, value=chosen, hint=hint)
+    if chosen not in ("auto", "objective") and len(file.objectives) > 1:
+        problem = "of several objectives, the sampler optimises all"
+        raise ConfigError(
+            problem, key="search.sampler.metric", value=chosen, hint="write objective"
+        )
     if len({objective.metric for objective in file.objectives}) < len(file.objectives):
         raise ConfigError("a metric is given twice", key="search.objective")
     file.constraints()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from trainers.evaluation.metrics import MetricKey
-from tuning.algorithms.objectives import Constraint, Mode, Objective
+from tuning.algorithms.objectives import Constraint, Mode, Objective, sampler_objectives
 
 if TYPE_CHECKING:
     from trainers.config import TrialConfig
@@ -213,6 +213,13 @@ class SearchRecord:
     constraints: tuple[Constraint, ...] = ()
     run_id: str = ""
     """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""
+    sampler_metric: str = "objective"
+    """What the sampler optimises, see `SamplerConfig.metric`."""
+
+    @property
+    def sampler_objectives(self) -> tuple[Objective, ...]:
+        """What the sampler optimises in place of the objectives. Nothing is selected by it."""
+        return sampler_objectives(self.sampler_metric, self.objectives)
 
     @property
     def sees_ood(self) -> bool:

@@ -280,6 +280,7 @@ def search_record(
         config=file.summary(),
         run_folder=folder,
         run_id=run_id,
+        sampler_metric=file.search.sampler.metric,
     )
 
 

@@ -269,7 +269,7 @@ def test_means_are_over_domains_and_over_id_and_ood() -> None:
     of = {"nll": 1.0, "feature_distortion": 0.5}
     flat = flat_metrics(
         {
-            "real": of | {"acc": 80.0},
+            "real": of | {"acc": 80.0, "nll": 10.0},
             "sketch": of | {"acc": 20.0},
             "clipart": {"acc": 60.0, "nll": 4.0, "feature_distortion": 0.1},
         },
@@ -280,4 +280,5 @@ def test_means_are_over_domains_and_over_id_and_ood() -> None:
     assert flat["ood_val/mean_acc"] == 40
     assert flat["val/mean_acc"] == 60
     assert flat["ood_val/mean_nll"] == 2.5
+    assert flat["val/mean_nll"] == 5.0  # the geometric mean of 10 and 2.5
     assert flat["ood_val/mean_feature_distortion"] == pytest.approx(0.3)

@@ -4,7 +4,13 @@ import math
 
 import pytest
 
-from tuning.algorithms.objectives import Constraint, check_constraints, parse_constraint
+from tuning.algorithms.objectives import (
+    Constraint,
+    Objective,
+    check_constraints,
+    parse_constraint,
+    sampler_objectives,
+)
 
 KNOWN = (
     *("id_val/acc", "id_val/nll", "ood_val/mean_acc", "id_val/class_acc", "ood_val/mean_ece"),
@@ -33,6 +39,32 @@ def test_a_bound_is_a_number_or_rests_on_the_zero_shot_model_or_the_best(
 ) -> None:
     (constraint,) = parse(line)
     assert constraint.bound(ZERO_SHOT, best) == (None if bound is None else pytest.approx(bound))
+
+
+@pytest.mark.parametrize(
+    ("metric", "objective", "expected"),
+    [
+        ("auto", Objective("val/mean_acc"), Objective("val/mean_nll", "min")),
+        ("auto", Objective("id_val/acc"), Objective("id_val/nll", "min")),
+        ("auto", Objective("ood_val/sketch/acc"), Objective("ood_val/sketch/nll", "min")),
+        ("auto", Objective("id_val/class_acc"), Objective("id_val/class_acc")),
+        ("auto", Objective("id_val/acc", "min"), Objective("id_val/acc", "min")),
+        ("auto", Objective("id_val/ece", "min"), Objective("id_val/ece", "min")),
+        ("objective", Objective("val/mean_acc"), Objective("val/mean_acc")),
+        ("id_val/acc", Objective("id_val/acc", "min"), Objective("id_val/acc", "min")),
+        ("ood_val/mean_class_acc", Objective("id_val/acc"), Objective("ood_val/mean_class_acc")),
+        ("id_val/nll", Objective("val/mean_acc"), Objective("id_val/nll", "min")),
+    ],
+)
+def test_the_sampler_optimises_the_nll_of_an_accuracy_or_what_is_asked_for(
+    metric: str, objective: Objective, expected: Objective
+) -> None:
+    assert sampler_objectives(metric, [objective]) == (expected,)
+
+
+def test_of_several_objectives_the_sampler_optimises_all() -> None:
+    both = (Objective("id_val/acc"), Objective("ood_val/mean_acc"))
+    assert sampler_objectives("auto", both) == sampler_objectives("objective", both) == both
 
 
 def test_a_violation_is_how_much_is_missing() -> None:

@@ -18,6 +18,7 @@ from tuning.algorithms.samplers import grid
 from tuning.algorithms.studies import TRIAL_ID
 from tuning.runs.journal import read_history
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.ranking import best_trial
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
 SPACE = SearchSpace(
@@ -137,6 +138,26 @@ def test_several_objectives_and_pruning(search: SearchRecord) -> None:
     assert (whole.state, whole.values) == (TrialState.COMPLETE, [84.0, 61.0])
     assert (stopped.state, stopped.values) == (TrialState.PRUNED, None)
     assert [trial.number for trial in session.study.best_trials] == [0]
+
+
+def test_the_study_has_the_samplers_metric_and_the_objective_beside_it(
+    search: SearchRecord,
+) -> None:
+    search = replace(search, sampler_metric="auto")
+    for _ in range(2):  # a new session makes the same study from the journal
+        with Session(search, SPACE) as session:
+            for acc, nll in ((50.0, 1.5), (60.0, 1.7)) if not session.recorder.records else ():
+                session.run(acc, **{"val/mean_nll": nll})
+            if not session.study.get_trials(states=[TrialState.PRUNED]):
+                session.run(55.0, 60, **{"val/mean_nll": 1.6})
+        study = session.study
+        assert study.metric_names == ["val/mean_nll"]
+        assert study.best_trial.value == 1.5  # the lowest
+        assert [t.user_attrs["val/mean_acc"] for t in study.trials] == [50.0, 60.0, 55.0]
+        assert study.trials[2].intermediate_values == {60: 1.6}
+    best = best_trial(search, read_history(search.run_folder).records)
+    assert best is not None
+    assert best.trial_id == "trial-001"  # by the objective
 
 
 SAMPLERS = ["tpe", "gp", "cma_es", "nsga2", "qmc", "random"]
