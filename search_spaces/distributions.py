@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Annotated, Literal, TypeAlias
 
 import optuna
@@ -86,6 +87,27 @@ class _Range(Frozen):
             raise ValueError(f"is not {self.low:g} plus a multiple of {self.step:g}")
         return number
 
+    def unit(self, value: float) -> float:
+        """Where a value lies in the range on its scale, from 0 to 1; values outside are at a bound.
+
+        A log scale is linear in the logarithm.
+        """
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def _number_at(self, unit: float) -> float:
+        """Inverse of `unit`, on the grid."""
+        unit = min(max(unit, 0.0), 1.0)
+        if self.log:
+            number = float(self.low * (self.high / self.low) ** unit)
+        else:
+            number = self.low + unit * (self.high - self.low)
+        if self.step is not None:
+            number = self.low + round((number - self.low) / self.step) * self.step
+        return min(max(number, self.low), self.high)
+
     def __str__(self) -> str:
         """For people, such as `float 1e-06 .. 0.001, log scale`."""
         name = type(self).__name__.lower()
@@ -113,6 +135,18 @@ class Float(_Range):
         """
         return self._parse_number(value)
 
+    def at(self, unit: float) -> float:
+        """The value at a position from 0 to 1, see `unit`."""
+        return self._number_at(unit)
+
+    def near(self, center: float, width: float, rng: random.Random) -> float:
+        """A random value around a centre, normally distributed on the scale of the range.
+
+        Args:
+            width: standard deviation as a share of the range. Values outside get the bound.
+        """
+        return self.at(self.unit(center) + width * rng.gauss(0, 1))
+
     def to_optuna(self) -> optuna.distributions.FloatDistribution:
         """The same distribution for Optuna."""
         return optuna.distributions.FloatDistribution(
@@ -138,6 +172,14 @@ class Int(_Range):
         if not number.is_integer():
             raise ValueError("is not a whole number")
         return int(number)
+
+    def at(self, unit: float) -> int:
+        """The value at a position from 0 to 1, rounded, see `unit`."""
+        return round(self._number_at(unit))
+
+    def near(self, center: float, width: float, rng: random.Random) -> int:
+        """See `Float.near`."""
+        return self.at(self.unit(center) + width * rng.gauss(0, 1))
 
     def to_optuna(self) -> optuna.distributions.IntDistribution:
         """The same distribution for Optuna."""
@@ -174,6 +216,10 @@ class Categorical(Frozen):
             if choice == value and isinstance(choice, bool) == isinstance(value, bool):
                 return choice
         raise ValueError(f"is not one of {', '.join(map(repr, self.choices))}")
+
+    def near(self, center: Value, width: float, rng: random.Random) -> Value:
+        """The centre, or with a probability of `width` any of the choices."""
+        return rng.choice(self.choices) if rng.random() < width else center
 
     def to_optuna(self) -> optuna.distributions.CategoricalDistribution:
         """The same distribution for Optuna."""

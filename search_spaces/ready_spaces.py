@@ -1,9 +1,9 @@
 """The ready search spaces, by name: one for each fine-tuning method, and its variants.
 
-The first point of each space holds the values of the method's authors where they were found in
-their paper or code, so a search starts from them. All ranges are ours: no author publishes the
-ranges that were searched. The authors' other settings (weight decay, batch size, warm-up, length)
-belong to the trial, not to the space, and are given here for reference.
+A search starts around the trial's own values, see `tuning.config.prior`. The defaults of a
+method's settings are those of its authors where they were found in their paper or code; comments
+name the source and, for reference, the authors' other settings. All ranges are ours: no author
+publishes the ranges that were searched.
 
 Plain fine-tuning (regularisation weight 0) lies in no range: it runs beside each search as a
 reference.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 
-from search_spaces.distributions import Distribution, Float, Int, Value
+from search_spaces.distributions import Distribution, Float, Int
 from search_spaces.space import SearchSpace
 
 # Learning rate of AdamW for all methods that train the whole image encoder.
@@ -25,12 +25,6 @@ REG_WEIGHT = Float(low=0.01, high=100.0, log=True)
 ALPHA = Float(low=0.0, high=1.0)
 
 
-def _space(parameters: dict[str, Distribution], **first_point: Value) -> SearchSpace:
-    """The space with one first point, whose keys have `__` in place of the dot."""
-    point = {key.replace("__", "."): value for key, value in first_point.items()}
-    return SearchSpace(parameters=parameters, initial_points=[point])
-
-
 _LIPSUM_FT: dict[str, Distribution] = {
     "method.reg_weight": REG_WEIGHT,
     # Tokens of a random text, without its start and end tokens.
@@ -39,91 +33,71 @@ _LIPSUM_FT: dict[str, Distribution] = {
 }
 
 METHODS: dict[str, SearchSpace] = {
-    # Plain fine-tuning. First learning rate: the Lipsum-FT paper (arXiv 2404.00860).
-    "ft": _space({"optim.lr": LR}, optim__lr=1e-5),
+    # Plain fine-tuning. The Lipsum-FT paper (arXiv 2404.00860) trains with lr 1e-5.
+    "ft": SearchSpace(parameters={"optim.lr": LR}),
     # Kumar, Raghunathan, Jones, Ma, Liang, "Fine-Tuning can Distort Pretrained Features and
     # Underperform Out-of-Distribution", ICLR 2022, arXiv 2202.10054. The authors' code trains with
-    # SGD (head: 5 epochs at 0.01, 0.03 or 0.1), which does not carry over to AdamW, so the first
-    # point is ours too.
-    "lp_ft": _space(
-        {
+    # SGD (head: 5 epochs at 0.01, 0.03 or 0.1), which does not carry over to AdamW, so the
+    # defaults are ours too.
+    "lp_ft": SearchSpace(
+        parameters={
             # Share of all steps in which only the head is trained, and its learning rate there.
             "method.probe_fraction": Float(low=0.05, high=0.5),
             "method.probe_lr": Float(low=1e-5, high=1e-1, log=True),
             "optim.lr": LR,
-        },
-        method__probe_fraction=0.2,
-        method__probe_lr=1e-3,
-        optim__lr=1e-5,
+        }
     ),
     # Exponential moving average of the weights of plain fine-tuning, a baseline of the Lipsum-FT
     # paper; the decay used there was not found. 0.999 averages over about 1,000 steps. Shorter
     # searches need a smaller decay: until then the average is close to the zero-shot model.
-    "ema": _space(
-        {"method.ema_decay": EMA_DECAY, "optim.lr": LR},
-        method__ema_decay=0.999,
-        optim__lr=1e-5,
-    ),
+    "ema": SearchSpace(parameters={"method.ema_decay": EMA_DECAY, "optim.lr": LR}),
     # Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv 2109.01903. The
     # authors recommend alpha 0.5 if nothing is known about the shift (0 is the zero-shot model, 1
     # plain fine-tuning). They train with lr 3e-5, weight decay 0.1, batches of 512, 500 warm-up
     # steps and 10 epochs.
-    "wise_ft": _space({"method.alpha": ALPHA, "optim.lr": LR}, method__alpha=0.5, optim__lr=3e-5),
+    "wise_ft": SearchSpace(parameters={"method.alpha": ALPHA, "optim.lr": LR}),
     # Tian et al., "Trainable Projected Gradient Method for Robust Fine-Tuning", CVPR 2023, arXiv
     # 2303.10720. The authors' code learns the projection radii with Adam at 1e-2, in units of the
     # distance that a weight has moved; here they are shares of that distance. At 0.1 the radii
     # cross their whole range in a few steps. The learning rate used for CLIP was not found.
-    "tpgm": _space(
-        {"method.projection_lr": Float(low=1e-3, high=0.1, log=True), "optim.lr": LR},
-        method__projection_lr=1e-2,
-        optim__lr=1e-5,
+    "tpgm": SearchSpace(
+        parameters={"method.projection_lr": Float(low=1e-3, high=0.1, log=True), "optim.lr": LR}
     ),
     # Li, Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
     # Networks", ICML 2018, arXiv 1802.01483. The code of LP-FT's authors uses 0.01 (sum of squares,
     # no factor 1/2) with other data and models; the weight used for CLIP was not found.
-    "l2_sp": _space(
-        {"method.reg_weight": Float(low=1e-5, high=10.0, log=True), "optim.lr": LR},
-        method__reg_weight=0.01,
-        optim__lr=1e-5,
+    "l2_sp": SearchSpace(
+        parameters={"method.reg_weight": Float(low=1e-5, high=10.0, log=True), "optim.lr": LR}
     ),
     # Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, with
     # the zero-shot model as the teacher, a baseline of the Lipsum-FT paper. The weight used there
     # was not found.
-    "kd": _space(
-        {"method.reg_weight": REG_WEIGHT, "optim.lr": LR}, method__reg_weight=1.0, optim__lr=1e-5
-    ),
+    "kd": SearchSpace(parameters={"method.reg_weight": REG_WEIGHT, "optim.lr": LR}),
     # Mao et al., "Context-Aware Robust Fine-Tuning", IJCV 2024, arXiv 2211.16175. The authors' code
     # was not found; weight 1 is from a third-party implementation, not checked against the paper.
-    "car_ft": _space(
-        {"method.reg_weight": REG_WEIGHT, "optim.lr": LR}, method__reg_weight=1.0, optim__lr=1e-5
-    ),
+    "car_ft": SearchSpace(parameters={"method.reg_weight": REG_WEIGHT, "optim.lr": LR}),
     # Nam, Heo, Lee, "Lipsum-FT: Robust Fine-Tuning of Zero-Shot Models Using Random Text Guidance",
-    # ICLR 2024, arXiv 2404.00860. The first point has the paper's defaults.
-    "lipsum_ft": _space(_LIPSUM_FT, method__reg_weight=1.0, method__text_length=8, optim__lr=1e-5),
+    # ICLR 2024, arXiv 2404.00860. Weight 1 and texts of 8 tokens are the paper's, as is lr 1e-5.
+    "lipsum_ft": SearchSpace(parameters=_LIPSUM_FT),
     # Goyal, Kumar, Garg, Kolter, Raghunathan, "Finetune like you pretrain: Improved finetuning of
     # zero-shot vision models", CVPR 2023, arXiv 2212.00638. The authors' code on ImageNet: lr 1e-5,
     # weight decay 0.1, batches of 512, 500 warm-up steps, 10 epochs.
-    "flyp": _space({"optim.lr": LR}, optim__lr=1e-5),
+    "flyp": SearchSpace(parameters={"optim.lr": LR}),
     # Kim et al., "StarFT: Robust Fine-tuning of Zero-shot Models via Spuriosity Alignment", IJCAI
     # 2025, arXiv 2505.13232. The authors' code: weight 0.5 (falling to 0 over the run), lr 1e-5,
     # weight decay 0.1, batches of 512, 500 warm-up steps, 10 epochs.
-    "star_ft": _space(
-        {"method.reg_weight": Float(low=0.01, high=10.0, log=True), "optim.lr": LR},
-        method__reg_weight=0.5,
-        optim__lr=1e-5,
+    "star_ft": SearchSpace(
+        parameters={"method.reg_weight": Float(low=0.01, high=10.0, log=True), "optim.lr": LR}
     ),
     # Oh et al., "Towards Calibrated Robust Fine-Tuning of Vision-Language Models", NeurIPS 2024,
     # arXiv 2311.01723. The authors' code: weights 0.2 and 1.5, lr 1e-5, weight decay 0.1, batches
     # of 512, 500 warm-up steps, 10 epochs.
-    "carot": _space(
-        {
+    "carot": SearchSpace(
+        parameters={
             "method.orthogonality_weight": Float(low=0.01, high=10.0, log=True),
             "method.distillation_weight": Float(low=0.05, high=50.0, log=True),
             "optim.lr": LR,
-        },
-        method__orthogonality_weight=0.2,
-        method__distillation_weight=1.5,
-        optim__lr=1e-5,
+        }
     ),
     # Kim et al., "Efficient and Versatile Robust Fine-Tuning of Zero-shot Models", ECCV 2024, arXiv
     # 2408.05749. The authors' code on ImageNet: drop rate 0.2, alpha 0.5 (0 is the zero-shot model,
@@ -131,17 +105,21 @@ METHODS: dict[str, SearchSpace] = {
     # 10 epochs. Only the adapters are trained, from zero, so their learning rates are larger. Their
     # moving average is kept and starts at zero as well: in searches much shorter than 1,000 steps,
     # decay 0.999 leaves the zero-shot model nearly unchanged.
-    "r_adapter": _space(
-        {
+    "r_adapter": SearchSpace(
+        parameters={
             "method.drop_rate": Float(low=0.0, high=0.5),
             "method.alpha": ALPHA,
             "optim.lr": Float(low=1e-5, high=1e-2, log=True),
             "method.ema_decay": EMA_DECAY,
         },
-        method__drop_rate=0.2,
-        method__alpha=0.5,
-        optim__lr=5e-4,
-        method__ema_decay=0.999,
+        initial_points=[
+            {
+                "method.drop_rate": 0.2,
+                "method.alpha": 0.5,
+                "optim.lr": 5e-4,
+                "method.ema_decay": 0.999,
+            }
+        ],
     ),
 }
 """The ready space of each fine-tuning method, by the method's name."""
@@ -149,12 +127,8 @@ METHODS: dict[str, SearchSpace] = {
 SPACES: dict[str, SearchSpace] = {
     **METHODS,
     # The number of random texts in a step is searched too (80 in the paper).
-    "lipsum_ft_text_count": _space(
-        {**_LIPSUM_FT, "method.text_count": Int(low=8, high=256, log=True)},
-        method__reg_weight=1.0,
-        method__text_length=8,
-        optim__lr=1e-5,
-        method__text_count=80,
+    "lipsum_ft_text_count": SearchSpace(
+        parameters={**_LIPSUM_FT, "method.text_count": Int(low=8, high=256, log=True)}
     ),
 }
 """All ready spaces, by the name used in `search.space.name`."""

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from ray.tune.utils import flatten_dict
 from scipy.stats import spearmanr
 
-from search_spaces import Categorical, SearchSpace
+from search_spaces import SearchSpace
 
 Row: TypeAlias = Mapping[str, Any]
 Curve: TypeAlias = Mapping[int, Mapping[str, float]]
@@ -140,15 +140,7 @@ def median_costs(rows: Iterable[Row]) -> Costs:
 
 def unit_point(space: SearchSpace, params: Mapping[str, Any]) -> np.ndarray:
     """The parameters as a point of the unit cube, (parameters,); numeric parameters only."""
-    return np.array([_unit(p, float(params[key])) for key, p in space.parameters.items()])
-
-
-def _unit(parameter: Any, value: float) -> float:
-    if isinstance(parameter, Categorical):
-        raise TypeError("a choice has no place in the unit cube")
-    scale = math.log if parameter.log else float
-    low, high = scale(parameter.low), scale(parameter.high)
-    return (scale(value) - low) / (high - low)
+    return np.array([p.unit(float(params[key])) for key, p in space.parameters.items()])  # type: ignore[union-attr]
 
 
 def _metrics(row: Row, space: SearchSpace) -> dict[str, float]:

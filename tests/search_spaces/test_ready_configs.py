@@ -40,7 +40,7 @@ def test_the_ready_configurations_by_name() -> None:
 def test_headers_have_command_cost_and_expectation(name: str) -> None:
     header = re.split(r"^(?!#)", find_config(name).read_text(), maxsplit=1, flags=re.M)[0]
     assert f"lipsum-tune search {name}" in header
-    for word in ("Cost:", "Expected:"):
+    for word in ("Cost:", "Prior:", "Expected:"):
         assert word in header
     if name in PAPER + RECIPES:
         for command in ("zero-shot", "confirm runs/", f"search {name}:runlocal", "prepare"):
@@ -93,7 +93,7 @@ def test_recipes_have_the_authors_settings(method: str) -> None:
     assert round(optim.warmup_fraction * trial.steps) == 500
     assert (optim.weight_decay, optim.clip_grad_norm) == (weight_decay, clipping)
     assert optim.head_lr_factor == (0.01 if method == "wise_ft" else 1)
-    assert [point["optim.lr"] for point in space.initial_points] == [lr]
+    assert space.initial_points[0]["optim.lr"] == lr
     searched = space.parameters["optim.lr"]
     assert isinstance(searched, Float)
     assert (searched.low * searched.high) ** 0.5 == pytest.approx(lr)
@@ -138,15 +138,15 @@ def test_methods_get_equal_trials_and_small_model_ranges() -> None:
     assert file.search.references == ()
     assert file.trial.model_copy(update={"eval": quickstart.trial.eval}) == quickstart.trial
     for method, branch in branches.items():
-        (point,) = branch.initial_points
-        (ready,) = METHODS[method].initial_points
-        same = {key for key in ready if point[key] == ready[key]}
-        assert ready.keys() - same <= {"optim.lr", "method.ema_decay"}
+        center = branch.initial_points[0]
+        authors = file.trial_config({"method.name": method}).method.model_dump()
+        for key, value in center.items():
+            assert key in ("optim.lr", "method.ema_decay") or value == authors[key[7:]]
         lr = branch.parameters["optim.lr"]
         assert isinstance(lr, Float)
         if method != "r_adapter":
             assert lr == quickstart.search_space().parameters["optim.lr"]
-            assert point["optim.lr"] == quickstart.trial.optim.lr
+            assert center["optim.lr"] == quickstart.trial.optim.lr
 
 
 def test_missing_data_of_a_ready_configuration_is_an_error(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from search_spaces import METHODS, SPACES, Float, SearchSpace, Value, load, register_space
+from tuning.config.schema import SearchFile
 
 # The values of each method's authors, as far as their paper or code was read.
 AUTHORS: dict[str, dict[str, Value]] = {
     "ft": {"optim.lr": 1e-5},
-    "wise_ft": {"method.alpha": 0.5, "optim.lr": 3e-5},
+    "wise_ft": {"method.alpha": 0.5},
     "tpgm": {"method.projection_lr": 1e-2},
     "l2_sp": {"method.reg_weight": 0.01},
     "lipsum_ft": {"method.reg_weight": 1.0, "method.text_length": 8, "optim.lr": 1e-5},
@@ -37,22 +38,25 @@ AUTHORS: dict[str, dict[str, Value]] = {
 }
 
 
+def center(name: str) -> dict[str, Value]:
+    """Where a search over a ready space begins, if the trial has all defaults."""
+    method = next(m for m in (name, "lipsum_ft") if m in METHODS)
+    values = {"trial": {"method": {"name": method}}, "search": {"space": {"name": name}}}
+    return SearchFile.model_validate(values).search_space().initial_points[0]
+
+
 @pytest.mark.parametrize("name", AUTHORS)
-def test_the_first_point_is_what_the_authors_use(name: str) -> None:
-    (point,) = load(name).initial_points
-    assert {key: point[key] for key in AUTHORS[name]} == AUTHORS[name]
+def test_a_search_begins_at_what_the_authors_use(name: str) -> None:
+    assert AUTHORS[name].items() <= center(name).items()
 
 
 @pytest.mark.parametrize("name", SPACES)
 def test_the_learning_rate_has_a_wide_log_range(name: str) -> None:
-    space = load(name)
-    lr = space.parameters["optim.lr"]
-    (point,) = space.initial_points
+    lr = load(name).parameters["optim.lr"]
     assert isinstance(lr, Float)
     assert lr.log
     assert math.log10(lr.high / lr.low) >= 3
-    for bound in (lr.low, lr.high):  # at least a factor of three on either side
-        assert abs(math.log10(float(point["optim.lr"]) / bound)) > 0.5
+    assert 0.1 < lr.unit(float(center(name)["optim.lr"])) < 0.9
 
 
 def test_every_method_has_a_space_by_its_name() -> None:

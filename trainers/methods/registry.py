@@ -36,8 +36,9 @@ METHODS: dict[str, type[Method]] = {}
 
 SEARCH_SPACES: dict[str, Mapping[str, Any]] = {}
 """Search space that a method brings, by the method's name: plain values with the keys `parameters`
-(dotted key to `{type, low, high, log, step, choices}`) and `initial_points`. Shipped methods have
-theirs in `search_spaces`."""
+(dotted key to `{type, low, high, log, step, choices}`) and `initial_points`, the first of which is
+the centre of the prior; without it, that is the trial's own values. Shipped methods have theirs in
+`search_spaces`."""
 
 MethodT = TypeVar("MethodT", bound=Method)
 

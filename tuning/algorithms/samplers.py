@@ -1,17 +1,14 @@
-"""Samplers of Optuna, and the points of a grid."""
+"""Samplers of Optuna, which of them is chosen, and the points of a grid."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
@@ -21,19 +18,76 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
+from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces import SearchSpace
+from search_spaces import Categorical, SearchSpace
 from tuning.config.schema import SamplerConfig
 from tuning.runs.records import ParamValue
 
+GP_TRIALS: Final = 100
+"""Trials up to which `auto` is `gp`, whose proposals take time with the cube of their number."""
+
+
+class GPWithPruned(GPSampler):
+    """Optuna's Gaussian process, which also learns where trials were pruned.
+
+    The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
+    was pruned a moment before. Here a pruned trial has the median of the complete ones: its own
+    last value was measured at another step and does not compare.
+    """
+
+    def _sample_relative_impl(
+        self,
+        study: optuna.Study,
+        completed_trials: list[FrozenTrial],
+        running_trials: list[FrozenTrial],
+        search_space: dict[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        values = np.median([trial.values for trial in completed_trials], axis=0)
+        constraints = {
+            name: float(np.median([trial.constraints[name] for trial in completed_trials]))
+            for name in completed_trials[0].constraints
+        }
+        pruned = [
+            optuna.create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                values=values.tolist(),
+                constraints=constraints,
+            )
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+            if search_space.keys() <= trial.params.keys()
+        ]
+        known = [*completed_trials, *pruned]
+        return super()._sample_relative_impl(study, known, running_trials, search_space)
+
+
+def resolve_sampler(
+    config: SamplerConfig, space: SearchSpace, trials: int, objectives: int = 1
+) -> SamplerConfig:
+    """The configuration with a name in place of `auto`, and the startup trials that suit it.
+
+    Args:
+        space: of one study.
+        trials: that it may have.
+    """
+    name = config.name
+    if name == "auto":
+        choices = [p for p in space.parameters.values() if isinstance(p, Categorical)]
+        is_numeric = all(len(parameter.choices) == 1 for parameter in choices)
+        name = "gp" if is_numeric and objectives == 1 and trials <= GP_TRIALS else "tpe"
+    startup_trials = config.startup_trials or (4 if name == "gp" else 6)
+    return config.model_copy(update={"name": name, "startup_trials": startup_trials})
+
 
 def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
-    """The sampler of a configuration.
+    """The sampler of a resolved configuration.
 
     Args:
         known_trials: number of trials in the study, which is part of the seed: with the same seed
             after a resume, a sampler would propose the same points again.
     """
+    assert config.startup_trials is not None
     seed = int(np.random.SeedSequence((config.seed, known_trials)).generate_state(1)[0])
     if config.name == "tpe":
         return TPESampler(
@@ -43,7 +97,7 @@ def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
             constant_liar=True,  # trials run side by side: keep away from what is being tried
         )
     if config.name == "gp":
-        return GPSampler(seed=seed, n_startup_trials=config.startup_trials)
+        return GPWithPruned(seed=seed, n_startup_trials=config.startup_trials)
     if config.name == "cma_es":
         return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
     if config.name == "nsga2":
@@ -55,21 +109,14 @@ def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
 
 def grid(space: SearchSpace, points: int, seed: int) -> list[dict[str, ParamValue]]:
     """All combinations of `points` values a numeric parameter and all choices, well shuffled."""
-    axes = {key: _axis(of_key, points) for key, of_key in space.distributions().items()}
+    axes: Mapping[str, Sequence[ParamValue]] = {
+        key: parameter.choices
+        if isinstance(parameter, Categorical)
+        else sorted({parameter.at(unit) for unit in np.linspace(0, 1, points)})
+        for key, parameter in space.parameters.items()
+    }
     combinations = [
         dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
     ]
     order = np.random.default_rng(seed).permutation(len(combinations))
     return [combinations[index] for index in order]
-
-
-def _axis(distribution: BaseDistribution, points: int) -> Sequence[ParamValue]:
-    if isinstance(distribution, CategoricalDistribution):
-        return [choice for choice in distribution.choices if choice is not None]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    values: np.ndarray = (np.geomspace if distribution.log else np.linspace)(low, high, points)
-    if step is not None:
-        values = low + np.round((values - low) / step) * step
-    kind = int if isinstance(distribution, IntDistribution) else float
-    return sorted({kind(value) for value in values.clip(low, high)})

@@ -31,7 +31,7 @@ from optuna.trial import TrialState
 
 from search_spaces import SearchSpace
 from tuning.algorithms.optuna_storage import OptunaFile
-from tuning.algorithms.samplers import create_sampler, grid
+from tuning.algorithms.samplers import create_sampler, grid, resolve_sampler
 from tuning.config.schema import SamplerConfig
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import METHOD_KEY, STEP, ParamValue, SearchRecord, TrialRecord
@@ -64,6 +64,10 @@ class MethodStudy:
     """Trials of this method so far, proposed ones included."""
     bests: dict[str, float] = field(default_factory=dict)
     """Bests of the constraints' metrics: each method is tuned independently of the others."""
+    sampler_name: str = ""
+    """As configured, or the class of the user's object."""
+    is_warm: bool = False
+    """Whether it begins with results or points of earlier searches in place of a prior."""
 
     def owns(self, record: TrialRecord) -> bool:
         """Whether the trial has this study's method. Its parameters may be outside of the space."""
@@ -172,8 +176,25 @@ class Studies(Callback):
     def enqueue_initial_points(self) -> None:
         """Let the initial points of each space be tried first, unless they were tried before."""
         for study in self.studies:
-            for point in study.space.initial_points if study.grid is None else ():
+            starts_elsewhere = study.is_warm or study.grid is not None
+            for point in () if starts_elsewhere else study.space.initial_points:
                 study.study.enqueue_trial(point, skip_if_exists=True)
+
+    def describe(self) -> str:
+        """One line: the samplers, and what they optimise."""
+        methods: dict[str, list[str]] = {}
+        for study in self.studies:
+            methods.setdefault(study.sampler_name, []).append(study.method or "")
+        chosen = "; ".join(
+            name if len(methods) == 1 else f"{name} for {', '.join(of)}"
+            for name, of in methods.items()
+        )
+        search = self.studies[0].search
+        told, objectives = search.sampler_objectives, search.objectives
+        line = f"{chosen}, optimises {' and '.join(o.metric for o in told)}"
+        if told != objectives:
+            line += f"; trials are chosen by {' and '.join(o.metric for o in objectives)}"
+        return line
 
     def propose(self, number: int, trial_id: str) -> TrialRecord | None:
         """The next trial of the method with the fewest trials, of equals the first.
@@ -245,10 +266,12 @@ def create_studies(
         for name in optuna.get_all_study_names(storage):
             if name.endswith(f"-{run_id}"):
                 optuna.delete_study(study_name=name, storage=storage)
+        parts = space.parts()
+        trials = math.ceil(search.budget_trials / len(parts))
         return Studies(
             [
-                _create_study(search, method, part, sampler, storage, run_id, records)
-                for method, part in space.parts().items()
+                _create_study(search, method, part, sampler, storage, run_id, records, trials)
+                for method, part in parts.items()
             ]
         )
 
@@ -261,7 +284,11 @@ def _create_study(
     storage: BaseStorage,
     run_id: str,
     records: Sequence[TrialRecord],
+    trials: int,
 ) -> MethodStudy:
+    if isinstance(sampler, SamplerConfig):
+        objectives = len(search.sampler_objectives)
+        sampler = resolve_sampler(sampler, space, trials, objectives)
     name = search.name if method is None else f"{search.name}-{method}"
     study = optuna.create_study(
         study_name=f"{name}-{run_id}",
@@ -278,12 +305,14 @@ def _create_study(
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([objective.metric for objective in search.sampler_objectives])
         if isinstance(sampler, BaseSampler):
+            created.sampler_name = type(sampler).__name__
             study.sampler = sampler if method is None else copy.deepcopy(sampler)
             if own:  # it must not propose the points of the last session again
                 study.sampler.reseed_rng()
         else:
             # The number of trials is part of the seed. With the same seed in every session, the
             # sampler would propose the points of the first session again.
+            created.sampler_name = sampler.name
             study.sampler = create_sampler(sampler, len(own))
     for record in own:
         point = point_of(record)
@@ -297,9 +326,9 @@ def _create_study(
         created.grid = deque(point for point in points if point not in tried)
     # Continue a quasi-random sequence after the points of earlier sessions. Optuna 5.0 counts them
     # in the study, which is new here.
-    trials = study.get_trials(deepcopy=False)
-    if isinstance(study.sampler, QMCSampler) and trials:
-        relative = study.sampler.infer_relative_search_space(study, trials[0])
+    known = study.get_trials(deepcopy=False)
+    if isinstance(study.sampler, QMCSampler) and known:
+        relative = study.sampler.infer_relative_search_space(study, known[0])
         for _ in own if relative else ():
-            study.sampler.sample_relative(study, trials[0], relative)
+            study.sampler.sample_relative(study, known[0], relative)
     return created

@@ -3,7 +3,7 @@
 If trial and data are the same, the sampler gets the earlier results as observations. Results on
 other data do not compare, but good parameters carry over: the best points are tried first. With
 `search.warm_start.use = observations`, results on other data are used as well, each shifted by the
-difference between the zero-shot models.
+difference between the zero-shot models. Either replaces the points of `search.prior`.
 """
 
 from __future__ import annotations
@@ -128,11 +128,19 @@ def _learn(
             else:
                 number = _enqueue(study, search, run, points, file.search.warm_start.top)
                 lines.append(f"{prefix}its best {number} points are tried first")
+            study.is_warm = not _has_initial_points(file, study.method)
         except ConfigError as problem:
             problems.append(problem)
     if not lines:
         raise problems[0]
     return lines
+
+
+def _has_initial_points(file: SearchFile, method: str | None) -> bool:
+    """Whether the user wants points to be tried first, whatever else is known."""
+    space = file.search.space
+    own = space.by_method.get(method or "")
+    return bool(space.initial_points or (own and own.initial_points))
 
 
 def _ended(run: LoadedRun) -> list[TrialRecord]:

@@ -204,8 +204,10 @@ def _key_path(key: str) -> tuple[str, ...]:
     """The sections that a dotted key passes through, and its last part.
 
     Names of parameters contain dots themselves: `search.space.parameters.optim.lr.low` is
-    `search`, `space`, `parameters`, `optim.lr`, `low`.
+    `search`, `space`, `parameters`, `optim.lr`, `low`, and the same in a prior.
     """
+    if in_prior := re.fullmatch(r"(search\.prior(?:\.by_method\.\w+)?)\.(center|width)\.(.+)", key):
+        return (*in_prior[1].split("."), in_prior[2], in_prior[3])
     section, marker, parameter = key.partition(".parameters.")
     if not marker or not section.startswith(".".join(_SPACE)):
         return tuple(key.split("."))

@@ -22,6 +22,7 @@ from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import metric_names
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
+from tuning.config.prior import PriorConfig
 from tuning.config.search_space import SpaceConfig, resolve_space
 from tuning.runs.records import METHOD_KEY
 
@@ -29,11 +30,14 @@ from tuning.runs.records import METHOD_KEY
 class SamplerConfig(Frozen):
     """Which of Optuna's samplers proposes configurations."""
 
-    name: Literal["tpe", "gp", "cma_es", "nsga2", "qmc", "grid", "random"] = "tpe"
+    name: Literal["auto", "gp", "tpe", "cma_es", "nsga2", "qmc", "grid", "random"] = "auto"
+    """`auto` is `gp` for a single objective, numeric parameters and up to 100 trials (of each
+    method), and `tpe` otherwise."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    startup_trials: int = Field(default=6, ge=1, le=1_000_000)
-    """Random proposals before `tpe`, `gp` or `cma_es` uses its model; the population size of
-    `nsga2`. For each method, if several are compared."""
+    startup_trials: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Trials before `gp`, `tpe` or `cma_es` uses its model: the first points, then random ones; the
+    population size of `nsga2`. For each method, if several are compared. null is 4 for `gp`, 6
+    otherwise."""
     grid_points: int = Field(default=4, ge=2, le=10_000)
     """For `grid`: values of each numeric parameter, evenly spaced on its scale."""
     metric: str = "auto"
@@ -249,6 +253,7 @@ class SearchConfig(Frozen):
     name: str = Field(default="search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run folder, the MLflow run and the Optuna study."""
     space: SpaceConfig = SpaceConfig()
+    prior: PriorConfig = PriorConfig()
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = NoSchedulerConfig()
     objective: Annotated[
@@ -318,7 +323,8 @@ class SearchFile(Frozen):
 
     @cached_property
     def _space(self) -> SearchSpace:
-        return resolve_space(self.search.space, self.trial)
+        search = self.search
+        return resolve_space(search.space, search.prior, self.trial, search.sampler.seed)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
@@ -34,6 +32,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
 from trainers.methods.registry import SEARCH_SPACES
+from tuning.config.prior import PriorConfig, check_names, prior_points
 from tuning.runs.records import METHOD_KEY
 
 ALL = "all"
@@ -88,8 +87,7 @@ class _Section(Frozen):
     """Dotted key to `{type: float|int|categorical, low, high, log, step, choices}`. Without a
     `type`, only the given fields of the ready space's parameter change."""
     initial_points: tuple[dict[str, Any], ...] | None = None
-    """Points to try first, in order. Default: those of the ready space that lie inside the
-    space, with the trial's own values for added parameters."""
+    """Points to try first, in order, in place of those of `search.prior`."""
 
     @field_validator("parameters")
     @classmethod
@@ -147,7 +145,7 @@ class SpaceConfig(_Section):
         if isinstance(values, SearchSpace):  # from Python, in place of a section
             if values.branches:
                 raise ValueError("a space with branches cannot be given; use `methods`")
-            points = tuple(values.initial_points)
+            points = tuple(values.initial_points) or None
             return {"name": None, "parameters": values.parameters, "initial_points": points}
         if isinstance(values, Mapping) and values.get("methods"):
             return {"name": None, **values}
@@ -174,15 +172,26 @@ class SpaceConfig(_Section):
         return methods
 
 
-def resolve_space(space: SpaceConfig, trial: TrialConfig) -> SearchSpace:
-    """The search space that the section describes.
+def resolve_space(
+    space: SpaceConfig, prior: PriorConfig, trial: TrialConfig, seed: int = 0
+) -> SearchSpace:
+    """The search space that the sections describe, with the points that are tried first.
 
     Args:
-        trial: its values complete the ready first points if the space has more parameters.
+        seed: of the random points around the centre of the prior.
 
     Raises:
         ConfigError: unknown ready space, or a parameter or first point that is impossible.
     """
+    resolved = _resolve(space, trial, partial(prior_points, prior, seed))
+    parts = resolved.parts()
+    check_names(prior, {method: part.parameters for method, part in parts.items()})
+    return resolved
+
+
+def _resolve(
+    space: SpaceConfig, trial: TrialConfig, prior: Callable[..., list[dict[str, Value]]]
+) -> SearchSpace:
     if not space.methods:
         if space.by_method:
             raise ConfigError(
@@ -191,7 +200,7 @@ def resolve_space(space: SpaceConfig, trial: TrialConfig) -> SearchSpace:
         ready = _load(space.name, "search.space.name") if space.name else None
         layers = {"search.space": space.parameters}
         known = ready.parameters if ready else ()
-        return _changed(ready, layers, space.initial_points, trial, known)
+        return _changed(ready, layers, space.initial_points, trial, known, partial(prior, None))
     if space.name:
         raise ConfigError(
             "search.space.methods uses the ready space of each method",
@@ -222,7 +231,7 @@ def resolve_space(space: SpaceConfig, trial: TrialConfig) -> SearchSpace:
         layers = {"search.space": common, f"search.space.by_method.{name}": own.parameters}
         points = space.initial_points if own.initial_points is None else own.initial_points
         of_method = with_overrides(trial, {METHOD_KEY: name}, "search.space.methods")
-        branches[name] = _changed(ready, layers, points, of_method, known)
+        branches[name] = _changed(ready, layers, points, of_method, known, partial(prior, name))
     return SearchSpace(branches=branches)
 
 
@@ -239,14 +248,16 @@ def _changed(
     points: Sequence[Mapping[str, Any]] | None,
     trial: TrialConfig,
     known: Iterable[str],
+    prior: Callable[..., list[dict[str, Value]]],
 ) -> SearchSpace:
     """A ready space with changed and added parameters.
 
     Args:
         ready: None is an empty space.
         layers: section of the configuration -> its parameters; later sections win.
-        points: the first points; None takes those of the ready space.
+        points: the first points; None takes those of the prior.
         known: keys to suggest for a misspelt one.
+        prior: makes points from parameters, values of the ready space, and the trial.
     """
     parameters: dict[str, Distribution] = dict(ready.parameters) if ready else {}
     length, longest = parameters.get(TEXT_LENGTH), trial.model.longest_text
@@ -272,14 +283,8 @@ def _changed(
                     value = parameter.model_dump(exclude_unset=True)
                     raise ConfigError(validation_problem(error), key=where, value=value) from None
     if points is None:
-        # Those of the ready space inside this one, with the trial's values for added parameters.
-        own: Any = trial.model_dump(mode="json")
-        points = []
-        for point in ready.initial_points if ready else ():
-            with suppress(KeyError, TypeError, ValueError):  # outside, or the trial has no value
-                added = parameters.keys() - point.keys()
-                whole = {**point, **{k: reduce(operator.getitem, k.split("."), own) for k in added}}
-                points.append({key: p.parse(whole[key]) for key, p in parameters.items()})
+        published = ready.initial_points[0] if ready and ready.initial_points else {}
+        points = prior(parameters, published, trial)
     try:
         return SearchSpace(parameters=parameters, initial_points=[dict(point) for point in points])
     except ValidationError as error:

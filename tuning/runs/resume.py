@@ -46,7 +46,13 @@ RESUMABLE = (
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )
 """Keys that a resume may change: none of them affects what a trial measures."""
-EXTENDABLE = (*RESUMABLE, "search.space", "search.sampler", "search.scheduler")
+EXTENDABLE = (
+    *RESUMABLE,
+    "search.space",
+    "search.prior",
+    "search.sampler",
+    "search.scheduler",
+)
 
 
 def resume_search(
@@ -195,7 +201,7 @@ def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
 
 
 def _hint(key: str) -> str:
-    if key.startswith(("search.space", "search.sampler", "search.scheduler")):
+    if key.startswith(("search.space", "search.prior", "search.sampler", "search.scheduler")):
         return "use `lipsum-tune extend` to continue with another one"
     if key == "search.checkpoints.storage":
         return "its checkpoints would not be found"

@@ -166,7 +166,9 @@ def test_a_method_is_tuned_as_if_it_were_searched_alone(search: SearchRecord, sa
     for method, lrs_of_it in proposed.items():  # by Optuna itself, in a study of nothing else
         alone = optuna.create_study(
             direction="maximize",
-            sampler=create_sampler(SamplerConfig.model_validate({"name": sampler})),
+            sampler=create_sampler(
+                SamplerConfig.model_validate({"name": sampler, "startup_trials": 6})
+            ),
         )
         alone.enqueue_trial(FIRST)
         for lr in lrs_of_it:

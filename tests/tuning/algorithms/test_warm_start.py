@@ -271,14 +271,37 @@ def test_a_resume_is_warmed_again_and_says_nothing(
         options = SearchOptions()
         studies = prepare_studies(search, file, "id", history, options, console)
         trials = studies.studies[0].study.get_trials(states=(TrialState.COMPLETE,))
-        return len(trials), console.file.getvalue()  # type: ignore[attr-defined]
+        printed = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        return len(trials), "".join(line for line in printed if not line.startswith("Sampler"))
 
-    assert start() == (1, f"Warm start  {earlier}: 1 trials as observations\n")
+    assert start() == (1, f"Warm start  {earlier}: 1 trials as observations")
     assert start(trial(0, 84.0, 61.0)) == (2, "")
     shutil.rmtree(earlier)  # a resume does without it
     number, text = start(trial(0, 84.0, 61.0))
     assert number == 1
     assert str(earlier) in text
+
+
+@pytest.mark.parametrize("use", ["points", "observations"])
+def test_earlier_results_replace_the_prior_but_not_given_points(
+    use: str, images_root: Path, tmp_path: Path, earlier: Path
+) -> None:
+    given = search_file(images_root, search__warm_start__use=use)
+    write_run(earlier, given, [trial(0, 85.0, 62.0, lr=3e-4)])
+    (tmp_path / "new").mkdir()
+
+    def start(file: SearchFile) -> list[float]:
+        search = search_record(file, tmp_path / "new", ZERO_SHOT)
+        console = Console(file=io.StringIO())
+        studies = prepare_studies(search, file, "id", History(()), SearchOptions(), console)
+        return learning_rates(studies.studies[0].study)
+
+    best = [3e-4] if use == "points" else []
+    prior = {"search__space__initial_points": None, "search__warm_start__use": use}
+    assert len(start(search_file(images_root, **prior))) == 4
+    runs = {"search__warm_start__runs": [str(earlier)]}
+    assert start(search_file(images_root, **prior, **runs)) == best
+    assert start(search_file(images_root, search__warm_start__use=use, **runs)) == [*best, 1e-5]
 
 
 def test_the_sampler_proposes_near_what_was_good_before(images_root: Path, earlier: Path) -> None:

@@ -227,7 +227,6 @@ def test_a_changed_field_keeps_the_rest_of_a_parameter(path: Path) -> None:
         **ready.parameters,
         "optim.lr": Float(low=1e-5, high=1e-4, log=True),
     }
-    assert file.search_space().initial_points == ready.initial_points
     recorded = file.model_dump(mode="json")
     assert recorded["search"]["space"]["parameters"] == {"optim.lr": {"low": 1e-5, "high": 1e-4}}
     assert SearchFile.model_validate(recorded) == file
@@ -240,15 +239,6 @@ def test_a_parameter_with_a_type_replaces_the_ready_one(path: Path) -> None:
     assert SearchFile.model_validate(file.model_dump(mode="json")) == file
     file = load_config(path, [whole, f"{PARAMETERS}.optim.lr.choices=[1.0e-5]"])
     assert file.search_space().parameters["optim.lr"] == Categorical(choices=(1e-5,))
-
-
-def test_ready_points_are_completed_or_dropped(path: Path) -> None:
-    (ready,) = load_config(path).search_space().initial_points
-    added = f"{PARAMETERS}.optim.weight_decay={{type: float, low: 0, high: 0.1}}"
-    more = load_config(path, [added, "trial.optim.weight_decay=0.05"]).search_space()
-    assert more.initial_points == [{**ready, "optim.weight_decay": 0.05}]
-    narrower = [f"{PARAMETERS}.optim.lr.low=2e-5"]  # the ready point has 1e-5
-    assert load_config(path, narrower).search_space().initial_points == []
 
 
 def test_the_space_is_resolved_once_and_again_for_a_copy(path: Path) -> None:

@@ -1,0 +1,138 @@
+"""Where a search begins."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import pytest
+
+from search_spaces import Categorical, Float, Int, SearchSpace
+from trainers.errors import ConfigError
+from trainers.overrides import nest
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
+
+LR, WEIGHT, LENGTH = "optim.lr", "method.reg_weight", "method.text_length"
+
+
+def points(**changes: Any) -> list[dict[str, Any]]:
+    """The first points of a search over Lipsum-FT's space, with dotted keys, `__` for dots."""
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return SearchFile.model_validate(nest(dotted, {})).search_space().initial_points
+
+
+def test_a_search_begins_at_the_trials_own_values() -> None:
+    method = {"name": "lipsum_ft", "reg_weight": 0.3}
+    center, *around = points(trial__optim__lr=2e-4, trial__method=method)
+    assert center == {WEIGHT: 0.3, LENGTH: 8, LR: 2e-4}
+    assert len(around) == 3
+    assert len({point[LR] for point in around}) == 3
+
+
+def test_points_are_normal_around_the_centre_on_the_scale_of_the_range() -> None:
+    center, *around = points(
+        search__prior__points=2000,
+        search__prior__center={LR: 10**-4.5},  # the middle of 1e-6 to 1e-3
+        search__prior__width={LR: 0.1},
+    )
+    exponents = [math.log10(point[LR]) for point in around]
+    assert statistics.fmean(exponents) == pytest.approx(-4.5, abs=0.03)
+    assert statistics.stdev(exponents) == pytest.approx(0.3, rel=0.05)  # a tenth of 3 decades
+    lengths = [point[LENGTH] for point in around]
+    assert set(lengths) <= set(range(2, 25))
+    assert 24 in lengths  # values outside get the bound
+    assert center[LR] == pytest.approx(10**-4.5)
+
+
+def test_points_depend_on_the_seed_alone() -> None:
+    assert points() == points()
+    first, second = points(), points(search__sampler__seed=1)
+    assert first[0] == second[0]
+    assert first[1:] != second[1:]
+
+
+def test_the_centre_of_a_narrowed_range_is_the_nearest_value() -> None:
+    center, *around = points(search__space__parameters={LR: {"low": 2e-5}})  # the trial has 1e-5
+    assert center[LR] == 2e-5
+    assert all(point[LR] >= 2e-5 for point in around)
+
+
+def test_a_choice_of_the_trial_is_the_centre_of_a_choice() -> None:
+    parameters = {"precision": Categorical(choices=("fp32", "bf16", "auto"))}
+    space = SearchSpace(parameters=parameters)
+    center, *around = points(search__space=space, search__prior__points=300)
+    assert center == {"precision": "auto"}
+    others = sum(point["precision"] != "auto" for point in around)
+    assert others / 300 == pytest.approx(0.2 * 2 / 3, abs=0.05)
+
+
+def test_given_points_replace_the_prior() -> None:
+    mine = {WEIGHT: 2.0, LENGTH: 4, LR: 1e-4}
+    assert points(search__space__initial_points=[mine]) == [mine]
+    assert points(search__space__initial_points=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("center.optim.lr=1", "center.optim.lr", "outside 1e-05 .. 0.002"),
+        ("center.optim.lr=fast", "center.optim.lr", "not a number"),
+        ("center.optim.lr=[1]", "center.optim.lr", "float"),
+        ("center.optim.lrr=1e-4", "center.optim.lrr", "did you mean 'optim.lr'"),
+        ("width.optim.lrr=0.1", "width.optim.lrr", "did you mean 'optim.lr'"),
+        ("width=2", "width", "2 is not between 0 and 1"),
+        ("width.optim.lr=-1", "width", "-1 is not between"),
+        ("points=-1", "points", "greater than or equal to 0"),
+        ("by_method.fft.center.optim.lr=1e-4", "by_method", "did you mean 'ft'"),
+    ],
+)
+def test_a_mistake_in_the_prior_has_its_key(override: str, key: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config("quickstart", [f"search.prior.{override}"], check=False).search_space()
+    assert caught.value.key == f"search.prior.{key}"
+
+
+def test_each_method_has_a_centre() -> None:
+    file = load_config(
+        "quickstart",
+        [
+            "search.space.methods=[ft, kd]",
+            "search.prior.center.optim.lr=1e-4",
+            "search.prior.by_method.kd.center.optim.lr=2e-4",
+            "search.prior.by_method.kd.center.method.reg_weight=3.0",
+        ],
+        check=False,
+    )
+    ft, kd = (branch.initial_points[0] for branch in file.search_space().branches.values())
+    assert ft == {LR: 1e-4}
+    assert kd == {LR: 2e-4, WEIGHT: 3.0}
+    with pytest.raises(ConfigError, match="is not searched"):
+        load_config(
+            "quickstart",
+            [
+                "search.space.methods=[ft, kd]",
+                "search.prior.by_method.ft.center.method.reg_weight=3.0",
+            ],
+            check=False,
+        ).search_space()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "values"),
+    [
+        (Float(low=1e-6, high=1e-2, log=True), [1e-6, 1e-4, 1e-2]),
+        (Float(low=0, high=1, step=0.25), [0, 0.5, 1]),
+        (Int(low=2, high=18), [2, 10, 18]),
+        (Int(low=2, high=32, log=True), [2, 8, 32]),
+        (Int(low=0, high=8, step=4), [0, 4, 8]),
+    ],
+)
+def test_positions_and_values_of_a_range_are_inverse(
+    parameter: Float | Int, values: list[float]
+) -> None:
+    assert [parameter.at(unit) for unit in (0, 0.5, 1)] == pytest.approx(values)
+    assert [parameter.unit(value) for value in values] == pytest.approx([0, 0.5, 1])
+    assert parameter.unit(values[0] - 1) == 0 == parameter.unit(-5)
+    assert parameter.at(7) == values[-1]
