@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from ray.tune.search.optuna import OptunaSearch
 from search_spaces import SearchSpace
 from tuning.algorithms.early_stopping import rung_ladder
 from tuning.algorithms.objectives import Objective
+from tuning.algorithms.rung_check import SearchRule
 from tuning.algorithms.studies import create_studies
-from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
+from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.config.schema import (
     AshaConfig,
     HyperbandConfig,
@@ -99,8 +99,8 @@ def ours(name: str, sampler: str, scheduler: str) -> Contender:
         settings = {"name": sampler, "seed": seed, "startup_trials": problem.startup_trials}
         searcher = _Ours(problem, SamplerConfig.model_validate(settings))
         config, total_steps = _scheduler_config(scheduler, problem), problem.total_steps
-        rule = partial(create_rule, config, total_steps)
-        return searcher, StepScheduler(rule, (problem.objective,), total_steps)
+        rule = SearchRule(config, (problem.objective,), total_steps)
+        return searcher, StepScheduler(rule, total_steps)
 
     def evaluate_at(problem: Problem) -> Sequence[int]:
         if scheduler == "none":

@@ -107,11 +107,12 @@ def disagreements(folder: Path) -> list[str]:
 def _study(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
     """The stored study against the journal; of several objectives, Optuna has no curves."""
     storage = open_storage(run.folder, None)
-    metric = run.file.objectives[0].metric
+    metric = run.search.sampler_objectives[0].metric
     has = {
-        trial.user_attrs.get(TRIAL_ID): (trial.state.name, trial.value, trial.intermediate_values)
+        trial.user_attrs[TRIAL_ID]: (trial.state.name, trial.value, trial.intermediate_values)
         for name in optuna.get_all_study_names(storage)
         for trial in optuna.load_study(study_name=name, storage=storage).trials
+        if TRIAL_ID in trial.user_attrs  # otherwise a point that waits
     }
     wanted = {
         name: (

@@ -13,7 +13,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 Values: TypeAlias = tuple[float, ...]
 
@@ -137,14 +137,15 @@ class PerGroupRule:
         group_of: Callable[[int], Hashable],
     ) -> None:
         self._new_rule, self._group_of = new_rule, group_of
-        self._rules: dict[Hashable, StoppingRule | None] = {}
+        self.rules: dict[Any, StoppingRule | None] = {}
+        """By group, once it has a report."""
 
     def should_continue(self, number: int, step: int, values: Values | None) -> bool:
         """Apply the rule of the trial's group."""
         group = self._group_of(number)
-        if group not in self._rules:
-            self._rules[group] = self._new_rule()
-        rule = self._rules[group]
+        if group not in self.rules:
+            self.rules[group] = self._new_rule()
+        rule = self.rules[group]
         return rule is None or rule.should_continue(number, step, values)
 
 

@@ -267,10 +267,9 @@ def create_studies(
             if name.endswith(f"-{run_id}"):
                 optuna.delete_study(study_name=name, storage=storage)
         parts = space.parts()
-        trials = math.ceil(search.budget_trials / len(parts))
         return Studies(
             [
-                _create_study(search, method, part, sampler, storage, run_id, records, trials)
+                _create_study(search, method, part, sampler, storage, run_id, records)
                 for method, part in parts.items()
             ]
         )
@@ -284,11 +283,10 @@ def _create_study(
     storage: BaseStorage,
     run_id: str,
     records: Sequence[TrialRecord],
-    trials: int,
 ) -> MethodStudy:
     if isinstance(sampler, SamplerConfig):
         objectives = len(search.sampler_objectives)
-        sampler = resolve_sampler(sampler, space, trials, objectives)
+        sampler = resolve_sampler(sampler, space, search.trials_per_method, objectives)
     name = search.name if method is None else f"{search.name}-{method}"
     study = optuna.create_study(
         study_name=f"{name}-{run_id}",

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tuning.algorithms.early_stopping import (
-    Asha,
-    Hyperband,
-    MedianRule,
-    PerGroupRule,
-    StoppingRule,
-    rung_ladder,
-)
-from tuning.algorithms.objectives import Objective
-from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SchedulerConfig
+from tuning.algorithms.rung_check import SearchRule, describe_checks
 from tuning.execution.ray_errors import check_own_failure
-from tuning.runs.records import METHOD_KEY, STEP, TrialRecord, trial_number
+from tuning.runs.records import STEP, TrialRecord, trial_number
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
@@ -37,27 +27,27 @@ class StepScheduler(FIFOScheduler):
     their rungs when restored, and take a single objective.
 
     Args:
-        new_rule: makes a rule without observations; None lets every trial run to its end.
-        earlier: trials of earlier sessions; the rules see their curves again.
-        method: method of trials whose parameters name none.
+        rule: without observations.
+        earlier: trials of earlier sessions, whose curves the rule sees again.
+        announce: prints a line, once it is known which rungs may stop trials.
     """
 
     def __init__(
         self,
-        new_rule: Callable[[], StoppingRule | None],
-        objectives: Sequence[Objective],
+        rule: SearchRule,
         total_steps: int,
         earlier: Iterable[TrialRecord] = (),
-        method: str | None = None,
+        announce: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__()
-        self._objectives, self._total_steps, self._method = objectives, total_steps, method
-        self._methods: dict[int, Any] = {}  # by the number of the trial
-        self._rule = PerGroupRule(new_rule, self._methods.__getitem__)
-        for record in earlier:
-            if record.kind == "trial":
-                for report in record.curve:
-                    self._should_continue(record.number, record.params, report)
+        self._rule, self._total_steps, self._announce = rule, total_steps, announce
+        announce(rule.describe())
+        rule.replay(earlier)
+        self._announced = describe_checks(rule.checks())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles the scheduler. Nothing is ever restored from that."""
+        return {}
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """The next pending trial. Ray's own method loops over all ended trials at every step."""
@@ -71,8 +61,14 @@ class StepScheduler(FIFOScheduler):
         number = trial_number(trial.config["trial_id"])
         if number < 0 or STEP not in result:  # a reference, or no report of an evaluation
             return str(TrialScheduler.CONTINUE)
-        goes_on = self._should_continue(number, trial.config["params"], result)
+        goes_on = self._rule.should_continue(number, trial.config["params"], result)
         at_end = result[STEP] >= self._total_steps
+        if at_end:
+            lines = describe_checks(self._rule.checks())
+            for line in lines:
+                if line not in self._announced:
+                    self._announce(line)
+            self._announced = lines
         return str(TrialScheduler.CONTINUE if goes_on or at_end else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
@@ -82,22 +78,3 @@ class StepScheduler(FIFOScheduler):
             StorageFailed: the storage failed, so every trial would fail. This ends the search.
         """
         check_own_failure(trial)
-
-    def _should_continue(self, number: int, params: Mapping[str, Any], report: Any) -> bool:
-        self._methods[number] = params.get(METHOD_KEY, self._method)
-        found = [report.get(objective.metric, math.nan) for objective in self._objectives]
-        signed = tuple(o.signed(float(v)) for o, v in zip(self._objectives, found, strict=True))
-        values = signed if all(map(math.isfinite, signed)) else None
-        return self._rule.should_continue(number, int(report[STEP]), values)
-
-
-def create_rule(config: SchedulerConfig, total_steps: int) -> StoppingRule | None:
-    """The stopping rule of a configuration; None if every trial runs to its end."""
-    if isinstance(config, MedianConfig):
-        return MedianRule(config.grace_steps, config.min_trials)
-    if not isinstance(config, AshaConfig | HyperbandConfig):
-        return None
-    rungs = rung_ladder(config.grace_steps, config.reduction_factor, total_steps)
-    if isinstance(config, HyperbandConfig):
-        return Hyperband(rungs, config.reduction_factor, config.brackets)
-    return Asha(rungs, config.reduction_factor)

@@ -47,7 +47,25 @@ class SamplerConfig(Frozen):
     Pruning, selection, constraints and confirmation go by the objectives."""
 
 
-class AshaConfig(Frozen):
+class CheckedConfig(Frozen):
+    """What early stopping has to prove before it stops anything."""
+
+    check_trials: int = Field(default=6, ge=0)
+    """So many trials run to their end first, at most half of the budget (of each method). Trials
+    are then stopped at a step only if its ranking of these agrees with the final one. With a
+    budget below 6 trials, none is stopped. 0 stops trials from the start, unchecked."""
+    min_correlation: float = Field(default=0.4, ge=-1, le=1)
+    """Spearman's rank correlation with the final values, below which a step stops no trial."""
+
+    @field_validator("check_trials")
+    @classmethod
+    def _is_enough(cls, trials: int) -> int:
+        if trials in (1, 2):
+            raise ValueError("a rank correlation needs at least 3 trials; 0 is without a check")
+        return trials
+
+
+class AshaConfig(CheckedConfig):
     """Asynchronous successive halving (Li et al., MLSys 2020) on optimiser steps."""
 
     name: Literal["asha"] = "asha"
@@ -57,7 +75,7 @@ class AshaConfig(Frozen):
     """One in so many of the trials that reach a rung continues."""
 
 
-class HyperbandConfig(Frozen):
+class HyperbandConfig(CheckedConfig):
     """Asynchronous Hyperband: several ASHA brackets, each with its first rung one rung later."""
 
     name: Literal["hyperband"] = "hyperband"
@@ -69,7 +87,7 @@ class HyperbandConfig(Frozen):
     """Number of brackets, at most the number of rungs."""
 
 
-class MedianConfig(Frozen):
+class MedianConfig(CheckedConfig):
     """Stops a trial whose best value is worse than the median of the others' running means."""
 
     name: Literal["median"] = "median"

@@ -269,7 +269,7 @@ def _run_session(
         outcome: SearchOutcome = "failed"
         try:
             outcome = _run_trials(
-                file, studies, budget, recorder, history, concurrent, checkpoints, options
+                file, studies, budget, recorder, history, concurrent, checkpoints, options, console
             )
         except KeyboardInterrupt:
             outcome = "stopped"
@@ -321,6 +321,7 @@ def _run_trials(
     concurrent: int,
     checkpoints: Store,
     options: SearchOptions,
+    console: Console,
 ) -> SearchOutcome:
     """Run Tune's loop; `stopped` if it was interrupted, which Tune does not raise."""
     proposer = TrialProposer(
@@ -332,10 +333,15 @@ def _run_trials(
         earlier=history.records,
     )
     train = options.trainable(checkpoints.url, file.search.resources)
+
+    def announce(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+
     with tune_workarounds(), temporary_folder("lipsum-tune-search-") as storage:
-        create_tuner(
-            train, file, proposer, budget, recorder, history, concurrent, str(storage)
-        ).fit()
+        tuner = create_tuner(
+            train, file, proposer, budget, recorder, history, concurrent, str(storage), announce
+        )
+        tuner.fit()
     if budget.is_broken:
         return "stopped"
     running = any(record.outcome == "running" for record in recorder.records.values())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
 
 from tuning.algorithms.budget import Budget
+from tuning.algorithms.rung_check import SearchRule
 from tuning.algorithms.searcher import TrialProposer
-from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
+from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.config.schema import SearchFile
 from tuning.runs.journal import History
 from tuning.runs.tune_callback import Recorder
@@ -24,6 +25,7 @@ def create_tuner(
     history: History,
     concurrent: int,
     storage: str,
+    announce: Callable[[str], None],
 ) -> tune.Tuner:
     """A Tuner that proposes, stops and records trials as the configuration says.
 
@@ -34,11 +36,16 @@ def create_tuner(
             process it keeps.
         concurrent: number of trials at a time.
         storage: a folder of this machine for files of Tune, which are never read again.
+        announce: prints a line.
     """
-    rule = partial(create_rule, file.search.scheduler, file.trial.steps)
-    scheduler = StepScheduler(
-        rule, file.objectives, file.trial.steps, history.records, file.trial.method.name
+    rule = SearchRule(
+        file.search.scheduler,
+        file.objectives,
+        file.trial.steps,
+        recorder.search.trials_per_method,
+        file.trial.method.name,
     )
+    scheduler = StepScheduler(rule, file.trial.steps, history.records, announce)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuning.algorithms.rung_check import describe_checks, rung_checks
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
@@ -160,6 +161,8 @@ class SearchRuns:
         times = [record.ended_at for record in records if record.ended_at is not None]
         ended_ms = round(1000 * max(times, default=time.time()))
         tags: dict[str, str] = {"outcome": outcome, NOTE_TAG: describe(search, records, outcome)}
+        if checks := describe_checks(rung_checks(search, records)):
+            tags["rung_checks"] = "\n".join(checks)
         metrics: list[Metric] = []
         best = best_trial(search, records)
         if best is not None:

@@ -26,8 +26,8 @@ from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.errors import ConfigError
 from tuning.algorithms.early_stopping import PerGroupRule, StoppingRule, rung_ladder
+from tuning.algorithms.rung_check import create_rule
 from tuning.algorithms.samplers import grid
-from tuning.algorithms.tune_scheduler import create_rule
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
@@ -201,8 +201,9 @@ def number_of_trials(file: SearchFile) -> int:
 
 def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
     """Factory of stopping rules; each of several methods, which take turns, has its own rule."""
-    new_rule = partial(create_rule, file.search.scheduler, file.trial.steps)
     methods = len(file.search_space().branches)
+    trials = math.ceil(file.search.budget.trials / max(1, methods))
+    new_rule = partial(create_rule, file.search.scheduler, file.trial.steps, trials)
     return partial(PerGroupRule, new_rule, lambda number: number % methods) if methods else new_rule
 
 

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from tuning.algorithms.rung_check import describe_checks, rung_checks
 from tuning.reporting.formatting import (
     format_params,
     format_percent,
@@ -103,6 +104,7 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
             "* On the Pareto front of the objectives. Ranked by Pareto layers, then by the "
             "distance to the best value of each objective, scaled to its range."
         )
+    notes += describe_checks(rung_checks(search, records))
     if len(search.constraints) > 1:
         named = [f"{letter}: {text}" for text, letter in letters.items()]
         notes.append(f"Constraints: {'; '.join(named)}.")

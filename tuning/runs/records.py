@@ -217,6 +217,14 @@ class SearchRecord:
     """What the sampler optimises, see `SamplerConfig.metric`."""
 
     @property
+    def trials_per_method(self) -> int:
+        """The budget of each method, if several are compared."""
+        settings = self.config.get("search")
+        space = settings.get("space") if isinstance(settings, Mapping) else None
+        methods = space.get("methods") if isinstance(space, Mapping) else None
+        return math.ceil(self.budget_trials / len(methods or (None,)))
+
+    @property
     def sampler_objectives(self) -> tuple[Objective, ...]:
         """What the sampler optimises in place of the objectives. Nothing is selected by it."""
         return sampler_objectives(self.sampler_metric, self.objectives)

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ from ray.tune.schedulers import TrialScheduler
 from tests.tuning.fakes import trial as trial_record
 from tuning.algorithms.early_stopping import Asha, Hyperband, MedianRule
 from tuning.algorithms.objectives import Objective
-from tuning.algorithms.tune_scheduler import StepScheduler, create_rule
+from tuning.algorithms.rung_check import SearchRule, create_rule
+from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.config.schema import (
     AshaConfig,
     HyperbandConfig,
@@ -35,9 +35,11 @@ def scheduler(
     objectives: Sequence[Objective] = (Objective(METRIC),),
     earlier: Iterable[TrialRecord] = (),
     method: str | None = None,
+    trials: int | None = None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> StepScheduler:
-    rule = partial(create_rule, config, TOTAL_STEPS)
-    return StepScheduler(rule, objectives, TOTAL_STEPS, earlier, method)
+    rule = SearchRule(config, objectives, TOTAL_STEPS, trials, method)
+    return StepScheduler(rule, TOTAL_STEPS, earlier, announce)
 
 
 def tune_trial(number: int, method: str | None = None) -> Trial:
@@ -173,3 +175,21 @@ def test_a_configuration_makes_its_rule() -> None:
     assert (asha.rungs, asha.reduction_factor) == ((10, 30), 3)
     assert (median.grace_steps, median.min_trials) == (10, 2)
     assert create_rule(NoSchedulerConfig(), TOTAL_STEPS) is None
+
+
+def test_a_check_is_announced_once_and_holds_after_a_resume() -> None:
+    lines: list[str] = []
+    first = scheduler(trials=8, announce=lines.append)  # four run to their end
+    curves = {number: (50.0 - number, 60.0, 50.0 + number) for number in range(4)}
+    for number, values in curves.items():
+        for index, value in enumerate(values):
+            assert goes_on(first, tune_trial(number), 30 * (index + 1), value)
+    assert lines[0] == "Early stopping  asha, once 4 trials have run to their end"
+    assert lines[1].startswith("Rank correlation with the final value, step 30: -1.00")
+    assert lines[1].endswith("stops no trial")
+    announced = len(lines)
+    records = [record(number, *values) for number, values in curves.items()]
+    second = scheduler(trials=8, announce=lines.append, earlier=reversed(records))
+    for s in (first, second):
+        assert goes_on(s, tune_trial(8), 30, 0.0)
+    assert lines[announced:] == lines[:1]

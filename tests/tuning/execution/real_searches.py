@@ -23,7 +23,12 @@ def configuration(root: Path, storage: Path) -> dict[str, Any]:
         "search": {
             "name": "small",
             "storage": str(storage),
-            "scheduler": {"name": "asha", "grace_steps": 3, "reduction_factor": 2},
+            "scheduler": {
+                "name": "asha",
+                "grace_steps": 3,
+                "reduction_factor": 2,
+                "check_trials": 0,
+            },
             "objective": {"metric": "train/lr", "mode": "max"},
             "budget": {"trials": 5},
         },

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tuning.algorithms.early_stopping import Asha
-from tuning.algorithms.tune_scheduler import create_rule
+from tuning.algorithms.rung_check import create_rule
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig
 from tuning.planning.cost_model import Estimate, SearchShape, TrialCost, estimate, replay
 

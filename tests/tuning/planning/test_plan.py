@@ -13,7 +13,6 @@ from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
-from tuning.algorithms.tune_scheduler import create_rule
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import ray_session
 from tuning.planning.cost_model import SearchShape, estimate
@@ -51,7 +50,7 @@ PROBE = Probe(
 
 
 def search_file(**search: Any) -> SearchFile:
-    scheduler = {"name": "asha", "grace_steps": 100, "reduction_factor": 3}
+    scheduler = {"name": "asha", "grace_steps": 100, "check_trials": 0}
     values = {"scheduler": scheduler, **search}
     return SearchFile.model_validate(
         {"trial": {"steps": 900, "eval": {"every": 100}}, "search": values}
@@ -64,7 +63,7 @@ def make_plan(
     """The plan of a search whose probe is known; four trials at once."""
     shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
     cost = trial_cost(probe, file.trial.eval.rung_images)
-    expected = estimate(shape, cost, lambda: create_rule(file.search.scheduler, 900))
+    expected = estimate(shape, cost, rules(file))
     return Plan(file, probe, shape, expected, memory, head_memory)
 
 

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import spearmanr
+
+from tests.tuning import fakes
+from tuning.algorithms.early_stopping import Asha
+from tuning.algorithms.rung_check import (
+    CheckedRule,
+    create_rule,
+    describe_checks,
+    interval,
+    rung_checks,
+)
+from tuning.config.schema import AshaConfig, MedianConfig
+from tuning.runs.records import STEP, SearchRecord, TrialRecord
+
+RUNG, LAST = 30, 90
+METRIC = "val/mean_acc"
+AGREES = [(1.0, 11.0), (2.0, 12.0), (3.0, 13.0), (4.0, 14.0)]
+"""Values at the rung and at the end of each trial."""
+TURNED = [(4.0, 11.0), (3.0, 12.0), (2.0, 13.0), (1.0, 14.0)]
+
+
+def checked(curves: Sequence[tuple[float, float]], trials: int = 4) -> CheckedRule:
+    """A rule that has seen those trials, one after the other."""
+    rule = CheckedRule(Asha((RUNG,), 2), LAST, trials, min_correlation=0.4)
+    for number, (early, final) in enumerate(curves):
+        assert rule.should_continue(number, RUNG, (early,))
+        rule.should_continue(number, LAST, (final,))
+    return rule
+
+
+@pytest.mark.parametrize(("curves", "stops"), [(AGREES, True), (TURNED, False)])
+def test_a_rung_stops_trials_only_if_it_ranks_as_the_end_does(
+    curves: list[tuple[float, float]], stops: bool
+) -> None:
+    rule = checked(curves)
+    assert rule.is_decided
+    assert rule.should_continue(10, RUNG, (0.5,)) != stops
+    assert rule.should_continue(11, RUNG, (9.0,))  # the best so far
+    check = rule.check(RUNG)
+    assert (check.step, check.trials, check.stops) == (RUNG, 4, stops)
+    assert check.correlation == pytest.approx(1.0 if stops else -1.0)
+
+
+def test_no_trial_is_stopped_before_enough_have_ended() -> None:
+    rule = checked(AGREES[:3])
+    running = range(10, 20)  # side by side with the fourth
+    assert all(rule.should_continue(number, RUNG, (-float(number),)) for number in running)
+    rule.should_continue(10, LAST, (-5.0,))
+    assert rule.is_decided
+    assert rule.check(RUNG).trials == 4
+    assert not rule.should_continue(20, RUNG, (-99.0,))
+
+
+def test_a_value_that_is_not_finite_stops_a_trial_before_the_check() -> None:
+    rule = checked(AGREES[:1])
+    assert not rule.should_continue(5, RUNG, None)
+    assert not rule.is_decided
+
+
+def test_later_trials_do_not_change_the_check() -> None:
+    rule = checked(AGREES)
+    before = rule.check(RUNG)
+    for number, (early, final) in enumerate(TURNED, 30):
+        rule.should_continue(number, RUNG, (early + 9,))
+        rule.should_continue(number, LAST, (final,))
+    assert rule.check(RUNG) == before
+
+
+def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest() -> None:
+    early, final = [3.0, 1.0, 4.0, 1.5, 5.0], [2.0, 7.0, 1.0, 8.0, 2.5]
+    other = [1.0, 2.0, 3.0, 4.0, 5.0]
+    rule = CheckedRule(Asha((RUNG,), 2), LAST, 5, 0.4)
+    for number in range(5):
+        rule.should_continue(number, RUNG, (early[number], other[number]))
+        rule.should_continue(number, LAST, (final[number], other[number]))
+    assert rule.check(RUNG).correlation == pytest.approx(spearmanr(early, final).statistic)
+
+
+def test_equal_values_predict_nothing() -> None:
+    rule = checked([(1.0, float(final)) for final in range(4)])
+    assert math.isnan(rule.check(RUNG).correlation)
+    assert rule.should_continue(9, RUNG, (0.0,))
+
+
+def test_the_interval_has_the_stated_standard_error() -> None:
+    low, high = interval(0.5, 28)
+    error = math.sqrt((1 + 0.5**2 / 2) / 25)
+    assert math.atanh(high) - math.atanh(low) == pytest.approx(2 * 1.96 * error)
+    assert low < 0.5 < high
+    assert interval(0.5, 3) == (-1, 1)
+    low, high = interval(1.0, 6)
+    assert 0 < low < 0.9 < high < 1
+
+
+@pytest.mark.parametrize(
+    ("check_trials", "trials", "kind", "needed"),
+    [
+        (6, 20, CheckedRule, 6),
+        (6, 8, CheckedRule, 4),
+        (6, 5, type(None), 0),  # half of it is too few to know
+        (0, 20, Asha, 0),
+        (6, None, Asha, 0),
+    ],
+)
+def test_half_of_the_budget_at_most_runs_to_its_end(
+    check_trials: int, trials: int | None, kind: type, needed: int
+) -> None:
+    rule = create_rule(AshaConfig(grace_steps=RUNG, check_trials=check_trials), LAST, trials)
+    assert type(rule) is kind
+    if isinstance(rule, CheckedRule):
+        for number in range(needed):
+            assert not rule.is_decided
+            rule.should_continue(number, LAST, (1.0,))
+        assert rule.is_decided
+
+
+def record(number: int, *values: float, **changes: Any) -> TrialRecord:
+    curve = tuple({STEP: RUNG * (i + 1), METRIC: value} for i, value in enumerate(values))
+    return fakes.trial(number, curve=curve, **changes)
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> SearchRecord:
+    config = {"search": {"scheduler": {"name": "asha", "grace_steps": RUNG}}}
+    return fakes.search_record(tmp_path, config=config, total_steps=LAST)  # a budget of 16
+
+
+def test_the_checks_of_a_search_follow_from_its_records(search: SearchRecord) -> None:
+    finals = [5.0, 6.0, 1.0, 2.0, 4.0, 3.0]
+    records = [record(n, value, -value, value) for n, value in enumerate(finals)]
+    assert rung_checks(search, records[:5]) == {}
+    late = record(6, 9.0, 9.0, 0.0)  # it ended after the check
+    (of_all,) = rung_checks(search, [late, *reversed(records)]).values()
+    (check,) = of_all  # of a ladder with factor 3 below 90 steps: 30 alone
+    assert (check.step, check.trials, check.correlation) == (RUNG, 6, 1)
+    (line,) = describe_checks({None: of_all})
+    assert line.startswith("Rank correlation with the final value, step 30: 1.00 [0.6")
+    assert line.endswith("in 6 trials, may stop")
+
+
+def test_each_method_has_a_check_of_its_own(search: SearchRecord) -> None:
+    settings = {
+        "scheduler": MedianConfig(grace_steps=60).model_dump(),
+        "space": {"methods": ["ft", "kd"]},
+    }
+    search = replace(search, config={"search": settings})
+    records = []
+    for number in range(8):
+        method = ("ft", "kd")[number % 2]
+        early = number if method == "ft" else -number
+        changes = {"params": {"method.name": method, "optim.lr": 1e-5}}
+        records.append(record(number, 0.0, float(early), float(number), **changes))
+    found = rung_checks(search, records)
+    assert {m: [c.step for c in checks] for m, checks in found.items()} == {"ft": [60], "kd": [60]}
+    assert {m: checks[0].stops for m, checks in found.items()} == {"ft": True, "kd": False}
+
+
+def test_without_a_scheduler_there_is_nothing_to_check(search: SearchRecord) -> None:
+    records = [record(number, 1.0, 2.0, 3.0) for number in range(9)]
+    for settings in ({}, {"search": {"scheduler": {"name": "none"}}}):
+        assert rung_checks(replace(search, config=settings), records) == {}

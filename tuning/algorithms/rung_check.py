@@ -1,0 +1,279 @@
+"""Whether early values rank trials as their final values do, checked before any trial is stopped.
+
+A learning rate that wins early may lose in the end, and then a rung removes the best trials. So the
+first trials run to their end. Spearman's rank correlation between their values at a step and their
+final values decides whether trials are stopped at that step.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from tuning.algorithms.early_stopping import (
+    Asha,
+    Hyperband,
+    MedianRule,
+    PerGroupRule,
+    StoppingRule,
+    Values,
+    rung_ladder,
+)
+from tuning.algorithms.objectives import Objective
+from tuning.config.schema import (
+    AshaConfig,
+    CheckedConfig,
+    HyperbandConfig,
+    MedianConfig,
+    NoSchedulerConfig,
+    SchedulerConfig,
+)
+from tuning.runs.records import METHOD_KEY, STEP, SearchRecord, TrialRecord
+
+LEAST_TRIALS: Final = 3
+"""Trials without which a rank correlation means nothing."""
+_SCHEDULER: Final[TypeAdapter[SchedulerConfig]] = TypeAdapter(SchedulerConfig)
+
+
+@dataclass(frozen=True)
+class RungCheck:
+    """How well the values at a step rank trials as their final values do."""
+
+    step: int
+    trials: int
+    correlation: float
+    """Spearman's; the lowest of the objectives. NaN if all values are equal."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    least: float
+    """Correlation from which trials are stopped at this step."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether trials are stopped here."""
+        return self.correlation >= self.least
+
+    def __str__(self) -> str:
+        """For people, such as `step 60: 0.83 [0.21, 0.97] in 6 trials, may stop`."""
+        found = f"{self.correlation:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        verdict = "may stop" if self.stops else "stops no trial"
+        return f"step {self.step}: {found} in {self.trials} trials, {verdict}"
+
+
+class CheckedRule:
+    """A rule that stops trials only at steps whose values have proved to predict the final ones.
+
+    Until `trials` have run to their end, it stops none of them, except for those without a finite
+    objective. Trials that end later do not count: others of their kind have been stopped, and a
+    selection has another correlation.
+    """
+
+    def __init__(
+        self, rule: StoppingRule, total_steps: int, trials: int, min_correlation: float
+    ) -> None:
+        self._rule, self._total_steps = rule, total_steps
+        self._trials, self._least = trials, min_correlation
+        self._curves: dict[int, dict[int, Values]] = {}
+        self._finals: dict[int, Values] = {}
+        self._checks: dict[int, RungCheck] = {}
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether enough trials have run to their end."""
+        return len(self._finals) >= self._trials
+
+    def should_continue(self, number: int, step: int, values: Values | None) -> bool:
+        """Apply the rule, where the check allows it."""
+        was_decided = self.is_decided
+        if not was_decided and values is not None:
+            self._curves.setdefault(number, {})[step] = values
+            if step >= self._total_steps:
+                self._finals[number] = values
+        goes_on = self._rule.should_continue(number, step, values)
+        if goes_on or values is None:
+            return goes_on
+        return not (was_decided and self.check(step).stops)
+
+    def check(self, step: int) -> RungCheck:
+        """The check of a step, by the last values of each trial up to it."""
+        if step not in self._checks or not self.is_decided:
+            early, final = [], []
+            for number, last in self._finals.items():
+                before = [s for s in self._curves[number] if s <= step]
+                if before:
+                    early.append(self._curves[number][max(before)])
+                    final.append(last)
+            correlation = _least_correlation(early, final)
+            low, high = interval(correlation, len(final))
+            found = RungCheck(step, len(final), correlation, low, high, self._least)
+            self._checks[step] = found
+        return self._checks[step]
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps before the last at which trials that ran to their end have reported."""
+        reported = {step for number in self._finals for step in self._curves[number]}
+        return sorted(step for step in reported if step < self._total_steps)
+
+
+class SearchRule:
+    """The rule of a whole search: each method has its own, and reports come as trials make them.
+
+    Args:
+        config: of the search.
+        trials: budget of each method.
+        method: method of trials whose parameters name none.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        objectives: Sequence[Objective],
+        total_steps: int,
+        trials: int | None = None,
+        method: str | None = None,
+    ) -> None:
+        self._config, self._objectives = config, objectives
+        self._trials, self._method = trials, method
+        self._methods: dict[int, Any] = {}  # by the number of the trial
+        self._rule = PerGroupRule(
+            lambda: create_rule(config, total_steps, trials), self._methods.__getitem__
+        )
+
+    def should_continue(
+        self, number: int, params: Mapping[str, Any], report: Mapping[str, Any]
+    ) -> bool:
+        """Take a report of a trial into account, and return whether it continues."""
+        self._methods[number] = params.get(METHOD_KEY, self._method)
+        found = [report.get(objective.metric, math.nan) for objective in self._objectives]
+        signed = tuple(o.signed(float(v)) for o, v in zip(self._objectives, found, strict=True))
+        values = signed if all(map(math.isfinite, signed)) else None
+        return self._rule.should_continue(number, int(report[STEP]), values)
+
+    def replay(self, records: Iterable[TrialRecord]) -> None:
+        """Take the curves of earlier sessions into account, in the order in which they ended."""
+        trials = [record for record in records if record.kind == "trial"]
+        for record in sorted(trials, key=lambda record: record.ended_at or math.inf):
+            for report in record.curve:
+                self.should_continue(record.number, record.params, report)
+
+    def describe(self) -> str:
+        """One line: the rule, and what it waits for."""
+        config = self._config
+        if isinstance(config, NoSchedulerConfig):
+            return "Early stopping  none"
+        checked = _checked_trials(config, self._trials)
+        if checked == 0:
+            return f"Early stopping  {config.name}, unchecked"
+        if checked < LEAST_TRIALS:
+            return f"Early stopping  none: too few trials to check {config.name}"
+        return f"Early stopping  {config.name}, once {checked} trials have run to their end"
+
+    def checks(self) -> dict[str | None, list[RungCheck]]:
+        """By method, the check of each step at which trials are compared, once it is decided."""
+        grace = 0 if isinstance(self._config, NoSchedulerConfig) else self._config.grace_steps
+        found = {}
+        for method, rule in self._rule.rules.items():
+            if isinstance(rule, CheckedRule) and rule.is_decided:
+                steps = [step for step in rule.steps if step >= grace]
+                if isinstance(self._config, AshaConfig | HyperbandConfig):
+                    # A rung is compared at the first report at or after it.
+                    factor, last = self._config.reduction_factor, max(steps, default=0) + 1
+                    rungs = rung_ladder(grace, factor, last)
+                    steps = sorted({min(s for s in steps if s >= rung) for rung in rungs})
+                found[method] = [rule.check(step) for step in steps]
+        return found
+
+
+def create_rule(
+    config: SchedulerConfig, total_steps: int, trials: int | None = None
+) -> StoppingRule | None:
+    """The stopping rule of a configuration; None if every trial runs to its end.
+
+    Args:
+        trials: that are compared with each other, of which half at most run to their end for the
+            check. None stops trials unchecked.
+    """
+    rule: StoppingRule
+    if isinstance(config, NoSchedulerConfig):
+        return None
+    if isinstance(config, MedianConfig):
+        rule = MedianRule(config.grace_steps, config.min_trials)
+    else:
+        rungs = rung_ladder(config.grace_steps, config.reduction_factor, total_steps)
+        if isinstance(config, HyperbandConfig):
+            rule = Hyperband(rungs, config.reduction_factor, config.brackets)
+        else:
+            rule = Asha(rungs, config.reduction_factor)
+    checked = _checked_trials(config, trials)
+    if checked == 0:
+        return rule
+    if checked < LEAST_TRIALS:  # too small a search to know
+        return None
+    return CheckedRule(rule, total_steps, checked, config.min_correlation)
+
+
+def _checked_trials(config: CheckedConfig, trials: int | None) -> int:
+    """Trials that run to their end for the check; 0 without a check."""
+    if trials is None or not config.check_trials:
+        return 0
+    return max(1, min(config.check_trials, trials // 2))
+
+
+def rung_checks(
+    search: SearchRecord, records: Iterable[TrialRecord]
+) -> dict[str | None, list[RungCheck]]:
+    """The checks of a search by method, from its records; empty before they are decided."""
+    settings = search.config.get("search")
+    scheduler = settings.get("scheduler") if isinstance(settings, Mapping) else None
+    if not scheduler:
+        return {}
+    rule = SearchRule(
+        _SCHEDULER.validate_python(scheduler),
+        search.objectives,
+        search.total_steps,
+        search.trials_per_method,
+    )
+    rule.replay(records)
+    return rule.checks()
+
+
+def describe_checks(checks: Mapping[str | None, Sequence[RungCheck]]) -> list[str]:
+    """One line for each method and step."""
+    return [
+        f"Rank correlation with the final value{f' of {method}' if method else ''}, {check}"
+        for method, of_method in checks.items()
+        for check in of_method
+    ]
+
+
+def interval(correlation: float, trials: int) -> tuple[float, float]:
+    """95 % interval of Spearman's correlation, by Fisher's transformation.
+
+    The standard error is that of Bonett and Wright (Psychometrika 65, 2000). A correlation of 1 is
+    moved half the way to the next lower possible one, since its transform is infinite.
+    """
+    if trials <= LEAST_TRIALS or math.isnan(correlation):
+        return -1.0, 1.0
+    bound = 1 - 6 / (trials * (trials**2 - 1))
+    r = min(max(correlation, -bound), bound)
+    margin = 1.96 * math.sqrt((1 + r**2 / 2) / (trials - 3))
+    return math.tanh(math.atanh(r) - margin), math.tanh(math.atanh(r) + margin)
+
+
+def _least_correlation(early: Sequence[Values], final: Sequence[Values]) -> float:
+    from scipy.stats import spearmanr  # takes longer to import than most commands that read run
+
+    if len(final) < LEAST_TRIALS:
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # equal values have no correlation: NaN
+        columns = zip(zip(*early, strict=True), zip(*final, strict=True), strict=True)
+        found = [float(spearmanr(before, last).statistic) for before, last in columns]
+    return math.nan if any(map(math.isnan, found)) else min(found)
