@@ -307,7 +307,7 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(
     command: tuple[str, ...], run: Path, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", 4096) as disk:
-        shutil.copytree(run, disk / "mine")
+        shutil.move(run, disk / "mine")
         make_read_only(disk)
         done = lipsum_tune(command[0], str(disk / "mine"), *command[1:], cwd=tmp_path)
     assert done.returncode == 75
