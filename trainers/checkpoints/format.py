@@ -108,7 +108,7 @@ def read_header(folder: Path | Store) -> Header | None:
                 shapes={name: tuple(entry["shape"]) for name, entry in tensors.items()},
                 checksum=json.loads(metadata.get("crc32", "null")),
             )
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainers.data.encoding import BadImage, Encoded, EncodeOptions, encode
@@ -140,7 +139,7 @@ def finished(destination: Store, shard: Shard) -> ShardReport | None:
         with destination.open(shard.path) as file, pq.ParquetFile(file) as parquet:
             footer = parquet.metadata
             entry = json.loads((footer.metadata or {}).get(PREPARATION_KEY, b"{}"))
-    except (OSError, pa.ArrowInvalid, json.JSONDecodeError):  # cut off, or not Parquet
+    except (OSError, ValueError, RecursionError):  # cut off, or not Parquet
         return None
     if entry.get("digest") != shard.digest or "stamp" not in entry:
         return None

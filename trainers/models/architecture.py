@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
         contents = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no such file: {path}", key="model.name") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}", key="model.name") from None
     if not isinstance(contents, dict):
         raise ConfigError(f"{path} is no model configuration of open_clip", key="model.name")

@@ -166,7 +166,7 @@ def read_results(run_folder: Path) -> dict[Key, TestResult]:
         try:
             values = json.loads(line)
             result = TestResult(**values | {"labels": tuple(values["labels"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ConfigError(f"line {number} cannot be read", source=path) from None
         found.setdefault(result.key, result)
     return found

@@ -195,7 +195,7 @@ def read_history(run_folder: Path, live: bool = False) -> History:
                     break
                 try:
                     reader.read(json.loads(line))
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise ConfigError(f"line {number} is damaged", source=path) from None
     except FileNotFoundError:
         raise ConfigError(

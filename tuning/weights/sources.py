@@ -123,6 +123,7 @@ def _of_soup(run: LoadedRun, name: str) -> Source:
     folder = run.folder / SOUPS_FOLDER / name
     try:
         about = json.loads((folder / SOUP_FILE).read_text(encoding="utf-8"))
+        metrics, first_trial = about.pop("metrics"), about["trials"][0]
     except FileNotFoundError:
         known = sorted(path.parent.name for path in folder.parent.glob(f"*/{SOUP_FILE}"))
         hint = did_you_mean(name, known) if known else ""
@@ -133,8 +134,10 @@ def _of_soup(run: LoadedRun, name: str) -> Source:
             hint=f"make it with `lipsum-tune soup {run.folder} --name {name}`",
             source=run.folder,
         ) from None
-    metrics = about.pop("metrics")
-    first = next(r for r in run.history.records if r.trial_id == about["trials"][0])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        hint = f"make it again with `lipsum-tune soup {run.folder} --name {name}`"
+        raise ConfigError("damaged", source=folder / SOUP_FILE, hint=hint) from None
+    first = next(r for r in run.history.records if r.trial_id == first_trial)
     title = f"{run.folder.name}, {name} soup"
     return Source(title, open_store(folder), config_of(run.file, first), about, metrics)
 

@@ -107,6 +107,7 @@ def test_a_users_configuration_never_replaces_a_built_in_model(tmp_path: Path) -
     ("contents", "part"),
     [
         ("{", "cannot be read as JSON"),
+        pytest.param("[" * 100_000, "cannot be read as JSON", id="deep"),
         ([1], "is no model configuration"),
         ({"embed_dim": 8, "vision_cfg": {}}, "'text_cfg' is missing"),
         (KINDS["clip"] | {"vision_cfg": {"image_sise": 32}}, "'image_sise'"),

@@ -209,6 +209,17 @@ def test_weights_that_do_not_exist_are_refused(
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("contents", ["{", "{}", '{"metrics": {}, "trials": []}'])
+def test_a_damaged_record_of_a_soup_is_one_line(contents: str, real: Real, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(real[0], tmp_path / "run"))
+    file = run / "soups" / "greedy" / "soup.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(contents)
+    with pytest.raises(ConfigError) as caught:
+        export(run, tmp_path / "model", soup="greedy")
+    assert (caught.value.problem, caught.value.source) == ("damaged", str(file))
+
+
 def test_only_an_empty_output_folder_is_used(real: Real, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").write_text("all my work")
