@@ -75,6 +75,10 @@ class Exchange:
         """
         self._began, self._worker = time.monotonic(), worker
 
+    async def waits(self) -> bool:
+        """Whether the requested report has no worker yet that trains it."""
+        return self._began is None
+
     async def answer(self, answer: Answer) -> None:
         """Pass the answer to the slot."""
         async with self._changed:

@@ -20,16 +20,19 @@ import ray
 from ray._private import ray_constants
 from ray._private.state import state
 from ray.air.execution._internal import RayActorManager
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.tune.execution import class_cache
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 __all__ = [
     "WorkerHealthCheckTimeoutError",
     "draining_nodes",
     "has_autoscaler",
     "loopback_only",
+    "remove_orphaned_groups",
     "tune_workarounds",
 ]
 
@@ -73,6 +76,23 @@ def has_autoscaler() -> bool:
         report: dict[str, Any] = json.loads(report_json or "{}").get("autoscaler_report") or {}
         kinds = list((report.get("node_type_mapping") or {}).values())
     return any(not kind.startswith("node_") for kind in kinds)
+
+
+def remove_orphaned_groups() -> None:
+    """Remove the placement groups of this job whose actor is dead.
+
+    Ray 2.60 keeps them until the job ends. Ray Train removes that of a killed controller, but knows
+    it only once all workers have started. If the controller is killed before, its resources are
+    lost for the rest of the search, which then has a slot less, or none (no issue found).
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for content in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(content)
+        # The groups of a driver have no actor, and that one counts as dead.
+        is_orphan = group.creator_actor_dead and not ray.ActorID(group.creator_actor_id).is_nil()
+        is_left = not group.is_detached and group.state != PlacementGroupTableData.REMOVED
+        if is_orphan and is_left and group.creator_job_id.hex() == job:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.exchange import END, Answer, Exchange, Request
 from trainers.ray_trainer import serve, torch_trainer
+from tuning.execution.ray_workarounds import remove_orphaned_groups
 
 POLL_S = 5.0
 """Interval between two checks for a report that is overdue."""
@@ -58,6 +59,8 @@ class WarmWorkers:
             if self._ended in done:
                 self._ended.result()
                 raise RuntimeError("the workers have ended without a report")
+            if ray.get(self._exchange.waits.remote()):
+                remove_orphaned_groups()  # for which these workers may be waiting
             if (hanging := ray.get(self._exchange.overdue.remote(limit_s))) is not None:
                 ray.kill(cloudpickle.loads(hanging))  # which ends all workers
                 raise ReportOverdue(f"no report after {limit_s:.0f} s of training: it hangs")

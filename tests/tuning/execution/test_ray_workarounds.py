@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray import cloudpickle
 from ray._private import services
 from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.execution.class_cache import _ActorClassCache
+from ray.util.placement_group import placement_group, placement_group_table
+from ray.util.state import list_actors
 
+from tests.ray_head import Head
 from tuning.execution import ray_workarounds
+from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import (
     TUNE_ENVIRONMENT,
     has_autoscaler,
     loopback_only,
+    remove_orphaned_groups,
     tune_workarounds,
 )
 
@@ -117,6 +124,40 @@ def test_nothing_of_tune_stays_changed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] == "1"
         assert logging.getLogger("ray.tune").level == logging.CRITICAL
     assert state() == before
+
+
+class Holder:
+    """An actor with a placement group."""
+
+    def hold(self) -> str:
+        self.group = placement_group([{"CPU": 0.01}])
+        ray.get(self.group.ready())
+        return str(self.group.id.hex())
+
+
+def groups() -> dict[str, str]:
+    """State of each placement group."""
+    return {name: group["state"] for name, group in placement_group_table().items()}
+
+
+@pytest.mark.slow
+def test_the_placement_group_of_a_killed_actor_is_removed(ray_head: Head) -> None:
+    with ray_session(ray_head.address):
+        actor: Any = ray.remote(num_cpus=0)(Holder)
+        killed, alive = actor.remote(), actor.remote()
+        lost, kept = ray.get([killed.hold.remote(), alive.hold.remote()])
+        own = placement_group([{"CPU": 0.01}])
+        ray.get(own.ready())
+        ray.kill(killed)
+        while any(
+            one.actor_id == killed._actor_id.hex() and one.state != "DEAD"
+            for one in list_actors(ray_head.address)
+        ):
+            time.sleep(0.1)
+        assert groups()[lost] == "CREATED"  # Ray itself still keeps it
+        while groups()[lost] != "REMOVED":
+            remove_orphaned_groups()
+        assert (groups()[kept], groups()[own.id.hex()]) == ("CREATED", "CREATED")
 
 
 @pytest.mark.parametrize(("kind", "autoscales"), [("node_abc", False), ("gpu-workers", True)])
