@@ -33,6 +33,8 @@ JOURNAL_FILE = "journal.jsonl"
 FORMAT = 1
 HEARTBEAT_SECONDS = 30.0
 """Longest time of a killed session that can be missing from the budgets."""
+_ATTEMPTS, _PAUSE_S = 5, 0.1
+"""To lock the journal: `is_running` of another process holds a lock for a moment."""
 _LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
 """`errno` of flock if another process holds the lock. Others mean that locks are not supported."""
 
@@ -328,11 +330,17 @@ def open_locked(path: Path, locked: str) -> FileIO:
     """
     with storage_failures(path, "cannot be opened"):
         file = path.open("ab+", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise (ConfigError(locked) if error.errno in _LOCKED else _no_locks(path, error)) from None
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in _LOCKED and attempt + 1 < _ATTEMPTS:
+                time.sleep(_PAUSE_S)
+                continue
+            file.close()
+            is_locked = error.errno in _LOCKED
+            raise (ConfigError(locked) if is_locked else _no_locks(path, error)) from None
     cut_torn_line(path)
     return file
 

@@ -149,6 +149,16 @@ def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
     assert not is_running(tmp_path)
 
 
+def test_a_reader_that_looks_for_a_driver_does_not_stop_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal(tmp_path).close()
+    with (tmp_path / JOURNAL_FILE).open("rb") as reader:  # `is_running` of another process
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        monkeypatch.setattr("time.sleep", lambda seconds: reader.close())
+        Journal(tmp_path).close()
+
+
 def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / JOURNAL_FILE
     path.write_text('{"event": "created", "format": 99, "time": 1}\n')
