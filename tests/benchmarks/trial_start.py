@@ -3,18 +3,24 @@
 Trials of the embedded tiny CLIP, in turn: several in the workers of a search, and one in processes
 of its own, as `confirm` runs it. Shown for each is the time from the end of the trial before it (or
 from the call) to its first step, and from its first step to its end without what its loop took:
-checkpoints, reports and their judgement.
+checkpoints, reports and their judgement. `--memory 50` shows instead what the processes of one slot
+hold in memory over so many trials, about half of which early stopping ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import ray
+from ray.util.state import list_actors
 from rich.console import Console
 from rich.table import Table
 
@@ -35,6 +41,54 @@ SETTINGS = (
     "search.scheduler={name: none}",
     "search.resources.max_concurrent=1",
 )
+
+
+MEMORY_SETTINGS = (
+    "trial.steps=4",
+    "trial.eval.every=2",
+    "trial.eval.rung_images=200",
+    "search.references=[]",
+    "search.scheduler={name: asha, grace_steps: 2, reduction_factor: 2}",
+    "search.sampler.name=random",
+    "search.resources.max_concurrent=1",
+)
+SLOT = ("RayTrainWorker", "TrainController", "ResourceTrainable", "Exchange")
+"""Ray's actors of a slot: the worker, and those on the head."""
+
+
+class MemoryWatch(Callback):
+    """Resident memory of the driver and of a slot's processes after each trial, in MiB."""
+
+    def __init__(self) -> None:
+        self.mib: dict[str, list[float]] = {name: [] for name in (*SLOT, "driver")}
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Read what the kernel knows."""
+        alive = list_actors(ray.get_runtime_context().gcs_address, [("state", "=", "ALIVE")])
+        held = dict.fromkeys(self.mib, 0.0)
+        for name, pid in [*((a.class_name, a.pid) for a in alive), ("driver", os.getpid())]:
+            with suppress(OSError, ValueError):  # it has just ended
+                (kib,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+                held[name] = held.get(name, 0) + int(kib) / 1024
+        for name, found in self.mib.items():
+            found.append(held[name])
+
+
+def memory(trials: int) -> Table:
+    """MiB of each process after the first trials, in the middle and at the end, and the growth."""
+    watch = MemoryWatch()
+    with ray_session(), tempfile.TemporaryDirectory(prefix="trial-start-") as folder:
+        settings = [*MEMORY_SETTINGS, f"search.budget.trials={trials}", f"search.storage={folder}"]
+        file = load_config("quickstart", settings)
+        start_search(file, SearchOptions(callbacks=[watch], console=Console(quiet=True)))
+    fifth = max(2, trials // 5)
+    table = Table("", *(f"after trial {n}" for n in (1, fifth, trials // 2, trials)), "MiB a trial")
+    for name, mib in watch.mib.items():
+        shown = [f"{mib[n - 1]:.0f}" for n in (1, fifth, trials // 2, trials)]
+        later = mib[fifth:]  # what is allocated once is there by then
+        slope, _ = statistics.linear_regression(range(len(later)), later)
+        table.add_row(name, *shown, f"{slope:+.2f}")
+    return table
 
 
 class Stopwatch(Callback):
@@ -89,7 +143,12 @@ def main() -> None:
     """Run both in turn, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--memory", type=int, metavar="TRIALS")
+    arguments = parser.parse_args()
+    if arguments.memory is not None:
+        Console(width=100).print(memory(arguments.memory))
+        return
+    rounds = arguments.rounds
     watch, alone = Stopwatch(), list[float]()
     with ray_session(), tempfile.TemporaryDirectory(prefix="trial-start-") as folder:
         for number in range(rounds):

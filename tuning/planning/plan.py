@@ -268,11 +268,12 @@ def _warnings(plan: Plan) -> Iterator[str]:
             if running
             else "some checkpoints of the best trials will be deleted"
         )
-    if plan.marks and plan.marks[0] < plan.shape.total_steps / 2:
+    ranks_raw = plan.file.trial.eval.rung_weights == "raw"
+    if ranks_raw and plan.marks and plan.marks[0] < plan.shape.total_steps / 2:
         yield (
             f"search.scheduler.grace_steps = {plan.marks[0]} is early: before half of the steps, "
             "while the learning rate is high, the best trials may look worse than those that "
-            "hardly move the model"
+            "hardly move the model; trial.eval.rung_weights = averaged helps"
         )
 
 

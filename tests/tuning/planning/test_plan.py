@@ -119,8 +119,12 @@ def test_between_the_low_end_and_the_median_it_warns_and_goes_on() -> None:
     assert enough.warnings == []
 
 
-def test_it_warns_of_rungs_in_the_first_half() -> None:
-    assert "grace_steps = 100 is early" in make_plan(search_file()).warnings[-1]
+def test_it_warns_of_raw_weights_at_rungs_in_the_first_half() -> None:
+    file = search_file()
+    assert "grace_steps = 100 is early" in make_plan(file).warnings[-1]
+    values = file.model_dump(mode="json")
+    values["trial"]["eval"]["rung_weights"] = "averaged"
+    assert make_plan(SearchFile.model_validate(values)).warnings == []
 
 
 def test_it_warns_of_too_little_memory_disk_or_gpu_memory() -> None:
