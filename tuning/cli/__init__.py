@@ -8,6 +8,7 @@ the search may continue later; 130 interrupted.
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -24,6 +25,15 @@ for commands in (data, search, ui, weights, configuration):
     app.add_typer(commands.app)
 
 
+class _Shown:
+    """What the options of all commands ask for."""
+
+    debug = False
+
+
+_shown = _Shown()
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         print(f"lipsum-tune {version('lipsum-tune')}")
@@ -36,8 +46,12 @@ def _options(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error as well.")
+    ] = False,
 ) -> None:
     """Search the hyperparameters of robust fine-tuning (Lipsum-FT) of CLIP."""
+    _shown.debug = debug
 
 
 def main() -> None:
@@ -60,15 +74,14 @@ def run_command(command: Callable[[], Any]) -> None:
         command()
     except typer.Exit as ended:
         raise SystemExit(ended.exit_code) from None
-    except ConfigError as error:
-        print(f"lipsum-tune: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except StorageFailed as error:
-        print(f"lipsum-tune: {error}", file=sys.stderr)
-        raise SystemExit(MAY_CONTINUE) from None
-    except OSError as error:
-        if error.errno not in FULL | DENIED:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"lipsum-tune: {where}{system_words(error)}", file=sys.stderr)
-        raise SystemExit(MAY_CONTINUE) from None
+    except (ConfigError, StorageFailed, OSError) as error:
+        text = str(error)
+        if isinstance(error, OSError):
+            if error.errno not in FULL | DENIED:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            text = f"{where}{system_words(error)}"
+        if _shown.debug:
+            traceback.print_exc()
+        print(f"lipsum-tune: {text}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else MAY_CONTINUE) from None

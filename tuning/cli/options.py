@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from tuning.config.schema import SearchFile
 
 Config = Annotated[
     str, typer.Argument(help="A YAML file, or a ready configuration such as `quickstart`.")
@@ -45,12 +48,12 @@ def warn(problem: object) -> None:
     print(f"warning: {problem}", file=sys.stderr)
 
 
-def check_run(run: Path, overrides: Sequence[str] = ()) -> None:
+def check_run(run: Path, overrides: Sequence[str] = ()) -> SearchFile:
     """Report mistakes in a run folder or a key before Ray and torch are imported."""
     from tuning.config.validation import load_config
     from tuning.runs.run_folder import CONFIG_FILE, load_run
 
-    load_config(load_run(run).folder / CONFIG_FILE, overrides, check=False)
+    return load_config(load_run(run).folder / CONFIG_FILE, overrides, check=False)
 
 
 def names(listed: str | None) -> tuple[str, ...]:

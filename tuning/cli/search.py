@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,6 +50,7 @@ def search(
     from tuning.config.validation import load_config
 
     overrides = [*(set_ or ()), *([f"search.name={name}"] if name else ())]
+    _announce("Search", load_config(config, overrides, check=False))
     file = load_config(config, overrides)
     for objective in file.objectives:
         key = MetricKey.parse(objective.metric)
@@ -68,7 +72,7 @@ def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
 
     Example: lipsum-tune resume quickstart
     """
-    check_run(run, set_ or ())
+    _announce("Resume", check_run(run, set_ or ()))
     from tuning.runs.resume import resume_search
 
     _show(resume_search(run, set_ or (), address=address))
@@ -90,7 +94,7 @@ def extend(
     if trials is None and not set_:
         problem = "nothing to extend by: give --trials N, or --set KEY=VALUE"
         raise ConfigError(problem, hint="a stopped search goes on with `resume`")
-    check_run(run, set_ or ())
+    _announce("Extend", check_run(run, set_ or ()), trials or 0)
     from tuning.runs.resume import extend_search
 
     _show(extend_search(run, set_ or (), trials=trials, address=address))
@@ -104,6 +108,7 @@ def plan(config: Config, set_: Set = None, address: Address = None) -> None:
     """
     from tuning.config.validation import load_config
 
+    _announce("Plan", load_config(config, set_ or (), check=False))
     file = load_config(config, set_ or ())
     _say_what_lacks_test(file)
     from tuning.planning.plan import check_budget, plan_search
@@ -213,6 +218,17 @@ def confirm(
         raise typer.Exit(1)
 
 
+def _announce(label: str, file: SearchFile, more: int = 0) -> None:
+    """Print a first line at once, before the checks import torch and Ray."""
+    trial, search = file.trial, file.search
+    trials = f"{search.budget.trials} trials" + (f" and {more} more" if more else "")
+    compared = len(search.space.methods)
+    method = f"{compared} methods" if compared else trial.method.name
+    what = f"{trials} of {trial.steps} steps, {method} of {trial.model.name} on {trial.data.root}"
+    show(label, f"{search.name}: {what}")
+    show("Checking", "model, data and the bounds of the space")
+
+
 def _say_what_lacks_test(file: SearchFile) -> None:
     """Say before hours of search what `confirm` would refuse after them."""
     from trainers.data.data_root import without_split
@@ -245,18 +261,31 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
         if kept is not None:
             show("Weights", url_of(kept.url, WEIGHTS))
     is_local = result.tracking_uri == default_tracking_uri(result.run_folder.parent)
-    show(
-        "MLflow", f"lipsum-tune ui {result.run_folder}" if is_local else redact(result.tracking_uri)
-    )
+    run = _word_for(result.run_folder)
+    show("MLflow", f"lipsum-tune ui {run}" if is_local else redact(result.tracking_uri))
     finished = [record for record in result.records if record.outcome == "finished"]
     if result.outcome == "finished" and result.ended_by and not finished:
         raise ConfigError(
             f"{result.ended_by}, and no trial has finished; resume it with a larger budget"
         )
     if result.outcome == "stopped":
-        show("Go on with", f"lipsum-tune resume {result.run_folder}")
+        show("Go on with", f"lipsum-tune resume {run}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
+    if result.best is not None:
+        show("Next", f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once")
+        show("", f"lipsum-tune export {run} --output model   # a folder that open_clip loads")
+        study = result.run_folder / "optuna.journal"
+        if study.is_file() and shutil.which("optuna-dashboard"):
+            show("", f"optuna-dashboard {shlex.quote(str(study))}")
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and any(record.kind == "trial" for record in finished)):
             raise typer.Exit(1)
+
+
+def _word_for(run: Path) -> str:
+    """What to type for a run folder: its name where that finds it, else its path."""
+    from tuning.runs.run_folder import find_run
+
+    is_named = find_run(run.name).resolve() == run.resolve()
+    return shlex.quote(run.name if is_named else str(run))

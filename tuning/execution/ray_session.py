@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from rich.console import Console
 
 from trainers.errors import ConfigError, first_line
 from trainers.folders import temporary_folder
@@ -23,7 +24,8 @@ from tuning.execution.cluster_resources import (
     fitting_drivers,
     fitting_trials,
 )
-from tuning.execution.ray_workarounds import has_autoscaler, loopback_only
+from tuning.execution.ray_workarounds import has_autoscaler, loopback_only, quiet_raylet
+from tuning.reporting.formatting import show_phase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,7 +40,7 @@ STARTS = 3
 
 
 @contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
+def ray_session(address: str | None = None, *, console: Console | None = None) -> Iterator[None]:
     """Connect to Ray within the block; a cluster that is started here is also stopped.
 
     A process that is connected already stays connected.
@@ -46,6 +48,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     Args:
         address: `host:port` of a cluster; by default the one in `RAY_ADDRESS`, which
             `ray job submit` sets, or a new one on this machine.
+        console: for a line before it, since this takes seconds.
 
     Raises:
         ConfigError: nothing answers at that address, or Ray does not start here.
@@ -54,7 +57,10 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
+    if console is not None:
+        show_phase(console, "Ray", f"connecting to {address}" if address else "starting")
     with ExitStack() as stack:
+        stack.enter_context(quiet_raylet())
         try:
             if address:
                 _connect(address)

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray._private.state import state
 from ray.air.execution._internal import RayActorManager
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
@@ -32,6 +33,7 @@ __all__ = [
     "draining_nodes",
     "has_autoscaler",
     "loopback_only",
+    "quiet_raylet",
     "remove_orphaned_groups",
     "tune_workarounds",
 ]
@@ -45,6 +47,9 @@ TUNE_ENVIRONMENT: Final = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 """Settings of Tune for the time of a search; those in the user's environment take precedence."""
+
+
+_MANY_PROCESSES: Final = "worker processes have been started on node"
 
 
 def draining_nodes() -> dict[str, int]:
@@ -114,6 +119,27 @@ def loopback_only() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = variable
+
+
+@contextmanager
+def quiet_raylet() -> Iterator[None]:
+    """Within the block, the driver does not print that a node has started many processes.
+
+    Ray 2.60 prints this on every machine with few CPUs, whatever `log_to_driver` says (ray#3644).
+    A trial has processes that wait and need no CPU: its driver and Ray Train's controller.
+    """
+    print_lines = ray_worker.print_to_stdstream
+
+    def print_others(data: dict[str, Any], *arguments: Any, **named: Any) -> None:
+        lines = [line for line in data["lines"] if _MANY_PROCESSES not in str(line)]
+        if lines:
+            print_lines({**data, "lines": lines}, *arguments, **named)
+
+    ray_worker.print_to_stdstream = print_others
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = print_lines
 
 
 @contextmanager

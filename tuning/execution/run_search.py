@@ -45,8 +45,11 @@ from tuning.execution.tune_runner import create_tuner
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
+from tuning.reporting.formatting import show_phase
 from tuning.reporting.html_report import write_report
+from tuning.reporting.leaderboard import leaderboard
 from tuning.reporting.progress import ProgressCallback
+from tuning.reporting.result_table import html_table
 from tuning.reporting.tables.callback import TablesCallback
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE, History, Journal, add_missed_reports, read_history
@@ -69,7 +72,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """What a search found, and where it is kept."""
 
@@ -84,6 +87,17 @@ class SearchResult:
     many trials in a row have failed."""
     checkpoints: str | None = None
     """Folder or URL of the trials' checkpoints."""
+
+    def __repr__(self) -> str:
+        best, metric = self.best, self.search.objectives[0].metric
+        chosen = f", best {best.trial_id}: {metric} {best.record.last(metric):.4g}" if best else ""
+        trials = sum(record.kind == "trial" for record in self.records)
+        what = f"{self.search.name}: {self.outcome}, {trials} trials{chosen}"
+        return f"<SearchResult {what}, {self.run_folder}>"
+
+    def _repr_html_(self) -> str:
+        """The leaderboard, for notebooks."""
+        return html_table(leaderboard(self.search, self.records))
 
     @property
     def best(self) -> BestTrial | None:
@@ -225,7 +239,7 @@ def _run_session(
     console = options.console or Console(stderr=True)
     keep, tracking = file.search.checkpoints, file.search.tracking
     with (
-        ray_session(options.address),
+        ray_session(options.address, console=console),
         interrupted_by_sigterm(),
         watched_ray() as watch,
         quiet_optuna(),
@@ -239,8 +253,9 @@ def _run_session(
         journal.session_started(file.fingerprints())
         zero_shot = read_history(run_folder).zero_shot
         if zero_shot is None:
-            if file.trial.data.root != EMBEDDED:  # this may take hours
-                console.print("zero-shot  starts once the images are in the machine's cache")
+            # The cache of images may take hours for large data sets.
+            cached = "" if file.trial.data.root == EMBEDDED else ", once the images are cached"
+            show_phase(console, "Zero-shot", f"evaluating {file.trial.model.name}{cached}")
             zero_shot = zero_shot_metrics(file.trial, file.search.resources)
             journal.zero_shot(zero_shot)
         search = search_record(file, run_folder, zero_shot, journal.run_id)
@@ -259,6 +274,7 @@ def _run_session(
         )
         gpus = file.search.resources.gpus_per_trial
         recorder = Recorder(search, journal, callbacks, history.records, gpus, studies, watch.check)
+        show_phase(console, "Trials", f"starting workers for {concurrent} at once")
         recorder.start()
 
         def end_here(lost: RayLost) -> None:

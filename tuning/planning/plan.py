@@ -33,6 +33,7 @@ from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
 from tuning.planning.probe import MAX_PROBES, OVERRIDES, Probe, probe_trials
+from tuning.reporting.formatting import show_phase
 
 KEPT_CHECKPOINTS = 6
 """Of ended trials, weights alone: about one for each rule of selection. References come on top."""
@@ -138,13 +139,17 @@ def plan_search(
     resolve_root(file.trial.data.root, progress=True)
     search = file.search
     began = time.perf_counter()
-    with ray_session(address), _scratch(Path(search.storage).expanduser().resolve()) as folder:
+    with (
+        ray_session(address, console=console),
+        _scratch(Path(search.storage).expanduser().resolve()) as folder,
+    ):
         start_s = time.perf_counter() - began
         trials = number_of_trials(file)
         concurrent = min(concurrent_trials(search.resources), trials + len(search.references))
         probes = min(concurrent, MAX_PROBES)
         base = with_overrides(file.trial, OVERRIDES, "trial")
-        what = f"Opening the images, and timing the first steps of {probes} trial(s) side by side"
+        what = f"opening the images, and timing the first steps of {probes} trial(s) side by side"
+        show_phase(console, "Probe", what)
         with console.status(what):
             probe = probe_trials(
                 base.model_dump_json(),

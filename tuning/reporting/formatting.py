@@ -6,9 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
+from rich.console import Console
 from rich.text import Text
 
 from tuning.runs.records import METHOD_KEY, ParamValue, SearchRecord, TrialRecord
+
+
+def show_phase(console: Console, label: str, text: str) -> None:
+    """Print a line that names what is being done, aligned like the lines of results."""
+    console.print(f"{label:<11} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def format_value(value: ParamValue) -> str:

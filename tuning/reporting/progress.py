@@ -4,13 +4,16 @@ A terminal shows a header, the running trials with a bar each, and the trials th
 file or a Ray job gets one line per event:
 
     trial-003  step 120/240  id 71.2  ood 44.0  loss 1.23
+
+Both tell how many trials have ended, about how long the rest takes, and what is used of a budget.
 """
 
 from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -76,7 +79,8 @@ class ProgressCallback(Callback):
             get_renderable=lambda: render(
                 search,
                 list(self._records.values()),  # a copy: another thread adds trials
-                self._clock() - self._began,
+                self._began,
+                self._clock(),
                 self._console.height,
             ),
             vertical_overflow="crop",
@@ -102,6 +106,9 @@ class ProgressCallback(Callback):
         text = f"{record.outcome}  {self._step(record)}{_accuracies(record.last)}"
         text += f"  in {took}" if took else ""
         self._update(record, f"{text}  {record.error_line}".rstrip())
+        if self._live is None and self._search is not None and record.kind == "trial":
+            records = list(self._records.values())
+            self._print("  ".join(pace(self._search, records, self._began, self._clock())))
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Show all trials once more and close the display."""
@@ -115,9 +122,8 @@ class ProgressCallback(Callback):
         self.close()
 
     def _update(self, record: TrialRecord, text: str) -> None:
-        if self._live is not None:
-            self._records[record.trial_id] = record.compact  # read by the display's thread
-        elif self._search is not None:
+        self._records[record.trial_id] = record.compact  # read by the display's thread
+        if self._live is None and self._search is not None:
             self._print(f"{record.trial_id}  {text}")
 
     def _step(self, record: TrialRecord) -> str:
@@ -130,9 +136,13 @@ class ProgressCallback(Callback):
 
 
 def render(
-    search: SearchRecord, records: Sequence[TrialRecord], elapsed_s: float, height: int
+    search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float, height: int
 ) -> RenderableType:
-    """The display in at most `height` lines; running trials are shown before ended ones."""
+    """The display in at most `height` lines; running trials are shown before ended ones.
+
+    Args:
+        began: Unix time of the start of the session.
+    """
     running = [r for r in records if r.outcome == "running"]
     ended = [r for r in records if r.outcome != "running"]
     room = max(0, height - _HEADER_LINES)
@@ -158,17 +168,56 @@ def render(
     for record in reversed(last):
         outcome = Text(record.outcome, style=OUTCOME_STYLE[record.outcome])
         table.add_row(*_row(search, record, outcome))
-    return Group(*_header(search, records, elapsed_s), table)
+    return Group(*_header(search, records, began, now), table)
+
+
+def pace(
+    search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float
+) -> list[str]:
+    """What has ended, the time that is left, and what is used of the budgets, a text each."""
+    ended = sum(r.kind == "trial" and r.outcome != "running" for r in records)
+    texts = [f"{ended} of {search.budget_trials} trials done"]
+    if left := seconds_left(search, records, now):
+        texts.append(f"about {format_seconds(left)} left")
+    section: object = search.config
+    for key in ("search", "budget"):
+        section = section.get(key) if isinstance(section, Mapping) else None
+    budget = section if isinstance(section, Mapping) else {}
+    used = {"hours": now - began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
+    for key, unit in (("hours", "hours"), ("gpu_hours", "GPU-hours")):
+        if (limit := budget.get(key)) is not None:
+            texts.append(f"{used[key] / 3600:.2g} of {limit:g} {unit}")
+        elif key == "gpu_hours" and used[key]:
+            texts.append(f"{used[key] / 3600:.2g} {unit}")
+    return texts
+
+
+def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: float) -> float | None:
+    """About how long the trials will take that have not ended; None before one has ended.
+
+    A trial is taken to last as long as the median of those that began after another had ended, if
+    there are any, since the first ones also start the workers. As many run at once as now.
+    """
+    ended = [r for r in records if r.ended_at is not None and r.seconds is not None]
+    if not ended:
+        return None
+    first_end = min(r.ended_at or 0.0 for r in ended)
+    warm = [r for r in ended if (r.started_at or 0.0) >= first_end]
+    each = median(r.seconds or 0.0 for r in warm or ended)
+    running = [now - (r.started_at or now) for r in records if r.outcome == "running"]
+    trials = sum(r.kind == "trial" for r in records)
+    work = max(0, search.budget_trials - trials) * each
+    work += sum(max(0.0, each - elapsed) for elapsed in running)
+    return work / max(1, len(running))
 
 
 def _header(
-    search: SearchRecord, records: Sequence[TrialRecord], elapsed_s: float
+    search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float
 ) -> Iterable[RenderableType]:
     yield Rule(f"[bold]{escape(search.name)}[/]", align="left", style="dim")
-    done = sum(r.kind == "trial" and r.outcome != "running" for r in records)
-    counts = f"{done} of {search.budget_trials} trials done  ·  {_counts(records)}"
-    counts += f"  ·  {format_seconds(elapsed_s)}"
-    yield Text(counts, no_wrap=True, overflow="ellipsis")
+    first, *others = pace(search, records, began, now)
+    texts = [first, *others, format_seconds(now - began), _counts(records)]
+    yield Text("  ·  ".join(texts), no_wrap=True, overflow="ellipsis")
     zero_shot = f"zero-shot{_accuracies(search.zero_shot.get, loss=False)}"
     best = best_trial(search, [r for r in records if r.outcome != "running"])
     line = Text(no_wrap=True, overflow="ellipsis")

@@ -140,6 +140,22 @@ def test_brackets_in_a_path_are_printed(
     assert f"Run folder  {run}\n" in done.output
 
 
+def test_debug_shows_the_traceback_before_the_line(tmp_path: Path) -> None:
+    done = lipsum_tune("--debug", "status", "nowhere", cwd=tmp_path)
+    first, *_, last = done.stderr.splitlines()
+    assert (done.returncode, first) == (2, "Traceback (most recent call last):")
+    assert last.startswith("lipsum-tune: nowhere: not a run folder")
+
+
+def test_a_result_is_one_line_and_a_table_in_a_notebook(run: Path) -> None:
+    loaded = load_run(run)
+    result = SearchResult(loaded.search, loaded.history.records, "finished", run, "uri")
+    assert repr(result) == (
+        f"<SearchResult mine: finished, 3 trials, best trial-000: val/mean_acc 73.5, {run}>"
+    )
+    assert result._repr_html_().count("<tr") == 1 + 2 + 3  # a header, two references, the trials
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -218,7 +234,8 @@ def test_a_search_that_cannot_continue_is_one_line(
         main()
     assert caught.value.code == 2
     shown = capsys.readouterr()
-    assert shown.out == ""
+    lines = shown.out.splitlines()  # printed before what takes seconds to import
+    assert all(line.startswith(("Extend  ", "Checking  ")) for line in lines)
     assert shown.err.startswith("lipsum-tune: ")
     assert said in shown.err
     assert len(shown.err.splitlines()) == 1
@@ -297,7 +314,10 @@ def test_extend_adds_trials(run: Path, went_on: list[SearchFile]) -> None:
 def test_a_search_with_nothing_left_ends_in_order(run: Path, went_on: list[SearchFile]) -> None:
     done = CliRunner().invoke(app, ["resume", str(run), "--set", "search.budget.trials=2"])
     assert [file.search.budget.trials for file in went_on] == [2]
+    assert done.output.startswith("Resume      search: 2 trials of 240 steps, ")
     assert f"Run folder  {run}" in done.output
+    assert f"Next        lipsum-tune confirm {run} " in done.output
+    assert f"            lipsum-tune export {run} --output model " in done.output
     assert yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["budget"]["trials"] == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import time
@@ -12,6 +13,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray._private import services
+from ray._private import worker as ray_worker
 from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
@@ -26,6 +28,7 @@ from tuning.execution.ray_workarounds import (
     TUNE_ENVIRONMENT,
     has_autoscaler,
     loopback_only,
+    quiet_raylet,
     remove_orphaned_groups,
     tune_workarounds,
 )
@@ -82,6 +85,23 @@ def test_ray_itself_still_replaces_the_loopback_address(monkeypatch: pytest.Monk
         assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert services.resolve_ip_for_localhost("127.0.0.1") == "10.0.0.5"
     assert dict(os.environ) == before
+
+
+def test_the_drivers_processes_are_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    needed = inspect.getsource(ray_worker.listen_error_messages)
+    assert "print_to_stdstream" in needed  # and not by the logger that `log_to_driver` silences
+    many = "WARNING: 8 PYTHON worker processes have been started on node: 41d2 with address: ..."
+
+    def publish(line: str) -> str:
+        data = {"lines": [line], "pid": "raylet", "is_err": False, "job": None}
+        ray_worker.print_to_stdstream(data, ignore_prefix=False)
+        shown = capsys.readouterr()
+        return shown.out + shown.err
+
+    with quiet_raylet():
+        assert publish(many) == ""
+        assert "memory" in publish("2 workers killed due to memory pressure")
+    assert "8 PYTHON worker" in publish(many)
 
 
 def environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:

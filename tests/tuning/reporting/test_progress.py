@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.tuning import fakes
-from tuning.reporting.progress import ProgressCallback, render
+from tuning.reporting.progress import ProgressCallback, pace, render, seconds_left
 from tuning.runs.records import TrialRecord
 
 SEARCH = fakes.search_record(Path("run"))
@@ -54,6 +54,7 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
         "trial-003  goes on from step 120/240  id 71.2  ood 44.0  loss 1.23",
         "trial-003  failed  step 120/240  id 71.2  ood 44.0  loss 1.23  in 3m 00s  "
         "RuntimeError: [/red] boom",
+        "1 of 16 trials done",
         "domainnet-vit-b32  finished  1 finished, 1 failed  "
         "best trial-004  id 86.0  ood 62.0  loss 0.505",
     ]
@@ -90,7 +91,7 @@ def test_the_display_is_never_longer_than_the_terminal(height: int, num_running:
     console = terminal(height)
     records = [running(number) for number in range(num_running)]
     records += [fakes.trial(100 + number) for number in range(20)]
-    lines = console.render_lines(render(SEARCH, records, 75.0, height))
+    lines = console.render_lines(render(SEARCH, records, 0.0, 75.0, height))
     assert len(lines) < height
     shown = "\n".join("".join(segment.text for segment in line) for line in lines)
     assert "20 of 16 trials done" in shown
@@ -99,10 +100,33 @@ def test_the_display_is_never_longer_than_the_terminal(height: int, num_running:
         assert "more running" in shown
 
 
+def test_the_time_left_is_that_of_the_median_trial() -> None:
+    began = ((0, 300), (0, 310), (300, 390), (310, 420), (390, 490))
+    ended = [
+        replace(fakes.trial(number), started_at=float(start), ended_at=float(end))
+        for number, (start, end) in enumerate(began)
+    ]
+    late = [replace(running(number), started_at=490.0) for number in (5, 6)]
+    search = replace(SEARCH, budget_trials=11)
+    # 4 trials have not begun, and 2 still take 70 s each; 2 run at once. The first two took longer.
+    assert seconds_left(search, [*ended, *late], 520.0) == (4 * 100 + 2 * 70) / 2
+    assert seconds_left(search, late, 520.0) is None
+    assert "left" not in "".join(pace(replace(SEARCH, budget_trials=5), ended, 0.0, 500.0))
+
+
+def test_what_is_used_of_a_budget_is_shown() -> None:
+    budget = {"search": {"budget": {"hours": 2.0, "gpu_hours": 8.0}}}
+    trial = replace(fakes.trial(1), gpus=4, started_at=0.0, ended_at=1800.0)
+    texts = pace(replace(SEARCH, config=budget), [trial], 0.0, 3600.0)
+    assert texts[-2:] == ["1 of 2 hours", "2 of 8 GPU-hours"]
+    texts = pace(SEARCH, [replace(trial, earlier_gpu_seconds=0.0)], 0.0, 3600.0)
+    assert texts[-1] == "2 GPU-hours"
+
+
 def test_the_trials_that_ended_last_are_shown() -> None:
     console = terminal()
     records = [fakes.trial(number) for number in range(10)]
-    lines = console.render_lines(render(SEARCH, records, 0.0, 24))
+    lines = console.render_lines(render(SEARCH, records, 0.0, 0.0, 24))
     shown = "\n".join("".join(segment.text for segment in line) for line in lines)
     table = shown.split("─\n")[-1]
     assert "trial-009" in table
