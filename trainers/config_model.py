@@ -35,6 +35,6 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 def _has_bool(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_has_bool, value))
+    if isinstance(value, list | tuple | Mapping):
+        return any(map(_has_bool, value.values() if isinstance(value, Mapping) else value))
     return isinstance(value, bool)

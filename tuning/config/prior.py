@@ -41,7 +41,7 @@ class PriorConfig(MethodPriorConfig):
     width: float | dict[str, float] = WIDTH
     """Standard deviation of the points around the centre, as a share of each parameter's range on
     its scale; for a choice, the probability of a random one. A number, or dotted key -> number."""
-    points: int = Field(default=3, ge=0)
+    points: int = Field(default=3, ge=0, le=1_000_000)
     """Number of points around the centre, which is tried before them."""
     by_method: dict[str, MethodPriorConfig] = Field(default_factory=dict)
     """Centres of single methods of `search.space.methods`."""

@@ -50,7 +50,7 @@ class SamplerConfig(Frozen):
 class CheckedConfig(Frozen):
     """What early stopping has to prove before it stops anything."""
 
-    check_trials: int = Field(default=6, ge=0)
+    check_trials: int = Field(default=6, ge=0, le=1_000_000)
     """So many trials run to their end first, at most half of the budget (of each method). Trials
     are then stopped at a step only if its ranking of these agrees with the final one. With a
     budget below 6 trials, none is stopped. 0 stops trials from the start, unchecked."""

@@ -66,7 +66,7 @@ def test_every_number_has_limits() -> None:
     found = list(numbers(SearchFile.model_json_schema()))
     endless = {key for key, one in found if not {"maximum", "exclusiveMaximum"} & one.keys()}
     assert len(found) > 60
-    assert endless == {"crop_area", "target", "low", "high", "step", "choices"}
+    assert endless == {"crop_area", "width", "target", "low", "high", "step", "choices"}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,7 @@ def test_every_number_has_limits() -> None:
         ("trial.optim.betas", [-1e30, 0.9], "trial.optim.betas.0", "greater than"),
         ("trial.optim.batch_size", True, "trial.optim", "batch_size = True: expected a number"),
         ("trial.eval.wise_alphas", [True], "trial.eval", r"wise_alphas = \[True\]: expected a num"),
+        ("search.prior.width", {"optim.lr": True}, "search.prior", "expected a number"),
         ("trial.optim.lr", 1e300, "", "less than or equal to 1000"),
         ("trial.data.root", "/no/such\0folder", None, ""),
         ("trial.data.root", "/no/such/folder", None, "no such folder"),
