@@ -1,11 +1,11 @@
 """The searches that the simulator compares, each made anew from a seed.
 
-None is given a first point to try: the paper's defaults would be a head start for whoever has them.
+Those with a prior begin at the points of `Problem.points`, which are the same for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tuning.config.schema import (
     SamplerConfig,
     SchedulerConfig,
 )
-from tuning.runs.records import SearchRecord, TrialRecord, outcome_of, trial_name
+from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, outcome_of, trial_name
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,23 @@ class Problem:
     """Where the table has evaluations, the last step among them."""
     grace_steps: int
     reduction_factor: float
-    startup_trials: int
-    """Random proposals of our TPE and GP before they learn; Ray's has Optuna's default, 10."""
+    points: tuple[Mapping[str, ParamValue], ...] = ()
+    """Those of a prior."""
+    trials: int = 20
+    """Budget, of which half at most runs to its end for the check of the rungs."""
 
 
 class _Ours(Searcher):
     """This project's studies behind the interface of Ray's searchers."""
 
-    def __init__(self, problem: Problem, sampler: SamplerConfig) -> None:
+    def __init__(self, problem: Problem, sampler: SamplerConfig, prior: bool) -> None:
         super().__init__(metric=problem.objective.metric, mode=problem.objective.mode)
-        self._search = _search_record(problem)
+        self._search = _search_record(problem, sampler.metric)
+        points = [dict(point) for point in problem.points] if prior else []
+        space = problem.space.model_copy(update={"initial_points": points})
         storage = InMemoryStorage()
-        self._studies = create_studies(self._search, problem.space, sampler, storage, "simulated")
+        self._studies = create_studies(self._search, space, sampler, storage, "simulated")
+        self._studies.enqueue_initial_points()
         self.study = self._studies.studies[0].study
         self._records: dict[str, TrialRecord] = {}
 
@@ -90,17 +95,26 @@ class Contender:
     """From the problem and a seed."""
     evaluate_at: Callable[[Problem], Sequence[int]]
     """The steps at which its scheduler needs to know, and the last one."""
+    prior: bool = False
 
 
-def ours(name: str, sampler: str, scheduler: str) -> Contender:
+def ours(
+    name: str,
+    sampler: str,
+    scheduler: str = "none",
+    *,
+    metric: str = "objective",
+    prior: bool = False,
+    checked: bool = True,
+) -> Contender:
     """A search by this project's own searcher and scheduler."""
 
     def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
-        settings = {"name": sampler, "seed": seed, "startup_trials": problem.startup_trials}
-        searcher = _Ours(problem, SamplerConfig.model_validate(settings))
-        config, total_steps = _scheduler_config(scheduler, problem), problem.total_steps
-        rule = SearchRule(config, (problem.objective,), total_steps)
-        return searcher, StepScheduler(rule, total_steps)
+        settings = {"name": sampler, "seed": seed, "metric": metric}
+        searcher = _Ours(problem, SamplerConfig.model_validate(settings), prior)
+        config, trials = _scheduler_config(scheduler, problem), problem.trials if checked else None
+        rule = SearchRule(config, (problem.objective,), problem.total_steps, trials)
+        return searcher, StepScheduler(rule, problem.total_steps)
 
     def evaluate_at(problem: Problem) -> Sequence[int]:
         if scheduler == "none":
@@ -109,28 +123,36 @@ def ours(name: str, sampler: str, scheduler: str) -> Contender:
             return [step for step in problem.recorded_steps if step >= problem.grace_steps]
         return _rungs(problem)
 
-    return Contender(name, create, evaluate_at)
+    return Contender(name, create, evaluate_at, prior)
 
 
-def _stock_searcher(problem: Problem, seed: int) -> Searcher:
-    metric, mode = problem.objective.metric, problem.objective.mode
-    return OptunaSearch(problem.space.distributions(), metric=metric, mode=mode, seed=seed)
+def stock(name: str, *, pruned: bool = True, prior: bool = False) -> Contender:
+    """Ray's own OptunaSearch, which is TPE with Optuna's defaults, with Ray's ASHA or without."""
 
+    def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
+        metric, mode = problem.objective.metric, problem.objective.mode
+        points = [dict(point) for point in problem.points] if prior else None
+        searcher = OptunaSearch(
+            problem.space.distributions(),
+            points_to_evaluate=points,
+            metric=metric,
+            mode=mode,
+            seed=seed,
+        )
+        if not pruned:
+            return searcher, FIFOScheduler()
+        scheduler = ASHAScheduler(
+            time_attr="step",
+            metric=metric,
+            mode=mode,
+            max_t=problem.total_steps,
+            grace_period=problem.grace_steps,
+            reduction_factor=problem.reduction_factor,
+        )
+        return searcher, scheduler
 
-def _stock(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
-    scheduler = ASHAScheduler(
-        time_attr="step",
-        metric=problem.objective.metric,
-        mode=problem.objective.mode,
-        max_t=problem.total_steps,
-        grace_period=problem.grace_steps,
-        reduction_factor=problem.reduction_factor,
-    )
-    return _stock_searcher(problem, seed), scheduler
-
-
-def _stock_unpruned(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
-    return _stock_searcher(problem, seed), FIFOScheduler()
+    evaluate_at = _rungs if pruned else lambda problem: [problem.total_steps]
+    return Contender(name, create, evaluate_at, prior)
 
 
 def _rungs(problem: Problem) -> list[int]:
@@ -149,37 +171,46 @@ def _scheduler_config(name: str, problem: Problem) -> SchedulerConfig:
     return configs[name]
 
 
-def _search_record(problem: Problem) -> SearchRecord:
+def _search_record(problem: Problem, sampler_metric: str) -> SearchRecord:
     """As much of a search as the searcher reads: objectives and length."""
     return SearchRecord(
         name="simulated",
         total_steps=problem.total_steps,
-        budget_trials=0,
+        budget_trials=problem.trials,
         objectives=(problem.objective,),
         id_domain="",
         ood_domains=(),
         zero_shot={},
         config={},
         run_folder=Path(),
+        sampler_metric=sampler_metric,
     )
 
 
 RANDOM = "random"
-STOCK = "Ray's OptunaSearch + ASHA"
-OURS = "TPE + ASHA (ours)"
+STOCK = "Ray's OptunaSearch + ASHA, prior"
+OURS = "ours"
+"""Gaussian process on the NLL, prior, and ASHA once its rungs are checked."""
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        ours(RANDOM, "random", "none"),
-        ours("random + ASHA", "random", "asha"),
-        Contender(STOCK, _stock, _rungs),
-        ours(OURS, "tpe", "asha"),
-        ours("TPE", "tpe", "none"),
-        Contender("Ray's OptunaSearch", _stock_unpruned, lambda problem: [problem.total_steps]),
-        ours("GP", "gp", "none"),
-        ours("GP + ASHA", "gp", "asha"),
+        ours(RANDOM, "random"),
+        ours("random, prior", "random", prior=True),
+        stock("Ray's OptunaSearch + ASHA"),
+        stock(STOCK, prior=True),
+        ours("TPE", "tpe"),
+        ours("TPE, prior", "tpe", prior=True),
+        ours("GP", "gp"),
+        ours("GP, prior", "gp", prior=True),
+        ours(OURS, "gp", "asha", metric="auto", prior=True),
+        ours("ours without prior", "gp", "asha", metric="auto"),
+        ours("ours on the objective", "gp", "asha", prior=True),
+        ours("ours with TPE", "tpe", "asha", metric="auto", prior=True),
+        ours("ours unchecked", "gp", "asha", metric="auto", prior=True, checked=False),
+        ours("ours without ASHA", "gp", metric="auto", prior=True),
         ours("TPE + Hyperband", "tpe", "hyperband"),
         ours("TPE + median rule", "tpe", "median"),
+        stock("Ray's OptunaSearch", pruned=False),
     )
 }
 """By name, in the order of the table."""

@@ -1,11 +1,8 @@
 """Recorded learning curves as a stand-in for training, and what training would have cost.
 
 A proposal is answered with the curve of the *nearest recorded configuration*, in the unit cube of
-the space, logarithmic where a parameter is. So every value that a search sees was measured on a
-real training run, noise included; the price is that proposals closer together than the table's
-points get one and the same curve, with the same noise, each time: a search that keeps to a small
-region repeats itself there and learns nothing new. For comparison, each configuration can be lent
-once only (`simulate(..., once=True)`). Nothing is interpolated and no model is fitted.
+the space, logarithmic where a parameter is, so every value that a search sees was measured. Nothing
+is interpolated; `surface` fits a model for comparisons.
 
 Costs are medians over the table, the same for every configuration: an interval costs its steps
 times `step_seconds`, plus `eval_seconds` for the evaluation at its end. CPU seconds rather than the
@@ -15,12 +12,12 @@ wall clock, which other work on the recording machine stretches.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -85,17 +82,16 @@ class CurveTable:
             for step in sorted(better[0])[:-1]
         }
 
-    def nearest(self, config: Mapping[str, Any], taken: Collection[int] = ()) -> int:
-        """The index of the recorded configuration closest to a proposal, flat or nested.
-
-        Args:
-            config: the proposal.
-            taken: configurations that are out of the question; not all of them.
-        """
+    def nearest(self, config: Mapping[str, Any]) -> int:
+        """The index of the recorded configuration closest to a proposal, flat or nested."""
         flat = flatten_dict(dict(config), delimiter=".")
         distances = np.linalg.norm(self._points - unit_point(self.space, flat), axis=1)
-        distances[list(taken)] = math.inf
         return int(distances.argmin())
+
+    def start(self, config: Mapping[str, Any]) -> tuple[int, Curve]:
+        """The nearest configuration and its curve."""
+        index = self.nearest(config)
+        return index, self.curves[index]
 
     @cached_property
     def _points(self) -> np.ndarray:
@@ -111,7 +107,7 @@ def read_table(path: Path, space: SearchSpace) -> tuple[CurveTable, Costs]:
 def curve_table(rows: Iterable[Row], space: SearchSpace) -> CurveTable:
     """The table of those rows, one an evaluation, sorted by configuration."""
     params, curves = [], []
-    for _, of in groupby(rows, key=lambda row: row["configuration"]):
+    for _, of in groupby(rows, key=lambda row: (row["configuration"], row.get("seed", 0))):
         evaluations = list(of)
         params.append({key: evaluations[0][key] for key in space.parameters})
         curves.append({int(row["step"]): _metrics(row, space) for row in evaluations})
@@ -125,7 +121,7 @@ def median_costs(rows: Iterable[Row]) -> Costs:
     row of each configuration is left out, for it contains the loading of model and data.
     """
     steps, evaluations = [], []
-    for _, of in groupby(rows, key=lambda row: row["configuration"]):
+    for _, of in groupby(rows, key=lambda row: (row["configuration"], row.get("seed", 0))):
         curve = list(of)
         for before, after in pairwise(curve):
             cpu, wall, evaluating = (
@@ -144,5 +140,9 @@ def unit_point(space: SearchSpace, params: Mapping[str, Any]) -> np.ndarray:
 
 
 def _metrics(row: Row, space: SearchSpace) -> dict[str, float]:
-    keys = row.keys() - space.parameters.keys() - {"configuration", "step"}
-    return {key: row[key] for key in keys if row[key] is not None and not key.startswith("cost/")}
+    keys = row.keys() - space.parameters.keys() - {"configuration", "seed", "step"}
+    found = {k: row[k] for k in keys if row[k] is not None and not k.startswith("cost/")}
+    ood_nlls = [v for k, v in found.items() if k.startswith("ood_val/") and k.endswith("/nll")]
+    if ood_nlls:  # tables of older versions lack it
+        found["val/mean_nll"] = math.sqrt(found["id_val/nll"] * fmean(ood_nlls))
+    return found

@@ -4,6 +4,12 @@ Trains configurations of the quickstart's space on the embedded benchmark at ful
 evaluated eight times on the *validation* splits, into `curves.parquet` beside this file. The points
 are a Sobol sequence, so they cover the space evenly, whatever their number. Takes half a minute of
 one core each; what the table holds already is not trained again, so the command may be interrupted.
+
+`--plane` fixes the length of random texts, which hardly matters; `--seeds` trains each point
+several times; `--id-domain` fine-tunes on another domain, for a table on which nothing was chosen:
+
+    python -m tests.benchmarks.record_curves --plane --configurations 48 --seeds 2 \\
+        --id-domain sketch --output sketch.parquet
 """
 
 from __future__ import annotations
@@ -28,7 +34,8 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 
 CURVES = Path(__file__).with_name("curves.parquet")
-CONFIG = ("quickstart", ["trial.eval.every=15"])
+TEXT_LENGTH = "method.text_length"
+OOD_DOMAINS = ("painting", "clipart", "infograph", "sketch")
 COSTS = ("cost/seconds", "cost/eval_seconds", "cost/cpu_seconds")
 
 
@@ -41,9 +48,10 @@ def record(number: int, params: dict[str, Any], config: TrialConfig) -> list[dic
             metrics = {
                 name: value
                 for name, value in report.metrics.items()
-                if name.endswith(("/acc", "_acc", "/nll", "train/loss")) or name in COSTS
+                if name.endswith(("/acc", "_acc", "/nll", "_nll", "train/loss")) or name in COSTS
             }
-            rows.append({"configuration": number, **params, "step": report.step, **metrics})
+            key = {"configuration": number, "seed": config.seed}
+            rows.append({**key, **params, "step": report.step, **metrics})
     except TrainingDiverged:
         pass  # the curve ends here, as it would in a search
     return rows
@@ -61,32 +69,48 @@ def sobol(file: SearchFile, count: int) -> list[dict[str, Any]]:
     return points
 
 
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """Keys of the quickstart that a recording changes."""
+    ood = [d for d in ("real", *OOD_DOMAINS) if d != arguments.id_domain]
+    changed = ["trial.eval.every=15", f"trial.eval.rung_weights={arguments.rung_weights}"]
+    changed.append(f"trial.data.id_domain={arguments.id_domain}")
+    changed.append(f"trial.data.ood_domains=[{', '.join(ood)}]")
+    if arguments.plane:
+        whole = "{type: categorical, choices: [8]}"
+        changed.append(f"search.space.parameters.{TEXT_LENGTH}={whole}")
+    return changed
+
+
 def main() -> None:
     """Train what the table lacks, and write it after each configuration."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configurations", type=int, default=256)
     parser.add_argument("--output", type=Path, default=CURVES)
     parser.add_argument("--rung-weights", choices=("raw", "averaged"), default="raw")
+    parser.add_argument("--plane", action="store_true")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--id-domain", choices=("real", *OOD_DOMAINS), default="real")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    source, overrides = CONFIG
-    rung_weights = f"trial.eval.rung_weights={arguments.rung_weights}"
-    file = load_config(source, [*overrides, rung_weights])
+    file = load_config("quickstart", overrides(arguments))
     resolve_root(file.trial.data.root, progress=True)
     rows = pq.read_table(arguments.output).to_pylist() if arguments.output.is_file() else []
-    recorded = {row["configuration"] for row in rows}
+    rows = [{"seed": 0, **row} for row in rows]  # older tables have a single seed
+    recorded = {(row["configuration"], row["seed"]) for row in rows}
     points = sobol(file, arguments.configurations)
+    wanted = [(n, seed) for seed in range(arguments.seeds) for n in range(len(points))]
     with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:
         jobs = [
-            pool.submit(record, number, params, file.trial_config(params))
-            for number, params in enumerate(points)
-            if number not in recorded
+            pool.submit(record, n, points[n], file.trial_config({**points[n], "seed": seed}))
+            for n, seed in wanted
+            if (n, seed) not in recorded
         ]
         for job in as_completed(jobs):
             rows += job.result()
-            rows.sort(key=lambda row: (row["configuration"], row["step"]))
+            rows.sort(key=lambda row: (row["configuration"], row["seed"], row["step"]))
             pq.write_table(pa.Table.from_pylist(rows), arguments.output)
-            print(f"{len({r['configuration'] for r in rows})} of {len(points)}", flush=True)
+            done = {(row["configuration"], row["seed"]) for row in rows}
+            print(f"{len(done)} of {len(wanted)}", flush=True)
 
 
 if __name__ == "__main__":

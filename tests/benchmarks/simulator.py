@@ -16,23 +16,35 @@ import itertools
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from tests.benchmarks.curve_table import Costs, Curve, CurveTable
+from search_spaces import SearchSpace
+from tests.benchmarks.curve_table import Costs, Curve
 from trainers.errors import TrainingDiverged
 
 ITERATION = "training_iteration"
 NO_CONTROLLER: Final[Any] = None
 """Schedulers get it for a `TuneController`; those that stop trials do not ask it for anything."""
+
+
+class Trainings(Protocol):
+    """What trials report: recorded curves, or draws from a model of them."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space that is searched."""
+
+    def start(self, config: Mapping[str, Any]) -> tuple[int, Curve]:
+        """The number of a training for a proposal, flat or nested, and its curve."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Ended:
     trial_id: str
     """Tune's name."""
     configuration: int
-    """Index of the recorded configuration whose curve it was."""
+    """Number of the training whose curve it was: of a table, the recorded configuration."""
     seconds: float
     """Simulated clock of the search, from its beginning."""
     step: int
@@ -91,16 +103,14 @@ class _Run:
 def simulate(
     searcher: Searcher,
     scheduler: TrialScheduler,
-    table: CurveTable,
+    table: Trainings,
     costs: Costs,
     evaluate_at: Iterable[int],
     gpus: int = 1,
-    once: bool = False,
 ) -> Iterator[Ended]:
     """Run a search, yielding each trial as it ends, in the order of simulated time.
 
-    It goes on until the searcher says that it has finished, or the table is used up; whoever has
-    seen enough stops reading.
+    It goes on until the searcher says that it has finished; whoever has seen enough stops reading.
 
     Args:
         searcher: proposes; its proposals, flat or nested, have the parameters of the table's space.
@@ -110,8 +120,6 @@ def simulate(
         evaluate_at: the steps at which a trial evaluates itself and reports. A search pays for
             these alone: the rungs of its scheduler and the last step.
         gpus: devices, each for one trial at a time.
-        once: a configuration of the table stands in for one proposal only, and the next nearest one
-            that is left for the next.
 
     Raises:
         NotImplementedError: the scheduler pauses a trial.
@@ -120,17 +128,16 @@ def simulate(
     names, order = itertools.count(), itertools.count()
     reports: list[tuple[float, int, _Run]] = []  # a heap of when each running trial reports next
     clock, free, finished = 0.0, gpus, False
-    taken: set[int] = set()
     while True:
-        while free and not finished and len(taken) < len(table.params):
+        while free and not finished:
             trial_id = f"{next(names):08x}"
             config: Any = searcher.suggest(trial_id)  # typed as a dict, it may be FINISHED
             finished = config == Searcher.FINISHED
             if finished or config is None:  # None: nothing before another trial reports
                 break
-            run = _start(trial_id, config, scheduler, table, taken)
-            if once:
-                taken.add(run.configuration)
+            keys = flatten_dict(config, delimiter=".").keys() & table.space.parameters.keys()
+            assert keys == table.space.parameters.keys(), config
+            run = _Run(_start(trial_id, config, scheduler), *table.start(config))
             at = clock + costs.start_seconds + costs.interval(steps[0])
             heapq.heappush(reports, (at, next(order), run))
             free -= 1
@@ -147,20 +154,11 @@ def simulate(
             heapq.heappush(reports, (at, next(order), run))
 
 
-def _start(
-    trial_id: str,
-    config: dict[str, Any],
-    scheduler: TrialScheduler,
-    table: CurveTable,
-    taken: set[int],
-) -> _Run:
+def _start(trial_id: str, config: dict[str, Any], scheduler: TrialScheduler) -> Trial:
     trial = _Simulated("simulated", config=config, trial_id=trial_id, stub=True)
     scheduler.on_trial_add(NO_CONTROLLER, trial)
     trial.set_status(Trial.RUNNING)
-    keys = flatten_dict(config, delimiter=".").keys() & table.space.parameters.keys()
-    assert keys == table.space.parameters.keys(), config
-    configuration = table.nearest(config, taken)
-    return _Run(trial, configuration, table.curves[configuration])
+    return trial
 
 
 def _process(

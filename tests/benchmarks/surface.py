@@ -1,0 +1,117 @@
+"""Smooth surfaces through the recorded curves, which stand for the truth.
+
+The best of many noisy values is a lucky one, so a search is judged by what its choice is worth on
+average: by a Gaussian process through the final objectives of all recorded configurations. A
+simulated trial at any point of the space reports the surfaces' values there plus noise. That noise
+is real: the deviations of a recorded configuration near the point from the surfaces that the others
+give (leave-one-out residuals), of all steps and metrics together, with a random sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ray.tune.utils import flatten_dict
+from scipy.stats import qmc
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+from search_spaces import SearchSpace
+from tests.benchmarks.curve_table import Curve, CurveTable, unit_point
+
+NEIGHBOURS = 10
+"""Recorded configurations near a point whose deviations may be drawn there."""
+LOG2_CANDIDATES = 13
+
+
+class Surfaces:
+    """Surfaces of some metrics at all recorded steps, with one kernel.
+
+    Args:
+        metrics: the objective first. NLLs are modelled by their logarithms.
+    """
+
+    def __init__(self, table: CurveTable, metrics: tuple[str, ...]) -> None:
+        self.space, self.metrics, self.total_steps = table.space, metrics, table.total_steps
+        self.steps = tuple(sorted({step for curve in table.curves for step in curve}))
+        self._is_nll = np.array([metric.endswith("nll") for metric in metrics])
+        kept = [i for i, curve in enumerate(table.curves) if self.total_steps in curve]
+        self._points = np.array([unit_point(table.space, table.params[i]) for i in kept])
+        values = np.array(
+            [[[table.curves[i][s][m] for m in metrics] for s in self.steps] for i in kept]
+        )
+        values[..., self._is_nll] = np.log(values[..., self._is_nll])
+        dims = self._points.shape[1]
+        kernel = ConstantKernel() * Matern([0.5] * dims, (0.05, 50), nu=2.5) + WhiteKernel(0.05)
+        process = GaussianProcessRegressor(kernel, normalize_y=True)
+        self._kernel = process.fit(self._points, values[:, -1, 0]).kernel_
+        self.matters = np.atleast_1d(self._kernel.k1.k2.length_scale) < 10
+        """Whether each parameter changes the objective within the cube, (parameters,)."""
+        flat = values.reshape(len(kept), -1)  # (configurations, steps x metrics)
+        self._mean, self._scale = flat.mean(axis=0), flat.std(axis=0)
+        inverse = np.linalg.inv(self._kernel(self._points))
+        self._weights = inverse @ ((flat - self._mean) / self._scale)
+        self.residuals = self._weights / np.diag(inverse)[:, None] * self._scale
+        """Deviations of each configuration, (configurations, steps x metrics)."""
+        candidates = qmc.Sobol(dims, seed=0).random_base2(LOG2_CANDIDATES)
+        finals = self.at(candidates)[:, -1, 0]
+        self.best, self.best_point = float(finals.max()), candidates[finals.argmax()]
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """The surfaces at points of the unit cube, (points, steps, metrics)."""
+        flat = self._kernel(points, self._points) @ self._weights * self._scale + self._mean
+        return flat.reshape(len(points), len(self.steps), len(self.metrics))
+
+    def draw(self, point: np.ndarray, rng: np.random.Generator) -> tuple[float, Curve]:
+        """The true final objective at a point, and what a training there might report."""
+        truth = self.at(point[None])[0]
+        distances = np.linalg.norm(self._points - point, axis=1)
+        near = int(rng.choice(np.argsort(distances)[:NEIGHBOURS]))
+        noise = rng.choice((-1, 1)) * self.residuals[near].reshape(truth.shape)
+        seen = truth + noise
+        seen[:, self._is_nll] = np.exp(seen[:, self._is_nll])
+        curve = {
+            step: dict(zip(self.metrics, map(float, row), strict=True))
+            for step, row in zip(self.steps, seen, strict=True)
+        }
+        return float(truth[-1, 0]), curve
+
+
+@dataclass
+class SimulatedTrainings:
+    """The trainings of one simulated search, for `simulate`."""
+
+    surfaces: Surfaces
+    rng: np.random.Generator
+    truths: list[float] = field(default_factory=list)
+    """True final objective of each training so far."""
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space that is searched."""
+        return self.surfaces.space
+
+    def start(self, config: Mapping[str, Any]) -> tuple[int, Curve]:
+        """The number of a new training and its curve."""
+        point = unit_point(self.space, flatten_dict(dict(config), delimiter="."))
+        truth, curve = self.surfaces.draw(point, self.rng)
+        self.truths.append(truth)
+        return len(self.truths) - 1, curve
+
+
+def prior_center(surfaces: Surfaces, distance: float, rng: np.random.Generator) -> dict[str, float]:
+    """A point at that distance from the best one in the unit cube, in a random direction.
+
+    Parameters that hardly matter keep their best value. Directions in which the cube ends before
+    are drawn again; after 100, the point is on its border.
+    """
+    for _ in range(100):
+        direction = rng.standard_normal(len(surfaces.best_point)) * surfaces.matters
+        point = surfaces.best_point + distance * direction / np.linalg.norm(direction)
+        if np.all((point >= 0) & (point <= 1)):
+            break
+    units = zip(surfaces.space.parameters.items(), np.clip(point, 0, 1), strict=True)
+    return {key: parameter.at(float(unit)) for (key, parameter), unit in units}  # type: ignore[union-attr]
