@@ -167,13 +167,13 @@ class SearchRule:
         """One line: the rule, and what it waits for."""
         config = self._config
         if isinstance(config, NoSchedulerConfig):
-            return "Early stopping  none"
+            return "Stopping    none"
         checked = _checked_trials(config, self._trials)
         if checked == 0:
-            return f"Early stopping  {config.name}, unchecked"
+            return f"Stopping    {config.name}, unchecked"
         if checked < LEAST_TRIALS:
-            return f"Early stopping  none: too few trials to check {config.name}"
-        return f"Early stopping  {config.name}, once {checked} trials have run to their end"
+            return f"Stopping    none: too few trials to check {config.name}"
+        return f"Stopping    {config.name}, once {checked} trials have run to their end"
 
     def checks(self) -> dict[str | None, list[RungCheck]]:
         """By method, the check of each step at which trials are compared, once it is decided."""

@@ -324,7 +324,7 @@ def prepare_studies(
         if is_new or "not used" in line:
             console.print(f"Warm start  {line}", soft_wrap=True, highlight=False)
     studies.enqueue_initial_points()
-    console.print(f"Sampler  {studies.describe()}", soft_wrap=True, highlight=False)
+    console.print(f"Sampler     {studies.describe()}", soft_wrap=True, highlight=False)
     return studies
 
 

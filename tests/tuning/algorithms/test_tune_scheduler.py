@@ -184,7 +184,7 @@ def test_a_check_is_announced_once_and_holds_after_a_resume() -> None:
     for number, values in curves.items():
         for index, value in enumerate(values):
             assert goes_on(first, tune_trial(number), 30 * (index + 1), value)
-    assert lines[0] == "Early stopping  asha, once 4 trials have run to their end"
+    assert lines[0] == "Stopping    asha, once 4 trials have run to their end"
     assert lines[1].startswith("Rank correlation with the final value, step 30: -1.00")
     assert lines[1].endswith("stops no trial")
     announced = len(lines)
