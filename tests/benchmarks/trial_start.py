@@ -52,12 +52,15 @@ MEMORY_SETTINGS = (
     "search.sampler.name=random",
     "search.resources.max_concurrent=1",
 )
-SLOT = ("RayTrainWorker", "TrainController", "ResourceTrainable", "Exchange")
-"""Ray's actors of a slot: the worker, and those on the head."""
+SLOT = ("RayTrainWorker", "TrainController", "Exchange")
+"""Ray's actors of a slot: the worker, and two on the head."""
 
 
 class MemoryWatch(Callback):
-    """Resident memory of the driver and of a slot's processes after each trial, in MiB."""
+    """Resident memory of the driver and of a slot's processes after each trial, in MiB.
+
+    A worker still holds the state of a trial that early stopping has just ended.
+    """
 
     def __init__(self) -> None:
         self.mib: dict[str, list[float]] = {name: [] for name in (*SLOT, "driver")}
