@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 
 from rich.console import Console
 from rich.text import Text
 
+from trainers.evaluation.metrics import MetricKey
 from tuning.runs.records import METHOD_KEY, ParamValue, SearchRecord, TrialRecord
 
 
@@ -39,6 +40,13 @@ def format_params(params: Mapping[str, ParamValue], but: Sequence[str] = ()) -> 
 def format_percent(value: float | None) -> str:
     """Format an accuracy with one decimal and no sign; empty if unknown."""
     return "" if value is None else f"{value:.1f}"
+
+
+def format_metric(name: str) -> Callable[[float], str]:
+    """How values of a metric are written: accuracies and calibration errors in percent."""
+    key = MetricKey.parse(name)
+    in_percent = key is not None and key.measure in ("acc", "class_acc", "ece", "ece_scaled")
+    return format_percent if in_percent else format_value
 
 
 def accuracy_margin(acc: float, images: int) -> float:

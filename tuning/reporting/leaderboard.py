@@ -15,6 +15,7 @@ from rich.text import Text
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.rung_check import describe_checks, rung_checks
 from tuning.reporting.formatting import (
+    format_metric,
     format_params,
     format_percent,
     format_seconds,
@@ -26,9 +27,11 @@ from tuning.reporting.methods_report import methods_table
 from tuning.reporting.result_table import Column, ResultTable, Row, fit_table
 from tuning.reporting.selection_report import selection_table
 from tuning.reporting.tables.arrow import trial_row, zero_shot_row
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, Outcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial, misses, pareto_front, ranked
 
+_OUTCOME = 100
+"""The outcome is dropped after everything else that can be dropped."""
 OUTCOME_STYLE = {
     "finished": "green",
     "running": "cyan",
@@ -65,12 +68,14 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     for record in references:
         label = trial_label(search, record, "\n")
         values = {**trial_row(search, record), "trial_id": label}
+        values["outcome"] = (record.outcome, record.step)
         rows.append(Row(values, "dim", ends_section=record is references[-1]))
     for rank, record in enumerate(order, 1):
         finished = record.outcome == "finished"
         values = {
             **trial_row(search, record),
             "rank": (str(rank) if finished else "-") + "*" * (record.trial_id in front),
+            "outcome": (record.outcome, record.step),
             METHOD_KEY: search.method(record),
             "parameters": record.params,
         }
@@ -81,6 +86,12 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
             style = "dim"
         rows.append(Row(values, "bold green" if record is best else style))
 
+    def format_outcome(ended: tuple[Outcome, int]) -> Text:
+        """The outcome, with the step if the trial did not do all of them."""
+        outcome, step = ended
+        early = 0 < step < search.total_steps
+        return Text(f"{outcome} {step}" if early else outcome, OUTCOME_STYLE[outcome])
+
     columns = [
         Column("rank", "#"),
         Column("trial_id", "trial", left=True),
@@ -88,11 +99,14 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         Column(ID_ACC, f"{search.id_domain}\n(ID)", format_percent, style="bold"),
         Column(OOD_MEAN_ACC, "OOD\nmean", format_percent, style="bold"),
     ]
+    for metric in dict.fromkeys(o.metric for o in search.objectives):
+        if metric not in (ID_ACC, OOD_MEAN_ACC):  # the column that the table is sorted by
+            columns.append(Column(metric, metric.replace("/", "/\n"), format_metric(metric)))
     for domain in search.ood_domains:
         columns.append(Column(val_acc(domain), domain, format_percent, drop=1, group="domains"))
     columns += [
         Column("step", "step", lambda step: f"{step}/{search.total_steps}", drop=4),
-        Column("outcome", "outcome", lambda o: Text(o, OUTCOME_STYLE[o]), drop=5, left=True),
+        Column("outcome", "outcome", format_outcome, drop=_OUTCOME, left=True),
         Column("seconds", "time", format_seconds, drop=3),
     ]
     if search.constraints:
@@ -131,7 +145,8 @@ def _param_columns(search: SearchRecord, records: Sequence[TrialRecord]) -> Iter
         shared = [key for key in shared if key != METHOD_KEY]
         yield Column(METHOD_KEY, "method", left=True)
     for index, (key, name) in enumerate(zip(shared, short_names(shared), strict=True)):
-        yield Column(key, name, format_value, drop=6 + len(shared) - index)
+        header = name.replace("_", "_\n")
+        yield Column(key, header, format_value, drop=6 + len(shared) - index)
     if own:
 
         def format_own(params: Mapping[str, Any]) -> str:

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey
 from tuning.reporting.formatting import (
+    format_metric,
     format_params,
     format_percent,
     format_seconds,
-    format_value,
     trial_label,
 )
 from tuning.reporting.result_table import Column, ResultTable, Row
@@ -125,8 +125,6 @@ def methods_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Resul
 
 def _columns(search: SearchRecord) -> list[Column]:
     objective = search.objectives[0].metric
-    key = MetricKey.parse(objective)
-    in_percent = key is not None and key.measure in ("acc", "ece")
 
     def format_own(params: Mapping[str, Any]) -> str:
         return format_params(params, but=[METHOD_KEY])
@@ -138,7 +136,7 @@ def _columns(search: SearchRecord) -> list[Column]:
         Column("parameters", "parameters", format_own, drop=1, left=True, min_width=24),
         Column(ID_ACC, "ID", format_percent),
         Column(OOD_MEAN_ACC, "OOD\nmean", format_percent),
-        Column(objective, "objective", format_percent if in_percent else format_value, drop=2),
+        Column(objective, "objective", format_metric(objective), drop=2),
         Column(_ID_ECE, "ECE\nID", format_percent, drop=5),
         Column(_OOD_MEAN_ECE, "ECE\nOOD", format_percent, drop=4),
         Column("time_best", "time\nbest", format_seconds, drop=6),

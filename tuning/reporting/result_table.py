@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape as escape_html
 from typing import Any, TypeAlias
 
+from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
@@ -65,7 +66,7 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
     """The table for a terminal of this width, with a note about the columns that do not fit."""
     columns, notes, room = list(table.columns), list(table.notes), None
     if width is not None:
-        border = 3
+        border = 2
         needed = []
         for column in columns:  # characters that it needs if no cell is cut
             texts = [column.header, *(_cell(column, row).plain for row in table.rows)]
@@ -89,7 +90,14 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
             notes.append(f"Columns left out to fit the width: {', '.join(names)}{see}.")
     caption = escape("\n".join(notes)) or None
     rendered = Table(
-        title=escape(table.title), caption=caption, caption_justify="left", header_style="bold"
+        title=escape(table.title),
+        caption=caption,
+        caption_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,  # the narrowest, so that 80 columns hold as much as possible
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
     for column in columns:
         wraps = column.min_width > 0

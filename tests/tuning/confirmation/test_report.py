@@ -116,7 +116,7 @@ def test_all_configurations_have_means_and_paired_differences() -> None:
     assert "used OOD" in notes(confirmation_table(confirmation()))
 
 
-@pytest.mark.parametrize("width", [160, 80, 60])
+@pytest.mark.parametrize("width", [160, 80, 55])
 def test_the_report_fits_the_terminal(width: int) -> None:
     text = printed(report(confirmation(), width), width)
     assert text.index("methods on the test splits") < text.index("test accuracy in percent")

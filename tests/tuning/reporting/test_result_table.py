@@ -38,7 +38,7 @@ def printed(table: ResultTable, width: int) -> str:
     [
         (80, None),
         (50, None),
-        (36, "the b"),
+        (34, "the b"),
         (26, "the b, first column"),
         (18, "the b, text"),
     ],
