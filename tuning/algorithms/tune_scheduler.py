@@ -71,6 +71,12 @@ class StepScheduler(FIFOScheduler):
             self._announced = lines
         return str(TrialScheduler.CONTINUE if goes_on or at_end else TrialScheduler.STOP)
 
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]
+    ) -> None:
+        """Take the last report into account: if it is `done`, Tune brings it here alone."""
+        self.on_trial_result(tune_controller, trial, result)
+
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         """Check a failure before it is recorded and the sampler learns of it.
 

@@ -181,9 +181,11 @@ def test_a_check_is_announced_once_and_holds_after_a_resume() -> None:
     lines: list[str] = []
     first = scheduler(trials=8, announce=lines.append)  # four run to their end
     curves = {number: (50.0 - number, 60.0, 50.0 + number) for number in range(4)}
-    for number, values in curves.items():
-        for index, value in enumerate(values):
-            assert goes_on(first, tune_trial(number), 30 * (index + 1), value)
+    for number, (early, later, final) in curves.items():
+        assert goes_on(first, tune_trial(number), 30, early)
+        assert goes_on(first, tune_trial(number), 60, later)
+        # Tune brings a report that is the last one with the end of the trial.
+        first.on_trial_complete(CONTROLLER, tune_trial(number), {STEP: 90, METRIC: final})
     assert lines[0] == "Stopping    asha, once 4 trials have run to their end"
     assert lines[1].startswith("Rank correlation with the final value, step 30: -1.00")
     assert lines[1].endswith("stops no trial")
