@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tuning.planning.cost_model import Band
 from tuning.planning.plan import Plan, gigabytes, proposals
-from tuning.reporting.formatting import format_seconds, format_value
+from tuning.reporting.formatting import format_seconds, format_value, short_names
 
 
 def render(plan: Plan, width: int | None = None) -> RenderableType:
@@ -62,7 +62,7 @@ def _proposals(plan: Plan) -> Table:
             values = (f"{key} {format_value(point[key])}" for key in branch.parameters)
             table.add_row(method, escape(", ".join(values)))
         return table
-    table = _table("", *space.parameters)
+    table = _table("", *(name.replace("_", "_\n") for name in short_names(list(space.parameters))))
     for number, point in enumerate(proposals(space, seed), 1):
         first = number <= len(space.initial_points)
         cells = [escape(format_value(point[key])) for key in space.parameters]
