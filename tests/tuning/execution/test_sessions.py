@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.air.execution._internal import RayActorManager
 from ray.tune.execution import class_cache
+from rich.console import Console
 
 from tests.benchmarks.kills import disagreements
 from tests.tuning.execution.instant import (
@@ -185,3 +187,17 @@ def test_methods_take_turns_and_an_added_one_catches_up(images_root: Path, tmp_p
     assert [record.params["method.name"] for record in extended.records] == expected
     rows = pq.read_table(found.run_folder / "trials.parquet").to_pylist()
     assert [row["method.name"] for row in rows[1:]] == expected
+
+
+def test_a_rung_stops_trials_once_it_is_checked(images_root: Path, tmp_path: Path) -> None:
+    scheduler = {"name": "asha", "grace_steps": 2, "reduction_factor": 2, "check_trials": 3}
+    settings = {"search__scheduler": scheduler, "search__budget__trials": 8}
+    console = Console(file=io.StringIO(), width=200)
+    found = run_instantly(instant_file(images_root, tmp_path, **settings), console=console)
+    outcomes = [record.outcome for record in found.records]
+    assert outcomes[:3] == ["finished"] * 3
+    assert "pruned" in outcomes[3:]
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    checked = [line for line in lines if line.startswith("Rank correlation")]
+    assert len(checked) == 2  # steps 2 and 4
+    assert all(line.endswith("1.00 [-1.00, 1.00] in 3 trials, may stop") for line in checked)
