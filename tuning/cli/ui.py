@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from tuning.cli.options import show, warn
+from tuning.cli.options import found, show, warn
 
 app = typer.Typer()
 
@@ -25,9 +25,10 @@ _START_SECONDS = 120.0
 
 @app.command()
 def ui(
-    run: Annotated[Path, typer.Argument(help="A run folder, or the folder of all runs.")] = Path(
-        "runs"
-    ),
+    run: Annotated[
+        Path,
+        typer.Argument(callback=found, help="A run folder, its name, or the folder of all runs."),
+    ] = Path("runs"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
     allow_remote: Annotated[
@@ -37,10 +38,10 @@ def ui(
 ) -> None:
     """Serve MLflow for a folder of runs, and open the page of a search.
 
-    Example: lipsum-tune ui runs/quickstart --port 5001
+    Example: lipsum-tune ui quickstart --port 5001
     """
     from trainers.errors import ConfigError, system_words
-    from tuning.runs.run_folder import CONFIG_FILE, load_run
+    from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_in
     from tuning.security.exposure import check_listens
 
     if risk := check_listens(host, "MLflow", allow_remote):
@@ -60,9 +61,8 @@ def ui(
     from tuning.mlflow_logging.view import view_path
 
     uri, page = default_tracking_uri(runs.resolve()), ""
-    searches = [path.parent for path in runs.glob(f"*/{CONFIG_FILE}")] if run == runs else [run]
-    if searches:
-        newest = load_run(max(searches, key=lambda folder: folder.stat().st_mtime))
+    if searches := runs_in(runs) if run == runs else [run]:
+        newest = load_run(searches[0])
         _, experiment_id = connect(uri, newest.file.search.tracking.experiment)
         page = view_path(experiment_id, newest.search)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
