@@ -28,7 +28,7 @@ _TAG = "mlflow.sharedViewState."
 def main_metrics(search: SearchRecord) -> tuple[str, ...]:
     """The metrics to look at first, in the order of the columns."""
     names = [ID_ACC, OOD_MEAN_ACC, MEAN_ACC]
-    names += [objective.metric for objective in search.objectives]
+    names += [o.metric for o in (*search.objectives, *search.sampler_objectives)]
     names += [constraint.metric for constraint in search.constraints]
     names += [val_acc(domain) for domain in search.ood_domains]
     names += [TRAIN_LOSS, "train/lr", "train/images_per_s", "eval/averaged", SECONDS]
