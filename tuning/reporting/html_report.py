@@ -20,7 +20,7 @@ from tuning.reporting.leaderboard import leaderboard
 from tuning.reporting.methods_report import methods_table
 from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.records import AVERAGED, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def _sections(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[
             yield _table(table)
     yield "<h2>Curves</h2>"
     note = "Dotted: pruned, stopped or failed before the last step."
+    if any(point.get(AVERAGED) for record in records for point in record.curve):
+        note += " Before the last step, the average of the weights was evaluated."
     yield _image(details.curves_figure(search, records), "objective of each trial by step", note)
     slices, importance = details.slices_figure(records), details.importance_figure(records)
     if slices is not None:

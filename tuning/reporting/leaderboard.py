@@ -27,7 +27,7 @@ from tuning.reporting.methods_report import methods_table
 from tuning.reporting.result_table import Column, ResultTable, Row, fit_table
 from tuning.reporting.selection_report import selection_table
 from tuning.reporting.tables.arrow import trial_row, zero_shot_row
-from tuning.runs.records import METHOD_KEY, Outcome, SearchRecord, TrialRecord
+from tuning.runs.records import AVERAGED, METHOD_KEY, Outcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial, misses, pareto_front, ranked
 
 _OUTCOME = 100
@@ -118,6 +118,8 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
             "* On the Pareto front of the objectives. Ranked by Pareto layers, then by the "
             "distance to the best value of each objective, scaled to its range."
         )
+    if any(record.metrics.get(AVERAGED) for record in order):
+        notes.append("Trials that ended early: accuracy of their averaged weights.")
     notes += describe_checks(rung_checks(search, records))
     if len(search.constraints) > 1:
         named = [f"{letter}: {text}" for text, letter in letters.items()]

@@ -44,6 +44,8 @@ NOTICE: Final = "notice"
 TIME: Final = "time_this_iter_s"
 """Tune's key for the seconds that a report took."""
 TRAIN_LOSS: Final = "train/loss"
+AVERAGED: Final = "eval/averaged"
+"""1 in a report whose evaluation saw the average of the weights, see `trial.eval.rung_weights`."""
 SECONDS: Final = "cost/seconds"
 
 

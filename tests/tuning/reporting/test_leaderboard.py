@@ -167,3 +167,11 @@ def test_the_figure_can_be_drawn_whatever_the_trials_lack(
     records: list[TrialRecord], tmp_path: Path
 ) -> None:
     assert figure(SEARCH, records, tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+def test_accuracies_of_averaged_weights_are_labelled() -> None:
+    point = fakes.report(40, 80.0, 60.0)
+    pruned = fakes.trial(1, outcome="pruned", curve=(point,))
+    averaged = fakes.trial(1, outcome="pruned", curve=(point | {"eval/averaged": 1.0},))
+    assert not any("averaged" in note for note in leaderboard(SEARCH, [pruned]).notes)
+    assert any("averaged weights" in note for note in leaderboard(SEARCH, [averaged]).notes)
