@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.reporting.formatting import format_percent, format_value, trial_label
+from tuning.reporting.leaderboard import warning_of_reference
 from tuning.reporting.methods_report import methods_table
 from tuning.reporting.result_table import Column, ResultTable, Row, markdown
 from tuning.reporting.selection_report import selection_table
@@ -36,6 +37,8 @@ def describe(
     ]
     best = best_trial(search, records) if outcome else None
     lines += _accuracies(search, records, best)
+    if warning := warning_of_reference(search, records) if outcome else None:
+        lines += ["", f"**{warning}**"]
     if best is not None:
         values = ", ".join(f"`{k}` {format_value(v)}" for k, v in best.params.items())
         cut_short = "" if best.outcome == "finished" else f" ({best.outcome} at step {best.step})"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from trainers.evaluation.metrics import MetricKey
-from tuning.runs.records import METHOD_KEY, ParamValue, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY, ZERO_SHOT, ParamValue, SearchRecord, TrialRecord
 
 
 def show_phase(console: Console, label: str, text: str) -> None:
@@ -103,6 +103,6 @@ def untuned_label(search: SearchRecord, separator: str = " ") -> str:
 
 
 def trial_label(search: SearchRecord, record: TrialRecord, separator: str = " ") -> str:
-    """`trial-007` for a trial, `untuned_label` for the reference."""
-    is_trial = record.kind == "trial"
-    return record.trial_id if is_trial else untuned_label(search, separator)
+    """`trial-007` for a trial, `untuned_label` for the reference, `zero-shot`."""
+    is_named = record.kind == "trial" or record.trial_id == ZERO_SHOT
+    return record.trial_id if is_named else untuned_label(search, separator)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainers.errors import storage_failures
 from tuning.reporting.formatting import format_seconds
-from tuning.reporting.leaderboard import leaderboard
+from tuning.reporting.leaderboard import leaderboard, warning_of_reference
 from tuning.reporting.methods_report import methods_table
 from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
@@ -89,6 +89,8 @@ def _sections(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[
         f"shift on {', '.join(search.ood_domains)}. {len(trials)} trials: {counted}. Time of all "
         f"trials: {seconds}. {search.selection} The test splits are not read."
     )
+    if warning := warning_of_reference(search, records):
+        yield f"<p><strong>{escape(warning)}</strong></p>"
     best = best_trial(search, records)
     if best is not None:
         run = search.run_folder

@@ -28,7 +28,13 @@ from tuning.reporting.result_table import Column, ResultTable, Row, fit_table
 from tuning.reporting.selection_report import selection_table
 from tuning.reporting.tables.arrow import trial_row, zero_shot_row
 from tuning.runs.records import AVERAGED, METHOD_KEY, Outcome, SearchRecord, TrialRecord
-from tuning.selection.ranking import best_trial, misses, pareto_front, ranked
+from tuning.selection.ranking import (
+    best_trial,
+    misses,
+    pareto_front,
+    ranked,
+    stronger_reference,
+)
 
 _OUTCOME = 100
 """The outcome is dropped after everything else that can be dropped."""
@@ -52,6 +58,19 @@ def report(
     )
     parts = [part for t in tables if t is not None for part in (fit_table(t, width), "")]
     return Group(*parts[:-1])
+
+
+def warning_of_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
+    """One sentence if the zero-shot model or a reference beats every trial."""
+    stronger = stronger_reference(search, records)
+    if stronger is None:
+        return None
+    best, metric = best_trial(search, records), search.objectives[0].metric
+    values = [record.last(metric) or 0.0 for record in (stronger, best) if record is not None]
+    return (
+        f"No trial is better than {trial_label(search, stronger)}: {metric} = {values[0]:.4g} "
+        f"against {values[1]:.4g} of the best."
+    )
 
 
 def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:
@@ -112,7 +131,9 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     if search.constraints:
         columns.append(Column("misses", "misses\nby"))
 
-    notes = [search.selection, "Validation accuracy in percent, each trial at its last step."]
+    warning = warning_of_reference(search, records)
+    notes = [warning] if warning else []
+    notes += [search.selection, "Validation accuracy in percent, each trial at its last step."]
     if several:
         notes.append(
             "* On the Pareto front of the objectives. Ranked by Pareto layers, then by the "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from tuning.algorithms.early_stopping import distances_to_ideal, non_dominated
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 
 Measure: TypeAlias = Callable[[TrialRecord], float | None]
 """Value that a rule ranks trials by, higher is better; None for a trial that it cannot rank."""
@@ -85,6 +85,29 @@ def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRe
         key = group, -record.step if group else 0, sum(missed[record.trial_id].values())
         groups.setdefault(key, []).append(record)
     return [record for key in sorted(groups) for record in by_objectives(search, groups[key])]
+
+
+def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The zero-shot model or the finished reference that beats every trial; None if a trial wins.
+
+    It meets the constraints, and is compared by the objective. None with several objectives, or
+    before a trial has finished.
+    """
+    best = best_trial(search, records)
+    if best is None or best.outcome != "finished" or len(search.objectives) > 1:
+        return None
+    bests = search.bests(records)
+    models = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
+    zero_shot = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(search.zero_shot,))
+    models.append(zero_shot)
+    stronger = [
+        (values, record)
+        for record in models
+        if (values := search.values(record)) is not None
+        and values > (search.values(best) or ())
+        and all(amount <= 0 for amount in search.violations(record, bests).values())
+    ]
+    return max(stronger, key=lambda pair: pair[0], default=((), None))[1]
 
 
 def highest(

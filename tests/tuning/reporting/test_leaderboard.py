@@ -175,3 +175,12 @@ def test_accuracies_of_averaged_weights_are_labelled() -> None:
     averaged = fakes.trial(1, outcome="pruned", curve=(point | {"eval/averaged": 1.0},))
     assert not any("averaged" in note for note in leaderboard(SEARCH, [pruned]).notes)
     assert any("averaged weights" in note for note in leaderboard(SEARCH, [averaged]).notes)
+
+
+def test_the_first_note_says_that_no_trial_beats_a_reference() -> None:
+    plain = replace(fakes.reference(), curve=(fakes.report(240, 90.0, 64.0),))
+    first, *_ = leaderboard(SEARCH, [plain, fakes.trial(1, 80.0, 60.0)]).notes
+    label = "FT, not tuned (lr = 1e-05)"
+    assert first == f"No trial is better than {label}: val/mean_acc = 77 against 70 of the best."
+    first, *_ = leaderboard(SEARCH, [plain, fakes.trial(1, 95.0, 66.0)]).notes
+    assert first == SEARCH.selection

@@ -9,7 +9,13 @@ import pytest
 from tests.tuning import fakes
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.ranking import best_trial, misses, pareto_front, ranked
+from tuning.selection.ranking import (
+    best_trial,
+    misses,
+    pareto_front,
+    ranked,
+    stronger_reference,
+)
 
 SEARCH = fakes.search_record(Path("run"))
 
@@ -135,3 +141,19 @@ def test_a_trial_without_one_of_the_objectives_is_last() -> None:
     assert ranked(search, trials) == trials[::-1]
     assert best_trial(search, trials) is trials[1]
     assert best_trial(search, trials[:1]) is None
+
+
+def test_a_reference_or_the_zero_shot_model_may_beat_every_trial() -> None:
+    weak, strong = fakes.trial(1, 80.0, 55.0), fakes.trial(2, 90.0, 65.0)
+    plain = replace(fakes.reference(), curve=(fakes.report(240, 88.0, 58.0),))  # mean 73
+
+    def name(trial: TrialRecord, search: SearchRecord = SEARCH) -> str | None:
+        found = stronger_reference(search, [plain, trial])
+        return None if found is None else found.trial_id
+
+    assert name(weak) == "ft"
+    assert name(strong) is None
+    assert name(weak, constrained("ood_val/mean_acc >= 60")) == "zero-shot"  # FT misses it; 71.7
+    assert name(weak, replace(SEARCH, objectives=(Objective("id_val/nll", "min"),))) is None
+    assert stronger_reference(SEARCH, [plain]) is None
+    assert stronger_reference(SEARCH, [plain, replace(weak, outcome="pruned")]) is None
