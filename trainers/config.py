@@ -39,6 +39,9 @@ class DataConfig(Frozen):
     """Domains that are only evaluated: the distribution shifts."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of an image's area that a random training crop covers."""
+    crop_law: Literal["torchvision", "tensorflow"] = "torchvision"
+    """How random crops are distributed: as torchvision's `RandomResizedCrop`, or as TensorFlow's
+    `sample_distorted_bounding_box`, which the authors of Lipsum-FT used: 12 to 15 % less area."""
     flip: bool = True
     """Mirror every second training crop, at random."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)

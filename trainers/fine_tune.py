@@ -206,6 +206,7 @@ def training_batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Ten
         sampler,
         image_input=run.zero_shot.image_input,
         crop_area=run.config.data.crop_area,
+        crop_law=run.config.data.crop_law,
         flip=run.config.data.flip,
         workers=run.config.data.workers,
         pin_memory=run.device.type == "cuda",

@@ -30,7 +30,7 @@ from trainers.data.formats.readers import ParquetSource, read_sources
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import check_range, class_names_of, metadata_of
 from trainers.data.storage import Store, open_store
-from trainers.data.transforms import CROP_AREA, CROP_PCT, eval_view, train_view
+from trainers.data.transforms import CROP_AREA, CROP_PCT, CropLaw, eval_view, train_view
 from trainers.errors import ConfigError
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
@@ -312,16 +312,17 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
         image_input: ImageInput,
         seed: int,
         area: tuple[float, float],
+        law: CropLaw,
         flip: bool,
     ) -> None:
         self.images, self.image_input, self.seed = images, image_input, seed
-        self.area, self.flip = area, flip
+        self.area, self.law, self.flip = area, law, flip
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         step, sample = key
         rng = generator(self.seed, "view", step, sample)
         pixels = self.images.pixels(sample)
-        view = train_view(pixels, self.image_input, rng, self.area, flip=self.flip)
+        view = train_view(pixels, self.image_input, rng, self.area, law=self.law, flip=self.flip)
         return view, torch.as_tensor(self.images.labels[sample])
 
 
@@ -331,6 +332,7 @@ def train_batches(
     *,
     image_input: ImageInput,
     crop_area: tuple[float, float] = CROP_AREA,
+    crop_law: CropLaw = "torchvision",
     flip: bool = True,
     workers: int = 0,
     pin_memory: bool = False,
@@ -340,7 +342,7 @@ def train_batches(
     `workers` processes decode (0: this one). Copies of page-locked batches (`pin_memory`) to a GPU
     overlap with its work.
     """
-    views = _TrainViews(images, image_input, sampler.seed, crop_area, flip)
+    views = _TrainViews(images, image_input, sampler.seed, crop_area, crop_law, flip)
     return _batches(
         DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )

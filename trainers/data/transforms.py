@@ -8,6 +8,7 @@ levels; CPUs with AVX2 give equal bits, others differ in the rounding.
 from __future__ import annotations
 
 import math
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ CROP_AREA = (0.08, 1.0)
 """Share of the image's area that a random crop covers, by default."""
 RATIO = (3 / 4, 4 / 3)
 """Width by height of a random crop."""
+CropLaw: TypeAlias = Literal["torchvision", "tensorflow"]
 CROP_PCT = 224 / 256
 """Share of the resized image's short side that evaluation sees, by default."""
 
@@ -32,6 +34,7 @@ def train_view(
     rng: np.random.Generator,
     area: tuple[float, float] = CROP_AREA,
     *,
+    law: CropLaw = "torchvision",
     flip: bool = True,
 ) -> Tensor:
     """Random resized crop and perhaps horizontal flip, (3, H, W) to (3, size, size), both uint8.
@@ -39,7 +42,8 @@ def train_view(
     If the image has the model's size and the crop is all of it, its pixels stay the same.
     """
     _, whole_height, whole_width = image.shape
-    top, left, height, width = _random_crop(whole_height, whole_width, area, rng)
+    crop_of = _random_crop if law == "torchvision" else _tensorflow_crop
+    top, left, height, width = crop_of(whole_height, whole_width, area, rng)
     crop = image[:, top : top + height, left : left + width]
     size = [image_input.size, image_input.size]
     interpolation = InterpolationMode(image_input.interpolation)
@@ -86,3 +90,23 @@ def _random_crop(
     w = min(width, round(height * RATIO[1]))  # no crop fitted: the largest centre crop that may
     h = min(height, round(width / RATIO[0]))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _tensorflow_crop(
+    height: int, width: int, area: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width), distributed as TensorFlow's `sample_distorted_bounding_box`.
+
+    Ratio and height are uniform, not the logarithm of the ratio and the area. The crop has at least
+    a tenth of the image (`min_object_covered = 0.1`), and the image is taken if none fitted.
+    """
+    least, most = max(area[0], 0.1) * height * width, area[1] * height * width
+    for _ in range(10):
+        ratio = rng.uniform(*RATIO)
+        lowest = round(math.sqrt(area[0] * height * width / ratio))
+        highest = min(round(math.sqrt(most / ratio)), height, int((width + 0.5) / ratio))
+        h = int(rng.integers(min(lowest, highest), highest + 1))
+        w = min(round(h * ratio), width)
+        if h > 0 and w > 0 and least <= h * w <= most:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    return 0, 0, height, width

@@ -9,7 +9,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import v2
 
-from trainers.data.transforms import _random_crop, eval_view, normalise, train_view
+from trainers.data.transforms import (
+    _random_crop,
+    _tensorflow_crop,
+    eval_view,
+    normalise,
+    train_view,
+)
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
 
@@ -123,3 +129,37 @@ def test_normalisation_is_per_channel() -> None:
     views = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     out = normalise(views, ImageInput(2, (0.0, 0.5, 1.0), (1.0, 0.5, 2.0)))
     assert out[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (256, 256)])
+def test_tensorflows_crops_have_a_uniform_ratio_and_height(height: int, width: int) -> None:
+    rng = generator(0, "crops")
+    crops = np.array([_tensorflow_crop(height, width, (0.08, 1.0), rng) for _ in range(20_000)])
+    top, left, heights, widths = crops.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + heights <= height).all()
+    assert (left + widths <= width).all()
+    area = heights * widths / (height * width)
+    assert area.min() >= 0.1
+    # The mean area on a grid of ratios and heights, of which those below a tenth are drawn again.
+    ratio = np.linspace(3 / 4, 4 / 3, 801)[:, None]
+    lowest = np.sqrt(0.08 * height * width / ratio)
+    highest = np.minimum(np.minimum(np.sqrt(height * width / ratio), height), width / ratio)
+    of_grid = (lowest + (highest - lowest) * np.linspace(0, 1, 801)) ** 2 * ratio / (height * width)
+    assert area.mean() == pytest.approx(of_grid[of_grid >= 0.1].mean(), rel=0.01)
+    plain = [_random_crop(height, width, (0.08, 1.0), rng)[2:] for _ in range(20_000)]
+    assert 0.8 < area.mean() / (np.prod(plain, axis=1).mean() / (height * width)) < 0.92
+
+
+def test_the_law_of_crops_is_chosen_and_can_take_all_of_the_image() -> None:
+    whole = tensor(smooth(90, 140))
+    rng = generator(0, "view")
+    top, left, height, width = _tensorflow_crop(90, 140, (0.08, 1.0), rng)
+    flipped = rng.random() < 0.5
+    crop = whole[:, top : top + height, left : left + width]
+    expected = v2.functional.resize(crop, [48, 48], v2.InterpolationMode.BICUBIC, antialias=True)
+    rng = generator(0, "view")
+    view = train_view(whole, image_input(), rng, (0.08, 1.0), law="tensorflow")
+    assert torch.equal(view, expected.flip(-1) if flipped else expected)
+    assert _tensorflow_crop(48, 48, (1.0, 1.0), generator(0, "view")) == (0, 0, 48, 48)
