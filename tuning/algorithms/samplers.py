@@ -18,6 +18,7 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Categorical, SearchSpace
@@ -28,12 +29,13 @@ GP_TRIALS: Final = 100
 """Trials up to which `auto` is `gp`, whose proposals take time with the cube of their number."""
 
 
-class GPWithPruned(GPSampler):
-    """Optuna's Gaussian process, which also learns where trials were pruned.
+class GPWithUnsuccessful(GPSampler):
+    """Optuna's Gaussian process, which also learns where trials were pruned or failed.
 
     The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
-    was pruned a moment before. Here a pruned trial has the median of the complete ones: its own
-    last value was measured at another step and does not compare.
+    was pruned or failed a moment before. Here a pruned trial has the median of the complete ones:
+    its own last value was measured at another step and does not compare. A failed trial, such as
+    one whose loss diverged, has the worst value of the complete ones.
     """
 
     def _sample_relative_impl(
@@ -43,22 +45,33 @@ class GPWithPruned(GPSampler):
         running_trials: list[FrozenTrial],
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        values = np.median([trial.values for trial in completed_trials], axis=0)
-        constraints = {
-            name: float(np.median([trial.constraints[name] for trial in completed_trials]))
+        values = np.array([trial.values for trial in completed_trials])
+        is_minimized = np.array([d == StudyDirection.MINIMIZE for d in study.directions])
+        violations = {
+            name: [trial.constraints[name] for trial in completed_trials]
             for name in completed_trials[0].constraints
         }
-        pruned = [
+        imputed = {
+            TrialState.PRUNED: (
+                np.median(values, axis=0),
+                {name: float(np.median(found)) for name, found in violations.items()},
+            ),
+            TrialState.FAIL: (
+                np.where(is_minimized, values.max(axis=0), values.min(axis=0)),
+                {name: max(found) for name, found in violations.items()},
+            ),
+        }
+        unsuccessful = [
             optuna.create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
-                values=values.tolist(),
-                constraints=constraints,
+                values=imputed[trial.state][0].tolist(),
+                constraints=imputed[trial.state][1],
             )
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+            for trial in study.get_trials(deepcopy=False, states=tuple(imputed))
             if search_space.keys() <= trial.params.keys()
         ]
-        known = [*completed_trials, *pruned]
+        known = [*completed_trials, *unsuccessful]
         return super()._sample_relative_impl(study, known, running_trials, search_space)
 
 
@@ -97,7 +110,7 @@ def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
             constant_liar=True,  # trials run side by side: keep away from what is being tried
         )
     if config.name == "gp":
-        return GPWithPruned(seed=seed, n_startup_trials=config.startup_trials)
+        return GPWithUnsuccessful(seed=seed, n_startup_trials=config.startup_trials)
     if config.name == "cma_es":
         return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
     if config.name == "nsga2":

@@ -7,7 +7,7 @@ from optuna.samplers import GPSampler
 from optuna.trial import TrialState
 
 from search_spaces import Categorical, Float, Int, SearchSpace
-from tuning.algorithms.samplers import GPWithPruned, resolve_sampler
+from tuning.algorithms.samplers import GPWithUnsuccessful, resolve_sampler
 from tuning.config.schema import SamplerConfig
 
 LR = Float(low=1e-6, high=1e-3, log=True)
@@ -41,7 +41,7 @@ def test_a_chosen_sampler_is_kept() -> None:
     assert resolve_sampler(config, NUMERIC, 20) == config
 
 
-@pytest.mark.parametrize("sampler", [GPSampler, GPWithPruned])
+@pytest.mark.parametrize("sampler", [GPSampler, GPWithUnsuccessful])
 def test_a_pruned_point_is_not_proposed_again(sampler: type[GPSampler]) -> None:
     distributions = {"x": FloatDistribution(0, 1)}
     study = optuna.create_study(sampler=sampler(seed=0, n_startup_trials=4))
@@ -57,13 +57,13 @@ def test_a_pruned_point_is_not_proposed_again(sampler: type[GPSampler]) -> None:
         study.tell(trial, state=TrialState.PRUNED)
     first, second = proposed
     assert abs(first - 0.45) < 0.05
-    # Optuna 5.0's own sampler repeats itself. Once it does not, GPWithPruned can go.
+    # Optuna 5.0's own sampler repeats itself. Once it does not, GPWithUnsuccessful can go.
     assert (abs(second - first) < 0.01) == (sampler is GPSampler)
 
 
 def test_pruned_trials_of_a_constrained_search_are_no_obstacle() -> None:
     distributions = {"x": FloatDistribution(0, 1)}
-    study = optuna.create_study(sampler=GPWithPruned(seed=0, n_startup_trials=2))
+    study = optuna.create_study(sampler=GPWithUnsuccessful(seed=0, n_startup_trials=2))
     for x in (0.1, 0.5, 0.9):
         trial = study.ask({"x": FloatDistribution(x, x)})
         study.add_trial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -199,6 +200,25 @@ def test_the_best_of_a_constraint_is_the_best_of_the_method(search: SearchRecord
         assert violations(session) == {"ft": [-0.5, 0.5], "kd": [-0.5, -0.5]}
     with Session(search, space("ft", "kd")) as session:  # now the last bests are known
         assert violations(session) == {"ft": [-0.5, 0.5], "kd": [0.5, -0.5]}
+
+
+def test_a_failed_point_is_not_proposed_again(search: SearchRecord) -> None:
+    one = SearchSpace(parameters={"optim.lr": LR, "method.reg_weight": WEIGHT})
+    points, failures = [], 0
+    for _ in range(2):  # the second session is a resume, which reads the failures in the journal
+        with Session(search, one, name="gp") as session:
+            for _ in range(10):
+                record = session.start()
+                lr, weight = (float(record.params[key]) for key in one.parameters)
+                points.append((math.log10(lr), math.log10(weight)))
+                if diverges := lr > 2e-4:
+                    failures += 1
+                else:  # the best learning rate is the highest that does not diverge
+                    session.report(record.trial_id, fakes.TOTAL_STEPS, 50.0 + math.log10(lr))
+                session.end(record.trial_id, error=diverges)
+    assert set(states(session)[None].values()) == {"COMPLETE", "FAIL"}
+    assert failures < 10
+    assert min(math.dist(a, b) for a, b in itertools.combinations(points, 2)) > 1e-3
 
 
 def test_each_method_has_a_grid_that_goes_on_after_a_kill(search: SearchRecord) -> None:
