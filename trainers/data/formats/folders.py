@@ -45,8 +45,8 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
 
     Raises:
         ConfigError: no class folders; folders among them that look like domains or splits; a
-            folder that `--class-names` lacks or, without it, that `train` lacks; two classes that a
-            prompt could not tell apart.
+            folder that `--class-names` lacks or, without it, that `train` lacks, with `--id` that
+            of the ID domain; two classes that a prompt could not tell apart.
     """
     check_options(options, "folders", "domain", "domains", "id", "ood", "split", "class_names")
     if options.domain and (options.domains or options.id):
@@ -68,11 +68,13 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
     if options.class_names is None:
         # A folder of unsorted images for evaluation would otherwise become a class.
         for tree in trees:
-            of_train = [t.images for t in trees if (t.domain, t.split) == (tree.domain, "train")]
+            trained = options.id or tree.domain
+            of_train = [t.images for t in trees if (t.domain, t.split) == (trained, "train")]
             unknown = [name for name in tree.images if of_train and name not in of_train[0]]
             if unknown:
+                where = f"the split train of {trained!r}"
                 raise ConfigError(
-                    f"the folders {listed(unknown)} are not classes of the split train",
+                    f"the folders {listed(unknown)} are not classes of {where}",
                     hint="sort their images by class, or list all classes in --class-names",
                     source=join(source.url, tree.path),
                 )

@@ -182,6 +182,15 @@ def test_unsorted_images_for_evaluation_do_not_become_a_class(tmp_path: Path) ->
     assert "the folders images are not classes of the split train" in error.problem
 
 
+def test_a_class_that_the_id_domain_lacks_is_refused(tmp_path: Path) -> None:
+    for image in ("studio/cup", "studio/pen", "street/cup", "street/pen", "street/unsorted"):
+        draw(tmp_path / image / "a.jpg")
+    error = refusal("folders", tmp_path, id="studio")
+    assert error.source == f"{tmp_path}/street"
+    assert "unsorted are not classes of the split train of 'studio'" in error.problem
+    assert len(read("folders", tmp_path, domains=("all",))) == 2  # each is trained on by itself
+
+
 def test_a_class_that_train_lacks_is_one_if_the_user_names_it(tmp_path: Path) -> None:
     root = make_folders(tmp_path / "mine")
     draw(root / "test" / "bus" / "1.jpg")
