@@ -26,14 +26,14 @@ def carve_splits(
     """Give every domain the validation and test splits that it lacks, as parts of its train split.
 
     Of a class of n images, `round(n * fraction)` become val and likewise test, but at least one
-    each while one stays. They are those of the smallest hash of seed and path, val before test, so
-    the choice depends neither on the order of the index nor on other images, and val does not
-    depend on the test fraction. All parts keep the order of the index; findings stay with the
-    largest one. A fraction of 0 carves nothing.
+    each while one stays; none for a fraction of 0. They are those of the smallest hash of seed and
+    path, val before test, so the choice depends neither on the order of the index nor on other
+    images, and val does not depend on the test fraction. All parts keep the order of the index;
+    findings stay with the largest one. A domain without train has val taken from test.
 
-    A domain without train has val taken from test. Nothing reads the train split of an OOD domain:
-    it is divided into val and test in the proportion of the fractions, completes the one that is
-    missing, or is left out with a finding.
+    Nothing reads the train split of an OOD domain, so none of it stays: it is divided into val and
+    test in the proportion of the fractions (if one is 0, all of it becomes the other; if both are,
+    val), becomes the one of them that is missing, or is left out with a finding if both exist.
     """
     there: dict[str, set[Split]] = defaultdict(set)
     for index in indexes:
@@ -59,11 +59,13 @@ def _divide(
     train: Index, splits: Collection[Split], shares: Mapping[Split, float], seed: int
 ) -> list[Index]:
     """The train split of an OOD domain as val and test, or as the one of them that is missing."""
-    if len(shares) == 2:
-        val_share = shares["val"] / (shares["val"] + shares["test"])
-        return _carve(replace(train, split="test"), {"val": val_share}, seed)
     missing: list[Split] = [split for split in ("val", "test") if split not in splits]
-    return [replace(train, split=next(iter(shares), missing[0]))]
+    split = next(iter(shares), missing[0])
+    rest, val = train, list[Index]()
+    if len(shares) == 2:
+        split = "test"
+        rest, *val = _carve(train, {"val": shares["val"] / sum(shares.values())}, seed)
+    return [replace(rest, split=split, metadata={**rest.metadata, "carved_from": "train"}), *val]
 
 
 def _with_unread(index: Index, indexes: Sequence[Index]) -> Index:

@@ -55,8 +55,8 @@ def prepare(
     ood: Annotated[
         str | None,
         typer.Option(
-            help="For `folders`: the domains that are only evaluated, comma-separated. All their "
-            "images become val and test. Default: all but --id."
+            help="For `folders`: the domains that are only evaluated, comma-separated. Their "
+            "train images become the val and test splits that they lack. Default: all but --id."
         ),
     ] = None,
     split: Annotated[

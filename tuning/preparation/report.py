@@ -178,7 +178,7 @@ def _missing_splits(report: PreparationReport) -> Iterator[str]:
     if len(trained) > 1 and not report.id_domain:
         yield (
             f"{len(trained)} domains have a train split, and a search reads that of one. The "
-            "layout `folders` takes --id DOMAIN and makes val and test of all images of the others."
+            "layout `folders` takes --id DOMAIN and divides train of the others into val and test."
         )
 
 

@@ -192,6 +192,7 @@ def test_an_official_test_split_is_kept() -> None:
         (("train",), 0.1, 0.2, {"val": 4, "test": 8}),  # a third, two thirds
         (("train",), 0.1, 0.0, {"val": 12}),
         (("train",), 0.0, 0.2, {"test": 12}),
+        (("train",), 0.0, 0.0, {"val": 12}),
         (("train", "test"), 0.1, 0.2, {"val": 12, "test": 12}),
         (("train", "val"), 0.1, 0.2, {"val": 12, "test": 12}),
         (("train", "val", "test"), 0.1, 0.2, {"val": 12, "test": 12}),
@@ -204,5 +205,7 @@ def test_an_ood_domain_has_no_train_split(
     indexes = [index_of([12], split, "sketch") for split in there]
     splits = by_split(carve_splits(indexes, val, 0, test_fraction=test, ood=["sketch"]))
     assert {split: len(x.examples) for (_, split), x in splits.items()} == expected
+    made = [x for (_, split), x in splits.items() if split not in there and "train" in there]
+    assert all(x.metadata["carved_from"] == "train" for x in made)
     unread = [f.detail for x in splits.values() for f in x.findings]
     assert unread == (["12 images left out"] if len(there) == 3 else [])
