@@ -16,11 +16,11 @@ app = typer.Typer()
 
 _TREES = """\b
 Trees of the layout `folders`:
-  SOURCE/<domain>/<class>/*.jpg          with --id studio (and --ood street,sketch)
+  SOURCE/<domain>/<class>/*.jpg          with --id studio --ood street,sketch
   SOURCE/<domain>/<split>/<class>/*.jpg  the same; splits: train, val, test
-  SOURCE/<class>/*.jpg                   one domain, called --domain or like SOURCE
+  SOURCE/<class>/*.jpg                   one domain; --domain gives its name
   SOURCE/<split>/<class>/*.jpg           the same
-Missing val and test splits are taken from train, by class, the same ones every time."""
+Missing val and test splits come from train, by class, the same each time."""
 
 
 class _ListsLayouts(TyperCommand):

@@ -100,7 +100,7 @@ def _with_roles(source: Store, options: LayoutOptions) -> list[str]:
     if options.domains:
         hint = "name the domains in --id and --ood"
         given = ",".join(options.domains)
-        raise ConfigError("no use beside --id", key="--domains", value=given, hint=hint)
+        raise ConfigError("cannot be used with --id", key="--domains", value=given, hint=hint)
     if options.id is None:
         raise ConfigError("is needed beside --ood", key="--id", hint="the domain to fine-tune on")
     if options.id in options.ood:

@@ -97,7 +97,7 @@ def test_roles_name_the_domains(tmp_path: Path) -> None:
         ({"id": "real", "ood": ("real",)}, "--ood", "is the domain of --id"),
         ({"ood": ("real",)}, "--id", "is needed"),
         ({"id": "real", "domain": "x"}, "--domain", "together with --id"),
-        ({"id": "real", "domains": ("all",)}, "--domains", "no use beside --id"),
+        ({"id": "real", "domains": ("all",)}, "--domains", "cannot be used with --id"),
     ):
         error = refusal("folders", tmp_path, **options)
         assert error.key == key
