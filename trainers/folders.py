@@ -20,7 +20,9 @@ def appearing(target: Path) -> Iterator[Path]:
         OSError: it cannot be written, or `target` is a folder that is not empty.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(f".{target.name}-", target.parent) as unfinished:
+    # What is left of this prefix is removed, so no folder of somebody else may have it.
+    prefix = f".{target.name}.lipsum-tune-unfinished-"
+    with temporary_folder(prefix, target.parent) as unfinished:
         yield unfinished
         unfinished.chmod(0o755)  # mkdtemp makes it for its owner alone
         unfinished.replace(target)

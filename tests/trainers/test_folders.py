@@ -1,4 +1,4 @@
-"""Temporary folders without locks. With locks, tests of exports and searches use them."""
+"""Temporary folders. Tests of exports and searches use them, too."""
 
 from __future__ import annotations
 
@@ -25,3 +25,13 @@ def test_a_file_system_without_locks_will_do(
     with appearing(tmp_path / "new") as folder:
         (folder / "file").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
+
+
+def test_only_what_this_module_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".new-old" / "precious").mkdir(parents=True)
+    left = tmp_path / ".new.lipsum-tune-unfinished-0"
+    left.mkdir()
+    with appearing(tmp_path / "new"):
+        assert not left.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new-old", "new"]
+    assert (tmp_path / ".new-old" / "precious").is_dir()

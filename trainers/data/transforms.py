@@ -98,7 +98,8 @@ def _tensorflow_crop(
     """(top, left, height, width), distributed as TensorFlow's `sample_distorted_bounding_box`.
 
     Ratio and height are uniform, not the logarithm of the ratio and the area. The crop has at least
-    a tenth of the image (`min_object_covered = 0.1`), and the image is taken if none fitted.
+    a tenth of the image (`min_object_covered = 0.1`). If none fitted, it is the centre that the
+    authors of Lipsum-FT take then, which is the one of their evaluation.
     """
     least, most = max(area[0], 0.1) * height * width, area[1] * height * width
     for _ in range(10):
@@ -109,4 +110,5 @@ def _tensorflow_crop(
         w = min(round(h * ratio), width)
         if h > 0 and w > 0 and least <= h * w <= most:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    return 0, 0, height, width
+    side = round(CROP_PCT * min(height, width))
+    return (height - side) // 2, (width - side) // 2, side, side

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +47,10 @@ def ui(
 
     if risk := check_listens(host, "MLflow", allow_remote):
         warn(risk)
-    runs = run.parent if (run / CONFIG_FILE).is_file() else run
-    database = runs.resolve() / "mlflow.db"
+    runs = run.resolve()
+    is_run = (runs / CONFIG_FILE).is_file()
+    runs = runs.parent if is_run else runs
+    database = runs / "mlflow.db"
     if not database.is_file():
         raise ConfigError(f"no MLflow database ({database})", hint="run a search first", source=run)
     # MLflow ends with status 0 if the port is in use.
@@ -60,11 +63,13 @@ def ui(
     from tuning.mlflow_logging.client import connect, default_tracking_uri
     from tuning.mlflow_logging.view import view_path
 
-    uri, page = default_tracking_uri(runs.resolve()), ""
-    if searches := runs_in(runs) if run == runs else [run]:
-        newest = load_run(searches[0])
-        _, experiment_id = connect(uri, newest.file.search.tracking.experiment)
-        page = view_path(experiment_id, newest.search)
+    uri, page = default_tracking_uri(runs), ""
+    for folder in [run] if is_run else runs_in(runs):
+        with suppress(ConfigError):  # a search that has just begun, or a damaged folder, has none
+            shown = load_run(folder)
+            _, experiment_id = connect(uri, shown.file.search.tracking.experiment)
+            page = view_path(experiment_id, shown.search)
+            break
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     # One worker process: each takes 0.5 GB and seconds to start.
     options = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]

@@ -22,7 +22,7 @@ from rich.console import Console
 from search_spaces import SearchSpace
 from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import Store, open_store, url_of
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, StorageFailed
 from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
@@ -298,7 +298,12 @@ def _run_session(
             raise journal.failure
         if watch.lost is not None:
             raise watch.lost
-    write_report(search, records, run_folder / "report")
+    try:
+        write_report(search, records, run_folder / "report")
+    except StorageFailed:
+        raise
+    except Exception as error:  # no figure is worth the results
+        console.print(f"Report      cannot be drawn: {error!r}", markup=False)
     return SearchResult(search, records, outcome, run_folder, uri, budget.reason(), checkpoints.url)
 
 

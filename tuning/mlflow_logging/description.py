@@ -26,12 +26,12 @@ def describe(
     outcome: SearchOutcome | None = None,
 ) -> str:
     """What is searched, and once it ended (`outcome`), what was found and how it was chosen."""
-    domains = ", ".join(search.ood_domains)
+    domains = ", ".join(search.ood_domains) or "no other domain"
     lines = [
         f"## {search.name}",
         "",
         f"Up to {search.budget_trials} trials of {search.total_steps} steps, fine-tuned on "
-        f"**{search.id_domain}**, watched under shift on {domains}. {search.selection} "
+        f"**{search.id_domain}**, also evaluated on {domains}. {search.selection} "
         "The test splits are not read.",
         "",
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -63,11 +64,17 @@ def write_report(search: SearchRecord, records: Sequence[TrialRecord], folder: P
         StorageFailed: the disk is full or fails.
     """
     # Matplotlib takes a second to import.
+    import matplotlib
+
     from tuning.reporting.figures.id_vs_ood import figure
     from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
 
-    body = "\n".join(_sections(search, records))
-    with storage_failures(folder, "cannot be written"):
+    # Otherwise a name with two `$` is read as a formula.
+    with (
+        matplotlib.rc_context({"text.parse_math": False}),
+        storage_failures(folder, "cannot be written"),
+    ):
+        body = "\n".join(_sections(search, records))
         figure(search, records, folder / "id_vs_ood.png")
         wise_figure(search, records, folder / WISE_FIGURE)
         page = _PAGE.substitute(title=escape(search.name), body=body)
@@ -85,15 +92,16 @@ def _sections(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[
     seconds = format_seconds(sum(record.seconds or 0.0 for record in records))
     yield f"<h1>{escape(search.name)}</h1>"
     yield _paragraph(
-        f"Fine-tuned on {search.id_domain} for up to {search.total_steps} steps, watched under "
-        f"shift on {', '.join(search.ood_domains)}. {len(trials)} trials: {counted}. Time of all "
-        f"trials: {seconds}. {search.selection} The test splits are not read."
+        f"Fine-tuned on {search.id_domain} for up to {search.total_steps} steps, also evaluated on "
+        f"{', '.join(search.ood_domains) or 'no other domain'}. {len(trials)} trials: "
+        f"{counted}. Time of all trials: {seconds}. {search.selection} "
+        "The test splits are not read."
     )
     if warning := warning_of_reference(search, records):
         yield f"<p><strong>{escape(warning)}</strong></p>"
     best = best_trial(search, records)
     if best is not None:
-        run = search.run_folder
+        run = shlex.quote(str(search.run_folder))
         commands = (
             f"lipsum-tune confirm {run}     # test accuracy over fresh seeds\n"
             f"lipsum-tune export {run} --trial {best.trial_id} --output model     # for open_clip"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape as escape_html
@@ -85,7 +86,7 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
         columns = [column for column in columns if column.drop not in dropped]
         if left_out:
             left_out.sort(key=lambda column: column.drop)
-            names = dict.fromkeys((c.group or c.header).replace("\n", " ") for c in left_out)
+            names = dict.fromkeys(c.group or _one_line(c.header) for c in left_out)
             see = f"; see {table.file}" if table.file else ""
             notes.append(f"Columns left out to fit the width: {', '.join(names)}{see}.")
     caption = escape("\n".join(notes)) or None
@@ -120,7 +121,7 @@ def markdown(table: ResultTable) -> list[str]:
     alignments = ("---" if column.left else "---:" for column in table.columns)
     rows = [[column.header for column in table.columns]]
     rows += [[_cell(column, row).plain or "-" for column in table.columns] for row in table.rows]
-    lines = [[text.replace("\n", " ").replace("|", "\\|") for text in row] for row in rows]
+    lines = [[_one_line(text).replace("|", "\\|") for text in row] for row in rows]
     header, *body = [f"| {' | '.join(line)} |" for line in lines]
     notes = [f"- {note}" for note in table.notes]
     return [header, f"|{'|'.join(alignments)}|", *body, *([""] if notes else []), *notes]
@@ -141,6 +142,11 @@ def html_table(table: ResultTable) -> str:
     ]
     header = line("th", [column.header for column in table.columns])
     return f"<table><thead>{header}</thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks; those after `_` and `/` are within a name."""
+    return re.sub(r"(?<=[_/])\n", "", text).replace("\n", " ")
 
 
 def _cell(column: Column, row: Row) -> Text:

@@ -128,7 +128,9 @@ class LoadedRun:
             ConfigError: it was interrupted before the zero-shot model was evaluated.
         """
         if self.history.zero_shot is None:
-            raise ConfigError("nothing has run yet", source=self.folder, hint="resume it first")
+            hint = "wait" if is_running(self.folder) else "resume it"
+            problem = "the zero-shot model has not been evaluated yet"
+            raise ConfigError(problem, source=self.folder, hint=hint)
         return search_record(self.file, self.folder, self.history.zero_shot, self.history.run_id)
 
     @cached_property

@@ -152,7 +152,7 @@ def test_tensorflows_crops_have_a_uniform_ratio_and_height(height: int, width: i
     assert 0.8 < area.mean() / (np.prod(plain, axis=1).mean() / (height * width)) < 0.92
 
 
-def test_the_law_of_crops_is_chosen_and_can_take_all_of_the_image() -> None:
+def test_the_law_of_crops_is_chosen_and_takes_the_centre_if_none_fits() -> None:
     whole = tensor(smooth(90, 140))
     rng = generator(0, "view")
     top, left, height, width = _tensorflow_crop(90, 140, (0.08, 1.0), rng)
@@ -162,4 +162,4 @@ def test_the_law_of_crops_is_chosen_and_can_take_all_of_the_image() -> None:
     rng = generator(0, "view")
     view = train_view(whole, image_input(), rng, (0.08, 1.0), law="tensorflow")
     assert torch.equal(view, expected.flip(-1) if flipped else expected)
-    assert _tensorflow_crop(48, 48, (1.0, 1.0), generator(0, "view")) == (0, 0, 48, 48)
+    assert _tensorflow_crop(80, 96, (0.99, 1.0), generator(0, "view")) == (5, 13, 70, 70)

@@ -84,7 +84,7 @@ def at(
     """A step of a run whose trained parameters are these."""
     trained = weights or {}
     initial = {name: value.detach().clone() for name, value in trained.items()}
-    alone = TrialConfig()
+    alone = TrialConfig(zero_shot_cache_gb=0)
     features = ZeroShotFeatures(zero_shot, alone, Precision("fp32", zero_shot.device))
     return Step(zero_shot, features, number, steps, seed=0, weights=trained, initial=initial)
 

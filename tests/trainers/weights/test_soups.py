@@ -36,6 +36,7 @@ def train(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
                 "optim": {"lr": 3e-2 if adapters else 5e-4, "batch_size": 8},
                 "steps": 2,
                 "seed": seed,
+                "zero_shot_cache_gb": 0,
             }
         )
         folder = tmp_path_factory.mktemp(f"{method}-{seed}")
@@ -148,9 +149,11 @@ def test_greedy_reads_only_id_validation_images(
     monkeypatch.setattr(ImageDataset, "eval_batches", look)
     build_soup(config, [folder, folder], "greedy", tmp_path / "soup")
     assert opened == {"val"}
-    assert set(looked_at[:3]) == {"real/val"}  # zero-shot features once, then both soups
-    assert looked_at[3] == "real/val"  # the final soup, in all domains
-    assert set(looked_at[4:]) == {"sketch/val", "clipart/val"}
+    # Both soups and the final one, perhaps after the zero-shot model; then the other domains.
+    of_id = looked_at.count("real/val")
+    assert of_id >= 3
+    assert set(looked_at[:of_id]) == {"real/val"}
+    assert set(looked_at[of_id:]) == {"sketch/val", "clipart/val"}
 
 
 def test_what_cannot_be_averaged_is_told_in_one_line(train: Train, tmp_path: Path) -> None:

@@ -35,13 +35,15 @@ def run(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     callback.search_ended(records, "finished")
     assert callback.num_pending == 0
     write_report(search, records, folder / "report")
+    # A newer search that has nothing to show yet.
+    write_run(folder.parent / "begun", search_file(images_root), zero_shot=None, outcome=None)
     return folder
 
 
 @pytest.fixture(scope="module")
 def address(run: Path) -> Iterator[str]:
     """The address that `ui` prints; the server ends with the command."""
-    command = [sys.executable, "-m", "tuning", "ui", str(run), "--port", str(free_port())]
+    command = [sys.executable, "-m", "tuning", "ui", str(run.parent), "--port", str(free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         line = next(line for line in server.stdout if line.startswith("MLflow "))

@@ -53,6 +53,12 @@ def test_the_page_loads_nothing_and_takes_no_name_for_markup(tmp_path: Path) -> 
     assert "&lt;mine&gt;" in page
 
 
+def test_a_dollar_sign_starts_no_formula_and_no_domain_is_needed(tmp_path: Path) -> None:
+    odd = replace(SEARCH, id_domain="us$5_$x", ood_domains=())
+    write_report(odd, [fakes.trial(0)], tmp_path)
+    assert "us$5_$x" in (tmp_path / REPORT_FILE).read_text("utf-8")
+
+
 @pytest.mark.parametrize("records", [[], [fakes.reference()], [fakes.trial(0, outcome="running")]])
 def test_a_search_that_has_just_begun_has_a_page(
     records: list[TrialRecord], tmp_path: Path

@@ -114,7 +114,7 @@ def test_before_the_zero_shot_model_was_evaluated_a_run_says_what_to_do(
     file: SearchFile, tmp_path: Path
 ) -> None:
     run = load_run(write_run(tmp_path / "run", file, zero_shot=None, outcome=None))
-    with pytest.raises(ConfigError, match=r"run: nothing has run yet"):
+    with pytest.raises(ConfigError, match=r"run: the zero-shot model has not been evaluated yet"):
         _ = run.search
 
 

@@ -250,7 +250,7 @@ def test_the_next_export_removes_what_a_killed_one_left(real: Real, tmp_path: Pa
     run, _ = real
     command = [sys.executable, "-c", KILLED_EXPORT, str(run), str(tmp_path / "model")]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    assert [path.name[:7] for path in tmp_path.iterdir()] == [".model-"]
+    assert [path.name[:7] for path in tmp_path.iterdir()] == [".model."]
     with appearing(tmp_path / "model") as alive:  # of another process that is at work
         export(run, tmp_path / "model", trial="trial-003")
         assert sorted(tmp_path.iterdir()) == [alive, tmp_path / "model"]
