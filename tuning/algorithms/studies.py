@@ -237,10 +237,13 @@ def point_of(record: TrialRecord) -> dict[str, ParamValue]:
 def is_inside(params: Mapping[str, object], space: SearchSpace) -> bool:
     """Whether the parameters are those of the space, each within its range."""
     distributions = space.distributions()
-    return params.keys() == distributions.keys() and all(
-        distribution._contains(distribution.to_internal_repr(params[key]))
-        for key, distribution in distributions.items()
-    )
+    try:
+        return params.keys() == distributions.keys() and all(
+            distribution._contains(distribution.to_internal_repr(params[key]))
+            for key, distribution in distributions.items()
+        )
+    except ValueError:  # of to_internal_repr: the value is none of the choices
+        return False
 
 
 def create_studies(

@@ -15,7 +15,7 @@ import optuna
 import pytest
 from optuna.storages import InMemoryStorage
 
-from search_spaces import Float, SearchSpace
+from search_spaces import Categorical, Float, SearchSpace
 from tests.tuning import fakes
 from tests.tuning.sessions import Session
 from tuning.algorithms.objectives import parse_constraint
@@ -144,6 +144,18 @@ def test_studies_of_a_storage_are_made_anew_and_not_added(
     names = optuna.get_all_study_names(open_storage(search.run_folder, url))
     assert sorted(names) == sorted(part.study.study_name for part in session.studies.studies)
     assert sum(len(found) for found in states(session).values()) == 6
+
+
+def test_a_trial_with_a_choice_that_is_gone_stays_outside(search: SearchRecord) -> None:
+    def space(*choices: str) -> SearchSpace:
+        return SearchSpace(parameters={"precision": Categorical(choices=choices)})
+
+    with Session(search, space("fp32", "bf16"), name="grid") as session:
+        records = run(session, 2)
+    kept = [r.trial_id for r in records if r.params["precision"] == "bf16"]
+    with Session(search, space("bf16", "fp16"), name="grid") as session:
+        assert list(states(session)[None]) == kept
+        assert session.start().params == {"precision": "fp16"}
 
 
 def quality(params: Mapping[str, Any]) -> float:
