@@ -18,7 +18,7 @@ import copy
 import math
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -67,7 +67,7 @@ class MethodStudy:
     sampler_name: str = ""
     """As configured, or the class of the user's object."""
     is_warm: bool = False
-    """Whether it begins with results or points of earlier searches in place of a prior."""
+    """Whether it began with results or points of earlier searches in place of a prior."""
 
     def owns(self, record: TrialRecord) -> bool:
         """Whether the trial has this study's method. Its parameters may be outside of the space."""
@@ -173,12 +173,21 @@ class Studies(Callback):
             for trial in study.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         }
 
-    def enqueue_initial_points(self) -> None:
-        """Let the initial points of each space be tried first, unless they were tried before."""
+    def enqueue_initial_points(self, of_prior: Collection[str | None] = ()) -> None:
+        """Let the initial points of each space be tried first, unless they were tried before.
+
+        Args:
+            of_prior: methods whose points are those of a prior. They are for the first trials only,
+                of a study that knows nothing else.
+        """
         for study in self.studies:
-            starts_elsewhere = study.is_warm or study.grid is not None
-            for point in () if starts_elsewhere else study.space.initial_points:
-                study.study.enqueue_trial(point, skip_if_exists=True)
+            points = study.space.initial_points
+            # Trials are counted, not compared with the points of a prior, because these are other
+            # points after `extend` has changed a bound or the seed.
+            is_past_prior = study.is_warm or study.num_trials >= len(points)
+            if study.grid is None and not (study.method in of_prior and is_past_prior):
+                for point in points:
+                    study.study.enqueue_trial(point, skip_if_exists=True)
 
     def describe(self) -> str:
         """One line: the samplers, and what they optimise."""

@@ -57,6 +57,8 @@ def warm_start(
             if strict:
                 raise
             lines.append(f"{folder}: not used any more: {error.problem}")
+            for study in studies:  # the run replaced the prior when the trials began
+                study.is_warm |= study.num_trials > 0
     return lines
 
 
@@ -128,19 +130,12 @@ def _learn(
             else:
                 number = _enqueue(study, search, run, points, file.search.warm_start.top)
                 lines.append(f"{prefix}its best {number} points are tried first")
-            study.is_warm = not _has_initial_points(file, study.method)
+            study.is_warm = True
         except ConfigError as problem:
             problems.append(problem)
     if not lines:
         raise problems[0]
     return lines
-
-
-def _has_initial_points(file: SearchFile, method: str | None) -> bool:
-    """Whether the user wants points to be tried first, whatever else is known."""
-    space = file.search.space
-    own = space.by_method.get(method or "")
-    return bool(space.initial_points or (own and own.initial_points))
 
 
 def _ended(run: LoadedRun) -> list[TrialRecord]:

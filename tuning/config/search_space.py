@@ -151,6 +151,11 @@ class SpaceConfig(_Section):
             return {"name": None, **values}
         return values
 
+    def has_initial_points(self, method: str | None) -> bool:
+        """Whether points are given for a method, or for a search of one, in place of a prior's."""
+        own = self.by_method.get(method or "")
+        return bool(self.initial_points or (own and own.initial_points))
+
     @field_validator("methods", mode="before")
     @classmethod
     def _all_methods(cls, methods: Any) -> Any:

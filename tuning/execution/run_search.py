@@ -328,7 +328,8 @@ def prepare_studies(
     for line in warm_start(studies.studies, file, search, strict=is_new):
         if is_new or "not used" in line:
             console.print(f"Warm start  {line}", soft_wrap=True, highlight=False)
-    studies.enqueue_initial_points()
+    given = file.search.space.has_initial_points
+    studies.enqueue_initial_points([s.method for s in studies.studies if not given(s.method)])
     console.print(f"Sampler     {studies.describe()}", soft_wrap=True, highlight=False)
     return studies
 

@@ -318,6 +318,34 @@ def test_earlier_results_replace_the_prior_but_not_given_points(
     assert start(search_file(images_root, search__warm_start__use=use, **runs)) == [*best, 1e-5]
 
 
+def test_a_prior_is_tried_at_the_beginning_only(
+    images_root: Path, tmp_path: Path, earlier: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+
+    def start(*records: TrialRecord, **changes: Any) -> list[dict[str, Any]]:
+        file = search_file(images_root, **{"search__space__initial_points": None, **changes})
+        search = search_record(file, tmp_path / "new", ZERO_SHOT)
+        options, console = SearchOptions(), Console(file=io.StringIO())
+        studies = prepare_studies(search, file, "id", History(records), options, console)
+        points = studies.studies[0].study.get_trials(states=[TrialState.WAITING])
+        return [point.system_attrs["fixed_params"] for point in points]
+
+    points = start()
+    assert len(points) == 4
+    trials = [trial(n, 85.0, 62.0, params=point) for n, point in enumerate(points)]
+    assert start(*trials[:2]) == points[2:]  # killed in its first trials
+    for changes in ({}, {"search__sampler__seed": 5}):
+        assert start(*trials, **changes) == []
+
+    write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0, lr=3e-4)])
+    warm_started = {"search__warm_start__runs": [str(earlier)]}
+    begun = trial(0, 84.0, 61.0)
+    assert start(begun, **warm_started) == []
+    shutil.rmtree(earlier)
+    assert start(begun, **warm_started) == []
+
+
 def test_the_sampler_proposes_near_what_was_good_before(images_root: Path, earlier: Path) -> None:
     records = []
     for number in range(41):  # the best learning rate is 1e-4, and 1 point an order is lost
