@@ -227,7 +227,6 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         # The journal holds the lock of the run folder, so nothing is written there before.
         journal = Journal(run_folder)
         try:
-            write_config(run_folder, file)
             return _run_session(run_folder, file, journal, uri, options)
         finally:
             journal.close()
@@ -250,8 +249,9 @@ def _run_session(
         check_nodes(file, home)
         concurrent = concurrent_trials(file.search.resources)
         checkpoints = open_store(url_of(home, TRAIN_FOLDER))
-        journal.session_started(file.fingerprints())
-        zero_shot = read_history(run_folder).zero_shot
+        before = read_history(run_folder)
+        journal.session_started(before.fingerprints or file.fingerprints())
+        zero_shot = before.zero_shot
         if zero_shot is None:
             # The cache of images may take hours for large data sets.
             cached = "" if file.trial.data.root == EMBEDDED else ", once the images are cached"
@@ -284,6 +284,10 @@ def _run_session(
         watch.end_here = end_here
         outcome: SearchOutcome = "failed"
         try:
+            # Only now, so that a refused change leaves a run that resumes as it was.
+            write_config(run_folder, file)
+            if before.fingerprints not in ({}, file.fingerprints()):
+                journal.session_started(file.fingerprints())
             outcome = _run_trials(
                 file, studies, budget, recorder, history, concurrent, checkpoints, options, console
             )

@@ -31,12 +31,14 @@ from tests.tuning.execution.instant import (
     write_instant,
 )
 from tests.tuning.run_folders import LR
+from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
+from tuning.mlflow_logging.client import TrackingError
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import read_history
 from tuning.runs.records import TrialRecord
-from tuning.runs.run_folder import load_run
+from tuning.runs.run_folder import CONFIG_FILE, load_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -187,6 +189,21 @@ def test_methods_take_turns_and_an_added_one_catches_up(images_root: Path, tmp_p
     assert [record.params["method.name"] for record in extended.records] == expected
     rows = pq.read_table(found.run_folder / "trials.parquet").to_pylist()
     assert [row["method.name"] for row in rows[1:]] == expected
+
+
+def test_a_refused_change_leaves_a_run_that_resumes(images_root: Path, tmp_path: Path) -> None:
+    run = run_instantly(instant_file(images_root, tmp_path)).run_folder
+    before = (run / CONFIG_FILE).read_text()
+    changes = ["search.budget.trials=9", f"search.space.parameters.{LR}.low=1e-5"]
+    resources, server = "search.resources.gpus_per_worker=64", "http://127.0.0.1:9"
+    with pytest.raises(ConfigError, match=r"search\.resources"):
+        resume_instantly(run, *changes, resources, extend=True)
+    with pytest.raises(TrackingError):
+        resume_instantly(run, *changes, f"search.tracking.uri={server}", extend=True)
+    assert (run / CONFIG_FILE).read_text() == before
+    assert len(resume_instantly(run, "search.budget.trials=4").records) == 4
+    extended = resume_instantly(run, changes[1], "search.budget.trials=5", extend=True)
+    assert len(resume_instantly(run).records) == len(extended.records) == 5
 
 
 def test_a_rung_stops_trials_once_it_is_checked(images_root: Path, tmp_path: Path) -> None:
