@@ -34,7 +34,7 @@ from tuning.checkpoints.retention import CheckpointCallback
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.schema import SamplerConfig, SearchFile
 from tuning.config.search_space import SpaceConfig
-from tuning.config.validation import check_search, load_config
+from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_errors import how_to_go_on, resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayLost, watched_ray
@@ -196,6 +196,7 @@ def with_options(
     if changes:
         search = file.search.model_copy(update=changes)
         file = file.model_copy(update={"search": search})
+        check_settings(file)
     return file, SearchOptions(callbacks, sampler, storage, address, console)
 
 

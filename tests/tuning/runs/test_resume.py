@@ -15,7 +15,7 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
 from trainers.overrides import nest
-from tuning.config.schema import SearchFile
+from tuning.config.schema import SamplerConfig, SearchFile
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
 from tuning.execution.run_search import SearchOptions, continue_search
@@ -115,6 +115,13 @@ def test_space_sampler_and_scheduler_may_change_when_a_search_is_extended(
     assert went_on == []
     extend_search(run, [override])
     assert went_on == [load_config(run / CONFIG_FILE, [override])]
+
+
+def test_a_sampler_from_python_is_checked(run: Path, went_on: list[SearchFile]) -> None:
+    with pytest.raises(ConfigError, match="is never reported") as caught:
+        extend_search(run, sampler=SamplerConfig(metric="val/accuracy"))
+    assert (caught.value.key, caught.value.value) == ("search.sampler.metric", "val/accuracy")
+    assert went_on == []
 
 
 def test_an_extension_adds_to_the_trials_that_there_are(
