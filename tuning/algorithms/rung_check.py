@@ -36,7 +36,7 @@ from tuning.config.schema import (
 from tuning.runs.records import METHOD_KEY, STEP, SearchRecord, TrialRecord
 
 LEAST_TRIALS: Final = 3
-"""Trials without which a rank correlation means nothing."""
+"""Smallest number of trials for a rank correlation."""
 _SCHEDULER: Final[TypeAdapter[SchedulerConfig]] = TypeAdapter(SchedulerConfig)
 
 
@@ -47,7 +47,7 @@ class RungCheck:
     step: int
     trials: int
     correlation: float
-    """Spearman's; the lowest of the objectives. NaN if all values are equal."""
+    """Spearman's; the lowest of the objectives. NaN if all values are equal, or too few."""
     low: float
     """Lower end of its 95 % interval."""
     high: float
@@ -62,6 +62,9 @@ class RungCheck:
     def __str__(self) -> str:
         """For people, such as `step 60: 0.83 [0.21, 0.97] in 6 trials, may stop`."""
         found = f"{self.correlation:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        if math.isnan(self.correlation):
+            is_few = self.trials < LEAST_TRIALS
+            found = f"undefined ({'too few values' if is_few else 'all values were equal'})"
         verdict = "may stop" if self.stops else "stops no trial"
         return f"step {self.step}: {found} in {self.trials} trials, {verdict}"
 
@@ -70,8 +73,8 @@ class CheckedRule:
     """A rule that stops trials only at steps whose values have proved to predict the final ones.
 
     Until `trials` have run to their end, it stops none of them, except for those without a finite
-    objective. Trials that end later do not count: others of their kind have been stopped, and a
-    selection has another correlation.
+    objective. Trials that end later do not count. By then, weak trials have been stopped, and
+    the correlation among the others is biased.
     """
 
     def __init__(
@@ -99,6 +102,11 @@ class CheckedRule:
         if goes_on or values is None:
             return goes_on
         return not (was_decided and self.check(step).stops)
+
+    def decide(self) -> None:
+        """Check with the trials that have run to their end by now, if they are enough."""
+        if len(self._finals) >= LEAST_TRIALS:
+            self._trials = min(self._trials, len(self._finals))
 
     def check(self, step: int) -> RungCheck:
         """The check of a step, by the last values of each trial up to it."""
@@ -151,17 +159,25 @@ class SearchRule:
     ) -> bool:
         """Take a report of a trial into account, and return whether it continues."""
         self._methods[number] = params.get(METHOD_KEY, self._method)
-        found = [report.get(objective.metric, math.nan) for objective in self._objectives]
-        signed = tuple(o.signed(float(v)) for o, v in zip(self._objectives, found, strict=True))
-        values = signed if all(map(math.isfinite, signed)) else None
-        return self._rule.should_continue(number, int(report[STEP]), values)
+        return self._rule.should_continue(number, int(report[STEP]), self._values(report))
 
     def replay(self, records: Iterable[TrialRecord]) -> None:
         """Take the curves of earlier sessions into account, in the order in which they ended."""
         trials = [record for record in records if record.kind == "trial"]
         for record in sorted(trials, key=lambda record: record.ended_at or math.inf):
+            if record.outcome == "pruned" and self._values(record.metrics) is not None:
+                # An earlier session had decided, maybe with fewer trials: its budget was smaller.
+                rule = self._rule.rules.get(record.params.get(METHOD_KEY, self._method))
+                if isinstance(rule, CheckedRule):
+                    rule.decide()
             for report in record.curve:
                 self.should_continue(record.number, record.params, report)
+
+    def _values(self, report: Mapping[str, Any]) -> Values | None:
+        """The objectives, the higher the better; None if one of them is not finite."""
+        found = [report.get(objective.metric, math.nan) for objective in self._objectives]
+        signed = tuple(o.signed(float(v)) for o, v in zip(self._objectives, found, strict=True))
+        return signed if all(map(math.isfinite, signed)) else None
 
     def describe(self) -> str:
         """One line: the rule, and what it waits for."""
@@ -229,7 +245,7 @@ def _checked_trials(config: CheckedConfig, trials: int | None) -> int:
 def rung_checks(
     search: SearchRecord, records: Iterable[TrialRecord]
 ) -> dict[str | None, list[RungCheck]]:
-    """The checks of a search by method, from its records; empty before they are decided."""
+    """The checks by method; empty until enough trials have finished."""
     settings = search.config.get("search")
     scheduler = settings.get("scheduler") if isinstance(settings, Mapping) else None
     if not scheduler:
@@ -239,6 +255,7 @@ def rung_checks(
         search.objectives,
         search.total_steps,
         search.trials_per_method,
+        search.configured_method,
     )
     rule.replay(records)
     return rule.checks()
@@ -268,7 +285,7 @@ def interval(correlation: float, trials: int) -> tuple[float, float]:
 
 
 def _least_correlation(early: Sequence[Values], final: Sequence[Values]) -> float:
-    from scipy.stats import spearmanr  # takes longer to import than most commands that read run
+    from scipy.stats import spearmanr  # slow to import
 
     if len(final) < LEAST_TRIALS:
         return math.nan

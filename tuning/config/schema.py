@@ -48,7 +48,7 @@ class SamplerConfig(Frozen):
 
 
 class CheckedConfig(Frozen):
-    """What early stopping has to prove before it stops anything."""
+    """When early stopping may stop trials."""
 
     check_trials: int = Field(default=6, ge=0, le=1_000_000)
     """So many trials run to their end first, at most half of the budget (of each method). Trials

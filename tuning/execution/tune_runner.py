@@ -43,7 +43,7 @@ def create_tuner(
         file.objectives,
         file.trial.steps,
         recorder.search.trials_per_method,
-        file.trial.method.name,
+        recorder.search.configured_method,
     )
     scheduler = StepScheduler(rule, file.trial.steps, history.records, announce)
     return tune.Tuner(

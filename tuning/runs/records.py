@@ -249,14 +249,19 @@ class SearchRecord:
             text += f", with {' and '.join(c.text for c in self.constraints)}"
         return f"{text}, which looks at OOD validation data." if self.sees_ood else f"{text}."
 
+    @property
+    def configured_method(self) -> str | None:
+        """The method of trials whose parameters name none; None if it is not known."""
+        configured: object = self.config
+        for key in ("trial", *METHOD_KEY.split(".")):
+            configured = configured.get(key) if isinstance(configured, Mapping) else None
+        return None if configured is None else str(configured)
+
     def method(self, record: TrialRecord) -> str | None:
         """The fine-tuning method of a trial: proposed, else configured, else None."""
         if record.kind == "reference":
             return record.trial_id
-        configured: object = self.config
-        for key in ("trial", *METHOD_KEY.split(".")):
-            configured = configured.get(key) if isinstance(configured, Mapping) else None
-        name = record.params.get(METHOD_KEY, configured)
+        name = record.params.get(METHOD_KEY, self.configured_method)
         return None if name is None else str(name)
 
     @property

@@ -88,6 +88,8 @@ def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest() -> 
 def test_equal_values_predict_nothing() -> None:
     rule = checked([(1.0, float(final)) for final in range(4)])
     assert math.isnan(rule.check(RUNG).correlation)
+    said = f"step {RUNG}: undefined (all values were equal) in 4 trials, stops no trial"
+    assert str(rule.check(RUNG)) == said
     assert rule.should_continue(9, RUNG, (0.0,))
 
 
@@ -145,6 +147,29 @@ def test_the_checks_of_a_search_follow_from_its_records(search: SearchRecord) ->
     (line,) = describe_checks({None: of_all})
     assert line.startswith("Rank correlation with the final value, step 30: 1.00 [0.6")
     assert line.endswith("in 6 trials, may stop")
+
+
+def test_a_larger_budget_leaves_the_check_as_it_was(search: SearchRecord) -> None:
+    agree = [record(n, float(n), 0.0, float(n)) for n in range(4)]
+    weak = replace(record(4, -1.0), outcome="pruned")
+    survivors = [record(n, float(n), 0.0, float(-n)) for n in range(5, 9)]
+    records = [replace(r, ended_at=1.0 + r.number) for r in (*agree, weak, *survivors)]
+    small, large = (replace(search, budget_trials=budget) for budget in (8, 16))
+    before = rung_checks(small, records)
+    (check,) = before[None]
+    assert (check.trials, check.correlation) == (4, 1)
+    assert rung_checks(large, records) == before
+    # A trial that had no finite value was stopped without a check.
+    nan = replace(weak, curve=({STEP: RUNG, METRIC: math.nan},))
+    (later,) = rung_checks(large, [*records[:4], nan, *records[5:]])[None]
+    assert later.trials == 6
+
+
+def test_trials_without_a_method_are_of_the_configured_one(search: SearchRecord) -> None:
+    search = replace(search, config={**search.config, "trial": {"method": {"name": "kd"}}})
+    named = {"params": {"method.name": "kd", "optim.lr": 1e-5}}
+    records = [record(n, float(n), 0.0, float(n), **(named if n % 2 else {})) for n in range(6)]
+    assert [(m, c.trials) for m, (c,) in rung_checks(search, records).items()] == [("kd", 6)]
 
 
 def test_each_method_has_a_check_of_its_own(search: SearchRecord) -> None:
