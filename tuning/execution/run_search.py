@@ -263,6 +263,7 @@ def _run_session(
 
         # The journal becomes complete; everything else is derived from it.
         history = add_missed_reports(search, journal, checkpoints)
+        progress.earlier_seconds = history.seconds
         studies = prepare_studies(search, file, journal.run_id, history, options, console)
         budget = Budget(file.search.budget, search, history)
         callbacks = (

@@ -48,10 +48,13 @@ class ProgressCallback(Callback):
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
+        self.earlier_seconds = 0.0
+        """Wall clock before `search_started`, which counts against a budget of hours too."""
         self._console = console
         self._clock = clock
         self._search: SearchRecord | None = None
         self._began = clock()
+        self._at_once = 0  # most trials of this session that ran at the same time
         self._records: dict[str, TrialRecord] = {}
         self._steps: dict[str, int] = {}  # of the last report of each trial
         self._live: Live | None = None
@@ -66,7 +69,7 @@ class ProgressCallback(Callback):
     def search_started(self, search: SearchRecord) -> None:
         """Open the display."""
         self.close()
-        self._search, self._began = search, self._clock()
+        self._search, self._began = search, self._clock() - self.earlier_seconds
         if not self._console.is_terminal:
             self._print(
                 f"{search.name}  {search.budget_trials} trials of {search.total_steps} steps  "
@@ -82,6 +85,7 @@ class ProgressCallback(Callback):
                 self._began,
                 self._clock(),
                 self._console.height,
+                self._at_once,
             ),
             vertical_overflow="crop",
         )
@@ -92,6 +96,8 @@ class ProgressCallback(Callback):
         """Add a row, or print a line with the trial's parameters."""
         values = "  ".join(f"{key}={format_value(v)}" for key, v in record.params.items())
         self._update(record, f"started  {values}".rstrip())
+        running = sum(r.outcome == "running" for r in self._records.values())
+        self._at_once = max(self._at_once, running)
 
     def trial_reported(self, record: TrialRecord) -> None:
         """Update the bar, or print a line; a trial that lost its node repeats earlier steps."""
@@ -102,13 +108,16 @@ class ProgressCallback(Callback):
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Move the trial to those that ended, or print a line with its outcome."""
+        known = self._records.get(record.trial_id)
         took = format_seconds(record.seconds)
         text = f"{record.outcome}  {self._step(record)}{_accuracies(record.last)}"
         text += f"  in {took}" if took else ""
         self._update(record, f"{text}  {record.error_line}".rstrip())
-        if self._live is None and self._search is not None and record.kind == "trial":
-            records = list(self._records.values())
-            self._print("  ".join(pace(self._search, records, self._began, self._clock())))
+        # A resume brings the ends of earlier sessions again, before anything runs.
+        ran = known is not None and known.outcome == "running"
+        if self._live is None and self._search is not None and record.kind == "trial" and ran:
+            records, now = list(self._records.values()), self._clock()
+            self._print("  ".join(pace(self._search, records, self._began, now, self._at_once)))
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Show all trials once more and close the display."""
@@ -136,12 +145,18 @@ class ProgressCallback(Callback):
 
 
 def render(
-    search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float, height: int
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+    began: float,
+    now: float,
+    height: int,
+    at_once: int,
 ) -> RenderableType:
     """The display in at most `height` lines; running trials are shown before ended ones.
 
     Args:
-        began: Unix time of the start of the session.
+        began: Unix time of the start of the search, as if its sessions had no pauses between them.
+        at_once: trials that run side by side.
     """
     running = [r for r in records if r.outcome == "running"]
     ended = [r for r in records if r.outcome != "running"]
@@ -168,16 +183,17 @@ def render(
     for record in reversed(last):
         outcome = Text(record.outcome, style=OUTCOME_STYLE[record.outcome])
         table.add_row(*_row(search, record, outcome))
-    return Group(*_header(search, records, began, now), table)
+    texts = [*pace(search, records, began, now, at_once), format_seconds(now - began)]
+    return Group(*_header(search, records, texts), table)
 
 
 def pace(
-    search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float
+    search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float, at_once: int
 ) -> list[str]:
     """What has ended, the time that is left, and what is used of the budgets, a text each."""
     ended = sum(r.kind == "trial" and r.outcome != "running" for r in records)
     texts = [f"{ended} of {search.budget_trials} trials done"]
-    if left := seconds_left(search, records, now):
+    if left := seconds_left(search, records, now, at_once):
         texts.append(f"about {format_seconds(left)} left")
     section: object = search.config
     for key in ("search", "budget"):
@@ -192,11 +208,13 @@ def pace(
     return texts
 
 
-def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: float) -> float | None:
+def seconds_left(
+    search: SearchRecord, records: Sequence[TrialRecord], now: float, at_once: int
+) -> float | None:
     """About how long the trials will take that have not ended; None before one has ended.
 
     A trial is taken to last as long as the median of those that began after another had ended, if
-    there are any, since the first ones also start the workers. As many run at once as now.
+    there are any, since the first ones also start the workers.
     """
     ended = [r for r in records if r.ended_at is not None and r.seconds is not None]
     if not ended:
@@ -204,20 +222,18 @@ def seconds_left(search: SearchRecord, records: Sequence[TrialRecord], now: floa
     first_end = min(r.ended_at or 0.0 for r in ended)
     warm = [r for r in ended if (r.started_at or 0.0) >= first_end]
     each = median(r.seconds or 0.0 for r in warm or ended)
-    running = [now - (r.started_at or now) for r in records if r.outcome == "running"]
+    elapsed = [now - (r.started_at or now) for r in records if r.outcome == "running"]
+    running = [max(0.0, each - seconds) for seconds in elapsed]
     trials = sum(r.kind == "trial" for r in records)
-    work = max(0, search.budget_trials - trials) * each
-    work += sum(max(0.0, each - elapsed) for elapsed in running)
-    return work / max(1, len(running))
+    work = max(0, search.budget_trials - trials) * each + sum(running)
+    return max(work / max(1, at_once), *running, 0.0)
 
 
 def _header(
-    search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float
+    search: SearchRecord, records: Sequence[TrialRecord], texts: Sequence[str]
 ) -> Iterable[RenderableType]:
     yield Rule(f"[bold]{escape(search.name)}[/]", align="left", style="dim")
-    first, *others = pace(search, records, began, now)
-    texts = [first, *others, format_seconds(now - began), _counts(records)]
-    yield Text("  ·  ".join(texts), no_wrap=True, overflow="ellipsis")
+    yield Text("  ·  ".join([*texts, _counts(records)]), no_wrap=True, overflow="ellipsis")
     zero_shot = f"zero-shot{_accuracies(search.zero_shot.get, loss=False)}"
     best = best_trial(search, [r for r in records if r.outcome != "running"])
     line = Text(no_wrap=True, overflow="ellipsis")

@@ -91,7 +91,7 @@ def test_the_display_is_never_longer_than_the_terminal(height: int, num_running:
     console = terminal(height)
     records = [running(number) for number in range(num_running)]
     records += [fakes.trial(100 + number) for number in range(20)]
-    lines = console.render_lines(render(SEARCH, records, 0.0, 75.0, height))
+    lines = console.render_lines(render(SEARCH, records, 0.0, 75.0, height, 2))
     assert len(lines) < height
     shown = "\n".join("".join(segment.text for segment in line) for line in lines)
     assert "20 of 16 trials done" in shown
@@ -109,24 +109,43 @@ def test_the_time_left_is_that_of_the_median_trial() -> None:
     late = [replace(running(number), started_at=490.0) for number in (5, 6)]
     search = replace(SEARCH, budget_trials=11)
     # 4 trials have not begun, and 2 still take 70 s each; 2 run at once. The first two took longer.
-    assert seconds_left(search, [*ended, *late], 520.0) == (4 * 100 + 2 * 70) / 2
-    assert seconds_left(search, late, 520.0) is None
-    assert "left" not in "".join(pace(replace(SEARCH, budget_trials=5), ended, 0.0, 500.0))
+    assert seconds_left(search, [*ended, *late], 520.0, 2) == (4 * 100 + 2 * 70) / 2
+    assert seconds_left(search, [*ended, late[0]], 520.0, 2) == (5 * 100 + 70) / 2
+    assert seconds_left(replace(search, budget_trials=6), [*ended, late[0]], 520.0, 2) == 70
+    assert seconds_left(search, late, 520.0, 2) is None
+    assert "left" not in "".join(pace(replace(SEARCH, budget_trials=5), ended, 0.0, 500.0, 2))
+
+
+def test_a_resumed_log_continues_the_count_of_trials_and_hours() -> None:
+    console, now = plain(), 0.0
+    budget = {"search": {"budget": {"hours": 2.0}}}
+    two = [replace(running(number), started_at=3600.0) for number in (1, 2)]
+    with closing(ProgressCallback(console, clock=lambda: now)) as callback:
+        now, callback.earlier_seconds = 3600.0, 1800.0
+        callback.search_started(replace(SEARCH, config=budget, budget_trials=7))
+        callback.trial_ended(replace(fakes.trial(0), started_at=0.0, ended_at=1000.0))
+        for trial in two:
+            callback.trial_started(trial)
+        now = 5400.0
+        callback.trial_ended(replace(two[0], outcome="finished", ended_at=now))
+    # 4 trials of 1800 s have not begun, two of them run at once, and the other one is at its end.
+    paces = [line for line in text(console).splitlines() if "trials done" in line]
+    assert paces == ["2 of 7 trials done  about 1h 00m left  1 of 2 hours"]
 
 
 def test_what_is_used_of_a_budget_is_shown() -> None:
     budget = {"search": {"budget": {"hours": 2.0, "gpu_hours": 8.0}}}
     trial = replace(fakes.trial(1), gpus=4, started_at=0.0, ended_at=1800.0)
-    texts = pace(replace(SEARCH, config=budget), [trial], 0.0, 3600.0)
+    texts = pace(replace(SEARCH, config=budget), [trial], 0.0, 3600.0, 1)
     assert texts[-2:] == ["1 of 2 hours", "2 of 8 GPU-hours"]
-    texts = pace(SEARCH, [replace(trial, earlier_gpu_seconds=0.0)], 0.0, 3600.0)
+    texts = pace(SEARCH, [replace(trial, earlier_gpu_seconds=0.0)], 0.0, 3600.0, 1)
     assert texts[-1] == "2 GPU-hours"
 
 
 def test_the_trials_that_ended_last_are_shown() -> None:
     console = terminal()
     records = [fakes.trial(number) for number in range(10)]
-    lines = console.render_lines(render(SEARCH, records, 0.0, 0.0, 24))
+    lines = console.render_lines(render(SEARCH, records, 0.0, 0.0, 24, 2))
     shown = "\n".join("".join(segment.text for segment in line) for line in lines)
     table = shown.split("─\n")[-1]
     assert "trial-009" in table
