@@ -27,7 +27,14 @@ from tuning.reporting.methods_report import methods_table
 from tuning.reporting.result_table import Column, ResultTable, Row, fit_table
 from tuning.reporting.selection_report import selection_table
 from tuning.reporting.tables.arrow import trial_row, zero_shot_row
-from tuning.runs.records import AVERAGED, METHOD_KEY, Outcome, SearchRecord, TrialRecord
+from tuning.runs.records import (
+    AVERAGED,
+    EVAL_IMAGES,
+    METHOD_KEY,
+    Outcome,
+    SearchRecord,
+    TrialRecord,
+)
 from tuning.selection.ranking import (
     best_trial,
     misses,
@@ -141,6 +148,9 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         )
     if any(record.metrics.get(AVERAGED) for record in order):
         notes.append("Trials that ended early: accuracy of their averaged weights.")
+    images = {record.metrics.get(EVAL_IMAGES) for record in (*references, *order)} - {None}
+    if len(images) > 1:
+        notes.append("Trials that ended early: accuracy on a sample of the validation images.")
     notes += describe_checks(rung_checks(search, records))
     if len(search.constraints) > 1:
         named = [f"{letter}: {text}" for text, letter in letters.items()]

@@ -46,6 +46,8 @@ TIME: Final = "time_this_iter_s"
 TRAIN_LOSS: Final = "train/loss"
 AVERAGED: Final = "eval/averaged"
 """1 in a report whose evaluation saw the average of the weights, see `trial.eval.rung_weights`."""
+EVAL_IMAGES: Final = "eval/images"
+"""Images that an evaluation saw: before the last step a sample, see `trial.eval.rung_images`."""
 SECONDS: Final = "cost/seconds"
 
 

@@ -177,6 +177,17 @@ def test_accuracies_of_averaged_weights_are_labelled() -> None:
     assert any("averaged weights" in note for note in leaderboard(SEARCH, [averaged]).notes)
 
 
+def test_accuracies_on_a_sample_of_the_images_are_labelled() -> None:
+    def notes(images: float) -> str:
+        point = fakes.report(40, 80.0, 60.0) | {"eval/images": images}
+        ended = fakes.report(240, 85.0, 62.0) | {"eval/images": 500.0}
+        pruned = fakes.trial(1, outcome="pruned", curve=(point,))
+        return " ".join(leaderboard(SEARCH, [pruned, fakes.trial(2, curve=(ended,))]).notes)
+
+    assert "accuracy on a sample of the validation images" in notes(100.0)
+    assert "sample" not in notes(500.0)
+
+
 def test_the_first_note_says_that_no_trial_beats_a_reference() -> None:
     plain = replace(fakes.reference(), curve=(fakes.report(240, 90.0, 64.0),))
     first, *_ = leaderboard(SEARCH, [plain, fakes.trial(1, 80.0, 60.0)]).notes
