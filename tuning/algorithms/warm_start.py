@@ -1,9 +1,10 @@
 """What a new search learns from earlier ones.
 
 If trial and data are the same, the sampler gets the earlier results as observations. Results on
-other data do not compare, but good parameters carry over: the best points are tried first. With
-`search.warm_start.use = observations`, results on other data are used as well, each shifted by the
-difference between the zero-shot models. Either replaces the points of `search.prior`.
+other data, or without the metric that the sampler optimises, do not compare, but good parameters
+carry over: the best points are tried first. With `search.warm_start.use = observations`, results on
+other data are used as well, each shifted by the difference between the zero-shot models. Either
+replaces the points of `search.prior`.
 """
 
 from __future__ import annotations
@@ -124,7 +125,12 @@ def _learn(
         prefix = "" if study.method is None else f"{study.method}: "
         points = [replace(record, params=point_of(record)) for record in records]
         try:
-            if use == "observations" or (use == "auto" and same_task(run, records[0], file, study)):
+            # Runs of earlier versions have no NLL, which the sampler optimises by default.
+            if use == "observations" or (
+                use == "auto"
+                and _is_measured(points, search)
+                and same_task(run, records[0], file, study)
+            ):
                 _observe(study, search, run, points)
                 lines.append(f"{prefix}{len(points)} trials as observations")
             else:
@@ -144,6 +150,12 @@ def _ended(run: LoadedRun) -> list[TrialRecord]:
         for record in run.history.records
         if record.kind == "trial" and record.outcome in ("finished", "pruned")
     ]
+
+
+def _is_measured(records: Sequence[TrialRecord], search: SearchRecord) -> bool:
+    """Whether any of the trials has a metric that the sampler optimises."""
+    told = search.sampler_objectives
+    return any(record.last(o.metric) is not None for record in records for o in told)
 
 
 def _enqueue(
@@ -174,9 +186,8 @@ def _observe(
     study: MethodStudy, search: SearchRecord, run: LoadedRun, records: Sequence[TrialRecord]
 ) -> None:
     """Add the trials of a run to a study, shifted by the difference of the zero-shot models."""
-    told = search.sampler_objectives
-    if all(record.last(objective.metric) is None for record in records for objective in told):
-        metrics = " and ".join(objective.metric for objective in told)
+    if not _is_measured(records, search):
+        metrics = " and ".join(objective.metric for objective in search.sampler_objectives)
         raise ConfigError(
             f"none of its trials has {metrics}", key="search.warm_start.use", source=run.folder
         )

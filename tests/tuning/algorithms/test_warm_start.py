@@ -225,6 +225,15 @@ def test_what_lies_outside_of_a_narrower_space_is_left_out(
         warm(images_root, earlier, **changes)
 
 
+def test_the_best_points_of_a_run_without_nll_are_tried_first(
+    images_root: Path, earlier: Path
+) -> None:
+    records = [trial(0, 85.0, 62.0), trial(1, 86.0, 63.0, lr=2e-4)]
+    write_run(earlier, search_file(images_root), records)
+    study, _ = warm(images_root, earlier, search__sampler__metric="auto")
+    assert learning_rates(study) == [2e-4, 1e-4]
+
+
 def test_a_choice_that_is_gone_is_left_out(images_root: Path, earlier: Path) -> None:
     def space(*choices: str) -> dict[str, Any]:
         precision = {"type": "categorical", "choices": choices}
@@ -262,7 +271,7 @@ def test_what_cannot_be_learned_from_is_refused(images_root: Path, tmp_path: Pat
         (old, "format 0", "auto"),
         (empty, "none of its 0 ended trials", "auto"),
         (pruned, "no finished trial", "points"),
-        (silent, "none of its trials has val/mean_acc", "auto"),
+        (silent, "none of its trials has val/mean_acc", "observations"),
     ):
         with pytest.raises(ConfigError, match=problem) as caught:
             warm(images_root, run, search__warm_start__use=use)
