@@ -72,6 +72,9 @@ def check_names(prior: PriorConfig, parameters: Mapping[str | None, Iterable[str
         if method not in METHODS:
             hint = suggestion(method, METHODS)
             raise ConfigError("unknown method", key=f"{KEY}.by_method", value=method, hint=hint)
+        if None in parameters:
+            problem = "has an effect only with search.space.methods"
+            raise ConfigError(problem, key=f"{KEY}.by_method")
         if method in parameters:
             of_method = list(parameters[method])
             found += [(f"by_method.{method}.center.{key}", key, of_method) for key in own.center]

@@ -86,6 +86,7 @@ def test_given_points_replace_the_prior() -> None:
         ("width.optim.lr=-1", "width", "-1 is not between"),
         ("points=-1", "points", "greater than or equal to 0"),
         ("by_method.fft.center.optim.lr=1e-4", "by_method", "did you mean 'ft'"),
+        ("by_method.ft.center.optim.lr=1e-4", "by_method", "only with search.space.methods"),
     ],
 )
 def test_a_mistake_in_the_prior_has_its_key(override: str, key: str, words: str) -> None:
