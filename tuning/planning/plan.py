@@ -24,6 +24,7 @@ from rich.console import Console
 from search_spaces import SearchSpace
 from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
+from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.errors import ConfigError
 from tuning.algorithms.early_stopping import PerGroupRule, StoppingRule, rung_ladder
 from tuning.algorithms.rung_check import create_rule
@@ -89,6 +90,19 @@ class Plan:
             steps = [s for s in self.shape.report_steps if scheduler.grace_steps <= s < total]
             return steps[:: math.ceil(len(steps) / _MEDIAN_MARKS)] if steps else []
         return []
+
+    @property
+    def trial_memory_bytes(self) -> int:
+        """Peak resident memory of a trial's processes, with the images that its workers keep.
+
+        Probes evaluate all images, and their memory includes those that stay decoded; what is added
+        are the samples of the domains that are evaluated in part before the last step.
+        """
+        size, workers = self.file.trial.eval.rung_images, self.file.search.resources.workers
+        sampled = sum(0 < size < number for number in self.probe.val_images)
+        of_domain = math.ceil(size / workers) * self.probe.view_bytes
+        kept = min(KEPT_BYTES, sampled * of_domain) if of_domain <= KEEP_BYTES else 0
+        return self.probe.memory_bytes + self.probe.head_bytes + workers * kept
 
     @property
     def running_checkpoint_bytes(self) -> int:
@@ -239,10 +253,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
     for key, budget, needs, _ in plan.budgets:
         if needs.low <= budget < needs.median:
             yield f"{key} = {budget:g} is likely to end the search before its last trial"
-    memory, on_head = (
-        concurrent * (probe.memory_bytes + probe.head_bytes),
-        concurrent * probe.head_bytes,
-    )
+    memory, on_head = concurrent * plan.trial_memory_bytes, concurrent * probe.head_bytes
     if memory > plan.cluster_memory_bytes:
         yield (
             f"{concurrent} trials at once take {gigabytes(memory)} of memory, and the cluster has "

@@ -76,6 +76,8 @@ class Probe:
     """Median of evaluations of all images, without the first one."""
     val_images: tuple[int, ...]
     """Number of validation images of each domain."""
+    view_bytes: int
+    """Memory of one decoded evaluation image."""
     save_s: float
     """Median time to write a checkpoint and report it."""
     checkpoint_bytes: int
@@ -153,6 +155,7 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
         step_spread=statistics.stdev(steps) / statistics.fmean(steps) if len(steps) > 1 else 0.0,
         eval_s=eval_s,
         val_images=tuple(first["val_images"]),
+        view_bytes=first["view_bytes"],
         save_s=save_s,
         checkpoint_bytes=first["checkpoint_bytes"],
         weights_bytes=first["weights_bytes"],
@@ -217,7 +220,7 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
             break
     del report  # and with it the model
     restarting = time.perf_counter()
-    start(config, device=device)
+    image_size = start(config, device=device).zero_shot.image_input.size
     restart_s = time.perf_counter() - restarting
     gpu = device.type == "cuda"
     files = {info.base_name: info.size for info in folder.list(newest_checkpoint(folder) or "")}
@@ -230,6 +233,7 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
         "steps_s": steps_s,
         "evals_s": evals_s,
         "val_images": [len(images) for images in held_out.values()],
+        "view_bytes": 3 * image_size**2,
         "saves_s": saves_s,
         "memory_bytes": _peak_memory(),
         "gpu_memory_bytes": torch.cuda.max_memory_reserved(device) if gpu else 0,

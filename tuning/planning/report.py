@@ -98,7 +98,7 @@ def _measured(plan: Plan) -> Table:
         ("start of a trial", f"{probe.restart_s:.3g} s", "in workers that are kept"),
         ("start of the search", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model, workers"),
         ("cache of images", format_seconds(probe.cache_s), "once per machine, in no cost below"),
-        ("memory of a trial", gigabytes(probe.memory_bytes + probe.head_bytes), "at its peak"),
+        ("memory of a trial", gigabytes(plan.trial_memory_bytes), "at its peak"),
         ("of it on the head", gigabytes(probe.head_bytes), "drivers of its workers"),
     ]
     if probe.gpu_total_bytes:

@@ -39,6 +39,7 @@ PROBE = Probe(
     step_spread=0.05,
     eval_s=9,
     val_images=(4000, 1000),
+    view_bytes=3 * 32**2,
     save_s=1,
     checkpoint_bytes=10**9,
     weights_bytes=4 * 10**8,
@@ -144,6 +145,30 @@ def test_it_warns_of_too_little_memory_disk_or_gpu_memory() -> None:
     assert "running trials alone take 8 GB" in tight.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("val_images", "workers", "rung_images", "kept"),
+    [
+        pytest.param((4000, 1000), 1, 2000, 2000 * 150_528, id="sample"),
+        pytest.param((4000, 1000), 1, 0, 0, id="all-images"),
+        pytest.param((4000,) * 20, 2, 2000, 20 * 2000 * 150_528, id="two-workers"),
+        pytest.param((4000,) * 20, 1, 2000, 4 << 30, id="limit-of-a-worker"),
+        pytest.param((9000,), 1, 8000, 0, id="larger-than-is-kept"),
+    ],
+)
+def test_decoded_samples_take_memory(
+    val_images: tuple[int, ...], workers: int, rung_images: int, kept: int
+) -> None:
+    values = search_file(resources={"workers": workers}).model_dump(mode="json")
+    values["trial"]["eval"]["rung_images"] = rung_images
+    file = SearchFile.model_validate(values)
+    probe = replace(PROBE, val_images=val_images, view_bytes=3 * 224**2)
+    plan = make_plan(file, probe, memory=8 * 10**9 + 4 * kept)
+    assert plan.trial_memory_bytes == 2 * 10**9 + kept
+    assert not any("of memory" in warning for warning in plan.warnings)
+    less = replace(plan, cluster_memory_bytes=plan.cluster_memory_bytes - 1)
+    assert any("of memory, and the cluster" in warning for warning in less.warnings)
+
+
 @pytest.mark.parametrize(("keep_top", "more"), [(0, 0), (3, 3), (50, 4)])
 def test_kept_weights_take_disk_but_of_no_more_than_all_trials(keep_top: int, more: int) -> None:
     budget = {"trials": 4}
@@ -223,6 +248,7 @@ def timing(step_s: float, seconds: float, load_s: float, cache_s: float = 0.0) -
         "evals_s": [7.0, *[3.0] * later],
         "saves_s": [0.5] * INTERVALS,
         "val_images": [4000, 1000],
+        "view_bytes": 3 * 32**2,
         "checkpoint_bytes": 11,
         "weights_bytes": 4,
         "memory_bytes": 1000,
