@@ -12,7 +12,7 @@ import logging
 import re
 import secrets
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -111,19 +111,23 @@ def fit(
 class FaultyNodes:
     """Nodes on which GPUs fail repeatedly. Trials avoid them while other nodes can hold a trial.
 
+    A trial whose GPUs fail on different nodes is at fault itself, and its failures do not count.
+
     Args:
         resources: of a trial.
     """
 
     def __init__(self, resources: ResourcesConfig) -> None:
-        self._resources, self._failures = resources, Counter[str]()
+        self._resources = resources
+        self._failures: list[tuple[str, str]] = []  # trial and node of each
 
-    def failed(self, error: Exception) -> str:
+    def failed(self, trial: str, error: Exception) -> str:
         """Count the failed GPUs behind an error of Ray Train; what follows, for the user."""
         gpus = [one for one in _innermost(error) if _is_of_accelerator(one)]
         nodes = {node for gpu in gpus if (node := getattr(gpu, "node", None)) is not None}
-        self._failures.update(nodes)
-        if not (new := [node for node in nodes if self._failures[node] == GPU_FAILURES]):
+        before = self._avoided()
+        self._failures += [(trial, node) for node in nodes]
+        if not (new := [node for node in self._avoided() if node not in before]):
             return ""
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         names = ", ".join(f"{addresses.get(node, 'unknown')} ({node[:8]})" for node in new)
@@ -132,7 +136,8 @@ class FaultyNodes:
 
     def finished(self) -> None:
         """Count again from 0, except on the nodes that are avoided already."""
-        self._failures = Counter(dict.fromkeys(self._avoided(), GPU_FAILURES))
+        avoided = self._avoided()
+        self._failures = [failure for failure in self._failures if failure[1] in avoided]
 
     def placement(self) -> dict[str, Any]:
         """Arguments of `torch_trainer` that replace those of `resources.per_trial()`.
@@ -151,7 +156,11 @@ class FaultyNodes:
         return {}
 
     def _avoided(self) -> list[str]:
-        return [node for node, count in self._failures.items() if count >= GPU_FAILURES]
+        nodes_of = defaultdict[str, set[str]](set)
+        for trial, node in self._failures:
+            nodes_of[trial].add(node)
+        counts = Counter(node for trial, node in self._failures if len(nodes_of[trial]) == 1)
+        return [node for node, count in counts.items() if count >= GPU_FAILURES]
 
 
 class Attempts:
@@ -176,7 +185,8 @@ class Attempts:
         announced = draining_nodes().keys() - self._known_nodes
         self._known_nodes |= announced
         self._failures += not announced
-        reason = f"{type(failure).__name__}: {first_line(failure)}{self._nodes.failed(error)}"
+        avoided = self._nodes.failed(self._name, error)
+        reason = f"{type(failure).__name__}: {first_line(failure)}{avoided}"
         if self._failures > self._max_failures:
             raise MachinesLost(
                 f"workers were lost {self._failures} time(s), and "

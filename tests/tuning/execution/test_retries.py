@@ -115,11 +115,11 @@ def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_he
         for node in (here, "another"):
             error = accelerator("CUDA error: uncorrectable ECC error", 214)
             error.node = node
-            assert nodes.failed(of_workers(error, error, DIVERGED)) == ""
+            assert nodes.failed("trial-000", of_workers(error, error, DIVERGED)) == ""
             nodes.finished()  # so the next failure is the first one again
-            assert nodes.failed(of_workers(error)) == ""
+            assert nodes.failed("trial-000", of_workers(error)) == ""
             assert nodes.placement() == {}
-            said = nodes.failed(of_workers(error))
+            said = nodes.failed("trial-000", of_workers(error))
             if node == here:
                 assert said.endswith(f"({here[:8]}): no other node can hold a trial")
                 assert nodes.placement() == {}
@@ -127,6 +127,25 @@ def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_he
         assert said.endswith("another): trials avoid it")
         nodes.finished()
         assert nodes.placement() == {"avoid": ["another"], "workers": 1}
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_on_two_nodes_is_at_fault_itself(ray_head: Head) -> None:
+    def fail(trial: str, node: str) -> str:
+        error = accelerator("CUDA error: an illegal memory access was encountered", 700)
+        error.node = node
+        return nodes.failed(trial, of_workers(error))
+
+    with ray_session(ray_head.address):
+        nodes = FaultyNodes(ResourcesConfig())
+        fail("trial-000", "a")
+        assert fail("trial-000", "a").endswith("trials avoid it")
+        assert nodes.placement() == {"avoid": ["a"], "workers": 1}
+        assert fail("trial-000", "b") == fail("trial-000", "b") == ""
+        assert nodes.placement() == {}
+        fail("trial-001", "b")
+        assert fail("trial-002", "b").endswith("trials avoid it")
+        assert nodes.placement() == {"avoid": ["b"], "workers": 1}
 
 
 class Trainer:
