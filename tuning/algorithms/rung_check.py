@@ -246,8 +246,7 @@ def rung_checks(
     search: SearchRecord, records: Iterable[TrialRecord]
 ) -> dict[str | None, list[RungCheck]]:
     """The checks by method; empty until enough trials have finished."""
-    settings = search.config.get("search")
-    scheduler = settings.get("scheduler") if isinstance(settings, Mapping) else None
+    scheduler = search.configured("search", "scheduler")
     if not scheduler:
         return {}
     rule = SearchRule(

@@ -278,11 +278,10 @@ def create_studies(
         for name in optuna.get_all_study_names(storage):
             if name.endswith(f"-{run_id}"):
                 optuna.delete_study(study_name=name, storage=storage)
-        parts = space.parts()
         return Studies(
             [
                 _create_study(search, method, part, sampler, storage, run_id, records)
-                for method, part in parts.items()
+                for method, part in space.parts().items()
             ]
         )
 
@@ -336,9 +335,9 @@ def _create_study(
         created.grid = deque(point for point in points if point not in tried)
     # Continue a quasi-random sequence after the points of earlier sessions. Optuna 5.0 counts them
     # in the study, which is new here.
-    known = study.get_trials(deepcopy=False)
-    if isinstance(study.sampler, QMCSampler) and known:
-        relative = study.sampler.infer_relative_search_space(study, known[0])
+    trials = study.get_trials(deepcopy=False)
+    if isinstance(study.sampler, QMCSampler) and trials:
+        relative = study.sampler.infer_relative_search_space(study, trials[0])
         for _ in own if relative else ():
-            study.sampler.sample_relative(study, known[0], relative)
+            study.sampler.sample_relative(study, trials[0], relative)
     return created

@@ -57,7 +57,8 @@ _NCCL_MISUSE: Final = re.compile("ncclInvalid(Usage|Argument)")
 
 
 GPU_FAILURES: Final = 2
-"""So many failures of a GPU without a finished trial in between, and trials avoid its node."""
+"""Number of GPU failures on a node, without a finished trial in between, after which trials avoid
+the node."""
 
 
 class MachinesLost(RuntimeError):
@@ -122,7 +123,11 @@ class FaultyNodes:
         self._failures: list[tuple[str, str]] = []  # trial and node of each
 
     def failed(self, trial: str, error: Exception) -> str:
-        """Count the failed GPUs behind an error of Ray Train; what follows, for the user."""
+        """Count the failed GPUs behind an error of Ray Train.
+
+        Returns:
+            A clause for the log if a node is avoided from now on, else an empty text.
+        """
         gpus = [one for one in _innermost(error) if _is_of_accelerator(one)]
         nodes = {node for gpu in gpus if (node := getattr(gpu, "node", None)) is not None}
         before = self._avoided()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from rich.console import Console, Group, RenderableType
@@ -195,13 +195,9 @@ def pace(
     texts = [f"{ended} of {search.budget_trials} trials done"]
     if left := seconds_left(search, records, now, at_once):
         texts.append(f"about {format_seconds(left)} left")
-    section: object = search.config
-    for key in ("search", "budget"):
-        section = section.get(key) if isinstance(section, Mapping) else None
-    budget = section if isinstance(section, Mapping) else {}
     used = {"hours": now - began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
     for key, unit in (("hours", "hours"), ("gpu_hours", "GPU-hours")):
-        if (limit := budget.get(key)) is not None:
+        if (limit := search.configured("search", "budget", key)) is not None:
             texts.append(f"{used[key] / 3600:.2g} of {limit:g} {unit}")
         elif key == "gpu_hours" and used[key]:
             texts.append(f"{used[key] / 3600:.2g} {unit}")

@@ -34,7 +34,8 @@ FORMAT = 1
 HEARTBEAT_SECONDS = 30.0
 """Longest time of a killed session that can be missing from the budgets."""
 _ATTEMPTS, _PAUSE_S = 5, 0.1
-"""To lock the journal: `is_running` of another process holds a lock for a moment."""
+"""Number of attempts to lock the journal, and seconds between them. `is_running` of another process
+holds a lock for a moment."""
 _LOCKED = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES})
 """`errno` of flock if another process holds the lock. Others mean that locks are not supported."""
 

@@ -12,7 +12,7 @@ scheduler), `failed` (it raised), `stopped` (the search was interrupted, or a bu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -220,13 +220,19 @@ class SearchRecord:
     sampler_metric: str = "objective"
     """What the sampler optimises, see `SamplerConfig.metric`."""
 
+    def configured(self, *keys: str) -> object:
+        """A value of the configuration, or None if it has no such key."""
+        value: object = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
     @property
     def trials_per_method(self) -> int:
         """The budget of each method, if several are compared."""
-        settings = self.config.get("search")
-        space = settings.get("space") if isinstance(settings, Mapping) else None
-        methods = space.get("methods") if isinstance(space, Mapping) else None
-        return math.ceil(self.budget_trials / len(methods or (None,)))
+        methods = self.configured("search", "space", "methods")
+        number = len(methods) if isinstance(methods, Sequence) else 0
+        return math.ceil(self.budget_trials / max(1, number))
 
     @property
     def sampler_objectives(self) -> tuple[Objective, ...]:
@@ -254,10 +260,8 @@ class SearchRecord:
     @property
     def configured_method(self) -> str | None:
         """The method of trials whose parameters name none; None if it is not known."""
-        configured: object = self.config
-        for key in ("trial", *METHOD_KEY.split(".")):
-            configured = configured.get(key) if isinstance(configured, Mapping) else None
-        return None if configured is None else str(configured)
+        name = self.configured("trial", *METHOD_KEY.split("."))
+        return None if name is None else str(name)
 
     def method(self, record: TrialRecord) -> str | None:
         """The fine-tuning method of a trial: proposed, else configured, else None."""
@@ -269,9 +273,7 @@ class SearchRecord:
     @property
     def reference_params(self) -> dict[str, ParamValue]:
         """The learning rate of plain fine-tuning, which has it from the configuration."""
-        value: object = self.config
-        for key in ("trial", "optim", "lr"):
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = self.configured("trial", "optim", "lr")
         return {"optim.lr": float(value)} if isinstance(value, int | float) else {}
 
     def methods(self, records: Iterable[TrialRecord]) -> tuple[str, ...]:

@@ -156,7 +156,10 @@ def test_a_reader_that_looks_for_a_driver_does_not_stop_one(
     with (tmp_path / JOURNAL_FILE).open("rb") as reader:  # `is_running` of another process
         fcntl.flock(reader, fcntl.LOCK_SH)
         monkeypatch.setattr("time.sleep", lambda seconds: reader.close())
-        Journal(tmp_path).close()
+        driver = Journal(tmp_path)
+    assert reader.closed  # so the first attempt did not get the lock
+    assert is_running(tmp_path)
+    driver.close()
 
 
 def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path: Path) -> None:

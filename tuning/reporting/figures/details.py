@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import optuna
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -144,8 +145,8 @@ def _varied(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[str
 def _importances(
     trials: Sequence[TrialRecord], keys: Sequence[str], metric: str
 ) -> dict[str, float]:
-    import optuna
-
+    if len({record.metrics[metric] for record in trials}) == 1:
+        return {}
     with quiet_optuna():
         study = optuna.create_study()
         ranks = {key: _ranks([record.params.get(key) for record in trials]) for key in keys}
@@ -159,8 +160,6 @@ def _importances(
                     value=record.metrics[metric],
                 )
             )
-        if len({record.metrics[metric] for record in trials}) == 1:
-            return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
