@@ -2,6 +2,7 @@
 # make test           tests that need Python and a package index only; 16 to 18 minutes on 2 cores
 # make test-cluster   tests that need root, PostgreSQL, Slurm or Chromium, or minutes each
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
+# make docs           the documentation as a site in site/, without warnings
 # make lint           ruff and mypy
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 # Files stay on one process, which shares their fixtures; tests/conftest.py puts slow files first.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-cluster test-lowest lint clean
+.PHONY: quickstart test test-cluster test-lowest docs lint clean
 
 quickstart: $(VENV)/.benchmark
 	$(BIN)/lipsum-tune search quickstart
@@ -33,13 +34,17 @@ test-lowest:
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
 	$(LOWEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not cluster"
 
+docs: $(VENV)/.docs
+	$(BIN)/python -m docs.build
+	$(BIN)/python -m zensical build --clean --strict
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build site *.egg-info
 
 # Each stamp file stands for one extra, which is installed again when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml
