@@ -1,0 +1,180 @@
+"""README and docs/: commands are parsed or run, configurations are loaded, Python is run.
+
+What else a shell block contains, or a Python block that cannot run here, stands below a comment
+`<!-- not run: reason -->`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from docs import build
+from tests.trainers.curves import short
+from tests.tuning.run_folders import search_file, trial, write_run
+from trainers.config import TrialConfig
+from tuning.config.validation import load_config
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^>]+) -->\n\n?)?"
+    r"^(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
+    re.MULTILINE | re.DOTALL,
+)
+COMMANDS = get_command(app).commands
+INSTANT = {"config", "schema", "list", "status"}
+MAKE = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+    is_run: bool
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        line = text.count("\n", 0, found.start("fence")) + 1
+        yield Block(page, line, found["language"], found["code"], found["reason"] is None)
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+
+
+def in_language(language: str) -> Any:
+    chosen = [block for block in BLOCKS if block.language == language]
+    return pytest.mark.parametrize("block", chosen, ids=str)
+
+
+@pytest.fixture(scope="session")
+def runs(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs that the documentation names."""
+    folder = tmp_path_factory.mktemp("documented")
+    records = [trial(0, 85.0, 62.0), trial(1, 86.0, 61.5)]
+    for name in ("quickstart", "my_search", "NAME"):
+        write_run(folder / "runs" / name, search_file(images_root), records)
+    return folder
+
+
+def commands(code: str) -> Iterator[list[str]]:
+    """The words of each command, without comments, redirections and all before `&&`."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words[: words.index(">")] if ">" in words else words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_of_a_language_that_is_tested(page: Path) -> None:
+    assert {block.language for block in blocks(page)} <= {"sh", "yaml", "python", "text", "math"}
+    outside = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    assert "```" not in outside
+    assert not re.search(r"^\n    \S", outside, re.MULTILINE), "an indented block"
+
+
+@in_language("sh")
+def test_commands(block: Block, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    for words in commands(block.code):
+        match words:
+            case [program, name, *arguments] if Path(program).name == "lipsum-tune":
+                COMMANDS[name].make_context(name, [*arguments]).close()
+                if name in INSTANT:
+                    done = CliRunner().invoke(app, [name, *arguments])
+                    assert done.exit_code == 0, done.output
+            case ["make", target]:
+                assert target in MAKE
+            case ["source", ".venv/bin/activate"]:
+                pass
+            case _:
+                assert not block.is_run, f"not tested: {shlex.join(words)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_within_the_text(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for name, rest in re.findall(r"`lipsum-tune ([a-z][a-z-]*)([^`]*)`", text):
+        options = {o for p in COMMANDS[name].params for o in (*p.opts, *p.secondary_opts)}
+        assert {*re.findall(r"--[a-z-]+", rest)} <= {*options, "--help"}, name
+    for module, rest in re.findall(r"python -m (tests\.[\w.]+)([^`\n]*)", text):
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", rest)), module
+    assert set(re.findall(r"`make ([a-z-]+)`", text)) <= MAKE
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Write the blocks of a page whose first line is `# name.py`, or another name."""
+    for block in blocks(page):
+        if named := re.match(r"# (\w+\.\w+)\n", block.code):
+            (folder / named[1]).write_text(block.code, encoding="utf-8")
+
+
+@in_language("yaml")
+def test_configurations(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(block.page, tmp_path)
+    Path("documented.yaml").write_text(block.code, encoding="utf-8")
+    load_config("documented.yaml", check=False).search_space()
+
+
+@in_language("python")
+def test_python(block: Block, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run all but `if __name__ == "__main__"`, of which names and calls are checked."""
+    monkeypatch.chdir(runs)
+    tree = ast.parse(block.code)
+    if not block.is_run:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert all(importlib.import_module(alias.name) for alias in node.names)
+        return
+    names: dict[str, Any] = {"__name__": "documentation"}
+    exec(compile(tree, str(block), "exec"), names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.keywords:
+            keywords = {keyword.arg or "": None for keyword in node.keywords}
+            signature = inspect.signature(names[node.func.id])
+            signature.bind(*node.args, **keywords)
+
+
+def test_the_documented_method_trains(trial: TrialConfig, tmp_path: Path) -> None:
+    from trainers.fine_tune import fine_tune
+
+    write_files(ROOT / "docs" / "adding_a_method.md", tmp_path)
+    plugin = str(tmp_path / "feature_l2.py")
+    config = short(trial, {"name": "feature_l2"}, plugins=[plugin])
+    (report,) = fine_tune(config)
+    moved = report.metrics["train/reg"]
+    assert 0 < moved < 4  # the squared distance of two points on a sphere of radius 1
+
+
+@pytest.mark.parametrize("page", [build.configuration, build.commands], ids=["keys", "commands"])
+def test_the_reference_is_what_the_code_says(page: Any) -> None:
+    written = ROOT / "docs" / "reference" / f"{page.__name__}.md"
+    assert written.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_lead_to_files(name: str) -> None:
+    """Links within docs/ are checked by `make docs`."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
