@@ -61,8 +61,8 @@ from tuning.execution.cluster_resources import DRIVER_MEMORY
 from tuning.execution.ray_session import concurrent_trials
 from tuning.execution.run_search import SearchOptions, start_search
 from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.progress import ProgressCallback
-from tuning.reporting.tables.callback import TablesCallback
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal
 from tuning.runs.records import (
@@ -89,7 +89,7 @@ PARTS: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
         (Budget, _EVENTS),
     ),
     "MLflow": ((MlflowCallback, _EVENTS),),
-    "tables": ((TablesCallback, _EVENTS),),
+    "tables": ((ResultsCallback, _EVENTS),),
     "checkpoints": ((CheckpointCallback, _EVENTS),),
     "display": ((ProgressCallback, (*_EVENTS, "_renderable")),),
 }

@@ -17,6 +17,7 @@ from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.reporting.callback import write_results
 from tuning.runs.records import TrialRecord, trial_name
 
 TRIALS = 5
@@ -66,5 +67,6 @@ def write_search(
         common = shared.ask({LR: distribution})
         common.set_user_attr("writer", number)
         shared.tell(common, common.params[LR])
+    write_results(search.run_folder, search, records)
     callback.search_ended(records, "finished")
     assert callback.num_pending == 0

@@ -168,19 +168,18 @@ def report(
     """
     from tuning.mlflow_logging.callback import backfill
     from tuning.mlflow_logging.client import TrackingError
-    from tuning.reporting.html_report import REPORT_FILE, write_report
-    from tuning.reporting.tables.trials import write_tables
+    from tuning.reporting.callback import write_results
+    from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.runs.journal import is_running
     from tuning.runs.run_folder import load_run
 
     loaded = load_run(run)
-    write_tables(loaded.folder, loaded.search, loaded.history.records)
-    folder = loaded.folder / "report"
-    write_report(loaded.search, loaded.history.records, folder)
+    write_results(loaded.folder, loaded.search, loaded.history.records)
     status(run)
-    show("Report", folder / REPORT_FILE)
+    page = loaded.folder / REPORT_FOLDER / REPORT_FILE
+    show("Report", page)
     if open_:
-        webbrowser.open((folder / REPORT_FILE).resolve().as_uri())
+        webbrowser.open(page.resolve().as_uri())
     if not is_running(run):  # a running search writes to MLflow itself
         try:
             show("MLflow", backfill(loaded))
@@ -247,7 +246,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from trainers.redact import redact
     from tuning.checkpoints.files import kept_checkpoint
     from tuning.mlflow_logging.client import default_tracking_uri
-    from tuning.reporting.html_report import REPORT_FILE
+    from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.reporting.leaderboard import report as full_report
 
     console = Console()
@@ -255,7 +254,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.ended_by:
         show("Ended by", result.ended_by)
     show("Run folder", result.run_folder)
-    show("Report", result.run_folder / "report" / REPORT_FILE)
+    show("Report", result.run_folder / REPORT_FOLDER / REPORT_FILE)
     if result.best and result.checkpoints:
         kept = kept_checkpoint(open_store(result.checkpoints), result.best.trial_id)
         if kept is not None:

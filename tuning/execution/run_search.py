@@ -22,7 +22,7 @@ from rich.console import Console
 from search_spaces import SearchSpace
 from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import Store, open_store, url_of
-from trainers.errors import ConfigError, StorageFailed
+from trainers.errors import ConfigError
 from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
@@ -45,12 +45,11 @@ from tuning.execution.tune_runner import create_tuner
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
+from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.formatting import show_phase
-from tuning.reporting.html_report import write_report
 from tuning.reporting.leaderboard import leaderboard
 from tuning.reporting.progress import ProgressCallback
 from tuning.reporting.result_table import html_table
-from tuning.reporting.tables.callback import TablesCallback
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE, History, Journal, add_missed_reports, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
@@ -268,8 +267,8 @@ def _run_session(
         budget = Budget(file.search.budget, search, history)
         callbacks = (
             budget,
-            MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),
-            TablesCallback(run_folder, history.records),
+            ResultsCallback(run_folder, history.records),
+            MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),  # uploads them
             CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
             progress,
             *options.callbacks,
@@ -304,12 +303,6 @@ def _run_session(
             raise journal.failure
         if watch.lost is not None:
             raise watch.lost
-    try:
-        write_report(search, records, run_folder / "report")
-    except StorageFailed:
-        raise
-    except Exception as error:  # no figure is worth the results
-        console.print(f"Report      cannot be drawn: {error!r}", markup=False)
     return SearchResult(search, records, outcome, run_folder, uri, budget.reason(), checkpoints.url)
 
 

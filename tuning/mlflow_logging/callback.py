@@ -122,7 +122,7 @@ class MlflowCallback(Callback):
     trial_ended = trial_started
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Write what is missing, close every run, and add the best trial, figures and tables.
+        """Write what is missing, close every run, add the best trial and the run folder's results.
 
         Waits for MLflow, but only seconds if it is away.
         """
@@ -131,7 +131,7 @@ class MlflowCallback(Callback):
             self._trials |= {record.trial_id: record for record in records}
             self._ending = [
                 partial(self._runs.close, records, outcome),
-                partial(self._runs.upload_results, records),
+                self._runs.upload_results,
             ]
         try:
             if not self.wait(patience):

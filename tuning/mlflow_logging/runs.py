@@ -10,11 +10,9 @@ of the step, as the journal does, and its charts show both as a vertical line at
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuning.algorithms.rung_check import describe_checks, rung_checks
@@ -23,8 +21,7 @@ from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
 from tuning.mlflow_logging.view import main_metrics, share_view
 from tuning.reporting.formatting import format_params, trial_label
-from tuning.reporting.html_report import write_report
-from tuning.reporting.tables.trials import write_tables
+from tuning.reporting.html_report import REPORT_FOLDER
 from tuning.runs.records import ZERO_SHOT, Outcome, SearchOutcome, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
@@ -174,14 +171,11 @@ class SearchRuns:
         mlf.log(self._client, self.parent_run_id, metrics, tags=mlf.tags_of(tags))
         self._client.set_terminated(self.parent_run_id, STATUS[outcome], ended_ms)
 
-    def upload_results(self, records: Sequence[TrialRecord]) -> None:
-        """Add tables and report to the parent's artifacts; files of the same name are replaced."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write_tables(folder, self._search, records)
-            write_report(self._search, records, folder)
-            for path in folder.iterdir():
-                self._client.log_artifact(self.parent_run_id, str(path))
+    def upload_results(self) -> None:
+        """Copy tables and report from the run folder to the parent's artifacts."""
+        run_folder = self._search.run_folder
+        for path in (*run_folder.glob("*.parquet"), *(run_folder / REPORT_FOLDER).glob("*")):
+            self._client.log_artifact(self.parent_run_id, str(path))
 
     def _reopen(self, record: TrialRecord) -> bool:
         """Find or create a trial's child run; False if MLflow has everything of it already."""

@@ -27,6 +27,8 @@ from tuning.selection.ranking import best_trial
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+REPORT_FOLDER = "report"
+"""In the run folder."""
 REPORT_FILE = "index.html"
 
 _PAGE = Template("""<!doctype html>

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.tuning import fakes
+from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.tables import arrow as parquet
 from tuning.reporting.tables import trials as results
-from tuning.reporting.tables.callback import TablesCallback
 from tuning.reporting.tables.methods import methods_table
 from tuning.reporting.tables.trials import curves_table, selection_table, trials_table, write_tables
 from tuning.selection.ranking import best_trial
@@ -114,7 +114,7 @@ class Clock:
 def test_the_tables_have_all_trials_when_one_ends(tmp_path: Path) -> None:
     earlier, one = fakes.trial(0, outcome="stopped"), fakes.trial(1)
     two = fakes.trial(2, outcome="running", ended_at=None)
-    callback = TablesCallback(tmp_path, [earlier], Clock())
+    callback = ResultsCallback(tmp_path, [earlier], Clock())
     callback.search_started(SEARCH)
     callback.trial_started(replace(two, curve=()))
     callback.trial_reported(two)
@@ -137,8 +137,8 @@ def test_writes_are_ten_seconds_and_fifty_write_times_apart(
         clock.now += took
         write_tables(*arguments)
 
-    monkeypatch.setattr("tuning.reporting.tables.callback.write_tables", slow_write)
-    callback = TablesCallback(tmp_path, clock=clock)
+    monkeypatch.setattr("tuning.reporting.callback.write_tables", slow_write)
+    callback = ResultsCallback(tmp_path, clock=clock)
     callback.search_started(SEARCH)
     callback.trial_ended(fakes.trial(0))
     clock.now += pause - 0.01
@@ -150,7 +150,7 @@ def test_writes_are_ten_seconds_and_fifty_write_times_apart(
 
 
 def test_at_the_end_the_tables_have_the_records_given(tmp_path: Path) -> None:
-    callback = TablesCallback(tmp_path, clock=Clock())
+    callback = ResultsCallback(tmp_path, clock=Clock())
     callback.search_started(SEARCH)
     callback.trial_ended(fakes.trial(1))
     callback.search_ended([fakes.trial(1), fakes.trial(2, outcome="stopped")], "stopped")

@@ -22,6 +22,7 @@ from tuning.config.validation import check_search
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
+from tuning.reporting.callback import write_results
 from tuning.reporting.figures.wise_curves import wise_figure
 from tuning.reporting.html_report import write_report
 from tuning.reporting.tables.trials import write_tables
@@ -129,6 +130,7 @@ def test_mlflow_has_every_point_as_a_metric_and_the_figure(
     callback.search_started(search)
     callback.trial_started(record)
     callback.trial_ended(record)
+    write_results(search.run_folder, search, [record])
     callback.search_ended([record], "finished")
     client, experiment_id = mlf.connect(default_tracking_uri(tmp_path), "lipsum-tune")
     (child,) = client.search_runs([experiment_id], "tags.trial_id = 'trial-000'")

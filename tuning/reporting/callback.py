@@ -1,4 +1,4 @@
-"""Tables that are kept up to date while a search runs."""
+"""The results in the run folder: tables while a search runs, and its report at the end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tuning.reporting.html_report import REPORT_FOLDER, write_report
 from tuning.reporting.tables.trials import write_tables
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
@@ -17,8 +18,8 @@ PAUSE_PER_WRITE = 50
 """The pause after a write is at least this many times the duration of the write."""
 
 
-class TablesCallback(Callback):
-    """Writes the tables of the run folder when a trial ends, and all of them at the end.
+class ResultsCallback(Callback):
+    """Writes the run folder's tables when a trial ends, and tables and report at the end.
 
     At least 10 s, and 50 times the duration of the last write, lie between two writes, so that
     writing takes at most 2 % of the time. The tables may lag behind by that much.
@@ -61,6 +62,16 @@ class TablesCallback(Callback):
         self._next_write = ended + max(MIN_PAUSE_SECONDS, PAUSE_PER_WRITE * (ended - started))
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
-        """Write the tables with all trials."""
+        """Write tables and report with all trials."""
         if self._search is not None:
-            write_tables(self._folder, self._search, records)
+            write_results(self._folder, self._search, records)
+
+
+def write_results(run_folder: Path, search: SearchRecord, records: Sequence[TrialRecord]) -> None:
+    """Write the tables and the report of a search into its run folder.
+
+    Raises:
+        StorageFailed: the disk is full or fails.
+    """
+    write_tables(run_folder, search, records)
+    write_report(search, records, run_folder / REPORT_FOLDER)
