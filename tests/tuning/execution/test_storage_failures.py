@@ -141,7 +141,11 @@ def test_a_driver_without_room_for_its_files_blames_no_trial(
 ) -> None:
     with small_disk(tmp_path / "disk", 100_000) as disk:
         # Enough reports for the disk to be full before the last, some tenths of a second later.
-        settings = {"trial__steps": 800, "search__budget__trials": 1}
+        settings = {
+            "trial__steps": 800,
+            "search__budget__trials": 1,
+            "search__checkpoints__storage": str(tmp_path / "checkpoints"),
+        }
         file = instant_file(images_root, disk / "runs", **settings)
         folder = disk / "runs" / "small"
         message = rf"^{folder}/({JOURNAL_FILE}|optuna.journal): cannot be written: No space left"

@@ -22,6 +22,7 @@ from tuning.mlflow_logging import callback as mlflow_callback
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
+from tuning.reporting.callback import write_results
 from tuning.runs.records import SearchRecord, TrialRecord
 
 EXPERIMENT = "lipsum-tune"
@@ -161,6 +162,7 @@ def test_every_child_has_its_method_as_a_tag(
         "trial-003": "carot",
         "trial-009": "lipsum_ft",  # proposes none, so it has the configuration's
     }
+    write_results(search.run_folder, search, records)
     callback.search_ended(records, "finished")
     parent = client.get_run(callback.parent_run_id)
     assert "| carot | 1/0/0 | trial-003 |" in parent.data.tags["mlflow.note.content"]
@@ -235,6 +237,7 @@ def test_the_end_adds_the_best_trial_a_figure_and_tables(
     callback.search_started(search)
     for record in records:
         play(callback, record)
+    write_results(search.run_folder, search, records)
     callback.search_ended(records, "finished")
     assert callback.num_pending == 0
     parent = client.get_run(callback.parent_run_id)
@@ -331,7 +334,8 @@ def test_nothing_is_lost_while_the_server_is_away(
         patch.setattr(MlflowClient, "create_run", fails(ConnectionError("connection refused")))
         play(callback, fakes.trial(1))
         play(callback, fakes.trial(2))
-        assert not callback.wait(0.2)
+        while not caplog.records:  # the thread that writes may be slow to begin
+            assert not callback.wait(0.2)
         assert callback.num_pending == 2
     for child in children(client, callback).values():
         assert child.info.status == "FINISHED"
