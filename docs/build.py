@@ -19,8 +19,9 @@ CONFIGURATION = """\
 # Configuration keys
 
 All keys of a configuration file with their defaults, section by section. `[ft]` marks the keys of
-a section with `name: ft`, and `<key>` a key of your own choice. `lipsum-tune schema` prints the
-same keys as a JSON Schema. Files, variants and overrides: [Configuration](../configuration.md).
+a section with `name: ft`, and `<key>` a key of your own choice. Limits of a million and more are
+left out. `lipsum-tune schema` prints the same keys as a JSON Schema. Files, variants and
+overrides: [Configuration](../configuration.md).
 """
 COMMANDS = """\
 # Commands
@@ -122,7 +123,11 @@ def _values(field: dict[str, Any]) -> str:
             "maximum": "<=",
             "exclusiveMaximum": "<",
         }
-        found = [f"{sign} {field[name]:.4g}" for name, sign in limits.items() if name in field]
+        found = [
+            f"{sign} {field[name]:g}"
+            for name, sign in limits.items()
+            if name in field and field[name] < 1e6  # larger ones only catch nonsense
+        ]
         return " ".join([kind, ", ".join(found)]).strip()
     if "prefixItems" in field:
         return "[" + ", ".join(map(_values, field["prefixItems"])) + "]"

@@ -161,7 +161,9 @@ def run_search(
         sampler: replaces `search.sampler`: its name, a configuration, or a sampler of Optuna. An
             object is not kept in the run folder; pass it again to `resume_search`.
         storage: replaces `search.study_storage`: a URL, or a storage of Optuna.
-        callbacks, address, console: see `SearchOptions`.
+        callbacks: called after the callbacks of the search itself.
+        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
+        console: for the display of progress; by default the standard error.
 
     Raises:
         ConfigError: before anything runs: missing data, too few resources, MLflow not reachable.

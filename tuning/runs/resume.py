@@ -67,9 +67,10 @@ def resume_search(
 ) -> SearchResult:
     """Continue an interrupted search from its run folder.
 
+    The other arguments are those of `run_search`.
+
     Args:
-        overrides: `key=value`, with keys of RESUMABLE.
-        callbacks, sampler, storage, address, console: see `run_search`.
+        overrides: `key=value`: budgets, resources, location of the data (all: RESUMABLE).
 
     Raises:
         ConfigError: not a run folder, or one that another process is running; a key that must not
@@ -92,9 +93,10 @@ def extend_search(
 ) -> SearchResult:
     """Continue a search with more trials, or with another space, sampler or scheduler.
 
+    The other arguments are those of `run_search`.
+
     Args:
-        overrides: `key=value`, with keys of EXTENDABLE.
-        callbacks, sampler, storage, address, console: see `run_search`.
+        overrides: `key=value`: what a resume may change, and what is searched (all: EXTENDABLE).
 
     Raises:
         ConfigError: see `resume_search`.
