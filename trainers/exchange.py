@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -30,6 +30,8 @@ class Answer:
     """A report, or the end of a trial that left the workers as they were."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
+    train_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Metrics of training since the last report, column by column."""
     diverged: str | None = None
     """Message of the `TrainingDiverged` that ended the trial."""
     seconds: float = 0.0

@@ -6,14 +6,15 @@ group exists, the model is wrapped in DistributedDataParallel and metrics are re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trainers.checkpoints.format import save_checkpoint
+from trainers.checkpoints.format import TrainCurve, save_checkpoint
 from trainers.checkpoints.train_state import restore, snapshot
 from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset, train_batches
@@ -63,6 +64,10 @@ RUNG_HORIZONS = 4
 CHECK_EVERY = 10
 """Steps between two checks of the loss: each one waits for the GPU."""
 
+CURVE_POINTS = 50
+"""Limit of the points of a training curve between two reports, which are `CHECK_EVERY` steps or a
+multiple of that apart."""
+
 
 def reported(model: ModelConfig) -> tuple[str, ...]:
     """`REPORTED`, without the rank of random texts for a model that has none."""
@@ -81,6 +86,9 @@ class Report:
     of `fine_tune` asked for a checkpoint."""
     run: TrainState
     """The state of the run; save or evaluate it before asking for the next report."""
+    train_curve: TrainCurve = field(default_factory=dict)
+    """Loss, learning rate and images per second since the last report: means over the steps between
+    two points, the last of which is at this report."""
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Add metrics, which later checkpoints of the run contain, too."""
@@ -132,9 +140,10 @@ def fine_tune(
     constant_metrics = random_text_diagnostic(run)
     if run.reports:  # the report before the checkpoint may have been lost
         last_report = {name: value for name, value in run.reports[-1].items() if name != "step"}
-        yield Report(run.since.step, last_report, run)
+        yield Report(run.since.step, last_report, run, *run.train_curves[-1:])
 
     rung_decay = max(0.0, 1 - RUNG_HORIZONS / config.steps)
+    mark_every = CHECK_EVERY * math.ceil(config.eval.every / (CHECK_EVERY * CURVE_POINTS))
     clock = Clock(run)
     stepper, first = Stepper(run), run.progress.step
     for step, (views, labels) in enumerate(training_batches(run, train), start=first):
@@ -162,9 +171,12 @@ def fine_tune(
             raise TrainingDiverged(
                 f"the training loss is not a finite number at step {run.progress.step}"
             )
+        if is_due or run.progress.step % mark_every == 0:
+            clock.mark(lr)
         if is_due:
+            training, train_curve = clock.training()
             metrics = (
-                clock.training()
+                training
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
                 | constant_metrics
                 | clock.evaluate(held_out if is_last else sampled, is_last=is_last)
@@ -172,7 +184,8 @@ def fine_tune(
             )
             run.since = SinceReport.now(run.progress.step, run.device)
             run.reports.append({"step": run.progress.step, **metrics})
-            yield Report(run.progress.step, metrics, run)
+            run.train_curves.append(train_curve)
+            yield Report(run.progress.step, metrics, run, train_curve)
         elif must_save:
             clock.pause()
             yield Report(run.progress.step, {}, run)

@@ -220,7 +220,8 @@ def _next_answer(reports: Iterator[Report]) -> Answer:
         report = next(reports)
     except TrainingDiverged as error:
         return Answer(diverged=str(error))
-    return Answer({"step": report.step, **report.metrics}, seconds=time.monotonic() - began)
+    metrics = {"step": report.step, **report.metrics}
+    return Answer(metrics, report.train_curve, seconds=time.monotonic() - began)
 
 
 def fill_cache(config: TrialConfig, *more_splits: str | None) -> None:

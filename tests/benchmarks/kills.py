@@ -92,6 +92,9 @@ def disagreements(folder: Path) -> list[str]:
         found.append(f"the trials are {sorted(trials)}")
     every = run.file.trial.eval.every
     for name, record in trials.items():
+        trained = [point["step"] for point in record.train_points]
+        if trained != sorted(set(trained)) or trained[-1:] != [record.step] * bool(record.curve):
+            found.append(f"{name} has a training curve at {trained}")
         steps = [int(point["step"]) for point in record.curve]
         if steps != list(range(every, record.step + 1, every)):
             found.append(f"{name} has reports at {steps}")
@@ -141,7 +144,8 @@ def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
     if has != wanted:
         found.append(f"MLflow has {has}, the journal {wanted}")
     for child in children:
-        curve = trials[child.data.tags["trial_id"]].curve
+        trial = trials[child.data.tags["trial_id"]]
+        curve = (*trial.curve, *trial.train_points)  # of one step, the latter count
         reported_names = {key for point in curve for key in point} - {"step"}
         shown = reported_names if is_all else reported_names & set(main_metrics(run.search))
         for name in sorted(shown):

@@ -88,6 +88,35 @@ def test_a_run_saved_at_every_step_reports_the_same(trial: TrialConfig, tmp_path
     assert saved_metrics(tmp_path / "4") == {}  # the weights there are not those of the report
 
 
+def test_the_training_curve_goes_on_between_reports(trial: TrialConfig, tmp_path: Path) -> None:
+    """Its points are what a run that is evaluated there reports, also after a resume."""
+    (seldom,) = fine_tune(changed(trial, steps=24, eval__every=24))
+    often = list(fine_tune(changed(trial, steps=24, eval__every=10)))
+    expected = {name: [r.metrics[name] for r in often] for name in ("train/loss", "train/lr")}
+    assert seldom.train_curve["step"] == [report.step for report in often] == [10, 20, 24]
+    for name, values in expected.items():
+        assert seldom.train_curve[name] == pytest.approx(values, rel=1e-5)
+
+    steps = iter(range(25))
+    first = fine_tune(seldom.run.config, save_now=lambda: next(steps) == 12)
+    next(first).save(tmp_path)
+    first.close()
+    (resumed,) = fine_tune(seldom.run.config, resume_from=tmp_path)
+    names = ("step", *expected)
+    assert [resumed.train_curve[n] for n in names] == [seldom.train_curve[n] for n in names]
+    seconds = [8 * 10 / rate for rate in resumed.train_curve["train/images_per_s"][:2]]
+    assert sum(seconds) < 8 * 24 / resumed.metrics["train/images_per_s"]
+
+
+def test_the_points_of_a_training_curve_are_limited(
+    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.fine_tune.CHECK_EVERY", 1)
+    monkeypatch.setattr("trainers.fine_tune.CURVE_POINTS", 4)
+    (report,) = fine_tune(changed(trial, steps=10, eval__every=10))
+    assert report.train_curve["step"] == [3, 6, 9, 10]
+
+
 def test_a_run_saved_at_its_repeated_report_is_undisturbed(
     trial: TrialConfig, tmp_path: Path
 ) -> None:

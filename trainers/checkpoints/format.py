@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safetensors import SafetensorError
 
@@ -36,6 +36,10 @@ WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
 SINCE = "since_report"
 """Key of `Checkpoint.training`: step of the last report, and what was summed up since."""
+
+
+TrainCurve: TypeAlias = dict[str, list[float]]
+"""Metrics of training at several steps, column by column; one column is `step`."""
 
 
 @dataclass
@@ -61,6 +65,8 @@ class Checkpoint:
     reports: Sequence[Mapping[str, float]]
     """All reports so far, each with its `step`. A driver that was killed may have missed some: a
     resumed search finds them here."""
+    train_curves: Sequence[TrainCurve] = ()
+    """The training curve before each report."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Header:
     """(K,) classes of the head; None in files of earlier versions."""
     reports: list[dict[str, float]]
     """All reports so far, each with its `step`."""
+    train_curves: list[TrainCurve]
+    """The training curve before each report; none in files of earlier versions."""
     shapes: Mapping[str, tuple[int, ...]]
     """Shape of each tensor by name."""
     checksum: int | None
@@ -105,6 +113,7 @@ def read_header(folder: Path | Store) -> Header | None:
                 progress=json.loads(metadata.get("progress", "{}")),
                 class_names=None if names is None else tuple(json.loads(names)),
                 reports=json.loads(metadata.get("reports", "[]")),
+                train_curves=json.loads(metadata.get("train_curves", "[]")),
                 shapes={name: tuple(entry["shape"]) for name, entry in tensors.items()},
                 checksum=json.loads(metadata.get("crc32", "null")),
             )
@@ -164,9 +173,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
         (folder / WEIGHTS).unlink(missing_ok=True)
         with (folder / STATE).open("wb") as file:  # given a path, torch hides the system's error
             torch.save(training, file)
-        _write_weights(
-            folder, checkpoint.weights, checkpoint.progress, class_names, checkpoint.reports
-        )
+        history = checkpoint.reports, checkpoint.train_curves
+        _write_weights(folder, checkpoint.weights, checkpoint.progress, class_names, *history)
 
 
 def save_weights(
@@ -219,7 +227,8 @@ def load_checkpoint(
         )
     tensors = _checked_tensors(folder, header)
     on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return Checkpoint(on_device, state, Progress(**progress), header.reports)
+    history = header.reports, header.train_curves
+    return Checkpoint(on_device, state, Progress(**progress), *history)
 
 
 def _whole_header(folder: Path) -> Header:
@@ -263,6 +272,7 @@ def _write_weights(
     progress: Progress,
     class_names: Sequence[str],
     reports: Sequence[Mapping[str, float]] = (),
+    train_curves: Sequence[TrainCurve] = (),
 ) -> None:
     from safetensors.torch import save_file
 
@@ -271,6 +281,7 @@ def _write_weights(
         "progress": dataclasses.asdict(progress),
         "classes": list(class_names),
         "reports": [dict(report) for report in reports],
+        "train_curves": list(train_curves),
         "crc32": _crc32(tensors),
     }
     texts = {key: json.dumps(value) for key, value in metadata.items()}

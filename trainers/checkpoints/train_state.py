@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainers.checkpoints.format import SINCE, Checkpoint, load_checkpoint
 from trainers.loop.distributed import as_sharded, whole
-from trainers.loop.state import SinceReport, TrainState
+from trainers.loop.state import Mark, SinceReport, TrainState
 from trainers.weights.averaging import swapped_in
 
 SCALE = "text.logit_scale"
@@ -53,13 +53,15 @@ def snapshot(run: TrainState) -> Checkpoint | None:
             "step": run.since.step,
             "seconds": run.since.seconds,
             "sums": run.since.all_sums if run.is_between_reports else None,
+            "marks": [(mark.step, mark.lr, mark.seconds) for mark in run.since.marks],
         },
     }
     training["optimizer"]["state"] = {
         index: _collected(run, state) for index, state in training["optimizer"]["state"].items()
     }
     first = run.rank == 0 or not _is_sharded(run)
-    return Checkpoint(plain, training, run.progress, tuple(run.reports)) if first else None
+    history = tuple(run.reports), tuple(run.train_curves)
+    return Checkpoint(plain, training, run.progress, *history) if first else None
 
 
 def restore(run: TrainState, folder: Path) -> None:
@@ -103,13 +105,18 @@ def restore(run: TrainState, folder: Path) -> None:
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
     run.temperature = training["temperature"]
     run.progress, run.reports = checkpoint.progress, [dict(r) for r in checkpoint.reports]
+    run.train_curves = list(checkpoint.train_curves)
     since = training[SINCE]
     run.since = SinceReport.now(since["step"], run.device)
     if since["sums"] is not None:
         sums: Tensor = since["sums"].to(run.device)
+        sums = sums.reshape(len(sums), -1, 4)  # (W, 4), without marks, in earlier versions
         if len(sums) != run.world_size:  # saved by another number of workers
-            sums = sums.mean(0).repeat(run.world_size, 1)
-        run.since.sums += sums[run.rank]
+            sums = sums.mean(0).repeat(run.world_size, 1, 1)
+        own, *marked = sums[run.rank]
+        run.since.sums += own
+        marks = zip(since.get("marks", ()), marked, strict=True)
+        run.since.marks = [Mark(step, lr, seconds, at) for (step, lr, seconds), at in marks]
         run.since.seconds = since["seconds"]
         run.since.all_sums = sums  # the run is saved again when it repeats its last report
 

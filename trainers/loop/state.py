@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.func import functional_call
 from torch.nn import functional
 
-from trainers.checkpoints.format import Progress
+from trainers.checkpoints.format import Progress, TrainCurve
 from trainers.config import DataConfig, TrialConfig
 from trainers.data.class_map import ClassMap, domain_class_map
 from trainers.data.data_root import domain_files, resolve_root
@@ -43,6 +43,19 @@ LOSS_BATCH_SIZE = 64
 """Images of all workers for each value of the validation loss."""
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Where one worker was at a point of the training curve."""
+
+    step: int
+    lr: float
+    """Of the last step."""
+    seconds: float
+    """Training time since the last report."""
+    sums: Tensor
+    """As `SinceReport.sums`, up to this step."""
+
+
 @dataclass
 class SinceReport:
     """What one worker has done since the last report of the run, or since its start."""
@@ -53,8 +66,10 @@ class SinceReport:
     """(4,) float64: loss, task loss, regulariser and gradient norm, summed over the steps since."""
     seconds: float = 0.0
     """Training time since, as far as earlier processes of the run measured it."""
+    marks: list[Mark] = field(default_factory=list)
     all_sums: Tensor | None = None
-    """(W, 4), the sums of all workers; set only around save and restore."""
+    """(W, 1 + M, 4), the sums of all workers and of their M marks; set only around save and
+    restore."""
 
     @classmethod
     def now(cls, step: int, device: torch.device) -> SinceReport:
@@ -97,6 +112,8 @@ class TrainState:
     """Calibration temperature, fitted by the last evaluation of the ID validation split."""
     reports: list[dict[str, float]] = field(default_factory=list)
     """All reports so far, each with its `step`."""
+    train_curves: list[TrainCurve] = field(default_factory=list)
+    """The training curve before each report."""
 
     @property
     def is_between_reports(self) -> bool:

@@ -7,9 +7,10 @@ import time
 import torch
 import torch.distributed as dist
 
+from trainers.checkpoints.format import TrainCurve
 from trainers.data.dataset import ImageDataset
 from trainers.loop.distributed import gather
-from trainers.loop.state import TrainState
+from trainers.loop.state import Mark, TrainState
 
 
 class Clock:
@@ -24,29 +25,45 @@ class Clock:
         self.since = self.wall = time.perf_counter()
         self.cpu = time.process_time()
 
-    def training(self) -> dict[str, float]:
-        """Means over the steps since the last report, and over the workers."""
+    def mark(self, lr: float) -> None:
+        """Note a point of the training curve, without a wait for the GPU."""
         since = self.run.since
-        steps = self.run.progress.step - since.step
         seconds = since.seconds + time.perf_counter() - self.since
-        means = since.sums / steps
+        since.marks.append(Mark(self.run.progress.step, lr, seconds, since.sums.clone()))
+
+    def training(self) -> tuple[dict[str, float], TrainCurve]:
+        """Means over the steps since the last report, and between any two marks, the last one at
+        the present step; over all workers."""
+        since, batch_size = self.run.since, self.run.config.optim.batch_size
+        sums = torch.stack([mark.sums for mark in since.marks])
         if self.run.world_size > 1:
-            dist.all_reduce(means)
-            means = means / self.run.world_size
-        loss, task_loss, reg, grad_norm = means.tolist()
+            dist.all_reduce(sums)
+            sums /= self.run.world_size
+        curve: TrainCurve = {"step": [], "train/loss": [], "train/lr": [], "train/images_per_s": []}
+        step, seconds, summed = since.step, 0.0, 0.0
+        for mark, (loss_sum, *_) in zip(since.marks, sums.tolist(), strict=True):
+            steps = mark.step - step
+            curve["step"].append(mark.step)
+            curve["train/loss"].append(_rounded((loss_sum - summed) / steps))
+            curve["train/lr"].append(_rounded(mark.lr))
+            rate = steps * batch_size / (mark.seconds - seconds)
+            curve["train/images_per_s"].append(_rounded(rate))
+            step, seconds, summed = mark.step, mark.seconds, loss_sum
+        loss, task_loss, reg, grad_norm = (sums[-1] / (step - since.step)).tolist()
         return {
             "train/loss": loss,
             "train/task_loss": task_loss,
             "train/reg": reg,
             "train/grad_norm": grad_norm,
-            "train/images_per_s": steps * self.run.config.optim.batch_size / seconds,
-        }
+            "train/images_per_s": (step - since.step) * batch_size / seconds,
+        }, curve
 
     def pause(self) -> None:
         """Bring the state up to date that is saved between two reports."""
         since = self.run.since
         since.seconds += time.perf_counter() - self.since
-        since.all_sums = gather(since.sums[None])
+        sums = torch.stack([since.sums, *(mark.sums for mark in since.marks)])
+        since.all_sums = gather(sums[None])
         self.cost()
 
     def evaluate(self, images: dict[str, ImageDataset], *, is_last: bool) -> dict[str, float]:
@@ -87,3 +104,8 @@ class Clock:
             "cost/gpu_seconds": progress.gpu_seconds,
             "cost/cpu_seconds": progress.cpu_seconds,
         }
+
+
+def _rounded(value: float) -> float:
+    """Six digits, which are enough for a chart and short in JSON."""
+    return float(f"{value:.6g}")

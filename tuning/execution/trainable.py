@@ -20,7 +20,7 @@ from tuning.execution.cluster_resources import driver_options
 from tuning.execution.ray_errors import in_one_line, storage_failure
 from tuning.execution.retries import Attempts, FaultyNodes, fit
 from tuning.execution.warm_workers import WarmWorkers
-from tuning.runs.records import ERROR, NOTICE, STEP, TIME
+from tuning.runs.records import ERROR, NOTICE, STEP, TIME, TRAIN_CURVE
 
 OVERDUE = 10
 """A report is overdue if it takes so many times as long as the slowest one of the search before."""
@@ -82,7 +82,8 @@ class Slot(tune.Trainable):
             is_last = answer.metrics[STEP] >= json.loads(self._trial)["steps"]
             if is_last:
                 self._nodes.finished()
-            return {**answer.metrics, "done": is_last, TIME: answer.seconds}
+            report = {**answer.metrics, TRAIN_CURVE: answer.train_curve}
+            return {**report, "done": is_last, TIME: answer.seconds}
         except Exception as error:
             if storage_failure(error):
                 raise

@@ -22,7 +22,14 @@ from tuning.mlflow_logging.description import describe
 from tuning.mlflow_logging.view import main_metrics, share_view
 from tuning.reporting.formatting import format_params, trial_label
 from tuning.reporting.html_report import REPORT_FOLDER
-from tuning.runs.records import ZERO_SHOT, Outcome, SearchOutcome, SearchRecord, TrialRecord
+from tuning.runs.records import (
+    STEP,
+    ZERO_SHOT,
+    Outcome,
+    SearchOutcome,
+    SearchRecord,
+    TrialRecord,
+)
 from tuning.selection.ranking import best_trial
 
 if TYPE_CHECKING:
@@ -117,9 +124,8 @@ class SearchRuns:
             return
         child = self._open[record.trial_id]
         new: dict[int, tuple[Mapping[str, float], int]] = {}
-        for point in record.curve:
-            step, now = int(point.get("step", 0)), _milliseconds()
-            point = self._logged(point)
+        now = _milliseconds()
+        for step, point in self._points(record).items():
             if not _is_same(child.sent.get(step), point):
                 before, sent_at = child.unsure.get(step, (None, now))
                 new[step] = (point, sent_at if _is_same(before, point) else now)
@@ -203,7 +209,7 @@ class SearchRuns:
                 self._client.update_run(child.run_id, status="RUNNING")
             # The reports that an earlier session logged, as MLflow has them.
             sent: dict[int, dict[str, float]] = {}
-            names = {name for point in record.curve for name in mlf.finite(self._logged(point))}
+            names = {n for point in self._points(record).values() for n in mlf.finite(point)}
             for name in sorted(names):
                 for metric in self._client.get_metric_history(child.run_id, name):  # by time
                     sent.setdefault(metric.step, {})[name] = metric.value
@@ -260,9 +266,19 @@ class SearchRuns:
         shown = self._shown
         return {n: v for n, v in report.items() if n != "step" and (shown is None or n in shown)}
 
+    def _points(self, record: TrialRecord) -> Mapping[int, Mapping[str, float]]:
+        """Step -> what MLflow gets: reports, and the training curve, which goes on at their steps.
+
+        A report's own loss is the mean since the last report, which is another curve.
+        """
+        points: dict[int, dict[str, float]] = {}
+        for point in (*record.curve, *record.train_points):
+            points.setdefault(int(point.get(STEP, 0)), {}).update(self._logged(point))
+        return dict(sorted(points.items()))
+
     def _is_complete(self, run: Run, record: TrialRecord) -> bool:
         """Whether a child run was closed after the last report of the record's trial."""
-        last = mlf.finite(self._logged(record.metrics))
+        last = mlf.finite(self._points(record).get(record.step, {}))
         return (
             record.outcome != "running"
             and run.info.status == STATUS[record.outcome]

@@ -27,7 +27,14 @@ from trainers.checkpoints.format import read_header
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, StorageFailed, storage_failures, system_words
 from tuning.checkpoints.files import kept_checkpoint
-from tuning.runs.records import STEP, SearchOutcome, SearchRecord, TrialRecord, outcome_of
+from tuning.runs.records import (
+    STEP,
+    TRAIN_CURVE,
+    SearchOutcome,
+    SearchRecord,
+    TrialRecord,
+    outcome_of,
+)
 
 JOURNAL_FILE = "journal.jsonl"
 FORMAT = 1
@@ -115,6 +122,8 @@ class Journal:
     def trial_reported(self, record: TrialRecord) -> None:
         """The last report of the curve, and the end of the trial if it ended with that report."""
         report = {"event": "report", "trial": record.trial_id, "report": dict(record.metrics)}
+        if record.train_curves and record.train_curves[-1][STEP][-1] == record.step:
+            report[TRAIN_CURVE] = dict(record.train_curves[-1])
         # Both lines are one write. If a kill left the report without the end of a pruned trial, a
         # resume would continue that trial.
         ended = record.outcome != "running"
@@ -227,10 +236,13 @@ def add_missed_reports(search: SearchRecord, journal: Journal, checkpoints: Stor
             kept = kept_checkpoint(checkpoints, record.trial_id)
             header = None if kept is None else read_header(kept)
             reports = [] if header is None else header.reports
+            parts = [] if header is None else header.train_curves
+        train_curves = {part[STEP][-1]: part for part in parts}
         for report in reports:
             if report[STEP] > record.step:
                 values = {name: float(value) for name, value in report.items()}
-                record = replace(record.with_report(values), outcome="running")
+                record = record.with_report(values, train_curves.get(values[STEP]))
+                record = replace(record, outcome="running")
                 journal.trial_reported(record)
         if record.step >= search.total_steps:
             outcome, _ = outcome_of(record, search.total_steps)
@@ -293,7 +305,7 @@ class _Reader:
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])
         record = self.records[trial_id]
         if kind == "report":
-            return record.with_report(event["report"])
+            return record.with_report(event["report"], event.get(TRAIN_CURVE))
         return record.with_end(event["outcome"], at, event["error"])
 
     def _close_session(self) -> None:

@@ -12,7 +12,7 @@ scheduler), `failed` (it raised), `stopped` (the search was interrupted, or a bu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -43,6 +43,8 @@ NOTICE: Final = "notice"
 """Key of a result that is no report, but a line for the log."""
 TIME: Final = "time_this_iter_s"
 """Tune's key for the seconds that a report took."""
+TRAIN_CURVE: Final = "train_curve"
+"""Key of a result: metrics of training since the last report, column by column."""
 TRAIN_LOSS: Final = "train/loss"
 AVERAGED: Final = "eval/averaged"
 """1 in a report whose evaluation saw the average of the weights, see `trial.eval.rung_weights`."""
@@ -95,6 +97,9 @@ class TrialRecord:
     """What a failed trial raised: a summary in the first line, then details."""
     curve: tuple[Mapping[str, float], ...] = ()
     """Every report in order, each flat, with `step` among its keys."""
+    train_curves: tuple[Mapping[str, Sequence[float]], ...] = field(default=(), compare=False)
+    """Loss, learning rate and images per second before each report, column by column. For charts:
+    nothing is decided by them."""
     started_at: float | None = None
     """Unix time in seconds at which the last attempt began."""
     ended_at: float | None = None
@@ -123,18 +128,22 @@ class TrialRecord:
             earlier_gpu_seconds=self.gpu_seconds(at),
         )
 
-    def with_report(self, report: Mapping[str, float]) -> TrialRecord:
-        """The record after a report.
+    def with_report(
+        self, report: Mapping[str, float], train_curve: Mapping[str, Sequence[float]] | None = None
+    ) -> TrialRecord:
+        """The record after a report, and after the part of the training curve that ends with it.
 
         A resumed trial repeats steps after its checkpoint. The repeated report counts, since
         training continued from it, and replaces the old one with all that followed.
         """
         if self.is_final:
             return self
-        curve = self.curve
+        curve, train_curves = self.curve, self.train_curves
         if curve and curve[-1][STEP] >= report[STEP]:
             curve = tuple(point for point in curve if point[STEP] < report[STEP])
-        return replace(self, curve=(*curve, report))
+            train_curves = tuple(part for part in train_curves if part[STEP][-1] < report[STEP])
+        parts = (*train_curves, train_curve) if train_curve else train_curves
+        return replace(self, curve=(*curve, report), train_curves=parts)
 
     def with_end(self, outcome: Outcome, at: float, error: str | None = None) -> TrialRecord:
         """The record at the end of an attempt. A trial with a final outcome keeps it."""
@@ -175,7 +184,14 @@ class TrialRecord:
     @property
     def compact(self) -> TrialRecord:
         """The record with its last report only."""
-        return replace(self, curve=self.curve[-1:])
+        return replace(self, curve=self.curve[-1:], train_curves=())
+
+    @property
+    def train_points(self) -> Iterator[dict[str, float]]:
+        """The training curve point by point, each with its `step`."""
+        for part in self.train_curves:
+            for values in zip(*part.values(), strict=True):
+                yield dict(zip(part, values, strict=True))
 
     def last(self, metric: str) -> float | None:
         """The metric in the last report; None if it is missing or not finite."""

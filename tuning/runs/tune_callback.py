@@ -21,6 +21,7 @@ from tuning.runs.records import (
     NOTICE,
     STEP,
     TIME,
+    TRAIN_CURVE,
     SearchOutcome,
     SearchRecord,
     TrialRecord,
@@ -112,7 +113,8 @@ class Recorder(TuneCallback):
             if name == STEP or ("/" in name and not name.startswith("config/"))
             if isinstance(value, int | float)
         }
-        record = self.records[trial.config["trial_id"]].with_report(report)
+        record = self.records[trial.config["trial_id"]]
+        record = record.with_report(report, result.get(TRAIN_CURVE))
         # Tune marks the report at which the scheduler stops a trial as `done`.
         if result.get("done") and record.step < self.search.total_steps:
             outcome, _ = outcome_of(record, self.search.total_steps)

@@ -21,7 +21,7 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER_MEMORY
 from tuning.execution.run_search import SearchOptions, SearchResult, start_search
-from tuning.runs.records import ERROR
+from tuning.runs.records import ERROR, TRAIN_CURVE
 from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
 
@@ -81,7 +81,9 @@ class InstantSlot(tune.Trainable):
             return {"done": True, ERROR: "AcceleratorError: unspecified launch failure"}
         step, self.next = self.next, self.next + EVERY
         self.progress.write_text(str(step))
-        return {**values(self.trial, step), "done": step >= self.trial["steps"]}
+        report = values(self.trial, step)
+        curve = {"step": [step - 1, step], "train/loss": [0.5, report["train/loss"]]}
+        return {**report, TRAIN_CURVE: curve, "done": step >= self.trial["steps"]}
 
 
 def instant_options(file: SearchFile, **options: Any) -> SearchOptions:

@@ -78,6 +78,8 @@ def search(
     }
     values = configuration(images_root, folder / "runs")
     values["search"] |= {"space": space, "resources": {"max_concurrent": 1}}
+    values["trial"] |= {"steps": 24, "eval": {"every": 12}}
+    values["search"]["scheduler"]["grace_steps"] = 12
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
     with ray_session(ray_head.address):
@@ -127,7 +129,7 @@ def test_optuna_is_told_what_really_happened(result: SearchResult) -> None:
     assert states[:4] == [
         TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL,
     ]  # fmt: skip
-    assert list(run.study.trials[2].intermediate_values) == [3]
+    assert list(run.study.trials[2].intermediate_values) == [12]
 
 
 def test_mlflow_has_one_run_a_trial_below_the_searchs_with_all_that_was_reported(
@@ -148,6 +150,9 @@ def test_mlflow_has_one_run_a_trial_below_the_searchs_with_all_that_was_reported
         for name in ("id_val/acc", "ood_val/mean_acc", "ood_val/sketch/acc", "cost/seconds"):
             history = client.get_metric_history(run.info.run_id, name)
             assert [m.step for m in history] == [int(point["step"]) for point in record.curve]
+        for name in ("train/loss", "train/lr", "train/images_per_s"):
+            history = client.get_metric_history(run.info.run_id, name)
+            assert [m.step for m in history] == [s for s in (10, 12, 20, 24) if s <= record.step]
     lr = children[result.records[1].trial_id].data.params["optim.lr"]
     assert float(lr) == 1e-3
 

@@ -38,7 +38,8 @@ def save(folder: Path, step: int, reports: Sequence[Mapping[str, float]]) -> Non
     target = folder / "train" / trial_path("trial-000") / name
     training: dict[str, Any] = {"since_report": {"step": step}}
     weights = {"head": torch.zeros(9)}
-    save_checkpoint(target, Checkpoint(weights, training, Progress(step), reports), ["ant"])
+    curves = [{"step": [r["step"] - 20, r["step"]], "train/loss": [1.0, 2.0]} for r in reports]
+    save_checkpoint(target, Checkpoint(weights, training, Progress(step), reports, curves), ["ant"])
 
 
 def recovered(folder: Path) -> TrialRecord:
@@ -59,6 +60,10 @@ def test_reports_of_the_checkpoint_are_added_once(folder: Path, step: int) -> No
     for _ in range(2):
         record = recovered(folder)
         assert list(record.curve) == known
+        added = [report["step"] for report in known[2:]]
+        assert [p["step"] for p in record.train_points] == sorted(
+            {*(s - 20 for s in added), *added}
+        )
         assert record.outcome == "stopped"
 
 
