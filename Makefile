@@ -3,6 +3,7 @@
 # make test-cluster   tests that need root, PostgreSQL, Slurm or Chromium, or minutes each
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
 # make docs           the documentation as a site in site/, without warnings
+# make dist           wheel and source archive in dist/, and a try of the wheel on its own
 # make lint           ruff and mypy
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 # Files stay on one process, which shares their fixtures; tests/conftest.py puts slow files first.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-cluster test-lowest docs lint clean
+.PHONY: quickstart test test-cluster test-lowest docs dist lint clean
 
 quickstart: $(VENV)/.benchmark
 	$(BIN)/lipsum-tune search quickstart
@@ -38,13 +39,25 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m docs.build
 	$(BIN)/python -m zensical build --clean --strict
 
+# The wheel is built from the source archive, so both are complete if it works.
+WHEEL := .venv-wheel
+dist:
+	rm -rf dist $(WHEEL)
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet build
+	$(WHEEL)/bin/python -m build --outdir dist
+	$(WHEEL)/bin/python -m pip install --quiet dist/*.whl
+	cd dist && ../$(WHEEL)/bin/lipsum-tune --version && ../$(WHEEL)/bin/lipsum-tune list
+	cd dist && ../$(WHEEL)/bin/lipsum-tune config domainnet_vit_b16 > /dev/null
+	rm -rf $(WHEEL)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build site *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(WHEEL) build dist site *.egg-info
 
 # Each stamp file stands for one extra, which is installed again when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml
