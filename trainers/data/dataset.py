@@ -41,10 +41,17 @@ KEEP_BYTES = 1 << 29
 KEPT_BYTES = 4 << 30
 """Limit of all such views in a process. Beyond it, those that were not used for longest go."""
 
+KEEP_TRAIN_BYTES = 1 << 27
+"""Training images of one domain and split of up to this size (128 MiB) stay decoded as they are
+used: reading and decoding a small JPEG takes as long as cropping and resizing it."""
+
 logger = logging.getLogger(__name__)
 
 _kept_views: dict[tuple[object, ...], Tensor] = {}
 """Evaluation views of this process, which outlive its trials; the ones used last are at the end."""
+
+_kept_pixels: dict[tuple[object, ...], dict[int, Tensor]] = {}
+"""Decoded training images of this process by row: those of the set that was used last."""
 
 
 class ImageDataset:
@@ -314,14 +321,19 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
         area: tuple[float, float],
         law: CropLaw,
         flip: bool,
+        kept: dict[int, Tensor] | None,
     ) -> None:
         self.images, self.image_input, self.seed = images, image_input, seed
-        self.area, self.law, self.flip = area, law, flip
+        self.area, self.law, self.flip, self.kept = area, law, flip, kept
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         step, sample = key
         rng = generator(self.seed, "view", step, sample)
-        pixels = self.images.pixels(sample)
+        pixels = None if self.kept is None else self.kept.get(sample)
+        if pixels is None:
+            pixels = self.images.pixels(sample)
+            if self.kept is not None and pixels.nbytes * len(self.images) <= KEEP_TRAIN_BYTES:
+                self.kept[sample] = pixels
         view = train_view(pixels, self.image_input, rng, self.area, law=self.law, flip=self.flip)
         return view, torch.as_tensor(self.images.labels[sample])
 
@@ -339,10 +351,16 @@ def train_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The steps of `sampler` as ((B, 3, size, size) uint8, (B,) int64).
 
-    `workers` processes decode (0: this one). Copies of page-locked batches (`pin_memory`) to a GPU
-    overlap with its work.
+    `workers` processes decode (0: this one, which keeps decoded images of small sets). Copies of
+    page-locked batches (`pin_memory`) to a GPU overlap with its work.
     """
-    views = _TrainViews(images, image_input, sampler.seed, crop_area, crop_law, flip)
+    kept = None
+    if not workers:
+        key = (images.store.url, images.name, images.version)
+        kept = _kept_pixels.get(key, {})
+        _kept_pixels.clear()
+        _kept_pixels[key] = kept
+    views = _TrainViews(images, image_input, sampler.seed, crop_area, crop_law, flip, kept)
     return _batches(
         DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )

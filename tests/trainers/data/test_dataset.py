@@ -173,6 +173,26 @@ def test_loader_processes_give_the_same_batches(
         assert views.dtype == torch.uint8
 
 
+@pytest.mark.parametrize(("limit", "again"), [(7 * 3 * 26 * 30, 0), (7 * 3 * 24 * 30, 2), (0, 7)])
+def test_small_training_images_are_decoded_once_in_a_process(
+    root: Path, monkeypatch: pytest.MonkeyPatch, limit: int, again: int
+) -> None:
+    monkeypatch.setattr(images_module, "KEEP_TRAIN_BYTES", limit)
+    monkeypatch.setattr(images_module, "_kept_pixels", {})
+    decoded: list[int] = []
+    decode = ImageDataset.pixels
+    monkeypatch.setattr(
+        ImageDataset, "pixels", lambda self, i: decoded.append(i) or decode(self, i)
+    )
+    sampler, passes = StepSampler(7, 7, seed=0, steps=range(1)), []
+    for _ in range(2):
+        images = ImageDataset(root, "real", "train")
+        passes += list(train_batches(images, sampler, image_input=INPUT))
+    assert torch.equal(passes[0][0], passes[1][0])
+    assert sorted(decoded[:7]) == list(range(7))
+    assert len(decoded) == 7 + again
+
+
 def test_training_batches_are_mirrored_unless_flip_is_off(root: Path) -> None:
     images, sampler = ImageDataset(root, "real", "train"), StepSampler(7, 7, seed=0, steps=range(3))
     whole = {"image_input": INPUT, "crop_area": (1.0, 1.0)}
