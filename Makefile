@@ -57,7 +57,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(WHEEL) build dist site *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(WHEEL) .cache build dist site *.egg-info
 
 # Each stamp file stands for one extra, which is installed again when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml

@@ -95,6 +95,7 @@ def test_every_block_is_of_a_language_that_is_tested(page: Path) -> None:
 @in_language("sh")
 def test_commands(block: Block, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
+    write_files(block.page, runs)
     for words in commands(block.code):
         match words:
             case [program, name, *arguments] if Path(program).name == "lipsum-tune":
