@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from trainers.errors import ConfigError
 from tuning.cli.options import Address, Config, Run, Set, check_run, found, show
 
 app = typer.Typer()
@@ -53,7 +54,12 @@ def export(
             help="A run folder, the name of one in runs/, or what `train --output` wrote.",
         ),
     ],
-    output: Annotated[Path, typer.Option(help="A new folder, for open_clip's `local-dir:`.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A new folder, for open_clip's `local-dir:`.")
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option(help="Add it to this model in MLflow's registry.", metavar="NAME")
+    ] = None,
     trial: Annotated[
         str | None, typer.Option(help="ID of a trial. Default: the best by the objective.")
     ] = None,
@@ -69,11 +75,22 @@ def export(
 
     Example: lipsum-tune export quickstart --output exported
     """
-    from tuning.weights.export import export_weights
+    if register is not None:
+        from tuning.weights.registry import register_weights
 
-    written = export_weights(run, output, trial=trial, soup=soup, alpha=alpha)
-    show("Exported", written)
-    show("Load with", f"the code in {written}/README.md, with the transform of the evaluation")
+        version = register_weights(run, register, output, trial=trial, soup=soup, alpha=alpha)
+        show("Registered", f"{version.name}, version {version.version}, in MLflow")
+        show("Load with", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')
+    elif output is None:
+        raise ConfigError("give --output FOLDER, --register NAME or both")
+    else:
+        from tuning.weights.export import export_weights
+
+        export_weights(run, output, trial=trial, soup=soup, alpha=alpha)
+    if output is not None:
+        written = output.expanduser().absolute()
+        show("Exported", written)
+        show("Load with", f"the code in {written}/README.md, with the transform of the evaluation")
 
 
 @app.command()

@@ -44,10 +44,13 @@ def brief_requests(retries: int = 1) -> Iterator[None]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # Two lines at the end of every run, in the middle of the live display.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }
     loggers = {
         # A page for a database error that MLflow also raises, and which is reported in one line.
         logging.getLogger("mlflow.store.db.utils"): logging.CRITICAL,
+        # A line about an input example that fits.
+        logging.getLogger("mlflow.pyfunc"): logging.WARNING,
         # Fifty lines while MLflow creates a new database.
         logging.getLogger("alembic"): logging.WARNING,
     }

@@ -211,6 +211,7 @@ def test_a_search_says_first_what_confirm_will_lack(
         (("confirm", "nowhere"), "nowhere: not a run folder"),
         (("export", "nowhere", "--output", "out"), "nowhere: not a run folder"),
         (("export", "RUN", "--output", "out"), "the weights of trial-000 (finished)"),
+        (("export", "RUN"), "give --output FOLDER, --register NAME or both"),
         (("soup", "nowhere"), "nowhere: not a run folder"),
         (("soup", "RUN"), "set search.checkpoints.keep_top = 5"),
         (("plan", "no-such.yaml"), "no-such.yaml: no such file"),

@@ -1,0 +1,78 @@
+"""Models in MLflow's registry, as somebody loads them who has MLflow and open_clip alone."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from tests.conftest import CLASSES
+from tests.trainers.exported import open_clip_logits
+from trainers.data.transforms import normalise
+from trainers.errors import ConfigError
+from trainers.loop.state import load_split
+from trainers.models.image import image_input
+from trainers.models.loading import load_clip
+from tuning.mlflow_logging.callback import MlflowCallback
+from tuning.mlflow_logging.client import default_tracking_uri
+from tuning.runs.records import TrialRecord
+from tuning.runs.run_folder import load_run
+from tuning.weights.registry import register_weights
+
+Real = tuple[Path, list[TrialRecord]]
+PREDICT = """
+import sys
+import mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/robust-clip/1")
+model.predict(model.input_example)
+model.predict(pandas.read_parquet("images.parquet")).to_parquet("probabilities.parquet")
+assert not {"trainers", "tuning", "search_spaces"} & {name.split(".")[0] for name in sys.modules}
+"""
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.slow
+def test_a_registered_model_predicts_as_the_exported_one(real: Real, tmp_path: Path) -> None:
+    run = load_run(real[0])
+    uri = default_tracking_uri(run.folder.parent)
+    with pytest.raises(ConfigError, match="must not be empty"):
+        register_weights(run.folder, "a/b")
+    with pytest.raises(ConfigError, match="has no run of this search"):
+        register_weights(run.folder, "robust-clip")
+    callback = MlflowCallback(uri, "lipsum-tune")
+    callback.search_started(run.search)
+    callback.search_ended(run.history.records, "finished")
+    exported = tmp_path / "exported"
+    version = register_weights(run.folder, "robust-clip", exported, trial="trial-003")
+
+    client = MlflowClient(uri)
+    assert client.get_run(version.run_id).data.tags["trial_id"] == "trial-003"
+    assert "optimistic" in client.get_model_version("robust-clip", "1").description
+    again = register_weights(run.folder, "robust-clip", trial="trial-000", alpha=0.5)
+    assert (int(again.version), again.source != version.source) == (2, True)
+
+    images = load_split(run.file.trial, "val")["sketch"]
+    pd.DataFrame({"image": [png(images.decode(index)) for index in range(5)]}).to_parquet(
+        tmp_path / "images.parquet"
+    )
+    command = [sys.executable, "-c", PREDICT, uri]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = pd.read_parquet(tmp_path / "probabilities.parquet")
+    assert list(found.columns) == [name.replace("_", " ") for name in CLASSES]
+    model_input = image_input(load_clip(run.file.trial.model))
+    views, _ = next(iter(images.eval_batches(model_input, 5)))
+    logits = open_clip_logits(exported, normalise(views, model_input))
+    assert found.to_numpy() == pytest.approx(logits.softmax(dim=-1).numpy(), abs=1e-6)
