@@ -44,19 +44,20 @@ def commands() -> str:
     for name, command in get_command(app).commands.items():
         about, _, example = inspect.cleandoc(command.help).partition("Example: ")
         parts += [f"\n## {name}\n", about, f"```sh\n{example.strip()}\n```\n"]
-        types = get_type_hints(command.callback)
+        types = get_type_hints(command.callback, include_extras=True)
         rows = [_parameter(parameter, types[parameter.name]) for parameter in command.params]
         if rows:
             parts += ["| argument or option | default | meaning |", "|---|---|---|", *rows]
     return "\n".join(parts) + "\n"
 
 
-def _parameter(parameter: Any, kind: Any) -> str:
+def _parameter(parameter: Any, annotated: Any) -> str:
+    kind, info = annotated.__origin__, annotated.__metadata__[0]
     is_option = parameter.param_type_name == "option"
     names = [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.name.upper()]
     literals = [part for part in (kind, *get_args(kind)) if get_origin(part) is Literal]
     choices = ", ".join(f"`{choice}`" for part in literals for choice in get_args(part))
-    meaning = parameter.help + (f" One of {choices}." if choices else "")
+    meaning = info.help + (f" One of {choices}." if choices else "")
     is_value = parameter.default is not None and not isinstance(parameter.default, bool)
     default = "required" if parameter.required else f"`{parameter.default}`" if is_value else ""
     return _row(", ".join(f"`{name}`" for name in names), default, meaning)
