@@ -2,16 +2,19 @@
 
 | run | tags | metrics |
 |---|---|---|
-| parent, named as the search | run_folder, kind, outcome, best/*, rung_checks | best/* |
+| parent, named as the search | run_folder, kind, outcome, best/*, rung_checks, source | best/* |
 | child `zero-shot` | trial_id, kind, outcome | before any step |
 | child, named by its parameters | trial_id, kind, method, outcome, error, nonfinite | reports |
 
 Each run has the tags `search` and `search_id`. The metrics are `view.main_metrics`, or all with
 `search.tracking.metrics: all`. The training curve has points between two reports, which come with
-the second one. Statuses: FINISHED, also of a pruned trial; KILLED for stopped; FAILED.
-Every child has `outcome`, `kind` and `method` from the start, since a filter on a tag hides
-runs without it. The best parameters are tags, not params: a resumed search may find better ones,
-and MLflow's params cannot change.
+the second one. Statuses: FINISHED, also of a pruned trial; KILLED for stopped; FAILED. Every child
+has `outcome`, `kind` and `method` from the start, since a filter on a tag hides runs without it.
+The best parameters are tags, not params: a resumed search may find better ones, and MLflow's params
+cannot change.
+
+The parent also has the data as inputs, with the fingerprints of the run folder, and as artifacts
+report, tables, resolved configuration and environment.
 
 Training never waits for MLflow: events note which trials have changed, and a thread brings MLflow
 up to date every few seconds, and later if the server is away. What MLflow lacks when the search

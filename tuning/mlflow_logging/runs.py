@@ -10,6 +10,7 @@ of the step, as the journal does, and its charts show both as a vertical line at
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,11 @@ from tuning.runs.records import (
     SearchOutcome,
     SearchRecord,
     TrialRecord,
+)
+from tuning.runs.run_folder import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    recorded_environment,
 )
 from tuning.selection.ranking import best_trial
 
@@ -97,6 +103,11 @@ class SearchRuns:
             "outcome": "running",
             NOTE_TAG: describe(search),
         }
+        recorded = recorded_environment(search.run_folder)
+        version = recorded.get("packages", {}).get("lipsum-tune", "")
+        tags["mlflow.source.name"] = f"lipsum-tune {version}".strip()
+        if commit := recorded.get("git_commit"):
+            tags["mlflow.source.git.commit"] = commit
         earlier = mlf.search_run(self._client, self._experiment_id, search.run_id)
         if earlier is None:
             self.parent_run_id = self._create(search.name, tags, None)
@@ -113,6 +124,7 @@ class SearchRuns:
                 metrics = mlf.metrics_of(self._logged(search.zero_shot), 0, _milliseconds())
                 mlf.log(self._client, run_id, metrics)
                 self._client.set_terminated(run_id)
+            self._log_inputs()
             # Last, since they show that the rest has been done.
             mlf.log(self._client, self.parent_run_id, params=mlf.params_of(search.config))
 
@@ -177,11 +189,31 @@ class SearchRuns:
         mlf.log(self._client, self.parent_run_id, metrics, tags=mlf.tags_of(tags))
         self._client.set_terminated(self.parent_run_id, STATUS[outcome], ended_ms)
 
+    def _log_inputs(self) -> None:
+        """Log the data that trials are trained and evaluated on, with their fingerprints."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        root, inputs = self._search.configured("trial", "data", "root"), []
+        recorded = recorded_environment(self._search.run_folder)
+        for name, digest in recorded.get("data", {}).items():
+            domain, _, split = name.partition("/")
+            kind = "ID" if domain == self._search.id_domain else "OOD"
+            context = "training" if split == "train" else f"{kind} validation"
+            source = json.dumps({"uri": mlf.redact(f"{root}/{name}")})
+            dataset = Dataset(name, digest, "local", source)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+        if inputs:
+            self._client.log_inputs(self.parent_run_id, inputs)
+
     def upload_results(self) -> None:
-        """Copy tables and report from the run folder to the parent's artifacts."""
+        """Copy tables, report, configuration and environment to the parent's artifacts."""
         run_folder = self._search.run_folder
         for path in (*run_folder.glob("*.parquet"), *(run_folder / REPORT_FOLDER).glob("*")):
             self._client.log_artifact(self.parent_run_id, str(path))
+        for name in (CONFIG_FILE, ENVIRONMENT_FILE):
+            if (path := run_folder / name).is_file():
+                text = mlf.redact(path.read_text(encoding="utf-8"))
+                self._client.log_text(self.parent_run_id, text, name)
 
     def _reopen(self, record: TrialRecord) -> bool:
         """Find or create a trial's child run; False if MLflow has everything of it already."""

@@ -352,16 +352,22 @@ def environment(trial: TrialConfig) -> dict[str, object]:
     }
 
 
+def recorded_environment(folder: Path) -> dict[str, Any]:
+    """The contents of ENVIRONMENT_FILE; empty if it is missing or damaged."""
+    try:
+        found = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def data_seen(folder: Path) -> dict[str, str] | None:
     """The data fingerprints at the start of a run's search; None if they are not recorded."""
     return _seen(folder, "data")
 
 
 def _seen(folder: Path, inputs: str) -> dict[str, str] | None:
-    try:
-        found = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")).get(inputs)
-    except (FileNotFoundError, ValueError):
-        return None
+    found = recorded_environment(folder).get(inputs)
     return found if isinstance(found, dict) else None
 
 

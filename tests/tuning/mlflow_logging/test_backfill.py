@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,12 @@ from typer.testing import CliRunner
 
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
+from trainers.data.fingerprint import data_fingerprint
 from tuning.cli import app
 from tuning.mlflow_logging.callback import MlflowCallback, backfill
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.journal import Journal
-from tuning.runs.run_folder import load_run
+from tuning.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, environment, load_run
 
 
 def callback_of(run: Path) -> MlflowCallback:
@@ -137,6 +140,35 @@ def test_a_moved_run_folder_has_the_same_runs_in_mlflow(images_root: Path, runs:
     assert parent.info.run_name == "archived"
     assert parent.data.tags["run_folder"] == str(moved)
     assert in_mlflow(moved) == expected(moved)
+
+
+def test_the_parent_names_data_source_and_configuration(images_root: Path, runs: Path) -> None:
+    file = search_file(images_root, search__study_storage="postgresql://ann:pa55@host/studies")
+    run = write_run(runs / "search", file, [fakes.trial(0)])
+    recorded = environment(file.trial)
+    (run / ENVIRONMENT_FILE).write_text(json.dumps(recorded))
+    for _ in range(2):
+        backfill(load_run(run))
+    client = MlflowClient(default_tracking_uri(runs))
+    parent = client.get_run(callback_of(run).parent_run_id)
+    inputs = {
+        found.dataset.name: (found.dataset.digest, found.tags[0].value)
+        for found in parent.inputs.dataset_inputs
+    }
+    contexts = {"real/train": "training", "real/val": "ID validation"}
+    expected = {
+        name: (digest, contexts.get(name, "OOD validation"))
+        for name, digest in data_fingerprint(file.trial.data).items()
+    }
+    assert (inputs, len(parent.inputs.dataset_inputs)) == (expected, len(expected))
+    assert parent.data.tags.get("mlflow.source.git.commit") == recorded["git_commit"]
+    assert parent.data.tags["mlflow.source.name"] == f"lipsum-tune {version('lipsum-tune')}"
+    logged = [
+        Path(client.download_artifacts(parent.info.run_id, name)).read_text()
+        for name in (ENVIRONMENT_FILE, CONFIG_FILE)
+    ]
+    assert json.loads(logged[0]) == recorded
+    assert logged[1] == (run / CONFIG_FILE).read_text().replace("ann:pa55@", "***@")
 
 
 def test_a_run_folder_without_its_database_gets_none(images_root: Path, tmp_path: Path) -> None:
