@@ -25,6 +25,7 @@ from docs import build
 from tests.trainers.curves import short
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.config import TrialConfig
+from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +156,15 @@ def test_python(block: Block, runs: Path, monkeypatch: pytest.MonkeyPatch) -> No
             keywords = {keyword.arg or "": None for keyword in node.keywords}
             signature = inspect.signature(names[node.func.id])
             signature.bind(*node.args, **keywords)
+
+
+def test_the_documented_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_search.yaml").write_text("trial: {optim: {lrr: 1}}", encoding="utf-8")
+    with pytest.raises(ConfigError) as found:
+        load_config("my_search.yaml")
+    page = blocks(ROOT / "docs" / "configuration.md")
+    assert [block.code for block in page if block.language == "text"] == [f"{found.value}\n"]
 
 
 def test_the_documented_method_trains(trial: TrialConfig, tmp_path: Path) -> None:
