@@ -24,8 +24,6 @@ def follow(job: Job, console: Console, *, patience_s: float = PATIENCE_S) -> int
     """Print the job's logs on standard output until it ends.
 
     Args:
-        job: on the cluster.
-        console: for messages that are not part of the logs.
         patience_s: time for which the cluster may give no answer.
 
     Returns:

@@ -94,7 +94,6 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
     """Submit the search, unless it is running already.
 
     Args:
-        request: the search.
         address: of the cluster's dashboard, `http://HOST:PORT`.
         allow_remote: allow plain http to another machine.
 

@@ -211,7 +211,6 @@ def hide_secrets(text: str, urls: Sequence[str]) -> str:
     """Replace passwords in a message, including the values of variables that name a secret.
 
     Args:
-        text: may hold messages of libraries.
         urls: of the configuration; the values of all variables in them are replaced.
     """
     for url in ("", *urls):

@@ -30,7 +30,6 @@ def resolve_root(root: str, *, progress: bool = False) -> Store:
         return open_store(root)
     try:
         from trainers.embedded_benchmark.build import build
-        from trainers.embedded_benchmark.contact_sheet import contact_sheet
     except ImportError as error:
         raise ConfigError(
             f"the embedded benchmark needs {error.name!r}",
@@ -38,11 +37,8 @@ def resolve_root(root: str, *, progress: bool = False) -> Store:
             value=EMBEDDED,
             hint="install it with: pip install 'lipsum-tune[benchmark]'",
         ) from error
-    folder = build(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED, progress=progress)
-    sheet = folder.with_name(f"{EMBEDDED}-contact-sheet.png")
-    if not sheet.exists():
-        contact_sheet(folder, sheet)
-    return open_store(folder)
+    cache = platformdirs.user_cache_path("lipsum-tune")
+    return open_store(build(cache / EMBEDDED, progress=progress))
 
 
 def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:

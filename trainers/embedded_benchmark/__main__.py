@@ -3,14 +3,11 @@
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from trainers.embedded_benchmark.build import build
-from trainers.embedded_benchmark.contact_sheet import contact_sheet
 
 
 def main() -> None:
-    """Build the benchmark, write its contact sheet beside it, and print where both are."""
+    """Build the benchmark, and print where it is."""
     parser = argparse.ArgumentParser(
         prog="python -m trainers.embedded_benchmark", description=__doc__
     )
@@ -20,10 +17,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     given = parser.parse_args()
     root = build(given.root, seed=given.seed, size=given.size, workers=given.workers)
-    sheet = contact_sheet(root, root.with_name(f"{root.name}-contact-sheet.png"))
-    console = Console(soft_wrap=True)
-    console.print(f"Benchmark: {root}", highlight=False)
-    console.print(f"Contact sheet: {sheet}", highlight=False)
+    print(f"Benchmark: {root}")
 
 
 if __name__ == "__main__":

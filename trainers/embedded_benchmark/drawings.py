@@ -114,17 +114,14 @@ def _groups(item: Drawing) -> tuple[_Group, ...]:
         _Group(
             line=child.get("id", "").startswith("line"),
             text=ET.tostring(child, encoding="unicode"),
-            visible=any(_is_visible(element) for element in child.iter()),
+            visible=any(  # SVG fills with black by default
+                element.tag.rpartition("}")[2] in _SHAPES
+                and (element.get("fill") != "none" or element.get("stroke", "none") != "none")
+                for element in child.iter()
+            ),
         )
         for child in ET.fromstring(item.svg)
     )
-
-
-def _is_visible(element: ET.Element) -> bool:
-    """Tell whether a shape paints something: SVG fills with black unless told otherwise."""
-    if element.tag.rpartition("}")[2] not in _SHAPES:
-        return False
-    return element.get("fill") != "none" or element.get("stroke", "none") != "none"
 
 
 def _kept(item: Drawing, layer: Layer) -> list[_Group]:

@@ -75,16 +75,11 @@ def evaluate(
     Args:
         classify: images (B, 3, H, W) to L2-normalised features (B, D) and to logits (B, K) of the
             ID classes, both float32.
-        images: of one domain and split.
-        image_input: size and normalisation of the images.
-        batch_size: images of a forward pass.
-        device: where `classify` runs.
         class_map: from the ID classes to the domain's own; by default they are the same. Images
             that it leaves out are compared with the zero-shot model, but not scored.
         drift: without it, `energy_gap` and `feature_distortion` are absent.
         workers: processes that decode images; 0 decodes in this one.
         rank: of this worker, which evaluates its share.
-        world_size: number of workers.
         lockstep: call `classify` equally often on every worker, with a blank image if a worker has
             none left: required by sharded models, whose forward pass is a collective operation.
 
@@ -174,9 +169,6 @@ def summarise(
     """The reported metrics: those of `flat_metrics`, and `id_<split>/temperature`.
 
     Args:
-        by_domain: of the ID domain and OOD domains.
-        data: names the ID domain and the OOD domains.
-        split: `val` or `test`.
         temperature: of `ece_scaled` in all domains. None, only for `val`, fits it on the ID images.
 
     Raises:

@@ -76,12 +76,7 @@ def random_captions(labels: Sequence[int], prompts: Prompts, draw: StepRandom) -
 
 
 def similarities(outputs: Outputs, kind: int = 0) -> Tensor:
-    """``S = s F T'``, (B, B): the scaled cosines of images, in rows, and texts, in columns.
-
-    Args:
-        outputs: with text features.
-        kind: index of the texts to compare with, 0 .. G - 1.
-    """
+    """``S = s F T'``, (B, B): the scaled cosines of images, in rows, and texts of a kind."""
     return outputs.logit_scale * outputs.features @ outputs.text_features[kind].T
 
 
@@ -89,9 +84,7 @@ def contrastive_loss(scores: Tensor) -> Tensor:
     """Mean of the cross-entropies of images against texts and of texts against images, a scalar.
 
     Images of the same class are negatives of each other, as in the code of FLYP's authors.
-
-    Args:
-        scores: (B, B), as `similarities` returns them.
+    `scores` (B, B) are those of `similarities`.
     """
     import torch
     from torch.nn import functional

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
@@ -75,10 +75,7 @@ class _Recomputed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         weights = dict(self._plain.named_parameters())
-        return checkpoint(self._with, weights, args, kwargs, use_reentrant=False)
-
-    def _with(self, weights: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
-        return functional_call(self._plain, weights, args, kwargs)
+        return checkpoint(functional_call, self._plain, weights, args, kwargs, use_reentrant=False)
 
 
 class _Plain(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -148,17 +148,12 @@ def head_digest(clip: nn.Module, tokenizer: Any, prompts: Prompts, built: Archit
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for texts in (prompts.names, prompts.templates):
         digest.update(tensor_bytes(tokenizer(list(texts))))
-    for name, parameter in _text_parameters(clip):
-        digest.update(name.encode())
-        digest.update(tensor_bytes(parameter))
-    return digest.hexdigest()
-
-
-def _text_parameters(clip: nn.Module) -> Iterator[tuple[str, Tensor]]:
     text = cast(nn.Module, getattr(clip, "text", clip))
     for name, parameter in sorted(text.named_parameters()):
         if not name.startswith(("visual.", "logit_")):
-            yield name, parameter
+            digest.update(name.encode())
+            digest.update(tensor_bytes(parameter))
+    return digest.hexdigest()
 
 
 def tensor_bytes(tensor: Tensor) -> Any:

@@ -45,9 +45,11 @@ def swapped_in(
         for name, value in weights.items():
             parameter = parameters[name]
             if isinstance(parameter, DTensor):  # FSDP gathers from the storage itself
-                if not _is_same(parameter, value):
-                    own[name] = parameter.detach().clone()
-                    parameter.detach().copy_(value)
+                storage = parameter.to_local().data_ptr()
+                if isinstance(value, DTensor) and value.to_local().data_ptr() == storage:
+                    continue
+                own[name] = parameter.detach().clone()
+                parameter.detach().copy_(value)
             else:
                 own[name] = parameter.data
                 parameter.data = value.detach()
@@ -59,9 +61,3 @@ def swapped_in(
                 parameter.detach().copy_(value)
             else:
                 parameter.data = value
-
-
-def _is_same(sharded: DTensor, value: Tensor) -> bool:
-    """Whether both share one storage."""
-    own = sharded.to_local()
-    return isinstance(value, DTensor) and value.to_local().data_ptr() == own.data_ptr()

@@ -19,7 +19,6 @@ from trainers.embedded_benchmark.classes import (
     load_classes,
     split_drawings,
 )
-from trainers.embedded_benchmark.contact_sheet import contact_sheet
 from trainers.embedded_benchmark.drawings import (
     all_drawings,
     colours,
@@ -295,10 +294,3 @@ def test_a_folder_with_other_contents_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="other"):
         build(tmp_path, workers=1, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_the_contact_sheet_shows_every_class(benchmark: Path, tmp_path: Path) -> None:
-    sheet = contact_sheet(benchmark, tmp_path / "sheet.png")
-    with Image.open(sheet) as image:
-        assert image.height > 4 * 60
-        assert image.width > 5 * 60

@@ -40,10 +40,8 @@ class FeatureFile:
 
     Args:
         identity: everything that the features depend on, as plain values.
-        records: the number of records.
         rows: feature vectors of a record.
         width: of a feature vector, D.
-        dtype: of the stored values.
         limit_bytes: of all such files on this machine together, each counted at its full size. If
             there is no room, the files that were unused for longest are removed.
     """
@@ -86,12 +84,7 @@ class FeatureFile:
                 os.utime(path)
 
     def read(self, record: int, rows: int) -> Tensor | None:
-        """The first rows of a record, (rows, D) float32 on the CPU; None if it is not there.
-
-        Args:
-            record: its number.
-            rows: as many as were written.
-        """
+        """The written rows of a record, (rows, D) float32 on the CPU; None if it is not there."""
         if self._file is None:
             return None
         size = rows * self._width * self._dtype.itemsize

@@ -43,7 +43,6 @@ class Room:
     """Bytes that one conversion may write to the cache; its lock must be held.
 
     Args:
-        folder: of the cache.
         name: of the set that is converted.
         keep: Arrow files that are not removed.
         limit: bytes of all files of the cache together.
