@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,8 @@ def _started(cpus: int | None, variables: Mapping[str, str]) -> Iterator[Head]:
         _wait_until_jobs_are_accepted(head.dashboard, f"http://127.0.0.1:{agent}", process)
         yield head
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        os.killpg(process.pid, signal.SIGKILL)  # after a training, SIGTERM takes half a minute
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
