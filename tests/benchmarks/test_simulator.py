@@ -152,6 +152,7 @@ def test_rank_correlations_are_those_of_the_better_half() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_ray_tune_itself_makes_the_same_calls_in_the_same_order(
     table: CurveTable, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
+from trainers.ray_trainer import train_loop
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.confirmation.confirm import chosen, confirm, fresh_seeds
@@ -40,7 +41,7 @@ from tuning.confirmation.results import (
     write_results_table,
 )
 from tuning.execution.ray_session import ray_session
-from tuning.execution.trainable import final_metrics
+from tuning.execution.retries import fit
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.journal import Journal
@@ -309,12 +310,18 @@ def test_two_workers_and_a_resumed_job_read_the_test_splits(
     trial: TrialConfig, tmp_path: Path
 ) -> None:
     config = trial.model_copy(update={"steps": STEPS})
+
+    def twice(values: dict[str, Any]) -> list[dict[str, float]]:
+        return [train_loop(values) for _ in range(2)]
+
     with ray_session():
-        train = ray.remote(num_cpus=0)(final_metrics)
-        resources = ResourcesConfig(workers=2)
-        arguments = {"name": "two", "storage_path": tmp_path, "resources": resources}
-        first, again = (
-            ray.get(train.remote(config.model_dump_json(), "test", **arguments)) for _ in range(2)
+        first, again = fit(
+            config.model_dump_json(),
+            name="two",
+            storage_path=str(tmp_path),
+            resources=ResourcesConfig(workers=2),
+            final_split="test",
+            loop=twice,
         )
     assert "train/loss" in first  # it trained
     timed = {name for name in again if name.startswith(("cost/", "train/images"))}

@@ -43,6 +43,8 @@ def test_a_plugins_method_is_searched_and_exported(
             "name": "lora",
             "storage": str(tmp_path / "runs"),
             "space": {"name": "lora"},
+            "references": [],
+            "resources": {"max_concurrent": 1},
             "budget": {"trials": 2},
         },
     }

@@ -23,7 +23,6 @@ from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.errors import ConfigError
-from trainers.overrides import nest
 from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
@@ -182,23 +181,6 @@ def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(
     assert "pruned" in outcomes(found).values()
     assert alive == []
     assert used == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_two_workers_train_one_trial(images_root: Path, tmp_path: Path) -> None:
-    values = nest(
-        {
-            "search.references": [],
-            "search.budget.trials": 1,
-            "search.resources.workers": 2,
-            "trial.steps": 3,
-        },
-        configuration(images_root, tmp_path / "runs"),
-    )
-    path = tmp_path / "two.yaml"
-    path.write_text(yaml.safe_dump(values))
-    found = run_search(load_config(path), console=Console(quiet=True))
-    assert outcomes(found) == {"trial-000": "finished"}
 
 
 @pytest.mark.usefixtures("local_ray")
