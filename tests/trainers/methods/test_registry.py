@@ -3,7 +3,6 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Literal
@@ -12,19 +11,10 @@ import pytest
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, validate
-from trainers.methods import METHODS, SEARCH_SPACES, FineTuning, load_plugins, register_method
+from trainers.methods import SEARCH_SPACES, FineTuning, load_plugins, register_method
 from trainers.methods.ft import PlainFineTuning
 
 SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1}}}
-
-
-@pytest.fixture(autouse=True)
-def registered_methods_are_restored() -> Iterator[None]:
-    methods, spaces = dict(METHODS), dict(SEARCH_SPACES)
-    yield
-    for table, before in ((METHODS, methods), (SEARCH_SPACES, spaces)):
-        table.clear()
-        table.update(before)  # type: ignore[arg-type]
 
 
 @pytest.fixture
