@@ -10,7 +10,7 @@ bytes. Before its last report, each trial is better than all before it: every co
 made, and no trial is stopped.
 
 CPU time is that of all threads of the driver; the parts are those of the thread that runs Tune's
-loop (`display` has one more), without what they call in other parts. `Tune and Ray` is the rest.
+loop, without what they call in other parts. `Tune and Ray` is the rest.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ from tuning.execution.ray_session import concurrent_trials
 from tuning.execution.run_search import SearchOptions, start_search
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.reporting.callback import ResultsCallback
+from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
 from tuning.reporting.progress import ProgressCallback
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal
@@ -89,9 +90,9 @@ PARTS: Final[Mapping[str, tuple[tuple[type, tuple[str, ...]], ...]]] = {
         (Budget, _EVENTS),
     ),
     "MLflow": ((MlflowCallback, _EVENTS),),
-    "tables": ((ResultsCallback, _EVENTS),),
+    "tables": ((ResultsCallback, (*_EVENTS, "search_ended")),),
     "checkpoints": ((CheckpointCallback, _EVENTS),),
-    "display": ((ProgressCallback, (*_EVENTS, "_renderable")),),
+    "display": ((ProgressCallback, _EVENTS),),
 }
 """Parts of the driver that are ours, and the methods through which they are entered."""
 REST: Final = "Tune and Ray"
@@ -272,9 +273,14 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
     ):
         console = Console(file=display, force_terminal=live, width=120)
         options = SearchOptions(callbacks=[meter], console=console, trainable=trainable)
-        start_search(file, options)
+        result = start_search(file, options)
     closing = time.process_time() - meter.rows[-1]["cpu"]
-    print(f"closing the search: {closing:.1f} s of CPU")
+    results = stopwatch.seconds["tables"] - meter.rows[-1]["tables"]
+    page = result.run_folder / REPORT_FOLDER / REPORT_FILE
+    print(
+        f"closing the search: {closing:.1f} s of CPU, {results:.1f} s of it for the last tables "
+        f"and a report of {page.stat().st_size / 1e6:.1f} MB"
+    )
     if len(meter.rows) != 1 + file.search.budget.trials:
         raise RuntimeError(f"{len(meter.rows) - 1} trials ended")
     return meter.rows

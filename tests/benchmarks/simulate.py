@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -178,6 +179,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 def read_setting(arguments: argparse.Namespace) -> Setting:
     """The comparison that the command line asks for."""
     space = load_config("quickstart", check=False).search_space()
+    rows = pq.read_table(arguments.curves, columns=list(space.parameters)).to_pylist()
+    # A parameter that was fixed in the recording is not searched.
+    varied = {k: p for k, p in space.parameters.items() if len({row[k] for row in rows}) > 1}
+    space = space.model_copy(update={"parameters": varied, "initial_points": []})
     table, costs = read_table(arguments.curves, space)
     objective = Objective(arguments.objective)
     told = sampler_objectives("auto", [objective])

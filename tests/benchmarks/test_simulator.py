@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 from ray import tune
@@ -20,7 +21,16 @@ from ray.tune.utils import flatten_dict
 from search_spaces import Float, Int, SearchSpace
 from tests.benchmarks.contenders import CONTENDERS, OURS, RANDOM, STOCK, Problem
 from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
-from tests.benchmarks.simulate import Setting, random_budget, regrets, start_points, summary
+from tests.benchmarks.record_curves import CURVES
+from tests.benchmarks.simulate import (
+    Setting,
+    parse_arguments,
+    random_budget,
+    read_setting,
+    regrets,
+    start_points,
+    summary,
+)
 from tests.benchmarks.simulator import Ended, simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
 from tuning.algorithms.objectives import Objective
@@ -394,3 +404,12 @@ def test_ratios_of_budgets_have_intervals_paired_by_seed() -> None:
     assert str(cells["@5"][0]).startswith("2.02 [1.92, 2.12]")
     assert float(str(cells["x random @5"][0]).split()[0]) == 1.0
     assert float(str(cells["x random @10"][1]).split()[0]) > 3
+
+
+def test_a_parameter_that_was_fixed_in_the_recording_is_not_searched(tmp_path: Path) -> None:
+    table = pq.read_table(CURVES).slice(0, 8 * 20)
+    column = table.column_names.index("method.text_length")
+    fixed = table.set_column(column, "method.text_length", [[8] * len(table)])
+    pq.write_table(fixed, tmp_path / "plane.parquet")
+    setting = read_setting(parse_arguments(["--curves", str(tmp_path / "plane.parquet")]))
+    assert list(setting.problem.space.parameters) == ["method.reg_weight", "optim.lr"]
