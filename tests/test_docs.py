@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from cluster.cli import app
 from docs import build
 from tests.trainers.curves import short
+from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
@@ -137,6 +140,27 @@ def test_configurations(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
     write_files(block.page, tmp_path)
     Path("documented.yaml").write_text(block.code, encoding="utf-8")
     load_config("documented.yaml", check=False).search_space()
+
+
+@pytest.mark.slow
+def test_the_notebook(images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "runs" / "quickstart", search_file(images_root), fakes.finished_search())
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    NotebookClient(notebook, resources={"metadata": {"path": tmp_path}}).execute()
+    shown = [
+        {kind for output in cell.outputs for kind in output.get("data", ())} - {"text/plain"}
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+    assert shown == [{"text/html"}] * 3 + [{"image/png"}] * 2 + [set()]
+    first = notebook.cells[1].outputs[-1]["data"]
+    folder = tmp_path / "runs" / "quickstart"
+    assert first["text/plain"] == f"<LoadedRun {folder}: 14 trials>"
+    html = first["text/html"]
+    assert html.count("<img") == 1
+    assert html.count("<tr") == 1 + 2 + 14  # a header, two references, the trials
 
 
 @in_language("python")

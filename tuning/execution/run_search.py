@@ -47,9 +47,7 @@ from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.formatting import show_phase
-from tuning.reporting.leaderboard import leaderboard
 from tuning.reporting.progress import ProgressCallback
-from tuning.reporting.result_table import html_table
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE, History, Journal, add_missed_reports, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
@@ -69,6 +67,8 @@ from tuning.selection.ranking import best_trial
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
+
+    from tuning.reporting.notebook import Plots
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,9 +94,15 @@ class SearchResult:
         what = f"{self.search.name}: {self.outcome}, {trials} trials{chosen}"
         return f"<SearchResult {what}, {self.run_folder}>"
 
+    @property
+    def plot(self) -> Plots:
+        """Figures of the search: `.id_vs_ood()` and `.importance()`."""
+        from tuning.reporting.notebook import Plots
+
+        return Plots(self.search, self.records)
+
     def _repr_html_(self) -> str:
-        """The leaderboard, for notebooks."""
-        return html_table(leaderboard(self.search, self.records))
+        return self.plot._repr_html_()
 
     @property
     def best(self) -> BestTrial | None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+    from tuning.reporting.notebook import Plots
+
 logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
@@ -97,7 +99,7 @@ class BestTrial:
         return classifier(source.trial.model, prompts, weights).clip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRun:
     """The contents of a run folder."""
 
@@ -182,6 +184,21 @@ class LoadedRun:
                 hint="use .studies",
             )
         return self.studies[None]
+
+    @property
+    def plot(self) -> Plots:
+        """Figures of the run: `.id_vs_ood()` and `.importance()`."""
+        from tuning.reporting.notebook import Plots
+
+        return Plots(self.search, self.history.records)
+
+    def __repr__(self) -> str:
+        trials = sum(record.kind == "trial" for record in self.history.records)
+        return f"<LoadedRun {self.folder}: {trials} trials>"
+
+    def _repr_html_(self) -> str | None:
+        # None is shown as text: the search has only begun.
+        return None if self.history.zero_shot is None else self.plot._repr_html_()
 
     @property
     def best(self) -> BestTrial | None:

@@ -154,6 +154,8 @@ def test_a_result_is_one_line_and_a_table_in_a_notebook(run: Path) -> None:
         f"<SearchResult mine: finished, 3 trials, best trial-000: val/mean_acc 73.5, {run}>"
     )
     assert result._repr_html_().count("<tr") == 1 + 2 + 3  # a header, two references, the trials
+    with pytest.raises(ValueError, match="needs 6 finished trials"):
+        result.plot.importance()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.optuna_storage import quiet_optuna
-from tuning.reporting.figures.frame import GREY, INK, SOFT_INK
+from tuning.reporting.figures.frame import GREY, INK, SOFT_INK, ReportFigure
 from tuning.reporting.formatting import short_names, trial_label
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
@@ -172,7 +172,7 @@ def _ranks(values: Sequence[object]) -> list[float]:
 
 
 def _axes(number: int, width: float, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    drawn = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    drawn = ReportFigure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(drawn)
     panels = list(np.atleast_1d(drawn.subplots(1, number, sharey=True)))
     for axes in panels:

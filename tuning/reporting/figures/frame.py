@@ -6,6 +6,7 @@ display is needed, and a driver may draw from any thread.
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -29,12 +30,26 @@ GREY: Final = "#8A8F98"
 _LEFT: Final = 0.095
 
 
+class ReportFigure(Figure):
+    """A figure that notebooks show without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png_of(self)
+
+
+def png_of(drawn: Figure) -> bytes:
+    """A figure as a PNG for the screen."""
+    file = io.BytesIO()
+    drawn.savefig(file, format="png", dpi=96)
+    return file.getvalue()
+
+
 def new_figure(search: SearchRecord, subtitle: str, width: float) -> tuple[Figure, Axes]:
     """An empty figure with axes of ID accuracy (x) and mean OOD accuracy (y).
 
     The axes have this width as a fraction of the figure; the rest is for a legend or colour bar.
     """
-    drawn = Figure(figsize=(8.6, 6.2), dpi=150, facecolor="white")
+    drawn = ReportFigure(figsize=(8.6, 6.2), dpi=150, facecolor="white")
     FigureCanvasAgg(drawn)
     axes = drawn.add_axes((_LEFT, 0.175, width, 0.70))
     drawn.text(_LEFT, 0.942, search.name, fontsize=15, fontweight="bold", color=INK)
