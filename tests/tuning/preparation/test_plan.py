@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import replace
@@ -260,16 +259,6 @@ def test_what_is_not_done_may_go_on_with_fewer_images(
     assert "other images at the source" in refusal(moved, data, options)
     (data / "real" / "mine.parquet").write_bytes(b"of my own")
     assert "real: mine.parquet is not part" in refusal(tree, data, options)
-
-
-def test_a_record_that_cannot_be_read_is_named(tree: Path, tmp_path: Path) -> None:
-    record = tmp_path / "data" / "real" / "preparation.json"
-    record.parent.mkdir(parents=True)
-    for text in ("{", json.dumps(["done"])):
-        record.write_text(text)
-        assert "real/preparation.json: not a record of `prepare`" in refusal(
-            tree, tmp_path / "data"
-        )
 
 
 def test_digests_do_not_depend_on_where_the_source_lies(tree: Path, tmp_path: Path) -> None:
