@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,9 @@ def _started(cpus: int | None, variables: Mapping[str, str]) -> Iterator[Head]:
         _wait_until_jobs_are_accepted(head.dashboard, f"http://127.0.0.1:{agent}", process)
         yield head
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # after a training, SIGTERM takes half a minute
+        # After a training, SIGTERM takes half a minute. A head that was too slow has ended already.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
