@@ -174,7 +174,9 @@ class SearchRuns:
         self._share_view(records)
         search = self._search
         times = [record.ended_at for record in records if record.ended_at is not None]
-        ended_ms = round(1000 * max(times, default=time.time()))
+        # A search that MLflow did not have while it ran has ended before its run was created.
+        created_ms = self._client.get_run(self.parent_run_id).info.start_time
+        ended_ms = max(created_ms, round(1000 * max(times, default=time.time())))
         tags: dict[str, str] = {"outcome": outcome, NOTE_TAG: describe(search, records, outcome)}
         if checks := describe_checks(rung_checks(search, records)):
             tags["rung_checks"] = "\n".join(checks)

@@ -16,7 +16,7 @@ from tests.tuning.run_folders import search_file, write_run
 from trainers.data.fingerprint import data_fingerprint
 from tuning.cli import app
 from tuning.mlflow_logging.callback import MlflowCallback, backfill
-from tuning.mlflow_logging.client import default_tracking_uri
+from tuning.mlflow_logging.client import default_tracking_uri, search_run
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, environment, load_run
 
@@ -150,7 +150,10 @@ def test_the_parent_names_data_source_and_configuration(images_root: Path, runs:
     for _ in range(2):
         backfill(load_run(run))
     client = MlflowClient(default_tracking_uri(runs))
-    parent = client.get_run(callback_of(run).parent_run_id)
+    experiment = client.get_experiment_by_name("lipsum-tune")
+    parent = search_run(client, experiment.experiment_id, load_run(run).search.run_id)
+    assert parent is not None
+    assert parent.info.end_time >= parent.info.start_time
     inputs = {
         found.dataset.name: (found.dataset.digest, found.tags[0].value)
         for found in parent.inputs.dataset_inputs
