@@ -1,0 +1,225 @@
+"""A search of this project beside what users would do instead: `python -m tests.benchmarks.peers`
+
+All contenders run the same trials of the quickstart (same images, model, steps and evaluations; a
+fixed list of configurations, none stopped early), one after the other, two trials at a time, each
+in processes of its own with everything it needs to start. CPU seconds are those of all processes of
+a contender, read from the kernel twice a second: on a machine that others use they say more than
+wall seconds. This project's cache of images and zero-shot features is empty at its start; all
+contenders have the zero-shot head. With `--search`, each searches with its own sampler and
+pruning instead, and the table has the time until the last step of a trial has reached the best
+objective of the peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE
+from trainers.data.data_root import EMBEDDED, resolve_root
+from tuning.config.validation import load_config
+
+HERE = Path(__file__).parent
+SPACE = {"lr": (1e-5, 2e-3), "reg_weight": (0.01, 100.0), "text_length": (2, 24)}
+"""The quickstart's; all are logarithmic."""
+FIRST = {"lr": 6e-4, "reg_weight": 1.0, "text_length": 8}
+"""The authors' weight and length, and the model's learning rate: where all searches begin."""
+OURS, MAX = "this project", "val/mean_acc"
+POLL_S = 0.5
+Job = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one contender took, and what it reported."""
+
+    began: float
+    wall: float
+    cpu: float
+    reports: list[dict[str, Any]]
+
+    def final(self, steps: int) -> dict[str, float]:
+        """Objective at the last step of each trial, by its parameters."""
+        last = (report for report in self.reports if report["step"] == steps)
+        return {json.dumps(report["params"], sort_keys=True): report[MAX] for report in last}
+
+    def seconds_to(self, objective: float, steps: int) -> float | None:
+        """Seconds until a whole trial had reached an objective."""
+        for report in self.reports:
+            if report["step"] == steps and report[MAX] >= objective:
+                return float(report["time"]) - self.began
+        return None
+
+
+def module(name: str) -> Callable[[Job], subprocess.Popen[str]]:
+    """Starts a contender that is a module and reads the job from a file."""
+
+    def start(job: Job) -> subprocess.Popen[str]:
+        path = Path(job["output"]) / "job.json"
+        path.write_text(json.dumps(job))
+        return popen([sys.executable, "-m", f"tests.benchmarks.peers.{name}", str(path)], job)
+
+    return start
+
+
+def shell_loop(job: Job) -> subprocess.Popen[str]:
+    """Starts the shell loop; as a search it tries random points."""
+    points, rng = job.get("trials"), np.random.default_rng(0)
+    if points is None:
+        points = [job["first"]]
+        for _ in range(job["budget"] - 1):
+            point = {n: float(np.exp(rng.uniform(*np.log(r)))) for n, r in SPACE.items()}
+            points.append({**point, "text_length": round(point["text_length"])})
+    length = {"steps": job["steps"], "every": job["every"]}
+    lines = [
+        shlex.join(f"--{name.replace('_', '-')}={value}" for name, value in {**p, **length}.items())
+        for p in points
+    ]
+    process = popen([str(HERE / "shell_loop.sh"), job["output"]], job, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    with process.stdin:
+        process.stdin.write("\n".join(lines) + "\n")
+    return process
+
+
+CONTENDERS: dict[str, Callable[[Job], subprocess.Popen[str]]] = {
+    OURS: module("ours"),
+    "shell loop": shell_loop,
+    "Ray Tune": module("ray_tune"),
+    "Optuna": module("optuna_study"),
+}
+
+
+def popen(command: list[str], job: Job, **options: Any) -> subprocess.Popen[str]:
+    """A process whose output goes to a file, with this Python first in its path."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RAY_TRAIN_V2_ENABLED": "1"}
+    if "ours" in command[-2]:
+        environment[CACHE_VARIABLE] = str(Path(job["output"]) / "cache" / "arrow")
+    log = (Path(job["output"]) / "log.txt").open("w")
+    return subprocess.Popen(
+        command, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+def measured(start: Callable[[Job], subprocess.Popen[str]], job: Job) -> Run:
+    """Run a contender and wait for its end.
+
+    Processes that live for less than `POLL_S`, and the last such interval of each, are not counted.
+    """
+    import_module("ray")  # brings psutil
+    psutil = import_module("psutil")
+
+    this, seconds = psutil.Process(), dict[Any, float]()
+
+    def read() -> None:
+        for process in {*this.children(recursive=True), *seconds}:
+            try:
+                times = process.cpu_times()
+                seconds[process] = times.user + times.system
+            except psutil.NoSuchProcess:
+                pass
+
+    began = time.time()
+    process = start(job)
+    while process.poll() is None:
+        read()
+        time.sleep(POLL_S)
+    wall = time.time() - began
+    log = (Path(job["output"]) / "log.txt").read_text()
+    if process.returncode:
+        raise RuntimeError(f"{process.args} ended with {process.returncode}:\n{log[-3000:]}")
+    lines = (Path(job["output"]) / "results.jsonl").read_text().splitlines()
+    return Run(began, wall, sum(seconds.values()), [json.loads(line) for line in lines])
+
+
+def main() -> None:
+    """Run all contenders in turn, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--search", action="store_true", help="searches, not the same trials")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    arguments = parser.parse_args()
+    resolve_root(EMBEDDED, progress=True)
+    job: Job = {"steps": arguments.steps, "every": max(1, arguments.steps // 3)}
+    job |= {"space": SPACE, "first": FIRST, "budget": arguments.trials}
+    if not arguments.search:
+        space = load_config("quickstart", [f"search.prior.points={arguments.trials - 1}"])
+        points = space.search_space().initial_points
+        job["trials"] = [{k.rpartition(".")[2]: v for k, v in point.items()} for point in points]
+    runs: dict[str, list[Run]] = {name: [] for name in arguments.contenders}
+    for repeat in range(arguments.repeats):
+        for name in runs if repeat % 2 == 0 else reversed(runs):
+            with TemporaryDirectory(prefix="peers-") as output:
+                runs[name].append(measured(CONTENDERS[name], {**job, "output": output}))
+            wall, cpu, load = runs[name][-1].wall, runs[name][-1].cpu, os.getloadavg()[0]
+            print(f"{name}: {wall:.0f} s, {cpu:.0f} s of CPU, load {load:.1f}", flush=True)
+    console = Console(width=110)
+    console.print(to_the_best(runs, job) if arguments.search else same_trials(runs, job))
+
+
+def same_trials(runs: dict[str, list[Run]], job: Job) -> Table:
+    """Seconds, ratios to ours of the same repeat, and how far the final objectives are apart."""
+    title = f"{len(job['trials'])} trials of {job['steps']} steps"
+    table = Table("", "wall, s", "/ ours", "CPU, s", "/ ours", f"{MAX} - ours", title=title)
+    for name, found in runs.items():
+        cells = []
+        for measure in ("wall", "cpu"):
+            own = [getattr(run, measure) for run in found]
+            cells.append(spread(own, ".0f"))
+            base = [getattr(run, measure) for run in runs.get(OURS, [])]
+            cells.append(spread([a / b for a, b in zip(own, base, strict=False)], ".2f"))
+        gaps = []
+        for run, base in zip(found, runs.get(OURS, []), strict=False):
+            own, their = run.final(job["steps"]), base.final(job["steps"])
+            gaps.append(statistics.mean(own[key] - their[key] for key in their))
+        table.add_row(name, *cells, spread(gaps, "+.2f"))
+    return table
+
+
+def to_the_best(runs: dict[str, list[Run]], job: Job) -> Table:
+    """Best objective of each search, and the time until it reached the best of the peers."""
+    columns = ("best", "whole search, s", "CPU, s", "to the peers' best, s")
+    table = Table("", *columns, title=f"searches of {job['budget']} trials, {MAX}")
+    best = {n: [max(run.final(job["steps"]).values()) for run in r] for n, r in runs.items()}
+    peers = [max(values) for values in zip(*(v for n, v in best.items() if n != OURS), strict=True)]
+    for name, found in runs.items():
+        until = [run.seconds_to(goal, job["steps"]) for run, goal in zip(found, peers, strict=True)]
+        table.add_row(
+            name,
+            spread(best[name], ".2f"),
+            spread([run.wall for run in found], ".0f"),
+            spread([run.cpu for run in found], ".0f"),
+            ", ".join("not reached" if s is None else f"{s:.0f}" for s in until),
+        )
+    return table
+
+
+def spread(values: list[float], shown: str) -> str:
+    """Mean, and the range of several values."""
+    if not values:
+        return ""
+    least, most = f"{min(values):{shown}}", f"{max(values):{shown}}"
+    return f"{statistics.mean(values):{shown}}" + (f" ({least} to {most})" if least != most else "")
+
+
+if __name__ == "__main__":
+    main()

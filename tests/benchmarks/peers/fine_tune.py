@@ -1,0 +1,197 @@
+"""Lipsum-FT as a plain PyTorch script: what a user would write without a search of this project.
+
+    python -m tests.benchmarks.peers.fine_tune --lr 6e-4 --reg-weight 1 --text-length 8
+
+It has the steps, the losses and the validation accuracies of the quickstart. The zero-shot model
+with its head, its tokenizer and the decoded images come from this project; the training loop, the
+views, the random texts and the evaluation are plain PyTorch and torchvision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from trainers.config import DataConfig
+from trainers.data.data_root import resolve_root
+from trainers.data.dataset import ImageDataset
+from trainers.models.config import ModelConfig
+from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+
+DATA = DataConfig()
+BATCH_SIZE, EVAL_BATCH_SIZE, TEXTS, WARM_UP = 64, 256, 80, 0.1
+
+
+class TrainViews(Dataset[tuple[Tensor, Tensor]]):
+    """Random crops of the training images."""
+
+    def __init__(self, images: ImageDataset, size: int) -> None:
+        self.images = images
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, (0.4, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        view: Tensor = self.transform(self.images.pixels(index))
+        return view, torch.as_tensor(self.images.labels[index])
+
+
+@cache
+def zero_shot_model() -> ZeroShotModel:
+    """The model that is fine-tuned, with a head of class prompts."""
+    train = ImageDataset(resolve_root(DATA.root), DATA.id_domain, "train")
+    return load_zero_shot(ModelConfig(name="tiny-clip"), DATA.rules.prompts(train.class_names))
+
+
+@cache
+def validation_images() -> dict[str, tuple[Tensor, Tensor]]:
+    """Views (N, 3, H, W) uint8 and labels (N,) of each domain, decoded once in a process."""
+    image_input, found = zero_shot_model().image_input, {}
+    for domain in DATA.domains:
+        images = ImageDataset(resolve_root(DATA.root), domain, "val")
+        views, labels = zip(*images.eval_batches(image_input, EVAL_BATCH_SIZE), strict=True)
+        found[domain] = torch.cat(views), torch.cat(labels)
+    return found
+
+
+def train(
+    lr: float,
+    reg_weight: float,
+    text_length: int,
+    *,
+    steps: int = 120,
+    every: int = 40,
+    seed: int = 0,
+) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
+    """Fine-tune, and yield metrics and a checkpoint at every evaluation."""
+    torch.manual_seed(seed)
+    zero_shot = zero_shot_model()
+    visual = copy.deepcopy(zero_shot.visual).requires_grad_(True)
+    head = torch.nn.Parameter(zero_shot.head.clone())
+    scale, vocabulary = zero_shot.logit_scale, zero_shot.text.vocabulary
+    assert vocabulary is not None
+    ordinary = torch.as_tensor(vocabulary.ids)
+
+    optimizer = torch.optim.AdamW([*visual.parameters(), head], lr=lr, weight_decay=0, fused=True)
+    warm_up = round(WARM_UP * steps)
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in image_statistics(zero_shot))
+    images = ImageDataset(resolve_root(DATA.root), DATA.id_domain, "train")
+    views = TrainViews(images, zero_shot.image_input.size)
+    loader = DataLoader(views, BATCH_SIZE, shuffle=True, drop_last=True)
+
+    step, began, sums = 0, time.time(), torch.zeros(2)
+    while step < steps:
+        for batch, labels in loader:
+            pixels = (batch.float() / 255 - mean) / std
+            features = functional.normalize(visual(pixels), dim=-1)
+            task = functional.cross_entropy(scale * features @ head.T, labels)
+            with torch.no_grad():
+                before = zero_shot.image_features(pixels)
+                drawn = ordinary[torch.randint(len(ordinary), (TEXTS, text_length))]
+                ends = (torch.full((TEXTS, 1), end) for end in (vocabulary.start, vocabulary.end))
+                first, last = ends
+                texts = zero_shot.encode_tokens(torch.cat([first, drawn, last], dim=1))
+            gap = (scale * (features - before) @ texts.T).square().mean() / 2
+            optimizer.zero_grad()
+            (task + reg_weight * gap).backward()
+            optimizer.step()
+            schedule.step()
+            sums += torch.stack([task.detach(), gap.detach()])
+            step += 1
+            if step % every == 0 or step == steps:
+                metrics = evaluate(visual, head, scale, mean, std)
+                metrics |= {"step": step, "seconds": time.time() - began}
+                metrics |= {"train/task_loss": float(sums[0]), "train/reg": float(sums[1])}
+                metrics["train/task_loss"] /= every
+                metrics["train/reg"] /= every
+                sums.zero_()
+                yield metrics, {"visual": visual.state_dict(), "head": head.detach()}
+            if step == steps:
+                break
+
+
+def image_statistics(zero_shot: ZeroShotModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the pixels that the image encoder expects."""
+    return zero_shot.image_input.mean, zero_shot.image_input.std
+
+
+@torch.no_grad()
+def evaluate(
+    visual: torch.nn.Module, head: Tensor, scale: float, mean: Tensor, std: Tensor
+) -> dict[str, float]:
+    """Accuracy in percent and NLL of each domain, and the means of the accuracies."""
+    found = {}
+    for domain, (views, labels) in validation_images().items():
+        right, nll = 0, 0.0
+        for batch, target in zip(
+            views.split(EVAL_BATCH_SIZE), labels.split(EVAL_BATCH_SIZE), strict=True
+        ):
+            features = functional.normalize(visual((batch.float() / 255 - mean) / std), dim=-1)
+            logits = scale * features @ head.T
+            right += int((logits.argmax(dim=-1) == target).sum())
+            nll += float(functional.cross_entropy(logits, target, reduction="sum"))
+        found[f"{domain}/acc"] = 100 * right / len(labels)
+        found[f"{domain}/nll"] = nll / len(labels)
+    of_id = found[f"{DATA.id_domain}/acc"]
+    of_ood = [found[f"{domain}/acc"] for domain in DATA.ood_domains]
+    ood = sum(of_ood) / len(of_ood)
+    return {
+        **found,
+        "id_val/acc": of_id,
+        "ood_val/mean_acc": ood,
+        "val/mean_acc": (of_id + ood) / 2,
+    }
+
+
+def append(results: Path, params: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Write a report as a line of JSON, with the time."""
+    with results.open("a") as file:
+        file.write(json.dumps({"time": time.time(), "params": params, **metrics}) + "\n")
+
+
+def main() -> None:
+    """Train one configuration."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--reg-weight", type=float, required=True)
+    parser.add_argument("--text-length", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--every", type=int, default=40)
+    parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl")
+    arguments = vars(parser.parse_args())
+    output: Path = arguments.pop("output")
+    params = {name: arguments[name] for name in ("lr", "reg_weight", "text_length")}
+    checkpoint = output / f"{'-'.join(map(str, params.values()))}.pt"
+    for metrics, state in train(**arguments):
+        torch.save(state, checkpoint)
+        append(output / "results.jsonl", params, metrics)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The same job as a search of this project: `python -m tests.benchmarks.peers.ours JOB.json`"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.benchmarks.peers.fine_tune import append
+from tuning.config.validation import load_config
+from tuning.execution.run_search import SearchOptions, start_search
+from tuning.runs.callbacks import Callback
+from tuning.runs.records import TrialRecord
+
+
+class Results(Callback):
+    """Writes each report to the file of results."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+
+    def trial_reported(self, record: TrialRecord) -> None:
+        """A trial has reported."""
+        params = {key.rpartition(".")[2]: value for key, value in record.params.items()}
+        append(self.output / "results.jsonl", params, dict(record.metrics))
+
+
+def main() -> None:
+    """Run the job."""
+    job = json.loads(Path(sys.argv[1]).read_text())
+    output, fixed = Path(job["output"]), job.get("trials")
+    settings = {
+        "trial.steps": job["steps"],
+        "trial.eval.every": job["every"],
+        "search.storage": output / "runs",
+        "search.references": [],
+        "search.resources.max_concurrent": 2,
+        "search.budget.trials": job["budget"],
+    }
+    if not fixed:
+        settings["search.scheduler.grace_steps"] = job["steps"] * 2 // 3
+    else:
+        names = {"lr": "optim.lr"}
+        points = [{names.get(n, f"method.{n}"): v for n, v in p.items()} for p in fixed]
+        settings |= {
+            "trial.eval.rung_weights": "raw",
+            "search.scheduler": {"name": "none"},
+            "search.space.initial_points": points,
+        }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    file = load_config("quickstart", overrides)
+    start_search(file, SearchOptions(callbacks=[Results(output)], console=Console(quiet=True)))
+
+
+if __name__ == "__main__":
+    main()
