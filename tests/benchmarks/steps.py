@@ -5,7 +5,8 @@ zero-shot model, which computes its features (`live`) or shares them (`shared`, 
 by an earlier pass). All runs take the same step one after the other, in an order that changes, so
 whatever else the machine does affects them alike; a ratio is that of one such round, and the table
 has the median and the quartiles. The second table divides the time of whole trials, with their
-evaluations and checkpoints. The tiny CLIP has the data, batches and length of the quickstart;
+evaluations and checkpoints, in a process that has seen the images before, as a worker of a search
+has. The tiny CLIP has the data, batches and length of the quickstart;
 ViT-B/32 has random weights, since time does not depend on them, and few images.
 """
 
@@ -64,11 +65,13 @@ PARTS = (
 )
 
 
-def trial(model: str, contender: str, data: dict[str, str]) -> TrialConfig:
-    """The configuration of a contender."""
+def trial(model: str, contender: str, data: dict[str, str], steps: int | None) -> TrialConfig:
+    """The configuration of a contender, in full length or with a number of steps."""
     method, cache_gb = CONTENDERS[contender]
-    shared = {"method": {"name": method}, "zero_shot_cache_gb": cache_gb}
-    return TrialConfig.model_validate({"data": data, **MODELS[model], **shared})
+    settings = {**MODELS[model], "method": {"name": method}, "zero_shot_cache_gb": cache_gb}
+    if steps is not None:
+        settings |= {"steps": steps, "eval": {"every": max(2, steps // 3)}}
+    return TrialConfig.model_validate({"data": data, **settings})
 
 
 def compare(configs: dict[str, TrialConfig]) -> dict[str, list[tuple[float, float]]]:
@@ -88,7 +91,11 @@ def compare(configs: dict[str, TrialConfig]) -> dict[str, list[tuple[float, floa
 
 
 class Profile:
-    """Divides the time of a trial among its parts; on a GPU, it waits for each of them."""
+    """Divides the time of a trial among its parts; on a GPU, it waits for each of them.
+
+    On CPUs it is CPU time, which other work on the machine changes less. It is the share of a part
+    in wall time if there is one thread (`OMP_NUM_THREADS=1`), as in a search's trial on one core.
+    """
 
     def __init__(self, config: TrialConfig) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -108,10 +115,9 @@ class Profile:
             if torch.cuda.is_available():
                 patches.enter_context(patch.object(torch.Tensor, "to", self._timed(to, "copy")))
             patches.enter_context(patch.object(training, "training_batches", self._batches))
-            began = time.perf_counter()
             for report in fine_tune(config):
                 report.save(Path(folder) / str(report.step))
-            whole = time.perf_counter() - max(began, self._first_step)
+            whole = self._now() - self._first_step
         self.seconds["rest"] = whole - sum(self.seconds.values())
         self.last = report
 
@@ -136,8 +142,9 @@ class Profile:
 
     @staticmethod
     def _now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if not torch.cuda.is_available():
+            return time.process_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
 
@@ -146,15 +153,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--steps", type=int, help="of each trial, with about three evaluations")
     arguments = parser.parse_args()
-    console = Console(width=130)
+    console = Console(width=170)
     with TemporaryDirectory() as folder:
         root = Path(folder) / "images"
         if "ViT-B-32" in arguments.models:
             build(root, classes=CLASSES, images=ImageCounts(32, 2, 1))
         for model in arguments.models:
             names = arguments.contenders
-            configs = {name: trial(model, name, {"root": str(root)}) for name in names}
+            data = {"root": str(root)}
+            configs = {name: trial(model, name, data, arguments.steps) for name in names}
             for name, config in configs.items():
                 if name.endswith("shared"):
                     compare({name: config})  # stores the features
@@ -180,15 +189,20 @@ def ratios(model: str, seconds: dict[str, list[tuple[float, float]]]) -> Table:
 
 
 def shares(model: str, profiles: dict[str, Profile]) -> Table:
-    """Percent of a trial's time after its start."""
-    shown = Table("", *PARTS, "s", "evaluated images/s", title=f"{model}: percent")
+    """Percent of a trial's time after its start, and what training has beside the student's own."""
+    columns = ("s", "beside the student, % of training", "evaluated images/s")
+    shown = Table(
+        "", *PARTS, *columns, title=f"{model}: percent, {torch.get_num_threads()} threads"
+    )
     for name, profile in profiles.items():
         whole, metrics = sum(profile.seconds.values()), profile.last.metrics
         config = profile.last.run.config
         held_out = sum(len(images) for images in load_split(config, "val").values())
         evaluated = held_out * len(profile.last.run.reports) / metrics["cost/eval_seconds"]
         percent = [f"{100 * profile.seconds[part] / whole:.1f}" for part in PARTS]
-        shown.add_row(name, *percent, f"{whole:.1f}", f"{evaluated:.0f}")
+        own = sum(profile.seconds[part] for part in ("forward", "backward", "optimiser"))
+        beside = 1 - own / (whole - profile.seconds["evaluation"])
+        shown.add_row(name, *percent, f"{whole:.1f}", f"{100 * beside:.1f}", f"{evaluated:.0f}")
     return shown
 
 
