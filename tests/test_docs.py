@@ -122,7 +122,9 @@ def test_commands_within_the_text(page: Path) -> None:
         options = {o for p in COMMANDS[name].params for o in (*p.opts, *p.secondary_opts)}
         assert {*re.findall(r"--[a-z-]+", rest)} <= {*options, "--help"}, name
     for module, rest in re.findall(r"python -m (tests\.[\w.]+)([^`\n]*)", text):
-        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        place = ROOT / module.replace(".", "/")
+        file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+        source = file.read_text(encoding="utf-8")
         assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", rest)), module
     assert set(re.findall(r"`make ([a-z-]+)`", text)) <= MAKE
 
