@@ -68,14 +68,15 @@ def statuses(postgres: Postgres, search: str) -> list[tuple[str, str]]:
 
 
 def reported(records: list[TrialRecord]) -> set[tuple[str, str, int, float]]:
-    """Metrics in the records, in the form of `written`."""
-    return {
-        (record.trial_id, name, int(point["step"]), value)
+    """Metrics in the records, in the form of `written`; of one step, the training curve counts."""
+    found = {
+        (record.trial_id, name, int(point["step"])): value
         for record in records
-        for point in record.curve
+        for point in (*record.curve, *record.train_points)
         for name, value in point.items()
         if name != "step" and math.isfinite(value)
     }
+    return {(*key, value) for key, value in found.items()}
 
 
 def test_a_search_does_not_wait_for_mlflow_and_loses_no_metric(
