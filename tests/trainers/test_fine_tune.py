@@ -21,6 +21,7 @@ from trainers.errors import ConfigError, TrainingDiverged
 from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED, fine_tune, reported
 from trainers.loop.state import load_split, start
+from trainers.models.loading import load_clip
 
 
 def test_reports_have_all_promised_names(
@@ -190,6 +191,31 @@ def test_a_model_without_random_texts_reports_no_rank(
     (report,) = fine_tune(plain)
     assert set(report.metrics) == {*reported(plain.model), *metric_names(trial.data)}
     assert set(REPORTED) - set(reported(plain.model)) == {"random_text/effective_rank"}
+
+
+def test_crop_pct_overrides_that_of_the_data(
+    trial: TrialConfig,
+) -> None:
+    own = load_split(trial, "val")["sketch"]
+    assert own.crop_pct == 224 / 256
+    assert load_split(changed(trial, data__crop_pct=1.0), "val")["sketch"].crop_pct == 1.0
+
+
+def test_only_the_image_encoder_and_the_head_are_trained(trial: TrialConfig) -> None:
+    *_, last = fine_tune(trial)
+    fresh = load_clip(trial.model)
+    for name, parameter in fresh.named_parameters():
+        assert torch.equal(parameter, dict(last.run.zero_shot.clip.named_parameters())[name])
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(
+            last.run.student.visual.parameters(),
+            fresh.visual.parameters(),
+            strict=True,  # type: ignore[union-attr]
+        )
+    ]
+    assert all(moved)
+    assert not torch.equal(last.run.student.head, last.run.zero_shot.head)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial: TrialConfig) -> None:

@@ -121,6 +121,13 @@ def test_every_measure_is_that_by_hand(
     assert expected["acc"] != expected["class_acc"]
 
 
+def test_a_model_that_has_not_moved_is_at_no_distance(images: ImageDataset, texts: Tensor) -> None:
+    drift = drift_of(images, texts)
+    sums = evaluate(classifier(1), images, INPUT, batch_size=4, device=CPU, drift=drift)
+    measures = sums.measures()
+    assert measures["energy_gap"] == measures["feature_distortion"] == 0
+
+
 def test_a_class_map_leaves_images_out_of_the_score_alone(
     images: ImageDataset, texts: Tensor
 ) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from tests.trainers.methods.by_hand import at, contrastive, differences, random_batch
+from tests.trainers.methods.by_hand import at, contrastive, differences, outputs, random_batch
 from trainers.methods import CaRot, ContrastiveFineTuning, Method, ResidualAdapter, StepRandom
 from trainers.methods.flyp import random_captions
 from trainers.models.zero_shot import ZeroShotModel
@@ -32,6 +34,25 @@ def test_loss_and_gradients_equal_the_sum_over_pairs(
     ):
         assert tensor.grad is not None
         np.testing.assert_allclose(tensor.grad.numpy(), by_hand, rtol=1e-6, atol=1e-8)
+
+
+def test_images_of_one_class_are_told_apart_like_any_others(zero_shot: ZeroShotModel) -> None:
+    batch = random_batch(classes=(0, 1, 2, 3))
+    alike = replace(batch, labels=torch.zeros(4, dtype=torch.int64))
+    of_batch, of_alike = (FLYP.loss(b, at(zero_shot, 0)).total for b in (batch, alike))
+    assert torch.equal(of_batch, of_alike)
+
+
+def test_matching_texts_have_a_small_loss(
+    zero_shot: ZeroShotModel,
+) -> None:
+    f, labels = torch.eye(4), torch.arange(4)
+    for order, expected in (([0, 1, 2, 3], 0.0), ([1, 2, 3, 0], 100.0)):
+        student = outputs(f, f[order][None], torch.tensor(100.0))
+        loss = FLYP.loss(
+            replace(random_batch(classes=(0,)), labels=labels, student=student), at(zero_shot, 0)
+        )
+        assert loss.total.item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_captions_put_the_class_in_every_template() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.trainers.methods.by_hand import (
     at,
@@ -71,6 +72,25 @@ def test_gradients_of_the_divergence_equal_its_differences() -> None:
     np.testing.assert_allclose(texts[1], differences(lambda x: of(f, x), u), rtol=1e-6, atol=1e-8)
     assert not texts[0].any()  # captions have no part in it
     assert batch.student.logit_scale.grad is None
+
+
+def with_scores(labels: list[int], before: Tensor, after: Tensor) -> Batch:
+    """Of images along the axes, whose scores are then free to choose."""
+    axes, one = torch.eye(len(labels)), torch.tensor(1.0)
+    student = outputs(axes, after.T[None], one)
+    return Batch(torch.tensor(labels), student, zero_shot=outputs(axes, before.T[None], one))
+
+
+def test_pairs_of_one_class_do_not_count() -> None:
+    labels = [0, 1, 0, 2]
+    before = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    within = torch.tensor(labels)[:, None] == torch.tensor(labels)
+    moved_within = before + 3 * within * torch.arange(4)
+    assert spurious_divergence(with_scores(labels, before, moved_within)).item() == 0
+    for i, j in (~within).nonzero().tolist():
+        moved = before.clone()
+        moved[i, j] += 1
+        assert spurious_divergence(with_scores(labels, before, moved)).item() > 1e-3
 
 
 def test_a_batch_of_one_class_has_nothing_to_compare() -> None:

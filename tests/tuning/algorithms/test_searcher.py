@@ -111,6 +111,13 @@ def test_an_objective_that_is_not_finite_is_a_failure(search: SearchRecord, valu
     assert session.study.trials[0].state == TrialState.FAIL
 
 
+def test_an_error_is_a_failure(search: SearchRecord) -> None:
+    session = Session(search, SPACE)
+    session.start()
+    assert session.end("trial-000", error=True).outcome == "failed"
+    assert session.study.trials[0].state == TrialState.FAIL
+
+
 def test_constraints_are_passed_on_as_violations(search: SearchRecord) -> None:
     lines = ("id_val/acc >= zero_shot.id_val/acc", "id_val/acc >= best - 0.5")
     search = replace(search, constraints=tuple(parse_constraint(c, METRICS) for c in lines))
