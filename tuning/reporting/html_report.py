@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 REPORT_FOLDER = "report"
 """In the run folder."""
 REPORT_FILE = "index.html"
+_PIXELS_PER_INCH = 200
+"""Of what is drawn as pixels within a figure."""
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -148,7 +150,7 @@ def _paragraph(text: str) -> str:
 def _image(figure: Figure, description: str, note: str = "") -> str:
     """A figure as an SVG of its own document, so that names in it cannot collide."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    figure.savefig(drawn, format="svg", metadata={"Date": None}, dpi=_PIXELS_PER_INCH)
     data = base64.b64encode(drawn.getvalue()).decode()
     image = f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
     return f"<figure>{image}</figure>{_paragraph(note)}"

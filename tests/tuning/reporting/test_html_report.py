@@ -22,6 +22,11 @@ def page_of(records: list[TrialRecord], folder: Path) -> str:
     return (folder / REPORT_FILE).read_text("utf-8")
 
 
+def figures_of(page: str) -> list[bytes]:
+    found = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    return [base64.b64decode(figure) for figure in found]
+
+
 def scattered(number: int) -> list[TrialRecord]:
     """Trials whose ID accuracy follows the learning rate alone, and OOD accuracy the weight."""
     rng = np.random.default_rng(0)
@@ -37,13 +42,19 @@ def test_the_page_has_every_trial_and_whole_figures(tmp_path: Path) -> None:
     records = [fakes.reference(), *scattered(MIN_TRIALS)]
     page = page_of(records, tmp_path)
     assert all(record.trial_id in page for record in records[1:])
-    figures = [
-        base64.b64decode(f) for f in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
-    ]
+    figures = figures_of(page)
     assert len(figures) == 5
     assert {ElementTree.fromstring(figure).tag for figure in figures} == {
         "{http://www.w3.org/2000/svg}svg"
     }
+
+
+def test_the_page_of_many_trials_has_few_vectors(tmp_path: Path) -> None:
+    records = scattered(400)
+    points_of_curves = sum(len(record.curve) for record in records)
+    page = page_of(records, tmp_path)
+    assert len(page) < 1e6
+    assert sum(figure.count(b"<use") for figure in figures_of(page)) < points_of_curves
 
 
 def test_the_page_loads_nothing_and_takes_no_name_for_markup(tmp_path: Path) -> None:
