@@ -18,6 +18,7 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import ray
 
 import search_spaces
 from search_spaces import SPACES
@@ -70,6 +71,15 @@ def local_ray(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> str:
     """
     monkeypatch.setenv("RAY_ADDRESS", ray_head.address)
     return ray_head.address
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _disconnected_afterwards() -> Iterator[None]:
+    """Fail a file that leaves this process connected to Ray: the next file would use that Ray."""
+    yield
+    connected = ray.is_initialized()
+    ray.shutdown()
+    assert not connected
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,13 @@ from tuning.execution.ray_workarounds import (
 )
 
 
+@pytest.fixture
+def connected(ray_head: Head) -> Iterator[None]:
+    """A connection to Ray, which Tune's manager of actors would start by itself."""
+    with ray_session(ray_head.address):
+        yield
+
+
 class LostActor:
     """An actor of Tune and a task on it; both record the errors that they get."""
 
@@ -59,6 +67,7 @@ def fail(handler: str, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.usefixtures("connected")
 def test_tune_gets_an_actor_error_for_a_killed_driver(
     handler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +79,7 @@ def test_tune_gets_an_actor_error_for_a_killed_driver(
     assert message == "OutOfMemoryError: the node ran low on memory"
 
 
+@pytest.mark.usefixtures("connected")
 def test_tune_itself_still_crashes_on_such_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="unexpected exception"):
         fail("_actor_task_failed", monkeypatch)
