@@ -27,9 +27,10 @@ END = Request("", None)
 
 @dataclass(frozen=True)
 class Answer:
-    """A report, or the end of a trial that left the workers as they were."""
+    """A report, the end of a trial that left the workers as they were, or how far a trial is."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
+    """Empty if the trial has not reported yet, or has diverged."""
     train_curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Metrics of training since the last report, column by column."""
     diverged: str | None = None
@@ -51,11 +52,13 @@ class Exchange:
         self._answer: Answer | None = None
         self._began: float | None = None
         self._worker = b""
+        self._progress = Answer()
 
     async def ask(self, request: Request) -> Answer:
         """Answer of the workers, once they have it. For the slot."""
         async with self._changed:
             self._request, self._answer, self._began = request, None, None
+            self._progress = Answer()
             self._changed.notify_all()
             await self._changed.wait_for(lambda: self._answer is not None)
             assert self._answer is not None
@@ -82,10 +85,20 @@ class Exchange:
         return self._began is None
 
     async def answer(self, answer: Answer) -> None:
-        """Pass the answer to the slot."""
+        """Pass the answer to the slot, which may have asked the workers to end in the meantime."""
         async with self._changed:
-            self._request, self._answer = None, answer
+            if self._request != END:
+                self._request = None
+            self._answer = answer
             self._changed.notify_all()
+
+    async def set_progress(self, train_curve: Mapping[str, Sequence[float]]) -> None:
+        """Note the training curve since the last report. For the first worker."""
+        self._progress = Answer(train_curve=train_curve)
+
+    async def progress(self) -> Answer:
+        """What the workers have noted since the request. For the slot."""
+        return self._progress
 
     async def overdue(self, limit_s: float) -> bytes | None:
         """The first worker, if it has trained for longer than the limit without an answer."""

@@ -112,6 +112,7 @@ def fine_tune(
     device: torch.device | str | None = None,
     resume_from: Path | None = None,
     save_now: Callable[[], bool] | None = None,
+    on_progress: Callable[[TrainCurve], object] | None = None,
 ) -> Iterator[Report]:
     """Fine-tune, and report at every evaluation and at the last step.
 
@@ -124,6 +125,8 @@ def fine_tune(
         save_now: called after every step between two evaluations; must return the same on every
             worker. If true, a report without metrics is yielded, for the run to be saved because
             a machine may be gone before the next evaluation.
+        on_progress: called with the training curve since the last report whenever it has a new
+            point between two reports; on every worker or on none.
 
     Raises:
         ConfigError: the data or the model do not fit the configuration.
@@ -173,6 +176,8 @@ def fine_tune(
             )
         if is_due or run.progress.step % mark_every == 0:
             clock.mark(lr)
+            if on_progress is not None and not is_due:
+                on_progress(clock.training()[1])
         if is_due:
             training, train_curve = clock.training()
             metrics = (

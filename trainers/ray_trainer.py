@@ -48,6 +48,7 @@ from trainers.exchange import Answer
 from trainers.process_state import restored_state
 
 if TYPE_CHECKING:
+    from trainers.checkpoints.format import TrainCurve
     from trainers.config import TrialConfig
     from trainers.fine_tune import Report
 
@@ -190,6 +191,11 @@ def serve(values: dict[str, Any]) -> None:
     # Pickled, as the process of the exchange would import Ray Train with the handle.
     me = cloudpickle.dumps(ray.get_runtime_context().current_actor)
     folder, running = None, ExitStack()
+
+    def note_progress(train_curve: TrainCurve) -> None:
+        if is_first:
+            exchange.set_progress.remote(train_curve)
+
     with running:
         while True:
             request = ray.get(exchange.next_request.remote()) if is_first else None
@@ -201,7 +207,8 @@ def serve(values: dict[str, Any]) -> None:
                 config, folder = TrialConfig.model_validate_json(request.trial), request.folder
                 running.enter_context(restored_state())
                 fill_cache(config)
-                reports = running.enter_context(closing(train(config, open_storage(folder))))
+                trial = train(config, open_storage(folder), on_progress=note_progress)
+                reports = running.enter_context(closing(trial))
             if is_first:
                 exchange.training.remote(me)
             answer = _next_answer(reports)
@@ -238,7 +245,12 @@ def fill_cache(config: TrialConfig, *more_splits: str | None) -> None:
             load_split(config, split)
 
 
-def train(config: TrialConfig, folder: Store, final_split: str | None = None) -> Generator[Report]:
+def train(
+    config: TrialConfig,
+    folder: Store,
+    final_split: str | None = None,
+    on_progress: Callable[[TrainCurve], object] | None = None,
+) -> Generator[Report]:
     """Run `fine_tune` from the newest checkpoint on, and yield its reports once they are saved."""
     from trainers.fine_tune import fine_tune
     from trainers.loop.state import load_split
@@ -246,7 +258,11 @@ def train(config: TrialConfig, folder: Store, final_split: str | None = None) ->
     device = ray.train.torch.get_device()
     with newest_on_this_node(folder) as resume_from:
         for report in fine_tune(
-            config, device=device, resume_from=resume_from, save_now=_PreemptionNotice(device)
+            config,
+            device=device,
+            resume_from=resume_from,
+            save_now=_PreemptionNotice(device),
+            on_progress=on_progress,
         ):
             # A resumed run repeats its last report, which may contain the final split already.
             is_known = f"id_{final_split}/acc" in report.metrics

@@ -13,7 +13,7 @@ from tests.conftest import CLASSES
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import untimed
 from trainers import models
-from trainers.checkpoints.format import STATE, saved_metrics
+from trainers.checkpoints.format import STATE, TrainCurve, saved_metrics
 from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
@@ -71,12 +71,15 @@ def test_a_run_saved_at_every_step_reports_the_same(trial: TrialConfig, tmp_path
 
 def test_the_training_curve_goes_on_between_reports(trial: TrialConfig, tmp_path: Path) -> None:
     """Its points are what a run that is evaluated there reports, also after a resume."""
-    (seldom,) = fine_tune(changed(trial, steps=24, eval__every=24))
+    progress: list[TrainCurve] = []
+    (seldom,) = fine_tune(changed(trial, steps=24, eval__every=24), on_progress=progress.append)
     often = list(fine_tune(changed(trial, steps=24, eval__every=10)))
     expected = {name: [r.metrics[name] for r in often] for name in ("train/loss", "train/lr")}
     assert seldom.train_curve["step"] == [report.step for report in often] == [10, 20, 24]
     for name, values in expected.items():
         assert seldom.train_curve[name] == pytest.approx(values, rel=1e-5)
+    so_far = [{name: points[:n] for name, points in seldom.train_curve.items()} for n in (1, 2)]
+    assert progress == so_far
 
     steps = iter(range(25))
     first = fine_tune(seldom.run.config, save_now=lambda: next(steps) == 12)

@@ -25,6 +25,9 @@ class Notes(Callback):
     def trial_started(self, record: TrialRecord) -> None:
         self.events.append(("started", record.trial_id, record.outcome))
 
+    def trial_progressed(self, record: TrialRecord) -> None:
+        self.events.append(("progressed", record.trial_id, str(record.trained_steps)))
+
     def trial_reported(self, record: TrialRecord) -> None:
         self.events.append(("reported", record.trial_id, str(record.step)))
 

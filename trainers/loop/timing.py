@@ -32,8 +32,8 @@ class Clock:
         since.marks.append(Mark(self.run.progress.step, lr, seconds, since.sums.clone()))
 
     def training(self) -> tuple[dict[str, float], TrainCurve]:
-        """Means over the steps since the last report, and between any two marks, the last one at
-        the present step; over all workers."""
+        """Means over the steps from the last report to the last mark, and between any two marks;
+        over all workers, each of which must call it."""
         since, batch_size = self.run.since, self.run.config.optim.batch_size
         sums = torch.stack([mark.sums for mark in since.marks])
         if self.run.world_size > 1:

@@ -67,7 +67,7 @@ class Slot(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The next report of the trial, or the reason why it has failed or is repeated."""
+        """The next report of the trial, how far it is, or why it has failed or is repeated."""
         try:
             try:
                 answer = self._next_answer()
@@ -78,6 +78,8 @@ class Slot(tune.Trainable):
                 return {NOTICE: self._attempts.failed(error)}  # Tune asks again
             if answer.diverged is not None:
                 raise TrainingDiverged(answer.diverged)
+            if not answer.metrics:
+                return {TRAIN_CURVE: answer.train_curve}
             self._slowest_s = max(self._slowest_s, answer.seconds)
             is_last = answer.metrics[STEP] >= json.loads(self._trial)["steps"]
             if is_last:

@@ -18,7 +18,7 @@ from trainers.ray_trainer import serve, torch_trainer
 from tuning.execution.ray_workarounds import remove_orphaned_groups
 
 POLL_S = 5.0
-"""Interval between two checks for a report that is overdue."""
+"""Time that `ask` waits for a report before it returns how far the trial is."""
 END_S = 20.0
 """Time that workers have to end. Those that need more end with the process that asked for them."""
 
@@ -40,30 +40,32 @@ class WarmWorkers:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
         self._exchange = actor.remote()
+        self._answer: Future[Answer] | None = None
         self._ended: Future[None] = Future()
         threading.Thread(target=self._run, args=(options,), daemon=True).start()
 
     def ask(self, request: Request, limit_s: float) -> Answer:
-        """The next report of a trial, once all workers are there and have trained it.
+        """The next report of a trial, or the training curve since the last one: then ask again.
 
         Raises:
             ReportOverdue: they have trained for longer than the limit without a report.
             Exception: an error of `TorchTrainer.fit`.
         """
-        answer = self._exchange.ask.remote(request).future()
-        while True:
-            done, _ = wait([answer, self._ended], POLL_S, FIRST_COMPLETED)
-            if answer in done:
-                found: Answer = answer.result()
-                return found
-            if self._ended in done:
-                self._ended.result()
-                raise RuntimeError("the workers have ended without a report")
-            if ray.get(self._exchange.waits.remote()):
-                remove_orphaned_groups()  # for which these workers may be waiting
-            if (hanging := ray.get(self._exchange.overdue.remote(limit_s))) is not None:
-                ray.kill(cloudpickle.loads(hanging))  # which ends all workers
-                raise ReportOverdue(f"no report after {limit_s:.0f} s of training: it hangs")
+        answer = self._answer = self._answer or self._exchange.ask.remote(request).future()
+        done, _ = wait([answer, self._ended], POLL_S, FIRST_COMPLETED)
+        if answer in done:
+            self._answer = None
+            return answer.result()
+        if self._ended in done:
+            self._ended.result()
+            raise RuntimeError("the workers have ended without a report")
+        if ray.get(self._exchange.waits.remote()):
+            remove_orphaned_groups()  # for which these workers may be waiting
+        if (hanging := ray.get(self._exchange.overdue.remote(limit_s))) is not None:
+            ray.kill(cloudpickle.loads(hanging))  # which ends all workers
+            raise ReportOverdue(f"no report after {limit_s:.0f} s of training: it hangs")
+        progress: Answer = ray.get(self._exchange.progress.remote())
+        return progress
 
     def end(self) -> None:
         """End the workers, and wait until their resources are free."""

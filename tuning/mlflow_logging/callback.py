@@ -7,9 +7,9 @@
 | child, named by its parameters | trial_id, kind, method, outcome, error, nonfinite | reports |
 
 Each run has the tags `search` and `search_id`. The metrics are `view.main_metrics`, or all with
-`search.tracking.metrics: all`. The training curve has points between two reports, which come with
-the second one. Statuses: FINISHED, also of a pruned trial; KILLED for stopped; FAILED. Every child
-has `outcome`, `kind` and `method` from the start, since a filter on a tag hides runs without it.
+`search.tracking.metrics: all`. The training curve has points between two reports, from a trial that
+runs, too. Statuses: FINISHED, also of a pruned trial; KILLED for stopped; FAILED. Every child has
+`outcome`, `kind` and `method` from the start, since a filter on a tag hides runs without it.
 The best parameters are tags, not params: a resumed search may find better ones, and MLflow's params
 cannot change.
 
@@ -118,10 +118,11 @@ class MlflowCallback(Callback):
         self._thread.start()
 
     def trial_started(self, record: TrialRecord) -> None:
-        """Note that the trial has to be written; returns at once, as do the next two."""
+        """Note that the trial has to be written; returns at once, as do the next three."""
         with self._changes:
             self._trials[record.trial_id] = record
 
+    trial_progressed = trial_started
     trial_reported = trial_started
     trial_ended = trial_started
 

@@ -1,8 +1,10 @@
 """The progress of a search in the terminal: a live display, or plain lines in a log.
 
-A terminal shows a header, the running trials with a bar each, and the trials that ended last. A log
-file or a Ray job gets one line per event:
+A terminal shows a header, the running trials with a bar each, the best trials, and those that ended
+last, with the curve of their training loss. A log file or a Ray job gets one line per event, and
+between two of them one line a minute for each trial:
 
+    trial-003  step 90/240  loss 1.31  812 images/s
     trial-003  step 120/240  id 71.2  ood 44.0  loss 1.23
 
 Both tell how many trials have ended, about how long the rest takes, and what is used of a budget.
@@ -11,9 +13,11 @@ Both tell how many trials have ended, about how long the rest takes, and what is
 from __future__ import annotations
 
 import atexit
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
+from itertools import pairwise
+from statistics import fmean, stdev
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -33,11 +37,16 @@ from tuning.runs.records import (
     SearchRecord,
     TrialRecord,
 )
-from tuning.selection.ranking import best_trial
+from tuning.selection.ranking import best_trial, ranked
 
 _HEADER_LINES = 5  # two rules, two lines of text, and one for the cursor
-_LAST_ENDED = 6
-_BAR_WIDTH = 24
+_SECTION = 3  # trials that are shown of the best, and of those that ended last
+_BAR_WIDTH = 16
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_SPARKLINE_WIDTH = 12
+_LINE_S = 60.0  # between two lines about the training of a trial in a log
+_BAND = 1.28  # standard deviations on either side that contain 80 % of a normal distribution
+RATE = "train/images_per_s"
 
 
 class ProgressCallback(Callback):
@@ -57,6 +66,10 @@ class ProgressCallback(Callback):
         self._at_once = 0  # most trials of this session that ran at the same time
         self._records: dict[str, TrialRecord] = {}
         self._steps: dict[str, int] = {}  # of the last report of each trial
+        self._printed_at: dict[str, float] = {}  # time of the last line about each trial
+        self._sparklines: dict[str, str] = {}
+        self._best: list[TrialRecord] = []
+        self._num_ranked = 0
         self._live: Live | None = None
 
     def close(self) -> None:
@@ -79,14 +92,7 @@ class ProgressCallback(Callback):
         self._live = Live(
             console=self._console,
             refresh_per_second=4,
-            get_renderable=lambda: render(
-                search,
-                list(self._records.values()),  # a copy: another thread adds trials
-                self._began,
-                self._clock(),
-                self._console.height,
-                self._at_once,
-            ),
+            get_renderable=lambda: self.render(search),
             vertical_overflow="crop",
         )
         atexit.register(self.close)
@@ -98,6 +104,13 @@ class ProgressCallback(Callback):
         self._update(record, f"started  {values}".rstrip())
         running = sum(r.outcome == "running" for r in self._records.values())
         self._at_once = max(self._at_once, running)
+
+    def trial_progressed(self, record: TrialRecord) -> None:
+        """Update the bar, or print a line if the last one about this trial is a minute old."""
+        loss, rate = (record.progress[name][-1] for name in (TRAIN_LOSS, RATE))
+        since = self._clock() - self._printed_at.get(record.trial_id, 0.0)
+        text = f"{self._step(record)}  loss {loss:.3g}  {rate:,.0f} images/s"
+        self._update(record, text if since >= _LINE_S else "")
 
     def trial_reported(self, record: TrialRecord) -> None:
         """Update the bar, or print a line; a trial that lost its node repeats earlier steps."""
@@ -132,59 +145,63 @@ class ProgressCallback(Callback):
 
     def _update(self, record: TrialRecord, text: str) -> None:
         self._records[record.trial_id] = record.compact  # read by the display's thread
-        if self._live is None and self._search is not None:
+        if self._live is not None:
+            losses = [point[TRAIN_LOSS] for point in record.train_points]
+            self._sparklines[record.trial_id] = sparkline(losses)
+        elif self._search is not None and text:
+            self._printed_at[record.trial_id] = self._clock()
             self._print(f"{record.trial_id}  {text}")
+
+    def render(self, search: SearchRecord) -> RenderableType:
+        """The display, lower than the terminal; running trials are shown before ended ones."""
+        records = list(self._records.values())  # a copy: another thread adds trials
+        running = [r for r in records if r.outcome == "running"]
+        ended = [r for r in records if r.outcome != "running"]
+        if len(ended) != self._num_ranked:  # not four times a second
+            usable = [r for r in ended if r.outcome != "failed"]
+            self._num_ranked, self._best = len(ended), ranked(search, usable)[:_SECTION]
+        # Events of earlier sessions come again after a resume, in another order.
+        ended.sort(key=lambda r: r.ended_at or 0.0, reverse=True)
+
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(no_wrap=True)
+        table.add_column(width=_BAR_WIDTH, no_wrap=True)
+        for _ in range(3):
+            table.add_column(justify="right", no_wrap=True)
+        table.add_column(width=_SPARKLINE_WIDTH, no_wrap=True, style="cyan")
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)  # shrinks first
+
+        def add(record: TrialRecord, state: RenderableType) -> None:
+            table.add_row(*_row(search, record, state, self._sparklines.get(record.trial_id, "")))
+
+        room = max(0, self._console.height - _HEADER_LINES)
+        # If not all fit, one line states the number of the others.
+        shown = running if len(running) <= room else running[: max(0, room - 1)]
+        for record in shown:
+            add(record, ProgressBar(search.total_steps, record.trained_steps, width=_BAR_WIDTH))
+        if hidden := len(running) - len(shown):
+            table.add_row(f"... {hidden} more running", style="dim")
+        room -= len(shown) + (hidden > 0)
+        for title, trials in (("best", self._best), ("ended last", ended[:_SECTION])):
+            fitting = trials[: max(0, room - 1)]
+            if fitting:
+                table.add_row(title, style="dim")
+                room -= 1 + len(fitting)
+            for record in fitting:
+                add(record, Text(record.outcome, style=OUTCOME_STYLE[record.outcome]))
+        now = self._clock()
+        texts = pace(search, records, self._began, now, self._at_once)
+        texts += [format_seconds(now - self._began), _counts(records)]
+        return Group(*_header(search, self._best, texts), table)
 
     def _step(self, record: TrialRecord) -> str:
         total = self._search.total_steps if self._search else "?"
-        return f"step {record.step}/{total}"
+        return f"step {record.trained_steps}/{total}"
 
     def _print(self, line: str) -> None:
         # No markup, no colour, and no wrapping at the 80 columns that rich assumes for a log file.
         self._console.out(line, highlight=False)
-
-
-def render(
-    search: SearchRecord,
-    records: Sequence[TrialRecord],
-    began: float,
-    now: float,
-    height: int,
-    at_once: int,
-) -> RenderableType:
-    """The display in at most `height` lines; running trials are shown before ended ones.
-
-    Args:
-        began: Unix time of the start of the search, as if its sessions had no pauses between them.
-        at_once: trials that run side by side.
-    """
-    running = [r for r in records if r.outcome == "running"]
-    ended = [r for r in records if r.outcome != "running"]
-    room = max(0, height - _HEADER_LINES)
-    # If not all fit, one line states the number of the others.
-    shown = running if len(running) <= room else running[: max(0, room - 1)]
-    hidden = len(running) - len(shown)
-    # Events of earlier sessions come again after a resume, so their order is not that of the ends.
-    ended.sort(key=lambda r: r.ended_at or 0.0)
-    num_ended = min(_LAST_ENDED, room - len(shown) - (hidden > 0))
-    last = ended[-num_ended:] if num_ended > 0 else []
-
-    table = Table.grid(padding=(0, 2), expand=True)
-    table.add_column(no_wrap=True)
-    table.add_column(width=_BAR_WIDTH, no_wrap=True)
-    for _ in range(4):
-        table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)  # shrinks first
-    for record in shown:
-        bar = ProgressBar(search.total_steps, record.step, width=_BAR_WIDTH)
-        table.add_row(*_row(search, record, bar))
-    if hidden:
-        table.add_row(f"... {hidden} more running", *[""] * 6, style="dim")
-    for record in reversed(last):
-        outcome = Text(record.outcome, style=OUTCOME_STYLE[record.outcome])
-        table.add_row(*_row(search, record, outcome))
-    texts = [*pace(search, records, began, now, at_once), format_seconds(now - began)]
-    return Group(*_header(search, records, texts), table)
 
 
 def pace(
@@ -193,8 +210,11 @@ def pace(
     """What has ended, the time that is left, and what is used of the budgets, a text each."""
     ended = sum(r.kind == "trial" and r.outcome != "running" for r in records)
     texts = [f"{ended} of {search.budget_trials} trials done"]
-    if left := seconds_left(search, records, now, at_once):
-        texts.append(f"about {format_seconds(left)} left")
+    if (left := seconds_left(search, records, now, at_once)) is not None and left[1]:
+        band = dict.fromkeys(format_seconds(seconds) for seconds in left)
+        texts.append(f"about {' to '.join(band)} left")
+    if rate := sum(_rate(record) for record in records if record.outcome == "running"):
+        texts.append(f"{rate:,.0f} images/s")
     used = {"hours": now - began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
     for key, unit in (("hours", "hours"), ("gpu_hours", "GPU-hours")):
         if (limit := search.configured("search", "budget", key)) is not None:
@@ -206,35 +226,63 @@ def pace(
 
 def seconds_left(
     search: SearchRecord, records: Sequence[TrialRecord], now: float, at_once: int
-) -> float | None:
-    """About how long the trials will take that have not ended; None before one has ended.
+) -> tuple[float, float] | None:
+    """About how long the trials will take that have not ended, as an 80 % interval.
 
-    A trial is taken to last as long as the median of those that began after another had ended, if
-    there are any, since the first ones also start the workers.
+    A trial is taken to last as long as the mean of those that began after another had ended, if
+    there are any, since the first ones also start the workers. Before one has ended, it is taken to
+    go on at the pace of its steps so far. The interval, which is a single value for fewer than
+    three such trials, is that of a sum of independent durations with an estimated mean.
+
+    Returns:
+        Its two ends in seconds; None before a step is known to be done.
     """
+    running = [r for r in records if r.outcome == "running"]
+    elapsed = [0.0 if r.started_at is None else now - r.started_at for r in running]
     ended = [r for r in records if r.ended_at is not None and r.seconds is not None]
-    if not ended:
-        return None
-    first_end = min(r.ended_at or 0.0 for r in ended)
+    first_end = min((r.ended_at or 0.0 for r in ended), default=0.0)
     warm = [r for r in ended if (r.started_at or 0.0) >= first_end]
-    each = median(r.seconds or 0.0 for r in warm or ended)
-    elapsed = [now - (r.started_at or now) for r in records if r.outcome == "running"]
-    running = [max(0.0, each - seconds) for seconds in elapsed]
-    trials = sum(r.kind == "trial" for r in records)
-    work = max(0, search.budget_trials - trials) * each + sum(running)
-    return max(work / max(1, at_once), *running, 0.0)
+    lasted = [r.seconds or 0.0 for r in warm or ended] or [
+        seconds * search.total_steps / r.trained_steps
+        for r, seconds in zip(running, elapsed, strict=True)
+        if r.trained_steps
+    ]
+    if not lasted:
+        return None
+    each = fmean(lasted)
+    rest = [max(0.0, each - seconds) for seconds in elapsed]
+    begun = sum(r.kind == "trial" for r in records)
+    to_begin = max(0, search.budget_trials - begun)
+    left = max((to_begin * each + sum(rest)) / max(1, at_once), *rest, 0.0)
+    if len(lasted) < 3 or not ended:
+        return left, left
+    missing = to_begin + len(running)
+    spread = _BAND * stdev(lasted) * math.sqrt(missing + missing**2 / len(lasted))
+    return max(0.0, left - spread / max(1, at_once)), left + spread / max(1, at_once)
+
+
+def sparkline(values: Sequence[float], width: int = _SPARKLINE_WIDTH) -> str:
+    """A curve in one line of text, from the lowest to the highest value; empty without a curve."""
+    values = [value for value in values if math.isfinite(value)]
+    if len(values) < 2:
+        return ""
+    width = min(width, len(values))
+    edges = [len(values) * column // width for column in range(width + 1)]
+    means = [fmean(values[low:high]) for low, high in pairwise(edges)]
+    low, height = min(means), max(means) - min(means)
+    return "".join(_BLOCKS[round((m - low) / height * 7) if height else 0] for m in means)
 
 
 def _header(
-    search: SearchRecord, records: Sequence[TrialRecord], texts: Sequence[str]
+    search: SearchRecord, best: Sequence[TrialRecord], texts: Sequence[str]
 ) -> Iterable[RenderableType]:
     yield Rule(f"[bold]{escape(search.name)}[/]", align="left", style="dim")
-    yield Text("  ·  ".join([*texts, _counts(records)]), no_wrap=True, overflow="ellipsis")
+    yield Text("  ·  ".join(texts), no_wrap=True, overflow="ellipsis")
     zero_shot = f"zero-shot{_accuracies(search.zero_shot.get, loss=False)}"
-    best = best_trial(search, [r for r in records if r.outcome != "running"])
     line = Text(no_wrap=True, overflow="ellipsis")
-    if best is not None:
-        line.append(f"best {best.trial_id}{_accuracies(best.last, loss=False)}", style="bold green")
+    if best:
+        accuracies = _accuracies(best[0].last, loss=False)
+        line.append(f"best {best[0].trial_id}{accuracies}", style="bold green")
         line.append("  ·  ")
     line.append(zero_shot, style="dim")
     yield line
@@ -242,7 +290,10 @@ def _header(
 
 
 def _row(
-    search: SearchRecord, record: TrialRecord, state: RenderableType
+    search: SearchRecord,
+    record: TrialRecord,
+    state: RenderableType,
+    sparkline: str,
 ) -> tuple[RenderableType, ...]:
     names, values = short_names(list(record.params)), record.params.values()
     params = "  ".join(f"{n} {format_value(v)}" for n, v in zip(names, values, strict=True))
@@ -250,12 +301,18 @@ def _row(
     return (
         escape(record.trial_id),
         state,
-        f"{record.step}/{search.total_steps}",
+        f"{record.trained_steps}/{search.total_steps}",
         f"id {format_percent(id_acc)}" if id_acc is not None else "",
         f"ood {format_percent(ood_acc)}" if ood_acc is not None else "",
+        sparkline,
         format_seconds(record.seconds),
         escape(record.error_line or params),
     )
+
+
+def _rate(record: TrialRecord) -> float:
+    """Images per second that a trial trains on, as far as is known."""
+    return float(record.progress[RATE][-1] if record.progress else record.last(RATE) or 0.0)
 
 
 def _counts(records: Sequence[TrialRecord]) -> str:

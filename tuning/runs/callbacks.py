@@ -22,6 +22,12 @@ class Callback:
     def trial_started(self, record: TrialRecord) -> None:
         """A trial starts, or continues after a resume."""
 
+    def trial_progressed(self, record: TrialRecord) -> None:
+        """A trial has trained on; `record.progress` is its training curve since the last report.
+
+        Every few seconds, without an evaluation.
+        """
+
     def trial_reported(self, record: TrialRecord) -> None:
         """A trial has evaluated its model; `record.metrics` is the new report."""
 

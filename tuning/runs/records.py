@@ -100,6 +100,8 @@ class TrialRecord:
     train_curves: tuple[Mapping[str, Sequence[float]], ...] = field(default=(), compare=False)
     """Loss, learning rate and images per second before each report, column by column. For charts:
     nothing is decided by them."""
+    progress: Mapping[str, Sequence[float]] = field(default_factory=dict, compare=False)
+    """The same since the last report, while the trial runs; not written to the journal."""
     started_at: float | None = None
     """Unix time in seconds at which the last attempt began."""
     ended_at: float | None = None
@@ -124,6 +126,7 @@ class TrialRecord:
             started_at=at,
             ended_at=None,
             gpus=gpus,
+            progress={},
             earlier_seconds=0.0 if self.started_at is None else self.seconds or 0.0,
             earlier_gpu_seconds=self.gpu_seconds(at),
         )
@@ -143,14 +146,14 @@ class TrialRecord:
             curve = tuple(point for point in curve if point[STEP] < report[STEP])
             train_curves = tuple(part for part in train_curves if part[STEP][-1] < report[STEP])
         parts = (*train_curves, train_curve) if train_curve else train_curves
-        return replace(self, curve=(*curve, report), train_curves=parts)
+        return replace(self, curve=(*curve, report), train_curves=parts, progress={})
 
     def with_end(self, outcome: Outcome, at: float, error: str | None = None) -> TrialRecord:
         """The record at the end of an attempt. A trial with a final outcome keeps it."""
         if self.is_final:
             return self
         ended_at = max(at, self.started_at or at)
-        return replace(self, outcome=outcome, error=error, ended_at=ended_at)
+        return replace(self, outcome=outcome, error=error, ended_at=ended_at, progress={})
 
     @property
     def is_final(self) -> bool:
@@ -166,6 +169,11 @@ class TrialRecord:
     def step(self) -> int:
         """Optimiser steps at the last report, 0 before it."""
         return int(self.metrics.get("step", 0))
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimiser steps that are known to be done; more than `step` between two reports."""
+        return int(self.progress[STEP][-1]) if self.progress else self.step
 
     @property
     def seconds(self) -> float | None:
@@ -189,7 +197,7 @@ class TrialRecord:
     @property
     def train_points(self) -> Iterator[dict[str, float]]:
         """The training curve point by point, each with its `step`."""
-        for part in self.train_curves:
+        for part in (*self.train_curves, self.progress):
             for values in zip(*part.values(), strict=True):
                 yield dict(zip(part, values, strict=True))
 

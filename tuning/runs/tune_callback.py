@@ -105,6 +105,10 @@ class Recorder(TuneCallback):
         if NOTICE in result:
             logger.warning(result[NOTICE])
         if STEP not in result:
+            if train_curve := result.get(TRAIN_CURVE):
+                record = replace(self.records[trial.config["trial_id"]], progress=train_curve)
+                self.records[record.trial_id] = record
+                self._notify("trial_progressed", record)
             return
         self.slowest_report_s = max(self.slowest_report_s, result.get(TIME) or 0.0)
         report = {

@@ -51,7 +51,12 @@ def run(workers: WarmWorkers, config: TrialConfig, folder: Path, reports: int) -
     """The first reports of a trial."""
     prepare_folder(open_store(folder))
     request = Request(str(folder), config.model_dump_json())
-    return [workers.ask(request, HOUR_S) for _ in range(reports)]
+    answers: list[Answer] = []
+    while len(answers) < reports:
+        answer = workers.ask(request, HOUR_S)
+        if answer.metrics or answer.diverged:
+            answers.append(answer)
+    return answers
 
 
 def measured(metrics: Any) -> dict[str, float]:
@@ -90,6 +95,25 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(
     assert measured(second.metrics) == measured({"step": 6, **last})
     assert first.metrics["step"] == 3
     assert weights(tmp_path / "warm") == weights(tmp_path / "fresh")
+
+
+def test_a_slot_knows_how_far_its_trial_is_and_may_end_it_there(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.execution.warm_workers.POLL_S", 0.01)
+    trial = trial.model_validate(trial.model_dump() | {"steps": 2000, "eval": {"every": 20}})
+    prepare_folder(open_store(tmp_path))
+    request = Request(str(tmp_path), trial.model_dump_json())
+    workers = WarmWorkers(ResourcesConfig().per_trial())
+    answer = workers.ask(request, HOUR_S)
+    while answer.metrics or not answer.train_curve:  # they start, or have just reported
+        answer = workers.ask(request, HOUR_S)
+    (step,) = answer.train_curve["step"]
+    assert step % 20 == 10
+    workers.end()  # they take the request with their next report
+    assert workers.ask(request, HOUR_S).metrics["step"] % 20 == 0
+    with pytest.raises(RuntimeError, match="have ended without a report"):
+        workers.ask(request, HOUR_S)
 
 
 class Kills(Callback):

@@ -213,9 +213,13 @@ def test_only_new_reports_are_sent_in_one_request(
         sent.append({metric.step for metric in metrics})
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
-    callback.trial_reported(trial)
+    so_far = {"step": [170.0, 180.0], "train/loss": [0.5, 0.4]}
+    callback.trial_progressed(replace(trial, curve=trial.curve[:-2], progress=so_far))
     assert callback.wait()
-    assert sent == [{int(point["step"]) for point in trial.curve[-2:]}]
+    part = {"step": [170.0, 180.0, 200.0], "train/loss": [0.5, 0.4, 0.3]}
+    callback.trial_reported(replace(trial, train_curves=(part,)))
+    assert callback.wait()
+    assert sent == [{170, 180}, {int(point["step"]) for point in trial.curve[-2:]}]
 
 
 def test_values_that_are_not_finite_become_a_tag(

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import io
+import re
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from rich.console import Console
 
 from tests.tuning import fakes
-from tuning.reporting.progress import ProgressCallback, pace, render, seconds_left
+from tuning.reporting.progress import ProgressCallback, pace, seconds_left, sparkline
 from tuning.runs.records import TrialRecord
 
 SEARCH = fakes.search_record(Path("run"))
@@ -39,9 +41,14 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
     console = plain()
     report = fakes.report(120, 71.2, 44.0) | {"train/loss": 1.23}
     trial = fakes.trial(3, outcome="running", curve=(report,), ended_at=None)
-    with closing(ProgressCallback(console)) as callback:
+    so_far = {"step": [90.0], "train/loss": [1.31], "train/images_per_s": [1812.4]}
+    training, now = replace(trial, curve=(), progress=so_far), 1000.0
+    with closing(ProgressCallback(console, clock=lambda: now)) as callback:
         callback.search_started(SEARCH)
         callback.trial_started(replace(trial, curve=()))
+        for seconds in (59.0, 61.0, 120.0):  # a line a minute
+            now = 1000.0 + seconds
+            callback.trial_progressed(training)
         callback.trial_reported(trial)
         callback.trial_reported(trial)  # its node was lost, and it says again what it had said
         ended = replace(trial, outcome="failed", error="RuntimeError: [/red] boom", ended_at=None)
@@ -50,6 +57,7 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
     assert text(console).splitlines() == [
         "domainnet-vit-b32  16 trials of 240 steps  zero-shot  id 82.4  ood 61.0",
         "trial-003  started  method.reg_weight=1  method.text_length=8  optim.lr=1e-05",
+        "trial-003  step 90/240  loss 1.31  1,812 images/s",
         "trial-003  step 120/240  id 71.2  ood 44.0  loss 1.23",
         "trial-003  goes on from step 120/240  id 71.2  ood 44.0  loss 1.23",
         "trial-003  failed  step 120/240  id 71.2  ood 44.0  loss 1.23  in 3m 00s  "
@@ -85,22 +93,79 @@ def test_an_exception_gives_the_terminal_back() -> None:
     assert text(console).rindex(SHOW_CURSOR) > text(console).rindex(HIDE_CURSOR)
 
 
+def display(records: list[TrialRecord], height: int = 24, now: float = 75.0) -> list[str]:
+    """The lines of the display after these events of a search that began at 0."""
+    console, clock = terminal(height), 0.0
+    with closing(ProgressCallback(console, clock=lambda: clock)) as callback:
+        callback.search_started(SEARCH)
+        for record in records:
+            is_running = record.outcome == "running"
+            (callback.trial_progressed if is_running else callback.trial_ended)(record)
+        clock = now
+        lines = console.render_lines(callback.render(SEARCH))
+    return ["".join(segment.text for segment in line).rstrip() for line in lines]
+
+
+def training(number: int, step: int) -> TrialRecord:
+    losses = [1.0, 0.8, 0.6, 0.4]
+    steps = [step - 30.0, step - 20.0, step - 10.0, float(step)]
+    progress = {"step": steps, "train/loss": losses, "train/images_per_s": [500.0] * 4}
+    return replace(running(number), progress=progress)
+
+
 @pytest.mark.parametrize("height", [8, 12, 24, 50])
 @pytest.mark.parametrize("num_running", [0, 2, 30])
 def test_the_display_is_never_longer_than_the_terminal(height: int, num_running: int) -> None:
-    console = terminal(height)
-    records = [running(number) for number in range(num_running)]
-    records += [fakes.trial(100 + number) for number in range(20)]
-    lines = console.render_lines(render(SEARCH, records, 0.0, 75.0, height, 2))
+    records = [training(number, 160) for number in range(num_running)]
+    lines = display([*records, *(fakes.trial(100 + number) for number in range(20))], height)
     assert len(lines) < height
-    shown = "\n".join("".join(segment.text for segment in line) for line in lines)
+    shown = "\n".join(lines)
     assert "20 of 16 trials done" in shown
     assert "1m 15s" in shown
     if num_running == 30 and height < 30:
         assert "more running" in shown
 
 
-def test_the_time_left_is_that_of_the_median_trial() -> None:
+def test_a_bar_moves_between_reports() -> None:
+    (row,) = (line for line in display([training(3, 163), training(4, 170)]) if "trial-003" in line)
+    assert "163/240" in row
+    assert "█▆▃▁" in row
+    assert "1,000 images/s" in display([training(3, 163), training(4, 170)])[1]
+
+
+def test_the_best_trials_and_those_that_ended_last_are_shown() -> None:
+    ended = [fakes.trial(number, 85, 60 + number % 5) for number in range(10)]
+    ended[4] = replace(ended[4], outcome="failed", error="it broke")
+    lines = display([*ended[5:], *ended[:5]])  # a resume brings them in another order
+    best, last = lines.index("best"), lines.index("ended last")
+    assert [line.split()[0] for line in lines[best + 1 : last]] == [
+        "trial-009",
+        "trial-003",
+        "trial-008",
+    ]
+    assert [line.split()[0] for line in lines[last + 1 :]] == [
+        "trial-009",
+        "trial-008",
+        "trial-007",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], ""),
+        ([1.0], ""),
+        ([2.0, 2.0], "▁▁"),
+        ([0.0, float("nan"), 7.0], "▁█"),
+        ([float(value) for value in range(8)], "▁▂▃▄▅▆▇█"),
+        ([float(value // 3) for value in range(24)], "▁▁▂▃▃▄▅▅▆▇▇█"),
+    ],
+)
+def test_a_curve_in_one_line(values: list[float], expected: str) -> None:
+    assert sparkline(values) == expected
+
+
+def test_the_time_left_is_that_of_the_mean_trial() -> None:
     began = ((0, 300), (0, 310), (300, 390), (310, 420), (390, 490))
     ended = [
         replace(fakes.trial(number), started_at=float(start), ended_at=float(end))
@@ -108,12 +173,42 @@ def test_the_time_left_is_that_of_the_median_trial() -> None:
     ]
     late = [replace(running(number), started_at=490.0) for number in (5, 6)]
     search = replace(SEARCH, budget_trials=11)
+
+    def left(records: list[TrialRecord], budget_trials: int = 11) -> float:
+        band = seconds_left(replace(search, budget_trials=budget_trials), records, 520.0, 2)
+        assert band is not None
+        return sum(band) / 2
+
     # 4 trials have not begun, and 2 still take 70 s each; 2 run at once. The first two took longer.
-    assert seconds_left(search, [*ended, *late], 520.0, 2) == (4 * 100 + 2 * 70) / 2
-    assert seconds_left(search, [*ended, late[0]], 520.0, 2) == (5 * 100 + 70) / 2
-    assert seconds_left(replace(search, budget_trials=6), [*ended, late[0]], 520.0, 2) == 70
-    assert seconds_left(search, late, 520.0, 2) is None
+    assert left([*ended, *late]) == pytest.approx((4 * 100 + 2 * 70) / 2)
+    assert left([*ended, late[0]]) == pytest.approx((5 * 100 + 70) / 2)
+    assert left([*ended, late[0]], budget_trials=6) == pytest.approx(70)
     assert "left" not in "".join(pace(replace(SEARCH, budget_trials=5), ended, 0.0, 500.0, 2))
+
+
+def test_the_time_left_has_an_interval_that_holds_in_four_of_five_searches() -> None:
+    random = Random(0)
+    inside = 0
+    for _ in range(400):
+        durations = [random.gauss(100.0, 20.0) for _ in range(30)]
+        ended = [replace(fakes.trial(n), started_at=0.0, ended_at=durations[n]) for n in range(10)]
+        band = seconds_left(replace(SEARCH, budget_trials=30), ended, 0.0, 1)
+        assert band is not None
+        inside += band[0] <= sum(durations[10:]) <= band[1]
+    assert 0.74 < inside / 400 < 0.86
+    few = seconds_left(replace(SEARCH, budget_trials=30), ended[:2], 0.0, 1)
+    assert few is not None
+    assert few[0] == few[1]
+    texts = pace(replace(SEARCH, budget_trials=30), ended, 0.0, 0.0, 1)
+    assert re.fullmatch(r"about \d+m \d\ds to \d+m \d\ds left", texts[1])
+
+
+def test_before_a_trial_has_ended_the_time_left_is_that_at_the_pace_of_its_steps() -> None:
+    trial = replace(training(0, 60), started_at=0.0)
+    search = replace(SEARCH, budget_trials=5)
+    # 60 of 240 steps took 30 s, so this trial still takes 90 s, and the other four 120 s each.
+    assert seconds_left(search, [trial], 30.0, 2) == ((90 + 480) / 2,) * 2
+    assert seconds_left(search, [replace(trial, curve=(), progress={})], 30.0, 2) is None
 
 
 def test_a_resumed_log_continues_the_count_of_trials_and_hours() -> None:
@@ -140,13 +235,3 @@ def test_what_is_used_of_a_budget_is_shown() -> None:
     assert texts[-2:] == ["1 of 2 hours", "2 of 8 GPU-hours"]
     texts = pace(SEARCH, [replace(trial, earlier_gpu_seconds=0.0)], 0.0, 3600.0, 1)
     assert texts[-1] == "2 GPU-hours"
-
-
-def test_the_trials_that_ended_last_are_shown() -> None:
-    console = terminal()
-    records = [fakes.trial(number) for number in range(10)]
-    lines = console.render_lines(render(SEARCH, records, 0.0, 0.0, 24, 2))
-    shown = "\n".join("".join(segment.text for segment in line) for line in lines)
-    table = shown.split("─\n")[-1]
-    assert "trial-009" in table
-    assert "trial-002" not in table

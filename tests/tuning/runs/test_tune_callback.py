@@ -14,7 +14,7 @@ from tests.tuning.recorders import Notes, report, tune_trial
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.records import ERROR, TrialRecord
+from tuning.runs.records import ERROR, TRAIN_CURVE, TrialRecord
 from tuning.runs.tune_callback import Recorder
 
 NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
@@ -47,6 +47,9 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path)
     for each in (ft, trial):
         r.on_trial_start(0, [], each)
     report(r, ft, 120)
+    train_curve = {"step": [130.0, 140.0], "train/loss": [0.5, 0.4]}
+    r.on_trial_result(0, [], ft, {TRAIN_CURVE: train_curve})
+    r.on_trial_result(0, [], ft, {TRAIN_CURVE: {}})  # its workers have only started
     report(r, ft, 240)
     r.on_trial_complete(0, [], ft)
     r.on_trial_complete(0, [], trial)
@@ -56,6 +59,7 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path)
         ("started", "ft", "running"),
         ("started", "trial-000", "running"),
         ("reported", "ft", "120"),
+        ("progressed", "ft", "140"),
         ("reported", "ft", "240"),
         ("ended", "ft", "finished"),
         ("ended", "trial-000", "failed"),
