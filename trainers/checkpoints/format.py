@@ -4,6 +4,7 @@
                           `visual.*`, `head`, and `text.*` if the text encoder was trained; its
                           header has progress, class names and all reports so far
     training_state.pt     optimizer and everything else that training needs to continue
+    predictions.parquet   after the last step: prediction for each validation image, for the report
 
 The weights are written last, so a checkpoint with whole weights is complete. Commands that list
 checkpoints read headers alone, so torch is imported where tensors are.
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
+PREDICTIONS = "predictions.parquet"
+"""Also the key of `Checkpoint.training` with its content."""
 SINCE = "since_report"
 """Key of `Checkpoint.training`: step of the last report, and what was summed up since."""
 
@@ -173,6 +176,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
         (folder / WEIGHTS).unlink(missing_ok=True)
         with (folder / STATE).open("wb") as file:  # given a path, torch hides the system's error
             torch.save(training, file)
+        if (predictions := training.get(PREDICTIONS)) is not None:
+            (folder / PREDICTIONS).write_bytes(predictions)
         history = checkpoint.reports, checkpoint.train_curves
         _write_weights(folder, checkpoint.weights, checkpoint.progress, class_names, *history)
 

@@ -1,6 +1,6 @@
 """Checkpoints of one training in a folder or bucket: written, found, fetched, removed.
 
-    <folder>/checkpoint_<time>/{training_state.pt, student.safetensors}
+    <folder>/checkpoint_<time>/{training_state.pt, predictions.parquet, student.safetensors}
 
 A bucket can neither rename nor remove a folder as a whole, so the order of the files matters. The
 weights are written last and removed first: a checkpoint without whole weights is incomplete, and is
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from trainers.checkpoints.format import STATE, WEIGHTS, saved_step
+from trainers.checkpoints.format import PREDICTIONS, STATE, WEIGHTS, saved_step
 from trainers.data.storage import Store
 from trainers.errors import StorageFailed, storage_failures
 
@@ -93,7 +93,9 @@ def write_checkpoint(folder: Store, source: Path) -> str:
     with storage_failures(folder.url, "a checkpoint cannot be written"):
         if not folder.exists(_MARKER):
             raise StorageFailed(f"{folder.url}: it was removed, or this node does not see it")
-        for file in (STATE, WEIGHTS):
+        for file in (STATE, PREDICTIONS, WEIGHTS):
+            if file == PREDICTIONS and not (source / file).exists():
+                continue  # before the last step
             with (source / file).open("rb") as read, folder.write(f"{name}/{file}") as written:
                 shutil.copyfileobj(read, written, _COPY_BYTES)
     return name

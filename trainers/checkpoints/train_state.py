@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from trainers.checkpoints.format import SINCE, Checkpoint, load_checkpoint
+from trainers.checkpoints.format import PREDICTIONS, SINCE, Checkpoint, load_checkpoint
 from trainers.loop.distributed import as_sharded, whole
 from trainers.loop.state import Mark, SinceReport, TrainState
 from trainers.weights.averaging import swapped_in
@@ -45,6 +45,7 @@ def snapshot(run: TrainState) -> Checkpoint | None:
         "scaler": run.scaler.state_dict(),
         "micro_batch_size": run.micro_batch_size,
         "temperature": run.temperature,
+        PREDICTIONS: run.predictions,
         "average": None if run.average is None else _collected(run, run.average),
         "rung_average": None if run.rung_average is None else _collected(run, run.rung_average),
         "trained": _collected(run, run.weights) if goes_on_elsewhere else None,
@@ -104,6 +105,7 @@ def restore(run: TrainState, folder: Path) -> None:
     run.scaler.load_state_dict(training["scaler"])
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
     run.temperature = training["temperature"]
+    run.predictions = training.get(PREDICTIONS)  # not in earlier versions
     run.progress, run.reports = checkpoint.progress, [dict(r) for r in checkpoint.reports]
     run.train_curves = list(checkpoint.train_curves)
     since = training[SINCE]

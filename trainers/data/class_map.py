@@ -55,8 +55,12 @@ class ClassMap:
         """Projected logits and labels (B,) as their columns, without images that are left out."""
         if all(self.groups):
             return self.project(logits), labels
-        columns = self._columns.to(labels.device)[labels]
+        columns = self.columns(labels)
         return self.project(logits[columns >= 0]), columns[columns >= 0]
+
+    def columns(self, labels: Tensor) -> Tensor:
+        """Columns (B,) of the projected logits; -1 for images that are left out."""
+        return self._columns.to(labels.device)[labels]
 
     @cached_property
     def _index(self) -> Tensor | None:

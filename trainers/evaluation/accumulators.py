@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainers.evaluation.calibration import (
-    ECE_BINS,
     TEMPERATURES,
     UNSCALED,
     best_temperature,
@@ -21,6 +20,7 @@ from trainers.evaluation.calibration import (
     calibration_sums,
     temperature_index,
 )
+from trainers.evaluation.metrics import ECE_BINS
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-ECE_BINS: Final = 15
+from trainers.evaluation.metrics import ECE_BINS
+
 TEMPERATURES: Final = tuple(2 ** (n / 8) for n in range(-24, 25))
 """G = 49 temperatures from 1/8 to 8, each 9 % larger than the previous one."""
 UNSCALED: Final = TEMPERATURES.index(1.0)

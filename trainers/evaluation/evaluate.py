@@ -20,6 +20,7 @@ from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
 from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.metrics import flat_metrics, temperature_name
+from trainers.evaluation.predictions import Predictions
 from trainers.models.image import ImageInput
 
 
@@ -65,6 +66,7 @@ def evaluate(
     device: torch.device,
     class_map: ClassMap | None = None,
     drift: Drift | None = None,
+    predictions: Predictions | None = None,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -78,6 +80,7 @@ def evaluate(
         class_map: from the ID classes to the domain's own; by default they are the same. Images
             that it leaves out are compared with the zero-shot model, but not scored.
         drift: without it, `energy_gap` and `feature_distortion` are absent.
+        predictions: gets those of this worker's share; needs `drift`.
         workers: processes that decode images; 0 decodes in this one.
         rank: of this worker, which evaluates its share.
         lockstep: call `classify` equally often on every worker, with a blank image if a worker has
@@ -102,6 +105,9 @@ def evaluate(
         none = features.new_zeros(0)
         shifts = (none, none) if drift is None else drift.of(features.float(), done)
         logits, labels = logits.float(), labels.to(device)
+        if predictions is not None and drift is not None:
+            zero_shot = drift.zero_shot_features[done : done + len(labels)]
+            predictions.add(done, labels, logits, zero_shot)
         done, calls = done + len(labels), calls + 1
         if class_map is not None:
             logits, labels = class_map.score(logits, labels)

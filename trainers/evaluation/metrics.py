@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 ID = "id"
 """Stands for the ID domain in `MetricKey.domain`."""
@@ -78,6 +78,9 @@ def val_acc(domain: str) -> str:
     """Name of the validation accuracy on an OOD domain."""
     return str(MetricKey("val", domain, "acc"))
 
+
+ECE_BINS: Final = 15
+"""Bins of confidence of equal width for `ece`."""
 
 MEASURES = ("acc", "class_acc", "nll", "ece", "ece_scaled", "energy_gap", "feature_distortion")
 """Measures of a domain in reports."""

@@ -25,6 +25,7 @@ from trainers.errors import ConfigError
 from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.evaluate import evaluate, summarise
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
+from trainers.evaluation.predictions import Predictions, parquet_of
 from trainers.evaluation.zero_shot_drift import drift_reference
 from trainers.loop.distributed import as_sharded, gather, shard, world
 from trainers.loop.precision import Precision
@@ -114,6 +115,8 @@ class TrainState:
     """All reports so far, each with its `step`."""
     train_curves: list[TrainCurve] = field(default_factory=list)
     """The training curve before each report."""
+    predictions: bytes | None = None
+    """Predictions on the validation splits after the last step, as a Parquet file."""
 
     @property
     def is_between_reports(self) -> bool:
@@ -144,7 +147,12 @@ class TrainState:
         }
 
     def evaluate(
-        self, split: str, images: Mapping[str, ImageDataset], *, averaged: bool = False
+        self,
+        split: str,
+        images: Mapping[str, ImageDataset],
+        *,
+        averaged: bool = False,
+        keep_predictions: bool = False,
     ) -> dict[str, float]:
         """The flat metrics of a split: of the ID domain, and of the OOD domains in `images`.
 
@@ -153,6 +161,7 @@ class TrainState:
 
         Args:
             averaged: evaluate `rung_average` in place of the trained weights.
+            keep_predictions: keep those of each image in `predictions`.
         """
         if split == "val" and self.progress.step == 0:
             self.eval_weights = None  # still the zero-shot model
@@ -167,7 +176,8 @@ class TrainState:
         elif self.temperature is None:
             raise ValueError(f"{split}: the validation split has not been evaluated")
         with self.holding(self.weights if self.eval_weights is None else self.eval_weights):
-            metrics = self.measure(split, images, None if split == "val" else self.temperature)
+            temperature = None if split == "val" else self.temperature
+            metrics = self.measure(split, images, temperature, keep_predictions=keep_predictions)
             if self.student.text is not None:
                 self.eval_head = self.student.head
         if split == "val":
@@ -191,11 +201,27 @@ class TrainState:
         return found
 
     def measure(
-        self, split: str, images: Mapping[str, ImageDataset], temperature: float | None
+        self,
+        split: str,
+        images: Mapping[str, ImageDataset],
+        temperature: float | None,
+        *,
+        keep_predictions: bool = False,
     ) -> dict[str, float]:
         """The flat metrics of the student's present weights; see `summarise`."""
         self.student.eval()
         maps, by_domain = self.class_maps(images), dict[str, DomainSums]()
+        predictions = {
+            domain: Predictions(
+                of_domain,
+                maps[domain],
+                lambda features: self.zero_shot.logit_scale * features @ self.zero_shot.head.T,
+                self.device,
+                self.rank,
+                self.world_size,
+            )
+            for domain, of_domain in (images if keep_predictions else {}).items()
+        }
         for domain, of_domain in images.items():
             by_domain[domain] = evaluate(
                 self.classify,
@@ -205,12 +231,15 @@ class TrainState:
                 device=self.device,
                 class_map=maps[domain],
                 drift=drift_reference(self.zero_shot, self.zero_shot_features, of_domain),
+                predictions=predictions.get(domain),
                 workers=self.config.data.workers,
                 rank=self.rank,
                 world_size=self.world_size,
                 lockstep=self.config.parallel == "fsdp",
             )
         self.student.train()
+        if keep_predictions:
+            self.predictions = parquet_of(predictions)
         return summarise(by_domain, self.config.data, split, temperature)
 
     @contextmanager

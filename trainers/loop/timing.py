@@ -71,7 +71,7 @@ class Clock:
         time."""
         began = time.perf_counter()
         averaged = self.run.rung_average is not None and not is_last
-        metrics = self.run.evaluate("val", images, averaged=averaged)
+        metrics = self.run.evaluate("val", images, averaged=averaged, keep_predictions=is_last)
         metrics["eval/averaged"] = float(averaged)
         metrics["eval/images"] = float(
             sum(len(of_domain.eval_rows) for of_domain in images.values())

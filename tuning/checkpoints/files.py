@@ -1,6 +1,7 @@
 """Folders of the trials' checkpoints, on a disk or in a bucket.
 
-    <home>/train/train-<trial>/checkpoint_<time>/{student.safetensors, training_state.pt}
+    <home>/train/train-<trial>/checkpoint_<time>/
+        {student.safetensors, predictions.parquet, training_state.pt}
 
 The home is the run folder, or a folder of its own in `search.checkpoints.storage`. The files of one
 trial are those of `trainers.checkpoints.storage`.

@@ -166,6 +166,8 @@ def report(
 
     Example: lipsum-tune report quickstart --open
     """
+    from trainers.data.storage import url_of
+    from tuning.checkpoints.files import TRAIN_FOLDER
     from tuning.mlflow_logging.callback import backfill
     from tuning.mlflow_logging.client import TrackingError
     from tuning.reporting.callback import write_results
@@ -174,7 +176,8 @@ def report(
     from tuning.runs.run_folder import load_run
 
     loaded = load_run(run)
-    write_results(loaded.folder, loaded.search, loaded.history.records)
+    checkpoints = url_of(loaded.home, TRAIN_FOLDER)
+    write_results(loaded.folder, loaded.search, loaded.history.records, checkpoints)
     status(run)
     page = loaded.folder / REPORT_FOLDER / REPORT_FILE
     show("Report", page)

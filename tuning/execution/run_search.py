@@ -275,7 +275,7 @@ def _run_session(
         budget = Budget(file.search.budget, search, history)
         callbacks = (
             budget,
-            ResultsCallback(run_folder, history.records),
+            ResultsCallback(run_folder, history.records, checkpoints=checkpoints.url),
             MlflowCallback(uri, tracking.experiment, tracking.metrics == "all"),  # uploads them
             CheckpointCallback(checkpoints, keep.disk_bytes, history.records, keep.keep_top),
             progress,

@@ -26,6 +26,7 @@ class ResultsCallback(Callback):
 
     Args:
         clock: monotonic time in seconds.
+        checkpoints: see `write_report`.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class ResultsCallback(Callback):
         run_folder: Path,
         earlier: Sequence[TrialRecord] = (),
         clock: Callable[[], float] = time.monotonic,
+        checkpoints: str | None = None,
     ) -> None:
+        self._checkpoints = checkpoints
         self._folder, self._clock = run_folder, clock
         self._records = {record.trial_id: record for record in earlier}
         self._search: SearchRecord | None = None
@@ -64,14 +67,22 @@ class ResultsCallback(Callback):
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Write tables and report with all trials."""
         if self._search is not None:
-            write_results(self._folder, self._search, records)
+            write_results(self._folder, self._search, records, self._checkpoints)
 
 
-def write_results(run_folder: Path, search: SearchRecord, records: Sequence[TrialRecord]) -> None:
+def write_results(
+    run_folder: Path,
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+    checkpoints: str | None = None,
+) -> None:
     """Write the tables and the report of a search into its run folder.
+
+    Args:
+        checkpoints: see `write_report`.
 
     Raises:
         StorageFailed: the disk is full or fails.
     """
     write_tables(run_folder, search, records)
-    write_report(search, records, run_folder / REPORT_FOLDER)
+    write_report(search, records, run_folder / REPORT_FOLDER, checkpoints)

@@ -19,6 +19,11 @@ from trainers.errors import storage_failures
 from tuning.reporting.formatting import format_seconds
 from tuning.reporting.leaderboard import leaderboard, warning_of_reference
 from tuning.reporting.methods_report import methods_table
+from tuning.reporting.predictions_report import (
+    changes_table,
+    confusions_table,
+    kept_predictions,
+)
 from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
 from tuning.runs.records import AVERAGED, SearchRecord, TrialRecord
@@ -49,6 +54,11 @@ figure { margin: 1rem 0; background: #fff; border: 1px solid var(--line); border
          padding: .5rem }
 img { max-width: 100%; height: auto; display: block; margin: auto }
 .table { overflow-x: auto }
+.panels { display: flex; flex-wrap: wrap; gap: 0 1.5rem }
+.panels img { margin: 0 }
+@media screen and (max-width: 600px) {
+  figure { overflow-x: auto } figure > img:only-child { min-width: 40rem }
+}
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; text-align: right; white-space: pre;
          border-bottom: 1px solid var(--line) }
@@ -61,8 +71,16 @@ $body
 """)
 
 
-def write_report(search: SearchRecord, records: Sequence[TrialRecord], folder: Path) -> None:
+def write_report(
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+    folder: Path,
+    checkpoints: str | None = None,
+) -> None:
     """Write the page of the trials so far into a folder, and its main figures as PNG.
+
+    Args:
+        checkpoints: folder or URL of the checkpoints of all trials, with predictions.
 
     Raises:
         StorageFailed: the disk is full or fails.
@@ -78,14 +96,16 @@ def write_report(search: SearchRecord, records: Sequence[TrialRecord], folder: P
         matplotlib.rc_context({"text.parse_math": False}),
         storage_failures(folder, "cannot be written"),
     ):
-        body = "\n".join(_sections(search, records))
+        body = "\n".join(_sections(search, records, checkpoints))
         figure(search, records, folder / "id_vs_ood.png")
         wise_figure(search, records, folder / WISE_FIGURE)
         page = _PAGE.substitute(title=escape(search.name), body=body)
         (folder / REPORT_FILE).write_text(page, "utf-8")
 
 
-def _sections(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
+def _sections(
+    search: SearchRecord, records: Sequence[TrialRecord], checkpoints: str | None
+) -> Iterator[str]:
     from tuning.reporting.figures import details
     from tuning.reporting.figures.id_vs_ood import draw
     from tuning.reporting.figures.wise_curves import draw as draw_wise
@@ -118,6 +138,8 @@ def _sections(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[
     yield _table(leaderboard(search, records))
     yield "<h2>Domains</h2>"
     yield _image(details.domains_figure(search, records), "validation accuracy by domain")
+    if best is not None:
+        yield from _predictions(best, checkpoints)
     for title, table in (
         ("Methods", methods_table(search, records)),
         ("Selection rules", selection_table(search, records)),
@@ -138,9 +160,52 @@ def _sections(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[
     if importance is not None:
         note = "Share of the variance of accuracy that a hyperparameter explains, over its ranks."
         yield _image(importance, "importance of each hyperparameter", note)
+    if (drift := details.drift_figure(search, records)) is not None:
+        yield "<h2>Distance from the zero-shot model</h2>"
+        note = (
+            "Finished trials at their last step, means over the OOD domains. Dashed: zero-shot, at "
+            "distance 0."
+        )
+        yield _image(drift, "OOD accuracy over the distance from the zero-shot model", note)
     if (wise := draw_wise(search, records)) is not None:
         yield "<h2>Interpolation with the zero-shot weights (WiSE-FT)</h2>"
         yield _image(wise[0], "ID against OOD accuracy along the interpolation", wise[1])
+
+
+def _predictions(best: TrialRecord, checkpoints: str | None) -> Iterator[str]:
+    """Calibration, changes and confusions of the best trial, if its predictions are kept."""
+    from tuning.reporting.figures.reliability import reliability_figure
+
+    name = best.trial_id
+    yield f"<h2>Predictions of {escape(name)}</h2>"
+    found = kept_predictions(checkpoints, name) if checkpoints is not None else None
+    if found is None:
+        yield _paragraph(
+            "Reliability diagrams and confusions are left out: the predictions, which are kept "
+            "beside the weights of the trial after its last step, are not there."
+        )
+        return
+    yield _table(changes_table(found, name))
+    figures = [
+        _img(reliability_figure(domain, name), f"reliability diagram of {domain.domain}")
+        for domain in found
+    ]
+    yield f'<figure class="panels">{"".join(figures)}</figure>'
+    yield _paragraph(
+        "Accuracy of the images in each of 15 bins of confidence. Below the dashed line, the model "
+        "is more confident than accurate. The area of a mark is the share of images in its bin."
+    )
+    yield f"<h3>Most frequent confusions of {escape(name)}</h3>"
+    tables = [confusions_table(domain, name) for domain in found]
+    blocks = "".join(
+        f'<div class="table"><h4>{escape(table.title)}</h4>{html_table(table)}</div>'
+        for table in tables
+    )
+    yield f'<div class="panels">{blocks}</div>'
+    yield _paragraph(
+        f"Number of validation images that {name} and the zero-shot model confuse in this way, and "
+        "of all images of the class."
+    )
 
 
 def _paragraph(text: str) -> str:
@@ -148,12 +213,16 @@ def _paragraph(text: str) -> str:
 
 
 def _image(figure: Figure, description: str, note: str = "") -> str:
+    """A figure in a frame, with a note below it."""
+    return f"<figure>{_img(figure, description)}</figure>{_paragraph(note)}"
+
+
+def _img(figure: Figure, description: str) -> str:
     """A figure as an SVG of its own document, so that names in it cannot collide."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None}, dpi=_PIXELS_PER_INCH)
     data = base64.b64encode(drawn.getvalue()).decode()
-    image = f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
-    return f"<figure>{image}</figure>{_paragraph(note)}"
+    return f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def _table(table: ResultTable) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tests.s3 import s3_server
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import (
+    PREDICTIONS,
     SINCE,
     STATE,
     WEIGHTS,
@@ -59,7 +60,7 @@ def saved(folder: Path, step: int) -> Path:
     """A checkpoint on this machine, as a worker saves it before it is copied."""
     reports = [{"step": float(at), "id_val/acc": 50 + at / 3} for at in range(20, step + 1, 20)]
     weights = {"head": torch.full((250,), float(step)), "scale": torch.zeros(())}
-    training = {SINCE: {"step": step}, "moments": torch.zeros(500)}
+    training = {SINCE: {"step": step}, PREDICTIONS: b"of each image", "moments": torch.zeros(500)}
     save_checkpoint(folder, Checkpoint(weights, training, Progress(step), reports), ["a", "b"])
     return folder
 
@@ -87,6 +88,7 @@ def test_a_new_checkpoint_replaces_the_older_ones(folder: Store, tmp_path: Path)
     assert header.shapes == {"head": (250,), "scale": ()}
 
     fetch_checkpoint(folder.at(name), tmp_path / "fetched", (STATE, WEIGHTS))
+    assert folder.read_bytes(f"{name}/{PREDICTIONS}") == b"of each image"
     for file in (STATE, WEIGHTS):
         original = (tmp_path / "local" / file).read_bytes()
         assert (tmp_path / "fetched" / file).read_bytes() == original
@@ -133,7 +135,7 @@ def test_the_weights_are_copied_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(storage.shutil, "copyfileobj", stop_at_weights)
     with pytest.raises(StorageFailed, match="a checkpoint cannot be written: No space left"):
         write_checkpoint(folder, saved(tmp_path / "local", 80))
-    assert copied == [STATE, WEIGHTS]
+    assert copied == [STATE, PREDICTIONS, WEIGHTS]
     newest = newest_checkpoint(folder, resumable=True)
     assert saved_step(folder.at(str(newest))) == 40
 

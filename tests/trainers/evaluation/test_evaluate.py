@@ -27,6 +27,7 @@ from trainers.errors import ConfigError
 from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.evaluate import Drift, evaluate, flat_metrics, image_features, summarise
 from trainers.evaluation.metrics import MEASURES, metric_names
+from trainers.evaluation.predictions import Predictions
 from trainers.models.image import ImageInput
 
 INPUT = ImageInput(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -157,6 +158,29 @@ def test_a_class_map_leaves_images_out_of_the_score_alone(
     only_cats = ClassMap(4, ((), (), (2,), ()))
     with pytest.raises(ConfigError, match="real/val: none of its images is of a class"):
         evaluate(classifier(2), images, INPUT, batch_size=4, device=CPU, class_map=only_cats)
+
+
+def test_predictions_are_of_the_scored_images_in_their_own_classes(
+    images: ImageDataset, texts: Tensor
+) -> None:
+    class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))
+    head = classifier(1)(known(images)[:4])[0]  # (4, D), of a zero-shot model
+    predictions = Predictions(images, class_map, lambda features: features @ head.T, CPU)
+    drift = drift_of(images, texts)
+    evaluate(classifier(2), images, INPUT, batch_size=4, device=CPU, class_map=class_map,
+             drift=drift, predictions=predictions)  # fmt: skip
+    rows = predictions.table().to_pydict()
+    assert predictions.classes == ["bee", "cat", "dog"]
+    assert rows["image"] == [4, 5, 6, 7, 8]
+    assert rows["label"] == [0, 0, 2, 2, 2]
+    logits = classifier(2)(known(images))[1], drift.zero_shot_features @ head.T
+    names = ("predicted", "confidence"), ("zero_shot", "zero_shot_confidence")
+    for of_model, (predicted, confidence) in zip(logits, names, strict=True):
+        of_map = of_model[4:].numpy()
+        own = np.stack([of_map[:, :2].max(axis=1), of_map[:, 2], of_map[:, 3]], axis=1)
+        assert rows[predicted] == own.argmax(axis=1).tolist()
+        expected = by_hand.probabilities(own).max(axis=1)
+        assert rows[confidence] == pytest.approx(expected, rel=1e-5)
 
 
 def test_zero_shot_features_of_another_share_are_refused(

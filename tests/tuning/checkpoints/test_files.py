@@ -15,6 +15,7 @@ from pyarrow import fs
 
 from tests.s3 import s3_server
 from trainers.checkpoints.format import (
+    PREDICTIONS,
     STATE,
     WEIGHTS,
     Checkpoint,
@@ -59,8 +60,9 @@ def two_checkpoints(train: Store, local: Path) -> int:
     folder, num_bytes = train.at(trial_path(TRIAL)), 0
     for name, step in ((OLD, 40), (NEW, 80)):
         tensors = {"head": torch.full((250,), float(step))}
-        save_checkpoint(local, Checkpoint(tensors, dict(tensors), Progress(step), ()), ["a", "b"])
-        for path in (local / STATE, local / WEIGHTS):
+        training = {**tensors, PREDICTIONS: b"of each image"}
+        save_checkpoint(local, Checkpoint(tensors, training, Progress(step), ()), ["a", "b"])
+        for path in (local / STATE, local / PREDICTIONS, local / WEIGHTS):
             num_bytes += path.stat().st_size
             with folder.write(f"{name}/{path.name}") as file:
                 file.write(path.read_bytes())
@@ -82,7 +84,8 @@ def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(
     assert trial.num_bytes == num_bytes
     assert trial.bytes_of(OLD) + trial.bytes_of(NEW) == num_bytes
     keep_weights(trial)
-    assert files(train) == {f"{trial_path(TRIAL)}/{NEW}/{WEIGHTS}"}
+    newest = f"{trial_path(TRIAL)}/{NEW}"
+    assert files(train) == {f"{newest}/{WEIGHTS}", f"{newest}/{PREDICTIONS}"}
     kept = kept_checkpoint(train, TRIAL)
     assert kept is not None
     with fetched(kept) as here:
@@ -132,7 +135,8 @@ def test_a_killed_removal_leaves_the_newest_weights_or_none(tmp_path: Path, acti
         else:
             assert removals >= 3
             break
-    assert {path.rpartition("/")[2] for path in files(train)} <= {WEIGHTS}
+    left = {path.rpartition("/")[2] for path in files(train)}
+    assert left in (set(), {WEIGHTS, PREDICTIONS})
 
 
 def test_weights_that_cannot_be_fetched_are_named(bucket: str, tmp_path: Path) -> None:

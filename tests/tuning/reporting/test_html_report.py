@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
-from tuning.reporting.figures.details import MIN_TRIALS, importance_figure
+from tuning.reporting.figures.details import MIN_TRIALS, drift_figure, importance_figure
 from tuning.reporting.html_report import REPORT_FILE, write_report
 from tuning.runs.records import TrialRecord
 
@@ -86,3 +86,27 @@ def test_importance_tells_which_parameter_moves_which_accuracy() -> None:
     weight, lr = 0, 1  # in the order of the parameters
     assert of_id[lr] > 0.8 > 0.2 > of_id[weight]
     assert of_ood[weight] > 0.8 > 0.2 > of_ood[lr]
+
+
+def test_ood_accuracy_is_drawn_over_both_distances() -> None:
+    distances = [(0.5, 0.01), (2.0, 0.02), (8.0, 0.4)]
+    trials = [
+        fakes.trial(
+            number,
+            curve=(
+                fakes.report(
+                    fakes.TOTAL_STEPS,
+                    85.0,
+                    60.0 + number,
+                    **{"ood_val/mean_energy_gap": gap, "ood_val/mean_feature_distortion": moved},
+                ),
+            ),
+        )
+        for number, (gap, moved) in enumerate(distances)
+    ]
+    assert drift_figure(SEARCH, [trials[0], fakes.trial(4)]) is None
+    figure = drift_figure(SEARCH, [*trials, fakes.trial(4)])
+    assert figure is not None
+    for index, axes in enumerate(figure.axes):
+        drawn = axes.collections[0].get_offsets().tolist()
+        assert drawn == [[found[index], 60.0 + n] for n, found in enumerate(distances)]

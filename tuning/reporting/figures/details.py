@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from trainers.evaluation.metrics import ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, val_acc
 from tuning.algorithms.optuna_storage import quiet_optuna
 from tuning.reporting.figures.frame import GREY, INK, SOFT_INK, ReportFigure
 from tuning.reporting.formatting import short_names, trial_label
@@ -20,6 +20,11 @@ from tuning.selection.ranking import best_trial
 
 # Okabe-Ito: distinct with every common colour blindness.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+DISTANCES = {
+    str(MetricKey("val", MEAN_OOD, "energy_gap")): "energy gap",
+    str(MetricKey("val", MEAN_OOD, "feature_distortion")): "feature distortion",
+}
+"""Metrics of the distance from the zero-shot model, and their names in figures."""
 MIN_TRIALS = 6
 """Finished trials from which on importance says something."""
 _TREE_DEPTH = 8
@@ -38,7 +43,7 @@ def domains_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figu
         models[f"best: {best.trial_id}"] = best.metrics
     names = [f"{search.id_domain} (ID)", *search.ood_domains]
     keys = [ID_ACC, *(val_acc(domain) for domain in search.ood_domains)]
-    drawn, (axes,) = _axes(1, width=1.4 + 1.3 * len(keys))
+    drawn, (axes,) = small_axes(1, width=1.4 + 1.3 * len(keys))
     for index, (name, metrics) in enumerate(models.items()):
         places = np.arange(len(keys)) + 0.8 * (index + 0.5) / len(models) - 0.4
         values = [metrics.get(key, math.nan) for key in keys]
@@ -58,7 +63,7 @@ def curves_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figur
     """The objective of every trial over its steps; pruned trials are dotted."""
     objective = search.objectives[0].metric
     best, many = best_trial(search, records), len(records) > _MANY_TRIALS
-    drawn, (axes,) = _axes(1, width=7.5)
+    drawn, (axes,) = small_axes(1, width=7.5)
     for record in records:
         points = [(p[STEP], p[objective]) for p in record.curve if objective in p]
         if not points:
@@ -92,7 +97,7 @@ def importance_figure(records: Sequence[TrialRecord]) -> Figure | None:
     trials, keys = _varied(records)
     if len(trials) < MIN_TRIALS or len(keys) < 2:
         return None
-    drawn, (axes,) = _axes(1, width=6.0, height=1.2 + 0.5 * len(keys))
+    drawn, (axes,) = small_axes(1, width=6.0, height=1.2 + 0.5 * len(keys))
     for index, (metric, name, colour) in enumerate(
         ((ID_ACC, "ID accuracy", BLUE), (OOD_MEAN_ACC, "mean OOD accuracy", VERMILION))
     ):
@@ -109,12 +114,42 @@ def importance_figure(records: Sequence[TrialRecord]) -> Figure | None:
     return drawn
 
 
+def drift_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure | None:
+    """OOD accuracy of the finished trials over their distance from the zero-shot model.
+
+    The distances are the means over the OOD domains of `energy_gap` and `feature_distortion`. None
+    if no two trials have them.
+    """
+    best = best_trial(search, records)
+    trials = [r for r in _varied(records)[0] if all(r.last(key) is not None for key in DISTANCES)]
+    if len(trials) < 2:
+        return None
+    drawn, panels = small_axes(len(DISTANCES), width=7.5)
+    values = [record.metrics[OOD_MEAN_ACC] for record in trials]
+    for axes, (key, name) in zip(panels, DISTANCES.items(), strict=True):
+        distances = [record.metrics[key] for record in trials]
+        axes.scatter(distances, values, s=26, color=BLUE, alpha=0.8,
+                     rasterized=len(trials) > _MANY_TRIALS)  # fmt: skip
+        if best is not None and best in trials:
+            place = trials.index(best)
+            axes.scatter(distances[place], values[place], s=50, color=VERMILION, marker="X")
+            axes.annotate(f" {best.trial_id}", (distances[place], values[place]), color=VERMILION,
+                          fontsize=8, va="center")  # fmt: skip
+        if (zero_shot := search.zero_shot.get(OOD_MEAN_ACC)) is not None:
+            axes.axhline(zero_shot, color=GREY, linestyle=(0, (5, 4)), linewidth=1)
+        if min(distances) > 0 and max(distances) / min(distances) > _LOG_RANGE:
+            axes.set_xscale("log")
+        axes.set_xlabel(name)
+    panels[0].set_ylabel("mean OOD accuracy, %")
+    return drawn
+
+
 def slices_figure(records: Sequence[TrialRecord]) -> Figure | None:
     """ID and OOD accuracy of the finished trials over each hyperparameter; None if none varies."""
     trials, keys = _varied(records)
     if not keys:
         return None
-    drawn, panels = _axes(len(keys), width=3.1 * len(keys))
+    drawn, panels = small_axes(len(keys), width=3.1 * len(keys))
     for axes, key, name in zip(panels, keys, short_names(keys), strict=True):
         shown = [record for record in trials if key in record.params]
         values = [record.params[key] for record in shown]
@@ -177,7 +212,8 @@ def _ranks(values: Sequence[object]) -> list[float]:
     return [places[value] / max(len(order) - 1, 1) for value in values]
 
 
-def _axes(number: int, width: float, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+def small_axes(number: int, width: float, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side with a common y axis; sizes in inches."""
     drawn = ReportFigure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(drawn)
     panels = list(np.atleast_1d(drawn.subplots(1, number, sharey=True)))

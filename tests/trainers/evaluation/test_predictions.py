@@ -1,0 +1,99 @@
+"""The predictions that a run keeps after its last step, against the metrics of its report."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.trainers.curves import short
+from tests.trainers.measures_by_hand import BINS
+from tests.trainers.workers import TwoWorkers
+from trainers.checkpoints.format import PREDICTIONS
+from trainers.config import TrialConfig
+from trainers.evaluation.metrics import ID, MetricKey
+from trainers.evaluation.predictions import CLASSES
+from trainers.fine_tune import Report, fine_tune
+from trainers.loop.state import load_split, start
+
+
+def saved_predictions(config: TrialConfig, folder: Path) -> pa.Table:
+    """Those beside the last checkpoint of a run; two workers may call this at the same time."""
+    *_, last = fine_tune(config)
+    last.save(folder)
+    assert last.run.predictions is not None
+    return pq.read_table(io.BytesIO(last.run.predictions))
+
+
+def measured(correct: np.ndarray, confidence: np.ndarray) -> tuple[float, float]:
+    """Accuracy and calibration error in percent."""
+    error = 0.0
+    for n in range(BINS):
+        inside = (confidence >= n / BINS) & (confidence < (n + 1) / BINS)
+        error += abs(float(correct[inside].sum()) - float(confidence[inside].sum()))
+    return 100 * float(correct.mean()), 100 * error / len(correct)
+
+
+def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial: TrialConfig) -> None:
+    config = short(trial, "ft", optim__lr=1e-3)
+    zero_shot = start(config).evaluate("val", load_split(config, "val"))
+    *_, last = fine_tune(config)
+    assert last.run.predictions is not None
+    table = pq.read_table(io.BytesIO(last.run.predictions))
+    images = load_split(config, "val")
+    assert json.loads(table.schema.metadata[CLASSES]) == {
+        domain: list(of_domain.class_names) for domain, of_domain in images.items()
+    }
+    for domain, of_domain in images.items():
+        rows = table.to_pandas()
+        rows = rows[rows["domain"] == domain]
+        assert list(rows["image"]) == list(range(len(of_domain)))
+        assert list(rows["label"]) == list(of_domain.labels)
+        name = ID if domain == config.data.id_domain else domain
+        for metrics, predicted, confidence in (
+            (last.metrics, "predicted", "confidence"),
+            (zero_shot, "zero_shot", "zero_shot_confidence"),
+        ):
+            right = (rows[predicted] == rows["label"]).to_numpy()
+            found = measured(right, rows[confidence].to_numpy())
+            expected = [metrics[str(MetricKey("val", name, key))] for key in ("acc", "ece")]
+            assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_two_workers_keep_those_of_all_images(
+    trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
+) -> None:
+    config = short(trial, "ft")
+    one, other = two_workers(saved_predictions, config, tmp_path / "two")
+    assert one.equals(other)
+    assert pq.read_table(tmp_path / "two" / PREDICTIONS).equals(one)
+    alone = saved_predictions(config, tmp_path / "alone")
+    exact = ["domain", "image", "label", "zero_shot"]
+    assert one.select(exact).equals(alone.select(exact))
+    for name in ("confidence", "zero_shot_confidence"):
+        assert np.allclose(one[name], alone[name], atol=1e-4)
+
+
+def test_a_run_keeps_them_once_it_has_ended_alone(trial: TrialConfig, tmp_path: Path) -> None:
+    """And still has them when it is saved again while it repeats its last report."""
+    first, last = fine_tune_into(short(trial, "ft", steps=2, eval__every=1), tmp_path)
+    assert not (first / PREDICTIONS).exists()
+    (repeated,) = fine_tune(short(trial, "ft", steps=2, eval__every=1), resume_from=last)
+    repeated.save(tmp_path / "again")
+    kept = (last / PREDICTIONS).read_bytes()
+    assert (tmp_path / "again" / PREDICTIONS).read_bytes() == kept
+
+
+def fine_tune_into(config: TrialConfig, folder: Path) -> list[Path]:
+    """The checkpoints of all reports of a run."""
+
+    def saved(report: Report) -> Path:
+        report.save(folder / str(report.step))
+        return folder / str(report.step)
+
+    return [saved(report) for report in fine_tune(config)]

@@ -1,0 +1,108 @@
+"""The prediction for each image of an evaluation, beside that of the zero-shot model.
+
+Metrics need sums only (`trainers.evaluation.accumulators`). The report of a search also shows which
+classes are confused, and which images are lost and gained against the zero-shot model.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainers.data.class_map import ClassMap
+from trainers.data.dataset import ImageDataset
+
+CLASSES: Final = b"classes"
+"""Key of the table's metadata: scored classes by domain, in JSON; labels are indices into them."""
+
+
+class Predictions:
+    """Labels and predictions of the images of one domain, in the label space of the domain.
+
+    Args:
+        images: of one domain and split.
+        class_map: from the ID classes to the domain's own.
+        zero_shot: L2-normalised zero-shot features (B, D) to logits (B, K) of the ID classes.
+        rank: of this worker, which evaluates its share.
+    """
+
+    def __init__(
+        self,
+        images: ImageDataset,
+        class_map: ClassMap,
+        zero_shot: Callable[[Tensor], Tensor],
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._images, self._class_map, self._zero_shot = images, class_map, zero_shot
+        # Label, prediction, confidence, zero-shot prediction and confidence. Rows of other workers
+        # stay 0, so that the sum over the workers is the whole.
+        rows = len(images.eval_rows)
+        self._values = torch.zeros(rows, 5, dtype=torch.float64, device=device)
+        self._own, self._world_size = self._values[rank::world_size], world_size
+
+    def add(self, first: int, labels: Tensor, logits: Tensor, zero_shot_features: Tensor) -> None:
+        """Note a batch.
+
+        Args:
+            first: index of its first image in the worker's share.
+            labels: (B,) of the domain.
+            logits: (B, K) of the ID classes.
+            zero_shot_features: (B, D).
+        """
+        rows = self._own[first : first + len(labels)]
+        rows[:, 0] = self._class_map.columns(labels)
+        zero_shot = self._zero_shot(zero_shot_features.to(logits.device))
+        for column, of_model in ((1, logits), (3, zero_shot)):
+            scores = self._class_map.project(of_model)
+            below = scores - scores.amax(dim=-1, keepdim=True)
+            rows[:, column] = scores.argmax(dim=-1).double()
+            rows[:, column + 1] = below.exp().sum(dim=-1).reciprocal().double()
+
+    def table(self) -> pa.Table:
+        """One row for each scored image; with several workers a collective operation."""
+        if self._world_size > 1:
+            dist.all_reduce(self._values)
+        values = self._values.cpu().numpy()
+        label, predicted, confidence, zero_shot, zero_shot_confidence = values.T
+        columns = {
+            "image": pa.array(self._images.eval_rows, pa.int32()),
+            "label": label.astype("int32"),
+            "predicted": predicted.astype("int32"),
+            "confidence": confidence.astype("float32"),
+            "zero_shot": zero_shot.astype("int32"),
+            "zero_shot_confidence": zero_shot_confidence.astype("float32"),
+        }
+        return pa.table(columns).filter(pa.array(label >= 0))
+
+    @property
+    def classes(self) -> list[str]:
+        """The scored classes, in the order of the labels."""
+        pairs = zip(self._images.class_names, self._class_map.groups, strict=True)
+        return [name for name, group in pairs if group]
+
+
+def parquet_of(by_domain: Mapping[str, Predictions]) -> bytes:
+    """All predictions as a Parquet file, whose column `image` counts rows of the split.
+
+    With several workers a collective operation.
+    """
+    tables = []
+    for domain, predictions in by_domain.items():
+        table = predictions.table()
+        names = pa.array([domain] * len(table)).dictionary_encode()
+        tables.append(table.add_column(0, "domain", names))
+    classes = {domain: predictions.classes for domain, predictions in by_domain.items()}
+    whole = pa.concat_tables(tables).unify_dictionaries()
+    file = io.BytesIO()
+    pq.write_table(whole.replace_schema_metadata({CLASSES: json.dumps(classes)}), file)
+    return file.getvalue()
