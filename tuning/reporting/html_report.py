@@ -16,6 +16,8 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from trainers.errors import storage_failures
+from tuning.algorithms.rung_check import describe_checks, rung_checks
+from tuning.reporting.cost import cost_sentences
 from tuning.reporting.formatting import format_seconds
 from tuning.reporting.leaderboard import leaderboard, warning_of_reference
 from tuning.reporting.methods_report import methods_table
@@ -152,11 +154,16 @@ def _sections(
     if any(point.get(AVERAGED) for record in records for point in record.curve):
         note += " Before the last step, the average of the weights was evaluated."
     yield _image(details.curves_figure(search, records), "objective of each trial by step", note)
+    for line in describe_checks(rung_checks(search, records)):
+        yield _paragraph(f"{line}.")
     slices, importance = details.slices_figure(records), details.importance_figure(records)
     if slices is not None:
         yield "<h2>Hyperparameters</h2>"
         note = "Finished trials, at their last step."
         yield _image(slices, "accuracy of finished trials over each hyperparameter", note)
+    if (contours := details.contours_figure(search, records)) is not None:
+        note = "The objective between the finished trials, interpolated; noise is not smoothed."
+        yield _image(contours, "objective over pairs of hyperparameters", note)
     if importance is not None:
         note = "Share of the variance of accuracy that a hyperparameter explains, over its ranks."
         yield _image(importance, "importance of each hyperparameter", note)
@@ -170,6 +177,9 @@ def _sections(
     if (wise := draw_wise(search, records)) is not None:
         yield "<h2>Interpolation with the zero-shot weights (WiSE-FT)</h2>"
         yield _image(wise[0], "ID against OOD accuracy along the interpolation", wise[1])
+    if sentences := cost_sentences(search, records):
+        yield "<h2>Cost</h2>"
+        yield _paragraph(" ".join(sentences))
 
 
 def _predictions(best: TrialRecord, checkpoints: str | None) -> Iterator[str]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import optuna
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+from matplotlib.tri import Triangulation
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, val_acc
 from tuning.algorithms.optuna_storage import quiet_optuna
@@ -31,6 +36,7 @@ _TREE_DEPTH = 8
 """Of fANOVA. Full trees of 1000 trials take 8 times as long and change importance by 0.01."""
 _MANY_TRIALS = 300
 """Above this, trials are drawn as pixels: their vectors would make a page of several MB."""
+_CONTOUR_KEYS = 3
 _LOG_RANGE = 10.0
 """A positive parameter whose values span this factor is drawn on a log scale."""
 
@@ -137,8 +143,7 @@ def drift_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure
                           fontsize=8, va="center")  # fmt: skip
         if (zero_shot := search.zero_shot.get(OOD_MEAN_ACC)) is not None:
             axes.axhline(zero_shot, color=GREY, linestyle=(0, (5, 4)), linewidth=1)
-        if min(distances) > 0 and max(distances) / min(distances) > _LOG_RANGE:
-            axes.set_xscale("log")
+        _scale(axes.xaxis, distances)
         axes.set_xlabel(name)
     panels[0].set_ylabel("mean OOD accuracy, %")
     return drawn
@@ -153,7 +158,7 @@ def slices_figure(records: Sequence[TrialRecord]) -> Figure | None:
     for axes, key, name in zip(panels, keys, short_names(keys), strict=True):
         shown = [record for record in trials if key in record.params]
         values = [record.params[key] for record in shown]
-        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        numbers = [v for v in values if _is_number(v)]
         xs = values if len(numbers) == len(values) else [str(value) for value in values]
         for metric, label, colour, marker in (
             (ID_ACC, "ID", BLUE, "o"),
@@ -162,13 +167,73 @@ def slices_figure(records: Sequence[TrialRecord]) -> Figure | None:
             axes.scatter(xs, [record.metrics[metric] for record in shown], s=26, color=colour,
                          marker=marker, alpha=0.8, label=label,
                          rasterized=len(shown) > _MANY_TRIALS)  # fmt: skip
-        is_positive = len(numbers) == len(values) and min(numbers) > 0
-        if is_positive and max(numbers) / min(numbers) > _LOG_RANGE:
-            axes.set_xscale("log")
+        if len(numbers) == len(values):
+            _scale(axes.xaxis, numbers)
         axes.set_xlabel(name)
     panels[0].set_ylabel("validation accuracy, %")
     panels[0].legend(frameon=False, fontsize=8)
     return drawn
+
+
+def contours_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure | None:
+    """The first objective over each pair of the most important numeric hyperparameters.
+
+    Linear interpolation between the finished trials, as in Optuna's contour plot. None for fewer
+    than `MIN_TRIALS` trials, or without two hyperparameters that vary independently.
+    """
+    metric = search.objectives[0].metric
+    trials, keys = _varied(records)
+    trials = [record for record in trials if record.last(metric) is not None]
+    keys = [key for key in keys if all(_is_number(record.params.get(key)) for record in trials)]
+    if len(trials) < MIN_TRIALS:
+        return None
+    if len(keys) > _CONTOUR_KEYS:
+        importances = _importances(trials, keys, metric)
+        keys = sorted(keys, key=lambda key: -importances.get(key, 0.0))[:_CONTOUR_KEYS]
+    values = {key: np.array([float(record.params[key]) for record in trials]) for key in keys}
+    places = {key: np.log10(v) if _is_log(v) else v for key, v in values.items()}
+    unit = {key: (v - v.min()) / max(np.ptp(v), 1e-12) for key, v in places.items()}
+    pairs = [
+        (one, two)
+        for one, two in combinations(keys, 2)
+        if np.linalg.matrix_rank(np.cov(unit[one], unit[two]), tol=1e-6) == 2
+    ]
+    if not pairs:
+        return None
+    names = dict(zip(keys, short_names(keys), strict=True))
+    drawn, panels = small_axes(len(pairs), width=0.8 + 3.4 * len(pairs), common_y=False)
+    heights = [record.metrics[metric] for record in trials]
+    for axes, (one, two) in zip(panels, pairs, strict=True):
+        triangles = Triangulation(unit[one], unit[two]).triangles
+        mesh = Triangulation(values[one], values[two], triangles)
+        surface = axes.tricontourf(mesh, heights, levels=10, cmap="cividis")
+        surface.set_rasterized(len(trials) > _MANY_TRIALS)
+        axes.scatter(values[one], values[two], s=10, color="white", edgecolor=INK, linewidth=0.6,
+                     rasterized=len(trials) > _MANY_TRIALS)  # fmt: skip
+        for key, axis in ((one, axes.xaxis), (two, axes.yaxis)):
+            _scale(axis, values[key])
+            axis.set_label_text(names[key])
+    drawn.colorbar(surface, ax=panels, label=metric)
+    return drawn
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _scale(axis: Axis, values: Sequence[Any] | np.ndarray) -> None:
+    """Draw numbers on a logarithmic axis if they span much."""
+    if _is_log(values):
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
+        # The default has formulas, which `write_report` turns off.
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter())
+        axis.set_tick_params(which="minor", labelsize=8)
+
+
+def _is_log(values: Sequence[Any] | np.ndarray) -> bool:
+    """Whether numbers are drawn on a logarithmic axis."""
+    return min(values) > 0 and max(values) / min(values) > _LOG_RANGE
 
 
 def _varied(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[str]]:
@@ -212,11 +277,13 @@ def _ranks(values: Sequence[object]) -> list[float]:
     return [places[value] / max(len(order) - 1, 1) for value in values]
 
 
-def small_axes(number: int, width: float, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """A figure of panels side by side with a common y axis; sizes in inches."""
+def small_axes(
+    number: int, width: float, height: float = 3.4, *, common_y: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side; sizes in inches."""
     drawn = ReportFigure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(drawn)
-    panels = list(np.atleast_1d(drawn.subplots(1, number, sharey=True)))
+    panels = list(np.atleast_1d(drawn.subplots(1, number, sharey=common_y)))
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#C3C8CF")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from tests.tuning import fakes
+from tuning.reporting.cost import MIN_TRIALS, cost_sentences, gain_of_doubling
+from tuning.runs.records import TrialRecord
+
+SEARCH = fakes.search_record(Path("run"))
+(OBJECTIVE,) = SEARCH.objectives
+
+
+def trials(number: int) -> list[TrialRecord]:
+    draws = np.random.default_rng(0).normal(60, 1, number)
+    return [fakes.trial(index, 85, draw) for index, draw in enumerate(draws)]
+
+
+@pytest.mark.parametrize("number", [MIN_TRIALS, MIN_TRIALS + 1])
+def test_the_gain_is_the_mean_over_all_halves(number: int) -> None:
+    records = trials(number)
+    values = [record.metrics[OBJECTIVE.metric] for record in records]
+    halves = combinations(values, number // 2)
+    expected = max(values) - fmean(max(half) for half in halves)
+    unfinished = fakes.trial(99, 99, 99, outcome="pruned")
+    assert gain_of_doubling(SEARCH, [*records, unfinished]) == pytest.approx(expected)
+
+
+def test_a_lower_objective_gains_downwards() -> None:
+    records = trials(MIN_TRIALS)
+    lower = replace(SEARCH, objectives=(replace(OBJECTIVE, mode="min"),))
+    values = [-record.metrics[OBJECTIVE.metric] for record in records]
+    expected = max(values) - fmean(max(half) for half in combinations(values, MIN_TRIALS // 2))
+    assert gain_of_doubling(lower, records) == pytest.approx(expected)
+
+
+def test_few_trials_or_several_objectives_have_no_estimate() -> None:
+    assert gain_of_doubling(SEARCH, trials(MIN_TRIALS - 1)) is None
+    several = replace(SEARCH, objectives=(OBJECTIVE, OBJECTIVE))
+    assert gain_of_doubling(several, trials(MIN_TRIALS)) is None
+
+
+def test_the_cost_is_shared_between_training_evaluation_and_the_rest() -> None:
+    costs = {"cost/seconds": 270.0, "cost/eval_seconds": 90.0}
+    curve = (fakes.report(240, 85, 61) | costs,)
+    record = fakes.trial(0, curve=curve, gpus=2.0)  # of 360 s
+    assert cost_sentences(SEARCH, [record]) == [
+        "All trials together took 0.2 GPU-hours: training 50%, evaluation 25%, starting, waiting "
+        "and checkpoints 25%."
+    ]
+    cheap = replace(record, gpus=0.0)
+    assert cost_sentences(SEARCH, [cheap])[0].startswith("All trials together took 6m 00s: ")
+    assert cost_sentences(SEARCH, [fakes.trial(0, curve=())]) == []

@@ -1,0 +1,59 @@
+"""What the trials of a search cost, and what more of them would probably gain, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+
+from tuning.reporting.formatting import format_metric, format_seconds
+from tuning.runs.records import SECONDS, SearchRecord, TrialRecord
+from tuning.selection.ranking import contenders
+
+MIN_TRIALS = 8
+"""Finished trials from which on the gain of more trials is estimated."""
+
+
+def cost_sentences(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+    """The time of all trials and its shares, and the gain of doubling the search."""
+    ended = [r for r in records if r.ended_at is not None and r.last(SECONDS) is not None]
+    total = sum(record.seconds or 0.0 for record in ended)
+    if not total:
+        return []
+    inside = sum(record.metrics[SECONDS] for record in ended)
+    evaluating = sum(record.last("cost/eval_seconds") or 0.0 for record in ended)
+    shares = {
+        "training": inside - evaluating,
+        "evaluation": evaluating,
+        "starting, waiting and checkpoints": max(0.0, total - inside),
+    }
+    parts = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares.items())
+    gpu_hours = sum(record.gpu_seconds(record.ended_at or 0.0) for record in ended) / 3600
+    cost = f"{gpu_hours:.3g} GPU-hours" if gpu_hours else format_seconds(total)
+    sentences = [f"All trials together took {cost}: {parts}."]
+    if (gain := gain_of_doubling(search, records)) is not None:
+        metric = search.objectives[0].metric
+        sentences.append(
+            f"In a random half of the finished trials, the best {metric} is on average "
+            f"{format_metric(metric)(gain)} worse. So as many trials again, for another {cost}, "
+            "will probably improve it by less than that."
+        )
+    return sentences
+
+
+def gain_of_doubling(search: SearchRecord, records: Sequence[TrialRecord]) -> float | None:
+    """How much worse the best objective is, on average, in a random half of the finished trials.
+
+    Independent draws gain less and less from each doubling, and a sampler proposes its best trials
+    late, so this is rather too much for the next doubling. None with several objectives or fewer
+    than `MIN_TRIALS` trials that finished and meet the constraints.
+    """
+    finished = [record for record in records if record.outcome == "finished"]
+    (objective, *others), chosen = search.objectives, contenders(search, finished, search.values)
+    values = sorted(objective.signed(record.metrics[objective.metric]) for record in chosen)
+    if others or len(values) < MIN_TRIALS:
+        return None
+    half = len(values) // 2
+    # The value at index i is the largest of `half` draws if the others are among the i below it.
+    chances = [comb(index, half - 1) / comb(len(values), half) for index in range(len(values))]
+    expected = sum(chance * value for chance, value in zip(chances, values, strict=True))
+    return values[-1] - expected
