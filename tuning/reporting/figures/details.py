@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from matplotlib.tri import Triangulation
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, val_acc
@@ -37,6 +37,8 @@ _TREE_DEPTH = 8
 _MANY_TRIALS = 300
 """Above this, trials are drawn as pixels: their vectors would make a page of several MB."""
 _CONTOUR_KEYS = 3
+_TICKS = (1, 2, 5, 10)
+"""Distances of two ticks, times a power of ten."""
 _LOG_RANGE = 10.0
 """A positive parameter whose values span this factor is drawn on a log scale."""
 
@@ -89,6 +91,7 @@ def curves_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figur
         axes.axhline(zero_shot, color=GREY, linestyle=(0, (5, 4)), linewidth=1)
         axes.annotate(ZERO_SHOT, (0, zero_shot), color=SOFT_INK, fontsize=8, va="bottom")
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_TICKS))
     axes.set_ylabel(objective)
     return drawn
 
@@ -139,8 +142,9 @@ def drift_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figure
         if best is not None and best in trials:
             place = trials.index(best)
             axes.scatter(distances[place], values[place], s=50, color=VERMILION, marker="X")
-            axes.annotate(f" {best.trial_id}", (distances[place], values[place]), color=VERMILION,
-                          fontsize=8, va="center")  # fmt: skip
+            axes.annotate(best.trial_id, (distances[place], values[place]), (6, 0),
+                          textcoords="offset points", color=VERMILION, fontsize=8,
+                          va="center")  # fmt: skip
         if (zero_shot := search.zero_shot.get(OOD_MEAN_ACC)) is not None:
             axes.axhline(zero_shot, color=GREY, linestyle=(0, (5, 4)), linewidth=1)
         _scale(axes.xaxis, distances)
@@ -222,13 +226,15 @@ def _is_number(value: object) -> bool:
 
 
 def _scale(axis: Axis, values: Sequence[Any] | np.ndarray) -> None:
-    """Draw numbers on a logarithmic axis if they span much."""
+    """Draw numbers on a logarithmic axis if they span much, and otherwise with few ticks."""
     if _is_log(values):
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
         # The default has formulas, which `write_report` turns off.
         axis.set_major_formatter(LogFormatter())
         axis.set_minor_formatter(LogFormatter())
         axis.set_tick_params(which="minor", labelsize=8)
+    else:
+        axis.set_major_locator(MaxNLocator(4, steps=_TICKS))
 
 
 def _is_log(values: Sequence[Any] | np.ndarray) -> bool:
