@@ -24,25 +24,33 @@ def describe(
     search: SearchRecord,
     records: Sequence[TrialRecord] = (),
     outcome: SearchOutcome | None = None,
+    figure: str = "",
 ) -> str:
-    """What is searched, and once it ended (`outcome`), what was found and how it was chosen."""
+    """What is searched, and once it ended (`outcome`), what was found and how it was chosen.
+
+    MLflow 3.17 hides all but the first 150 pixels, so the best trial comes first.
+
+    Args:
+        figure: address of an image of ID against OOD accuracy, to be shown below the accuracies.
+    """
+    best = best_trial(search, records) if outcome else None
+    lines: list[str] = []
+    if best is not None:
+        values = ", ".join(f"`{k}` {format_value(v)}" for k, v in best.params.items())
+        cut_short = "" if best.outcome == "finished" else f" ({best.outcome} at step {best.step})"
+        lines += [f"**Best: {best.trial_id}**{cut_short} with {values}.", ""]
+    lines += _accuracies(search, records, best)
+    if warning := warning_of_reference(search, records) if outcome else None:
+        lines += ["", f"**{warning}**"]
+    lines += ["", f"![ID against OOD accuracy]({figure})"] * bool(figure)
     domains = ", ".join(search.ood_domains) or "no other domain"
-    lines = [
-        f"## {search.name}",
+    lines += [
         "",
         f"Up to {search.budget_trials} trials of {search.total_steps} steps, fine-tuned on "
         f"**{search.id_domain}**, also evaluated on {domains}. {search.selection} "
         "The test splits are not read.",
-        "",
     ]
-    best = best_trial(search, records) if outcome else None
-    lines += _accuracies(search, records, best)
-    if warning := warning_of_reference(search, records) if outcome else None:
-        lines += ["", f"**{warning}**"]
     if best is not None:
-        values = ", ".join(f"`{k}` {format_value(v)}" for k, v in best.params.items())
-        cut_short = "" if best.outcome == "finished" else f" ({best.outcome} at step {best.step})"
-        lines += ["", f"**Best: {best.trial_id}**{cut_short} with {values}."]
         for table in (methods_table(search, records), selection_table(search, records)):
             lines += ["", *markdown(table)] if table is not None else []
     if outcome:
@@ -70,9 +78,8 @@ def _accuracies(
         Column(OOD_MEAN_ACC, "OOD mean", format_percent),
         *(Column(val_acc(domain), domain, format_percent) for domain in search.ood_domains),
     ]
-    rows = [Row({**search.zero_shot, "name": ZERO_SHOT})]
     references = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
+    rows = [] if best is None else [Row({**best.metrics, "name": f"**{best.trial_id}**"})]
     rows += [Row({**r.metrics, "name": trial_label(search, r)}) for r in references]
-    if best is not None:
-        rows.append(Row({**best.metrics, "name": f"**{best.trial_id}**"}))
+    rows.append(Row({**search.zero_shot, "name": ZERO_SHOT}))
     return markdown(ResultTable("", columns, rows))

@@ -16,13 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from tuning.algorithms.rung_check import describe_checks, rung_checks
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
 from tuning.mlflow_logging.view import main_metrics, share_view
 from tuning.reporting.formatting import format_params, trial_label
-from tuning.reporting.html_report import REPORT_FOLDER
+from tuning.reporting.html_report import MAIN_FIGURE, REPORT_FOLDER
 from tuning.runs.records import (
     STEP,
     ZERO_SHOT,
@@ -49,6 +51,8 @@ STATUS: dict[Outcome | SearchOutcome, str] = {
     "stopped": "KILLED",
     "failed": "FAILED",
 }
+_NOTE_FIGURE = "description.png"
+"""Artifact of the parent run."""
 
 
 @dataclass
@@ -84,7 +88,8 @@ class SearchRuns:
         self._client = client
         self._experiment_id = experiment_id
         self._search = search
-        self._shown = None if all_metrics else frozenset(main_metrics(search))
+        self._order = {name: place for place, name in enumerate(main_metrics(search))}
+        self._shown = None if all_metrics else self._order.keys()
         self._params: dict[str, None] = {}  # all parameters of the trials, in order
         self._earlier: dict[str, Run] = {}  # trial ID -> child of an earlier session, not yet used
         self._open: dict[str, _Child] = {}
@@ -151,6 +156,8 @@ class SearchRuns:
                 if len(logged) < len(point):
                     lost = [f"{n}={v}" for n, v in point.items() if not mlf.finite({n: v})]
                     tags["nonfinite"] = f"step {step}: {', '.join(lost)}"
+            # MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
+            metrics.sort(key=lambda metric: self._order.get(metric.key, len(self._order)))
             mlf.log(self._client, child.run_id, metrics, tags=mlf.tags_of(tags))
             child.sent |= {step: point for step, (point, _) in new.items()}
             child.unsure = {}
@@ -177,7 +184,11 @@ class SearchRuns:
         # A search that MLflow did not have while it ran has ended before its run was created.
         created_ms = self._client.get_run(self.parent_run_id).info.start_time
         ended_ms = max(created_ms, round(1000 * max(times, default=time.time())))
-        tags: dict[str, str] = {"outcome": outcome, NOTE_TAG: describe(search, records, outcome)}
+        figure = ""
+        if (search.run_folder / REPORT_FOLDER / MAIN_FIGURE).is_file():  # uploaded after this
+            figure = f"get-artifact?path={_NOTE_FIGURE}&run_uuid={self.parent_run_id}"
+        note = describe(search, records, outcome, figure)
+        tags: dict[str, str] = {"outcome": outcome, NOTE_TAG: note}
         if checks := describe_checks(rung_checks(search, records)):
             tags["rung_checks"] = "\n".join(checks)
         metrics: list[Metric] = []
@@ -212,6 +223,11 @@ class SearchRuns:
         run_folder = self._search.run_folder
         for path in (*run_folder.glob("*.parquet"), *(run_folder / REPORT_FOLDER).glob("*")):
             self._client.log_artifact(self.parent_run_id, str(path))
+        if (path := run_folder / REPORT_FOLDER / MAIN_FIGURE).is_file():
+            # The page of a run shows images in their full size, which is that for print.
+            with Image.open(path) as image:
+                image.thumbnail((700, 700))
+                self._client.log_image(self.parent_run_id, image, _NOTE_FIGURE)
         for name in (CONFIG_FILE, ENVIRONMENT_FILE):
             if (path := run_folder / name).is_file():
                 text = mlf.redact(path.read_text(encoding="utf-8"))

@@ -63,6 +63,8 @@ def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
     columns = [f"metrics.`{name}`" for name in metrics if name not in is_domain]
     columns += ["tags.`outcome`", *(f"params.`{name}`" for name in params)]
     columns += [f"metrics.`{name}`" for name in metrics if name in is_domain]
+    # In pixels. The head of a column shows the name of the metric or parameter.
+    widths = {column: 28 + 7 * len(column.split("`")[1]) for column in columns}
     run_name, created = "attributes.`Run Name`", "runDateAndNestInfo"
     overview = "lipsum-tune-overview"
     charts = [
@@ -84,10 +86,16 @@ def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
         "orderByAsc": first.mode == "min",
         "selectedColumns": [*columns, f"metrics.`{SECONDS}`"],
         "columnOrder": [run_name, *columns, f"metrics.`{SECONDS}`", created],
-        "columnWidths": dict.fromkeys(columns, 110) | {run_name: 330, created: 130},
+        "columnWidths": widths | {run_name: 330, created: 120},
         "compareRunCharts": charts,
         "compareRunSections": [
-            {"uuid": overview, "name": "Overview", "display": True, "isReordered": True}
+            {
+                "uuid": overview,
+                "name": "Overview",
+                "display": True,
+                "isReordered": True,
+                "columns": 2,
+            }
         ],
         "isAccordionReordered": True,  # the other sections come after this one
         "runsHiddenMode": "SHOW_ALL",

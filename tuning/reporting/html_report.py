@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 REPORT_FOLDER = "report"
 """In the run folder."""
 REPORT_FILE = "index.html"
+MAIN_FIGURE = "id_vs_ood.png"
 _PIXELS_PER_INCH = 200
 """Of what is drawn as pixels within a figure."""
 
@@ -99,7 +100,7 @@ def write_report(
         storage_failures(folder, "cannot be written"),
     ):
         body = "\n".join(_sections(search, records, checkpoints))
-        figure(search, records, folder / "id_vs_ood.png")
+        figure(search, records, folder / MAIN_FIGURE)
         wise_figure(search, records, folder / WISE_FIGURE)
         page = _PAGE.substitute(title=escape(search.name), body=body)
         (folder / REPORT_FILE).write_text(page, "utf-8")

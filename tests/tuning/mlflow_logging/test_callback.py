@@ -252,7 +252,7 @@ def test_the_end_adds_the_best_trial_a_figure_and_tables(
     assert "looks at OOD validation data" in parent.data.tags["mlflow.note.content"]
     artifacts = {file.path for file in client.list_artifacts(callback.parent_run_id)}
     tables = {"curves.parquet", "selection.parquet", "trials.parquet"}
-    assert artifacts == {"id_vs_ood.png", "index.html", *tables}
+    assert artifacts == {"description.png", "id_vs_ood.png", "index.html", *tables}
     assert children(client, callback)["ft"].data.tags["kind"] == "reference"
 
 
