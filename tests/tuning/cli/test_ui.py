@@ -1,40 +1,67 @@
-"""The pages that `ui` opens, in a real browser: Debian's Chromium, without a display."""
+"""The pages of a search in a real browser: Debian's Chromium, driven by Playwright.
+
+No page may log an error in its console. Screenshots are kept in `build/screenshots`.
+"""
 
 from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.tuning import fakes
+from tests.tuning.execution.instant import HOLD, instant_file, write_instant
 from tests.tuning.run_folders import search_file, write_run
+from tests.waiting import wait_until
+from tuning.algorithms.optuna_storage import OPTUNA_FILE
 from tuning.execution.ray_session import free_port
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.html_report import REPORT_FILE, write_report
+from tuning.runs.journal import read_history
+from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
 pytestmark = pytest.mark.cluster
 
-LOADED_MS = 30_000
-"""Time of the page, which passes at once while it waits for nothing."""
+SCREENSHOTS = Path(__file__).parents[3] / "build" / "screenshots"
+TIMEOUT_MS = 180_000
+"""For each wait, on a machine whose other cores run other tests."""
+NUM_RUNS = 16
+"""14 trials, plain fine-tuning and the zero-shot model."""
+LOADED = "images => Promise.all(images.map(image => image.decode()))"
+"""Wait for all images of a page; an error if one of them is broken."""
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 @pytest.fixture(scope="module")
-def run(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    records = [fakes.reference(), *fakes.finished_search()]
+def records() -> list[TrialRecord]:
+    records = fakes.finished_search()
+    steps = range(10, fakes.TOTAL_STEPS + 1, 10)
+    curve = {"step": [*steps], "train/loss": [fakes.report(s, 0, 0)["train/loss"] for s in steps]}
+    return [replace(r, train_curves=(curve,) if r.outcome == "finished" else ()) for r in records]
+
+
+@pytest.fixture(scope="module")
+def run(
+    images_root: Path, records: list[TrialRecord], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = write_run(tmp_path_factory.mktemp("runs") / "mine", search_file(images_root), records)
     search = load_run(folder).search
+    write_report(search, records, folder / "report")
     callback = MlflowCallback(default_tracking_uri(folder.parent), "lipsum-tune")
     callback.search_started(search)
     callback.search_ended(records, "finished")
     assert callback.num_pending == 0
-    write_report(search, records, folder / "report")
     # A newer search that has nothing to show yet.
     write_run(folder.parent / "begun", search_file(images_root), zero_shot=None, outcome=None)
     return folder
@@ -52,56 +79,174 @@ def address(run: Path) -> Iterator[str]:
     assert server.returncode == 128 + signal.SIGTERM
 
 
-def page(address: str, profile: Path, last: str) -> tuple[str, list[str]]:
-    """The text of a page once it has this last part, and the errors in its console."""
-    for _ in range(10):  # a busy machine draws less of it in the time of the page
-        text, errors = _load(address, profile)
-        if last in text:
-            break
-    return text, errors
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path="/usr/bin/chromium")
 
 
-def _load(address: str, profile: Path) -> tuple[str, list[str]]:
-    found = subprocess.run(
-        [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--window-size=1800,1000", f"--user-data-dir={profile}", "--enable-logging=stderr",
-            f"--virtual-time-budget={LOADED_MS}", "--dump-dom", address,
-        ],
-        capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
-    console = [line for line in found.stderr.splitlines() if ":CONSOLE:" in line]
-    # AG Grid says of each page of MLflow 3.17 that its settings are old.
-    return found.stdout, [line for line in console if ":INFO:" not in line]
+@pytest.fixture
+def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of its own for each test; the screenshot is taken at the end, also of a failure."""
+    errors: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        # MLflow 3.17 asks who the user is, which a server without passwords does not know (404).
+        # Chromium reports that elements were resized while they were drawn; they are drawn again.
+        harmless = "/users/current", "ResizeObserver loop completed"
+        text = f"{message.text} ({message.location['url']})"
+        if message.type == "error" and not any(part in text for part in harmless):
+            errors.append(text)
+
+    page = browser.new_page(viewport={"width": 1440, "height": 1000})
+    page.set_default_timeout(TIMEOUT_MS)
+    page.on("console", note)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    page.screenshot(path=SCREENSHOTS / f"{request.node.name}.png", full_page=True)
+    page.close()
+    assert errors == []
+
+
+def open_search(page: Page, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("link", name="trial-000").wait_for()
+
+
+def open_best(page: Page, address: str) -> None:
+    open_search(page, address)
+    page.get_by_role("link", name="trial-006").click()
+
+
+def open_parent(page: Page, address: str) -> None:
+    open_best(page, address)
+    page.get_by_role("link", name="mine", exact=True).click()
+
+
+def column(page: Page, name: str) -> list[str]:
+    """The visible cells of a column of MLflow's table, from top to bottom."""
+    cells = page.locator(f'[role=row] [role=gridcell][col-id="{name}"]')
+    expect(cells).to_have_count(NUM_RUNS)
+    for cell in cells.all():
+        expect(cell).to_be_in_viewport()
+    texts: dict[str, str] = cells.evaluate_all(
+        "cells => Object.fromEntries(cells.map(cell =>"
+        " [cell.closest('[role=row]').getAttribute('row-index'), cell.innerText.trim()]))"
+    )
+    return [texts[row] for row in sorted(texts, key=int)]
 
 
 def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(
-    run: Path, address: str, tmp_path: Path
+    records: list[TrialRecord], address: str, page: Page
 ) -> None:
-    text, errors = page(address, tmp_path, "trial-000")
-    assert errors == []
-    records = [r for r in load_run(run).history.records if r.kind == "trial"]
-    value = {r.trial_id: r.metrics["val/mean_acc"] for r in records if r.curve}
-    shown = re.findall(r"trial-\d{3}(?= )", text)
-    assert set(shown) == {record.trial_id for record in records}
-    order = list(dict.fromkeys(name for name in shown if name in value))
-    assert [value[name] for name in order] == sorted(value.values(), reverse=True)
-    assert "zero-shot" in text
-    cells = set(re.findall(r"(?<=>)\d+(?:\.\d+)?(?=<)", text))
-    best = next(record for record in records if record.trial_id == order[0])
+    open_search(page, address)
+    rows = [(r.trial_id, r.metrics) for r in records] + [("zero-shot", fakes.report(0, 82.4, 61.0))]
+    rows.sort(key=lambda row: -row[1]["val/mean_acc"])
+    names = [
+        re.findall(r"trial-\d+|FT|zero-shot", text)
+        for text in column(page, "attributes.`Run Name`")
+    ]
+    assert names == [[name.replace("ft", "FT")] for name, _ in rows]
     for metric in ("id_val/acc", "ood_val/mean_acc"):
-        assert metric in text
-        assert any(abs(float(cell) - best.metrics[metric]) < 1e-3 for cell in cells)
+        shown = [float(text) for text in column(page, f"metrics.`{metric}`")]
+        assert shown == pytest.approx([metrics[metric] for _, metrics in rows], abs=1e-3)
 
 
-def test_the_charts_begin_with_ood_against_id_accuracy(address: str, tmp_path: Path) -> None:
-    text, errors = page(f"{address}&compareRunsMode=CHART", tmp_path, "Parallel Coordinates")
-    assert errors == []
+def test_a_trial_has_its_accuracies_and_training_curve(address: str, page: Page) -> None:
+    open_best(page, address)
+    for metric in ("id_val/acc", "ood_val/mean_acc"):
+        expect(page.get_by_role("link", name=metric)).to_be_visible()
+    page.get_by_role("tab", name="Model metrics").click()
+    page.get_by_placeholder("Search metric charts").fill("train/loss")
+    points = page.locator(".js-plotly-plot .scatterlayer .point")
+    expect(points).to_have_count(24)  # one in ten steps
+
+
+def test_the_search_has_a_description_with_table_and_figure(address: str, page: Page) -> None:
+    open_parent(page, address)
+    best = page.get_by_text("Best: trial-006")
+    best.scroll_into_view_if_needed()
+    expect(best).to_be_in_viewport()
+    expect(page.get_by_role("row", name="trial-006 86.4 62.6")).to_be_in_viewport()
+    page.get_by_text("Show more").click()
+    page.locator('img[src^="get-artifact"]').evaluate_all(LOADED)
+    expect(page.locator('img[src^="get-artifact"]')).to_have_count(1)
+
+
+def test_all_trials_can_be_compared(address: str, page: Page) -> None:
+    open_search(page, address)
+    page.get_by_label("Select all runs").check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("heading", name=f"Comparing {NUM_RUNS} Runs")).to_be_visible()
+    expect(page.locator(".js-plotly-plot .parcoords")).to_be_visible()
+
+
+def test_the_charts_begin_with_ood_against_id_accuracy(address: str, page: Page) -> None:
+    page.goto(f"{address}&compareRunsMode=CHART")
+    charts = page.locator(".js-plotly-plot")
+    expect(charts.first.locator(".scatterlayer .point")).to_have_count(NUM_RUNS)
+    expect(page.locator(".parcoords").first).to_be_visible()
+    text = page.locator("body").inner_text()
     assert text.index("id_val/acc vs. ood_val/mean_acc") < text.index("Parallel Coordinates")
 
 
-def test_the_report_draws_its_figures(run: Path, tmp_path: Path) -> None:
-    text, errors = page((run / "report" / REPORT_FILE).as_uri(), tmp_path, "Curves")
-    assert errors == []
-    assert text.count("<img") >= 4
+def test_the_report_draws_its_figures(run: Path, page: Page) -> None:
+    page.goto((run / "report" / REPORT_FILE).as_uri())
+    expect(page.get_by_role("heading", name="Curves")).to_be_visible()
+    images = page.locator("img")
+    images.evaluate_all(LOADED)
+    assert images.count() >= 4
+
+
+def test_the_report_is_among_the_artifacts(address: str, page: Page) -> None:
+    open_parent(page, address)
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text(REPORT_FILE).click()
+    report = page.frame_locator("iframe")
+    expect(report.get_by_role("heading", name="Curves")).to_be_attached()
+    images = report.locator("img")
+    images.evaluate_all(LOADED)
+    assert images.count() >= 4
+
+
+@pytest.fixture
+def dashboard(images_root: Path, local_ray: str, tmp_path: Path) -> Iterator[str]:
+    """The address of `optuna-dashboard` on the study of a search that runs."""
+    folder, port = tmp_path / "small", free_port()
+    path = write_instant(
+        tmp_path / "config", instant_file(images_root, tmp_path, search__budget__trials=1000)
+    )
+
+    def num_finished() -> int:
+        records = read_history(folder, live=True).records if folder.is_dir() else []
+        return sum(record.outcome == "finished" for record in records)
+
+    with (
+        subprocess.Popen([sys.executable, "-m", "tests.tuning.execution.instant", path]) as driver,
+        ExitStack() as stack,
+    ):
+        stack.callback(driver.send_signal, signal.SIGINT)
+        wait_until(lambda: driver.poll() is not None or num_finished() >= 3)
+        (tmp_path / HOLD).touch()  # the next trial goes on until the search is interrupted
+        command = [Path(sys.executable).with_name("optuna-dashboard"), folder / OPTUNA_FILE]
+        server = stack.enter_context(subprocess.Popen([*command, "--port", str(port)]))
+        stack.callback(server.terminate)
+        wait_until(lambda: _listens(port))
+        yield f"http://127.0.0.1:{port}"
+        assert driver.poll() is None
+    assert driver.returncode == 130
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_optuna_dashboard_shows_a_running_search(dashboard: str, page: Page) -> None:
+    page.goto(dashboard)
+    page.get_by_role("link", name="small-").click()
+    expect(page.get_by_text("(running)")).to_be_visible()
+    page.screenshot(path=SCREENSHOTS / "optuna_dashboard.png")
+    page.goto(f"{page.url}/trials")
+    expect(page.get_by_text("Complete", exact=True).nth(2)).to_be_visible()
+    expect(page.get_by_text("Running", exact=True)).to_have_count(1)
