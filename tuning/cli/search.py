@@ -213,7 +213,11 @@ def confirm(
     from tuning.confirmation.confirm import confirm as confirm_choices
     from tuning.confirmation.report import report as full_report
 
-    found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
+    try:
+        found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
+    except KeyboardInterrupt:
+        warn("stopped: the results so far are kept, and the same command goes on from them")
+        raise typer.Exit(130) from None
     console = Console()
     console.print(full_report(found, console.width))
     if found.failed:

@@ -73,13 +73,20 @@ def ui(
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     # One worker process: each takes 0.5 GB and seconds to start.
     options = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    options += ["--uvicorn-opts", "--log-level warning"]  # no line for each request
     settings = {
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "PYTHONWARNINGS": "ignore",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    # Ctrl-C reaches this process alone, since the server prints a stack trace for it.
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options], env=os.environ | settings
+        [sys.executable, "-m", "mlflow", "server", *options],
+        env=os.environ | settings,
+        start_new_session=True,
     )
     try:
         if _answers(address, server):

@@ -154,6 +154,7 @@ def check_settings(file: SearchFile) -> None:
             f"more than trial.steps = {trial.steps}",
             key="search.scheduler.grace_steps",
             value=scheduler.grace_steps,
+            hint="set it, or `search.scheduler: {name: none}` to stop no trial early",
         )
     urls = {
         "search.study_storage": search.study_storage,

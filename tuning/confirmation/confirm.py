@@ -102,6 +102,16 @@ def confirm(
             stored = read_results(run.folder)
             missing = [job for job in wanted if job.key not in stored]
             check_nodes(file, run.home)
+            models = ["zero-shot"] + [
+                f"{one.trial_id} ({', '.join(one.labels)})" if one.labels else "plain fine-tuning"
+                for one in configurations
+            ]
+            console.print(
+                f"Confirm     {', '.join(models)}; all but zero-shot are trained on {seeds} seeds: "
+                f"{len(wanted)} evaluations, {len(wanted) - len(missing)} of them done",
+                soft_wrap=True,
+                highlight=False,
+            )
             failed = run_jobs(missing, file.search.resources, results, checkpoints, console)
     stored = read_results(run.folder)
     with suppress(OSError, ConfigError):  # left by a kill just after the result was stored

@@ -38,7 +38,7 @@ def _run_row(folder: Path) -> Row:
         return Row(values | {"state": f"unreadable: {type(error).__name__}"}, "dim")
     records, objective = run.history.records, run.file.objectives[0].metric
     state = "running" if is_running(folder) else run.history.outcome or "killed"
-    ended = sum(record.kind == "trial" and record.outcome != "running" for record in records)
+    ended = sum(record.kind == "trial" and record.is_final for record in records)
     values |= {"state": state, "objective": objective}
     values["trials"] = f"{ended}/{run.file.search.budget.trials}"
     if run.history.zero_shot is not None and (best := best_trial(run.search, records)):

@@ -158,7 +158,7 @@ class ProgressCallback(Callback):
         running = [r for r in records if r.outcome == "running"]
         ended = [r for r in records if r.outcome != "running"]
         if len(ended) != self._num_ranked:  # not four times a second
-            usable = [r for r in ended if r.outcome != "failed"]
+            usable = [r for r in ended if r.outcome != "failed" and search.values(r) is not None]
             self._num_ranked, self._best = len(ended), ranked(search, usable)[:_SECTION]
         # Events of earlier sessions come again after a resume, in another order.
         ended.sort(key=lambda r: r.ended_at or 0.0, reverse=True)
@@ -208,7 +208,7 @@ def pace(
     search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float, at_once: int
 ) -> list[str]:
     """What has ended, the time that is left, and what is used of the budgets, a text each."""
-    ended = sum(r.kind == "trial" and r.outcome != "running" for r in records)
+    ended = sum(r.kind == "trial" and r.is_final for r in records)
     texts = [f"{ended} of {search.budget_trials} trials done"]
     if (left := seconds_left(search, records, now, at_once)) is not None and left[1]:
         band = dict.fromkeys(format_seconds(seconds) for seconds in left)

@@ -58,6 +58,9 @@ def _notes(search: SearchRecord, found: Sequence[Choice]) -> list[str]:
         "gap: mean OOD accuracy minus that of ood_val, which chooses on the OOD data that it "
         "reports. ID gap: ID accuracy minus that of id_val."
     ]
+    if search.constraints:
+        texts = " and ".join(constraint.text for constraint in search.constraints)
+        lines.append(f"All rules choose among the trials with {texts}, if there are any.")
     for choice in found:
         if choice.by_domain:
             judged: dict[str, list[str]] = {}

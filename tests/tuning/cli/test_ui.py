@@ -22,6 +22,7 @@ from tests.tuning import fakes
 from tests.tuning.execution.instant import HOLD, instant_file, write_instant
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
+from trainers.errors import ConfigError
 from tuning.algorithms.optuna_storage import OPTUNA_FILE
 from tuning.execution.ray_session import free_port
 from tuning.mlflow_logging.callback import MlflowCallback
@@ -218,7 +219,10 @@ def dashboard(images_root: Path, local_ray: str, tmp_path: Path) -> Iterator[str
     )
 
     def num_finished() -> int:
-        records = read_history(folder, live=True).records if folder.is_dir() else []
+        try:
+            records = read_history(folder, live=True).records
+        except ConfigError:  # the driver is creating it
+            return 0
         return sum(record.outcome == "finished" for record in records)
 
     with (

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.tuning import fakes
 from tests.tuning.result_tables import cells, notes
-from tuning.algorithms.objectives import Objective
+from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.reporting.result_table import ResultTable
 from tuning.reporting.selection_report import selection_table
 
@@ -32,6 +32,14 @@ def test_each_rule_has_a_row_with_its_choice() -> None:
         "worst_domain": ["003", "80.0", "53.0", "52.0", "-3.0", "-10.0", "yes"],
         "pareto": ["3 trials", "85-90", "50-56", "40-50", "-", "-", "yes"],
     }
+
+
+def test_the_notes_say_that_constraints_hold_for_all_rules() -> None:
+    note = "All rules choose among the trials with id_val/acc >= 80"
+    constraint = parse_constraint("id_val/acc >= 80", ["id_val/acc"])
+    constrained = replace(SEARCH, constraints=(constraint,))
+    assert note in notes(selection_table(constrained, TRIALS))
+    assert note not in notes(selection_table(SEARCH, TRIALS))
 
 
 def test_the_notes_list_the_trials_by_domain_and_the_front() -> None:
