@@ -16,7 +16,6 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from trainers.errors import storage_failures
-from tuning.algorithms.rung_check import describe_checks, rung_checks
 from tuning.reporting.cost import cost_sentences
 from tuning.reporting.formatting import format_seconds
 from tuning.reporting.leaderboard import leaderboard, warning_of_reference
@@ -155,8 +154,6 @@ def _sections(
     if any(point.get(AVERAGED) for record in records for point in record.curve):
         note += " Before the last step, the average of the weights was evaluated."
     yield _image(details.curves_figure(search, records), "objective of each trial by step", note)
-    for line in describe_checks(rung_checks(search, records)):
-        yield _paragraph(f"{line}.")
     slices, importance = details.slices_figure(records), details.importance_figure(records)
     if slices is not None:
         yield "<h2>Hyperparameters</h2>"

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, val_acc
 from tuning.algorithms.optuna_storage import quiet_optuna
-from tuning.reporting.figures.frame import GREY, INK, SOFT_INK, ReportFigure
+from tuning.reporting.figures.frame import GREY, INK, SOFT_INK, ReportFigure, log_ticks
 from tuning.reporting.formatting import short_names, trial_label
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
@@ -229,10 +229,7 @@ def _scale(axis: Axis, values: Sequence[Any] | np.ndarray) -> None:
     """Draw numbers on a logarithmic axis if they span much, and otherwise with few ticks."""
     if _is_log(values):
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
-        # The default has formulas, which `write_report` turns off.
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter())
-        axis.set_tick_params(which="minor", labelsize=8)
+        log_ticks(axis, min(values), max(values))
     else:
         axis.set_major_locator(MaxNLocator(4, steps=_TICKS))
 

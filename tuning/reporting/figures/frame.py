@@ -15,11 +15,12 @@ from typing import Final
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.records import SearchRecord, TrialRecord
@@ -67,6 +68,18 @@ def new_figure(search: SearchRecord, subtitle: str, width: float) -> tuple[Figur
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#C3C8CF")
     return drawn, axes
+
+
+def log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Few ticks for a logarithmic axis over this range, with labels that do not touch.
+
+    Matplotlib's own labels are formulas, which `write_report` turns off.
+    """
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 1.3 else (1.0, 3.0) if decades < 2.7 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save_figure(drawn: Figure, note: str, path: Path) -> Path:

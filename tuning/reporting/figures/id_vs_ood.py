@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from tuning.reporting.figures.frame import (
     GREY,
@@ -20,6 +19,7 @@ from tuning.reporting.figures.frame import (
     draw_zero_shot,
     label,
     legend_beside,
+    log_ticks,
     new_figure,
     save_figure,
 )
@@ -105,14 +105,14 @@ def _draw_trials(drawn: Figure, axes: Axes, trials: Sequence[TrialRecord]) -> No
     norm = None
     if weights:
         low, high = min(weights), max(weights)
-        # A single weight gets a decade around it, since the bar needs a range.
-        norm = LogNorm(low, high) if low < high else LogNorm(low / 10**0.5, high * 10**0.5)
+        if low == high:  # it gets a decade around it, since the bar needs a range
+            low, high = low / 10**0.5, high * 10**0.5
+        norm = LogNorm(low, high)
         bar_axes = drawn.add_axes((0.895, 0.175, 0.02, 0.70))
         bar = drawn.colorbar(ScalarMappable(norm, "viridis"), cax=bar_axes)
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, which="both", labelsize=9, colors="#3A3F47")
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        log_ticks(bar.ax.yaxis, low, high)
         bar.ax.set_title("reg.\nweight", fontsize=9, color=INK, pad=8)
     for outcome, marker in _MARKERS.items():
         group = [record for record in trials if record.outcome == outcome]
