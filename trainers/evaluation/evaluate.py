@@ -80,7 +80,7 @@ def evaluate(
         class_map: from the ID classes to the domain's own; by default they are the same. Images
             that it leaves out are compared with the zero-shot model, but not scored.
         drift: without it, `energy_gap` and `feature_distortion` are absent.
-        predictions: gets those of this worker's share; needs `drift`.
+        predictions: those of this worker's share are added to it; needs `drift`.
         workers: processes that decode images; 0 decodes in this one.
         rank: of this worker, which evaluates its share.
         lockstep: call `classify` equally often on every worker, with a blank image if a worker has
@@ -88,8 +88,11 @@ def evaluate(
 
     Raises:
         ConfigError: the class map leaves out every image.
-        ValueError: the number of images of `drift` is not that of this worker's share.
+        ValueError: the number of images of `drift` is not that of this worker's share, or
+            `predictions` without `drift`.
     """
+    if predictions is not None and drift is None:
+        raise ValueError(f"{images.name}: predictions need the zero-shot features of `drift`")
     share = _share(images, rank, world_size)
     if drift is not None and len(drift.zero_shot_features) != share:
         raise ValueError(

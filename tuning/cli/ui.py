@@ -81,7 +81,8 @@ def ui(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     # Ctrl-C reaches this process alone, since the server prints a stack trace for it.
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *options],

@@ -15,11 +15,11 @@ MIN_TRIALS = 8
 
 def cost_sentences(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
     """The time of all trials and its shares, and the gain of doubling the search."""
-    ended = [r for r in records if r.ended_at is not None and r.last(SECONDS) is not None]
+    ended = [record for record in records if record.ended_at is not None]
     total = sum(record.seconds or 0.0 for record in ended)
     if not total:
         return []
-    inside = sum(record.metrics[SECONDS] for record in ended)
+    inside = sum(record.last(SECONDS) or 0.0 for record in ended)
     evaluating = sum(record.last("cost/eval_seconds") or 0.0 for record in ended)
     shares = {
         "training": inside - evaluating,
@@ -35,7 +35,7 @@ def cost_sentences(search: SearchRecord, records: Sequence[TrialRecord]) -> list
         sentences.append(
             f"In a random half of the finished trials, the best {metric} is on average "
             f"{format_metric(metric)(gain)} worse. So as many trials again, for another {cost}, "
-            "will probably improve it by less than that."
+            "will probably improve it by no more than that."
         )
     return sentences
 
@@ -43,9 +43,9 @@ def cost_sentences(search: SearchRecord, records: Sequence[TrialRecord]) -> list
 def gain_of_doubling(search: SearchRecord, records: Sequence[TrialRecord]) -> float | None:
     """How much worse the best objective is, on average, in a random half of the finished trials.
 
-    Independent draws gain less and less from each doubling, and a sampler proposes its best trials
-    late, so this is rather too much for the next doubling. None with several objectives or fewer
-    than `MIN_TRIALS` trials that finished and meet the constraints.
+    Accuracies have an upper limit, near which independent draws gain less from each doubling, and a
+    sampler proposes its best trials late, so this is rather too much for the next doubling. None
+    with several objectives or fewer than `MIN_TRIALS` finished trials to choose among.
     """
     finished = [record for record in records if record.outcome == "finished"]
     (objective, *others), chosen = search.objectives, contenders(search, finished, search.values)

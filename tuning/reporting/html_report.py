@@ -38,7 +38,7 @@ REPORT_FOLDER = "report"
 REPORT_FILE = "index.html"
 MAIN_FIGURE = "id_vs_ood.png"
 _PIXELS_PER_INCH = 200
-"""Of what is drawn as pixels within a figure."""
+"""Resolution of what is drawn as pixels within a figure."""
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainers.checkpoints.format import PREDICTIONS
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError
 from trainers.evaluation.metrics import ECE_BINS
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.reporting.formatting import format_percent
@@ -51,8 +49,8 @@ class ModelPredictions:
         return 100 * float((number * np.abs(accuracy - confidence)).sum() / number.sum())
 
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each bin of confidence of equal width that has images: their number, their accuracy
-        and their mean confidence, 0 to 1."""
+        """The number, accuracy and mean confidence (0 to 1) of the images in each bin of
+        confidence of equal width; bins without images are left out."""
         index = np.minimum((self.confidence * ECE_BINS).astype(int), ECE_BINS - 1)
         sums = [
             np.bincount(index, weights, ECE_BINS)
@@ -75,7 +73,7 @@ class DomainPredictions:
 
 
 def kept_predictions(checkpoints: str, trial_id: str) -> list[DomainPredictions] | None:
-    """Predictions of a trial by domain, the ID domain first; None if they are not kept.
+    """Predictions of a trial by domain, the ID domain first; None if they cannot be read.
 
     Args:
         checkpoints: folder or URL of the checkpoints of all trials.
@@ -83,7 +81,7 @@ def kept_predictions(checkpoints: str, trial_id: str) -> list[DomainPredictions]
     try:
         checkpoint = kept_checkpoint(open_store(checkpoints), trial_id)
         return None if checkpoint is None else read_predictions(checkpoint)
-    except (OSError, ConfigError, pa.ArrowException):
+    except Exception:  # each store has errors of its own, and the report can do without
         return None
 
 
@@ -105,7 +103,7 @@ def read_predictions(checkpoint: Store) -> list[DomainPredictions]:
         }
         labels = of_domain["label"]
         best, zero_shot = (
-            ModelPredictions(predicted, of_domain[confidence], predicted == labels)
+            ModelPredictions(predicted, np.nan_to_num(of_domain[confidence]), predicted == labels)
             for predicted, confidence in (
                 (of_domain["predicted"], "confidence"),
                 (of_domain["zero_shot"], "zero_shot_confidence"),

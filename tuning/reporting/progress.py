@@ -16,6 +16,7 @@ import atexit
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heapreplace
 from itertools import pairwise
 from statistics import fmean, stdev
 
@@ -45,7 +46,7 @@ _BAR_WIDTH = 16
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARKLINE_WIDTH = 12
 _LINE_S = 60.0  # between two lines about the training of a trial in a log
-_BAND = 1.28  # standard deviations on either side that contain 80 % of a normal distribution
+_BAND = 1.28  # standard deviations on either side
 RATE = "train/images_per_s"
 
 
@@ -227,18 +228,21 @@ def pace(
 def seconds_left(
     search: SearchRecord, records: Sequence[TrialRecord], now: float, at_once: int
 ) -> tuple[float, float] | None:
-    """About how long the trials will take that have not ended, as an 80 % interval.
+    """About how long the trials will take that have not ended.
 
     A trial is taken to last as long as the mean of those that began after another had ended, if
     there are any, since the first ones also start the workers. Before one has ended, it is taken to
-    go on at the pace of its steps so far. The interval, which is a single value for fewer than
-    three such trials, is that of a sum of independent durations with an estimated mean.
+    go on at the pace of its steps so far. The next trial begins where one ends first.
 
     Returns:
-        Its two ends in seconds; None before a step is known to be done.
+        An interval in seconds. It is about 1.3 standard deviations wide on either side, and held
+        the truth in 6 to 8 of 10 simulated searches. A single value, twice, for fewer than three
+        trials to judge by; None before a step is known to be done.
     """
     running = [r for r in records if r.outcome == "running"]
-    elapsed = [0.0 if r.started_at is None else now - r.started_at for r in running]
+    elapsed = [
+        r.earlier_seconds + (0.0 if r.started_at is None else now - r.started_at) for r in running
+    ]
     ended = [r for r in records if r.ended_at is not None and r.seconds is not None]
     first_end = min((r.ended_at or 0.0 for r in ended), default=0.0)
     warm = [r for r in ended if (r.started_at or 0.0) >= first_end]
@@ -250,15 +254,25 @@ def seconds_left(
     if not lasted:
         return None
     each = fmean(lasted)
-    rest = [max(0.0, each - seconds) for seconds in elapsed]
+    slots = [max(0.0, each - seconds) for seconds in elapsed]
     begun = sum(r.kind == "trial" for r in records)
     to_begin = max(0, search.budget_trials - begun)
-    left = max((to_begin * each + sum(rest)) / max(1, at_once), *rest, 0.0)
-    if len(lasted) < 3 or not ended:
-        return left, left
     missing = to_begin + len(running)
-    spread = _BAND * stdev(lasted) * math.sqrt(missing + missing**2 / len(lasted))
-    return max(0.0, left - spread / max(1, at_once)), left + spread / max(1, at_once)
+    slots += [0.0] * (min(max(1, at_once), missing) - len(slots))
+    heapify(slots)
+    for _ in range(to_begin):
+        heapreplace(slots, slots[0] + each)
+    left = max(slots, default=0.0)
+    if len(lasted) < 3 or not ended or not missing:
+        return left, left
+    sd, share = stdev(lasted), missing / len(slots)
+    spread = _BAND * sd * math.sqrt(share / len(slots) + share**2 / len(lasted))
+    if len(slots) > 1:
+        # The slowest slot ends the search. Trials that wait for a free slot even that out.
+        last = sum(left - slot <= sd for slot in slots)
+        left += sd * (0.5 if missing > len(slots) else math.sqrt(math.log(last)))
+        spread += 0.3 * sd
+    return max(0.0, left - spread), left + spread
 
 
 def sparkline(values: Sequence[float], width: int = _SPARKLINE_WIDTH) -> str:

@@ -101,7 +101,8 @@ class TrialRecord:
     """Loss, learning rate and images per second before each report, column by column. For charts:
     nothing is decided by them."""
     progress: Mapping[str, Sequence[float]] = field(default_factory=dict, compare=False)
-    """The same since the last report, while the trial runs; not written to the journal."""
+    """The training curve since the last report, while the trial runs. The journal does not have
+    it."""
     started_at: float | None = None
     """Unix time in seconds at which the last attempt began."""
     ended_at: float | None = None

@@ -105,8 +105,11 @@ class Recorder(TuneCallback):
         if NOTICE in result:
             logger.warning(result[NOTICE])
         if STEP not in result:
-            if train_curve := result.get(TRAIN_CURVE):
-                record = replace(self.records[trial.config["trial_id"]], progress=train_curve)
+            # A trial that is repeated has none: it goes back to its last checkpoint.
+            train_curve = result.get(TRAIN_CURVE, {})
+            record = self.records[trial.config["trial_id"]]
+            if train_curve or record.progress:
+                record = replace(record, progress=train_curve)
                 self.records[record.trial_id] = record
                 self._notify("trial_progressed", record)
             return

@@ -55,4 +55,8 @@ def test_the_cost_is_shared_between_training_evaluation_and_the_rest() -> None:
     ]
     cheap = replace(record, gpus=0.0)
     assert cost_sentences(SEARCH, [cheap])[0].startswith("All trials together took 6m 00s: ")
-    assert cost_sentences(SEARCH, [fakes.trial(0, curve=())]) == []
+    unreported = fakes.trial(1, curve=(), outcome="failed")  # it took 360 s, too
+    assert cost_sentences(SEARCH, [cheap, unreported])[0].startswith(
+        "All trials together took 12m 00s: training 25%, evaluation 12%, "
+    )
+    assert cost_sentences(SEARCH, []) == []

@@ -14,7 +14,7 @@ from tests.tuning.recorders import Notes, report, tune_trial
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.records import ERROR, TRAIN_CURVE, TrialRecord
+from tuning.runs.records import ERROR, NOTICE, TRAIN_CURVE, TrialRecord
 from tuning.runs.tune_callback import Recorder
 
 NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
@@ -49,6 +49,7 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path)
     report(r, ft, 120)
     train_curve = {"step": [130.0, 140.0], "train/loss": [0.5, 0.4]}
     r.on_trial_result(0, [], ft, {TRAIN_CURVE: train_curve})
+    r.on_trial_result(0, [], ft, {NOTICE: "its machine was lost"})
     r.on_trial_result(0, [], ft, {TRAIN_CURVE: {}})  # its workers have only started
     report(r, ft, 240)
     r.on_trial_complete(0, [], ft)
@@ -60,6 +61,7 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path)
         ("started", "trial-000", "running"),
         ("reported", "ft", "120"),
         ("progressed", "ft", "140"),
+        ("progressed", "ft", "120"),
         ("reported", "ft", "240"),
         ("ended", "ft", "finished"),
         ("ended", "trial-000", "failed"),

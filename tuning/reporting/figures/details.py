@@ -33,7 +33,8 @@ DISTANCES = {
 MIN_TRIALS = 6
 """Finished trials from which on importance says something."""
 _TREE_DEPTH = 8
-"""Of fANOVA. Full trees of 1000 trials take 8 times as long and change importance by 0.01."""
+"""Depth of fANOVA's trees. Full trees of 1000 trials take 8 times as long; importance changes by
+0.01."""
 _MANY_TRIALS = 300
 """Above this, trials are drawn as pixels: their vectors would make a page of several MB."""
 _CONTOUR_KEYS = 3
