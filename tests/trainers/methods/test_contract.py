@@ -176,10 +176,12 @@ def test_two_workers_give_the_result_of_one(
 ) -> None:
     first, second = two_workers(curve, train(name).config)
     assert first == second
+    # Others amplify the rounding of sums in another order.
+    close = 1e-4 if name in ("lipsum_ft", "lp_ft", "r_adapter") else 1e-3
     for one, two in zip(train(name).reports, first, strict=True):
         assert one.keys() == two.keys()
         for metric in one.keys() - {PARTS}:
-            assert two[metric] == pytest.approx(one[metric], rel=1e-4, abs=2e-4), metric
+            assert two[metric] == pytest.approx(one[metric], rel=close, abs=close), metric
 
 
 def small_trial(images_root: Path) -> TrialConfig:
