@@ -37,6 +37,8 @@ WEIGHTS = "student.safetensors"
 STATE = "training_state.pt"
 PREDICTIONS = "predictions.parquet"
 """Also the key of `Checkpoint.training` with its content."""
+PREDICTED_CLASSES = b"classes"
+"""Key of its metadata: scored classes by domain, in JSON; labels are indices into them."""
 SINCE = "since_report"
 """Key of `Checkpoint.training`: step of the last report, and what was summed up since."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainers.checkpoints.format import PREDICTED_CLASSES
 from trainers.data.class_map import ClassMap
 from trainers.data.dataset import ImageDataset
-
-CLASSES: Final = b"classes"
-"""Key of the table's metadata: scored classes by domain, in JSON; labels are indices into them."""
 
 
 class Predictions:
@@ -104,5 +101,5 @@ def parquet_of(by_domain: Mapping[str, Predictions]) -> bytes:
     classes = {domain: predictions.classes for domain, predictions in by_domain.items()}
     whole = pa.concat_tables(tables).unify_dictionaries()
     file = io.BytesIO()
-    pq.write_table(whole.replace_schema_metadata({CLASSES: json.dumps(classes)}), file)
+    pq.write_table(whole.replace_schema_metadata({PREDICTED_CLASSES: json.dumps(classes)}), file)
     return file.getvalue()

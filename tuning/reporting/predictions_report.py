@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import pyarrow.parquet as pq
 
-from trainers.checkpoints.format import PREDICTIONS
+from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.data.storage import Store, open_store
 from trainers.evaluation.metrics import ECE_BINS
 from tuning.checkpoints.files import kept_checkpoint
@@ -93,7 +93,7 @@ def read_predictions(checkpoint: Store) -> list[DomainPredictions]:
     """
     with checkpoint.open(PREDICTIONS) as file:
         table = pq.read_table(file)
-    classes: dict[str, list[str]] = json.loads(table.schema.metadata[b"classes"])
+    classes: dict[str, list[str]] = json.loads(table.schema.metadata[PREDICTED_CLASSES])
     domains, found = table["domain"].to_numpy(), []
     for domain, names in classes.items():
         of_domain = {

@@ -14,10 +14,9 @@ import pytest
 from tests.trainers.curves import short
 from tests.trainers.measures_by_hand import BINS
 from tests.trainers.workers import TwoWorkers
-from trainers.checkpoints.format import PREDICTIONS
+from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.config import TrialConfig
 from trainers.evaluation.metrics import ID, MetricKey
-from trainers.evaluation.predictions import CLASSES
 from trainers.fine_tune import Report, fine_tune
 from trainers.loop.state import load_split, start
 
@@ -46,7 +45,7 @@ def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial: Trial
     assert last.run.predictions is not None
     table = pq.read_table(io.BytesIO(last.run.predictions))
     images = load_split(config, "val")
-    assert json.loads(table.schema.metadata[CLASSES]) == {
+    assert json.loads(table.schema.metadata[PREDICTED_CLASSES]) == {
         domain: list(of_domain.class_names) for domain, of_domain in images.items()
     }
     for domain, of_domain in images.items():

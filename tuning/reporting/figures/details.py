@@ -38,6 +38,7 @@ _TREE_DEPTH = 8
 _MANY_TRIALS = 300
 """Above this, trials are drawn as pixels: their vectors would make a page of several MB."""
 _CONTOUR_KEYS = 3
+"""Hyperparameters of which contours are drawn, each pair in a panel."""
 _TICKS = (1, 2, 5, 10)
 """Distances of two ticks, times a power of ten."""
 _LOG_RANGE = 10.0
