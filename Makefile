@@ -61,6 +61,7 @@ clean:
 
 # Each stamp file stands for one extra, which is installed again when pyproject.toml changes.
 $(VENV)/.%: pyproject.toml
+	@echo "Installing into $(VENV): about a minute"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
