@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 ID = "id"
 """Stands for the ID domain in `MetricKey.domain`."""
@@ -84,6 +84,20 @@ ECE_BINS: Final = 15
 
 MEASURES = ("acc", "class_acc", "nll", "ece", "ece_scaled", "energy_gap", "feature_distortion")
 """Measures of a domain in reports."""
+
+DIRECTIONS: Final[Mapping[str, Literal["max", "min"]]] = {
+    "acc": "max", "class_acc": "max", "nll": "min", "ece": "min", "ece_scaled": "min",
+}  # fmt: skip
+"""Whether more or less is better, for the measures that have a direction."""
+
+
+def direction(name: str) -> Literal["max", "min"] | None:
+    """Whether more (`max`) or less of a metric is better; None if it has no direction.
+
+    Distances to the zero-shot model have none: they are 0 for a model that was not trained.
+    """
+    key = MetricKey.parse(name)
+    return DIRECTIONS.get(key.measure) if key else None
 
 
 class Domains(Protocol):

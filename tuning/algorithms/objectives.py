@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
-from trainers.evaluation.metrics import MetricKey
+from trainers.evaluation.metrics import MetricKey, direction
 
 Mode: TypeAlias = Literal["max", "min"]
 
@@ -51,7 +51,10 @@ def sampler_objectives(metric: str, objectives: Sequence[Objective]) -> tuple[Ob
             return (Objective(str(replace(key, measure="nll")), "min"),)
     if metric in ("auto", "objective", first.metric):
         return tuple(objectives)
-    return (Objective(metric, "max" if metric.endswith("acc") else "min"),)
+    mode = direction(metric)
+    if mode is None:
+        raise ValueError(f"{metric}: not known whether more or less of it is better")
+    return (Objective(metric, mode),)
 
 
 @dataclass(frozen=True)

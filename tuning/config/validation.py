@@ -18,7 +18,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, suggestion, validate
-from trainers.evaluation.metrics import metric_names
+from trainers.evaluation.metrics import DIRECTIONS, direction, metric_names
 from trainers.redact import has_password
 from tuning.config.loading import read_layers
 from tuning.config.schema import NoSchedulerConfig, SearchFile, with_plugins
@@ -249,6 +249,11 @@ def _check_objective(file: SearchFile) -> None:
         hint = suggestion(chosen, ["auto", "objective", *known])
         key = "search.sampler.metric"
         raise ConfigError("is never reported", key=key, value=chosen, hint=hint)
+    is_objective = chosen in ("auto", "objective", file.objectives[0].metric)
+    if not is_objective and direction(chosen) is None:
+        hint = f"measures for which it is: {', '.join(DIRECTIONS)}"
+        problem = "not known whether more or less of it is better"
+        raise ConfigError(problem, key="search.sampler.metric", value=chosen, hint=hint)
     if chosen not in ("auto", "objective") and len(file.objectives) > 1:
         problem = "of several objectives, the sampler optimises all"
         raise ConfigError(

@@ -156,6 +156,8 @@ def test_every_number_has_limits() -> None:
          "two numeric parameters"),
         ("search.sampler.name", "tpf", "", "did you mean 'tpe'"),
         ("search.sampler.metric", "val/mean_nl", "", "did you mean 'val/mean_nll'"),
+        ("search.sampler.metric", "ood_val/mean_energy_gap", "", "more or less of it is better"),
+        ("search.sampler.metric", "train/lr", "", "acc, class_acc, nll, ece, ece_scaled"),
         ("search", {"objective": BOTH, "sampler": {"metric": "id_val/nll"}},
          "search.sampler.metric", "several objectives"),
         ("search.name", "a/b", "", "pattern"),
