@@ -11,7 +11,7 @@ import difflib
 import errno
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar, get_args
 
@@ -42,7 +42,7 @@ class ConfigError(ValueError):
         key: dotted key of the configuration, option or column.
         value: what the user gave for it.
         hint: what would work instead, such as `did you mean 'lr'?`.
-        source: file, folder or URL in which the mistake stands.
+        source: file, folder or URL in which the mistake stands, or the option `--set`.
     """
 
     def __init__(
@@ -153,8 +153,13 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     return f" ({hint})" if hint else ""
 
 
-def validate(model: type[ModelT], values: Mapping[str, Any], source: str) -> ModelT:
+def validate(
+    model: type[ModelT], values: Mapping[str, Any], source: str | Callable[[str | None], str]
+) -> ModelT:
     """The values as a `model`.
+
+    Args:
+        source: of the values, or a function that returns it for the key of a mistake.
 
     Raises:
         ConfigError: the fields are those of the first mistake; the text has one line for each.
@@ -162,7 +167,8 @@ def validate(model: type[ModelT], values: Mapping[str, Any], source: str) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = [_config_error(model, item, source) for item in error.errors(include_url=False)]
+        found = [_config_error(model, item) for item in error.errors(include_url=False)]
+        problems = [e.within(source(e.key) if callable(source) else source) for e in found]
         problems[0].args = ("\n".join(map(str, problems)),)
         raise problems[0] from None
 
@@ -175,29 +181,29 @@ def validation_problem(error: ValidationError) -> str:
     return first["msg"].removeprefix("Value error, ")
 
 
-def _config_error(model: type[BaseModel], item: Any, source: str) -> ConfigError:
+def _config_error(model: type[BaseModel], item: Any) -> ConfigError:
     """The ConfigError for one pydantic error."""
     key, names = _key_of(model, item["loc"])
     value, kind = item["input"], item["type"]
     if kind == "extra_forbidden":
         hint = suggestion(str(item["loc"][-1]), names)
-        return ConfigError("unknown key", key=key, value=value, hint=hint, source=source)
+        return ConfigError("unknown key", key=key, value=value, hint=hint)
     if kind == "missing":
-        return ConfigError("this key is missing", key=key, source=source)
+        return ConfigError("this key is missing", key=key)
     if kind == "union_tag_not_found":
         tag = str(item["ctx"]["discriminator"]).strip("'")
-        return ConfigError("this key is missing", key=f"{key}.{tag}", source=source)
+        return ConfigError("this key is missing", key=f"{key}.{tag}")
     if kind in ("literal_error", "union_tag_invalid"):
         expected = item["ctx"].get("expected", item["ctx"].get("expected_tags", ""))
         choices = [word.strip(" '\"") for word in expected.replace(" or ", ",").split(",")]
         if kind == "union_tag_invalid":
             key, value = f"{key}.name", item["ctx"]["tag"]
         hint = suggestion(str(value), choices)
-        return ConfigError("unknown value", key=key, value=value, hint=hint, source=source)
+        return ConfigError("unknown value", key=key, value=value, hint=hint)
     problem = item["msg"].removeprefix("Value error, ")
     if isinstance(value, Mapping) and kind == "value_error":  # the message names the key itself
-        return ConfigError(problem, key=key or None, source=source)
-    return ConfigError(problem, key=key or None, value=value if key else UNSET, source=source)
+        return ConfigError(problem, key=key or None)
+    return ConfigError(problem, key=key or None, value=value if key else UNSET)
 
 
 def _key_of(model: type[BaseModel], location: Iterable[Any]) -> tuple[str, list[str]]:

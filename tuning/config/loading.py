@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,26 @@ _DEFAULT_NAMES = {
 _PARAMETER_FIELDS = ("type", "low", "high", "log", "step", "choices")
 
 
-def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str, dict[str, Any]]:
-    """The merged values of a configuration, not yet validated, and its name for messages.
+@dataclass(frozen=True)
+class Origin:
+    """Where the values of a configuration come from, for messages."""
+
+    file: str
+    """With its variant."""
+    overridden: tuple[str, ...] = ()
+    """Keys of `--set`, or of the overrides from Python."""
+
+    def of(self, key: str | None) -> str:
+        """The source of a mistake in a key: `--set`, if that gave its value, else the file."""
+        if any(f"{key}.".startswith(f"{given}.") for given in self.overridden):
+            return "--set"
+        # Two keys may not fit together, of which a file has one and `--set` the other.
+        changed = f" with --set {', '.join(self.overridden)}" if self.overridden else ""
+        return f"{self.file}{changed}"
+
+
+def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Origin, dict[str, Any]]:
+    """The merged values of a configuration, not yet validated, and where they come from.
 
     Args:
         source: a YAML file or the name of a ready configuration, optionally with `:VARIANT`.
@@ -53,7 +72,8 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str,
     values = _read_file(path, ())
     variants = values.pop("variants", None) or {}
     name = str(path)
-    layers = [dict(map(_parse_override, overrides))]
+    given = dict(map(_parse_override, overrides))
+    layers = [given]
     if variant:
         if not isinstance(variants, Mapping) or variant not in variants:
             hint = suggestion(variant, variants) if variants else "it has no variants"
@@ -64,6 +84,7 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str,
         name = f"{path}:{variant}"
         searched = _section(values, "search").get("name", _STANDARD.search.name)
         layers = [{"search.name": f"{searched}-{variant}"}, variants[variant], *layers]
+    origin = Origin(name, tuple(given))
     try:
         for keys in layers:
             values = _merge(values, _nested(keys))
@@ -73,8 +94,8 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[str,
             key = ".".join(_SUITE)
             values = _merge(values, _nested({key: resolve_suite(suite, key)}))
     except ConfigError as error:
-        raise error.within(name) from None
-    return name, values
+        raise error.within(origin.of(error.key)) from None
+    return origin, values
 
 
 def find_config(source: str | Path) -> Path:

@@ -44,15 +44,15 @@ def load_config(
         check: also check that it can run on this machine, including data and model.
 
     Raises:
-        ConfigError: with one line for each mistake: file, key, value and problem.
+        ConfigError: with one line for each mistake: file or `--set`, key, value and problem.
     """
-    name, values = read_layers(source, overrides)
-    file = validate(SearchFile, values, name)
+    origin, values = read_layers(source, overrides)
+    file = validate(SearchFile, values, origin.of)
     if check:
         try:
             check_search(file)
         except ConfigError as error:
-            raise error.within(name) from None
+            raise error.within(origin.of(error.key)) from None
     return file
 
 
@@ -75,14 +75,14 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
     Raises:
         ConfigError: with one line for each mistake in that section.
     """
-    name, values = read_layers(source, overrides)
-    trial = validate(_TrialFile, values, name).trial
+    origin, values = read_layers(source, overrides)
+    trial = validate(_TrialFile, values, origin.of).trial
     from trainers.checks import check_trial  # with torch
 
     try:
         check_trial(trial)
     except ConfigError as error:
-        raise error.within(name) from None
+        raise error.within(origin.of(error.key)) from None
     return trial
 
 

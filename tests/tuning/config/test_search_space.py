@@ -153,7 +153,8 @@ def test_a_mistake_in_the_space_has_its_key(
     with pytest.raises(ConfigError, match=words) as caught:
         load_config(path, overrides)
     assert caught.value.key == f"search.space.{key}"
-    assert str(path) in str(caught.value)
+    with_set = f"{path} with --set search.space.{override.partition('=')[0]}"
+    assert caught.value.source in ({"--set", with_set} if overrides else {str(path)})
     assert len(str(caught.value).splitlines()) == 1
 
 

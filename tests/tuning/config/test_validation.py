@@ -183,6 +183,27 @@ def test_a_mistake_is_one_line_with_its_key(
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "source"),
+    [
+        ("trial.stepz=5", "trial.stepz", "--set"),
+        ("trial.steps=many", "trial.steps", "--set"),
+        ("trial.optim={lr: -1}", "trial.optim.lr", "--set"),
+        ("trial.steps.more=1", "trial.steps", "{path} with --set trial.steps.more"),
+        ("search.sampler.metric=val/akk", "search.sampler.metric", "--set"),
+        ("search.resources.workers=7", "trial.optim.batch_size",
+         "{path} with --set search.resources.workers"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_an_override_is_not_the_files(
+    path: Path, override: str, key: str, source: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    assert (caught.value.key, caught.value.source) == (key, source.format(path=path))
+    assert str(caught.value).startswith(f"{caught.value.source}: {key} = ")
+
+
 def test_several_mistakes_have_one_line_each(good: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump(nest({"trial.steps": 0, "trial.seed": -1}, good)))
@@ -297,7 +318,7 @@ def test_a_configuration_can_be_read_without_its_data(path: Path) -> None:
 def test_load_trial_ignores_the_search(path: Path) -> None:
     keys = ["trial.method.name=r_adapter", "trial.steps=2"]  # neither space nor scheduler fits
     assert load_trial(path, [*keys, "search.foo=1"]).method.name == "r_adapter"
-    with pytest.raises(ConfigError, match=r"good\.yaml: .*no domain 'skech'"):
+    with pytest.raises(ConfigError, match=r"good\.yaml with --set \S+: .*no domain 'skech'"):
         load_trial(path, ["trial.data.ood_domains=[skech]"])
     for override, key in {"trial.optim.lrr=1": "trial.optim.lrr", "serch.name=x": "serch"}.items():
         with pytest.raises(ConfigError, match="did you mean") as caught:
