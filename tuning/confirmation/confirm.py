@@ -38,6 +38,7 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
+from tuning.reporting.html_report import REPORT_FOLDER, write_report
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import check_is_no_copy, check_same_inputs, load_run
 from tuning.selection.ranking import ranked
@@ -59,7 +60,8 @@ def confirm(
 ) -> Confirmation:
     """Train the chosen configurations of a search with fresh seeds, then read the test splits.
 
-    Results of earlier calls are read from the run folder instead of being measured again.
+    Results of earlier calls are read from the run folder instead of being measured again. At the
+    end the report of the run is written again, with the results of all calls.
 
     Args:
         top: number of trials to confirm, best first by the search's objective.
@@ -71,6 +73,7 @@ def confirm(
     Raises:
         ConfigError: no trial has finished, no such rule, fewer than two seeds, a domain without a
             test split, or data that changed since the search.
+        StorageFailed: results, checkpoints or the report cannot be written.
     """
     console = console or Console(stderr=True)
     if not 2 <= seeds <= MAX_SEEDS:
@@ -123,6 +126,7 @@ def confirm(
     confirmation = Confirmation(search, fresh, configurations, stored, failed)
     uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
     log_confirmation(uri, file.search.tracking.experiment, confirmation)
+    write_report(search, records, run.folder / REPORT_FOLDER, url_of(run.home, TRAIN_FOLDER))
     return confirmation
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from trainers.errors import storage_failures
+from trainers.errors import ConfigError, storage_failures
 from tuning.reporting.cost import cost_sentences
 from tuning.reporting.formatting import format_seconds
 from tuning.reporting.leaderboard import leaderboard, warning_of_reference
@@ -121,7 +121,7 @@ def _sections(
         f"Fine-tuned on {search.id_domain} for up to {search.total_steps} steps, also evaluated on "
         f"{', '.join(search.ood_domains) or 'no other domain'}. {len(trials)} trials: "
         f"{counted}. Time of all trials: {seconds}. {search.selection} "
-        "The test splits are not read."
+        "The search does not read the test splits."
     )
     if warning := warning_of_reference(search, records):
         yield f"<p><strong>{escape(warning)}</strong></p>"
@@ -133,6 +133,7 @@ def _sections(
             f"lipsum-tune export {run} --trial {best.trial_id} --output model     # for open_clip"
         )
         yield f"<pre>{escape(commands)}</pre>"
+    yield from _confirmation(search, records)
     yield "<h2>In distribution, and under shift</h2>"
     figure, note = draw(search, records)
     yield _image(figure, "ID accuracy against mean OOD accuracy of each trial", note)
@@ -178,6 +179,31 @@ def _sections(
     if sentences := cost_sentences(search, records):
         yield "<h2>Cost</h2>"
         yield _paragraph(" ".join(sentences))
+
+
+def _confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
+    """Test accuracy over fresh seeds, if `confirm` has results in the run folder."""
+    from tuning.confirmation import report
+    from tuning.confirmation.results import read_confirmation
+    from tuning.reporting.figures.confirmed import confirmed_figure
+
+    try:
+        confirmation = read_confirmation(search, records)
+    except ConfigError as error:
+        yield _paragraph(f"The results of lipsum-tune confirm are left out: {error}.")
+        return
+    if confirmation is None or not confirmation.seeds:
+        return
+    yield "<h2>Confirmed on fresh seeds</h2>"
+    yield _paragraph(
+        "After the choice on validation splits, lipsum-tune confirm trained the chosen trials and "
+        "plain fine-tuning with seeds that the search did not use, and read the test splits."
+    )
+    if (drawn := confirmed_figure(confirmation)) is not None:
+        yield _image(drawn[0], "ID against OOD test accuracy of each seed", drawn[1])
+    for table in (report.methods_table(confirmation), report.confirmation_table(confirmation)):
+        if table is not None:
+            yield _table(table)
 
 
 def _predictions(best: TrialRecord, checkpoints: str | None) -> Iterator[str]:
@@ -228,7 +254,9 @@ def _image(figure: Figure, description: str, note: str = "") -> str:
 def _img(figure: Figure, description: str) -> str:
     """A figure as an SVG of its own document, so that names in it cannot collide."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None}, dpi=_PIXELS_PER_INCH)
+    figure.savefig(
+        drawn, format="svg", metadata={"Date": None}, dpi=_PIXELS_PER_INCH, bbox_inches="tight"
+    )
     data = base64.b64encode(drawn.getvalue()).decode()
     return f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
 

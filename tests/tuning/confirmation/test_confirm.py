@@ -36,6 +36,7 @@ from tuning.confirmation.results import (
     Confirmation,
     ResultsFile,
     TestResult,
+    read_confirmation,
     read_results,
     results_path,
     write_results_table,
@@ -150,6 +151,28 @@ def test_results_are_kept_and_an_incomplete_line_is_cut_off(tmp_path: Path) -> N
         read_results(tmp_path)
 
 
+def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path: Path) -> None:
+    search, records = fakes.search_record(tmp_path), fakes.compared_methods()
+    assert read_confirmation(search, records) is None
+    wanted = chosen(search, records, rules=["id_val", "ood_val"])
+    with closing(ResultsFile(tmp_path)) as file:
+        for seed in (1001, 1000):
+            for one in wanted:
+                file.append(replace(result(one.trial_id, seed, 70.0), labels=one.labels))
+        again = replace(result("trial-007", 1002, 70.0), labels=("by_method/carot",))
+        file.append(again)
+    found = read_confirmation(search, records)
+    assert found is not None
+    assert found.seeds == (1000, 1001, 1002)
+    configurations = {one.trial_id: one for one in found.configurations}
+    assert list(configurations) == ["ft", "trial-004", "trial-007"]
+    by_id, by_ood = configurations["trial-004"], configurations["trial-007"]
+    assert (by_id.labels, by_id.method, by_id.looks_at_ood) == (("id_val",), "ft", False)
+    assert by_ood.labels == ("ood_val", "by_method/carot")
+    assert (by_ood.method, by_ood.looks_at_ood, by_ood.best_of_method) == ("carot", True, True)
+    assert found.values("trial-007", "id_test/acc") == {1000: 70.0, 1001: 70.0, 1002: 70.0}
+
+
 def test_parameters_of_mixed_types_share_a_column(tmp_path: Path) -> None:
     ResultsFile(tmp_path).close()
     results = [
@@ -248,6 +271,16 @@ def test_all_are_trained_with_the_same_seeds_and_tested(
     assert gap.mean == pytest.approx(sum(ours[s] - its[s] for s in found.seeds) / 2)
     kept = [path.name for path in (folder / "confirm" / "train").glob("trial-000*")]
     assert kept == []
+
+
+@pytest.mark.slow
+def test_the_report_has_the_test_accuracies(confirmed: tuple[Path, Confirmation]) -> None:
+    folder, found = confirmed
+    page = (folder / "report" / "index.html").read_text("utf-8")
+    mean = found.estimate("trial-000", "ood_test/mean_acc")
+    assert mean is not None
+    assert "Confirmed on fresh seeds" in page
+    assert f"{mean.mean:.1f} ± {mean.sd:.1f}" in page
 
 
 @pytest.mark.slow

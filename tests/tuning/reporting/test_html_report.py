@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import re
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
+from tuning.confirmation.results import ResultsFile, TestResult, results_path
 from tuning.reporting.figures.details import (
     MIN_TRIALS,
     contours_figure,
@@ -87,6 +89,29 @@ def test_a_search_that_has_just_begun_has_a_page(
     records: list[TrialRecord], tmp_path: Path
 ) -> None:
     assert "zero-shot" in page_of(records, tmp_path)
+
+
+def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path: Path) -> None:
+    search = replace(SEARCH, run_folder=tmp_path)
+
+    def page() -> str:
+        write_report(search, [fakes.reference(), *scattered(2)], tmp_path)
+        return (tmp_path / REPORT_FILE).read_text("utf-8")
+
+    assert "Confirmed on fresh seeds" not in page()
+    with closing(ResultsFile(tmp_path)) as file:
+        for seed in (1000, 1001):
+            for name, kind in (("ft", "reference"), ("trial-001", "trial")):
+                metrics = {"id_test/acc": float(seed - 929), "ood_test/mean_acc": 60.0}
+                file.append(TestResult(name, kind, seed, {}, ("id_val",), metrics))
+    confirmed = page()
+    assert "71.5 ± 0.7" in confirmed
+    assert "ID against OOD test accuracy of each seed" in confirmed
+    assert "The test splits are not read" not in confirmed
+    results_path(tmp_path).write_text("nonsense\n")
+    damaged = page()
+    assert "The results of lipsum-tune confirm are left out" in damaged
+    assert "line 1 cannot be read" in damaged
 
 
 def test_contours_have_a_panel_for_each_pair_that_varies_independently() -> None:

@@ -63,7 +63,9 @@ def _looks(search: SearchRecord, trials: Sequence[TrialRecord]) -> dict[str, tup
     """Method -> colour and marker, by the order of proposal, which further trials do not change."""
     ordered = sorted(trials, key=lambda record: record.number)
     names = dict.fromkeys(search.method(record) or "" for record in ordered)
-    return {
-        name: (_COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)])
-        for index, name in enumerate(names)
-    }
+    return {name: look(index) for index, name in enumerate(names)}
+
+
+def look(index: int) -> tuple[str, str]:
+    """The colour and marker of the method, or model, with this number."""
+    return _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
