@@ -28,6 +28,7 @@ def resolve_root(root: str, *, progress: bool = False) -> Store:
     """
     if root != EMBEDDED:
         return open_store(root)
+    folder = stored_root(root).local_path()
     try:
         from trainers.embedded_benchmark.build import build
     except ImportError as error:
@@ -37,8 +38,14 @@ def resolve_root(root: str, *, progress: bool = False) -> Store:
             value=EMBEDDED,
             hint="install it with: pip install 'lipsum-tune[benchmark]'",
         ) from error
-    cache = platformdirs.user_cache_path("lipsum-tune")
-    return open_store(build(cache / EMBEDDED, progress=progress))
+    return open_store(build(folder, progress=progress))
+
+
+def stored_root(root: str) -> Store:
+    """The folder of `resolve_root`, without building the embedded benchmark there."""
+    if root != EMBEDDED:
+        return open_store(root)
+    return open_store(platformdirs.user_cache_path("lipsum-tune") / EMBEDDED)
 
 
 def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:

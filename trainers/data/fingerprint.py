@@ -22,26 +22,34 @@ _REQUESTS = 16  # at a time: buckets answer slowly, but answer many
 
 
 def data_fingerprint(data: DataConfig) -> dict[str, str]:
-    """Hash for each domain and split of the class names, sizes and statistics in Parquet footers.
+    """Hash for each domain and split that a trial reads, by names such as `real/train`.
+
+    Raises:
+        ConfigError: see `split_fingerprint`.
+    """
+    store = resolve_root(data.root)
+    wanted = [(data.id_domain, split) for split in SPLITS]
+    wanted += [(domain, "val") for domain in data.ood_domains]
+    return {
+        f"{domain}/{split}": split_fingerprint(store, domain, split) for domain, split in wanted
+    }
+
+
+def split_fingerprint(store: Store, domain: str, split: str) -> str:
+    """Hash of the class names, sizes and statistics in the Parquet footers of a split.
 
     Images are not read, since that would take longer than many a trial. The hash does not depend on
     where the files lie.
 
     Raises:
-        ConfigError: a split is missing, or one of its files is not such a Parquet file.
+        ConfigError: the split is missing, or one of its files is not such a Parquet file.
     """
-    store = resolve_root(data.root)
-    wanted = [(data.id_domain, split) for split in SPLITS]
-    wanted += [(domain, "val") for domain in data.ood_domains]
-    fingerprints = {}
+    digest = hashlib.sha256()
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        for domain, split in wanted:
-            digest = hashlib.sha256()
-            files = domain_files(store, domain, split)
-            for line in pool.map(lambda file: _described(store, file), files):
-                digest.update(line.encode())
-            fingerprints[f"{domain}/{split}"] = digest.hexdigest()[:16]
-    return fingerprints
+        files = domain_files(store, domain, split)
+        for line in pool.map(lambda file: _described(store, file), files):
+            digest.update(line.encode())
+    return digest.hexdigest()[:16]
 
 
 def _described(store: Store, file: fs.FileInfo) -> str:

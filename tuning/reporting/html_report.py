@@ -16,6 +16,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from trainers.errors import ConfigError, storage_failures
+from tuning.reporting.changed_images import changed_images
 from tuning.reporting.cost import cost_sentences
 from tuning.reporting.formatting import format_seconds
 from tuning.reporting.leaderboard import leaderboard, warning_of_reference
@@ -58,6 +59,12 @@ img { max-width: 100%; height: auto; display: block; margin: auto }
 .table { overflow-x: auto }
 .panels { display: flex; flex-wrap: wrap; gap: 0 1.5rem }
 .panels img { margin: 0 }
+.changed { display: grid; gap: 0 1.5rem; margin-bottom: 1.5rem;
+           grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)) }
+.changed h4 { grid-column: 1 / -1; margin: 0 } .changed p { margin: 0 }
+.thumbnail { display: inline-block; width: 4.9rem; margin: .25rem .4rem .25rem 0; font-size: .75rem;
+             line-height: 1.3; vertical-align: top; overflow-wrap: anywhere }
+.thumbnail img { width: 100%; height: 4.5rem; object-fit: contain; object-position: left }
 @media screen and (max-width: 600px) {
   figure { overflow-x: auto } figure > img:only-child { min-width: 40rem }
 }
@@ -142,7 +149,7 @@ def _sections(
     yield "<h2>Domains</h2>"
     yield _image(details.domains_figure(search, records), "validation accuracy by domain")
     if best is not None:
-        yield from _predictions(best, checkpoints)
+        yield from _predictions(search, best, checkpoints)
     for title, table in (
         ("Methods", methods_table(search, records)),
         ("Selection rules", selection_table(search, records)),
@@ -206,7 +213,7 @@ def _confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Itera
             yield _table(table)
 
 
-def _predictions(best: TrialRecord, checkpoints: str | None) -> Iterator[str]:
+def _predictions(search: SearchRecord, best: TrialRecord, checkpoints: str | None) -> Iterator[str]:
     """Calibration, changes and confusions of the best trial, if its predictions are kept."""
     from tuning.reporting.figures.reliability import reliability_figure
 
@@ -220,6 +227,19 @@ def _predictions(best: TrialRecord, checkpoints: str | None) -> Iterator[str]:
         )
         return
     yield _table(changes_table(found, name))
+    yield "<h3>Images that became right or wrong</h3>"
+    images = changed_images(search, found)
+    if images is None:
+        yield _paragraph(
+            "Left out: the images cannot be read here, or have changed since the search."
+        )
+    else:
+        yield images
+        yield _paragraph(
+            f"The images of which {name} is most confident. True class, then the prediction of the "
+            f"zero-shot model → that of {name}."
+        )
+    yield "<h3>Calibration</h3>"
     figures = [
         _img(reliability_figure(domain, name), f"reliability diagram of {domain.domain}")
         for domain in found

@@ -70,6 +70,8 @@ class DomainPredictions:
     """(N,) int32, indices into the classes."""
     best: ModelPredictions
     zero_shot: ModelPredictions
+    rows: np.ndarray
+    """(N,) int32, rows of the images in the validation split."""
 
 
 def kept_predictions(checkpoints: str, trial_id: str) -> list[DomainPredictions] | None:
@@ -109,7 +111,7 @@ def read_predictions(checkpoint: Store) -> list[DomainPredictions]:
                 (of_domain["zero_shot"], "zero_shot_confidence"),
             )
         )
-        found.append(DomainPredictions(domain, names, labels, best, zero_shot))
+        found.append(DomainPredictions(domain, names, labels, best, zero_shot, of_domain["image"]))
     return found
 
 

@@ -153,7 +153,9 @@ def test_keys_of_a_suite_override_a_named_suite(tmp_path: Path) -> None:
     path = write(tmp_path, "whole", extends="domainnet_vit_b16", trial={"data": {"suite": other}})
     assert suite(path) == Suite(id_domain="photo")  # another suite, and not a part of DomainNet's
     wrong = write(tmp_path, "wrong", trial={"data": {"suite": "domainet"}})
-    with pytest.raises(ConfigError, match=r"wrong\.yaml with --set \S+: no suite .*mean 'domainnet'"):
+    with pytest.raises(
+        ConfigError, match=r"wrong\.yaml with --set \S+: no suite .*mean 'domainnet'"
+    ):
         load_config(wrong, [templates], check=False)
 
 

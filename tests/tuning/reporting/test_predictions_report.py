@@ -35,6 +35,7 @@ ANIMALS = DomainPredictions(
     LABELS,
     best=model([0, 1, 1, 2, 1, 0, 2, 1], 0.7),
     zero_shot=model([1, 0, 1, 1, 1, 1, 0, 0], 0.5),
+    rows=np.arange(8),
 )
 
 
@@ -82,6 +83,7 @@ def test_the_page_shows_predictions_while_they_are_kept(images_root: Path, tmp_p
     write_report(run.search, [record], tmp_path, checkpoints)
     page = (tmp_path / REPORT_FILE).read_text("utf-8")
     assert "reliability diagram of sketch" in page
+    assert "<p>became right, " in page
     weights = kept_weights(folder, record.trial_id)
     assert weights is not None
     (weights / PREDICTIONS).unlink()
