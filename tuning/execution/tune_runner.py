@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from ray import tune
@@ -58,7 +61,7 @@ def create_tuner(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=storage,
-            callbacks=[recorder],
+            callbacks=[recorder, _StopNotice(announce)],
             stop=_BudgetStopper(budget),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             # Of processes of trials: failed trainings are reported by them, see `Slot`.
@@ -66,6 +69,32 @@ def create_tuner(
             verbose=0,
         ),
     )
+
+
+class _StopNotice(tune.Callback):
+    """Announces that Ctrl-C stops the search, since Tune takes about 10 s to end the trials.
+
+    At the second Ctrl-C, the handler before Tune's raises KeyboardInterrupt.
+    """
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self._announce = announce
+
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        """Wrap the handler that Tune has just set, in the main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        of_tune = signal.getsignal(signal.SIGINT)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if callable(of_tune):
+                of_tune(number, frame)
+            self._announce("Ctrl-C      ending the trials; press it again not to wait for them")
+
+        signal.signal(signal.SIGINT, stop)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # as below
 
 
 class _BudgetStopper(tune.Stopper):

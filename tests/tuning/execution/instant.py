@@ -130,7 +130,11 @@ def main(path: Path) -> None:
     from tuning.cli.search import _show
 
     def run() -> None:
-        _show(resume_instantly(path) if path.is_dir() else run_instantly(load_config(path)))
+        console = Console(stderr=True)
+        if path.is_dir():
+            _show(resume_instantly(path, console=console))
+        else:
+            _show(run_instantly(load_config(path), console=console))
 
     run_command(run)
 

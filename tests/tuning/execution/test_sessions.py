@@ -60,9 +60,10 @@ def num_reports(folder: Path) -> int:
         return 0
 
 
-def start(path: Path) -> subprocess.Popen[bytes]:
+def start(path: Path, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.tuning.execution.instant", str(path)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
 
 
 class Ended(Callback):
@@ -105,16 +106,24 @@ def test_a_search_leaves_records_and_no_change_of_the_process(
     assert run.best.metrics == best.metrics
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGKILL, 1)],
+)
 def test_an_interrupted_search_continues_where_it_was(
-    number: signal.Signals, images_root: Path, tmp_path: Path
+    number: signal.Signals, times: int, images_root: Path, tmp_path: Path
 ) -> None:
     file = instant_file(images_root, tmp_path)
     folder, hold = tmp_path / "small", tmp_path / HOLD
     hold.touch()
-    driver = start(write_instant(tmp_path / "config", file))
+    log = tmp_path / "log.txt"
+    driver = start(write_instant(tmp_path / "config", file), log)
     wait_for(lambda: num_reports(folder) == 1, driver)
     driver.send_signal(number)
+    if number == signal.SIGINT:
+        wait_for(lambda: "press it again not to wait" in log.read_text(), driver)
+    if times == 2:
+        driver.send_signal(number)
     assert driver.wait() == (-9 if number == signal.SIGKILL else 130)
     assert load_run(folder).history.outcome == (None if number == signal.SIGKILL else "stopped")
     hold.unlink()
