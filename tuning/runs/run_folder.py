@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -243,7 +243,14 @@ def load_run(folder: str | Path) -> LoadedRun:
         problem = f"not a run folder: {CONFIG_FILE} not found"
         hint = suggestion(folder.name, [run.name for run in runs_in(RUNS)])
         raise ConfigError(problem, source=folder, hint=hint)
-    history = read_history(folder, live=is_running(folder))
+    live = is_running(folder)
+    history = read_history(folder, live=live)
+    if live and history.outcome is None:  # a resumed session continues stopped trials first
+        records = [
+            replace(record, outcome="running") if record.outcome == "stopped" else record
+            for record in history.records
+        ]
+        history = replace(history, records=tuple(records))
     return LoadedRun(folder.resolve(), load_config(config, check=False), history)
 
 

@@ -137,6 +137,20 @@ def test_what_a_live_driver_runs_is_running(file: SearchFile, tmp_path: Path) ->
     assert [r.outcome for r in load_run(folder).history.records] == ["stopped"]
 
 
+def test_a_trial_that_a_resumed_search_continues_is_running(
+    file: SearchFile, tmp_path: Path
+) -> None:
+    stopped = fakes.trial(0, outcome="stopped")
+    folder = write_run(tmp_path / "run", file, [stopped], outcome="stopped")
+    journal = Journal(folder)
+    journal.session_started({})
+    (record,) = load_run(folder).history.records
+    assert (record.outcome, record.curve) == ("running", stopped.curve)
+    journal.session_ended("stopped")
+    assert [r.outcome for r in load_run(folder).history.records] == ["stopped"]
+    journal.close()
+
+
 def test_what_is_no_run_folder_is_named(file: SearchFile, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere: not a run folder: search\.yaml"):
         load_run(tmp_path / "nowhere")
