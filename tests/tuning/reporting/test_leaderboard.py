@@ -124,6 +124,12 @@ def test_the_report_fits_the_terminal(width: int) -> None:
     assert ("distillation_weight=1.5" in text) == (width >= 120)
 
 
+def test_rules_without_a_trial_to_choose_are_left_out() -> None:
+    stopped = fakes.trial(1, outcome="stopped", curve=())
+    assert "What each rule chooses" not in printed(report(SEARCH, [stopped]), 200)
+    assert "What each rule chooses" in printed(report(SEARCH, [stopped, fakes.trial(2)]), 200)
+
+
 def test_a_search_without_any_trial_has_a_leaderboard_and_a_figure(tmp_path: Path) -> None:
     assert column(leaderboard(SEARCH, []), "trial") == ["zero-shot"]
     assert figure(SEARCH, [], tmp_path / "empty.png").exists()
