@@ -78,7 +78,7 @@ def export_weights(
         with appearing(output) as unfinished:
             about["tokenizer"] = write_open_clip(unfinished, model, found)
             (unfinished / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            card = model_card(source.title, about, output)
+            card = model_card(source.title, about)
             (unfinished / CARD).write_text(card, encoding="utf-8")
             for file in unfinished.iterdir():
                 file.chmod(0o644)  # safetensors writes for their owner alone

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
@@ -25,7 +24,7 @@ import json, open_clip, safetensors.torch, torch
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-folder = "{folder}"
+folder = "."  # with this file
 model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
 head = safetensors.torch.load_file(f"{{folder}}/head.safetensors")["head"]
 about = json.load(open(f"{{folder}}/classes.json"))
@@ -52,7 +51,7 @@ preprocess = transforms.Compose([  # open_clip's own shows more of each image
 """
 
 
-def model_card(title: str, about: Mapping[str, Any], folder: Path) -> str:
+def model_card(title: str, about: Mapping[str, Any]) -> str:
     """The card in Markdown."""
     view = about["preprocessing"]
     crops = view["crop_pct"]
@@ -77,7 +76,6 @@ def model_card(title: str, about: Mapping[str, Any], folder: Path) -> str:
         id_domain=about["id_domain"],
         rows="\n".join(f"| {name} | {value} |" for name, value in _rows(about)),
         accuracies=_accuracies(about),
-        folder=folder,
         preprocess=preprocess,
         note=note,
     )

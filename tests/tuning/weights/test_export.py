@@ -122,25 +122,27 @@ def test_the_snippet_of_the_card_reaches_its_accuracies(
     (*_, last) = fine_tune(config)
     last.save(tmp_path / "trained")
     write_trial(tmp_path / "trained", config)
-    card = (export(tmp_path / "trained", tmp_path / "model") / "README.md").read_text()
+    model = export(tmp_path / "trained", tmp_path / "model").rename(tmp_path / "moved")
+    card = (model / "README.md").read_text()
+    assert str(tmp_path) not in card
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     *lines, example = snippet.strip().splitlines()
     assert example == 'print(classify(Image.open("image.jpg")))'
-    (tmp_path / "snippet.py").write_text("\n".join(lines))
+    (model / "snippet.py").write_text("\n".join(lines))
 
     names, labels = [], []
     for domain, images in load_split(config, "val").items():
         for index in range(len(images.labels)):
             names.append(f"{domain}-{index}.png")
-            images.decode(index).save(tmp_path / names[-1])
+            images.decode(index).save(model / names[-1])
             labels.append((domain, images.class_names[int(images.labels[index])].replace("_", " ")))
-    (tmp_path / "images.json").write_text(json.dumps(names))
+    (model / "images.json").write_text(json.dumps(names))
     command = [sys.executable, "-c", CLASSIFY_ALL]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=model, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     predicted = done.stdout.splitlines()
     assert len(predicted) == len(labels)
-    expected = about(tmp_path / "model")["metrics"]
+    expected = about(model)["metrics"]
     for domain in config.data.domains:
         right = [p == label for p, (d, label) in zip(predicted, labels, strict=True) if d == domain]
         name = ID_ACC if domain == config.data.id_domain else val_acc(domain)
