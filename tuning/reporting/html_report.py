@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -20,6 +20,13 @@ from tuning.reporting.changed_images import changed_images
 from tuning.reporting.cost import cost_sentences
 from tuning.reporting.formatting import format_seconds
 from tuning.reporting.leaderboard import leaderboard, warning_of_reference
+from tuning.reporting.linked_figures import (
+    MAX_LINKED,
+    SCRIPT,
+    STYLE,
+    inline_svg,
+    trial_title,
+)
 from tuning.reporting.methods_report import methods_table
 from tuning.reporting.predictions_report import (
     changes_table,
@@ -46,16 +53,18 @@ _PAGE = Template("""<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-:root { color-scheme: light dark; --ink: #22262b; --soft: #5b616b; --line: #d9dde2; --ground: #fff }
+:root { color-scheme: light dark; --ink: #22262b; --soft: #5b616b; --line: #d9dde2; --ground: #fff;
+        --mark: #fdebdc }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e7eb; --soft: #a3abb6; --line: #3a4049; --ground: #16191d }
+  :root { --ink: #e4e7eb; --soft: #a3abb6; --line: #3a4049; --ground: #16191d;
+          --mark: #40301f }
 }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
        max-width: 1100px; margin: 0 auto; padding: 1rem }
 h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } p, li, caption { color: var(--soft) }
 figure { margin: 1rem 0; background: #fff; border: 1px solid var(--line); border-radius: 6px;
          padding: .5rem }
-img { max-width: 100%; height: auto; display: block; margin: auto }
+img, svg { max-width: 100%; height: auto; display: block; margin: auto }
 .table { overflow-x: auto }
 .panels { display: flex; flex-wrap: wrap; gap: 0 1.5rem }
 .panels img { margin: 0 }
@@ -66,13 +75,14 @@ img { max-width: 100%; height: auto; display: block; margin: auto }
              line-height: 1.3; vertical-align: top; overflow-wrap: anywhere }
 .thumbnail img { width: 100%; height: 4.5rem; object-fit: contain; object-position: left }
 @media screen and (max-width: 600px) {
-  figure { overflow-x: auto } figure > img:only-child { min-width: 40rem }
+  figure { overflow-x: auto } figure > :only-child { min-width: 40rem }
 }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; text-align: right; white-space: pre;
          border-bottom: 1px solid var(--line) }
 .left { text-align: left } .best { font-weight: bold }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: .75rem }
+$style
 @media print { body { max-width: none; font-size: 11px } figure, table { break-inside: avoid } }
 </style></head><body>
 $body
@@ -108,7 +118,7 @@ def write_report(
         body = "\n".join(_sections(search, records, checkpoints))
         figure(search, records, folder / MAIN_FIGURE)
         wise_figure(search, records, folder / WISE_FIGURE)
-        page = _PAGE.substitute(title=escape(search.name), body=body)
+        page = _PAGE.substitute(title=escape(search.name), style=STYLE, body=body)
         (folder / REPORT_FILE).write_text(page, "utf-8")
 
 
@@ -142,8 +152,13 @@ def _sections(
         yield f"<pre>{escape(commands)}</pre>"
     yield from _confirmation(search, records)
     yield "<h2>In distribution, and under shift</h2>"
+    titles = {record.trial_id: trial_title(search, record) for record in records}
+    linked = titles if len(records) <= MAX_LINKED else None
     figure, note = draw(search, records)
-    yield _image(figure, "ID accuracy against mean OOD accuracy of each trial", note)
+    description = "ID accuracy against mean OOD accuracy of each trial"
+    if linked is not None:
+        note += " Point at a trial to find it in table and curves; a click keeps it highlighted."
+    yield _image(figure, description, note, linked)
     yield "<h2>Trials</h2>"
     yield _table(leaderboard(search, records))
     yield "<h2>Domains</h2>"
@@ -161,7 +176,8 @@ def _sections(
     note = "Dotted: pruned, stopped or failed before the last step."
     if any(point.get(AVERAGED) for record in records for point in record.curve):
         note += " Before the last step, the average of the weights was evaluated."
-    yield _image(details.curves_figure(search, records), "objective of each trial by step", note)
+    curves = details.curves_figure(search, records)
+    yield _image(curves, "objective of each trial by step", note, linked)
     slices, importance = details.slices_figure(records), details.importance_figure(records)
     if slices is not None:
         yield "<h2>Hyperparameters</h2>"
@@ -186,6 +202,8 @@ def _sections(
     if sentences := cost_sentences(search, records):
         yield "<h2>Cost</h2>"
         yield _paragraph(" ".join(sentences))
+    if linked is not None:
+        yield SCRIPT
 
 
 def _confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
@@ -266,19 +284,29 @@ def _paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def _image(figure: Figure, description: str, note: str = "") -> str:
-    """A figure in a frame, with a note below it."""
-    return f"<figure>{_img(figure, description)}</figure>{_paragraph(note)}"
+def _image(
+    figure: Figure, description: str, note: str = "", titles: Mapping[str, str] | None = None
+) -> str:
+    """A figure in a frame, with a note below it; `titles` of trials to highlight them in it."""
+    if titles is None:
+        shown = _img(figure, description)
+    else:
+        shown = inline_svg(_svg(figure), description, titles)
+    return f"<figure>{shown}</figure>{_paragraph(note)}"
 
 
 def _img(figure: Figure, description: str) -> str:
     """A figure as an SVG of its own document, so that names in it cannot collide."""
+    data = base64.b64encode(_svg(figure)).decode()
+    return f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def _svg(figure: Figure) -> bytes:
     drawn = io.BytesIO()
     figure.savefig(
         drawn, format="svg", metadata={"Date": None}, dpi=_PIXELS_PER_INCH, bbox_inches="tight"
     )
-    data = base64.b64encode(drawn.getvalue()).decode()
-    return f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
+    return drawn.getvalue()
 
 
 def _table(table: ResultTable) -> str:

@@ -93,7 +93,8 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         label = trial_label(search, record, "\n")
         values = {**trial_row(search, record), "trial_id": label}
         values["outcome"] = (record.outcome, record.step)
-        rows.append(Row(values, "dim", ends_section=record is references[-1]))
+        last = record is references[-1]
+        rows.append(Row(values, "dim", ends_section=last, trial=record.trial_id))
     for rank, record in enumerate(order, 1):
         finished = record.outcome == "finished"
         values = {
@@ -108,7 +109,8 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
             text, amount = max(amounts.items(), key=lambda item: item[1])
             values["misses"] = f"{amount:.2g}" + (f" {letters[text]}" if len(letters) > 1 else "")
             style = "dim"
-        rows.append(Row(values, "bold green" if record is best else style))
+        style = "bold green" if record is best else style
+        rows.append(Row(values, style, trial=record.trial_id))
 
     def format_outcome(ended: tuple[Outcome, int]) -> Text:
         """The outcome, with the step if the trial did not do all of them."""

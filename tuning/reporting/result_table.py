@@ -49,6 +49,8 @@ class Row:
     style: str = ""
     ends_section: bool = False
     """Draw a line below the row."""
+    trial: str = ""
+    """Trial that the row is about; the report highlights both together."""
 
 
 @dataclass(frozen=True)
@@ -130,16 +132,19 @@ def markdown(table: ResultTable) -> list[str]:
 def html_table(table: ResultTable) -> str:
     """The table in HTML: all columns, without title and notes."""
 
-    def line(kind: str, texts: Sequence[str], style: str = "") -> str:
+    def line(kind: str, texts: Sequence[str], attributes: str = "") -> str:
         cells = [
             f"<{kind}{' class=left' if column.left else ''}>{escape_html(text)}</{kind}>"
             for column, text in zip(table.columns, texts, strict=True)
         ]
-        return f"<tr{' class=best' if 'bold' in style else ''}>{''.join(cells)}</tr>"
+        return f"<tr{attributes}>{''.join(cells)}</tr>"
 
-    body = [
-        line("td", [_cell(c, row).plain for c in table.columns], row.style) for row in table.rows
-    ]
+    body = []
+    for row in table.rows:
+        attributes = " class=best" if "bold" in row.style else ""
+        if row.trial:
+            attributes += f' data-trial="{escape_html(row.trial)}"'
+        body.append(line("td", [_cell(c, row).plain for c in table.columns], attributes))
     header = line("th", [column.header for column in table.columns])
     return f"<table><thead>{header}</thead><tbody>{''.join(body)}</tbody></table>"
 

@@ -199,6 +199,34 @@ def test_the_report_draws_its_figures(run: Path, page: Page) -> None:
     assert images.count() >= 4
 
 
+def test_the_report_highlights_a_trial_in_figures_and_table(run: Path, page: Page) -> None:
+    page.goto((run / "report" / REPORT_FILE).as_uri())
+    row = page.get_by_role("row", name="trial-002")
+    in_figures = page.locator("svg [data-trial='trial-002']")
+    expect(in_figures).to_have_count(2)
+    everywhere, others = page.locator(".on"), page.locator("svg [data-trial='trial-003']")
+
+    row.hover()
+    expect(everywhere).to_have_count(3)
+    expect(others.first).to_have_css("opacity", "0.15")
+    in_figures.first.hover()
+    expect(row).to_have_class("on")
+    page.mouse.move(0, 0)
+    expect(everywhere).to_have_count(0)
+
+    in_figures.first.focus()
+    page.keyboard.press("Enter")
+    page.mouse.move(1, 1)
+    others.first.hover()  # a pinned trial stays highlighted beside another one
+    expect(everywhere).to_have_count(6)
+    expect(in_figures.first).to_have_attribute("aria-pressed", "true")
+    page.screenshot(path=SCREENSHOTS / "report_highlighted.png", full_page=True)
+    page.keyboard.press("Escape")
+    expect(page.locator(".pinned")).to_have_count(0)
+    row.click()
+    expect(page.locator(".pinned")).to_have_count(3)
+
+
 def test_the_report_is_among_the_artifacts(address: str, page: Page) -> None:
     open_parent(page, address)
     page.get_by_role("tab", name="Artifacts").click()

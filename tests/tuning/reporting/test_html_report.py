@@ -30,8 +30,9 @@ def page_of(records: list[TrialRecord], folder: Path) -> str:
 
 
 def figures_of(page: str) -> list[bytes]:
-    found = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
-    return [base64.b64decode(figure) for figure in found]
+    images = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
+    elements = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    return [base64.b64decode(image) for image in images] + [e.encode() for e in elements]
 
 
 def scattered(number: int) -> list[TrialRecord]:
@@ -66,7 +67,7 @@ def test_the_page_of_many_trials_has_few_vectors(tmp_path: Path) -> None:
 
 def test_the_page_loads_nothing_and_takes_no_name_for_markup(tmp_path: Path) -> None:
     page = page_of(fakes.finished_search(), tmp_path)
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "<mine>" not in page
     assert "&lt;mine&gt;" in page
 

@@ -20,6 +20,7 @@ from trainers.evaluation.metrics import ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKe
 from tuning.algorithms.optuna_storage import quiet_optuna
 from tuning.reporting.figures.frame import GREY, INK, SOFT_INK, ReportFigure, log_ticks
 from tuning.reporting.formatting import short_names, trial_label
+from tuning.reporting.linked_figures import TRIAL_GID
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
@@ -85,7 +86,7 @@ def curves_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figur
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, style, marker=".", color=colour, alpha=1.0 if strong else 0.45,
                   linewidth=1.8 if strong else 1.0, zorder=3 if strong else 2,
-                  rasterized=many and not strong)  # fmt: skip
+                  rasterized=many and not strong, gid=TRIAL_GID + record.trial_id)  # fmt: skip
         if strong:
             label = f" {record.trial_id}"
             axes.annotate(label, points[-1], color=colour, fontsize=8, va="center")

@@ -25,6 +25,7 @@ from tuning.reporting.figures.frame import (
 )
 from tuning.reporting.figures.method_markers import draw_methods, method_legend
 from tuning.reporting.formatting import trial_label
+from tuning.reporting.linked_figures import MAX_LINKED, TRIAL_GID
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 from tuning.selection.rules import PARETO, choices
@@ -71,12 +72,16 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
             # Trials above and to the right of both lines are better in both accuracies.
             for line, value in zip((axes.axvline, axes.axhline), point, strict=True):
                 line(value, color=GREY, linestyle=(0, (5, 4)), linewidth=1, zorder=1)
-            axes.scatter(*point, s=110, marker="X", color=INK, edgecolor="white", zorder=4)
+            mark = axes.scatter(*point, s=110, marker="X", color=INK, edgecolor="white", zorder=4)
+            mark.set_gid(TRIAL_GID + record.trial_id)
             label(axes, trial_label(search, record), point, offset=(8, -5))
     best = best_trial(search, records)
     point = None if best is None else accuracies(best)
     if best is not None and point is not None:
-        axes.scatter(*point, s=265, facecolor="none", edgecolor=_VERMILION, linewidth=2, zorder=5)
+        ring = axes.scatter(
+            *point, s=265, facecolor="none", edgecolor=_VERMILION, linewidth=2, zorder=5
+        )
+        ring.set_gid(TRIAL_GID + best.trial_id)
         label(axes, f"best: {best.trial_id}", point, colour=_VERMILION, offset=(11, 10))
 
     if several:
@@ -116,24 +121,27 @@ def _draw_trials(drawn: Figure, axes: Axes, trials: Sequence[TrialRecord]) -> No
         bar.ax.set_title("reg.\nweight", fontsize=9, color=INK, pad=8)
     for outcome, marker in _MARKERS.items():
         group = [record for record in trials if record.outcome == outcome]
-        points = [point for record in group if (point := accuracies(record)) is not None]
-        if not points:
+        if not group:
             continue
-        xs, ys = zip(*points, strict=True)
-        axes.scatter(
-            xs,
-            ys,
-            c=[_weight(r) or math.nan for r in group] if norm else _BLUE,
-            norm=norm,
-            cmap="viridis" if norm else None,
-            plotnonfinite=True,
-            marker=marker,
-            s=88 if outcome == "finished" else 58,
-            alpha=1.0 if outcome == "finished" else 0.8,
-            edgecolor="white",
-            linewidth=0.9,
-            zorder=3,
-        )
+        linked = len(trials) <= MAX_LINKED
+        for marked in [[record] for record in group] if linked else [group]:
+            xs, ys = zip(*(p for r in marked if (p := accuracies(r)) is not None), strict=True)
+            mark = axes.scatter(
+                xs,
+                ys,
+                c=[_weight(r) or math.nan for r in marked] if norm else _BLUE,
+                norm=norm,
+                cmap="viridis" if norm else None,
+                plotnonfinite=True,
+                marker=marker,
+                s=88 if outcome == "finished" else 58,
+                alpha=1.0 if outcome == "finished" else 0.8,
+                edgecolor="white",
+                linewidth=0.9,
+                zorder=3,
+            )
+            if linked:
+                mark.set_gid(TRIAL_GID + marked[0].trial_id)
         # An empty series in one neutral colour makes the entry of the legend.
         axes.scatter([], [], marker=marker, s=52, color=GREY, label=f"{outcome} ({len(group)})")
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from tuning.reporting.figures.frame import GREY, INK, accuracies, legend_mark
+from tuning.reporting.linked_figures import TRIAL_GID
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.rules import best_by_method
 
@@ -34,7 +35,7 @@ def draw_methods(axes: Axes, search: SearchRecord, trials: Sequence[TrialRecord]
             continue
         colour, marker = looks[search.method(record) or ""]
         chosen, finished = record.trial_id in best, record.outcome == "finished"
-        axes.scatter(
+        mark = axes.scatter(
             *point,
             s=130 if chosen else 42,
             marker=marker,
@@ -44,6 +45,7 @@ def draw_methods(axes: Axes, search: SearchRecord, trials: Sequence[TrialRecord]
             alpha=1.0 if chosen else 0.6,
             zorder=3.5 if chosen else 3,
         )
+        mark.set_gid(TRIAL_GID + record.trial_id)
 
 
 def method_legend(search: SearchRecord, trials: Sequence[TrialRecord]) -> list[Line2D]:

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.tuning import fakes
+from tuning.reporting.html_report import REPORT_FILE, write_report
+from tuning.reporting.linked_figures import MAX_LINKED, trial_title
+from tuning.runs.records import TrialRecord
+
+SEARCH = fakes.search_record(Path("run"))
+
+
+def page_of(records: list[TrialRecord], folder: Path) -> str:
+    write_report(SEARCH, records, folder)
+    return (folder / REPORT_FILE).read_text("utf-8")
+
+
+def linked(page: str) -> list[Counter[str]]:
+    """How often each trial is marked in each figure of the page."""
+    figures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    return [Counter(re.findall('<g data-trial="(.*?)"', figure)) for figure in figures]
+
+
+@pytest.mark.parametrize("records", [fakes.finished_search(), fakes.compared_methods()])
+def test_every_trial_is_marked_in_its_row_and_in_both_figures(
+    records: list[TrialRecord], tmp_path: Path
+) -> None:
+    page = page_of(records, tmp_path)
+    names = {record.trial_id for record in records}
+    failed = {record.trial_id for record in records if record.outcome == "failed"}
+    assert set(re.findall('<tr[^>]* data-trial="(.*?)"', page)) == names
+    accuracies, curves = linked(page)
+    assert set(accuracies) == names - failed
+    assert curves == Counter(names)
+    assert "<script>" in page
+
+
+def test_ids_of_the_page_are_unique_and_references_lead_to_them(tmp_path: Path) -> None:
+    page = page_of(fakes.finished_search(), tmp_path)
+    ids = re.findall(r'\bid="(.*?)"', page)
+    assert len(ids) > 100
+    assert len(ids) == len(set(ids))
+    references = re.findall(r"(?:href=\"|url\()#(.*?)[\")]", page)
+    assert len(references) > 100
+    assert set(references) <= set(ids)
+
+
+def test_a_trial_has_its_figures_beside_the_pointer(tmp_path: Path) -> None:
+    record = fakes.trial(7, 85.25, 62.0)
+    expected = [
+        "trial-007, finished",
+        "reg_weight=1 text_length=8 lr=1e-05",
+        "ID 85.2",
+        "mean OOD 62.0",
+        "val/mean_acc 73.6",
+    ]
+    assert trial_title(SEARCH, record).split("\n") == expected
+    figure, _ = re.findall(r"<svg.*?</svg>", page_of([record], tmp_path), re.DOTALL)
+    mark = ElementTree.fromstring(figure).find(".//*[@data-trial='trial-007']")
+    assert mark is not None
+    assert mark[0].text == "\n".join(expected)
+
+
+def test_names_and_parameters_are_no_markup(tmp_path: Path) -> None:
+    odd = """</title><script>alert("1")</script>'&"""
+    record = replace(fakes.trial(0), trial_id=odd, params={"method.name": odd})
+    page = page_of([record, fakes.trial(1)], tmp_path)
+    assert page.count("<script") == 1
+    accuracies, curves = linked(page)
+    assert len(accuracies) == len(curves) == 2
+
+
+def test_many_trials_are_drawn_but_not_linked(tmp_path: Path) -> None:
+    page = page_of([fakes.trial(number) for number in range(MAX_LINKED + 1)], tmp_path)
+    assert "<svg" not in page
+    assert "<script" not in page
