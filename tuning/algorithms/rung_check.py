@@ -2,7 +2,9 @@
 
 A learning rate that wins early may lose in the end, and then a rung removes the best trials. So the
 first trials run to their end. Spearman's rank correlation between their values at a step and their
-final values decides whether trials are stopped at that step.
+final values decides whether trials are stopped at that step. The estimate itself decides: a handful
+of trials can show that a rung reverses the ranking, but its 95 % interval is wide, so they seldom
+prove that it does not.
 """
 
 from __future__ import annotations
@@ -60,17 +62,19 @@ class RungCheck:
         return self.correlation >= self.least
 
     def __str__(self) -> str:
-        """For people, such as `step 60: 0.83 [0.21, 0.97] in 6 trials, may stop`."""
+        """For people, such as `step 60: 0.83 [-0.12, 0.99] in 6 trials; may stop: at least 0.4`."""
         found = f"{self.correlation:.2f} [{self.low:.2f}, {self.high:.2f}]"
         if math.isnan(self.correlation):
             is_few = self.trials < LEAST_TRIALS
             found = f"undefined ({'too few values' if is_few else 'all values were equal'})"
-        verdict = "may stop" if self.stops else "stops no trial"
-        return f"step {self.step}: {found} in {self.trials} trials, {verdict}"
+        verdict = f"may stop: at least {self.least:g}" if self.stops else "stops no trial"
+        if self.stops and self.low < self.least:
+            verdict += ", though lower values are not ruled out"
+        return f"step {self.step}: {found} in {self.trials} trials; {verdict}"
 
 
 class CheckedRule:
-    """A rule that stops trials only at steps whose values have proved to predict the final ones.
+    """A rule that stops trials only at steps whose values rank trials like the final ones.
 
     Until `trials` have run to their end, it stops none of them, except for those without a finite
     objective. Trials that end later do not count. By then, weak trials have been stopped, and
@@ -180,11 +184,14 @@ class SearchRule:
         return signed if all(map(math.isfinite, signed)) else None
 
     def describe(self) -> str:
-        """One line: the rule, and what it waits for."""
+        """One line, after a `replay`: the rule, and what it waits for."""
         config = self._config
         if isinstance(config, NoSchedulerConfig):
             return "Stopping    none"
         checked = _checked_trials(config, self._trials)
+        rules = self._rule.rules.values()
+        if rules and all(isinstance(rule, CheckedRule) and rule.is_decided for rule in rules):
+            return f"Stopping    {config.name}, checked in an earlier session"
         if checked == 0:
             return f"Stopping    {config.name}, unchecked"
         if checked < LEAST_TRIALS:

@@ -41,8 +41,8 @@ class StepScheduler(FIFOScheduler):
     ) -> None:
         super().__init__()
         self._rule, self._total_steps, self._announce = rule, total_steps, announce
-        announce(rule.describe())
         rule.replay(earlier)
+        announce(rule.describe())
         self._announced = describe_checks(rule.checks())
 
     def __getstate__(self) -> dict[str, Any]:

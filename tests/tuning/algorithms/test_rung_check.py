@@ -88,7 +88,7 @@ def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest() -> 
 def test_equal_values_predict_nothing() -> None:
     rule = checked([(1.0, float(final)) for final in range(4)])
     assert math.isnan(rule.check(RUNG).correlation)
-    said = f"step {RUNG}: undefined (all values were equal) in 4 trials, stops no trial"
+    said = f"step {RUNG}: undefined (all values were equal) in 4 trials; stops no trial"
     assert str(rule.check(RUNG)) == said
     assert rule.should_continue(9, RUNG, (0.0,))
 
@@ -146,7 +146,13 @@ def test_the_checks_of_a_search_follow_from_its_records(search: SearchRecord) ->
     assert (check.step, check.trials, check.correlation) == (RUNG, 6, 1)
     (line,) = describe_checks({None: of_all})
     assert line.startswith("Rank correlation with the final value, step 30: 1.00 [0.6")
-    assert line.endswith("in 6 trials, may stop")
+    assert line.endswith("in 6 trials; may stop: at least 0.4")
+
+
+def test_a_check_that_proves_little_says_so() -> None:
+    few = str(checked([(e, 11.0 + n) for n, e in enumerate([1.0, 3.0, 2.0, 4.0])]).check(RUNG))
+    assert few.startswith(f"step {RUNG}: 0.80 [-0.82, 1.00] in 4 trials; may stop: at least 0.4, ")
+    assert few.endswith("though lower values are not ruled out")
 
 
 def test_a_larger_budget_leaves_the_check_as_it_was(search: SearchRecord) -> None:

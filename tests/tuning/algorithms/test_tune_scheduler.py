@@ -194,4 +194,4 @@ def test_a_check_is_announced_once_and_holds_after_a_resume() -> None:
     second = scheduler(trials=8, announce=lines.append, earlier=reversed(records))
     for s in (first, second):
         assert goes_on(s, tune_trial(8), 30, 0.0)
-    assert lines[announced:] == lines[:1]
+    assert lines[announced:] == ["Stopping    asha, checked in an earlier session"]
