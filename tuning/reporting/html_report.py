@@ -83,7 +83,10 @@ th, td { padding: .25rem .6rem; text-align: right; white-space: pre;
 .left { text-align: left } .best { font-weight: bold }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: .75rem }
 $style
-@media print { body { max-width: none; font-size: 11px } figure, table { break-inside: avoid } }
+@media print {
+  body { max-width: none; font-size: 11px } figure, table { break-inside: avoid }
+  table { font-size: 8px } th, td { padding: .1rem .3rem }
+}
 </style></head><body>
 $body
 </body></html>
