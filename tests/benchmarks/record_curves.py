@@ -72,7 +72,11 @@ def sobol(file: SearchFile, count: int) -> list[dict[str, Any]]:
 def overrides(arguments: argparse.Namespace) -> list[str]:
     """Keys of the quickstart that a recording changes."""
     ood = [d for d in ("real", *OOD_DOMAINS) if d != arguments.id_domain]
-    changed = ["trial.eval.every=15", f"trial.eval.rung_weights={arguments.rung_weights}"]
+    changed = [
+        "trial.eval.every=15",
+        "trial.eval.rung_images=0",
+        f"trial.eval.rung_weights={arguments.rung_weights}",
+    ]
     changed.append(f"trial.data.id_domain={arguments.id_domain}")
     changed.append(f"trial.data.ood_domains=[{', '.join(ood)}]")
     if arguments.plane:

@@ -42,7 +42,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "model": {"name": "tiny-clip"},
         "data": {"crop_area": [0.4, 1.0]},
         "optim": {"lr": 6e-4, "batch_size": 64},
-        "eval": {"every": 40},
+        "eval": {"every": 40, "rung_images": 200, "batch_size": 64},
         "steps": 120,
     },
     "ViT-B-32": {

@@ -213,6 +213,10 @@ def _init(workers_address: str, **arguments: Any) -> None:
     ray#61756).
     """
     variables = {**WORKER_ENVIRONMENT, "RAY_ADDRESS": workers_address}
+    if arguments["address"] == "local":
+        # No node of such a cluster can announce its end, and the process that waits for that takes
+        # a second of CPU time for each slot.
+        variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     ray.init(
         log_to_driver=False,
         logging_level=logging.ERROR,

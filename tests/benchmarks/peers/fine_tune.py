@@ -32,7 +32,7 @@ from trainers.models.config import ModelConfig
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 
 DATA = DataConfig()
-BATCH_SIZE, EVAL_BATCH_SIZE, TEXTS, WARM_UP = 64, 256, 80, 0.1
+BATCH_SIZE, EVAL_BATCH_SIZE, TEXTS, WARM_UP = 64, 64, 80, 0.1
 
 
 class TrainViews(Dataset[tuple[Tensor, Tensor]]):

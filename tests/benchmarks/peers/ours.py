@@ -46,6 +46,7 @@ def main() -> None:
         points = [{names.get(n, f"method.{n}"): v for n, v in p.items()} for p in fixed]
         settings |= {
             "trial.eval.rung_weights": "raw",
+            "trial.eval.rung_images": 0,
             "search.scheduler": {"name": "none"},
             "search.space.initial_points": points,
         }
