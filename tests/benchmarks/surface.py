@@ -3,8 +3,10 @@
 The best of many noisy values is a lucky one, so a search is judged by what its choice is worth on
 average: by a Gaussian process through the final objectives of all recorded configurations. A
 simulated trial at any point of the space reports the surfaces' values there plus noise. That noise
-is real: the deviations of a recorded configuration near the point from the surfaces that the others
-give (leave-one-out residuals), of all steps and metrics together, with a random sign.
+is real: the deviations of a recorded configuration from the surfaces, of all steps and metrics
+together and with their sign. The configuration is one whose objective on the surface is as high as
+that of the point, because trainings that may collapse deviate far more than good ones, and to one
+side.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from search_spaces import SearchSpace
 from tests.benchmarks.curve_table import Curve, CurveTable, unit_point
 
-NEIGHBOURS = 10
-"""Recorded configurations near a point whose deviations may be drawn there."""
+DONORS = 10
+"""Recorded configurations whose deviations may be drawn at a point."""
 LOG2_CANDIDATES = 13
 
 
@@ -54,8 +56,13 @@ class Surfaces:
         self._mean, self._scale = flat.mean(axis=0), flat.std(axis=0)
         inverse = np.linalg.inv(self._kernel(self._points))
         self._weights = inverse @ ((flat - self._mean) / self._scale)
-        self.residuals = self._weights / np.diag(inverse)[:, None] * self._scale
+        # A residual is noise * weight. Its variance is smaller than that of the noise, since the
+        # surface follows its own points, by the factor noise * diag(inverse).
+        noise = self._kernel.k2.noise_level
+        inflation = np.sqrt(noise / np.diag(inverse))[:, None]
+        self.residuals = inflation * self._weights * self._scale
         """Deviations of each configuration, (configurations, steps x metrics)."""
+        self._finals = self.at(self._points)[:, -1, 0]
         candidates = qmc.Sobol(dims, seed=0).random_base2(LOG2_CANDIDATES)
         finals = self.at(candidates)[:, -1, 0]
         self.best, self.best_point = float(finals.max()), candidates[finals.argmax()]
@@ -68,10 +75,9 @@ class Surfaces:
     def draw(self, point: np.ndarray, rng: np.random.Generator) -> tuple[float, Curve]:
         """The true final objective at a point, and what a training there might report."""
         truth = self.at(point[None])[0]
-        distances = np.linalg.norm(self._points - point, axis=1)
-        near = int(rng.choice(np.argsort(distances)[:NEIGHBOURS]))
-        noise = rng.choice((-1, 1)) * self.residuals[near].reshape(truth.shape)
-        seen = truth + noise
+        alike = np.argsort(np.abs(self._finals - truth[-1, 0]))[:DONORS]
+        noise = self.residuals[alike] - self.residuals[alike].mean(axis=0)
+        seen = truth + rng.choice(noise).reshape(truth.shape)
         seen[:, self._is_nll] = np.exp(seen[:, self._is_nll])
         curve = {
             step: dict(zip(self.metrics, map(float, row), strict=True))

@@ -274,11 +274,13 @@ def test_costs_are_medians_without_what_each_first_row_has_of_loading() -> None:
     assert costs.eval_seconds == pytest.approx(2.0)
 
 
+NOISE = [0.2 * float(value) for value in np.random.default_rng(0).standard_normal(40)]
+
+
 def rows_of_a_hill() -> list[Any]:
     """Configurations whose final score is 80 less 10 for each decade from lr 1e-3, and noise."""
-    rng, rows = np.random.default_rng(0), []
-    for number, lr in enumerate(np.geomspace(1e-4, 1e-2, 40)):
-        noise = 0.2 * float(rng.standard_normal())
+    rows = []
+    for number, (lr, noise) in enumerate(zip(np.geomspace(1e-4, 1e-2, 40), NOISE, strict=True)):
         final = 80 - 10 * math.log10(lr / 1e-3) ** 2 + noise
         for step in range(10, LAST + 1, 10):
             values = {"id_val/acc": final - (LAST - step), "id_val/nll": math.exp(-final / 100)}
@@ -298,7 +300,8 @@ def test_the_surface_is_the_truth_and_its_residuals_are_the_noise(setting: Setti
     assert surfaces.best == pytest.approx(80, abs=0.3)
     assert surfaces.best_point[0] == pytest.approx(0.5, abs=0.05)
     assert surfaces.matters.tolist() == [True, False]  # the score ignores the length
-    assert surfaces.residuals[:, -2].std() == pytest.approx(0.2, rel=0.4)
+    noise = float(np.std(NOISE))
+    assert surfaces.residuals[:, -2].std() == pytest.approx(noise, rel=0.4)
     (truth,) = surfaces.at(np.array([[0.75, 0.5]]))[:, -1, 0]
     assert truth == pytest.approx(80 - 10 * 0.5**2, abs=0.3)
     rng = np.random.default_rng(1)
@@ -306,7 +309,7 @@ def test_the_surface_is_the_truth_and_its_residuals_are_the_noise(setting: Setti
     seen = [curve[LAST]["id_val/acc"] for _, curve in draws]
     assert [known for known, _ in draws] == pytest.approx([truth] * 300)
     assert np.mean(seen) == pytest.approx(truth, abs=0.05)
-    assert np.std(seen) == pytest.approx(0.2, rel=0.5)
+    assert np.std(seen) == pytest.approx(noise, rel=0.5)
 
 
 def test_a_prior_is_off_by_its_distance(setting: Setting) -> None:
