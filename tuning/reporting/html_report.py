@@ -35,7 +35,7 @@ from tuning.reporting.predictions_report import (
 )
 from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
-from tuning.runs.records import AVERAGED, SearchRecord, TrialRecord
+from tuning.runs.records import AVERAGED, EVAL_IMAGES, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
 if TYPE_CHECKING:
@@ -177,8 +177,15 @@ def _sections(
             yield _table(table)
     yield "<h2>Curves</h2>"
     note = "Dotted: pruned, stopped or failed before the last step."
-    if any(point.get(AVERAGED) for record in records for point in record.curve):
+    points = [point for record in records for point in record.curve]
+    if any(point.get(AVERAGED) for point in points):
         note += " Before the last step, the average of the weights was evaluated."
+    images = {point[EVAL_IMAGES] for point in points if EVAL_IMAGES in point}
+    if len(images) > 1:
+        note += (
+            f" Before the last step, {min(images):,.0f} of {max(images):,.0f} images were "
+            "evaluated, so that a curve may jump there."
+        )
     curves = details.curves_figure(search, records)
     yield _image(curves, "objective of each trial by step", note, linked)
     slices, importance = details.slices_figure(records), details.importance_figure(records)

@@ -148,9 +148,13 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         )
     if any(record.metrics.get(AVERAGED) for record in order):
         notes.append("Trials that ended early: accuracy of their averaged weights.")
-    images = {record.metrics.get(EVAL_IMAGES) for record in (*references, *order)} - {None}
+    shown = (record.metrics for record in (*references, *order))
+    images = {metrics[EVAL_IMAGES] for metrics in shown if EVAL_IMAGES in metrics}
     if len(images) > 1:
-        notes.append("Trials that ended early: accuracy on a sample of the validation images.")
+        notes.append(
+            f"Trials that ended early: accuracy on {min(images):,.0f} of {max(images):,.0f} "
+            "validation images, which may be some points off."
+        )
     notes += describe_checks(rung_checks(search, records))
     if len(search.constraints) > 1:
         named = [f"{letter}: {text}" for text, letter in letters.items()]

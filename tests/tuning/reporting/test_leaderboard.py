@@ -190,8 +190,8 @@ def test_accuracies_on_a_sample_of_the_images_are_labelled() -> None:
         pruned = fakes.trial(1, outcome="pruned", curve=(point,))
         return " ".join(leaderboard(SEARCH, [pruned, fakes.trial(2, curve=(ended,))]).notes)
 
-    assert "accuracy on a sample of the validation images" in notes(100.0)
-    assert "sample" not in notes(500.0)
+    assert "accuracy on 100 of 500 validation images" in notes(100.0)
+    assert "validation images" not in notes(500.0)
 
 
 def test_the_first_note_says_that_no_trial_beats_a_reference() -> None:
