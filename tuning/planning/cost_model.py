@@ -11,7 +11,7 @@ searches stop these trials, in the order in which their reports would arrive.
 The range of an estimate has two sources: which trials are stopped, and how long a step really
 takes. For the second, the durations of each trial are multiplied by exp(s * (z + z')), where s is
 the relative spread of the measured steps and z, z' ~ N(0, 1) are drawn once for a replay and once
-for a trial.
+for a trial. What comes before and after the trials varies as much.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class SearchShape:
     """Trials that run first and that no rule stops."""
     objectives: int = 1
     setup_s: float = 0.0
-    """Seconds before the first trial starts, those of the workers' start included."""
+    """Seconds before the first trial and after the last one, with the start of the workers."""
 
     @property
     def report_steps(self) -> tuple[int, ...]:
@@ -142,7 +142,9 @@ def estimate(
         speeds = np.exp(
             cost.spread * (common + rng.standard_normal(shape.trials + shape.references))
         )
-        done.append(replay(shape, cost, new_rule(), curves, speeds.tolist()))
+        setup_s = shape.setup_s * float(np.exp(cost.spread * rng.standard_normal()))
+        drawn = replace(shape, setup_s=setup_s)
+        done.append(replay(drawn, cost, new_rule(), curves, speeds.tolist()))
 
     def band(figures: Sequence[float]) -> Band:
         low, median, high = np.quantile(figures, QUANTILES).tolist()

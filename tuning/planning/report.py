@@ -96,7 +96,7 @@ def _measured(plan: Plan) -> Table:
         *_rungs(plan),
         ("a checkpoint", f"{probe.save_s:.3g} s", gigabytes(probe.checkpoint_bytes)),
         ("start of a trial", f"{probe.restart_s:.3g} s", "in workers that are kept"),
-        ("start of the search", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model, workers"),
+        ("start and end", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model, workers, report"),
         ("cache of images", format_seconds(probe.cache_s), "once per machine, in no cost below"),
         ("memory of a trial", gigabytes(plan.trial_memory_bytes), "at its peak"),
         ("of it on the head", gigabytes(probe.head_bytes), "drivers of its workers"),

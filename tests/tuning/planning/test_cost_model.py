@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -34,6 +35,12 @@ def test_without_a_rule_the_cost_is_exact() -> None:
     ):
         assert (band.low, band.median, band.high) == pytest.approx((expected,) * 3)
     assert found.reached == (5, 5, 5)
+
+
+def test_start_and_end_vary_as_the_trials_do() -> None:
+    shape = SearchShape(trials=1, total_steps=100, eval_every=40, setup_s=1e9)
+    hours = estimate(shape, replace(EXACT, spread=0.1), lambda: None, replays=1000).hours
+    assert math.log(hours.high / hours.low) == pytest.approx(2 * 1.645 * 0.1, rel=0.1)
 
 
 def test_trials_fill_the_slots_and_references_come_on_top() -> None:
