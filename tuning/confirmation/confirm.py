@@ -125,8 +125,8 @@ def confirm(
     write_results_table(run.folder, list(stored.values()))
     confirmation = Confirmation(search, fresh, configurations, stored, failed)
     uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
-    log_confirmation(uri, file.search.tracking.experiment, confirmation)
     write_report(search, records, run.folder / REPORT_FOLDER, url_of(run.home, TRAIN_FOLDER))
+    log_confirmation(uri, file.search.tracking.experiment, confirmation)  # uploads the report
     return confirmation
 
 

@@ -24,6 +24,7 @@ from trainers.redact import redact
 from tuning.confirmation.results import FT, Confirmation
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import PARENT_TAG
+from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
 from tuning.runs.records import SearchRecord
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmation) -> None:
-    """Write each confirmed configuration below the search's run."""
+    """Write each confirmed configuration below the search's run, and upload the report there."""
 
     def write(client: MlflowClient, parent: Run) -> None:
         for configuration in confirmation.configurations:
@@ -60,6 +61,8 @@ def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmat
             run_id = str(earlier[0].info.run_id) if earlier else None  # of fewer or other seeds
             params = {key: value for key, value in configuration.params.items() if key != "seed"}
             _log(client, parent, f"confirm {name}", tags, metrics, len(seeds), params, run_id)
+        report = confirmation.search.run_folder / REPORT_FOLDER / REPORT_FILE
+        client.log_artifact(str(parent.info.run_id), str(report))
 
     _below_search(tracking_uri, experiment, confirmation.search, "the confirmation", write)
 

@@ -316,7 +316,7 @@ def test_results_are_not_measured_again(
 
 @pytest.mark.slow
 def test_mlflow_has_one_run_per_configuration(
-    confirmed: tuple[Path, Confirmation],
+    confirmed: tuple[Path, Confirmation], tmp_path: Path
 ) -> None:
     folder, found = confirmed
     client = MlflowClient(default_tracking_uri(folder.parent))
@@ -325,6 +325,8 @@ def test_mlflow_has_one_run_per_configuration(
     by_trial = {run.data.tags["confirms"]: run for run in runs}
     assert len(runs) == len(by_trial) == 2
     (parent,) = client.search_runs([experiment.experiment_id], "tags.kind = 'search'")
+    page = client.download_artifacts(parent.info.run_id, "index.html", str(tmp_path))
+    assert "Confirmed on fresh seeds" in Path(page).read_text("utf-8")
     for trial_id, run in by_trial.items():
         mean = found.estimate(trial_id, "id_test/acc")
         assert mean is not None
