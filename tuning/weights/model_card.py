@@ -24,7 +24,7 @@ import json, open_clip, safetensors.torch, torch
 from PIL import Image, ImageOps
 from torchvision import transforms
 
-folder = "."  # with this file
+folder = "."  # or the path of the folder with this file
 model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
 head = safetensors.torch.load_file(f"{{folder}}/head.safetensors")["head"]
 about = json.load(open(f"{{folder}}/classes.json"))
