@@ -54,20 +54,21 @@ class RungCheck:
     """Lower end of its 95 % interval."""
     high: float
     least: float
-    """Correlation from which trials are stopped at this step."""
+    """Correlation above which trials are stopped at this step."""
 
     @property
     def stops(self) -> bool:
         """Whether trials are stopped here."""
-        return self.correlation >= self.least
+        # Not by the rounding of a tie: with 4 trials, 0.4 is computed as 0.39999999999999997.
+        return self.correlation > self.least + 1e-9
 
     def __str__(self) -> str:
-        """For people, such as `step 60: 0.83 [-0.12, 0.99] in 6 trials; may stop: at least 0.4`."""
+        """For people, such as `step 60: 0.83 [-0.12, 0.99] in 6 trials; may stop: above 0.4`."""
         found = f"{self.correlation:.2f} [{self.low:.2f}, {self.high:.2f}]"
         if math.isnan(self.correlation):
             is_few = self.trials < LEAST_TRIALS
             found = f"undefined ({'too few values' if is_few else 'all values were equal'})"
-        verdict = f"may stop: at least {self.least:g}" if self.stops else "stops no trial"
+        verdict = f"may stop: above {self.least:g}" if self.stops else "stops no trial"
         if self.stops and self.low < self.least:
             verdict += ", though lower values are not ruled out"
         return f"step {self.step}: {found} in {self.trials} trials; {verdict}"

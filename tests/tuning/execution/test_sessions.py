@@ -218,4 +218,4 @@ def test_a_rung_stops_trials_once_it_is_checked(images_root: Path, tmp_path: Pat
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     checked = [line for line in lines if line.startswith("Rank correlation")]
     assert len(checked) == 2  # steps 2 and 4
-    assert all("1.00 [-1.00, 1.00] in 3 trials; may stop: at least" in line for line in checked)
+    assert all("1.00 [-1.00, 1.00] in 3 trials; may stop: above" in line for line in checked)
