@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
 from trainers.data.cache.room import ROOM_LOCK, Room, set_lock
-from trainers.data.schema import cannot_be_read, header_of, open_parquet, read_header
+from trainers.data.schema import cannot_be_read, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import ConfigError
 
@@ -233,11 +233,16 @@ def _convert_all(store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], room
     files = [file for file, _ in missing]
     what = f"{_parts(store, files)} of {store.url}"
     with ThreadPoolExecutor(_CONVERSIONS) as pool:
-        needed = sum(h.image_bytes for h in pool.map(lambda file: read_header(store, file), files))
+        headers = pool.map(lambda file: read_header(store, file), files)
+        sizes = {
+            room.unfinished(target): header.image_bytes
+            for (_, target), header in zip(missing, headers, strict=True)
+        }
+        needed = sum(sizes.values())
         check_limit(store, files, room.kept_bytes() + needed, limit_bytes=room.limit)
-        if not room.take(needed):
+        if not room.take(sizes):
             logger.warning("%s: waiting for room, as other images are being cached", what)
-            while not room.take(needed):
+            while not room.take(sizes):
                 time.sleep(_WAIT_S)
         if needed > _LARGE:
             logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, room.folder)
@@ -254,29 +259,27 @@ def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
     name = f"{store.url}/{store.relative(file)}"
     unfinished = room.unfinished(target)
     try:
-        with open_parquet(store, file) as parquet, unfinished.open("wb") as sink:
+        with open_parquet(store, file) as parquet, unfinished.open("r+b") as sink:
             # Room was made for the sizes in the footer; equal images may be in the file only once.
-            taken = header_of(parquet, name).image_bytes
-            unforeseen = -taken
+            taken, needed = unfinished.stat().st_size, 0
             schema = COLUMNS.with_metadata(parquet.schema_arrow.metadata)
             with ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(_BATCH, columns=["label", "image"]):
                     rows = _flat(batch, schema)
-                    unforeseen += rows.nbytes
-                    if unforeseen > 0:
-                        if not room.take(unforeseen):
+                    needed += rows.nbytes
+                    if needed > taken:
+                        if not room.take({unfinished: needed}):
                             raise _exceeds(store, [file], "more than that", room.limit)
-                        taken += unforeseen
-                        unforeseen = 0
+                        taken = needed
                     writer.write_batch(rows)
+            sink.truncate()
             os.fsync(sink.fileno())
-        room.finished(unfinished, target, taken)
+        with filelock.FileLock(room.folder / ROOM_LOCK):  # or it could be counted twice
+            unfinished.replace(target)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, such as a full disk; Arrow's own errors have no number
         raise cannot_be_read(name, error) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _flat(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -2,8 +2,8 @@
 
     lock                    held while sizes are added up and files removed, which is short
     lock-<set>              held by the process that converts a set of files
-    <set>.reserved          bytes that this process will still write
-    <file>.<set>.unfinished what it is writing
+    <file>.<set>.unfinished what it is writing; from the start as large as the file will be, so that
+                            the others count it
 
 A conversion whose lock is free was killed, and its files are removed by the next one.
 """
@@ -13,16 +13,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
 from typing import Self
 
 import filelock
 
 ROOM_LOCK = "lock"
-_RESERVED, _UNFINISHED = ".reserved", ".unfinished"
+_UNFINISHED = ".unfinished"
 
 
 def set_lock(folder: Path, name: str) -> filelock.FileLock:
@@ -51,21 +50,14 @@ class Room:
     def __init__(self, folder: Path, name: str, *, keep: Sequence[Path], limit: int) -> None:
         self.folder, self.limit = folder, limit
         self._name, self._keep = name, set(keep)
-        self._reserved = 0
-        self._lock = Lock()  # of the threads that convert
 
     def __enter__(self) -> Self:
-        """Remove the files of conversions that were killed."""
-        with filelock.FileLock(self.folder / ROOM_LOCK):
-            left = {p.name.split(".")[-2] for p in self.folder.glob(f"*{_UNFINISHED}")}
-            left |= {p.stem for p in self.folder.glob(f"*{_RESERVED}")}
-            for name in left:
-                if name == self._name or self._is_free(name):
-                    self._remove(name)
+        """Remove what an earlier conversion of this set left when it was killed."""
+        self._remove(self._name)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give back what was not used."""
+        """Remove what was not finished."""
         self._remove(self._name)
 
     def unfinished(self, target: Path) -> Path:
@@ -76,25 +68,26 @@ class Room:
         """Size of the files to keep that exist."""
         return sum(stat.st_size for stat in stats(self._keep).values())
 
-    def finished(self, unfinished: Path, target: Path, size: int) -> None:
-        """Publish a file for which `size` bytes were taken."""
-        with self._lock:
-            unfinished.replace(target)
-            self._reserved -= size
-            self._write_reservation()
-
-    def take(self, size: int) -> bool:
-        """Make room for `size` bytes; False if the limit does not allow it at present.
+    def take(self, sizes: Mapping[Path, int]) -> bool:
+        """Make or enlarge unfinished files; False if the limit does not allow it at present.
 
         Nothing is removed if removing everything would not be enough.
+
+        Args:
+            sizes: bytes that each file will have; it is sparse until it is written.
 
         Raises:
             OSError: ENOSPC; the disk does not have the room.
         """
-        with self._lock, filelock.FileLock(self.folder / ROOM_LOCK):
+        with filelock.FileLock(self.folder / ROOM_LOCK):
+            written = stats(self.folder.glob(f"*{_UNFINISHED}"))
+            for name in {path.name.split(".")[-2] for path in written} - {self._name}:
+                if self._is_free(name):
+                    self._remove(name)
+            written = stats(written)
+            size = sum(sizes.values()) - sum(written[p].st_size for p in sizes if p in written)
             found = stats(self.folder.glob("*.arrow"))
-            pending = self._reserved + self._reserved_by_others()
-            left = self.limit - pending - sum(stat.st_size for stat in found.values())
+            left = self.limit - sum(stat.st_size for stat in (*written.values(), *found.values()))
             unused = sorted(found.keys() - self._keep, key=lambda path: found[path].st_mtime_ns)
             removable = sum(found[path].st_size for path in unused)
             if left + removable < size:
@@ -107,20 +100,10 @@ class Room:
                 path.unlink(missing_ok=True)
                 left += found[path].st_size
             self._require_disk(size, 0)  # a removed file keeps its room while it is mapped
-            self._reserved += size
-            self._write_reservation()
+            for path, total in sizes.items():
+                with path.open("ab") as file:
+                    file.truncate(total)
             return True
-
-    def _reserved_by_others(self) -> int:
-        total = 0
-        for path in self.folder.glob(f"*{_RESERVED}"):
-            if path.stem != self._name and not self._is_free(path.stem):
-                with suppress(OSError, ValueError):  # it has just ended
-                    total += int(path.read_text())
-        return total
-
-    def _write_reservation(self) -> None:
-        (self.folder / f"{self._name}{_RESERVED}").write_text(str(self._reserved))
 
     def _is_free(self, name: str) -> bool:
         """Whether no process converts this set."""
@@ -131,10 +114,7 @@ class Room:
             return False
 
     def _remove(self, name: str) -> None:
-        for path in (
-            self.folder / f"{name}{_RESERVED}",
-            *self.folder.glob(f"*.{name}{_UNFINISHED}"),
-        ):
+        for path in self.folder.glob(f"*.{name}{_UNFINISHED}"):
             path.unlink(missing_ok=True)
 
     def _require_disk(self, size: int, removable: int) -> None:

@@ -100,7 +100,7 @@ def test_removed_files_that_are_still_mapped_free_no_room(
     usage = type("Usage", (), {"free": 500})
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"the disk has 5e-07 GB free$") as full:
-        Room(tmp_path, "x", keep=[], limit=GB).take(1200)
+        Room(tmp_path, "x", keep=[], limit=GB).take({tmp_path / "new.x.unfinished": 1200})
     assert full.value.errno == errno.ENOSPC
 
 
@@ -108,9 +108,10 @@ def test_a_limit_that_cannot_be_kept_removes_no_file(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / f"{name}.arrow").write_bytes(bytes(1000))
     room = Room(tmp_path, "x", keep=[tmp_path / "a.arrow"], limit=3500)
-    assert not room.take(2501)
+    new = room.unfinished(tmp_path / "d.arrow")
+    assert not room.take({new: 2501})
     assert len(list(tmp_path.glob("*.arrow"))) == 3
-    assert room.take(2500)
+    assert room.take({new: 2500})
     assert [path.name for path in tmp_path.glob("*.arrow")] == ["a.arrow"]
 
 
