@@ -6,10 +6,9 @@ images. So an interrupted preparation can go on, and still reports everything.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,11 +16,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from trainers.data.encoding import BadImage, Encoded, EncodeOptions, encode
-from trainers.data.formats.index import Example, Finding, Index, Split
+from trainers.data.formats.index import Example, Finding, Index
 from trainers.data.formats.readers import TooLarge, read_sources, stamp
 from trainers.data.formats.retry import require_source
 from trainers.data.schema import LabelledImage, arrow_schema, images_table
 from trainers.data.storage import Store
+from trainers.errors import FULL
 
 FORMAT = 1
 """To be raised if the same images and options would make other files."""
@@ -35,17 +35,11 @@ _ROW_GROUP_BYTES = 64 << 20  # full-size images fill a row group earlier
 _REQUESTED = ("border", "resized")  # changes that the layout or the user wants are no findings
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One Parquet file to be made."""
+@dataclass(frozen=True, kw_only=True)
+class Shard(Index):
+    """One Parquet file to be made of a part of an index."""
 
-    domain: str
-    split: Split
     number: int
-    examples: tuple[Example, ...]
-    class_names: tuple[str, ...]
-    metadata: Mapping[str, str]
-    border: int
     captions: bool
     digest: str
     """Of everything that goes in, except the images' bytes."""
@@ -91,19 +85,8 @@ def plan_shards(index: Index, options: EncodeOptions, size: int) -> list[Shard]:
         digest = start.copy()
         for example in examples:
             digest.update(repr(example).encode())  # names of its classes and fields included
-        shards.append(
-            Shard(
-                index.domain,
-                index.split,
-                number,
-                examples,
-                index.class_names,
-                index.metadata,
-                index.border,
-                captions,
-                digest.hexdigest(),
-            )
-        )
+        part = {**vars(index), "examples": examples, "findings": ()}
+        shards.append(Shard(**part, number=number, captions=captions, digest=digest.hexdigest()))
     return shards
 
 
@@ -124,8 +107,7 @@ def write_shard(
             count = _write_parquet(file, rows, shard, findings, before)
         size = destination.info(shard.path).size
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "no space left" if is_full else " ".join(str(error).split())
+        reason = "no space left" if error.errno in FULL else " ".join(str(error).split())
         raise OSError(f"{destination.url}/{shard.path}: {reason}") from error
     return ShardReport(count, size, tuple(findings), stamp=before)
 

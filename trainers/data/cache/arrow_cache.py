@@ -31,7 +31,7 @@ from pyarrow import fs, ipc
 from trainers.data.cache.room import ROOM_LOCK, Room, set_lock
 from trainers.data.schema import cannot_be_read, open_parquet, read_header
 from trainers.data.storage import Store
-from trainers.errors import ConfigError
+from trainers.errors import DENIED, FULL, ConfigError
 
 CACHE_VARIABLE = "LIPSUM_TUNE_ARROW_CACHE"
 """Environment variable that names another folder for the cache, a different one on each machine."""
@@ -43,8 +43,8 @@ COLUMNS = pa.schema([("label", pa.int64()), ("path", pa.string()), ("bytes", pa.
 """Of an Arrow file. Images come last, so that the rest of a batch lies on one page or two."""
 
 _UNUSABLE = {
-    *(errno.ENOSPC, errno.EDQUOT),  # full
-    *(errno.EACCES, errno.EPERM, errno.EROFS),  # not writable
+    *FULL,
+    *DENIED,
     *(errno.ENOTDIR, errno.EEXIST),  # a file where the folder should be
     *(errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS),  # without locks
 }
