@@ -94,8 +94,7 @@ def _receding(texture: Floats, rng: Rng, size: int, horizon: float) -> Floats:
     # Far away the texture averages out and the air lightens it.
     far = np.clip(1 - below / (1 - horizon) * 2.2, 0, 1)[..., None]
     mean = texture.mean(axis=(0, 1))
-    result: Floats = (plane + (mean * 1.05 - plane) * far * 0.8).astype(np.float32)
-    return result
+    return (plane + (mean * 1.05 - plane) * far * 0.8).astype(np.float32)
 
 
 def _sky(rng: Rng, size: int) -> Floats:

@@ -145,5 +145,4 @@ def _on_canvas(image: Floats, rng: Rng) -> Floats:
     ridges = noise(rng, size, (size / 1.5, size / 4) if rng.random() < 0.5 else size / 2)
     strength = rng.uniform(0.015, 0.05)
     texture = 1 + strength * weave + 0.02 * ridges
-    result: Floats = image * texture[..., None].astype(np.float32)
-    return result
+    return image * texture[..., None].astype(np.float32)

@@ -163,8 +163,7 @@ def noise(rng: Rng, size: int, cells: float | tuple[float, float], octaves: int 
 def _blur_matrix(length: int, radius: float) -> Floats:
     distance = np.arange(length)[:, None] - np.arange(length)[None, :]
     weight = np.exp(-0.5 * (distance / radius) ** 2)
-    result: Floats = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
-    return result
+    return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def blurred(plane: Floats, radius: float) -> Floats:
@@ -207,8 +206,7 @@ def recoloured(image: Floats, *, turn: float, saturation: float, gain: float) ->
     axis = np.full((3, 3), third)
     cross = np.array([[0, -root, root], [root, 0, -root], [-root, root, 0]])
     rotation = axis + cos * saturation * (np.eye(3) - axis) + sin * saturation * cross
-    result: Floats = image @ (gain * rotation.T).astype(np.float32)
-    return result
+    return image @ (gain * rotation.T).astype(np.float32)
 
 
 def rgb(h: float, s: float, v: float) -> Floats:

@@ -98,10 +98,9 @@ def _lit(colour: Floats, mask: Floats, rng: Rng, light: _Light) -> Floats:
     x, y = grid(size)
     fall = 1 + 0.18 * ((x / size - 0.5) * light.x + (y / size - 0.5) * light.y) * 2
     shade = (ambient + (1.3 - ambient) * np.clip(diffuse, 0, 1)) * fall
-    result: Floats = colour * shade[..., None].astype(np.float32) + shine[..., None].astype(
+    return colour * shade[..., None].astype(np.float32) + shine[..., None].astype(
         np.float32
     )
-    return result
 
 
 def _shadowed(scene: Floats, mask: Floats, rng: Rng, light: _Light, horizon: float) -> Floats:
@@ -122,8 +121,7 @@ def _shadowed(scene: Floats, mask: Floats, rng: Rng, light: _Light, horizon: flo
     soft = blurred(shape, float(rng.uniform(1, 2.5)) * size / 64)
     contact = blurred(mask, 1) * np.exp(-(((y - foot) / (3 * size / 64)) ** 2))
     dark = np.clip(soft * rng.uniform(0.4, 0.65) + 0.4 * contact, 0, 0.85)
-    result: Floats = scene * (1 - dark)[..., None].astype(np.float32)
-    return result
+    return scene * (1 - dark)[..., None].astype(np.float32)
 
 
 def _photographed(image: Floats, rng: Rng) -> Floats:
@@ -142,5 +140,4 @@ def _photographed(image: Floats, rng: Rng) -> Floats:
     fine = rng.standard_normal((size, size), dtype=np.float32)
     blotch = resized(rng.standard_normal((size // 2, size // 2), dtype=np.float32), size)
     tint = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(0.5)
-    result: Floats = image + amount * ((fine + 0.7 * blotch)[..., None] + tint)
-    return result
+    return image + amount * ((fine + 0.7 * blotch)[..., None] + tint)

@@ -37,8 +37,7 @@ def sketch(item: Drawing, rng: Rng, size: int) -> Floats:
     ink = np.clip(ink * rng.uniform(1.0, 1.45), 0, 1)
     paper = _paper(rng, size)
     tone = _tone(rng)
-    result: Floats = paper + (tone - paper) * ink[..., None]
-    return result
+    return paper + (tone - paper) * ink[..., None]
 
 
 def _shaky(dark: Floats, rng: Rng) -> Floats:
@@ -53,8 +52,7 @@ def _shaky(dark: Floats, rng: Rng) -> Floats:
         y + np.float32(reach) * noise(rng, size, bumps) + np.float32(shift[1]),
     )
     pressure = np.clip(0.85 + 0.25 * noise(rng, size, 4), 0.25, 1.1)
-    result: Floats = moved * pressure
-    return result
+    return moved * pressure
 
 
 def _hatching(rng: Rng, size: int) -> Floats:
@@ -63,8 +61,7 @@ def _hatching(rng: Rng, size: int) -> Floats:
     spacing = float(rng.uniform(2.6, 4.2)) * size / 64
     across = (x * math.cos(angle) + y * math.sin(angle)) + 0.8 * noise(rng, size, 5)
     stripes = np.clip(np.cos(across * np.float32(2 * math.pi / spacing)), 0, 1)
-    result: Floats = stripes.astype(np.float32)
-    return result
+    return stripes.astype(np.float32)
 
 
 def _paper(rng: Rng, size: int) -> Floats:
@@ -72,8 +69,7 @@ def _paper(rng: Rng, size: int) -> Floats:
     tone = rgb(float(rng.uniform(0.08, 0.14)), warmth, float(rng.uniform(0.86, 0.99)))
     roughness = float(rng.uniform(0.01, 0.03))
     uneven = noise(rng, size, 2) * 0.012 + noise(rng, size, size) * roughness
-    result: Floats = tone * (1 + uneven)[..., None]
-    return result
+    return tone * (1 + uneven)[..., None]
 
 
 def _tone(rng: Rng) -> Floats:
