@@ -26,12 +26,12 @@ def backdrop(rng: Rng, size: int) -> tuple[Floats, float]:
     texture = _ground_texture(rng)
     if rng.random() < 0.25:
         return _seen_from_above(texture, rng, size), 0.0
-    horizon = float(rng.uniform(0.3, 0.68))
+    horizon = rng.uniform(0.3, 0.68)
     behind = (_sky, _wall, _foliage)[int(rng.integers(3))](rng, size)
     ground = _receding(texture, rng, size, horizon)
     _, y = grid(size)
     edge = np.clip((y - horizon * size) / (0.02 * size) + 0.5, 0, 1)[..., None]
-    behind = blurred(behind, float(rng.uniform(0, 2.5)) * size / 64)  # out of focus
+    behind = blurred(behind, rng.uniform(0, 2.5) * size / 64)  # out of focus
     return (behind + (ground - behind) * edge).astype(np.float32), horizon
 
 
@@ -44,13 +44,13 @@ def _ground_texture(rng: Rng) -> Floats:
     n = _TEXTURE
     kind = int(rng.integers(6))
     x, y = grid(n)
-    value = float(rng.uniform(0.4, 0.8))
+    value = rng.uniform(0.4, 0.8)
     if kind == 0:
-        hue = float(rng.uniform(0.2, 0.36))
+        hue = rng.uniform(0.2, 0.36)
         blades = 0.5 + 0.3 * noise(rng, n, (24, 40)) + 0.15 * noise(rng, n, 5)
         return _mixed(rgb(hue, 0.75, value * 0.5), rgb(hue - 0.06, 0.6, value), blades)
     if kind == 1:
-        hue = float(rng.uniform(0.04, 0.1))
+        hue = rng.uniform(0.04, 0.1)
         planks = int(rng.integers(3, 7))
         seam = np.abs(np.sin(math.pi * planks * x / n)) < 0.12
         tone = rng.normal(0, 0.15, planks)[(x * planks / n).astype(int)]
@@ -67,17 +67,17 @@ def _ground_texture(rng: Rng) -> Floats:
     if kind == 4:
         count = int(rng.integers(2, 5))
         check = ((x * count * 2 // n) + (y * count * 2 // n)) % 2
-        hue = float(rng.random())
+        hue = rng.random()
         tiles = 0.2 + 0.6 * check + 0.08 * noise(rng, n, 12)
         return _mixed(rgb(hue, 0.3, value * 0.6), rgb(hue + 0.1, 0.15, value + 0.1), tiles)
-    hue = float(rng.random())
+    hue = rng.random()
     weave = 0.5 + 0.25 * np.sin(x * 1.6) * np.sin(y * 1.6) + 0.2 * noise(rng, n, 4)
     return _mixed(rgb(hue, 0.55, value * 0.65), rgb(hue, 0.4, value), weave)
 
 
 def _seen_from_above(texture: Floats, rng: Rng, size: int) -> Floats:
     x, y = grid(size)
-    turn, zoom = float(rng.uniform(0, 2 * math.pi)), float(rng.uniform(0.5, 1.1)) * 64 / size
+    turn, zoom = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 1.1) * 64 / size
     u = (x * math.cos(turn) - y * math.sin(turn)) * zoom
     v = (x * math.sin(turn) + y * math.cos(turn)) * zoom
     light = 1 + 0.18 * noise(rng, size, 2)
@@ -89,7 +89,7 @@ def _receding(texture: Floats, rng: Rng, size: int, horizon: float) -> Floats:
     below = np.maximum(y / size - horizon, 0.0) + 0.06
     depth = np.float32(rng.uniform(6, 12)) / below
     across = (x / size - 0.5 + rng.uniform(-0.3, 0.3)) * depth * rng.uniform(1.5, 3.0)
-    start = float(rng.uniform(0, _TEXTURE))
+    start = rng.uniform(0, _TEXTURE)
     plane = sampled(texture, across % (_TEXTURE - 1), (depth + start) % (_TEXTURE - 1))
     # Far away the texture averages out and the air lightens it.
     far = np.clip(1 - below / (1 - horizon) * 2.2, 0, 1)[..., None]
@@ -100,24 +100,24 @@ def _receding(texture: Floats, rng: Rng, size: int, horizon: float) -> Floats:
 def _sky(rng: Rng, size: int) -> Floats:
     _, y = grid(size)
     if rng.random() < 0.7:
-        top, low = rgb(0.58, float(rng.uniform(0.4, 0.75)), 0.85), rgb(0.56, 0.15, 0.97)
+        top, low = rgb(0.58, rng.uniform(0.4, 0.75), 0.85), rgb(0.56, 0.15, 0.97)
     else:
-        top, low = rgb(0.68, 0.45, 0.5), rgb(float(rng.uniform(0.02, 0.1)), 0.5, 0.95)
+        top, low = rgb(0.68, 0.45, 0.5), rgb(rng.uniform(0.02, 0.1), 0.5, 0.95)
     sky = _mixed(top, low, y / size * 1.7)
-    clouds = np.clip(noise(rng, size, (5, 3), 3) * 0.6 - float(rng.uniform(0, 0.5)), 0, 0.9)
+    clouds = np.clip(noise(rng, size, (5, 3), 3) * 0.6 - rng.uniform(0, 0.5), 0, 0.9)
     hills = noise(rng, size, (2, 4), 2) * 0.04 + rng.uniform(0.3, 0.6)
     image = _mixed(sky, np.full(3, 0.97, np.float32), clouds)
     if rng.random() < 0.5:
         ridge = hills[size // 2][None, :] * size
-        far = rgb(float(rng.uniform(0.3, 0.62)), 0.35, float(rng.uniform(0.35, 0.6)))
+        far = rgb(rng.uniform(0.3, 0.62), 0.35, rng.uniform(0.35, 0.6))
         image = _mixed(image, far, np.clip(y - ridge, 0, 1))
     return image
 
 
 def _wall(rng: Rng, size: int) -> Floats:
     x, y = grid(size)
-    hue, value = float(rng.random()), float(rng.uniform(0.45, 0.9))
-    base = rgb(hue, float(rng.uniform(0.1, 0.45)), value)
+    hue, value = rng.random(), rng.uniform(0.45, 0.9)
+    base = rgb(hue, rng.uniform(0.1, 0.45), value)
     kind = int(rng.integers(3))
     if kind == 0:  # bricks
         rows = int(rng.integers(9, 15))
@@ -128,17 +128,17 @@ def _wall(rng: Rng, size: int) -> Floats:
         brick = rgb(0.03, 0.55, value * 0.75) * tones[..., None]
         image = np.where(mortar[..., None], rgb(0.1, 0.1, value), brick)
     elif kind == 1:  # striped paper
-        stripes = np.sin(x / size * 2 * math.pi * float(rng.uniform(4, 10))) > 0
+        stripes = np.sin(x / size * 2 * math.pi * rng.uniform(4, 10)) > 0
         image = _mixed(base, base * 0.85, stripes.astype(np.float32))
     else:
         image = np.broadcast_to(base, (size, size, 3))
-    slope = float(rng.uniform(-0.5, 0.5))
+    slope = rng.uniform(-0.5, 0.5)
     light = 1 + slope * (x / size - 0.5) + 0.06 * noise(rng, size, 6, 2)
     return (image * light[..., None]).astype(np.float32)
 
 
 def _foliage(rng: Rng, size: int) -> Floats:
-    hue = float(rng.uniform(0.2, 0.42))
+    hue = rng.uniform(0.2, 0.42)
     leaves = 0.5 + 0.4 * noise(rng, size, 7, 3)
     image = _mixed(rgb(hue, 0.7, 0.2), rgb(hue - 0.05, 0.55, 0.62), leaves)
     # Points of light out of focus become discs.

@@ -32,7 +32,7 @@ def infograph(item: Drawing, rng: Rng, size: int) -> Floats:
     colours = _scheme(rng)
     canvas = Image.new("RGB", (_UNITS, _UNITS), colours[0])
     draw = ImageDraw.Draw(canvas)
-    side = float(rng.uniform(0.6, 0.76)) * _UNITS
+    side = rng.uniform(0.6, 0.76) * _UNITS
     image_box, others = _layout(rng, side)
     _furnish(draw, rng, others, colours)
     badge = _badge(draw, rng, image_box, colours)
@@ -47,18 +47,15 @@ def _triple(colour: Floats) -> Colour:
 
 def _scheme(rng: Rng) -> list[Colour]:
     """Return the colours of a card: background, ink of the text, and three accents."""
-    hue = float(rng.random())
+    hue = rng.random()
     if rng.random() < 0.75:
-        background = rgb(hue, float(rng.uniform(0.0, 0.2)), float(rng.uniform(0.92, 1.0)))
-        ink = rgb(hue, 0.3, float(rng.uniform(0.2, 0.45)))
+        background = rgb(hue, rng.uniform(0.0, 0.2), rng.uniform(0.92, 1.0))
+        ink = rgb(hue, 0.3, rng.uniform(0.2, 0.45))
     else:
-        background = rgb(hue, float(rng.uniform(0.3, 0.75)), float(rng.uniform(0.25, 0.6)))
+        background = rgb(hue, rng.uniform(0.3, 0.75), rng.uniform(0.25, 0.6))
         ink = rgb(hue, 0.08, 0.95)
     steps = (0.0, rng.uniform(0.08, 0.2), rng.uniform(0.4, 0.6))
-    accents = [
-        rgb(hue + step, float(rng.uniform(0.55, 0.9)), float(rng.uniform(0.7, 0.95)))
-        for step in steps
-    ]
+    accents = [rgb(hue + step, rng.uniform(0.55, 0.9), rng.uniform(0.7, 0.95)) for step in steps]
     return [_triple(colour) for colour in (background, ink, *accents)]
 
 
@@ -66,7 +63,7 @@ def _layout(rng: Rng, side: float) -> tuple[Box, list[Box]]:
     """Return the place of the pictogram and the free boxes around it, in canvas units."""
     edge = 5.0
     x = float(rng.choice([edge, (_UNITS - side) / 2, _UNITS - side - edge]))
-    y = float(rng.uniform(20, _UNITS - side - 6))
+    y = rng.uniform(20, _UNITS - side - 6)
     boxes: list[Box] = [(edge, 4, _UNITS - edge, min(18.0, y - 2))]
     left, right = x - edge, _UNITS - edge - x - side
     rows = [(20.0, y - 3), (y, y + side), (y + side + 3, _UNITS - 4.0)]
@@ -74,10 +71,10 @@ def _layout(rng: Rng, side: float) -> tuple[Box, list[Box]]:
         if bottom - top < 9:
             continue
         if index != 1:
-            middle = float(rng.uniform(0.35, 0.65)) * _UNITS
+            middle = rng.uniform(0.35, 0.65) * _UNITS
             boxes += [(edge, top, middle - 2, bottom), (middle + 2, top, _UNITS - edge, bottom)]
             continue
-        cut = float(rng.uniform(0.35, 0.65)) * side + y
+        cut = rng.uniform(0.35, 0.65) * side + y
         for start, stop in ((edge, edge + left - 4), (x + side + 4, x + side + right)):
             if stop - start > 12:
                 boxes += [(start, top, stop, cut - 2), (start, cut + 2, stop, bottom)]
@@ -120,7 +117,7 @@ def _title(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) 
 def _lines(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) -> None:
     """Fill the box with lines of letters."""
     y = box[1]
-    size = float(rng.uniform(7, 9))
+    size = rng.uniform(7, 9)
     letters = max(1, int((box[2] - box[0]) / 6.2))
     head = rng.random() < 0.4
     while y + 8 <= box[3] + 1:
@@ -133,10 +130,10 @@ def _lines(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) 
 def _rows(draw: ImageDraw.ImageDraw, rng: Rng, box: Box, scheme: list[Colour]) -> None:
     """Draw horizontal bars, such as shares in per cent."""
     x0, y0, x1, y1 = box
-    step = float(rng.uniform(5.5, 9))
+    step = rng.uniform(5.5, 9)
     for index in range(int((y1 - y0) / step)):
         top = y0 + index * step
-        share = float(rng.uniform(0.2, 1.0))
+        share = rng.uniform(0.2, 1.0)
         draw.rectangle((x0, top, x1, top + step * 0.55), outline=scheme[1])
         draw.rectangle((x0, top, x0 + share * (x1 - x0), top + step * 0.55), fill=scheme[2])
 
@@ -210,7 +207,7 @@ def _pictogram(card: Floats, item: Drawing, rng: Rng, box: Box, badge: Colour) -
     contrast = np.full(3, 0.12 if bright > 0.55 else 1.0, np.float32)
     style = rng.random()
     if style < 0.35:  # flat: one colour for the body, the lines cut out in the badge's colour
-        body = rgb(float(rng.random()), 0.7, 0.4) if bright > 0.6 else contrast
+        body = rgb(rng.random(), 0.7, 0.4) if bright > 0.6 else contrast
         card = over(card, 0.85 * body + 0.15 * fill, mask)
         # Cutting out works for lines only: some drawings have black areas among their lines.
         thin = float(line_mask.sum()) < 0.6 * float(mask.sum())
@@ -218,7 +215,7 @@ def _pictogram(card: Floats, item: Drawing, rng: Rng, box: Box, badge: Colour) -
         return over(card, cut if rng.random() < 0.4 and thin else 0.25 * body, line_mask)
     if style < 0.6:  # line icon
         return over(card, contrast, np.clip(1.25 * line_mask, 0, 1))
-    turn = float(rng.normal(0, 0.5 * math.pi))
-    fill = recoloured(fill, turn=turn, saturation=float(rng.uniform(0.5, 1.3)), gain=1.0)
+    turn = rng.normal(0, 0.5 * math.pi)
+    fill = recoloured(fill, turn=turn, saturation=rng.uniform(0.5, 1.3), gain=1.0)
     card = over(card, np.clip(fill, 0, 1), mask)
     return over(card, line * 0 + 0.15, line_mask)

@@ -41,13 +41,11 @@ def painting(item: Drawing, rng: Rng, size: int) -> Floats:
 
 def _ground(rng: Rng, size: int) -> Floats:
     """Return a background of two or three related, rather dull colours in soft areas."""
-    hue = float(rng.random())
-    value = float(rng.uniform(0.35, 0.9))
-    first = rgb(hue, float(rng.uniform(0.15, 0.6)), value)
-    second = rgb(
-        hue + float(rng.normal(0, 0.12)), float(rng.uniform(0.2, 0.7)), value * rng.uniform(0.6, 1)
-    )
-    third = rgb(hue + float(rng.uniform(0.3, 0.7)), 0.35, value)
+    hue = rng.random()
+    value = rng.uniform(0.35, 0.9)
+    first = rgb(hue, rng.uniform(0.15, 0.6), value)
+    second = rgb(hue + rng.normal(0, 0.12), rng.uniform(0.2, 0.7), value * rng.uniform(0.6, 1))
+    third = rgb(hue + rng.uniform(0.3, 0.7), 0.35, value)
     areas = noise(rng, size, (3, 2), 2)
     if rng.random() < 0.5:  # a horizon
         _, y = grid(size)
@@ -77,13 +75,13 @@ def _motif(item: Drawing, rng: Rng, pose: Pose, size: int) -> tuple[Floats, Floa
     inner, outer = (_mask(image, pose, size) for image in _details(item))
     fill = recoloured(
         fill,
-        turn=float(rng.normal(0, 0.25)),
-        saturation=float(rng.uniform(0.6, 1.2)),
-        gain=float(rng.uniform(0.75, 1.0)),
+        turn=rng.normal(0, 0.25),
+        saturation=rng.uniform(0.6, 1.2),
+        gain=rng.uniform(0.75, 1.0),
     )
     light = noise(rng, size, 3) * 0.12 * mask
     fill = np.clip(fill * (1 + light)[..., None] + 0.03, 0, 1)
-    shade = rgb(float(rng.random()), 0.5, float(rng.uniform(0.22, 0.4)))
+    shade = rgb(rng.random(), 0.5, rng.uniform(0.22, 0.4))
     fill = over(fill, 0.35 * fill + 0.25 * shade, 0.9 * inner)
     total = np.maximum(mask, outer)
     colour = over(fill, shade, np.clip(outer - mask, 0, 1))
@@ -109,7 +107,7 @@ def _brushed(image: Floats, mask: Floats, rng: Rng) -> Floats:
     unit = size / 64
     _strokes(draw, image, angle, rng, count=110, length=9 * unit, width=4 * unit, spread=0.07,
              among=mask < 0.5)  # fmt: skip
-    width = float(rng.uniform(1.6, 2.6)) * unit
+    width = rng.uniform(1.6, 2.6) * unit
     _strokes(draw, image, angle, rng, count=260, length=4.5 * unit, width=width, spread=0.06,
              among=mask > 0.3)  # fmt: skip
     small = canvas.resize((size, size), Image.Resampling.BOX)
@@ -140,7 +138,7 @@ def _on_canvas(image: Floats, rng: Rng) -> Floats:
     """Return the image with the weave of a canvas and the ridges of the paint."""
     size = image.shape[0]
     x, y = grid(size)
-    period = float(rng.uniform(2.2, 3.2))
+    period = rng.uniform(2.2, 3.2)
     weave = np.cos(x * 2 * math.pi / period) * np.cos(y * 2 * math.pi / period)
     ridges = noise(rng, size, (size / 1.5, size / 4) if rng.random() < 0.5 else size / 2)
     strength = rng.uniform(0.015, 0.05)

@@ -97,12 +97,12 @@ class Pose:
 def random_pose(rng: Rng, *, scale: tuple[float, float], turn: float, shift: float) -> Pose:
     """Return a pose near the centre; turn: largest angle in degrees, shift: of the side."""
     return Pose(
-        scale=float(rng.uniform(*scale)),
+        scale=rng.uniform(*scale),
         x=float(0.5 + rng.uniform(-shift, shift)),
         y=float(0.5 + rng.uniform(-shift, shift)),
-        angle=math.radians(float(rng.uniform(-turn, turn))),
-        flip=bool(rng.random() < 0.5),
-        stretch=float(rng.uniform(0.92, 1.08)),
+        angle=math.radians(rng.uniform(-turn, turn)),
+        flip=rng.random() < 0.5,
+        stretch=rng.uniform(0.92, 1.08),
     )
 
 

@@ -39,9 +39,9 @@ def clipart(item: Drawing, rng: Rng, size: int) -> Floats:
     line, line_mask = pixels(pose.apply(raster(item, "line", stroke), size))
     fill = recoloured(
         fill,
-        turn=float(rng.normal(0, 0.15)),
-        saturation=float(rng.uniform(0.9, 1.35)),
-        gain=float(rng.uniform(0.92, 1.05)),
+        turn=rng.normal(0, 0.15),
+        saturation=rng.uniform(0.9, 1.35),
+        gain=rng.uniform(0.92, 1.05),
     )
     image = np.ones((size, size, 3), np.float32)
     image = over(image, np.clip(fill, 0, 1), fill_mask)

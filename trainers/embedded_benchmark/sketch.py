@@ -44,7 +44,7 @@ def _shaky(dark: Floats, rng: Rng) -> Floats:
     size = dark.shape[0]
     x, y = grid(size)
     reach = rng.uniform(0.2, 0.8) * size / 64
-    bumps = float(rng.uniform(3, 8))
+    bumps = rng.uniform(3, 8)
     shift = rng.normal(0, 0.5, 2) * size / 64
     moved = sampled(
         dark,
@@ -57,17 +57,17 @@ def _shaky(dark: Floats, rng: Rng) -> Floats:
 
 def _hatching(rng: Rng, size: int) -> Floats:
     x, y = grid(size)
-    angle = math.radians(float(rng.uniform(25, 65)))
-    spacing = float(rng.uniform(2.6, 4.2)) * size / 64
+    angle = math.radians(rng.uniform(25, 65))
+    spacing = rng.uniform(2.6, 4.2) * size / 64
     across = (x * math.cos(angle) + y * math.sin(angle)) + 0.8 * noise(rng, size, 5)
     stripes = np.clip(np.cos(across * np.float32(2 * math.pi / spacing)), 0, 1)
     return stripes.astype(np.float32)
 
 
 def _paper(rng: Rng, size: int) -> Floats:
-    warmth = float(rng.uniform(0.0, 0.11)) if rng.random() < 0.75 else 0.01
-    tone = rgb(float(rng.uniform(0.08, 0.14)), warmth, float(rng.uniform(0.86, 0.99)))
-    roughness = float(rng.uniform(0.01, 0.03))
+    warmth = rng.uniform(0.0, 0.11) if rng.random() < 0.75 else 0.01
+    tone = rgb(rng.uniform(0.08, 0.14), warmth, rng.uniform(0.86, 0.99))
+    roughness = rng.uniform(0.01, 0.03)
     uneven = noise(rng, size, 2) * 0.012 + noise(rng, size, size) * roughness
     return tone * (1 + uneven)[..., None]
 
@@ -77,5 +77,5 @@ def _tone(rng: Rng) -> Floats:
     if kind < 0.6:  # pencil, charcoal
         return np.full(3, rng.uniform(0.05, 0.35), np.float32)
     if kind < 0.85:  # sepia
-        return rgb(0.06, float(rng.uniform(0.3, 0.5)), float(rng.uniform(0.2, 0.35)))
-    return rgb(0.62, float(rng.uniform(0.2, 0.45)), float(rng.uniform(0.2, 0.35)))  # blue-black ink
+        return rgb(0.06, rng.uniform(0.3, 0.5), rng.uniform(0.2, 0.35))
+    return rgb(0.62, rng.uniform(0.2, 0.45), rng.uniform(0.2, 0.35))  # blue-black ink
