@@ -52,12 +52,7 @@ class Soup:
 
 
 def build_soup(
-    config: TrialConfig,
-    ingredients: Sequence[Path],
-    recipe: Recipe,
-    destination: Path,
-    *,
-    device: torch.device | str | None = None,
+    config: TrialConfig, ingredients: Sequence[Path], recipe: Recipe, destination: Path
 ) -> Soup:
     """Average checkpoints, evaluate the soup on the validation splits, and write it.
 
@@ -70,7 +65,7 @@ def build_soup(
     """
     check_ingredients(ingredients)
     shapes, class_names = saved_shapes(ingredients[0])
-    run = _evaluation_run(config, any(n.startswith(TEXT) for n in shapes), device)
+    run = _evaluation_run(config, any(n.startswith(TEXT) for n in shapes))
     if run.class_names != class_names:
         raise ConfigError("trained on other classes than the data have now", source=ingredients[0])
     images, id_domain = load_split(config, "val"), config.data.id_domain
@@ -136,9 +131,7 @@ def check_ingredients(folders: Sequence[Path]) -> None:
             )
 
 
-def _evaluation_run(
-    config: TrialConfig, trains_text: bool, device: torch.device | str | None
-) -> TrainState:
+def _evaluation_run(config: TrialConfig, trains_text: bool) -> TrainState:
     """The state of a run of one worker that only evaluates the weights of checkpoints.
 
     Their tensors are those of `flyp` if the text encoder trained, else those of `ft`, for every
@@ -148,7 +141,7 @@ def _evaluation_run(
     size = {"batch_size": config.eval.batch_size}
     method = {"name": "flyp" if trains_text else "ft"}
     values = {**kept, "eval": size, "method": method}
-    return start(validate(TrialConfig, values, "evaluation"), device=device)
+    return start(validate(TrialConfig, values, "evaluation"))
 
 
 @torch.no_grad()

@@ -85,14 +85,13 @@ def storage_on_nodes(url: str, deadline_s: float = ANSWER_S) -> list[NodeStorage
         _remove(store, probe)
 
 
-def check_nodes(file: SearchFile, home: str, deadline_s: float = ANSWER_S) -> None:
+def check_nodes(file: SearchFile, home: str) -> None:
     """Refuse a search in which a node of the cluster cannot take part.
 
     A single node has the driver's own disk. Nodes that join later are not checked.
 
     Args:
         home: of its checkpoints, see `tuning.checkpoints.files`.
-        deadline_s: time for all nodes together.
 
     Raises:
         ConfigError: names the key, the folder and the node.
@@ -104,12 +103,12 @@ def check_nodes(file: SearchFile, home: str, deadline_s: float = ANSWER_S) -> No
         if storage is not None:
             key, value = "search.checkpoints.storage", storage
         try:
-            nodes = storage_on_nodes(home, deadline_s)
+            nodes = storage_on_nodes(home)
         except ConfigError as error:
             raise ConfigError(str(error), key=key, value=value) from None
         found += [(key, value, "set search.checkpoints.storage = s3://...", node) for node in nodes]
     if are_several and root != EMBEDDED:  # which every machine draws itself
-        nodes = _ask_nodes(root, file.trial.data.id_domain, deadline_s, writes=False)
+        nodes = _ask_nodes(root, file.trial.data.id_domain, ANSWER_S, writes=False)
         found += [("trial.data.root", root, "use a URL such as s3://...", node) for node in nodes]
     for key, value, advice, node in found:
         if node.fault is not None:
