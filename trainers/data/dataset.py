@@ -6,9 +6,11 @@ import io
 import logging
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -300,9 +302,10 @@ def _is_usual_jpeg(data: pa.Buffer) -> bool:
     return image.format == "JPEG" and image.mode == "RGB" and orientation(image) == 1
 
 
+@dataclass(eq=False)
 class _EvalViews(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, images: ImageDataset, image_input: ImageInput) -> None:
-        self.images, self.image_input = images, image_input
+    images: ImageDataset
+    image_input: ImageInput
 
     def __getitem__(self, sample: int) -> tuple[Tensor, Tensor]:
         image = self.images.decode(sample)
@@ -310,21 +313,15 @@ class _EvalViews(Dataset[tuple[Tensor, Tensor]]):
         return view, torch.as_tensor(self.images.labels[sample])
 
 
+@dataclass(eq=False)
 class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
     """Views by (step, sample), each a function of (seed, step, sample)."""
 
-    def __init__(
-        self,
-        images: ImageDataset,
-        image_input: ImageInput,
-        seed: int,
-        area: tuple[float, float],
-        law: CropLaw,
-        flip: bool,
-        kept: dict[int, Tensor] | None,
-    ) -> None:
-        self.images, self.image_input, self.seed = images, image_input, seed
-        self.area, self.law, self.flip, self.kept = area, law, flip, kept
+    images: ImageDataset
+    view: Callable[..., Tensor]
+    """`train_view` with its options."""
+    seed: int
+    kept: dict[int, Tensor] | None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         step, sample = key
@@ -334,8 +331,7 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
             pixels = self.images.pixels(sample)
             if self.kept is not None and pixels.nbytes * len(self.images) <= KEEP_TRAIN_BYTES:
                 self.kept[sample] = pixels
-        view = train_view(pixels, self.image_input, rng, self.area, law=self.law, flip=self.flip)
-        return view, torch.as_tensor(self.images.labels[sample])
+        return self.view(pixels, rng=rng), torch.as_tensor(self.images.labels[sample])
 
 
 def train_batches(
@@ -360,7 +356,8 @@ def train_batches(
         kept = _kept_pixels.get(key, {})
         _kept_pixels.clear()
         _kept_pixels[key] = kept
-    views = _TrainViews(images, image_input, sampler.seed, crop_area, crop_law, flip, kept)
+    view = partial(train_view, image_input=image_input, area=crop_area, law=crop_law, flip=flip)
+    views = _TrainViews(images, view, sampler.seed, kept)
     return _batches(
         DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -10,6 +11,7 @@ from torch.utils.data import Sampler
 from trainers.seeding import generator
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (step, sample) for one worker, from any step on.
 
@@ -18,22 +20,13 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     batch of a step depends neither on the number of workers nor on where a run was resumed.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        *,
-        seed: int,
-        steps: range,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self.steps = steps
-        self.rank = rank
-        self.world_size = world_size
+    num_samples: int
+    batch_size: int
+    _: KW_ONLY
+    seed: int
+    steps: range
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         return len(self.steps)
