@@ -240,49 +240,38 @@ def encoded_images(batch: pa.RecordBatch) -> pa.Array:
 
 @contextmanager
 def _open_parquet(store: Store, path: str) -> Iterator[Callable[[ParquetSource], bytes]]:
-    with stream_parquet(store, path) as parquet:
-        yield _ImageColumn(parquet).read
-
-
-class _ImageColumn:
     """Reads rows of a column of images in any order; ascending order reads each batch once."""
-
-    def __init__(self, parquet: pq.ParquetFile) -> None:
-        self._parquet = parquet
+    with stream_parquet(store, path) as parquet:
         counts = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        self._ends = np.cumsum(counts, dtype=np.int64)
-        self._place: tuple[str, int] = ("", -1)  # column and row group of `_batches`
-        self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._images: pa.Array = pa.array([], pa.binary())  # rows `_first` and following
-        self._first = 0
+        ends = np.cumsum(counts, dtype=np.int64)
+        schema = parquet.schema_arrow
+        images: Iterator[pa.Scalar] = iter(())
+        following = "", -1, 0  # column, row group and row of the next one of `images`
 
-    def read(self, source: ParquetSource) -> bytes:
-        """The encoded image of one row."""
-        group = int(np.searchsorted(self._ends, source.row, side="right"))
-        schema = self._parquet.schema_arrow
-        if group == len(self._ends) or source.column not in schema.names:
-            raise BadFile(f"{source.path} has no row {source.row} of {source.column!r} any more")
-        if (source.column, group) != self._place or source.row < self._first:
-            nested = pa.types.is_struct(schema.field(source.column).type)
-            leaf = f"{source.column}.bytes" if nested else source.column
-            self._batches = self._parquet.iter_batches(_PARQUET_BATCH, [group], columns=[leaf])
-            self._place = source.column, group
-            self._first, self._images = int(self._ends[group - 1]) if group else 0, []
-        while source.row >= self._first + len(self._images):
-            self._first += len(self._images)
-            self._images = []
-            try:
-                self._images = encoded_images(next(self._batches))
-            except Exception as error:  # the rest of the row group cannot be read any more
-                self._place = "", -1
-                if isinstance(error, StopIteration):
-                    raise BadFile(f"{source.path} ends before row {source.row}") from None
-                raise
-        image = self._images[source.row - self._first].as_py()
-        if image is None:
-            raise BadFile(f"{source.path} has no image in row {source.row}")
-        _check_size(len(image))
-        return bytes(image)
+        def read(source: ParquetSource) -> bytes:
+            nonlocal images, following
+            group = int(np.searchsorted(ends, source.row, side="right"))
+            if group == len(ends) or source.column not in schema.names:
+                raise BadFile(f"{path} has no row {source.row} of {source.column!r} any more")
+            if (source.column, group) != following[:2] or source.row < following[2]:
+                nested = pa.types.is_struct(schema.field(source.column).type)
+                leaf = f"{source.column}.bytes" if nested else source.column
+                batches = parquet.iter_batches(_PARQUET_BATCH, [group], columns=[leaf])
+                images = (image for batch in batches for image in encoded_images(batch))
+                following = source.column, group, int(ends[group - 1]) if group else 0
+            skipped = source.row - following[2]
+            following = "", -1, 0  # after an error, the rest of the row group cannot be read
+            image = next(islice(images, skipped, None), None)
+            if image is None:
+                raise BadFile(f"{path} ends before row {source.row}")
+            following = source.column, group, source.row + 1
+            data = image.as_py()
+            if data is None:
+                raise BadFile(f"{path} has no image in row {source.row}")
+            _check_size(len(data))
+            return bytes(data)
+
+        yield read
 
 
 _OPENERS: dict[type, Callable[[Store, str], AbstractContextManager[Callable[[Any], bytes]]]] = {
