@@ -29,6 +29,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainers.data.storage import open_store
 from trainers.data.transforms import normalise, train_view
 from trainers.embedded_benchmark.captions import caption
 from trainers.embedded_benchmark.classes import all_class_drawings
@@ -146,17 +147,14 @@ def _rendered(renderings: int) -> np.ndarray:
     drawings = all_drawings()
     path = platformdirs.user_cache_path("lipsum-tune") / f"pretrain_{renderings}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         shape = (len(drawings), len(DOMAINS), renderings, SIZE, SIZE, 3)
         images = np.empty(shape, dtype=np.uint8)
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             rows = pool.map(_render_all, drawings, [renderings] * len(drawings), chunksize=8)
             for row, rendered in enumerate(track(rows, "Drawing", total=len(drawings))):
                 images[row] = rendered
-        unfinished = path.with_suffix(".partial")
-        with unfinished.open("wb") as handle:
-            np.save(handle, images)
-        unfinished.replace(path)
+        with open_store(path.parent).write(path.name) as file:
+            np.save(file, images)
     return np.load(path, mmap_mode="r")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ import platformdirs
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from trainers.data.storage import open_store
 from trainers.models.architecture import Architecture
 from trainers.models.text import encode_tokens, ends_at_the_end_token
 from trainers.texts.prompts import Prompts
@@ -102,7 +102,8 @@ def cached_heads(
             if (kept := _read(path)) is not None:
                 return kept
             heads = _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device))
-            _keep(heads, path)
+            with open_store(path.parent).write(path.name) as file:
+                file.write(save({"head": heads.classes, "contexts": heads.contexts}))
     except (OSError, SafetensorError):  # without room on the disk, the heads are not cached
         pass
     return _on_cpu(zero_shot_heads(clip, tokenizer, prompts, device)) if heads is None else heads
@@ -110,15 +111,6 @@ def cached_heads(
 
 def _on_cpu(heads: Heads) -> Heads:
     return Heads(heads.classes.cpu().contiguous(), heads.contexts.cpu().contiguous())
-
-
-def _keep(heads: Heads, path: Path) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    try:
-        save_file({"head": heads.classes, "contexts": heads.contexts}, unfinished)
-        unfinished.replace(path)  # readers never see a partial file
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Heads | None:
