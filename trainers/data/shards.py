@@ -68,12 +68,8 @@ def plan_shards(index: Index, options: EncodeOptions, size: int) -> list[Shard]:
     """The files of a split, of `size` images each, in the order of the index."""
     captions = any(example.caption is not None for example in index.examples)
     common = {
+        **{key: value for key, value in vars(index).items() if key not in ("examples", "findings")},
         "format": FORMAT,
-        "domain": index.domain,
-        "split": index.split,
-        "class_names": index.class_names,
-        "metadata": dict(index.metadata),
-        "border": index.border,
         "captions": captions,
         "options": asdict(options),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -190,17 +191,13 @@ def _plan_domain(
         raise ConfigError(f"no images of the domain {name} are left")
     findings = tuple(Found(index.split, f) for index in indexes for f in index.findings)
     digest = hashlib.sha256("".join(s.path + s.digest for s in shards).encode()).hexdigest()
-    values = {
-        **asdict(options.layout),
-        "domains": list(options.layout.domains),  # as JSON has it
-        "ood": list(options.layout.ood),
-        **asdict(options.encode),
-        "val_fraction": options.val_fraction,
-        "test_fraction": options.test_fraction,
-        "seed": options.seed,
-        "shard_size": options.shard_size,
+    values = json.loads(json.dumps(asdict(options)))  # as the record has it: lists, no tuples
+    values = {**values.pop("layout"), **values.pop("encode"), **values}
+    settings = {
+        f"--{key.replace('_', '-')}": value
+        for key, value in values.items()
+        if key not in ("skip_bad", "overwrite")
     }
-    settings = {f"--{key.replace('_', '-')}": value for key, value in values.items()}
     classes = "\n".join(indexes[0].class_names)
     settings["class_names_sha256"] = hashlib.sha256(classes.encode()).hexdigest()
 
