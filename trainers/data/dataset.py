@@ -120,7 +120,7 @@ class ImageDataset:
         return sample
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("labels", "_images", "_paths", "_ends", "_file_ends")
+        mapped = ("labels", "_table", "_file_ends")
         state = {key: value for key, value in vars(self).items() if key not in mapped}
         state["files"] = [(file.path, file.mtime_ns, file.size) for file in self.files]
         return state
@@ -139,28 +139,27 @@ class ImageDataset:
         Raises:
             ConfigError: it cannot be decoded; names the image.
         """
-        chunk, row = _position(self._ends, index)
-        data = self._images[chunk][row].as_py() or b""
+        data = self._table["bytes"][index].as_py() or b""
         try:
             return decode(data)
         except BadImage as bad:
-            part, row_of_file = _position(self._file_ends, index)
-            source = ParquetSource(self.store.relative(self.files[part]), row_of_file, "image")
+            part = bisect_right(self._file_ends, index)
+            row = index - (self._file_ends[part - 1] if part else 0)
+            source = ParquetSource(self.store.relative(self.files[part]), row, "image")
             (original,) = read_sources(self.store, [source])
             if isinstance(original, bytes) and original != data:
                 self._renew([self._shards[part]])
                 self._map()
                 return self.decode(index)
             raise ConfigError(
-                f"row {index} ({self._paths[chunk][row].as_py()}): {bad}",
+                f"row {index} ({self._table['path'][index].as_py()}): {bad}",
                 hint="`lipsum-tune prepare parquet` finds and leaves out such images",
                 source=f"{self.store.url}/{self.name}",
             ) from None
 
     def pixels(self, index: int) -> Tensor:
         """The same image as (3, H, W) uint8, decoded faster if it is a usual JPEG."""
-        chunk, row = _position(self._ends, index)
-        data = self._images[chunk][row].as_buffer()
+        data = self._table["bytes"][index].as_buffer()
         if data is not None and _is_usual_jpeg(data):
             with suppress(RuntimeError):  # a torchvision without libjpeg
                 encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -202,11 +201,9 @@ class ImageDataset:
 
     def _map(self) -> list[pa.Table]:
         tables = self._tables()
-        self.labels: np.ndarray = np.concatenate([table["label"].to_numpy() for table in tables])
+        self._table = pa.concat_tables(tables)
+        self.labels: np.ndarray = self._table["label"].to_numpy()
         """(N,) int64, indices into the class names."""
-        self._images = [chunk for table in tables for chunk in table["bytes"].chunks]
-        self._paths = [chunk for table in tables for chunk in table["path"].chunks]
-        self._ends = list(accumulate(len(chunk) for chunk in self._images))
         self._file_ends = list(accumulate(table.num_rows for table in tables))
         return tables
 
@@ -251,7 +248,7 @@ class ImageDataset:
                 problem = f"other {differing[0]} than {self.files[0].base_name}"
                 raise ConfigError(problem, source=file)
             check_range(table["label"], len(names), file)
-        if not self._ends or not self._ends[-1]:
+        if not len(self):
             raise ConfigError("no images in its files", source=f"{self.store.url}/{self.name}")
         return names, first
 
@@ -278,12 +275,6 @@ def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> list[
     places = (number_in_class + rng.random(len(counts))[of_class]) / counts[of_class]
     rows: list[int] = np.sort(by_class[np.argsort(places, kind="stable")[:size]]).tolist()
     return rows
-
-
-def _position(ends: list[int], index: int) -> tuple[int, int]:
-    """The part that contains a row, and the row's number in it; `ends` are cumulative sizes."""
-    part = bisect_right(ends, index)
-    return part, index - (ends[part - 1] if part else 0)
 
 
 def _is_usual_jpeg(data: pa.Buffer) -> bool:
