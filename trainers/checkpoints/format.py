@@ -180,8 +180,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[
             torch.save(training, file)
         if (predictions := training.get(PREDICTIONS)) is not None:
             (folder / PREDICTIONS).write_bytes(predictions)
-        history = checkpoint.reports, checkpoint.train_curves
-        _write_weights(folder, checkpoint.weights, checkpoint.progress, class_names, *history)
+        _write_weights(folder, checkpoint, class_names)
 
 
 def save_weights(
@@ -190,7 +189,7 @@ def save_weights(
     """Write weights only, from which training cannot continue, into a new folder."""
     with _storage_errors(folder):
         folder.mkdir(parents=True)
-        _write_weights(folder, weights, progress, class_names)
+        _write_weights(folder, Checkpoint(weights, {}, progress, ()), class_names)
 
 
 def load_checkpoint(
@@ -273,22 +272,16 @@ def _crc32(tensors: Mapping[str, Tensor]) -> int:
     return checksum
 
 
-def _write_weights(
-    folder: Path,
-    weights: Mapping[str, Tensor],
-    progress: Progress,
-    class_names: Sequence[str],
-    reports: Sequence[Mapping[str, float]] = (),
-    train_curves: Sequence[TrainCurve] = (),
-) -> None:
+def _write_weights(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    weights = checkpoint.weights.items()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights}
     metadata = {
-        "progress": dataclasses.asdict(progress),
+        "progress": dataclasses.asdict(checkpoint.progress),
         "classes": list(class_names),
-        "reports": [dict(report) for report in reports],
-        "train_curves": list(train_curves),
+        "reports": [dict(report) for report in checkpoint.reports],
+        "train_curves": list(checkpoint.train_curves),
         "crc32": _crc32(tensors),
     }
     texts = {key: json.dumps(value) for key, value in metadata.items()}
