@@ -82,20 +82,17 @@ def make_soup(
     top: int = 5,
     method: str | None = None,
     address: str | None = None,
-    console: Console | None = None,
 ) -> FinishedSoup:
     """Average the best trials of a search, as a Ray task on the hardware of its trials.
 
     Args:
         top: maximal number of ingredients.
         address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
-        console: for progress; by default the terminal's standard error.
 
     Raises:
         ConfigError: fewer than two ingredients, some that cannot be averaged, or data that have
             changed since the search.
     """
-    console = console or Console(stderr=True)
     run = load_run(folder)
     found = ingredients(run, top, method)
     data, resources = run.file.trial.data, run.file.search.resources
@@ -105,7 +102,7 @@ def make_soup(
     with (
         appearing(destination) as unfinished,  # first: it may not be possible to write there
         ray_session(address),
-        console.status(f"{recipe} soup of {len(found)} trials"),
+        Console(stderr=True).status(f"{recipe} soup of {len(found)} trials"),
     ):
         check_nodes(run.file, run.home)
         concurrent_trials(resources.model_copy(update={"workers": 1}))  # or it would never start
