@@ -86,17 +86,13 @@ class Journal:
 
     def __init__(self, run_folder: Path) -> None:
         path = self._path = run_folder / JOURNAL_FILE
-        self._failure: StorageFailed | None = None
+        self.failure: StorageFailed | None = None
+        """Why the journal stopped being written; None if all was written."""
         self._file = open_locked(path, f"{run_folder}: another process is running this search")
         self._last_write = 0.0
         if path.stat().st_size == 0:
             self._append({"event": "created", "format": FORMAT, "id": secrets.token_hex(4)})
         self.run_id = read_history(run_folder).run_id
-
-    @property
-    def failure(self) -> StorageFailed | None:
-        """Why the journal stopped being written; None if all was written."""
-        return self._failure
 
     def session_started(self, fingerprints: Mapping[str, str]) -> None:
         """A driver starts or resumes the search with a configuration of these fingerprints."""
@@ -154,14 +150,14 @@ class Journal:
             json.dumps({"time": self._last_write if when is None else when, **what}) + "\n"
             for what, when in ((event, at), *more)
         ]
-        if self._failure is not None:
+        if self.failure is not None:
             # A new exception: raising the old one while it is handled would change its context.
-            raise StorageFailed(str(self._failure))
+            raise StorageFailed(str(self.failure))
         try:
             with storage_failures(self._path, "cannot be written"):
                 append_synced(self._file, "".join(lines).encode())
         except StorageFailed as error:
-            self._failure = error
+            self.failure = error
             raise
 
 
@@ -255,38 +251,33 @@ class _OtherFormat(Exception):
     pass
 
 
-@dataclass
 class _Reader:
     """Builds a history from the events of a journal, in their order."""
 
-    records: dict[str, TrialRecord] = field(default_factory=dict)
-    zero_shot: dict[str, float] | None = None
-    seconds: float = 0.0
-    outcome: SearchOutcome | None = None
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    run_id: str = ""
-    folder: str = ""
-    session_start: float | None = None
-    last: float = 0.0
-    format_is_known: bool = False
+    def __init__(self) -> None:
+        self.records: dict[str, TrialRecord] = {}
+        self.found = History()  # without the records
+        self.session_start: float | None = None
+        self.last = 0.0
 
     def read(self, event: Event) -> None:
         kind, at = event["event"], float(event["time"])
-        if not self.format_is_known:
+        if not self.found.run_id:
             if event.get("format") != FORMAT:
                 raise _OtherFormat(event.get("format"))
-            self.format_is_known = True
             # Journals of early versions have no id. It must not change when the folder is moved.
-            self.run_id = event.get("id") or hashlib.sha256(str(at).encode()).hexdigest()[:8]
+            run_id = event.get("id") or hashlib.sha256(str(at).encode()).hexdigest()[:8]
+            self.found = replace(self.found, run_id=run_id)
         if kind == "session":
             self._close_session()
-            self.session_start, self.outcome = at, None
-            self.fingerprints, self.folder = event["fingerprints"], event.get("folder", "")
+            self.session_start = at
+            session = {"fingerprints": event["fingerprints"], "folder": event.get("folder", "")}
+            self.found = replace(self.found, outcome=None, **session)
         self.last = max(self.last, at)
         if kind == "zero_shot":
-            self.zero_shot = event["metrics"]
+            self.found = replace(self.found, zero_shot=event["metrics"])
         elif kind == "session_ended":
-            self.outcome = event["outcome"]
+            self.found = replace(self.found, outcome=event["outcome"])
             self._close_session()
         elif kind in ("started", "report", "ended"):
             trial_id = event["trial"]
@@ -310,7 +301,8 @@ class _Reader:
 
     def _close_session(self) -> None:
         if self.session_start is not None:
-            self.seconds += self.last - self.session_start
+            seconds = self.found.seconds + self.last - self.session_start
+            self.found = replace(self.found, seconds=seconds)
         self.session_start = None
         for trial_id, record in self.records.items():
             if record.outcome == "running":
@@ -319,15 +311,8 @@ class _Reader:
     def history(self, live: bool) -> History:
         if not live:
             self._close_session()
-        return History(
-            tuple(sorted(self.records.values(), key=lambda record: record.number)),
-            self.zero_shot,
-            self.seconds,
-            self.outcome,
-            self.fingerprints,
-            self.run_id,
-            self.folder,
-        )
+        records = sorted(self.records.values(), key=lambda record: record.number)
+        return replace(self.found, records=tuple(records))
 
 
 def open_locked(path: Path, locked: str) -> FileIO:
