@@ -27,7 +27,6 @@ from tuning.selection.rules import choices
 
 logger = logging.getLogger(__name__)
 
-_FINAL: Final = ("finished", "pruned", "failed")
 _AT_ONCE: Final = 32
 """Trials of earlier sessions that are compared at a time; to compare all at once takes quadratic
 time."""
@@ -114,7 +113,7 @@ class CheckpointCallback(Callback):
 
     def _decide(self, records: Sequence[TrialRecord]) -> None:
         # Events of earlier sessions may be repeated; what was decided then stays.
-        new = [r for r in records if r.outcome in _FINAL and r.trial_id not in self._ended]
+        new = [r for r in records if r.is_final and r.trial_id not in self._ended]
         self._ended.update(record.trial_id for record in new)
         finished = [record for record in new if record.outcome == "finished"]
         for begin in range(0, len(finished), _AT_ONCE):
