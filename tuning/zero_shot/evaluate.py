@@ -107,7 +107,6 @@ def measure(
     domains: Sequence[str] = (),
     *,
     expected: Mapping[str, float] | None = None,
-    device: torch.device | str | None = None,
     began: Callable[[str], None] = lambda domain: None,
 ) -> list[Row]:
     """Evaluate the domains in the order of the configuration.
@@ -115,14 +114,13 @@ def measure(
     Args:
         config: of a trial; method and optimiser do not matter.
         expected: domain -> accuracy in percent to compare with.
-        device: by default a GPU if there is one.
         began: called with each domain before it is evaluated.
 
     Raises:
         ConfigError: as `check_zero_shot`.
     """
     wanted = check_zero_shot(config, split, domains, expected)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, precision = config.data, Precision(config.precision, where)
     names = id_classes(data, split)
     zero_shot = load_zero_shot(config.model, data.rules.prompts(names), where)
