@@ -219,13 +219,7 @@ def training_batches(run: TrainState, train: ImageDataset) -> Iterator[tuple[Ten
         rank=run.rank,
         world_size=run.world_size,
     )
+    pin_memory = run.device.type == "cuda"
     return train_batches(
-        train,
-        sampler,
-        image_input=run.zero_shot.image_input,
-        crop_area=run.config.data.crop_area,
-        crop_law=run.config.data.crop_law,
-        flip=run.config.data.flip,
-        workers=run.config.data.workers,
-        pin_memory=run.device.type == "cuda",
+        train, sampler, run.zero_shot.image_input, run.config.data, pin_memory=pin_memory
     )

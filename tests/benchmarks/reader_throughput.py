@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from trainers.config import DataConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cache_folder
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.encoding import EncodeOptions
@@ -120,7 +121,7 @@ def reader(root: Path, passes: int) -> Batches:
     images = ImageDataset(root, "photos", "train")
     steps = range(passes * len(images) // BATCH)
     sampler = StepSampler(len(images), BATCH, seed=0, steps=steps)
-    return train_batches(images, sampler, image_input=INPUT, workers=WORKERS)
+    return train_batches(images, sampler, INPUT, DataConfig(workers=WORKERS))
 
 
 def normalised(batches: Batches) -> Iterable[Tensor]:

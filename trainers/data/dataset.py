@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
+from trainers.config import DataConfig
 from trainers.data.cache.arrow_cache import cached_shards, map_shard
 from trainers.data.data_root import domain_files
 from trainers.data.encoding import BadImage, decode, orientation
@@ -32,7 +33,7 @@ from trainers.data.formats.readers import ParquetSource, read_sources
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import check_range, class_names_of, metadata_of
 from trainers.data.storage import Store, open_store
-from trainers.data.transforms import CROP_AREA, CROP_PCT, CropLaw, eval_view, train_view
+from trainers.data.transforms import CROP_PCT, eval_view, train_view
 from trainers.errors import ConfigError
 from trainers.models.image import ImageInput
 from trainers.seeding import generator
@@ -328,29 +329,28 @@ class _TrainViews(Dataset[tuple[Tensor, Tensor]]):
 def train_batches(
     images: ImageDataset,
     sampler: StepSampler,
-    *,
     image_input: ImageInput,
-    crop_area: tuple[float, float] = CROP_AREA,
-    crop_law: CropLaw = "torchvision",
-    flip: bool = True,
-    workers: int = 0,
+    data: DataConfig,
+    *,
     pin_memory: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The steps of `sampler` as ((B, 3, size, size) uint8, (B,) int64).
 
-    `workers` processes decode (0: this one, which keeps decoded images of small sets). Copies of
-    page-locked batches (`pin_memory`) to a GPU overlap with its work.
+    `data.workers` processes decode (0: this one, which keeps decoded images of small sets). Copies
+    of page-locked batches (`pin_memory`) to a GPU overlap with its work.
     """
     kept = None
-    if not workers:
+    if not data.workers:
         key = (images.store.url, images.name, images.version)
         kept = _kept_pixels.get(key, {})
         _kept_pixels.clear()
         _kept_pixels[key] = kept
-    view = partial(train_view, image_input=image_input, area=crop_area, law=crop_law, flip=flip)
+    view = partial(
+        train_view, image_input=image_input, area=data.crop_area, law=data.crop_law, flip=data.flip
+    )
     views = _TrainViews(images, view, sampler.seed, kept)
     return _batches(
-        DataLoader(views, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory)
+        DataLoader(views, batch_sampler=sampler, num_workers=data.workers, pin_memory=pin_memory)
     )
 
 

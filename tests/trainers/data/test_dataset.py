@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trainers.config import DataConfig
 from trainers.data import dataset as images_module
 from trainers.data.cache import arrow_cache as shard_cache
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
@@ -162,7 +163,7 @@ def test_loader_processes_give_the_same_batches(
 
     sampler = StepSampler(7, 4, seed=0, steps=range(2, 6))
     alone, shared = (
-        list(train_batches(images, sampler, image_input=INPUT, workers=workers))
+        list(train_batches(images, sampler, INPUT, DataConfig(workers=workers)))
         for workers in (0, 2)
     )
     assert len(alone) == 4
@@ -187,7 +188,7 @@ def test_small_training_images_are_decoded_once_in_a_process(
     sampler, passes = StepSampler(7, 7, seed=0, steps=range(1)), []
     for _ in range(2):
         images = ImageDataset(root, "real", "train")
-        passes += list(train_batches(images, sampler, image_input=INPUT))
+        passes += list(train_batches(images, sampler, INPUT, DataConfig()))
     assert torch.equal(passes[0][0], passes[1][0])
     assert sorted(decoded[:7]) == list(range(7))
     assert len(decoded) == 7 + again
@@ -195,10 +196,9 @@ def test_small_training_images_are_decoded_once_in_a_process(
 
 def test_training_batches_are_mirrored_unless_flip_is_off(root: Path) -> None:
     images, sampler = ImageDataset(root, "real", "train"), StepSampler(7, 7, seed=0, steps=range(3))
-    whole = {"image_input": INPUT, "crop_area": (1.0, 1.0)}
     plain, flipped = (
-        torch.cat([views for views, _ in train_batches(images, sampler, flip=flip, **whole)])  # type: ignore[arg-type]
-        for flip in (False, True)
+        torch.cat([views for views, _ in train_batches(images, sampler, INPUT, data)])
+        for data in (DataConfig(crop_area=(1.0, 1.0), flip=flip) for flip in (False, True))
     )
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, plain, strict=True)]
     same = [torch.equal(a, b) for a, b in zip(flipped, plain, strict=True)]
@@ -308,7 +308,7 @@ def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path: Path) -> None:
     for workers in (0, 1):
         for batches in (
             images.eval_batches(INPUT, 2, workers=workers),
-            train_batches(images, sampler, image_input=INPUT, workers=workers),
+            train_batches(images, sampler, INPUT, DataConfig(workers=workers)),
         ):
             with pytest.raises(ConfigError, match=rf"^{tmp_path}/real/train: row 1 .*$") as caught:
                 list(batches)
