@@ -236,22 +236,19 @@ class ImageDataset:
     def _check(self, tables: list[pa.Table]) -> tuple[tuple[str, ...], Mapping[str, str]]:
         """Class names and metadata, after a check of labels and of files that must agree."""
         where = [f"{self.store.url}/{self.store.relative(file)}" for file in self.files]
-        first = metadata_of(tables[0].schema, where[0])
-        names = class_names_of(tables[0].schema, where[0])
+        first: dict[str, object] = {}  # properties of the first file that the others must share
         for file, table in zip(where, tables, strict=True):
             metadata = metadata_of(table.schema, file)
-            differing = [
-                key for key in ("crop_pct", "class_map") if metadata.get(key) != first.get(key)
-            ]
-            if class_names_of(table.schema, file) != names:
-                differing.insert(0, "class names")
-            if differing:
-                problem = f"other {differing[0]} than {self.files[0].base_name}"
-                raise ConfigError(problem, source=file)
+            names = class_names_of(table.schema, file)
+            own = {"class names": names, **{k: metadata.get(k) for k in ("crop_pct", "class_map")}}
+            for key, value in own.items():
+                if first.setdefault(key, value) != value:
+                    problem = f"other {key} than {self.files[0].base_name}"
+                    raise ConfigError(problem, source=file)
             check_range(table["label"], len(names), file)
         if not len(self):
             raise ConfigError("no images in its files", source=f"{self.store.url}/{self.name}")
-        return names, first
+        return names, metadata_of(tables[0].schema)
 
     def _own_crop_pct(self) -> float:
         text = self.metadata.get("crop_pct", str(CROP_PCT))
