@@ -81,16 +81,10 @@ class BestTrial:
         Raises:
             ConfigError: its weights are not kept.
         """
-        from trainers.checkpoints.format import load_weights
-        from trainers.weights.export import classifier
-        from tuning.checkpoints.files import fetched
+        from tuning.weights.export import load_classifier
         from tuning.weights.sources import find_source
 
-        source = find_source(self.run_folder, self.trial_id)
-        with fetched(source.checkpoint) as checkpoint:
-            weights, class_names = load_weights(checkpoint)
-        prompts = source.trial.data.rules.prompts(class_names)
-        return classifier(source.trial.model, prompts, weights).clip
+        return load_classifier(find_source(self.run_folder, self.trial_id))[0].clip
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,12 +11,22 @@ from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
 from trainers.folders import appearing
 from trainers.models.image import image_input
-from trainers.weights.export import classifier, write_open_clip
+from trainers.weights.export import Classifier, classifier, write_open_clip
 from tuning.checkpoints.files import fetched
 from tuning.weights.model_card import model_card
-from tuning.weights.sources import SPLIT, evaluation_crops, find_source, measured
+from tuning.weights.sources import SPLIT, Source, evaluation_crops, find_source, measured
 
 ABOUT, CARD = "classes.json", "README.md"
+
+
+def load_classifier(
+    source: Source, alpha: float | None = None
+) -> tuple[Classifier, tuple[str, ...]]:
+    """The fine-tuned model of a source and the (K,) class names of its head; see `classifier`."""
+    with fetched(source.checkpoint) as checkpoint:
+        weights, class_names = load_weights(checkpoint)
+    prompts = source.trial.data.rules.prompts(class_names)
+    return classifier(source.trial.model, prompts, weights, alpha), class_names
 
 
 def export_weights(
@@ -47,18 +57,15 @@ def export_weights(
     source, output = find_source(folder, trial, soup), output.expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError("is not an empty folder", key="--output", value=str(output))
-    with fetched(source.checkpoint) as checkpoint:
-        weights, class_names = load_weights(checkpoint)
     config = source.trial
     data, model = config.data, config.model
-    prompts = data.rules.prompts(class_names)
-    found = classifier(model, prompts, weights, alpha)
+    found, class_names = load_classifier(source, alpha)
     metrics = source.metrics
     if alpha is not None:  # only the points of the WiSE-FT curve were evaluated
         point = f"wise/{alpha:g}/"
         metrics = {n.removeprefix(point): v for n, v in metrics.items() if n.startswith(point)}
     about: dict[str, Any] = {
-        "classes": list(prompts.names),  # in the order of the head's rows
+        "classes": list(data.rules.prompts(class_names).names),  # in the order of the head's rows
         "class_names": list(class_names),
         "logit_scale": found.logit_scale,
         "id_domain": data.id_domain,
