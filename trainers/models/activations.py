@@ -38,12 +38,8 @@ def blocks(encoder: nn.Module) -> list[nn.Module]:
 def check_activation_checkpointing(model: ModelConfig) -> None:
     """Raise a `ConfigError` for open_clip's ResNets, which are not made of blocks."""
     if isinstance(architecture(model).vision.get("layers"), list | tuple):
-        raise ConfigError(
-            f"the image tower of model.name = {model.name!r} is a ResNet, which has no blocks",
-            key="activation_checkpointing",
-            value=True,
-            hint="write activation_checkpointing = false",
-        )
+        tower = f"the image tower of model.name = {model.name!r}"
+        raise _impossible(f"{tower} is a ResNet, which has no blocks")
 
 
 def keep_no_activations(encoder: nn.Module) -> None:
@@ -57,14 +53,14 @@ def keep_no_activations(encoder: nn.Module) -> None:
     """
     found = blocks(encoder)
     if not found:
-        raise ConfigError(
-            f"no blocks are known of {type(encoder).__name__}",
-            key="activation_checkpointing",
-            value=True,
-            hint="write activation_checkpointing = false",
-        )
+        raise _impossible(f"no blocks are known of {type(encoder).__name__}")
     for block in found:
         vars(block)["forward"] = _Recomputed(block)
+
+
+def _impossible(problem: str) -> ConfigError:
+    hint = "write activation_checkpointing = false"
+    return ConfigError(problem, key="activation_checkpointing", value=True, hint=hint)
 
 
 class _Recomputed:
