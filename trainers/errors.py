@@ -153,6 +153,18 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     return f" ({hint})" if hint else ""
 
 
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """The first few of many names, for a message."""
+    words = [str(name) for name in names]
+    shown = ", ".join(words[:most]) or "nothing"
+    return f"{shown} and {len(words) - most} more" if len(words) > most else shown
+
+
+def quoted(names: Iterable[object]) -> str:
+    """The first three of many names in quotes, for a message."""
+    return listed(map(repr, names), 3)
+
+
 def validate(
     model: type[ModelT], values: Mapping[str, Any], source: str | Callable[[str | None], str]
 ) -> ModelT:

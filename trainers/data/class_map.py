@@ -24,8 +24,8 @@ from torch import Tensor
 from trainers.config import DataConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import Header
-from trainers.data.suite import listed, near
-from trainers.errors import ConfigError
+from trainers.data.suite import near
+from trainers.errors import ConfigError, quoted
 
 METADATA_KEY = "class_map"
 """Entry of the Parquet metadata with the ID classes of each class, as JSON."""
@@ -95,7 +95,7 @@ def domain_class_map(
         raise ConfigError(problem, source=domain)
     for name, classes in ((id_domain, id_classes), (domain, domain_classes)):
         if twice := sorted(c for c, times in Counter(classes).items() if times > 1):
-            raise ConfigError(f"several of its classes are called {listed(twice)}", source=name)
+            raise ConfigError(f"several of its classes are called {quoted(twice)}", source=name)
     for name in rule.class_map or ():
         if name not in domain_classes:
             problem = f"the class_map of the suite has {name!r}, which is not one of its classes"
@@ -110,13 +110,13 @@ def domain_class_map(
         unknown = [t for name in domain_classes for t in targets.get(name, ()) if t not in labels]
         if unmapped:
             hint = near(unmapped[0], targets) if len(unmapped) == 1 else ""
-            problem = f"its class_map has nothing for {listed(unmapped)}{hint}"
+            problem = f"its class_map has nothing for {quoted(unmapped)}{hint}"
             raise ConfigError(problem, source=domain)
         if unknown:
             where = " in its class_map" if given else ""
             hint = near(unknown[0], labels) if len(unknown) == 1 else ""
             raise ConfigError(
-                f"{listed(unknown)}{where}: no class of {id_domain}, which has {len(labels)}{hint}",
+                f"{quoted(unknown)}{where}: no class of {id_domain}, which has {len(labels)}{hint}",
                 hint=f"in a suite of your own, domains.{domain} may have a class_map, or "
                 "unknown_classes: skip",
                 source=domain,

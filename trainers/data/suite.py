@@ -23,13 +23,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from trainers.config_model import Frozen
-from trainers.errors import ConfigError, did_you_mean, validate
+from trainers.errors import ConfigError, did_you_mean, quoted, validate
 from trainers.texts import spoken
 from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
 from trainers.yaml_text import parse_yaml
-
-SHOWN = 3
-"""Names that a message lists before it only counts the others."""
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -170,7 +167,7 @@ class Suite(Frozen):
             if identity not in self.class_names:
                 missing = [name for name in class_names if name not in self.class_names]
                 hint = near(missing[0], self.class_names) if len(missing) == 1 else ""
-                raise self._error(f"has no name for {listed(missing)}{hint}")
+                raise self._error(f"has no name for {quoted(missing)}{hint}")
             return self.class_names[identity]
         if self.class_names == "imagenet":
             name = imagenet_names().get(identity)
@@ -247,13 +244,6 @@ def imagenet_names() -> dict[str, str]:
     from trainers.data.formats.imagenet import wordnet_ids
 
     return dict(zip(wordnet_ids(), IMAGENET_CLASSNAMES, strict=True))
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few of many names, for a message."""
-    more = len(names) - SHOWN
-    shown = ", ".join(map(repr, names[:SHOWN]))
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import open_clip
 
-from trainers.errors import ConfigError, did_you_mean, first_line
+from trainers.errors import ConfigError, did_you_mean, first_line, listed
 from trainers.models.architecture import Architecture
 from trainers.models.config import CHECKPOINTS, HUB, LOCAL_DIR, RANDOM, ModelConfig, is_path
 from trainers.models.hub import WEIGHTS, check_repository, check_tag
@@ -81,8 +81,7 @@ def misfit(error: Exception) -> str:
     for kind in ("Missing", "Unexpected"):
         if found := re.search(rf"{kind} key\(s\) in state_dict: (.*)", text):
             keys = re.findall('"([^"]+)"', found.group(1))
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            parts.append(f"{kind.lower()} {', '.join(keys[:3])}{more}")
+            parts.append(f"{kind.lower()} {listed(keys, 3)}")
     sizes = re.findall(r"size mismatch for ([^:]+): .*?\[([^\]]*)\].*?\[([^\]]*)\]", text)
     if sizes:
         name, given, wanted = sizes[0]

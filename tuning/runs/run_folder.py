@@ -24,8 +24,7 @@ import yaml
 from trainers.config import TrialConfig
 from trainers.data.fingerprint import data_fingerprint
 from trainers.data.storage import Store, open_store, url_of
-from trainers.data.suite import listed
-from trainers.errors import ConfigError, suggestion
+from trainers.errors import ConfigError, quoted, suggestion
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -167,7 +166,7 @@ class LoadedRun:
         """
         if None not in self.studies:
             raise ConfigError(
-                f"the search compares {listed([str(method) for method in self.studies])}",
+                f"the search compares {quoted(map(str, self.studies))}",
                 key=METHOD_KEY,
                 hint="use .studies",
             )
@@ -402,7 +401,7 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
     if files is not None and (now := _model_fingerprint(trial)) != files:
         changed = sorted({path for path, _ in files.items() ^ now.items()})
         raise ConfigError(
-            f"{listed(changed)} changed since this search began",
+            f"{quoted(changed)} changed since this search began",
             key="trial.model.name",
             value=trial.model.name,
             hint="restore the old files, or start a new search",
@@ -414,7 +413,7 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
     changed = [part for part, now in data_fingerprint(data).items() if seen.get(part) != now]
     if changed:
         raise ConfigError(
-            f"{listed(changed)} changed since this search began ({folder / ENVIRONMENT_FILE})",
+            f"{quoted(changed)} changed since this search began ({folder / ENVIRONMENT_FILE})",
             key="trial.data.root",
             value=data.root,
             hint="restore the old data, or start a new search with search.warm_start.runs",

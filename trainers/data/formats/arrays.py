@@ -24,12 +24,11 @@ from trainers.data.formats.index import (
     chosen_domains,
     domain_name,
     join,
-    listed,
     read_class_names_file,
 )
 from trainers.data.formats.readers import ArraySource, check_image_array, read_npy_header
 from trainers.data.storage import Store
-from trainers.errors import ConfigError, first_line
+from trainers.errors import ConfigError, first_line, listed
 
 RELEASE: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
     **{f"DomainNet{domain.title()}": (domain, domainnet_classes) for domain in DOMAINS},

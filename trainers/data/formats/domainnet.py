@@ -23,12 +23,11 @@ from trainers.data.formats.index import (
     check_options,
     chosen_domains,
     join,
-    listed,
     read_text,
 )
 from trainers.data.formats.readers import FileSource
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, listed
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 _LISTED_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
@@ -105,7 +104,7 @@ def _read_lists(source: Store) -> list[_List]:
     else:
         raise ConfigError(
             "no official list of DomainNet such as real_train.txt, here or in splits/",
-            hint=f"there is {listed([info.base_name for info in source.list()])}",
+            hint=f"there is {listed(info.base_name for info in source.list())}",
             source=source.url,
         )
     lists = []

@@ -18,12 +18,11 @@ from trainers.data.formats.index import (
     chosen_domains,
     domain_name,
     join,
-    listed,
     read_class_names_file,
 )
 from trainers.data.formats.readers import FileSource
 from trainers.data.storage import Store
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, listed
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _tree(source: Store, domain: str, split: Split, path: str) -> _Tree:
     where = join(source.url, path)
     if not images:
         stray = len(contents(source, path, recursive=False).images)
-        there = f"{stray} images without a class folder" if stray else listed(list(found))
+        there = f"{stray} images without a class folder" if stray else listed(found)
         problem = f"no class folders with images; there is {there}"
         raise ConfigError(problem, source=where)
     # Domains or splits taken for classes would train without an error, on the wrong labels.
@@ -158,7 +157,7 @@ def _tree(source: Store, domain: str, split: Split, path: str) -> _Tree:
     are_files = any(image.count("/") == depth for paths in images.values() for image in paths)
     if len(common) > 1 and not are_files:
         raise ConfigError(
-            f"the folders {listed(list(images))} look like domains, since each of them holds the "
+            f"the folders {listed(images)} look like domains, since each of them holds the "
             f"folders {listed(sorted(common))}",
             hint="--id DOMAIN names the one to fine-tune on; --domains all takes all for domains",
             source=where,

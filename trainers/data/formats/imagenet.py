@@ -25,12 +25,11 @@ from trainers.data.formats.index import (
     Split,
     check_options,
     join,
-    listed,
     read_text,
 )
 from trainers.data.formats.readers import FileSource
 from trainers.data.storage import Store
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, listed
 
 ClassTable = Literal["imagenet", "imagenet_r", "imagenet_a"]
 

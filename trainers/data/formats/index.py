@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -161,12 +161,6 @@ def chosen_domains(source: Store, found: Iterable[str], wanted: Collection[str])
 def join(*parts: str) -> str:
     """Path or URL of parts, any of which may be empty."""
     return "/".join(part.rstrip("/") for part in parts if part)
-
-
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names, for a message."""
-    shown = ", ".join(names[:most]) or "nothing"
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def read_text(store: Store, file: str) -> tuple[str, str]:

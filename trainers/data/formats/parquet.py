@@ -22,14 +22,13 @@ from trainers.data.formats.index import (
     check_distinct,
     check_options,
     domain_name,
-    listed,
     read_class_names_file,
     split_in_words,
 )
 from trainers.data.formats.readers import ParquetSource, encoded_images, stream_parquet
 from trainers.data.schema import declared_names, features_of, metadata_of
 from trainers.data.storage import Store
-from trainers.errors import ConfigError, did_you_mean, first_line
+from trainers.errors import ConfigError, did_you_mean, first_line, listed
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png")
 LABEL_NAMES = ("label", "labels", "cls", "fine_label")
@@ -114,11 +113,11 @@ def _find_files(source: Store, otherwise: Split) -> dict[Split, list[str]]:
         found.setdefault(split or otherwise, []).append(path)
         data_sets.setdefault("/".join(folders), path)
     if not found:
-        there = listed([source.relative(info) for info in source.list()])
+        there = listed(source.relative(info) for info in source.list())
         raise ConfigError(f"no *.parquet; there is {there}", source=source.url)
     if len(data_sets) > 1:
         raise ConfigError(
-            f"{listed(list(data_sets.values()))} belong to several data sets",
+            f"{listed(data_sets.values())} belong to several data sets",
             hint="give the folder of one, with --domain for its name",
             source=source.url,
         )

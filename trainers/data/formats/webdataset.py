@@ -24,7 +24,6 @@ from trainers.data.formats.index import (
     check_options,
     domain_name,
     join,
-    listed,
     parse_class_names,
     read_class_names_file,
     read_text,
@@ -32,7 +31,7 @@ from trainers.data.formats.index import (
 )
 from trainers.data.formats.readers import RangeSource, open_with_read_ahead
 from trainers.data.storage import Store
-from trainers.errors import ConfigError, first_line
+from trainers.errors import ConfigError, first_line, listed
 
 CLASS_NAMES_FILE = "classnames.txt"
 
@@ -81,7 +80,7 @@ def read_webdataset(source: Store, options: LayoutOptions) -> list[Index]:
                     raise ConfigError(problem, source=source.url)
                 tars.setdefault(named or split or options.split or "train", []).append(path)
     if not tars:
-        there = listed([info.base_name for info in source.list()])
+        there = listed(info.base_name for info in source.list())
         problem = f"no *.tar, nor a folder train, val or test with some; there is {there}"
         raise ConfigError(problem, source=source.url)
     class_names = _class_names(source, options, tars)

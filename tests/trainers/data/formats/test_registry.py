@@ -12,12 +12,11 @@ from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import (
     check_distinct,
     check_distinct_in_prompts,
-    listed,
     read_class_names_file,
     read_text,
 )
 from trainers.data.storage import open_store
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, listed
 
 OPTIONS = {  # that each layout takes
     "domainnet": ("domains", "deduplicate"),
