@@ -26,7 +26,6 @@ from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.evaluate import evaluate, summarise
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
 from trainers.evaluation.predictions import Predictions, parquet_of
-from trainers.evaluation.zero_shot_drift import drift_reference
 from trainers.loop.distributed import as_sharded, gather, shard, world
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
@@ -230,7 +229,7 @@ class TrainState:
                 batch_size=self.config.eval.batch_size,
                 device=self.device,
                 class_map=maps[domain],
-                drift=drift_reference(self.zero_shot, self.zero_shot_features, of_domain),
+                drift=self.zero_shot_features.drift(of_domain),
                 predictions=predictions.get(domain),
                 workers=self.config.data.workers,
                 rank=self.rank,

@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 
 import open_clip
 import torch
@@ -31,16 +31,23 @@ from trainers.data.cache.feature_cache import FeatureFile
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.transforms import normalise
-from trainers.evaluation.evaluate import image_features
+from trainers.evaluation.evaluate import Drift, image_features
 from trainers.loop.distributed import any_worker
 from trainers.loop.precision import Precision
 from trainers.models.architecture import architecture
 from trainers.models.text_head import tensor_bytes
 from trainers.models.zero_shot import ZeroShotModel
-from trainers.texts.random_texts import PART, random_text_features, random_text_moment
+from trainers.texts.random_texts import (
+    PART,
+    random_text_features,
+    random_text_moment,
+    second_moment,
+)
 
 NOT_OF_VIEWS = {"root", "suite", "id_domain", "ood_domains", "crop_pct", "cache_gb", "workers"}
 """Keys of `data` without effect on the views of given images."""
+DRIFT_TEXT_LENGTH = 8
+"""Tokens of the random texts of `energy_gap`: Lipsum-FT's default, for every method."""
 
 
 class ZeroShotFeatures:
@@ -86,10 +93,10 @@ class ZeroShotFeatures:
         of = (*self._of_images, self._train_images, config.seed, config.optim.batch_size, at_once)
         file = self._file(("views", *of), records, at_once)
 
-        def encode_views() -> Tensor:
+        def encode() -> Tensor:
             return self._encode(normalise(views, zero_shot.image_input))
 
-        return self._shared(file, record, len(views), encode_views)
+        return self._shared(file, record, len(views), encode)
 
     def of_images(self, images: ImageDataset) -> Tensor:
         """Features (n, D) of this worker's share of evaluated images, on the CPU, not rounded.
@@ -100,20 +107,18 @@ class ZeroShotFeatures:
         config, rank, world_size = self._config, self._rank, self._world_size
         batch_size = config.eval.batch_size
         key = ("images", *self._of_images, images.version, images.crop_pct, batch_size)
-
-        def encode_images() -> Tensor:
-            return image_features(
-                self._encode,
-                images,
-                self._zero_shot.image_input,
-                batch_size=batch_size,
-                device=self._zero_shot.device,
-                workers=config.data.workers,
-                rank=rank,
-                world_size=world_size,
-                lockstep=config.parallel == "fsdp",
-            )
-
+        encode_images = partial(
+            image_features,
+            self._encode,
+            images,
+            self._zero_shot.image_input,
+            batch_size=batch_size,
+            device=self._zero_shot.device,
+            workers=config.data.workers,
+            rank=rank,
+            world_size=world_size,
+            lockstep=config.parallel == "fsdp",
+        )
         if len(images.eval_rows) < len(images):
             key += ("sample", len(images.eval_rows))
         if key not in self._kept:
@@ -123,13 +128,24 @@ class ZeroShotFeatures:
             self._kept[key] = self._shared(file, rank, share, encode_images).cpu()
         return self._kept[key]
 
+    def drift(self, images: ImageDataset) -> Drift:
+        """The zero-shot model's side of the comparison of a student with it on these images.
+
+        `energy_gap` uses random texts as of Lipsum-FT, the same for every run. A model without
+        random texts is compared on its class prompts.
+        """
+        zero_shot = self._zero_shot
+        if zero_shot.has_random_texts:
+            length = min(DRIFT_TEXT_LENGTH, zero_shot.text.context_length - 2)
+            moment = self.random_text_moment(length)
+        else:
+            moment = second_moment(zero_shot.head)
+        return Drift(self.of_images(images), moment, zero_shot.logit_scale)
+
     def of_random_texts(self, count: int, length: int, step: int) -> Tensor:
         """L2-normalised features (count, D) of a step's random texts of `length` tokens."""
         seed = self._config.seed
-
-        def encode() -> Tensor:
-            return random_text_features(self._zero_shot, count, length, seed=seed, step=step)
-
+        encode = partial(random_text_features, self._zero_shot, count, length, seed=seed, step=step)
         key = ("random texts", *self._of_texts, count, length, seed)
         return self._shared(self._file(key, self._config.steps, count), step, count, encode)
 
@@ -143,10 +159,7 @@ class ZeroShotFeatures:
     def random_text_moment(self, length: int, *, count: int = PART, seed: int = 0) -> Tensor:
         """The second moment (D, D) of random texts, not rounded; it is kept in memory."""
         key, width = ("moment", *self._of_texts, length, count, seed), self._width
-
-        def compute() -> Tensor:
-            return random_text_moment(self._zero_shot, length, count=count, seed=seed)
-
+        compute = partial(random_text_moment, self._zero_shot, length, count=count, seed=seed)
         if key not in self._kept:
             file = self._file(key, 1, width, torch.float32)
             self._kept[key] = self._shared(file, 0, width, compute)
