@@ -129,7 +129,7 @@ def test_what_cannot_be_stored_is_rounded_all_the_same(
     too_large = opened(limit_bytes=RECORD_BYTES)
     assert torch.equal(too_large.write(0, features(0)), features(0).half().float())
     assert too_large.read(0, ROWS) is None
-    (folder / "lock").unlink()
+    (folder / "lock").unlink(missing_ok=True)  # older versions of filelock remove it
     folder.rmdir()
     folder.write_text("a file where the folder should be")
     nowhere = opened()
