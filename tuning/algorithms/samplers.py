@@ -29,13 +29,16 @@ GP_TRIALS: Final = 100
 """Trials up to which `auto` is `gp`, whose proposals take time with the cube of their number."""
 
 
-class GPWithUnsuccessful(GPSampler):
-    """Optuna's Gaussian process, which also learns where trials were pruned or failed.
+class RobustGPSampler(GPSampler):
+    """Optuna's Gaussian process, which also learns from pruned, failed and bad trials.
 
     The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
     was pruned or failed a moment before. Here a pruned trial has the median of the complete ones:
     its own last value was measured at another step and does not compare. A failed trial, such as
     one whose loss diverged, has the worst value of the complete ones.
+
+    It also scales values by their standard deviation. One training that collapsed would make all
+    good ones look the same, so values are passed through `compress_worse`.
     """
 
     def _sample_relative_impl(
@@ -45,8 +48,9 @@ class GPWithUnsuccessful(GPSampler):
         running_trials: list[FrozenTrial],
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        values = np.array([trial.values for trial in completed_trials])
         is_minimized = np.array([d == StudyDirection.MINIMIZE for d in study.directions])
+        sign = np.where(is_minimized, -1.0, 1.0)
+        values = sign * compress_worse(sign * [trial.values for trial in completed_trials])
         violations = {
             name: [trial.constraints[name] for trial in completed_trials]
             for name in completed_trials[0].constraints
@@ -61,18 +65,41 @@ class GPWithUnsuccessful(GPSampler):
                 {name: max(found) for name, found in violations.items()},
             ),
         }
-        unsuccessful = [
-            optuna.create_trial(
-                params=trial.params,
-                distributions=trial.distributions,
-                values=imputed[trial.state][0].tolist(),
-                constraints=imputed[trial.state][1],
-            )
+        known = [
+            (trial, of_trial, dict(trial.constraints))
+            for trial, of_trial in zip(completed_trials, values, strict=True)
+        ]
+        known += [
+            (trial, *imputed[trial.state])
             for trial in study.get_trials(deepcopy=False, states=tuple(imputed))
             if search_space.keys() <= trial.params.keys()
         ]
-        known = [*completed_trials, *unsuccessful]
-        return super()._sample_relative_impl(study, known, running_trials, search_space)
+        seen = [
+            optuna.create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                values=of_trial.tolist(),
+                constraints=constraints,
+            )
+            for trial, of_trial, constraints in known
+        ]
+        return super()._sample_relative_impl(study, seen, running_trials, search_space)
+
+
+def compress_worse(scores: np.ndarray) -> np.ndarray:
+    """Scores with those below the median closer to it, on a logarithmic scale; their order stays.
+
+    The scale of an objective is the distance s of its best score from the median m. A score at a
+    distance of d below the median becomes ``m - s log(1 + d / s)``.
+
+    Args:
+        scores: (trials, objectives), higher is better.
+    """
+    median = np.median(scores, axis=0)
+    scale = scores.max(axis=0) - median
+    below = np.maximum(median - scores, 0)
+    compressed = median - scale * np.log1p(below / np.where(scale > 0, scale, 1))
+    return np.where((below > 0) & (scale > 0), compressed, scores)
 
 
 def resolve_sampler(
@@ -110,7 +137,7 @@ def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
             constant_liar=True,  # trials run side by side: keep away from what is being tried
         )
     if config.name == "gp":
-        return GPWithUnsuccessful(seed=seed, n_startup_trials=config.startup_trials)
+        return RobustGPSampler(seed=seed, n_startup_trials=config.startup_trials)
     if config.name == "cma_es":
         return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
     if config.name == "nsga2":
