@@ -48,7 +48,7 @@ def describe(
         "",
         f"Up to {search.budget_trials} trials of {search.total_steps} steps, fine-tuned on "
         f"**{search.id_domain}**, also evaluated on {domains}. {search.selection} "
-        "The test splits are not read.",
+        "The search does not read the test splits.",
     ]
     if best is not None:
         for table in (methods_table(search, records), selection_table(search, records)):

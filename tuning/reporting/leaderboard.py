@@ -58,9 +58,11 @@ def report(
     search: SearchRecord, records: Sequence[TrialRecord], width: int | None = None
 ) -> RenderableType:
     """Leaderboard, methods (if the trials have several) and selection rules, for a terminal."""
-    tables = [leaderboard(search, records), methods_table(search, records)]
-    if best_trial(search, records) is not None:
-        tables.append(selection_table(search, records))
+    tables = (
+        leaderboard(search, records),
+        methods_table(search, records),
+        selection_table(search, records),
+    )
     parts = [part for t in tables if t is not None for part in (fit_table(t, width), "")]
     return Group(*parts[:-1])
 

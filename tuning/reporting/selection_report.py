@@ -27,9 +27,14 @@ _MAX_LISTED = 12
 """Members of a set of trials that are listed with their accuracies below the table."""
 
 
-def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:
-    """One row per selection rule: its choice, the accuracies, and whether it used OOD data."""
+def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable | None:
+    """One row per selection rule: its choice, the accuracies, and whether it used OOD data.
+
+    None while there is no trial to choose.
+    """
     found = choices(search, records)
+    if not any(choice.picks for choice in found):
+        return None
     rows = []
     for choice in found:
         trials = [_number(trial) for trial in choice.trials]
@@ -52,8 +57,6 @@ def selection_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Res
 
 def _notes(search: SearchRecord, found: Sequence[Choice]) -> list[str]:
     """Sentences about the meaning of the accuracies and the trials that they belong to."""
-    if not any(choice.picks for choice in found):
-        return ["There is no trial to choose yet."]
     lines = [
         "gap: mean OOD accuracy minus that of ood_val, which chooses on the OOD data that it "
         "reports. ID gap: ID accuracy minus that of id_val."
