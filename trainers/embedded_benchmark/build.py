@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -24,7 +25,6 @@ from trainers.embedded_benchmark.classes import load_classes, split_drawings
 from trainers.embedded_benchmark.drawings import drawing
 from trainers.embedded_benchmark.raster import generator
 from trainers.embedded_benchmark.render import DOMAINS, Domain, render
-from trainers.folders import appearing
 from trainers.texts import spoken
 
 MARKER = "benchmark.json"
@@ -76,20 +76,16 @@ def build(
     if _is_built(root, description):
         return root
     _refuse_foreign(root)
-    try:
-        with appearing(root) as built:
-            render_class = partial(_render_class, seed, size, images)
-            parts = _rendered(render_class, chosen, workers or available_cores(), progress)
-            for (domain, split), rows in parts.items():
-                metadata = dataset_metadata() | {"domain": domain, "split": split}
-                write_images(part_path(built, domain, split), rows, list(chosen), metadata)
-            (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-            if not _is_built(root, description):
-                _refuse_foreign(root)
-                shutil.rmtree(root, ignore_errors=True)
-    except OSError:
-        if not _is_built(root, description):  # else another process was faster
-            raise
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
+        built = Path(temporary) / "benchmark"
+        render_class = partial(_render_class, seed, size, images)
+        parts = _rendered(render_class, chosen, workers or available_cores(), progress)
+        for (domain, split), rows in parts.items():
+            metadata = dataset_metadata() | {"domain": domain, "split": split}
+            write_images(part_path(built, domain, split), rows, list(chosen), metadata)
+        (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        _install(built, root, Path(temporary) / "replaced", description)
     return root
 
 
@@ -194,3 +190,23 @@ def _rendered(
             for key, rows in parts.items():
                 gathered.setdefault(key, []).extend(rows)
     return gathered
+
+
+def _install(built: Path, root: Path, replaced: Path, description: dict[str, object]) -> None:
+    """Move the finished folder into place unless another process was faster."""
+    while True:
+        if _is_built(root, description):
+            return
+        try:
+            built.rename(root)  # fails if the folder exists and is not empty
+        except OSError:
+            if not root.exists():
+                raise
+        else:
+            return
+        _refuse_foreign(root)
+        try:
+            root.rename(replaced)
+        except FileNotFoundError:
+            continue  # another process took the old one away
+        shutil.rmtree(replaced)
