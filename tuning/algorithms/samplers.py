@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Final
 
 import numpy as np
@@ -38,7 +39,8 @@ class RobustGPSampler(GPSampler):
     one whose loss diverged, has the worst value of the complete ones.
 
     It also scales values by their standard deviation. One training that collapsed would make all
-    good ones look the same, so values are passed through `compress_worse`.
+    good ones look the same, so values are passed through `compress_worse`, which helps while fewer
+    than half of them have collapsed.
     """
 
     def _sample_relative_impl(
@@ -65,25 +67,22 @@ class RobustGPSampler(GPSampler):
                 {name: max(found) for name, found in violations.items()},
             ),
         }
-        known = [
-            (trial, of_trial, dict(trial.constraints))
-            for trial, of_trial in zip(completed_trials, values, strict=True)
-        ]
-        known += [
-            (trial, *imputed[trial.state])
-            for trial in study.get_trials(deepcopy=False, states=tuple(imputed))
-            if search_space.keys() <= trial.params.keys()
-        ]
-        seen = [
+        compressed = []
+        for trial, of_trial in zip(completed_trials, values.tolist(), strict=True):
+            compressed.append(copy(trial))
+            compressed[-1].values = of_trial
+        unsuccessful = [
             optuna.create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
-                values=of_trial.tolist(),
-                constraints=constraints,
+                values=imputed[trial.state][0].tolist(),
+                constraints=imputed[trial.state][1],
             )
-            for trial, of_trial, constraints in known
+            for trial in study.get_trials(deepcopy=False, states=tuple(imputed))
+            if search_space.keys() <= trial.params.keys()
         ]
-        return super()._sample_relative_impl(study, seen, running_trials, search_space)
+        known = [*compressed, *unsuccessful]
+        return super()._sample_relative_impl(study, known, running_trials, search_space)
 
 
 def compress_worse(scores: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ class CheckedConfig(Frozen):
     """So many trials run to their end first, at most half of the budget (of each method). Trials
     are then stopped at a step only if its ranking of these agrees with the final one. With a
     budget below 6 trials, none is stopped. 0 stops trials from the start, unchecked."""
-    min_correlation: float = Field(default=0.4, ge=-1, lt=1)
+    min_correlation: float = Field(default=0.4, ge=-1, le=1)
     """A step stops trials only if Spearman's rank correlation with the final values is above it."""
 
     @field_validator("check_trials")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from rich.console import Console
 from trainers.checks import check_data, trial_parts
 from trainers.data.data_root import resolve_root
 from trainers.data.storage import open_store, url_of
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError
 from tuning.checkpoints.files import TRAIN_FOLDER, remove_folder
 from tuning.checkpoints.storage_check import check_nodes
+from tuning.confirmation.configurations import chosen
 from tuning.confirmation.jobs import jobs, run_jobs
 from tuning.confirmation.results import (
     CONFIRM_FOLDER,
@@ -39,10 +39,8 @@ from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
 from tuning.reporting.html_report import REPORT_FOLDER, write_report
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import check_is_no_copy, check_same_inputs, load_run
-from tuning.selection.ranking import ranked
-from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
@@ -73,7 +71,7 @@ def confirm(
     Raises:
         ConfigError: no trial has finished, no such rule, fewer than two seeds, a domain without a
             test split, or data that changed since the search.
-        StorageFailed: results, checkpoints or the report cannot be written.
+        StorageFailed: results or checkpoints cannot be written.
     """
     console = console or Console(stderr=True)
     if not 2 <= seeds <= MAX_SEEDS:
@@ -125,60 +123,14 @@ def confirm(
     write_results_table(run.folder, list(stored.values()))
     confirmation = Confirmation(search, fresh, configurations, stored, failed)
     uri = tracking_uri(file.search.tracking.uri, run.folder.parent)
-    write_report(search, records, run.folder / REPORT_FOLDER, url_of(run.home, TRAIN_FOLDER))
+    run = load_run(folder)  # the search may have gone on
+    report, train = run.folder / REPORT_FOLDER, url_of(run.home, TRAIN_FOLDER)
+    try:
+        write_report(run.search, run.history.records, report, train)
+    except Exception as error:  # the results are stored, and the command prints them
+        console.print(f"note: the report cannot be written: {error}", soft_wrap=True)
     log_confirmation(uri, file.search.tracking.experiment, confirmation)  # uploads the report
     return confirmation
-
-
-def chosen(
-    search: SearchRecord, records: Sequence[TrialRecord], top: int = 1, rules: Sequence[str] = ()
-) -> tuple[Configuration, ...]:
-    """The finished trials to confirm, without repetitions, each with all the rules that chose it.
-
-    Raises:
-        ConfigError: there is none, no such rule, or `top` is not positive.
-    """
-    for rule in rules:
-        if rule not in RULES:
-            hint = did_you_mean(rule, RULES)
-            raise ConfigError(f"no such rule{hint}", key="--rule", value=rule)
-    if top < 1:
-        raise ConfigError("must be at least 1", key="--top", value=top)
-    wanted = set(rules) or RULES.keys() - {PARETO}
-    found: dict[str, Configuration] = {}
-
-    def add(rule: str, label: str, trial: TrialRecord, looks_at_ood: bool) -> None:
-        if rule not in wanted or trial.outcome != "finished":
-            return
-        new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
-        earlier = found.get(trial.trial_id, new)
-        found[trial.trial_id] = replace(
-            earlier,
-            labels=(*earlier.labels, label),
-            looks_at_ood=earlier.looks_at_ood or looks_at_ood,
-            best_of_method=earlier.best_of_method or rule == BY_METHOD,
-        )
-
-    ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
-    for rank, trial in enumerate(ranking[:top], 1):
-        add(OBJECTIVE, f"{OBJECTIVE} #{rank}", trial, search.sees_ood)
-    for choice in choices(search, records):
-        if choice.rule == OBJECTIVE:
-            continue
-        parts = {**choice.by_domain, **choice.by_method}
-        for trial in choice.trials:
-            # The label has the methods, or the domains unless the trial was chosen for all.
-            names = [name for name, one in parts.items() if one.trial_id == trial.trial_id]
-            named = choice.by_method or 0 < len(names) < len(parts)
-            label = f"{choice.rule}/{'+'.join(names)}" if named else choice.rule
-            add(choice.rule, label, trial, choice.looks_at_ood)
-    if not found and set(rules) == {BY_METHOD} and len(search.methods(records)) < 2:
-        raise ConfigError(
-            "all trials of this search have the same method", key="--rule", value=BY_METHOD
-        )
-    if not found:
-        raise ConfigError("no finished trial to confirm", source=search.run_folder)
-    return tuple(found.values())
 
 
 def fresh_seeds(base: int, records: Iterable[TrialRecord], number: int) -> tuple[int, ...]:

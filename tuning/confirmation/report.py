@@ -142,9 +142,15 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
 
 def _notes(confirmation: Confirmation) -> list[str]:
     seeds = confirmation.seeds
+    short = [
+        f"{one.trial_id}: {n}"
+        for one in confirmation.configurations
+        if (n := sum((one.trial_id, s) in confirmation.results for s in seeds)) < len(seeds)
+    ]
     lines = [
-        f"{len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]}), the same in "
-        "every row. Differences are paired by seed; intervals are Student's t.",
+        f"{len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]})"
+        f"{'' if short else ', the same in every row'}. Differences are paired by seed; intervals "
+        "are Student's t.",
         f"{untuned_label(confirmation.search)} has the settings of the configuration file; the "
         "trials beside it were chosen by the search.",
         "The test splits were read once per row, after the choice on validation data. Choosing "
@@ -156,13 +162,8 @@ def _notes(confirmation: Confirmation) -> list[str]:
         "Intervals cover the variation between trainings, not the sampling of test images, and are "
         "not corrected for multiple comparisons."
     )
-    short = [
-        f"{one.trial_id}: {n}"
-        for one in confirmation.configurations
-        if (n := sum((one.trial_id, s) in confirmation.results for s in seeds)) < len(seeds)
-    ]
     if short:
-        lines.append(f"Fewer seeds than requested: {', '.join(short)}.")
+        lines.append(f"Fewer seeds: {', '.join(short)}.")
     if confirmation.failed:
         lines.append(f"{len(confirmation.failed)} failed; the next call tries again:")
     for (trial_id, seed), reason in confirmation.failed.items():

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from trainers.errors import ConfigError, storage_failures
 from tuning.confirmation.statistics import Estimate, difference, estimate, paired_difference
 from tuning.reporting.tables.arrow import write_atomically
 from tuning.runs.journal import append_synced, open_locked
-from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord
-from tuning.selection.rules import BY_METHOD, choices
+from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord
 
 CONFIRM_FOLDER = "confirm"
 RESULTS_FILE = "results.jsonl"
@@ -55,6 +55,9 @@ class TestResult:
     def key(self) -> Key:
         """Trial id and seed."""
         return self.trial_id, self.seed
+
+
+_RESULT = TypeAdapter(TestResult)
 
 
 @dataclass(frozen=True)
@@ -165,46 +168,11 @@ def read_results(run_folder: Path) -> dict[Key, TestResult]:
         if not line.endswith(b"\n"):
             break
         try:
-            values = json.loads(line)
-            result = TestResult(**values | {"labels": tuple(values["labels"])})
-        except (ValueError, KeyError, TypeError, RecursionError):
+            result = _RESULT.validate_python(json.loads(line))
+        except (ValueError, RecursionError):
             raise ConfigError(f"line {number} cannot be read", source=path) from None
         found.setdefault(result.key, result)
     return found
-
-
-def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Confirmation | None:
-    """The results of all calls so far, with every seed and configuration; None before the first.
-
-    Raises:
-        ConfigError: the results are damaged.
-    """
-    results = read_results(search.run_folder)
-    if not results:
-        return None
-    looks_at_ood = {choice.rule: choice.looks_at_ood for choice in choices(search, records)}
-    methods = {record.trial_id: search.method(record) for record in records}
-    labels: dict[str, dict[str, None]] = {}
-    for result in results.values():
-        if result.kind == "trial":
-            labels.setdefault(result.trial_id, {}).update(dict.fromkeys(result.labels))
-    params = {result.trial_id: result.params for result in results.values()}
-    configurations = [Configuration(FT, {}, method=FT)]
-    for name, found in labels.items():
-        # Labels are `objective #1`, `leave_one_domain_out/sketch+clipart`, `id_val`, ...
-        rules = {label.partition("/")[0].partition(" ")[0] for label in found}
-        configurations.append(
-            Configuration(
-                name,
-                params[name],
-                tuple(found),
-                looks_at_ood=any(looks_at_ood.get(rule, False) for rule in rules),
-                method=methods.get(name),
-                best_of_method=BY_METHOD in rules,
-            )
-        )
-    seeds = sorted({seed for _, seed in results if seed is not None})
-    return Confirmation(search, tuple(seeds), tuple(configurations), results, {})
 
 
 def write_results_table(run_folder: Path, results: Sequence[TestResult]) -> Path:

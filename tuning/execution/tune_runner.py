@@ -79,6 +79,7 @@ class _StopNotice(tune.Callback):
 
     def __init__(self, announce: Callable[[str], None]) -> None:
         self._announce = announce
+        self._is_over = False
 
     def setup(self, *arguments: Any, **info: Any) -> None:
         """Wrap the handler that Tune has just set, in the main thread only."""
@@ -89,9 +90,14 @@ class _StopNotice(tune.Callback):
         def stop(number: int, frame: FrameType | None) -> None:
             if callable(of_tune):
                 of_tune(number, frame)
-            self._announce("Ctrl-C      ending the trials; press it again not to wait for them")
+            if not self._is_over:  # Tune's handler stays until the process restores its own
+                self._announce("Ctrl-C      ending the trials; press it again not to wait for them")
 
         signal.signal(signal.SIGINT, stop)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Announce nothing while results are written."""
+        self._is_over = True
 
     def __getstate__(self) -> dict[str, object]:
         return {}  # as below

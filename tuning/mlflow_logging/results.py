@@ -62,7 +62,8 @@ def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmat
             params = {key: value for key, value in configuration.params.items() if key != "seed"}
             _log(client, parent, f"confirm {name}", tags, metrics, len(seeds), params, run_id)
         report = confirmation.search.run_folder / REPORT_FOLDER / REPORT_FILE
-        client.log_artifact(str(parent.info.run_id), str(report))
+        if report.is_file():
+            client.log_artifact(str(parent.info.run_id), str(report))
 
     _below_search(tracking_uri, experiment, confirmation.search, "the confirmation", write)
 

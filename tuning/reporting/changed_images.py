@@ -36,8 +36,8 @@ def changed_images(search: SearchRecord, found: Sequence[DomainPredictions]) -> 
 
     None if the images cannot be read, or are others than those of the search.
     """
-    number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(found))))
     try:
+        number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(found))))
         store = stored_root(str(search.configured("trial", "data", "root")))
         seen = data_seen(search.run_folder) or {}
         parts = []

@@ -10,10 +10,12 @@ import base64
 import io
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
+from xml.etree.ElementTree import ParseError
 
 from trainers.errors import ConfigError, storage_failures
 from tuning.reporting.changed_images import changed_images
@@ -219,7 +221,7 @@ def _sections(
 def _confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
     """Test accuracy over fresh seeds, if `confirm` has results in the run folder."""
     from tuning.confirmation import report
-    from tuning.confirmation.results import read_confirmation
+    from tuning.confirmation.configurations import read_confirmation
     from tuning.reporting.figures.confirmed import confirmed_figure
 
     try:
@@ -298,10 +300,10 @@ def _image(
     figure: Figure, description: str, note: str = "", titles: Mapping[str, str] | None = None
 ) -> str:
     """A figure in a frame, with a note below it; `titles` of trials to highlight them in it."""
-    if titles is None:
-        shown = _img(figure, description)
-    else:
-        shown = inline_svg(_svg(figure), description, titles)
+    shown = _img(figure, description)
+    if titles is not None:
+        with suppress(ParseError):  # a name has a character that XML does not allow
+            shown = inline_svg(_svg(figure), description, titles)
     return f"<figure>{shown}</figure>{_paragraph(note)}"
 
 

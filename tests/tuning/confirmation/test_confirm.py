@@ -29,14 +29,14 @@ from trainers.loop.state import load_split
 from trainers.ray_trainer import train_loop
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import ResourcesConfig, SearchFile
-from tuning.confirmation.confirm import chosen, confirm, fresh_seeds
+from tuning.confirmation.configurations import chosen, read_confirmation
+from tuning.confirmation.confirm import confirm, fresh_seeds
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
     COSTS,
     Confirmation,
     ResultsFile,
     TestResult,
-    read_confirmation,
     read_results,
     results_path,
     write_results_table,
@@ -151,6 +151,15 @@ def test_results_are_kept_and_an_incomplete_line_is_cut_off(tmp_path: Path) -> N
         read_results(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"metrics": None}, {"params": 3}, {"seed": "x"}, {"labels": 1}])
+def test_a_result_of_another_type_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    ResultsFile(tmp_path).append(result("trial-000", 1000, 70.0))
+    path = results_path(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
+    with pytest.raises(ConfigError, match="line 1 cannot be read"):
+        read_results(tmp_path)
+
+
 def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path: Path) -> None:
     search, records = fakes.search_record(tmp_path), fakes.compared_methods()
     assert read_confirmation(search, records) is None
@@ -161,15 +170,20 @@ def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path: Path) -
                 file.append(replace(result(one.trial_id, seed, 70.0), labels=one.labels))
         again = replace(result("trial-007", 1002, 70.0), labels=("by_method/carot",))
         file.append(again)
+        # Chosen before the search was extended.
+        file.append(replace(result("trial-000", 1002, 60.0), labels=("id_val",)))
     found = read_confirmation(search, records)
     assert found is not None
     assert found.seeds == (1000, 1001, 1002)
     configurations = {one.trial_id: one for one in found.configurations}
-    assert list(configurations) == ["ft", "trial-004", "trial-007"]
-    by_id, by_ood = configurations["trial-004"], configurations["trial-007"]
-    assert (by_id.labels, by_id.method, by_id.looks_at_ood) == (("id_val",), "ft", False)
-    assert by_ood.labels == ("ood_val", "by_method/carot")
+    assert list(configurations) == ["ft", "trial-007", "trial-004", "trial-000"]
+    by_ood, by_id, earlier = list(configurations.values())[1:]
+    assert set(by_id.labels) == {"id_val", "by_method/ft"}
+    assert (by_id.method, by_id.looks_at_ood, by_id.best_of_method) == ("ft", True, True)
+    assert set(by_ood.labels) == {"ood_val", "by_method/carot"}
     assert (by_ood.method, by_ood.looks_at_ood, by_ood.best_of_method) == ("carot", True, True)
+    assert (earlier.labels, earlier.looks_at_ood) == (("id_val",), False)
+    assert not earlier.best_of_method
     assert found.values("trial-007", "id_test/acc") == {1000: 70.0, 1001: 70.0, 1002: 70.0}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.result_tables import cells, notes, printed
-from tuning.confirmation.confirm import chosen
+from tuning.confirmation.configurations import chosen
 from tuning.confirmation.report import confirmation_table, methods_table, report
 from tuning.confirmation.results import Configuration, Confirmation, TestResult
 from tuning.reporting.result_table import ResultTable

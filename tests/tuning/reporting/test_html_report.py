@@ -85,6 +85,13 @@ def test_a_dollar_sign_starts_no_formula_and_no_domain_is_needed(tmp_path: Path)
     assert "us$5_$x" in (tmp_path / REPORT_FILE).read_text("utf-8")
 
 
+def test_a_character_that_xml_does_not_allow_leaves_figures_unlinked(tmp_path: Path) -> None:
+    write_report(replace(SEARCH, id_domain="re\x1bal"), [fakes.trial(0)], tmp_path)
+    page = (tmp_path / REPORT_FILE).read_text("utf-8")
+    assert "data:image/svg+xml" in page
+    assert "<svg" not in page.partition("<h2>Trials")[0]
+
+
 @pytest.mark.parametrize("records", [[], [fakes.reference()], [fakes.trial(0, outcome="running")]])
 def test_a_search_that_has_just_begun_has_a_page(
     records: list[TrialRecord], tmp_path: Path
