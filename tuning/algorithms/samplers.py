@@ -38,9 +38,9 @@ class RobustGPSampler(GPSampler):
     its own last value was measured at another step and does not compare. A failed trial, such as
     one whose loss diverged, has the worst value of the complete ones.
 
-    It also scales values by their standard deviation. One training that collapsed would make all
-    good ones look the same, so values are passed through `compress_worse`, which helps while fewer
-    than half of them have collapsed.
+    Optuna's sampler scales values by their standard deviation, so one training that collapsed would
+    make all good ones look the same. Values are passed through `compress_worse` first, which helps
+    while fewer than half of the trainings have collapsed.
     """
 
     def _sample_relative_impl(
