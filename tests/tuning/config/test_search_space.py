@@ -154,7 +154,7 @@ def test_a_mistake_in_the_space_has_its_key(
         load_config(path, overrides)
     assert caught.value.key == f"search.space.{key}"
     given = override.partition("=")[0]
-    is_within = f"{key}.".startswith(f"{given}.")  # else it may be the file's value that does not fit
+    is_within = f"{key}.".startswith(f"{given}.")  # else the file may be wrong
     with_set = "--set" if is_within else f"{path} with --set search.space.{given}"
     assert caught.value.source == (with_set if overrides else str(path))
     assert len(str(caught.value).splitlines()) == 1
