@@ -29,7 +29,8 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     file = instant_file(images_root, tmp_path, search__resources__max_failures=0)
     folder, hold = tmp_path / "small", tmp_path / HOLD
     hold.touch()
-    driver = start(write_instant(tmp_path / "config", file))
+    log = tmp_path / "log.txt"
+    driver = start(write_instant(tmp_path / "config", file), log)
     wait_for(lambda: num_reports(folder) == 1, driver)
     os.kill(child(driver, name), signal.SIGKILL)
     assert driver.wait() == 75
@@ -37,7 +38,7 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     assert history.outcome == "stopped"
     assert [record.outcome for record in history.records] == ["stopped"]
     hold.unlink()
-    assert start(folder).wait() == 0
+    assert start(folder, log).wait() == 0
     assert disagreements(folder) == []
 
 
