@@ -19,8 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import ray
-from ray.util.state import list_actors
+from ray._private.state import actors  # without a dashboard, `list_actors` has no answer
 from rich.console import Console
 from rich.table import Table
 
@@ -67,9 +66,10 @@ class MemoryWatch(Callback):
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Read what the kernel knows."""
-        alive = list_actors(ray.get_runtime_context().gcs_address, [("state", "=", "ALIVE")])
+        alive = [a for a in actors().values() if a["State"] == "ALIVE"]
         held = dict.fromkeys(self.mib, 0.0)
-        for name, pid in [*((a.class_name, a.pid) for a in alive), ("driver", os.getpid())]:
+        of_slot = ((a["ActorClassName"], a["Pid"]) for a in alive)
+        for name, pid in [*of_slot, ("driver", os.getpid())]:
             with suppress(OSError, ValueError):  # it has just ended
                 (kib,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
                 held[name] = held.get(name, 0) + int(kib) / 1024

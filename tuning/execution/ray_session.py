@@ -40,10 +40,10 @@ STARTS = 3
 
 
 @contextmanager
-def ray_session(address: str | None = None, *, console: Console | None = None) -> Iterator[None]:
+def ray_session(address: str | None = None, *, console: Console | None = None) -> Iterator[bool]:
     """Connect to Ray within the block; a cluster that is started here is also stopped.
 
-    A process that is connected already stays connected.
+    The value is whether one is started here. A process that is connected already stays connected.
 
     Args:
         address: `host:port` of a cluster; by default the one in `RAY_ADDRESS`, which
@@ -54,7 +54,7 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
         ConfigError: nothing answers at that address, or Ray does not start here.
     """
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
     if console is not None:
@@ -70,7 +70,7 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
             where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
             raise ConfigError(f"cannot connect to {where}: {error}") from error
         stack.callback(ray.shutdown)
-        yield
+        yield not address
 
 
 def concurrent_trials(resources: ResourcesConfig) -> int:
@@ -113,8 +113,8 @@ def _driven(wanted: int, drivers: int | None) -> int:
 def retry_slow_start(start: Callable[[], T]) -> T:
     """Start something of Ray, and try again if it was too slow.
 
-    Ray gives its own processes 30 s, and its dashboard 60 s, which a busy machine, or one that
-    reads Ray's files for the first time, may exceed.
+    Ray gives its own processes 30 s, which a busy machine, or one that reads Ray's files for the
+    first time, may exceed.
 
     Raises:
         ConnectionError: it was too slow every time.
@@ -124,13 +124,10 @@ def retry_slow_start(start: Callable[[], T]) -> T:
         try:
             return start()
         except Exception as error:
-            # Ray 2.60 raises plain exceptions; that of the dashboard is the end of its log.
-            slow_dashboard = type(error) is Exception and "dashboard" in str(error)
-            if not slow_dashboard and "timed out during startup" not in str(error):
+            if "timed out during startup" not in str(error):  # Ray 2.60 raises a plain exception
                 raise
             if attempt == STARTS:
-                reason = "Its dashboard did not start." if slow_dashboard else first_line(error)
-                raise ConnectionError(f"{reason} Is this machine very busy?") from error
+                raise ConnectionError(f"{first_line(error)} Is this machine very busy?") from error
             attempt += 1
             logger.warning("Ray did not start in time on this busy machine; trying again")
 
@@ -172,7 +169,7 @@ def _start_local(folder: Path) -> None:
             _init(
                 f"{LOCALHOST}:{port}",
                 address="local",
-                include_dashboard=True,  # its state API frees the resources of stopped trials
+                include_dashboard=False,  # nothing asks it, see `without_helpers`
                 dashboard_host=LOCALHOST,
                 _node_ip_address=LOCALHOST,  # a local search does not listen on the network
                 _temp_dir=str(folder),
@@ -207,10 +204,8 @@ def _temporary_folder() -> Iterator[Path]:
 def _init(workers_address: str, **arguments: Any) -> None:
     """Connect to Ray, and give workers its address.
 
-    Ray Train 2.60 frees the resources of a stopped trial through the state API, and looks for its
-    address in `RAY_ADDRESS`. `ray job submit` sets that for the entry point only, and without it
-    the wrong Ray is found if two run on a machine. Then the search hangs (ray#54305, ray#58515,
-    ray#61756).
+    Ray looks for it in `RAY_ADDRESS`, which `ray job submit` sets for the entry point only. Without
+    it, a worker finds the wrong Ray if two run on a machine (ray#58515, ray#61756).
     """
     variables = {**WORKER_ENVIRONMENT, "RAY_ADDRESS": workers_address}
     if arguments["address"] == "local":

@@ -24,6 +24,8 @@ from ray.air.execution._internal import RayActorManager
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -36,6 +38,7 @@ __all__ = [
     "quiet_raylet",
     "remove_orphaned_groups",
     "tune_workarounds",
+    "without_helpers",
 ]
 
 TUNE_ENVIRONMENT: Final = {
@@ -86,9 +89,10 @@ def has_autoscaler() -> bool:
 def remove_orphaned_groups() -> None:
     """Remove the placement groups of this job whose actor is dead.
 
-    Ray 2.60 keeps them until the job ends. Ray Train removes that of a killed controller, but knows
-    it only once all workers have started. If the controller is killed before, its resources are
-    lost for the rest of the search, which then has a slot less, or none (no issue found).
+    Ray 2.60 keeps them until the job ends. Ray Train removes that of a killed controller through
+    the state API, which is the dashboard's (ray#54305, ray#58515, ray#61756), and only if all
+    workers had started (no issue found). Otherwise the resources are lost for the rest of the
+    search, which then has a slot less, or none.
     """
     job = ray.get_runtime_context().get_job_id()
     for content in state._connect_and_get_accessor().get_placement_group_table():
@@ -98,6 +102,22 @@ def remove_orphaned_groups() -> None:
         is_left = not group.is_detached and group.state != PlacementGroupTableData.REMOVED
         if is_orphan and is_left and group.creator_job_id.hex() == job:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+
+
+def without_helpers(trainer: Any) -> Any:
+    """The same `TorchTrainer`, which starts two processes less with its workers.
+
+    Ray Train 2.60 starts them for every training, and no setting prevents it (no issue found). One
+    holds the Ray Datasets, of which there are none. The other asks the dashboard once a second
+    whether to remove a placement group, which `remove_orphaned_groups` does. Each takes 2 to 3 s of
+    CPU time for a search of minutes, and the dashboard takes as much to answer.
+    """
+    callbacks = trainer._create_default_callbacks
+    left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+    trainer._create_default_callbacks = lambda: [
+        callback for callback in callbacks() if not isinstance(callback, left_out)
+    ]
+    return trainer
 
 
 @contextmanager

@@ -28,7 +28,11 @@ from trainers.ray_trainer import location, open_storage, torch_trainer, train_lo
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import fitting_trials
 from tuning.execution.ray_errors import wrapped_errors
-from tuning.execution.ray_workarounds import WorkerHealthCheckTimeoutError, draining_nodes
+from tuning.execution.ray_workarounds import (
+    WorkerHealthCheckTimeoutError,
+    draining_nodes,
+    without_helpers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +108,7 @@ def fit(
             options = resources.per_trial() | nodes.placement()
             trainer = torch_trainer(loop, values, name=unique, scratch=Path(scratch), **options)
             try:
-                return trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2
+                return without_helpers(trainer).fit().return_value
             except Exception as error:
                 logger.warning(attempts.failed(error))
 

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import ray
 
+from tuning.execution.ray_workarounds import remove_orphaned_groups
+
+CHECK_S = 5.0
 _STOPPING_S = 5.0
 
 T = TypeVar("T")
@@ -38,8 +41,11 @@ def run_tasks(
             while waiting and len(running) < at_once:
                 item = waiting.popleft()
                 running[submit(item)] = item
-            (ended,), _ = ray.wait(list(running), num_returns=1)
-            on_end(running.pop(ended), ended)
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=CHECK_S)
+            if not ended:
+                remove_orphaned_groups()  # for which a task that trains may be waiting
+            for task in ended:
+                on_end(running.pop(task), task)
     finally:
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=_STOPPING_S)

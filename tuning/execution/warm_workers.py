@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.exchange import END, Answer, Exchange, Request
 from trainers.ray_trainer import serve, torch_trainer
-from tuning.execution.ray_workarounds import remove_orphaned_groups
+from tuning.execution.ray_workarounds import remove_orphaned_groups, without_helpers
 
 POLL_S = 5.0
 """Time that `ask` waits for a report before it returns how far the trial is."""
@@ -76,7 +76,8 @@ class WarmWorkers:
         values, name = {"exchange": self._exchange}, f"slot-{secrets.token_hex(4)}"
         try:
             with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
-                torch_trainer(serve, values, name=name, scratch=Path(scratch), **options).fit()
+                trainer = torch_trainer(serve, values, name=name, scratch=Path(scratch), **options)
+                without_helpers(trainer).fit()
         except Exception as error:
             self._ended.set_exception(error)
         else:

@@ -26,16 +26,15 @@ PATIENCE_S = 1200
 
 @contextmanager
 def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
-    """A head with these CPUs and its dashboard, and nodes of one CPU."""
-    head = {
-        "num_cpus": head_cpus,
-        "include_dashboard": True,  # without it, Ray frees nothing of a trial that was killed
-        "dashboard_host": "127.0.0.1",
-    }
+    """A head with these CPUs, without a dashboard, and nodes of one CPU."""
     found = retry_slow_start(
         lambda: Cluster(
             initialize_head=True,
-            head_node_args=head | {"dashboard_port": free_port()},
+            head_node_args={
+                "num_cpus": head_cpus,
+                "include_dashboard": False,
+                "dashboard_port": free_port(),
+            },
             shutdown_at_exit=True,
         )
     )

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.state import list_actors
 
 from tests.ray_head import Head
+from trainers.ray_trainer import torch_trainer
 from tuning.execution import ray_workarounds
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import (
@@ -32,7 +34,9 @@ from tuning.execution.ray_workarounds import (
     quiet_raylet,
     remove_orphaned_groups,
     tune_workarounds,
+    without_helpers,
 )
+from tuning.execution.tasks import run_tasks
 
 
 @pytest.fixture
@@ -159,8 +163,8 @@ def test_nothing_of_tune_stays_changed(monkeypatch: pytest.MonkeyPatch) -> None:
 class Holder:
     """An actor with a placement group."""
 
-    def hold(self) -> str:
-        self.group = placement_group([{"CPU": 0.01}])
+    def hold(self, cpus: float = 0.01) -> str:
+        self.group = placement_group([{"CPU": cpus}])
         ray.get(self.group.ready())
         return str(self.group.id.hex())
 
@@ -188,6 +192,34 @@ def test_the_placement_group_of_a_killed_actor_is_removed(ray_head: Head) -> Non
         while groups()[lost] != "REMOVED":
             remove_orphaned_groups()
         assert (groups()[kept], groups()[own.id.hex()]) == ("CREATED", "CREATED")
+
+
+@pytest.mark.slow
+def test_tasks_get_the_cpus_that_a_killed_actor_held(
+    ray_head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuning.execution.tasks.CHECK_S", 0.1)
+    with ray_session(ray_head.address):
+        actor: Any = ray.remote(num_cpus=0)(Holder)
+        killed = actor.remote()
+        ray.get(killed.hold.remote(2))
+        ray.kill(killed)
+        task: Any = ray.remote(num_cpus=1)(lambda item: item + 1)
+        found: list[int] = []
+        run_tasks([1, 2], task.remote, lambda _, ended: found.append(ray.get(ended)), at_once=1)
+    assert found == [2, 3]
+
+
+def test_two_helpers_of_ray_train_are_left_out(tmp_path: Path) -> None:
+    trainer: Any = torch_trainer(print, {}, name="any", scratch=tmp_path)
+
+    def callbacks() -> list[str]:
+        return [type(one).__name__ for one in trainer._create_default_callbacks()]
+
+    before, left_out = callbacks(), ("DatasetsCallback", "PlacementGroupCleanerCallback")
+    assert without_helpers(trainer) is trainer
+    assert callbacks() == [name for name in before if name not in left_out] != before
+    assert set(left_out) < set(before)  # Ray Train itself still adds both
 
 
 @pytest.mark.parametrize(("kind", "autoscales"), [("node_abc", False), ("gpu-workers", True)])
