@@ -267,7 +267,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
     storage = Path(file.search.storage)
     with (
         (storage / "display.txt").open("w") as display,
-        patch("tuning.execution.run_search.zero_shot_metrics", lambda *_: zero_shot),
+        patch("tuning.execution.run_search.zero_shot_metrics", lambda *_, **__: zero_shot),
         patch("tuning.execution.run_search.MlflowCallback", meter.mlflow),
         stopwatch.watching(),
     ):

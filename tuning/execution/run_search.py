@@ -246,7 +246,7 @@ def _run_session(
     console = options.console or Console(stderr=True)
     keep, tracking = file.search.checkpoints, file.search.tracking
     with (
-        ray_session(options.address, console=console),
+        ray_session(options.address, console=console) as is_own_ray,
         interrupted_by_sigterm(),
         watched_ray() as watch,
         quiet_optuna(),
@@ -264,7 +264,7 @@ def _run_session(
             # The cache of images may take hours for large data sets.
             cached = "" if file.trial.data.root == EMBEDDED else ", once the images are cached"
             show_phase(console, "Zero-shot", f"evaluating {file.trial.model.name}{cached}")
-            zero_shot = zero_shot_metrics(file.trial, file.search.resources)
+            zero_shot = zero_shot_metrics(file.trial, file.search.resources, here=is_own_ray)
             journal.zero_shot(zero_shot)
         search = search_record(file, run_folder, zero_shot, journal.run_id)
 

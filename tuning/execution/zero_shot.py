@@ -12,6 +12,7 @@ from typing import Any
 
 import platformdirs
 import ray
+import torch
 
 import trainers
 from trainers.config import TrialConfig
@@ -19,6 +20,7 @@ from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
 from trainers.loop.state import load_split, start
 from trainers.models.config import HUB
+from trainers.process_state import restored_state
 from tuning.config.schema import ELSEWHERE, ResourcesConfig
 from tuning.execution.ray_errors import root_cause
 from tuning.runs.run_folder import package_version
@@ -27,11 +29,16 @@ CACHE_VARIABLE = "LIPSUM_TUNE_ZERO_SHOT_CACHE"
 """Environment variable that names another folder for the cache."""
 
 
-def zero_shot_metrics(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:
+def zero_shot_metrics(
+    trial: TrialConfig, resources: ResourcesConfig, *, here: bool = False
+) -> dict[str, float]:
     """The validation metrics of a trial before its first step, from the cache if they are there.
 
     The cache has one file for each fingerprint. Files are replaced in one piece, so any number of
     searches may write at the same time. A cache that cannot be read or written is not used.
+
+    Args:
+        here: evaluate in this process if trials run on CPUs, as all of them are on this machine.
 
     Raises:
         ConfigError: data or model cannot be loaded.
@@ -42,7 +49,10 @@ def zero_shot_metrics(trial: TrialConfig, resources: ResourcesConfig) -> dict[st
         with suppress(OSError, ValueError):
             found: dict[str, float] = json.loads(cached.read_text(encoding="utf-8"))
             return found
-    metrics = _evaluate_on_cluster(trial, resources)
+    if here and not resources.gpus_per_worker:
+        metrics = _evaluate_here(trial, resources)
+    else:
+        metrics = _evaluate_on_cluster(trial, resources)
     if fingerprint is not None:
         with suppress(OSError):
             cached.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +62,14 @@ def zero_shot_metrics(trial: TrialConfig, resources: ResourcesConfig) -> dict[st
                 json.dump(metrics, file)
             Path(file.name).replace(cached)
     return metrics
+
+
+def _evaluate_here(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:
+    """Evaluate without a process that would have to import all that this one has imported."""
+    with restored_state():
+        if "OMP_NUM_THREADS" not in os.environ:  # as Ray does for a worker
+            torch.set_num_threads(max(1, int(resources.cpus_per_worker)))
+        return start(trial, device="cpu").evaluate("val", load_split(trial, "val"))
 
 
 def _evaluate_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:

@@ -98,7 +98,7 @@ def instant_options(file: SearchFile, **options: Any) -> SearchOptions:
     return SearchOptions(trainable=trainable, **options)
 
 
-def zero_shot(*_: Any) -> dict[str, float]:
+def zero_shot(*_: Any, **__: Any) -> dict[str, float]:
     """In place of the evaluation of a model."""
     return dict.fromkeys(METRICS[:3], 40.0)
 

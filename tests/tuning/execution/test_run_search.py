@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 import yaml
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
@@ -27,7 +28,7 @@ from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.run_search import SearchResult, run_search
-from tuning.execution.zero_shot import zero_shot_metrics
+from tuning.execution.zero_shot import CACHE_VARIABLE, zero_shot_metrics
 from tuning.runs.run_folder import load_run
 
 SURFACE = Path(__file__).parents[2] / "public_surface.yaml"
@@ -183,14 +184,32 @@ def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(
     assert used == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("here", [False, True])
 @pytest.mark.usefixtures("local_ray")
-def test_a_mistake_that_a_worker_is_the_first_to_find_is_one_line_too(tmp_path: Path) -> None:
+def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(
+    here: bool, tmp_path: Path
+) -> None:
     trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
     with ray_session(), pytest.raises(ConfigError) as caught:
-        zero_shot_metrics(trial, ResourcesConfig())
+        zero_shot_metrics(trial, ResourcesConfig(), here=here)
     assert type(caught.value) is ConfigError
     assert str(caught.value).startswith(f"{tmp_path}: it has no domain 'real'")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[str, float]] = []
+    threads = torch.get_num_threads()
+    for here in (False, True):
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / str(here)))
+        with ray_session() as is_own:
+            found.append(zero_shot_metrics(trial, ResourcesConfig(), here=here))
+        assert not is_own  # it is the one in RAY_ADDRESS
+    assert found[0] == found[1]
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.usefixtures("local_ray")
