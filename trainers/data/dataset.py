@@ -143,20 +143,24 @@ class ImageDataset:
         data = self._table["bytes"][index].as_py() or b""
         try:
             return decode(data)
-        except BadImage as bad:
-            part = bisect_right(self._file_ends, index)
-            row = index - (self._file_ends[part - 1] if part else 0)
-            source = ParquetSource(self.store.relative(self.files[part]), row, "image")
-            (original,) = read_sources(self.store, [source])
-            if isinstance(original, bytes) and original != data:
-                self._renew([self._shards[part]])
-                self._map()
-                return self.decode(index)
-            raise ConfigError(
-                f"row {index} ({self._table['path'][index].as_py()}): {bad}",
-                hint="`lipsum-tune prepare parquet` finds and leaves out such images",
-                source=f"{self.store.url}/{self.name}",
-            ) from None
+        except BadImage as error:
+            bad = error
+        part = bisect_right(self._file_ends, index)
+        row = index - (self._file_ends[part - 1] if part else 0)
+        source = ParquetSource(self.store.relative(self.files[part]), row, "image")
+        (original,) = read_sources(self.store, [source])
+        if isinstance(original, bytes) and original != data:
+            self._renew([self._shards[part]])
+            self._map()
+            try:
+                return decode(original)
+            except BadImage as error:
+                bad = error
+        raise ConfigError(
+            f"row {index} ({self._table['path'][index].as_py()}): {bad}",
+            hint="`lipsum-tune prepare parquet` finds and leaves out such images",
+            source=f"{self.store.url}/{self.name}",
+        )
 
     def pixels(self, index: int) -> Tensor:
         """The same image as (3, H, W) uint8, decoded faster if it is a usual JPEG."""

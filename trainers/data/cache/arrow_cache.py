@@ -261,12 +261,12 @@ def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
     try:
         with open_parquet(store, file) as parquet, unfinished.open("r+b") as sink:
             # Room was made for the sizes in the footer; equal images may be in the file only once.
-            taken, needed = unfinished.stat().st_size, 0
+            taken = unfinished.stat().st_size
             schema = COLUMNS.with_metadata(parquet.schema_arrow.metadata)
             with ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(_BATCH, columns=["label", "image"]):
                     rows = _flat(batch, schema)
-                    needed += rows.nbytes
+                    needed = sink.tell() + rows.nbytes
                     if needed > taken:
                         if not room.take({unfinished: needed}):
                             raise _exceeds(store, [file], "more than that", room.limit)

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from trainers.data.cache import arrow_cache as shard_cache
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cached_shards, warn_if_shared
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cached_shards, map_shard, warn_if_shared
 from trainers.data.cache.room import Room
 from trainers.data.data_root import domain_files
 from trainers.data.schema import arrow_schema
@@ -65,6 +65,13 @@ def test_equal_images_that_a_file_holds_once_count_too(cache: Path, tmp_path: Pa
     assert [path.name for path in cache.iterdir() if not path.name.startswith("lock")] == []
     (path,) = cached_shards(store, files, limit_bytes=5 * 10**6)
     assert 4_000_000 < path.stat().st_size < 4_010_000
+
+
+def test_making_room_cuts_nothing_off(cache: Path, tmp_path: Path) -> None:
+    # Small images, so that what Arrow writes beside each batch exceeds a writer's buffer.
+    images = [bytes([number % 2]) * 30 for number in range(2000)]
+    (path,) = cached_shards(*data_set(tmp_path / "data", images), limit_bytes=GB)
+    assert map_shard(path)["bytes"].to_pylist() == images
 
 
 def test_unforeseen_bytes_make_room(cache: Path, tmp_path: Path) -> None:
