@@ -112,8 +112,8 @@ def write_report(
     # Matplotlib takes a second to import.
     import matplotlib
 
-    from tuning.reporting.figures.id_vs_ood import figure
-    from tuning.reporting.figures.wise_curves import WISE_FIGURE, wise_figure
+    from tuning.reporting.figures import id_vs_ood, wise_curves
+    from tuning.reporting.figures.frame import save_figure
 
     # Otherwise a name with two `$` is read as a formula.
     with (
@@ -121,8 +121,9 @@ def write_report(
         storage_failures(folder, "cannot be written"),
     ):
         body = "\n".join(_sections(search, records, checkpoints))
-        figure(search, records, folder / MAIN_FIGURE)
-        wise_figure(search, records, folder / WISE_FIGURE)
+        save_figure(*id_vs_ood.draw(search, records), folder / MAIN_FIGURE)
+        if (wise := wise_curves.draw(search, records)) is not None:
+            save_figure(*wise, folder / wise_curves.WISE_FIGURE)
         page = _PAGE.substitute(title=escape(search.name), style=STYLE, body=body)
         (folder / REPORT_FILE).write_text(page, "utf-8")
 

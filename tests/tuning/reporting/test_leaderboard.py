@@ -11,7 +11,8 @@ from matplotlib import image
 from tests.tuning import fakes
 from tests.tuning.result_tables import cells, column, notes, printed
 from tuning.algorithms.objectives import Objective, parse_constraint
-from tuning.reporting.figures.id_vs_ood import draw, figure
+from tuning.reporting.figures.frame import save_figure
+from tuning.reporting.figures.id_vs_ood import draw
 from tuning.reporting.leaderboard import leaderboard, report
 from tuning.runs.records import SearchRecord, TrialRecord
 
@@ -132,7 +133,7 @@ def test_rules_without_a_trial_to_choose_are_left_out() -> None:
 
 def test_a_search_without_any_trial_has_a_leaderboard_and_a_figure(tmp_path: Path) -> None:
     assert column(leaderboard(SEARCH, []), "trial") == ["zero-shot"]
-    assert figure(SEARCH, [], tmp_path / "empty.png").exists()
+    assert save_figure(*draw(SEARCH, []), tmp_path / "empty.png").exists()
 
 
 @pytest.mark.parametrize("records", [[fakes.trial(1)], fakes.compared_methods()[1:]])
@@ -143,7 +144,8 @@ def test_the_figure_labels_plain_fine_tuning_as_not_tuned(records: list[TrialRec
 
 
 def test_the_figure_is_an_image_in_a_folder_made_for_it(tmp_path: Path) -> None:
-    path = figure(SEARCH, fakes.finished_search(), tmp_path / "report" / "accuracy.png")
+    drawn, note = draw(SEARCH, fakes.finished_search())
+    path = save_figure(drawn, note, tmp_path / "report" / "accuracy.png")
     height, width, _ = image.imread(path).shape
     assert (width, height) == (1290, 930)
     pyplot = sys.modules.get("matplotlib.pyplot")
@@ -172,7 +174,8 @@ def test_the_figure_is_an_image_in_a_folder_made_for_it(tmp_path: Path) -> None:
 def test_the_figure_can_be_drawn_whatever_the_trials_lack(
     records: list[TrialRecord], tmp_path: Path
 ) -> None:
-    assert figure(SEARCH, records, tmp_path / "accuracy.png").stat().st_size > 10_000
+    path = save_figure(*draw(SEARCH, records), tmp_path / "accuracy.png")
+    assert path.stat().st_size > 10_000
 
 
 def test_accuracies_of_averaged_weights_are_labelled() -> None:

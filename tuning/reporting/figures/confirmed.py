@@ -6,10 +6,16 @@ from matplotlib.figure import Figure
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.confirmation.results import FT, SPLIT, Confirmation
-from tuning.reporting.figures.frame import INK, label, legend_beside, legend_mark, new_figure
+from tuning.reporting.figures.frame import (
+    INK,
+    draw_zero_shot,
+    legend_beside,
+    legend_mark,
+    new_figure,
+)
 from tuning.reporting.figures.method_markers import look
 from tuning.reporting.formatting import untuned_label
-from tuning.runs.records import METHOD_KEY, ZERO_SHOT
+from tuning.runs.records import METHOD_KEY
 
 _METRICS = str(MetricKey(SPLIT, ID, "acc")), str(MetricKey(SPLIT, MEAN_OOD, "acc"))
 
@@ -46,10 +52,6 @@ def confirmed_figure(confirmation: Confirmation) -> tuple[Figure, str] | None:
         handles.append(legend_mark(named, marker, colour, "white", 9))
     if not handles:
         return None
-    if all(metric in confirmation.zero_shot for metric in _METRICS):
-        x_zero_shot, y_zero_shot = (confirmation.zero_shot[metric] for metric in _METRICS)
-        axes.scatter(x_zero_shot, y_zero_shot, s=230, marker="*", color=INK, edgecolor="white",
-                     zorder=4)  # fmt: skip
-        label(axes, ZERO_SHOT, (x_zero_shot, y_zero_shot), offset=(-6, 11))
+    draw_zero_shot(axes, confirmation.zero_shot, metrics=_METRICS)
     legend_beside(axes, handles)
     return drawn, "Small: one seed each. Large: their mean, with 95 % intervals (Student's t)."

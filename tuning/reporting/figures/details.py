@@ -18,7 +18,7 @@ from matplotlib.tri import Triangulation
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, val_acc
 from tuning.algorithms.optuna_storage import quiet_optuna
-from tuning.reporting.figures.frame import GREY, INK, SOFT_INK, ReportFigure, log_ticks
+from tuning.reporting.figures.frame import GREY, INK, SOFT_INK, ReportFigure, log_ticks, plain_axes
 from tuning.reporting.formatting import short_names, trial_label
 from tuning.reporting.linked_figures import TRIAL_GID
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
@@ -291,11 +291,7 @@ def small_axes(
     FigureCanvasAgg(drawn)
     panels = list(np.atleast_1d(drawn.subplots(1, number, sharey=common_y)))
     for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#C3C8CF")
-        axes.tick_params(length=0, labelsize=8.5, colors="#3A3F47")
-        axes.grid(color="#ECEEF1", linewidth=0.8)
-        axes.set_axisbelow(True)
+        plain_axes(axes, labelsize=8.5)
     return drawn, panels
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 
 INK: Final = "#22262B"
 SOFT_INK: Final = "#5B616B"
@@ -62,12 +62,17 @@ def new_figure(search: SearchRecord, subtitle: str, width: float) -> tuple[Figur
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}%"))
+    plain_axes(axes, labelsize=9.5)
+    return drawn, axes
+
+
+def plain_axes(axes: Axes, labelsize: float) -> None:
+    """Draw only the lines that help to read values: two borders and a pale grid."""
     axes.grid(color="#ECEEF1", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9.5, colors="#3A3F47")
+    axes.tick_params(length=0, labelsize=labelsize, colors="#3A3F47")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#C3C8CF")
-    return drawn, axes
 
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:
@@ -121,10 +126,16 @@ def accuracies(record: TrialRecord) -> tuple[float, float] | None:
 
 
 def draw_zero_shot(
-    axes: Axes, search: SearchRecord, name: str, offset: tuple[float, float], order: float
+    axes: Axes,
+    zero_shot: Mapping[str, float],
+    name: str = ZERO_SHOT,
+    *,
+    metrics: tuple[str, str] = (ID_ACC, OOD_MEAN_ACC),
+    offset: tuple[float, float] = (-6, 11),
+    order: float = 4,
 ) -> None:
     """A star at the zero-shot model, if both its accuracies are finite."""
-    x, y = search.zero_shot.get(ID_ACC, math.nan), search.zero_shot.get(OOD_MEAN_ACC, math.nan)
+    x, y = (zero_shot.get(metric, math.nan) for metric in metrics)
     if math.isfinite(x) and math.isfinite(y):
         axes.scatter(x, y, s=230, marker="*", color=INK, edgecolor="white", zorder=order)
         label(axes, name, (x, y), offset=offset)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -21,7 +20,6 @@ from tuning.reporting.figures.frame import (
     legend_beside,
     log_ticks,
     new_figure,
-    save_figure,
 )
 from tuning.reporting.figures.method_markers import draw_methods, method_legend
 from tuning.reporting.formatting import trial_label
@@ -34,12 +32,6 @@ COLOUR_BY = "method.reg_weight"
 _MARKERS = {"finished": "o", "pruned": "v", "stopped": "s", "running": "D"}
 # Okabe-Ito: distinct with every common colour blindness. The colour bar is viridis.
 _BLUE, _VERMILION = "#0072B2", "#D55E00"
-
-
-def figure(search: SearchRecord, records: Sequence[TrialRecord], path: Path) -> Path:
-    """Write the figure as a PNG; returns the path, whose folder is made if needed."""
-    drawn, note = draw(search, records)
-    return save_figure(drawn, note, path)
 
 
 def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, str]:
@@ -65,7 +57,7 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
         axes.step(xs, ys, where="pre", color=SOFT_INK, linewidth=0.9, zorder=2)
         note += " Line: Pareto front."
 
-    draw_zero_shot(axes, search, "zero-shot", offset=(-6, 11), order=4)
+    draw_zero_shot(axes, search.zero_shot)
     for record in records:
         point = accuracies(record)
         if record.kind == "reference" and point is not None:

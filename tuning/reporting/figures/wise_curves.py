@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 from matplotlib.axes import Axes
@@ -17,7 +16,6 @@ from tuning.reporting.figures.frame import (
     legend_beside,
     legend_mark,
     new_figure,
-    save_figure,
 )
 from tuning.reporting.formatting import untuned_label
 from tuning.reporting.tables.wise import wise_curve
@@ -37,20 +35,11 @@ _Line: TypeAlias = list[tuple[float, float, float]]
 """Alpha, ID accuracy and mean OOD accuracy of the points that have both."""
 
 
-def wise_figure(search: SearchRecord, records: Sequence[TrialRecord], path: Path) -> Path | None:
-    """Draw a PNG of ID against mean OOD accuracy along the curves; up and to the right is better.
-
-    Returns:
-        The path, whose folder is made if needed; None if no trial has a curve.
-    """
-    found = draw(search, records)
-    return None if found is None else save_figure(*found, path)
-
-
 def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, str] | None:
-    """The figure and the note below it; None if no trial has a curve.
+    """ID against mean OOD accuracy along the curves, and a note; None if no trial has a curve.
 
-    Each of the best trials has a colour; plain fine-tuning is black and dashed.
+    Up and to the right is better. Each of the best trials has a colour; plain fine-tuning is black
+    and dashed.
     """
     lines: dict[str, _Line] = {}
     for record in records:
@@ -74,7 +63,7 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
         _draw(axes, lines[record.trial_id], INK, style="--", order=3)
     for record, colour in reversed(list(zip(shown, _COLOURS, strict=False))):
         _draw(axes, lines[record.trial_id], colour, width=1.9, order=4)
-    draw_zero_shot(axes, search, "zero-shot (alpha = 0)", offset=(-6, -11), order=6)
+    draw_zero_shot(axes, search.zero_shot, "zero-shot (alpha = 0)", offset=(-6, -11), order=6)
 
     handles = [
         _legend_line(f"{record.trial_id}  {search.method(record) or ''}".rstrip(), colour)

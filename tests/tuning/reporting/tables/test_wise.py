@@ -23,7 +23,8 @@ from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.callback import write_results
-from tuning.reporting.figures.wise_curves import wise_figure
+from tuning.reporting.figures.frame import save_figure
+from tuning.reporting.figures.wise_curves import draw
 from tuning.reporting.html_report import write_report
 from tuning.reporting.tables.trials import write_tables
 from tuning.reporting.tables.wise import WisePoint, wise_curve, wise_table
@@ -81,15 +82,16 @@ def test_the_table_has_a_row_per_point_if_there_are_any(
 
 def test_the_figure_highlights_the_best_curves(search: SearchRecord, tmp_path: Path) -> None:
     plain = fakes.finished_search()
-    assert wise_figure(search, plain, tmp_path / "wise.png") is None
+    assert draw(search, plain) is None
     records = [with_curve(r) if r.outcome == "finished" else r for r in plain]
     write_report(search, records, tmp_path)
     path = tmp_path / "wise_curves.png"
     orange, grey = (0xD5, 0x5E, 0x00), (0xB9, 0xBE, 0xC6)
     assert has_colour(path, orange)
     assert has_colour(path, grey)  # of more than five
-    alone = wise_figure(search, records[:4], tmp_path / "alone.png")
-    assert alone is not None
+    drawn = draw(search, records[:4])
+    assert drawn is not None
+    alone = save_figure(*drawn, tmp_path / "alone.png")
     assert has_colour(alone, orange)
     assert not has_colour(alone, grey)
 
@@ -104,7 +106,7 @@ def test_the_legend_labels_plain_fine_tuning_as_not_tuned(
 
     monkeypatch.setattr("tuning.reporting.figures.wise_curves.legend_beside", keep_labels)
     records = [with_curve(fakes.reference()), with_curve(fakes.trial(0))]
-    wise_figure(search, records, tmp_path / "wise.png")
+    draw(search, records)
     assert "FT, not tuned\n(lr = 1e-05)" in labels
 
 
