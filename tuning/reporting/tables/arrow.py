@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainers.data.storage import open_store
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 
 FORMAT_VERSION = 3
@@ -111,9 +111,5 @@ def arrow_table(
 
 def write_atomically(table: pa.Table, path: Path) -> None:
     """Write a table as Parquet; a reader finds the old file or the new one, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(table, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open_store(path.parent).write(path.name) as file:
+        pq.write_table(table, file)

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,8 +81,8 @@ def test_a_failed_write_keeps_the_old_table(
     trials, *_ = write_tables(tmp_path, SEARCH, [fakes.trial(1)])
     before = trials.read_bytes()
 
-    def full_disk(table: object, path: Path) -> None:
-        Path(path).write_text("half a ta")
+    def full_disk(table: object, file: BinaryIO) -> None:
+        file.write(b"half a ta")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(parquet.pq, "write_table", full_disk)
