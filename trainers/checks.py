@@ -59,7 +59,7 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
         parts: the parts that will be read, of the ID domain first. Default: those of a trial.
     """
     data.rules.check_rules(data.domains)
-    parts = parts or trial_parts(data)
+    parts = parts or data.trial_parts
     if data.root == EMBEDDED:
         headers = _embedded(parts)
     else:
@@ -76,11 +76,6 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
     data.rules.prompts(id_classes)
     for (domain, _), header in headers.items():
         domain_class_map(data, id_classes, domain, header)
-
-
-def trial_parts(data: DataConfig) -> list[Part]:
-    """The parts that a trial reads: never a test split."""
-    return [(data.id_domain, "train"), *((domain, "val") for domain in data.domains)]
 
 
 def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:

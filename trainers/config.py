@@ -112,6 +112,11 @@ class DataConfig(Frozen):
         return (self.id_domain, *self.ood_domains)
 
     @property
+    def trial_parts(self) -> list[tuple[str, str]]:
+        """Domain and split of the parts that a trial reads: never a test split."""
+        return [(self.id_domain, "train"), *((domain, "val") for domain in self.domains)]
+
+    @property
     def cache_bytes(self) -> int:
         """`cache_gb` in bytes."""
         return int(self.cache_gb * 1e9)

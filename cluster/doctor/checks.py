@@ -374,11 +374,11 @@ def check_mlflow(cluster: ClusterFacts) -> Iterator[Finding]:
     """The driver can record in MLflow."""
     if cluster.file is None:
         return
-    from tuning.mlflow_logging.client import connect, tracking_uri
+    from tuning.mlflow_logging.client import connect, sqlite_path, tracking_uri
 
     tracking = cluster.file.search.tracking
     uri = tracking_uri(tracking.uri, Path(cluster.file.search.storage))
-    file = _sqlite_file(expand(uri))
+    file = sqlite_path(uri)
     if file is not None and not file.exists():  # connecting would create it
         yield Finding("ok", f"{redact(uri)}: created by the first search")
     elif error := _error(uri, lambda: connect(uri, tracking.experiment)):
@@ -429,11 +429,6 @@ def _error(url: str, use: Callable[[], object]) -> str:
     except OSError as error:
         return f"nothing answers at {redact(url)}: {system_words(error)}"
     return ""
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    scheme, _, path = uri.partition(":///")
-    return Path(path) if scheme.partition("+")[0] == "sqlite" and path else None
 
 
 CHECKS: Mapping[str, Callable[[ClusterFacts], Iterable[Finding]]] = {

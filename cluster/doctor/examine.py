@@ -8,24 +8,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cluster.doctor import node_facts
 from cluster.doctor.checks import CHECKS, ClusterFacts, Finding, Node, Status, Storage
-from trainers.checks import trial_parts
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
-from trainers.models.config import is_path
 from trainers.redact import is_secret_name, redact
-from tuning.checkpoints.storage_check import storage_on_nodes
+from tuning.checkpoints.storage_check import ask_nodes, storage_on_nodes
 from tuning.config.schema import SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_errors import in_one_line
@@ -72,8 +68,7 @@ def examine(
 
     Args:
         file: from `load_config(..., check=False)`; without it, only the cluster is examined.
-        address: of a Ray cluster; by default RAY_ADDRESS, or a new local one.
-        answer_s: time in which each node must answer.
+        address: by default RAY_ADDRESS, or a new local Ray.
     """
     try:
         with ray_session(address):
@@ -104,27 +99,20 @@ def gather(file: SearchFile | None, answer_s: float) -> ClusterFacts:
     request = _request(file)
     cloudpickle.register_pickle_by_value(node_facts)
     try:
-        task: Any = ray.remote(num_cpus=0, max_retries=0)(node_facts.node_facts)
-        asked = {
-            task.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
-            ).remote(request, node.is_head): node
-            for node_id, node in alive.items()
-        }
+        arguments = {node_id: (request, node.is_head) for node_id, node in alive.items()}
+        answers = ask_nodes(node_facts.node_facts, arguments, answer_s)
     finally:
         cloudpickle.unregister_pickle_by_value(node_facts)
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=answer_s)
     facts: dict[str, node_facts.NodeFacts] = {}
     silent: dict[str, str] = {}
-    for reference, node in asked.items():
-        if reference not in answered:
-            silent[node.name] = f"no answer within {answer_s:g} s"
-            ray.cancel(reference, force=True)
-            continue
-        try:
-            facts[node.name] = ray.get(reference)
-        except Exception as error:  # the node or its process died, or the task failed
-            silent[node.name] = in_one_line(error)
+    for node_id, answer in answers.items():
+        name = alive[node_id].name
+        if answer is None:
+            silent[name] = f"no answer within {answer_s:g} s"
+        elif isinstance(answer, Exception):
+            silent[name] = in_one_line(answer)
+        else:
+            facts[name] = answer
 
     nodes = tuple(alive.values())
     storage = _storage(file, nodes, answer_s) if file else ()
@@ -143,12 +131,9 @@ def _request(file: SearchFile | None) -> node_facts.Request:
     if file.trial.data.root == EMBEDDED:
         request["packages"] = (*PACKAGES, *DRAWING_PACKAGES)
     else:
-        request["images"] = (file.trial.data.root, trial_parts(file.trial.data))
-    model, texts = file.trial.model, getattr(file.trial.method, "texts_file", None)
-    files = [model.name.removeprefix("local-dir:")] if "local-dir:" in model.name else []
-    files += [model.name] if model.name.endswith(".json") else []
-    files += [model.pretrained] if model.pretrained and is_path(model.pretrained) else []
-    request["files"] = files + ([str(texts)] if texts else [])
+        request["images"] = (file.trial.data.root, file.trial.data.trial_parts)
+    texts = getattr(file.trial.method, "texts_file", None)
+    request["files"] = [*file.trial.model.paths, *([str(texts)] if texts else [])]
     return request
 
 
@@ -203,11 +188,7 @@ def diagnose(cluster: ClusterFacts) -> Diagnosis:
 
 
 def hide_secrets(text: str, urls: Sequence[str]) -> str:
-    """Replace passwords in a message, including the values of variables that name a secret.
-
-    Args:
-        urls: of the configuration; the values of all variables in them are replaced.
-    """
+    """A message without passwords: values of variables in `urls`, or whose names are of secrets."""
     for url in ("", *urls):
         text = redact(text, url)
     for name, value in os.environ.items():

@@ -239,9 +239,8 @@ class ImageDataset:
 
     def _check(self, tables: list[pa.Table]) -> tuple[tuple[str, ...], Mapping[str, str]]:
         """Class names and metadata, after a check of labels and of files that must agree."""
-        where = [f"{self.store.url}/{self.store.relative(file)}" for file in self.files]
         first: dict[str, object] = {}  # properties of the first file that the others must share
-        for file, table in zip(where, tables, strict=True):
+        for file, table in zip(map(self.store.locate, self.files), tables, strict=True):
             metadata = metadata_of(table.schema, file)
             names = class_names_of(table.schema, file)
             own = {"class names": names, **{k: metadata.get(k) for k in ("crop_pct", "class_map")}}

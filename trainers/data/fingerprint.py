@@ -14,8 +14,6 @@ from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.schema import header_of, open_parquet
 from trainers.data.storage import Store
 
-SPLITS = ("train", "val")
-
 _MEANING = ("class_map", "crop_pct")
 """Metadata that change how images are cropped and scored."""
 _REQUESTS = 16  # at a time: buckets answer slowly, but answer many
@@ -28,10 +26,9 @@ def data_fingerprint(data: DataConfig) -> dict[str, str]:
         ConfigError: see `split_fingerprint`.
     """
     store = resolve_root(data.root)
-    wanted = [(data.id_domain, split) for split in SPLITS]
-    wanted += [(domain, "val") for domain in data.ood_domains]
     return {
-        f"{domain}/{split}": split_fingerprint(store, domain, split) for domain, split in wanted
+        f"{domain}/{split}": split_fingerprint(store, domain, split)
+        for domain, split in data.trial_parts
     }
 
 
@@ -55,7 +52,7 @@ def split_fingerprint(store: Store, domain: str, split: str) -> str:
 def _described(store: Store, file: fs.FileInfo) -> str:
     """Properties of the images in a file's footer, without those of its writer."""
     with open_parquet(store, file) as parquet:
-        header = header_of(parquet, f"{store.url}/{store.relative(file)}")
+        header = header_of(parquet, store.locate(file))
         groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
         columns = [_column(group.column(i)) for group in groups for i in range(group.num_columns)]
     meaning = {key: header.metadata.get(key) for key in _MEANING}

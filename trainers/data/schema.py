@@ -135,7 +135,7 @@ def read_header(store: Store, file: fs.FileInfo | str) -> Header:
             names.
     """
     with open_parquet(store, file) as parquet:
-        return header_of(parquet, f"{store.url}/{_relative(store, file)}")
+        return header_of(parquet, store.locate(file))
 
 
 def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
@@ -144,7 +144,7 @@ def check_labels(store: Store, file: fs.FileInfo | str) -> Header:
     Raises:
         ConfigError: as `read_header`, or a label cannot be read, is missing or has no class.
     """
-    name = f"{store.url}/{_relative(store, file)}"
+    name = store.locate(file)
     with open_parquet(store, file) as parquet:
         header = header_of(parquet, name)
         try:
@@ -174,9 +174,9 @@ def open_parquet(store: Store, file: fs.FileInfo | str) -> Iterator[pq.ParquetFi
     Raises:
         ConfigError: it cannot be opened or is not Parquet. Errors of later reads are Arrow's.
     """
-    name = f"{store.url}/{_relative(store, file)}"
+    name = store.locate(file)
     try:
-        stream = store.open(_relative(store, file))
+        stream = store.open(store.relative(file))
     except (pa.ArrowException, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot be opened: {reason}", source=name) from None
@@ -240,6 +240,14 @@ def _entry(schema: pa.Schema, key: bytes, name: str, kind: type) -> Any:
     return value if isinstance(value, kind) else kind()
 
 
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether a column's type is that of encoded images: binary, or a struct with binary bytes."""
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        kind = kind.field(place).type if place >= 0 else pa.null()
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
 def header_of(parquet: pq.ParquetFile, name: str) -> Header:
     """Header of an open file; `name` is for the errors, which are those of `read_header`."""
     schema = parquet.schema_arrow
@@ -248,10 +256,7 @@ def header_of(parquet: pq.ParquetFile, name: str) -> Header:
         if count != 1:
             raise ConfigError(f"{count or 'no'} columns {column!r}", hint=_HINT, source=name)
     image, label = (schema.field(column).type for column in ("image", "label"))
-    encoded = None
-    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
-        encoded = image.field("bytes").type
-    if encoded is None or not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+    if not pa.types.is_struct(image) or not holds_images(image):
         problem = f"its column 'image' is {image}, not a struct with binary bytes"
         raise ConfigError(problem, hint=_HINT, source=name)
     if not pa.types.is_integer(label):
@@ -263,7 +268,3 @@ def header_of(parquet: pq.ParquetFile, name: str) -> Header:
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
     size = sum(group.column(i).total_uncompressed_size for group in groups for i in of_image)
     return Header(class_names_of(schema, name), metadata_of(schema, name), footer.num_rows, size)
-
-
-def _relative(store: Store, file: fs.FileInfo | str) -> str:
-    return file if isinstance(file, str) else store.relative(file)

@@ -65,9 +65,18 @@ class Store:
         selector = fs.FileSelector(self.full(path), recursive=recursive, allow_not_found=True)
         return sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
 
-    def relative(self, info: fs.FileInfo) -> str:
-        """Path of a listed file relative to this store."""
-        return str(info.path.removeprefix(self.root).lstrip("/"))
+    def files(self, path: str = "") -> tuple[str, ...]:
+        """Paths of all files below a folder, sorted."""
+        found = self.list(path, recursive=True)
+        return tuple(self.relative(info) for info in found if info.is_file)
+
+    def relative(self, file: fs.FileInfo | str) -> str:
+        """Path of a listed file relative to this store; a path stays as it is."""
+        return file if isinstance(file, str) else file.path.removeprefix(self.root).lstrip("/")
+
+    def locate(self, file: fs.FileInfo | str) -> str:
+        """The URL of a file, for messages."""
+        return f"{self.url}/{self.relative(file)}"
 
     def open(self, path: str) -> Any:
         """A seekable file to read from."""

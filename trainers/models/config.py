@@ -80,15 +80,21 @@ class ModelConfig(Frozen):
             return None
 
     @property
-    def files(self) -> list[Path]:
-        """The files on this machine that it names, and those in the folder that it names."""
+    def paths(self) -> list[str]:
+        """The files and folders that it names."""
         named = [self.tokenizer] if self.tokenizer else []
         if self.name.startswith(LOCAL_DIR) or self.name.endswith(".json"):
             named.append(self.name.removeprefix(LOCAL_DIR))
         if self.pretrained and is_path(self.pretrained):
             named.append(self.pretrained)
-        found = [path for path in map(Path, named) if path.is_file()]
-        for folder in map(Path, named):
+        return named
+
+    @property
+    def files(self) -> list[Path]:
+        """The files on this machine that it names, and those in the folder that it names."""
+        named = [Path(path) for path in self.paths]
+        found = [path for path in named if path.is_file()]
+        for folder in named:
             for file in folder.rglob("*"):  # hidden ones are of git and of the hub's downloads
                 is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
                 found += [file] if file.is_file() and not is_hidden else []

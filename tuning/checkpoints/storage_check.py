@@ -10,9 +10,10 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,6 +29,8 @@ ANSWER_S = 120.0
 APPEARS_S = 3.0
 """Time for which a node looks for a new file: network disks cache that a file does not exist."""
 _PROBE = ".lipsum-tune-probe-"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,7 @@ def alive_nodes() -> dict[str, str]:
 def storage_on_nodes(url: str, deadline_s: float = ANSWER_S) -> list[NodeStorage]:
     """Access of each node of the connected cluster to a storage.
 
-    Args:
-        url: a folder or URL; a missing folder is created.
-        deadline_s: time for all nodes together.
+    A missing folder is created. `deadline_s` is the time for all nodes together.
 
     Raises:
         ConfigError: the driver itself cannot write there, or the URL is invalid.
@@ -80,7 +81,7 @@ def storage_on_nodes(url: str, deadline_s: float = ANSWER_S) -> list[NodeStorage
     except OSError as error:
         raise ConfigError(f"it cannot be written: {system_words(error)}") from None
     try:
-        return _ask_nodes(url, probe, deadline_s, writes=True)
+        return _storage_on(url, probe, deadline_s, writes=True)
     finally:
         _remove(store, probe)
 
@@ -88,10 +89,8 @@ def storage_on_nodes(url: str, deadline_s: float = ANSWER_S) -> list[NodeStorage
 def check_nodes(file: SearchFile, home: str) -> None:
     """Refuse a search in which a node of the cluster cannot take part.
 
-    A single node has the driver's own disk. Nodes that join later are not checked.
-
-    Args:
-        home: of its checkpoints, see `tuning.checkpoints.files`.
+    A single node has the driver's own disk. Nodes that join later are not checked. `home` is that
+    of the checkpoints, see `tuning.checkpoints.files`.
 
     Raises:
         ConfigError: names the key, the folder and the node.
@@ -108,7 +107,7 @@ def check_nodes(file: SearchFile, home: str) -> None:
             raise ConfigError(str(error), key=key, value=value) from None
         found += [(key, value, "set search.checkpoints.storage = s3://...", node) for node in nodes]
     if are_several and root != EMBEDDED:  # which every machine draws itself
-        nodes = _ask_nodes(root, file.trial.data.id_domain, ANSWER_S, writes=False)
+        nodes = _storage_on(root, file.trial.data.id_domain, ANSWER_S, writes=False)
         found += [("trial.data.root", root, "use a URL such as s3://...", node) for node in nodes]
     for key, value, advice, node in found:
         if node.fault is not None:
@@ -116,37 +115,51 @@ def check_nodes(file: SearchFile, home: str) -> None:
             raise ConfigError(f"node {node.node} {node.fault}", key=key, value=value, hint=hint)
 
 
-def _ask_nodes(url: str, path: str, deadline_s: float, *, writes: bool) -> list[NodeStorage]:
-    """Run `_look` on each node; a node that fails while it leaves the cluster is left out."""
-    look: Any = _look
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(look)
-    nodes = alive_nodes()
+def ask_nodes(
+    function: Callable[..., T], arguments: Mapping[str, Sequence[object]], deadline_s: float
+) -> dict[str, T | Exception | None]:
+    """Call a function on each node: its result or error, or None if it did not answer in time.
+
+    `arguments` has those of each node by Ray's identifier; `deadline_s` holds for all together.
+    """
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(function)
     tasks = {
         remote.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
-        ).remote(url, path, writes=writes): node_id
-        for node_id in nodes
+        ).remote(*own): node_id
+        for node_id, own in arguments.items()
     }
     _, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=deadline_s)
-    answers: dict[str, NodeStorage] = {}
+    answers: dict[str, T | Exception | None] = dict.fromkeys(arguments)
     for task, node_id in tasks.items():
-        address = nodes[node_id]
         if task in late:
             ray.cancel(task, force=True)
-            reason = f"does not answer within {deadline_s:g} s"
-            answers[node_id] = NodeStorage(address, False, False, reason)
             continue
         try:
-            answers[node_id] = replace(ray.get(task), node=address)
-        except Exception as error:  # the node died, or this package is not installed there
-            cause = getattr(error, "cause", None) or error
-            reason = f"cannot be asked: {first_line(cause)}"
-            answers[node_id] = NodeStorage(address, False, False, reason)
+            answers[node_id] = ray.get(task)
+        except Exception as error:  # the node or its process died, or the function failed
+            answers[node_id] = error
+    return answers
+
+
+def _storage_on(url: str, path: str, deadline_s: float, *, writes: bool) -> list[NodeStorage]:
+    """Run `_look` on each node; a node that fails while it leaves the cluster is left out."""
+    nodes = alive_nodes()
+    found: dict[str, NodeStorage] = {}
+    arguments = dict.fromkeys(nodes, (url, path, writes))
+    for node_id, answer in ask_nodes(_look, arguments, deadline_s).items():
+        if isinstance(answer, NodeStorage):
+            found[node_id] = replace(answer, node=nodes[node_id])
+            continue
+        reason = f"does not answer within {deadline_s:g} s"
+        if answer is not None:  # the node died, or this package is not installed there
+            reason = f"cannot be asked: {first_line(getattr(answer, 'cause', None) or answer)}"
+        found[node_id] = NodeStorage(nodes[node_id], False, False, reason)
     staying = alive_nodes()
-    return [answer for node_id, answer in answers.items() if node_id in staying or not answer.fault]
+    return [answer for node_id, answer in found.items() if node_id in staying or not answer.fault]
 
 
-def _look(url: str, path: str, *, writes: bool) -> NodeStorage:
+def _look(url: str, path: str, writes: bool) -> NodeStorage:
     """On a node: look for a file or folder, and write another file beside it."""
     sees, own = False, f"{path}-{secrets.token_hex(4)}"
     try:

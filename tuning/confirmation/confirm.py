@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainers.checks import check_data, trial_parts
+from trainers.checks import check_data
 from trainers.data.data_root import resolve_root
 from trainers.data.storage import open_store, url_of
 from trainers.errors import ConfigError
@@ -92,7 +92,7 @@ def confirm(
     checkpoints = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
     if any(job.key not in read_results(run.folder) for job in wanted):
         data = file.trial.data
-        check_data(data, [*trial_parts(data), *((domain, "test") for domain in data.domains)])
+        check_data(data, [*data.trial_parts, *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
         check_same_inputs(run.folder, file.trial)
         with (

@@ -72,8 +72,7 @@ def write_findings(domain: Store, findings: Iterable[Found]) -> None:
 def other_parts(domain: Store, shards: Sequence[Shard]) -> list[str]:
     """Parquet files in a domain's folder that are not files of the given shards."""
     planned = {shard.path.partition("/")[2] for shard in shards}
-    there = (domain.relative(info) for info in domain.list(recursive=True) if info.is_file)
-    return [path for path in there if path.endswith(".parquet") and path not in planned]
+    return [p for p in domain.files() if p.endswith(".parquet") and p not in planned]
 
 
 @contextmanager

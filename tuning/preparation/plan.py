@@ -215,7 +215,7 @@ def _plan_domain(
     extra = other_parts(store, shards)
     if not overwrite:
         kept = [path for path in extra if not (goes_on and PART.fullmatch(path))]
-        has_files = any(info.path.endswith(".parquet") for info in store.list(recursive=True))
+        has_files = any(path.endswith(".parquet") for path in store.files())
         problem = None
         if record is None and has_files:
             problem = "holds Parquet files that `prepare` did not make"

@@ -163,8 +163,7 @@ def _finish(
     check_own(store, run)
     to_remove = [path for path in other_parts(store, domain.shards) if path in domain.extra]
     if is_locked:  # files of writers that were killed
-        there = [store.relative(info) for info in store.list(recursive=True) if info.is_file]
-        to_remove += [path for path in there if path.endswith(".unfinished")]
+        to_remove += [path for path in store.files() if path.endswith(".unfinished")]
     for path in to_remove:
         store.filesystem.delete_file(store.full(path))
     check_whole(plan.destination, store, in_order)

@@ -256,7 +256,6 @@ def _convert_all(store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], room
 
 def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
     """Stream a Parquet file into an Arrow file, which appears whole or not at all."""
-    name = f"{store.url}/{store.relative(file)}"
     unfinished = room.unfinished(target)
     try:
         with open_parquet(store, file) as parquet, unfinished.open("r+b") as sink:
@@ -279,7 +278,7 @@ def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, such as a full disk; Arrow's own errors have no number
-        raise cannot_be_read(name, error) from None
+        raise cannot_be_read(store.locate(file), error) from None
 
 
 def _flat(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -165,7 +165,7 @@ def _domain(
     """Index the lists of one domain; an image that is in both of them stays in test alone."""
     domain = lists[0].domain
     # One listing instead of a request for each image.
-    files = {source.relative(info) for info in source.list(domain, recursive=True) if info.is_file}
+    files = set(source.files(domain))
     if not files:
         problem = f"there is a list of {domain}, but its folder {domain}/ is missing or empty"
         raise ConfigError(problem, source=source.url)

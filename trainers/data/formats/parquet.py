@@ -26,7 +26,7 @@ from trainers.data.formats.index import (
     split_in_words,
 )
 from trainers.data.formats.readers import ParquetSource, encoded_images, stream_parquet
-from trainers.data.schema import declared_names, features_of, metadata_of
+from trainers.data.schema import declared_names, features_of, holds_images, metadata_of
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean, first_line, listed
 
@@ -141,21 +141,18 @@ def _read_file(source: Store, path: str, options: LayoutOptions) -> _File:
             label = _column("label", options.label_column, schema, features, where)
 
             image_type, label_type = schema.field(image).type, schema.field(label).type
-            leaf, name_leaf = image, None
-            if pa.types.is_struct(image_type):
-                inner = {field.name: field.type for field in image_type}
-                leaf = f"{image}.bytes"
-                name_leaf = f"{image}.path" if _is_text(inner.get("path")) else None
-                image_type = inner.get("bytes")
-            if image_type is None or not (
-                pa.types.is_binary(image_type) or pa.types.is_large_binary(image_type)
-            ):
+            if not holds_images(image_type):
                 raise ConfigError(
-                    f"the column {image!r} holds {schema.field(image).type}, not encoded images "
-                    "(binary, or a struct with bytes)",
+                    f"the column {image!r} holds {image_type}, not encoded images (binary, or a "
+                    "struct with bytes)",
                     key="--image-column",
                     source=where,
                 )
+            leaf, name_leaf = image, None
+            if pa.types.is_struct(image_type):
+                leaf = f"{image}.bytes"
+                inner = {field.name: field.type for field in image_type}
+                name_leaf = f"{image}.path" if _is_text(inner.get("path")) else None
             if pa.types.is_dictionary(label_type):
                 label_type = label_type.value_type
             if not pa.types.is_integer(label_type) and not _is_text(label_type):

@@ -94,7 +94,12 @@ def read_sources(store: Store, sources: Iterable[Source]) -> Iterator[bytes | OS
             return error if isinstance(error, OSError) else BadFile(f"{path}: {first_line(error)}")
 
     def read_file(path: str) -> bytes | OSError:
-        return attempt(path, partial(_read_file, store, path))
+        def read() -> bytes:
+            with store.open(path) as file:
+                _check_size(file.size())
+                return bytes(file.read())
+
+        return attempt(path, read)
 
     def key(source: Source) -> tuple[type, str]:
         return type(source), "" if isinstance(source, FileSource) else source.path
@@ -112,12 +117,6 @@ def read_sources(store: Store, sources: Iterable[Source]) -> Iterator[bytes | OS
             read = attempt(path, opened)
             for source in group:
                 yield read if isinstance(read, OSError) else attempt(path, partial(read, source))
-
-
-def _read_file(store: Store, path: str) -> bytes:
-    with store.open(path) as file:
-        _check_size(file.size())
-        return bytes(file.read())
 
 
 def _check_size(size: int) -> None:
