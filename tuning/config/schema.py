@@ -315,7 +315,13 @@ class SearchFile(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _plugins_of_the_trial(cls, values: Any) -> Any:
-        return with_plugins(values)
+        """Move the `plugins` of a file to those of `trial`."""
+        plugins = values.get("plugins") if isinstance(values, Mapping) else None
+        trial = (values.get("trial") or {}) if plugins else None
+        if not isinstance(plugins, list | tuple) or not isinstance(trial, Mapping):
+            return values
+        others = {key: value for key, value in values.items() if key != "plugins"}
+        return {**others, "trial": {**trial, "plugins": [*plugins, *trial.get("plugins", ())]}}
 
     def model_copy(self, **options: Any) -> Any:
         """A copy whose search space is resolved again; pydantic copies cached values too."""
@@ -386,13 +392,3 @@ class SearchFile(Frozen):
         """The base trial with the reference's method."""
         values = self.trial.model_dump(mode="json") | {"method": {"name": name}}
         return validate(TrialConfig, values, "search.references")
-
-
-def with_plugins(values: Any) -> Any:
-    """The values of a configuration file with its `plugins` moved to those of `trial`."""
-    plugins = values.get("plugins") if isinstance(values, Mapping) else None
-    trial = (values.get("trial") or {}) if plugins else None
-    if not isinstance(plugins, list | tuple) or not isinstance(trial, Mapping):
-        return values
-    others = {key: value for key, value in values.items() if key != "plugins"}
-    return {**others, "trial": {**trial, "plugins": [*plugins, *trial.get("plugins", ())]}}

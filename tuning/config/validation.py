@@ -11,17 +11,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
-
 from search_spaces import Categorical, SearchSpace
 from trainers.config import TrialConfig, with_overrides
-from trainers.config_model import Frozen
 from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, direction, metric_names
 from trainers.redact import has_password
 from tuning.config.loading import read_layers
-from tuning.config.schema import NoSchedulerConfig, SearchFile, with_plugins
+from tuning.config.schema import NoSchedulerConfig, SearchFile
 from tuning.config.search_space import SpaceConfig
 from tuning.runs.records import METHOD_KEY
 
@@ -56,17 +53,10 @@ def load_config(
     return file
 
 
-class _TrialFile(Frozen):
+class _TrialFile(SearchFile):
     """A configuration file whose `search:` section does not matter."""
 
-    plugins: tuple[str, ...] = Field(default=(), exclude=True)
-    trial: TrialConfig = TrialConfig()
     search: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plugins_of_the_trial(cls, values: Any) -> Any:
-        return with_plugins(values)
 
 
 def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig:

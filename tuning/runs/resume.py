@@ -76,8 +76,10 @@ def resume_search(
         ConfigError: not a run folder, or one that another process is running; a key that must not
             change; changed data.
     """
+    run = load_run(folder)
+    file = load_config(run.folder / CONFIG_FILE, list(overrides))
     options = SearchOptions(callbacks, sampler, storage, address, console)
-    return continue_from(Path(folder), overrides, options)
+    return continue_from(run.folder, file, options)
 
 
 def extend_search(
@@ -108,16 +110,7 @@ def extend_search(
         overrides = [*overrides, f"search.budget.trials={wanted}"]
     file = load_config(run.folder / CONFIG_FILE, list(overrides))
     file, options = with_options(file, callbacks, sampler, storage, address, console)
-    return _continue(run.folder, file, options, extend=True)
-
-
-def continue_from(
-    folder: Path, overrides: Iterable[str], options: SearchOptions, *, extend: bool = False
-) -> SearchResult:
-    """Continue a search with a changed configuration. See `resume_search`."""
-    run = load_run(folder)
-    file = load_config(run.folder / CONFIG_FILE, list(overrides))
-    return _continue(run.folder, file, options, extend=extend)
+    return continue_from(run.folder, file, options, extend=True)
 
 
 def search_or_resume(
@@ -137,7 +130,7 @@ def search_or_resume(
     if folder is None:
         return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():
-        return _continue(folder, file, options)
+        return continue_from(folder, file, options)
     return continue_search(folder, file, options)  # its first session was killed before it began
 
 
@@ -154,7 +147,7 @@ def identity(file: SearchFile) -> dict[str, object]:
     return _without(file, RESUMABLE)
 
 
-def _continue(
+def continue_from(
     folder: Path, file: SearchFile, options: SearchOptions, *, extend: bool = False
 ) -> SearchResult:
     """Check the changes against the run folder, then run the rest of the search."""

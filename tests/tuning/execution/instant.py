@@ -114,7 +114,8 @@ def resume_instantly(
 ) -> SearchResult:
     """Resume or extend a search."""
     file = load_config(folder / "search.yaml", check=False)
-    return continue_from(folder, overrides, instant_options(file, **options), extend=extend)
+    changed = load_config(folder / "search.yaml", overrides)
+    return continue_from(folder, changed, instant_options(file, **options), extend=extend)
 
 
 def write_instant(folder: Path, file: SearchFile) -> Path:
