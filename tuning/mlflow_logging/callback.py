@@ -109,9 +109,9 @@ class MlflowCallback(Callback):
             self._runs.open_parent()
         except Exception as error:
             self._brief.close()
-            reason = redact(str(error), self._uri).strip().partition("\n")[0][:300]
             raise TrackingError(
-                f"MLflow at {redact(self._uri)} refused the run of the search: {reason}"
+                f"MLflow at {redact(self._uri)} refused the run of the search: "
+                f"{mlf.reason_of(error, self._uri)}"
             ) from None
         # A daemon: a process that ends does not wait for a request that hangs.
         self._thread = threading.Thread(target=self._write_all, name="mlflow", daemon=True)

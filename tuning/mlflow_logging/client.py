@@ -152,9 +152,8 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     except TrackingError:
         raise
     except Exception as error:
-        reason = redact(str(error), configured).strip() or type(error).__name__
         raise TrackingError(
-            f"MLflow cannot be used at {redact(uri)}: {reason.splitlines()[0][:300]}. "
+            f"MLflow cannot be used at {redact(uri)}: {reason_of(error, configured)}. "
             "Start the server or correct the tracking URI."
         ) from None  # the cause's text may hold the credentials that were just taken out
 
@@ -165,6 +164,27 @@ def search_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | N
         [experiment_id], f"tags.search_id = '{run_id}' and tags.kind = 'search'", max_results=1
     )
     return found[0] if found else None
+
+
+def runs_below(
+    client: MlflowClient, experiment_id: str, parent_id: str, condition: str = ""
+) -> list[Run]:
+    """All runs below a parent run that meet a condition of MLflow's filter language."""
+    wanted = f"tags.`{PARENT_TAG}` = '{parent_id}'" + (f" and {condition}" if condition else "")
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], wanted, max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def reason_of(error: Exception, uri: str) -> str:
+    """The first line of MLflow's error, which may be long, without the secrets of the URI."""
+    text = redact(str(error), uri).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
 
 
 def is_refusal(error: Exception) -> bool:

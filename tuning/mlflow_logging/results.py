@@ -55,7 +55,9 @@ def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmat
             }
             if configuration.method is not None:
                 tags["method"] = configuration.method
-            earlier = _runs_below(client, parent, f"tags.confirms = '{name}'")
+            earlier = mlf.runs_below(
+                client, parent.info.experiment_id, parent.info.run_id, f"tags.confirms = '{name}'"
+            )
             if any(run.data.tags.get("seeds") == tags["seeds"] for run in earlier):
                 continue
             run_id = str(earlier[0].info.run_id) if earlier else None  # of fewer or other seeds
@@ -80,7 +82,8 @@ def log_soup(tracking_uri: str, experiment: str, finished: FinishedSoup) -> None
             "of_trials": ", ".join(i.record.trial_id for i in finished.ingredients),
             "looks_at_ood": str(search.sees_ood).lower(),
         }
-        earlier = _runs_below(client, parent, f"tags.soup = '{finished.recipe}'")
+        same = f"tags.soup = '{finished.recipe}'"
+        earlier = mlf.runs_below(client, parent.info.experiment_id, parent.info.run_id, same)
         if not any(run.data.tags.get("of_trials") == tags["of_trials"] for run in earlier):
             metrics = finished.soup.metrics
             _log(client, parent, f"{finished.recipe} soup", tags, metrics, search.total_steps)
@@ -111,13 +114,8 @@ def _below_search(
             "MLflow at %s does not have %s: %s",
             redact(tracking_uri),
             what,
-            redact(str(error), tracking_uri).strip().partition("\n")[0][:300],
+            mlf.reason_of(error, tracking_uri),
         )
-
-
-def _runs_below(client: MlflowClient, parent: Run, condition: str) -> list[Run]:
-    below = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}' and {condition}"
-    return list(client.search_runs([parent.info.experiment_id], below))
 
 
 def _log(

@@ -123,7 +123,7 @@ class SearchRuns:
             self._find_children()
         if earlier is None or not earlier.data.params:
             self._share_view([])
-            if not self._find(f"{self._below} and tags.kind = 'zero_shot'"):
+            if not self._find("tags.kind = 'zero_shot'"):
                 tags = self._child_tags(ZERO_SHOT, "zero_shot") | {"outcome": "finished"}
                 run_id = self._create(ZERO_SHOT, tags, None)
                 metrics = mlf.metrics_of(self._logged(search.zero_shot), 0, _milliseconds())
@@ -167,7 +167,7 @@ class SearchRuns:
     def close(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Close every child that is still open, then the parent with what the search found."""
         ended = {record.trial_id: record for record in records if record.outcome != "running"}
-        for child in self._find(f"{self._below} and attributes.status = 'RUNNING'"):
+        for child in self._find("attributes.status = 'RUNNING'"):
             run_id, trial_id = str(child.info.run_id), child.data.tags.get("trial_id", "")
             if self._run_ids.get(trial_id, run_id) != run_id and not child.data.metrics:
                 # A server that hung was asked again, and later carried out both requests.
@@ -291,16 +291,13 @@ class SearchRuns:
     def _find_children(self) -> None:
         """Find the children of earlier sessions, and of requests whose answer was lost."""
         # If a trial has two, take the one that has params or metrics.
-        children = self._find(self._below)
-        for child in sorted(children, key=lambda run: bool(run.data.params or run.data.metrics)):
+        for child in sorted(
+            self._find(), key=lambda run: bool(run.data.params or run.data.metrics)
+        ):
             trial_id = child.data.tags.get("trial_id")
             if trial_id is not None and trial_id not in self._open.keys() | self._closed.keys():
                 self._earlier[trial_id] = child
                 self._run_ids[trial_id] = str(child.info.run_id)
-
-    @property
-    def _below(self) -> str:
-        return f"tags.`{PARENT_TAG}` = '{self.parent_run_id}'"
 
     def _child_tags(self, trial_id: str, kind: str) -> dict[str, str]:
         search = {"search": self._search.name, "search_id": self._search.run_id}
@@ -342,17 +339,8 @@ class SearchRuns:
         run = self._client.create_run(self._experiment_id, started_ms, safe, run_name=name)
         return str(run.info.run_id)
 
-    def _find(self, filter_string: str) -> list[Run]:
-        runs: list[Run] = []
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment_id], filter_string, max_results=1000, page_token=token
-            )
-            runs += page
-            token = page.token
-            if not token:
-                return runs
+    def _find(self, condition: str = "") -> list[Run]:
+        return mlf.runs_below(self._client, self._experiment_id, self.parent_run_id, condition)
 
 
 def _is_same(before: Mapping[str, float] | None, now: Mapping[str, float]) -> bool:

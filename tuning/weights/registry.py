@@ -15,7 +15,7 @@ from PIL import Image
 from trainers.errors import ConfigError
 from trainers.redact import redact
 from tuning.mlflow_logging import client as mlf
-from tuning.mlflow_logging.client import PARENT_TAG, TrackingError
+from tuning.mlflow_logging.client import TrackingError
 from tuning.runs.run_folder import load_run
 from tuning.weights import served_model
 from tuning.weights.export import ABOUT, CARD, export_weights
@@ -73,9 +73,8 @@ def register_weights(
             folder, output or Path(scratch) / "exported", trial=trial, soup=soup, alpha=alpha
         )
         about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
-        below = f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'"
-        own = f"{below} and tags.trial_id = '{about.get('trial')}'"
-        source = next(iter(client.search_runs([experiment_id], own, max_results=1)), parent)
+        own = f"tags.trial_id = '{about.get('trial')}'"
+        source = next(iter(mlf.runs_below(client, experiment_id, parent.info.run_id, own)), parent)
         packed, path = Path(scratch) / "packed", f"model-{secrets.token_hex(4)}"
         with mlf.brief_requests():  # none is made, but MLflow would print progress bars
             _pack(exported, about, packed)
