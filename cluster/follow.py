@@ -23,9 +23,6 @@ PATIENCE_S = 600.0
 def follow(job: Job, console: Console, *, patience_s: float = PATIENCE_S) -> int:
     """Print the job's logs on standard output until it ends.
 
-    Args:
-        patience_s: time for which the cluster may give no answer.
-
     Returns:
         The exit status of the search. 130 if the job was stopped, or if Ctrl-C ended the following,
         which leaves the job running. 1 if the cluster no longer answers.

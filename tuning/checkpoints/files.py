@@ -95,8 +95,7 @@ def list_trials(train: Store) -> list[TrialFiles]:
 def kept_checkpoint(train: Store, trial_id: str) -> Store | None:
     """Newest checkpoint of a trial with whole weights; None if it has none.
 
-    Args:
-        trial_id: the trial. If it has ended, its checkpoint holds weights only.
+    That of an ended trial holds weights only.
 
     Raises:
         OSError: the storage cannot be read.

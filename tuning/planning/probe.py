@@ -100,7 +100,6 @@ def probe_trials(trial: str, resources: ResourcesConfig, folder: Path, probes: i
 
     Args:
         trial: a `TrialConfig` as JSON, with `OVERRIDES`.
-        resources: of a trial.
         folder: for their checkpoints; every node reaches it.
         probes: no more than fit into the cluster at once.
 

@@ -23,10 +23,6 @@ class ResultsCallback(Callback):
 
     At least 10 s, and 50 times the duration of the last write, lie between two writes, so that
     writing takes at most 2 % of the time. The tables may lag behind by that much.
-
-    Args:
-        clock: monotonic time in seconds.
-        checkpoints: see `write_report`.
     """
 
     def __init__(
@@ -77,9 +73,6 @@ def write_results(
     checkpoints: str | None = None,
 ) -> None:
     """Write the tables and the report of a search into its run folder.
-
-    Args:
-        checkpoints: see `write_report`.
 
     Raises:
         StorageFailed: the disk is full or fails.

@@ -75,11 +75,7 @@ class DomainPredictions:
 
 
 def kept_predictions(checkpoints: str, trial_id: str) -> list[DomainPredictions] | None:
-    """Predictions of a trial by domain, the ID domain first; None if they cannot be read.
-
-    Args:
-        checkpoints: folder or URL of the checkpoints of all trials.
-    """
+    """Predictions of a trial by domain, the ID domain first; None if they cannot be read."""
     try:
         checkpoint = kept_checkpoint(open_store(checkpoints), trial_id)
         return None if checkpoint is None else read_predictions(checkpoint)

@@ -214,7 +214,9 @@ def pace(
     if (left := seconds_left(search, records, now, at_once)) is not None and left[1]:
         band = dict.fromkeys(format_seconds(seconds) for seconds in left)
         texts.append(f"about {' to '.join(band)} left")
-    if rate := sum(_rate(record) for record in records if record.outcome == "running"):
+    # Images per second that the trials train on, as far as is known.
+    running = [r for r in records if r.outcome == "running"]
+    if rate := sum(r.progress[RATE][-1] if r.progress else r.last(RATE) or 0.0 for r in running):
         texts.append(f"{rate:,.0f} images/s")
     used = {"hours": now - began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
     for key, unit in (("hours", "hours"), ("gpu_hours", "GPU-hours")):
@@ -322,11 +324,6 @@ def _row(
         format_seconds(record.seconds),
         escape(record.error_line or params),
     )
-
-
-def _rate(record: TrialRecord) -> float:
-    """Images per second that a trial trains on, as far as is known."""
-    return float(record.progress[RATE][-1] if record.progress else record.last(RATE) or 0.0)
 
 
 def _counts(records: Sequence[TrialRecord]) -> str:

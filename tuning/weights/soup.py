@@ -83,11 +83,7 @@ def make_soup(
     method: str | None = None,
     address: str | None = None,
 ) -> FinishedSoup:
-    """Average the best trials of a search, as a Ray task on the hardware of its trials.
-
-    Args:
-        top: maximal number of ingredients.
-        address: of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one.
+    """Average at most `top` of a search's best trials, as a Ray task on the hardware of its trials.
 
     Raises:
         ConfigError: fewer than two ingredients, some that cannot be averaged, or data that have

@@ -52,8 +52,7 @@ def find_source(folder: Path, trial: str | None = None, soup: str | None = None)
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
-        trial: of the run; by default the one that its objective chooses.
-        soup: of the run, instead of a trial.
+        trial: by default the one that the objective chooses.
 
     Raises:
         ConfigError: they do not exist or were not kept.

@@ -111,10 +111,8 @@ def measure(
 ) -> list[Row]:
     """Evaluate the domains in the order of the configuration.
 
-    Args:
-        config: of a trial; method and optimiser do not matter.
-        expected: domain -> accuracy in percent to compare with.
-        began: called with each domain before it is evaluated.
+    `expected` has accuracies in percent to compare with. `began` is called with each domain before
+    it is evaluated.
 
     Raises:
         ConfigError: as `check_zero_shot`.
