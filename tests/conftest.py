@@ -24,6 +24,8 @@ import search_spaces
 from search_spaces import SPACES
 from tests.ray_head import Head, running_head
 from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
+from tests.s3 import anywhere as anywhere
+from tests.s3 import bucket as bucket
 from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.embedded_benchmark.build import ImageCounts, build

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from trainers.data.storage import Store, open_store
 from tuning.execution.ray_session import LOCALHOST, free_port
 
 SECRET = "a-secret-of-tests"
@@ -21,6 +24,22 @@ ENVIRONMENT = {
 }
 """How clients find the server. The Ray of the fixture `ray_head` has these from its start, since
 workers do not take over the environment of a driver that connects later."""
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of a real S3 server on this machine."""
+    with s3_server():
+        boto3.client("s3").create_bucket(Bucket="mine")
+        yield "s3://mine"
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty folder on a disk, and one in a bucket."""
+    if request.param == "disk":
+        return open_store(tmp_path / "train")
+    return open_store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/train")
 
 
 @contextmanager

@@ -35,6 +35,18 @@ def curve(config: TrialConfig, resume_from: Path | None = None) -> Curve:
     return [untimed(report) for report in fine_tune(config, resume_from=resume_from)]
 
 
+def saved_between(config: TrialConfig, folder: Path, save_now: Sequence[bool], step: int) -> Curve:
+    """The curve of a run that was also saved at a step without a report."""
+    found = []
+    for report in fine_tune(config, save_now=iter(save_now).__next__):
+        if report.metrics:
+            found.append(untimed(report))
+        else:
+            assert report.step == step
+            report.save(folder)
+    return found
+
+
 def assert_near(found: Sequence[dict[str, float]], wanted: Sequence[dict[str, float]]) -> None:
     """Both have the same figures to 1e-4, of whatever parts a step was made."""
     assert len(found) == len(wanted)

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
+from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
 from trainers.checks import check_data, check_trial
 from trainers.config import DataConfig, TrialConfig, with_overrides
-from trainers.data.schema import LabelledImage, arrow_schema, part_path, write_images
+from trainers.data.schema import arrow_schema, part_path, write_images
 from trainers.errors import ConfigError
 from trainers.loop.state import start
 from trainers.methods import LipsumFineTuning
@@ -22,29 +20,9 @@ from trainers.methods import LipsumFineTuning
 ID = ("ant", "bee", "cat")
 
 
-def jpeg() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (200, 30, 60)).save(file, "JPEG")
-    return file.getvalue()
-
-
-def write(
-    root: Path,
-    domain: str,
-    split: str,
-    classes: Sequence[str] = ID,
-    metadata: dict[str, str] | None = None,
-    part: int = 0,
-) -> None:
-    images = [LabelledImage(jpeg(), f"{c}.jpg", label) for label, c in enumerate(classes)]
-    write_images(part_path(root, domain, split, part), images, classes, metadata or {})
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
-        write(tmp_path, domain, split)
-    return tmp_path
+    return write_photo_and_sketch(tmp_path, ID)
 
 
 def data(root: Path, **values: Any) -> DataConfig:
@@ -55,9 +33,9 @@ def data(root: Path, **values: Any) -> DataConfig:
 
 def test_sound_data_and_parts_of_the_classes_pass(root: Path) -> None:
     check_data(data(root))
-    write(root, "sketch", "val", ("cat", "ant"))
+    write_split(root, "sketch", "val", ("cat", "ant"))
     check_data(data(root))
-    write(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cat"]})})
+    write_split(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cat"]})})
     check_data(data(root))
 
 
@@ -103,7 +81,7 @@ def test_a_damaged_preparation_record_is_an_error(root: Path) -> None:
 
 
 def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
-    write(root, "sketch", "val", ("cat", "cow"))
+    write_split(root, "sketch", "val", ("cat", "cow"))
     refused(root, "sketch: 'cow': no class of photo, which has 3 .in a suite of your own")
     skip = {"id_domain": "photo", "domains": {"sketch": {"unknown_classes": "skip"}}}
     check_data(data(root, suite=skip))
@@ -111,17 +89,17 @@ def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
     refused(root, "sketch: it has 2 classes, and the suite expects 200", suite=rules)
     rules = {"id_domain": "photo", "domains": {"skecth": {"unknown_classes": "skip"}}}
     refused(root, r"suite 'custom': domains\.skecth: .*did you mean 'sketch'", suite=rules)
-    write(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cta"]})})
+    write_split(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cta"]})})
     refused(root, r"'cta' in its class_map: no class of photo, which has 3 \(did you mean 'cat'")
 
 
 def test_the_id_validation_split_is_checked_too(root: Path) -> None:
-    write(root, "photo", "val", ("ant", "bee", "cat", "dog"))
+    write_split(root, "photo", "val", ("ant", "bee", "cat", "dog"))
     refused(root, "photo: 'dog': no class of photo")
 
 
 def test_files_with_different_classes_are_refused(root: Path) -> None:
-    write(root, "sketch", "val", ("ant", "cat", "bee"), part=1)
+    write_split(root, "sketch", "val", ("ant", "cat", "bee"), part=1)
     refused(root, "sketch/val: its files have different class names")
 
 
@@ -146,7 +124,7 @@ def test_class_names_without_a_prompt_are_an_error(root: Path) -> None:
     names = {"id_domain": "photo", "name": "mine", "class_names": {"ant": "an ant", "bee": "bee"}}
     refused(root, "suite 'mine': class_names: has no name for 'cat'", suite=names)
     for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
-        write(root, domain, split, ("n01440764", "n01443537"))
+        write_split(root, domain, split, ("n01440764", "n01443537"))
     refused(root, r"'n01440764' is a WordNet id.*data\.suite = imagenet")
 
 
@@ -180,7 +158,7 @@ def test_a_text_length_beyond_the_context_is_refused(root: Path) -> None:
 
 def test_data_under_a_url_are_checked_alike(root: Path) -> None:
     check_data(data(root).model_copy(update={"root": root.as_uri()}))
-    write(root, "sketch", "val", ("cow",))
+    write_split(root, "sketch", "val", ("cow",))
     with pytest.raises(ConfigError, match="'cow': no class of photo"):
         check_data(data(root).model_copy(update={"root": root.as_uri()}))
 

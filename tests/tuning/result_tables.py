@@ -26,11 +26,16 @@ def notes(table: ResultTable) -> str:
     return "\n".join(table.notes)
 
 
+def text_of(renderable: RenderableType, width: int = 100) -> str:
+    """Text on a terminal of this width."""
+    file = io.StringIO()
+    Console(file=file, width=width).print(renderable)
+    return file.getvalue()
+
+
 def printed(renderable: RenderableType, width: int) -> str:
     """Text on a terminal of this width; no line is longer and no cell is cut."""
-    console = Console(file=io.StringIO(), width=width)
-    console.print(renderable)
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    text = text_of(renderable, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import sys
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 from typer.testing import CliRunner
 
 from cluster.cli import app, main
@@ -28,6 +26,7 @@ from cluster.doctor.examine import (
 from tests.cluster.doctor.made_up import PACKAGES, cluster, facts
 from tests.ray_head import Head
 from tests.tuning.execution.nodes import cluster as cluster_of
+from tests.tuning.result_tables import text_of
 from tuning.execution.ray_session import free_port
 
 NODES = ("a", "b", "c", "d", "e")
@@ -42,9 +41,7 @@ DIAGNOSIS = Diagnosis(
 
 
 def shown(diagnosis: Diagnosis, width: int = 100) -> list[str]:
-    file = io.StringIO()
-    Console(file=file, width=width).print(render(diagnosis))
-    return file.getvalue().splitlines()
+    return text_of(render(diagnosis), width).splitlines()
 
 
 def test_equal_findings_of_several_nodes_are_one_row_and_faults_come_first() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -13,7 +12,6 @@ import torch
 from pyarrow import fs
 from safetensors.torch import load_file
 
-from tests.s3 import s3_server
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import (
     PREDICTIONS,
@@ -41,19 +39,10 @@ from trainers.errors import StorageFailed
 EARLY, LATE = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server():
-        boto3.client("s3").create_bucket(Bucket="mine")
-        yield "s3://mine"
-
-
-@pytest.fixture(params=["disk", "bucket"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture
+def folder(anywhere: Store) -> Store:
     """The folder of a training before its first attempt."""
-    if request.param == "disk":
-        return open_store(tmp_path / "train")
-    return open_store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/train")
+    return anywhere
 
 
 def saved(folder: Path, step: int) -> Path:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainers.curves import Curve, assert_near, curve, short
+from tests.trainers.curves import Curve, assert_near, curve, saved_between, short
 from tests.trainers.methods.contract import untimed
 from tests.trainers.workers import TwoWorkers
 from trainers.checkpoints.format import STATE, WEIGHTS
@@ -94,7 +94,7 @@ def test_two_workers_resume_between_two_reports(
     trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
 ) -> None:
     config = configured(trial, {"name": "ema", "ema_decay": 0.5}, parallel)
-    undisturbed, _ = two_workers(_saved_between, config, tmp_path)
+    undisturbed, _ = two_workers(saved_between, config, tmp_path, [False, True], 3)
     assert two_workers(curve, config, tmp_path) == [undisturbed, undisturbed]
     assert_near(curve(config, resume_from=tmp_path), undisturbed)
 
@@ -106,7 +106,7 @@ def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(
     """Also if one worker took the place of the two in between."""
     config = configured(trial, {"name": "ft"}, parallel)
     first, again, alone = (tmp_path / name for name in ("first", "again", "alone"))
-    undisturbed, _ = two_workers(_saved_between, config, first)
+    undisturbed, _ = two_workers(saved_between, config, first, [False, True], 3)
     two_workers(_saved_as_repeated, config, first, again)
     assert two_workers(curve, config, again) == [undisturbed, undisturbed]
     _saved_as_repeated(config, first, alone)
@@ -118,18 +118,6 @@ def _saved_as_repeated(config: TrialConfig, folder: Path, target: Path) -> None:
     resumed = fine_tune(config, resume_from=folder)
     next(resumed).save(target)
     resumed.close()
-
-
-def _saved_between(config: TrialConfig, folder: Path) -> Curve:
-    """The curve of a run that was saved a step after its first report."""
-    found = []
-    for report in fine_tune(config, save_now=iter([False, True]).__next__):
-        if report.metrics:
-            found.append(untimed(report))
-        else:
-            assert report.step == 3
-            report.save(folder)
-    return found
 
 
 def test_one_worker_is_never_sharded(trial: TrialConfig, tmp_path: Path) -> None:

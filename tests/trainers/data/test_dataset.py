@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import pickle
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.images import file_of
 from trainers.config import DataConfig
 from trainers.data import dataset as images_module
 from trainers.data.cache import arrow_cache as shard_cache
@@ -42,14 +42,8 @@ def pixels(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
 
 
-def png(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(number)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def examples(numbers: range) -> list[LabelledImage]:
-    return [LabelledImage(png(n), f"{n}.png", LABELS[n]) for n in numbers]
+    return [LabelledImage(file_of(pixels(n)), f"{n}.png", LABELS[n]) for n in numbers]
 
 
 @pytest.fixture
@@ -283,13 +277,10 @@ def test_crop_pct_is_that_of_the_data_unless_given(tmp_path: Path) -> None:
         ImageDataset(tmp_path, "c", "val")
 
 
-def half_a_jpeg() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(9)).save(buffer, "JPEG")
-    return buffer.getvalue()[:-100]
+PNG, JPEG = file_of(pixels(0)), file_of(pixels(9), "JPEG")
 
 
-@pytest.mark.parametrize("broken", [b"", b"no image", png(0)[:200], png(0)[:40], half_a_jpeg()])
+@pytest.mark.parametrize("broken", [b"", b"no image", PNG[:200], PNG[:40], JPEG[:-100]])
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, broken: bytes) -> None:
     images = [*examples(range(1)), LabelledImage(broken, "odd/one.png", 1)]
     write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
@@ -327,9 +318,8 @@ def test_pixels_are_those_of_the_decoded_image_in_every_format(tmp_path: Path) -
         ("P", "GIF", {}),
         ("RGB", "WEBP", {}),
     ):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels(9)).convert(mode).save(buffer, kind, **options)
-        images.append(LabelledImage(buffer.getvalue(), kind, 0))
+        image = Image.fromarray(pixels(9)).convert(mode)
+        images.append(LabelledImage(file_of(image, kind, **options), kind, 0))
     write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
     images = ImageDataset(tmp_path, "real", "train")
     for index in range(len(images)):
@@ -338,13 +328,12 @@ def test_pixels_are_those_of_the_decoded_image_in_every_format(tmp_path: Path) -
 
 
 def saved(levels: Any, kind: str = "PNG", *, orientation: int | None = None) -> bytes:
-    image, buffer = Image.fromarray(np.array(levels)), io.BytesIO()
+    image = Image.fromarray(np.array(levels))
     exif = image.getexif()
     exif[0x010F] = "a camera"
     if orientation is not None:
         exif[0x0112] = orientation
-    image.save(buffer, kind, exif=exif)
-    return buffer.getvalue()
+    return file_of(image, kind, exif=exif)
 
 
 def test_other_parquet_looks_as_prepare_would_make_it(tmp_path: Path) -> None:
@@ -384,7 +373,10 @@ def test_files_of_the_package_datasets_are_understood(tmp_path: Path) -> None:
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
     )
-    rows = {"image": [{"bytes": png(n), "path": None} for n in range(3)], "label": LABELS[:3]}
+    rows = {
+        "image": [{"bytes": file_of(pixels(n)), "path": None} for n in range(3)],
+        "label": LABELS[:3],
+    }
     folder = tmp_path / "real" / "train"
     folder.mkdir(parents=True)
     made = datasets.Dataset.from_dict(rows, features=features)
@@ -400,7 +392,7 @@ def write_rows(root: Path, labels: list[int | None], **metadata: str) -> Path:
     path = part_path(root, "real", "train", len(list((root / "real/train").glob("*"))))
     path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {
-        "image": [{"bytes": png(0), "path": "0.png"} for _ in labels],
+        "image": [{"bytes": file_of(pixels(0)), "path": "0.png"} for _ in labels],
         "label": labels,
     }
     schema = arrow_schema(CLASSES, metadata, captions=False)

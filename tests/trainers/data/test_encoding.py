@@ -5,23 +5,17 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from tests.images import file_of
 from trainers.data.encoding import BadImage, Encoded, EncodeOptions, encode
 
 AS_IS = EncodeOptions()
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-
-
-def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    target = io.BytesIO()
-    image.save(target, file_format, **options)
-    return target.getvalue()
 
 
 def pixels(encoded: Encoded) -> np.ndarray:
@@ -50,12 +44,12 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        saved(Image.fromarray(NOISE), "JPEG"),
-        saved(Image.fromarray(NOISE), "JPEG", progressive=True, quality=30),
-        saved(Image.fromarray(NOISE[..., 0]), "JPEG"),
-        saved(Image.fromarray(NOISE), "PNG"),
-        saved(Image.fromarray(NOISE[..., 0]), "PNG"),
-        saved(
+        file_of(Image.fromarray(NOISE), "JPEG"),
+        file_of(Image.fromarray(NOISE), "JPEG", progressive=True, quality=30),
+        file_of(Image.fromarray(NOISE[..., 0]), "JPEG"),
+        file_of(Image.fromarray(NOISE), "PNG"),
+        file_of(Image.fromarray(NOISE[..., 0]), "PNG"),
+        file_of(
             Image.fromarray(NOISE),
             "MPO",
             save_all=True,
@@ -72,7 +66,7 @@ def test_what_is_plain_already_stays_byte_for_byte(data: bytes) -> None:
 def test_an_image_of_four_inks_becomes_rgb() -> None:
     inks = np.zeros((16, 16, 4), np.uint8)
     inks[:] = (100, 50, 200, 60)
-    encoded = encode(saved(Image.fromarray(inks, "CMYK"), "JPEG", quality=100), AS_IS)
+    encoded = encode(file_of(Image.fromarray(inks, "CMYK"), "JPEG", quality=100), AS_IS)
     assert encoded.changes == ("CMYK",)
     assert format_of(encoded.data) == "JPEG"
     paper = [(255 - ink) * (255 - 60) / 255 for ink in (100, 50, 200)]  # 118.5, 156.8, 42.1
@@ -84,15 +78,15 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     levels = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
     by_hand = [0, 0, 1, 1, 128, 255]  # level / 257, to the nearest
     for data, changes in (
-        (saved(Image.fromarray(levels), "PNG"), ("16-bit",)),
-        (saved(Image.fromarray(levels), "TIFF"), ("format", "16-bit")),
-        (saved(Image.fromarray(levels.astype(np.int32)), "TIFF"), ("format", "16-bit")),
+        (file_of(Image.fromarray(levels), "PNG"), ("16-bit",)),
+        (file_of(Image.fromarray(levels), "TIFF"), ("format", "16-bit")),
+        (file_of(Image.fromarray(levels.astype(np.int32)), "TIFF"), ("format", "16-bit")),
     ):
         encoded = encode(data, AS_IS)
         assert encoded.changes == changes
         assert format_of(encoded.data) == "PNG"
         assert pixels(encoded)[0].tolist() == [[value] * 3 for value in by_hand]
-    too_wide = saved(Image.fromarray(np.array([[0, 70_000]], np.int32)), "TIFF")
+    too_wide = file_of(Image.fromarray(np.array([[0, 70_000]], np.int32)), "TIFF")
     with pytest.raises(BadImage, match="mode: I: integers of more than 16 bits"):
         encode(too_wide, AS_IS)
 
@@ -108,24 +102,24 @@ def test_palettes_are_looked_up_with_and_without_transparency() -> None:
     indexed = Image.new("P", (3, 1))
     indexed.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     indexed.putdata([2, 0, 1])
-    plain = encode(saved(indexed, "PNG"), AS_IS)
+    plain = encode(file_of(indexed, "PNG"), AS_IS)
     assert plain.changes == ("palette",)
     assert pixels(plain)[0].tolist() == [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
-    holes = encode(saved(indexed, "PNG", transparency=0), AS_IS)
+    holes = encode(file_of(indexed, "PNG", transparency=0), AS_IS)
     assert holes.changes == ("palette", "transparency")
     assert pixels(holes)[0].tolist() == [[70, 80, 90], [255, 255, 255], [40, 50, 60]]
 
 
 def test_what_is_transparent_is_laid_over_white() -> None:
     colour = np.array([[[200, 100, 0, 255], [200, 100, 0, 51], [200, 100, 0, 0]]], np.uint8)
-    encoded = encode(saved(Image.fromarray(colour), "PNG"), AS_IS)
+    encoded = encode(file_of(Image.fromarray(colour), "PNG"), AS_IS)
     assert encoded.changes == ("transparency",)
     # 51 is a fifth of 255: 0.2 * 200 + 0.8 * 255 = 244, and so on
     assert pixels(encoded)[0].tolist() == [[200, 100, 0], [244, 224, 204], [255, 255, 255]]
     grey = np.array([[[100, 51], [100, 255]]], np.uint8)
-    encoded = encode(saved(Image.fromarray(grey), "PNG"), AS_IS)
+    encoded = encode(file_of(Image.fromarray(grey), "PNG"), AS_IS)
     assert pixels(encoded)[0].tolist() == [[224] * 3, [100] * 3]
-    keyed = saved(Image.fromarray(colour[..., :3]), "PNG", transparency=(200, 100, 0))
+    keyed = file_of(Image.fromarray(colour[..., :3]), "PNG", transparency=(200, 100, 0))
     assert encode(keyed, AS_IS).changes == ("transparency",)
     assert pixels(encode(keyed, AS_IS)).min() == 255
 
@@ -143,7 +137,7 @@ def test_of_an_animation_the_first_frame_is_taken(
     file_format: str, changes: set[str], stored: str
 ) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
-    data = saved(frames[0], file_format, save_all=True, append_images=frames[1:])
+    data = file_of(frames[0], file_format, save_all=True, append_images=frames[1:])
     encoded = encode(data, AS_IS)
     assert set(encoded.changes) == changes
     assert format_of(encoded.data) == stored
@@ -151,46 +145,46 @@ def test_of_an_animation_the_first_frame_is_taken(
 
 
 def test_other_formats_and_modes_become_rgb() -> None:
-    bitmap = encode(saved(Image.fromarray(NOISE), "BMP"), AS_IS)
+    bitmap = encode(file_of(Image.fromarray(NOISE), "BMP"), AS_IS)
     assert (bitmap.changes, format_of(bitmap.data)) == (("format",), "PNG")
     assert np.array_equal(pixels(bitmap), NOISE)
     black_and_white = Image.new("1", (8, 1))
     black_and_white.putdata([0, 1] * 4)
-    one_bit = encode(saved(black_and_white, "PNG"), AS_IS)
+    one_bit = encode(file_of(black_and_white, "PNG"), AS_IS)
     assert one_bit.changes == ("1-bit",)
     assert pixels(one_bit)[0].tolist() == [[0] * 3, [255] * 3] * 4
-    webp = encode(saved(Image.fromarray(NOISE), "WEBP", lossless=True), AS_IS)
+    webp = encode(file_of(Image.fromarray(NOISE), "WEBP", lossless=True), AS_IS)
     assert (webp.changes, format_of(webp.data)) == (("format",), "JPEG")
     with pytest.raises(BadImage, match="mode: F"):
-        encode(saved(Image.fromarray(NOISE[..., 0].astype(np.float32)), "TIFF"), AS_IS)
-    white = encode(saved(Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF"), AS_IS)
+        encode(file_of(Image.fromarray(NOISE[..., 0].astype(np.float32)), "TIFF"), AS_IS)
+    white = encode(file_of(Image.new("LAB", (4, 4), (255, 128, 128)), "TIFF"), AS_IS)
     assert white.changes == ("format", "mode")
     assert pixels(white).min() >= 254
 
 
 def test_a_border_is_cut_off_every_side() -> None:
-    encoded = encode(saved(Image.fromarray(NOISE), "PNG"), AS_IS, border=2)
+    encoded = encode(file_of(Image.fromarray(NOISE), "PNG"), AS_IS, border=2)
     assert encoded.changes == ("border",)
     assert np.array_equal(pixels(encoded), NOISE[2:-2, 2:-2])
     with pytest.raises(BadImage, match="too small: 32 x 24 pixels, a border of 12"):
-        encode(saved(Image.fromarray(NOISE), "PNG"), AS_IS, border=12)
+        encode(file_of(Image.fromarray(NOISE), "PNG"), AS_IS, border=12)
 
 
 def test_the_short_side_is_made_smaller_and_never_larger() -> None:
     wide = Image.fromarray(RNG.integers(0, 256, (60, 101, 3), dtype=np.uint8))
-    encoded = encode(saved(wide, "PNG"), EncodeOptions(resize=30))
+    encoded = encode(file_of(wide, "PNG"), EncodeOptions(resize=30))
     assert (encoded.changes, format_of(encoded.data)) == (("resized",), "JPEG")
     assert pixels(encoded).shape == (30, 50, 3)
     directly = np.asarray(wide.resize((50, 30), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(pixels(encoded) - directly).mean() < 4  # what the JPEG costs
-    tall = encode(saved(wide.rotate(90, expand=True), "JPEG"), EncodeOptions(resize=30))
+    tall = encode(file_of(wide.rotate(90, expand=True), "JPEG"), EncodeOptions(resize=30))
     assert pixels(tall).shape == (50, 30, 3)
-    small = saved(wide, "JPEG")
+    small = file_of(wide, "JPEG")
     assert encode(small, EncodeOptions(resize=61)) == Encoded(small)
 
 
 def test_chroma_is_kept_at_full_resolution_and_quality_matters() -> None:
-    data = saved(Image.fromarray(NOISE), "PNG")
+    data = file_of(Image.fromarray(NOISE), "PNG")
     fine, coarse = (encode(data, EncodeOptions(resize=20, quality=q)).data for q in (95, 30))
     assert len(coarse) < len(fine)
     with Image.open(io.BytesIO(fine)) as image:
@@ -199,14 +193,14 @@ def test_chroma_is_kept_at_full_resolution_and_quality_matters() -> None:
 
 def test_a_colour_profile_goes_when_the_pixels_are_encoded_again() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    data = saved(Image.fromarray(NOISE), "PNG", icc_profile=profile)
+    data = file_of(Image.fromarray(NOISE), "PNG", icc_profile=profile)
     assert encode(data, AS_IS) == Encoded(data)
     with Image.open(io.BytesIO(encode(data, AS_IS, border=1).data)) as image:
         assert "icc_profile" not in image.info
 
 
-JPEG, PNG = saved(Image.fromarray(NOISE), "JPEG"), saved(Image.fromarray(NOISE), "PNG")
-GIF = saved(Image.fromarray(NOISE), "GIF")
+JPEG, PNG = file_of(Image.fromarray(NOISE), "JPEG"), file_of(Image.fromarray(NOISE), "PNG")
+GIF = file_of(Image.fromarray(NOISE), "GIF")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +215,7 @@ GIF = saved(Image.fromarray(NOISE), "GIF")
         (PNG[: len(PNG) // 2], "truncated"),
         (PNG[:20], "truncated"),
         (GIF[: len(GIF) // 2], "truncated"),
-        (saved(Image.fromarray(NOISE), "WEBP")[:200], "truncated"),
+        (file_of(Image.fromarray(NOISE), "WEBP")[:200], "truncated"),
         (PNG[:60] + bytes(80) + PNG[140:], "truncated"),
     ],
     ids=[
@@ -244,20 +238,20 @@ def test_an_image_of_too_many_pixels_is_bad_before_it_is_decoded(side: int) -> N
 
 
 def test_notes_of_a_camera_that_are_corrupt_do_no_harm() -> None:
-    data = saved(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    data = file_of(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
     assert encode(data, AS_IS) == Encoded(data)
 
 
 def test_a_strip_that_no_jpeg_can_hold_is_bad_and_stops_nothing() -> None:
-    strip = saved(Image.new("RGB", (30, 10_000)), "PNG")
+    strip = file_of(Image.new("RGB", (30, 10_000)), "PNG")
     assert pixels(encode(strip, EncodeOptions(resize=20))).shape == (6_666, 20, 3)
     with pytest.raises(BadImage, match="too large: 8 x 66666 pixels"):
-        encode(saved(Image.new("RGB", (9, 75_000)), "PNG"), EncodeOptions(resize=8))
+        encode(file_of(Image.new("RGB", (9, 75_000)), "PNG"), EncodeOptions(resize=8))
     with pytest.raises(BadImage, match="too large: 70000 x 2 pixels"):
-        encode(saved(Image.new("RGB", (70_000, 2)), "JPEG2000"), AS_IS)
+        encode(file_of(Image.new("RGB", (70_000, 2)), "JPEG2000"), AS_IS)
 
 
-PROGRESSIVE = saved(Image.fromarray(NOISE), "JPEG", progressive=True)
+PROGRESSIVE = file_of(Image.fromarray(NOISE), "JPEG", progressive=True)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +261,8 @@ PROGRESSIVE = saved(Image.fromarray(NOISE), "JPEG", progressive=True)
         JPEG + b"SEFT\xff\xda\x00\x10 what a camera leaves behind",
         JPEG[:-2] + b"\xff\xff\xff\xd9",  # filled up, as the standard allows
         PROGRESSIVE + JPEG[: len(JPEG) // 2],
-        saved(Image.fromarray(NOISE), "JPEG", restart_marker_blocks=1),
-        saved(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00" + JPEG[: len(JPEG) // 2]),
+        file_of(Image.fromarray(NOISE), "JPEG", restart_marker_blocks=1),
+        file_of(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00" + JPEG[: len(JPEG) // 2]),
         JPEG[:2] + b"\xff\xfe\x00\x06\xff\xd9\xff\xd9" + JPEG[2:],
     ],
     ids=["zeros", "trailer", "fill", "preview", "restarts", "thumbnail", "comment"],
@@ -284,7 +278,7 @@ def test_what_a_camera_leaves_around_a_jpeg_does_no_harm(data: bytes) -> None:
         JPEG[:-20],
         JPEG[: len(JPEG) // 2] + bytes(len(JPEG) // 2),
         PROGRESSIVE[:-2],
-        saved(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00" + JPEG)[:-2],
+        file_of(Image.fromarray(NOISE), "JPEG", exif=b"Exif\x00\x00" + JPEG)[:-2],
     ],
     ids=["no end", "last bytes", "zeros", "progressive", "the end of a thumbnail"],
 )
@@ -301,12 +295,12 @@ def test_each_orientation_is_undone() -> None:
     for orientation, expected in by_hand.items():
         exif = Image.Exif()
         exif[0x0112] = orientation
-        encoded = encode(saved(Image.fromarray(NOISE), "PNG", exif=exif), AS_IS)
+        encoded = encode(file_of(Image.fromarray(NOISE), "PNG", exif=exif), AS_IS)
         assert encoded.changes == ("EXIF rotation",)
         assert np.array_equal(pixels(encoded), expected)
         assert encode(encoded.data, AS_IS) == Encoded(encoded.data)  # nothing is turned twice
     exif[0x0112] = 1
-    upright = saved(Image.fromarray(NOISE), "JPEG", exif=exif)
+    upright = file_of(Image.fromarray(NOISE), "JPEG", exif=exif)
     assert encode(upright, AS_IS) == Encoded(upright)
 
 
@@ -314,5 +308,5 @@ def test_other_notes_that_are_malformed_do_not_keep_an_image_from_being_turned()
     tags = [(0x0112, 3, 1, struct.pack("<I", 6)), (0x8769, 2, 4, b"abcd")]
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHI4s", *t) for t in tags)
     exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + directory + bytes(4)
-    encoded = encode(saved(Image.fromarray(NOISE), "JPEG", exif=exif), AS_IS)
+    encoded = encode(file_of(Image.fromarray(NOISE), "JPEG", exif=exif), AS_IS)
     assert (encoded.changes, pixels(encoded).shape) == (("EXIF rotation",), (32, 24, 3))

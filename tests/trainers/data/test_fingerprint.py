@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
+from tests.images import write_photo_and_sketch, write_split
 from trainers.config import DataConfig
 from trainers.data.fingerprint import data_fingerprint
-from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.data.schema import part_path
 
 CLASSES = ("ant", "bee")
 CLASS_MAP = {"class_map": json.dumps({"ant": ["ant"], "bee": ["bee"]})}
 
 
-def write(
-    root: Path,
-    domain: str,
-    split: str,
-    classes: Sequence[str] = CLASSES,
-    metadata: dict[str, str] | None = None,
-    red: int = 200,
-) -> Path:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (red, 30, 60)).save(file, "PNG")
-    images = [LabelledImage(file.getvalue(), f"{i}.png", i) for i in range(len(classes))]
-    path = part_path(root, domain, split)
-    write_images(path, images, classes, metadata or {})
-    return path
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
-        write(tmp_path / "data", domain, split)
-    return tmp_path / "data"
+    return write_photo_and_sketch(tmp_path / "data", CLASSES)
 
 
 def fingerprint(root: Path) -> dict[str, str]:
@@ -61,22 +41,22 @@ def test_class_names_crop_and_class_map_are_part_of_it(
 ) -> None:
     before = fingerprint(root)
     assert before.keys() == {"photo/train", "photo/val", "sketch/val"}
-    write(root, "sketch", "val", classes, metadata)
+    write_split(root, "sketch", "val", classes, metadata)
     after = fingerprint(root)
     assert after.pop("sketch/val") != before.pop("sketch/val")
     assert after == before
 
 
 def test_one_value_of_the_metadata_is_told_from_another(root: Path) -> None:
-    write(root, "sketch", "val", metadata={"crop_pct": "1.0"})
+    write_split(root, "sketch", "val", CLASSES, metadata={"crop_pct": "1.0"})
     one = fingerprint(root)["sketch/val"]
-    write(root, "sketch", "val", metadata={"crop_pct": "0.9"})
+    write_split(root, "sketch", "val", CLASSES, metadata={"crop_pct": "0.9"})
     assert fingerprint(root)["sketch/val"] != one
 
 
 def test_other_images_and_another_number_of_them_are_seen(root: Path) -> None:
     before = fingerprint(root)["sketch/val"]
-    write(root, "sketch", "val", red=10)
+    write_split(root, "sketch", "val", CLASSES, red=10)
     other = fingerprint(root)["sketch/val"]
     shutil.copy(part_path(root, "photo", "val"), part_path(root, "sketch", "val", 1))
     assert len({before, other, fingerprint(root)["sketch/val"]}) == 3
@@ -87,7 +67,9 @@ def test_where_they_lie_who_wrote_them_and_what_else_is_said_of_them_do_not_matt
 ) -> None:
     before = fingerprint(root)
     moved = root.rename(root.with_name("moved"))
-    path = write(moved, "sketch", "val", metadata={"license": "CC0", "source": "my attic"})
+    path = write_split(
+        moved, "sketch", "val", CLASSES, metadata={"license": "CC0", "source": "my attic"}
+    )
     assert fingerprint(moved) == before
     table = pq.read_table(path)
     entries = {b"class_names": json.dumps(CLASSES).encode(), b"written_by": b"another version"}

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.images import file_of
 from trainers.data.encoding import EncodeOptions
 from trainers.data.formats import retry
 from trainers.data.formats.index import Example, Finding, Index
@@ -35,9 +36,7 @@ CLASSES = ("cat", "dog", "The_Eiffel_Tower")
 
 
 def image(colour: str) -> bytes:
-    target = io.BytesIO()
-    Image.new("RGB", (12, 10), colour).save(target, "PNG")
-    return target.getvalue()
+    return file_of(Image.new("RGB", (12, 10), colour))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from tests.images import file_of
 from tests.trainers import measures_by_hand as by_hand
 from trainers.config import DataConfig
 from trainers.data.class_map import ClassMap
@@ -49,10 +48,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("images")
     images = []
     for n, label in enumerate(LABELS):
-        buffer = io.BytesIO()
         noise = np.random.default_rng(n).integers(0, 192, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise + 64 * pattern(label)).save(buffer, "PNG")
-        images.append(LabelledImage(buffer.getvalue(), f"{n}.png", label))
+        image = file_of(noise + 64 * pattern(label))
+        images.append(LabelledImage(image, f"{n}.png", label))
     write_images(part_path(root, "real", "val"), images, CLASSES, {"crop_pct": "1.0"})
     return root
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.trainers.curves import PARTS, Curve, assert_near, curve, short
+from tests.trainers.curves import PARTS, Curve, assert_near, curve, saved_between, short
 from tests.trainers.loop.short_memory import limit_images
-from tests.trainers.methods.contract import untimed
 from tests.trainers.workers import TwoWorkers
 from trainers import fine_tune as loop
 from trainers.config import TrialConfig
@@ -150,22 +149,11 @@ def test_resumed_workers_with_less_memory_agree_on_parts(
 ) -> None:
     """Two workers, and neither at the beginning of the training nor after an evaluation."""
     config = short(trial, "ft", steps=6, eval__every=6, optim__eps=1e-3)
-    undisturbed, _ = two_workers(_saved_after_four_steps, config, tmp_path)
+    undisturbed, _ = two_workers(saved_between, config, tmp_path, [False] * 3 + [True, False], 4)
     resumed, other = two_workers(_resumed_in_short_memory, config, tmp_path)
     assert resumed == other
     assert_near(resumed, undisturbed)
     assert [report[PARTS] for report in (*undisturbed, *resumed)] == [4, 2]
-
-
-def _saved_after_four_steps(config: TrialConfig, folder: Path) -> Curve:
-    found = []
-    for report in fine_tune(config, save_now=iter([False] * 3 + [True, False]).__next__):
-        if report.metrics:
-            found.append(untimed(report))
-        else:
-            assert report.step == 4
-            report.save(folder)
-    return found
 
 
 def _resumed_in_short_memory(config: TrialConfig, folder: Path) -> Curve:

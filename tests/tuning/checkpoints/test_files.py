@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs
 
-from tests.s3 import s3_server
 from trainers.checkpoints.format import (
     PREDICTIONS,
     STATE,
@@ -40,19 +37,10 @@ TRIAL = "trial-000"
 OLD, NEW = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server():
-        boto3.client("s3").create_bucket(Bucket="mine")
-        yield "s3://mine"
-
-
-@pytest.fixture(params=["disk", "bucket"])
-def train(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture
+def train(anywhere: Store) -> Store:
     """An empty folder of all trials."""
-    if request.param == "disk":
-        return open_store(tmp_path / "train")
-    return open_store(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/train")
+    return anywhere
 
 
 def two_checkpoints(train: Store, local: Path) -> int:

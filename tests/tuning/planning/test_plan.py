@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import ray
 from rich.console import Console
 
+from tests.tuning.result_tables import text_of
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
 from tuning.config.schema import SearchFile
@@ -69,9 +69,7 @@ def make_plan(
 
 
 def printed(plan: Plan, width: int = 100) -> str:
-    console = Console(width=width, file=io.StringIO())
-    console.print(render(plan, width))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return text_of(render(plan, width), width)
 
 
 def test_a_search_beyond_its_budget_is_refused() -> None:

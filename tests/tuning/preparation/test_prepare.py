@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import signal
 import subprocess
@@ -16,14 +15,13 @@ import boto3
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.disks import small_disk
 from tests.ray_head import Head
-from tests.s3 import s3_server
 from tests.trainers.data.formats.trees import DOMAINNET_CLASSES, draw, make_domainnet
 from tests.tuning.preparation.reading import counts, rows
+from tests.tuning.result_tables import text_of
 from trainers.data.data_root import read_record
 from trainers.data.encoding import EncodeOptions
 from trainers.data.formats.index import LayoutOptions
@@ -90,9 +88,7 @@ def test_domainnet_is_prepared_recorded_and_read_back(tree: Path, tmp_path: Path
     with (data / "painting" / "findings.csv").open() as file:
         (missing,) = csv.DictReader(file)
     assert (missing["split"], missing["kind"], missing["bad"]) == ("train", "missing class", "no")
-    shown = Console(file=io.StringIO(), width=100)
-    shown.print(render(report))
-    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    text = text_of(render(report))
     assert "trial.data.root: " in text
     assert "missing class" in text
 
@@ -156,19 +152,11 @@ def test_overwrite_replaces_a_domain_and_no_other(tree: Path, tmp_path: Path) ->
     assert own.read_bytes() == b"another domain is left alone"
 
 
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    """A bucket of a real S3 server on this machine."""
-    with s3_server():
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-
-
 def test_images_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> None:
     tree = make_domainnet(tmp_path / "source", ["real"])
     client = boto3.client("s3")
     for file in tree.rglob("*.*"):
-        client.upload_file(str(file), "bucket", f"raw/{file.relative_to(tree)}")
+        client.upload_file(str(file), "mine", f"raw/{file.relative_to(tree)}")
     options = PrepareOptions(shard_size=4)
     report = prepare("domainnet", f"{bucket}/raw", f"{bucket}/data", options, progress=False)
     assert [(d.domain, d.status) for d in report.domains] == [("real", "done")]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
-from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.tuning.result_tables import text_of
 from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import Finding
 from tuning.cli import app
@@ -26,9 +24,7 @@ def domain(name: str, status: Status = "done", findings: tuple[Found, ...] = ())
 
 
 def shown(report: PreparationReport) -> list[str]:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(render(report))
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    return [line.rstrip() for line in text_of(render(report), 120).splitlines()]
 
 
 BAD = (

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 from rich.text import Text
 
+from tests.tuning.result_tables import text_of
 from tuning.reporting.result_table import Column, ResultTable, Row, fit_table, markdown
 
 TABLE = ResultTable(
@@ -27,12 +26,6 @@ TABLE = ResultTable(
 )
 
 
-def printed(table: ResultTable, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    console.print(fit_table(table, width))
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
-
-
 @pytest.mark.parametrize(
     ("width", "left_out"),
     [
@@ -44,7 +37,7 @@ def printed(table: ResultTable, width: int) -> str:
     ],
 )
 def test_the_least_important_columns_are_left_out(width: int, left_out: str | None) -> None:
-    text = printed(TABLE, width)
+    text = text_of(fit_table(TABLE, width), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     note = " ".join(text.split("A note.")[1].split())
@@ -55,14 +48,14 @@ def test_the_least_important_columns_are_left_out(width: int, left_out: str | No
 
 
 def test_a_text_column_takes_several_lines_in_the_room_that_is_left() -> None:
-    text = printed(TABLE, 36)
+    text = text_of(fit_table(TABLE, 36), 36)
     assert "twenty" in text
     assert "twenty characters ok" not in text
-    assert "twenty characters ok" in printed(TABLE, 80)
+    assert "twenty characters ok" in text_of(fit_table(TABLE, 80), 80)
 
 
 def test_cells_are_never_read_as_markup() -> None:
-    text = printed(TABLE, 80)
+    text = text_of(fit_table(TABLE, 80), 80)
     assert "[x]" in text
     assert "a [title]" in text
 

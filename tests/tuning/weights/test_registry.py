@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from tests.conftest import CLASSES
+from tests.images import file_of
 from tests.trainers.exported import open_clip_logits
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
@@ -37,12 +36,6 @@ assert not {"trainers", "tuning", "search_spaces"} & {name.split(".")[0] for nam
 """
 
 
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.mark.slow
 def test_a_registered_model_predicts_as_the_exported_one(real: Real, tmp_path: Path) -> None:
     run = load_run(real[0])
@@ -64,7 +57,7 @@ def test_a_registered_model_predicts_as_the_exported_one(real: Real, tmp_path: P
     assert (int(again.version), again.source != version.source) == (2, True)
 
     images = load_split(run.file.trial, "val")["sketch"]
-    pd.DataFrame({"image": [png(images.decode(index)) for index in range(5)]}).to_parquet(
+    pd.DataFrame({"image": [file_of(images.decode(index)) for index in range(5)]}).to_parquet(
         tmp_path / "images.parquet"
     )
     command = [sys.executable, "-c", PREDICT, uri]

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tests.images import file_of
 from tests.trainers.data.formats import trees
 from tests.trainers.data.formats.trees import draw
 from trainers.data.formats.index import LayoutOptions
@@ -33,11 +34,8 @@ ARRAY_LABELS = {
 def encoded(name: str, extension: str = "png", size: tuple[int, int] = (6, 4)) -> bytes:
     """A small image in a colour made from its name."""
     red, green, blue = sha256(name.encode()).digest()[:3]
-    file = io.BytesIO()
-    Image.new("RGB", size, (red, green, blue)).save(
-        file, Image.registered_extensions()[f".{extension}"]
-    )
-    return file.getvalue()
+    image = Image.new("RGB", size, (red, green, blue))
+    return file_of(image, Image.registered_extensions()[f".{extension}"])
 
 
 def pixels(count: int, size: int = 8, seed: int = 0) -> np.ndarray:

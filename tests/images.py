@@ -1,0 +1,46 @@
+"""Files of images, and data sets of a few of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from trainers.data.schema import LabelledImage, part_path, write_images
+
+
+def file_of(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    """An image, or its pixels (H, W, 3), as the content of a file."""
+    file = io.BytesIO()
+    whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    whole.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_split(
+    root: Path,
+    domain: str,
+    split: str,
+    classes: Sequence[str],
+    metadata: dict[str, str] | None = None,
+    *,
+    part: int = 0,
+    red: int = 200,
+) -> Path:
+    """A Parquet file with an image of each class; returns its path."""
+    image = file_of(Image.new("RGB", (8, 8), (red, 30, 60)))
+    images = [LabelledImage(image, f"{name}.png", label) for label, name in enumerate(classes)]
+    path = part_path(root, domain, split, part)
+    write_images(path, images, classes, metadata or {})
+    return path
+
+
+def write_photo_and_sketch(root: Path, classes: Sequence[str]) -> Path:
+    """Splits train and val of an ID domain, and val of an OOD domain."""
+    for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
+        write_split(root, domain, split, classes)
+    return root
