@@ -9,7 +9,7 @@ from typing import Any
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError
-from trainers.models.config import LOCAL_DIR, is_path
+from trainers.models.config import ModelConfig
 from tuning.config.loading import find_config
 from tuning.config.schema import SearchFile
 
@@ -44,7 +44,7 @@ ALWAYS_EXCLUDED = (
 )
 """Patterns as in a .gitignore file; Ray also applies the .gitignore files that it finds."""
 
-_FILE_KEYS = ("model.name", "model.pretrained", "method.texts_file")
+_FILE_KEYS = ("model.name", "model.pretrained", "model.tokenizer", "method.texts_file")
 """Keys of a trial that may name a file. `data.suite` is not one: its file is read with the
 configuration."""
 
@@ -158,8 +158,8 @@ def _path(name: str, value: object) -> str | None:
     """The path in a value of one of `_FILE_KEYS`; None if it is not a path."""
     if not isinstance(value, str) or not value:
         return None
-    if name == "model.pretrained":
-        return value if is_path(value) else None
-    if name == "model.name" and not value.endswith(".json"):
-        return value.removeprefix(LOCAL_DIR) if value.startswith(LOCAL_DIR) else None
-    return value
+    section, _, field = name.partition(".")
+    if section != "model":
+        return value
+    named: dict[str, Any] = {field: value}
+    return next(iter(ModelConfig.model_construct(**named).paths), None)

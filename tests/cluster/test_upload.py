@@ -124,6 +124,7 @@ CHOICES = "search.space.parameters.model.pretrained={type: categorical, choices:
         (TEXTS, "trial.method.texts_file", "FILE"),
         ("trial.model.pretrained=FILE.pt", "trial.model.pretrained", "FILE.pt"),
         ("trial.model.name=FILE.json", "trial.model.name", "FILE.json"),
+        ("trial.model.tokenizer=FILE.txt", "trial.model.tokenizer", "FILE.txt"),
         ("trial.model.name=local-dir:FILE", "trial.model.name", "local-dir:FILE"),
         (
             CHOICES.replace("FILE", "FILE.pt"),
