@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.trainers.methods.by_hand import at, cross_entropy, scored
-from tests.trainers.methods.by_hand import unit_rows as rows_of
+from tests.trainers.methods.by_hand import at, cross_entropy, scored, unit_rows
 from trainers.errors import ConfigError
 from trainers.methods import Batch, FineTuning, LipsumFineTuning, Loss, check_method_fits, lipsum_ft
 from trainers.methods.lipsum_ft import energy_gap
@@ -35,15 +34,10 @@ WORDS = Vocabulary(2046, 2047, range(2046))
 CLIP_WORDS = Vocabulary(49406, 49407, range(49406))
 
 
-def unit_rows(rng: np.random.Generator, rows: int) -> np.ndarray:
-    x = rng.standard_normal((rows, D))
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
 @pytest.fixture
 def features() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.standard_normal((B, D)), unit_rows(rng, B), unit_rows(rng, M)
+    return rng.standard_normal((B, D)), unit_rows(rng, B, D), unit_rows(rng, M, D)
 
 
 def reference(raw: np.ndarray, f0: np.ndarray, texts: np.ndarray) -> tuple[float, np.ndarray]:
@@ -127,7 +121,7 @@ class Moved:
     def __init__(self, zero_shot: ZeroShotModel) -> None:
         rng, width = np.random.default_rng(5), zero_shot.head.shape[1]
         self.zero_shot, self.logits = zero_shot, rng.standard_normal((4, 3))
-        f0, f = rows_of(rng, 4, width), rows_of(rng, 4, width)
+        f0, f = unit_rows(rng, 4, width), unit_rows(rng, 4, width)
         self.before = torch.tensor(f0, dtype=torch.float32)
         self.now = torch.tensor(f, dtype=torch.float32, requires_grad=True)
         self.change = (self.now.detach().double() - self.before.double()).numpy()
