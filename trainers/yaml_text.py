@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, system_words
 
 MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
 """Values of a file after its aliases are expanded; class names of large data sets fit."""
+
+
+def read_yaml(path: Path) -> Any:
+    """The value of a YAML file, which errors name.
+
+    Raises:
+        ConfigError: it cannot be read, is not UTF-8, or as `parse_yaml`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = system_words(error) if isinstance(error, OSError) else str(error)
+        raise ConfigError(problem, source=path) from None
+    return parse_yaml(text, path)
 
 
 def parse_yaml(text: str, source: object) -> Any:

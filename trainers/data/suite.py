@@ -26,7 +26,7 @@ from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, quoted, validate
 from trainers.texts import spoken
 from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
-from trainers.yaml_text import parse_yaml
+from trainers.yaml_text import parse_yaml, read_yaml
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -197,16 +197,16 @@ def load_suite(source: str | Path) -> Suite:
     if not path.is_file():
         hint = did_you_mean(str(source), packaged_suites())
         raise ConfigError(f"no suite is called {str(source)!r}, nor is there such a file{hint}")
-    return _parse(path.read_text(encoding="utf-8"), str(path))
+    return _validated(read_yaml(path), str(path))
 
 
 @cache
 def _packaged(name: str) -> Suite:
-    return _parse(packaged_suites()[name], f"suite {name!r}")
+    source = f"suite {name!r}"
+    return _validated(parse_yaml(packaged_suites()[name], source), source)
 
 
-def _parse(text: str, source: str) -> Suite:
-    values = parse_yaml(text, source)
+def _validated(values: Any, source: str) -> Suite:
     if not isinstance(values, dict):
         raise ConfigError("expected the keys of a suite, such as `id_domain:`", source=source)
     return validate(Suite, values, source)

@@ -21,7 +21,7 @@ from typing import Any
 
 from trainers.data.suite import load_suite, packaged_suites, resolve_suite
 from trainers.errors import ConfigError, suggestion
-from trainers.yaml_text import parse_yaml
+from trainers.yaml_text import parse_yaml, read_yaml
 from tuning.config.schema import SearchFile
 
 _SUITE = ("trial", "data", "suite")
@@ -120,11 +120,7 @@ def _ready_folder() -> Path:
 
 def _read_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     """The values of a file, merged over those of the file that it extends."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(error), source=path) from None
-    values = parse_yaml(text, path)
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError("expected the sections `trial:` and `search:`", source=path)
     _resolve_suite_paths(values, path.parent)

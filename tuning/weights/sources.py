@@ -19,7 +19,7 @@ from trainers.data.storage import Store, open_store
 from trainers.data.transforms import CROP_PCT
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation.metrics import MetricKey
-from trainers.yaml_text import parse_yaml
+from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
 from tuning.selection.ranking import best_trial
@@ -146,7 +146,7 @@ def _of_training(folder: Path) -> Source:
     step, name = saved_step(folder), folder.resolve().name
     if step is None:
         raise ConfigError(f"{WEIGHTS} is missing or incomplete", source=folder)
-    trial = validate(TrialConfig, parse_yaml(path.read_text(encoding="utf-8"), path), str(path))
+    trial = validate(TrialConfig, read_yaml(path), str(path))
     origin = {"run": name, "method": trial.method.name, "step": step}
     return Source(name, open_store(folder), trial, origin, saved_metrics(folder))
 

@@ -24,7 +24,7 @@ from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.loading import check_model
 from trainers.models.zero_shot import load_zero_shot
-from trainers.yaml_text import parse_yaml
+from trainers.yaml_text import read_yaml
 
 PUBLISHED = "published"
 Z_95 = 1.96
@@ -183,13 +183,10 @@ def expectations(text: str, config: TrialConfig) -> dict[str, float]:
         pairs = (part.partition("=") for part in text.split(","))
         values = {domain.strip(): acc for domain, _, acc in pairs}
     else:
-        path = Path(text).expanduser()
         try:
-            values = parse_yaml(path.read_text(encoding="utf-8"), f"--expect {text}")
-        except OSError as error:
-            raise ConfigError(f"{error.strerror}", key="--expect", value=text) from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(str(error), key="--expect", value=text) from None
+            values = read_yaml(Path(text).expanduser())
+        except ConfigError as error:
+            raise ConfigError(error.problem, key="--expect", value=text) from None
     if not isinstance(values, dict) or not values:
         raise ConfigError(
             "expected accuracies by domain, such as `real: 82.5`", key="--expect", value=text

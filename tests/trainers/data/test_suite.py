@@ -119,9 +119,10 @@ def test_a_mistake_in_a_suite_is_one_line_that_names_file_and_key(
 def test_a_suite_that_is_not_there_or_no_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'imagnet'.*did you mean 'imagenet'"):
         load_suite("imagnet")
-    (tmp_path / "broken.yaml").write_text("templates: [")
-    with pytest.raises(ConfigError, match=r"broken\.yaml: "):
-        load_suite(tmp_path / "broken.yaml")
+    for content in (b"templates: [", b"\xff\xfe"):
+        (tmp_path / "broken.yaml").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"broken\.yaml: "):
+            load_suite(tmp_path / "broken.yaml")
     with pytest.raises(ConfigError, match=r"data\.suite = 3: expected the name"):
         validate(TrialConfig, {"data": {"suite": 3}}, "f.yaml")
 
