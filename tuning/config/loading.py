@@ -58,9 +58,7 @@ class Origin:
 def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Origin, dict[str, Any]]:
     """The merged values of a configuration, not yet validated, and where they come from.
 
-    Args:
-        source: a YAML file or the name of a ready configuration, optionally with `:VARIANT`.
-        overrides: `key=value` with dotted keys; values are YAML.
+    The arguments are those of `load_config`.
 
     Raises:
         ConfigError: the file or variant does not exist, or something is not valid YAML.
