@@ -156,7 +156,11 @@ def _connect(address: str) -> None:
 def _start_local(folder: Path) -> None:
     # The port is chosen here because workers need the address (see below) before it exists.
     port = free_port()
-    variables = {"RAY_GCS_SERVER_PORT": str(port), "TMPDIR": str(folder)}
+    variables = {
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_prestart_worker_first_driver": "0",  # actors have an environment of their own
+        "TMPDIR": str(folder),
+    }
     # Ray writes its token as the umask allows. Whoever reads it can run code in a cluster.
     secrets = Path.home() / ".ray"
     with suppress(OSError):

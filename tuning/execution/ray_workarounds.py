@@ -27,6 +27,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -105,18 +106,32 @@ def remove_orphaned_groups() -> None:
 
 
 def without_helpers(trainer: Any) -> Any:
-    """The same `TorchTrainer`, which starts two processes less with its workers.
+    """The same `TorchTrainer`, which starts fewer processes with its workers.
 
-    Ray Train 2.60 starts them for every training, and no setting prevents it (no issue found). One
-    holds the Ray Datasets, of which there are none. The other asks the dashboard once a second
-    whether to remove a placement group, which `remove_orphaned_groups` does. Each takes 2 to 3 s of
-    CPU time for a search of minutes, and the dashboard takes as much to answer.
+    Ray Train 2.60 starts three that no setting prevents (no issue found). One holds the Ray
+    Datasets, of which there are none. One asks the dashboard once a second whether to remove a
+    placement group, which `remove_orphaned_groups` does. One, for all trainings of a cluster, asks
+    for nodes. Each takes 2 to 3 s of CPU time for a search of minutes, and the dashboard takes as
+    much to answer.
     """
     callbacks = trainer._create_default_callbacks
     left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
     trainer._create_default_callbacks = lambda: [
         callback for callback in callbacks() if not isinstance(callback, left_out)
     ]
+    run_controller = trainer._initialize_and_run_controller
+
+    def run(**arguments: Any) -> Any:
+        policy = arguments["scaling_policy"]
+        # The policy of elastic trainings also asks how many workers fit.
+        if isinstance(policy, FixedScalingPolicy) and not has_autoscaler():
+            vars(policy).update(
+                after_controller_start=lambda train_run_context: None,
+                _maybe_send_resource_request=lambda: None,
+            )
+        return run_controller(**arguments)
+
+    trainer._initialize_and_run_controller = run
     return trainer
 
 

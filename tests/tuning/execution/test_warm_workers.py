@@ -112,8 +112,7 @@ def test_a_slot_knows_how_far_its_trial_is_and_may_end_it_there(
     assert step % 20 == 10
     own = [("job_id", "=", ray.get_runtime_context().get_job_id()), ("state", "=", "ALIVE")]
     actors = list_actors(ray.get_runtime_context().gcs_address, own)  # type: ignore[arg-type]
-    # The last one is that of the cluster, and of the job that trained there first.
-    assert {actor.class_name for actor in actors} - {"_AutoscalingCoordinatorActor"} == {
+    assert {actor.class_name for actor in actors} == {
         "Exchange",
         "PreemptionWatcher",
         "RayTrainWorker",
