@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from copy import copy
 from typing import Any, Final
 
 import numpy as np
@@ -34,9 +33,9 @@ class RobustGPSampler(GPSampler):
     """Optuna's Gaussian process, which also learns from pruned, failed and bad trials.
 
     The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
-    was pruned or failed a moment before. Here a pruned trial has the median of the complete ones:
-    its own last value was measured at another step and does not compare. A failed trial, such as
-    one whose loss diverged, has the worst value of the complete ones.
+    was pruned or failed a moment before. Here a pruned trial has the final value that
+    `final_values` expects from its last report. A failed trial, such as one whose loss diverged,
+    has the worst value of the others.
 
     Optuna's sampler scales values by their standard deviation, so one training that collapsed would
     make all good ones look the same. Values are passed through `compress_worse` first, which helps
@@ -50,39 +49,72 @@ class RobustGPSampler(GPSampler):
         running_trials: list[FrozenTrial],
         search_space: dict[str, BaseDistribution],
     ) -> dict[str, Any]:
-        is_minimized = np.array([d == StudyDirection.MINIMIZE for d in study.directions])
-        sign = np.where(is_minimized, -1.0, 1.0)
-        values = sign * compress_worse(sign * [trial.values for trial in completed_trials])
+        pruned, failed = (
+            [
+                trial
+                for trial in study.get_trials(deepcopy=False, states=(state,))
+                if search_space.keys() <= trial.params.keys()
+            ]
+            for state in (TrialState.PRUNED, TrialState.FAIL)
+        )
+        sign = np.array([-1.0 if d == StudyDirection.MINIMIZE else 1.0 for d in study.directions])
+        complete = np.array([trial.values for trial in completed_trials])
+        scores = sign * np.concatenate([complete, final_values(pruned, completed_trials)])
+        scores = np.concatenate([scores, np.tile(scores.min(axis=0), (len(failed), 1))])
         violations = {
             name: [trial.constraints[name] for trial in completed_trials]
             for name in completed_trials[0].constraints
         }
-        imputed = {
-            TrialState.PRUNED: (
-                np.median(values, axis=0),
-                {name: float(np.median(found)) for name, found in violations.items()},
-            ),
-            TrialState.FAIL: (
-                np.where(is_minimized, values.max(axis=0), values.min(axis=0)),
-                {name: max(found) for name, found in violations.items()},
-            ),
-        }
-        compressed = []
-        for trial, of_trial in zip(completed_trials, values.tolist(), strict=True):
-            compressed.append(copy(trial))
-            compressed[-1].values = of_trial
-        unsuccessful = [
+        of_pruned = {name: float(np.median(found)) for name, found in violations.items()}
+        of_failed = {name: max(found) for name, found in violations.items()}
+        constraints = [
+            *(trial.constraints for trial in completed_trials),
+            *[of_pruned] * len(pruned),
+            *[of_failed] * len(failed),
+        ]
+        known = [
             optuna.create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
-                values=imputed[trial.state][0].tolist(),
-                constraints=imputed[trial.state][1],
+                values=values,
+                constraints=violated,
             )
-            for trial in study.get_trials(deepcopy=False, states=tuple(imputed))
-            if search_space.keys() <= trial.params.keys()
+            for trial, values, violated in zip(
+                [*completed_trials, *pruned, *failed],
+                (sign * compress_worse(scores)).tolist(),
+                constraints,
+                strict=True,
+            )
         ]
-        known = [*compressed, *unsuccessful]
         return super()._sample_relative_impl(study, known, running_trials, search_space)
+
+
+def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial]) -> np.ndarray:
+    """Expected final values of pruned trials, (pruned trials, objectives).
+
+    With one objective, a line through the complete trials' values at the step of the last report
+    and at the end predicts it, fitted by the Theil-Sen estimator, which single collapsed trainings
+    do not move. Where early values say nothing, or rank trials in reverse, it is the median of the
+    complete trials.
+    """
+    from scipy.stats import theilslopes  # slow to import
+
+    medians = np.median([trial.values for trial in complete], axis=0)
+    expected = np.tile(medians, (len(pruned), 1))
+    for row, trial in enumerate(pruned):
+        if (step := trial.last_step) is None:
+            continue
+        pairs = [
+            (other.intermediate_values[step], other.values[0])
+            for other in complete
+            if step in other.intermediate_values
+        ]
+        early, final = np.array(pairs).reshape(-1, 2).T
+        if len(set(early)) > 1:
+            slope, intercept = theilslopes(final, early)[:2]
+            if slope > 0:
+                expected[row] = intercept + slope * trial.intermediate_values[step]
+    return expected
 
 
 def compress_worse(scores: np.ndarray) -> np.ndarray:

@@ -10,7 +10,12 @@ from optuna.samplers import GPSampler
 from optuna.trial import TrialState
 
 from search_spaces import Categorical, Float, Int, SearchSpace
-from tuning.algorithms.samplers import RobustGPSampler, compress_worse, resolve_sampler
+from tuning.algorithms.samplers import (
+    RobustGPSampler,
+    compress_worse,
+    final_values,
+    resolve_sampler,
+)
 from tuning.config.schema import SamplerConfig
 
 LR = Float(low=1e-6, high=1e-3, log=True)
@@ -79,6 +84,42 @@ def test_pruned_trials_of_a_constrained_search_are_no_obstacle() -> None:
         )
         study.tell(trial, state=TrialState.PRUNED)
     assert 0 <= study.ask(distributions).params["x"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("finals", "expected"),
+    [
+        ([1.4, 1.8, 2.2, 2.6, 90.0], 2.0),  # 2 early + 1, but for one that collapsed
+        ([3.0, 2.5, 2.0, 1.5, 1.0], 2.0),  # ranked in reverse: the median
+    ],
+)
+def test_a_pruned_trial_is_expected_where_its_last_report_points(
+    finals: list[float], expected: float
+) -> None:
+    def trial(state: TrialState, reports: dict[int, float], value: float | None = None):
+        return optuna.create_trial(state=state, value=value, intermediate_values=reports)
+
+    complete = [
+        trial(TrialState.COMPLETE, {30: 9.0, 60: early}, final)
+        for early, final in zip([0.2, 0.4, 0.6, 0.8, 1.0], finals, strict=True)
+    ]
+    pruned = [
+        trial(TrialState.PRUNED, {30: 7.0, 60: 0.5}),
+        trial(TrialState.PRUNED, {30: 9.0}),  # equal values there say nothing
+        trial(TrialState.PRUNED, {45: 0.5}),  # nobody else reported there
+        trial(TrialState.PRUNED, {}),
+    ]
+    median = sorted(finals)[2]
+    found = final_values(pruned, complete)
+    assert found == pytest.approx(np.array([[expected], [median], [median], [median]]))
+
+
+def test_pruned_trials_with_several_objectives_count_with_the_medians() -> None:
+    complete = [
+        optuna.create_trial(values=values) for values in ([1.0, 5.0], [2.0, 3.0], [9.0, 4.0])
+    ]
+    pruned = [optuna.create_trial(state=TrialState.PRUNED)]
+    assert final_values(pruned, complete).tolist() == [[2.0, 4.0]]
 
 
 def test_bad_scores_are_compressed_and_keep_their_order() -> None:
