@@ -150,7 +150,8 @@ def test_the_notebook(images_root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    NotebookClient(notebook, resources={"metadata": {"path": tmp_path}}).execute()
+    folder = {"metadata": {"path": tmp_path}}
+    NotebookClient(notebook, startup_timeout=600, resources=folder).execute()
     shown = [
         {kind for output in cell.outputs for kind in output.get("data", ())} - {"text/plain"}
         for cell in notebook.cells

@@ -38,6 +38,7 @@ from tuning.reporting.predictions_report import (
 from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
 from tuning.runs.records import AVERAGED, EVAL_IMAGES, SearchRecord, TrialRecord
+from tuning.selection.beliefs import belief_sentence
 from tuning.selection.ranking import best_trial
 
 if TYPE_CHECKING:
@@ -212,6 +213,9 @@ def _sections(
     if (wise := draw_wise(search, records)) is not None:
         yield "<h2>Interpolation with the zero-shot weights (WiSE-FT)</h2>"
         yield _image(wise[0], "ID against OOD accuracy along the interpolation", wise[1])
+    if (sentence := belief_sentence(search, records)) is not None:
+        yield "<h2>How sure the best trial is</h2>"
+        yield _paragraph(sentence)
     if sentences := cost_sentences(search, records):
         yield "<h2>Cost</h2>"
         yield _paragraph(" ".join(sentences))

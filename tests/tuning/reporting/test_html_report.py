@@ -52,6 +52,7 @@ def test_the_page_has_every_trial_and_whole_figures(tmp_path: Path) -> None:
     assert all(record.trial_id in page for record in records[1:])
     figures = figures_of(page)
     assert len(figures) == 6
+    assert "How sure" not in page  # with so few trials
     assert {ElementTree.fromstring(figure).tag for figure in figures} == {
         "{http://www.w3.org/2000/svg}svg"
     }
@@ -61,6 +62,7 @@ def test_the_page_of_many_trials_has_few_vectors(tmp_path: Path) -> None:
     records = scattered(400)
     points_of_curves = sum(len(record.curve) for record in records)
     page = page_of(records, tmp_path)
+    assert "its hyperparameters are the best of them with a probability of" in page
     assert len(page) < 1.2e6
     assert sum(figure.count(b"<use") for figure in figures_of(page)) < points_of_curves
 

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tuning import fakes
+from tuning.runs.records import TrialRecord
+from tuning.selection.beliefs import MIN_TRIALS, belief_sentence, beliefs
+
+SEARCH = fakes.search_record(Path("run"))
+(OBJECTIVE,) = SEARCH.objectives
+
+
+def trials(noise: float, number: int = 24, sign: float = 1.0) -> list[TrialRecord]:
+    """Accuracy is the highest at the learning rate 1e-4, 4 points above that of the ends."""
+    rng = np.random.default_rng(0)
+    found = []
+    for index, unit in enumerate(np.linspace(-1, 1, number)):
+        accuracy = sign * (60 - 4 * unit**2 + noise * rng.standard_normal())
+        params = {"method.reg_weight": 1.0, "optim.lr": float(1e-4 * 10**unit)}
+        found.append(fakes.trial(index, accuracy, accuracy, params=params))
+    return found
+
+
+def test_without_noise_the_best_trial_is_nearly_sure() -> None:
+    best, *others = beliefs(SEARCH, trials(noise=0.0, number=9))
+    assert best.trial.trial_id == "trial-004"
+    assert best.chance > 0.9
+    assert best.mean == pytest.approx(60, abs=0.2)
+    assert best.chance + sum(belief.chance for belief in others) == pytest.approx(1)
+
+
+def test_noise_is_not_taken_for_a_better_configuration() -> None:
+    records = trials(noise=1.0)
+    # At an end of the range, where 56 is true, one lucky training is measured as the best.
+    records[0] = fakes.trial(0, 61.5, 61.5, params=records[0].params)
+    assert max(records, key=lambda r: r.metrics[OBJECTIVE.metric]) is records[0]
+    found = {belief.trial.trial_id: belief for belief in beliefs(SEARCH, records)}
+    assert found["trial-000"].mean < 60.5
+    assert found["trial-000"].chance < 0.15
+    assert sum(found[f"trial-{number:03d}"].chance for number in range(4, 20)) > 0.7
+
+
+def test_a_lower_objective_is_best_downwards() -> None:
+    lower = replace(SEARCH, objectives=(replace(OBJECTIVE, mode="min"),))
+    best = beliefs(lower, trials(noise=0.0, number=9, sign=-1.0))[0]
+    assert (best.trial.trial_id, best.mean) == ("trial-004", pytest.approx(-60, abs=0.2))
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        trials(0.0, number=MIN_TRIALS - 1),
+        [replace(r, params={"optim.lr": 1e-4}) for r in trials(0.0)],  # nothing varies
+        [replace(r, params={"precision": ("fp32", "bf16")[r.number % 2]}) for r in trials(0.0)],
+        [replace(r, params={"head.bias": r.number % 2 == 0}) for r in trials(0.0)],
+    ],
+)
+def test_no_belief_without_enough_trials_and_numbers(records: list[TrialRecord]) -> None:
+    assert beliefs(SEARCH, records) == ()
+    assert belief_sentence(SEARCH, records) is None
+
+
+def test_several_objectives_have_no_best_trial() -> None:
+    several = replace(SEARCH, objectives=(OBJECTIVE, replace(OBJECTIVE, metric="id_val/acc")))
+    assert beliefs(several, trials(0.0)) == ()
+
+
+def test_the_sentence_names_the_rivals_and_how_to_decide() -> None:
+    text = belief_sentence(SEARCH, trials(noise=0.5))
+    assert text is not None
+    assert "has the best val/mean_acc" in text
+    assert "lipsum-tune confirm --top" in text
+    assert "with a probability of" in belief_sentence(SEARCH, trials(0.0, number=9))  # type: ignore[operator]
