@@ -251,17 +251,6 @@ def check_files(cluster: ClusterFacts) -> Iterator[Finding]:
             yield Finding("fault", found, remedy, node.name)
 
 
-def check_state_api(cluster: ClusterFacts) -> Iterator[Finding]:
-    """Ray's state API answers: Ray Train frees the resources of stopped trials through it."""
-    for node, facts in cluster.answers():
-        if node.is_head and facts["state_api_error"]:
-            found = f"{facts['state_api_error']}; resources of stopped trials are not freed"
-            remedy = "ray start --head --include-dashboard=true, with pip install 'ray[default]'"
-            yield Finding("fault", found, remedy, node.name)
-        elif node.is_head:
-            yield Finding("ok", "answers", node=node.name)
-
-
 def check_token(cluster: ClusterFacts) -> Iterator[Finding]:
     """Ray requires its token unless it uses loopback only."""
     is_local = all(ipaddress.ip_address(node.address).is_loopback for node in cluster.nodes)
@@ -438,7 +427,6 @@ CHECKS: Mapping[str, Callable[[ClusterFacts], Iterable[Finding]]] = {
     "machine": check_machine,
     "disk": check_disks,
     "files": check_files,
-    "state API": check_state_api,
     "security": check_token,
     "storage": check_storage,
     "images": check_images,

@@ -99,7 +99,7 @@ def gather(file: SearchFile | None, answer_s: float) -> ClusterFacts:
     request = _request(file)
     cloudpickle.register_pickle_by_value(node_facts)
     try:
-        arguments = {node_id: (request, node.is_head) for node_id, node in alive.items()}
+        arguments = dict.fromkeys(alive, (request,))
         answers = ask_nodes(node_facts.node_facts, arguments, answer_s)
     finally:
         cloudpickle.unregister_pickle_by_value(node_facts)

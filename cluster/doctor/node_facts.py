@@ -88,8 +88,6 @@ class NodeFacts(TypedDict):
     images: Images | None
     token: bool
     """Whether Ray requires its token here."""
-    state_api_error: str
-    """Why Ray's state API does not answer; empty if it does, and on nodes other than the head."""
 
 
 class Request(TypedDict):
@@ -104,7 +102,7 @@ class Request(TypedDict):
     """Data root, and the domains and splits that a trial reads."""
 
 
-def node_facts(request: Request, is_head: bool) -> NodeFacts:
+def node_facts(request: Request) -> NodeFacts:
     """Gather all facts of the node on which this runs; needs a Ray worker."""
     import ray
 
@@ -137,7 +135,6 @@ def node_facts(request: Request, is_head: bool) -> NodeFacts:
         "missing_files": [path for path in request["files"] if not Path(path).exists()],
         "images": None if request["images"] is None else _images(*request["images"]),
         "token": os.environ.get("RAY_AUTH_MODE") == "token",
-        "state_api_error": _state_api_error() if is_head else "",
     }
 
 
@@ -236,16 +233,6 @@ def _images(root: str, parts: Sequence[tuple[str, str]]) -> Images:
     except Exception as error:  # missing data, no permission, or no Lipsum-Tune on this node
         return {"files": 0, "bytes": 0, "error": _first_line(error)}
     return found
-
-
-def _state_api_error() -> str:
-    from ray.util.state import list_placement_groups
-
-    try:
-        list_placement_groups(limit=1, timeout=10, raise_on_missing_output=False)
-    except Exception as error:
-        return _first_line(error).partition(". ")[0]
-    return ""
 
 
 def _first_line(error: BaseException) -> str:

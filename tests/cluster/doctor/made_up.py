@@ -31,7 +31,6 @@ def facts(**changes: Any) -> NodeFacts:
         "missing_files": [],
         "images": None,
         "token": True,
-        "state_api_error": "",
     }
     return cast(NodeFacts, healthy | changes)
 

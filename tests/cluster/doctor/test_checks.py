@@ -143,13 +143,6 @@ def test_missing_files_are_listed() -> None:
     assert "/w.pt, /t.txt" in found[0].found
 
 
-def test_only_the_state_api_of_the_head_matters() -> None:
-    (finding,) = checks.check_state_api(cluster(facts(state_api_error="refused"), facts()))
-    assert (finding.status, finding.node) == ("fault", "a")
-    (finding,) = checks.check_state_api(cluster(facts(), facts()))
-    assert (finding.status, finding.node) == ("ok", "a")
-
-
 @pytest.mark.parametrize(
     ("token", "address", "status"),
     [(True, "10.0.0.4", "ok"), (False, "127.0.0.1", "ok"), (False, "10.0.0.4", "warning")],

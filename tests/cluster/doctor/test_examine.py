@@ -144,7 +144,7 @@ def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(
     assert (status, wrong) == (0, [])
     assert len(values["nodes"]) == 1
     assert {finding["check"] for finding in values["findings"] if finding["status"] == "ok"} >= {
-        "Ray", "versions", "GPUs", "state API", "security", "storage", "images", "room",
+        "Ray", "versions", "GPUs", "security", "storage", "images", "room",
         "configuration", "MLflow", "Optuna",
     }  # fmt: skip
     for check in ("versions", "images", "storage"):
@@ -152,6 +152,15 @@ def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(
     assert "1 at once" in named(values, "room")[0]["found"]
     assert not (config.parent / "runs").exists()
     assert list(config.parent.glob("**/.lipsum*")) == []
+
+
+@pytest.mark.slow
+def test_this_machine_alone_has_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    status, values = doctor()
+    wrong = [finding for finding in values["findings"] if finding["status"] == "fault"]
+    assert (status, wrong) == (0, [])
+    assert len(values["nodes"]) == 1
 
 
 @pytest.mark.slow
