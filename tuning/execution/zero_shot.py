@@ -38,7 +38,7 @@ def zero_shot_metrics(
     searches may write at the same time. A cache that cannot be read or written is not used.
 
     Args:
-        here: evaluate in this process if trials run on CPUs, as all of them are on this machine.
+        here: evaluate in this process if it has no GPU, as all trials run on this machine.
 
     Raises:
         ConfigError: data or model cannot be loaded.
@@ -49,7 +49,8 @@ def zero_shot_metrics(
         with suppress(OSError, ValueError):
             found: dict[str, float] = json.loads(cached.read_text(encoding="utf-8"))
             return found
-    if here and not resources.gpus_per_worker:
+    # With a GPU, `restored_state` would initialise CUDA in this process, which takes GPU memory.
+    if here and not resources.gpus_per_worker and not torch.cuda.is_available():
         metrics = _evaluate_here(trial, resources)
     else:
         metrics = _evaluate_on_cluster(trial, resources)
