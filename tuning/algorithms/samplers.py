@@ -59,7 +59,8 @@ class RobustGPSampler(GPSampler):
         )
         sign = np.array([-1.0 if d == StudyDirection.MINIMIZE else 1.0 for d in study.directions])
         complete = np.array([trial.values for trial in completed_trials])
-        scores = sign * np.concatenate([complete, final_values(pruned, completed_trials)])
+        expected = final_values(pruned, completed_trials)
+        scores = compress_worse(sign * np.concatenate([complete, expected]))
         scores = np.concatenate([scores, np.tile(scores.min(axis=0), (len(failed), 1))])
         violations = {
             name: [trial.constraints[name] for trial in completed_trials]
@@ -81,7 +82,7 @@ class RobustGPSampler(GPSampler):
             )
             for trial, values, violated in zip(
                 [*completed_trials, *pruned, *failed],
-                (sign * compress_worse(scores)).tolist(),
+                (sign * scores).tolist(),
                 constraints,
                 strict=True,
             )
@@ -94,13 +95,14 @@ def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial])
 
     With one objective, a line through the complete trials' values at the step of the last report
     and at the end predicts it, fitted by the Theil-Sen estimator, which single collapsed trainings
-    do not move. Where early values say nothing, or rank trials in reverse, it is the median of the
-    complete trials.
+    do not move; it ends where the complete trials do. Where early values say nothing, or rank
+    trials in reverse, it is the median of the complete trials. Studies with several objectives have
+    no reports, so there it is the medians.
     """
     from scipy.stats import theilslopes  # slow to import
 
-    medians = np.median([trial.values for trial in complete], axis=0)
-    expected = np.tile(medians, (len(pruned), 1))
+    finals = np.array([trial.values for trial in complete])
+    expected = np.tile(np.median(finals, axis=0), (len(pruned), 1))
     for row, trial in enumerate(pruned):
         if (step := trial.last_step) is None:
             continue
@@ -113,7 +115,8 @@ def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial])
         if len(set(early)) > 1:
             slope, intercept = theilslopes(final, early)[:2]
             if slope > 0:
-                expected[row] = intercept + slope * trial.intermediate_values[step]
+                value = intercept + slope * trial.intermediate_values[step]
+                expected[row] = np.clip(value, finals.min(), finals.max())
     return expected
 
 
