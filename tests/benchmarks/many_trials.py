@@ -70,7 +70,6 @@ from tuning.runs.records import (
     STEP,
     SearchRecord,
     TrialRecord,
-    trial_name,
     trial_number,
 )
 from tuning.runs.tune_callback import Recorder
@@ -105,6 +104,8 @@ class InstantSlot(tune.Trainable):
     steps: int
     folder: Path
     """Of the checkpoints of all trials."""
+    started: Path
+    """Folder with one file for each process that has started."""
     concurrent: int
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -114,7 +115,9 @@ class InstantSlot(tune.Trainable):
         that waits for its own, throws that one away, and starts another, again and again.
         """
         self.reset_config(config)
-        _wait_for([self.folder / trial_path(trial_name(n)) for n in range(self.concurrent)])
+        (self.started / str(os.getpid())).touch()
+        while len(list(self.started.iterdir())) < self.concurrent:
+            time.sleep(0.05)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Go on to another trial."""
@@ -144,11 +147,6 @@ class InstantSlot(tune.Trainable):
         return {STEP: step, **report, "done": self.index == REPORTS}
 
 
-def _wait_for(folders: Sequence[Path]) -> None:
-    while not all(folder.exists() for folder in folders):
-        time.sleep(0.05)
-
-
 def _pull(params: Mapping[str, Any]) -> float:
     """The parameters as a figure between 0 and 1, smooth in each."""
     values = [float(value) for _, value in sorted(params.items())]
@@ -156,7 +154,7 @@ def _pull(params: Mapping[str, Any]) -> float:
 
 
 def _write_checkpoint(folder: Path, steps: int) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     progress = json.dumps({"step": steps})
     save_file({"w": np.zeros(1)}, folder / WEIGHTS, metadata={"progress": progress})
     (folder / STATE).write_bytes(b"state")
@@ -258,6 +256,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
             "data": file.trial.data,
             "steps": file.trial.steps,
             "folder": Path(checkpoints),
+            "started": started,
             "concurrent": concurrent_trials(resources),
         }
         slot = type("InstantSlot", (InstantSlot,), common)
@@ -265,6 +264,8 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
 
     zero_shot = dict.fromkeys(metric_names(file.trial.data), 40.0)
     storage = Path(file.search.storage)
+    started = storage / "started"
+    started.mkdir()
     with (
         (storage / "display.txt").open("w") as display,
         patch("tuning.execution.run_search.zero_shot_metrics", lambda *_, **__: zero_shot),
