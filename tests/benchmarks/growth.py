@@ -8,7 +8,7 @@ Three sizes, each over some powers of ten or four:
 - devices: CPU time that searcher and scheduler take for a trial in `simulator`, with one trial a
   device at a time. No Ray node is started for it.
 
-`--out FOLDER` gets `growth.json`, to which later runs add their parts, and the figure `growth.png`,
+`--out FOLDER` gets `growth.json`, to which later runs add theirs, and the figure `growth.png`,
 with logarithmic axes and the slope of a straight line through each series: 0 is constant, 1 is
 proportional to the size.
 """
@@ -154,9 +154,9 @@ def slope(sizes: Sequence[int], values: Sequence[float]) -> float:
 def draw(measured: Mapping[str, Mapping[int, Row]], path: Path) -> None:
     """One panel for each part."""
     figure = Figure(figsize=(5 * len(measured), 4), dpi=110, layout="constrained")
-    for axes, (part, rows) in zip(
-        figure.subplots(1, len(measured), squeeze=False)[0], measured.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for axes, part in zip(panels, [part for part in PARTS if part in measured], strict=True):
+        rows = measured[part]
         sizes = list(rows)
         for name in rows[sizes[0]]:
             values = [row[name] for row in rows.values()]
@@ -184,10 +184,11 @@ def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
         measured = {part: {int(n): row for n, row in parts[part].items()} for part in parts}
     for part in arguments.parts:
         measure, sizes = PARTS[part]
-        rows = measured[part] = {}
         for size in arguments.sizes or sizes:
-            rows[size] = measure(size)
-            print(part, size, rows[size], flush=True)
+            row = {name: float(value) for name, value in measure(size).items()}
+            print(part, size, row, flush=True)
+            measured[part] = dict(sorted({**measured.get(part, {}), size: row}.items()))
+        rows = measured[part]
         table = Table(part, *map(str, rows), "slope")
         for name in next(iter(rows.values())):
             values = [row[name] for row in rows.values()]

@@ -296,13 +296,15 @@ def per_trial(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
 
 
 def trend(values: np.ndarray) -> tuple[float, float, float]:
-    """A straight line through all but the first WARM_UP values: its heights and its growth.
+    """A straight line through all but the first values: its heights and its growth.
+
+    Left out are WARM_UP values, or half of all if these are fewer.
 
     Returns:
         The line in the middle of the first and of the last quarter, and the growth between in %.
     """
-    numbers = np.arange(len(values))[WARM_UP:]
-    slope, start = np.polyfit(numbers, values[WARM_UP:], 1)
+    numbers = np.arange(len(values))[min(WARM_UP, len(values) // 2) :]
+    slope, start = np.polyfit(numbers, values[numbers], 1)
     first, last = (float(start + slope * np.quantile(numbers, at)) for at in (1 / 8, 7 / 8))
     return first, last, 100 * (last / first - 1) if first > 0 else float("nan")
 
