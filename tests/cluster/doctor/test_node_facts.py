@@ -22,7 +22,7 @@ request = {
     "packages": ["ray", "no-such-package"], "folders": {}, "files": ["/", "/no/such/file"],
     "images": ("/data", [("real", "train")]),
 }
-print(json.dumps(pickle.load(open(sys.argv[1], "rb"))(request, False)))
+print(json.dumps(pickle.load(open(sys.argv[1], "rb"))(request)))
 """
 
 

@@ -174,6 +174,7 @@ def run(
     draining: dict[str, int] | None = None,
 ) -> Any:
     monkeypatch.setattr(retries, "torch_trainer", trainer)
+    monkeypatch.setattr(retries, "without_helpers", lambda made: made)
     monkeypatch.setattr(retries, "draining_nodes", lambda: draining or {})
     resources = ResourcesConfig(workers=2, max_failures=2)
     return fit("{}", name="train-7", storage_path=str(storage), resources=resources)
