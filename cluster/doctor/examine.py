@@ -21,12 +21,13 @@ from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.redact import is_secret_name, redact
-from tuning.checkpoints.storage_check import ask_nodes, storage_on_nodes
+from tuning.checkpoints.storage_check import storage_on_nodes
 from tuning.config.schema import SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_errors import in_one_line
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import has_autoscaler
+from tuning.execution.tasks import ask_nodes
 from tuning.runs.run_folder import DRAWING_PACKAGES, PACKAGES
 
 ANSWER_S = 120.0

@@ -100,11 +100,11 @@ def of_images(size: int) -> Row:
         for part, first in enumerate(range(0, size, SHARD)):
             paths = names[first : first + SHARD]
             content = [pa.array([encoded.getvalue()] * len(paths)), pa.array(paths)]
-            images = pa.StructArray.from_arrays(content, fields=list(IMAGE_TYPE))
+            column = pa.StructArray.from_arrays(content, fields=list(IMAGE_TYPE))
             labels = pa.array(np.arange(len(paths)) % CLASSES)
             target = part_path(base / "parquet", "drawn", "train", part)
             target.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.table([images, labels], schema=schema), target)
+            pq.write_table(pa.table([column, labels], schema=schema), target)
         open_images = lambda: ImageDataset(base / "parquet", "drawn", "train")  # noqa: E731
         row["open, first time, CPU s"] = _cpu_seconds(open_images)
         row["open, cached, CPU s"] = _cpu_seconds(open_images)

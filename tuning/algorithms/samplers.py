@@ -94,10 +94,10 @@ def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial])
     """Expected final values of pruned trials, (pruned trials, objectives).
 
     With one objective, a line through the complete trials' values at the step of the last report
-    and at the end predicts it, fitted by the Theil-Sen estimator, which single collapsed trainings
-    do not move; it ends where the complete trials do. Where early values say nothing, or rank
-    trials in reverse, it is the median of the complete trials. Studies with several objectives have
-    no reports, so there it is the medians.
+    and at the end predicts the final value. The Theil-Sen estimator fits it, so that single
+    collapsed trainings do not move it, and the prediction is kept within the range of the complete
+    trials. The median of the complete trials is expected where early values say nothing or rank
+    trials in reverse, and with several objectives, of which studies have no reports.
     """
     from scipy.stats import theilslopes  # slow to import
 

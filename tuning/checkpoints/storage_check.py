@@ -10,27 +10,23 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, first_line, system_words
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_workarounds import draining_nodes
+from tuning.execution.tasks import ask_nodes
 
 ANSWER_S = 120.0
 """Time that all nodes together may take: the first task on a node starts a process there."""
 APPEARS_S = 3.0
 """Time for which a node looks for a new file: network disks cache that a file does not exist."""
 _PROBE = ".lipsum-tune-probe-"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,33 +109,6 @@ def check_nodes(file: SearchFile, home: str) -> None:
         if node.fault is not None:
             hint = None if "://" in value else f"use a disk that all nodes reach, or {advice}"
             raise ConfigError(f"node {node.node} {node.fault}", key=key, value=value, hint=hint)
-
-
-def ask_nodes(
-    function: Callable[..., T], arguments: Mapping[str, Sequence[object]], deadline_s: float
-) -> dict[str, T | Exception | None]:
-    """Call a function on each node: its result or error, or None if it did not answer in time.
-
-    `arguments` has those of each node by Ray's identifier; `deadline_s` holds for all together.
-    """
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(function)
-    tasks = {
-        remote.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
-        ).remote(*own): node_id
-        for node_id, own in arguments.items()
-    }
-    _, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=deadline_s)
-    answers: dict[str, T | Exception | None] = dict.fromkeys(arguments)
-    for task, node_id in tasks.items():
-        if task in late:
-            ray.cancel(task, force=True)
-            continue
-        try:
-            answers[node_id] = ray.get(task)
-        except Exception as error:  # the node or its process died, or the function failed
-            answers[node_id] = error
-    return answers
 
 
 def _storage_on(url: str, path: str, deadline_s: float, *, writes: bool) -> list[NodeStorage]:

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import ParseError
 from trainers.errors import ConfigError, storage_failures
 from tuning.reporting.changed_images import changed_images
 from tuning.reporting.cost import cost_sentences
-from tuning.reporting.formatting import format_seconds
+from tuning.reporting.formatting import format_metric, format_seconds
 from tuning.reporting.leaderboard import leaderboard, warning_of_reference
 from tuning.reporting.linked_figures import (
     MAX_LINKED,
@@ -38,7 +38,7 @@ from tuning.reporting.predictions_report import (
 from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
 from tuning.runs.records import AVERAGED, EVAL_IMAGES, SearchRecord, TrialRecord
-from tuning.selection.beliefs import belief_sentence
+from tuning.selection.beliefs import beliefs
 from tuning.selection.ranking import best_trial
 
 if TYPE_CHECKING:
@@ -221,6 +221,27 @@ def _sections(
         yield _paragraph(" ".join(sentences))
     if linked is not None:
         yield SCRIPT
+
+
+def belief_sentence(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
+    """How sure the best trial is, and how many to confirm; None if `beliefs` is empty."""
+    found = beliefs(search, records)
+    if not found:
+        return None
+    objective = search.objectives[0]
+    metric = objective.metric
+    best = max(found, key=lambda b: objective.signed(b.trial.metrics[metric]))
+    rivals = [b for b in found if b is not best and b.chance >= 0.1][:3]
+    text = (
+        f"{best.trial.trial_id} has the best {metric}. A Gaussian process through all finished "
+        f"trials, which takes the noise of single trainings out, expects "
+        f"{format_metric(metric)(best.mean)} of its hyperparameters. They are the best of all with "
+        f"a probability of {best.chance:.0%}"
+    )
+    if rivals:
+        text += ", those of " + ", ".join(f"{b.trial.trial_id} of {b.chance:.0%}" for b in rivals)
+        text += f". `lipsum-tune confirm --top {1 + len(rivals)}` compares them on fresh seeds"
+    return text + "."
 
 
 def _confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:

@@ -96,22 +96,3 @@ def _points(trials: Sequence[TrialRecord]) -> np.ndarray | None:
             values = np.log(values)
         columns.append((values - values.min()) / (values.max() - values.min()))
     return np.stack(columns, axis=1) if columns else None
-
-
-def belief_sentence(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
-    """How sure the best trial is, and how many to confirm; None if `beliefs` is empty."""
-    found = beliefs(search, records)
-    if not found:
-        return None
-    metric = search.objectives[0].metric
-    best = max(found, key=lambda b: search.objectives[0].signed(b.trial.metrics[metric]))
-    rivals = [b for b in found if b is not best and b.chance >= 0.1][:3]
-    text = (
-        f"{best.trial.trial_id} has the best {metric}. By a Gaussian process through all finished "
-        f"trials, which takes the noise of single trainings out, its hyperparameters are the best "
-        f"of them with a probability of {best.chance:.0%}"
-    )
-    if rivals:
-        text += ", those of " + ", ".join(f"{b.trial.trial_id} of {b.chance:.0%}" for b in rivals)
-        text += f". `lipsum-tune confirm --top {1 + len(rivals)}` compares them on fresh seeds"
-    return text + "."

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
+from tuning.reporting.html_report import belief_sentence
 from tuning.runs.records import TrialRecord
-from tuning.selection.beliefs import MIN_TRIALS, belief_sentence, beliefs
+from tuning.selection.beliefs import MIN_TRIALS, beliefs
 
 SEARCH = fakes.search_record(Path("run"))
 (OBJECTIVE,) = SEARCH.objectives
@@ -74,4 +75,7 @@ def test_the_sentence_names_the_rivals_and_how_to_decide() -> None:
     assert text is not None
     assert "has the best val/mean_acc" in text
     assert "lipsum-tune confirm --top" in text
-    assert "with a probability of" in belief_sentence(SEARCH, trials(0.0, number=9))  # type: ignore[operator]
+    sure = belief_sentence(SEARCH, trials(0.0, number=9))
+    assert sure is not None
+    assert "expects 60.0 of its hyperparameters" in sure
+    assert "with a probability of" in sure
