@@ -6,7 +6,8 @@ are a Sobol sequence, so they cover the space evenly, whatever their number. Tak
 one core each; what the table holds already is not trained again, so the command may be interrupted.
 
 `--plane` fixes the length of random texts, which hardly matters; `--seeds` trains each point
-several times; `--id-domain` fine-tunes on another domain, for a table on which nothing was chosen:
+several times; `--id-domain` fine-tunes on another domain and `--model` another model, a folder that
+`trainers.embedded_benchmark.pretrain` wrote, for a table on which nothing was chosen:
 
     python -m tests.benchmarks.record_curves --plane --configurations 48 --seeds 2 \\
         --id-domain sketch --output sketch.parquet
@@ -30,6 +31,7 @@ from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
+from trainers.weights.export import MERGES
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 
@@ -79,6 +81,10 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
     ]
     changed.append(f"trial.data.id_domain={arguments.id_domain}")
     changed.append(f"trial.data.ood_domains=[{', '.join(ood)}]")
+    if arguments.model:
+        folder = arguments.model.absolute()
+        model = f"{{name: 'local-dir:{folder}', tokenizer: '{folder / MERGES}'}}"
+        changed.append(f"trial.model={model}")
     if arguments.plane:
         whole = "{type: categorical, choices: [8]}"
         changed.append(f"search.space.parameters.{TEXT_LENGTH}={whole}")
@@ -94,6 +100,7 @@ def main() -> None:
     parser.add_argument("--plane", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--id-domain", choices=("real", *OOD_DOMAINS), default="real")
+    parser.add_argument("--model", type=Path, help="instead of tiny-clip")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = load_config("quickstart", overrides(arguments))

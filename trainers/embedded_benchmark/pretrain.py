@@ -1,5 +1,7 @@
 """Pre-train `tiny-clip`: ``python -m trainers.embedded_benchmark.pretrain OUTPUT``.
 
+`trial.model={name: local-dir:OUTPUT, tokenizer: OUTPUT/bpe.txt.gz}` fine-tunes another one.
+
 CLIP's recipe (Radford et al., 2021) at the size of a laptop: symmetric contrastive loss between
 images and captions, on every OpenMoji drawing redrawn in all five domains. The images are drawn
 with another seed than those of the embedded benchmark, so none of its images is used here. Its
@@ -13,6 +15,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -36,12 +39,14 @@ from trainers.embedded_benchmark.classes import all_class_drawings
 from trainers.embedded_benchmark.drawings import Drawing, all_drawings
 from trainers.embedded_benchmark.render import DOMAINS, render
 from trainers.models import tiny_clip
+from trainers.models.byte_pair import merges_of, packed
 from trainers.models.image import image_input
 from trainers.models.text import encode_tokens
 from trainers.models.tokenizers import Vocabulary
 from trainers.seeding import generator
 from trainers.texts import spoken
 from trainers.texts.random_texts import effective_rank, random_texts
+from trainers.weights.export import MERGES
 
 IMAGE_SEED = 7_919
 """First number of the key of every image here; the seeds of the benchmark itself are small."""
@@ -64,7 +69,7 @@ class Recipe:
 
 
 def pretrain(recipe: Recipe, output: Path) -> None:
-    """Train from scratch and write `open_clip_model.safetensors` (float16) and the figures."""
+    """Train from scratch and write a folder that open_clip loads (float16), and the figures."""
     torch.manual_seed(recipe.seed)
     config = tiny_clip.model_config()
     model = open_clip.model.CLIP(**config)
@@ -192,6 +197,8 @@ def _write(
     output.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, output / tiny_clip.WEIGHTS.name)
+    shutil.copyfile(tiny_clip.CONFIG, output / tiny_clip.CONFIG.name)
+    (output / MERGES).write_bytes(packed(merges_of(tiny_clip.tokenizer())))
     (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
