@@ -114,6 +114,10 @@ def check_paths(values: Mapping[str, Any]) -> None:
             value=root,
             hint="give the absolute path or URL under which every node reaches them",
         )
+    for plugin in (*values.get("plugins", ()), *trial.get("plugins", ())):
+        if str(plugin).endswith(".py") and _is_relative(str(plugin)):
+            hint = "give the absolute path under which every node reaches it, or a module"
+            raise ConfigError(_TEMPORARY, key="plugins", value=plugin, hint=hint)
     for key, name, value in _named_files(values):
         path = _path(name, value)
         if path is not None and _is_relative(path):
