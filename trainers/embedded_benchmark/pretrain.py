@@ -28,6 +28,7 @@ import platformdirs
 import torch
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 from open_clip.loss import ClipLoss
+from open_clip.transform import PreprocessCfg
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -74,8 +75,9 @@ def pretrain(recipe: Recipe, output: Path) -> None:
     config = tiny_clip.model_config()
     model = open_clip.model.CLIP(**config)
     visual = model.visual
-    visual.preprocess_cfg = json.loads(tiny_clip.CONFIG.read_text())["preprocess_cfg"]
-    visual.preprocess_cfg["size"] = config["vision_cfg"]["image_size"]
+    preprocessing = json.loads(tiny_clip.CONFIG.read_text())["preprocess_cfg"]
+    cfg = PreprocessCfg(size=config["vision_cfg"]["image_size"], **preprocessing)
+    visual.preprocess_cfg = dataclasses.asdict(cfg)
     # As in open_clip's own training, only matrices decay.
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
