@@ -111,7 +111,7 @@ class Budget(Callback):
         bests = self._search.with_bests(self._bests.get(method, {}), record)
         self._bests[method] = bests
         front, values = self._fronts.get(method, []), self._search.values(record)
-        missed = self._search.violations(record, bests).values()
+        missed = self._search.violations(record.last, bests).values()
         if values is None or max(missed, default=-math.inf) > 0:
             return False
         if any(other == values or dominates(other, values) for other in front):

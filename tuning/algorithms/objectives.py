@@ -6,8 +6,8 @@ number, or one of these plus or minus a number:
     zero_shot.METRIC    the value of the model before any step:  id_val/acc >= zero_shot.id_val/acc
     best                the best value of a finished trial:      id_val/acc >= best - 0.5
 
-The best changes during a search. A choice must meet the bound at the end; the sampler gets the
-violation at the time when a trial ended.
+The best changes during a search. A choice must meet the bound at the end. The sampler `gp` gets the
+violations by the best of now, others those at the time when a trial ended.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -37,10 +37,23 @@ class RobustGPSampler(GPSampler):
     `final_values` expects from its last report. A failed trial, such as one whose loss diverged,
     has the worst value of the others.
 
-    Optuna's sampler scales values by their standard deviation, so one training that collapsed would
-    make all good ones look the same. Values are passed through `compress_worse` first, which helps
-    while fewer than half of the trainings have collapsed.
+    Optuna's sampler scales values and violations of constraints by their standard deviation, so one
+    training that collapsed would make all good ones look the same. They are passed through
+    `compress_worse` and `clip_violations` first, which helps while fewer than half of the trainings
+    have collapsed.
+
+    Args:
+        violations: the violations of a complete trial as they are now; by default those at its end.
     """
+
+    def __init__(
+        self,
+        *,
+        violations: Callable[[FrozenTrial], Mapping[str, float]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._violations = violations or (lambda trial: trial.constraints)
 
     def _sample_relative_impl(
         self,
@@ -62,28 +75,26 @@ class RobustGPSampler(GPSampler):
         expected = final_values(pruned, completed_trials)
         scores = compress_worse(sign * np.concatenate([complete, expected]))
         scores = np.concatenate([scores, np.tile(scores.min(axis=0), (len(failed), 1))])
-        violations = {
-            name: [trial.constraints[name] for trial in completed_trials]
-            for name in completed_trials[0].constraints
-        }
-        of_pruned = {name: float(np.median(found)) for name, found in violations.items()}
-        of_failed = {name: max(found) for name, found in violations.items()}
-        constraints = [
-            *(trial.constraints for trial in completed_trials),
-            *[of_pruned] * len(pruned),
-            *[of_failed] * len(failed),
-        ]
+        found = [self._violations(trial) for trial in completed_trials]
+        violations = clip_violations(np.array([list(of.values()) for of in found]))
+        violations = np.concatenate(
+            [
+                violations,
+                np.tile(np.median(violations, axis=0), (len(pruned), 1)),
+                np.tile(violations.max(axis=0), (len(failed), 1)),
+            ]
+        )
         known = [
             optuna.create_trial(
                 params=trial.params,
                 distributions=trial.distributions,
                 values=values,
-                constraints=violated,
+                constraints=dict(zip(found[0], violated, strict=True)),
             )
             for trial, values, violated in zip(
                 [*completed_trials, *pruned, *failed],
                 (sign * scores).tolist(),
-                constraints,
+                violations.tolist(),
                 strict=True,
             )
         ]
@@ -136,6 +147,17 @@ def compress_worse(scores: np.ndarray) -> np.ndarray:
     return np.where((below > 0) & (scale > 0), compressed, scores)
 
 
+def clip_violations(violations: np.ndarray) -> np.ndarray:
+    """Violations within twice the median of their sizes; the bound stays at 0.
+
+    Args:
+        violations: (trials, constraints); at most 0 where a constraint is met.
+    """
+    median = np.median(np.abs(violations), axis=0)
+    limit = 2 * np.where(median > 0, median, 1)
+    return np.clip(violations, -limit, limit)
+
+
 def resolve_sampler(
     config: SamplerConfig, space: SearchSpace, trials: int, objectives: int = 1
 ) -> SamplerConfig:
@@ -154,12 +176,17 @@ def resolve_sampler(
     return config.model_copy(update={"name": name, "startup_trials": startup_trials})
 
 
-def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
+def create_sampler(
+    config: SamplerConfig,
+    known_trials: int = 0,
+    violations: Callable[[FrozenTrial], Mapping[str, float]] | None = None,
+) -> BaseSampler:
     """The sampler of a resolved configuration.
 
     Args:
         known_trials: number of trials in the study, which is part of the seed: with the same seed
             after a resume, a sampler would propose the same points again.
+        violations: see `RobustGPSampler`; other samplers take those at the end of a trial.
     """
     assert config.startup_trials is not None
     seed = int(np.random.SeedSequence((config.seed, known_trials)).generate_state(1)[0])
@@ -171,7 +198,9 @@ def create_sampler(config: SamplerConfig, known_trials: int = 0) -> BaseSampler:
             constant_liar=True,  # trials run side by side: keep away from what is being tried
         )
     if config.name == "gp":
-        return RobustGPSampler(seed=seed, n_startup_trials=config.startup_trials)
+        return RobustGPSampler(
+            seed=seed, n_startup_trials=config.startup_trials, violations=violations
+        )
     if config.name == "cma_es":
         return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
     if config.name == "nsga2":

@@ -4,8 +4,8 @@ The studies are derived from the journal of the run folder. Every session makes 
 keeps them up to date, so nothing has to be reconciled after a kill.
 
 The values of a study are those of `SearchRecord.sampler_objectives`: by default, the NLL that
-belongs to an accuracy objective. Trials are selected by the objective, whose value is a user
-attribute of the Optuna trial under the name of the metric.
+belongs to an accuracy objective. Trials are selected by the objective and the constraints, whose
+values are user attributes of the Optuna trial under the names of the metrics.
 
 A search over one space has one study. A search that compares methods has one study for each method.
 A common sampler would draw the parameters of a method that is worse overall at random, because all
@@ -18,7 +18,7 @@ import copy
 import math
 import warnings
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -27,7 +27,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, QMCSampler
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import SearchSpace
 from tuning.algorithms.optuna_storage import OptunaFile
@@ -105,14 +105,14 @@ class MethodStudy:
                 values=values if complete else None,
                 params=dict(record.params),
                 distributions=self.space.distributions(),
-                user_attrs={**user_attrs, **self._objective_values(record)},
+                user_attrs={**user_attrs, **self._selection_values(record)},
                 system_attrs=dict(sampler_state or {}),
                 intermediate_values={
                     int(report[STEP]): float(report[metric])
                     for report in curve
                     if math.isfinite(report.get(metric, math.nan))
                 },
-                constraints=self._violations(record, bests) if complete else None,
+                constraints=self._violations(record.last, bests) if complete else None,
             )
         )
 
@@ -128,11 +128,11 @@ class MethodStudy:
     def tell(self, trial: optuna.Trial, record: TrialRecord) -> None:
         """Pass the end of a trial on."""
         self.bests = self.search.with_bests(self.bests, record)
-        for metric, value in self._objective_values(record).items():
+        for metric, value in self._selection_values(record).items():
             trial.set_user_attr(metric, value)
         state, values = self._result(record)
         if state == TrialState.COMPLETE:
-            for text, violation in self._violations(record, self.bests).items():
+            for text, violation in self._violations(record.last, self.bests).items():
                 trial.set_constraint(text, violation)
             self.study.tell(trial, values)
         else:
@@ -152,12 +152,21 @@ class MethodStudy:
             return TrialState.FAIL, None
         return state, values
 
-    def _objective_values(self, record: TrialRecord) -> dict[str, float]:
-        found = {o.metric: record.last(o.metric) for o in self.search.objectives}
+    def violations(self, trial: FrozenTrial) -> dict[str, float]:
+        """Violations of a complete trial by the bests of now. Optuna keeps those at its end."""
+        return self._violations(trial.user_attrs.get, self.bests)
+
+    def _selection_values(self, record: TrialRecord) -> dict[str, float]:
+        """The metrics of objectives and constraints that the trial has."""
+        metrics = [objective.metric for objective in self.search.objectives]
+        metrics += [constraint.metric for constraint in self.search.constraints]
+        found = {metric: record.last(metric) for metric in metrics}
         return {metric: value for metric, value in found.items() if value is not None}
 
-    def _violations(self, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
-        missed = self.search.violations(record, bests)
+    def _violations(
+        self, last: Callable[[str], float | None], bests: Mapping[str, float]
+    ) -> dict[str, float]:
+        missed = self.search.violations(last, bests)
         return {text: min(violation, _WORST) for text, violation in missed.items()}
 
 
@@ -322,7 +331,7 @@ def _create_study(
             # The number of trials is part of the seed. With the same seed in every session, the
             # sampler would propose the points of the first session again.
             created.sampler_name = sampler.name
-            study.sampler = create_sampler(sampler, len(own))
+            study.sampler = create_sampler(sampler, len(own), created.violations)
     for record in own:
         point = point_of(record)
         if is_inside(point, space):

@@ -12,7 +12,7 @@ scheduler), `failed` (it raised), `stopped` (the search was interrupted, or a bu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -333,12 +333,23 @@ class SearchRecord:
                 found[constraint.text] = better(found.get(constraint.text, value), value)
         return found
 
-    def violations(self, record: TrialRecord, bests: Mapping[str, float]) -> dict[str, float]:
-        """How far the trial is from meeting each constraint; at most 0 if it is met."""
+    def violations(
+        self, last: Callable[[str], float | None], bests: Mapping[str, float]
+    ) -> dict[str, float]:
+        """How far a trial is from meeting each constraint; at most 0 if it is met.
+
+        Args:
+            last: the trial's last value of a metric.
+        """
         return {
-            c.text: c.violation(record.last(c.metric), c.bound(self.zero_shot, bests.get(c.text)))
+            c.text: c.violation(last(c.metric), c.bound(self.zero_shot, bests.get(c.text)))
             for c in self.constraints
         }
+
+
+def _uses_ood(*parts: Objective | Constraint) -> bool:
+    keys = [MetricKey.parse(part.metric) for part in parts]
+    return any(key.uses_ood for key in keys if key is not None)
 
 
 def outcome_of(

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from search_spaces import Categorical, Float, Int, SearchSpace
 from tuning.algorithms.samplers import (
     RobustGPSampler,
+    clip_violations,
     compress_worse,
     final_values,
     resolve_sampler,
@@ -147,3 +148,31 @@ def test_a_collapsed_training_does_not_hide_the_best_region(sampler: type[GPSamp
     proposed = [told() for _ in range(10)][7:]
     # To Optuna 5.0's own sampler, the six good points look the same.
     assert (min(abs(x - 0.45) for x in proposed) < 0.01) == (sampler is RobustGPSampler)
+
+
+def test_large_violations_are_clipped() -> None:
+    violations = np.array([[-0.5, 0.0], [0.0, 0.0], [1.0, 0.0], [2.5, 4.0], [-60.0, 0.0]])
+    expected = [[-0.5, 0.0], [0.0, 0.0], [1.0, 0.0], [2.0, 2.0], [-2.0, 0.0]]  # medians 1 and 0
+    assert clip_violations(violations).tolist() == expected
+
+
+@pytest.mark.parametrize("sampler", [GPSampler, RobustGPSampler])
+def test_a_collapsed_training_does_not_hide_a_constraint(sampler: type[GPSampler]) -> None:
+    rng = np.random.default_rng(0)
+    study = optuna.create_study(direction="maximize", sampler=sampler(seed=0, n_startup_trials=4))
+    distributions = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    for number in range(14):
+        x, y = rng.uniform(0, 0.9), rng.uniform()
+        value, violation = 50 + 8 * x, 4 * (x - 0.5) + rng.normal(0, 0.1)
+        if number == 5:
+            x, value, violation = 0.95, 2.0, 60.0
+        study.add_trial(
+            optuna.create_trial(
+                params={"x": x, "y": y},
+                distributions=distributions,
+                values=[value],
+                constraints={"x <= 0.5": violation},
+            )
+        )
+    # To Optuna 5.0's own sampler, all others meet the constraint equally well.
+    assert (study.ask(distributions).params["x"] < 0.6) == (sampler is RobustGPSampler)

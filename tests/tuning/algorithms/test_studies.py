@@ -214,6 +214,19 @@ def test_the_best_of_a_constraint_is_the_best_of_the_method(search: SearchRecord
         assert violations(session) == {"ft": [-0.5, 0.5], "kd": [0.5, -0.5]}
 
 
+def test_violations_follow_a_best_that_moves(search: SearchRecord) -> None:
+    line = "id_val/acc >= best - 0.5"
+    search = replace(search, constraints=(parse_constraint(line, ("id_val/acc",)),))
+    with Session(search, SearchSpace(parameters={"optim.lr": LR}), name="gp") as session:
+        for accuracy in (55.0, 64.0, 72.0):
+            session.run(60.0, **{"id_val/acc": accuracy})
+        (own,) = session.studies.studies
+        assert [t.constraints[line] for t in own.study.trials] == [-0.5] * 3
+        now = [own.violations(t)[line] for t in own.study.trials]
+        assert now == pytest.approx([16.5, 7.5, -0.5])
+        assert own.study.sampler._violations == own.violations
+
+
 def test_a_failed_point_is_not_proposed_again(search: SearchRecord) -> None:
     one = SearchSpace(parameters={"optim.lr": LR, "method.reg_weight": WEIGHT})
     points, failures = [], 0

@@ -121,7 +121,7 @@ def ranked_by_hand(search: SearchRecord, records: Sequence[TrialRecord]) -> list
     bests = search.bests(records)
 
     def key(record: TrialRecord) -> tuple[float, float, int]:
-        missed = sum(max(0, v) for v in search.violations(record, bests).values())
+        missed = sum(max(0, v) for v in search.violations(record.last, bests).values())
         return missed, -record.metrics["ood_val/mean_acc"], record.number
 
     return sorted(records, key=key)
