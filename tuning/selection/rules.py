@@ -199,20 +199,26 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
 
 
 def best_by_method(search: SearchRecord, records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-    """Method -> the trial that `best_trial` would choose among the method's own; best first.
+    """Method -> the trial that `best_trial` chooses among the method's own; best first.
 
-    Values at different steps are not comparable: if any trial of the search finished, a method
-    without a finished trial is left out. Constraints relative to the `best` refer to the whole
-    search.
+    So a constraint relative to the `best` refers to the best of the method, as for its sampler, and
+    not of another method that trades the metrics differently. Values at different steps are not
+    comparable: if any trial of the search finished, a method without a finished trial is left out.
     """
     records = list(records)
     pool = {record.trial_id for record in comparable(records, search.values)}
-    found: dict[str, TrialRecord] = {}
-    for record in ranked(search, records):
-        method = search.method(record)
-        if record.trial_id in pool and method is not None:
-            found.setdefault(method, record)
-    return found
+    own: dict[str | None, list[TrialRecord]] = {}
+    for record in records:
+        if record.kind == "trial":
+            own.setdefault(search.method(record), []).append(record)
+    best = {method: best_trial(search, trials) for method, trials in own.items()}
+    places = {record.trial_id: place for place, record in enumerate(ranked(search, records))}
+    found = [
+        (method, record)
+        for method, record in best.items()
+        if method is not None and record is not None and record.trial_id in pool
+    ]
+    return dict(sorted(found, key=lambda pair: places[pair[1].trial_id]))
 
 
 def _id_ood_front(search: SearchRecord, records: list[TrialRecord]) -> list[TrialRecord]:

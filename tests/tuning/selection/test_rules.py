@@ -105,6 +105,32 @@ def test_a_method_without_a_finished_trial_has_no_choice() -> None:
     assert list(chosen(SEARCH, unfinished)["by_method"].by_method) == ["kd", "ft"]
 
 
+def test_a_best_within_a_method_is_that_of_the_method() -> None:
+    """The ID accuracies of kd are all below the bound of ft, and its best one is not its choice."""
+    limit = parse_constraint("id_val/acc >= best - 1", TABLE[0].metrics)
+    search = replace(SEARCH, constraints=(limit,))
+    records = [
+        replace(fakes.measured(n, id_acc, dict.fromkeys("abc", ood)), params={"method.name": name})
+        for n, (name, id_acc, ood) in enumerate(
+            [("ft", 72.0, 42.0), ("kd", 70.0, 46.0), ("kd", 69.5, 57.0), ("kd", 60.0, 59.0)]
+        )
+    ]
+    found = chosen(search, records)["by_method"]
+    assert {name: trial.number for name, trial in found.by_method.items()} == {"ft": 0, "kd": 2}
+
+
+def test_a_sampler_that_sees_ood_data_is_disclosed() -> None:
+    blind = replace(SEARCH, objectives=(Objective("id_val/acc"),), sampler_metric="objective")
+    assert not blind.sees_ood
+    steered = replace(blind, sampler_metric="val/mean_nll")
+    found = chosen(steered, TABLE)
+    assert found["objective"].looks_at_ood
+    assert not found["id_val"].looks_at_ood
+    assert steered.selection.endswith(
+        "proposed by val/mean_nll, which looks at OOD validation data."
+    )
+
+
 def test_a_method_that_misses_constraints_has_its_closest_trial() -> None:
     limit = parse_constraint("id_val/acc >= best - 1", TABLE[0].metrics)
     search = replace(SEARCH, constraints=(limit,))  # 89, by trial 0, which is no kd
