@@ -46,17 +46,23 @@ def search(
 
     Example: lipsum-tune search quickstart --set search.budget.trials=20
     """
-    from trainers.evaluation.metrics import ID, MetricKey
+    from trainers.evaluation.metrics import MetricKey
+    from tuning.algorithms.objectives import sampler_objectives
     from tuning.config.validation import load_config
 
     overrides = [*(set_ or ()), *([f"search.name={name}"] if name else ())]
     _announce("Search", load_config(config, overrides, check=False))
     file = load_config(config, overrides)
-    for objective in file.objectives:
-        key = MetricKey.parse(objective.metric)
-        if key is not None and key.domain != ID:
-            hint = "--set search.objective.metric=id_val/acc avoids that"
-            show("Objective", f"{objective.metric} uses OOD validation data ({hint})")
+    hint = " (--set search.objective.metric=id_val/acc avoids that)"
+    told = sampler_objectives(file.search.sampler.metric, file.objectives)
+    read = [("Objective", o.metric, hint) for o in file.objectives]
+    read += [("Constraint", c.metric, "") for c in file.constraints()]
+    configured = file.search.sampler.metric  # the default has the data of the objective
+    read += [("Sampler", o.metric, "") for o in told if o.metric == configured]
+    for what, metric, hint in read:
+        key = MetricKey.parse(metric)
+        if key is not None and key.uses_ood:
+            show(what, f"{metric} uses OOD validation data{hint}")
     _say_what_lacks_test(file)
     # Imported after the check, since Ray and MLflow take seconds to import.
     from tuning.execution.run_search import run_search

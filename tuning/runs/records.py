@@ -266,10 +266,13 @@ class SearchRecord:
 
     @property
     def sees_ood(self) -> bool:
-        """Whether objectives or constraints read OOD validation data, which is then not unseen."""
-        metrics = [o.metric for o in self.objectives] + [c.metric for c in self.constraints]
-        keys = [MetricKey.parse(metric) for metric in metrics]
-        return any(key.uses_ood for key in keys if key is not None)
+        """Whether OOD validation data, which are then not unseen, chose or proposed trials."""
+        return _uses_ood(*self.objectives, *self.constraints, *self.sampler_objectives)
+
+    @property
+    def constraints_see_ood(self) -> bool:
+        """Whether a constraint, which all selection rules obey, reads OOD validation data."""
+        return _uses_ood(*self.constraints)
 
     @property
     def selection(self) -> str:
@@ -280,7 +283,11 @@ class SearchRecord:
         text = f"Chosen by {' and '.join(wanted)} at the last step"
         if self.constraints:
             text += f", with {' and '.join(c.text for c in self.constraints)}"
-        return f"{text}, which looks at OOD validation data." if self.sees_ood else f"{text}."
+        if not self.sees_ood:
+            return f"{text}."
+        if not _uses_ood(*self.objectives, *self.constraints):
+            text += f", proposed by {' and '.join(o.metric for o in self.sampler_objectives)}"
+        return f"{text}, which looks at OOD validation data."
 
     @property
     def configured_method(self) -> str | None:

@@ -148,7 +148,6 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     """
     records = list(records)
     domains = search.ood_domains
-    constraints_use_ood = replace(search, objectives=()).sees_ood
     found: list[Choice] = []
 
     def add(
@@ -156,7 +155,7 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
     ) -> None:
         picks = tuple(picks)
         reason = None if picks else reason or "no trial has the metrics that it needs"
-        found.append(Choice(rule, looks_at_ood or constraints_use_ood, picks, reason))
+        found.append(Choice(rule, looks_at_ood or search.constraints_see_ood, picks, reason))
 
     def pick(trial: TrialRecord | None, left_out: str | None = None) -> list[Pick]:
         if trial is None:
