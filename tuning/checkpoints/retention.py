@@ -19,10 +19,11 @@ from typing import Final
 
 from trainers.data.storage import Store
 from trainers.errors import system_words
+from tuning.algorithms.early_stopping import non_dominated
 from tuning.checkpoints.files import TrialFiles, keep_weights, list_trials, remove
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.selection.ranking import pareto_front, ranked
+from tuning.selection.ranking import misses, pareto_front, ranked
 from tuning.selection.rules import choices
 
 logger = logging.getLogger(__name__)
@@ -37,13 +38,21 @@ def kept_trials(
 ) -> tuple[TrialRecord, ...]:
     """The finished trials whose weights are kept, the most important first.
 
-    To decide about another trial, these and the other trial are enough. For this, the trial with
-    the best value of a metric is among them if a constraint is relative to that value.
+    To decide about another trial, these and the other trial are enough, as long as any trial meets
+    the constraints. For this, the trial with the best value of a metric is among them if a
+    constraint is relative to that value, and so are the trials that would be chosen if such a bound
+    became tighter.
     """
     finished = list(finished)
     trials = [record for record in finished if record.kind == "trial"]
     objective, *others = choices(search, trials)
-    bests = search.bests(trials)
+    bests, missed = search.bests(trials), misses(search, trials)
+    moving = [constraint for constraint in search.constraints if constraint.anchor == "best"]
+    within = [r for r in trials if moving and search.values(r) and not missed[r.trial_id]]
+    merits = [
+        (*(search.values(r) or ()), *(-c.violation(r.last(c.metric), 0.0) for c in moving))
+        for r in within
+    ]
     order = [
         *objective.trials,
         *(record for record in finished if record.kind == "reference"),
@@ -51,12 +60,12 @@ def kept_trials(
         # One of them is the best by several objectives, whichever trials are still to come.
         *(pareto_front(search, trials) if len(search.objectives) > 1 else ()),
         *(record for choice in others for record in choice.trials),
+        *(within[index] for index in non_dominated(merits)),
         *(
             record
-            for constraint in search.constraints
+            for constraint in moving
             for record in trials
-            if constraint.anchor == "best"
-            and record.last(constraint.metric) == bests.get(constraint.text)
+            if record.last(constraint.metric) == bests.get(constraint.text)
         ),
     ]
     return tuple({record.trial_id: record for record in order}.values())

@@ -31,6 +31,7 @@ LINES = [(), ("id_val/acc >= 85.5",), ("id_val/acc >= 85", "train/loss <= 0.9")]
 RELATIVE_LINES = [
     ("id_val/acc >= best - 0.5",),
     ("id_val/acc >= best - 1", "train/loss <= best + 0.2", "ood_val/mean_acc >= 60"),
+    ("train/loss <= best + 0.05",),
 ]
 """Constraints with bounds that tighten whenever a trial has a better value."""
 
@@ -174,6 +175,9 @@ def test_a_tightening_bound_chooses_among_the_weights_that_exist(
         ended = [r for r in trials[:number] if r.trial_id in candidates]
         candidates = on_disk(tmp_path)
         assert candidates >= chosen_by_any(search, ended)
+        best = ranked_by_hand(search, trials[:number])[0]
+        meets = all(v <= 0 for v in search.violations(best.last, search.bests(ended)).values())
+        assert best.trial_id in candidates or not meets
         # The bounds are those of all trials, also of the ones whose weights were removed.
         bests, bests_of_all = search.bests(ended), search.bests(trials[:number])
         assert all(bests[line] == bests_of_all[line] for line in lines if "best" in line)
