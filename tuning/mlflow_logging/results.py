@@ -58,7 +58,11 @@ def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmat
             earlier = mlf.runs_below(
                 client, parent.info.experiment_id, parent.info.run_id, f"tags.confirms = '{name}'"
             )
-            if any(run.data.tags.get("seeds") == tags["seeds"] for run in earlier):
+            # The differences change, too, when a later call adds seeds of what it is compared with.
+            if any(
+                run.data.tags.get("seeds") == tags["seeds"] and metrics == run.data.metrics
+                for run in earlier
+            ):
                 continue
             run_id = str(earlier[0].info.run_id) if earlier else None  # of fewer or other seeds
             params = {key: value for key, value in configuration.params.items() if key != "seed"}
