@@ -130,14 +130,24 @@ def check_settings(file: SearchFile) -> None:
     _check_objective(file)
 
     # All workers of a trial take the same share of a batch, whatever their number.
+    batch_sizes: list[tuple[str, Any]] = [("trial.optim.batch_size", trial.optim.batch_size)]
+    for method, part in space.parts().items():
+        searched = part.parameters.get("optim.batch_size")
+        section = _section_of("optim.batch_size", method, search.space)
+        if isinstance(searched, Categorical):
+            batch_sizes += [(f"{section}.optim.batch_size", size) for size in searched.choices]
+        elif searched is not None:  # its other values are as many further steps apart
+            second = min(searched.low + (searched.step or 1), searched.high)
+            batch_sizes += [(f"{section}.optim.batch_size", n) for n in (searched.low, second)]
     for workers in reversed(search.resources.sizes):
-        if trial.optim.batch_size % workers:
-            key = "workers" if workers == search.resources.workers else "min_workers"
-            raise ConfigError(
-                f"not divisible by {workers} workers (search.resources.{key})",
-                key="trial.optim.batch_size",
-                value=trial.optim.batch_size,
-            )
+        for where, size in batch_sizes:
+            if size % workers:
+                key = "workers" if workers == search.resources.workers else "min_workers"
+                raise ConfigError(
+                    f"not divisible by {workers} workers (search.resources.{key})",
+                    key=where,
+                    value=size,
+                )
     scheduler = search.scheduler
     if not isinstance(scheduler, NoSchedulerConfig) and scheduler.grace_steps > trial.steps:
         raise ConfigError(
