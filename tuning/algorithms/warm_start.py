@@ -9,6 +9,7 @@ replaces the points of `search.prior`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,11 @@ def _enqueue(
         raise ConfigError(
             "it has no finished trial", key="search.warm_start.runs", source=run.folder
         )
+    if study.grid is not None:  # it goes on after these points, and has each point once
+        tried = [trial.params for trial in study.study.get_trials(deepcopy=False)]
+        first = [dict(r.params) for r in points if r.params not in tried]
+        study.grid = deque([*first, *(point for point in study.grid if point not in first)])
+        return len(points)
     for record in points:
         study.study.enqueue_trial(
             dict(record.params),
@@ -207,6 +213,7 @@ def _observe(
         )
         for record in records
     ]
-    bests = search.bests(shifted)
     for record in shifted:
-        study.add(record, bests, {WARM_START: f"{run.folder.name}/{record.trial_id}"})
+        study.bests = search.with_bests(study.bests, record)
+    for record in shifted:
+        study.add(record, study.bests, {WARM_START: f"{run.folder.name}/{record.trial_id}"})

@@ -177,13 +177,21 @@ class WarmStartConfig(Frozen):
     """Earlier searches whose results are used."""
 
     runs: _Lines = ()
-    """Run folders of the earlier searches."""
+    """Run folders of the earlier searches, or names of folders in `runs/`."""
     use: Literal["auto", "observations", "points"] = "auto"
     """`observations` passes their measurements to the sampler; `points` tries their best points
     first; `auto` is observations if trial and data are the same and the metric that the sampler
     optimises was recorded, else points."""
     top: int = Field(default=4, ge=1, le=1_000_000)
     """Number of points to try first from each run."""
+
+    @field_validator("runs")
+    @classmethod
+    def _are_absolute(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
+        """A search may be resumed in another folder."""
+        from tuning.runs.run_folder import find_run  # it imports this module
+
+        return tuple(str(find_run(run).absolute()) for run in runs)
 
 
 class ResourcesConfig(Frozen):

@@ -137,7 +137,11 @@ def search_or_resume(
 def earlier_run(file: SearchFile) -> Path | None:
     """The last run folder of this name and configuration, apart from keys of RESUMABLE."""
     for folder in reversed(runs_named(file.search.storage, file.search.name)):
-        if not _changes(load_config(folder / CONFIG_FILE, check=False), file, RESUMABLE):
+        try:
+            earlier = load_config(folder / CONFIG_FILE, check=False)
+        except ConfigError:  # of another version, or its plug-in is gone: not this search
+            continue
+        if not _changes(earlier, file, RESUMABLE):
             return folder
     return None
 

@@ -180,6 +180,34 @@ def test_points_that_meet_the_constraints_are_tried_before_better_ones_that_do_n
     assert learning_rates(study) == [2e-4, 1e-4]
 
 
+def test_a_grid_goes_on_after_the_best_points(images_root: Path, earlier: Path) -> None:
+    axes = {"type": "categorical", "choices": [1e-4, 1e-3]}
+    space = {"name": None, "parameters": {LR: axes, WEIGHT: {**axes, "choices": [1.0, 2.0]}}}
+    records = [trial(0, 85.0, 62.0, lr=1e-3), trial(1, 84.0, 61.0)]
+    write_run(earlier, search_file(images_root), records)
+    changes = {"search__sampler__name": "grid", "search__space": space}
+    changes |= {"search__warm_start": {"runs": [str(earlier)], "use": "points"}}
+    file = search_file(images_root, **changes)
+    (earlier.parent / "new").mkdir()
+    search = search_record(file, earlier.parent / "new", ZERO_SHOT)
+    (only,) = new_studies(file, search)
+    warm_start([only], file, search)
+    asked = [only.ask(f"trial-{n:03d}").params for n in range(4)]
+    assert [p[LR] for p in asked[:2]] == [1e-3, 1e-4]
+    assert len({tuple(p.values()) for p in asked}) == 4
+    assert not only.grid
+    assert not waiting(only.study)
+    (again,) = new_studies(file, search)  # after a resume, of which the study has two trials
+    for point in asked[:2]:
+        again.study.enqueue_trial(point)
+        again.study.ask(again.space.distributions())
+        assert again.grid is not None
+        again.grid.remove(point)
+    warm_start([again], file, search)
+    assert again.grid is not None
+    assert len(again.grid) == 2
+
+
 def test_measurements_over_other_data_are_shifted_by_what_the_zero_shot_model_differs(
     images_root: Path, other_root: Path, earlier: Path
 ) -> None:

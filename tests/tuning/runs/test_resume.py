@@ -323,6 +323,9 @@ def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
     assert earlier_run(other) == tmp_path / "mine-2"
     more = named(images_root, tmp_path, search__budget__trials=77)
     assert earlier_run(more) == tmp_path / "mine"
+    config = write_run(tmp_path / "mine-3", first, [trial(0, 85.0, 62.0)]) / CONFIG_FILE
+    config.write_text("trial: {key_of_another_version: 1}")
+    assert earlier_run(more) == tmp_path / "mine"
     search_or_resume(more)
     assert [file.search.budget.trials for file in went_on] == [77]
 
