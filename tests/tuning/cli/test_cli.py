@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -202,6 +203,23 @@ def test_a_search_says_first_what_confirm_will_lack(
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
     done = CliRunner().invoke(app, ["search", str(tmp_path / "mine.yaml")])
     assert "no test split, which `confirm` needs: sketch (" in done.stderr
+
+
+def test_a_search_says_first_where_it_uses_ood_data(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    changes: dict[str, Any] = {"search__objective": {"metric": "id_val/acc"}}
+    for used in (
+        {"search__constraints": ["ood_val/mean_acc >= best - 2"]},
+        {"search__sampler": {"metric": "val/mean_nll"}},
+        {"search__objective": {"metric": "val/mean_acc"}},
+        {},
+    ):
+        values = changes | {"search__storage": str(tmp_path / "runs")} | used
+        file = search_file(images_root, **values).model_dump(mode="json")
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file))
+        said = CliRunner().invoke(app, ["search", str(tmp_path / "mine.yaml")]).output
+        assert said.count("uses OOD validation data") == len(used)
 
 
 @pytest.mark.parametrize(
