@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -50,7 +50,14 @@ def schema() -> None:
         "additionalProperties": {"type": "object"},
         "description": "Sets of dotted keys, by name; FILE:NAME on the command line applies one.",
     }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(_any_of(found), indent=2))
+
+
+def _any_of(schema: Any) -> Any:
+    """With anyOf in place of oneOf, since a change of a parameter may look like a whole one."""
+    if isinstance(schema, dict):
+        return {"anyOf" if k == "oneOf" else k: _any_of(value) for k, value in schema.items()}
+    return [_any_of(part) for part in schema] if isinstance(schema, list) else schema
 
 
 @app.command()

@@ -20,7 +20,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
-from trainers.evaluation.metrics import metric_names
+from trainers.evaluation.metrics import direction, metric_names
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
 from tuning.config.search_space import SpaceConfig, resolve_space
@@ -113,6 +113,15 @@ class ObjectiveConfig(Frozen):
 
     metric: str = "val/mean_acc"
     mode: Literal["max", "min"] = "max"
+    """By default the direction in which the metric is better, if that is known, else `max`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_is_that_of_the_metric(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("mode") is not None:
+            return values
+        known = direction(str(values.get("metric")))
+        return {**values, "mode": known} if known else values
 
 
 class BudgetConfig(Frozen):
@@ -170,7 +179,10 @@ def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str | Mapping | ObjectiveConfig) else value
 
 
-_Lines: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_one_or_several)]
+_Lines: TypeAlias = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_one_or_several, json_schema_input_type=str | tuple[str, ...]),
+]
 
 
 class WarmStartConfig(Frozen):
@@ -284,7 +296,11 @@ class SearchConfig(Frozen):
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = NoSchedulerConfig()
     objective: Annotated[
-        tuple[ObjectiveConfig, ...], BeforeValidator(_one_or_several), Field(min_length=1)
+        tuple[ObjectiveConfig, ...],
+        BeforeValidator(
+            _one_or_several, json_schema_input_type=ObjectiveConfig | tuple[ObjectiveConfig, ...]
+        ),
+        Field(min_length=1),
     ] = (ObjectiveConfig(),)
     """One metric, or a list of several."""
     constraints: _Lines = ()

@@ -156,7 +156,7 @@ class SpaceConfig(_Section):
         own = self.by_method.get(method or "")
         return bool(self.initial_points or (own and own.initial_points))
 
-    @field_validator("methods", mode="before")
+    @field_validator("methods", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _all_methods(cls, methods: Any) -> Any:
         listed = [methods] if isinstance(methods, str) else methods

@@ -15,7 +15,7 @@ from search_spaces import Categorical, SearchSpace
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, suggestion, validate
-from trainers.evaluation.metrics import DIRECTIONS, direction, metric_names
+from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, direction, metric_names
 from trainers.redact import has_password
 from tuning.config.loading import read_layers
 from tuning.config.schema import NoSchedulerConfig, SearchFile
@@ -243,7 +243,16 @@ def _check_objective(file: SearchFile) -> None:
             wants_id = objective.metric.startswith("id")
             alike = [name for name in known if name.startswith("id") == wants_id]
             hint = suggestion(objective.metric, alike)
+            if not file.trial.data.ood_domains and not wants_id:
+                hint = f"without OOD domains, the objective can be {ID_ACC}"
             raise ConfigError("is never reported", key=key, value=objective.metric, hint=hint)
+        if (known_mode := direction(objective.metric)) not in (None, objective.mode):
+            raise ConfigError(
+                f"{'more' if known_mode == 'max' else 'less'} of {objective.metric} is better",
+                key="search.objective.mode",
+                value=objective.mode,
+                hint=f"write {known_mode}, or leave it out",
+            )
     chosen = file.search.sampler.metric
     if chosen not in ("auto", "objective", *known):
         hint = suggestion(chosen, ["auto", "objective", *known])

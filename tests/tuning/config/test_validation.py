@@ -159,6 +159,8 @@ def test_every_number_has_limits() -> None:
         ("search", {"sampler": {"name": "cma_es"}, "space": ONE_NUMBER}, "search.sampler.name",
          "two numeric parameters"),
         ("search.sampler.name", "tpf", "", "did you mean 'tpe'"),
+        ("search.objective", {"metric": "id_val/nll", "mode": "max"}, "search.objective.mode",
+         "less of id_val/nll is better"),
         ("search.sampler.metric", "val/mean_nl", "", "did you mean 'val/mean_nll'"),
         ("search.sampler.metric", "ood_val/mean_energy_gap", "", "more or less of it is better"),
         ("search.sampler.metric", "train/lr", "", "acc, class_acc, nll, ece, ece_scaled"),
@@ -240,7 +242,14 @@ def test_an_objective_or_a_list_of_them(path: Path) -> None:
     assert one.objectives == (Objective("id_val/nll", "min"),)
     both = load_config(path, ["search.objective=[{metric: id_val/acc}, {metric: val/mean_acc}]"])
     assert both.objectives == (Objective("id_val/acc"), Objective("val/mean_acc"))
-    assert load_config(path, ["search.objective.mode=min"]).objectives[0].mode == "min"
+    keys = ["search.objective.metric=id_val/energy_gap", "search.objective.mode=min"]
+    assert load_config(path, keys).objectives == (Objective("id_val/energy_gap", "min"),)
+
+
+def test_the_mode_is_by_default_the_direction_of_the_metric(path: Path) -> None:
+    for metric, mode in (("id_val/nll", "min"), ("id_val/class_acc", "max")):
+        file = load_config(path, [f"search.objective.metric={metric}"])
+        assert file.objectives == (Objective(metric, mode),)
 
 
 def test_one_constraint_or_earlier_run_needs_no_list(path: Path) -> None:
