@@ -37,6 +37,7 @@ class Budget(Callback):
         self._running: dict[str, TrialRecord] = {}
         self._bests: dict[str | None, dict[str, float]] = {}  # by method
         self._fronts: dict[str | None, list[Values]] = {}
+        self._finished: dict[str | None, list[TrialRecord]] = {}
         self._since_improvement = self._failures = 0
         for record in sorted(history.records, key=lambda record: record.ended_at or 0.0):
             self._count(record)
@@ -106,15 +107,22 @@ class Budget(Callback):
         return None
 
     def _improves(self, record: TrialRecord) -> bool:
-        """Whether a finished trial is one of the best of its method; updates the best."""
+        """Whether a finished trial changes what is best of its method; updates the best.
+
+        A trial with the best value of a constraint's metric may rule earlier ones out.
+        """
         method = self._search.method(record)
-        bests = self._search.with_bests(self._bests.get(method, {}), record)
-        self._bests[method] = bests
-        front, values = self._fronts.get(method, []), self._search.values(record)
-        missed = self._search.violations(record.last, bests).values()
-        if values is None or max(missed, default=-math.inf) > 0:
-            return False
-        if any(other == values or dominates(other, values) for other in front):
-            return False
-        self._fronts[method] = [v for v in front if not dominates(values, v)] + [values]
-        return True
+        before, front = self._bests.get(method, {}), self._fronts.get(method, [])
+        bests = self._bests[method] = self._search.with_bests(before, record)
+        finished = self._finished.setdefault(method, [])
+        finished.append(record.compact)
+        found = front if bests == before else []
+        for trial in [record] if bests == before else finished:
+            values = self._search.values(trial)
+            missed = self._search.violations(trial.last, bests).values()
+            if values is None or max(missed, default=-math.inf) > 0:
+                continue
+            if not any(other == values or dominates(other, values) for other in found):
+                found = [v for v in found if not dominates(values, v)] + [values]
+        self._fronts[method] = found
+        return any(values not in front for values in found)

@@ -180,3 +180,21 @@ def test_a_trial_that_misses_a_constraint_is_no_improvement(id_acc: float, impro
     spent = Budget(BudgetConfig(patience=1), search, History((), {}), Clock())
     end(spent, fakes.trial(0, id_acc, 70.0))
     assert spent.allows(1) is improves
+
+
+def test_a_better_best_rules_earlier_trials_out() -> None:
+    """Each trial with more ID accuracy leaves another one that can be chosen."""
+    constraint = parse_constraint("id_val/acc >= best - 0.5", ["id_val/acc"])
+    search = fakes.search_record(
+        Path("unused"),
+        objectives=(Objective("ood_val/mean_acc"),),
+        constraints=(constraint,),
+    )
+    spent = Budget(BudgetConfig(patience=1, target=64), search, History((), {}), Clock())
+    ends = [(80.0, 63.0), (86.0, 58.0), (86.1, 59.0), (87.0, 55.0), (86.9, 54.0), (86.8, 64.5)]
+    for number, (id_acc, ood_acc) in enumerate(ends):
+        assert spent.over() is None
+        end(spent, fakes.trial(number, id_acc, ood_acc))
+        improves = (id_acc, ood_acc) != (86.9, 54.0)
+        assert (spent._stale() is None) == improves
+    assert spent.over() == "search.budget.target = 64 is reached"
