@@ -47,7 +47,7 @@ class MethodRow:
     best: TrialRecord | None
     """As chosen by `best_by_method`; if it chose none, the trial that got furthest, if any."""
     misses: bool
-    """Whether the best trial misses a constraint of the search."""
+    """Whether the best trial misses a constraint, measured by the trials of its method."""
 
     def count(self, outcome: Outcome) -> int:
         """Number of trials with this outcome."""
@@ -70,7 +70,6 @@ def method_rows(search: SearchRecord, records: Sequence[TrialRecord]) -> list[Me
     methods = search.methods(order)
     if len(methods) < 2:
         return []
-    missed = misses(search, order)
     best = best_by_method(search, order)
     for record in order:
         method = search.method(record)
@@ -80,7 +79,8 @@ def method_rows(search: SearchRecord, records: Sequence[TrialRecord]) -> list[Me
     for method in dict.fromkeys([*best, *methods]):
         trials = tuple(record for record in order if search.method(record) == method)
         one = best.get(method)
-        found.append(MethodRow(method, trials, one, one is not None and bool(missed[one.trial_id])))
+        is_short = one is not None and bool(misses(search, trials)[one.trial_id])
+        found.append(MethodRow(method, trials, one, is_short))
     return found
 
 
