@@ -39,7 +39,7 @@ from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
 from tuning.runs.records import AVERAGED, EVAL_IMAGES, SearchRecord, TrialRecord
 from tuning.selection.beliefs import beliefs
-from tuning.selection.ranking import best_trial
+from tuning.selection.ranking import best_trial, ranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -240,7 +240,9 @@ def belief_sentence(search: SearchRecord, records: Sequence[TrialRecord]) -> str
     )
     if rivals:
         text += ", those of " + ", ".join(f"{b.trial.trial_id} of {b.chance:.0%}" for b in rivals)
-        text += f". `lipsum-tune confirm --top {1 + len(rivals)}` compares them on fresh seeds"
+        order = [record.trial_id for record in ranked(search, records)]
+        top = 1 + max(order.index(one.trial.trial_id) for one in (best, *rivals))
+        text += f". `lipsum-tune confirm --top {top}` compares them on fresh seeds"
     return text + "."
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.tuning import fakes
 from tuning.reporting.html_report import belief_sentence
 from tuning.runs.records import TrialRecord
 from tuning.selection.beliefs import MIN_TRIALS, beliefs
+from tuning.selection.ranking import ranked
 
 SEARCH = fakes.search_record(Path("run"))
 (OBJECTIVE,) = SEARCH.objectives
@@ -74,7 +76,10 @@ def test_the_sentence_names_the_rivals_and_how_to_decide() -> None:
     text = belief_sentence(SEARCH, trials(noise=0.5))
     assert text is not None
     assert "has the best val/mean_acc" in text
-    assert "lipsum-tune confirm --top" in text
+    named = [int(number) for number in re.findall(r"trial-(\d+)", text)]
+    order = [record.number for record in ranked(SEARCH, trials(noise=0.5))]
+    top = 1 + max(order.index(number) for number in named)
+    assert f"`lipsum-tune confirm --top {top}` compares them" in text
     sure = belief_sentence(SEARCH, trials(0.0, number=9))
     assert sure is not None
     assert "expects 60.0 of its hyperparameters" in sure
