@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
+from tuning.algorithms.objectives import Objective
 from tuning.confirmation.results import ResultsFile, TestResult, results_path
 from tuning.reporting.figures.details import (
     MIN_TRIALS,
     contours_figure,
     drift_figure,
     importance_figure,
+    slices_figure,
 )
+from tuning.reporting.figures.id_vs_ood import draw
 from tuning.reporting.html_report import REPORT_FILE, write_report
 from tuning.runs.records import TrialRecord
 
@@ -153,6 +156,20 @@ def test_importance_tells_which_parameter_moves_which_accuracy() -> None:
     weight, lr = 0, 1  # in the order of the parameters
     assert of_id[lr] > 0.8 > 0.2 > of_id[weight]
     assert of_ood[weight] > 0.8 > 0.2 > of_ood[lr]
+
+
+def test_without_ood_domains_the_id_accuracy_alone_is_drawn() -> None:
+    trials = [
+        replace(t, curve=tuple({"step": p["step"], "id_val/acc": p["id_val/acc"]} for p in t.curve))
+        for t in scattered(40)
+    ]
+    importance, slices = importance_figure(trials), slices_figure(trials)
+    assert importance is not None
+    assert slices is not None
+    assert len(importance.axes[0].containers) == 1
+    assert [len(axes.collections) for axes in slices.axes] == [1, 1]
+    search = replace(SEARCH, ood_domains=(), objectives=(Objective("id_val/acc"),))
+    assert "no OOD domain" in draw(search, trials)[1]
 
 
 def test_ood_accuracy_is_drawn_over_both_distances() -> None:

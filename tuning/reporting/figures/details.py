@@ -113,6 +113,8 @@ def importance_figure(records: Sequence[TrialRecord]) -> Figure | None:
     for index, (metric, name, colour) in enumerate(
         ((ID_ACC, "ID accuracy", BLUE), (OOD_MEAN_ACC, "mean OOD accuracy", VERMILION))
     ):
+        if metric not in trials[0].metrics:
+            continue
         found = _importances(trials, keys, metric)
         places = np.arange(len(keys))[::-1] + (0.2 if index == 0 else -0.2)
         bars = axes.barh(
@@ -171,6 +173,8 @@ def slices_figure(records: Sequence[TrialRecord]) -> Figure | None:
             (ID_ACC, "ID", BLUE, "o"),
             (OOD_MEAN_ACC, "mean OOD", VERMILION, "^"),
         ):
+            if metric not in shown[0].metrics:
+                continue
             axes.scatter(xs, [record.metrics[metric] for record in shown], s=26, color=colour,
                          marker=marker, alpha=0.8, label=label,
                          rasterized=len(shown) > _MANY_TRIALS)  # fmt: skip
@@ -243,13 +247,13 @@ def _is_log(values: Sequence[Any] | np.ndarray) -> bool:
 
 
 def _varied(records: Sequence[TrialRecord]) -> tuple[list[TrialRecord], list[str]]:
-    """Finished trials with both accuracies, and the parameters with several values."""
-    trials = [
-        record
-        for record in records
-        if record.kind == "trial" and record.outcome == "finished"
-        and record.last(ID_ACC) is not None and record.last(OOD_MEAN_ACC) is not None
-    ]  # fmt: skip
+    """Finished trials with both accuracies, and the parameters with several values.
+
+    Without OOD domains, trials have one accuracy.
+    """
+    finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
+    metrics = [m for m in (ID_ACC, OOD_MEAN_ACC) if any(m in r.metrics for r in finished)]
+    trials = [r for r in finished if all(r.last(m) is not None for m in metrics)]
     keys = dict.fromkeys(key for record in trials for key in record.params)
     return trials, [k for k in keys if len({r.params[k] for r in trials if k in r.params}) > 1]
 

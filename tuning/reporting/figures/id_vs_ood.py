@@ -91,7 +91,9 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
             columnspacing=1.2,
         )
     left_out = sum(r.kind == "trial" for r in records) - len(trials)
-    if left_out:
+    if not search.ood_domains:
+        note += " The search has no OOD domain, so no trial is shown."
+    elif left_out:
         note += f" Not shown: {left_out} that failed or have no result yet."
     return drawn, note
 
