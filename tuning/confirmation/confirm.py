@@ -9,6 +9,7 @@ last step. Apart from `zero-shot`, which selects nothing, no other command reads
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from itertools import count, islice
@@ -17,9 +18,11 @@ from pathlib import Path
 from rich.console import Console
 
 from trainers.checks import check_data
+from trainers.config import DataConfig
 from trainers.data.data_root import resolve_root
+from trainers.data.fingerprint import split_fingerprint
 from trainers.data.storage import open_store, url_of
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, quoted
 from tuning.checkpoints.files import TRAIN_FOLDER, remove_folder
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.confirmation.configurations import chosen
@@ -42,6 +45,8 @@ from tuning.reporting.html_report import REPORT_FOLDER, write_report
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import check_is_no_copy, check_same_inputs, load_run
 
+TEST_SPLITS_FILE = "test_splits.json"
+"""Fingerprints of the test splits, by domain."""
 FIRST_FRESH_SEED = 1000
 """Added to the seed of the search's trials."""
 MAX_SEEDS = 1000
@@ -95,6 +100,7 @@ def confirm(
         check_data(data, [*data.trial_parts, *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
         check_same_inputs(run.folder, file.trial)
+        _check_test_splits(run.folder, data)
         with (
             closing(ResultsFile(run.folder)) as results,
             ray_session(address),
@@ -131,6 +137,27 @@ def confirm(
         console.print(f"note: the report cannot be written: {error}", soft_wrap=True)
     log_confirmation(uri, file.search.tracking.experiment, confirmation)  # uploads the report
     return confirmation
+
+
+def _check_test_splits(folder: Path, data: DataConfig) -> None:
+    """Check that the test splits are those of the results of earlier calls; record them if new.
+
+    Raises:
+        ConfigError: a test split has changed.
+    """
+    store, path = resolve_root(data.root), folder / CONFIRM_FOLDER / TEST_SPLITS_FILE
+    now = {domain: split_fingerprint(store, domain, "test") for domain in data.domains}
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        return
+    seen = json.loads(path.read_text(encoding="utf-8"))
+    if changed := [domain for domain in data.domains if seen.get(domain) != now[domain]]:
+        raise ConfigError(
+            f"the test split of {quoted(changed)} changed since results were measured on it",
+            source=path,
+            hint=f"restore the old data, or move {path.parent} away to begin again",
+        )
 
 
 def fresh_seeds(base: int, records: Iterable[TrialRecord], number: int) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from trainers.ray_trainer import train_loop
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.confirmation.configurations import chosen, read_confirmation
-from tuning.confirmation.confirm import confirm, fresh_seeds
+from tuning.confirmation.confirm import _check_test_splits, confirm, fresh_seeds
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
     COSTS,
@@ -239,6 +239,19 @@ def test_changed_or_incomplete_data_are_refused_at_once(images_root: Path, tmp_p
     with pytest.raises(ConfigError, match="clipart: it has no split 'val'"):
         confirm(folder, console=Console(quiet=True))
     assert not results_path(folder).exists()
+    assert not ray.is_initialized()
+
+
+def test_results_of_two_test_splits_are_not_mixed(images_root: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(images_root, tmp_path / "copy"))
+    file = search_file(root)
+    folder = write_run(tmp_path / "run", file, [searched(0, 85.0, 62.0)])
+    for _ in range(2):
+        _check_test_splits(folder, file.trial.data)
+    swap_classes(root, "sketch", "test")
+    with pytest.raises(ConfigError, match="the test split of 'sketch' changed since") as caught:
+        confirm(folder, console=Console(quiet=True))
+    assert "move" in str(caught.value.hint)
     assert not ray.is_initialized()
 
 
