@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +48,7 @@ def submit(
     """
     from cluster.submit import JobRequest, submit_search
 
-    overrides = [*(set_ or ()), *([f"search.name={name}"] if name else ())]
+    overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
     request = JobRequest(config, tuple(overrides), working_dir, tuple(env or ()))
     job = submit_search(request, address, allow_remote=allow_remote)
     console = Console(stderr=True)

@@ -366,7 +366,7 @@ def check_mlflow(cluster: ClusterFacts) -> Iterator[Finding]:
     from tuning.mlflow_logging.client import connect, sqlite_path, tracking_uri
 
     tracking = cluster.file.search.tracking
-    uri = tracking_uri(tracking.uri, Path(cluster.file.search.storage))
+    uri = tracking_uri(tracking.uri, Path(cluster.file.search.storage).expanduser())
     file = sqlite_path(uri)
     if file is not None and not file.exists():  # connecting would create it
         yield Finding("ok", f"{redact(uri)}: created by the first search")

@@ -126,7 +126,7 @@ def _request(file: SearchFile | None) -> node_facts.Request:
     request: node_facts.Request = {"packages": PACKAGES, "folders": {}, "files": [], "images": None}
     if file is None:
         return request
-    storage = file.search.checkpoints.storage or str(Path(file.search.storage).absolute())
+    storage = file.search.checkpoints.storage or str(_runs(file))
     if "://" not in storage:
         request["folders"] = {node_facts.RUN_STORAGE: storage}
     if file.trial.data.root == EMBEDDED:
@@ -138,9 +138,14 @@ def _request(file: SearchFile | None) -> node_facts.Request:
     return request
 
 
+def _runs(file: SearchFile) -> Path:
+    """The folder of runs on the driver's machine."""
+    return Path(file.search.storage).expanduser().absolute()
+
+
 def _storage(file: SearchFile, nodes: Sequence[Node], answer_s: float) -> tuple[Storage, ...]:
     """Write to the run folder from here, and to the storage of checkpoints from every node."""
-    runs, checkpoints = Path(file.search.storage), file.search.checkpoints.storage
+    runs, checkpoints = _runs(file), file.search.checkpoints.storage
     existed = runs.exists()
     found = []
     try:
@@ -153,7 +158,7 @@ def _storage(file: SearchFile, nodes: Sequence[Node], answer_s: float) -> tuple[
             except OSError as error:
                 found.append(Storage("search.storage", str(runs), str(error)))
         key = "search.storage" if checkpoints is None else "search.checkpoints.storage"
-        url = checkpoints or str(runs.absolute())
+        url = checkpoints or str(runs)
         try:
             answers = storage_on_nodes(url, answer_s)
         except ConfigError as error:

@@ -124,6 +124,8 @@ CHOICES = "search.space.parameters.model.pretrained={type: categorical, choices:
         (TEXTS, "trial.method.texts_file", "FILE"),
         ("trial.model.pretrained=FILE.pt", "trial.model.pretrained", "FILE.pt"),
         ("plugins=[FILE.py]", "plugins", "FILE.py"),
+        ("search.warm_start.runs=FILE", "search.warm_start.runs", "FILE"),
+        ("search.warm_start.runs=[/shared/a, FILE]", "search.warm_start.runs", "FILE"),
         ("trial.plugins=[numpy, FILE.py]", "plugins", "FILE.py"),
         ("trial.model.name=FILE.json", "trial.model.name", "FILE.json"),
         ("trial.model.tokenizer=FILE.txt", "trial.model.tokenizer", "FILE.txt"),

@@ -16,6 +16,7 @@ from cluster.cli import app, main
 from cluster.doctor.examine import (
     Diagnosis,
     Row,
+    _request,
     as_json,
     diagnose,
     examine,
@@ -23,10 +24,12 @@ from cluster.doctor.examine import (
     render,
     summary,
 )
+from cluster.doctor.node_facts import RUN_STORAGE
 from tests.cluster.doctor.made_up import PACKAGES, cluster, facts
 from tests.ray_head import Head
 from tests.tuning.execution.nodes import cluster as cluster_of
 from tests.tuning.result_tables import text_of
+from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import free_port
 
 NODES = ("a", "b", "c", "d", "e")
@@ -155,6 +158,14 @@ def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(
 
 
 @pytest.mark.slow
+def test_the_folder_of_runs_may_be_below_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = SearchFile.model_validate({"search": {"storage": "~/runs"}})
+    assert _request(file)["folders"] == {RUN_STORAGE: str(tmp_path / "runs")}
+
+
 def test_this_machine_alone_has_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     status, values = doctor()
