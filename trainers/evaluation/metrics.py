@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
-ID = "id"
+# No domain can have these names, since a domain is a folder.
+ID = "/id"
 """Stands for the ID domain in `MetricKey.domain`."""
-MEAN_OOD = "mean"
+MEAN_OOD = "/mean"
 """Stands for the mean over the OOD domains."""
-MEAN_ID_OOD = "both"
+MEAN_ID_OOD = "/both"
 """Stands for the mean of the ID value and the mean OOD value."""
 
 

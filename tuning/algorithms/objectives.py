@@ -22,9 +22,9 @@ from trainers.evaluation.metrics import MetricKey, direction
 
 Mode: TypeAlias = Literal["max", "min"]
 
-_CONSTRAINT: Final = re.compile(r"(?P<metric>\S+)\s*(?P<relation>>=|<=)\s*(?P<bound>.+)")
+_CONSTRAINT: Final = re.compile(r"(?P<metric>.+?)\s*(?P<relation>>=|<=)\s*(?P<bound>.+)")
 _ANCHORED: Final = re.compile(
-    r"(?P<anchor>best|zero_shot\.\S+?)\s*(?:(?P<sign>[+-])\s*(?P<offset>[\d.eE-]+))?"
+    r"(?P<anchor>best|zero_shot\..+?)\s*(?:(?P<sign>[+-])\s*(?P<offset>[\d.eE-]+))?"
 )
 _PERCENT: Final = ("acc", "ece", "ece_scaled")
 """Measures between 0 and 100."""

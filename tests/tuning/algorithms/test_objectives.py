@@ -13,10 +13,11 @@ from tuning.algorithms.objectives import (
 )
 
 KNOWN = (
+    "ood_val/street view/acc",
     *("id_val/acc", "id_val/nll", "ood_val/mean_acc", "id_val/class_acc", "ood_val/mean_ece"),
     *("id_val/ece_scaled", "ood_val/sketch/energy_gap"),
 )
-ZERO_SHOT = {"id_val/acc": 53.0, "id_val/nll": 1.5}
+ZERO_SHOT = {"id_val/acc": 53.0, "id_val/nll": 1.5, "ood_val/street view/acc": 40.0}
 
 
 def parse(*lines: str) -> list[Constraint]:
@@ -32,6 +33,7 @@ def parse(*lines: str) -> list[Constraint]:
         ("id_val/acc>=best-0.5", 71.0, 70.5),
         ("id_val/nll <= best + 1e-1", 1.0, 1.1),
         ("id_val/acc >= best - 0.5", None, None),
+        ("ood_val/street view/acc >= zero_shot.ood_val/street view/acc - 1", None, 39.0),
     ],
 )
 def test_a_bound_is_a_number_or_rests_on_the_zero_shot_model_or_the_best(
