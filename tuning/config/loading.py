@@ -73,6 +73,8 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
     given = dict(map(_parse_override, overrides))
     layers = [given]
     if variant:
+        if isinstance(variants, Mapping):
+            variants = {str(name): keys for name, keys in variants.items()}
         if not isinstance(variants, Mapping) or variant not in variants:
             hint = suggestion(variant, variants) if variants else "it has no variants"
             raise ConfigError(f"no variant {variant!r}", hint=hint, source=path)

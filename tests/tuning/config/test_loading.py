@@ -117,6 +117,8 @@ def test_another_name_in_overrides_and_variants(tmp_path: Path) -> None:
     path = write(tmp_path, "v", extends="domainnet_vit_b16", variants={"plain": variant})
     assert loaded(f"{path}:plain").search.scheduler.name == "none"
     assert loaded(f"{path}:plain").trial.method.name == "ft"
+    numbered = write(tmp_path, "numbered", variants={32: {"trial.steps": 5}})
+    assert loaded(f"{numbered}:32").trial.steps == 5
 
 
 def test_another_type_of_a_parameter_in_overrides() -> None:
