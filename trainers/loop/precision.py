@@ -27,7 +27,10 @@ class Precision:
         import torch
 
         if self.name == "auto":
-            has_bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            if self.device.type != "cuda":
+                return torch.float32
+            # GPUs before Ampere emulate bfloat16, which is slower than float32.
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
             return torch.bfloat16 if has_bf16 else torch.float32
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
 

@@ -28,6 +28,18 @@ def test_auto_is_float32_where_there_is_no_gpu() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return including_emulation or native
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    automatic = Precision("auto", torch.device("cuda"))
+    assert automatic.dtype == (torch.bfloat16 if native else torch.float32)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_matrix_products_are_done_in_16_bits(name: str, dtype: torch.dtype) -> None:
     with Precision(name, CPU).autocast():  # type: ignore[arg-type]
