@@ -72,6 +72,13 @@ def _recorded() -> list[Callable[[], Any]]:
             partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
             for device in range(torch.cuda.device_count())
         ),
+        partial(torch.set_grad_enabled, torch.is_grad_enabled()),
+        partial(torch.set_default_device, None),  # the workers set none
+        *(
+            partial(getattr(torch.backends.cuda, f"enable_{kind}_sdp"), enabled())
+            for kind in ("flash", "mem_efficient", "math", "cudnn")
+            for enabled in (getattr(torch.backends.cuda, f"{kind}_sdp_enabled"),)
+        ),
         partial(torch.set_num_threads, torch.get_num_threads()),
         partial(torch.set_default_dtype, torch.get_default_dtype()),
         partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()),

@@ -4,6 +4,7 @@ import gc
 import os
 import random
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ def state() -> dict[str, object]:
         "environment": dict(os.environ),
         "folder": Path.cwd(),
         "warnings": list(warnings.filters),
-        "draws": (random.random(), np.random.rand(), float(torch.rand(()))),
+        "draws": (random.random(), np.random.rand(), float(torch.rand((), device="cpu"))),
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
         "precision": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "benchmark": torch.backends.cudnn.benchmark,
+        "gradients": torch.is_grad_enabled(),
+        "device": torch.get_default_device(),
+        "attention": torch.backends.cuda.flash_sdp_enabled(),
     }
 
 
@@ -48,6 +52,9 @@ def test_a_trial_finds_the_process_as_the_one_before(
         torch.set_float32_matmul_precision("medium")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = True
+        torch.set_grad_enabled(False)
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.set_default_device("meta")
         changed = state()
         assert all(changed[name] != before[name] for name in before)
         changed = state()
@@ -61,11 +68,11 @@ def test_a_trial_that_has_ended_leaves_no_tensor_behind(trial: TrialConfig) -> N
     def tensors() -> int:
         return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
 
-    counts = []
+    counts, models = [], []
     for seed in range(3):
         with restored_state():
             reports: Any = fine_tune(trial.model_copy(update={"seed": seed}))
-            next(reports)
+            models.append(weakref.ref(next(reports).run.zero_shot))
             if seed == 1:  # early stopping ends a trial in the middle
                 reports.close()
             else:
@@ -73,3 +80,4 @@ def test_a_trial_that_has_ended_leaves_no_tensor_behind(trial: TrialConfig) -> N
             del reports
         counts.append(tensors())
     assert counts[0] >= counts[1] == counts[2]
+    assert [model() for model in models] == [None] * 3

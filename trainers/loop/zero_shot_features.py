@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from pathlib import Path
 
 import open_clip
 import torch
@@ -41,6 +42,7 @@ from trainers.texts.random_texts import (
     PART,
     random_text_features,
     random_text_moment,
+    read_texts,
     second_moment,
 )
 
@@ -154,6 +156,16 @@ class ZeroShotFeatures:
         key = ("fixed texts", count, length)
         if key not in self._kept:
             self._kept[key] = self.of_random_texts(count, length, 0)
+        return self._kept[key]
+
+    def of_file(self, path: Path) -> Tensor:
+        """The features (N, D) of the texts of a file; they are kept in memory."""
+        key = ("texts of a file", str(path))
+        if key not in self._kept:
+            texts, model = read_texts(path), self._zero_shot
+            parts = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
+            tokens = (model.tokenize(part).to(model.device) for part in parts)
+            self._kept[key] = torch.cat([model.encode_tokens(part) for part in tokens])
         return self._kept[key]
 
     def random_text_moment(self, length: int, *, count: int = PART, seed: int = 0) -> Tensor:

@@ -22,7 +22,6 @@ method or one of its controls::
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -41,13 +40,12 @@ from trainers.methods.base import (
 )
 from trainers.methods.registry import register_method
 from trainers.seeding import generator
-from trainers.texts.random_texts import digest, read_texts
+from trainers.texts.random_texts import digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.models.text import TextFacts
-    from trainers.models.zero_shot import ZeroShotModel
 
 TEXTS_OF_MOMENT = 16_384
 """Number of random texts from which the expected second moment is estimated."""
@@ -160,7 +158,7 @@ class LipsumFineTuning(Method):
         import torch
 
         if self.text_source == "file":
-            every = _features_of_file(step.zero_shot, str(self.texts_file))
+            every = step.zero_shot_features.of_file(Path(str(self.texts_file)))
             drawn = generator(step.seed, "texts of a file", step.number).permutation(len(every))
             return every[torch.from_numpy(drawn[: self.text_count]).to(every.device)]
         shared, count, length = step.zero_shot_features, self.text_count, self.text_length
@@ -201,15 +199,3 @@ def quadratic_gap(
     """`energy_gap` for texts of the second moment C (D, D): mean ``s^2 / 2 (f-f0)' C (f-f0)``."""
     change = logit_scale * (features - zero_shot_features)  # (B, D)
     return ((change @ moment) * change).sum(dim=-1).mean() / 2
-
-
-@lru_cache(maxsize=1)
-def _features_of_file(zero_shot: ZeroShotModel, path: str) -> Tensor:
-    """Features of all texts of a file; those of the last model and file in a process are kept."""
-    import torch
-
-    texts = read_texts(Path(path))
-    parts = [texts[start : start + 1024] for start in range(0, len(texts), 1024)]
-    return torch.cat(
-        [zero_shot.encode_tokens(zero_shot.tokenize(part).to(zero_shot.device)) for part in parts]
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,14 +59,10 @@ def second_moment(text_features: Tensor) -> Tensor:
     return text_features.T @ text_features / len(text_features)
 
 
-@lru_cache(maxsize=1)
 def random_text_moment(
     zero_shot: ZeroShotModel, length: int, *, count: int = PART, seed: int = 0
 ) -> Tensor:
-    """C (D, D) of random texts of `length` tokens, estimated from `count`, a multiple of `PART`.
-
-    The last result is kept.
-    """
+    """C (D, D) of random texts of `length` tokens, estimated from `count`, a multiple of `PART`."""
     import torch
 
     parts = [
