@@ -191,9 +191,11 @@ def fine_tune(
             run.reports.append({"step": run.progress.step, **metrics})
             run.train_curves.append(train_curve)
             yield Report(run.progress.step, metrics, run, train_curve)
+            clock.resume()
         elif must_save:
             clock.pause()
             yield Report(run.progress.step, {}, run)
+            clock.resume()
 
 
 def random_text_diagnostic(run: TrainState) -> dict[str, float]:

@@ -92,6 +92,25 @@ def test_the_training_curve_goes_on_between_reports(trial: TrialConfig, tmp_path
     assert sum(seconds) < 8 * 24 / resumed.metrics["train/images_per_s"]
 
 
+def test_throughput_leaves_out_what_happens_at_a_report(
+    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def a_millisecond_later() -> float:
+        nonlocal now
+        now += 0.001
+        return now
+
+    monkeypatch.setattr("time.perf_counter", a_millisecond_later)
+    rates = []
+    for report in fine_tune(trial):
+        rates.append(report.metrics["train/images_per_s"])
+        now += 1000  # a checkpoint is written, and the search decides
+    assert len(rates) == 2
+    assert min(rates) > 100
+
+
 def test_the_points_of_a_training_curve_are_limited(
     trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,10 @@ class Clock:
         since.all_sums = gather(sums[None])
         self.cost()
 
+    def resume(self) -> None:
+        """Begin to measure throughput: what happened at a report is no training."""
+        self.since = time.perf_counter()
+
     def evaluate(self, images: dict[str, ImageDataset], *, is_last: bool) -> dict[str, float]:
         """The validation metrics, after the last step with WiSE-FT's curve; counted as evaluation
         time."""
