@@ -20,7 +20,7 @@ A CLIP of open_clip, fine-tuned on {num_classes} classes of {id_domain} and expo
 {accuracies}
 
 ```python
-import json, open_clip, safetensors.torch, torch
+import json, numpy, open_clip, safetensors.torch, torch
 from PIL import Image, ImageOps
 from torchvision import transforms
 
@@ -30,10 +30,18 @@ head = safetensors.torch.load_file(f"{{folder}}/head.safetensors")["head"]
 about = json.load(open(f"{{folder}}/classes.json"))
 {preprocess}
 
+def prepared(image):  # upright, 8 bits a channel, on white
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((numpy.asarray(image) / 257).round().astype("uint8"))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
 @torch.no_grad()
 def classify(image):
-    image = preprocess(ImageOps.exif_transpose(image).convert("RGB"))
-    features = model.eval().encode_image(image[None], normalize=True)
+    features = model.eval().encode_image(preprocess(prepared(image))[None], normalize=True)
     return about["classes"][(about["logit_scale"] * features @ head.T).argmax()]
 
 print(classify(Image.open("image.jpg")))

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pandas as pd
 import torch
@@ -72,7 +73,14 @@ def columns(about: dict[str, Any]) -> list[str]:
 
 
 def _opened(file: bytes) -> Image.Image:
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB")
+    """An image as it was prepared for the evaluation: upright, 8 bits a channel, on white."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+    if image.mode.startswith("I"):  # 16 bits
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 set_model(ServedModel())

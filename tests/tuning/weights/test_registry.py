@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from tests.conftest import CLASSES
 from tests.images import file_of
 from tests.trainers.exported import open_clip_logits
+from trainers.data.encoding import decode
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
 from trainers.loop.state import load_split
@@ -23,6 +28,7 @@ from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.weights.registry import register_weights
+from tuning.weights.served_model import _opened
 
 Real = tuple[Path, list[TrialRecord]]
 PREDICT = """
@@ -34,6 +40,32 @@ model.predict(model.input_example)
 model.predict(pandas.read_parquet("images.parquet")).to_parquet("probabilities.parquet")
 assert not {"trainers", "tuning", "search_spaces"} & {name.split(".")[0] for name in sys.modules}
 """
+
+
+def pictures() -> Iterator[bytes]:
+    """Files of the modes and orientations that preparation changes."""
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    grey = Image.fromarray(ramp.astype(np.uint16))
+    colours = np.random.default_rng(0).integers(0, 256, (8, 6, 4), dtype=np.uint8)
+    clear = Image.fromarray(colours, "RGBA")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for image, options in (
+        (grey, {}),
+        (clear, {}),
+        (clear.convert("LA"), {}),
+        (clear.convert("RGB").quantize(8), {"transparency": 3}),
+        (clear.convert("RGB"), {"exif": turned}),
+    ):
+        file = io.BytesIO()
+        image.save(file, "PNG", **options)
+        yield file.getvalue()
+
+
+def test_a_served_model_sees_images_as_they_are_prepared(tmp_path: Path) -> None:
+    for data in pictures():
+        expected = np.asarray(decode(data).convert("RGB"))
+        assert np.asarray(_opened(data)).tolist() == expected.tolist()
 
 
 @pytest.mark.slow
