@@ -50,7 +50,7 @@ def search(
     from tuning.algorithms.objectives import sampler_objectives
     from tuning.config.validation import load_config
 
-    overrides = [*(set_ or ()), *([f"search.name={name}"] if name else ())]
+    overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
     _announce("Search", load_config(config, overrides, check=False))
     file = load_config(config, overrides)
     hint = " (--set search.objective.metric=id_val/acc avoids that)"
@@ -275,7 +275,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     is_local = result.tracking_uri == default_tracking_uri(result.run_folder.parent)
     run = _word_for(result.run_folder)
     show("MLflow", f"lipsum-tune ui {run}" if is_local else redact(result.tracking_uri))
-    finished = [record for record in result.records if record.outcome == "finished"]
+    finished = [r for r in result.records if r.kind == "trial" and r.outcome == "finished"]
     if result.outcome == "finished" and result.ended_by and not finished:
         raise ConfigError(
             f"{result.ended_by}, and no trial has finished; resume it with a larger budget"
@@ -291,7 +291,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
             show("", f"optuna-dashboard {shlex.quote(str(study))}")
     if result.failed:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
-        if not (allow_failed_trials and any(record.kind == "trial" for record in finished)):
+        if not (allow_failed_trials and finished):
             raise typer.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +19,9 @@ app = typer.Typer()
 def train(
     config: Config,
     set_: Set = None,
-    output: Annotated[Path, typer.Option(help="Folder for the last checkpoint.")] = Path("trained"),
+    output: Annotated[Path, typer.Option(help="New folder for the last checkpoint.")] = Path(
+        "trained"
+    ),
 ) -> None:
     """Run a single trial without a search or Ray, from the `trial:` section alone.
 
@@ -27,9 +30,15 @@ def train(
     from tuning.config.validation import load_trial
 
     trial = load_trial(config, set_ or ())
+    output = output.resolve()
+    newer = output.with_name(f"{output.name}-newer")
+    for folder in (output, newer):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError("exists already: choose another --output", source=folder)
     # With torch, after mistakes in the configuration were reported.
     from trainers.data.data_root import resolve_root
     from trainers.fine_tune import fine_tune
+    from trainers.folders import appearing
     from tuning.weights.sources import write_trial
 
     resolve_root(trial.data.root, progress=True)
@@ -40,9 +49,14 @@ def train(
             if name in ("train/loss", "train/reg") or name.endswith(("/acc", "/mean_acc"))
         )
         print(f"step {report.step}/{trial.steps}  {figures}", flush=True)
-        report.save(output)
-        write_trial(output, trial)
-    show("Checkpoint", output.resolve())
+        with appearing(newer) as unfinished:
+            report.save(unfinished)
+            write_trial(unfinished, trial)
+        # After a kill here, one of the two folders is complete.
+        if output.exists():
+            shutil.rmtree(output)
+        newer.rename(output)
+    show("Checkpoint", output)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import socket
@@ -12,8 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 from typer.main import get_command
@@ -23,7 +26,8 @@ from cluster.cli import app as whole
 from tests.disks import make_read_only, small_disk
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
-from trainers.errors import ConfigError
+from trainers.checkpoints.format import saved_step
+from trainers.errors import ConfigError, StorageFailed
 from tuning.cli import app, main
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SearchFile
@@ -84,7 +88,11 @@ def test_schema_accepts_the_ready_configurations() -> None:
     keys = schema["properties"].keys()
     assert keys == {"extends", "variants", "plugins", "trial", "search"}
     for name in ready_configs():
-        assert yaml.safe_load(find_config(name).read_text()).keys() <= keys
+        jsonschema.validate(yaml.safe_load(find_config(name).read_text()), schema)
+    few = {"objective": {"metric": "val/mean_acc"}, "constraints": "id_val/acc >= best - 0.5"}
+    jsonschema.validate({"search": few | {"space": {"methods": "all"}}}, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"trial": {"stepz": 5}}, schema)
 
 
 def test_config_prints_what_load_config_reads(tmp_path: Path) -> None:
@@ -192,6 +200,33 @@ def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> 
     assert "step 2/2" in done.stdout
     assert (tmp_path / "out" / "student.safetensors").is_file()
     assert yaml.safe_load((tmp_path / "out" / "trial.yaml").read_text())["steps"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.yaml", "out"]
+    again = lipsum_tune("train", str(config), "--output", "out", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "out: exists already: choose another --output" in again.stderr
+
+
+def test_a_training_on_a_full_disk_keeps_its_last_checkpoint(
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = iter([torch.save])
+
+    def save(*args: Any) -> None:
+        next(saved, full)(*args)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+    settings = [f"trial.data.root={images_root}", "trial.steps=2", "trial.eval.every=1"]
+    settings += ["trial.optim.batch_size=8", "trial.method.text_length=4"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(
+        app, ["train", "quickstart", *overrides, "--output", str(tmp_path / "out")]
+    )
+    assert isinstance(done.exception, StorageFailed)
+    assert saved_step(tmp_path / "out") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_search_says_first_what_confirm_will_lack(
@@ -318,6 +353,21 @@ def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
     monkeypatch.setattr(resume, "continue_search", end_at_once)
     monkeypatch.setattr(run_search, "continue_search", end_at_once)
     return files
+
+
+def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time was used up when only plain fine-tuning had finished."""
+    records = [fakes.reference(), trial(0, 85.0, 62.0, outcome="stopped")]
+    folder = write_run(tmp_path / "run", search_file(images_root), records)
+    loaded = load_run(folder)
+    ended = SearchResult(loaded.search, records, "finished", folder, "uri", "search.budget.hours")
+    monkeypatch.setattr(run_search, "run_search", lambda *_, **__: ended)
+    done = CliRunner().invoke(app, ["search", str(folder / CONFIG_FILE), "--name", "7"])
+    assert isinstance(done.exception, ConfigError)
+    assert "no trial has finished; resume it with a larger budget" in str(done.exception)
+    assert "Next" not in done.output
 
 
 def test_extend_adds_trials(run: Path, went_on: list[SearchFile]) -> None:
