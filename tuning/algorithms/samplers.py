@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Categorical, SearchSpace
-from tuning.config.schema import SamplerConfig, SearchFile
+from tuning.config.schema import SamplerConfig
 from tuning.runs.records import ParamValue
 
 GP_TRIALS: Final = 100
@@ -223,12 +223,3 @@ def grid(space: SearchSpace, points: int, seed: int) -> list[dict[str, ParamValu
     ]
     order = np.random.default_rng(seed).permutation(len(combinations))
     return [combinations[index] for index in order]
-
-
-def number_of_trials(file: SearchFile) -> int:
-    """Number of trials that the sampler will propose: the budget, or a smaller grid."""
-    trials, sampler = file.search.budget.trials, file.search.sampler
-    if sampler.name != "grid":
-        return trials
-    parts = file.search_space().parts().values()
-    return min(trials, sum(len(grid(p, sampler.grid_points, sampler.seed)) for p in parts))

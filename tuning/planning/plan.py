@@ -28,7 +28,7 @@ from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.errors import ConfigError
 from tuning.algorithms.early_stopping import PerGroupRule, StoppingRule, rung_ladder
 from tuning.algorithms.rung_check import create_rule
-from tuning.algorithms.samplers import number_of_trials
+from tuning.algorithms.samplers import grid
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
@@ -211,6 +211,15 @@ def check_budget(plan: Plan) -> None:
                 f"{key} = {budget:g}: the search needs {_hours(needs.median)} h "
                 f"({_hours(needs.low)} to {_hours(needs.high)})"
             )
+
+
+def number_of_trials(file: SearchFile) -> int:
+    """Number of trials that the sampler will propose: the budget, or a smaller grid."""
+    trials, sampler = file.search.budget.trials, file.search.sampler
+    if sampler.name != "grid":
+        return trials
+    parts = file.search_space().parts().values()
+    return min(trials, sum(len(grid(p, sampler.grid_points, sampler.seed)) for p in parts))
 
 
 def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
