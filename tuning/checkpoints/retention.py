@@ -39,20 +39,14 @@ def kept_trials(
     """The finished trials whose weights are kept, the most important first.
 
     To decide about another trial, these and the other trial are enough, as long as any trial meets
-    the constraints. For this, the trial with the best value of a metric is among them if a
-    constraint is relative to that value, and so are the trials that would be chosen if such a bound
-    became tighter.
+    the constraints: see `_if_bounds_move`.
     """
     finished = list(finished)
     trials = [record for record in finished if record.kind == "trial"]
     objective, *others = choices(search, trials)
-    bests, missed = search.bests(trials), misses(search, trials)
-    moving = [constraint for constraint in search.constraints if constraint.anchor == "best"]
-    within = [r for r in trials if moving and search.values(r) and not missed[r.trial_id]]
-    merits = [
-        (*(search.values(r) or ()), *(-c.violation(r.last(c.metric), 0.0) for c in moving))
-        for r in within
-    ]
+    groups = [trials]
+    if len(methods := search.methods(trials)) > 1:
+        groups += [[r for r in trials if search.method(r) == method] for method in methods]
     order = [
         *objective.trials,
         *(record for record in finished if record.kind == "reference"),
@@ -60,15 +54,26 @@ def kept_trials(
         # One of them is the best by several objectives, whichever trials are still to come.
         *(pareto_front(search, trials) if len(search.objectives) > 1 else ()),
         *(record for choice in others for record in choice.trials),
-        *(within[index] for index in non_dominated(merits)),
-        *(
-            record
-            for constraint in moving
-            for record in trials
-            if record.last(constraint.metric) == bests.get(constraint.text)
-        ),
+        *(record for group in groups for record in _if_bounds_move(search, group)),
     ]
     return tuple({record.trial_id: record for record in order}.values())
+
+
+def _if_bounds_move(search: SearchRecord, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Trials that the objective may choose once bounds relative to a `best` become tighter.
+
+    First those that no other one beats in objectives and in metrics of such bounds, among the
+    trials that meet the constraints; then the trials that set the bounds.
+    """
+    bests, missed = search.bests(trials), misses(search, trials)
+    moving = [constraint for constraint in search.constraints if constraint.anchor == "best"]
+    within = [r for r in trials if moving and search.values(r) and not missed[r.trial_id]]
+    merits = [
+        (*(search.values(r) or ()), *(-c.violation(r.last(c.metric), 0.0) for c in moving))
+        for r in within
+    ]
+    setters = [r for c in moving for r in trials if r.last(c.metric) == bests.get(c.text)]
+    return [*(within[index] for index in non_dominated(merits)), *setters]
 
 
 class CheckpointCallback(Callback):

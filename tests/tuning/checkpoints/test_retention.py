@@ -23,7 +23,7 @@ from tuning.checkpoints.files import TRAIN_FOLDER, trial_path
 from tuning.checkpoints.retention import CheckpointCallback, kept_trials
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial, pareto_front
-from tuning.selection.rules import choices
+from tuning.selection.rules import best_by_method, choices
 
 RUNNING = trial(9, outcome="running")
 LINES = [(), ("id_val/acc >= 85.5",), ("id_val/acc >= 85", "train/loss <= 0.9")]
@@ -182,6 +182,21 @@ def test_a_tightening_bound_chooses_among_the_weights_that_exist(
         bests, bests_of_all = search.bests(ended), search.bests(trials[:number])
         assert all(bests[line] == bests_of_all[line] for line in lines if "best" in line)
     assert len(candidates) <= 20
+
+
+def test_the_best_of_each_method_has_its_weights(tmp_path: Path) -> None:
+    """A bound within a method moves with the method's own best, far below that of the other."""
+    search = constrained(tmp_path, "id_val/acc >= best - 0.5")
+    rng, ends = random.Random(0), [("a", 90.0, 50.0), ("b", 80.0, 50.0), ("b", 79.6, 55.0)]
+    ends += [("b", 79.2, 65.0), ("b", 80.3, 40.0)]
+    ends += [(rng.choice("ab"), rng.gauss(80, 1), rng.gauss(55, 5)) for _ in range(40)]
+    callback, trials = started(search), list[TrialRecord]()
+    for number, (method, id_acc, ood_acc) in enumerate(ends):
+        record = measured(number, id_acc, ood_acc)
+        trials.append(replace(record, params={"method.name": method}))
+        run(callback, search, trials[-1])
+        chosen = {r.trial_id for r in best_by_method(search, trials).values()}
+        assert chosen <= on_disk(tmp_path)
 
 
 def test_the_best_are_more_important_than_other_choices(tmp_path: Path) -> None:
