@@ -197,14 +197,6 @@ class WarmStartConfig(Frozen):
     top: int = Field(default=4, ge=1, le=1_000_000)
     """Number of points to try first from each run."""
 
-    @field_validator("runs")
-    @classmethod
-    def _are_absolute(cls, runs: tuple[str, ...]) -> tuple[str, ...]:
-        """A search may be resumed in another folder."""
-        from tuning.runs.run_folder import find_run  # it imports this module
-
-        return tuple(str(find_run(run).absolute()) for run in runs)
-
 
 class ResourcesConfig(Frozen):
     """Resources of one trial. How many trials run at once follows from the cluster's resources."""

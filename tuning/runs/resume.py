@@ -43,6 +43,7 @@ RESUMABLE = (
     "search.tracking",
     "search.checkpoints.disk_gb",
     "search.checkpoints.keep_top",
+    "search.warm_start.runs",  # which may have been moved
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )
 """Keys that a resume may change: none of them affects what a trial measures."""

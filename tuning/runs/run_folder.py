@@ -334,7 +334,10 @@ def runs_named(storage: str, name: str) -> list[Path]:
 
 def write_config(folder: Path, file: SearchFile) -> None:
     """Write the resolved configuration in one piece."""
-    text = yaml.safe_dump(file.model_dump(mode="json"), sort_keys=False)
+    values = file.model_dump(mode="json")
+    earlier = values["search"]["warm_start"]  # the search may be resumed in another folder
+    earlier["runs"] = [str(find_run(run).absolute()) for run in earlier["runs"]]
+    text = yaml.safe_dump(values, sort_keys=False)
     temporary = folder / f".{CONFIG_FILE}.tmp"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(folder / CONFIG_FILE)

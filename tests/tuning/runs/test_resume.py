@@ -337,3 +337,16 @@ def test_a_run_that_was_killed_before_it_began_begins(
     write_run(tmp_path / "mine", file, []).joinpath(JOURNAL_FILE).unlink()
     search_or_resume(file)
     assert went_on == [file]
+
+
+def test_earlier_runs_are_found_from_another_folder(
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = named(images_root, tmp_path, search__warm_start__runs=["before"])
+    write_run(tmp_path / "runs" / "before", named(images_root, tmp_path), [trial(0, 85.0, 62.0)])
+    write_run(tmp_path / "mine", file, [trial(0, 85.0, 62.0)])
+    write_config(tmp_path / "mine", file)
+    kept = load_run(tmp_path / "mine").file.search.warm_start.runs
+    assert kept == (str(tmp_path / "runs" / "before"),)
+    assert earlier_run(file) == tmp_path / "mine"
