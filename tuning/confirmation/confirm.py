@@ -100,13 +100,13 @@ def confirm(
         check_data(data, [*data.trial_parts, *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
         check_same_inputs(run.folder, file.trial)
-        _check_test_splits(run.folder, data)
         with (
             closing(ResultsFile(run.folder)) as results,
             ray_session(address),
             interrupted_by_sigterm(),
         ):
             stored = read_results(run.folder)
+            _check_test_splits(run.folder, data, has_results=bool(stored))
             missing = [job for job in wanted if job.key not in stored]
             check_nodes(file, run.home)
             models = ["zero-shot"] + [
@@ -139,25 +139,26 @@ def confirm(
     return confirmation
 
 
-def _check_test_splits(folder: Path, data: DataConfig) -> None:
-    """Check that the test splits are those of the results of earlier calls; record them if new.
+def _check_test_splits(folder: Path, data: DataConfig, *, has_results: bool) -> None:
+    """Check that the test splits are those of the results so far; record them before the first.
 
     Raises:
         ConfigError: a test split has changed.
     """
     store, path = resolve_root(data.root), folder / CONFIRM_FOLDER / TEST_SPLITS_FILE
     now = {domain: split_fingerprint(store, domain, "test") for domain in data.domains}
-    if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    if has_results and path.is_file():
+        seen = json.loads(path.read_text(encoding="utf-8"))
+        if changed := [domain for domain in data.domains if seen.get(domain) != now[domain]]:
+            raise ConfigError(
+                f"the test split of {quoted(changed)} changed since results were measured on it",
+                source=path,
+                hint=f"restore the old data, or move {path.parent} away to begin again",
+            )
         return
-    seen = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [domain for domain in data.domains if seen.get(domain) != now[domain]]:
-        raise ConfigError(
-            f"the test split of {quoted(changed)} changed since results were measured on it",
-            source=path,
-            hint=f"restore the old data, or move {path.parent} away to begin again",
-        )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def fresh_seeds(base: int, records: Iterable[TrialRecord], number: int) -> tuple[int, ...]:
