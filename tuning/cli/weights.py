@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, storage_failures
 from tuning.cli.options import Address, Config, Run, Set, check_run, found, show
 
 app = typer.Typer()
@@ -30,15 +29,13 @@ def train(
     from tuning.config.validation import load_trial
 
     trial = load_trial(config, set_ or ())
-    output = output.resolve()
-    newer = output.with_name(f"{output.name}-newer")
-    for folder in (output, newer):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError("exists already: choose another --output", source=folder)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError("exists already: choose another --output", source=output)
     # With torch, after mistakes in the configuration were reported.
+    from trainers.checkpoints.format import WEIGHTS
     from trainers.data.data_root import resolve_root
     from trainers.fine_tune import fine_tune
-    from trainers.folders import appearing
+    from trainers.folders import temporary_folder
     from tuning.weights.sources import write_trial
 
     resolve_root(trial.data.root, progress=True)
@@ -49,14 +46,15 @@ def train(
             if name in ("train/loss", "train/reg") or name.endswith(("/acc", "/mean_acc"))
         )
         print(f"step {report.step}/{trial.steps}  {figures}", flush=True)
-        with appearing(newer) as unfinished:
-            report.save(unfinished)
-            write_trial(unfinished, trial)
-        # After a kill here, one of the two folders is complete.
-        if output.exists():
-            shutil.rmtree(output)
-        newer.rename(output)
-    show("Checkpoint", output)
+        with storage_failures(output, "cannot be written"):
+            output.mkdir(parents=True, exist_ok=True)
+            with temporary_folder(".unfinished-", output) as folder:
+                write_trial(folder, trial)
+                report.save(folder)
+                # Each file replaces the one before as a whole, the weights last.
+                for path in sorted(folder.iterdir(), key=lambda path: path.name == WEIGHTS):
+                    path.replace(output / path.name)
+    show("Checkpoint", output.resolve())
 
 
 @app.command()

@@ -135,7 +135,8 @@ def check_settings(file: SearchFile) -> None:
         searched = part.parameters.get("optim.batch_size")
         section = _section_of("optim.batch_size", method, search.space)
         if isinstance(searched, Categorical):
-            batch_sizes += [(f"{section}.optim.batch_size", size) for size in searched.choices]
+            choices = [size for size in searched.choices if isinstance(size, int)]
+            batch_sizes += [(f"{section}.optim.batch_size", size) for size in choices]
         elif searched is not None:  # its other values are as many further steps apart
             second = min(searched.low + (searched.step or 1), searched.high)
             batch_sizes += [(f"{section}.optim.batch_size", n) for n in (searched.low, second)]

@@ -86,7 +86,8 @@ class Choice:
 
     rule: str
     looks_at_ood: bool
-    """Whether the rule or a constraint used OOD validation data."""
+    """Whether the rule or a constraint used OOD validation data; of the search's own objective,
+    also whether its sampler did."""
     picks: tuple[Pick, ...] = ()
     """One; for `leave_one_domain_out` one per domain; for `pareto` one per member, highest ID
     accuracy first; for `by_method` one per method, best first."""

@@ -157,7 +157,6 @@ def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(
     assert list(config.parent.glob("**/.lipsum*")) == []
 
 
-@pytest.mark.slow
 def test_the_folder_of_runs_may_be_below_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +165,7 @@ def test_the_folder_of_runs_may_be_below_home(
     assert _request(file)["folders"] == {RUN_STORAGE: str(tmp_path / "runs")}
 
 
+@pytest.mark.slow
 def test_this_machine_alone_has_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     status, values = doctor()
