@@ -1,0 +1,24 @@
+"""The searches beside the simulated ones begin where these do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.benchmarks.curve_table import unit_point
+from tests.benchmarks.real_searches import DISTANCE, settings, with_prior
+from tests.benchmarks.simulate import parse_arguments, read_setting, start_points
+from tuning import load_config
+
+
+def test_a_real_search_begins_at_the_points_of_the_simulated_one(tmp_path: Path) -> None:
+    setting = read_setting(parse_arguments([]))
+    for seed in range(2):
+        file = load_config("quickstart", settings(seed, tmp_path) + with_prior(seed, setting))
+        points = [dict(point) for point in file.search_space().initial_points]
+        simulated = start_points(setting.surfaces, DISTANCE, seed)
+        assert points == [pytest.approx(dict(point)) for point in simulated]
+        away = unit_point(setting.problem.space, points[0]) - setting.surfaces.best_point
+        assert np.linalg.norm(away[setting.surfaces.matters]) == pytest.approx(DISTANCE, abs=1e-6)
