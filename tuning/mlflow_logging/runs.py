@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from trainers.data.storage import url_of
 from tuning.algorithms.rung_check import describe_checks, rung_checks
+from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home, trial_path
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import NOTE_TAG, PARENT_TAG
 from tuning.mlflow_logging.description import describe
@@ -90,6 +92,11 @@ class SearchRuns:
         self._search = search
         self._order = {name: place for place, name in enumerate(main_metrics(search))}
         self._shown = None if all_metrics else self._order.keys()
+        storage = search.configured("search", "checkpoints", "storage")
+        name = search.configured("search", "name") or search.name
+        storage = None if storage is None else str(storage)
+        home = checkpoint_home(search.run_folder.resolve(), storage, str(name), search.run_id)
+        self._checkpoints = url_of(home, TRAIN_FOLDER)
         self._params: dict[str, None] = {}  # all parameters of the trials, in order
         self._earlier: dict[str, Run] = {}  # trial ID -> child of an earlier session, not yet used
         self._open: dict[str, _Child] = {}
@@ -245,6 +252,7 @@ class SearchRuns:
             return False
         if trial_id not in self._run_ids:
             tags = self._child_tags(trial_id, record.kind) | {"outcome": "running"}
+            tags["checkpoints"] = mlf.redact(url_of(self._checkpoints, trial_path(trial_id)))
             if (method := self._search.method(record)) is not None:
                 tags["method"] = method
             name = f"{trial_label(self._search, record)} {format_params(record.params)}".strip()

@@ -96,6 +96,7 @@ def test_a_trial_is_a_child_run_with_params_curve_and_status(
         "optim.lr": "1e-05",
     }
     expected = {"search": search.name, "kind": "trial", "outcome": "finished"}
+    expected["checkpoints"] = str(search.run_folder / "train" / "train-trial-003")
     assert expected.items() <= child.data.tags.items()
     assert curve(client, child, "ood_val/sketch/acc") == [
         (p["step"], p["ood_val/sketch/acc"]) for p in trial.curve
