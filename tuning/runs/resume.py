@@ -43,7 +43,6 @@ RESUMABLE = (
     "search.tracking",
     "search.checkpoints.disk_gb",
     "search.checkpoints.keep_top",
-    "search.warm_start.runs",  # which may have been moved
     *(f"trial.data.{key}" for key in ELSEWHERE),
 )
 """Keys that a resume may change: none of them affects what a trial measures."""
@@ -194,9 +193,13 @@ def _changes(
 
 
 def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
-    """A configuration as dotted keys, without some sections."""
+    """A configuration as dotted keys, without some sections.
+
+    Earlier runs have their names only, since they may have been moved.
+    """
     left_out = tuple(f"{key}." for key in keys)
     values = flat(file.model_dump(mode="json"))
+    values["search.warm_start.runs"] = [Path(run).name for run in file.search.warm_start.runs]
     return {key: value for key, value in values.items() if not f"{key}.".startswith(left_out)}
 
 
