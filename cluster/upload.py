@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import refuse_secrets
@@ -118,7 +118,8 @@ def check_paths(values: Mapping[str, Any]) -> None:
         if str(plugin).endswith(".py") and _is_relative(str(plugin)):
             hint = "give the absolute path under which every node reaches it, or a module"
             raise ConfigError(_TEMPORARY, key="plugins", value=plugin, hint=hint)
-    for run in _several(search.get("warm_start", {}).get("runs")):
+    runs = search.get("warm_start", {}).get("runs", ())
+    for run in [runs] if isinstance(runs, str) else runs:
         if _is_relative(run):
             hint = "give the absolute path of the run folder on the shared storage"
             raise ConfigError(_TEMPORARY, key="search.warm_start.runs", value=run, hint=hint)
@@ -137,11 +138,6 @@ def check_paths(values: Mapping[str, Any]) -> None:
         if path and scheme in ("", "sqlite") and not path.startswith("/"):
             hint = "give an absolute path (sqlite:////...), or the URL of a server"
             raise ConfigError(_TEMPORARY, key=key, value=url, hint=hint)
-
-
-def _several(value: object) -> list[str]:
-    """The lines of a key that takes one or several."""
-    return [value] if isinstance(value, str) else [str(line) for line in cast(Any, value or ())]
 
 
 _TEMPORARY = "a job runs in a temporary copy of the working directory"

@@ -73,10 +73,11 @@ def configuration() -> str:
 
     parts = [NOTICE + CONFIGURATION]
     schema = SearchFile.model_json_schema()
-    first = {id(section): path for path, section in [*sections(schema, schema["$defs"])][::-1]}
+    shown = set[int]()
     for path, section in sections(schema, schema["$defs"]):
-        if first[id(section)] != path:  # parameters of a method are those of `search.space`
+        if id(section) in shown:  # parameters of a method are those of `search.space`
             continue
+        shown.add(id(section))
         title = f"`{path}`" if path else "Top level"
         parts += [f"\n## {title}\n", section.get("description", "") + "\n"]
         parts += ["| key | value | default | meaning |", "|---|---|---|---|"]

@@ -45,7 +45,8 @@ TRIALS, SEEDS, DISTANCE, CLOSE = 10, 5, 0.2, 0.5
 FRESH_SEEDS = range(1000, 1005)
 QUICKSTART, OURS = "quickstart", "ours"
 Found = dict[str, Any]
-"""`params` and `value` of the best trial, and the `steps` of all trials together."""
+"""`params` and `value` of the best trial, `steps` of all trials together, and `fresh`: the values
+of the best trial's parameters with other seeds."""
 
 
 def settings(seed: int, folder: Path) -> list[str]:

@@ -62,7 +62,7 @@ def pictures() -> Iterator[bytes]:
         yield file.getvalue()
 
 
-def test_a_served_model_sees_images_as_they_are_prepared(tmp_path: Path) -> None:
+def test_a_served_model_sees_images_as_they_are_prepared() -> None:
     for data in pictures():
         expected = np.asarray(decode(data).convert("RGB"))
         assert np.asarray(_opened(data)).tolist() == expected.tolist()
