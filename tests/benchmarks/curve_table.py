@@ -23,7 +23,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow.parquet as pq
 from ray.tune.utils import flatten_dict
-from scipy.stats import spearmanr
 
 from search_spaces import SearchSpace
 
@@ -69,18 +68,6 @@ class CurveTable:
         """The metric of each configuration at the last step, (configurations,); -inf for none."""
         last = self.total_steps
         return np.array([c[last][metric] if last in c else -math.inf for c in self.curves])
-
-    def rank_correlations(self, metric: str) -> dict[int, float]:
-        """Spearman's between each step's values and the last, among the better half at the end."""
-        finals = self.finals(metric)
-        better = [
-            self.curves[i] for i in np.flatnonzero(finals >= np.median(finals[np.isfinite(finals)]))
-        ]
-        last = [curve[self.total_steps][metric] for curve in better]
-        return {
-            step: float(spearmanr([curve[step][metric] for curve in better], last).statistic)
-            for step in sorted(better[0])[:-1]
-        }
 
     def nearest(self, config: Mapping[str, Any]) -> int:
         """The index of the recorded configuration closest to a proposal, flat or nested."""

@@ -11,11 +11,16 @@ several times; `--id-domain` fine-tunes on another domain and `--model` another 
 
     python -m tests.benchmarks.record_curves --plane --configurations 48 --seeds 2 \\
         --id-domain sketch --output sketch.parquet
+
+`--rung-weights all` evaluates at T/8, T/4, T/2 and 3T/4 of the T steps the raw weights (`raw/...`)
+and those half-way to the zero-shot model (`wise/0.5/...`) beside the averaged ones, to tell which
+of them rank best. Takes a minute of one core each.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +36,7 @@ from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
+from trainers.loop.state import load_split
 from trainers.weights.export import MERGES
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -39,18 +45,37 @@ CURVES = Path(__file__).with_name("curves.parquet")
 TEXT_LENGTH = "method.text_length"
 OOD_DOMAINS = ("painting", "clipart", "infograph", "sketch")
 COSTS = ("cost/seconds", "cost/eval_seconds", "cost/cpu_seconds")
+KEPT = ("train/loss", *COSTS)
+RAW = "raw/"
 
 
-def record(number: int, params: dict[str, Any], config: TrialConfig) -> list[dict[str, Any]]:
+def record(
+    number: int, params: dict[str, Any], config: TrialConfig, *, all_weights: bool
+) -> list[dict[str, Any]]:
     """The rows of one configuration, one a report; runs in a process of its own."""
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
+    images = load_split(config, "val") if all_weights else {}
+    compared = [config.steps * part // 8 for part in (1, 2, 4, 6)] if all_weights else []
+    extra = dict.fromkeys(COSTS, 0.0)  # spent on the comparison, which no search would do
     try:
         for report in fine_tune(config):
+            found = report.metrics | {
+                name: report.metrics[name] - seconds for name, seconds in extra.items()
+            }
+            if report.step in compared:
+                wall, cpu = time.perf_counter(), time.process_time()
+                raw = report.run.evaluate("val", images)
+                found |= report.run.sweep("val", images)
+                extra["cost/seconds"] += time.perf_counter() - wall
+                extra["cost/cpu_seconds"] += time.process_time() - cpu
+            else:
+                raw = report.metrics if all_weights and report.step == config.steps else {}
+            found |= {RAW + name: raw[name] for name in raw if not name.startswith("wise/")}
             metrics = {
                 name: value
-                for name, value in report.metrics.items()
-                if name.endswith(("/acc", "_acc", "/nll", "_nll", "train/loss")) or name in COSTS
+                for name, value in found.items()
+                if name.endswith(("/acc", "_acc", "/nll", "_nll")) or name in KEPT
             }
             key = {"configuration": number, "seed": config.seed}
             rows.append({**key, **params, "step": report.step, **metrics})
@@ -79,6 +104,8 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
         "trial.eval.rung_images=0",
         f"trial.eval.rung_weights={arguments.rung_weights}",
     ]
+    if arguments.rung_weights == "all":
+        changed[-1:] = ["trial.eval.rung_weights=averaged", "trial.eval.wise_alphas=[0.5]"]
     changed.append(f"trial.data.id_domain={arguments.id_domain}")
     changed.append(f"trial.data.ood_domains=[{', '.join(ood)}]")
     if arguments.model:
@@ -96,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configurations", type=int, default=256)
     parser.add_argument("--output", type=Path, default=CURVES)
-    parser.add_argument("--rung-weights", choices=("raw", "averaged"), default="raw")
+    parser.add_argument("--rung-weights", choices=("raw", "averaged", "all"), default="raw")
     parser.add_argument("--plane", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--id-domain", choices=("real", *OOD_DOMAINS), default="real")
@@ -112,7 +139,13 @@ def main() -> None:
     wanted = [(n, seed) for seed in range(arguments.seeds) for n in range(len(points))]
     with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:
         jobs = [
-            pool.submit(record, n, points[n], file.trial_config({**points[n], "seed": seed}))
+            pool.submit(
+                record,
+                n,
+                points[n],
+                file.trial_config({**points[n], "seed": seed}),
+                all_weights=arguments.rung_weights == "all",
+            )
             for n, seed in wanted
             if (n, seed) not in recorded
         ]

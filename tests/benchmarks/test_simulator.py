@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
@@ -22,6 +23,7 @@ from search_spaces import Float, Int, SearchSpace
 from tests.benchmarks.contenders import CONTENDERS, OURS, RANDOM, STOCK, Problem
 from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
 from tests.benchmarks.record_curves import CURVES
+from tests.benchmarks.rung_ranks import rank_correlations
 from tests.benchmarks.simulate import (
     Setting,
     parse_arguments,
@@ -154,11 +156,15 @@ def test_a_trial_that_is_stopped_brings_its_last_result_with_the_end_alone(
 def test_rank_correlations_are_those_of_the_better_half() -> None:
     # Finals 1 to 6: the better half is 4, 5, 6 (and the median's own side), ranked at step 10 as
     # 3, 1, 2 by values that the others do not share.
-    early, late = [0.0, 0.0, 0.0, 30.0, 10.0, 20.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    curves = tuple({10: {"acc": e}, 20: {"acc": f}} for e, f in zip(early, late, strict=True))
-    measured = CurveTable(SPACE, ({},) * 6, curves).rank_correlations("acc")
+    rows = [
+        {"configuration": i, "seed": 0, "step": step, "acc": values[i]}
+        for step, values in ((10, [0.0, 0.0, 0.0, 30.0, 10.0, 20.0]), (20, [1, 2, 3, 4, 5, 6.0]))
+        for i in range(6)
+    ]
+    measured, low, high = rank_correlations(pd.DataFrame(rows), "acc", "acc")[10]
     # 1 - 6 * sum(d^2) / (n * (n^2 - 1)), d = ranks (3, 1, 2) less (1, 2, 3)
-    assert measured == {10: pytest.approx(1 - 6 * (4 + 1 + 1) / (3 * 8))}
+    assert measured == pytest.approx(1 - 6 * (4 + 1 + 1) / (3 * 8))
+    assert (low, high) == (-1, 1)  # as three configurations show nothing
 
 
 @pytest.mark.slow
