@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Annotated, Literal, TypeAlias
+import re
+from typing import Annotated, Any, Literal, TypeAlias
 
 import optuna
 from pydantic import (
@@ -195,6 +196,12 @@ class Categorical(Frozen):
     choices: tuple[StrictBool | StrictInt | FiniteFloat | StrictStr, ...]
     """The values: booleans, numbers or strings."""
 
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _parse_numbers(cls, choices: Any) -> Any:
+        is_list = isinstance(choices, list | tuple)
+        return tuple(map(_number_of, choices)) if is_list else choices
+
     @field_validator("choices")
     @classmethod
     def _check_choices(cls, choices: tuple[Value, ...]) -> tuple[Value, ...]:
@@ -212,6 +219,7 @@ class Categorical(Frozen):
         Raises:
             ValueError: no choice equals it. The message starts with "is".
         """
+        value = _number_of(value)
         for choice in self.choices:
             if choice == value and isinstance(choice, bool) == isinstance(value, bool):
                 return choice
@@ -227,6 +235,12 @@ class Categorical(Frozen):
 
     def __str__(self) -> str:
         return f"one of {', '.join(map(str, self.choices))}"
+
+
+def _number_of(value: Any) -> Any:
+    """The number for a text such as `1e-5`: YAML 1.1 reads numbers without a point as text."""
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
+    return float(value) if is_number else value
 
 
 Distribution: TypeAlias = Annotated[Float | Int | Categorical, Field(discriminator="type")]

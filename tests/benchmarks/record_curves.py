@@ -50,7 +50,7 @@ RAW = "raw/"
 
 
 def record(
-    number: int, params: dict[str, Any], config: TrialConfig, *, all_weights: bool
+    number: int, params: dict[str, Any], config: TrialConfig, *, all_weights: bool = False
 ) -> list[dict[str, Any]]:
     """The rows of one configuration, one a report; runs in a process of its own."""
     torch.set_num_threads(1)

@@ -155,6 +155,16 @@ def check_constraints(
         offset = constraint.offset if constraint.relation == ">=" else -constraint.offset
         if constraint.anchor == "best" and offset > 0:
             raise ValueError(f"{constraint.text!r} cannot be met, not even by the best itself")
+        known = direction(constraint.metric)
+        if constraint.anchor == "best" and known not in (None, constraint.mode):
+            raise ValueError(
+                f"{constraint.text!r}: the best {constraint.metric} is the "
+                f"{'highest' if known == 'max' else 'lowest'}; write "
+                f"{'>= best - ' if known == 'max' else '<= best + '}{abs(constraint.offset):g}"
+            )
+        is_fraction = constraint.anchor is None and 0 < constraint.offset <= 1
+        if is_fraction and constraint.metric.endswith("acc"):
+            raise ValueError(f"{constraint.text!r}: accuracies are in percent, between 0 and 100")
         if constraint.anchor == "best" or (constraint.anchor and zero_shot is None):
             continue  # the bound is not known yet
         metric, bound = constraint.metric, constraint.bound(zero_shot or {}, None)

@@ -122,6 +122,7 @@ def _learn(
         ConfigError: no study can learn from the run.
     """
     lines, problems, use = list[str](), list[ConfigError](), file.search.warm_start.use
+    saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
     for study, records in fitting:
         prefix = "" if study.method is None else f"{study.method}: "
         points = [replace(record, params=point_of(record)) for record in records]
@@ -136,7 +137,7 @@ def _learn(
                 lines.append(f"{prefix}{len(points)} trials as observations")
             else:
                 number = _enqueue(study, search, run, points, file.search.warm_start.top)
-                lines.append(f"{prefix}its best {number} points are tried first")
+                lines.append(f"{prefix}its best {number} points are tried first{saw_ood}")
             study.is_warm = True
         except ConfigError as problem:
             problems.append(problem)

@@ -73,9 +73,11 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
     given = dict(map(_parse_override, overrides))
     layers = [given]
     if variant:
-        if isinstance(variants, Mapping):
-            variants = {str(name): keys for name, keys in variants.items()}
-        if not isinstance(variants, Mapping) or variant not in variants:
+        if not isinstance(variants, Mapping):
+            problem = "expected the names of variants, each with dotted keys"
+            raise ConfigError(problem, key="variants", value=variants, source=path)
+        variants = {str(name): keys for name, keys in variants.items()}
+        if variant not in variants:
             hint = suggestion(variant, variants) if variants else "it has no variants"
             raise ConfigError(f"no variant {variant!r}", hint=hint, source=path)
         if not isinstance(variants[variant], Mapping):
@@ -87,7 +89,10 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
     origin = Origin(name, tuple(given))
     try:
         for keys in layers:
-            values = _merge(values, _nested(keys))
+            # A whole section is merged as in a file. The mapping of a dotted key replaces the old.
+            whole = {k: v for k, v in keys.items() if "." not in str(k) and isinstance(v, Mapping)}
+            dotted = {key: value for key, value in keys.items() if key not in whole}
+            values = _merge(_merge(values, whole), _nested(dotted))
         # Workers and resumed runs may not have the user's suite file, so its contents are put in.
         suite = _section(values, *_SUITE[:2]).get("suite")
         if suite is not None:

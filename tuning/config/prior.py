@@ -138,7 +138,10 @@ def _nearest(parameter: Distribution, value: Any) -> Value:
     """The value of a parameter that is nearest to a default, which may be outside or missing."""
     with suppress(TypeError, ValueError):
         return parameter.parse(value)
-    if isinstance(parameter, Categorical):
-        return parameter.choices[0]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(parameter, Categorical):
+        numbers = [c for c in parameter.choices if type(c) in (int, float)]
+        if is_number and numbers:
+            return min(numbers, key=lambda choice: abs(float(choice) - value))
+        return parameter.choices[0]
     return parameter.at(parameter.unit(value) if is_number else 0.5)

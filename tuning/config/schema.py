@@ -113,7 +113,8 @@ class ObjectiveConfig(Frozen):
 
     metric: str = "val/mean_acc"
     mode: Literal["max", "min"] = "max"
-    """By default the direction in which the metric is better, if that is known, else `max`."""
+    """By default the direction in which the metric is better. Must be given for others, such as
+    distances and costs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -305,6 +306,14 @@ class SearchConfig(Frozen):
     """Baselines that run beside the search, with the trial's own settings, never stopped early."""
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("references")
+    @classmethod
+    def _are_different(cls, references: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(references)) < len(references):
+            raise ValueError("a reference is given twice")
+        return references
+
     study_storage: str | None = None
     """Database of the Optuna study, `postgresql+psycopg://user:${PASSWORD}@host/name`; it must not
     be MLflow's. null is a journal file in the run folder."""

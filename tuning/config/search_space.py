@@ -31,6 +31,7 @@ from search_spaces import (
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
+from trainers.methods.registry import METHODS as KNOWN_METHODS
 from trainers.methods.registry import SEARCH_SPACES
 from tuning.config.prior import PriorConfig, check_names, prior_points
 from tuning.runs.records import METHOD_KEY
@@ -141,7 +142,11 @@ class SpaceConfig(_Section):
     def _methods_bring_their_spaces(cls, values: Any) -> Any:
         # The plugins' methods are registered by now, since `trial` is validated before `search`.
         for method, space in SEARCH_SPACES.items():
-            register_space(method, SearchSpace.model_validate(space))
+            try:
+                register_space(method, SearchSpace.model_validate(space))
+            except ValidationError as error:
+                problem = f"the search space that it brings: {validation_problem(error)}"
+                raise ConfigError(problem, source=f"method {method!r}") from None
         if isinstance(values, SearchSpace):  # from Python, in place of a section
             if values.branches:
                 raise ValueError("a space with branches cannot be given; use `methods`")
@@ -170,6 +175,8 @@ class SpaceConfig(_Section):
     @classmethod
     def _methods_are_known(cls, methods: Any) -> Any:
         for name in methods:
+            if name not in METHODS and name in KNOWN_METHODS:
+                raise ValueError(f"method {name!r} was registered without a search space")
             if name not in METHODS:
                 raise ValueError(f"unknown method {name!r}{did_you_mean(name, [*METHODS, ALL])}")
             if isinstance(methods, tuple) and methods.count(name) > 1:

@@ -231,7 +231,7 @@ def _check_objective(file: SearchFile) -> None:
 
     key = "search.objective.metric"
     known = [*metric_names(file.trial.data), *reported(file.trial.model)]
-    for objective in file.objectives:
+    for objective, configured in zip(file.objectives, file.search.objective, strict=True):
         if objective.metric.startswith("wise/"):
             raise ConfigError(
                 "is reported after the last step only",
@@ -247,7 +247,14 @@ def _check_objective(file: SearchFile) -> None:
             if not file.trial.data.ood_domains and not wants_id:
                 hint = f"without OOD domains, the objective can be {ID_ACC}"
             raise ConfigError("is never reported", key=key, value=objective.metric, hint=hint)
-        if (known_mode := direction(objective.metric)) not in (None, objective.mode):
+        known_mode = direction(objective.metric)
+        if known_mode is None and "mode" not in configured.model_fields_set:
+            raise ConfigError(
+                f"not known whether more or less of {objective.metric} is better",
+                key="search.objective.mode",
+                hint="write max or min",
+            )
+        if known_mode not in (None, objective.mode):
             raise ConfigError(
                 f"{'more' if known_mode == 'max' else 'less'} of {objective.metric} is better",
                 key="search.objective.mode",
@@ -285,6 +292,10 @@ def _check_budget(file: SearchFile) -> None:
         )
     if budget.target is not None and len(file.objectives) > 1:
         problem = "a target needs a single objective"
+        raise ConfigError(problem, key="search.budget.target", value=budget.target)
+    is_percent = file.objectives[0].metric.endswith("acc")
+    if budget.target is not None and is_percent and not 1 < budget.target <= 100:
+        problem = "accuracies are in percent, between 0 and 100"
         raise ConfigError(problem, key="search.budget.target", value=budget.target)
     if budget.trials < methods:
         raise ConfigError(

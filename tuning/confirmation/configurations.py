@@ -9,7 +9,7 @@ from dataclasses import replace
 from trainers.errors import ConfigError, did_you_mean
 from tuning.confirmation.results import FT, Configuration, Confirmation, read_results
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.ranking import ranked
+from tuning.selection.ranking import misses, ranked
 from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
 
 
@@ -33,7 +33,10 @@ def chosen(
     def add(rule: str, label: str, trial: TrialRecord, looks_at_ood: bool) -> None:
         if rule not in wanted or trial.outcome != "finished":
             return
-        new = Configuration(trial.trial_id, trial.params, method=search.method(trial))
+        method = search.method(trial)
+        rivals = [r for r in records if rule != BY_METHOD or search.method(r) == method]
+        missed = misses(search, rivals)[trial.trial_id]
+        new = Configuration(trial.trial_id, trial.params, method=method, misses=bool(missed))
         earlier = found.get(trial.trial_id, new)
         found[trial.trial_id] = replace(
             earlier,

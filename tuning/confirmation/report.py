@@ -22,6 +22,7 @@ from tuning.reporting.formatting import (
 )
 from tuning.reporting.result_table import Cell, Column, ResultTable, Row, fit_table
 from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT
+from tuning.selection.rules import PROPOSED_WITH_OOD
 
 _ID_ACC: Final = str(MetricKey(SPLIT, ID, "acc"))
 _OOD_MEAN_ACC: Final = str(MetricKey(SPLIT, MEAN_OOD, "acc"))
@@ -158,6 +159,10 @@ def _notes(confirmation: Confirmation) -> list[str]:
     ]
     if any(one.looks_at_ood for one in confirmation.configurations):
         lines.append("* The choice used OOD validation data: these domains are not unseen.")
+    if short_of := [one.trial_id for one in confirmation.configurations if one.misses]:
+        lines.append(f"The constraints of the search are missed by {', '.join(short_of)}.")
+    if confirmation.search.sees_ood:
+        lines.append(PROPOSED_WITH_OOD)
     lines.append(
         "Intervals cover the variation between trainings, not the sampling of test images, and are "
         "not corrected for multiple comparisons."

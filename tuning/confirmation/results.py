@@ -74,6 +74,8 @@ class Configuration:
     """Its method; None if the search does not name one."""
     best_of_method: bool = False
     """Whether it was chosen as the best of its method."""
+    misses: bool = False
+    """Whether it misses a constraint of the search, because no trial meets all."""
 
 
 @dataclass(frozen=True)

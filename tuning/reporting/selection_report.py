@@ -8,7 +8,7 @@ from typing import Final
 from tuning.reporting.formatting import format_gap, format_percent
 from tuning.reporting.result_table import Column, ResultTable, Row
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.rules import BY_METHOD, RULES, Choice, choices
+from tuning.selection.rules import BY_METHOD, PROPOSED_WITH_OOD, RULES, Choice, choices
 
 _COLUMNS: Final = (
     Column("rule", "rule", left=True),
@@ -83,7 +83,7 @@ def _notes(search: SearchRecord, found: Sequence[Choice]) -> list[str]:
             text = ", ".join(members) + (f" and {more} more" if more else "")
             lines.append(f"{choice.rule} (ID, OOD mean): {text}.")
     if search.sees_ood:
-        lines.append("The search used OOD validation data to propose trials, whatever the rule.")
+        lines.append(PROPOSED_WITH_OOD)
     if any(trial.outcome != "finished" for choice in found for trial in choice.trials):
         lines.append("No trial finished: the rules choose among the trials that got furthest.")
     reasons: dict[str, list[str]] = {}

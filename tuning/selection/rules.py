@@ -50,6 +50,10 @@ LEAVE_ONE_DOMAIN_OUT: Final = "leave_one_domain_out"
 WORST_DOMAIN: Final = "worst_domain"
 PARETO: Final = "pareto"
 
+PROPOSED_WITH_OOD: Final = (
+    "The search used OOD validation data to propose trials, whatever the rule."
+)
+
 RULES: Final[Mapping[str, str]] = MappingProxyType(
     {
         OBJECTIVE: "The best value of the search's objective.",

@@ -22,7 +22,7 @@ from trainers.evaluation.metrics import MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
-from tuning.selection.ranking import best_trial
+from tuning.selection.ranking import best_trial, choice_of
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
@@ -111,7 +111,9 @@ def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
         "params": dict(record.params),
         "outcome": record.outcome,
         "step": step,
-        "chosen": search.selection if trial_id is None else "Named by hand.",
+        "chosen": choice_of(search, records.values(), record)
+        if trial_id is None
+        else "Named by hand.",
         "looks_at_ood": search.sees_ood if trial_id is None else None,
     }
     title = f"{search.name}, {record.trial_id}"

@@ -108,6 +108,9 @@ def test_a_line_that_cannot_be_read_is_named(line: str, said: str) -> None:
         (("id_val/ece_scaled <= -1",), "cannot be met"),
         (("id_val/acc >= zero_shot.id_val/acc + 50",), "cannot be met"),
         (("id_val/acc >= 60", "id_val/acc <= 59"), "exclude each other"),
+        (("id_val/acc >= 0.6",), "in percent"),
+        (("id_val/nll >= best - 0.1",), "is the lowest; write <= best \\+ 0.1"),
+        (("ood_val/mean_acc <= best + 1",), "is the highest; write >= best - 1"),
         (("id_val/acc >= zero_shot.id_val/acc", "id_val/acc <= 50"), "exclude each other"),
     ],
 )

@@ -32,6 +32,7 @@ from tuning.runs.run_folder import search_record
 BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
 PRUNED = trial(1, 84.0, 61.5, lr=3e-4)
 PRUNED = replace(PRUNED, outcome="pruned", curve=PRUNED.curve[:2])
+SAW_OOD = "(chosen with OOD validation data)"
 FAILED = trial(3, 80.0, 50.0, outcome="failed", error="boom")
 
 
@@ -144,7 +145,7 @@ def test_where_figures_do_not_compare_the_best_points_are_tried_first_in_order(
     if differs == "unknown":
         (earlier / "environment.json").unlink()
     study, told = warm(images_root, earlier, search__warm_start__top=2)
-    assert told == [f"{earlier}: its best 2 points are tried first"]
+    assert told == [f"{earlier}: its best 2 points are tried first {SAW_OOD}"]
     assert waiting(study) == [(2e-4, 1.0), (4e-4, 1.0)]
     assert len(study.trials) == 2
     distributions = search_file(images_root).search_space().distributions()
@@ -509,4 +510,4 @@ def test_over_other_data_the_best_points_of_each_method_are_tried_first(
     kept = [records[1], records[3]]  # no ft finished: kd learns all the same
     other = write_run(earlier.parent / "other-run", methods_file(other_root), kept)
     studies, told = warm_methods(images_root, other)
-    assert told == [f"{other}: kd: its best 1 points are tried first"]
+    assert told == [f"{other}: kd: its best 1 points are tried first {SAW_OOD}"]

@@ -217,6 +217,19 @@ def test_a_variant_wins_over_the_file_and_set_over_both(tmp_path: Path) -> None:
     assert loaded(f"{inherits}:short").trial.steps == 10
 
 
+def test_a_variant_may_have_whole_sections_that_are_merged(tmp_path: Path) -> None:
+    trial = {"data": {"root": "here", "ood_domains": ["sketch"]}, "steps": 100}
+    nested = {"trial": {"steps": 10, "eval": {"every": 5}}, "search.budget.trials": 3}
+    search = {"name": "mine", "budget": {"trials": 9, "hours": 2}}
+    path = write(tmp_path, "mine", trial=trial, search=search, variants={"short": nested})
+    short = loaded(f"{path}:short")
+    assert (short.trial.steps, short.trial.eval.every) == (10, 5)
+    assert Path(short.trial.data.root).name == "here"
+    assert short.trial.data.ood_domains == ("sketch",)
+    assert (short.search.budget.trials, short.search.budget.hours) == (3, 2)
+    assert short.search.name == "mine-short"
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -238,6 +251,8 @@ def test_a_mistake_in_a_variant_has_its_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(f"{path}:worse")
     assert (caught.value.key, caught.value.value) == ("variants.worse", 3)
+    with pytest.raises(ConfigError, match="expected the names of variants"):
+        loaded(f"{write(tmp_path, 'list', variants=['bad'])}:bad")
 
 
 def test_the_recorded_configuration_needs_no_other_file(tmp_path: Path) -> None:

@@ -68,6 +68,19 @@ def test_a_choice_of_the_trial_is_the_centre_of_a_choice() -> None:
     assert others / 300 == pytest.approx(0.2 * 2 / 3, abs=0.05)
 
 
+def test_choices_in_scientific_notation_are_numbers() -> None:
+    # YAML 1.1 reads 1e-5, which has no point, as text. The trial's rate is 1e-5.
+    written = {LR: {"type": "categorical", "choices": ["1e-6", "1e-5", "3E-5", 1e-4]}}
+    center, *_ = points(search__space__parameters=written)
+    assert center[LR] == 1e-5
+    written[LR]["choices"] = ["1e-6", "2e-5", "1e-3"]
+    assert points(search__space__parameters=written)[0][LR] == 1e-6  # the nearest
+    center, *_ = points(search__space__parameters=written, search__prior__center={LR: "2e-5"})
+    assert center[LR] == 2e-5
+    with pytest.raises(ValueError, match="twice"):
+        Categorical(choices=(1e-5, "1e-5"))
+
+
 def test_given_points_replace_the_prior() -> None:
     mine = {WEIGHT: 2.0, LENGTH: 4, LR: 1e-4}
     assert points(search__space__initial_points=[mine]) == [mine]

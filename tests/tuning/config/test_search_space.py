@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from search_spaces import METHODS, Float, Int, SearchSpace, load
 from tests.trainers.tiny_models import KINDS, write_config
 from trainers.errors import ConfigError
+from trainers.methods.ft import PlainFineTuning
+from trainers.methods.registry import METHODS as KNOWN_METHODS
+from trainers.methods.registry import SEARCH_SPACES
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
+from tuning.config.search_space import SpaceConfig
 from tuning.config.validation import load_config
 
 BOTH = ["ft", "lipsum_ft"]
@@ -158,6 +163,16 @@ def test_a_mistake_in_the_space_has_its_key(
     with_set = "--set" if is_within else f"{path} with --set search.space.{given}"
     assert caught.value.source == (with_set if overrides else str(path))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_methods_search_space_may_be_wrong_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN_METHODS, "mine", PlainFineTuning)
+    with pytest.raises(ValidationError, match="'mine' was registered without a search space"):
+        SpaceConfig(methods=("mine",))
+    wrong = {"method.strength": {"type": "float", "low": 1.0, "high": 0.1}}
+    monkeypatch.setitem(SEARCH_SPACES, "mine", {"parameters": wrong})
+    with pytest.raises(ValidationError, match=r"method 'mine': the search space .*low=1.0"):
+        SpaceConfig()
 
 
 def test_by_method_needs_methods(path: Path) -> None:

@@ -27,7 +27,7 @@ from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 from trainers.ray_trainer import train_loop
-from tuning.algorithms.objectives import Objective
+from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.confirmation.configurations import chosen, read_confirmation
 from tuning.confirmation.confirm import _check_test_splits, confirm, fresh_seeds
@@ -75,6 +75,17 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path: Path) -> None:
     assert found["trial-001"].labels == ("ood_val", "leave_one_domain_out", "worst_domain")
     assert not found["trial-000"].looks_at_ood
     assert found["trial-001"].looks_at_ood
+
+
+def test_trials_that_miss_the_constraints_are_marked(tmp_path: Path) -> None:
+    constraint = parse_constraint("id_val/acc >= 82", ["id_val/acc"])
+    search = fakes.search_record(tmp_path, constraints=(constraint,))
+    one_meets = [fakes.trial(0, 85.0, 62.0), fakes.trial(1, 80.0, 70.0)]
+    found = chosen(search, one_meets, top=2, rules=("objective",))
+    assert [(one.trial_id, one.misses) for one in found] == [
+        ("trial-000", False),
+        ("trial-001", True),
+    ]
 
 
 def test_the_pareto_front_is_confirmed_on_request_only(tmp_path: Path) -> None:

@@ -57,6 +57,16 @@ def by_name(table: ResultTable) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells(table)}
 
 
+def test_the_use_of_ood_data_and_missed_constraints_are_said() -> None:
+    found = confirmation(rules=("id_val",))  # a rule without OOD data, in a search with
+    assert not any(one.looks_at_ood for one in found.configurations)
+    assert "used OOD validation data to propose trials" in notes(confirmation_table(found))
+    assert "missed" not in notes(confirmation_table(found))
+    first, *others = found.configurations
+    short = replace(found, configurations=(replace(first, misses=True), *others))
+    assert "constraints of the search are missed by ft" in notes(confirmation_table(short))
+
+
 def test_methods_are_compared_with_fine_tuning_as_tuned() -> None:
     table = methods(confirmation())
     found = by_name(table)
@@ -112,7 +122,7 @@ def test_all_configurations_have_means_and_paired_differences() -> None:
     ]
     assert f"{UNTUNED} has the settings of the configuration file" in notes(table)
     assert "trial-004 seed 1002: OutOfMemoryError: full" in notes(table)
-    assert "used OOD" not in notes(table)
+    assert "The choice used OOD" not in notes(table)
     assert "used OOD" in notes(confirmation_table(confirmation()))
 
 
