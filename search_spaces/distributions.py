@@ -71,8 +71,12 @@ class _Range(Frozen):
         steps = (number - self.low) / self.step
         return abs(steps - round(steps)) <= _GRID_TOLERANCE * max(1.0, steps)
 
-    def _parse_number(self, value: Value) -> float:
-        """The value as a number within the range and on the grid, or a ValueError."""
+    def parse(self, value: Value) -> float:
+        """The value as a number of this range; a string that spells a number is accepted.
+
+        Raises:
+            ValueError: not a number, or outside the range. The message starts with "is".
+        """
         # YAML reads 1e-5 (no dot) as a string, so a string that spells a number is accepted.
         if isinstance(value, bool):
             raise ValueError("is not a number")
@@ -98,8 +102,8 @@ class _Range(Frozen):
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
-    def _number_at(self, unit: float) -> float:
-        """Inverse of `unit`, on the grid."""
+    def at(self, unit: float) -> float:
+        """The value at a position from 0 to 1, on the grid; the inverse of `unit`."""
         unit = min(max(unit, 0.0), 1.0)
         if self.log:
             number = float(self.low * (self.high / self.low) ** unit)
@@ -108,6 +112,14 @@ class _Range(Frozen):
         if self.step is not None:
             number = self.low + round((number - self.low) / self.step) * self.step
         return min(max(number, self.low), self.high)
+
+    def near(self, center: float, width: float, rng: random.Random) -> float:
+        """A random value around a centre, normally distributed on the scale of the range.
+
+        Args:
+            width: standard deviation as a share of the range. Values outside get the bound.
+        """
+        return self.at(self.unit(center) + width * rng.gauss(0, 1))
 
     def __str__(self) -> str:
         """For people, such as `float 1e-06 .. 0.001, log scale`."""
@@ -128,26 +140,6 @@ class Float(_Range):
     high: FiniteFloat
     step: FiniteFloat | None = None
 
-    def parse(self, value: Value) -> float:
-        """The value as a float of this range; a string that spells a number is accepted.
-
-        Raises:
-            ValueError: not a number, or outside the range. The message starts with "is".
-        """
-        return self._parse_number(value)
-
-    def at(self, unit: float) -> float:
-        """The value at a position from 0 to 1, see `unit`."""
-        return self._number_at(unit)
-
-    def near(self, center: float, width: float, rng: random.Random) -> float:
-        """A random value around a centre, normally distributed on the scale of the range.
-
-        Args:
-            width: standard deviation as a share of the range. Values outside get the bound.
-        """
-        return self.at(self.unit(center) + width * rng.gauss(0, 1))
-
     def to_optuna(self) -> optuna.distributions.FloatDistribution:
         """The same distribution for Optuna."""
         return optuna.distributions.FloatDistribution(
@@ -164,23 +156,15 @@ class Int(_Range):
     step: int | None = None
 
     def parse(self, value: Value) -> int:
-        """The value as an integer of this range; `3.0` and a string that spells it are accepted.
-
-        Raises:
-            ValueError: not an integer, or outside the range. The message starts with "is".
-        """
-        number = self._parse_number(value)
+        """As `Float.parse`, and whole; `3.0` is."""
+        number = super().parse(value)
         if not number.is_integer():
             raise ValueError("is not a whole number")
         return int(number)
 
     def at(self, unit: float) -> int:
-        """The value at a position from 0 to 1, rounded, see `unit`."""
-        return round(self._number_at(unit))
-
-    def near(self, center: float, width: float, rng: random.Random) -> int:
-        """See `Float.near`."""
-        return self.at(self.unit(center) + width * rng.gauss(0, 1))
+        """As `Float.at`, rounded."""
+        return round(super().at(unit))
 
     def to_optuna(self) -> optuna.distributions.IntDistribution:
         """The same distribution for Optuna."""

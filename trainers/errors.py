@@ -7,6 +7,7 @@ a bucket that refuses) raises `StorageFailed`; the exit status is 75.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import errno
 import inspect
@@ -20,17 +21,6 @@ from pydantic import BaseModel, ValidationError
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-class _Unset:
-    """Marks that an error has no value; None is a value."""
-
-    def __reduce__(self) -> str:
-        """Pickle as the name of the only instance."""
-        return "UNSET"
-
-
-UNSET = _Unset()
-
-
 class ConfigError(ValueError):
     """A mistake of the user, found before any worker starts. Shown as one line.
 
@@ -40,7 +30,7 @@ class ConfigError(ValueError):
     Args:
         problem: what is wrong, as a full clause, such as `must be at least 1`.
         key: dotted key of the configuration, option or column.
-        value: what the user gave for it.
+        value: what the user gave for it; without one, `...`, because None is a value.
         hint: what would work instead, such as `did you mean 'lr'?`.
         source: file, folder or URL in which the mistake stands, or the option `--set`.
     """
@@ -50,38 +40,22 @@ class ConfigError(ValueError):
         problem: str,
         *,
         key: str | None = None,
-        value: object = UNSET,
+        value: object = ...,
         hint: str | None = None,
         source: object = None,
     ) -> None:
         self.problem, self.key, self.value, self.hint = problem, key, value, hint
         self.source = None if source is None else str(source)
-        named = "" if key is None else key if value is UNSET else f"{key} = {value!r}"
+        named = "" if key is None else key if value is ... else f"{key} = {value!r}"
         text = ": ".join(part for part in (self.source, named, problem) if part)
         super().__init__(text + (f" ({hint})" if hint else ""))
 
     def within(self, source: object) -> ConfigError:
         """The same mistake, with the file or folder in which it stands before its text."""
         text = "\n".join(f"{source}: {line}" for line in str(self).splitlines())
-        return _rebuilt(self.problem, self.key, self.value, self.hint, str(source), text)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Rebuild with all fields: Ray pickles errors of its workers."""
-        value = UNSET if self.value is UNSET else repr(self.value)
-        return _rebuilt, (self.problem, self.key, value, self.hint, self.source, str(self))
-
-
-def _rebuilt(
-    problem: str,
-    key: str | None,
-    value: object,
-    hint: str | None,
-    source: str | None,
-    text: str,
-) -> ConfigError:
-    error = ConfigError(problem, key=key, value=value, hint=hint, source=source)
-    error.args = (text,)
-    return error
+        error = copy.copy(self)
+        error.source, error.args = str(source), (text,)
+        return error
 
 
 class TrainingDiverged(FloatingPointError):
@@ -215,7 +189,7 @@ def _config_error(model: type[BaseModel], item: Any) -> ConfigError:
     problem = item["msg"].removeprefix("Value error, ")
     if isinstance(value, Mapping) and kind == "value_error":  # the message names the key itself
         return ConfigError(problem, key=key or None)
-    return ConfigError(problem, key=key or None, value=value if key else UNSET)
+    return ConfigError(problem, key=key or None, value=value if key else ...)
 
 
 def _key_of(model: type[BaseModel], location: Iterable[Any]) -> tuple[str, list[str]]:

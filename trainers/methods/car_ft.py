@@ -23,7 +23,7 @@ from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, kl_d
 from trainers.methods.registry import register_method
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 @register_method("car_ft")
@@ -45,21 +45,7 @@ class ContextAwareFineTuning(Method):
         if batch.zero_shot is None:
             return Loss(task, zero(task))
         contexts, scale = step.zero_shot.contexts, step.zero_shot.logit_scale
-        before, now = batch.zero_shot.features, batch.student.features
-        return Loss(task, context_divergence(now, before, contexts, scale), self.reg_weight)
-
-
-def context_divergence(
-    features: Tensor, zero_shot_features: Tensor, contexts: Tensor, logit_scale: float
-) -> Tensor:
-    """``KL(q0 || q)``, the mean over the batch.
-
-    Args:
-        features: (B, D), L2-normalised.
-        zero_shot_features: (B, D), of the same views.
-        contexts: (T, D), L2-normalised.
-        logit_scale: s.
-    """
-    return kl_divergence(
-        logit_scale * zero_shot_features @ contexts.T, logit_scale * features @ contexts.T
-    )
+        before, now = (
+            scale * encoded.features @ contexts.T for encoded in (batch.zero_shot, batch.student)
+        )
+        return Loss(task, kl_divergence(before, now), self.reg_weight)

@@ -15,13 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import optuna
 import ray
 from rich.console import Console
 
-from search_spaces import SearchSpace
 from trainers.config import with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
@@ -228,15 +225,6 @@ def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
     trials = math.ceil(file.search.budget.trials / max(1, methods))
     new_rule = partial(create_rule, file.search.scheduler, file.trial.steps, trials)
     return partial(PerGroupRule, new_rule, lambda number: number % methods) if methods else new_rule
-
-
-def proposals(space: SearchSpace, seed: int, number: int = 5) -> list[dict[str, Any]]:
-    """The first points, then random ones, as a sampler proposes them before it has results."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    for point in space.initial_points:
-        study.enqueue_trial(point)
-    return [study.ask(fixed_distributions=space.distributions()).params for _ in range(number)]
 
 
 def trial_cost(probe: Probe, rung_images: int) -> TrialCost:

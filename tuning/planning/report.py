@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tuning.planning.cost_model import Band
-from tuning.planning.plan import Plan, gigabytes, proposals
-from tuning.reporting.formatting import format_seconds, format_value, short_names
+from tuning.planning.plan import Plan, gigabytes
+from tuning.reporting.formatting import format_seconds
 
 
 def render(plan: Plan, width: int | None = None) -> RenderableType:
@@ -28,7 +28,6 @@ def render(plan: Plan, width: int | None = None) -> RenderableType:
     parts: list[RenderableType] = [
         Rule(f"[bold]Plan of {escape(search.name)}[/]", align="left", style="dim"),
         *_section("Space", Text("\n".join(plan.file.search_space().describe()))),
-        *_section("A sampler would begin with", _proposals(plan)),
         *_section("Trials", _trials(plan)),
         *_section(f"Measured on {plan.probe.device}", _measured(plan)),
         *_section("Cost", _cost(plan)),
@@ -48,25 +47,6 @@ def _table(*headers: str) -> Table:
         table.add_column(
             escape(header), justify="left" if number == 0 else "right", no_wrap=number == 0
         )
-    return table
-
-
-def _proposals(plan: Plan) -> Table:
-    space, seed = plan.file.search_space(), plan.file.search.sampler.seed
-    if space.branches:  # one point of each method, since they have few parameters in common
-        table = _table("", "")
-        table.show_header = False
-        table.columns[1].justify = "left"
-        for method, branch in space.branches.items():
-            (point,) = proposals(branch, seed, number=1)
-            values = (f"{key} {format_value(point[key])}" for key in branch.parameters)
-            table.add_row(method, escape(", ".join(values)))
-        return table
-    table = _table("", *(name.replace("_", "_\n") for name in short_names(list(space.parameters))))
-    for number, point in enumerate(proposals(space, seed), 1):
-        first = number <= len(space.initial_points)
-        cells = [escape(format_value(point[key])) for key in space.parameters]
-        table.add_row("first point" if first else "random", *cells)
     return table
 
 
