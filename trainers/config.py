@@ -140,8 +140,9 @@ class OptimConfig(Frozen):
     lr: float = Field(default=1e-5, gt=0, le=1000)
     """Peak learning rate."""
     head_lr_factor: float = Field(default=1, gt=0, le=1e6)
-    """Learning rate of a trained head as a multiple of `lr`. At 0.01 the head changes the logits as
-    fast as that of WiSE-FT's code, which contains CLIP's scale of 100."""
+    """Learning rate of a trained head as a multiple of `lr`. Its weight decay is divided by it, so
+    that the head decays as fast at any factor. At 0.01 the head trains as that of WiSE-FT's code,
+    which contains CLIP's scale of 100. The first stage of LP-FT does not use it."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a step over all workers."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=10**6)

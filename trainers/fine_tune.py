@@ -153,7 +153,7 @@ def fine_tune(
         # A stage has an optimiser and a learning-rate schedule of its own; most methods have one.
         stage = method.stage(step, config.steps)
         if step == stage.first > 0:
-            run.optimizer = optimizer_of(run.student, config)
+            run.optimizer = optimizer_of(run.student, config, stage)
         if step in (first, stage.first):
             run.student.head_alone = stage.head_alone
 

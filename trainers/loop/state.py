@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from trainers.evaluation.predictions import Predictions, parquet_of
 from trainers.loop.distributed import as_sharded, gather, shard, world
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
-from trainers.methods import Trained, Weights, check_method_fits
+from trainers.methods import Stage, Trained, Weights, check_method_fits
 from trainers.models.activations import keep_no_activations
 from trainers.models.student import Outputs, Student
 from trainers.models.text_head import heads_of
@@ -336,7 +337,7 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
         zero_shot=zero_shot,
         zero_shot_features=features,
         student=student,
-        optimizer=optimizer_of(student, config),
+        optimizer=optimizer_of(student, config, config.method.stage(0, config.steps)),
         scaler=precision.scaler(),
         precision=precision,
         device=where,
@@ -352,12 +353,20 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     )
 
 
-def optimizer_of(student: Student, config: TrialConfig) -> torch.optim.Optimizer:
-    """AdamW on the parameters that train; the head, which is their first, has its own rate."""
+def optimizer_of(student: Student, config: TrialConfig, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW on the parameters that train; the head, which is their first, has its own rate.
+
+    AdamW decays a weight by the product of learning rate and weight decay. The factor of the head's
+    rate divides its weight decay, so that it changes the head's updates but not its decay.
+    """
     optim = config.optim
+    factor = 1.0 if stage.head_alone else optim.head_lr_factor
     head = {"params": [p for n, p in student.trained.items() if n == "head"]}
     others = {"params": [p for n, p in student.trained.items() if n != "head"]}
-    groups = [{**head, "lr_factor": optim.head_lr_factor}, {**others, "lr_factor": 1.0}]
+    groups: list[dict[str, Any]] = [
+        {**head, "lr_factor": factor, "weight_decay": optim.weight_decay / factor},
+        {**others, "lr_factor": 1.0},
+    ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=optim.lr,

@@ -35,7 +35,7 @@ class LinearProbeFineTuning(PlainFineTuning):
     probe_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of the steps that train only the head."""
     probe_lr: float = Field(default=1e-3, gt=0, le=1000)
-    """Peak learning rate of these steps."""
+    """Peak learning rate of these steps; `optim.head_lr_factor` does not change it."""
 
     def stage(self, step: int, steps: int) -> Stage:
         """The probe, then everything."""

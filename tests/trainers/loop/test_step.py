@@ -61,6 +61,38 @@ def test_the_head_moves_by_its_own_multiple_of_the_learning_rate(trial: TrialCon
     assert max(moved.values()).item() == pytest.approx(1e-3, rel=0.01)
 
 
+def test_a_factor_of_a_hundredth_trains_a_head_that_contains_the_scale(trial: TrialConfig) -> None:
+    """The gradient with respect to such a head is a hundredth, and so is its eps here. Each eps is
+    above rounding, for gradients that are 0."""
+    rates = {"lr": 1e-3, "head_lr_factor": 0.01, "warmup_fraction": 0.0}
+    optim = {f"optim__{k}": v for k, v in {**rates, "weight_decay": 10.0, "eps": 1e-3}.items()}
+    config = short(trial, "ft", steps=2, eval__every=2, **optim)
+    (report,) = fine_tune(config)
+
+    run = start(config)
+    encoder = {name: p for name, p in run.student.trained.items() if name != "head"}
+    scaled_head = torch.nn.Parameter(100 * run.initial["head"])
+    groups = [
+        {"params": encoder.values(), "eps": 1e-3},
+        {"params": [scaled_head], "eps": 1e-5},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=10.0)
+    images = open_images(config.data, config.data.id_domain, "train")
+    for lr, (views, labels) in zip((1e-3, 5e-4), loop.training_batches(run, images), strict=True):
+        features = run.student(normalise(views, run.zero_shot.image_input)).features
+        logits = run.student.logit_scale / 100 * features @ scaled_head.T
+        optimizer.zero_grad()
+        functional.cross_entropy(logits, labels).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+
+    found = report.run.weights
+    torch.testing.assert_close(found.pop("head"), scaled_head / 100, rtol=0, atol=1e-6)
+    for name, value in found.items():
+        torch.testing.assert_close(value, encoder[name], rtol=0, atol=1e-5)
+
+
 def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(
     trial: TrialConfig,
 ) -> None:

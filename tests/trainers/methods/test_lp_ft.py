@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainers.curves import short
+from tests.trainers.curves import changed, short
 from trainers.config import TrialConfig
 from trainers.fine_tune import Report, fine_tune
 from trainers.loop.state import start
@@ -60,6 +60,19 @@ def test_the_head_alone_trains_for_that_share_of_the_steps(
         first, length = (0, probing) if step < probing else (probing, steps - probing)
         assert (stage.first, stage.steps) == (first, length)
         assert stage.lr == (0.3 if step < probing else None)
+
+
+def test_the_probe_has_no_factor_of_the_heads_rate(config: TrialConfig) -> None:
+    """The second stage has: in its first step, Adam moves each weight by its learning rate."""
+    plain = [at(report) for report, _ in zip(fine_tune(config), range(4), strict=False)]
+    quarter = changed(config, optim__head_lr_factor=0.25)
+    *probe, first = (at(report) for report, _ in zip(fine_tune(quarter), range(5), strict=False))
+    for one, other in zip(plain, probe, strict=True):
+        assert one.lr == other.lr
+        assert torch.equal(one.weights["head"], other.weights["head"])
+    decayed = (1 - 0.1 * first.lr) * probe[-1].weights["head"]
+    moved = (first.weights["head"] - decayed).abs().max().item()
+    assert moved == pytest.approx(0.25 * first.lr, rel=0.01)
 
 
 def test_each_stage_has_its_own_optimiser_even_after_a_resume(
