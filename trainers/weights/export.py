@@ -106,7 +106,8 @@ def write_open_clip(folder: Path, model: ModelConfig, found: Classifier) -> str:
         return f"tokenizers.Tokenizer.from_file(f'{{folder}}/{TOKENIZER}')"
     elif model.name == TINY_CLIP or model.tokenizer is not None:
         (folder / MERGES).write_bytes(packed(merges_of(tokenizer)))
-        length = tokenizer.context_length
-        name = "open_clip.SimpleTokenizer"
-        return f"{name}(f'{{folder}}/{MERGES}', context_length={length})"
+        arguments = f"context_length={tokenizer.context_length}"
+        if clean := dict(architecture(model).text.get("tokenizer_kwargs") or {}).get("clean"):
+            arguments += f", clean={clean!r}"
+        return f"open_clip.SimpleTokenizer(f'{{folder}}/{MERGES}', {arguments})"
     return "open_clip.get_tokenizer(f'local-dir:{folder}')"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import TrainState
 from trainers.models import tiny_clip
+from trainers.models.byte_pair import merges_of, packed
 from trainers.models.config import ModelConfig
 from trainers.models.loading import load_clip
 from trainers.models.text import text_facts
@@ -169,3 +171,16 @@ def test_an_exported_vocabulary_is_loaded_again(tmp_path: Path) -> None:
     assert text_facts(again).vocabulary == text_facts(ModelConfig()).vocabulary
     state = load_clip(again).state_dict()
     assert all(torch.equal(state[name], value) for name, value in clip.state_dict().items())
+
+
+def test_an_exported_vocabulary_cleans_texts_as_the_models_own(tmp_path: Path) -> None:
+    config = tiny_clip.model_config()
+    config["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    (tmp_path / "model.json").write_text(json.dumps(config))
+    (tmp_path / "bpe.txt.gz").write_bytes(packed(merges_of(tiny_clip.tokenizer())))
+    named = {"name": str(tmp_path / "model.json"), "tokenizer": str(tmp_path / "bpe.txt.gz")}
+    model, folder = ModelConfig(**named, pretrained="random"), tmp_path / "exported"
+    code = write_open_clip(folder, model, Classifier(load_clip(model), torch.zeros(2, 128)))
+    tokens = eval(code, {"open_clip": open_clip, "folder": folder})(["A t-shirt, on_sale."])
+    assert torch.equal(tokens, tiny_clip.tokenizer()(["a tshirt on sale"]))
+    assert torch.equal(tokens, load_tokenizer(model)(["A t-shirt, on_sale."]))
