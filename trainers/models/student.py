@@ -57,7 +57,7 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """L2-normalised float32 features (N, D) of token sequences (N, n)."""
-        return encode_tokens(self.clip, tokens).float()
+        return encode_tokens(self.clip, tokens)
 
 
 class Student(nn.Module):

@@ -72,7 +72,7 @@ def text_facts(model: ModelConfig) -> TextFacts:
 
 
 def encode_tokens(clip: nn.Module, tokens: Tensor, pad_token: int = 0) -> Tensor:
-    """L2-normalised text features (M, D) of token sequences (M, n) with n <= the context length.
+    """L2-normalised features (M, D), float32, of texts (M, n) with n <= the context length.
 
     The same as open_clip's `encode_text` on sequences padded to the full context. If
     attention is causal and the feature is read at the largest id, the end token, then tokens behind
@@ -83,7 +83,8 @@ def encode_tokens(clip: nn.Module, tokens: Tensor, pad_token: int = 0) -> Tensor
     if not ends_at_the_end_token(clip):
         if isinstance(tower, open_clip.CLIP | TextTransformer):
             tokens = nn.functional.pad(tokens, (0, tower.context_length - n), value=pad_token)
-        return cast(Tensor, cast(Any, clip).encode_text(tokens, normalize=True))
+        x = cast(Any, clip).encode_text(tokens, normalize=False)
+        return nn.functional.normalize(x.float(), dim=-1)
     x = tower.token_embedding(tokens) + tower.positional_embedding[:n]
     x = tower.transformer(x, attn_mask=tower.attn_mask[:n, :n])
     x = tower.ln_final(x)
@@ -91,7 +92,7 @@ def encode_tokens(clip: nn.Module, tokens: Tensor, pad_token: int = 0) -> Tensor
     projection = tower.text_projection
     if projection is not None:
         x = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-    return nn.functional.normalize(x, dim=-1)
+    return nn.functional.normalize(x.float(), dim=-1)
 
 
 def ends_at_the_end_token(clip: nn.Module) -> bool:

@@ -70,7 +70,7 @@ class ZeroShotModel:
     @torch.no_grad()
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """L2-normalised float32 text features (M, D) of token sequences (M, n)."""
-        return encode_tokens(self.clip, tokens, self.text.pad_token).float()
+        return encode_tokens(self.clip, tokens, self.text.pad_token)
 
 
 def load_zero_shot(

@@ -52,6 +52,17 @@ def test_features_equal_open_clips_on_padded_sequences(
     assert expected.std(dim=0).max() > 1e-3  # texts differ, so equality says something
 
 
+@pytest.mark.parametrize("kind", ["clip", "bidirectional", "coca"])
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_features_have_length_1_to_float32_in_any_precision(
+    kind: str, precision: torch.dtype, tiny: Callable[[str], nn.Module]
+) -> None:
+    tokens = random_texts(CLIP, 8, 8, seed=0, step=0)
+    with torch.autocast("cpu", precision):
+        lengths = encode_tokens(tiny(kind), tokens).double().norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
+
+
 def test_padding_is_left_out_if_it_does_not_matter(
     tiny: Callable[[str], nn.Module],
 ) -> None:
