@@ -46,7 +46,7 @@ from trainers.models.text import encode_tokens
 from trainers.models.tokenizers import Vocabulary
 from trainers.seeding import generator
 from trainers.texts import spoken
-from trainers.texts.random_texts import effective_rank, random_texts
+from trainers.texts.random_texts import effective_rank, random_texts, second_moment
 from trainers.weights.export import MERGES
 
 IMAGE_SEED = 7_919
@@ -96,7 +96,7 @@ def pretrain(recipe: Recipe, output: Path) -> None:
             group["lr"] = recipe.lr * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         with torch.autocast("cpu", torch.bfloat16):
             features = nn.functional.normalize(visual(views).float(), dim=-1)
-            text_features = encode_tokens(model, tokens).float()
+            text_features = encode_tokens(model, tokens)
         loss = loss_of(features, text_features, model.logit_scale.exp())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -186,12 +186,12 @@ def _write(
     """Weights and figures so far; float16 halves the file and costs no accuracy to speak of."""
     start = model.vocab_size - 2
     vocabulary = Vocabulary(start, start + 1, range(start))
-    tokens = random_texts(vocabulary, 1024, 8, seed=0, step=0)
+    texts = encode_tokens(model, random_texts(vocabulary, 1024, 8, seed=0, step=0))
     figures = {
         "step": step,
         "loss": round(loss, 4),
         "logit_scale": round(float(model.logit_scale.exp()), 2),
-        "effective_rank_of_random_texts": round(effective_rank(encode_tokens(model, tokens)), 2),
+        "effective_rank_of_random_texts": round(effective_rank(second_moment(texts)), 2),
         "seconds": round(seconds),
         "recipe": dataclasses.asdict(recipe),
     }
