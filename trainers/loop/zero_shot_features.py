@@ -36,7 +36,7 @@ from trainers.evaluation.evaluate import Drift, image_features
 from trainers.loop.distributed import any_worker
 from trainers.loop.precision import Precision
 from trainers.models.architecture import architecture
-from trainers.models.text_head import tensor_bytes
+from trainers.models.text_head import installed, tensor_bytes
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import (
     PART,
@@ -222,7 +222,8 @@ class ZeroShotFeatures:
         computed_by = torch.cuda.get_device_name(where) if on_gpu else torch.get_num_threads()
         built = json.dumps(architecture(self._config.model).config, sort_keys=True, default=str)
         texts = hashlib.sha256(repr(self._zero_shot.text).encode()).hexdigest()
-        versions = (torch.__version__, open_clip.__version__)
+        others = installed("pillow", "timm", "torchvision", "transformers")
+        versions = (torch.__version__, open_clip.__version__, *others.items())
         return self._digest, built, texts, computed_by, *versions
 
     @cached_property

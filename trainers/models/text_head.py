@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,7 +125,7 @@ def _read(path: Path) -> Heads | None:
 
 
 def head_digest(clip: nn.Module, tokenizer: Any, prompts: Prompts, built: Architecture) -> str:
-    """A hash of the text weights, the configuration, the names and templates and their tokens.
+    """A hash of text weights, configuration, versions, names, templates and their tokens.
 
     Names and templates are tokenised separately, not combined: this identifies the tokenizer as
     well, in a hundredth of the time.
@@ -132,6 +134,8 @@ def head_digest(clip: nn.Module, tokenizer: Any, prompts: Prompts, built: Archit
     settings = {
         "format": FORMAT,
         "open_clip": open_clip.__version__,
+        "torch": torch.__version__,
+        **installed("transformers"),
         "text": dict(built.text),
         "quick_gelu": built.config.get("quick_gelu", False),
         "names": prompts.names,
@@ -146,6 +150,15 @@ def head_digest(clip: nn.Module, tokenizer: Any, prompts: Prompts, built: Archit
             digest.update(name.encode())
             digest.update(tensor_bytes(parameter))
     return digest.hexdigest()
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """The versions of those packages that are installed; none is imported."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def tensor_bytes(tensor: Tensor) -> Any:

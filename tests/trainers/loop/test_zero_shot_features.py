@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.trainers.curves import changed
+from tests.trainers.installed import install
 from tests.trainers.methods.contract import configured, untimed
 from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
@@ -149,6 +150,18 @@ def test_other_weights_have_features_of_their_own(trial: TrialConfig) -> None:
     torch.testing.assert_close(after[0], by_open_clip(run, views), rtol=ROUNDING, atol=1e-6)
     for old, new in zip(before, after, strict=True):
         assert not torch.allclose(old, new, atol=1e-3)
+
+
+def test_versions_of_libraries_have_features_of_their_own(
+    trial: TrialConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(trial)
+    for package in ("", "pillow", "timm", "torchvision", "transformers", ""):
+        if package:
+            install(monkeypatch, tmp_path, package)
+        features = ZeroShotFeatures(run.zero_shot, trial, run.precision)
+        features.of_random_texts(16, 8, 0)
+    assert len(list(folder.glob("*.features"))) == 5
 
 
 def test_an_unchanged_student_has_distance_0_from_stored_features(trial: TrialConfig) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.trainers.installed import install
 from tests.trainers.tiny_models import random_model
 from trainers.models import text_head, tiny_clip
 from trainers.models.architecture import architecture
@@ -116,7 +117,9 @@ def test_a_head_that_cannot_be_kept_is_made_all_the_same(cache: Path, tmp_path: 
     )
 
 
-def test_whatever_goes_into_a_head_changes_its_key(tmp_path: Path) -> None:
+def test_whatever_goes_into_a_head_changes_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = random_model(tmp_path, "clip")
     clip, tokenizer, built = load_clip(model), load_tokenizer(model), architecture(model)
     key = head_digest(clip, tokenizer, PROMPTS, built)
@@ -136,7 +139,13 @@ def test_whatever_goes_into_a_head_changes_its_key(tmp_path: Path) -> None:
     trained = copy.deepcopy(clip)
     trained.ln_final.bias.data[3] += 1e-6  # type: ignore[union-attr, operator]
     others.append(head_digest(trained, tokenizer, PROMPTS, built))
-    assert len({key, *others}) == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "__version__", "1.0")
+        others.append(head_digest(clip, tokenizer, PROMPTS, built))
+    with monkeypatch.context() as patch:
+        install(patch, tmp_path, "transformers")
+        others.append(head_digest(clip, tokenizer, PROMPTS, built))
+    assert len({key, *others}) == 8
 
     image_side = copy.deepcopy(clip)
     image_side.visual.proj.data += 1  # type: ignore[union-attr, operator]
