@@ -32,6 +32,9 @@ _LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")
 _PNG_BIT_DEPTH = 24  # offset of that byte in a PNG
 _JPEG_SIDE = 65_500  # pixels that libjpeg writes at most
+_MAX_RATIO = 600
+"""Long by short side. Evaluation resizes the whole image before it crops: with 384 pixels of the
+short side (a model of 336), a longer one would have more pixels than Pillow opens, 89 million."""
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # except those within image data
 _JPEG_END = 0xD9
 _TRANSPOSED = {
@@ -51,7 +54,7 @@ class BadImage(ValueError):
 
     Attributes:
         kind: `empty`, `not an image`, `truncated` (cut off or corrupt), `too large`, `too small`,
-            `mode` or `cannot be encoded`.
+            `too thin`, `mode` or `cannot be encoded`.
         detail: more about it, in one line.
     """
 
@@ -89,7 +92,7 @@ def encode(data: bytes, options: EncodeOptions, border: int = 0) -> Encoded:
     then dropped.
 
     Raises:
-        BadImage: it cannot be decoded to its end, or cannot be stored.
+        BadImage: it cannot be decoded to its end, is too thin, or cannot be stored.
     """
     image, changes = _decode(data)
     try:
@@ -100,6 +103,9 @@ def encode(data: bytes, options: EncodeOptions, border: int = 0) -> Encoded:
         if border:
             rgb = image.crop((border, border, width - border, height - border))
             changes.append("border")
+        width, height = rgb.size
+        if max(width, height) > _MAX_RATIO * min(width, height):
+            raise BadImage("too thin", f"{width} x {height} pixels")
         if options.resize is not None and min(rgb.size) > options.resize:
             # torchvision rounds the long side down, too.
             size = tuple(int(options.resize * side / min(rgb.size)) for side in rgb.size)

@@ -245,10 +245,23 @@ def test_notes_of_a_camera_that_are_corrupt_do_no_harm() -> None:
 def test_a_strip_that_no_jpeg_can_hold_is_bad_and_stops_nothing() -> None:
     strip = file_of(Image.new("RGB", (30, 10_000)), "PNG")
     assert pixels(encode(strip, EncodeOptions(resize=20))).shape == (6_666, 20, 3)
-    with pytest.raises(BadImage, match="too large: 8 x 66666 pixels"):
-        encode(file_of(Image.new("RGB", (9, 75_000)), "PNG"), EncodeOptions(resize=8))
-    with pytest.raises(BadImage, match="too large: 70000 x 2 pixels"):
-        encode(file_of(Image.new("RGB", (70_000, 2)), "JPEG2000"), AS_IS)
+    with pytest.raises(BadImage, match="too large: 120 x 72000 pixels"):
+        encode(file_of(Image.new("RGB", (125, 75_000)), "PNG"), EncodeOptions(resize=120))
+    with pytest.raises(BadImage, match="too large: 70000 x 120 pixels"):
+        encode(file_of(Image.new("RGB", (70_000, 120)), "JPEG2000"), AS_IS)
+
+
+def test_an_image_too_thin_for_the_resizing_of_evaluation_is_bad() -> None:
+    """Of a model of 336 pixels, whose short side becomes 384."""
+    longest = file_of(Image.new("RGB", (2, 1_200)), "PNG")
+    assert encode(longest, AS_IS) == Encoded(longest)
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert 384 * 384 * 600 < Image.MAX_IMAGE_PIXELS < 384 * 384 * 610
+    for size in ((2, 1_201), (1_201, 2)):
+        with pytest.raises(BadImage, match=f"too thin: {size[0]} x {size[1]} pixels"):
+            encode(file_of(Image.new("RGB", size), "PNG"), AS_IS)
+    with pytest.raises(BadImage, match="too thin: 1 x 702 pixels"):
+        encode(file_of(Image.new("RGB", (5, 706)), "PNG"), AS_IS, border=2)
 
 
 PROGRESSIVE = file_of(Image.fromarray(NOISE), "JPEG", progressive=True)
