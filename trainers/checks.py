@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 from pyarrow import fs
 
@@ -18,6 +20,8 @@ from trainers.methods import check_method_fits
 from trainers.models.activations import check_activation_checkpointing
 from trainers.models.config import ModelConfig
 from trainers.models.loading import check_model
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED_DOMAINS = ("real", "painting", "clipart", "infograph", "sketch")
 
@@ -39,10 +43,15 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
     """`check_trial` for many configurations; models and data in common are checked once."""
     models: list[ModelConfig] = []
     data: list[DataConfig] = []
+    num_images: list[int] = []
+    repeating: list[tuple[int, int]] = []
     for config in configs:
         if config.data not in data:
-            check_data(config.data)
+            num_images.append(check_data(config.data))
             data.append(config.data)
+        images = num_images[data.index(config.data)]
+        if 0 < images < config.optim.batch_size:
+            repeating.append((config.optim.batch_size, images))
         if config.model not in models:  # after the data: it may fetch weights
             check_model(config.model)
             models.append(config.model)
@@ -50,13 +59,28 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
             check_activation_checkpointing(config.model)
         check_method_fits(config.method, config.model)
         config.method.check_files()
+    if repeating:
+        _warn_of_repeats(*max(repeating))
 
 
-def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
+@cache
+def _warn_of_repeats(batch_size: int, images: int) -> None:
+    logger.warning(
+        "optim.batch_size = %d: larger than the training set of %d images, so a step has images "
+        "several times, each time in the same view",
+        batch_size,
+        images,
+    )
+
+
+def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
     """Raise a ConfigError for data that are missing, unfinished, mislabelled or too large.
 
     Args:
         parts: the parts that will be read, of the ID domain first. Default: those of a trial.
+
+    Returns:
+        The number of images of the first part; 0 for the embedded benchmark.
     """
     data.rules.check_rules(data.domains)
     parts = parts or data.trial_parts
@@ -71,11 +95,12 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> None:
         check_limit(store, every, needed, limit_bytes=data.cache_bytes)
         warn_if_shared(cache_folder())
     if not headers:
-        return
+        return 0
     id_classes = headers[parts[0]].class_names
     data.rules.prompts(id_classes)
     for (domain, _), header in headers.items():
         domain_class_map(data, id_classes, domain, header)
+    return 0 if data.root == EMBEDDED else headers[parts[0]].rows
 
 
 def _embedded(parts: Sequence[Part]) -> dict[Part, Header]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
-from trainers.checks import check_data, check_trial
+from trainers.checks import check_data, check_trial, check_trials
 from trainers.config import DataConfig, TrialConfig, with_overrides
 from trainers.data.schema import arrow_schema, part_path, write_images
 from trainers.errors import ConfigError
@@ -144,6 +144,20 @@ def test_the_embedded_benchmark_is_checked_unbuilt(
         "sketch": {"class_map": {"apple": ["apple"]}}}}  # fmt: skip
     with pytest.raises(ConfigError, match="sketch: its class_map has nothing for"):
         check_data(DataConfig.model_validate({"suite": mapped}))
+
+
+@pytest.mark.parametrize(("batch_sizes", "named"), [([3], None), ([2, 5, 4], 5)])
+def test_a_batch_larger_than_the_training_set_is_reported_once(
+    batch_sizes: list[int], named: int | None, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checks._warn_of_repeats.cache_clear()
+    optims = [{"batch_size": size} for size in batch_sizes]
+    trials = [TrialConfig.model_validate({"data": data(root), "optim": o}) for o in optims]
+    for _ in range(2):
+        check_trials(trials)
+    said = "larger than the training set of 3 images"
+    begins = [] if named is None else [f"optim.batch_size = {named}: {said}"]
+    assert [message.split(", ")[0] for message in caplog.messages] == begins
 
 
 def test_a_text_length_beyond_the_context_is_refused(root: Path) -> None:
