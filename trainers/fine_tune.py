@@ -96,7 +96,10 @@ class Report:
         self.run.reports[-1].update(metrics)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint from which `fine_tune` resumes bit for bit.
+        """Write a checkpoint from which `fine_tune` resumes.
+
+        With one or two workers it resumes bit for bit. With more, results differ by rounding: the
+        first steps of a process add the workers' gradients up in another order (see `Stepper`).
 
         Every worker must call it; the first one writes.
         """

@@ -1,7 +1,8 @@
 """Everything random is a function of (seed, purpose, counters), independent of earlier draws.
 
-So a resumed run continues bit for bit, all workers agree without communication, and two trials of a
-search use the same batches and views: they differ only in their hyperparameters.
+So a resumed run draws the same as one without an interruption, all workers agree without
+communication, and two trials of a search use the same batches and views: they differ only in their
+hyperparameters.
 """
 
 from __future__ import annotations

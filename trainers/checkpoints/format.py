@@ -60,7 +60,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The complete state of a training, which continues from it bit for bit."""
+    """The complete state of a training, which continues from it.
+
+    It continues bit for bit with one or two workers, and else up to the rounding of sums.
+    """
 
     weights: Mapping[str, Tensor]
     """Weights of the last evaluation (EMA, WiSE, ...), with the class head."""
