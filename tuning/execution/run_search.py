@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from rich.console import Console
 from search_spaces import SearchSpace
 from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import Store, open_store, url_of
-from trainers.errors import ConfigError
+from trainers.errors import ConfigError, StorageFailed
 from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
@@ -49,7 +49,7 @@ from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.formatting import show_phase
 from tuning.reporting.progress import ProgressCallback
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import JOURNAL_FILE, History, Journal, add_missed_reports, read_history
+from tuning.runs.journal import History, Journal, add_missed_reports, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import (
     BestTrial,
@@ -216,8 +216,12 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
     try:
         return continue_search(run_folder, file, options)
     except (ConfigError, TrackingError):
-        if not (run_folder / JOURNAL_FILE).is_file() or not read_history(run_folder).records:
-            shutil.rmtree(run_folder)  # no trial has started
+        # Another process may have found the folder, and may be running the search.
+        with suppress(ConfigError, StorageFailed), closing(Journal(run_folder)):
+            if not read_history(run_folder).records:  # no trial has started
+                shutil.rmtree(run_folder, ignore_errors=True)
+        with suppress(OSError):
+            run_folder.rmdir()  # NFS keeps a folder while its journal is open
         raise
 
 

@@ -18,11 +18,18 @@ from trainers.overrides import nest
 from tuning.config.schema import SamplerConfig, SearchFile
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
+from tuning.execution import run_search
 from tuning.execution.run_search import SearchOptions, continue_search
 from tuning.runs import resume
-from tuning.runs.journal import JOURNAL_FILE, Journal
+from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
 from tuning.runs.resume import earlier_run, extend_search, resume_search, search_or_resume
-from tuning.runs.run_folder import CONFIG_FILE, environment, load_run, write_config
+from tuning.runs.run_folder import (
+    CONFIG_FILE,
+    create_run_folder,
+    environment,
+    load_run,
+    write_config,
+)
 
 NARROWER = f"search.space.parameters.{LR}.low=1e-5"
 
@@ -293,6 +300,36 @@ def test_the_loser_of_two_resumes_at_once_writes_nothing(run: Path) -> None:
         continue_search(run, changed, SearchOptions())
     winner.close()
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_a_new_run_folder_that_another_process_runs_is_not_removed(
+    is_taken: bool, images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process finds the folder before the one that has created it runs the search."""
+    others: list[Journal] = []
+
+    def create(file: SearchFile) -> Path:
+        folder = create_run_folder(file)
+        assert earlier_run(file) == folder
+        if is_taken:
+            others.append(Journal(folder))
+            others[0].session_started(file.fingerprints())
+        return folder
+
+    def refuse(_: object) -> None:
+        raise ConfigError("no driver")
+
+    monkeypatch.setattr(run_search, "create_run_folder", create)
+    if not is_taken:
+        monkeypatch.setattr(run_search, "check_drivers", refuse)
+    reason = "another process is running this search" if is_taken else "no driver"
+    with pytest.raises(ConfigError, match=reason):
+        search_or_resume(named(images_root, tmp_path))
+    assert (tmp_path / "mine").exists() == is_taken
+    for other in others:
+        other.close()
+        assert read_history(tmp_path / "mine").fingerprints
 
 
 def test_a_value_that_cannot_be_is_refused_as_in_a_new_search(run: Path) -> None:
