@@ -175,7 +175,10 @@ class SearchRule:
                 rule = self._rule.rules.get(record.params.get(METHOD_KEY, self._method))
                 if isinstance(rule, CheckedRule):
                     rule.decide()
-            for report in record.curve:
+            # A stopped trial repeats its last report, which may have been found in a checkpoint: it
+            # is decided then.
+            curve = record.curve[:-1] if record.outcome == "stopped" else record.curve
+            for report in curve:
                 self.should_continue(record.number, record.params, report)
 
     def _values(self, report: Mapping[str, Any]) -> Values | None:

@@ -142,6 +142,17 @@ def test_the_rungs_of_earlier_sessions_are_known_after_a_resume() -> None:
     assert set(decisions[0]) == {True, False}
 
 
+@pytest.mark.parametrize("value", [1.0, 70.0])
+def test_a_stopped_trial_is_compared_when_it_repeats_its_last_report(value: float) -> None:
+    """A killed driver has not seen that report; it was found in a checkpoint."""
+    others = [record(number, 50.0 + number, 60.0, 70.0) for number in range(4)]
+    uninterrupted = scheduler(earlier=others)
+    resumed = scheduler(earlier=[*others, replace(record(4, value), outcome="stopped")])
+    for s in (uninterrupted, resumed):
+        assert goes_on(s, tune_trial(4), 30, value) == (value == 70.0)
+        assert goes_on(s, tune_trial(5), 30, 51.5) == (value == 1.0)  # third or fourth of six
+
+
 def test_the_references_of_earlier_sessions_move_no_rung() -> None:
     reference = replace(record(-1, 99.0), trial_id="ft", kind="reference")
     assert goes_on(scheduler(earlier=[reference]), tune_trial(0), 30, 1.0)
