@@ -377,6 +377,5 @@ def _run_trials(
         tuner.fit()
     if budget.is_broken:
         return "stopped"
-    running = any(record.outcome == "running" for record in recorder.records.values())
-    complete = proposer.is_exhausted and not running
+    complete = proposer.is_exhausted and recorder.is_complete
     return "finished" if complete or budget.over() is not None else "stopped"

@@ -79,6 +79,11 @@ class Recorder(TuneCallback):
             self._notify("trial_ended", record)
         self._earlier = []
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every trial has ended for good. One whose process never started has not."""
+        return all(record.is_final for record in self.records.values())
+
     def proposed(self, record: TrialRecord) -> None:
         """Keep a proposal. It is written to the journal when its trial starts."""
         self.records[record.trial_id] = record

@@ -197,6 +197,20 @@ def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path: Path) -> None:
     assert [point["step"] for point in r.records["trial-000"].curve] == [40, 80, 120]
 
 
+@pytest.mark.parametrize("earlier", [[], [replace(fakes.trial(0), outcome="stopped")]])
+def test_a_trial_whose_process_never_started_has_not_ended(
+    tmp_path: Path, earlier: Sequence[TrialRecord]
+) -> None:
+    r = recorder(tmp_path, earlier=earlier)
+    r.proposed(r.records["trial-000"])
+    assert not r.is_complete
+    r.on_trial_start(0, [], tune_trial())
+    assert not r.is_complete
+    report(r, tune_trial(), fakes.TOTAL_STEPS)
+    r.on_trial_complete(0, [], tune_trial())
+    assert r.is_complete
+
+
 def test_memory_of_an_ended_trial_is_freed(tmp_path: Path) -> None:
     r = recorder(tmp_path)
     trial = tune_trial()
