@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -43,7 +44,10 @@ class TrialProposer(Searcher):
         self._studies, self._recorder, self._config_of = studies, recorder, config_of
         self._may_propose = may_propose
         earlier = list(earlier)
-        self._next_number = 1 + max((record.number for record in earlier), default=-1)
+        # A kill may have lost a proposal whose process had not started, but not a later one.
+        used = {record.number for record in earlier}
+        self._unused = (number for number in itertools.count() if number not in used)
+        self._next_number = next(self._unused)
         started = {record.trial_id for record in earlier}
         self._waiting = deque(record for record in earlier if record.outcome == "stopped")
         self._waiting.extend(
@@ -71,7 +75,8 @@ class TrialProposer(Searcher):
         if not self._may_propose(self._next_number):
             return None
         record = self._studies.propose(self._next_number, trial_name(self._next_number))
-        self._next_number += record is not None
+        if record is not None:
+            self._next_number = next(self._unused)
         return record
 
     def on_trial_complete(

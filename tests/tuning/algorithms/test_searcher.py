@@ -253,6 +253,18 @@ def test_unfinished_trials_go_on_under_their_names_after_a_kill(search: SearchRe
     assert [point["val/mean_acc"] for point in resumed.curve] == [49.5, 51.0]
 
 
+def test_a_kill_while_processes_start_takes_no_trial_of_the_budget(search: SearchRecord) -> None:
+    with Session(search, SPACE, trials=4) as session:
+        session.propose()  # its process starts later than that of the next
+        session.start()
+    with Session(search, SPACE, trials=4) as session:
+        names = []
+        while (record := session.run(50.0)) is not None:
+            names.append(record.trial_id)
+    assert names == ["trial-001", "trial-000", "trial-002", "trial-003"]
+    assert len(read_history(search.run_folder).records) == 4
+
+
 def test_a_narrowed_space_hides_outsiders_from_the_sampler(search: SearchRecord) -> None:
     with Session(search, SPACE) as session:
         session.run(50.0)
