@@ -118,6 +118,8 @@ class CheckpointCallback(Callback):
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Decide whether the trial's weights are kept, and which others are no longer needed."""
+        if record.trial_id in self._ended:  # in an earlier session: what was decided then stays
+            return
         self._decide([record.compact])
         self._clean()
 
@@ -126,8 +128,7 @@ class CheckpointCallback(Callback):
         self._clean()
 
     def _decide(self, records: Sequence[TrialRecord]) -> None:
-        # Events of earlier sessions may be repeated; what was decided then stays.
-        new = [r for r in records if r.is_final and r.trial_id not in self._ended]
+        new = [record for record in records if record.is_final]
         self._ended.update(record.trial_id for record in new)
         finished = [record for record in new if record.outcome == "finished"]
         for begin in range(0, len(finished), _AT_ONCE):
