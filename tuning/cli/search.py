@@ -181,15 +181,22 @@ def report(
     from tuning.runs.journal import is_running
     from tuning.runs.run_folder import load_run
 
-    loaded = load_run(run)
-    checkpoints = url_of(loaded.home, TRAIN_FOLDER)
-    write_results(loaded.folder, loaded.search, loaded.history.records, checkpoints)
+    def is_over() -> bool:
+        return load_run(run).history.outcome is not None or not is_running(run)
+
+    while True:
+        was_over = is_over()
+        loaded = load_run(run)
+        checkpoints = url_of(loaded.home, TRAIN_FOLDER)
+        write_results(loaded.folder, loaded.search, loaded.history.records, checkpoints)
+        if was_over or not is_over():
+            break  # otherwise the search has ended, and its last results may have been replaced
     status(run)
     page = loaded.folder / REPORT_FOLDER / REPORT_FILE
     show("Report", page)
     if open_:
         webbrowser.open(page.resolve().as_uri())
-    if not is_running(run):  # a running search writes to MLflow itself
+    if was_over and not is_running(run):  # a running search writes to MLflow itself
         try:
             show("MLflow", backfill(loaded))
         except TrackingError as error:

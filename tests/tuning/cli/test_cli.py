@@ -34,9 +34,10 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution import run_search
 from tuning.execution.run_search import SearchResult
+from tuning.reporting.callback import write_results
 from tuning.runs import resume
 from tuning.runs.journal import Journal
-from tuning.runs.records import SearchOutcome
+from tuning.runs.records import SearchOutcome, SearchRecord
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 
 COMMANDS = {
@@ -337,6 +338,35 @@ def test_report_writes_tables_and_figure_again(run: Path) -> None:
     assert len(curves) == 1 + 6 + 6 + 2  # the zero-shot model, ft, and two of the trials
     with Image.open(run / "report" / "id_vs_ood.png") as image:
         assert image.width > 600
+
+
+@pytest.mark.parametrize("is_closed", [True, False])  # a driver still writes to MLflow
+def test_report_at_the_end_of_a_search_shows_its_end(
+    is_closed: bool, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = trial(3, 86.0, 63.0)
+    driver = Journal(run)
+    driver.session_started({})
+    driver.trial_started(last)
+    states: list[str] = []
+
+    def write_later(folder: Path, search: SearchRecord, records: Any, *more: Any) -> None:
+        if not states:  # the search ends after its state was read
+            driver.trial_ended(replace(last, outcome="failed"))
+            driver.session_ended("finished")
+            if is_closed:
+                driver.close()
+        states.append(records[-1].outcome)
+        write_results(folder, search, records, *more)
+
+    monkeypatch.setattr("tuning.reporting.callback.write_results", write_later)
+    shown = CliRunner().invoke(app, ["report", str(run)])
+    driver.close()
+    assert shown.exit_code == 0, shown.output
+    assert states == ["running", "failed"]
+    rows = pq.read_table(run / "trials.parquet").to_pylist()
+    assert {row["trial_id"]: row["outcome"] for row in rows}["trial-003"] == "failed"
+    assert ("MLflow" in shown.output) == is_closed
 
 
 @pytest.fixture
