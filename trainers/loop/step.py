@@ -53,7 +53,7 @@ class Stepper:
     If a step runs out of memory, its parts are halved and it is taken again. Several workers must
     agree on that, which is impossible in the middle of DDP's reductions: so the first steps, which
     may not fit, average their gradients afterwards. In any later step, and in sharded models, an
-    out-of-memory error ends the process, and a retry resumes from the last checkpoint.
+    out-of-memory error of one of several workers is raised, and the trial fails.
 
     Args:
         run: its state at the time when training begins or is resumed.
