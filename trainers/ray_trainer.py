@@ -207,6 +207,8 @@ def serve(values: dict[str, Any]) -> None:
                 config, folder = TrialConfig.model_validate_json(request.trial), request.folder
                 running.enter_context(restored_state())
                 fill_cache(config)
+                if not is_alone:
+                    barrier()  # the clock starts once all nodes have the images
                 trial = train(config, open_storage(folder), on_progress=note_progress)
                 reports = running.enter_context(closing(trial))
             if is_first:
@@ -234,8 +236,8 @@ def _next_answer(reports: Iterator[Report]) -> Answer:
 def fill_cache(config: TrialConfig, *more_splits: str | None) -> None:
     """Copy the images of a trial into the cache of this machine if they are not there.
 
-    That may take hours on one node while the others have them already. The barrier in
-    `newest_on_this_node`, which comes next, is Ray's and does not time out.
+    That may take hours on one node while the others have them already. They wait at a barrier of
+    Ray, in `serve` or in `newest_on_this_node`, which does not time out.
     """
     from trainers.loop.state import load_split, open_images
 

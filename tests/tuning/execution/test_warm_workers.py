@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,56 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(
     assert measured(second.metrics) == measured({"step": 6, **last})
     assert first.metrics["step"] == 3
     assert weights(tmp_path / "warm") == weights(tmp_path / "fresh")
+
+
+def test_a_trial_is_timed_once_every_node_has_its_images(
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second worker fills its cache until the first one waits, or has started the clock."""
+    events = tmp_path / "events"
+    events.touch()
+
+    def note(event: str) -> None:
+        with events.open("a") as file:
+            file.write(f"{event}\n")
+
+    class Noted:
+        """The exchange; notes the start of the clock."""
+
+        def __init__(self, exchange: Any) -> None:
+            self._exchange = exchange
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "training":
+                note("clock")
+            return getattr(self._exchange, name)
+
+    def serve(values: dict[str, Any]) -> None:
+        ray_trainer: Any = import_module("trainers.ray_trainer")
+        fill_cache, barrier = ray_trainer.fill_cache, ray_trainer.barrier
+
+        def fill_last(config: TrialConfig) -> None:
+            fill_cache(config)
+            while not events.read_text():
+                time.sleep(0.05)
+            note("filled")
+
+        def noted_barrier() -> None:
+            note("waits")
+            barrier()
+
+        if ray.train.get_context().get_world_rank() == 0:
+            ray_trainer.barrier = noted_barrier
+            ray_trainer.serve({"exchange": Noted(values["exchange"])})
+        else:
+            ray_trainer.fill_cache = fill_last
+            ray_trainer.serve(values)
+
+    monkeypatch.setattr("tuning.execution.warm_workers.serve", serve)
+    workers = WarmWorkers(ResourcesConfig(workers=2).per_trial())
+    run(workers, trial, tmp_path / "trial", 1)
+    workers.end()
+    assert events.read_text().splitlines()[:3] == ["waits", "filled", "clock"]
 
 
 def test_a_slot_knows_how_far_its_trial_is_and_may_end_it_there(
