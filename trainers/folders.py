@@ -29,10 +29,16 @@ def appearing(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+def temporary_folder(
+    prefix: str, parent: Path | None = None, name: str | None = None
+) -> Iterator[Path]:
     """A folder that is removed at the end of the block, unless the block has renamed it.
 
     What killed processes have left of the same prefix and parent is removed first.
+
+    Args:
+        parent: by default the folder for temporary files.
+        name: follows the prefix, and must be new; by default random letters.
     """
     parent = parent or Path(tempfile.gettempdir())
     for left in parent.glob(f"{glob.escape(prefix)}*"):
@@ -42,7 +48,8 @@ def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
         new = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=parent))
         with suppress(OSError):  # without locks, as on NFS, no other process removes anything
             stack.enter_context(locked(new))
-        folder = new.rename(parent / new.name[1:])  # now others see it, and it is locked
+        named = new.name[1:] if name is None else f"{prefix}{name}"
+        folder = new.rename(parent / named)  # now others see it, and it is locked
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 

@@ -11,7 +11,7 @@ open_clip nor the training loop at its top.
 
 from __future__ import annotations
 
-import shutil
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -45,6 +45,7 @@ from trainers.errors import (
     system_words,
 )
 from trainers.exchange import Answer
+from trainers.folders import temporary_folder
 from trainers.process_state import restored_state
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ cache of images may take hours, but happens before the first such operation."""
 
 NOTICE_S, NOTICE_STEPS = 1.0, 20
 """Interval between two checks for nodes that announce their end, and its limit in steps."""
+
+FETCHED, SAVED = "lipsum-tune-fetched-", "lipsum-tune-saved-"
+"""Prefixes of temporary folders: of a checkpoint to continue from, and of one that is written."""
 
 WORKER_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(REPORT_POLL_S),
@@ -289,22 +293,20 @@ def newest_on_this_node(folder: Store) -> Iterator[Path | None]:
     if context.get_world_rank() == 0:
         with storage_failures(folder.url, "the checkpoints cannot be read"):
             newest = newest_checkpoint(folder, resumable=True)
-    newest = broadcast_from_rank_zero(newest)
+    newest, unique = broadcast_from_rank_zero((newest, secrets.token_hex(4)))
     if newest is None:
         yield None
     elif folder.is_local:
         yield folder.local_path(newest)
     else:
-        # Attempts at a trial have different names, so none finds what another left here.
-        target = Path(tempfile.gettempdir()) / f"lipsum-tune-{context.get_experiment_name()}"
-        try:
+        # A name that is new and, on a disk that nodes share, differs between them.
+        name = f"{unique}-{context.get_node_rank()}"
+        with ExitStack() as stack:
             if context.get_local_rank() == 0:
+                target = stack.enter_context(temporary_folder(FETCHED, name=name))
                 fetch_checkpoint(folder.at(newest), target, (STATE, WEIGHTS))
             barrier()
-            yield target
-        finally:
-            if context.get_local_rank() == 0:
-                shutil.rmtree(target, ignore_errors=True)
+            yield Path(tempfile.gettempdir()) / f"{FETCHED}{name}"
 
 
 class _PreemptionNotice:
@@ -353,13 +355,13 @@ def save(report: Report, folder: Store) -> None:
 @contextmanager
 def saved_locally(report: Report) -> Iterator[Path]:
     """Within the block, the checkpoint of a report in a temporary folder of the first worker."""
-    with tempfile.TemporaryDirectory(prefix="lipsum-tune-", ignore_cleanup_errors=True) as name:
+    with temporary_folder(SAVED) as folder:
         try:
-            report.save(Path(name))
+            report.save(folder)
         except (OSError, StorageFailed) as error:
             message = system_words(error) if isinstance(error, OSError) else str(error)
             raise StorageFailed(
                 f"node {ray.util.get_node_ip_address()}: {message}; TMPDIR selects another folder "
                 "for temporary files"
             ) from None
-        yield Path(name)
+        yield folder

@@ -27,7 +27,7 @@ from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint, s
 from trainers.config import TrialConfig
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
-from trainers.ray_trainer import saved_locally
+from trainers.ray_trainer import SAVED, saved_locally
 from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
@@ -189,7 +189,7 @@ def test_a_full_folder_for_temporary_files_is_named_with_its_node(
         with pytest.raises(StorageFailed) as caught, saved_locally(report):
             pass
         assert list(disk.iterdir()) == []
-    said = rf"node [\d.]+: {disk}/lipsum-tune-\w+: a checkpoint cannot be written: {FULL}; TMPDIR "
+    said = rf"node [\d.]+: {disk}/{SAVED}\w+: a checkpoint cannot be written: {FULL}; TMPDIR "
     assert re.match(said, str(caught.value))
 
 

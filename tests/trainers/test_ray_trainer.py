@@ -1,0 +1,65 @@
+"""Temporary folders of workers. Tests of warm workers and of searches train on a real Ray."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+
+from trainers import ray_trainer
+from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint
+from trainers.checkpoints.storage import prepare_folder, write_checkpoint
+from trainers.data.storage import open_store
+from trainers.ray_trainer import newest_on_this_node, saved_locally
+
+CHECKPOINT = Checkpoint({"head": torch.zeros(9)}, {"since_report": {"step": 40}}, Progress(40), ())
+
+
+def save(folder: Path) -> None:
+    save_checkpoint(folder, CHECKPOINT, ["ant"])
+
+
+def fetched(folder: Path) -> AbstractContextManager[Path | None]:
+    """The newest checkpoint of a store that is not on this machine."""
+    store = open_store(f"memory://{folder}/train")
+    prepare_folder(store)
+    save(folder / "written")
+    write_checkpoint(store, folder / "written")
+    return newest_on_this_node(store)
+
+
+def saved(folder: Path) -> AbstractContextManager[Path | None]:
+    report: Any = SimpleNamespace(save=save)
+    return saved_locally(report)
+
+
+@pytest.mark.parametrize("checkpoint", [fetched, saved])
+def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
+    checkpoint: Callable[[Path], AbstractContextManager[Path | None]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ranks = ("get_world_rank", "get_local_rank", "get_node_rank")
+    context = SimpleNamespace(**dict.fromkeys(ranks, lambda: 0), get_experiment_name=lambda: "slot")
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray_trainer, "broadcast_from_rank_zero", lambda value: value)
+    monkeypatch.setattr(ray_trainer, "barrier", lambda: None)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with checkpoint(tmp_path / "a") as running:
+        assert running is not None
+        shutil.copytree(running, f"{running}-killed")  # without the lock of a process
+        with checkpoint(tmp_path / "b") as other:
+            assert set(temporary.iterdir()) == {running, other}
+            assert other is not None
+            assert {file.name for file in other.iterdir()} == {f.name for f in running.iterdir()}
+    assert list(temporary.iterdir()) == []
