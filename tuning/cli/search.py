@@ -173,13 +173,13 @@ def report(
     Example: lipsum-tune report quickstart --open
     """
     from trainers.data.storage import url_of
+    from trainers.errors import ConfigError
     from tuning.checkpoints.files import TRAIN_FOLDER
     from tuning.mlflow_logging.callback import backfill
-    from tuning.mlflow_logging.client import TrackingError
     from tuning.reporting.callback import write_results
     from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.runs.journal import is_running
-    from tuning.runs.run_folder import load_run
+    from tuning.runs.run_folder import check_is_no_copy, load_run
 
     def is_over() -> bool:
         return load_run(run).history.outcome is not None or not is_running(run)
@@ -198,8 +198,9 @@ def report(
         webbrowser.open(page.resolve().as_uri())
     if was_over and not is_running(run):  # a running search writes to MLflow itself
         try:
+            check_is_no_copy(loaded)
             show("MLflow", backfill(loaded))
-        except TrackingError as error:
+        except ConfigError as error:
             warn(error)
 
 

@@ -34,7 +34,13 @@ from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_soup
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, check_same_inputs, config_of, load_run
+from tuning.runs.run_folder import (
+    LoadedRun,
+    check_is_no_copy,
+    check_same_inputs,
+    config_of,
+    load_run,
+)
 from tuning.selection.ranking import ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
 
@@ -86,10 +92,11 @@ def make_soup(
     """Average at most `top` of a search's best trials, as a Ray task on the hardware of its trials.
 
     Raises:
-        ConfigError: fewer than two ingredients, some that cannot be averaged, or data that have
-            changed since the search.
+        ConfigError: fewer than two ingredients, some that cannot be averaged, data that have
+            changed since the search, or a copy of a run folder that still exists.
     """
     run = load_run(folder)
+    check_is_no_copy(run)
     found = ingredients(run, top, method)
     data, resources = run.file.trial.data, run.file.search.resources
     resolve_root(data.root, progress=True)

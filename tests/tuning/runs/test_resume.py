@@ -30,6 +30,7 @@ from tuning.runs.run_folder import (
     load_run,
     write_config,
 )
+from tuning.weights.soup import make_soup
 
 NARROWER = f"search.space.parameters.{LR}.low=1e-5"
 
@@ -70,7 +71,7 @@ def test_a_copy_does_not_go_on_while_the_original_exists(
     run: Path, went_on: list[SearchFile]
 ) -> None:
     copy = Path(shutil.copytree(run, run.with_name("copy")))
-    for go_on in (resume_search, extend_search, confirm):
+    for go_on in (resume_search, extend_search, confirm, make_soup):
         with pytest.raises(ConfigError, match=f"a copy of {run}"):
             go_on(copy)
     assert went_on == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tuning.execution.ray_session import ray_session
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
+from tuning.runs.journal import Journal
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.weights.report import soup_report
@@ -148,6 +150,8 @@ def test_a_soup_is_kept_logged_and_exported(images_root: Path, tmp_path: Path) -
 def test_a_soup_that_cannot_be_kept_is_not_made(real: Real, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256 << 10) as disk:
         shutil.copytree(real[0], disk / "mine")
+        with closing(Journal(disk / "mine")) as journal:
+            journal.session_started({})  # a search of its own there, and no copy
         make_read_only(disk)
         with pytest.raises(OSError, match="Read-only file system"):
             make_soup(disk / "mine", method="ft")
