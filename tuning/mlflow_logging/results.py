@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trainers.redact import redact
@@ -37,7 +38,13 @@ logger = logging.getLogger(__name__)
 
 
 def log_confirmation(tracking_uri: str, experiment: str, confirmation: Confirmation) -> None:
-    """Write each confirmed configuration below the search's run, and upload the report there."""
+    """Write each confirmed configuration below the search's run, and upload the report there.
+
+    The values are means over all seeds so far, of this call and earlier ones, as in the report.
+    MLflow shows the value of the highest step, which would stay that of an earlier call with more.
+    """
+    stored = sorted({seed for _, seed in confirmation.results if seed is not None})
+    confirmation = replace(confirmation, seeds=tuple(stored))
 
     def write(client: MlflowClient, parent: Run) -> None:
         for configuration in confirmation.configurations:

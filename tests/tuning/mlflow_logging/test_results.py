@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,16 @@ def test_differences_follow_a_baseline_that_was_tried_again(runs: Path) -> None:
         (run,) = client.search_runs([experiment_id], "tags.confirms = 'trial'")
         assert run.data.metrics["vs_ft/id_test/acc"] == pytest.approx(difference)
     assert len(client.get_metric_history(run.info.run_id, "vs_ft/id_test/acc")) == 2
+
+
+def test_a_later_call_with_fewer_seeds_leaves_the_means_over_all(runs: Path) -> None:
+    search, uri = fakes.search_record(runs / "mine"), default_tracking_uri(runs)
+    client, experiment_id = connect(uri, "lipsum-tune")
+    SearchRuns(client, experiment_id, search).open_parent()
+    found = confirmation(search, ft=[60.0, 62.0], trial=[70.0, 73.0])
+    for seeds in (SEEDS, SEEDS[:1]):
+        log_confirmation(uri, "lipsum-tune", replace(found, seeds=seeds))
+        (run,) = client.search_runs([experiment_id], "tags.confirms = 'trial'")
+        assert run.data.tags["seeds"] == "1000, 1001"
+        assert run.data.metrics["id_test/acc"] == 71.5
+        assert run.data.metrics["vs_ft/id_test/acc"] == 10.5
