@@ -82,6 +82,8 @@ class MlflowCallback(Callback):
         self._thread: threading.Thread | None = None
         self._away = False  # this and the next are used by the thread alone
         self._refusals: set[str] = set()
+        self.num_refused = 0
+        """Number of writes that MLflow refused; complete when the search has ended."""
 
     @property
     def parent_run_id(self) -> str:
@@ -213,6 +215,7 @@ class MlflowCallback(Callback):
         except Exception as error:
             message = " ".join(redact(str(error), self._uri).split())
             if mlf.is_refusal(error):
+                self.num_refused += 1
                 if message[:500] not in self._refusals:
                     self._refusals.add(message[:500])
                     _log.warning(
@@ -257,4 +260,6 @@ def backfill(run: LoadedRun) -> str:
     callback.search_ended(run.history.records, run.history.outcome or "stopped")
     if callback.num_pending:
         return f"{where} lacks {callback.num_pending} parts of it; repeat this once it answers"
+    if callback.num_refused:
+        return f"{where} refused {callback.num_refused} part(s) of it (see the warnings)"
     return f"{where} has all of it"

@@ -190,6 +190,15 @@ def test_the_parent_names_data_source_and_configuration(images_root: Path, runs:
     assert logged[1] == (run / CONFIG_FILE).read_text().replace("ann:pa55@", "***@")
 
 
+def test_what_mlflow_refuses_is_counted(images_root: Path, runs: Path) -> None:
+    records = [fakes.trial(0), fakes.trial(1)]
+    run = write_run(runs / "search", search_file(images_root), records)
+    driver = callback_of(run)  # params of a run in MLflow cannot change
+    driver.trial_started(replace(records[0], outcome="running", params={"optim.lr": 9.0}))
+    assert driver.wait()
+    assert "mlflow.db refused 1 part(s) of it" in backfill(load_run(run))
+
+
 def test_a_run_folder_without_its_database_gets_none(images_root: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "search", search_file(images_root), [fakes.trial(0)])
     assert backfill(load_run(run)).endswith("mlflow.db is not here")
