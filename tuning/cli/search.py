@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import shutil
 import sys
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,15 +150,16 @@ def status(
                 "trial_id": record.trial_id,
                 "kind": record.kind,
                 "outcome": record.outcome,
-                "params": dict(record.params),
-                "metrics": dict(record.metrics),
+                "params": _json_values(record.params),
+                "metrics": _json_values(record.metrics),
             }
             for record in records
         ]
         objectives = [{"metric": o.metric, "mode": o.mode} for o in search.objectives]
-        zero_shot = dict(search.zero_shot)
+        zero_shot = _json_values(search.zero_shot)
         found = {"name": search.name, "state": state or "killed", "objectives": objectives}
-        print(json.dumps({**found, "zero_shot": zero_shot, "trials": trials}, indent=2))
+        content = {**found, "zero_shot": zero_shot, "trials": trials}
+        print(json.dumps(content, indent=2, allow_nan=False))
         return
     console = Console()
     console.print(full_report(search, records, width=console.width))
@@ -236,6 +239,14 @@ def confirm(
     console.print(full_report(found, console.width))
     if found.failed:
         raise typer.Exit(1)
+
+
+def _json_values(values: Mapping[str, object]) -> dict[str, object]:
+    """The values, with null for a number that is not finite, since JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 def _announce(label: str, file: SearchFile, more: int = 0) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -109,6 +110,15 @@ def test_status_as_json(run: Path) -> None:
     outcomes = {trial["trial_id"]: trial["outcome"] for trial in found["trials"]}
     assert outcomes["trial-001"] == "pruned"
     assert found["trials"][1]["metrics"]["id_val/acc"] == 85.0
+
+
+def test_status_as_json_has_null_where_a_trial_diverged(images_root: Path, tmp_path: Path) -> None:
+    bad = fakes.trial(0, curve=(fakes.report(40, 80.0, math.nan),))
+    run = write_run(tmp_path / "mine", search_file(images_root), [bad])
+    shown = CliRunner().invoke(app, ["status", str(run), "--json"]).output
+    found = json.loads(shown, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    metrics = found["trials"][0]["metrics"]
+    assert (metrics["id_val/acc"], metrics["val/mean_acc"]) == (80.0, None)
 
 
 def test_list_shows_runs_and_ready_configurations(run: Path, images_root: Path) -> None:
