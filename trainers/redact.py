@@ -12,7 +12,7 @@ from collections.abc import Iterator
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 _SECRET_NAME = re.compile(
     r"(?:^|[^a-z])(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?"
-    r"|(?:api|access|private|secret)_?key)(?:[^a-z]|$)|(?:password|passwd|secret|token|apikey)$",
+    r"|(?:api|access|account|private|secret|storage)_?key|connection_?string)(?:[^a-z]|$)|(?:password|passwd|secret|token|apikey)$",
     re.I,
 )
 _SECRET_PARTS = ("pass", "pwd", "secret", "token", "key", "sig")
@@ -20,6 +20,8 @@ _SECRET_PARTS = ("pass", "pwd", "secret", "token", "key", "sig")
 # The user part of a URL, up to the last @ before a slash. A password may contain a slash that was
 # not escaped, and a path may contain an @.
 _USER = re.compile(r"[^/\s]*@|[^/\s:'\"]*:[^\s'\"]*@")
+_CONNECTION = re.compile(r"\b(AccountKey|SharedAccess(?:Key|Signature))=([^;\s]+)", re.I)
+"""The secrets in a connection string of Azure."""
 _QUERY = re.compile(r"([?&])([^=&?\s]+)=([^&\s]+)")
 
 
@@ -29,12 +31,12 @@ def is_secret_name(name: str) -> bool:
 
 
 def has_password(text: str) -> bool:
-    """Whether a URL contains a password or token itself, and not `${NAME}` in its place."""
+    """Whether a URL or connection string contains a secret, and not `${NAME}` in its place."""
     return any(not re.fullmatch(r"\$\{\w+\}", secret) for secret in _secrets(text))
 
 
 def _secrets(text: str) -> Iterator[str]:
-    """The passwords and tokens in the URLs of a text."""
+    """The passwords, tokens and keys in the URLs and connection strings of a text."""
     before, *urls = text.split("://")
     for url in urls:
         user, colon, password = url.partition(":")
@@ -44,13 +46,14 @@ def _secrets(text: str) -> Iterator[str]:
         if before.endswith(("http", "https")) and at and not set(":/") & set(token):
             yield token
         before = url
+    yield from (secret for _, secret in _CONNECTION.findall(text))
     for _, name, value in _QUERY.findall(text):
         if any(part in name.lower() for part in _SECRET_PARTS):
             yield value
 
 
 def redact(text: str, url: str = "") -> str:
-    """The text with `***` in place of user, password and tokens in its URLs.
+    """The text with `***` for user, password and tokens in its URLs, and keys of Azure.
 
     Args:
         url: a URL as configured; values that it takes from the environment are hidden in the whole
@@ -63,7 +66,7 @@ def redact(text: str, url: str = "") -> str:
     for index, rest in enumerate(urls):
         if user := _USER.match(rest):
             urls[index] = "***@" + rest[user.end() :]
-    return _QUERY.sub(_hidden, "://".join([first, *urls]))
+    return _QUERY.sub(_hidden, _CONNECTION.sub(r"\1=***", "://".join([first, *urls])))
 
 
 def _hidden(found: re.Match[str]) -> str:

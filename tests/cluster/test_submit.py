@@ -36,8 +36,11 @@ def test_only_named_variables_are_passed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "API_KEY", "PGPASSWORD"],
-)
+    [
+        "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "API_KEY", "PGPASSWORD",
+        "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING",
+    ],
+)  # fmt: skip
 def test_a_secret_is_refused_and_not_repeated(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         job_environment((name,), {name: "hunter2"})

@@ -14,12 +14,15 @@ from trainers.redact import has_password, is_secret_name, redact
         ("https://token@host/", "https://***@host/"),
         ("https://a:b@c/ then https://d:e@f/", "https://***@c/ then https://***@f/"),
         ("s3://bucket/x?api_key=a&region=b&X-Amz-Signature=c", "s3://bucket/x?api_key=***&region=b&X-Amz-Signature=***"),
+        ("AccountName=a;AccountKey=b2==;Suffix=c", "AccountName=a;AccountKey=***;Suffix=c"),
+        ("https://a/;SharedAccessSignature=sv=2&sig=c", "https://a/;SharedAccessSignature=***"),
         ("s3://bucket/folder and http://host:5000/x", "s3://bucket/folder and http://host:5000/x"),
         ("file:///home/ann@work/runs", "file:///home/ann@work/runs"),
     ],
 )  # fmt: skip
 def test_secrets_of_urls_are_hidden(text: str, shown: str) -> None:
     assert redact(text) == shown
+    assert has_password(text) == ("=***" in shown or "://***" in shown)
 
 
 def test_values_from_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +38,10 @@ def test_values_from_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch)
     [
         ("HF_TOKEN", True), ("TOKEN_FILE", True), ("GITHUBTOKEN", True), ("api_key", True),
         ("AWS_SECRET_ACCESS_KEY", True), ("PGPASSWORD", True), ("MYSQL_PWD", True),
-        ("store.credentials", True), ("PWD", False), ("OLDPWD", False), ("trial.method.key", False),
+        ("AZURE_STORAGE_KEY", True), ("AZURE_STORAGE_ACCOUNT_KEY", True),
+        ("AZURE_STORAGE_CONNECTION_STRING", True), ("AZURE_STORAGE_ACCOUNT", False),
+        ("search.study_storage", False), ("store.credentials", True), ("PWD", False),
+        ("OLDPWD", False), ("trial.method.key", False),
         ("trial.model.tokenizer", False), ("method.text_tokens", False), ("COMPASS", False),
     ],
 )  # fmt: skip
@@ -44,8 +50,10 @@ def test_names_of_secrets_are_recognised(name: str, is_secret: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["?key", "key", "://", "a://b:", "a.", "?", "&key=", "$", "@", "a://", "x:y@", "pass_"]
-)
+    "piece",
+    ["?key", "key", "://", "a://b:", "a.", "?", "&key=", "$", "@", "a://", "x:y@", "pass_",
+     "AccountKey="],
+)  # fmt: skip
 def test_long_texts_take_linear_time(piece: str) -> None:
     """A quadratic pattern would take minutes; the texts are as long as an attacker may send."""
     text = piece * (100_000 // len(piece))
