@@ -21,7 +21,7 @@ from trainers.errors import ConfigError, storage_failures
 from tuning.reporting.changed_images import changed_images
 from tuning.reporting.cost import cost_sentences
 from tuning.reporting.formatting import format_metric, format_seconds
-from tuning.reporting.leaderboard import leaderboard, warning_of_reference
+from tuning.reporting.leaderboard import leaderboard, sampled_images, warning_of_reference
 from tuning.reporting.linked_figures import (
     MAX_LINKED,
     SCRIPT,
@@ -37,7 +37,7 @@ from tuning.reporting.predictions_report import (
 )
 from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
-from tuning.runs.records import AVERAGED, EVAL_IMAGES, SearchRecord, TrialRecord
+from tuning.runs.records import AVERAGED, SearchRecord, TrialRecord
 from tuning.selection.beliefs import beliefs
 from tuning.selection.ranking import best_trial, ranked
 
@@ -184,12 +184,8 @@ def _sections(
     points = [point for record in records for point in record.curve]
     if any(point.get(AVERAGED) for point in points):
         note += " Before the last step, the average of the weights was evaluated."
-    images = {point[EVAL_IMAGES] for point in points if EVAL_IMAGES in point}
-    if len(images) > 1:
-        note += (
-            f" Before the last step, {min(images):,.0f} of {max(images):,.0f} images were "
-            "evaluated, so that a curve may jump there."
-        )
+    if sample := sampled_images(search, points):
+        note += f" Before the last step, {sample} were evaluated, so that a curve may jump there."
     curves = details.curves_figure(search, records)
     yield _image(curves, "objective of each trial by step", note, linked)
     slices, importance = details.slices_figure(records), details.importance_figure(records)

@@ -6,7 +6,7 @@ trial is optimistic. Only `confirm` and `zero-shot` read the test splits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -31,6 +31,7 @@ from tuning.runs.records import (
     AVERAGED,
     EVAL_IMAGES,
     METHOD_KEY,
+    STEP,
     Outcome,
     SearchRecord,
     TrialRecord,
@@ -151,11 +152,9 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     if any(record.metrics.get(AVERAGED) for record in order):
         notes.append("Trials that ended early: accuracy of their averaged weights.")
     shown = (record.metrics for record in (*references, *order))
-    images = {metrics[EVAL_IMAGES] for metrics in shown if EVAL_IMAGES in metrics}
-    if len(images) > 1:
+    if sample := sampled_images(search, shown):
         notes.append(
-            f"Trials that ended early: accuracy on {min(images):,.0f} of {max(images):,.0f} "
-            "validation images, which may be some points off."
+            f"Trials before the last step: accuracy on {sample}, which may be some points off."
         )
     notes += describe_checks(rung_checks(search, records))
     if len(search.constraints) > 1:
@@ -171,6 +170,19 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         notes.append(f"{len(failed)} failed:")
         notes += [f"  {r.trial_id}: {r.error_line or 'no error recorded'}" for r in failed]
     return ResultTable(search.name, columns, rows, notes, "trials.parquet")
+
+
+def sampled_images(search: SearchRecord, reports: Iterable[Mapping[str, float]]) -> str | None:
+    """The sample that reports before the last step are measured on; None if it is all images."""
+    sampled, whole = set[float](), set[float]()
+    for point in reports:
+        if EVAL_IMAGES in point:
+            (sampled if point[STEP] < search.total_steps else whole).add(point[EVAL_IMAGES])
+    if sampled and whole:
+        number, total = min(sampled), max(whole)
+        return f"{number:,.0f} of {total:,.0f} validation images" if number < total else None
+    limit = search.configured("trial", "eval", "rung_images") if sampled else None
+    return f"at most {limit:,} validation images of each domain" if limit else None
 
 
 def _param_columns(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[Column]:

@@ -197,6 +197,15 @@ def test_accuracies_on_a_sample_of_the_images_are_labelled() -> None:
     assert "validation images" not in notes(500.0)
 
 
+@pytest.mark.parametrize(("limit", "noted"), [(200, True), (0, False)])
+def test_a_sample_is_labelled_before_any_trial_reaches_the_end(limit: int, noted: bool) -> None:
+    point = fakes.report(40, 80.0, 60.0) | {"eval/images": 1000.0}
+    running = fakes.trial(1, outcome="running", curve=(point,))
+    search = replace(SEARCH, config={"trial": {"eval": {"rung_images": limit}}})
+    text = " ".join(leaderboard(search, [running]).notes)
+    assert ("accuracy on at most 200 validation images of each domain" in text) == noted
+
+
 def test_the_first_note_says_that_no_trial_beats_a_reference() -> None:
     plain = replace(fakes.reference(), curve=(fakes.report(240, 90.0, 64.0),))
     first, *_ = leaderboard(SEARCH, [plain, fakes.trial(1, 80.0, 60.0)]).notes
