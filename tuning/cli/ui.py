@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import socket
@@ -33,7 +34,12 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Allow an address that others can reach.")
+        bool,
+        typer.Option(
+            "--allow-remote",
+            help="Allow an address that others can reach, by a name of this machine. Set "
+            "MLFLOW_SERVER_ALLOWED_HOSTS and MLFLOW_SERVER_CORS_ALLOWED_ORIGINS for other names.",
+        ),
     ] = False,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
@@ -80,13 +86,14 @@ def ui(
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+    settings = (_answers_to(host) if risk else {}) | os.environ | settings
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, lambda number, _: sys.exit(128 + number))
     # Ctrl-C reaches this process alone, since the server prints a stack trace for it.
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *options],
-        env=os.environ | settings,
+        env=settings,
         start_new_session=True,
     )
     try:
@@ -105,6 +112,26 @@ def ui(
     finally:
         server.terminate()
         server.wait()
+
+
+def _answers_to(host: str) -> dict[str, str]:
+    """Settings with which MLflow answers browsers that reach it by a name of this machine.
+
+    MLflow 3 refuses each request with an unknown Host header, and each POST, which its pages use to
+    search runs, with an unknown Origin header. It knows localhost, and private addresses as hosts.
+    """
+    from mlflow.server.security_utils import get_default_allowed_hosts
+
+    names = {f"[{host}]" if ":" in host else host, socket.gethostname(), socket.getfqdn()}
+    # The address of this machine on its network. Connecting a UDP socket sends nothing.
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
+        unconnected.connect(("192.0.2.1", 9))
+        names.add(unconnected.getsockname()[0])
+    ways = [way for name in sorted(names) for way in (name, f"{glob.escape(name)}:*")]
+    return {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join([*get_default_allowed_hosts(), *ways]),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{way}" for way in ways),
+    }
 
 
 def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
