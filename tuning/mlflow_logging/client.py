@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -16,7 +17,8 @@ import os
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -208,7 +210,20 @@ def is_refusal(error: Exception) -> bool:
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """The finite values under the names that MLflow allows; its charts cannot show others."""
-    return {_key(name): float(value) for name, value in values.items() if math.isfinite(value)}
+    keys = keys_of(values)
+    return {keys[name]: float(v) for name, v in values.items() if math.isfinite(v)}
+
+
+def keys_of(names: Iterable[str]) -> dict[str, str]:
+    """Name -> the name that MLflow allows, with a hash if several names would have the same."""
+    keys = {name: _key(name) for name in names}
+    number = Counter(keys.values())
+    return {
+        name: key
+        if number[key] == 1 or key == name
+        else f"{key[: MAX_KEY_CHARS - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for name, key in keys.items()
+    }
 
 
 def metrics_of(values: Mapping[str, float], step: int, timestamp_ms: int) -> list[Metric]:

@@ -90,8 +90,9 @@ class SearchRuns:
         self._client = client
         self._experiment_id = experiment_id
         self._search = search
-        self._order = {name: place for place, name in enumerate(main_metrics(search))}
-        self._shown = None if all_metrics else self._order.keys()
+        main = main_metrics(search)
+        self._order = {key: place for place, key in enumerate(mlf.keys_of(main).values())}
+        self._shown = None if all_metrics else frozenset(main)
         storage = search.configured("search", "checkpoints", "storage")
         name = search.configured("search", "name") or search.name
         storage = None if storage is None else str(storage)

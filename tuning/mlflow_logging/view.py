@@ -15,6 +15,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
+from tuning.mlflow_logging.client import keys_of
 from tuning.runs.records import AVERAGED, EVAL_IMAGES, SECONDS, TRAIN_LOSS, SearchRecord
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ def _key(search: SearchRecord) -> str:
 
 def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
     first = search.objectives[0]
-    metrics = [
-        name for name in main_metrics(search) if not name.startswith(("train/", "cost/", "eval/"))
-    ]
-    is_domain = set(map(val_acc, search.ood_domains))
+    keys = keys_of(main_metrics(search))
+    objective = keys[first.metric]
+    metrics = [key for key in keys.values() if not key.startswith(("train/", "cost/", "eval/"))]
+    is_domain = {keys[val_acc(domain)] for domain in search.ood_domains}
     columns = [f"metrics.`{name}`" for name in metrics if name not in is_domain]
     columns += ["tags.`outcome`", *(f"params.`{name}`" for name in params)]
     columns += [f"metrics.`{name}`" for name in metrics if name in is_domain]
@@ -71,18 +72,18 @@ def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
         _chart("SCATTER", overview, "ID and OOD accuracy", xaxis=_metric(ID_ACC),
                yaxis=_metric(OOD_MEAN_ACC), runsCountToCompare=100),
         _chart("PARALLEL", overview, "Parameters and objective", selectedParams=list(params),
-               selectedMetrics=[first.metric], showAllRuns=True),
-        _chart("BAR", overview, first.metric, metricKey=first.metric, runsCountToCompare=20),
+               selectedMetrics=[objective], showAllRuns=True),
+        _chart("BAR", overview, objective, metricKey=objective, runsCountToCompare=20),
     ]  # fmt: skip
     if len(params) > 1:
         x, y = ({"key": name, "type": "PARAM"} for name in (params[0], params[-1]))
         charts.append(
-            _chart("CONTOUR", overview, f"{first.metric} over two parameters", xaxis=x, yaxis=y,
-                   zaxis=_metric(first.metric), reverseScale=False)
+            _chart("CONTOUR", overview, f"{objective} over two parameters", xaxis=x, yaxis=y,
+                   zaxis=_metric(objective), reverseScale=False)
         )  # fmt: skip
     return {
         "searchFilter": f"tags.search_id = '{search.run_id}' and tags.kind != 'search'",
-        "orderByKey": f"metrics.`{first.metric}`",
+        "orderByKey": f"metrics.`{objective}`",
         "orderByAsc": first.mode == "min",
         "selectedColumns": [*columns, f"metrics.`{SECONDS}`"],
         "columnOrder": [run_name, *columns, f"metrics.`{SECONDS}`", created],

@@ -10,6 +10,7 @@ from typing import Any
 from tests.tuning import fakes
 from tuning.algorithms.objectives import Objective
 from tuning.mlflow_logging.client import connect, default_tracking_uri
+from tuning.mlflow_logging.runs import SearchRuns
 from tuning.mlflow_logging.view import share_view, view_path
 from tuning.runs.records import SearchRecord
 
@@ -46,6 +47,28 @@ def test_less_of_an_objective_may_be_better(runs: Path) -> None:
     view = shared(runs, replace(search, objectives=(Objective("id_val/nll", "min"),)))
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`id_val/nll`", True)
     assert "metrics.`id_val/nll`" in view["selectedColumns"]
+
+
+def test_domains_with_punctuation_have_columns_of_their_own(runs: Path) -> None:
+    domains = ("photo (raw)", "photo [raw]", "photo _raw_", "p'op")
+    metric = "ood_val/photo (raw)/acc"
+    search = fakes.search_record(
+        runs / "mine", ood_domains=domains, objectives=(Objective(metric),)
+    )
+    report = {"step": 240.0, **{f"ood_val/{d}/acc": float(i) for i, d in enumerate(domains)}}
+    client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
+    written = SearchRuns(client, experiment_id, search)
+    written.open_parent()
+    written.write(fakes.trial(1, curve=(report,)))
+    (run,) = client.search_runs([experiment_id], "tags.trial_id = 'trial-001'")
+    view = shared(runs, search)
+    shown = {column.split("`")[1] for column in view["selectedColumns"]}
+    found = {key: value for key, value in run.data.metrics.items() if key.startswith("ood_val/")}
+    assert sorted(found.values()) == [0.0, 1.0, 2.0, 3.0]
+    assert found.keys() <= shown
+    assert found[view["orderByKey"].split("`")[1]] == report[metric]
+    assert found["ood_val/photo _raw_/acc"] == 2.0
+    assert found["ood_val/p_op/acc"] == 3.0
 
 
 def test_two_searches_of_an_experiment_have_views_of_their_own(runs: Path) -> None:
