@@ -20,7 +20,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError
@@ -98,7 +98,9 @@ class TrackingError(ConfigError):
 
 def default_tracking_uri(runs_folder: Path) -> str:
     """The SQLite database of a runs folder, for MLflow: `sqlite:////abs/runs/mlflow.db`."""
-    return f"sqlite:///{runs_folder.resolve() / 'mlflow.db'}"
+    path = str(runs_folder.resolve() / "mlflow.db")
+    # SQLAlchemy 2.1 unquotes the path up to a `?`, and MLflow does not. So nothing else is quoted.
+    return "sqlite:///" + re.sub(r"\?|%(?=[0-9A-Fa-f]{2})", lambda found: quote(found[0]), path)
 
 
 def tracking_uri(configured: str | None, runs_folder: Path) -> str:
@@ -109,10 +111,10 @@ def tracking_uri(configured: str | None, runs_folder: Path) -> str:
 
 def sqlite_path(uri: str) -> Path | None:
     """The file of an SQLite URI; None for servers and other databases."""
-    parts = urlsplit(expand(uri))
-    if parts.scheme.partition("+")[0] != "sqlite":
+    scheme, _, path = expand(uri).partition("://")
+    if scheme.partition("+")[0] != "sqlite":
         return None
-    return Path(unquote(parts.path.removeprefix("/")))
+    return Path(unquote(path.partition("?")[0].removeprefix("/")))  # a `#` is part of the path
 
 
 def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import shutil
+import sqlite3
 import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -13,12 +16,34 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UN
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from tuning.mlflow_logging import client as mlf
-from tuning.mlflow_logging.client import TrackingError, connect, default_tracking_uri, is_refusal
+from tuning.mlflow_logging.client import (
+    TrackingError,
+    connect,
+    default_tracking_uri,
+    is_refusal,
+    sqlite_path,
+)
 
 
 def test_the_default_database_lies_in_the_runs_folder(tmp_path: Path) -> None:
     assert default_tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     assert default_tracking_uri(tmp_path).startswith("sqlite:////")
+
+
+@pytest.mark.parametrize("name", ["c#", "100%25", "100%", "a?b", "x y"])
+def test_a_runs_folder_may_have_any_name(name: str, empty_database: Path, tmp_path: Path) -> None:
+    folder = tmp_path / name / "runs"
+    folder.mkdir(parents=True)
+    shutil.copy(empty_database, folder)
+    uri = default_tracking_uri(folder)
+    assert sqlite_path(uri) == folder / "mlflow.db"
+    client, experiment_id = connect(uri, "mine")
+    run = client.create_run(experiment_id)
+    client.log_text(run.info.run_id, "x", "a.txt")
+    assert [*tmp_path.rglob("mlflow.db")] == [folder / "mlflow.db"]
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert database.execute("SELECT run_uuid FROM runs").fetchall() == [(run.info.run_id,)]
+    assert [file.parents[3] for file in tmp_path.rglob("a.txt")] == [folder]
 
 
 def connect_at_once(uri: str, start: Barrier) -> None:
