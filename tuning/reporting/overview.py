@@ -34,17 +34,17 @@ def _run_row(folder: Path) -> Row:
     values: dict[str, object] = {"name": folder.name, "when": when}
     try:
         run = load_run(folder)
+        records, objective = run.history.records, run.file.objectives[0].metric
+        state = "running" if is_running(folder) else run.history.outcome or "killed"
+        ended = sum(record.kind == "trial" and record.is_final for record in records)
+        found: dict[str, object] = {"state": state, "objective": objective}
+        found["trials"] = f"{ended}/{run.file.search.budget.trials}"
+        if run.history.zero_shot is not None and (best := best_trial(run.search, records)):
+            value = best.last(objective)
+            found["best"] = None if value is None else format_value(value)
     except Exception as error:  # damaged, or of another version: the others are still listed
         return Row(values | {"state": f"unreadable: {type(error).__name__}"}, "dim")
-    records, objective = run.history.records, run.file.objectives[0].metric
-    state = "running" if is_running(folder) else run.history.outcome or "killed"
-    ended = sum(record.kind == "trial" and record.is_final for record in records)
-    values |= {"state": state, "objective": objective}
-    values["trials"] = f"{ended}/{run.file.search.budget.trials}"
-    if run.history.zero_shot is not None and (best := best_trial(run.search, records)):
-        value = best.last(objective)
-        values["best"] = None if value is None else format_value(value)
-    return Row(values)
+    return Row(values | found)
 
 
 def configs_table() -> ResultTable:

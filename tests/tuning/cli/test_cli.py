@@ -126,11 +126,14 @@ def test_list_shows_runs_and_ready_configurations(run: Path, images_root: Path) 
     write_run(run.with_name("other"), search_file(images_root), outcome=None)
     (run.with_name("damaged")).mkdir()
     (run.with_name("damaged") / CONFIG_FILE).write_text("search: 3")
+    relative = search_file(images_root, search__constraints=["id_val/acc >= zero_shot.id_val/acc"])
+    write_run(run.with_name("relative"), relative, zero_shot={})
     shown = CliRunner().invoke(app, ["list", str(run.parent)], env={"COLUMNS": "120"}).output
     rows = {words[0]: words[1:] for line in shown.splitlines() if len(words := line.split()) > 3}
     assert rows["mine"][:4] == ["finished", "3/20", "73.5", "val/mean_acc"]
     assert rows["other"][:2] == ["killed", "0/20"]
     assert rows["damaged"][:2] == ["unreadable:", "ConfigError"]
+    assert rows["relative"][:2] == ["unreadable:", "ConfigError"]
     assert {"quickstart", "imagenet_vit_b16"} <= rows.keys()
 
 
