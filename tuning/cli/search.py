@@ -55,7 +55,8 @@ def search(
     overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
     _announce("Search", load_config(config, overrides, check=False))
     file = load_config(config, overrides)
-    hint = " (--set search.objective.metric=id_val/acc avoids that)"
+    # The whole key, since there may be several objectives, or one with another mode.
+    hint = " (--set 'search.objective={metric: id_val/acc}' avoids that)"
     told = sampler_objectives(file.search.sampler.metric, file.objectives)
     read = [("Objective", o.metric, hint) for o in file.objectives]
     read += [("Constraint", c.metric, "") for c in file.constraints()]

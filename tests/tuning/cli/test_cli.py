@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shlex
 import shutil
 import socket
 import subprocess
@@ -302,6 +303,26 @@ def test_a_search_says_first_where_it_uses_ood_data(
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file))
         said = CliRunner().invoke(app, ["search", str(tmp_path / "mine.yaml")]).output
         assert said.count("uses OOD validation data") == len(used)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"metric": "val/mean_nll", "mode": "min"},
+        [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}],
+    ],
+)
+def test_the_hint_about_ood_data_works_for_any_objective(
+    objective: Any, images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    file = search_file(
+        images_root, search__objective=objective, search__storage=str(tmp_path / "runs")
+    )
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
+    said = CliRunner().invoke(app, ["search", str(tmp_path / "mine.yaml")]).output
+    _, override = shlex.split(said.partition("data (")[2].partition(" avoids")[0])
+    told = load_config(tmp_path / "mine.yaml", [override], check=False)
+    assert [(o.metric, o.mode) for o in told.objectives] == [("id_val/acc", "max")]
 
 
 @pytest.mark.parametrize(
