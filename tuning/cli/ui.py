@@ -48,6 +48,8 @@ def ui(
     Example: lipsum-tune ui quickstart --port 5001
     """
     from trainers.errors import ConfigError, system_words
+    from trainers.redact import redact
+    from tuning.config.validation import load_config
     from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_in
     from tuning.security.exposure import check_listens
 
@@ -58,7 +60,13 @@ def ui(
     runs = runs.parent if is_run else runs
     database = runs / "mlflow.db"
     if not database.is_file():
-        raise ConfigError(f"no MLflow database ({database})", hint="run a search first", source=run)
+        recorded = os.environ.get("MLFLOW_TRACKING_URI")
+        for folder in [run] if is_run else runs_in(runs)[:1]:
+            with suppress(ConfigError):
+                file = load_config(folder / CONFIG_FILE, check=False)
+                recorded = file.search.tracking.uri or recorded
+        hint = f"searches are recorded at {redact(recorded)}" if recorded else "run a search first"
+        raise ConfigError(f"no MLflow database ({database})", hint=hint, source=run)
     # MLflow ends with status 0 if the port is in use.
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -157,6 +157,24 @@ def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (done.exception.key, done.exception.value) == ("--port", port)
 
 
+@pytest.mark.parametrize("of_all", [False, True])
+@pytest.mark.parametrize("configured", [False, True])
+def test_ui_without_a_database_names_the_server(
+    configured: bool,
+    of_all: bool,
+    images_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = "http://ann:pa55@host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere" if configured else uri)
+    file = search_file(images_root, search__tracking__uri=uri if configured else None)
+    run = write_run(tmp_path / "mine", file)
+    error = CliRunner().invoke(app, ["ui", str(tmp_path if of_all else run)]).exception
+    assert isinstance(error, ConfigError)
+    assert error.hint == "searches are recorded at http://***@host:5000"
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_ui_for_others_answers_to_the_names_of_this_machine(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
