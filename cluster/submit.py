@@ -23,7 +23,7 @@ import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from cluster.upload import check_paths, config_within, excludes
+from cluster.upload import check_paths, check_uploaded, config_within, excludes
 from trainers.errors import ConfigError, first_line
 from trainers.redact import has_password, is_secret_name
 from tuning.config.loading import read_layers
@@ -113,9 +113,12 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
             raise ConfigError(f"a password is visible in the job's {_VISIBLE}", key=f"--set {key}")
     config = config_within(working_dir, request.config)
     file = load_config(request.config, request.overrides, check=False)
+    left_out = excludes(working_dir, file)
     try:
         check_settings(file)
-        check_paths(read_layers(request.config, request.overrides)[1])
+        origin, values = read_layers(request.config, request.overrides)
+        check_paths(values)
+        check_uploaded(origin.files, working_dir, left_out)
     except ConfigError as error:
         raise ConfigError(
             error.problem, key=error.key, value=error.value, hint=error.hint, source=request.config
@@ -125,7 +128,7 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
     entrypoint = shlex.join(["python", "-m", "tuning", "search", config, "--resume", *arguments])
     runtime_env = {
         "working_dir": str(working_dir),
-        "excludes": excludes(working_dir, file),
+        "excludes": left_out,
         "env_vars": job_environment(request.environment, os.environ),
     }
     base = submission_base(file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,38 @@ def config_within(working_dir: Path, config: str) -> str:
             hint="copy it there, or choose another directory with --working-dir",
         )
     return f"{file.relative_to(working_dir).as_posix()}{colon}{variant}"
+
+
+def check_uploaded(
+    files: Iterable[tuple[str, Path]], working_dir: Path, patterns: Iterable[str]
+) -> None:
+    """Check that a job gets the files of its configuration.
+
+    Args:
+        files: see `Origin.files`.
+        patterns: of `excludes`.
+
+    Raises:
+        ConfigError: a file is not in the working directory, or in a folder that is not uploaded.
+    """
+    anchored = [pattern for pattern in patterns if pattern.startswith("/")]
+    for key, file in files:
+        path = file.resolve()
+        if not path.is_relative_to(working_dir):
+            raise ConfigError(
+                f"it is not in the job's working directory {working_dir}",
+                key=key or None,
+                value=str(file),
+                hint="copy it there, or choose another directory with --working-dir",
+            )
+        name = f"/{path.relative_to(working_dir).as_posix()}"
+        if folder := next((pattern for pattern in anchored if name.startswith(pattern)), None):
+            raise ConfigError(
+                f"the folder {folder} of the working directory is not uploaded with a job",
+                key=key or None,
+                value=str(file),
+                hint="move it to another folder",
+            )
 
 
 def check_paths(values: Mapping[str, Any]) -> None:

@@ -127,6 +127,13 @@ def test_mistakes_are_found_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         submit_search(JobRequest("quickstart", working_dir=tmp_path / "none"), NOWHERE)
     assert caught.value.key == "--working-dir"
+    (tmp_path / "work").mkdir()
+    (tmp_path / "base.yaml").write_text("{}")
+    (tmp_path / "work" / "mine.yaml").write_text("extends: ../base.yaml")
+    request = JobRequest(str(tmp_path / "work" / "mine.yaml"), working_dir=tmp_path / "work")
+    with pytest.raises(ConfigError) as caught:
+        submit_search(request, NOWHERE)
+    assert caught.value.key == "extends"
 
 
 def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path: Path) -> None:

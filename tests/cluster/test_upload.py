@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import pytest
 from ray._private.runtime_env.packaging import create_package
 
-from cluster.upload import check_paths, config_within, excludes
+from cluster.upload import check_paths, check_uploaded, config_within, excludes
 from trainers.errors import ConfigError
 from tuning.config.loading import read_layers
 from tuning.config.schema import SearchFile
@@ -88,6 +88,45 @@ def test_a_configuration_has_a_path_relative_to_the_job(
     assert caught.value.source == "mine.yaml"
     with pytest.raises(ConfigError, match="quickstart"):
         config_within(tmp_path, "quickstar")
+
+
+@pytest.mark.parametrize(
+    ("config", "content", "key"),
+    [
+        ("mine.yaml", "{extends: base.yaml, trial: {data: {suite: suite.yaml}}}", None),
+        ("mine.yaml", "{extends: quickstart}", None),
+        ("mine.yaml", "{extends: SHARED/base.yaml, trial: {data: {suite: SHARED/s.yaml}}}", None),
+        ("mine.yaml", "{extends: ../base.yaml}", "extends"),
+        ("mine.yaml", "{extends: runs/base.yaml}", "extends"),
+        ("mine.yaml", "{extends: chained.yaml}", "extends"),
+        ("mine.yaml", "{trial: {data: {suite: ../s.yaml}}}", "trial.data.suite"),
+        ("mine.yaml", "{trial: {data: {suite: images/s.yaml}}}", "trial.data.suite"),
+        ("mine.yaml", "{extends: odd_suite.yaml, trial: {data: {suite: suite.yaml}}}", None),
+        ("runs/mine.yaml", "{extends: quickstart}", ""),
+    ],
+)
+def test_a_file_that_the_job_does_not_get_is_refused(
+    config: str, content: str, key: str | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "work"
+    suite = "{id_domain: a, ood_domains: [b]}"
+    texts = {
+        "base.yaml": "{}", "suite.yaml": suite, "../base.yaml": "{}", "../s.yaml": suite,
+        "runs/base.yaml": "{}", "images/s.yaml": suite, "chained.yaml": "{extends: ../base.yaml}",
+        "odd_suite.yaml": "{trial: {data: {suite: ../s.yaml}}}",
+        config: content.replace("SHARED", str(tmp_path)),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    origin, _ = read_layers(folder / config)
+    patterns = excludes(folder, search_file(str(folder / "images")))
+    if key is None:
+        check_uploaded(origin.files, folder, patterns)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_uploaded(origin.files, folder, patterns)
+    assert (caught.value.key or "") == key
 
 
 def refused(values: Mapping[str, Any]) -> ConfigError | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ class Origin:
     """With its variant."""
     overridden: tuple[str, ...] = ()
     """Keys of `--set`, or of the overrides from Python."""
+    files: tuple[tuple[str, Path], ...] = ()
+    """Key and path of each file of the user that another directory would not have: the
+    configuration, and those that `extends` and `data.suite` name with a relative path."""
 
     def of(self, key: str | None) -> str:
         """The source of a mistake in a key: `--set`, if that gave its value, else the file."""
@@ -67,7 +70,8 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
     if not file or Path(source).is_file():
         file, variant = str(source), ""
     path = find_config(file)
-    values = _read_file(path, ())
+    files: list[tuple[str, Path]] = []
+    values = _read_file(path, (), files)
     variants = values.pop("variants", None) or {}
     name = str(path)
     given = dict(map(_parse_override, overrides))
@@ -87,20 +91,25 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
         searched = _section(values, "search").get("name", _STANDARD.search.name)
         layers = [{"search.name": f"{searched}-{variant}"}, variants[variant], *layers]
     origin = Origin(name, tuple(given))
+    key = ".".join(_SUITE)
     try:
         for keys in layers:
             # A whole section is merged as in a file. The mapping of a dotted key replaces the old.
             whole = {k: v for k, v in keys.items() if "." not in str(k) and isinstance(v, Mapping)}
             dotted = {key: value for key, value in keys.items() if key not in whole}
             values = _merge(_merge(values, whole), _nested(dotted))
-        # Workers and resumed runs may not have the user's suite file, so its contents are put in.
         suite = _section(values, *_SUITE[:2]).get("suite")
+        if isinstance(suite, str) and not (
+            suite in packaged_suites() or Path(suite).expanduser().is_absolute()
+        ):
+            files.append((key, Path(suite)))
+        # Workers and resumed runs may not have the user's suite file, so its contents are put in.
         if suite is not None:
-            key = ".".join(_SUITE)
             values = _merge(values, _nested({key: resolve_suite(suite, key)}))
     except ConfigError as error:
         raise error.within(origin.of(error.key)) from None
-    return origin, values
+    read = tuple((by, file) for by, file in files if by != key or str(file) == suite)
+    return replace(origin, files=read), values
 
 
 def find_config(source: str | Path) -> Path:
@@ -123,12 +132,20 @@ def _ready_folder() -> Path:
     return Path(str(resources.files("search_spaces"))) / "configs"
 
 
-def _read_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
-    """The values of a file, merged over those of the file that it extends."""
+def _read_file(
+    path: Path, extended_by: tuple[Path, ...], files: list[tuple[str, Path]]
+) -> dict[str, Any]:
+    """The values of a file, merged over those of the file that it extends.
+
+    Args:
+        files: gets what `Origin.files` has, and suites that other values may replace.
+    """
     values = read_yaml(path)
+    if path.parent != _ready_folder():
+        files.append(("extends" if extended_by else "", path))
     if not isinstance(values, dict):
         raise ConfigError("expected the sections `trial:` and `search:`", source=path)
-    _resolve_suite_paths(values, path.parent)
+    _resolve_suite_paths(values, path.parent, files)
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -146,7 +163,8 @@ def _read_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     if found.resolve() in chain:
         names = " -> ".join(file.name for file in (*chain, found))
         raise ConfigError(f"circular: {names}", key="extends", value=base, source=path)
-    merged = _merge(_read_file(found, chain), values)
+    of_base = [] if Path(base).expanduser().is_absolute() else files
+    merged = _merge(_read_file(found, chain, of_base), values)
     # A search is named after its own file unless that file names it, never after what it extends.
     search = merged.get("search", {})
     if isinstance(search, Mapping) and "name" not in _section(values, "search"):
@@ -155,7 +173,9 @@ def _read_file(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     return merged
 
 
-def _resolve_suite_paths(values: dict[str, Any], folder: Path) -> None:
+def _resolve_suite_paths(
+    values: dict[str, Any], folder: Path, files: list[tuple[str, Path]]
+) -> None:
     """Make the path of a suite file absolute, also in variants, if the file lies in the folder."""
     variants = values.get("variants")
     for layer in [values, *(variants.values() if isinstance(variants, dict) else ())]:
@@ -167,6 +187,8 @@ def _resolve_suite_paths(values: dict[str, Any], folder: Path) -> None:
                 beside = folder / Path(suite).expanduser()
                 if beside.is_file():
                     section[path[-1]] = str(beside.absolute())
+                    if not Path(suite).expanduser().is_absolute():
+                        files.append((".".join(_SUITE), beside.absolute()))
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
