@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from trainers.errors import ConfigError, storage_failures
 from tuning.confirmation.statistics import Estimate, difference, estimate, paired_difference
-from tuning.reporting.tables.arrow import write_atomically
+from tuning.reporting.tables.arrow import metric_fields, param_fields, plain_table, write_atomically
 from tuning.runs.journal import append_synced, open_locked
 from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord
 
@@ -58,6 +58,12 @@ class TestResult:
 
 
 _RESULT = TypeAdapter(TestResult)
+_FIELDS = (
+    pa.field("trial_id", pa.string()),
+    pa.field("kind", pa.string()),
+    pa.field("seed", pa.int64()),
+    pa.field("labels", pa.string()),
+)
 
 
 @dataclass(frozen=True)
@@ -193,14 +199,11 @@ def write_results_table(run_folder: Path, results: Sequence[TestResult]) -> Path
         }
         for result in results
     ]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns: dict[str, pa.Array] = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):  # choices of mixed types are strings
-            columns[name] = pa.array([None if v is None else str(v) for v in values])
+    fields = [
+        *_FIELDS,
+        *param_fields(result.params for result in results),
+        *metric_fields(result.metrics for result in results),
+    ]
     path = run_folder / CONFIRM_FOLDER / TABLE_FILE
-    write_atomically(pa.table(columns), path)
+    write_atomically(plain_table(rows, fields), path)
     return path

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainers.data.storage import open_store
-from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord, TrialRecord
 
 FORMAT_VERSION = 3
 
@@ -69,11 +69,11 @@ def metric_fields(reports: Iterable[Mapping[str, float]]) -> list[pa.Field]:
     return [pa.field(name, pa.float64()) for name in sorted(names)]
 
 
-def param_fields(records: Sequence[TrialRecord]) -> list[pa.Field]:
+def param_fields(proposals: Iterable[Mapping[str, ParamValue]]) -> list[pa.Field]:
     """One column per parameter, in the order of the space, in the narrowest type for all values."""
     types: dict[str, set[type]] = {}
-    for record in records:
-        for key, value in record.params.items():
+    for params in proposals:
+        for key, value in params.items():
             types.setdefault(key, set()).add(type(value))
 
     def arrow_type(seen: set[type]) -> pa.DataType:
@@ -89,7 +89,7 @@ def param_fields(records: Sequence[TrialRecord]) -> list[pa.Field]:
 def arrow_table(
     search: SearchRecord, rows: Sequence[Mapping[str, object]], fields: Sequence[pa.Field]
 ) -> pa.Table:
-    """The rows in these columns, null for a missing value, with the search in the metadata."""
+    """The rows in these columns, with the search in the metadata."""
     about = {
         "format_version": FORMAT_VERSION,
         "search": search.name,
@@ -99,14 +99,18 @@ def arrow_table(
         "ood_domains": search.ood_domains,
         "sees_ood": search.sees_ood,
     }
+    return plain_table(rows, fields).replace_schema_metadata({"lipsum_tune": json.dumps(about)})
+
+
+def plain_table(rows: Sequence[Mapping[str, object]], fields: Sequence[pa.Field]) -> pa.Table:
+    """The rows in these columns, null for a missing value."""
     columns = []
     for field in fields:
         values = [row.get(field.name) for row in rows]
         if pa.types.is_string(field.type):  # choices of mixed types share a column of strings
             values = [None if value is None else str(value) for value in values]
         columns.append(pa.array(values, field.type))
-    schema = pa.schema(fields, metadata={"lipsum_tune": json.dumps(about)})
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
 def write_atomically(table: pa.Table, path: Path) -> None:

@@ -122,7 +122,7 @@ def trials_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Tab
     best = best_trial(search, records)
     for row in rows:
         row["is_best"] = best is not None and row["trial_id"] == best.trial_id
-    fields = [*_TRIAL_FIELDS, *param_fields(records)]
+    fields = [*_TRIAL_FIELDS, *param_fields(record.params for record in records)]
     fields += metric_fields([search.zero_shot, *(r.metrics for r in records)])
     return arrow_table(search, rows, fields)
 
