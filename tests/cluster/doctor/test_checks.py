@@ -12,9 +12,10 @@ from cluster.doctor import checks
 from cluster.doctor.checks import ClusterFacts, Finding, Storage
 from cluster.doctor.node_facts import RAY_SESSION, TEMPORARY, Disk, Images
 from tests.cluster.doctor.made_up import PACKAGES, SOFTWARE, cluster, facts, gpu
+from tests.tuning.databases import with_database
 from tuning.checkpoints.storage_check import NodeStorage
 from tuning.config.schema import SearchFile
-from tuning.mlflow_logging.client import connect
+from tuning.mlflow_logging.client import default_tracking_uri
 
 GIB, GB = 2**30, 10**9
 
@@ -227,8 +228,7 @@ def unused() -> str:
 
 
 def test_an_existing_mlflow_database_answers(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    connect(uri, "lipsum-tune")
+    uri = default_tracking_uri(with_database(tmp_path))
     (finding,) = checks.check_mlflow(driver(tracking={"uri": uri}))
     assert finding.status == "ok"
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from tests.ray_head import Head
 from tests.tuning import fakes
+from tests.tuning.databases import with_database
 from tests.tuning.result_tables import notes
 from tests.tuning.run_folders import search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
@@ -275,7 +276,7 @@ def alone(config: TrialConfig) -> Mapping[str, float]:
 def confirmed(
     images_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Confirmation]:
-    folder = run_folder(images_root, tmp_path_factory.mktemp("runs") / "small")
+    folder = run_folder(images_root, with_database(tmp_path_factory.mktemp("runs")) / "small")
     callback = MlflowCallback(default_tracking_uri(folder.parent), "lipsum-tune")
     callback.search_started(load_run(folder).search)
     callback.search_ended(load_run(folder).history.records, "finished")

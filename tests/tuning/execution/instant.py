@@ -16,6 +16,7 @@ from unittest.mock import patch
 from ray import tune
 from rich.console import Console
 
+from tests.tuning.databases import with_database
 from tests.tuning.run_folders import search_file
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -34,12 +35,12 @@ METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "train/loss", "cost
 
 
 def instant_file(root: Path, storage: Path, **changes: Any) -> SearchFile:
-    """Three trials of three reports; dotted keys, `__` for dots."""
+    """Three trials of three reports; dotted keys, `__` for dots. The storage has a database."""
     settings = {
         "trial__steps": STEPS,
         "trial__eval__every": EVERY,
         "search__name": "small",
-        "search__storage": str(storage),
+        "search__storage": str(with_database(storage)),
         "search__references": [],
         "search__budget__trials": 3,
         "search__resources__max_concurrent": 1,

@@ -19,6 +19,7 @@ from ray.util import placement_group_table
 from rich.console import Console
 
 from tests.ray_head import Head
+from tests.tuning.databases import with_database
 from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, part_path, write_images
@@ -76,7 +77,7 @@ def search(
         },
         "initial_points": points,
     }
-    values = configuration(images_root, folder / "runs")
+    values = configuration(images_root, with_database(folder / "runs"))
     values["search"] |= {"space": space, "resources": {"max_concurrent": 1}}
     values["trial"] |= {"steps": 24, "eval": {"every": 12}}
     values["search"]["scheduler"]["grace_steps"] = 12

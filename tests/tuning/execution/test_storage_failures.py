@@ -22,6 +22,7 @@ from tests.benchmarks.kills import disagreements
 from tests.disks import fill, make_room, small_disk
 from tests.ray_head import Head
 from tests.s3 import SECRET, s3_server
+from tests.tuning.databases import with_database
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.checkpoints.format import STATE, WEIGHTS
@@ -62,7 +63,8 @@ def search_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(nest(settings, configuration(root, folder / "runs"))))
+    values = configuration(root, with_database(folder / "runs"))
+    path.write_text(yaml.safe_dump(nest(settings, values)))
     return load_config(path)
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.ray_head import Head
+from tests.tuning.databases import with_database
 from tests.tuning.execution.real_searches import configuration
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import prepare_folder
@@ -205,7 +206,7 @@ def search_file(root: Path, folder: Path, changes: Mapping[str, Any]) -> SearchF
             "trial.data.ood_domains": ["sketch"],
             **changes,
         },
-        configuration(root, folder / "runs"),
+        configuration(root, with_database(folder / "runs")),
     )
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.conftest import CLASSES
 from tests.images import file_of
 from tests.trainers.exported import open_clip_logits
+from tests.tuning.databases import with_database
 from trainers.data.encoding import decode
 from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
@@ -71,7 +72,7 @@ def test_a_served_model_sees_images_as_they_are_prepared() -> None:
 @pytest.mark.slow
 def test_a_registered_model_predicts_as_the_exported_one(real: Real, tmp_path: Path) -> None:
     run = load_run(real[0])
-    uri = default_tracking_uri(run.folder.parent)
+    uri = default_tracking_uri(with_database(run.folder.parent))
     with pytest.raises(ConfigError, match="must not be empty"):
         register_weights(run.folder, "a/b")
     with pytest.raises(ConfigError, match="has no run of this search"):

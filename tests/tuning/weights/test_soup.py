@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.disks import make_read_only, small_disk
+from tests.tuning.databases import with_database
 from tests.tuning.weights.real_runs import kept_weights, real_file, real_run
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
@@ -104,7 +105,7 @@ def test_the_report_has_every_ingredient_and_the_gain(real: Real) -> None:
 def test_a_soup_is_kept_logged_and_exported(images_root: Path, tmp_path: Path) -> None:
     """Slow: starts Ray."""
     run, records = real_run(
-        tmp_path / "runs" / "mine",
+        with_database(tmp_path / "runs") / "mine",
         real_file(images_root),
         [{"seed": seed, "optim.lr": 5e-4} for seed in range(2)],
     )
