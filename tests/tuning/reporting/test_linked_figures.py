@@ -13,7 +13,7 @@ from tuning.reporting.html_report import REPORT_FILE, write_report
 from tuning.reporting.linked_figures import MAX_LINKED, trial_title
 from tuning.runs.records import TrialRecord
 
-SEARCH = fakes.search_record(Path("run"))
+SEARCH = fakes.search_record(Path("run"), name="<mine>")
 
 
 def page_of(records: list[TrialRecord], folder: Path) -> str:
@@ -27,26 +27,38 @@ def linked(page: str) -> list[Counter[str]]:
     return [Counter(re.findall('<g data-trial="(.*?)"', figure)) for figure in figures]
 
 
-@pytest.mark.parametrize("records", [fakes.finished_search(), fakes.compared_methods()])
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a finished search."""
+    return page_of(fakes.finished_search(), tmp_path_factory.mktemp("report"))
+
+
 def test_every_trial_is_marked_in_its_row_and_in_both_figures(
-    records: list[TrialRecord], tmp_path: Path
+    finished: str, tmp_path: Path
 ) -> None:
-    page = page_of(records, tmp_path)
-    names = {record.trial_id for record in records}
-    failed = {record.trial_id for record in records if record.outcome == "failed"}
-    assert set(re.findall('<tr[^>]* data-trial="(.*?)"', page)) == names
-    accuracies, curves = linked(page)
-    assert set(accuracies) == names - failed
-    assert curves == Counter(names)
-    assert "<script>" in page
+    compared = fakes.compared_methods()
+    pages = [(fakes.finished_search(), finished), (compared, page_of(compared, tmp_path))]
+    for records, page in pages:
+        names = {record.trial_id for record in records}
+        failed = {record.trial_id for record in records if record.outcome == "failed"}
+        assert set(re.findall('<tr[^>]* data-trial="(.*?)"', page)) == names
+        accuracies, curves = linked(page)
+        assert set(accuracies) == names - failed
+        assert curves == Counter(names)
+        assert "<script>" in page
 
 
-def test_ids_of_the_page_are_unique_and_references_lead_to_them(tmp_path: Path) -> None:
-    page = page_of(fakes.finished_search(), tmp_path)
-    ids = re.findall(r'\bid="(.*?)"', page)
+def test_the_page_loads_nothing_and_takes_no_name_for_markup(finished: str) -> None:
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", finished)
+    assert "<mine>" not in finished
+    assert "&lt;mine&gt;" in finished
+
+
+def test_ids_of_the_page_are_unique_and_references_lead_to_them(finished: str) -> None:
+    ids = re.findall(r'\bid="(.*?)"', finished)
     assert len(ids) > 100
     assert len(ids) == len(set(ids))
-    references = re.findall(r"(?:href=\"|url\()#(.*?)[\")]", page)
+    references = re.findall(r"(?:href=\"|url\()#(.*?)[\")]", finished)
     assert len(references) > 100
     assert set(references) <= set(ids)
 

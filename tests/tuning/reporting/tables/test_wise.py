@@ -1,4 +1,4 @@
-"""WiSE-FT's curves in the tables, in the figure, and in MLflow."""
+"""WiSE-FT's curves in the tables and in the figure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ from typer.testing import CliRunner
 
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
-from trainers.errors import ConfigError
 from tuning.cli import app
-from tuning.config.validation import check_search
-from tuning.mlflow_logging import client as mlf
-from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.mlflow_logging.client import default_tracking_uri
-from tuning.reporting.callback import write_results
 from tuning.reporting.figures.frame import save_figure
 from tuning.reporting.figures.wise_curves import draw
 from tuning.reporting.html_report import write_report
@@ -122,29 +116,3 @@ def test_report_draws_the_curves_of_a_run_folder(images_root: Path, tmp_path: Pa
     assert shown.exit_code == 0, shown.output
     assert (run / "report" / "wise_curves.png").stat().st_size > 10_000
     assert len(pq.read_table(run / "wise.parquet")) == 2 * len(ALPHAS)
-
-
-def test_mlflow_has_every_point_as_a_metric_and_the_figure(
-    search: SearchRecord, tmp_path: Path
-) -> None:
-    record = with_curve(fakes.trial(0))
-    callback = MlflowCallback(default_tracking_uri(tmp_path), "lipsum-tune", all_metrics=True)
-    callback.search_started(search)
-    callback.trial_started(record)
-    callback.trial_ended(record)
-    write_results(search.run_folder, search, [record])
-    callback.search_ended([record], "finished")
-    client, experiment_id = mlf.connect(default_tracking_uri(tmp_path), "lipsum-tune")
-    (child,) = client.search_runs([experiment_id], "tags.trial_id = 'trial-000'")
-    swept = {n: v for n, v in record.metrics.items() if n.startswith("wise/")}
-    assert {n: child.data.metrics[n] for n in swept} == swept
-    artifacts = {file.path for file in client.list_artifacts(callback.parent_run_id)}
-    assert {"wise_curves.png", "wise.parquet"} <= artifacts
-
-
-def test_a_point_of_the_curve_is_no_objective(images_root: Path) -> None:
-    objective = {"metric": "wise/0.5/ood_val/mean_acc"}
-    file = search_file(images_root, search__objective=[objective])
-    with pytest.raises(ConfigError) as error:
-        check_search(file)
-    assert error.value.key == "search.objective.metric"
