@@ -233,26 +233,6 @@ def test_a_result_is_one_line_and_a_table_in_a_notebook(run: Path) -> None:
         result.plot.importance()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("search", "no-such.yaml"), "no-such.yaml: no such file"),
-        (("search", "quickstart", "--set", "trial.optim.lrr=1"), "did you mean 'lr'"),
-        (("train", "quickstart", "--set", "trial.data.root=/nowhere"), "no such folder"),
-        (("search", "quickstart", "--set", "search.objective.metric=acc"), "never reported"),
-        (("ui", "nowhere"), "run a search first"),
-    ],
-)
-def test_a_mistake_is_one_line_and_status_2(
-    arguments: tuple[str, ...], said: str, tmp_path: Path
-) -> None:
-    done = lipsum_tune(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []  # nothing was started, nothing was made
-
-
 def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> None:
     config = tmp_path / "one.yaml"
     trial = {
@@ -346,6 +326,11 @@ def test_the_hint_about_ood_data_works_for_any_objective(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("search", "no-such.yaml"), "no-such.yaml: no such file"),
+        (("search", "quickstart", "--set", "trial.optim.lrr=1"), "did you mean 'lr'"),
+        (("train", "quickstart", "--set", "trial.data.root=/nowhere"), "no such folder"),
+        (("search", "quickstart", "--set", "search.objective.metric=acc"), "never reported"),
+        (("ui", "nowhere"), "run a search first"),
         (("resume", "nowhere"), "nowhere: not a run folder"),
         (("extend", "nowhere", "--trials", "3"), "nowhere: not a run folder"),
         (("status", "nowhere"), "nowhere: not a run folder"),
@@ -361,13 +346,14 @@ def test_the_hint_about_ood_data_works_for_any_objective(
         (("extend", "RUN"), "give --trials N"),
     ],
 )
-def test_a_search_that_cannot_continue_is_one_line(
+def test_a_mistake_is_one_line_and_status_2(
     arguments: tuple[str, ...],
     said: str,
     run: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Nothing is started, and nothing made."""
     monkeypatch.chdir(run.parent)
     words = [str(run) if word == "RUN" else word for word in arguments]
     monkeypatch.setattr(sys, "argv", ["lipsum-tune", *words])
@@ -377,7 +363,7 @@ def test_a_search_that_cannot_continue_is_one_line(
     assert caught.value.code == 2
     shown = capsys.readouterr()
     lines = shown.out.splitlines()  # printed before what takes seconds to import
-    assert all(line.startswith(("Extend  ", "Checking  ")) for line in lines)
+    assert all(line.startswith(("Search  ", "Extend  ", "Checking  ")) for line in lines)
     assert shown.err.startswith("lipsum-tune: ")
     assert said in shown.err
     assert len(shown.err.splitlines()) == 1
