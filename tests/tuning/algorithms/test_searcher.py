@@ -82,40 +82,33 @@ def test_a_reference_never_reaches_the_study(search: SearchRecord) -> None:
     assert [trial.state for trial in session.study.trials] == [TrialState.WAITING]
 
 
-def test_a_trial_at_its_last_step_is_complete(search: SearchRecord) -> None:
+@pytest.mark.parametrize(
+    ("reports", "error", "state", "value"),
+    [
+        ({120: 50.0, 240: 55.0}, False, TrialState.COMPLETE, 55.0),
+        ({30: 49.0, 60: 51.0}, False, TrialState.PRUNED, 51.0),
+        ({240: math.nan}, False, TrialState.FAIL, None),
+        ({240: math.inf}, False, TrialState.FAIL, None),
+        ({}, True, TrialState.FAIL, None),
+    ],
+)
+def test_the_end_of_a_trial_is_a_state_of_optuna(
+    reports: dict[int, float],
+    error: bool,
+    state: TrialState,
+    value: float | None,
+    search: SearchRecord,
+) -> None:
     session = Session(search, SPACE)
     session.start()
-    session.report("trial-000", 120, 50.0)
-    session.report("trial-000", 240, 55.0)
-    session.end("trial-000")
+    for step, objective in reports.items():
+        session.report("trial-000", step, objective, done=step == max(reports) < 240)
+    record = session.end("trial-000", error)
     (trial,) = session.study.trials
-    assert (trial.state, trial.value) == (TrialState.COMPLETE, 55.0)
-    assert trial.intermediate_values == {120: 50.0, 240: 55.0}
-
-
-def test_a_stopped_trial_is_pruned_with_its_intermediate_values(search: SearchRecord) -> None:
-    session = Session(search, SPACE)
-    session.start()
-    session.report("trial-000", 30, 49.0)
-    session.report("trial-000", 60, 51.0, done=True)
-    session.end("trial-000")
-    (trial,) = session.study.trials
-    assert trial.state == TrialState.PRUNED
-    assert trial.intermediate_values == {30: 49.0, 60: 51.0}
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_an_objective_that_is_not_finite_is_a_failure(search: SearchRecord, value: float) -> None:
-    session = Session(search, SPACE)
-    session.run(value)
-    assert session.study.trials[0].state == TrialState.FAIL
-
-
-def test_an_error_is_a_failure(search: SearchRecord) -> None:
-    session = Session(search, SPACE)
-    session.start()
-    assert session.end("trial-000", error=True).outcome == "failed"
-    assert session.study.trials[0].state == TrialState.FAIL
+    assert (trial.state, trial.value) == (state, value)
+    if state != TrialState.FAIL:
+        assert trial.intermediate_values == reports
+    assert error == (record.outcome == "failed")
 
 
 def test_constraints_are_passed_on_as_violations(search: SearchRecord) -> None:

@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.conftest import CLASSES
+from tests.tuning.result_tables import text_of
 from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
@@ -195,12 +195,8 @@ def test_the_ood_mean_is_compared_over_all_domains_or_none() -> None:
                 ("real", "a", "b"), (90.0, 40.0, 50.0), expected, strict=True
             )
         ]
-        console = Console(width=200)
-        with console.capture() as capture:
-            console.print(zero_shot_table(rows, title="t", id_domain="real"))
-        return (
-            next(x for x in capture.get().splitlines() if "mean OOD" in x).replace("│", "").split()
-        )
+        text = text_of(zero_shot_table(rows, title="t", id_domain="real"), 200)
+        return next(x for x in text.splitlines() if "mean OOD" in x).replace("│", "").split()
 
     assert shown(90.0, 41.0, 47.0) == ["mean", "OOD", "45.00", "44.00", "+1.00"]
     assert shown(90.0, 41.0, None) == ["mean", "OOD", "45.00"]
@@ -216,10 +212,8 @@ def test_no_cell_is_cut_at_80_columns() -> None:
         rows = [
             Row(name, *of, nll=11.234, ece=12.34, expected=known) for name, of in figures.items()
         ]
-        console = Console(width=80)
-        with console.capture() as capture:
-            console.print(zero_shot_table(rows, title="ViT, test splits", id_domain="imagenet"))
-        shown = capture.get()
+        table = zero_shot_table(rows, title="ViT, test splits", id_domain="imagenet")
+        shown = text_of(table, 80)
         assert "…" not in shown
         _, header, _, *lines, _, mean = shown.splitlines()
         named = ["imagenet (ID)", *list(figures)[1:]]
@@ -234,11 +228,9 @@ def test_no_cell_is_cut_at_80_columns() -> None:
 
 def test_a_long_name_takes_two_lines() -> None:
     row = Row("n" * 40, 1000, 10, 50.0, 1.0, 2.0, expected=50.0)
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(zero_shot_table([row], title="t", id_domain="real"))
-    assert capture.get().count("n") == 40 + "".join(["expected", "acc"]).count("n")
-    assert "agrees" in capture.get()
+    shown = text_of(zero_shot_table([row], title="t", id_domain="real"), 80)
+    assert shown.count("n") == 40 + "".join(["expected", "acc"]).count("n")
+    assert "agrees" in shown
 
 
 def test_a_comparison_of_nothing_is_refused(config: TrialConfig) -> None:
