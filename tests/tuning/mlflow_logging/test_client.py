@@ -54,15 +54,15 @@ def connect_at_once(uri: str, start: Barrier) -> None:
 
 def test_processes_that_connect_at_once_create_one_whole_database(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
-    start, uri = spawn.Barrier(3), default_tracking_uri(tmp_path / "new" / "runs")
-    processes = [spawn.Process(target=connect_at_once, args=(uri, start)) for _ in range(3)]
+    start, uri = spawn.Barrier(2), default_tracking_uri(tmp_path / "new" / "runs")
+    processes = [spawn.Process(target=connect_at_once, args=(uri, start)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     client, experiment_id = connect(uri, "lipsum-tune")
-    assert len(client.search_runs([experiment_id])) == 3
+    assert len(client.search_runs([experiment_id])) == 2
 
 
 @pytest.mark.parametrize(
