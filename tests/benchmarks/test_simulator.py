@@ -131,28 +131,6 @@ def run(
     return ended, searcher.calls
 
 
-def test_a_trial_that_is_stopped_brings_its_last_result_with_the_end_alone(
-    table: CurveTable,
-) -> None:
-    ended, calls = run(table, [1e-3, 1e-4], bound=42.0)
-    assert [(e.outcome, e.step) for e in ended] == [("finished", 40), ("stopped", 20)]
-    assert calls == [
-        ("suggest", 0),
-        ("scheduler add", 0),
-        ("scheduler result", 0, 20, 45.0, 1, False),
-        ("searcher result", 0, 20, 45.0, 1, False),
-        ("scheduler result", 0, 40, 90.0, 2, False),
-        ("searcher result", 0, 40, 90.0, 2, False),
-        ("scheduler complete", 0, 40, 90.0, 2, True),
-        ("searcher complete", 0, 40, 90.0, 2, True, False),
-        ("suggest", 1),
-        ("scheduler add", 1),
-        ("scheduler result", 1, 20, 40.0, 1, False),
-        ("scheduler complete", 1, 20, 40.0, 1, True),
-        ("searcher complete", 1, 20, 40.0, 1, True, False),
-    ]
-
-
 def test_rank_correlations_are_those_of_the_better_half() -> None:
     # Finals 1 to 6: the better half is 4, 5, 6 (and the median's own side), ranked at step 10 as
     # 3, 1, 2 by values that the others do not share.

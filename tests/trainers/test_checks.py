@@ -52,16 +52,6 @@ def test_a_missing_root_domain_or_split_is_named(root: Path) -> None:
             ood_domains=["photo"])  # fmt: skip
 
 
-def test_an_unfinished_preparation_is_refused(root: Path) -> None:
-    file = root / "sketch" / "preparation.json"
-    file.write_text('{"status": "done"}')
-    check_data(data(root))
-    file.write_text('{"status": "unfinished"}')
-    refused(root, "sketch: its preparation is unfinished")
-    file.write_text('{"status": "refused"}')
-    refused(root, "sketch: .*--skip-bad")
-
-
 def test_images_larger_than_the_cache_are_refused(
     root: Path,
 ) -> None:
@@ -73,11 +63,6 @@ def test_images_larger_than_the_cache_are_refused(
     assert path.stat().st_size < 50_000
     refused(root, r"cache_gb = 0\.001: .* \(photo/train, .*\) need 0\.00\d* GB", cache_gb=0.001)
     check_data(data(root, cache_gb=0.01))
-
-
-def test_a_damaged_preparation_record_is_an_error(root: Path) -> None:
-    (root / "sketch" / "preparation.json").write_text('{"status": "do')
-    refused(root, "sketch/preparation.json: not a record of `prepare`")
 
 
 def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
@@ -114,10 +99,6 @@ def test_labels_out_of_range_are_found_in_any_file(root: Path) -> None:
 def test_a_domain_without_images_is_refused(root: Path) -> None:
     write_images(part_path(root, "sketch", "val"), [], ID, {})
     refused(root, "sketch/val: it has no images")
-
-
-def test_a_cache_that_is_too_small_is_an_error(root: Path) -> None:
-    refused(root, r"data\.cache_gb = 1e-06: .* need ", cache_gb=1e-6)
 
 
 def test_class_names_without_a_prompt_are_an_error(root: Path) -> None:
@@ -158,16 +139,6 @@ def test_a_batch_larger_than_the_training_set_is_reported_once(
     said = "larger than the training set of 3 images"
     begins = [] if named is None else [f"optim.batch_size = {named}: {said}"]
     assert [message.split(", ")[0] for message in caplog.messages] == begins
-
-
-def test_a_text_length_beyond_the_context_is_refused(root: Path) -> None:
-    config = TrialConfig(data=data(root))
-    check_trial(config)
-    too_long = config.model_copy(
-        update={"method": config.method.model_copy(update={"text_length": 31})}
-    )
-    with pytest.raises(ConfigError, match=r"method\.text_length = 31"):
-        check_trial(too_long)
 
 
 def test_data_under_a_url_are_checked_alike(root: Path) -> None:

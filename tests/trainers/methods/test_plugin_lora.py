@@ -1,4 +1,4 @@
-"""A method from a file outside of the package: trained, resumed and exported."""
+"""A method from a file outside of the package: trained and resumed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainers.curves import curve, short
-from tests.trainers.exported import open_clip_logits
-from trainers.checkpoints.format import WEIGHTS, load_weights
+from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig
-from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import load_split
 from trainers.models.loading import load_clip
-from trainers.weights.export import classifier, write_open_clip
 
 PLUGIN = str(Path(__file__).with_name("lora.py"))
 
@@ -53,20 +49,3 @@ def test_a_plugins_checkpoint_resumes_to_the_last_bit(lora: TrialConfig, tmp_pat
     resumed.save(tmp_path / "resumed")
     found, wanted = (load_file(tmp_path / name / WEIGHTS) for name in ("resumed", "3"))
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
-
-
-def test_open_clip_loads_the_merged_weights_of_a_plugin(lora: TrialConfig, tmp_path: Path) -> None:
-    (report,) = fine_tune(lora)
-    report.save(tmp_path / "checkpoint")
-    weights, class_names = load_weights(tmp_path / "checkpoint")
-    exported = classifier(lora.model, lora.data.rules.prompts(class_names), weights)
-    write_open_clip(tmp_path / "exported", lora.model, exported)
-
-    images = load_split(lora, "val")["real"]
-    views, _ = next(images.eval_batches(report.run.zero_shot.image_input, 16))
-    pixels = normalise(views, report.run.zero_shot.image_input)
-    logits = open_clip_logits(tmp_path / "exported", pixels)
-    torch.testing.assert_close(logits, report.run.classify(pixels)[1], rtol=1e-5, atol=1e-5)
-    zero_shot = report.run.zero_shot
-    before = zero_shot.logit_scale * zero_shot.image_features(pixels) @ zero_shot.head.T
-    assert not torch.allclose(logits, before, atol=1e-2)

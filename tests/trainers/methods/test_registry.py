@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Literal
@@ -78,16 +75,6 @@ def test_a_plugin_that_cannot_be_imported_is_named(text: str | None, tmp_path: P
     with pytest.raises(ConfigError) as error:
         load_plugins([str(path)])
     assert (error.value.key, error.value.value) == ("plugins", str(path))
-
-
-def test_a_pickled_trial_loads_its_plugins_in_another_process(plugin: Path, tmp_path: Path) -> None:
-    trial = TrialConfig.model_validate({"plugins": [str(plugin)], "method": {"name": "mine"}})
-    file = tmp_path / "trial.pickle"
-    file.write_bytes(pickle.dumps(trial))
-    assert pickle.loads(file.read_bytes()) == trial
-    code = f"import pickle; print(pickle.load(open({str(file)!r}, 'rb')).method)"
-    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert shown.stdout == f"{trial.method}\n"
 
 
 def test_two_classes_cannot_share_a_name() -> None:

@@ -133,13 +133,6 @@ def test_rungs_rise_by_the_factor_and_end_below_the_last_step(
     assert rung_ladder(grace, factor, total) == rungs
 
 
-def test_of_the_trials_that_reach_a_rung_the_best_share_goes_on() -> None:
-    rule = Asha([10], 3)
-    told = [(5.0, True), (4.0, False), (6.0, True), (5.5, False), (7.0, True), (6.5, True)]
-    for number, (value, keeps) in enumerate(told):  # the sixth opens a second place
-        assert rule.should_continue(number, 10, (value,)) is keeps
-
-
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("factor", [1.5, 2, 3, 4])
 def test_asha_decides_as_brute_force_does(seed: int, factor: float) -> None:
@@ -209,22 +202,6 @@ def test_hearing_the_recorded_curves_again_brings_a_rule_to_the_same_decisions(
     assert [again.should_continue(*report) for report, _ in whole[half:]] == [
         k for _, k in whole[half:]
     ]
-
-
-def test_the_bracket_of_a_trial_is_a_function_of_its_number() -> None:
-    first, second = (Hyperband(RUNGS, 2, brackets=3) for _ in range(2))
-    for number in range(50):  # the second is asked in another order
-        second.should_continue(49 - number, 5, (1.0,))
-    for number in range(50):
-        first.should_continue(number, 60, (0.0,))
-        second.should_continue(number, 60, (0.0,))
-
-    def members(rule: Hyperband) -> list[set[int]]:
-        return [set(bracket._reached[40]) for bracket in rule._brackets]
-
-    assert members(first) == members(second)
-    assert sum(map(len, members(first))) == 50
-    assert all(members(first))
 
 
 def test_brackets_start_a_rung_later_each_and_get_e_times_fewer_trials() -> None:

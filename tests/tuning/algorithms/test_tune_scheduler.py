@@ -66,12 +66,6 @@ def test_rungs_count_steps_and_not_reports() -> None:
     assert not goes_on(s, late, 30, 10.0)
 
 
-def test_of_an_objective_to_minimise_less_is_better() -> None:
-    s = scheduler(objectives=[Objective(METRIC, "min")])
-    decisions = [goes_on(s, tune_trial(i), 30, v) for i, v in enumerate((0.5, 0.6, 0.4))]
-    assert decisions == [True, False, True]
-
-
 def test_with_several_objectives_a_trial_that_nothing_dominates_is_among_the_best() -> None:
     s = scheduler(objectives=[Objective(METRIC), Objective("id_val/acc", "min")])
     reports = [(50.0, 5.0), (60.0, 9.0), (40.0, 1.0), (49.0, 6.0)]

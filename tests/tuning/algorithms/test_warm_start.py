@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import shutil
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -382,23 +381,6 @@ def test_a_prior_is_tried_at_the_beginning_only(
     assert start(begun, **warm_started) == []
     shutil.rmtree(earlier)
     assert start(begun, **warm_started) == []
-
-
-def test_the_sampler_proposes_near_what_was_good_before(images_root: Path, earlier: Path) -> None:
-    records = []
-    for number in range(41):  # the best learning rate is 1e-4, and 1 point an order is lost
-        lr = 10 ** (-6 + number / 10)
-        distance = abs(math.log10(lr) + 4)
-        records.append(trial(number, 85.0 - distance, 62.0 - distance, lr=lr))
-    file = search_file(images_root)
-    write_run(earlier, file, records)
-    study, _ = warm(images_root, earlier)
-    distributions = file.search_space().distributions()
-    asked = [study.ask(distributions).params[LR] for _ in range(30)]
-    # A point at random is 1 order of magnitude away on average; two in three should be nearer.
-    distances = [abs(math.log10(lr) + 4) for lr in asked]
-    assert statistics.median(distances) < 0.5
-    assert sum(distance < 1 for distance in distances) >= 20
 
 
 def of_method(method: str, number: int, id_acc: float, lr: float, **more: Any) -> TrialRecord:

@@ -407,8 +407,3 @@ def test_two_workers_and_a_resumed_job_read_the_test_splits(
         assert again[name] == pytest.approx(first[name])
         if name.endswith("nll"):
             assert first[name] == pytest.approx(expected[name], rel=0.01)
-
-
-def test_a_trial_of_a_search_never_reads_the_test_splits(trial: TrialConfig) -> None:
-    for report in fine_tune(trial):
-        assert not [name for name in report.metrics if "test" in name]

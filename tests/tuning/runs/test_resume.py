@@ -60,13 +60,6 @@ def edit(run: Path, **changes: Any) -> None:
     (run / CONFIG_FILE).write_text(yaml.safe_dump(nest(dotted, values), sort_keys=False))
 
 
-def test_with_nothing_changed_a_search_goes_on_as_it_was(
-    run: Path, went_on: list[SearchFile]
-) -> None:
-    resume_search(run)
-    assert went_on == [load_run(run).file]
-
-
 def test_a_copy_does_not_go_on_while_the_original_exists(
     run: Path, went_on: list[SearchFile]
 ) -> None:
@@ -331,13 +324,6 @@ def test_a_new_run_folder_that_another_process_runs_is_not_removed(
     for other in others:
         other.close()
         assert read_history(tmp_path / "mine").fingerprints
-
-
-def test_a_value_that_cannot_be_is_refused_as_in_a_new_search(run: Path) -> None:
-    with pytest.raises(ConfigError, match=r"search\.budget\.trials = 0"):
-        resume_search(run, ["search.budget.trials=0"])
-    with pytest.raises(ConfigError, match=r"nowhere: not a run folder"):
-        resume_search(run.parent / "nowhere")
 
 
 def named(root: Path, storage: Path, **changes: Any) -> SearchFile:

@@ -102,14 +102,6 @@ def test_what_a_search_wrote_is_loaded(file: SearchFile, tmp_path: Path) -> None
     assert run.search.config == file.model_dump(mode="json")
 
 
-def test_a_run_can_be_read_where_its_data_are_not(images_root: Path, tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    shutil.copytree(images_root, root)
-    folder = write_run(tmp_path / "run", search_file(root), [trial(0, 85.0, 62.0)])
-    shutil.rmtree(root)
-    assert len(load_run(folder).history.records) == 1
-
-
 def test_before_the_zero_shot_model_was_evaluated_a_run_says_what_to_do(
     file: SearchFile, tmp_path: Path
 ) -> None:

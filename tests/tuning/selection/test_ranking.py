@@ -45,27 +45,6 @@ def test_an_objective_that_is_not_finite_never_wins(bad: float) -> None:
     assert best_trial(SEARCH, [broken]) is None
 
 
-def test_references_and_unfinished_trials_do_not_win() -> None:
-    others = [
-        fakes.reference(curve=(fakes.report(240, 99, 99),)),
-        fakes.trial(1, 99, 99, outcome="pruned"),
-        fakes.trial(2, 99, 99, outcome="failed"),
-    ]
-    assert best_trial(SEARCH, [*others, fakes.trial(3)]) == fakes.trial(3)
-
-
-def test_if_no_trial_finished_the_best_of_the_furthest_wins() -> None:
-    early = fakes.trial(1, outcome="pruned", curve=(fakes.report(40, 99, 99),))
-    late = fakes.trial(2, outcome="stopped", curve=(fakes.report(120, 80, 60),))
-    assert best_trial(SEARCH, [early, late]) == late
-    assert best_trial(SEARCH, [fakes.trial(1, outcome="failed")]) is None
-    assert best_trial(SEARCH, []) is None
-
-
-def test_of_equal_trials_the_earlier_wins() -> None:
-    assert best_trial(SEARCH, [fakes.trial(5), fakes.trial(4)]) == fakes.trial(4)
-
-
 def test_a_trial_within_the_constraints_wins() -> None:
     search = constrained("id_val/acc >= 85")
     better, allowed = fakes.trial(1, 84.9, 90), fakes.trial(2, 85, 60)
