@@ -17,9 +17,14 @@ from trainers.texts.prompts import Prompts
 
 PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.",))
 METHODS: tuple[Method, ...] = (FineTuning(), LipsumFineTuning(text_count=5))
+TEXT_KINDS = {
+    "custom-text", "projection-with-bias", "no-projection", "bidirectional", "bidirectional-clip",
+    "last-token", "causal-last-token",
+}  # fmt: skip
+"""Kinds with the image tower of another one; `test_text` compares their texts."""
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in TEXT_KINDS])
 def zero_shot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> object:
     return load_zero_shot(random_model(tmp_path_factory.mktemp("model"), request.param), PROMPTS)
 
