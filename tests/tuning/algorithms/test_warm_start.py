@@ -68,6 +68,15 @@ def new_studies(file: SearchFile, search: SearchRecord) -> Sequence[MethodStudy]
     return create_studies(search, file.search_space(), sampler, storage, "id").studies
 
 
+def prepared(file: SearchFile, folder: Path, *records: TrialRecord) -> tuple[optuna.Study, str]:
+    """The study of a search that begins or resumes in a folder, and what is printed."""
+    folder.mkdir(exist_ok=True)
+    console = Console(file=io.StringIO(), width=200)
+    search = search_record(file, folder, ZERO_SHOT)
+    studies = prepare_studies(search, file, "id", History(records), SearchOptions(), console)
+    return studies.studies[0].study, console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def waiting(study: optuna.Study) -> list[tuple[float, float]]:
     """Learning rate and weight of the points that are tried first, in their order."""
     trials = study.get_trials(states=[TrialState.WAITING])
@@ -312,18 +321,11 @@ def test_a_resume_is_warmed_again_and_says_nothing(
 ) -> None:
     write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0)])
     file = search_file(images_root, search__warm_start__runs=[str(earlier)])
-    folder = tmp_path / "new"
-    folder.mkdir()
-    search = search_record(file, folder, ZERO_SHOT)
 
     def start(*records: TrialRecord) -> tuple[int, str]:
-        console = Console(file=io.StringIO(), width=200)
-        history = History(records)
-        options = SearchOptions()
-        studies = prepare_studies(search, file, "id", history, options, console)
-        trials = studies.studies[0].study.get_trials(states=(TrialState.COMPLETE,))
-        printed = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-        return len(trials), "".join(line for line in printed if not line.startswith("Sampler"))
+        study, printed = prepared(file, tmp_path / "new", *records)
+        lines = [line for line in printed.splitlines() if not line.startswith("Sampler")]
+        return len(study.get_trials(states=(TrialState.COMPLETE,))), "".join(lines)
 
     assert start() == (1, f"Warm start  {earlier}: 1 trials as observations")
     assert start(trial(0, 84.0, 61.0)) == (2, "")
@@ -339,13 +341,9 @@ def test_earlier_results_replace_the_prior_but_not_given_points(
 ) -> None:
     given = search_file(images_root, search__warm_start__use=use)
     write_run(earlier, given, [trial(0, 85.0, 62.0, lr=3e-4)])
-    (tmp_path / "new").mkdir()
 
     def start(file: SearchFile) -> list[float]:
-        search = search_record(file, tmp_path / "new", ZERO_SHOT)
-        console = Console(file=io.StringIO())
-        studies = prepare_studies(search, file, "id", History(()), SearchOptions(), console)
-        return learning_rates(studies.studies[0].study)
+        return learning_rates(prepared(file, tmp_path / "new")[0])
 
     best = [3e-4] if use == "points" else []
     prior = {"search__space__initial_points": None, "search__warm_start__use": use}
@@ -358,14 +356,11 @@ def test_earlier_results_replace_the_prior_but_not_given_points(
 def test_a_prior_is_tried_at_the_beginning_only(
     images_root: Path, tmp_path: Path, earlier: Path
 ) -> None:
-    (tmp_path / "new").mkdir()
 
     def start(*records: TrialRecord, **changes: Any) -> list[dict[str, Any]]:
         file = search_file(images_root, **{"search__space__initial_points": None, **changes})
-        search = search_record(file, tmp_path / "new", ZERO_SHOT)
-        options, console = SearchOptions(), Console(file=io.StringIO())
-        studies = prepare_studies(search, file, "id", History(records), options, console)
-        points = studies.studies[0].study.get_trials(states=[TrialState.WAITING])
+        study, _ = prepared(file, tmp_path / "new", *records)
+        points = study.get_trials(states=[TrialState.WAITING])
         return [point.system_attrs["fixed_params"] for point in points]
 
     points = start()
