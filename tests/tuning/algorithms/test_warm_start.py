@@ -271,20 +271,6 @@ def test_the_best_points_of_a_run_without_nll_are_tried_first(
     assert learning_rates(study) == [2e-4, 1e-4]
 
 
-def test_a_choice_that_is_gone_is_left_out(images_root: Path, earlier: Path) -> None:
-    def space(*choices: str) -> dict[str, Any]:
-        precision = {"type": "categorical", "choices": choices}
-        return {"search__space": {"name": None, "parameters": {"precision": precision}}}
-
-    records = [
-        trial(number, 85.0, 62.0, params={"precision": choice})
-        for number, choice in enumerate(("fp32", "bf16"))
-    ]
-    write_run(earlier, search_file(images_root, **space("fp32", "bf16")), records)
-    study, _ = warm(images_root, earlier, **space("bf16", "fp16"))
-    assert [t.params for t in study.trials] == [{"precision": "bf16"}]
-
-
 def test_several_runs_are_all_learned_from(
     images_root: Path, other_root: Path, tmp_path: Path
 ) -> None:
