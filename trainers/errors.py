@@ -7,7 +7,6 @@ a bucket that refuses) raises `StorageFailed`; the exit status is 75.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import errno
 import inspect
@@ -53,8 +52,9 @@ class ConfigError(ValueError):
     def within(self, source: object) -> ConfigError:
         """The same mistake, with the file or folder in which it stands before its text."""
         text = "\n".join(f"{source}: {line}" for line in str(self).splitlines())
-        error = copy.copy(self)
-        error.source, error.args = str(source), (text,)
+        key, value, hint = self.key, self.value, self.hint
+        error = ConfigError(self.problem, key=key, value=value, hint=hint, source=source)
+        error.args = (text,)
         return error
 
 

@@ -1,9 +1,9 @@
 """Which weights rank trials best at a rung? `python -m tests.benchmarks.rung_ranks FILE`
 
 Spearman's correlation between a metric at each recorded step and the objective at the last one,
-over the better half of the configurations of a file that `record_curves` wrote, with 95 %
-bootstrap intervals over configurations. With `--rung-weights all`, a file has the raw weights and
-those half-way to the zero-shot model beside the averaged ones.
+over the better half of the configurations of a file that `record_curves` wrote, each the mean of
+its seeds, with 95 % bootstrap intervals over configurations. With `--rung-weights all`, a file has
+the raw weights and those half-way to the zero-shot model beside the averaged ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def rank_correlations(
     curves: pd.DataFrame, metric: str, objective: str
 ) -> Mapping[int, tuple[float, float, float]]:
     """Step -> correlation and its interval, for all steps before the last that have the metric."""
-    wide = curves.pivot(index=["configuration", "seed"], columns="step")
+    numbers = curves.select_dtypes("number").drop(columns="seed")
+    means = numbers.groupby(["configuration", "step"]).mean().reset_index()  # over seeds
+    wide = means.pivot(index="configuration", columns="step")
     finals = wide[objective].iloc[:, -1]
     wide, finals = wide[finals >= finals.median()], finals[finals >= finals.median()]
     draws = np.random.default_rng(0).integers(len(finals), size=(RESAMPLES, len(finals)))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-
 import pytest
 
 from trainers.redact import has_password, is_secret_name, redact

@@ -15,15 +15,12 @@ direction of the divergence and the weight 1 come from that of others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from trainers.methods.base import Batch, Loss, Method, Step, cross_entropy, kl_divergence, zero
 from trainers.methods.registry import register_method
-
-if TYPE_CHECKING:
-    pass
 
 
 @register_method("car_ft")

@@ -137,6 +137,24 @@ def _parse_bound(text: str, bound: str) -> tuple[str | None, float]:
     return match["anchor"], offset
 
 
+def check_meaning(constraints: Sequence[Constraint]) -> None:
+    """Check that the constraints of a new search mean what their author probably meant.
+
+    Raises:
+        ValueError: a `best` on the side on which it is the worst, or an accuracy as a fraction.
+    """
+    for constraint in constraints:
+        known, number = direction(constraint.metric), constraint.offset
+        if constraint.anchor == "best" and known not in (None, constraint.mode):
+            raise ValueError(
+                f"{constraint.text!r}: the best {constraint.metric} is the "
+                f"{'highest' if known == 'max' else 'lowest'}; write "
+                f"{'>= best - ' if known == 'max' else '<= best + '}{abs(number):g}"
+            )
+        if constraint.anchor is None and 0 < number < 1 and constraint.metric.endswith("acc"):
+            raise ValueError(f"{constraint.text!r}: accuracies are in percent: {100 * number:g}?")
+
+
 def check_constraints(
     constraints: Sequence[Constraint], zero_shot: Mapping[str, float] | None = None
 ) -> None:
@@ -155,16 +173,6 @@ def check_constraints(
         offset = constraint.offset if constraint.relation == ">=" else -constraint.offset
         if constraint.anchor == "best" and offset > 0:
             raise ValueError(f"{constraint.text!r} cannot be met, not even by the best itself")
-        known = direction(constraint.metric)
-        if constraint.anchor == "best" and known not in (None, constraint.mode):
-            raise ValueError(
-                f"{constraint.text!r}: the best {constraint.metric} is the "
-                f"{'highest' if known == 'max' else 'lowest'}; write "
-                f"{'>= best - ' if known == 'max' else '<= best + '}{abs(constraint.offset):g}"
-            )
-        is_fraction = constraint.anchor is None and 0 < constraint.offset <= 1
-        if is_fraction and constraint.metric.endswith("acc"):
-            raise ValueError(f"{constraint.text!r}: accuracies are in percent, between 0 and 100")
         if constraint.anchor == "best" or (constraint.anchor and zero_shot is None):
             continue  # the bound is not known yet
         metric, bound = constraint.metric, constraint.bound(zero_shot or {}, None)

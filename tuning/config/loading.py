@@ -1,9 +1,9 @@
 """Reading a configuration: what it extends, the file, one of its variants, and `--set`.
 
 A file may start with ``extends: domainnet_vit_b16`` (a ready configuration, or a path relative to
-the file's folder) and contain only what differs. ``variants:`` names sets of dotted keys, chosen by
-``FILE:VARIANT`` on the command line; its search is called `<name>-<variant>`, unless it is named
-there. Both keys are gone from the result.
+the file's folder) and contain only what differs. ``variants:`` names sets of dotted keys or
+sections, chosen by ``FILE:VARIANT`` on the command line; its search is called `<name>-<variant>`,
+unless it is named there. Both keys are gone from the result.
 
 Later layers win, key by key. But another `name` of a model, method, ready space or scheduler,
 `methods` in place of a ready space or the reverse, and another `type` of a parameter replace their
@@ -78,7 +78,7 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
     layers = [given]
     if variant:
         if not isinstance(variants, Mapping):
-            problem = "expected the names of variants, each with dotted keys"
+            problem = "expected the names of variants, each with sections or dotted keys"
             raise ConfigError(problem, key="variants", value=variants, source=path)
         variants = {str(name): keys for name, keys in variants.items()}
         if variant not in variants:
@@ -86,7 +86,7 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
             raise ConfigError(f"no variant {variant!r}", hint=hint, source=path)
         if not isinstance(variants[variant], Mapping):
             key, value = f"variants.{variant}", variants[variant]
-            raise ConfigError("expected dotted keys", key=key, value=value, source=path)
+            raise ConfigError("expected sections or dotted keys", key=key, value=value, source=path)
         name = f"{path}:{variant}"
         searched = _section(values, "search").get("name", _STANDARD.search.name)
         layers = [{"search.name": f"{searched}-{variant}"}, variants[variant], *layers]

@@ -307,13 +307,6 @@ class SearchConfig(Frozen):
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    @field_validator("references")
-    @classmethod
-    def _are_different(cls, references: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(references)) < len(references):
-            raise ValueError("a reference is given twice")
-        return references
-
     study_storage: str | None = None
     """Database of the Optuna study, `postgresql+psycopg://user:${PASSWORD}@host/name`; it must not
     be MLflow's. null is a journal file in the run folder."""

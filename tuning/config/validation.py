@@ -17,6 +17,7 @@ from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, direction, metric_names
 from trainers.redact import has_password
+from tuning.algorithms.objectives import check_meaning
 from tuning.config.loading import read_layers
 from tuning.config.schema import NoSchedulerConfig, SearchFile
 from tuning.config.search_space import SpaceConfig
@@ -125,6 +126,8 @@ def check_settings(file: SearchFile) -> None:
     """The part of `check_search` that needs neither data nor models, which may be elsewhere."""
     trial, search, space = file.trial, file.search, file.search_space()
     _check_keys(search.space, space, trial)
+    if len(set(search.references)) < len(search.references):
+        raise ConfigError("one is given twice", key="search.references", value=search.references)
     for name in search.references:
         file.reference_config(name)
     _check_objective(file)
@@ -278,7 +281,11 @@ def _check_objective(file: SearchFile) -> None:
         )
     if len({objective.metric for objective in file.objectives}) < len(file.objectives):
         raise ConfigError("a metric is given twice", key="search.objective")
-    file.constraints()
+    constraints = file.constraints()
+    try:
+        check_meaning(constraints)
+    except ValueError as error:
+        raise ConfigError(str(error), key="search.constraints") from None
 
 
 def _check_budget(file: SearchFile) -> None:
@@ -294,8 +301,8 @@ def _check_budget(file: SearchFile) -> None:
         problem = "a target needs a single objective"
         raise ConfigError(problem, key="search.budget.target", value=budget.target)
     is_percent = file.objectives[0].metric.endswith("acc")
-    if budget.target is not None and is_percent and not 1 < budget.target <= 100:
-        problem = "accuracies are in percent, between 0 and 100"
+    if budget.target is not None and is_percent and not 1 <= budget.target <= 100:
+        problem = "accuracies are in percent, from 1 to 100"
         raise ConfigError(problem, key="search.budget.target", value=budget.target)
     if budget.trials < methods:
         raise ConfigError(

@@ -98,12 +98,14 @@ def read_confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> C
     looks_at_ood = {choice.rule: choice.looks_at_ood for choice in choices(search, records)}
     methods = {record.trial_id: search.method(record) for record in records}
     params = {result.trial_id: result.params for result in results.values()}
+    missed = misses(search, records)
     for name, labels in stored.items():
         if name not in {one.trial_id for one in today}:
             by = {label.partition("/")[0].partition(" ")[0] for label in labels}
             sees_ood = any(looks_at_ood.get(rule, False) for rule in by)
+            method, short = methods.get(name), bool(missed.get(name))
             configurations.append(
-                Configuration(name, params[name], tuple(labels), sees_ood, methods.get(name))
+                Configuration(name, params[name], tuple(labels), sees_ood, method, misses=short)
             )
     seeds = sorted({seed for _, seed in results if seed is not None})
     return Confirmation(search, tuple(seeds), tuple(configurations), results, {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +49,7 @@ from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.formatting import show_phase
 from tuning.reporting.progress import ProgressCallback
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import History, Journal, add_missed_reports, read_history
+from tuning.runs.journal import History, InUse, Journal, add_missed_reports, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import (
     BestTrial,
@@ -215,9 +215,14 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
     run_folder = create_run_folder(file)
     try:
         return continue_search(run_folder, file, options)
-    except (ConfigError, TrackingError):
-        # Another process may have found the folder, and may be running the search.
-        with suppress(ConfigError, StorageFailed), closing(Journal(run_folder)):
+    except (ConfigError, TrackingError) as error:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(closing(Journal(run_folder)))
+            except InUse:  # another process has found the folder, and runs the search
+                raise error from None
+            except (ConfigError, StorageFailed):
+                pass  # a disk without locks, on which no search runs
             if not read_history(run_folder).records:  # no trial has started
                 shutil.rmtree(run_folder, ignore_errors=True)
         with suppress(OSError):

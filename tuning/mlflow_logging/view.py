@@ -87,7 +87,7 @@ def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
         "orderByAsc": first.mode == "min",
         "selectedColumns": [*columns, f"metrics.`{SECONDS}`"],
         "columnOrder": [run_name, *columns, f"metrics.`{SECONDS}`", created],
-        "columnWidths": widths | {run_name: 330, created: 150},
+        "columnWidths": widths | {run_name: 330, created: 125},
         "compareRunCharts": charts,
         "compareRunSections": [
             {

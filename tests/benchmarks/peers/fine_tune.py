@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--text-length", type=int, required=True)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--every", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder of results.jsonl")
     arguments = vars(parser.parse_args())
     output: Path = arguments.pop("output")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import shutil
 import sqlite3
 import time
 from multiprocessing.synchronize import Barrier
@@ -15,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from tests.tuning.databases import with_database
 from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import (
     TrackingError,
@@ -31,10 +31,8 @@ def test_the_default_database_lies_in_the_runs_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["c#", "100%25", "100%", "a?b", "x y"])
-def test_a_runs_folder_may_have_any_name(name: str, empty_database: Path, tmp_path: Path) -> None:
-    folder = tmp_path / name / "runs"
-    folder.mkdir(parents=True)
-    shutil.copy(empty_database, folder)
+def test_a_runs_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    folder = with_database(tmp_path / name / "runs")
     uri = default_tracking_uri(folder)
     assert sqlite_path(uri) == folder / "mlflow.db"
     client, experiment_id = connect(uri, "mine")
