@@ -28,14 +28,15 @@ RESAMPLES = 2000
 
 
 def rank_correlations(
-    curves: pd.DataFrame, metric: str, objective: str
+    curves: pd.DataFrame, metric: str, objective: str, half_by: str | None = None
 ) -> Mapping[int, tuple[float, float, float]]:
     """Step -> correlation and its interval, for all steps before the last that have the metric."""
     numbers = curves.select_dtypes("number").drop(columns="seed")
     means = numbers.groupby(["configuration", "step"]).mean().reset_index()  # over seeds
     wide = means.pivot(index="configuration", columns="step")
+    measure = wide[half_by or objective].iloc[:, -1]
+    wide = wide[measure >= measure.median()]
     finals = wide[objective].iloc[:, -1]
-    wide, finals = wide[finals >= finals.median()], finals[finals >= finals.median()]
     draws = np.random.default_rng(0).integers(len(finals), size=(RESAMPLES, len(finals)))
     last, found = finals.to_numpy(), {}
     for step in wide[metric].columns[:-1]:
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--objectives", nargs="+", default=["val/mean_acc", "id_val/acc", "ood_val/mean_acc"]
     )
+    parser.add_argument("--half-by", help="metric of the better half; default: each objective")
     arguments = parser.parse_args()
     curves = pd.read_parquet(arguments.file)
     if "seed" not in curves:  # tables of older versions have a single one
@@ -65,7 +67,7 @@ def main() -> None:
     for objective in arguments.objectives:
         for weights, prefix in WEIGHTS.items():
             if prefix + objective in curves:
-                found = rank_correlations(curves, prefix + objective, objective)
+                found = rank_correlations(curves, prefix + objective, objective, arguments.half_by)
                 cells = (
                     "{:.2f} [{:.2f}, {:.2f}]".format(*found[step]) if step in found else ""
                     for step in steps
