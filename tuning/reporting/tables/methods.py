@@ -74,9 +74,7 @@ def methods_table(search: SearchRecord, records: Sequence[TrialRecord]) -> pa.Ta
         rows.append(
             values if row.best is None else {**of(row.best), "misses": row.misses, **values}
         )
-    fields = [
-        *_METHOD_FIELDS,
-        *(f for f in param_fields(r.params for r in best) if f.name != METHOD_KEY),
-    ]
+    params = param_fields(record.params for record in best)
+    fields = [*_METHOD_FIELDS, *(field for field in params if field.name != METHOD_KEY)]
     fields += metric_fields([search.zero_shot, *(r.metrics for r in (*references, *best))])
     return arrow_table(search, rows, fields)
