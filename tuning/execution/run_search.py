@@ -268,14 +268,19 @@ def _run_session(
         checkpoints = open_store(url_of(home, TRAIN_FOLDER))
         before = read_history(run_folder)
         journal.session_started(before.fingerprints or file.fingerprints())
-        zero_shot = before.zero_shot
+        zero_shot, sees_ood = before.zero_shot, before.warm_start_sees_ood
         if zero_shot is None:
+            # The earlier runs may be gone when a later session or command asks.
+            earlier = [load_earlier(folder).search for folder in file.search.warm_start.runs]
+            sees_ood = any(search.sees_ood for search in earlier)
+            if earlier:
+                journal.warm_started(sees_ood)
             # The cache of images may take hours for large data sets.
             cached = "" if file.trial.data.root == EMBEDDED else ", once the images are cached"
             show_phase(console, "Zero-shot", f"evaluating {file.trial.model.name}{cached}")
             zero_shot = zero_shot_metrics(file.trial, file.search.resources, here=is_own_ray)
             journal.zero_shot(zero_shot)
-        search = search_record(file, run_folder, zero_shot, journal.run_id)
+        search = search_record(file, run_folder, zero_shot, journal.run_id, sees_ood)
 
         # The journal becomes complete; everything else is derived from it.
         history = add_missed_reports(search, journal, checkpoints)

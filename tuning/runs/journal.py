@@ -58,6 +58,8 @@ class History:
     driver was killed is `stopped` at the time of the last event."""
     zero_shot: dict[str, float] | None = None
     """Metrics of the model before any step; None until they are measured."""
+    warm_start_sees_ood: bool = False
+    """Whether an earlier search that gave this one its start had used OOD validation data."""
     seconds: float = 0.0
     """Wall time of all sessions."""
     outcome: SearchOutcome | None = None
@@ -98,6 +100,10 @@ class Journal:
         """A driver starts or resumes the search with a configuration of these fingerprints."""
         folder = str(self._path.parent.resolve())
         self._append({"event": "session", "fingerprints": dict(fingerprints), "folder": folder})
+
+    def warm_started(self, sees_ood: bool) -> None:
+        """Earlier searches give this one its start; they may have used OOD validation data."""
+        self._append({"event": "warm_start", "sees_ood": sees_ood})
 
     def zero_shot(self, metrics: Mapping[str, float]) -> None:
         """The zero-shot model was evaluated."""
@@ -278,7 +284,9 @@ class _Reader:
             session = {"fingerprints": event["fingerprints"], "folder": event.get("folder", "")}
             self.found = replace(self.found, outcome=None, **session)
         self.last = max(self.last, at)
-        if kind == "zero_shot":
+        if kind == "warm_start":
+            self.found = replace(self.found, warm_start_sees_ood=event["sees_ood"])
+        elif kind == "zero_shot":
             self.found = replace(self.found, zero_shot=event["metrics"])
         elif kind == "session_ended":
             self.found = replace(self.found, outcome=event["outcome"])

@@ -244,6 +244,8 @@ class SearchRecord:
     """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""
     sampler_metric: str = "objective"
     """What the sampler optimises, see `SamplerConfig.metric`."""
+    warm_start_sees_ood: bool = False
+    """Whether an earlier search that gave this one its start had used OOD validation data."""
 
     def configured(self, *keys: str) -> object:
         """A value of the configuration, or None if it has no such key."""
@@ -267,7 +269,8 @@ class SearchRecord:
     @property
     def sees_ood(self) -> bool:
         """Whether OOD validation data, which are then not unseen, chose or proposed trials."""
-        return _uses_ood(*self.objectives, *self.constraints, *self.sampler_objectives)
+        parts = (*self.objectives, *self.constraints, *self.sampler_objectives)
+        return _uses_ood(*parts) or self.warm_start_sees_ood
 
     @property
     def constraints_see_ood(self) -> bool:
@@ -286,7 +289,10 @@ class SearchRecord:
         if not self.sees_ood:
             return f"{text}."
         if not _uses_ood(*self.objectives, *self.constraints):
-            text += f", proposed by {' and '.join(o.metric for o in self.sampler_objectives)}"
+            if _uses_ood(*self.sampler_objectives):
+                text += f", proposed by {' and '.join(o.metric for o in self.sampler_objectives)}"
+            else:
+                text += ", begun with the points of an earlier search"
         return f"{text}, which looks at OOD validation data."
 
     @property

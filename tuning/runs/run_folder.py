@@ -120,7 +120,13 @@ class LoadedRun:
             hint = "wait" if is_running(self.folder) else "resume it"
             problem = "the zero-shot model has not been evaluated yet"
             raise ConfigError(problem, source=self.folder, hint=hint)
-        return search_record(self.file, self.folder, self.history.zero_shot, self.history.run_id)
+        return search_record(
+            self.file,
+            self.folder,
+            self.history.zero_shot,
+            self.history.run_id,
+            self.history.warm_start_sees_ood,
+        )
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -274,7 +280,11 @@ def config_of(file: SearchFile, record: TrialRecord) -> TrialConfig:
 
 
 def search_record(
-    file: SearchFile, folder: Path, zero_shot: dict[str, float], run_id: str = ""
+    file: SearchFile,
+    folder: Path,
+    zero_shot: dict[str, float],
+    run_id: str = "",
+    warm_start_sees_ood: bool = False,
 ) -> SearchRecord:
     """The record of a search in a run folder.
 
@@ -294,6 +304,7 @@ def search_record(
         run_folder=folder,
         run_id=run_id,
         sampler_metric=file.search.sampler.metric,
+        warm_start_sees_ood=warm_start_sees_ood,
     )
 
 

@@ -41,7 +41,7 @@ from tuning.runs.run_folder import (
     config_of,
     load_run,
 )
-from tuning.selection.ranking import ranked
+from tuning.selection.ranking import misses, ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
 
 
@@ -127,7 +127,9 @@ def make_soup(
 
 
 def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[Ingredient, ...]:
-    """The best finished trials whose weights were kept, the highest ID accuracy first.
+    """The best finished trials that meet the constraints and whose weights were kept.
+
+    The highest ID accuracy is first.
 
     Raises:
         ConfigError: fewer than two, or some that cannot be averaged.
@@ -140,18 +142,21 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
         )
     if top < 2:
         raise ConfigError("a soup needs at least two trials", key="--top", value=top)
+    missed = misses(search, records)
     found = [
         Ingredient(record, checkpoint)
         for record in ranked(search, records)
         if record.outcome == "finished" and record.last(ID_ACC) is not None
-        if method in (None, search.method(record))
+        if method in (None, search.method(record)) and not missed[record.trial_id]
         if (checkpoint := kept_checkpoint(checkpoints, record.trial_id)) is not None
     ][:top]
     if len(found) < 2:
         of_method = "" if method is None else f" of {method}"
+        meeting = " that meet the constraints" if search.constraints else ""
         kept = f"only those of {found[0].record.trial_id}" if found else "none"
         raise ConfigError(
-            f"a soup needs the weights of two finished trials{of_method}, and {kept} were kept",
+            f"a soup needs the weights of two finished trials{of_method}{meeting}, and {kept} were "
+            "kept",
             hint=f"set search.checkpoints.keep_top = {top} before a search, or for further trials",
             source=run.folder,
         )

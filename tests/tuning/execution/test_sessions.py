@@ -179,6 +179,26 @@ def test_a_moved_run_folder_is_the_same_run(images_root: Path, tmp_path: Path) -
     assert disagreements(moved) == []  # among others, MLflow has one parent run
 
 
+def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Path) -> None:
+    blind = {"search__objective": {"metric": "id_val/acc"}}
+    earlier = run_instantly(instant_file(images_root, tmp_path / "earlier"))
+    warm = blind | {"search__warm_start": {"runs": str(earlier.run_folder)}}
+    found = run_instantly(instant_file(images_root, tmp_path / "warm", **warm))
+    shutil.rmtree(earlier.run_folder)
+    disclosed = load_run(found.run_folder).search
+    assert disclosed.sees_ood
+    assert disclosed.selection == (
+        "Chosen by the highest id_val/acc at the last step, begun with the points of an earlier "
+        "search, which looks at OOD validation data."
+    )
+    further = {"search__warm_start": {"runs": str(found.run_folder)}}
+    assert run_instantly(
+        instant_file(images_root, tmp_path / "2", **blind, **further)
+    ).search.sees_ood
+    alone = run_instantly(instant_file(images_root, tmp_path / "alone", **blind))
+    assert not alone.search.sees_ood
+
+
 def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(images_root, tmp_path / "images"))
     found = run_instantly(instant_file(root, tmp_path / "runs", search__budget__hours=1e-9))

@@ -51,6 +51,19 @@ def test_ingredients_are_the_best_kept_trials_by_id_accuracy(
     assert all(i.checkpoint.local_path() == kept_weights(run, i.record.trial_id) for i in found)
 
 
+def test_trials_that_miss_the_constraints_are_left_out(real: Real) -> None:
+    loaded, records = load_run(real[0]), real[1][:3]
+    bar = sorted(record.metrics["val/mean_acc"] for record in records)[1]
+    limit = f"val/mean_acc >= {bar}"
+    search = loaded.file.search.model_copy(update={"constraints": (limit,)})
+    run = replace(loaded, file=loaded.file.model_copy(update={"search": search}))
+    meet = {r.trial_id for r in records if r.metrics["val/mean_acc"] >= bar}
+    assert {*names(ingredients(run, 3, "ft"))} == meet
+    history = replace(run.history, records=tuple(r for r in records if r.trial_id != max(meet)))
+    with pytest.raises(ConfigError, match="that meet the constraints, and only those of"):
+        ingredients(replace(run, history=history), 3, "ft")
+
+
 @pytest.mark.parametrize(
     ("top", "method", "key", "text"),
     [
