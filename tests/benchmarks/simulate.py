@@ -7,7 +7,9 @@ search uses. After 5, 10 and 20 full trials' worth of device time, the finished 
 objective on the surface, in percentage points.
 
 - A search pays for the evaluations that its scheduler needs: those at its rungs and the one at the
-  last step. Steps and evaluations cost what they cost at the median of the recording.
+  last step. Steps and evaluations cost what they cost at the median of the recording. The start of
+  a trial costs `--start-seconds`, for Ray's own searches `--ray-start-seconds`; it is part of the
+  time of a search, but not of the full trials in which that time is counted.
 - Contenders with a prior begin at its centre, which is so far from the best point of the surface as
   `--distances` says, and at three points around it, N(centre, 0.2) in the unit cube, in a direction
   drawn for each seed. The points are the same for all.
@@ -63,11 +65,13 @@ class Setting:
     surfaces: Surfaces
     costs: Costs
     gpus: int
+    ray_start_seconds: float = 0.0
+    """From the start of a trial to its first step in Ray's own searches, which start processes."""
 
     @property
     def full_trial(self) -> float:
-        """GPU-seconds of a trial that is evaluated at its end alone."""
-        return self.costs.trial(self.problem.total_steps)
+        """GPU-seconds of a trial that is evaluated at its end alone, without its start."""
+        return self.costs.interval(self.problem.total_steps)
 
 
 def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> np.ndarray:
@@ -84,6 +88,9 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     warnings.simplefilter("ignore")  # Optuna's, of features that it calls experimental
     torch.set_num_threads(1)
     contender, problem, surfaces = CONTENDERS[name], setting.problem, setting.surfaces
+    costs = setting.costs
+    if name.startswith("Ray's"):
+        costs = replace(costs, start_seconds=setting.ray_start_seconds)
     if distance is not None:
         problem = replace(problem, points=start_points(surfaces, distance, seed))
     searcher, scheduler = contender.create(problem, seed)
@@ -91,7 +98,7 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     steps = contender.evaluate_at(problem)
     budget = RANDOM_TRIALS if name == RANDOM else BUDGETS[-1]
     found, observed = np.full(budget, np.nan), -np.inf
-    for ended in simulate(searcher, scheduler, trainings, setting.costs, steps, setting.gpus):
+    for ended in simulate(searcher, scheduler, trainings, costs, steps, setting.gpus):
         index = int(np.ceil(ended.seconds * setting.gpus / setting.full_trial - 1e-9)) - 1
         if index >= budget:
             break
@@ -167,6 +174,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--grace-steps", type=int, default=60)
     parser.add_argument("--reduction-factor", type=float, default=3)
     parser.add_argument("--start-seconds", type=float, default=0.0)
+    parser.add_argument("--ray-start-seconds", type=float, default=0.0)
     parser.add_argument("--distances", nargs="+", type=float, default=[0, 0.1, 0.2, 0.4])
     parser.add_argument("--parts-at", type=float, default=0.2, help="distance of the others")
     chosen = list(CONTENDERS)[:14]
@@ -197,7 +205,7 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
         trials=BUDGETS[-1],
     )
     costs = replace(costs, start_seconds=arguments.start_seconds)
-    return Setting(problem, surfaces, costs, arguments.gpus)
+    return Setting(problem, surfaces, costs, arguments.gpus, arguments.ray_start_seconds)
 
 
 def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:

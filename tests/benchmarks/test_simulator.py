@@ -305,6 +305,15 @@ def test_a_prior_is_off_by_its_distance(setting: Setting) -> None:
         assert len(around) == 3
 
 
+def test_starts_cost_time(setting: Setting) -> None:
+    """A start as long as a trial leaves half of the trials."""
+    costs = replace(setting.costs, start_seconds=setting.full_trial)
+    ray = replace(setting, ray_start_seconds=setting.full_trial)
+    for name, slow in ((RANDOM, replace(setting, costs=costs)), ("Ray's OptunaSearch", ray)):
+        fast = regrets(name, None, 0, setting)
+        np.testing.assert_array_equal(regrets(name, None, 0, slow)[1::2], fast[: len(fast) // 2])
+
+
 @pytest.mark.parametrize(
     "name",
     [
