@@ -28,7 +28,7 @@ LOWEST := .venv-lowest
 test-lowest:
 	test -x $(LOWEST)/bin/uv || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
-	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra test pyproject.toml \
+	$(LOWEST)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --extra test pyproject.toml \
 		--python $(LOWEST)/bin/python --output-file $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
 		--requirements $(LOWEST)/requirements.txt
