@@ -149,6 +149,10 @@ def summary(found: dict[tuple[str, float | None], np.ndarray]) -> Table:
         means, budgets = [], []
         for budget in BUDGETS:
             values = of[:, budget - 1]
+            if np.isnan(values).any():  # some searches have no finished trial yet
+                means.append("-")
+                budgets.append("-")
+                continue
             samples = values[draws].mean(axis=1)
             means.append(with_interval(float(values.mean()), samples, ".2f"))
             needed = random_budget(values.mean(keepdims=True), random.mean(axis=0)[None])

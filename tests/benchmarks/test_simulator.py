@@ -400,6 +400,12 @@ def test_ratios_of_budgets_have_intervals_paired_by_seed() -> None:
     assert str(cells["@5"][0]).startswith("2.02 [1.92, 2.12]")
     assert float(str(cells["x random @5"][0]).split()[0]) == 1.0
     assert float(str(cells["x random @10"][1]).split()[0]) > 3
+    late = np.where(np.arange(100) < [[4], [5]], np.nan, random)  # one has none finished at 5
+    cells = {
+        c.header: list(c.cells) for c in summary({(RANDOM, None): random, (OURS, 0): late}).columns
+    }
+    assert (cells["@5"][1], cells["x random @5"][1]) == ("-", "-")
+    assert cells["@10"][1] == cells["@10"][0]
 
 
 def test_a_parameter_that_was_fixed_in_the_recording_is_not_searched(tmp_path: Path) -> None:
