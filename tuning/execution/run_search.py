@@ -21,12 +21,10 @@ from rich.console import Console
 
 from search_spaces import SearchSpace
 from trainers.data.data_root import EMBEDDED, resolve_root
-from trainers.data.storage import Store, open_store, url_of
+from trainers.data.storage import open_store, url_of
 from trainers.errors import ConfigError, StorageFailed
-from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
-from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import load_earlier, warm_start
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
@@ -38,10 +36,9 @@ from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_errors import how_to_go_on, resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import RayLost, watched_ray
-from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.execution.signals import interrupted_by_sigterm, restored_process
 from tuning.execution.trainable import trainable
-from tuning.execution.tune_runner import create_tuner
+from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
@@ -54,7 +51,6 @@ from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import (
     BestTrial,
     LoadedRun,
-    config_of,
     create_run_folder,
     load_run,
     search_record,
@@ -300,6 +296,9 @@ def _run_session(
         show_phase(console, "Trials", f"starting workers for {concurrent} at once")
         recorder.start()
 
+        def announce(line: str) -> None:
+            console.print(line, soft_wrap=True, highlight=False)
+
         def end_here(lost: RayLost) -> None:
             recorder.finish("stopped")
             print(f"lipsum-tune: {how_to_go_on(lost, run_folder)}", file=sys.stderr, flush=True)
@@ -311,8 +310,9 @@ def _run_session(
             write_config(run_folder, file)
             if before.fingerprints not in ({}, file.fingerprints()):
                 journal.session_started(file.fingerprints())
-            outcome = _run_trials(
-                file, studies, budget, recorder, history, concurrent, checkpoints, options, console
+            train = options.trainable(checkpoints.url, file.search.resources)
+            outcome = run_trials(
+                train, file, studies, budget, recorder, history, concurrent, announce
             )
         except KeyboardInterrupt:
             outcome = "stopped"
@@ -353,39 +353,3 @@ def prepare_studies(
     studies.enqueue_initial_points([s.method for s in studies.studies if not given(s.method)])
     console.print(f"Sampler     {studies.describe()}", soft_wrap=True, highlight=False)
     return studies
-
-
-def _run_trials(
-    file: SearchFile,
-    studies: Studies,
-    budget: Budget,
-    recorder: Recorder,
-    history: History,
-    concurrent: int,
-    checkpoints: Store,
-    options: SearchOptions,
-    console: Console,
-) -> SearchOutcome:
-    """Run Tune's loop; `stopped` if it was interrupted, which Tune does not raise."""
-    proposer = TrialProposer(
-        studies,
-        recorder,
-        lambda record: config_of(file, record),
-        may_propose=budget.allows,
-        references=file.search.references,
-        earlier=history.records,
-    )
-    train = options.trainable(checkpoints.url, file.search.resources)
-
-    def announce(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
-
-    with tune_workarounds(), temporary_folder("lipsum-tune-search-") as storage:
-        tuner = create_tuner(
-            train, file, proposer, budget, recorder, history, concurrent, str(storage), announce
-        )
-        tuner.fit()
-    if budget.is_broken:
-        return "stopped"
-    complete = proposer.is_exhausted and recorder.is_complete
-    return "finished" if complete or budget.over() is not None else "stopped"

@@ -10,37 +10,46 @@ from typing import Any
 
 from ray import tune
 
+from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.rung_check import SearchRule
 from tuning.algorithms.searcher import TrialProposer
+from tuning.algorithms.studies import Studies
 from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.config.schema import SearchFile
+from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.runs.journal import History
+from tuning.runs.records import SearchOutcome
+from tuning.runs.run_folder import config_of
 from tuning.runs.tune_callback import Recorder
 
 
-def create_tuner(
-    trainable: Any,
+def run_trials(
+    train: Any,
     file: SearchFile,
-    proposer: TrialProposer,
+    studies: Studies,
     budget: Budget,
     recorder: Recorder,
     history: History,
     concurrent: int,
-    storage: str,
     announce: Callable[[str], None],
-) -> tune.Tuner:
-    """A Tuner that proposes, stops and records trials as the configuration says.
-
-    Create and fit it within `tuning.execution.ray_workarounds.tune_workarounds`.
+) -> SearchOutcome:
+    """Run trials until nothing more is proposed; `stopped` after Ctrl-C, which Tune does not raise.
 
     Args:
-        trainable: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose
-            process it keeps.
+        train: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose process
+            it keeps.
         concurrent: number of trials at a time.
-        storage: a folder of this machine for files of Tune, which are never read again.
         announce: prints a line.
     """
+    proposer = TrialProposer(
+        studies,
+        recorder,
+        lambda record: config_of(file, record),
+        may_propose=budget.allows,
+        references=file.search.references,
+        earlier=history.records,
+    )
     rule = SearchRule(
         file.search.scheduler,
         file.objectives,
@@ -48,27 +57,32 @@ def create_tuner(
         recorder.search.trials_per_method,
         recorder.search.configured_method,
     )
-    scheduler = StepScheduler(rule, file.trial.steps, history.records, announce)
-    return tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            num_samples=-1,  # until the proposer has no more
-            max_concurrent_trials=concurrent,
-            search_alg=proposer,
-            scheduler=scheduler,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=storage,
-            callbacks=[recorder, _StopNotice(announce)],
-            stop=_BudgetStopper(budget),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            # Of processes of trials: failed trainings are reported by them, see `Slot`.
-            failure_config=tune.FailureConfig(file.search.resources.max_failures),
-            verbose=0,
-        ),
-    )
+    # The folder is for files of Tune, which are never read again.
+    with tune_workarounds(), temporary_folder("lipsum-tune-search-") as storage:
+        tune.Tuner(
+            train,
+            tune_config=tune.TuneConfig(
+                num_samples=-1,  # until the proposer has no more
+                max_concurrent_trials=concurrent,
+                search_alg=proposer,
+                scheduler=StepScheduler(rule, file.trial.steps, history.records, announce),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(storage),
+                callbacks=[recorder, _StopNotice(announce)],
+                stop=_BudgetStopper(budget),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                # Of processes of trials: failed trainings are reported by them, see `Slot`.
+                failure_config=tune.FailureConfig(file.search.resources.max_failures),
+                verbose=0,
+            ),
+        ).fit()
+    if budget.is_broken:
+        return "stopped"
+    complete = proposer.is_exhausted and recorder.is_complete
+    return "finished" if complete or budget.over() is not None else "stopped"
 
 
 class _StopNotice(tune.Callback):
