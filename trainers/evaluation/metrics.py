@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from trainers.config import DataConfig
 
 # No domain can have these names, since a domain is a folder.
 ID = "/id"
@@ -101,20 +104,8 @@ def direction(name: str) -> Literal["max", "min"] | None:
     return DIRECTIONS.get(key.measure) if key else None
 
 
-class Domains(Protocol):
-    """The ID domain and its shifts, as `DataConfig` has them."""
-
-    @property
-    def id_domain(self) -> str:
-        """Domain of fine-tuning."""
-
-    @property
-    def ood_domains(self) -> Sequence[str]:
-        """Domains that are only evaluated."""
-
-
 def flat_metrics(
-    by_domain: Mapping[str, Mapping[str, float]], data: Domains, split: str
+    by_domain: Mapping[str, Mapping[str, float]], data: DataConfig, split: str
 ) -> dict[str, float]:
     """The measures of all domains and their means under the names of `MetricKey`.
 
@@ -145,7 +136,7 @@ def temperature_name(split: str) -> str:
     return str(MetricKey(split, ID, "temperature"))
 
 
-def metric_names(data: Domains, split: str = "val") -> Sequence[str]:
+def metric_names(data: DataConfig, split: str = "val") -> Sequence[str]:
     """The names of the metrics of an evaluation whose features are compared."""
     blank = dict.fromkeys((data.id_domain, *data.ood_domains), dict.fromkeys(MEASURES, 0.0))
     return (*flat_metrics(blank, data, split), temperature_name(split))
