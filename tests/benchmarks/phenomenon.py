@@ -27,7 +27,7 @@ from trainers.embedded_benchmark.build import available_cores
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
 from tuning.config.validation import load_config
-from tuning.confirmation.statistics import difference, estimate, paired_difference
+from tuning.confirmation.statistics import estimate, paired_difference
 
 METHODS = {
     "FT": {"method": {"name": "ft"}},
@@ -110,8 +110,9 @@ def _mean(rows: list[dict[str, Any]], column: str) -> float:
 def _difference(better: list[dict[str, Any]], worse: list[dict[str, Any]], column: str) -> str:
     """Mean and half the 95 % interval of the differences seed by seed."""
     ours, its = _by_seed(better, column), _by_seed(worse, column)
-    # The zero-shot model is one row: no seed changes it.
-    found = difference(ours, its[-1]) if -1 in its else paired_difference(ours, its)
+    if -1 in its:  # the zero-shot model is one row: no seed changes it
+        its = dict.fromkeys(ours, its[-1])
+    found = paired_difference(ours, its)
     return f"{found.mean:+.1f} ± {(found.high - found.low) / 2:.1f}"
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from trainers.errors import ConfigError, storage_failures
-from tuning.confirmation.statistics import Estimate, difference, estimate, paired_difference
+from tuning.confirmation.statistics import Estimate, estimate, paired_difference
 from tuning.reporting.tables.arrow import metric_fields, param_fields, plain_table, write_atomically
 from tuning.runs.journal import append_synced, open_locked
 from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord
@@ -128,7 +128,9 @@ class Confirmation:
         """The difference to the zero-shot model; None for a metric that it lacks, such as costs."""
         values = self.values(trial_id, metric)
         constant = self.zero_shot.get(metric)
-        return difference(values, constant) if values and constant is not None else None
+        if not values or constant is None:
+            return None
+        return estimate([value - constant for value in values.values()])
 
 
 class ResultsFile:

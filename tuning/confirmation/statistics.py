@@ -27,8 +27,8 @@ class Estimate:
     """Upper end of the interval; NaN for one seed."""
 
 
-def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Mean, standard deviation and confidence interval of independent, normal values.
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, standard deviation and 95 % interval of independent, normal values.
 
     Raises:
         ValueError: there are no values.
@@ -38,16 +38,14 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     mean = fmean(values)
     if len(values) == 1:
         return Estimate(1, mean, math.nan, math.nan, math.nan)
-    low, high = stats.t.interval(confidence, len(values) - 1)
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1)
     error = float(stats.sem(values))
     return Estimate(
         len(values), mean, stdev(values), mean + float(low) * error, mean + float(high) * error
     )
 
 
-def paired_difference(
-    of: Mapping[int, float], against: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Estimate:
+def paired_difference(of: Mapping[int, float], against: Mapping[int, float]) -> Estimate:
     """The mean of `of` - `against`, seed by seed, over the seeds that both have.
 
     Both map seeds to values. Pairing removes the variation that two runs with the same seed share
@@ -56,15 +54,4 @@ def paired_difference(
     Raises:
         ValueError: they have no seed in common.
     """
-    return estimate([value - against[s] for s, value in of.items() if s in against], confidence)
-
-
-def difference(
-    of: Mapping[int, float], constant: float, confidence: float = CONFIDENCE
-) -> Estimate:
-    """The mean difference to a value without seeds, such as that of the zero-shot model.
-
-    Raises:
-        ValueError: there are no values.
-    """
-    return estimate([value - constant for value in of.values()], confidence)
+    return estimate([value - against[s] for s, value in of.items() if s in against])
