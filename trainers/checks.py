@@ -16,7 +16,7 @@ from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, check_labels
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, suggestion
-from trainers.methods import check_method_fits
+from trainers.methods.base import check_method_fits
 from trainers.models.activations import check_activation_checkpointing
 from trainers.models.config import ModelConfig
 from trainers.models.loading import check_model

@@ -18,7 +18,8 @@ from trainers.data.data_root import EMBEDDED
 from trainers.data.suite import Suite, load_suite, resolve_suite
 from trainers.errors import ConfigError, validate
 from trainers.loop.precision import PrecisionName
-from trainers.methods import LipsumFineTuning, MethodConfig, load_plugins
+from trainers.methods.lipsum_ft import LipsumFineTuning
+from trainers.methods.registry import MethodConfig, load_plugins
 from trainers.models.config import ModelConfig
 from trainers.overrides import over_trial
 

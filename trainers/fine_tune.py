@@ -31,7 +31,7 @@ from trainers.loop.state import (
 )
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
-from trainers.methods import LipsumFineTuning
+from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.models.config import ModelConfig
 from trainers.models.text import text_facts
 from trainers.texts.random_texts import effective_rank

@@ -15,7 +15,7 @@ from trainers.config import DataConfig, TrialConfig, with_overrides
 from trainers.data.schema import arrow_schema, part_path, write_images
 from trainers.errors import ConfigError
 from trainers.loop.state import start
-from trainers.methods import LipsumFineTuning
+from trainers.methods.lipsum_ft import LipsumFineTuning
 
 ID = ("ant", "bee", "cat")
 

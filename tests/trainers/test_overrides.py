@@ -4,7 +4,8 @@ import pytest
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
-from trainers.methods import FineTuning, LipsumFineTuning
+from trainers.methods.ft import FineTuning
+from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.overrides import nest, over_trial
 
 TRIAL = TrialConfig.model_validate(

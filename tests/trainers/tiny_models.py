@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainers.methods import FineTuning, Method
+from trainers.methods.base import Method
+from trainers.methods.ft import FineTuning
 from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel

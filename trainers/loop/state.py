@@ -30,7 +30,7 @@ from trainers.evaluation.predictions import Predictions, parquet_of
 from trainers.loop.distributed import as_sharded, gather, shard, world
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
-from trainers.methods import Stage, Trained, Weights, check_method_fits
+from trainers.methods.base import Stage, Trained, Weights, check_method_fits
 from trainers.models.activations import keep_no_activations
 from trainers.models.student import Outputs, Student
 from trainers.models.text_head import heads_of

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainers.data.transforms import normalise
 from trainers.loop.distributed import any_worker, average_gradients, gather, replicated, whole
 from trainers.loop.state import TrainState
-from trainers.methods import Batch, Loss, Step, StepRandom
+from trainers.methods.base import Batch, Loss, Step, StepRandom
 from trainers.models.student import Outputs
 
 UNPROVEN = 2

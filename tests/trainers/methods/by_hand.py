@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainers.config import TrialConfig
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
-from trainers.methods import Batch, Step
+from trainers.methods.base import Batch, Step
 from trainers.models.student import Outputs
 from trainers.models.zero_shot import ZeroShotModel
 

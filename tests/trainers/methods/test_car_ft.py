@@ -19,7 +19,8 @@ from tests.trainers.methods.by_hand import (
     unit_rows,
 )
 from trainers.config import TrialConfig
-from trainers.methods import Batch, ContextAwareFineTuning
+from trainers.methods.base import Batch
+from trainers.methods.car_ft import ContextAwareFineTuning
 from trainers.models import text_head as heads
 from trainers.models.config import ModelConfig
 from trainers.models.loading import load_clip

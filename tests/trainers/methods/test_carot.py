@@ -13,8 +13,8 @@ from torch import nn
 from tests.trainers.methods.by_hand import at, contrastive, differences, log_softmax, random_batch
 from tests.trainers.tiny_models import KINDS, random_model, student_of, write_config
 from trainers.errors import ConfigError
-from trainers.methods import CaRot, check_method_fits
-from trainers.methods.carot import projections
+from trainers.methods.base import check_method_fits
+from trainers.methods.carot import CaRot, projections
 from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.image import pooled_features
 from trainers.models.student import Outputs

@@ -25,7 +25,7 @@ from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED, fine_tune
 from trainers.loop.state import TrainState, id_classes, load_split, open_images, start
-from trainers.methods import METHODS
+from trainers.methods.registry import METHODS
 from trainers.models.image import image_input
 from trainers.models.loading import load_clip
 from trainers.models.text_head import zero_shot_heads

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from tests.trainers.methods.by_hand import at, contrastive, differences, outputs, random_batch
-from trainers.methods import CaRot, ContrastiveFineTuning, Method, ResidualAdapter, StepRandom
-from trainers.methods.flyp import random_captions
+from trainers.methods.base import Method, StepRandom
+from trainers.methods.carot import CaRot
+from trainers.methods.flyp import ContrastiveFineTuning, random_captions
+from trainers.methods.r_adapter import ResidualAdapter
 from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.prompts import Prompts, named_templates
 

@@ -15,7 +15,8 @@ from tests.trainers.methods.by_hand import (
     scored,
 )
 from trainers.config import TrialConfig
-from trainers.methods import Batch, Distillation
+from trainers.methods.base import Batch
+from trainers.methods.kd import Distillation
 from trainers.models.zero_shot import ZeroShotModel
 
 LABELS = [0, 3, 1]

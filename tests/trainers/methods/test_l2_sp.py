@@ -12,7 +12,8 @@ from torch import nn
 from tests.trainers.methods.by_hand import at, cross_entropy, scored
 from tests.trainers.methods.by_open_clip import logits, take_step
 from trainers.config import TrialConfig
-from trainers.methods import L2SP, Batch
+from trainers.methods.base import Batch
+from trainers.methods.l2_sp import L2SP
 from trainers.models.zero_shot import ZeroShotModel
 
 SHAPES = {"head": (3, 4), "visual.proj": (2, 4), "visual.scale": ()}

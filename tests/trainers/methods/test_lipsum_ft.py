@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from tests.trainers.methods.by_hand import at, cross_entropy, scored, unit_rows
 from trainers.errors import ConfigError
-from trainers.methods import Batch, FineTuning, LipsumFineTuning, Loss, check_method_fits, lipsum_ft
-from trainers.methods.lipsum_ft import energy_gap
+from trainers.methods import lipsum_ft
+from trainers.methods.base import Batch, Loss, check_method_fits
+from trainers.methods.ft import FineTuning
+from trainers.methods.lipsum_ft import LipsumFineTuning, energy_gap
 from trainers.models.config import ModelConfig
 from trainers.models.tokenizers import Vocabulary
 from trainers.models.zero_shot import ZeroShotModel

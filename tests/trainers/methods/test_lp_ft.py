@@ -16,7 +16,7 @@ from tests.trainers.curves import changed, short
 from trainers.config import TrialConfig
 from trainers.fine_tune import Report, fine_tune
 from trainers.loop.state import start
-from trainers.methods import LinearProbeFineTuning
+from trainers.methods.lp_ft import LinearProbeFineTuning
 
 PROBE = {"name": "lp_ft", "probe_fraction": 0.5, "probe_lr": 1e-2}
 LR = 1e-4

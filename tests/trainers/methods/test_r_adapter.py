@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tests.trainers.methods.by_hand import at, contrastive, differences, log_softmax, random_batch
 from tests.trainers.tiny_models import random_model, student_of
 from trainers.errors import ConfigError
-from trainers.methods import ResidualAdapter, Trained, Weights, check_method_fits
+from trainers.methods.base import Trained, Weights, check_method_fits
+from trainers.methods.r_adapter import ResidualAdapter
 from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel

@@ -8,8 +8,9 @@ import pytest
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, validate
-from trainers.methods import SEARCH_SPACES, FineTuning, load_plugins, register_method
-from trainers.methods.ft import PlainFineTuning
+from trainers.methods import register_method
+from trainers.methods.ft import FineTuning, PlainFineTuning
+from trainers.methods.registry import SEARCH_SPACES, load_plugins
 
 SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1}}}
 

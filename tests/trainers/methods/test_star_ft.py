@@ -16,8 +16,13 @@ from tests.trainers.methods.by_hand import (
     random_batch,
 )
 from tests.trainers.tiny_models import student_of
-from trainers.methods import Batch, StarFineTuning, StepRandom
-from trainers.methods.star_ft import Attributes, spurious_divergence, spurious_templates
+from trainers.methods.base import Batch, StepRandom
+from trainers.methods.star_ft import (
+    Attributes,
+    StarFineTuning,
+    spurious_divergence,
+    spurious_templates,
+)
 from trainers.models.student import Outputs
 from trainers.models.zero_shot import ZeroShotModel
 

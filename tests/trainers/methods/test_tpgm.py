@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.trainers.methods.by_hand import differences
-from trainers.methods import ProjectedFineTuning, Trained, Weights
-from trainers.methods.tpgm import project
+from trainers.methods.base import Trained, Weights
+from trainers.methods.tpgm import ProjectedFineTuning, project
 
 SHAPES = {"head": (3, 4), "visual.proj": (2, 4), "visual.scale": (), "visual.bias": (5,)}
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tests.trainers.methods.by_hand import at
 from tests.trainers.tiny_models import KINDS, random_model, student_of
-from trainers.methods import Batch, FineTuning, LipsumFineTuning, Method
+from trainers.methods.base import Batch, Method
+from trainers.methods.ft import FineTuning
+from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.models.student import Outputs, Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.texts.prompts import Prompts
