@@ -25,6 +25,7 @@ from tuning.execution.cluster_resources import (
     fitting_trials,
 )
 from tuning.execution.ray_workarounds import has_autoscaler, loopback_only, quiet_raylet
+from tuning.execution.signals import environment
 from tuning.reporting.formatting import show_phase
 
 logger = logging.getLogger(__name__)
@@ -166,24 +167,15 @@ def _start_local(folder: Path) -> None:
     with suppress(OSError):
         secrets.mkdir(exist_ok=True)
         secrets.chmod(0o700)
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)  # for all of Ray's processes
-    try:
-        with loopback_only():
-            _init(
-                f"{LOCALHOST}:{port}",
-                address="local",
-                include_dashboard=False,  # nothing asks it, see `without_helpers`
-                dashboard_host=LOCALHOST,
-                _node_ip_address=LOCALHOST,  # a local search does not listen on the network
-                _temp_dir=str(folder),
-            )
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with environment(variables), loopback_only():  # for all of Ray's processes
+        _init(
+            f"{LOCALHOST}:{port}",
+            address="local",
+            include_dashboard=False,  # nothing asks it, see `without_helpers`
+            dashboard_host=LOCALHOST,
+            _node_ip_address=LOCALHOST,  # a local search does not listen on the network
+            _temp_dir=str(folder),
+        )
     with suppress(FileNotFoundError):
         (secrets / "auth_token").chmod(0o600)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -30,6 +29,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from tuning.execution.signals import environment
 
 __all__ = [
     "WorkerHealthCheckTimeoutError",
@@ -143,17 +144,13 @@ def loopback_only() -> Iterator[None]:
     all interfaces, except on macOS and Windows (ray#18730). The variable is for Ray's processes;
     this one has read it already.
     """
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    variable, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    constant = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = constant
-        if variable is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = variable
 
 
 @contextmanager
@@ -184,9 +181,7 @@ def tune_workarounds() -> Iterator[None]:
     A `Tuner` must be created and fitted within the block.
     """
     with ExitStack() as restore:
-        for name in TUNE_ENVIRONMENT.keys() - os.environ.keys():
-            os.environ[name] = TUNE_ENVIRONMENT[name]
-            restore.callback(os.environ.pop, name, None)
+        restore.enter_context(environment(TUNE_ENVIRONMENT, override=False))
 
         # Tune logs each failed trial with a traceback. The search reports it in one line.
         tune_logger = logging.getLogger("ray.tune")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -18,7 +18,7 @@ from trainers.data.formats.index import Split
 from trainers.data.formats.retry import SourceLost, require_source
 from trainers.data.shards import Shard, ShardReport, make_shard, up_to_date
 from trainers.data.storage import Store, open_store
-from tuning.execution.signals import interrupted_by_sigterm
+from tuning.execution.signals import environment, interrupted_by_sigterm
 from tuning.preparation.manifest import (
     FINDINGS,
     Found,
@@ -248,19 +248,7 @@ def run_shard(
         SourceLost: the source is not there on this machine.
     """
     source, destination, options, keys, make = fixed
-    with _in_environment(keys):
+    with environment(keys, override=False):
         origin = open_store(source)
         require_source(origin)
         return make(origin, open_store(destination), shard, options)
-
-
-@contextmanager
-def _in_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that the machine does not set itself, until the end of the task."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
