@@ -253,20 +253,23 @@ def _checked_trials(config: CheckedConfig, trials: int | None) -> int:
     return max(1, min(config.check_trials, trials // 2))
 
 
-def rung_checks(
-    search: SearchRecord, records: Iterable[TrialRecord]
-) -> dict[str | None, list[RungCheck]]:
-    """The checks by method; empty until enough trials have finished."""
-    scheduler = search.configured("search", "scheduler")
-    if not scheduler:
-        return {}
-    rule = SearchRule(
+def search_rule(search: SearchRecord) -> SearchRule:
+    """The rule of a search, without observations."""
+    scheduler = search.configured("search", "scheduler") or NoSchedulerConfig()
+    return SearchRule(
         _SCHEDULER.validate_python(scheduler),
         search.objectives,
         search.total_steps,
         search.trials_per_method,
         search.configured_method,
     )
+
+
+def rung_checks(
+    search: SearchRecord, records: Iterable[TrialRecord]
+) -> dict[str | None, list[RungCheck]]:
+    """The checks by method; empty until enough trials have finished."""
+    rule = search_rule(search)
     rule.replay(records)
     return rule.checks()
 

@@ -12,7 +12,7 @@ from ray import tune
 
 from trainers.folders import temporary_folder
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.rung_check import SearchRule
+from tuning.algorithms.rung_check import search_rule
 from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.studies import Studies
 from tuning.algorithms.tune_scheduler import StepScheduler
@@ -50,13 +50,7 @@ def run_trials(
         references=file.search.references,
         earlier=history.records,
     )
-    rule = SearchRule(
-        file.search.scheduler,
-        file.objectives,
-        file.trial.steps,
-        recorder.search.trials_per_method,
-        recorder.search.configured_method,
-    )
+    rule = search_rule(recorder.search)
     # The folder is for files of Tune, which are never read again.
     with tune_workarounds(), temporary_folder("lipsum-tune-search-") as storage:
         tune.Tuner(
