@@ -115,10 +115,13 @@ def first_line(error: BaseException) -> str:
 def suggestion(word: str, known: Iterable[object]) -> str | None:
     """A hint for an unknown word: `did you mean 'lr'?`, or the known words; None if none exist."""
     words = [str(k) for k in known]
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(sorted(words))}" if words else None
+    return nearest(word, words) or (f"known: {', '.join(sorted(words))}" if words else None)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """A hint for an unknown word, `did you mean 'lr'?`; None if no known one is like it."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else None
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from trainers.config_model import Frozen
-from trainers.errors import ConfigError, did_you_mean, quoted, validate
+from trainers.errors import ConfigError, did_you_mean, nearest, quoted, validate
 from trainers.texts import spoken
 from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
 from trainers.yaml_text import parse_yaml, read_yaml
@@ -248,5 +248,5 @@ def imagenet_names() -> dict[str, str]:
 
 def near(name: str, known: Iterable[str]) -> str:
     """The nearest of many names, to append to a message; never a list of all of them."""
-    hint = did_you_mean(name, known)
-    return hint if "did you mean" in hint else ""
+    hint = nearest(name, known)
+    return f" ({hint})" if hint else ""

@@ -15,7 +15,7 @@ import open_clip
 import timm
 from open_clip.hf_configs import arch_dict
 
-from trainers.errors import ConfigError, did_you_mean, first_line
+from trainers.errors import ConfigError, first_line, nearest
 from trainers.models import tiny_clip
 from trainers.models.config import CONFIG, HUB, LOCAL_DIR, TINY_CLIP, ModelConfig
 from trainers.models.hub import check_repository
@@ -76,13 +76,9 @@ def architecture(model: ModelConfig) -> Architecture:
         preprocessing = {key: value for key, value in given.items() if key in PREPROCESSING}
         return Architecture(_register(Path(name).stem, config), config, preprocessing)
     if name not in open_clip.list_models():
-        hint = did_you_mean(name, [TINY_CLIP, *open_clip.list_models()])
-        raise ConfigError(
-            "unknown model",
-            key="model.name",
-            value=name,
-            hint=hint.strip(" ()") if "did you mean" in hint else "see open_clip.list_models()",
-        )
+        hint = nearest(name, [TINY_CLIP, *open_clip.list_models()])
+        hint = hint or "see open_clip.list_models()"
+        raise ConfigError("unknown model", key="model.name", value=name, hint=hint)
     return Architecture(name, open_clip.get_model_config(name), _preprocessing_of_tags(name))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import open_clip
 
-from trainers.errors import ConfigError, did_you_mean, first_line, listed
+from trainers.errors import ConfigError, first_line, listed, nearest
 from trainers.models.architecture import Architecture
 from trainers.models.config import CHECKPOINTS, HUB, LOCAL_DIR, RANDOM, ModelConfig, is_path
 from trainers.models.hub import WEIGHTS, check_repository, check_tag
@@ -54,8 +54,8 @@ def check_pretrained(model: ModelConfig, built: Architecture) -> None:
         if not Path(tag).is_file():
             raise ConfigError("no such file", key="model.pretrained", value=tag)
     elif not open_clip.is_pretrained_cfg(built.name, tag):
-        close = did_you_mean(tag, tags).strip(" ()")
-        hint = f"{close}; {choices}" if "did you mean" in close else choices
+        close = nearest(tag, tags)
+        hint = f"{close}; {choices}" if close else choices
         problem = f"not a tag of {model.name!r}"
         raise ConfigError(problem, key="model.pretrained", value=tag, hint=hint)
     else:
