@@ -96,6 +96,11 @@ def system_words(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else first_line(error)
 
 
+def where_and_why(error: OSError) -> str:
+    """`system_words`, after the file that the error is about."""
+    return f"{error.filename}: {system_words(error)}" if error.filename else system_words(error)
+
+
 def system_error(error: BaseException | None) -> OSError | None:
     """The OSError that a library's error was caused by, if there is one."""
     seen: set[int] = set()

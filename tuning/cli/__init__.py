@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -26,13 +27,8 @@ for commands in (data, search, ui, weights, configuration):
     app.add_typer(commands.app)
 
 
-class _Shown:
-    """What the options of all commands ask for."""
-
-    debug = False
-
-
-_shown = _Shown()
+_shown = SimpleNamespace(debug=False)
+"""What the options of all commands ask for."""
 
 
 def _print_version(asked: bool) -> None:
@@ -68,7 +64,7 @@ def run_command(command: Callable[[], Any]) -> None:
         MAY_CONTINUE,
         ConfigError,
         StorageFailed,
-        system_words,
+        where_and_why,
     )
 
     try:
@@ -80,8 +76,7 @@ def run_command(command: Callable[[], Any]) -> None:
         if isinstance(error, OSError):
             if error.errno not in FULL | DENIED:
                 raise
-            where = f"{error.filename}: " if error.filename else ""
-            text = f"{where}{system_words(error)}"
+            text = where_and_why(error)
         if _shown.debug:
             traceback.print_exc()
         print(f"lipsum-tune: {text}", file=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 from ray.tune import TuneError
 from ray.tune.experiment import Trial
 
-from trainers.errors import FULL, StorageFailed, system_words
+from trainers.errors import FULL, StorageFailed, where_and_why
 
 
 def in_one_line(error: BaseException) -> str:
@@ -49,7 +49,7 @@ def storage_failure(error: BaseException | None) -> StorageFailed | None:
         elif isinstance(error, StorageFailed):
             return error
         elif isinstance(error, OSError) and error.errno in FULL:
-            return StorageFailed(_where_and_why(error))
+            return StorageFailed(where_and_why(error))
         else:
             waiting += [error.__context__, error.__cause__]
     return None
@@ -100,11 +100,6 @@ def error_of(trial: Trial) -> BaseException | None:
         return None
     error: BaseException = pickle.loads(file.read_bytes())
     return error
-
-
-def _where_and_why(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{system_words(error)}"
 
 
 def wrapped_errors(error: BaseException) -> Iterator[BaseException]:
