@@ -92,7 +92,7 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
         every = [file for of_part in files.values() for file in of_part]
         headers = _headers(store, files)
         needed = sum(header.image_bytes for header in headers.values())
-        check_limit(store, every, needed, limit_bytes=data.cache_bytes)
+        check_limit(store, every, needed, limit_bytes=int(data.cache_gb * 1e9))
         warn_if_shared(cache_folder())
     if not headers:
         return 0

@@ -118,11 +118,6 @@ class DataConfig(Frozen):
         return [(self.id_domain, "train"), *((domain, "val") for domain in self.domains)]
 
     @property
-    def cache_bytes(self) -> int:
-        """`cache_gb` in bytes."""
-        return int(self.cache_gb * 1e9)
-
-    @property
     def rules(self) -> Suite:
         """The suite; without one, a suite that takes class names from folder names."""
         if isinstance(self.suite, str):

@@ -206,7 +206,7 @@ def random_text_diagnostic(run: TrainState) -> dict[str, float]:
 
     Their length is the method's own, or Lipsum-FT's default, limited by the model's context.
     """
-    if not run.zero_shot.has_random_texts:
+    if not run.zero_shot.text.has_random_texts:
         return {}
     method = run.config.method
     lipsum = method if isinstance(method, LipsumFineTuning) else LipsumFineTuning()

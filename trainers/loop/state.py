@@ -245,20 +245,16 @@ class TrainState:
     @contextmanager
     def holding(self, weights: Weights) -> Iterator[None]:
         """Within the block, the student has these weights, and a head that goes with them."""
-        with swapped_in(self.student.trained, weights):
-            if self.student.text is not None:
-                self.student.head = self._head_of_texts()
-            yield
-
-    @torch.no_grad()
-    def _head_of_texts(self) -> Tensor:
-        """(K, D): the zero-shot head of the current text encoder."""
 
         def encode(tokens: Tensor) -> Tensor:
             features: Tensor = self.student(None, tokens.to(self.device)[None]).text_features[0]
             return features
 
-        return heads_of(encode, self.zero_shot.tokenize, self.zero_shot.prompts).classes
+        with swapped_in(self.student.trained, weights):
+            if self.student.text is not None:
+                heads = heads_of(encode, self.zero_shot.tokenize, self.zero_shot.prompts)
+                self.student.head = heads.classes
+            yield
 
     def validation_loss(self, images: ImageDataset) -> Callable[[Weights], Tensor]:
         """The mean cross-entropy of given weights on the next ID validation images at each call.

@@ -137,7 +137,7 @@ class ZeroShotFeatures:
         random texts is compared on its class prompts.
         """
         zero_shot = self._zero_shot
-        if zero_shot.has_random_texts:
+        if zero_shot.text.has_random_texts:
             length = min(DRIFT_TEXT_LENGTH, zero_shot.text.context_length - 2)
             moment = self.random_text_moment(length)
         else:

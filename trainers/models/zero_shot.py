@@ -53,11 +53,6 @@ class ZeroShotModel:
         """The image encoder with its projection."""
         return cast(nn.Module, self.clip.visual)
 
-    @property
-    def has_random_texts(self) -> bool:
-        """Whether the tokenizer adds the start and end tokens of random texts."""
-        return self.text.has_random_texts
-
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
         """L2-normalised float32 features (B, D) of normalised images (B, 3, H, W)."""

@@ -95,7 +95,7 @@ def confirm(
     wanted = jobs(file, configurations, fresh)
     failed: dict[Key, str] = {}
     checkpoints = url_of(run.home, CONFIRM_FOLDER, TRAIN_FOLDER)
-    if any(job.key not in read_results(run.folder) for job in wanted):
+    if any(job.result.key not in read_results(run.folder) for job in wanted):
         data = file.trial.data
         check_data(data, [*data.trial_parts, *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
@@ -107,7 +107,7 @@ def confirm(
         ):
             stored = read_results(run.folder)
             _check_test_splits(run.folder, data, has_results=bool(stored))
-            missing = [job for job in wanted if job.key not in stored]
+            missing = [job for job in wanted if job.result.key not in stored]
             check_nodes(file, run.home)
             models = ["zero-shot"] + [
                 f"{one.trial_id} ({', '.join(one.labels)})" if one.labels else "plain fine-tuning"
@@ -124,7 +124,7 @@ def confirm(
     with suppress(OSError, ConfigError):  # left by a kill just after the result was stored
         left = {info.base_name for info in open_store(checkpoints).list()}
         for job in wanted:
-            if job.key in stored and job.name in left:
+            if job.result.key in stored and job.name in left:
                 remove_folder(url_of(checkpoints, job.name))
     write_results_table(run.folder, list(stored.values()))
     confirmation = Confirmation(search, fresh, configurations, stored, failed)

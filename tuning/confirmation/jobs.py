@@ -47,11 +47,6 @@ class Job:
     """Still without metrics."""
 
     @property
-    def key(self) -> Key:
-        """Trial and seed of the result."""
-        return self.result.key
-
-    @property
     def name(self) -> str:
         """Name on the console and of the folder of checkpoints, the same in every call."""
         seed = self.result.seed
@@ -101,7 +96,7 @@ def run_jobs(
         except Exception as error:
             if failure := storage_failure(error):
                 raise failure from None
-            failed[job.key] = reason = in_one_line(error)
+            failed[job.result.key] = reason = in_one_line(error)
             text = f"failed: {reason}"
         else:
             results.append(replace(job.result, metrics=metrics))

@@ -46,9 +46,7 @@ class ResultsCallback(Callback):
         """Keep the record for the next write."""
         self._records[record.trial_id] = record
 
-    def trial_reported(self, record: TrialRecord) -> None:
-        """Keep the record for the next write."""
-        self._records[record.trial_id] = record
+    trial_reported = trial_started
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Write the tables, unless that was done a short while ago."""

@@ -163,5 +163,5 @@ def test_the_logit_scale_is_the_exponential_of_whatever_shape(
 
 def test_random_texts_span_several_directions_of_tiny_clip() -> None:
     zero_shot = load_zero_shot(ModelConfig(), PROMPTS)
-    assert zero_shot.has_random_texts
+    assert zero_shot.text.has_random_texts
     assert effective_rank(random_text_moment(zero_shot, 8)) > 2
