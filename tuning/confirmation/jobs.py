@@ -31,8 +31,8 @@ from tuning.confirmation.results import (
 from tuning.execution.cluster_resources import driver_options
 from tuning.execution.ray_errors import in_one_line, storage_failure
 from tuning.execution.ray_session import concurrent_trials
+from tuning.execution.retries import fit
 from tuning.execution.tasks import run_tasks
-from tuning.execution.trainable import final_metrics
 from tuning.runs.records import ZERO_SHOT
 
 _PRINTED: Final = (str(MetricKey(SPLIT, ID, "acc")), str(MetricKey(SPLIT, MEAN_OOD, "acc")))
@@ -118,12 +118,12 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
         )(_zero_shot_metrics)
         return evaluate.remote(job.config)
     driver: Any = ray.remote(num_cpus=0, **driver_options())
-    return driver(final_metrics).remote(
+    return driver(fit).remote(
         job.config.model_dump_json(),
-        SPLIT,
         name=job.name,
         storage_path=checkpoints,
         resources=resources,
+        final_split=SPLIT,
     )
 
 

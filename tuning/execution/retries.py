@@ -23,7 +23,7 @@ import torch.distributed as dist
 from ray import exceptions as ray_errors
 
 from trainers.checkpoints.storage import prepare_folder
-from trainers.errors import first_line
+from trainers.errors import first_line, storage_failures
 from trainers.ray_trainer import location, open_storage, torch_trainer, train_loop
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import fitting_trials
@@ -94,12 +94,13 @@ def fit(
 
     Raises:
         MachinesLost: more machines failed than `max_failures`.
-        StorageFailed: checkpoints cannot be written.
+        StorageFailed: checkpoints cannot be read or written.
         Exception: what the training itself raised, wrapped by Ray Train.
     """
     nodes = FaultyNodes(resources)
     attempts = Attempts(name, resources.max_failures, nodes)
-    folder = open_storage(storage_path).at(name)
+    with storage_failures(storage_path, "cannot be used"):
+        folder = open_storage(storage_path).at(name)
     values = {"trial": config, "folder": location(folder), "final_split": final_split}
     while True:
         prepare_folder(folder)

@@ -18,7 +18,7 @@ from trainers.ray_trainer import location, open_storage
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import driver_options
 from tuning.execution.ray_errors import in_one_line, storage_failure
-from tuning.execution.retries import Attempts, FaultyNodes, fit
+from tuning.execution.retries import Attempts, FaultyNodes
 from tuning.execution.warm_workers import WarmWorkers
 from tuning.runs.records import ERROR, NOTICE, STEP, TIME, TRAIN_CURVE
 
@@ -107,30 +107,3 @@ class Slot(tune.Trainable):
         if self._workers is None:
             self._workers = WarmWorkers(self.resources.per_trial() | self._nodes.placement())
         return self._workers.ask(Request(location(self._folder), self._trial), limit_s)
-
-
-def final_metrics(
-    config: str,
-    split: str,
-    *,
-    name: str,
-    storage_path: str,
-    resources: ResourcesConfig,
-) -> dict[str, float]:
-    """Train to the end, then evaluate a split once; `confirm` runs this as a Ray task.
-
-    Args:
-        config: a `TrialConfig` as JSON.
-        split: evaluated after the last step, on the workers.
-        name: stable, so that the training continues from its checkpoints after a kill.
-        storage_path: folder or URL of the checkpoints.
-        resources: of the training.
-
-    Returns:
-        The last report.
-    """
-    with storage_failures(storage_path, "cannot be used"):
-        metrics: dict[str, float] = fit(
-            config, name=name, storage_path=storage_path, final_split=split, resources=resources
-        )
-    return metrics
