@@ -77,28 +77,25 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
 def concurrent_trials(resources: ResourcesConfig) -> int:
     """Number of trials at a time: as many as fit, or as an autoscaler makes room for.
 
+    No more than the head has memory for their drivers; the others would never start.
+
     Raises:
         ConfigError: not even one fits, and the cluster adds no nodes.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     fits, drivers = fitting_trials(nodes, resources), fitting_drivers(nodes)
-    if not has_autoscaler():
+    if has_autoscaler():
+        wanted = resources.max_concurrent or max(fits, 1)
+        if wanted > fits:
+            logger.warning(
+                "%d trial(s) fit into the cluster now; more, up to %d, wait until its autoscaler "
+                "adds nodes",
+                fits,
+                wanted,
+            )
+    else:
         check_fits(nodes, resources)
         wanted = min(fits, resources.max_concurrent or fits)
-        return _driven(wanted, drivers)
-    wanted = resources.max_concurrent or max(fits, 1)
-    if wanted > fits:
-        logger.warning(
-            "%d trial(s) fit into the cluster now; more, up to %d, wait until its autoscaler adds "
-            "nodes",
-            fits,
-            wanted,
-        )
-    return _driven(wanted, drivers)
-
-
-def _driven(wanted: int, drivers: int | None) -> int:
-    """As many trials as the head has memory for their drivers; the others would never start."""
     if drivers is None or wanted <= drivers:
         return wanted
     logger.warning(

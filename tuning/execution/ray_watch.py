@@ -44,7 +44,8 @@ class RayWatch:
     end_here: Callable[[RayLost], None] | None = None
     """Records the end of the search; called in the thread of this watch if the head is gone. The
     main thread then hangs in a call of Ray that no signal interrupts."""
-    _ended: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Ends the checks."""
 
     def check(self) -> None:
         """Raise `RayLost` if a server does not accept a connection."""
@@ -60,7 +61,7 @@ class RayWatch:
     def run(self) -> None:
         """Check until the end of the search, and end it if Ray is lost."""
         failed = 0
-        while not self._ended.wait(CHECK_S):
+        while not self.ended.wait(CHECK_S):
             try:
                 self.check()
                 failed = 0
@@ -73,10 +74,6 @@ class RayWatch:
                         os._exit(MAY_CONTINUE)  # Ray would do so soon, with status 1
                     _thread.interrupt_main(signal.SIGTERM)
                     return
-
-    def end(self) -> None:
-        """End the checks."""
-        self._ended.set()
 
 
 @contextmanager
@@ -94,4 +91,4 @@ def watched_ray() -> Iterator[RayWatch]:
     try:
         yield watch
     finally:
-        watch.end()
+        watch.ended.set()
