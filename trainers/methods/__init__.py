@@ -4,14 +4,21 @@ One module for each method, named as in the configuration; `base` has the interf
 the table of all methods. Importing this package registers the shipped methods.
 """
 
-from importlib import import_module
-
+from trainers.methods import (  # noqa: F401  to register them
+    car_ft,
+    carot,
+    ema,
+    flyp,
+    ft,
+    kd,
+    l2_sp,
+    lipsum_ft,
+    lp_ft,
+    r_adapter,
+    star_ft,
+    tpgm,
+    wise_ft,
+)
 from trainers.methods.registry import register_method
 
 __all__ = ["register_method"]
-
-for _method in (
-    "car_ft", "carot", "ema", "flyp", "ft", "kd", "l2_sp", "lipsum_ft", "lp_ft", "r_adapter",
-    "star_ft", "tpgm", "wise_ft",
-):  # fmt: skip
-    import_module(f"trainers.methods.{_method}")

@@ -269,8 +269,9 @@ class SearchRecord:
     @property
     def sees_ood(self) -> bool:
         """Whether OOD validation data, which are then not unseen, chose or proposed trials."""
-        parts = (*self.objectives, *self.constraints, *self.sampler_objectives)
-        return _uses_ood(*parts) or self.warm_start_sees_ood
+        return self.warm_start_sees_ood or _uses_ood(
+            *self.objectives, *self.constraints, *self.sampler_objectives
+        )
 
     @property
     def constraints_see_ood(self) -> bool:
