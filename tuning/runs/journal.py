@@ -58,8 +58,6 @@ class History:
     driver was killed is `stopped` at the time of the last event."""
     zero_shot: dict[str, float] | None = None
     """Metrics of the model before any step; None until they are measured."""
-    warm_start_sees_ood: bool = False
-    """Whether an earlier search that gave this one its start had used OOD validation data."""
     seconds: float = 0.0
     """Wall time of all sessions."""
     outcome: SearchOutcome | None = None
@@ -70,6 +68,8 @@ class History:
     """Identifier of the run. It stays the same when the run folder is moved."""
     folder: str = ""
     """The run folder in the last session."""
+    warm_start_sees_ood: bool = False
+    """Whether an earlier search that gave this one its start had used OOD validation data."""
 
     @property
     def unfinished(self) -> tuple[TrialRecord, ...]:
