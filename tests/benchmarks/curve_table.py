@@ -39,6 +39,8 @@ class Costs:
     eval_seconds: float
     start_seconds: float = 0.0
     """From the start of a trial to its first step."""
+    process_seconds: float = 0.0
+    """What that takes longer for the first trial of a device, which starts the processes."""
 
     def interval(self, steps: int) -> float:
         """So many steps and one evaluation."""

@@ -7,9 +7,10 @@ search uses. After 5, 10 and 20 full trials' worth of device time, the finished 
 objective on the surface, in percentage points.
 
 - A search pays for the evaluations that its scheduler needs: those at its rungs and the one at the
-  last step. Steps and evaluations cost what they cost at the median of the recording. The start of
-  a trial costs `--start-seconds`, for Ray's own searches `--ray-start-seconds`; it is part of the
-  time of a search, but not of the full trials in which that time is counted.
+  last step. Steps and evaluations cost what they cost at the median of the recording.
+- The start of a trial costs `--start-seconds`, and `--process-seconds` in addition if it starts
+  processes: the first trial of each device, and every trial of Ray's own searches. Starts are part
+  of the time of a search, but not of the full trials in which that time is counted.
 - Contenders with a prior begin at its centre, which is so far from the best point of the surface as
   `--distances` says, and at three points around it, N(centre, 0.2) in the unit cube, in a direction
   drawn for each seed. The points are the same for all.
@@ -65,8 +66,6 @@ class Setting:
     surfaces: Surfaces
     costs: Costs
     gpus: int
-    ray_start_seconds: float = 0.0
-    """From the start of a trial to its first step in Ray's own searches, which start processes."""
 
     @property
     def full_trial(self) -> float:
@@ -90,7 +89,8 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     contender, problem, surfaces = CONTENDERS[name], setting.problem, setting.surfaces
     costs = setting.costs
     if name.startswith("Ray's"):
-        costs = replace(costs, start_seconds=setting.ray_start_seconds)
+        costs = replace(costs, start_seconds=costs.start_seconds + costs.process_seconds)
+        costs = replace(costs, process_seconds=0.0)
     if distance is not None:
         problem = replace(problem, points=start_points(surfaces, distance, seed))
     searcher, scheduler = contender.create(problem, seed)
@@ -178,7 +178,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--grace-steps", type=int, default=60)
     parser.add_argument("--reduction-factor", type=float, default=3)
     parser.add_argument("--start-seconds", type=float, default=0.0)
-    parser.add_argument("--ray-start-seconds", type=float, default=0.0)
+    parser.add_argument("--process-seconds", type=float, default=0.0)
     parser.add_argument("--distances", nargs="+", type=float, default=[0, 0.1, 0.2, 0.4])
     parser.add_argument("--parts-at", type=float, default=0.2, help="distance of the others")
     chosen = list(CONTENDERS)[:14]
@@ -208,8 +208,11 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
         arguments.reduction_factor,
         trials=BUDGETS[-1],
     )
-    costs = replace(costs, start_seconds=arguments.start_seconds)
-    return Setting(problem, surfaces, costs, arguments.gpus, arguments.ray_start_seconds)
+    starts = {
+        "start_seconds": arguments.start_seconds,
+        "process_seconds": arguments.process_seconds,
+    }
+    return Setting(problem, surfaces, replace(costs, **starts), arguments.gpus)
 
 
 def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:

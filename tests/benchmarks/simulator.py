@@ -125,12 +125,13 @@ def simulate(
         NotImplementedError: the scheduler pauses a trial.
     """
     steps = sorted(set(evaluate_at))
-    names, order = itertools.count(), itertools.count()
+    numbers, order = itertools.count(), itertools.count()
     reports: list[tuple[float, int, _Run]] = []  # a heap of when each running trial reports next
     clock, free, finished = 0.0, gpus, False
     while True:
         while free and not finished:
-            trial_id = f"{next(names):08x}"
+            number = next(numbers)
+            trial_id = f"{number:08x}"
             config: Any = searcher.suggest(trial_id)  # typed as a dict, it may be FINISHED
             finished = config == Searcher.FINISHED
             if finished or config is None:  # None: nothing before another trial reports
@@ -138,7 +139,8 @@ def simulate(
             keys = flatten_dict(config, delimiter=".").keys() & table.space.parameters.keys()
             assert keys == table.space.parameters.keys(), config
             run = _Run(_start(trial_id, config, scheduler), *table.start(config))
-            at = clock + costs.start_seconds + costs.interval(steps[0])
+            start = costs.start_seconds + (costs.process_seconds if number < gpus else 0.0)
+            at = clock + start + costs.interval(steps[0])
             heapq.heappush(reports, (at, next(order), run))
             free -= 1
         if not reports:

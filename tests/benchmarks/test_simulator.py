@@ -306,12 +306,15 @@ def test_a_prior_is_off_by_its_distance(setting: Setting) -> None:
 
 
 def test_starts_cost_time(setting: Setting) -> None:
-    """A start as long as a trial leaves half of the trials."""
-    costs = replace(setting.costs, start_seconds=setting.full_trial)
-    ray = replace(setting, ray_start_seconds=setting.full_trial)
-    for name, slow in ((RANDOM, replace(setting, costs=costs)), ("Ray's OptunaSearch", ray)):
+    one = setting.full_trial
+    starts = replace(setting, costs=replace(setting.costs, start_seconds=one))
+    processes = replace(setting, costs=replace(setting.costs, process_seconds=one))
+    for name, slow in ((RANDOM, starts), ("Ray's OptunaSearch", processes)):
         fast = regrets(name, None, 0, setting)
-        np.testing.assert_array_equal(regrets(name, None, 0, slow)[1::2], fast[: len(fast) // 2])
+        half = fast[: len(fast) // 2]  # a start as long as a trial leaves half of the trials
+        np.testing.assert_array_equal(regrets(name, None, 0, slow)[1::2], half)
+    fast, slow = (regrets(RANDOM, None, 0, case) for case in (setting, processes))
+    np.testing.assert_array_equal(slow[1:], fast[:-1])  # kept workers start processes once
 
 
 @pytest.mark.parametrize(
