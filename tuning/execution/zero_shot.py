@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import torch
 import trainers
 from trainers.config import TrialConfig
 from trainers.data.fingerprint import data_fingerprint
-from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.loop.state import load_split, start
 from trainers.models.config import HUB
@@ -55,8 +55,13 @@ def zero_shot_metrics(
     else:
         metrics = _evaluate_on_cluster(trial, resources)
     if fingerprint is not None:
-        with suppress(OSError), open_store(cached.parent).write(cached.name) as file:
-            file.write(json.dumps(metrics).encode())
+        with suppress(OSError):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=cached.parent, suffix=".tmp", encoding="utf-8", delete=False
+            ) as file:
+                json.dump(metrics, file)
+            Path(file.name).replace(cached)
     return metrics
 
 
