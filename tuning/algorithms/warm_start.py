@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,19 @@ def warm_start(
             for study in studies:  # the run replaced the prior when the trials began
                 study.is_warm |= study.num_trials > 0
     return lines
+
+
+def warm_start_uses_ood(file: SearchFile) -> bool:
+    """Whether a run of `search.warm_start.runs` used data of a domain that is OOD in this search.
+
+    Runs that cannot be read count as not used; `warm_start` reports them.
+    """
+    for folder in file.search.warm_start.runs:
+        with suppress(ConfigError):
+            earlier = load_earlier(folder).search
+            if earlier.sees_ood or earlier.id_domain in file.trial.data.ood_domains:
+                return True
+    return False
 
 
 def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: MethodStudy) -> bool:
@@ -122,7 +136,7 @@ def _learn(
         ConfigError: no study can learn from the run.
     """
     lines, problems, use = list[str](), list[ConfigError](), file.search.warm_start.use
-    saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
+    saw_ood = " (its search used OOD validation data)" if run.search.sees_ood else ""
     for study, records in fitting:
         prefix = "" if study.method is None else f"{study.method}: "
         points = [replace(record, params=point_of(record)) for record in records]
@@ -134,7 +148,7 @@ def _learn(
                 and same_task(run, records[0], file, study)
             ):
                 _observe(study, search, run, points)
-                lines.append(f"{prefix}{len(points)} trials as observations")
+                lines.append(f"{prefix}{len(points)} trials as observations{saw_ood}")
             else:
                 number = _enqueue(study, search, run, points, file.search.warm_start.top)
                 lines.append(f"{prefix}its best {number} points are tried first{saw_ood}")

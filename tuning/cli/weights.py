@@ -118,6 +118,8 @@ def soup(
 ) -> None:
     """Average the weights of a search's best trials, and evaluate them on the validation splits.
 
+    Trials that miss the constraints of the search are left out.
+
     Example: lipsum-tune soup quickstart --top 3
     """
     check_run(run)

@@ -25,7 +25,7 @@ from tuning.execution.cluster_resources import (
     fitting_trials,
 )
 from tuning.execution.ray_workarounds import has_autoscaler, loopback_only, quiet_raylet
-from tuning.execution.signals import environment
+from tuning.execution.signals import environment_variables
 from tuning.reporting.formatting import show_phase
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def _start_local(folder: Path) -> None:
     with suppress(OSError):
         secrets.mkdir(exist_ok=True)
         secrets.chmod(0o700)
-    with environment(variables), loopback_only():  # for all of Ray's processes
+    with environment_variables(variables), loopback_only():  # for all of Ray's processes
         _init(
             f"{LOCALHOST}:{port}",
             address="local",

@@ -45,7 +45,7 @@ class RayWatch:
     """Records the end of the search; called in the thread of this watch if the head is gone. The
     main thread then hangs in a call of Ray that no signal interrupts."""
     ended: threading.Event = field(default_factory=threading.Event)
-    """Ends the checks."""
+    """Set at the end of the search; `run` then returns."""
 
     def check(self) -> None:
         """Raise `RayLost` if a server does not accept a connection."""

@@ -30,7 +30,7 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from tuning.execution.signals import environment
+from tuning.execution.signals import environment_variables
 
 __all__ = [
     "WorkerHealthCheckTimeoutError",
@@ -147,7 +147,7 @@ def loopback_only() -> Iterator[None]:
     constant = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        with environment({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+        with environment_variables({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
             yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = constant
@@ -181,7 +181,7 @@ def tune_workarounds() -> Iterator[None]:
     A `Tuner` must be created and fitted within the block.
     """
     with ExitStack() as restore:
-        restore.enter_context(environment(TUNE_ENVIRONMENT, override=False))
+        restore.enter_context(environment_variables(TUNE_ENVIRONMENT, override=False))
 
         # Tune logs each failed trial with a traceback. The search reports it in one line.
         tune_logger = logging.getLogger("ray.tune")

@@ -26,7 +26,7 @@ from trainers.errors import ConfigError, StorageFailed
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
 from tuning.algorithms.studies import Studies, create_studies
-from tuning.algorithms.warm_start import load_earlier, warm_start
+from tuning.algorithms.warm_start import load_earlier, warm_start, warm_start_uses_ood
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.retention import CheckpointCallback
 from tuning.checkpoints.storage_check import check_nodes
@@ -264,19 +264,17 @@ def _run_session(
         checkpoints = open_store(url_of(home, TRAIN_FOLDER))
         before = read_history(run_folder)
         journal.session_started(before.fingerprints or file.fingerprints())
-        zero_shot, sees_ood = before.zero_shot, before.warm_start_sees_ood
+        zero_shot = before.zero_shot
         if zero_shot is None:
-            # The earlier runs may be gone when a later session or command asks.
-            earlier = [load_earlier(folder).search for folder in file.search.warm_start.runs]
-            sees_ood = any(search.sees_ood for search in earlier)
-            if earlier:
-                journal.warm_started(sees_ood)
             # The cache of images may take hours for large data sets.
             cached = "" if file.trial.data.root == EMBEDDED else ", once the images are cached"
             show_phase(console, "Zero-shot", f"evaluating {file.trial.model.name}{cached}")
             zero_shot = zero_shot_metrics(file.trial, file.search.resources, here=is_own_ray)
             journal.zero_shot(zero_shot)
-        search = search_record(file, run_folder, zero_shot, journal.run_id, sees_ood)
+        used_ood = before.used_ood or warm_start_uses_ood(file)
+        search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
+        if search.sees_ood and not before.used_ood:
+            journal.used_ood()  # later sessions may have another sampler, or not find earlier runs
 
         # The journal becomes complete; everything else is derived from it.
         history = add_missed_reports(search, journal, checkpoints)

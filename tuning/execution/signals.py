@@ -34,7 +34,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def environment(variables: Mapping[str, str], *, override: bool = True) -> Iterator[None]:
+def environment_variables(variables: Mapping[str, str], *, override: bool = True) -> Iterator[None]:
     """Within the block, these environment variables are set; `override` also replaces others."""
     new = {k: v for k, v in variables.items() if override or k not in os.environ}
     before = {name: os.environ.get(name) for name in new}

@@ -34,7 +34,9 @@ def run_trials(
     concurrent: int,
     announce: Callable[[str], None],
 ) -> SearchOutcome:
-    """Run trials until nothing more is proposed; `stopped` after Ctrl-C, which Tune does not raise.
+    """Run trials until nothing more is proposed, and say how that ended.
+
+    It is `stopped` after Ctrl-C, which Tune does not raise, or after too many failures in a row.
 
     Args:
         train: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose process

@@ -29,7 +29,7 @@ from trainers.errors import ConfigError
 from trainers.overrides import flat
 from trainers.redact import is_secret_name
 from trainers.redact import redact as redact
-from tuning.execution.signals import environment
+from tuning.execution.signals import environment_variables
 from tuning.security.databases import check_driver, expand, is_database
 from tuning.security.exposure import goes_unencrypted
 
@@ -58,7 +58,7 @@ def brief_requests(retries: int = 1) -> Iterator[None]:
         logging.getLogger("alembic"): logging.WARNING,
     }
     with contextlib.ExitStack() as restore:
-        restore.enter_context(environment(settings, override=False))
+        restore.enter_context(environment_variables(settings, override=False))
         for logger, level in loggers.items():
             restore.callback(logger.setLevel, logger.level)
             logger.setLevel(max(logger.level, level))

@@ -18,7 +18,7 @@ from trainers.data.formats.index import Split
 from trainers.data.formats.retry import SourceLost, require_source
 from trainers.data.shards import Shard, ShardReport, make_shard, up_to_date
 from trainers.data.storage import Store, open_store
-from tuning.execution.signals import environment, interrupted_by_sigterm
+from tuning.execution.signals import environment_variables, interrupted_by_sigterm
 from tuning.preparation.manifest import (
     FINDINGS,
     Found,
@@ -248,7 +248,7 @@ def run_shard(
         SourceLost: the source is not there on this machine.
     """
     source, destination, options, keys, make = fixed
-    with environment(keys, override=False):
+    with environment_variables(keys, override=False):
         origin = open_store(source)
         require_source(origin)
         return make(origin, open_store(destination), shard, options)

@@ -68,8 +68,8 @@ class History:
     """Identifier of the run. It stays the same when the run folder is moved."""
     folder: str = ""
     """The run folder in the last session."""
-    warm_start_sees_ood: bool = False
-    """Whether an earlier search that gave this one its start had used OOD validation data."""
+    used_ood: bool = False
+    """Whether a session or a run of `search.warm_start` used OOD validation data."""
 
     @property
     def unfinished(self) -> tuple[TrialRecord, ...]:
@@ -101,9 +101,9 @@ class Journal:
         folder = str(self._path.parent.resolve())
         self._append({"event": "session", "fingerprints": dict(fingerprints), "folder": folder})
 
-    def warm_started(self, sees_ood: bool) -> None:
-        """Earlier searches give this one its start; they may have used OOD validation data."""
-        self._append({"event": "warm_start", "sees_ood": sees_ood})
+    def used_ood(self) -> None:
+        """This session or a run of `search.warm_start` uses OOD validation data."""
+        self._append({"event": "used_ood"})
 
     def zero_shot(self, metrics: Mapping[str, float]) -> None:
         """The zero-shot model was evaluated."""
@@ -284,8 +284,8 @@ class _Reader:
             session = {"fingerprints": event["fingerprints"], "folder": event.get("folder", "")}
             self.found = replace(self.found, outcome=None, **session)
         self.last = max(self.last, at)
-        if kind == "warm_start":
-            self.found = replace(self.found, warm_start_sees_ood=event["sees_ood"])
+        if kind == "used_ood":
+            self.found = replace(self.found, used_ood=True)
         elif kind == "zero_shot":
             self.found = replace(self.found, zero_shot=event["metrics"])
         elif kind == "session_ended":

@@ -244,8 +244,9 @@ class SearchRecord:
     """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""
     sampler_metric: str = "objective"
     """What the sampler optimises, see `SamplerConfig.metric`."""
-    warm_start_sees_ood: bool = False
-    """Whether an earlier search that gave this one its start had used OOD validation data."""
+    used_ood: bool = False
+    """Whether an earlier session, with another sampler, or a run of `search.warm_start` used OOD
+    validation data."""
 
     def configured(self, *keys: str) -> object:
         """A value of the configuration, or None if it has no such key."""
@@ -269,7 +270,7 @@ class SearchRecord:
     @property
     def sees_ood(self) -> bool:
         """Whether OOD validation data, which are then not unseen, chose or proposed trials."""
-        return self.warm_start_sees_ood or _uses_ood(
+        return self.used_ood or _uses_ood(
             *self.objectives, *self.constraints, *self.sampler_objectives
         )
 
@@ -290,10 +291,9 @@ class SearchRecord:
         if not self.sees_ood:
             return f"{text}."
         if not _uses_ood(*self.objectives, *self.constraints):
-            if _uses_ood(*self.sampler_objectives):
-                text += f", proposed by {' and '.join(o.metric for o in self.sampler_objectives)}"
-            else:
-                text += ", begun with the points of an earlier search"
+            if not _uses_ood(*self.sampler_objectives):
+                return f"{text}. A warm start or an earlier session used OOD validation data."
+            text += f", proposed by {' and '.join(o.metric for o in self.sampler_objectives)}"
         return f"{text}, which looks at OOD validation data."
 
     @property

@@ -125,7 +125,7 @@ class LoadedRun:
             self.folder,
             self.history.zero_shot,
             self.history.run_id,
-            self.history.warm_start_sees_ood,
+            self.history.used_ood,
         )
 
     @cached_property
@@ -284,7 +284,7 @@ def search_record(
     folder: Path,
     zero_shot: dict[str, float],
     run_id: str = "",
-    warm_start_sees_ood: bool = False,
+    used_ood: bool = False,
 ) -> SearchRecord:
     """The record of a search in a run folder.
 
@@ -304,7 +304,7 @@ def search_record(
         run_folder=folder,
         run_id=run_id,
         sampler_metric=file.search.sampler.metric,
-        warm_start_sees_ood=warm_start_sees_ood,
+        used_ood=used_ood,
     )
 
 

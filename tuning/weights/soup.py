@@ -142,7 +142,8 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
         )
     if top < 2:
         raise ConfigError("a soup needs at least two trials", key="--top", value=top)
-    missed = misses(search, records)
+    # A method's trials are measured by the `best` of the method, as by `by_method`.
+    missed = misses(search, [r for r in records if method in (None, search.method(r))])
     found = [
         Ingredient(record, checkpoint)
         for record in ranked(search, records)
@@ -152,11 +153,13 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
     ][:top]
     if len(found) < 2:
         of_method = "" if method is None else f" of {method}"
-        meeting = " that meet the constraints" if search.constraints else ""
+        if sum(not amounts for amounts in missed.values()) < 2:
+            raise ConfigError(
+                f"a soup needs two trials{of_method} that meet the constraints", source=run.folder
+            )
         kept = f"only those of {found[0].record.trial_id}" if found else "none"
         raise ConfigError(
-            f"a soup needs the weights of two finished trials{of_method}{meeting}, and {kept} were "
-            "kept",
+            f"a soup needs the weights of two finished trials{of_method}, and {kept} were kept",
             hint=f"set search.checkpoints.keep_top = {top} before a search, or for further trials",
             source=run.folder,
         )

@@ -30,7 +30,7 @@ from tests.tuning.execution.instant import (
     run_instantly,
     write_instant,
 )
-from tests.tuning.run_folders import LR
+from tests.tuning.run_folders import LR, trial, write_run
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
@@ -188,8 +188,8 @@ def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Pat
     disclosed = load_run(found.run_folder).search
     assert disclosed.sees_ood
     assert disclosed.selection == (
-        "Chosen by the highest id_val/acc at the last step, begun with the points of an earlier "
-        "search, which looks at OOD validation data."
+        "Chosen by the highest id_val/acc at the last step. A warm start or an earlier session "
+        "used OOD validation data."
     )
     further = {"search__warm_start": {"runs": str(found.run_folder)}}
     assert run_instantly(
@@ -197,6 +197,35 @@ def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Pat
     ).search.sees_ood
     alone = run_instantly(instant_file(images_root, tmp_path / "alone", **blind))
     assert not alone.search.sees_ood
+
+
+def test_ood_data_of_an_earlier_session_are_disclosed(images_root: Path, tmp_path: Path) -> None:
+    steered = {
+        "search__objective": {"metric": "id_val/acc"},
+        "search__sampler": {"metric": "val/mean_acc"},
+    }
+    found = run_instantly(instant_file(images_root, tmp_path, **steered))
+    assert "proposed by val/mean_acc" in found.search.selection
+    blind = ["search.sampler.metric=objective", "search.budget.trials=4"]
+    extended = resume_instantly(found.run_folder, *blind, extend=True)
+    assert extended.search.sees_ood
+    assert "earlier session used OOD validation data" in load_run(found.run_folder).search.selection
+
+
+def test_a_warm_start_on_a_domain_that_is_ood_now_is_disclosed(
+    images_root: Path, tmp_path: Path
+) -> None:
+    blind = {"search__objective": {"metric": "id_val/acc"}}
+    suite = {"id_domain": "sketch", "ood_domains": ["clipart"]}
+    earlier = write_run(
+        tmp_path / "earlier",
+        instant_file(images_root, tmp_path / "runs", trial__data__suite=suite, **blind),
+        [trial(0, 60.0, 50.0)],
+    )
+    assert not load_run(earlier).search.sees_ood
+    warm = {"search__warm_start": {"runs": str(earlier)}}
+    found = run_instantly(instant_file(images_root, tmp_path / "warm", **blind, **warm))
+    assert found.search.sees_ood
 
 
 def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root: Path, tmp_path: Path) -> None:

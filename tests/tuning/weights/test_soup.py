@@ -60,8 +60,24 @@ def test_trials_that_miss_the_constraints_are_left_out(real: Real) -> None:
     meet = {r.trial_id for r in records if r.metrics["val/mean_acc"] >= bar}
     assert {*names(ingredients(run, 3, "ft"))} == meet
     history = replace(run.history, records=tuple(r for r in records if r.trial_id != max(meet)))
-    with pytest.raises(ConfigError, match="that meet the constraints, and only those of"):
+    with pytest.raises(ConfigError, match="needs two trials of ft that meet the constraints"):
         ingredients(replace(run, history=history), 3, "ft")
+
+
+def test_a_method_is_measured_by_its_own_best(real: Real) -> None:
+    loaded, records = load_run(real[0]), real[1]
+    values = [record.metrics["id_val/acc"] for record in records[:3]]
+    margin = max(values) - min(values) + 1
+    search = loaded.file.search.model_copy(
+        update={"constraints": (f"id_val/acc >= best - {margin}",)}
+    )
+    other = records[3]  # of another method, and far better
+    better = replace(other, curve=({**other.metrics, "id_val/acc": max(values) + 2 * margin},))
+    history = replace(loaded.history, records=(*records[:3], better))
+    run = replace(loaded, file=loaded.file.model_copy(update={"search": search}), history=history)
+    assert len(ingredients(run, 3, "ft")) == 3
+    with pytest.raises(ConfigError, match="needs two trials that meet the constraints"):
+        ingredients(run, 3)
 
 
 @pytest.mark.parametrize(
