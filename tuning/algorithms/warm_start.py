@@ -136,7 +136,7 @@ def _learn(
         ConfigError: no study can learn from the run.
     """
     lines, problems, use = list[str](), list[ConfigError](), file.search.warm_start.use
-    saw_ood = " (its search used OOD validation data)" if run.search.sees_ood else ""
+    saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
     for study, records in fitting:
         prefix = "" if study.method is None else f"{study.method}: "
         points = [replace(record, params=point_of(record)) for record in records]
@@ -148,7 +148,7 @@ def _learn(
                 and same_task(run, records[0], file, study)
             ):
                 _observe(study, search, run, points)
-                lines.append(f"{prefix}{len(points)} trials as observations{saw_ood}")
+                lines.append(f"{prefix}{len(points)} trials as observations")
             else:
                 number = _enqueue(study, search, run, points, file.search.warm_start.top)
                 lines.append(f"{prefix}its best {number} points are tried first{saw_ood}")
