@@ -153,7 +153,7 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
     ][:top]
     if len(found) < 2:
         of_method = "" if method is None else f" of {method}"
-        if sum(not amounts for amounts in missed.values()) < 2:
+        if search.constraints and sum(not amounts for amounts in missed.values()) < 2:
             raise ConfigError(
                 f"a soup needs two trials{of_method} that meet the constraints", source=run.folder
             )
