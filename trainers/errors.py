@@ -97,7 +97,7 @@ def system_words(error: OSError) -> str:
 
 
 def where_and_why(error: OSError) -> str:
-    """The file of an error, if it names one, and the reason in the words of the system."""
+    """The file of an error, if it names one, and the operating system's description."""
     return f"{error.filename}: {system_words(error)}" if error.filename else system_words(error)
 
 

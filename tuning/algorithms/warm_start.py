@@ -66,9 +66,10 @@ def warm_start(
 
 
 def warm_start_uses_ood(file: SearchFile) -> bool:
-    """Whether a run of `search.warm_start.runs` used data of a domain that is OOD in this search.
+    """Whether a run of `search.warm_start.runs` used OOD validation data.
 
-    Runs that cannot be read count as not used; `warm_start` reports them.
+    The validation data of its ID domain count, too, if that domain is OOD in this search. A run
+    that cannot be read does not count; `warm_start` reports it.
     """
     for folder in file.search.warm_start.runs:
         with suppress(ConfigError):

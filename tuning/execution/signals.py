@@ -35,7 +35,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def environment_variables(variables: Mapping[str, str], *, override: bool = True) -> Iterator[None]:
-    """Within the block, these environment variables are set; `override` also replaces others."""
+    """Set environment variables for the block; without `override`, only those that are not set."""
     new = {k: v for k, v in variables.items() if override or k not in os.environ}
     before = {name: os.environ.get(name) for name in new}
     os.environ.update(new)

@@ -143,3 +143,6 @@ def test_a_metric_that_zero_shot_lacks_has_no_difference() -> None:
     gap = found.against_zero_shot("trial-005", "id_test/acc")
     assert gap is not None
     assert gap.mean == pytest.approx(9.5)
+    # 86 - 78 and 89 - 78: sd sqrt(4.5), and 12.706 * sd / sqrt(2) = 19.06 to either side.
+    assert gap.sd == pytest.approx(4.5**0.5)
+    assert (gap.low, gap.high) == pytest.approx((9.5 - 19.06, 9.5 + 19.06), abs=0.01)
