@@ -8,6 +8,8 @@ interrupted.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import typer
 
 from tuning.cli import configuration, data, search, ui, weights
 from tuning.cli.options import Config, Set
+from tuning.execution.signals import GC_THRESHOLD
 
 __all__ = ["Config", "Set", "app", "main"]
 
@@ -53,6 +56,9 @@ def _options(
 
 def main() -> None:
     """Run the command that the user wrote."""
+    gc.set_threshold(GC_THRESHOLD)
+    # Python collects garbage at its end, which would look through all that the imports have left.
+    atexit.register(gc.freeze)
     run_command(app)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -25,7 +26,7 @@ from tuning.execution.cluster_resources import (
     fitting_trials,
 )
 from tuning.execution.ray_workarounds import has_autoscaler, loopback_only, quiet_raylet
-from tuning.execution.signals import environment_variables
+from tuning.execution.signals import GC_THRESHOLD, environment_variables
 from tuning.reporting.formatting import show_phase
 
 logger = logging.getLogger(__name__)
@@ -201,13 +202,11 @@ def _init(workers_address: str, **arguments: Any) -> None:
     it, a worker finds the wrong Ray if two run on a machine (ray#58515, ray#61756).
     """
     variables = {**WORKER_ENVIRONMENT, "RAY_ADDRESS": workers_address}
+    runtime_env: dict[str, Any] = {"env_vars": variables}
     if arguments["address"] == "local":
         # No node of such a cluster can announce its end, and the process that waits for that takes
         # a second of CPU time for each slot.
         variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    ray.init(
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": variables},
-        **arguments,
-    )
+        # Not on other clusters, where a job may have a hook of its own: Ray accepts only one.
+        runtime_env["worker_process_setup_hook"] = lambda: gc.set_threshold(GC_THRESHOLD)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=runtime_env, **arguments)
