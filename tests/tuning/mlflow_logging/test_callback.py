@@ -33,13 +33,20 @@ def search(runs: Path) -> SearchRecord:
     return fakes.search_record(runs / "mine", name="mine")
 
 
+def started(search: SearchRecord, **options: Any) -> MlflowCallback:
+    """A callback at the start of a session of the search."""
+    made = MlflowCallback(default_tracking_uri(search.run_folder.parent), EXPERIMENT, **options)
+    made.search_started(search)
+    return made
+
+
 @pytest.fixture
-def callback(runs: Path) -> Iterator[MlflowCallback]:
-    made = MlflowCallback(default_tracking_uri(runs), EXPERIMENT, interval_seconds=0.05)
+def callback(search: SearchRecord) -> Iterator[MlflowCallback]:
+    made = started(search, interval_seconds=0.05)
     yield made
     made._closed = True  # for a search that the test does not end
-    if made._thread is not None:
-        made._thread.join(60)
+    assert made._thread is not None
+    made._thread.join(60)
 
 
 @pytest.fixture
@@ -83,7 +90,6 @@ def test_a_trial_is_a_child_run_with_params_curve_and_status(
     callback: MlflowCallback, client: MlflowClient, search: SearchRecord
 ) -> None:
     trial = fakes.trial(3)
-    callback.search_started(search)
     play(callback, trial)
     (child,) = children(client, callback).values()
     assert child.info.run_name == "trial-003 reg_weight=1 text_length=8 lr=1e-05"
@@ -107,7 +113,6 @@ def test_a_trial_is_a_child_run_with_params_curve_and_status(
 def test_the_parent_has_the_configuration_and_the_zero_shot_model(
     callback: MlflowCallback, client: MlflowClient, search: SearchRecord
 ) -> None:
-    callback.search_started(search)
     parent = client.get_run(callback.parent_run_id)
     assert parent.info.run_name == search.name
     assert parent.info.status == "RUNNING"
@@ -119,12 +124,11 @@ def test_the_parent_has_the_configuration_and_the_zero_shot_model(
 def test_the_zero_shot_model_and_plain_fine_tuning_stand_beside_the_trials(
     callback: MlflowCallback, client: MlflowClient, search: SearchRecord
 ) -> None:
-    callback.search_started(search)
     play(callback, fakes.reference())
     reference = children(client, callback)["ft"]
     assert reference.info.run_name == "FT, not tuned (lr = 1e-05)"
     assert reference.data.params == {"optim.lr": "1e-05"}
-    MlflowCallback(callback._uri, EXPERIMENT).search_started(search)  # after a resume
+    started(search)  # after a resume
     condition = f"tags.search_id = '{search.run_id}' and tags.kind = 'zero_shot'"
     (zero_shot,) = client.search_runs([reference.info.experiment_id], condition)
     assert (zero_shot.info.run_name, zero_shot.info.status) == ("zero-shot", "FINISHED")
@@ -133,11 +137,10 @@ def test_the_zero_shot_model_and_plain_fine_tuning_stand_beside_the_trials(
 
 @pytest.mark.parametrize("all_metrics", [False, True])
 def test_what_is_not_looked_at_first_is_logged_on_request(
-    client: MlflowClient, search: SearchRecord, runs: Path, all_metrics: bool
+    client: MlflowClient, search: SearchRecord, all_metrics: bool
 ) -> None:
     report = fakes.report(40, 80.0, 60.0) | {"id_val/ece": 3.0, "cost/cpu_seconds": 9.0}
-    callback = MlflowCallback(default_tracking_uri(runs), EXPERIMENT, all_metrics)
-    callback.search_started(search)
+    callback = started(search, all_metrics=all_metrics)
     play(callback, fakes.trial(1, curve=(report,)))
     (child,) = children(client, callback).values()
     logged = report.keys() - {"step"}
@@ -146,12 +149,10 @@ def test_what_is_not_looked_at_first_is_logged_on_request(
     callback.search_ended([], "stopped")
 
 
-def test_every_child_has_its_method_as_a_tag(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
-) -> None:
+def test_every_child_has_its_method_as_a_tag(client: MlflowClient, search: SearchRecord) -> None:
     config = {"trial": {"method": {"name": "lipsum_ft"}}}
     records = fakes.compared_methods(1)
-    callback.search_started(replace(search, config=config))
+    callback = started(replace(search, config=config))
     for record in (*records, fakes.trial(9)):
         play(callback, record)
     methods = {name: run.data.tags["method"] for name, run in children(client, callback).items()}
@@ -172,28 +173,10 @@ def test_every_child_has_its_method_as_a_tag(
     assert "methods.parquet" in artifacts
 
 
-def test_an_outcome_is_a_status_and_a_tag(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
-) -> None:
-    statuses = {
-        "finished": "FINISHED",
-        "pruned": "FINISHED",
-        "stopped": "KILLED",
-        "failed": "FAILED",
-        "running": "RUNNING",
-    }
-    callback.search_started(search)
-    for number, outcome in enumerate(statuses):
-        play(callback, fakes.trial(number, outcome=outcome))
-    runs = children(client, callback).values()
-    assert {run.data.tags["outcome"]: run.info.status for run in runs} == statuses
-
-
 def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
+    callback: MlflowCallback, client: MlflowClient
 ) -> None:
     error = "OSError: no route to https://ann:pa55@host/x?token=abc\n" + "x" * 20_000
-    callback.search_started(search)
     play(callback, fakes.trial(1, outcome="failed", error=error))
     (child,) = children(client, callback).values()
     tag = child.data.tags["error"]
@@ -202,9 +185,8 @@ def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(
 
 
 def test_only_new_reports_are_sent_in_one_request(
-    callback: MlflowCallback, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+    callback: MlflowCallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callback.search_started(search)
     trial = fakes.trial(1, outcome="running")
     play(callback, replace(trial, curve=trial.curve[:-2]))
     assert callback.wait()
@@ -224,10 +206,9 @@ def test_only_new_reports_are_sent_in_one_request(
 
 
 def test_values_that_are_not_finite_become_a_tag(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
+    callback: MlflowCallback, client: MlflowClient
 ) -> None:
     bad = fakes.report(40, 80.0, math.nan) | {"train/loss": math.inf}
-    callback.search_started(search)
     play(callback, fakes.trial(1, curve=(bad,)))
     (child,) = children(client, callback).values()
     assert child.data.metrics["id_val/acc"] == 80.0
@@ -239,7 +220,6 @@ def test_the_end_adds_the_best_trial_a_figure_and_tables(
     callback: MlflowCallback, client: MlflowClient, search: SearchRecord
 ) -> None:
     records = [fakes.reference(), fakes.trial(1, 84.0, 60.0), fakes.trial(2, 87.0, 63.0)]
-    callback.search_started(search)
     for record in records:
         play(callback, record)
     write_results(search.run_folder, search, records)
@@ -259,13 +239,8 @@ def test_the_end_adds_the_best_trial_a_figure_and_tables(
 
 @pytest.mark.parametrize(("outcome", "status"), [("stopped", "KILLED"), ("failed", "FAILED")])
 def test_a_search_that_is_cut_short_leaves_no_run_running(
-    callback: MlflowCallback,
-    client: MlflowClient,
-    search: SearchRecord,
-    outcome: str,
-    status: str,
+    callback: MlflowCallback, client: MlflowClient, outcome: str, status: str
 ) -> None:
-    callback.search_started(search)
     trial = fakes.trial(1, outcome="running")
     play(callback, trial)
     callback.search_ended([trial], outcome)  # type: ignore[arg-type]
@@ -274,37 +249,15 @@ def test_a_search_that_is_cut_short_leaves_no_run_running(
     assert (child.info.status, child.data.tags["outcome"]) == ("KILLED", "stopped")
 
 
-def test_a_resume_continues_its_runs_and_logs_no_report_twice(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord, runs: Path
-) -> None:
-    trial = fakes.trial(1)
-    callback.search_started(search)
-    play(callback, fakes.trial(0))
-    play(callback, replace(trial, outcome="running", curve=trial.curve[:3]))
-    assert callback.wait()
-
-    resumed = MlflowCallback(default_tracking_uri(runs), EXPERIMENT)
-    resumed.search_started(search)
-    assert resumed.parent_run_id == callback.parent_run_id
-    play(resumed, trial)  # from the start, known steps included
-    found = children(client, resumed)
-    assert {run.info.status for run in found.values()} == {"FINISHED"}
-    assert curve(client, found["trial-001"], "val/mean_acc") == [
-        (point["step"], point["val/mean_acc"]) for point in trial.curve
-    ]
-
-
 def test_a_repeated_step_with_another_value_is_logged_again_and_wins(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord, runs: Path
+    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
 ) -> None:
     first = replace(fakes.trial(1, outcome="running"), curve=fakes.trial(1).curve[:2])
-    callback.search_started(search)
     play(callback, first)
     assert callback.wait()
 
     again = first.curve[1] | {"id_val/acc": 70.0}
-    resumed = MlflowCallback(default_tracking_uri(runs), EXPERIMENT)
-    resumed.search_started(search)
+    resumed = started(search)
     ended = replace(first, outcome="pruned", curve=(first.curve[0], again))
     for _ in range(2):
         resumed.trial_ended(ended)
@@ -319,22 +272,18 @@ def test_a_repeated_step_with_another_value_is_logged_again_and_wins(
 
 
 def test_another_run_id_is_another_search_whatever_its_name(
-    callback: MlflowCallback, search: SearchRecord, runs: Path
+    callback: MlflowCallback, search: SearchRecord
 ) -> None:
-    callback.search_started(search)
-    other = MlflowCallback(default_tracking_uri(runs), EXPERIMENT)
-    other.search_started(replace(search, run_id="another"))
+    other = started(replace(search, run_id="another"))
     assert other.parent_run_id != callback.parent_run_id
 
 
 def test_nothing_is_lost_while_the_server_is_away(
     callback: MlflowCallback,
     client: MlflowClient,
-    search: SearchRecord,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    callback.search_started(search)
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_run", fails(ConnectionError("connection refused")))
         play(callback, fakes.trial(1))
@@ -350,9 +299,8 @@ def test_nothing_is_lost_while_the_server_is_away(
 
 
 def test_events_do_not_wait_for_a_server_that_hangs(
-    callback: MlflowCallback, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+    callback: MlflowCallback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callback.search_started(search)
     asked, answers = threading.Event(), threading.Event()
 
     def hang(*args: object, **kwargs: object) -> None:
@@ -370,12 +318,8 @@ def test_events_do_not_wait_for_a_server_that_hangs(
 
 
 def test_a_request_whose_answer_was_lost_is_not_carried_out_twice(
-    callback: MlflowCallback,
-    client: MlflowClient,
-    search: SearchRecord,
-    monkeypatch: pytest.MonkeyPatch,
+    callback: MlflowCallback, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callback.search_started(search)
     create, log, lost = MlflowClient.create_run, MlflowClient.log_batch, {"run", "metrics"}
 
     def create_run(*args: Any, **kwargs: Any) -> Run:
@@ -400,9 +344,8 @@ def test_a_request_whose_answer_was_lost_is_not_carried_out_twice(
 
 
 def test_a_run_that_a_hung_server_created_twice_is_deleted_at_the_end(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
+    callback: MlflowCallback, client: MlflowClient
 ) -> None:
-    callback.search_started(search)
     play(callback, fakes.trial(1))
     (child,) = children(client, callback).values()
     tags = child.data.tags | {"outcome": "running"}
@@ -419,7 +362,6 @@ def test_the_end_without_a_server_names_the_command_that_adds_what_is_missing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    callback.search_started(search)
     monkeypatch.setattr(MlflowClient, "log_batch", fails(ConnectionError("connection refused")))
     monkeypatch.setattr(mlflow_callback, "_PATIENCE_STOPPED_S", 0.2)
     stopped = fakes.trial(1, outcome="stopped")
@@ -458,9 +400,8 @@ def test_a_refused_write_is_dropped_and_named_once_without_secrets(
 
 
 def test_a_run_that_a_user_deleted_does_not_hold_up_the_others(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
+    callback: MlflowCallback, client: MlflowClient
 ) -> None:
-    callback.search_started(search)
     first = fakes.trial(1, outcome="running")
     play(callback, first)
     client.delete_run(children(client, callback)[first.trial_id].info.run_id)
@@ -470,11 +411,11 @@ def test_a_run_that_a_user_deleted_does_not_hold_up_the_others(
 
 
 def test_limits_of_requests_are_in_the_environment_during_the_search_only(
-    callback: MlflowCallback, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+    search: SearchRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     monkeypatch.delenv(name, raising=False)
-    callback.search_started(search)
+    callback = started(search)
     assert name in os.environ
     callback.search_ended([], "stopped")
     assert name not in os.environ
