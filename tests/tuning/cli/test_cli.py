@@ -23,7 +23,7 @@ import yaml
 from mlflow.server.security_utils import is_allowed_host_header, should_block_cors_request
 from PIL import Image
 from typer.main import get_command
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cluster.cli import app as whole
 from tests.disks import make_read_only, small_disk
@@ -43,11 +43,6 @@ from tuning.runs.journal import Journal
 from tuning.runs.records import SearchOutcome, SearchRecord
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 
-COMMANDS = {
-    "prepare", "zero-shot", "plan", "search", "resume", "extend", "status", "report", "confirm",
-    "train", "export", "soup", "ui", "submit", "doctor", "schema", "config", "list",
-}  # fmt: skip
-
 
 def lipsum_tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -56,8 +51,15 @@ def lipsum_tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_commands_by_name() -> None:
-    assert set(get_command(whole).commands) == COMMANDS  # type: ignore[attr-defined]
+def invoke(*words: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "120"})
+
+
+def searched(root: Path, folder: Path, **changes: Any) -> Result:
+    """`search` with the file `mine.yaml`."""
+    file = search_file(root, search__storage=str(folder / "runs"), **changes)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
+    return invoke("search", folder / "mine.yaml")
 
 
 @pytest.fixture
@@ -81,12 +83,12 @@ def test_every_help_states_what_and_has_an_example() -> None:
 
 
 def test_version_is_that_of_the_package() -> None:
-    shown = CliRunner().invoke(app, ["--version"])
+    shown = invoke("--version")
     assert (shown.exit_code, shown.output) == (0, f"lipsum-tune {version('lipsum-tune')}\n")
 
 
 def test_schema_accepts_the_ready_configurations() -> None:
-    schema = json.loads(CliRunner().invoke(app, ["schema"]).output)
+    schema = json.loads(invoke("schema").output)
     optim = schema["$defs"]["OptimConfig"]["properties"]
     assert optim["lr"]["description"] == "Peak learning rate."
     keys = schema["properties"].keys()
@@ -100,14 +102,14 @@ def test_schema_accepts_the_ready_configurations() -> None:
 
 
 def test_config_prints_what_load_config_reads(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["config", "quickstart", "--set", "trial.steps=7"])
+    done = invoke("config", "quickstart", "--set", "trial.steps=7")
     (tmp_path / "printed.yaml").write_text(done.output)
     expected = load_config("quickstart", ["trial.steps=7"], check=False)
     assert load_config(tmp_path / "printed.yaml", check=False) == expected
 
 
 def test_status_as_json(run: Path) -> None:
-    found = json.loads(CliRunner().invoke(app, ["status", str(run), "--json"]).output)
+    found = json.loads(invoke("status", run, "--json").output)
     assert (found["name"], found["state"]) == ("mine", "finished")
     outcomes = {trial["trial_id"]: trial["outcome"] for trial in found["trials"]}
     assert outcomes["trial-001"] == "pruned"
@@ -117,7 +119,7 @@ def test_status_as_json(run: Path) -> None:
 def test_status_as_json_has_null_where_a_trial_diverged(images_root: Path, tmp_path: Path) -> None:
     bad = fakes.trial(0, curve=(fakes.report(40, 80.0, math.nan),))
     run = write_run(tmp_path / "mine", search_file(images_root), [bad])
-    shown = CliRunner().invoke(app, ["status", str(run), "--json"]).output
+    shown = invoke("status", run, "--json").output
     found = json.loads(shown, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     metrics = found["trials"][0]["metrics"]
     assert (metrics["id_val/acc"], metrics["val/mean_acc"]) == (80.0, None)
@@ -129,7 +131,7 @@ def test_list_shows_runs_and_ready_configurations(run: Path, images_root: Path) 
     (run.with_name("damaged") / CONFIG_FILE).write_text("search: 3")
     relative = search_file(images_root, search__constraints=["id_val/acc >= zero_shot.id_val/acc"])
     write_run(run.with_name("relative"), relative, zero_shot={})
-    shown = CliRunner().invoke(app, ["list", str(run.parent)], env={"COLUMNS": "120"}).output
+    shown = invoke("list", run.parent).output
     rows = {words[0]: words[1:] for line in shown.splitlines() if len(words := line.split()) > 3}
     assert rows["mine"][:4] == ["finished", "3/20", "73.5", "val/mean_acc"]
     assert rows["other"][:2] == ["killed", "0/20"]
@@ -140,9 +142,9 @@ def test_list_shows_runs_and_ready_configurations(run: Path, images_root: Path) 
 
 def test_a_run_is_found_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent.parent)
-    assert "trial-000" in CliRunner().invoke(app, ["status", "mine"]).output
+    assert "trial-000" in invoke("status", "mine").output
     assert load_run("mine").folder == run
-    error = CliRunner().invoke(app, ["status", "mime"]).exception
+    error = invoke("status", "mime").exception
     assert isinstance(error, ConfigError)
     assert error.hint == "did you mean 'mine'?"
 
@@ -152,7 +154,7 @@ def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = CliRunner().invoke(app, ["ui", str(run), "--port", str(port)])
+        done = invoke("ui", run, "--port", port)
     assert isinstance(done.exception, ConfigError)
     assert (done.exception.key, done.exception.value) == ("--port", port)
 
@@ -170,7 +172,7 @@ def test_ui_without_a_database_names_the_server(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere" if configured else uri)
     file = search_file(images_root, search__tracking__uri=uri if configured else None)
     run = write_run(tmp_path / "mine", file)
-    error = CliRunner().invoke(app, ["ui", str(tmp_path if of_all else run)]).exception
+    error = invoke("ui", tmp_path if of_all else run).exception
     assert isinstance(error, ConfigError)
     assert error.hint == "searches are recorded at http://***@host:5000"
 
@@ -189,7 +191,7 @@ def test_ui_for_others_answers_to_the_names_of_this_machine(
     monkeypatch.setattr("subprocess.Popen", start)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     command = ["ui", str(tmp_path), "--host", host, "--port", "0", "--allow-remote"]
-    CliRunner().invoke(app, command)
+    invoke(*command)
     hosts, origins = (
         started[0][f"MLFLOW_SERVER_{name}"].split(",")
         for name in ("ALLOWED_HOSTS", "CORS_ALLOWED_ORIGINS")
@@ -203,7 +205,7 @@ def test_ui_for_others_answers_to_the_names_of_this_machine(
     assert should_block_cors_request("http://evil.example:5000", "POST", origins)
 
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "mine.example")
-    CliRunner().invoke(app, command)
+    invoke(*command)
     assert started[1]["MLFLOW_SERVER_ALLOWED_HOSTS"] == "mine.example"
 
 
@@ -211,7 +213,7 @@ def test_brackets_in_a_path_are_printed(
     images_root: Path, tmp_path: Path, went_on: list[SearchFile]
 ) -> None:
     run = write_run(tmp_path / "runs" / "[bold]x[/red]", search_file(images_root))
-    done = CliRunner().invoke(app, ["resume", str(run)])
+    done = invoke("resume", run)
     assert f"Run folder  {run}\n" in done.output
 
 
@@ -235,11 +237,7 @@ def test_a_result_is_one_line_and_a_table_in_a_notebook(run: Path) -> None:
 
 def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> None:
     config = tmp_path / "one.yaml"
-    trial = {
-        "data": {"root": str(images_root)},
-        "optim": {"lr": 1e-4, "batch_size": 8},
-        "steps": 2,
-    }
+    trial = {"data": {"root": str(images_root)}, "optim": {"batch_size": 8}, "steps": 2}
     config.write_text(yaml.safe_dump({"trial": trial}))
     done = lipsum_tune("train", str(config), "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -247,9 +245,9 @@ def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> 
     assert (tmp_path / "out" / "student.safetensors").is_file()
     assert yaml.safe_load((tmp_path / "out" / "trial.yaml").read_text())["steps"] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.yaml", "out"]
-    again = lipsum_tune("train", str(config), "--output", "out", cwd=tmp_path)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert "out: exists already: choose another --output" in again.stderr
+    again = invoke("train", config, "--output", tmp_path / "out")
+    assert again.output == ""
+    assert f"{tmp_path}/out: exists already: choose another --output" in str(again.exception)
 
 
 def test_a_training_on_a_full_disk_keeps_its_last_checkpoint(
@@ -280,10 +278,8 @@ def test_a_search_says_first_what_confirm_will_lack(
 ) -> None:
     data = shutil.copytree(images_root, tmp_path / "images")
     shutil.rmtree(data / "sketch" / "test")
-    file = search_file(data, search__storage=str(tmp_path / "runs"))
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
-    done = CliRunner().invoke(app, ["search", str(tmp_path / "mine.yaml")])
-    assert "no test split, which `confirm` needs: sketch (" in done.stderr
+    said = searched(data, tmp_path).stderr
+    assert "no test split, which `confirm` needs: sketch (" in said
 
 
 def test_a_search_says_first_where_it_uses_ood_data(
@@ -296,10 +292,7 @@ def test_a_search_says_first_where_it_uses_ood_data(
         {"search__objective": {"metric": "val/mean_acc"}},
         {},
     ):
-        values = changes | {"search__storage": str(tmp_path / "runs")} | used
-        file = search_file(images_root, **values).model_dump(mode="json")
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file))
-        said = CliRunner().invoke(app, ["search", str(tmp_path / "mine.yaml")]).output
+        said = searched(images_root, tmp_path, **changes | used).output
         assert said.count("uses OOD validation data") == len(used)
 
 
@@ -313,11 +306,7 @@ def test_a_search_says_first_where_it_uses_ood_data(
 def test_the_hint_about_ood_data_works_for_any_objective(
     objective: Any, images_root: Path, tmp_path: Path, went_on: list[SearchFile]
 ) -> None:
-    file = search_file(
-        images_root, search__objective=objective, search__storage=str(tmp_path / "runs")
-    )
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
-    said = CliRunner().invoke(app, ["search", str(tmp_path / "mine.yaml")]).output
+    said = searched(images_root, tmp_path, search__objective=objective).output
     _, override = shlex.split(said.partition("data (")[2].partition(" avoids")[0])
     told = load_config(tmp_path / "mine.yaml", [override], check=False)
     assert [(o.metric, o.mode) for o in told.objectives] == [("id_val/acc", "max")]
@@ -372,7 +361,7 @@ def test_a_mistake_is_one_line_and_status_2(
 
 def test_status_shows_the_leaderboard_and_writes_nothing(run: Path) -> None:
     before = sorted(run.rglob("*"))
-    shown = CliRunner().invoke(app, ["status", str(run)], env={"COLUMNS": "120"})
+    shown = invoke("status", run)
     assert shown.exit_code == 0, shown.output
     for text in ("trial-000", "85.0", "trial-001", "pruned", "trial-002", "zero-shot", "too big"):
         assert text in shown.output
@@ -388,14 +377,14 @@ def test_status_says_how_a_search_was_left(
 ) -> None:
     run = write_run(tmp_path / "run", search_file(images_root), outcome=outcome)
     driver = Journal(run)
-    assert "State       running" in CliRunner().invoke(app, ["status", str(run)]).output
+    assert "State       running" in invoke("status", run).output
     driver.close()
-    assert f"State       {state}" in CliRunner().invoke(app, ["status", str(run)]).output
+    assert f"State       {state}" in invoke("status", run).output
 
 
 def test_report_writes_tables_and_figure_again(run: Path) -> None:
     (run / "trials.parquet").write_bytes(b"damaged")
-    shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
+    shown = invoke("report", run)
     assert shown.exit_code == 0, shown.output
     assert "trial-000" in shown.output
     trials = pq.read_table(run / "trials.parquet").to_pylist()
@@ -431,7 +420,7 @@ def test_report_at_the_end_of_a_search_shows_its_end(
         write_results(folder, search, records, *more)
 
     monkeypatch.setattr("tuning.reporting.callback.write_results", write_later)
-    shown = CliRunner().invoke(app, ["report", str(run)])
+    shown = invoke("report", run)
     driver.close()
     assert shown.exit_code == 0, shown.output
     assert states == ["running", "failed"]
@@ -465,7 +454,7 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     loaded = load_run(folder)
     ended = SearchResult(loaded.search, records, "finished", folder, "uri", "search.budget.hours")
     monkeypatch.setattr(run_search, "run_search", lambda *_, **__: ended)
-    done = CliRunner().invoke(app, ["search", str(folder / CONFIG_FILE), "--name", "7"])
+    done = invoke("search", folder / CONFIG_FILE, "--name", "7")
     assert isinstance(done.exception, ConfigError)
     assert "no trial has finished; resume it with a larger budget" in str(done.exception)
     assert "Next" not in done.output
@@ -473,18 +462,18 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
 
 def test_extend_adds_trials(run: Path, went_on: list[SearchFile]) -> None:
     there = load_run(run).file.search.budget.trials
-    ended = CliRunner().invoke(app, ["extend", str(run), "--trials", "4"])
+    ended = invoke("extend", run, "--trials", "4")
     assert [file.search.budget.trials for file in went_on] == [there + 4]
     assert load_run(run).file == went_on[0]
     assert ended.exit_code == 1  # one of the trials that are there failed
     narrower = "search.space.parameters.optim.lr.high=1e-3"
-    CliRunner().invoke(app, ["extend", str(run), "--trials", "4", "--set", narrower])
+    invoke("extend", run, "--trials", "4", "--set", narrower)
     assert went_on[1].search.budget.trials == there + 8
     assert went_on[1].model_dump()["search"]["space"]["parameters"]["optim.lr"]["high"] == 1e-3
 
 
 def test_a_search_with_nothing_left_ends_in_order(run: Path, went_on: list[SearchFile]) -> None:
-    done = CliRunner().invoke(app, ["resume", str(run), "--set", "search.budget.trials=2"])
+    done = invoke("resume", run, "--set", "search.budget.trials=2")
     assert [file.search.budget.trials for file in went_on] == [2]
     assert done.output.startswith("Resume      search: 2 trials of 240 steps, ")
     assert f"Run folder  {run}" in done.output
