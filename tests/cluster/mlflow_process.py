@@ -45,11 +45,7 @@ class ServerProcess:
         """Start the server, and return when all of its workers answer."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+                self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + READY_S
         while not self.answers():
@@ -81,10 +77,6 @@ class ServerProcess:
     def hang(self) -> None:
         """Suspend all processes: connections are accepted, but not answered."""
         self._signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Resume after `hang`."""
-        self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Kill all processes at once."""

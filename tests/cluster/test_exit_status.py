@@ -46,9 +46,7 @@ def test_a_failed_trial_is_status_1(exit_code: Callable[..., int]) -> None:
     assert exit_code(fakes.reference(), trial(0, 85.0, 62.0), FAILED) == 1
 
 
-def test_failed_trials_can_be_allowed(
-    exit_code: Callable[..., int],
-) -> None:
+def test_failed_trials_can_be_allowed(exit_code: Callable[..., int]) -> None:
     allowed = ("--allow-failed-trials",)
     assert exit_code(fakes.reference(), trial(0, 85.0, 62.0), FAILED, options=allowed) == 0
 
@@ -57,35 +55,23 @@ def test_a_search_without_finished_trials_is_status_1(exit_code: Callable[..., i
     assert exit_code(fakes.reference(), FAILED, options=("--allow-failed-trials",)) == 1
 
 
-Ended = Callable[..., tuple[int | str | None, str]]
-
-
-@pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ended:
-    """Exit status of a command, and its last line."""
-
-    def end(*words: str | Path) -> tuple[int | str | None, str]:
-        monkeypatch.setattr(sys, "argv", ["lipsum-tune", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return caught.value.code, capsys.readouterr().err.splitlines()[-1]
-
-    return end
-
-
 @pytest.mark.cluster
-def test_a_full_disk_is_status_75(ended: Ended, images_root: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_status_75(
+    images_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     one_step = {"trial__steps": 1, "trial__eval__every": 1}
     with small_disk(tmp_path / "disk", 1000) as disk:
         of_trial = write_run(disk / "trial", search_file(images_root, **one_step)) / CONFIG_FILE
         report = write_run(disk / "report", search_file(images_root), [trial(0, 85.0, 62.0)])
         fill(disk)
         for words in (("train", of_trial, "--output", disk / "trained"), ("report", report)):
-            status, line = ended(*words)
-            assert status == 75, words
+            monkeypatch.setattr(sys, "argv", ["lipsum-tune", *map(str, words)])
+            with pytest.raises(SystemExit) as caught:
+                main()
+            assert caught.value.code == 75, words
+            line = capsys.readouterr().err.splitlines()[-1]
             assert line.startswith("lipsum-tune: ")
             assert "No space left on device" in line
-
-
-def test_a_mistake_is_status_2(ended: Ended) -> None:
-    assert ended("search", "no-such.yaml")[0] == 2

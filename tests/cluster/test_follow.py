@@ -64,9 +64,7 @@ def test_the_status_of_a_failed_search_is_returned(server: JobServer) -> None:
     assert "FAILED" in said
 
 
-def test_a_lost_cluster_is_one_line_with_a_remedy(
-    server: JobServer,
-) -> None:
+def test_a_lost_cluster_is_one_line_with_a_remedy(server: JobServer) -> None:
     server.hangs_up = Counter(status=ALWAYS, tail=ALWAYS)
     status, said = followed(server, patience_s=0.3)
     assert status == 1

@@ -34,48 +34,33 @@ def test_only_named_variables_are_passed(monkeypatch: pytest.MonkeyPatch) -> Non
     }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "API_KEY", "PGPASSWORD",
-        "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING",
-    ],
+SECRETS = (
+    "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "API_KEY", "PGPASSWORD",
+    "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING",
 )  # fmt: skip
-def test_a_secret_is_refused_and_not_repeated(name: str) -> None:
+URL = "https://me:hunter2@mlflow.example.org"
+
+
+@pytest.mark.parametrize(
+    ("names", "environment", "key"),
+    [
+        *(((name,), {name: "hunter2"}, f"--env {name}") for name in SECRETS),
+        (("PROXY",), {"PROXY": URL}, "--env PROXY"),
+        (("HF_HOME",), {}, "--env HF_HOME"),
+        ((), {"MLFLOW_TRACKING_URI": URL}, "MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_a_secret_or_missing_variable_is_refused_and_not_repeated(
+    names: tuple[str, ...], environment: dict[str, str], key: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
-        job_environment((name,), {name: "hunter2"})
-    assert caught.value.key == f"--env {name}"
+        job_environment(names, environment)
+    assert caught.value.key == key
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_password_in_a_url_is_refused() -> None:
-    uri = "https://me:hunter2@mlflow.example.org"
-    for names, variable, key in (
-        ((), "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_URI"),
-        (("PROXY",), "PROXY", "--env PROXY"),
-    ):
-        with pytest.raises(ConfigError) as caught:
-            job_environment(names, {variable: uri})
-        assert caught.value.key == key
-        assert "hunter2" not in str(caught.value)
-    assert job_environment((), {"MLFLOW_TRACKING_URI": uri.replace("hunter2", "${PW}")})
-
-
-def test_a_missing_variable_is_named() -> None:
-    with pytest.raises(ConfigError) as caught:
-        job_environment(("HF_HOME",), {})
-    assert caught.value.key == "--env HF_HOME"
-
-
-def test_the_budget_does_not_change_the_id() -> None:
-    base = submission_base(load_config("quickstart"))
-    assert base.startswith("quickstart-")
-    more = ["search.budget.trials=40", "search.resources.max_concurrent=1"]
-    assert submission_base(load_config("quickstart", more)) == base
-    others = ["trial.steps=130", "search.storage=/shared", "search.name=other", "trial.seed=1"]
-    names = {submission_base(load_config("quickstart", [other])) for other in others}
-    assert len(names) == 4
-    assert base not in names
+def test_a_password_of_the_environment_may_be_named_in_a_url() -> None:
+    assert job_environment((), {"MLFLOW_TRACKING_URI": URL.replace("hunter2", "${PW}")})
 
 
 @pytest.mark.parametrize(
@@ -85,7 +70,8 @@ def test_the_budget_does_not_change_the_id() -> None:
         "search.references=[]", "search.warm_start.runs=[/runs/earlier]",
         "search.study_storage=sqlite:////study.db", "search.checkpoints.storage=s3://bucket/c",
         "search.objective.metric=val/acc", "search.space.parameters.optim.lr.low=2e-5",
-        "trial.optim.lr=2e-4",
+        "trial.optim.lr=2e-4", "trial.steps=130", "trial.seed=1", "search.name=other",
+        "search.storage=/shared",
     ],
 )  # fmt: skip
 def test_searches_have_one_id_only_if_one_resumes_the_other(other: str, tmp_path: Path) -> None:
@@ -105,11 +91,12 @@ def test_searches_have_one_id_only_if_one_resumes_the_other(other: str, tmp_path
     [
         "search.budget.trials=40", "search.resources.workers=2", "search.tracking.uri=http://mlflow",
         "search.checkpoints.keep_top=3", "search.checkpoints.disk_gb=5", "trial.data.root=/shared",
-        "trial.data.workers=3",
+        "trial.data.workers=3", "search.resources.max_concurrent=1",
     ],
 )  # fmt: skip
 def test_what_a_resume_may_change_does_not_change_the_id(same: str) -> None:
     first = submission_base(load_config("quickstart", check=False))
+    assert first.startswith("quickstart-")
     assert submission_base(load_config("quickstart", [same], check=False)) == first
 
 
@@ -170,9 +157,7 @@ def test_the_environment_does_not_change_the_address(
     assert dict(os.environ) == before
 
 
-def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(
-    tmp_path: Path,
-) -> None:
+def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(tmp_path: Path) -> None:
     def submit(server: JobServer) -> Job:
         return submit_search(JobRequest("quickstart", working_dir=tmp_path), server.url)
 

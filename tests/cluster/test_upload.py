@@ -63,9 +63,7 @@ def test_code_is_uploaded_but_no_data_and_no_secrets(tmp_path: Path) -> None:
     assert names == taken
 
 
-def test_storage_elsewhere_excludes_nothing(
-    tmp_path: Path,
-) -> None:
+def test_storage_elsewhere_excludes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x")
     for storage in (str(tmp_path), "/shared/runs", "s3://bucket/runs"):
         patterns = excludes(tmp_path, search_file("s3://bucket/data", storage))
