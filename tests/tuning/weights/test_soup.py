@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.disks import make_read_only, small_disk
 from tests.tuning.databases import with_database
-from tests.tuning.weights.real_runs import kept_weights, real_file, real_run
+from tests.tuning.weights.real_runs import kept_weights
 from trainers.checkpoints.format import load_weights
 from trainers.errors import ConfigError
 from trainers.weights.soups import GreedyStep, Soup, average
@@ -39,9 +39,16 @@ def names(found: tuple[Ingredient, ...]) -> list[str]:
     return [ingredient.record.trial_id for ingredient in found]
 
 
-def test_ingredients_are_the_best_kept_trials_by_id_accuracy(
-    real: Real,
-) -> None:
+def own_copy(real: Real, folder: Path) -> Path:
+    """The same trials in another run folder, as a search of its own."""
+    shutil.copytree(real[0], folder)
+    with closing(Journal(folder)) as journal:
+        journal.session_started(load_run(real[0]).file.fingerprints())
+        journal.session_ended("finished")
+    return folder
+
+
+def test_ingredients_are_the_best_kept_trials_by_id_accuracy(real: Real) -> None:
     run, records = real
     found = ingredients(load_run(run), top=5, method="ft")
     order = sorted(records[:3], key=lambda r: (-r.metrics["id_val/acc"], r.number))
@@ -131,28 +138,25 @@ def test_the_report_has_every_ingredient_and_the_gain(real: Real) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_a_soup_is_kept_logged_and_exported(images_root: Path, tmp_path: Path) -> None:
+def test_a_soup_is_kept_logged_and_exported(real: Real, tmp_path: Path) -> None:
     """Slow: starts Ray."""
-    run, records = real_run(
-        with_database(tmp_path / "runs") / "mine",
-        real_file(images_root),
-        [{"seed": seed, "optim.lr": 5e-4} for seed in range(2)],
-    )
+    run = own_copy(real, with_database(tmp_path / "runs") / "mine")
     loaded = load_run(run)
+    chosen = names(ingredients(loaded, 2, "ft"))
     uri = default_tracking_uri(run.parent)
     callback = MlflowCallback(uri, "lipsum-tune")
     callback.search_started(loaded.search)
-    callback.search_ended(records, "finished")
+    callback.search_ended(loaded.history.records, "finished")
     with ray_session():
         for _ in range(2):  # the second time, it is the same soup
-            command = ["soup", str(run), "--name", "uniform"]
+            command = ["soup", str(run), "--method", "ft", "--top", "2", "--name", "uniform"]
             done = CliRunner().invoke(app, command, env={"COLUMNS": "140"})
             assert done.exit_code == 0, done.output
-    assert "trial-000" in done.output
+    assert all(name in done.output for name in chosen)
     folder = run / "soups" / "uniform"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["uniform"]
     recorded = json.loads((folder / "soup.json").read_text())
-    assert {*recorded["trials"]} == {"trial-000", "trial-001"}
+    assert {*recorded["trials"]} == {*chosen}
     checkpoints = [kept_weights(run, name) for name in recorded["trials"]]
     expected = average([path for path in checkpoints if path is not None])
     for name, value in load_weights(folder)[0].items():
@@ -179,10 +183,8 @@ def test_a_soup_is_kept_logged_and_exported(images_root: Path, tmp_path: Path) -
 @pytest.mark.cluster
 def test_a_soup_that_cannot_be_kept_is_not_made(real: Real, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256 << 10) as disk:
-        shutil.copytree(real[0], disk / "mine")
-        with closing(Journal(disk / "mine")) as journal:
-            journal.session_started({})  # a search of its own there, and no copy
+        run = own_copy(real, disk / "mine")
         make_read_only(disk)
         with pytest.raises(OSError, match="Read-only file system"):
-            make_soup(disk / "mine", method="ft")
+            make_soup(run, method="ft")
         assert not ray.is_initialized()
