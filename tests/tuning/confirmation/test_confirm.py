@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import ray
-import yaml
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
@@ -21,7 +20,7 @@ from tests.ray_head import Head
 from tests.tuning import fakes
 from tests.tuning.databases import with_database
 from tests.tuning.result_tables import notes
-from tests.tuning.run_folders import search_file, swap_classes, write_run
+from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
@@ -29,7 +28,7 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 from trainers.ray_trainer import train_loop
 from tuning.algorithms.objectives import Objective, parse_constraint
-from tuning.config.schema import ResourcesConfig, SearchFile
+from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.configurations import chosen, read_confirmation
 from tuning.confirmation.confirm import _check_test_splits, confirm, fresh_seeds
 from tuning.confirmation.report import confirmation_table
@@ -46,7 +45,6 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
-from tuning.runs.journal import Journal
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
@@ -212,33 +210,21 @@ def test_parameters_of_mixed_types_share_a_column(tmp_path: Path) -> None:
 
 def run_folder(root: Path, folder: Path) -> Path:
     """A finished search of two trials, one of which diverges if it is trained again."""
-    file = SearchFile.model_validate(
-        {
-            "trial": {
-                "data": {"root": str(root)},
-                "method": {"name": "lipsum_ft", "text_count": 16},
-                "optim": {"lr": 1e-3, "batch_size": 8},
-                "eval": {"every": STEPS},
-                "steps": STEPS,
-                "seed": 3,
-            },
-            "search": {"name": "small", "resources": {"workers": 1}},
-        }
+    file = search_file(
+        root,
+        trial__method={"name": "lipsum_ft", "text_count": 16},
+        trial__optim__lr=1e-3,
+        trial__eval__every=STEPS,
+        trial__steps=STEPS,
+        trial__seed=3,
+        search__resources__workers=1,
     )
-    folder.mkdir(parents=True)
-    (folder / "search.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
-    journal = Journal(folder)
-    journal.session_started(file.fingerprints())
-    journal.zero_shot(fakes.report(0, 60.0, 40.0))
-    for number, (id_acc, ood_acc) in enumerate(((70.0, 50.0), (75.0, 35.0))):
-        params = {"method.reg_weight": 0.5, "optim.lr": (1e-3, 1e3)[number]}
-        record = fakes.trial(number, params=params, curve=(fakes.report(STEPS, id_acc, ood_acc),))
-        journal.trial_started(replace(record, outcome="running"))
-        journal.trial_reported(record)
-        journal.trial_ended(record)
-    journal.session_ended("finished")
-    journal.close()
-    return folder
+    reports = fakes.report(STEPS, 70.0, 50.0), fakes.report(STEPS, 75.0, 35.0)
+    records = [
+        fakes.trial(number, params={WEIGHT: 0.5, LR: (1e-3, 1e3)[number]}, curve=(report,))
+        for number, report in enumerate(reports)
+    ]
+    return write_run(folder, file, records, zero_shot=fakes.report(0, 60.0, 40.0))
 
 
 def test_changed_or_incomplete_data_are_refused_at_once(images_root: Path, tmp_path: Path) -> None:
@@ -322,9 +308,7 @@ def test_the_report_has_the_test_accuracies(confirmed: tuple[Path, Confirmation]
 
 
 @pytest.mark.slow
-def test_a_failed_job_is_named_and_the_others_go_on(
-    confirmed: tuple[Path, Confirmation],
-) -> None:
+def test_a_failed_job_is_named_and_the_others_go_on(confirmed: tuple[Path, Confirmation]) -> None:
     _, found = confirmed
     assert [c.trial_id for c in found.configurations] == ["ft", "trial-000", "trial-001"]
     assert found.failed.keys() == {("trial-001", 1003), ("trial-001", 1004)}
@@ -334,9 +318,7 @@ def test_a_failed_job_is_named_and_the_others_go_on(
 
 
 @pytest.mark.slow
-def test_results_are_not_measured_again(
-    confirmed: tuple[Path, Confirmation],
-) -> None:
+def test_results_are_not_measured_again(confirmed: tuple[Path, Confirmation]) -> None:
     folder, found = confirmed
     before = results_path(folder).read_bytes()
     assert not ray.is_initialized()
