@@ -21,16 +21,12 @@ import yaml
 from rich.console import Console
 
 from tests.s3 import s3_server
+from tests.tuning.execution.nodes import drain
 from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.errors import ConfigError
 from trainers.overrides import nest
 from trainers.ray_trainer import WORKER_ENVIRONMENT
-from tuning.checkpoints.storage_check import (
-    NodeStorage,
-    alive_nodes,
-    check_nodes,
-    storage_on_nodes,
-)
+from tuning.checkpoints.storage_check import NodeStorage, alive_nodes, check_nodes, storage_on_nodes
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import LOCALHOST, free_port
@@ -181,14 +177,6 @@ def test_a_run_folder_may_be_local_if_checkpoints_are_in_a_bucket(
 def test_a_node_that_announced_its_end_is_not_asked(images_root: Path, hidden: Path) -> None:
     """The last test here, as the node takes no more tasks."""
     (leaving,) = [name for name, address in alive_nodes().items() if address == BLIND]
-    subprocess.run(
-        [
-            Path(sys.executable).parent / "ray", "drain-node", "--node-id", leaving,
-            "--address", ray.get_runtime_context().gcs_address,
-            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot node",
-            "--deadline-remaining-seconds", "600",
-        ],
-        check=True,
-    )  # fmt: skip
+    drain(ray.get_runtime_context().gcs_address, leaving, seconds=600)
     assert leaving not in alive_nodes()
     check_nodes(search_file(images_root, hidden / "runs"), str(hidden))

@@ -19,7 +19,8 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.tuning import fakes
-from tests.tuning.execution.instant import HOLD, instant_file, write_instant
+from tests.tuning.execution.instant import instant_file, write_instant
+from tests.tuning.execution.slot import HOLD
 from tests.tuning.run_folders import search_file, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError

@@ -6,9 +6,8 @@ As a program, it runs or resumes such a search as a driver of its own:
 
 from __future__ import annotations
 
-import json
+import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,21 +16,16 @@ from ray import tune
 from rich.console import Console
 
 from tests.tuning.databases import with_database
+from tests.tuning.execution.slot import EVERY, METRICS, STEPS, InstantSlot
 from tests.tuning.run_folders import search_file
+from trainers.errors import ConfigError
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER_MEMORY
 from tuning.execution.run_search import SearchOptions, SearchResult, start_search
-from tuning.runs.records import ERROR, TRAIN_CURVE
+from tuning.runs.journal import read_history
 from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
-
-HOLD = "hold"
-"""A file of this name in the folder of runs lets trials wait after their first report."""
-BREAK = "break"
-"""A file of this name in the folder of runs lets trials fail."""
-STEPS, EVERY = 6, 2
-METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "train/loss", "cost/seconds")
 
 
 def instant_file(root: Path, storage: Path, **changes: Any) -> SearchFile:
@@ -46,45 +40,6 @@ def instant_file(root: Path, storage: Path, **changes: Any) -> SearchFile:
         "search__resources__max_concurrent": 1,
     }
     return search_file(root, **settings | changes)
-
-
-def values(config: dict[str, Any], step: int) -> dict[str, float]:
-    """The report of a trial: a function of its learning rate and the step."""
-    value = 50.0 + step - 100 * config["optim"]["lr"]
-    return {"step": step, **dict.fromkeys(METRICS, value)}
-
-
-class InstantSlot(tune.Trainable):
-    """Reports as a slot with workers does. A resumed trial repeats its last report."""
-
-    folder: Path
-    """Of the checkpoints of all trials."""
-    runs: Path
-    """Folder of the files `HOLD` and `BREAK`."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Start the first trial."""
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Go on to another trial."""
-        self.trial = json.loads(new_config["trial"])
-        self.progress = self.folder / f"train-{new_config['trial_id']}" / "progress"
-        self.progress.parent.mkdir(parents=True, exist_ok=True)
-        self.next = int(self.progress.read_text()) if self.progress.exists() else EVERY
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """The next report."""
-        while self.next > EVERY and (self.runs / HOLD).exists():
-            time.sleep(0.05)
-        if (self.runs / BREAK).exists():
-            return {"done": True, ERROR: "AcceleratorError: unspecified launch failure"}
-        step, self.next = self.next, self.next + EVERY
-        self.progress.write_text(str(step))
-        report = values(self.trial, step)
-        curve = {"step": [step - 1, step], "train/loss": [0.5, report["train/loss"]]}
-        return {**report, TRAIN_CURVE: curve, "done": step >= self.trial["steps"]}
 
 
 def instant_options(file: SearchFile, **options: Any) -> SearchOptions:
@@ -124,6 +79,21 @@ def write_instant(folder: Path, file: SearchFile) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, file)
     return folder / "search.yaml"
+
+
+def start(path: Path, log: Path, **options: Any) -> subprocess.Popen[bytes]:
+    """This program as a process, with its messages in a file."""
+    command = [sys.executable, "-m", "tests.tuning.execution.instant", str(path)]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, **options)
+
+
+def num_reports(folder: Path) -> int:
+    """Number of reports in a run folder; 0 while a driver creates it."""
+    try:
+        return sum(len(record.curve) for record in read_history(folder, live=True).records)
+    except ConfigError:
+        return 0
 
 
 def main(path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from ray.cluster_utils import Cluster
 
-from tests.tuning.execution.real_searches import configuration
+from tests.tuning.execution.real_searches import PLAIN, configuration
 from trainers.overrides import nest
 from tuning.execution.ray_session import free_port, retry_slow_start
 from tuning.runs.records import TrialRecord
@@ -51,19 +51,28 @@ def add_node(to: Cluster) -> Any:
     return retry_slow_start(lambda: to.add_node(num_cpus=1))
 
 
+def drain(address: str, node_id: str, seconds: int) -> None:
+    """Announce the end of a node, as an autoscaler does for a spot node."""
+    subprocess.run(
+        [
+            Path(sys.executable).parent / "ray", "drain-node", "--address", address,
+            "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message", "a spot node", "--deadline-remaining-seconds", str(seconds),
+        ],
+        check=True,
+    )  # fmt: skip
+
+
 def write(folder: Path, root: Path, name: str, **changes: Any) -> Path:
     """A search of equal trials with two workers; `changes` are dotted keys with `__` for `.`."""
     base = {
+        **PLAIN,
         "search.name": name,
-        "search.references": [],
-        "search.scheduler": {"name": "none"},
-        "search.objective": {"metric": "val/mean_acc"},
         "search.space": {
             "name": None,
             "parameters": {"optim.lr": {"type": "categorical", "choices": [3e-4]}},
         },
         "search.resources": {"workers": 2},
-        "trial.data.ood_domains": ["sketch"],
         "trial.steps": 60,
         "trial.eval.every": 20,
     }
@@ -97,6 +106,21 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes] | No
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.1)
     return found
+
+
+def processes(root: int) -> dict[int, str]:
+    """A process and all that it has started, directly or not, with their names."""
+    running = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, fields = stat.read_text().partition(" (")[2].rsplit(") ", 1)
+        except OSError:  # it has ended
+            continue
+        running[int(stat.parent.name)] = name, int(fields.split()[1])
+    found = [root]
+    for process in found:
+        found += [child for child, (_, parent) in running.items() if parent == process]
+    return {process: running[process][0] for process in found}
 
 
 def records(folder: Path) -> dict[str, TrialRecord]:

@@ -5,10 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from tests.tuning.databases import with_database
+from trainers.overrides import nest
+from tuning.config.schema import SearchFile
+from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
 from tuning.runs.journal import History
 
 STEPS = 9
+PLAIN = {
+    "search.references": [],
+    "search.scheduler": {"name": "none"},
+    "search.objective": {"metric": "val/mean_acc"},
+    "trial.data.ood_domains": ["sketch"],
+}
+"""Changes of `configuration` to a search whose trials all train to their end."""
 
 
 def configuration(root: Path, storage: Path) -> dict[str, Any]:
@@ -33,6 +46,20 @@ def configuration(root: Path, storage: Path) -> dict[str, Any]:
             "budget": {"trials": 5},
         },
     }
+
+
+def real_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
+    """A search of trials one after the other, below `folder`; dotted keys, `__` for dots."""
+    settings = {
+        **PLAIN,
+        "search.resources.max_concurrent": 1,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    path = folder / "small.yaml"
+    path.write_text(
+        yaml.safe_dump(nest(settings, configuration(root, with_database(folder / "runs"))))
+    )
+    return load_config(path)
 
 
 def outcomes(found: SearchResult | History) -> dict[str, str]:

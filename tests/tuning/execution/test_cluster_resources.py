@@ -24,9 +24,6 @@ def cpus(*numbers: float) -> Nodes:
         (cpus(0, 3, 3), {"workers": 2}, 3),
         (cpus(3, 3), {"workers": 2, "placement_strategy": "STRICT_PACK"}, 2),
         (cpus(1, 1, 8), {"workers": 2, "placement_strategy": "SPREAD"}, 5),
-        (cpus(1, 1, 8), {"workers": 2, "placement_strategy": "STRICT_SPREAD"}, 2),
-        (cpus(4, 4, 4), {"workers": 3, "placement_strategy": "STRICT_SPREAD"}, 4),
-        (cpus(4, 4), {"workers": 3, "placement_strategy": "STRICT_SPREAD"}, 0),
         ([{"CPU": 16, "GPU": 2}], {"gpus_per_worker": 0.5}, 4),
         ([{"CPU": 16, "GPU": 1}] * 3, {"gpus_per_worker": 0.3}, 9),
         ([{"CPU": 16, "GPU": 2}], {"gpus_per_worker": 0.4}, 4),  # and not 5

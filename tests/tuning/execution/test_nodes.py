@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from ray.cluster_utils import Cluster
 from tests.tuning.execution.nodes import (
     add_node,
     cluster,
+    drain,
     driver,
     figures,
     records,
@@ -94,7 +93,7 @@ def test_a_search_survives_its_driver_and_its_nodes(
         # Both have repeated their report, and are between two checkpoints.
         wait_for(lambda: journal.read_text().count('"event": "report"') == 4, process)
         leaving = three_nodes.list_all_nodes()[-1]
-        drain(three_nodes.address, leaving.node_id)
+        drain(three_nodes.address, leaving.node_id, seconds=60)
         ((disturbed, saved),) = wait_for(
             lambda: [
                 (trial_id, found)
@@ -121,18 +120,6 @@ def test_a_search_survives_its_driver_and_its_nodes(
     assert (one.outcome, other.outcome) == ("finished", "finished")
     assert one.step == STEPS
     assert figures(one) == figures(other)
-
-
-def drain(address: str, node_id: str) -> None:
-    """Announce the end of a node, as an autoscaler does for a spot node."""
-    subprocess.run(
-        [
-            Path(sys.executable).parent / "ray", "drain-node", "--address", address,
-            "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-            "--reason-message", "a spot node", "--deadline-remaining-seconds", "60",
-        ],
-        check=True,
-    )  # fmt: skip
 
 
 def test_a_search_avoids_a_node_whose_gpu_fails(

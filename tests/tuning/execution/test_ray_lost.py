@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks.kills import disagreements
-from tests.tuning.execution.instant import HOLD, instant_file, write_instant
-from tests.tuning.execution.test_sessions import num_reports, start, wait_for
+from tests.tuning.execution.instant import instant_file, num_reports, start, write_instant
+from tests.tuning.execution.nodes import processes, wait_for
+from tests.tuning.execution.slot import HOLD
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.run_folder import load_run
 
@@ -32,7 +32,8 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     log = tmp_path / "log.txt"
     driver = start(write_instant(tmp_path / "config", file), log)
     wait_for(lambda: num_reports(folder) == 1, driver)
-    os.kill(child(driver, name), signal.SIGKILL)
+    (process,) = [pid for pid, found in processes(driver.pid).items() if found == name]
+    os.kill(process, signal.SIGKILL)
     assert driver.wait() == 75
     history = load_run(folder).history
     assert history.outcome == "stopped"
@@ -40,21 +41,3 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     hold.unlink()
     assert start(folder, log).wait() == 0
     assert disagreements(folder) == []
-
-
-def child(parent: subprocess.Popen[bytes], name: str) -> int:
-    """The process of that name below another one."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, rest = stat.read_text().split(" (", 1)
-        except OSError:  # it has ended
-            continue
-        found, fields = rest.rsplit(") ", 1)
-        parents[int(pid)] = found, int(fields.split()[1])
-    for pid, (found, above) in parents.items():
-        while found == name and above in parents:
-            if above == parent.pid:
-                return pid
-            above = parents[above][1]
-    raise AssertionError(f"no process {name}")

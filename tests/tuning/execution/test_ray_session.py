@@ -8,44 +8,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from tests.tuning.execution.instant import HOLD, instant_file, write_instant
+from tests.tuning.execution.instant import instant_file, start, write_instant
+from tests.tuning.execution.nodes import processes, wait_for
+from tests.tuning.execution.slot import HOLD
 from trainers.folders import locked
 from tuning.execution.ray_session import PREFIX, retry_slow_start
 
 SLOW = "The current node timed out during startup. This could happen because of many things."
 
 
-def start_after(failures: int, message: str = SLOW) -> tuple[Callable[..., Any], list[object]]:
-    """A start that fails so often first, and the list of all starts."""
-    starts: list[object] = []
-
-    def start(**arguments: Any) -> str:
-        starts.append(arguments)
-        if len(starts) <= failures:
-            raise Exception(message)
-        return "started"
-
-    return start, starts
-
-
 def test_a_slow_start_is_retried(caplog: pytest.LogCaptureFixture) -> None:
-    start, starts = start_after(1)
+    start = Mock(side_effect=[Exception(SLOW), "started"])
     assert retry_slow_start(start) == "started"
-    assert len(starts) == 2
     assert "did not start in time" in caplog.text
 
 
 def test_another_failure_is_not_retried() -> None:
-    start, starts = start_after(1, "no such file")
+    start = Mock(side_effect=[Exception("no such file"), "started"])
     with pytest.raises(Exception, match="no such file"):
         retry_slow_start(start)
-    assert len(starts) == 1
+    assert start.call_count == 1
 
 
 TOO_SLOW = """
@@ -89,27 +77,13 @@ def test_a_ray_that_never_starts_is_one_line_and_no_run_folder(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mlflow.db"]
 
 
-def processes(root: int) -> list[int]:
-    """A process and all that it has started, directly or not."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-    found = [root]
-    for process in found:
-        found += [child for child, parent in parents.items() if parent == process]
-    return found
-
-
-def listening(of: list[int]) -> dict[str, str]:
+def listening(of: Mapping[int, str]) -> dict[str, str]:
     """Addresses, in hexadecimal, at which processes listen, and their names."""
     names = {}
-    for process in of:
+    for process, name in of.items():
         for entry in Path(f"/proc/{process}/fd").glob("*"):
             try:
-                names[str(entry.readlink())] = Path(f"/proc/{process}/comm").read_text().strip()
+                names[str(entry.readlink())] = name
             except OSError:
                 continue
     lines = [
@@ -137,28 +111,26 @@ def test_a_local_search_is_closed_to_the_network_and_leaves_no_files(
     other = temporary / f"{PREFIX}of-another-search"
     other.mkdir()
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["TMPDIR"] = str(temporary)
     journal = tmp_path / "runs" / "small" / "journal.jsonl"
 
-    def start(path: Path, reports: int) -> subprocess.Popen[bytes]:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "tests.tuning.execution.instant", str(path)],
-            env=environment | {"TMPDIR": str(temporary)},
-            stdout=subprocess.DEVNULL,
+    def started(path: Path, reports: int) -> subprocess.Popen[bytes]:
+        driver = start(path, tmp_path / "log.txt", env=environment)
+        wait_for(
+            lambda: journal.exists() and journal.read_text().count('"event": "report"') >= reports,
+            driver,
         )
-        while not journal.exists() or journal.read_text().count('"event": "report"') < reports:
-            assert driver.poll() is None
-            time.sleep(0.1)
         return driver
 
     with locked(other):
-        killed = start(path, reports=1)
-        of_ray = processes(killed.pid)[1:]
+        killed = started(path, reports=1)
+        of_ray = processes(killed.pid).keys() - {killed.pid}
         killed.kill()
         killed.wait()
         while any(Path(f"/proc/{process}").exists() for process in of_ray):
             time.sleep(0.1)
         assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
-        driver = start(journal.parent, reports=2)
+        driver = started(journal.parent, reports=2)
         assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
     found = listening(processes(driver.pid))
     hold.unlink()

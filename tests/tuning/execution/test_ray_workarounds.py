@@ -161,13 +161,16 @@ def test_nothing_of_tune_stays_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state() == before
 
 
-class Holder:
-    """An actor with a placement group."""
+def holder() -> Any:
+    """An actor with a placement group; a local class, so that its process imports nothing else."""
 
-    def hold(self, cpus: float = 0.01) -> str:
-        self.group = placement_group([{"CPU": cpus}])
-        ray.get(self.group.ready())
-        return str(self.group.id.hex())
+    class Holder:
+        def hold(self, cpus: float = 0.01) -> str:
+            self.group = placement_group([{"CPU": cpus}])
+            ray.get(self.group.ready())
+            return str(self.group.id.hex())
+
+    return ray.remote(num_cpus=0)(Holder).remote()
 
 
 def groups() -> dict[str, str]:
@@ -178,8 +181,7 @@ def groups() -> dict[str, str]:
 @pytest.mark.slow
 def test_the_placement_group_of_a_killed_actor_is_removed(ray_head: Head) -> None:
     with ray_session(ray_head.address):
-        actor: Any = ray.remote(num_cpus=0)(Holder)
-        killed, alive = actor.remote(), actor.remote()
+        killed, alive = holder(), holder()
         lost, kept = ray.get([killed.hold.remote(), alive.hold.remote()])
         own = placement_group([{"CPU": 0.01}])
         ray.get(own.ready())
@@ -201,8 +203,7 @@ def test_tasks_get_the_cpus_that_a_killed_actor_held(
 ) -> None:
     monkeypatch.setattr("tuning.execution.tasks.CHECK_S", 0.1)
     with ray_session(ray_head.address):
-        actor: Any = ray.remote(num_cpus=0)(Holder)
-        killed = actor.remote()
+        killed = holder()
         ray.get(killed.hold.remote(2))
         ray.kill(killed)
         task: Any = ray.remote(num_cpus=1)(lambda item: item + 1)

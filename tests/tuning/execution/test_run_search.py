@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ from PIL import Image
 from ray.util import placement_group_table
 from rich.console import Console
 
+from tests.conftest import CLASSES
 from tests.ray_head import Head
 from tests.tuning.databases import with_database
 from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.errors import ConfigError
 from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
@@ -39,20 +41,25 @@ pytestmark = pytest.mark.slow
 
 def broken_copy(root: Path, copy: Path) -> Path:
     """The same data, but its training images are no images."""
-    build(copy, classes=("apple", "bus"), images=ImageCounts(2, 1, 1), workers=1, progress=False)
-    for domain in ("real", "painting", "clipart", "infograph", "sketch"):
-        for split in ("train", "val", "test"):
-            file = part_path(copy, domain, split)
-            file.write_bytes(part_path(root, domain, split).read_bytes())
-    names = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
-    rows = [LabelledImage(b"no image", "broken.jpg", label=i % 8) for i in range(48)]
-    write_images(part_path(copy, "real", "train"), rows, names, {})
+    shutil.copytree(root, copy)
+    rows = [LabelledImage(b"no image", "broken.jpg", label=i % len(CLASSES)) for i in range(48)]
+    write_images(part_path(copy, "real", "train"), rows, CLASSES, {})
     return copy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _connected(ray_head: Head) -> Iterator[None]:
+    """A connection to the Ray in RAY_ADDRESS, whose workers the tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray_head.address)
+        with ray_session() as is_own:
+            assert not is_own
+            yield
 
 
 @pytest.fixture(scope="module")
 def search(
-    images_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
+    images_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[SearchResult, list[Any], float]:
     """One search that has it all: a finished trial, a pruned one, one that raises, one with NaN.
 
@@ -83,9 +90,8 @@ def search(
     values["search"]["scheduler"]["grace_steps"] = 12
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
-    with ray_session(ray_head.address):
-        found = run_search(load_config(path), console=Console(quiet=True))
-        return found, *left_behind()
+    found = run_search(load_config(path), console=Console(quiet=True))
+    return found, *left_behind()
 
 
 @pytest.fixture
@@ -186,19 +192,17 @@ def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(
 
 
 @pytest.mark.parametrize("here", [False, True])
-@pytest.mark.usefixtures("local_ray")
 def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(
     here: bool, tmp_path: Path
 ) -> None:
     trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
-    with ray_session(), pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         zero_shot_metrics(trial, ResourcesConfig(), here=here)
     assert type(caught.value) is ConfigError
     assert str(caught.value).startswith(f"{tmp_path}: it has no domain 'real'")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(
     trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,20 +210,16 @@ def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(
     threads = torch.get_num_threads()
     for here in (False, True):
         monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / str(here)))
-        with ray_session() as is_own:
-            found.append(zero_shot_metrics(trial, ResourcesConfig(), here=here))
-        assert not is_own  # it is the one in RAY_ADDRESS
+        found.append(zero_shot_metrics(trial, ResourcesConfig(), here=here))
     assert found[0] == found[1]
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.usefixtures("local_ray")
 def test_a_trial_that_can_never_fit_is_refused_before_it_starts() -> None:
-    with ray_session():
-        cpus = int(ray.cluster_resources()["CPU"])
-        assert concurrent_trials(ResourcesConfig()) == cpus
-        assert concurrent_trials(ResourcesConfig(workers=cpus)) == 1
-        with pytest.raises(ConfigError, match=rf"one trial takes {cpus + 1} CPU"):
-            concurrent_trials(ResourcesConfig(workers=cpus + 1))
-        with pytest.raises(ConfigError, match="1 GPU; the cluster has"):
-            concurrent_trials(ResourcesConfig(gpus_per_worker=1))
+    cpus = int(ray.cluster_resources()["CPU"])
+    assert concurrent_trials(ResourcesConfig()) == cpus
+    assert concurrent_trials(ResourcesConfig(workers=cpus)) == 1
+    with pytest.raises(ConfigError, match=rf"one trial takes {cpus + 1} CPU"):
+        concurrent_trials(ResourcesConfig(workers=cpus + 1))
+    with pytest.raises(ConfigError, match="1 GPU; the cluster has"):
+        concurrent_trials(ResourcesConfig(gpus_per_worker=1))

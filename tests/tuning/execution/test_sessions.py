@@ -7,10 +7,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,48 +18,30 @@ from ray.tune.execution import class_cache
 from rich.console import Console
 
 from tests.benchmarks.kills import disagreements
+from tests.ray_head import Head
 from tests.tuning.execution.instant import (
-    BREAK,
-    HOLD,
     instant_file,
+    num_reports,
     resume_instantly,
     run_instantly,
+    start,
     write_instant,
 )
+from tests.tuning.execution.nodes import wait_for
+from tests.tuning.execution.real_searches import outcomes
+from tests.tuning.execution.slot import BREAK, HOLD
 from tests.tuning.run_folders import LR, trial, write_run
 from trainers.errors import ConfigError
+from tuning.algorithms.warm_start import warm_start_uses_ood
+from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
 from tuning.mlflow_logging.client import TrackingError
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import read_history
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
-
-
-def outcomes(found: SearchResult) -> dict[str, str]:
-    return {record.trial_id: record.outcome for record in found.records}
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    while not condition():
-        assert process.poll() is None
-        time.sleep(0.05)
-
-
-def num_reports(folder: Path) -> int:
-    try:
-        return sum(len(record.curve) for record in read_history(folder, live=True).records)
-    except Exception:  # not there yet
-        return 0
-
-
-def start(path: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.tuning.execution.instant", str(path)]
-    with log.open("wb") as file:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
 
 
 class Ended(Callback):
@@ -163,69 +141,81 @@ def test_a_signal_between_two_trials_stops_the_search(images_root: Path, tmp_pat
     assert disagreements(found.run_folder) == []
 
 
-def test_a_moved_run_folder_is_the_same_run(images_root: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two_sessions(
+    images_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SearchResult, SearchResult]:
+    """A search, and its extension after its folder was moved.
+
+    Methods take turns, and one is added. The first sampler uses OOD data, the second one does not.
+    """
+    runs = tmp_path_factory.mktemp("runs")
+    settings = {
+        "search__space": {"methods": ["ft", "lipsum_ft"]},
+        "search__budget__trials": 2,
+        "search__objective": {"metric": "id_val/acc"},
+        "search__sampler": {"metric": "val/mean_acc"},
+    }
+    first = run_instantly(instant_file(images_root, runs, **settings), address=ray_head.address)
+    changes = (
+        "search.space.methods=[ft, lipsum_ft, kd]",
+        "search.budget.trials=4",
+        "search.sampler.metric=objective",
+    )
+    moved = first.run_folder.rename(runs / "moved")
+    return first, resume_instantly(moved, *changes, extend=True, address=ray_head.address)
+
+
+def test_a_moved_run_folder_is_the_same_run(
+    two_sessions: tuple[SearchResult, SearchResult],
+) -> None:
     """Its methods take turns, and one that is added later catches up."""
-    methods = {"search__space": {"methods": ["ft", "lipsum_ft"]}, "search__budget__trials": 2}
-    found = run_instantly(instant_file(images_root, tmp_path / "runs", **methods))
-    run_id, moved = found.run.history.run_id, tmp_path / "runs" / "moved"
-    found.run_folder.rename(moved)
-    added = ["search.space.methods=[ft, lipsum_ft, kd]", "search.budget.trials=4"]
-    extended = resume_instantly(moved, *added, extend=True)
-    expected = ["ft", "lipsum_ft", "kd", "ft"]
+    first, extended = two_sessions
+    moved, expected = extended.run_folder, ["ft", "lipsum_ft", "kd", "ft"]
     assert [record.params["method.name"] for record in extended.records] == expected
     rows = pq.read_table(moved / "trials.parquet").to_pylist()
     assert [row["method.name"] for row in rows[1:]] == expected
-    assert load_run(moved).history.run_id == run_id
+    assert load_run(moved).history.run_id == first.search.run_id
     assert disagreements(moved) == []  # among others, MLflow has one parent run
+
+
+def test_ood_data_of_an_earlier_session_are_disclosed(
+    two_sessions: tuple[SearchResult, SearchResult],
+) -> None:
+    first, extended = two_sessions
+    assert "proposed by val/mean_acc" in first.search.selection
+    assert extended.search.sees_ood
+    selection = load_run(extended.run_folder).search.selection
+    assert "earlier session used OOD validation data" in selection
 
 
 def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Path) -> None:
     blind = {"search__objective": {"metric": "id_val/acc"}}
-    earlier = run_instantly(instant_file(images_root, tmp_path / "earlier"))
-    warm = blind | {"search__warm_start": {"runs": str(earlier.run_folder)}}
-    found = run_instantly(instant_file(images_root, tmp_path / "warm", **warm))
-    shutil.rmtree(earlier.run_folder)
+
+    def warm(run: Path) -> SearchFile:
+        settings = blind | {"search__warm_start": {"runs": str(run)}}
+        return instant_file(images_root, tmp_path / "warm", **settings)
+
+    sighted = instant_file(images_root, tmp_path / "runs")
+    earlier = write_run(tmp_path / "earlier", sighted, [trial(0, 60.0, 50.0)])
+    found = run_instantly(warm(earlier))
+    shutil.rmtree(earlier)
     disclosed = load_run(found.run_folder).search
     assert disclosed.sees_ood
     assert disclosed.selection == (
         "Chosen by the highest id_val/acc at the last step. A warm start or an earlier session "
         "used OOD validation data."
     )
-    further = {"search__warm_start": {"runs": str(found.run_folder)}}
-    assert run_instantly(
-        instant_file(images_root, tmp_path / "2", **blind, **further)
-    ).search.sees_ood
+    assert warm_start_uses_ood(warm(found.run_folder))
     alone = run_instantly(instant_file(images_root, tmp_path / "alone", **blind))
     assert not alone.search.sees_ood
+    assert not warm_start_uses_ood(warm(alone.run_folder))
 
-
-def test_ood_data_of_an_earlier_session_are_disclosed(images_root: Path, tmp_path: Path) -> None:
-    steered = {
-        "search__objective": {"metric": "id_val/acc"},
-        "search__sampler": {"metric": "val/mean_acc"},
-    }
-    found = run_instantly(instant_file(images_root, tmp_path, **steered))
-    assert "proposed by val/mean_acc" in found.search.selection
-    blind = ["search.sampler.metric=objective", "search.budget.trials=4"]
-    extended = resume_instantly(found.run_folder, *blind, extend=True)
-    assert extended.search.sees_ood
-    assert "earlier session used OOD validation data" in load_run(found.run_folder).search.selection
-
-
-def test_a_warm_start_on_a_domain_that_is_ood_now_is_disclosed(
-    images_root: Path, tmp_path: Path
-) -> None:
-    blind = {"search__objective": {"metric": "id_val/acc"}}
     suite = {"id_domain": "sketch", "ood_domains": ["clipart"]}
-    earlier = write_run(
-        tmp_path / "earlier",
-        instant_file(images_root, tmp_path / "runs", trial__data__suite=suite, **blind),
-        [trial(0, 60.0, 50.0)],
-    )
-    assert not load_run(earlier).search.sees_ood
-    warm = {"search__warm_start": {"runs": str(earlier)}}
-    found = run_instantly(instant_file(images_root, tmp_path / "warm", **blind, **warm))
-    assert found.search.sees_ood
+    other = instant_file(images_root, tmp_path / "runs", trial__data__suite=suite, **blind)
+    now_ood = write_run(tmp_path / "now_ood", other)
+    assert not load_run(now_ood).search.sees_ood
+    assert warm_start_uses_ood(warm(now_ood))
 
 
 def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import boto3
 import pytest
-import yaml
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 
@@ -22,18 +21,20 @@ from tests.benchmarks.kills import disagreements
 from tests.disks import fill, make_room, small_disk
 from tests.ray_head import Head
 from tests.s3 import SECRET, s3_server
-from tests.tuning.databases import with_database
-from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
-from tests.tuning.execution.real_searches import configuration, outcomes
+from tests.tuning.execution.instant import (
+    instant_file,
+    num_reports,
+    resume_instantly,
+    run_instantly,
+)
+from tests.tuning.execution.real_searches import outcomes, real_file
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.errors import ConfigError, StorageFailed
 from trainers.fine_tune import fine_tune
-from trainers.overrides import nest
 from tuning.config.schema import SearchFile
-from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
 from tuning.execution.run_search import run_search
-from tuning.runs.journal import JOURNAL_FILE, read_history
+from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.records import TrialRecord
 from tuning.runs.resume import resume_search
 from tuning.runs.run_folder import load_run
@@ -50,22 +51,6 @@ def server(ray_head: Head) -> Iterator[ThreadedMotoServer]:
     """The S3 server, and a connection to Ray for this module."""
     with s3_server() as server, ray_session(ray_head.address):
         yield server
-
-
-def search_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
-    """Two trials of three reports, one after the other."""
-    settings = {
-        "search.references": [],
-        "search.budget.trials": 2,
-        "search.scheduler": {"name": "none"},
-        "search.objective": {"metric": "val/mean_acc"},
-        "search.resources.max_concurrent": 1,
-        **{key.replace("__", "."): value for key, value in changes.items()},
-    }
-    path = folder / "small.yaml"
-    values = configuration(root, with_database(folder / "runs"))
-    path.write_text(yaml.safe_dump(nest(settings, values)))
-    return load_config(path)
 
 
 @contextmanager
@@ -88,14 +73,6 @@ def from_then_on(condition: Callable[[], bool], action: Callable[[], object]) ->
         thread.join()
 
 
-def reports(run_folder: Path, trial_id: str) -> int:
-    try:
-        records = read_history(run_folder, live=True).records
-    except ConfigError:
-        return 0
-    return sum(len(record.curve) for record in records if record.trial_id == trial_id)
-
-
 def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
     """The trials measured the same as plain fine-tunings without an interruption."""
     for record in records:
@@ -112,11 +89,11 @@ def test_a_search_on_a_full_disk_can_be_resumed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with small_disk(tmp_path / "disk", 100_000) as disk:
-        file = search_file(images_root, disk)
+        file = real_file(images_root, disk, search__budget__trials=2)
         folder = disk / "runs" / "small"
         with (
             # Again and again, as the trial removes a checkpoint when the next one is complete.
-            from_then_on(lambda: reports(folder, "trial-000") > 0, lambda: fill(disk)),
+            from_then_on(lambda: num_reports(folder) > 0, lambda: fill(disk)),
             pytest.raises(StorageFailed) as caught,
         ):
             run_search(file, console=Console(quiet=True))
@@ -152,7 +129,7 @@ def test_a_driver_without_room_for_its_files_blames_no_trial(
         folder = disk / "runs" / "small"
         message = rf"^{folder}/({JOURNAL_FILE}|optuna.journal): cannot be written: No space left"
         with (
-            from_then_on(lambda: reports(folder, "trial-000") > 0, lambda: fill(disk)),
+            from_then_on(lambda: num_reports(folder) > 0, lambda: fill(disk)),
             pytest.raises(StorageFailed, match=message),
         ):
             run_instantly(file)
@@ -186,7 +163,8 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(
 ) -> None:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="mine")
-    file = search_file(images_root, tmp_path, search__checkpoints__storage="s3://mine/searches")
+    settings = {"search__budget__trials": 2, "search__checkpoints__storage": "s3://mine/searches"}
+    file = real_file(images_root, tmp_path, **settings)
     folder = tmp_path / "runs" / "small"
 
     def refuse(files: str) -> None:
@@ -197,7 +175,7 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(
 
     # Not the folders, nor Ray Train's list: Arrow's own copying would not tell of a file alone.
     with (
-        from_then_on(lambda: reports(folder, "trial-000") > 0, lambda: refuse(WEIGHTS)),
+        from_then_on(lambda: num_reports(folder) > 0, lambda: refuse(WEIGHTS)),
         pytest.raises(StorageFailed) as caught,
     ):
         run_search(file, console=Console(quiet=True))

@@ -15,22 +15,18 @@ import pytest
 import ray.train
 import torch
 import torch.distributed as dist
-import yaml
 from ray.util.state import list_actors
 from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.ray_head import Head
-from tests.tuning.databases import with_database
-from tests.tuning.execution.real_searches import configuration
+from tests.tuning.execution.real_searches import real_file
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import prepare_folder
 from trainers.config import TrialConfig
 from trainers.data.storage import open_store
 from trainers.exchange import Answer, Request
-from trainers.overrides import nest
-from tuning.config.schema import ResourcesConfig, SearchFile
-from tuning.config.validation import load_config
+from tuning.config.schema import ResourcesConfig
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
 from tuning.execution.run_search import run_search
@@ -195,37 +191,19 @@ class Kills(Callback):
             os.kill(actor.pid, signal.SIGKILL)
 
 
-def search_file(root: Path, folder: Path, changes: Mapping[str, Any]) -> SearchFile:
-    """A search of equal trials, one after the other; dotted keys."""
-    values = nest(
-        {
-            "search.references": [],
-            "search.scheduler": {"name": "none"},
-            "search.objective": {"metric": "val/mean_acc"},
-            "search.resources.max_concurrent": 1,
-            "trial.data.ood_domains": ["sketch"],
-            **changes,
-        },
-        configuration(root, with_database(folder / "runs")),
-    )
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return load_config(path)
-
-
 def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path) -> None:
     """Each of them is a lost machine of the trial, which goes on from its checkpoint."""
     victims = ("RayTrainWorker", "ResourceTrainable", "Exchange", "TrainController")
     kills = Kills({f"trial-{number:03d}": victim for number, victim in enumerate(victims)})
     one_lr = {"name": None, "parameters": {"optim.lr": {"type": "categorical", "choices": [3e-4]}}}
-    changes = {
-        "search.space": one_lr,
-        "search.budget.trials": len(victims),
-        "search.resources.max_failures": 1,
-    }
-    found = run_search(
-        search_file(images_root, tmp_path, changes), callbacks=[kills], console=Console(quiet=True)
+    file = real_file(
+        images_root,
+        tmp_path,
+        search__space=one_lr,
+        search__budget__trials=len(victims),
+        search__resources__max_failures=1,
     )
+    found = run_search(file, callbacks=[kills], console=Console(quiet=True))
     assert [record.outcome for record in found.records] == ["finished"] * len(victims)
     assert kills.waiting == {}
     first, *others = (
@@ -243,25 +221,18 @@ def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_
     }
     points = [
         {"method.waits": waits, "optim.lr": lr}
-        for waits, lr in (
-            (False, 1e-4),
-            (True, 2e-4),
-            (False, 3e-4),
-        )
+        for waits, lr in ((False, 1e-4), (True, 2e-4), (False, 3e-4))
     ]
-    changes = {
-        "plugins": [str(Path(__file__).with_name("hangs.py"))],
-        "trial.method": {"name": "hangs"},
-        "search.space": {
-            "name": None,
-            "parameters": parameters,
-            "initial_points": points,
-        },
-        "search.budget.trials": 3,
-        "search.resources.workers": 2,
-        "search.resources.hang_after_s": 5,
-    }
-    found = run_search(search_file(images_root, tmp_path, changes), console=Console(quiet=True))
+    file = real_file(
+        images_root,
+        tmp_path,
+        plugins=[str(Path(__file__).with_name("hangs.py"))],
+        trial__method={"name": "hangs"},
+        search__space={"name": None, "parameters": parameters, "initial_points": points},
+        search__budget__trials=3,
+        search__resources={"max_concurrent": 1, "workers": 2, "hang_after_s": 5},
+    )
+    found = run_search(file, console=Console(quiet=True))
     assert [record.outcome for record in found.records] == ["finished", "failed", "finished"]
     (failed,) = found.failed
     assert failed.step == 3

@@ -1,0 +1,58 @@
+"""Trials that take no time, in a module of few imports: their actors start in a second."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from tuning.runs.records import ERROR, TRAIN_CURVE
+
+HOLD = "hold"
+"""A file of this name in the folder of runs lets trials wait after their first report."""
+BREAK = "break"
+"""A file of this name in the folder of runs lets trials fail."""
+STEPS, EVERY = 6, 2
+METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "train/loss", "cost/seconds")
+
+
+def values(config: dict[str, Any], step: int) -> dict[str, float]:
+    """The report of a trial: a function of its learning rate and the step."""
+    value = 50.0 + step - 100 * config["optim"]["lr"]
+    return {"step": step, **dict.fromkeys(METRICS, value)}
+
+
+class InstantSlot(tune.Trainable):
+    """Reports as a slot with workers does. A resumed trial repeats its last report."""
+
+    folder: Path
+    """Of the checkpoints of all trials."""
+    runs: Path
+    """Folder of the files `HOLD` and `BREAK`."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the first trial."""
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on to another trial."""
+        self.trial = json.loads(new_config["trial"])
+        self.progress = self.folder / f"train-{new_config['trial_id']}" / "progress"
+        self.progress.parent.mkdir(parents=True, exist_ok=True)
+        self.next = int(self.progress.read_text()) if self.progress.exists() else EVERY
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The next report."""
+        while self.next > EVERY and (self.runs / HOLD).exists():
+            time.sleep(0.05)
+        if (self.runs / BREAK).exists():
+            return {"done": True, ERROR: "AcceleratorError: unspecified launch failure"}
+        step, self.next = self.next, self.next + EVERY
+        self.progress.write_text(str(step))
+        report = values(self.trial, step)
+        curve = {"step": [step - 1, step], "train/loss": [0.5, report["train/loss"]]}
+        return {**report, TRAIN_CURVE: curve, "done": step >= self.trial["steps"]}
