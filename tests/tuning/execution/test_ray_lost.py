@@ -32,7 +32,7 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     log = tmp_path / "log.txt"
     driver = start(write_instant(tmp_path / "config", file), log)
     wait_for(lambda: num_reports(folder) == 1, driver)
-    (process,) = [pid for pid, found in processes(driver.pid).items() if found == name]
+    process = next(pid for pid, found in processes(driver.pid).items() if found == name)
     os.kill(process, signal.SIGKILL)
     assert driver.wait() == 75
     history = load_run(folder).history
