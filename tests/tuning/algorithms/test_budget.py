@@ -22,11 +22,15 @@ class Clock:
 
 
 def budget(
-    clock: Clock, records: tuple[TrialRecord, ...] = (), seconds: float = 0.0, **limits: float
+    clock: Clock,
+    records: tuple[TrialRecord, ...] = (),
+    seconds: float = 0.0,
+    search: dict[str, object] | None = None,
+    **limits: float,
 ) -> Budget:
-    search = fakes.search_record(Path("unused"))
     config = BudgetConfig.model_validate({"trials": 10, **limits})
-    return Budget(config, search, History(records, {}, seconds), clock)
+    record = fakes.search_record(Path("unused"), **(search or {}))
+    return Budget(config, record, History(records, {}, seconds), clock)
 
 
 def scored(number: int, accuracy: float, **changes: object) -> TrialRecord:
@@ -163,11 +167,8 @@ def test_of_several_methods_each_improves_on_its_own_best(resumed: bool) -> None
 
 
 def test_with_several_objectives_a_new_point_of_the_front_is_an_improvement() -> None:
-    search = fakes.search_record(
-        Path("unused"), objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc"))
-    )
-    config = BudgetConfig(patience=1)
-    spent = Budget(config, search, History((), {}), Clock())
+    both = (Objective("id_val/acc"), Objective("ood_val/mean_acc"))
+    spent = budget(Clock(), search={"objectives": both}, patience=1)
     for id_acc, ood_acc, improves in ((80, 60, True), (70, 65, True), (79, 60, False)):
         end(spent, fakes.trial(0, id_acc, ood_acc))
         assert spent.allows(0) is improves
@@ -176,8 +177,7 @@ def test_with_several_objectives_a_new_point_of_the_front_is_an_improvement() ->
 @pytest.mark.parametrize(("id_acc", "improves"), [(85.0, True), (82.0, False)])
 def test_a_trial_that_misses_a_constraint_is_no_improvement(id_acc: float, improves: bool) -> None:
     constraint = parse_constraint("id_val/acc >= zero_shot.id_val/acc", ["id_val/acc"])
-    search = fakes.search_record(Path("unused"), constraints=(constraint,))
-    spent = Budget(BudgetConfig(patience=1), search, History((), {}), Clock())
+    spent = budget(Clock(), search={"constraints": (constraint,)}, patience=1)
     end(spent, fakes.trial(0, id_acc, 70.0))
     assert spent.allows(1) is improves
 
@@ -185,12 +185,8 @@ def test_a_trial_that_misses_a_constraint_is_no_improvement(id_acc: float, impro
 def test_a_better_best_rules_earlier_trials_out() -> None:
     """Each trial with more ID accuracy leaves another one that can be chosen."""
     constraint = parse_constraint("id_val/acc >= best - 0.5", ["id_val/acc"])
-    search = fakes.search_record(
-        Path("unused"),
-        objectives=(Objective("ood_val/mean_acc"),),
-        constraints=(constraint,),
-    )
-    spent = Budget(BudgetConfig(patience=1, target=64), search, History((), {}), Clock())
+    search = {"objectives": (Objective("ood_val/mean_acc"),), "constraints": (constraint,)}
+    spent = budget(Clock(), search=search, patience=1, target=64)
     ends = [(80.0, 63.0), (86.0, 58.0), (86.1, 59.0), (87.0, 55.0), (86.9, 54.0), (86.8, 64.5)]
     for number, (id_acc, ood_acc) in enumerate(ends):
         assert spent.over() is None

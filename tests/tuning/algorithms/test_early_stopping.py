@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import TypeAlias
@@ -17,7 +16,6 @@ from tuning.algorithms.early_stopping import (
     PerGroupRule,
     StoppingRule,
     Values,
-    dominates,
     non_dominated,
     rung_ladder,
 )
@@ -29,7 +27,7 @@ RUNGS = (10, 20, 40)
 
 
 def reports(seed: int, trials: int, objectives: int = 1, missing: float = 0.0) -> list[Report]:
-    """Trials of random curves that report every ten steps up to 60, in a random order.
+    """Trials of random curves that report every 10 to 30 steps up to 60, in a random order.
 
     Values are whole numbers from a short range, so that there are ties.
     """
@@ -38,7 +36,7 @@ def reports(seed: int, trials: int, objectives: int = 1, missing: float = 0.0) -
     found: list[Report] = []
     while waiting:
         number = rng.choice(list(waiting))
-        waiting[number] += 10
+        waiting[number] = min(60, waiting[number] + rng.choice((10, 10, 20, 30)))
         values = tuple(float(rng.randint(0, 20)) for _ in range(objectives))
         found.append((number, waiting[number], None if rng.random() < missing else values))
         if waiting[number] == 60:
@@ -134,20 +132,14 @@ def test_rungs_rise_by_the_factor_and_end_below_the_last_step(
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("factor", [1.5, 2, 3, 4])
-def test_asha_decides_as_brute_force_does(seed: int, factor: float) -> None:
-    told = reports(seed, trials=30, missing=0.05)
-    answers = obeyed(Asha(RUNGS, factor), told)
-    assert [keeps for _, keeps in answers] == asha_by_brute_force(told, RUNGS, factor)
-    assert Counter(keeps for _, keeps in answers)[False] > 5
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("objectives", [2, 3])
-def test_several_objectives_rank_by_layers_then_scaled_distance(seed: int, objectives: int) -> None:
-    told = reports(seed, trials=30, objectives=objectives, missing=0.05)
-    answers = [keeps for _, keeps in obeyed(Asha(RUNGS, 2), told)]
-    assert answers == asha_by_brute_force(told, RUNGS, 2)
+@pytest.mark.parametrize(
+    ("objectives", "factor"), [(1, 1.5), (1, 2), (1, 3), (1, 4), (2, 2), (3, 2)]
+)
+def test_asha_decides_as_brute_force_does(seed: int, objectives: int, factor: float) -> None:
+    told = reports(seed, trials=30, objectives=objectives, missing=0.1)
+    answers = [keeps for _, keeps in obeyed(Asha(RUNGS, factor), told)]
+    assert answers == asha_by_brute_force(told, RUNGS, factor)
+    assert answers.count(False) > 5
 
 
 def test_a_trial_is_compared_at_a_rung_once() -> None:
@@ -157,23 +149,6 @@ def test_a_trial_is_compared_at_a_rung_once() -> None:
     assert rule.should_continue(0, 10, (0.0,))  # reported again, after a resume
     assert rule.should_continue(0, 30, (0.0,))
     assert not rule.should_continue(2, 10, (5.0,))  # 9, and not 0, is what it was compared with
-
-
-def test_a_report_that_passes_several_rungs_counts_at_each_and_is_judged_at_the_highest() -> None:
-    rule = Asha([10, 20], 2)
-    assert rule.should_continue(0, 25, (5.0,))
-    assert not rule.should_continue(1, 10, (4.0,))
-    assert not rule.should_continue(2, 20, (4.5,))
-
-
-@pytest.mark.parametrize("values", [(1.0,), (1.0, 2.0)])
-def test_no_value_loses_at_a_rung_and_takes_part_in_the_count(values: Values) -> None:
-    rule = Asha([10], 2)
-    assert rule.should_continue(0, 5, None)  # no rung yet
-    assert not rule.should_continue(0, 10, None)
-    assert not rule.should_continue(1, 12, None)
-    assert rule.should_continue(2, 10, values)
-    assert rule.should_continue(3, 10, tuple(v - 1 for v in values))  # four came: two places
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -288,26 +263,6 @@ def test_groups_of_trials_are_each_judged_as_if_there_were_no_others(seed: int) 
         alone = obeyed(Asha(RUNGS, 2), [report for report in told if report[0] % 3 == group])
         assert own == alone
     assert [keeps for _, keeps in answers] != [k for _, k in obeyed(Asha(RUNGS, 2), told)]
-
-
-def test_groups_with_no_rule_run_to_their_ends() -> None:
-    rule = PerGroupRule(lambda: None, lambda number: number)
-    assert all(rule.should_continue(number, 60, None) for number in range(3))
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        ((2.0, 2.0), (1.0, 2.0), True),
-        ((1.0, 2.0), (1.0, 2.0), False),
-        ((2.0, 1.0), (1.0, 2.0), False),
-        ((1.0, 2.0), (2.0, 2.0), False),
-    ],
-)
-def test_dominance_is_no_worse_anywhere_and_better_somewhere(
-    a: Values, b: Values, expected: bool
-) -> None:
-    assert dominates(a, b) is expected
 
 
 def test_the_front_is_what_nothing_dominates_duplicates_included() -> None:

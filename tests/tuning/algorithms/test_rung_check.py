@@ -67,15 +67,6 @@ def test_a_value_that_is_not_finite_stops_a_trial_before_the_check() -> None:
     assert not rule.is_decided
 
 
-def test_later_trials_do_not_change_the_check() -> None:
-    rule = checked(AGREES)
-    before = rule.check(RUNG)
-    for number, (early, final) in enumerate(TURNED, 30):
-        rule.should_continue(number, RUNG, (early + 9,))
-        rule.should_continue(number, LAST, (final,))
-    assert rule.check(RUNG) == before
-
-
 def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest() -> None:
     early, final = [3.0, 1.0, 4.0, 1.5, 5.0], [2.0, 7.0, 1.0, 8.0, 2.5]
     other = [1.0, 2.0, 3.0, 4.0, 5.0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import optuna
@@ -25,6 +26,11 @@ FIXED = SearchSpace(parameters={"optim.lr": LR, "precision": Categorical(choices
 CHOICE = SearchSpace(
     parameters={"optim.lr": LR, "precision": Categorical(choices=("fp32", "bf16"))}
 )
+UNIT = {"x": FloatDistribution(0, 1)}
+
+
+def ended(x: float, value: float, **more: Any) -> optuna.trial.FrozenTrial:
+    return optuna.create_trial(params={"x": x}, distributions=UNIT, value=value, **more)
 
 
 @pytest.mark.parametrize(
@@ -52,16 +58,11 @@ def test_a_chosen_sampler_is_kept() -> None:
 
 @pytest.mark.parametrize("sampler", [GPSampler, RobustGPSampler])
 def test_a_pruned_point_is_not_proposed_again(sampler: type[GPSampler]) -> None:
-    distributions = {"x": FloatDistribution(0, 1)}
     study = optuna.create_study(sampler=sampler(seed=0, n_startup_trials=4))
-    for x in (0.05, 0.3, 0.6, 0.95):
-        trial = optuna.create_trial(
-            params={"x": x}, distributions=distributions, value=(x - 0.45) ** 2
-        )
-        study.add_trial(trial)
+    study.add_trials([ended(x, (x - 0.45) ** 2) for x in (0.05, 0.3, 0.6, 0.95)])
     proposed = []
     for _ in range(2):
-        trial = study.ask(distributions)
+        trial = study.ask(UNIT)
         proposed.append(trial.params["x"])
         study.tell(trial, state=TrialState.PRUNED)
     first, second = proposed
@@ -71,20 +72,12 @@ def test_a_pruned_point_is_not_proposed_again(sampler: type[GPSampler]) -> None:
 
 
 def test_pruned_trials_of_a_constrained_search_are_no_obstacle() -> None:
-    distributions = {"x": FloatDistribution(0, 1)}
     study = optuna.create_study(sampler=RobustGPSampler(seed=0, n_startup_trials=2))
     for x in (0.1, 0.5, 0.9):
         trial = study.ask({"x": FloatDistribution(x, x)})
-        study.add_trial(
-            optuna.create_trial(
-                params={"x": x},
-                distributions=distributions,
-                value=x,
-                constraints={"x >= 0.3": 0.3 - x},
-            )
-        )
+        study.add_trial(ended(x, x, constraints={"x >= 0.3": 0.3 - x}))
         study.tell(trial, state=TrialState.PRUNED)
-    assert 0 <= study.ask(distributions).params["x"] <= 1
+    assert 0 <= study.ask(UNIT).params["x"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -137,7 +130,7 @@ def test_bad_scores_are_compressed_and_keep_their_order() -> None:
 @pytest.mark.parametrize("sampler", [GPSampler, RobustGPSampler])
 def test_a_collapsed_training_does_not_hide_the_best_region(sampler: type[GPSampler]) -> None:
     def told() -> float:
-        trial = study.ask({"x": FloatDistribution(0, 1)})
+        trial = study.ask(UNIT)
         x = float(trial.params["x"])
         study.tell(trial, 1.7 + (x - 0.45) ** 2 if x < 0.8 else 9e4)
         return x
@@ -160,7 +153,7 @@ def test_large_violations_are_clipped() -> None:
 def test_a_collapsed_training_does_not_hide_a_constraint(sampler: type[GPSampler]) -> None:
     rng = np.random.default_rng(0)
     study = optuna.create_study(direction="maximize", sampler=sampler(seed=0, n_startup_trials=4))
-    distributions = {"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    distributions = UNIT | {"y": FloatDistribution(0, 1)}
     for number in range(14):
         x, y = rng.uniform(0, 0.9), rng.uniform()
         value, violation = 50 + 8 * x, 4 * (x - 0.5) + rng.normal(0, 0.1)

@@ -77,10 +77,6 @@ def test_methods_take_turns_and_begin_at_their_initial_points(search: SearchReco
     assert "method.reg_weight" not in records[3].params
 
 
-def test_the_budget_is_of_all_methods_together(search: SearchRecord) -> None:
-    assert len(run(Session(search, THREE, trials=5), 9)) == 5
-
-
 def test_after_a_kill_each_study_has_the_trials_of_its_method(search: SearchRecord) -> None:
     with Session(search, THREE) as session:
         session.run(73.5)

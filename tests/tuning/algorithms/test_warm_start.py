@@ -6,10 +6,10 @@ import io
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import optuna
 import pytest
@@ -35,9 +35,25 @@ SAW_OOD = "(chosen with OOD validation data)"
 FAILED = trial(3, 80.0, 50.0, outcome="failed", error="boom")
 
 
+Learn: TypeAlias = Callable[..., tuple[optuna.Study, list[str]]]
+
+
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
     return tmp_path / "earlier"
+
+
+@pytest.fixture
+def learn(images_root: Path, earlier: Path) -> Learn:
+    """Write the earlier run, over the same data by default, and start one that learns from it."""
+
+    def learned(
+        records: Sequence[TrialRecord], there: SearchFile | None = None, **changes: Any
+    ) -> tuple[optuna.Study, list[str]]:
+        write_run(earlier, there or search_file(images_root), records)
+        return warm(images_root, earlier, **changes)
+
+    return learned
 
 
 @pytest.fixture
@@ -88,19 +104,20 @@ def learning_rates(study: optuna.Study) -> list[float]:
     return [lr for lr, _ in waiting(study)]
 
 
+def sources(study: optuna.Study) -> list[str]:
+    return [trial.user_attrs["warm_start"] for trial in study.trials]
+
+
 def test_over_the_same_data_what_was_measured_is_known_from_the_start(
-    images_root: Path, earlier: Path
+    learn: Learn, earlier: Path
 ) -> None:
     line = "id_val/acc >= best - 0.5"
     best_id = trial(2, 86.0, 60.0, lr=2e-4)
     records = [fakes.reference(), trial(0, 85.0, 62.0), PRUNED, best_id, FAILED]
-    write_run(earlier, search_file(images_root), records)
-    study, told = warm(images_root, earlier, search__constraints=[line])
+    study, told = learn(records, search__constraints=[line])
     assert told == [f"{earlier}: 3 trials as observations"]
     first, pruned, second = study.trials
-    assert [t.state for t in study.trials] == [
-        TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE,
-    ]  # fmt: skip
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
     assert first.values == [(85.0 + 62.0) / 2]
     assert first.params == {LR: 1e-4, WEIGHT: 1.0}
     assert first.constraints == {line: pytest.approx(86.0 - 0.5 - 85.0)}
@@ -110,11 +127,8 @@ def test_over_the_same_data_what_was_measured_is_known_from_the_start(
         80: pytest.approx(PRUNED.curve[1]["val/mean_acc"]),
     }
     assert pruned.params[LR] == 3e-4
-    attributes = [t.user_attrs for t in study.trials]
-    assert [a["warm_start"] for a in attributes] == [
-        "earlier/trial-000", "earlier/trial-001", "earlier/trial-002",
-    ]  # fmt: skip
-    assert not any(TRIAL_ID in a for a in attributes)  # they are no trials of this search
+    assert sources(study) == ["earlier/trial-000", "earlier/trial-001", "earlier/trial-002"]
+    assert not any(TRIAL_ID in t.user_attrs for t in study.trials)  # none is of this search
 
 
 def test_data_that_were_moved_are_the_same_data(
@@ -140,16 +154,14 @@ def test_an_earlier_run_can_be_learned_from_when_its_data_are_gone(
 def test_where_figures_do_not_compare_the_best_points_are_tried_first_in_order(
     differs: str, images_root: Path, other_root: Path, earlier: Path
 ) -> None:
-    there = search_file(
-        other_root if differs == "data" else images_root, trial__seed=int(differs == "trial")
-    )
+    root = other_root if differs == "data" else images_root
     records = [
         trial(0, 84.0, 61.0, lr=1e-4),
         trial(1, 86.0, 64.0, lr=2e-4),
-        replace(trial(2, 90.0, 70.0, lr=3e-4), outcome="pruned"),
+        trial(2, 90.0, 70.0, lr=3e-4, outcome="pruned"),
         trial(3, 85.0, 62.0, lr=4e-4),
     ]
-    write_run(earlier, there, records)
+    write_run(earlier, search_file(root, trial__seed=int(differs == "trial")), records)
     if differs == "unknown":
         (earlier / "environment.json").unlink()
     study, told = warm(images_root, earlier, search__warm_start__top=2)
@@ -160,7 +172,7 @@ def test_where_figures_do_not_compare_the_best_points_are_tried_first_in_order(
     assert study.ask(distributions).params[LR] == 2e-4
 
 
-def test_of_several_objectives_the_front_comes_first(images_root: Path, earlier: Path) -> None:
+def test_of_several_objectives_the_front_comes_first(images_root: Path, learn: Learn) -> None:
     records = [
         trial(0, 87.0, 59.0, lr=1e-4),  # below trial 1 in both
         trial(1, 88.0, 60.0, lr=2e-4),  # an end of the front
@@ -168,24 +180,19 @@ def test_of_several_objectives_the_front_comes_first(images_root: Path, earlier:
         trial(3, 85.0, 65.0, lr=4e-4),  # the other end
         trial(4, 87.5, 64.5, lr=5e-4),  # on the front, and the nearest to the best of both
     ]
-    write_run(earlier, search_file(images_root, search__objective=BOTH), records)
-    study, _ = warm(images_root, earlier, search__objective=BOTH, search__warm_start__use="points")
+    there = search_file(images_root, search__objective=BOTH)
+    study, _ = learn(records, there, search__objective=BOTH, search__warm_start__use="points")
     first, *ends, dominated = learning_rates(study)
     assert (first, set(ends)) == (5e-4, {2e-4, 4e-4})
     assert dominated in (1e-4, 3e-4)
 
 
 def test_points_that_meet_the_constraints_are_tried_before_better_ones_that_do_not(
-    images_root: Path, earlier: Path
+    learn: Learn,
 ) -> None:
     records = [trial(0, 85.0, 65.0, lr=1e-4), trial(1, 87.0, 60.0, lr=2e-4)]
-    write_run(earlier, search_file(images_root), records)
-    study, _ = warm(
-        images_root,
-        earlier,
-        search__constraints=["id_val/acc >= 86"],
-        search__warm_start__use="points",
-    )
+    lines = ["id_val/acc >= 86"]
+    study, _ = learn(records, search__constraints=lines, search__warm_start__use="points")
     assert learning_rates(study) == [2e-4, 1e-4]
 
 
@@ -218,13 +225,12 @@ def test_a_grid_goes_on_after_the_best_points(images_root: Path, earlier: Path) 
 
 
 def test_measurements_over_other_data_are_shifted_by_what_the_zero_shot_model_differs(
-    images_root: Path, other_root: Path, earlier: Path
+    other_root: Path, learn: Learn
 ) -> None:
-    write_run(earlier, search_file(other_root), [trial(0, 85.0, 62.0), PRUNED])
     line = "id_val/acc >= zero_shot.id_val/acc"
-    study, _ = warm(
-        images_root,
-        earlier,
+    study, _ = learn(
+        [trial(0, 85.0, 62.0), PRUNED],
+        search_file(other_root),
         zero_shot=fakes.report(0, 80.0, 50.0),  # it was 82.4 and 61.0: mean 71.7 becomes 65
         search__constraints=[line],
         search__warm_start__use="observations",
@@ -236,10 +242,9 @@ def test_measurements_over_other_data_are_shifted_by_what_the_zero_shot_model_di
 
 
 def test_observations_of_several_objectives_have_a_value_for_each(
-    images_root: Path, earlier: Path
+    images_root: Path, learn: Learn
 ) -> None:
-    write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0), PRUNED])
-    study, _ = warm(images_root, earlier, search__objective=BOTH)
+    study, _ = learn([trial(0, 85.0, 62.0), PRUNED], search__objective=BOTH)
     assert study.trials[0].values == [85.0, 62.0]
     assert study.trials[1].state == TrialState.PRUNED
     study.ask(search_file(images_root).search_space().distributions())
@@ -247,27 +252,23 @@ def test_observations_of_several_objectives_have_a_value_for_each(
 
 @pytest.mark.parametrize("use", ["observations", "points"])
 def test_what_lies_outside_of_a_narrower_space_is_left_out(
-    use: str, images_root: Path, earlier: Path
+    use: str, images_root: Path, earlier: Path, learn: Learn
 ) -> None:
     records = [trial(0, 86.0, 62.0, lr=1e-3), trial(1, 85.0, 61.0, lr=1e-4)]
-    write_run(earlier, search_file(images_root), records)
     space = search_file(images_root).search_space().model_dump()["parameters"]
     narrow = {**space, LR: {**space[LR], "high": 5e-4}}
     changes = {"search__space__parameters": narrow, "search__warm_start__use": use}
-    study, _ = warm(images_root, earlier, **changes)
-    assert [t.user_attrs["warm_start"] for t in study.trials] == ["earlier/trial-001"]
+    study, _ = learn(records, **changes)
+    assert sources(study) == ["earlier/trial-001"]
     wide = {**narrow, "optim.weight_decay": {"type": "float", "low": 0.0, "high": 0.1}}
     changes |= {"search__space__parameters": wide, "search__space__initial_points": []}
     with pytest.raises(ConfigError, match=rf"this space \({LR}, {WEIGHT}, optim.weight_decay\)"):
         warm(images_root, earlier, **changes)
 
 
-def test_the_best_points_of_a_run_without_nll_are_tried_first(
-    images_root: Path, earlier: Path
-) -> None:
+def test_the_best_points_of_a_run_without_nll_are_tried_first(learn: Learn) -> None:
     records = [trial(0, 85.0, 62.0), trial(1, 86.0, 63.0, lr=2e-4)]
-    write_run(earlier, search_file(images_root), records)
-    study, _ = warm(images_root, earlier, search__sampler__metric="auto")
+    study, _ = learn(records, search__sampler__metric="auto")
     assert learning_rates(study) == [2e-4, 1e-4]
 
 
@@ -399,10 +400,6 @@ def warm_methods(
     return {study.method: study.study for study in studies}, told
 
 
-def sources(study: optuna.Study) -> list[str]:
-    return [trial.user_attrs["warm_start"] for trial in study.trials]
-
-
 def test_each_method_learns_from_the_trials_of_its_own(images_root: Path, earlier: Path) -> None:
     line = "id_val/acc >= best - 0.5"
     records = [
@@ -441,15 +438,14 @@ def test_a_method_learns_from_a_search_of_it_alone(
 
 
 def test_a_search_of_one_method_learns_from_one_of_several(
-    images_root: Path, earlier: Path
+    images_root: Path, earlier: Path, learn: Learn
 ) -> None:
     records = [
         of_method("l2_sp", 0, 88.0, 1e-4),
         of_method("kd", 1, 85.0, 2e-4),
         of_method("kd", 2, 84.0, 3e-4, outcome="failed"),
     ]
-    write_run(earlier, methods_file(images_root), records)
-    study, told = warm(images_root, earlier, trial__method={"name": "kd"})
+    study, told = learn(records, methods_file(images_root), trial__method={"name": "kd"})
     assert told == [f"{earlier}: 1 trials as observations"]
     assert [trial.params[LR] for trial in study.trials] == [2e-4]
 
