@@ -325,10 +325,7 @@ PARAMETERS = "search.space.parameters"
         ({"search": "x"}, "search"),
         ({"search": {"space": "lipsum_ft"}}, "search.space"),
         ({"search": {"space": {"parameters": [1]}}}, PARAMETERS),
-        (
-            {"search": {"space": {"parameters": {"optim.lr": 3}}}},
-            "search.space.parameters.optim.lr",
-        ),
+        ({"search": {"space": {"parameters": {"optim.lr": 3}}}}, f"{PARAMETERS}.optim.lr"),
     ],
 )
 def test_an_override_does_not_hide_a_mistake(
@@ -336,7 +333,7 @@ def test_an_override_does_not_hide_a_mistake(
 ) -> None:
     path = write(tmp_path, "mine", **section)
     with pytest.raises(ConfigError) as caught:
-        load_config(path, ["search.space.parameters.optim.lr.low=1e-6"], check=False)
+        load_config(path, [f"{PARAMETERS}.optim.lr.low=1e-6"], check=False)
     assert caught.value.key == key
 
 

@@ -109,28 +109,15 @@ def test_a_mistake_in_the_prior_has_its_key(override: str, key: str, words: str)
 
 
 def test_each_method_has_a_centre() -> None:
-    file = load_config(
-        "quickstart",
-        [
-            "search.space.methods=[ft, kd]",
-            "search.prior.center.optim.lr=1e-4",
-            "search.prior.by_method.kd.center.optim.lr=2e-4",
-            "search.prior.by_method.kd.center.method.reg_weight=3.0",
-        ],
-        check=False,
-    )
-    ft, kd = (branch.initial_points[0] for branch in file.search_space().branches.values())
-    assert ft == {LR: 1e-4}
-    assert kd == {LR: 2e-4, WEIGHT: 3.0}
+    def centers(*keys: str) -> list[dict[str, Any]]:
+        overrides = ["search.space.methods=[ft, kd]", *(f"search.prior.{key}" for key in keys)]
+        space = load_config("quickstart", overrides, check=False).search_space()
+        return [branch.initial_points[0] for branch in space.branches.values()]
+
+    of_kd = "by_method.kd.center.optim.lr=2e-4", "by_method.kd.center.method.reg_weight=3.0"
+    assert centers("center.optim.lr=1e-4", *of_kd) == [{LR: 1e-4}, {LR: 2e-4, WEIGHT: 3.0}]
     with pytest.raises(ConfigError, match="is not searched"):
-        load_config(
-            "quickstart",
-            [
-                "search.space.methods=[ft, kd]",
-                "search.prior.by_method.ft.center.method.reg_weight=3.0",
-            ],
-            check=False,
-        ).search_space()
+        centers("by_method.ft.center.method.reg_weight=3.0")
 
 
 @pytest.mark.parametrize(
