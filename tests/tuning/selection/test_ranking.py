@@ -124,7 +124,7 @@ def test_a_trial_without_one_of_the_objectives_is_last() -> None:
 
 def test_a_reference_or_the_zero_shot_model_may_beat_every_trial() -> None:
     weak, strong = fakes.trial(1, 80.0, 55.0), fakes.trial(2, 90.0, 65.0)
-    plain = replace(fakes.reference(), curve=(fakes.report(240, 88.0, 58.0),))  # mean 73
+    plain = fakes.reference(curve=(fakes.report(240, 88.0, 58.0),))  # mean 73
 
     def name(trial: TrialRecord, search: SearchRecord = SEARCH) -> str | None:
         found = stronger_reference(search, [plain, trial])
