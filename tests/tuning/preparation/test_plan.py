@@ -17,15 +17,23 @@ from trainers.errors import ConfigError
 from tuning.preparation.manifest import Status, other_parts, write_record
 from tuning.preparation.plan import Plan, PrepareOptions, may_skip, plan_preparation
 
+OPTIONS = PrepareOptions()
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     return make_domainnet(tmp_path / "source")
 
 
-def prepare_here(tree: Path, destination: Path, options: PrepareOptions) -> Plan:
+def planned(
+    tree: Path | str, destination: Path | str, options: PrepareOptions = OPTIONS, layout: str = ""
+) -> Plan:
+    return plan_preparation(layout or "domainnet", str(tree), str(destination), options)
+
+
+def prepare_here(tree: Path, destination: Path, options: PrepareOptions = OPTIONS) -> Plan:
     """A whole preparation in this process, its records included, as an earlier run leaves it."""
-    plan = plan_preparation("domainnet", str(tree), str(destination), options)
+    plan = planned(tree, destination, options)
     for domain in plan.domains:
         for shard in domain.shards:
             make_shard(plan.source, plan.destination, shard, options.encode)
@@ -34,11 +42,9 @@ def prepare_here(tree: Path, destination: Path, options: PrepareOptions) -> Plan
     return plan
 
 
-def refusal(
-    tree: Path | str, destination: Path | str, options: PrepareOptions | None = None
-) -> str:
+def refusal(tree: Path | str, destination: Path | str, options: PrepareOptions = OPTIONS) -> str:
     with pytest.raises(ConfigError) as caught:
-        plan_preparation("domainnet", str(tree), str(destination), options or PrepareOptions())
+        planned(tree, destination, options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -48,7 +54,7 @@ def test_a_plan_has_the_splits_of_all_domains_and_writes_nothing(
 ) -> None:
     for file in tree.rglob("*.jpg"):
         file.write_bytes(b"")  # no image is opened
-    plan = plan_preparation("domainnet", str(tree), str(tmp_path / "data"), PrepareOptions())
+    plan = planned(tree, tmp_path / "data")
     counts = {
         f"{shard.domain}/{shard.split}": len(shard.examples)
         for domain in plan.domains
@@ -104,7 +110,7 @@ def test_an_option_out_of_range_is_refused(
     options: PrepareOptions, key: str, tree: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan_preparation("folders", str(tree / "real"), str(tmp_path / "data"), options)
+        planned(tree / "real", tmp_path / "data", options, "folders")
     assert caught.value.key == key
 
 
@@ -115,7 +121,7 @@ def test_folders_get_the_splits_that_a_search_and_confirm_read(tmp_path: Path) -
     roles = LayoutOptions(id="studio")
 
     def splits(options: PrepareOptions) -> dict[str, int]:
-        plan = plan_preparation("folders", str(tmp_path / "source"), str(tmp_path / "x"), options)
+        plan = planned(tmp_path / "source", tmp_path / "x", options, "folders")
         shards = [shard for domain in plan.domains for shard in domain.shards]
         return {f"{shard.domain}/{shard.split}": len(shard.examples) for shard in shards}
 
@@ -128,7 +134,7 @@ def test_folders_get_the_splits_that_a_search_and_confirm_read(tmp_path: Path) -
 
 def test_an_unknown_layout_is_refused_with_a_suggestion(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'imagenet-v2'") as caught:
-        plan_preparation("imagenet-v3", str(tree), str(tmp_path / "data"), PrepareOptions())
+        planned(tree, tmp_path / "data", layout="imagenet-v3")
     assert (caught.value.key, caught.value.value) == ("layout", "imagenet-v3")
 
 
@@ -154,53 +160,47 @@ def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     draw(tmp_path / "source" / "cat" / "a.png")
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/source/cat/caf\xe9.png"))).write_bytes(b"")
     with pytest.raises(ConfigError, match=r"caf\\xe9.png.* not UTF-8"):
-        plan_preparation(
-            "folders", str(tmp_path / "source"), str(tmp_path / "data"), PrepareOptions()
-        )
+        planned(tmp_path / "source", tmp_path / "data", layout="folders")
 
 
 def test_a_source_in_a_folder_that_is_written_is_refused(tmp_path: Path) -> None:
     source = make_domainnet(tmp_path / "data" / "real" / "raw")
     assert "keep the source" in refusal(source, tmp_path / "data")
-    plan = plan_preparation(
-        "domainnet",
-        str(source),
-        str(tmp_path / "data"),
-        PrepareOptions(LayoutOptions(domains=("painting",))),
-    )
+    painting = PrepareOptions(LayoutOptions(domains=("painting",)))
+    plan = planned(source, tmp_path / "data", painting)
     assert [domain.domain for domain in plan.domains] == ["painting"]
 
 
 def test_the_same_again_may_go_on_and_other_settings_may_not(tree: Path, tmp_path: Path) -> None:
-    data, options = tmp_path / "data", PrepareOptions()
-    assert not any(d.is_done for d in prepare_here(tree, data, options).domains)
-    again = plan_preparation("domainnet", str(tree), str(data), options)
+    data = tmp_path / "data"
+    assert not any(d.is_done for d in prepare_here(tree, data).domains)
+    again = planned(tree, data)
     assert all(domain.is_done and not domain.overwrite for domain in again.domains)
-    smaller = replace(options, encode=EncodeOptions(resize=8))
+    smaller = replace(OPTIONS, encode=EncodeOptions(resize=8))
     assert re.search(
         r"data/painting: was prepared with other settings: --resize None, now 8 "
         r"\(--overwrite replaces it\)",
         refusal(tree, data, smaller),
     )
     assert "--seed 0, now 1; --shard-size 4096, now 2" in refusal(
-        tree, data, replace(options, seed=1, shard_size=2)
+        tree, data, replace(OPTIONS, seed=1, shard_size=2)
     )
-    plan = plan_preparation("domainnet", str(tree), str(data), replace(smaller, overwrite=True))
+    plan = planned(tree, data, replace(smaller, overwrite=True))
     assert all(domain.overwrite and not domain.is_done for domain in plan.domains)
 
 
 def test_other_images_or_class_names_are_other_data(tree: Path, tmp_path: Path) -> None:
-    data, options = tmp_path / "data", PrepareOptions()
-    prepare_here(tree, data, options)
+    data = tmp_path / "data"
+    prepare_here(tree, data)
     lists = [tree / f"{domain}_test.txt" for domain in ("painting", "real")]
     whole = [file.read_text() for file in lists]
     lists[0].write_text("".join(whole[0].splitlines(keepends=True)[1:]))
     assert "other images at the source" in refusal(tree, data)
     for file, text in zip(lists, whole, strict=True):
         file.write_text(text)
-    assert plan_preparation("domainnet", str(tree), str(data), options).domains[0].is_done
-    real = replace(options, layout=LayoutOptions(domains=("real",)))
-    assert [d.is_done for d in plan_preparation("domainnet", str(tree), str(data), real).domains]
+    assert planned(tree, data).domains[0].is_done
+    real = replace(OPTIONS, layout=LayoutOptions(domains=("real",)))
+    assert [d.is_done for d in planned(tree, data, real).domains] == [True]
 
 
 def test_files_that_prepare_did_not_make_are_not_replaced(tree: Path, tmp_path: Path) -> None:
@@ -208,9 +208,7 @@ def test_files_that_prepare_did_not_make_are_not_replaced(tree: Path, tmp_path: 
     own.parent.mkdir(parents=True)
     own.write_bytes(b"images of my own")
     assert "data/real: holds Parquet files" in refusal(tree, tmp_path / "data")
-    plan = plan_preparation(
-        "domainnet", str(tree), str(tmp_path / "data"), PrepareOptions(overwrite=True)
-    )
+    plan = planned(tree, tmp_path / "data", PrepareOptions(overwrite=True))
     real = next(domain for domain in plan.domains if domain.domain == "real")
     assert other_parts(real.store, real.shards) == ["train/mine.parquet"]
 
@@ -218,8 +216,8 @@ def test_files_that_prepare_did_not_make_are_not_replaced(tree: Path, tmp_path: 
 def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(
     tree: Path, tmp_path: Path
 ) -> None:
-    data, options = tmp_path / "data", PrepareOptions()
-    plan = prepare_here(tree, data, options)
+    data = tmp_path / "data"
+    plan = prepare_here(tree, data)
     extra = data / "real" / "train" / "part-00007.parquet"
     extra.write_bytes(b"")
     assert "real: train/part-00007.parquet is not part" in refusal(tree, data)
@@ -228,7 +226,7 @@ def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(
     write_record(real.store, "done", facts)  # the option was for the files of then
     assert "real: train/part-00007.parquet is not part" in refusal(tree, data)
     write_record(real.store, "unfinished", facts)
-    again = plan_preparation("domainnet", str(tree), str(data), options)  # given, then killed
+    again = planned(tree, data)  # given, then killed
     assert [domain.overwrite for domain in again.domains] == [False, True]
     assert again.domains[1].extra == ("train/part-00007.parquet",)
 
@@ -243,14 +241,10 @@ def test_what_is_not_done_may_go_on_with_fewer_images(
     (tree / "real_test.txt").write_text("".join(listed[2:]))  # the last of four parts goes
     assert "other images at the source" in refusal(tree, data, options)
     real = plan.domains[1]
-    facts = {
-        "layout": "domainnet",
-        "source": str(tree),
-        "digest": real.digest,
-        "settings": dict(real.settings),
-    }
+    facts = {"digest": real.digest, "settings": dict(real.settings)}
+    facts |= {"layout": "domainnet", "source": str(tree)}
     write_record(real.store, status, facts)
-    again = plan_preparation("domainnet", str(tree), str(data), options).domains[1]
+    again = planned(tree, data, options).domains[1]
     assert (again.is_done, again.overwrite) == (False, False)
     assert again.extra == ("test/part-00003.parquet",)
     assert "--shard-size 2, now 3" in refusal(tree, data, PrepareOptions(shard_size=3))
@@ -262,8 +256,6 @@ def test_what_is_not_done_may_go_on_with_fewer_images(
 
 
 def test_digests_do_not_depend_on_where_the_source_lies(tree: Path, tmp_path: Path) -> None:
-    options = PrepareOptions()
-    prepare_here(tree, tmp_path / "data", options)
+    prepare_here(tree, tmp_path / "data")
     moved = tree.rename(tmp_path / "moved")
-    plan = plan_preparation("domainnet", str(moved), str(tmp_path / "data"), options)
-    assert all(domain.is_done for domain in plan.domains)
+    assert all(domain.is_done for domain in planned(moved, tmp_path / "data").domains)
