@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import growth
 from tests.benchmarks.growth import main, slope
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 
@@ -15,6 +16,7 @@ def test_later_runs_add_their_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, "")  # restored after the benchmark has set its own
+    monkeypatch.setattr(growth, "SIMULATED_TRIALS", 16)
     for arguments in (["images", "--sizes", "100", "400"], ["devices", "--sizes", "1", "2"]):
         main(["--parts", *arguments, "--out", str(tmp_path)])
     measured = json.loads((tmp_path / "growth.json").read_text())

@@ -231,10 +231,6 @@ def test_a_proposal_gets_the_curve_that_is_nearest_on_the_scale_of_its_parameter
     assert unit_point(SPACE, corners[2]).tolist() == [1.0, 1.0]
 
 
-def test_each_recorded_configuration_is_its_own_nearest(table: CurveTable) -> None:
-    assert [table.nearest(params) for params in table.params] == list(range(9))
-
-
 def test_a_diverged_configuration_is_worse_than_all_others(table: CurveTable) -> None:
     finals = table.finals("score")
     assert finals.argmax() == 4
