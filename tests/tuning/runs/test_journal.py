@@ -90,14 +90,6 @@ def test_an_ended_trial_stays_ended(tmp_path: Path) -> None:
     assert read_history(tmp_path).records == (pruned,)
 
 
-def test_what_a_sampler_noted_is_kept(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.session_started({})
-    journal.trial_started(dataclasses.replace(STARTED, sampler_state={"generation": 3}))
-    (record,) = read_history(tmp_path).records
-    assert record.sampler_state == {"generation": 3}
-
-
 def test_wall_clock_is_that_of_the_sessions_not_of_the_time_between(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.session_started({})

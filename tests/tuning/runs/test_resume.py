@@ -243,22 +243,27 @@ def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(
     assert len(went_on) == 3
 
 
-def test_a_search_yaml_that_was_edited_is_refused(run: Path, went_on: list[SearchFile]) -> None:
-    edit(run, trial__seed=1)
+@pytest.mark.parametrize(
+    ("section", "key", "edited", "original"),
+    [
+        ("trial", "trial.seed", 1, 0),
+        (
+            "search.objective",
+            "search.objective",
+            [{"metric": "id_val/acc"}],
+            [{"metric": "val/mean_acc"}],
+        ),
+        ("search.constraints", "search.constraints", ["id_val/acc>=9"], []),
+    ],
+)
+def test_a_search_yaml_that_was_edited_is_refused(
+    section: str, key: str, edited: Any, original: Any, run: Path, went_on: list[SearchFile]
+) -> None:
+    edit(run, **{key: edited})
     for extend in (False, True):
-        with pytest.raises(ConfigError, match=r"search\.yaml: trial differs"):
+        with pytest.raises(ConfigError, match=rf"search\.yaml: {section} differs"):
             go_on(run, [], extend)
-    assert went_on == []
-
-
-def test_an_edited_objective_or_constraint_is_refused(run: Path, went_on: list[SearchFile]) -> None:
-    edit(run, search__objective=[{"metric": "id_val/acc"}])
-    with pytest.raises(ConfigError, match=r"search\.objective differs"):
-        extend_search(run)
-    edit(run, search__objective=[{"metric": "val/mean_acc"}], search__constraints=["id_val/acc>=9"])
-    with pytest.raises(ConfigError, match=r"search\.constraints differs"):
-        extend_search(run)
-    edit(run, search__constraints=[])
+    edit(run, **{key: original})
     resume_search(run)
     assert len(went_on) == 1
 
@@ -327,11 +332,7 @@ def test_a_new_run_folder_that_another_process_runs_is_not_removed(
 
 
 def named(root: Path, storage: Path, **changes: Any) -> SearchFile:
-    values = search_file(root).model_dump(mode="json")
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return SearchFile.model_validate(
-        nest({"search.name": "mine", "search.storage": str(storage), **dotted}, values)
-    )
+    return search_file(root, search__name="mine", search__storage=str(storage), **changes)
 
 
 def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(

@@ -131,23 +131,12 @@ def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(
     )
 
 
-@pytest.mark.parametrize(("steps", "outcome"), [((40,), "pruned"), ((), "failed")])
-def test_a_trial_that_ends_early_by_itself(
-    tmp_path: Path, steps: tuple[int, ...], outcome: str
-) -> None:
+def test_a_trial_that_ends_early_by_itself_is_pruned(tmp_path: Path) -> None:
     r = recorder(tmp_path)
     r.on_trial_start(0, [], tune_trial())
-    for step in steps:
-        report(r, tune_trial(), step)
+    report(r, tune_trial(), 40)
     r.on_trial_complete(0, [], tune_trial())
-    assert read_history(tmp_path).records[0].outcome == outcome
-
-
-def test_a_proposal_that_cannot_run_is_a_failed_trial(tmp_path: Path) -> None:
-    r = recorder(tmp_path)
-    r.rejected(NEW, "ConfigError: too long")
-    (record,) = read_history(tmp_path).records
-    assert (record.outcome, record.error) == ("failed", "ConfigError: too long")
+    assert read_history(tmp_path).records[0].outcome == "pruned"
 
 
 def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
@@ -159,13 +148,6 @@ def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
     r.on_trial_error(0, [], trial)  # Tune does not call on_trial_start
     (record,) = read_history(tmp_path).records
     assert record.outcome == "failed"
-
-
-def test_a_running_trial_is_stopped_at_the_end(tmp_path: Path) -> None:
-    r = recorder(tmp_path)
-    r.on_trial_start(0, [], tune_trial())
-    (record,) = r.finish("stopped")
-    assert record.outcome == "stopped"
 
 
 def test_a_callback_that_raises_is_logged_and_others_go_on(
@@ -197,7 +179,7 @@ def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path: Path) -> None:
     assert [point["step"] for point in r.records["trial-000"].curve] == [40, 80, 120]
 
 
-@pytest.mark.parametrize("earlier", [[], [replace(fakes.trial(0), outcome="stopped")]])
+@pytest.mark.parametrize("earlier", [[], [fakes.trial(0, outcome="stopped")]])
 def test_a_trial_whose_process_never_started_has_not_ended(
     tmp_path: Path, earlier: Sequence[TrialRecord]
 ) -> None:
