@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -81,7 +80,7 @@ def test_a_trial_has_its_figures_beside_the_pointer(tmp_path: Path) -> None:
 
 def test_names_and_parameters_are_no_markup(tmp_path: Path) -> None:
     odd = """</title><script>alert("1")</script>'&"""
-    record = replace(fakes.trial(0), trial_id=odd, params={"method.name": odd})
+    record = fakes.trial(0, trial_id=odd, params={"method.name": odd})
     page = page_of([record, fakes.trial(1)], tmp_path)
     assert page.count("<script") == 1
     accuracies, curves = linked(page)

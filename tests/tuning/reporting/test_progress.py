@@ -168,7 +168,7 @@ def test_a_curve_in_one_line(values: list[float], expected: str) -> None:
 def test_the_time_left_is_that_of_mean_trials_side_by_side() -> None:
     began = ((0, 300), (0, 310), (300, 390), (310, 420), (390, 490))
     ended = [
-        replace(fakes.trial(number), started_at=float(start), ended_at=float(end))
+        fakes.trial(number, started_at=float(start), ended_at=float(end))
         for number, (start, end) in enumerate(began)
     ]
     late = [replace(running(number), started_at=490.0) for number in (5, 6)]
@@ -194,7 +194,7 @@ def test_the_time_left_is_mostly_in_its_interval(at_once: int, to_begin: int) ->
     for _ in range(300):
         lasted = [random.gauss(100.0, 20.0) for _ in range(10)]
         ended = [
-            replace(fakes.trial(number), started_at=0.0, ended_at=seconds)
+            fakes.trial(number, started_at=0.0, ended_at=seconds)
             for number, seconds in enumerate(lasted)
         ]
         band = seconds_left(search, ended, 0.0, at_once)
@@ -208,9 +208,9 @@ def test_the_time_left_is_mostly_in_its_interval(at_once: int, to_begin: int) ->
 
 
 def test_two_trials_are_too_few_for_an_interval() -> None:
-    two = [replace(fakes.trial(n), started_at=0.0, ended_at=90.0 + n) for n in range(2)]
+    two = [fakes.trial(n, started_at=0.0, ended_at=90.0 + n) for n in range(2)]
     assert seconds_left(replace(SEARCH, budget_trials=3), two, 0.0, 1) == (90.5, 90.5)
-    three = [*two, replace(fakes.trial(2), started_at=0.0, ended_at=110.0)]
+    three = [*two, fakes.trial(2, started_at=0.0, ended_at=110.0)]
     texts = pace(replace(SEARCH, budget_trials=9), three, 0.0, 0.0, 1)
     assert re.fullmatch(r"about \d+m \d\ds to \d+m \d\ds left", texts[1])
 
@@ -233,7 +233,7 @@ def test_a_resumed_log_continues_the_count_of_trials_and_hours() -> None:
     with closing(ProgressCallback(console, clock=lambda: now)) as callback:
         now, callback.earlier_seconds = 3600.0, 1800.0
         callback.search_started(replace(SEARCH, config=budget, budget_trials=7))
-        callback.trial_ended(replace(fakes.trial(0), started_at=0.0, ended_at=1000.0))
+        callback.trial_ended(fakes.trial(0, started_at=0.0, ended_at=1000.0))
         for trial in two:
             callback.trial_started(trial)
         now = 5400.0
@@ -245,7 +245,7 @@ def test_a_resumed_log_continues_the_count_of_trials_and_hours() -> None:
 
 def test_what_is_used_of_a_budget_is_shown() -> None:
     budget = {"search": {"budget": {"hours": 2.0, "gpu_hours": 8.0}}}
-    trial = replace(fakes.trial(1), gpus=4, started_at=0.0, ended_at=1800.0)
+    trial = fakes.trial(1, gpus=4, started_at=0.0, ended_at=1800.0)
     texts = pace(replace(SEARCH, config=budget), [trial], 0.0, 3600.0, 1)
     assert texts[-2:] == ["1 of 2 hours", "2 of 8 GPU-hours"]
     texts = pace(SEARCH, [replace(trial, earlier_gpu_seconds=0.0)], 0.0, 3600.0, 1)
