@@ -126,7 +126,9 @@ def test_the_rungs_of_earlier_sessions_are_known_after_a_resume() -> None:
     for number, values in curves.items():
         for index, value in enumerate(values):
             goes_on(before, tune_trial(number), 30 * (index + 1), value)
-    after = scheduler(earlier=[record(number, *values) for number, values in curves.items()])
+    reference = replace(record(-1, 99.0), trial_id="ft", kind="reference")  # moves no rung
+    records = [reference, *(record(number, *values) for number, values in curves.items())]
+    after = scheduler(earlier=records)
     reports = [(4, 30, 55.0), (4, 60, 53.0), (1, 90, 70.0), (5, 30, 54.0), (6, 30, 61.0)]
     decisions = [
         [goes_on(s, tune_trial(number), step, value) for number, step, value in reports]
@@ -145,11 +147,6 @@ def test_a_stopped_trial_is_compared_when_it_repeats_its_last_report(value: floa
     for s in (uninterrupted, resumed):
         assert goes_on(s, tune_trial(4), 30, value) == (value == 70.0)
         assert goes_on(s, tune_trial(5), 30, 51.5) == (value == 1.0)  # third or fourth of six
-
-
-def test_the_references_of_earlier_sessions_move_no_rung() -> None:
-    reference = replace(record(-1, 99.0), trial_id="ft", kind="reference")
-    assert goes_on(scheduler(earlier=[reference]), tune_trial(0), 30, 1.0)
 
 
 def test_after_a_resume_each_method_hears_of_its_own_curves() -> None:
