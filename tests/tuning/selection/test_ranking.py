@@ -32,12 +32,6 @@ def test_the_best_trial_is_best_at_its_last_step() -> None:
     assert peak.best("val/mean_acc", "max") == 95
 
 
-def test_a_lower_objective_is_better_where_the_search_says_so() -> None:
-    search = replace(SEARCH, objectives=(Objective("val/mean_acc", "min"),))
-    low, high = fakes.trial(1, 80, 60), fakes.trial(2, 88, 62)
-    assert best_trial(search, [low, high]) == low
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_objective_that_is_not_finite_never_wins(bad: float) -> None:
     broken = fakes.trial(1, curve=(fakes.report(240, 99, 99) | {"val/mean_acc": bad},))
