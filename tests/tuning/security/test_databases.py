@@ -33,13 +33,10 @@ def test_a_missing_driver_is_named_with_its_package(
         ("oracle9://host/a", "unknown database or driver"),
         ("somewhere", "not a URL of a database"),
         ("postgresql+psycopg://ann:pa:ss@host:a/b", "not a URL of a database"),
-        ("sqlite:///a.db", None),
     ],
 )
-def test_a_wrong_url_is_one_line_without_its_password(url: str, why: str | None) -> None:
-    if why is None:
-        check_driver("key", url)
-        return
+def test_a_wrong_url_is_one_line_without_its_password(url: str, why: str) -> None:
+    check_driver("key", "sqlite:///a.db")
     with pytest.raises(ConfigError, match=f"^key = .*: {why}") as caught:
         check_driver("key", url)
     assert "pa:ss" not in str(caught.value)
