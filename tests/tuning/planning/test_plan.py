@@ -49,12 +49,10 @@ PROBE = Probe(
 )
 
 
-def search_file(**search: Any) -> SearchFile:
+def search_file(evaluation: dict[str, Any] | None = None, **search: Any) -> SearchFile:
     scheduler = {"name": "asha", "grace_steps": 100, "check_trials": 0}
-    values = {"scheduler": scheduler, **search}
-    return SearchFile.model_validate(
-        {"trial": {"steps": 900, "eval": {"every": 100}}, "search": values}
-    )
+    trial = {"steps": 900, "eval": {"every": 100, **(evaluation or {})}}
+    return SearchFile.model_validate({"trial": trial, "search": {"scheduler": scheduler, **search}})
 
 
 def make_plan(
@@ -118,11 +116,8 @@ def test_between_the_low_end_and_the_median_it_warns_and_goes_on() -> None:
 
 
 def test_it_warns_of_raw_weights_at_rungs_in_the_first_half() -> None:
-    file = search_file()
-    assert "grace_steps = 100 is early" in make_plan(file).warnings[-1]
-    values = file.model_dump(mode="json")
-    values["trial"]["eval"]["rung_weights"] = "averaged"
-    assert make_plan(SearchFile.model_validate(values)).warnings == []
+    assert "grace_steps = 100 is early" in make_plan(search_file()).warnings[-1]
+    assert make_plan(search_file({"rung_weights": "averaged"})).warnings == []
 
 
 def test_it_warns_of_too_little_memory_disk_or_gpu_memory() -> None:
@@ -155,9 +150,7 @@ def test_it_warns_of_too_little_memory_disk_or_gpu_memory() -> None:
 def test_decoded_samples_take_memory(
     val_images: tuple[int, ...], workers: int, rung_images: int, kept: int
 ) -> None:
-    values = search_file(resources={"workers": workers}).model_dump(mode="json")
-    values["trial"]["eval"]["rung_images"] = rung_images
-    file = SearchFile.model_validate(values)
+    file = search_file({"rung_images": rung_images}, resources={"workers": workers})
     probe = replace(PROBE, val_images=val_images, view_bytes=3 * 224**2)
     plan = make_plan(file, probe, memory=8 * 10**9 + 4 * kept)
     assert plan.trial_memory_bytes == 2 * 10**9 + kept
