@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
+from tuning.algorithms.objectives import Mode
 from tuning.reporting.cost import MIN_TRIALS, cost_sentences, gain_of_doubling
 from tuning.runs.records import TrialRecord
 
@@ -22,21 +23,15 @@ def trials(number: int) -> list[TrialRecord]:
 
 
 @pytest.mark.parametrize("number", [MIN_TRIALS, MIN_TRIALS + 1])
-def test_the_gain_is_the_mean_over_all_halves(number: int) -> None:
+@pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
+def test_the_gain_is_the_mean_over_all_halves(mode: Mode, sign: int, number: int) -> None:
+    search = replace(SEARCH, objectives=(replace(OBJECTIVE, mode=mode),))
     records = trials(number)
-    values = [record.metrics[OBJECTIVE.metric] for record in records]
+    values = [sign * record.metrics[OBJECTIVE.metric] for record in records]
     halves = combinations(values, number // 2)
     expected = max(values) - fmean(max(half) for half in halves)
-    unfinished = fakes.trial(99, 99, 99, outcome="pruned")
-    assert gain_of_doubling(SEARCH, [*records, unfinished]) == pytest.approx(expected)
-
-
-def test_a_lower_objective_gains_downwards() -> None:
-    records = trials(MIN_TRIALS)
-    lower = replace(SEARCH, objectives=(replace(OBJECTIVE, mode="min"),))
-    values = [-record.metrics[OBJECTIVE.metric] for record in records]
-    expected = max(values) - fmean(max(half) for half in combinations(values, MIN_TRIALS // 2))
-    assert gain_of_doubling(lower, records) == pytest.approx(expected)
+    unfinished = fakes.trial(99, 99 * sign, 99 * sign, outcome="pruned")
+    assert gain_of_doubling(search, [*records, unfinished]) == pytest.approx(expected)
 
 
 def test_few_trials_or_several_objectives_have_no_estimate() -> None:

@@ -98,20 +98,10 @@ def outcomes(folder: Path) -> dict[str, str]:
     return {row["trial_id"]: row["outcome"] for row in rows[1:]}
 
 
-class Clock:
-    """A clock that tests set."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_the_tables_have_all_trials_when_one_ends(tmp_path: Path) -> None:
     earlier, one = fakes.trial(0, outcome="stopped"), fakes.trial(1)
     two = fakes.trial(2, outcome="running", ended_at=None)
-    callback = ResultsCallback(tmp_path, [earlier], Clock())
+    callback = ResultsCallback(tmp_path, [earlier], lambda: 0.0)
     callback.search_started(SEARCH)
     callback.trial_started(replace(two, curve=()))
     callback.trial_reported(two)
@@ -128,26 +118,27 @@ def test_the_tables_have_all_trials_when_one_ends(tmp_path: Path) -> None:
 def test_writes_are_ten_seconds_and_fifty_write_times_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: float, pause: float
 ) -> None:
-    clock = Clock()
+    now = 0.0
 
     def slow_write(*arguments: Any) -> None:
-        clock.now += took
+        nonlocal now
+        now += took
         write_tables(*arguments)
 
     monkeypatch.setattr("tuning.reporting.callback.write_tables", slow_write)
-    callback = ResultsCallback(tmp_path, clock=clock)
+    callback = ResultsCallback(tmp_path, clock=lambda: now)
     callback.search_started(SEARCH)
     callback.trial_ended(fakes.trial(0))
-    clock.now += pause - 0.01
+    now += pause - 0.01
     callback.trial_ended(fakes.trial(1))
     assert len(outcomes(tmp_path)) == 1
-    clock.now += 0.02
+    now += 0.02
     callback.trial_ended(fakes.trial(2))
     assert len(outcomes(tmp_path)) == 3
 
 
 def test_at_the_end_the_tables_have_the_records_given(tmp_path: Path) -> None:
-    callback = ResultsCallback(tmp_path, clock=Clock())
+    callback = ResultsCallback(tmp_path, clock=lambda: 0.0)
     callback.search_started(SEARCH)
     callback.trial_ended(fakes.trial(1))
     callback.search_ended([fakes.trial(1), fakes.trial(2, outcome="stopped")], "stopped")
