@@ -305,7 +305,6 @@ def test_overrides_are_applied_and_checked(tmp_path: Path) -> None:
     file = load_config(path, ["trial.optim.lr=2e-4", "search.budget.trials=3"], check=False)
     assert (file.trial.optim.lr, file.search.budget.trials) == (2e-4, 3)
     for override, key, words in [
-        ("trial.optim.lrr=2e-4", "trial.optim.lrr", "did you mean 'lr'"),
         ("trial.optim.lr", None, "write it as key=value"),
         ("search.budget.trials=[", None, "line 1, column 2"),
         ("search.objective.mode=min", "search.objective", "not a section"),
