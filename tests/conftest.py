@@ -103,7 +103,7 @@ def images_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(root, classes=CLASSES, images=ImageCounts(6, 3, 2), workers=1, progress=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trial(images_root: Path) -> TrialConfig:
     """A Lipsum-FT of six steps on the real embedded model, evaluated at every third.
 

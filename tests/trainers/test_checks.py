@@ -52,9 +52,7 @@ def test_a_missing_root_domain_or_split_is_named(root: Path) -> None:
             ood_domains=["photo"])  # fmt: skip
 
 
-def test_images_larger_than_the_cache_are_refused(
-    root: Path,
-) -> None:
+def test_images_larger_than_the_cache_are_refused(root: Path) -> None:
     rows = {"image": [{"bytes": bytes([n]) * 50_000, "path": "x"} for n in range(40)]}
     rows["label"] = [0] * 40
     path = part_path(root, "sketch", "val", 1)
@@ -109,9 +107,7 @@ def test_class_names_without_a_prompt_are_an_error(root: Path) -> None:
     refused(root, r"'n01440764' is a WordNet id.*data\.suite = imagenet")
 
 
-def test_the_embedded_benchmark_is_checked_unbuilt(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "resolve_root", None)
     check_data(DataConfig())
     with pytest.raises(ConfigError, match=r"no domain 'skech' \(did you mean 'sketch'\?\)"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,50 @@ from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError, TrainingDiverged
 from trainers.evaluation.metrics import metric_names
-from trainers.fine_tune import REPORTED, fine_tune, reported
+from trainers.fine_tune import REPORTED, Report, fine_tune, reported
 from trainers.loop.state import load_split, start
 from trainers.models.loading import load_clip
 
 
-def test_reports_have_all_promised_names(
-    trial: TrialConfig,
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run of `trial` from beginning to end."""
+
+    reports: list[Report]
+    splits: set[str]
+    """Those that it opened."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trial: TrialConfig) -> Undisturbed:
+    splits: set[str] = set()
+    original = ImageDataset.__init__
+
+    def spy(self: ImageDataset, root: Any, domain: str, split: str, **arguments: Any) -> None:
+        splits.add(split)
+        original(self, root, domain, split, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageDataset, "__init__", spy)
+        return Undisturbed(list(fine_tune(trial)), splits)
+
+
+def test_reports_have_all_promised_names(trial: TrialConfig, undisturbed: Undisturbed) -> None:
+    first, last = undisturbed.reports
+    assert (first.step, last.step) == (3, 6)
+    assert set(first.metrics) == {*REPORTED, *metric_names(trial.data)}
+    accuracies = [last.metrics[f"ood_val/{d}/acc"] for d in trial.data.ood_domains]
+    assert last.metrics["ood_val/mean_acc"] == pytest.approx(sum(accuracies) / 4)
+
+
+def test_the_test_split_is_not_touched(undisturbed: Undisturbed) -> None:
+    assert undisturbed.splits == {"train", "val"}
+
+
+def test_rungs_evaluate_a_sample_and_the_last_step_all_images(
+    trial: TrialConfig, undisturbed: Undisturbed
 ) -> None:
-    reports = list(fine_tune(changed(trial, steps=5)))
-    assert [report.step for report in reports] == [3, 5]
-    assert set(reports[0].metrics) == {*REPORTED, *metric_names(trial.data)}
-    accuracies = [reports[1].metrics[f"ood_val/{d}/acc"] for d in trial.data.ood_domains]
-    assert reports[1].metrics["ood_val/mean_acc"] == pytest.approx(sum(accuracies) / 4)
-
-
-def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial: TrialConfig) -> None:
-    whole, sampled = (
-        list(fine_tune(changed(trial, eval__rung_images=images))) for images in (0, 10)
-    )
+    whole, sampled = undisturbed.reports, list(fine_tune(changed(trial, eval__rung_images=10)))
     assert [report.metrics["eval/images"] for report in whole] == [5 * 24] * 2
     assert [report.metrics["eval/images"] for report in sampled] == [5 * 10, 5 * 24]
     rungs = [untimed(reports[0]) for reports in (whole, sampled)]
@@ -46,9 +72,10 @@ def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial: TrialConfig
     assert untimed(whole[1]) == untimed(sampled[1])
 
 
-def test_a_run_saved_at_every_step_reports_the_same(trial: TrialConfig, tmp_path: Path) -> None:
+def test_a_run_saved_at_every_step_reports_the_same(
+    trial: TrialConfig, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     """Every step but those of the reports is saved, and the run goes on from each in turn."""
-    undisturbed = [(report.step, untimed(report)) for report in fine_tune(trial)]
     said, folder, saved = [], None, -1
     while saved < trial.steps:
         run = fine_tune(trial, resume_from=folder, save_now=lambda: True)
@@ -60,7 +87,8 @@ def test_a_run_saved_at_every_step_reports_the_same(trial: TrialConfig, tmp_path
         report.save(folder)
         run.close()
     said.append((report.step, untimed(report)))
-    assert said == [undisturbed[0]] * 3 + undisturbed[1:]  # step 3, once more at 4 and at 5
+    first, last = [(report.step, untimed(report)) for report in undisturbed.reports]
+    assert said == [first] * 3 + [last]  # step 3, once more at 4 and at 5
     assert report.metrics["cost/seconds"] > report.metrics["cost/eval_seconds"] > 0
     images = trial.optim.batch_size * 3
     before = torch.load(tmp_path / "5" / STATE, weights_only=True)["since_report"]["seconds"]
@@ -72,8 +100,9 @@ def test_a_run_saved_at_every_step_reports_the_same(trial: TrialConfig, tmp_path
 def test_the_training_curve_goes_on_between_reports(trial: TrialConfig, tmp_path: Path) -> None:
     """Its points are what a run that is evaluated there reports, also after a resume."""
     progress: list[TrainCurve] = []
-    (seldom,) = fine_tune(changed(trial, steps=24, eval__every=24), on_progress=progress.append)
-    often = list(fine_tune(changed(trial, steps=24, eval__every=10)))
+    config = changed(trial, steps=24, eval__every=24, data__ood_domains=["sketch"])
+    (seldom,) = fine_tune(config, on_progress=progress.append)
+    often = list(fine_tune(changed(config, eval__every=10)))
     expected = {name: [r.metrics[name] for r in often] for name in ("train/loss", "train/lr")}
     assert seldom.train_curve["step"] == [report.step for report in often] == [10, 20, 24]
     for name, values in expected.items():
@@ -82,10 +111,10 @@ def test_the_training_curve_goes_on_between_reports(trial: TrialConfig, tmp_path
     assert progress == so_far
 
     steps = iter(range(25))
-    first = fine_tune(seldom.run.config, save_now=lambda: next(steps) == 12)
+    first = fine_tune(config, save_now=lambda: next(steps) == 12)
     next(first).save(tmp_path)
     first.close()
-    (resumed,) = fine_tune(seldom.run.config, resume_from=tmp_path)
+    (resumed,) = fine_tune(config, resume_from=tmp_path)
     names = ("step", *expected)
     assert [resumed.train_curve[n] for n in names] == [seldom.train_curve[n] for n in names]
     seconds = [8 * 10 / rate for rate in resumed.train_curve["train/images_per_s"][:2]]
@@ -121,10 +150,9 @@ def test_the_points_of_a_training_curve_are_limited(
 
 
 def test_a_run_saved_at_its_repeated_report_is_undisturbed(
-    trial: TrialConfig, tmp_path: Path
+    trial: TrialConfig, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     """It was saved between two reports before, and what it had done since is not forgotten."""
-    *_, undisturbed = fine_tune(trial)
     first = fine_tune(trial, save_now=lambda: True)
     next(report for report in first if report.step == 5).save(tmp_path / "first")
     second = fine_tune(trial, resume_from=tmp_path / "first")
@@ -133,7 +161,7 @@ def test_a_run_saved_at_its_repeated_report_is_undisturbed(
     repeated.save(tmp_path / "second")
     second.close()
     *_, last = fine_tune(trial, resume_from=tmp_path / "second")
-    assert untimed(last) == untimed(undisturbed)
+    assert untimed(last) == untimed(undisturbed.reports[-1])
     seconds = [
         torch.load(tmp_path / name / STATE, weights_only=True)["since_report"]["seconds"]
         for name in ("first", "second")
@@ -150,13 +178,18 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(trial: TrialConfig, tmp_p
         next(fine_tune(trial, resume_from=tmp_path))
 
 
+@pytest.fixture
+def without_sketch(trial: TrialConfig, images_root: Path, tmp_path: Path) -> TrialConfig:
+    """The trial, with a root of its own to which a test adds sketches."""
+    for domain in set(trial.data.domains) - {"sketch"}:
+        (tmp_path / domain).symlink_to(images_root / domain)
+    return changed(trial, data__root=str(tmp_path))
+
+
 def test_a_domain_may_reorder_or_omit_classes(
-    trial: TrialConfig, images_root: Path, tmp_path: Path
+    trial: TrialConfig, without_sketch: TrialConfig, images_root: Path, tmp_path: Path
 ) -> None:
     """Reversed classes leave every figure as it is; three of eight are easier than all."""
-    for domain in trial.data.domains:
-        (tmp_path / domain).symlink_to(images_root / domain)
-    (tmp_path / "sketch").unlink()
     rows = pq.read_table(part_path(images_root, "sketch", "val")).to_pylist()
     for classes in (CLASSES[::-1], CLASSES[2::-1]):
         images = [
@@ -165,8 +198,7 @@ def test_a_domain_may_reorder_or_omit_classes(
             if CLASSES[row["label"]] in classes
         ]
         write_images(part_path(tmp_path, "sketch", "val"), images, classes, {})
-        there = changed(trial, data__root=str(tmp_path))
-        run, split = start(there), load_split(there, "val")
+        run, split = start(without_sketch), load_split(without_sketch, "val")
         metrics = run.evaluate("val", split)
         if len(classes) == len(CLASSES):
             assert metrics == pytest.approx(start(trial).evaluate("val", load_split(trial, "val")))
@@ -179,14 +211,11 @@ def test_a_domain_may_reorder_or_omit_classes(
 
 
 def test_unknown_classes_are_refused_before_the_first_step(
-    trial: TrialConfig, images_root: Path, tmp_path: Path
+    without_sketch: TrialConfig, tmp_path: Path
 ) -> None:
-    for domain in trial.data.domains:
-        (tmp_path / domain).symlink_to(images_root / domain)
-    (tmp_path / "sketch").unlink()
     write_images(part_path(tmp_path, "sketch", "val"), [LabelledImage(b"", "x", 0)], ("cow",), {})
     with pytest.raises(ConfigError, match="sketch: 'cow': no class of real"):
-        next(fine_tune(changed(trial, data__root=str(tmp_path))))
+        next(fine_tune(without_sketch))
 
 
 def test_a_model_without_random_texts_reports_no_rank(
@@ -200,21 +229,14 @@ def test_a_model_without_random_texts_reports_no_rank(
     assert set(REPORTED) - set(reported(plain.model)) == {"random_text/effective_rank"}
 
 
-def test_only_the_image_encoder_and_the_head_are_trained(trial: TrialConfig) -> None:
-    *_, last = fine_tune(trial)
-    fresh = load_clip(trial.model)
-    for name, parameter in fresh.named_parameters():
-        assert torch.equal(parameter, dict(last.run.zero_shot.clip.named_parameters())[name])
-    moved = [
-        not torch.equal(a, b)
-        for a, b in zip(
-            last.run.student.visual.parameters(),
-            fresh.visual.parameters(),
-            strict=True,  # type: ignore[union-attr]
-        )
-    ]
-    assert all(moved)
-    assert not torch.equal(last.run.student.head, last.run.zero_shot.head)
+def test_only_the_image_encoder_and_the_head_are_trained(undisturbed: Undisturbed) -> None:
+    run = undisturbed.reports[-1].run
+    fresh = load_clip(run.config.model).state_dict()
+    for name, parameter in run.zero_shot.clip.named_parameters():
+        assert torch.equal(parameter, fresh[name])
+    for name, parameter in run.student.visual.named_parameters():
+        assert not torch.equal(parameter, fresh[f"visual.{name}"])
+    assert not torch.equal(run.student.head, run.zero_shot.head)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial: TrialConfig) -> None:
@@ -230,16 +252,3 @@ def test_a_batch_that_the_workers_cannot_share_evenly_is_refused(
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     with pytest.raises(ConfigError, match="batch_size = 8: not divisible by 3 workers"):
         start(trial)
-
-
-def test_the_test_split_is_not_touched(trial: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    original = ImageDataset.__init__
-
-    def spy(self: ImageDataset, root: Any, domain: str, split: str, **arguments: Any) -> None:
-        read.append(split)
-        original(self, root, domain, split, **arguments)
-
-    monkeypatch.setattr(ImageDataset, "__init__", spy)
-    list(fine_tune(trial))
-    assert set(read) == {"train", "val"}

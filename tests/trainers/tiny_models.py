@@ -62,9 +62,9 @@ def write_config(folder: Path, kind: str, **changes: Any) -> Path:
     return path
 
 
-def random_model(folder: Path, kind: str) -> ModelConfig:
+def random_model(folder: Path, kind: str, **changes: Any) -> ModelConfig:
     """The kind with random weights."""
-    return ModelConfig(name=str(write_config(folder, kind)), pretrained=RANDOM)
+    return ModelConfig(name=str(write_config(folder, kind, **changes)), pretrained=RANDOM)
 
 
 def student_of(zero_shot: ZeroShotModel, method: Method | None = None) -> Student:

@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -23,23 +22,12 @@ PATIENCE_S = 300
 
 
 class TwoWorkers:
-    """The two, for as long as the block lasts; after a failure, two others."""
+    """The two, until `stop`; after a failure, two others."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._started = folder, 0
         self._ends: list[Connection] = []
         self._processes: list[Any] = []
-
-    def __enter__(self) -> TwoWorkers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop()
 
     def __call__(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What the job returns on either, the first one's first.
@@ -54,7 +42,7 @@ class TwoWorkers:
                 end.send((job, arguments))
             return [self._answer(rank) for rank in range(NUMBER)]
         except BaseException:
-            self._stop()  # the other one may wait for ever
+            self.stop()  # the other one may wait for ever
             raise
 
     def _answer(self, rank: int) -> Any:
@@ -76,7 +64,8 @@ class TwoWorkers:
             self._ends.append(here)
             self._processes.append(process)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the processes, if there are any."""
         for end in self._ends:
             end.close()
         for process in self._processes:
