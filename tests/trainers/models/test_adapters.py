@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainers.tiny_models import KINDS, random_model, write_config
+from tests.trainers.tiny_models import random_model
 from trainers.models.adapters import GAIN, Adapters
-from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.image import pooled_features
 from trainers.models.student import Student
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
@@ -26,7 +25,8 @@ TIMM_VIT = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 1
 
 def student_of(kind: str, folder: Path) -> Student:
     """With random adapters in it."""
-    model = random_model(folder, kind) if kind in KINDS else timm_vit(folder)
+    changes = {"vision_cfg": TIMM_VIT} if kind == "timm" else {}
+    model = random_model(folder, kind, **changes)
     student = prepared(load_zero_shot(model, PROMPTS))
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -40,11 +40,6 @@ def prepared(zero_shot: ZeroShotModel) -> Student:
     student = Student(zero_shot)
     student.train_adapters()
     return student
-
-
-def timm_vit(folder: Path) -> ModelConfig:
-    path = write_config(folder, "timm", vision_cfg=TIMM_VIT)
-    return ModelConfig(name=str(path), pretrained=RANDOM)
 
 
 @contextmanager
@@ -65,10 +60,10 @@ def hooked(encoder: nn.Module, adapters: Adapters) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("kind", ["clip", "custom-text", "quick-gelu", "coca", "timm-vit"])
+@pytest.mark.parametrize("kind", ["clip", "custom-text", "quick-gelu", "coca", "timm"])
 def test_merged_adapters_say_what_adapters_in_the_network_say(kind: str, tmp_path: Path) -> None:
     student = student_of(kind, tmp_path)
-    size = 160 if kind == "timm-vit" else 32
+    size = 160 if kind == "timm" else 32
     images = torch.randn(3, 3, size, size)
     tokens = torch.randint(1, 49_000, (3, 24))
     tokens[:, -1] = 49_407

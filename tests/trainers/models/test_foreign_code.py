@@ -71,21 +71,25 @@ def evil(tmp_path: Path) -> Path:
     return folder
 
 
-def loaded(transformers: Path, cache: Path, model: dict[str, Any]) -> str:
-    """What a process prints that loads the model, with a user who answers `y` to every question."""
+def python(
+    transformers: Path, cache: Path, code: str, argument: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the code in a process that has transformers, and answer `y` to every question."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(transformers)]),
         "HF_HOME": str(cache),
         "HF_HUB_OFFLINE": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, json.dumps(model)],
-        input="y\n" * 100,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    command = [sys.executable, "-c", code, argument]
+    answers = "y\n" * 100
+    return subprocess.run(
+        command, input=answers, env=environment, capture_output=True, text=True, check=False
     )
+
+
+def loaded(transformers: Path, cache: Path, model: dict[str, Any]) -> str:
+    """What a process prints that loads the model."""
+    done = python(transformers, cache, LOAD, json.dumps(model))
     return done.stdout + done.stderr
 
 
@@ -165,12 +169,5 @@ print(found.tolist() == expected.tolist())
 def test_a_tokenizer_file_gives_the_tokens_of_transformers(
     transformers: Path, tmp_path: Path
 ) -> None:
-    paths = os.pathsep.join([str(Path.cwd()), str(transformers)])
-    done = subprocess.run(
-        [sys.executable, "-c", TOKENS, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(transformers, tmp_path, TOKENS, str(tmp_path))
     assert done.stdout == "True\n", done.stderr

@@ -64,28 +64,13 @@ def test_a_step_reaches_every_trained_parameter_and_no_other(
 ) -> None:
     student = student_of(zero_shot)
     method.check(zero_shot.text)
+    has_fixed_positions = Path(zero_shot.text.model).stem == "fixed-positions"
     assert step(student, zero_shot, method) == pytest.approx(0, abs=1e-6)
     for name, parameter in student.named_parameters():
-        fixed = name == "visual.positional_embedding" and not parameter.requires_grad
-        assert (parameter.grad is not None) != fixed, name
+        fixed = has_fixed_positions and name == "visual.positional_embedding"
+        assert parameter.requires_grad == (parameter.grad is not None) == (not fixed), name
         assert fixed or bool(parameter.grad.isfinite().all())  # type: ignore[union-attr]
     assert all(p.grad is None and not p.requires_grad for p in zero_shot.clip.parameters())
-
-
-def test_the_regulariser_grows_as_the_student_leaves(zero_shot: ZeroShotModel) -> None:
-    student = student_of(zero_shot)
-    with torch.no_grad():
-        for parameter in student.visual.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape)
-    assert step(student, zero_shot, METHODS[1]) > 1e-4
-
-
-def test_fixed_positions_stay_fixed(tmp_path: Path) -> None:
-    zero_shot = load_zero_shot(random_model(tmp_path, "fixed-positions"), PROMPTS)
-    student = student_of(zero_shot)
-    frozen = [name for name, p in student.named_parameters() if not p.requires_grad]
-    assert frozen == ["visual.positional_embedding"]
 
 
 @pytest.mark.parametrize("kind", ["resnet", "timm"])

@@ -13,7 +13,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tests.trainers.tiny_models import KINDS, write_config
+from tests.trainers.tiny_models import KINDS, random_model
 from trainers.errors import ConfigError
 from trainers.models.architecture import TOKENIZER_KEYWORDS
 from trainers.models.byte_pair import byte_pair_tokenizer, clip_merges, merges_of, packed
@@ -29,8 +29,8 @@ TEXTS = ["a photo of a cat.", "Two dogs & a bird's nest, 1984!", "x" * 200, ""]
 def own(folder: Path, tokenizer: Path, vocab_size: int, **text: Any) -> ModelConfig:
     """A random CLIP with a tokenizer of its own."""
     config = KINDS["clip"]["text_cfg"] | {"vocab_size": vocab_size} | text
-    path = write_config(folder, "clip", text_cfg=config)
-    return ModelConfig(name=str(path), pretrained="random", tokenizer=str(tokenizer))
+    model = random_model(folder, "clip", text_cfg=config)
+    return model.model_copy(update={"tokenizer": str(tokenizer)})
 
 
 def clip_json(path: Path, merges: int = 1000) -> Path:

@@ -153,14 +153,6 @@ def test_whatever_goes_into_a_head_changes_its_key(
     assert head_digest(image_side, tokenizer, PROMPTS, built) == key
 
 
-@pytest.mark.parametrize(("kind", "scale"), [("clip", 1 / 0.07), ("sigmoid", 9.974182454814718)])
-def test_the_logit_scale_is_the_exponential_of_whatever_shape(
-    kind: str, scale: float, tmp_path: Path
-) -> None:
-    zero_shot = load_zero_shot(random_model(tmp_path, kind), PROMPTS)
-    assert zero_shot.logit_scale == pytest.approx(scale, rel=1e-6)
-
-
 def test_random_texts_span_several_directions_of_tiny_clip() -> None:
     zero_shot = load_zero_shot(ModelConfig(), PROMPTS)
     assert zero_shot.text.has_random_texts
