@@ -63,6 +63,13 @@ def differences(function: Callable[[np.ndarray], float], x: np.ndarray) -> np.nd
     return gradient
 
 
+def assert_gradient(tensor: Tensor, function: Callable[[np.ndarray], float], x: np.ndarray) -> None:
+    """A tensor's gradient is that of a function at x, the tensor's value, by differences."""
+    assert tensor.grad is not None
+    expected = differences(function, x).reshape(tensor.grad.shape)
+    np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=1e-6, atol=1e-8)
+
+
 def outputs(features: Tensor, text_features: Tensor, scale: Tensor) -> Outputs:
     """Of features (B, D) and text features (G, B, D), without a head."""
     return Outputs(features, features.new_zeros(len(features), 0), text_features, scale)

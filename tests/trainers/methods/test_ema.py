@@ -49,10 +49,6 @@ def test_the_evaluated_average_is_a_sum_with_powers_of_d(
     assert report.metrics["id_val/nll"] == pytest.approx(of_average, rel=1e-4)
     assert abs(of_average - of_the_last) > 1e-2
 
-
-def test_the_average_does_not_change_what_trains(trial: TrialConfig) -> None:
-    averaged, plain = (
-        [report.run.weights for report in fine_tune(short(trial, method))][-1]
-        for method in ({"name": "ema", "ema_decay": D}, {"name": "ft"})
-    )
-    assert all(torch.equal(value, plain[name]) for name, value in averaged.items())
+    # The average does not change what trains.
+    (plain,) = fine_tune(short(trial, "ft", optim__lr=3e-3, precision="fp32"))
+    assert all(torch.equal(v, points[-1][name]) for name, v in plain.run.weights.items())

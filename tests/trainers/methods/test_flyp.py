@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from tests.trainers.methods.by_hand import at, contrastive, differences, outputs, random_batch
+from tests.trainers.methods.by_hand import assert_gradient, at, contrastive, outputs, random_batch
 from trainers.methods.base import Method, StepRandom
 from trainers.methods.carot import CaRot
 from trainers.methods.flyp import ContrastiveFineTuning, random_captions
@@ -20,34 +19,19 @@ from trainers.texts.prompts import Prompts, named_templates
 FLYP = ContrastiveFineTuning()
 
 
-def test_loss_and_gradients_equal_the_sum_over_pairs(
-    zero_shot: ZeroShotModel,
-) -> None:
-    batch = random_batch(classes=(0, 1, 0, 2))
+def test_loss_and_gradients_equal_the_sum_over_pairs(zero_shot: ZeroShotModel) -> None:
+    batch = random_batch(classes=(0, 1, 0, 2))  # images of one class are told apart, too
     f, _, (t,), s = (tensor.detach().numpy() for tensor in batch.student)
     loss = FLYP.loss(batch, at(zero_shot, 0))
     loss.total.backward()
     assert loss.total.item() == pytest.approx(contrastive(s * f @ t.T), rel=1e-12)
     assert loss.reg.item() == 0
-    for tensor, by_hand in (
-        (batch.student.features, differences(lambda x: contrastive(s * x @ t.T), f)),
-        (batch.student.text_features, differences(lambda x: contrastive(s * f @ x.T), t)[None]),
-        (batch.student.logit_scale, differences(lambda x: contrastive(x * f @ t.T), s)),
-    ):
-        assert tensor.grad is not None
-        np.testing.assert_allclose(tensor.grad.numpy(), by_hand, rtol=1e-6, atol=1e-8)
+    assert_gradient(batch.student.features, lambda x: contrastive(s * x @ t.T), f)
+    assert_gradient(batch.student.text_features, lambda x: contrastive(s * f @ x.T), t)
+    assert_gradient(batch.student.logit_scale, lambda x: contrastive(x * f @ t.T), s)
 
 
-def test_images_of_one_class_are_told_apart_like_any_others(zero_shot: ZeroShotModel) -> None:
-    batch = random_batch(classes=(0, 1, 2, 3))
-    alike = replace(batch, labels=torch.zeros(4, dtype=torch.int64))
-    of_batch, of_alike = (FLYP.loss(b, at(zero_shot, 0)).total for b in (batch, alike))
-    assert torch.equal(of_batch, of_alike)
-
-
-def test_matching_texts_have_a_small_loss(
-    zero_shot: ZeroShotModel,
-) -> None:
+def test_matching_texts_have_a_small_loss(zero_shot: ZeroShotModel) -> None:
     f, labels = torch.eye(4), torch.arange(4)
     for order, expected in (([0, 1, 2, 3], 0.0), ([1, 2, 3, 0], 100.0)):
         student = outputs(f, f[order][None], torch.tensor(100.0))

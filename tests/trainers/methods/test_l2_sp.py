@@ -45,9 +45,7 @@ def test_loss_and_its_gradients_equal_the_sum_of_squares(zero_shot: ZeroShotMode
         np.testing.assert_allclose(parameter.grad.numpy(), by_hand, rtol=1e-12)
 
 
-def test_a_run_penalises_all_parameters_from_zero_shot(
-    trial: TrialConfig,
-) -> None:
+def test_a_run_penalises_all_parameters_from_zero_shot(trial: TrialConfig) -> None:
     taken = take_step(trial, {"name": "l2_sp", "reg_weight": 0.3})
     zero_shot = taken.run.zero_shot
     initial = {"head": zero_shot.head}

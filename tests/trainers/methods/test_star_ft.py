@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.trainers.methods.by_hand import (
     at,
@@ -79,25 +78,6 @@ def test_gradients_of_the_divergence_equal_its_differences() -> None:
     assert batch.student.logit_scale.grad is None
 
 
-def with_scores(labels: list[int], before: Tensor, after: Tensor) -> Batch:
-    """Of images along the axes, whose scores are then free to choose."""
-    axes, one = torch.eye(len(labels)), torch.tensor(1.0)
-    student = outputs(axes, after.T[None], one)
-    return Batch(torch.tensor(labels), student, zero_shot=outputs(axes, before.T[None], one))
-
-
-def test_pairs_of_one_class_do_not_count() -> None:
-    labels = [0, 1, 0, 2]
-    before = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
-    within = torch.tensor(labels)[:, None] == torch.tensor(labels)
-    moved_within = before + 3 * within * torch.arange(4)
-    assert spurious_divergence(with_scores(labels, before, moved_within)).item() == 0
-    for i, j in (~within).nonzero().tolist():
-        moved = before.clone()
-        moved[i, j] += 1
-        assert spurious_divergence(with_scores(labels, before, moved)).item() > 1e-3
-
-
 def test_a_batch_of_one_class_has_nothing_to_compare() -> None:
     batch = random_batch(classes=(1, 1, 1), kinds=2)
     reg = spurious_divergence(batch)
@@ -117,9 +97,7 @@ def test_its_weight_falls_linearly_to_0_unless_told_otherwise(zero_shot: ZeroSho
     assert weights(StarFineTuning(reg_weight=2, reg_schedule="constant")) == [2, 2, 2, 2]
 
 
-def test_a_spurious_text_is_the_caption_in_a_template(
-    zero_shot: ZeroShotModel,
-) -> None:
+def test_a_spurious_text_is_the_caption_in_a_template(zero_shot: ZeroShotModel) -> None:
     labels, draw = [0, 2, 1], StepRandom(0, 9, batch_size=3)
     captions, spurious = STAR_FT.texts(labels, zero_shot.prompts, draw)
     assert captions == ["a photo of a cat.", "a photo of a fish.", "a photo of a dog."]
@@ -144,9 +122,7 @@ def test_templates_are_sentences_with_one_place_for_the_caption(
         assert template.count(".") == 1
 
 
-def test_with_cross_entropy_the_text_encoder_stays_frozen(
-    zero_shot: ZeroShotModel,
-) -> None:
+def test_with_cross_entropy_the_text_encoder_stays_frozen(zero_shot: ZeroShotModel) -> None:
     method = StarFineTuning(task="cross_entropy", reg_schedule="constant")
     assert not method.per_image
     student = student_of(zero_shot, method)
