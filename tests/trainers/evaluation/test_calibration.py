@@ -38,9 +38,7 @@ def test_nll_and_ece_are_those_of_the_divided_logits(column: int) -> None:
 
 
 @pytest.mark.parametrize("true_temperature", [0.4, 1.0, 3.0])
-def test_the_temperature_is_the_optimum_up_to_the_grid(
-    true_temperature: float,
-) -> None:
+def test_the_temperature_is_the_optimum_up_to_the_grid(true_temperature: float) -> None:
     logits, labels = drawn(true_temperature)
     nll, gaps = calibration_sums(torch.tensor(logits), torch.tensor(labels))
     found, optimum = best_temperature(nll), by_hand.fitted_temperature(logits, labels)

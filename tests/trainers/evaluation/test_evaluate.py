@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
@@ -187,65 +182,6 @@ def test_zero_shot_features_of_another_share_are_refused(
     half = drift_of(images, texts, rank=0, world_size=2)
     with pytest.raises(ValueError, match="5 zero-shot features of a share of 9"):
         evaluate(classifier(2), images, INPUT, batch_size=4, device=CPU, drift=half)
-
-
-class Workers:
-    """Threads that reduce over gloo, each with a process group of its own."""
-
-    def __init__(self, world_size: int) -> None:
-        self.world_size, self._local, self._store = world_size, threading.local(), dist.HashStore()
-
-    def run(self, work: Callable[[int], DomainSums]) -> list[DomainSums]:
-        with ThreadPoolExecutor(self.world_size) as pool:
-            return list(pool.map(lambda rank: self._worker(rank, work), range(self.world_size)))
-
-    def all_reduce(self, tensor: Tensor) -> None:
-        self._local.group.allreduce([tensor]).wait()
-
-    def _worker(self, rank: int, work: Callable[[int], DomainSums]) -> DomainSums:
-        limit = timedelta(seconds=20)
-        self._local.group = dist.ProcessGroupGloo(self._store, rank, self.world_size, limit)
-        return work(rank)
-
-
-@pytest.mark.parametrize(("world_size", "sample"), [(2, 0), (10, 0), (2, 5)])
-def test_workers_in_lockstep_find_what_one_finds(
-    root: Path, texts: Tensor, monkeypatch: pytest.MonkeyPatch, world_size: int, sample: int
-) -> None:
-    """Of 2 workers one has 2 batches and the other 1; of 10 one has none at all."""
-    workers = Workers(world_size)
-    monkeypatch.setattr(dist, "all_reduce", workers.all_reduce)
-
-    def work(rank: int) -> DomainSums:
-        def together(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-            def forward(images: Tensor) -> Any:
-                workers.all_reduce(torch.ones(1))  # waits for all others
-                return model(images)
-
-            return forward
-
-        settings: dict[str, Any] = {
-            "batch_size": 4,
-            "device": CPU,
-            "rank": rank,
-            "world_size": world_size,
-            "lockstep": True,
-        }
-        images = ImageDataset(root, "real", "val").sampled(sample)
-        before = image_features(together(encoder(1)), images, INPUT, **settings)
-        drift = Drift(before, moment(texts), SCALE)
-        return evaluate(together(classifier(2)), images, INPUT, drift=drift, **settings)
-
-    found = workers.run(work)
-    images = ImageDataset(root, "real", "val").sampled(sample)
-    alone = evaluate(
-        classifier(2), images, INPUT, batch_size=9, device=CPU, drift=drift_of(images, texts)
-    )
-    for sums in found:
-        assert sums.measures(1.0) == found[0].measures(1.0)
-        assert sums.measures(1.0) == pytest.approx(alone.measures(1.0), rel=1e-5)
-        assert torch.equal(sums.total, alone.total)
-        assert sums.number == (sample or len(images))
 
 
 def sums_of(seed: int) -> DomainSums:

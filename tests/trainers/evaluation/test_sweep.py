@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.trainers.curves import changed
+from tests.trainers.methods.contract import configured
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
@@ -16,18 +18,9 @@ POINTS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
 def test_the_sweep_ends_at_zero_shot_and_at_the_last_report(
     method: str, trial: TrialConfig
 ) -> None:
-    config = with_overrides(
-        trial,
-        {
-            "method": {"name": method} | ({"ema_decay": 0.5} if method == "r_adapter" else {}),
-            "optim.lr": 3e-2 if method == "r_adapter" else 1e-3,
-            "data.ood_domains": ["sketch"],
-            "eval.wise_alphas": [0, 0.3, 1],
-            "precision": "fp32",
-            "steps": 4,
-        },
-        "test",
-    )
+    changes = {"optim__lr": 3e-2 if method == "r_adapter" else 1e-3, "precision": "fp32"}
+    changes |= {"data__ood_domains": ["sketch"], "eval__wise_alphas": [0, 0.3, 1], "steps": 4}
+    config = changed(configured(trial, method), **changes)
     first, last = (report.metrics for report in fine_tune(config))
     assert not [name for name in first if name.startswith("wise/")]
     swept = {name for name in last if name.startswith("wise/")}

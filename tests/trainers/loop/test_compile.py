@@ -6,27 +6,28 @@ from __future__ import annotations
 import shutil
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
 
-from tests.trainers.curves import assert_near, curve, short
-from tests.trainers.tiny_models import write_config
-from trainers.config import TrialConfig, with_overrides
+from tests.trainers.curves import assert_near, changed, curve, short
+from tests.trainers.tiny_models import KINDS, random_model
+from trainers.config import TrialConfig
 
 
-@pytest.fixture
-def tiny(trial: TrialConfig, tmp_path: Path) -> TrialConfig:
+def small(trial: TrialConfig, method: str, folder: Path, **vision: Any) -> TrialConfig:
     """With random weights, two blocks an encoder, and no shifted domains."""
-    model = {"name": str(write_config(tmp_path, "clip")), "pretrained": "random"}
-    return with_overrides(trial, {"model": model}, "test")
+    model = random_model(folder, "clip", vision_cfg=KINDS["clip"]["vision_cfg"] | vision)
+    config = short(trial, method, steps=2, data__ood_domains=[])
+    return config.model_copy(update={"model": model})
 
 
 def test_a_traced_run_has_the_curve_of_an_eager_one(
-    tiny: TrialConfig, monkeypatch: pytest.MonkeyPatch
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of both encoders, with merged weights, and blocks whose second pass is traced as well."""
-    config = short(tiny, "r_adapter", steps=2, activation_checkpointing=True, data__ood_domains=[])
+    config = changed(small(trial, "r_adapter", tmp_path), activation_checkpointing=True)
     eager = curve(config)
     traced = partialmethod(nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(nn.Module, "compile", traced)
@@ -36,11 +37,11 @@ def test_a_traced_run_has_the_curve_of_an_eager_one(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="Inductor compiles C++ on a CPU")
 def test_a_compiled_run_has_the_curve_of_an_eager_one(
-    tiny: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slow: C++ is compiled for the image tower, once with gradients and once without."""
+    """Slow: C++ is compiled for an image tower of one block, with and without gradients."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    config = short(tiny, "ft", steps=2, data__ood_domains=[])
+    config = small(trial, "ft", tmp_path, layers=1)
     found, wanted = curve(config.model_copy(update={"compile": True})), curve(config)
     assert found != wanted
     for name, value in wanted[0].items():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from tests.conftest import CLASSES
-from tests.trainers.curves import PARTS, Curve, assert_near, curve, short
+from tests.trainers.curves import PARTS, Curve, assert_near, changed, curve, saved_between, short
 from tests.trainers.loop.short_memory import limit_images
 from tests.trainers.workers import TwoWorkers
 from trainers import fine_tune as loop
@@ -53,21 +53,21 @@ def test_two_workers_have_the_curve_of_one(
 ) -> None:
     """Shards, and steps in parts; replicas of every method are in the contract."""
     sweep: dict[str, Any] = {"eval__wise_alphas": [0.25]} if method == "wise_ft" else {}
-    alone = configured(trial, method, **sweep)
-    together = configured(trial, method, parallel=parallel, optim__micro_batch_size=parts, **sweep)
+    alone = configured(trial, method, steps=2, **sweep)
+    together = changed(alone, parallel=parallel, optim__micro_batch_size=parts)
     first, second = two_workers(curve, together)
     assert first == second
     assert_near(first, curve(alone))
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_gradients_of_all_workers_together_are_clipped(
-    trial: TrialConfig, two_workers: TwoWorkers, parallel: str
+    trial: TrialConfig, two_workers: TwoWorkers
 ) -> None:
     settings: dict[str, Any] = {"optim__clip_grad_norm": 0.5, "optim__eps": 1.0, "optim__lr": 0.5}
     clipped = curve(configured(trial, "ft", **settings))
-    first, _ = two_workers(curve, configured(trial, "ft", parallel=parallel, **settings))
-    assert_near(first, clipped)
+    for parallel in ("ddp", "fsdp"):
+        first, _ = two_workers(curve, configured(trial, "ft", parallel=parallel, **settings))
+        assert_near(first, clipped)
     unclipped = curve(configured(trial, "ft", optim__eps=1.0, optim__lr=0.5))
     assert abs(unclipped[0]["id_val/nll"] - clipped[0]["id_val/nll"]) > 1e-2
 
@@ -111,7 +111,10 @@ def test_a_worker_may_have_fewer_or_no_images_of_a_domain(
     trial: TrialConfig, two_workers: TwoWorkers, images_root: Path, tmp_path: Path
 ) -> None:
     """In batches of two images of shards, which all workers must call equally often: of five the
-    first worker has two batches and the second one; of one it has one and the second none."""
+    first worker has two batches and the second one; of one it has one and the second none.
+
+    The first of two reports is on a sample.
+    """
     for domain in trial.data.domains:
         (tmp_path / domain).symlink_to(images_root / domain)
     for domain, size in (("sketch", 1), ("painting", 5)):
@@ -123,41 +126,44 @@ def test_a_worker_may_have_fewer_or_no_images_of_a_domain(
         "data__root": str(tmp_path),
         "data__ood_domains": ["sketch", "painting"],
         "eval__batch_size": 2,
+        "eval__every": 1,
+        "eval__rung_images": 3,
         "steps": 2,
     }
     first, second = two_workers(curve, configured(trial, "ft", parallel="fsdp", **changes))
     assert first == second
+    assert [report["eval/images"] for report in first] == [3 + 1 + 3, 24 + 1 + 5]
     assert_near(first, curve(configured(trial, "ft", **changes)))
 
 
 @pytest.mark.parametrize(
-    ("method", "where"),
-    [
-        ("ft", ("student", "backward")),
-        ("star_ft", ("backward", "teacher")),
-        ("star_ft", (None, "teacher")),
-    ],
+    ("method", "places"),
+    [("ft", [("student", "backward")]), ("star_ft", [("backward", "teacher"), (None, "teacher")])],
+    ids=["ft", "star_ft"],
 )
 def test_workers_out_of_memory_agree_on_smaller_parts(
-    trial: TrialConfig, two_workers: TwoWorkers, method: str, where: tuple[str | None, str | None]
+    trial: TrialConfig, two_workers: TwoWorkers, method: str, places: list[tuple[str | None, ...]]
 ) -> None:
     config = configured(trial, method, steps=2)
     in_twos = configured(trial, method, steps=2, optim__micro_batch_size=2)
     from_the_start = two_workers(curve, in_twos)
-    halved = two_workers(_curve_in_short_memory, config, where)
-    assert halved == from_the_start
-    assert {report[PARTS] for report in halved[0]} == {2}
+    assert {report[PARTS] for report in from_the_start[0]} == {2}
+    for where in places:
+        assert two_workers(_curve_in_short_memory, config, where) == from_the_start
 
 
 def _curve_in_short_memory(
-    config: TrialConfig, where: tuple[str | None, ...], from_step: int = 0
+    config: TrialConfig,
+    where: tuple[str | None, ...],
+    from_step: int = 0,
+    resume_from: Path | None = None,
 ) -> Curve:
     """Of a run in which three images at a time are one too many, or none where it is nowhere."""
     place = where[dist.get_rank()]
     if place is not None:
         loop.start = limit_images(2, place, from_step)
     try:
-        return curve(config)
+        return curve(config, resume_from)
     finally:
         loop.start = start
 
@@ -170,6 +176,19 @@ def test_workers_agree_on_smaller_parts_after_an_evaluation_too(
     first, second = two_workers(_curve_in_short_memory, config, ("student", None), 3)
     assert first == second
     assert [report[PARTS] for report in first] == [4, 2]
+
+
+def test_resumed_workers_with_less_memory_agree_on_parts(
+    trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
+) -> None:
+    """Neither at the beginning of the training nor after an evaluation."""
+    config = configured(trial, "ft", steps=6, eval__every=6)
+    undisturbed, _ = two_workers(saved_between, config, tmp_path, [False] * 3 + [True, False], 4)
+    everywhere = ("student", "student")
+    resumed, other = two_workers(_curve_in_short_memory, config, everywhere, 0, tmp_path)
+    assert resumed == other
+    assert_near(resumed, undisturbed)
+    assert [report[PARTS] for report in (*undisturbed, *resumed)] == [4, 2]
 
 
 @pytest.mark.parametrize(("parallel", "from_step"), [("ddp", 2), ("fsdp", 0)])

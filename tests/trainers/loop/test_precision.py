@@ -21,13 +21,6 @@ SCALE = 256.0
 """Of losses in float16, so small that nothing of the embedded model's overflows."""
 
 
-def test_auto_is_float32_where_there_is_no_gpu() -> None:
-    automatic = Precision("auto", CPU)
-    assert automatic.dtype == torch.float32
-    with automatic.autocast():
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-
-
 @pytest.mark.parametrize("native", [False, True])
 def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(
     native: bool, monkeypatch: pytest.MonkeyPatch
@@ -40,9 +33,14 @@ def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(
     assert automatic.dtype == (torch.bfloat16 if native else torch.float32)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_matrix_products_are_done_in_16_bits(name: str, dtype: torch.dtype) -> None:
-    with Precision(name, CPU).autocast():  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("auto", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_matrix_products_without_a_gpu_have_the_precision(name: str, dtype: torch.dtype) -> None:
+    precision = Precision(name, CPU)  # type: ignore[arg-type]
+    assert precision.dtype == dtype
+    with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
@@ -89,28 +87,22 @@ def test_an_overflowing_step_is_skipped_and_halves_the_scale(trial: TrialConfig)
         assert torch.equal(value, before[name]), name
 
 
-def test_a_run_in_float16_outlives_overflows(
-    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "start", _start_at_a_great_scale)
-    (report,) = fine_tune(short(trial, "ft", steps=8, eval__every=8, precision="fp16"))
-    taken = {int(state["step"]) for state in report.run.optimizer.state.values()}
-    halved = 22 - math.log2(report.run.scaler.get_scale())
-    assert halved > 0
-    assert taken == {8 - halved}
-    assert all(math.isfinite(value) for value in report.metrics.values())
-
-
-def test_a_float16_run_resumes_bit_for_bit_with_its_scale(
+def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(
     trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = short(trial, "ft", precision="fp16", steps=4, eval__every=2)
+    config = short(trial, "ft", precision="fp16", steps=8, eval__every=4)
     monkeypatch.setattr(loop, "start", _start_at_a_great_scale)
     undisturbed = fine_tune(config)
     first = next(undisturbed)
     first.save(tmp_path)
     scale = first.run.scaler.get_scale()
     *_, last = undisturbed
+    taken = {int(state["step"]) for state in last.run.optimizer.state.values()}
+    halved = 22 - math.log2(last.run.scaler.get_scale())
+    assert halved > 0
+    assert taken == {8 - halved}
+    assert all(math.isfinite(value) for value in last.metrics.values())
+
     monkeypatch.undo()
     resumed = fine_tune(config, resume_from=tmp_path)
     repeated = next(resumed)

@@ -105,17 +105,13 @@ class Recorded:
 
 @pytest.mark.parametrize(
     ("method", "settings"),
-    [
-        ("lipsum_ft", {}),
-        ("lipsum_ft", {"text_source": "fixed"}),
-        ("kd", {}),
-        ("car_ft", {}),
-    ],
+    [("lipsum_ft", {}), ("lipsum_ft", {"text_source": "fixed"}), ("kd", {}), ("car_ft", {})],
 )
 def test_a_full_cache_replaces_the_zero_shot_model(
     method: str, settings: dict[str, Any], trial: TrialConfig
 ) -> None:
-    config = changed(configured(trial, method, **settings), steps=4, eval__every=1)
+    few = changed(trial, steps=4, eval__every=1, data__ood_domains=["sketch"])
+    config = configured(few, method, **settings)
     live = Recorded(changed(config, zero_shot_cache_gb=0))
     cold, warm = Recorded(config), Recorded(config)
     images = 3 * config.optim.batch_size  # of the steps after the first report
@@ -171,5 +167,5 @@ def test_an_unchanged_student_has_distance_0_from_stored_features(trial: TrialCo
 
 
 def test_without_a_limit_nothing_is_stored(trial: TrialConfig, folder: Path) -> None:
-    list(fine_tune(changed(trial, zero_shot_cache_gb=0)))
+    list(fine_tune(changed(trial, zero_shot_cache_gb=0, steps=1)))
     assert not folder.exists()
