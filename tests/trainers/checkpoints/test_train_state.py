@@ -37,17 +37,18 @@ def test_a_sharded_run_resumes_bit_for_bit_from_a_plain_checkpoint(
 ) -> None:
     """On one worker and on two, whichever of them wrote the checkpoint."""
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
-    undisturbed = two_workers(_saved_at_first_report, configured(trial, method, "fsdp", 8), sharded)
+    shards, replicas = (configured(trial, method, parallel, 6) for parallel in ("fsdp", "ddp"))
+    undisturbed = two_workers(_saved_at_first_report, shards, sharded)
     assert undisturbed[0] == undisturbed[1]
-    whole = _saved_at_first_report(configured(trial, method, "ddp", 8), alone)
+    whole = _saved_at_first_report(replicas, alone)
     assert_near(undisturbed[0], whole)
 
     assert_same_files(sharded, alone)
 
-    resumed = two_workers(curve, configured(trial, method, "fsdp", 8), sharded)
+    resumed = two_workers(curve, shards, sharded)
     assert resumed == undisturbed
-    assert_near(curve(configured(trial, method, "ddp", 8), resume_from=sharded), whole)
-    taken_over = two_workers(curve, configured(trial, method, "fsdp", 8), alone)
+    assert_near(curve(replicas, resume_from=sharded), whole)
+    taken_over = two_workers(curve, shards, alone)
     assert taken_over[0] == taken_over[1]
     assert_near(taken_over[0], whole)
 
@@ -94,19 +95,13 @@ def test_two_workers_resume_between_two_reports(
     trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
 ) -> None:
     config = configured(trial, {"name": "ema", "ema_decay": 0.5}, parallel)
-    undisturbed, _ = two_workers(saved_between, config, tmp_path, [False, True], 3)
-    assert two_workers(curve, config, tmp_path) == [undisturbed, undisturbed]
-    assert_near(curve(config, resume_from=tmp_path), undisturbed)
-
-
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(
-    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
-) -> None:
-    """Also if one worker took the place of the two in between."""
-    config = configured(trial, {"name": "ft"}, parallel)
     first, again, alone = (tmp_path / name for name in ("first", "again", "alone"))
     undisturbed, _ = two_workers(saved_between, config, first, [False, True], 3)
+    assert two_workers(curve, config, first) == [undisturbed, undisturbed]
+    assert_near(curve(config, resume_from=first), undisturbed)
+
+    # Saved once more while it repeats its report, by both or by one in their place, it keeps the
+    # sums of the steps since.
     two_workers(_saved_as_repeated, config, first, again)
     assert two_workers(curve, config, again) == [undisturbed, undisturbed]
     _saved_as_repeated(config, first, alone)
