@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.trainers.curves import changed
 from tests.trainers.exported import open_clip_logits
+from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import load_weights
 from trainers.config import TrialConfig, with_overrides
@@ -41,22 +43,14 @@ KINDS_AND_METHODS = [
 
 @pytest.fixture(scope="module", params=KINDS_AND_METHODS, ids=lambda both: "-".join(both))
 def trained(
-    request: pytest.FixtureRequest, images_root: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[TrainState, Path]:
     """A run after its last step, and its checkpoint."""
     kind, method = request.param
     folder = tmp_path_factory.mktemp(kind)
-    config = TrialConfig.model_validate(
-        {
-            "model": random_model(folder, kind).model_dump(),
-            "data": {"root": str(images_root), "ood_domains": ["sketch"]},
-            "method": {"name": method} | ({"ema_decay": 0.5} if method == "r_adapter" else {}),
-            "optim": {"lr": 5e-2 if method == "r_adapter" else 3e-3, "batch_size": 8},
-            "precision": "fp32",
-            "steps": 2,
-        }
-    )
-    *_, last = fine_tune(config)
+    changes = {"optim__lr": 5e-2 if method == "r_adapter" else 3e-3, "precision": "fp32"}
+    changes |= {"model": random_model(folder, kind), "data__ood_domains": ["sketch"], "steps": 2}
+    *_, last = fine_tune(changed(configured(trial, method), **changes))
     last.save(folder / "checkpoint")
     return last.run, folder / "checkpoint"
 
@@ -104,26 +98,34 @@ def test_alpha_0_exports_zero_shot_and_alpha_1_fine_tuned(
         torch.testing.assert_close(logits, run_logits(run, weights), rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def quarter(
+    trained: tuple[TrainState, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Tensor, Path]:
+    """Logits and folder of the export with alpha = 0.25."""
+    folder = tmp_path_factory.mktemp("quarter")
+    return exported_logits(*trained, folder, alpha=0.25), folder
+
+
 def test_wise_ft_in_between_is_the_mean_of_every_weight(
-    trained: tuple[TrainState, Path], tmp_path: Path
+    trained: tuple[TrainState, Path], quarter: tuple[Tensor, Path]
 ) -> None:
-    run, checkpoint = trained
-    logits = exported_logits(run, checkpoint, tmp_path, alpha=0.25)
+    (run, checkpoint), (logits, folder) = trained, quarter
     with swapped_in(run.student.trained, run.initial):
         before = {n: v.clone() for n, v in run.student.plain_state().items()}
     after = load_file(checkpoint / "student.safetensors")
     mean = {n: 0.75 * before[n] + 0.25 * v for n, v in after.items()}
-    exported = load_file(tmp_path / "open_clip_model.safetensors")
+    exported = load_file(folder / "open_clip_model.safetensors")
     for name, value in mean.items():
         decoder = name.startswith("text.text_decoder.")  # which open_clip leaves uninitialised
         if name != "head" and after[name].is_floating_point() and not decoder:
             torch.testing.assert_close(exported[name.removeprefix("text.")], value)
-    head = load_file(tmp_path / "head.safetensors")["head"]
+    head = load_file(folder / "head.safetensors")["head"]
     if run.student.text is None:
         torch.testing.assert_close(head, mean["head"])
     else:  # of the text encoder in between, which is not the mean of both heads
         torch.testing.assert_close(head.norm(dim=-1), torch.ones(len(head)))
-        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         prompts = run.zero_shot.prompts
         texts = run.zero_shot.tokenizer(prompts.of(prompts.names[3]))
         with torch.no_grad():
@@ -133,9 +135,11 @@ def test_wise_ft_in_between_is_the_mean_of_every_weight(
 
 
 def test_a_point_of_the_sweep_equals_the_export_with_alpha(
-    trained: tuple[TrainState, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: tuple[TrainState, Path],
+    quarter: tuple[Tensor, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, checkpoint = trained
+    (run, _), (logits, _) = trained, quarter
     seen: list[Tensor] = []
 
     def look(self: TrainState, *arguments: object) -> dict[str, float]:
@@ -146,7 +150,6 @@ def test_a_point_of_the_sweep_equals_the_export_with_alpha(
     swept = with_overrides(run.config, {"eval.wise_alphas": [0.25]}, "test")
     monkeypatch.setattr(run, "config", swept)
     run.sweep("val", {})
-    logits = exported_logits(run, checkpoint, tmp_path, alpha=0.25)
     torch.testing.assert_close(logits, seen[0], rtol=1e-5, atol=1e-5)
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from tests.trainers.curves import changed
+from tests.trainers.methods.contract import configured
 from trainers.checkpoints.format import WEIGHTS, Progress, load_weights, save_weights
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.dataset import ImageDataset
@@ -23,22 +25,14 @@ Train = Callable[..., tuple[TrialConfig, Path, dict[str, float]]]
 
 
 @pytest.fixture(scope="module")
-def train(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+def train(trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Trains a method with a seed, once: configuration, checkpoint and last report."""
 
     @cache
     def run(method: str, seed: int = 0) -> tuple[TrialConfig, Path, dict[str, float]]:
-        adapters = method == "r_adapter"
-        config = TrialConfig.model_validate(
-            {
-                "data": {"root": str(images_root), "ood_domains": ["sketch", "clipart"]},
-                "method": {"name": method} | ({"ema_decay": 0.5} if adapters else {}),
-                "optim": {"lr": 3e-2 if adapters else 5e-4, "batch_size": 8},
-                "steps": 2,
-                "seed": seed,
-                "zero_shot_cache_gb": 0,
-            }
-        )
+        lr = 3e-2 if method == "r_adapter" else 5e-4
+        changes = {"optim__lr": lr, "data__ood_domains": ["sketch", "clipart"], "steps": 2}
+        config = changed(configured(trial, method), **changes, seed=seed)
         folder = tmp_path_factory.mktemp(f"{method}-{seed}")
         *_, last = fine_tune(config)
         last.save(folder)
