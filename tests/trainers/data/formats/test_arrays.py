@@ -8,13 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.trainers.data.formats.more_trees import ARRAY_LABELS, make_arrays, pixels
-from tests.trainers.data.formats.reading import (
-    images,
-    read,
-    read_one,
-    refusal,
-    table,
-)
+from tests.trainers.data.formats.reading import images, read, read_one, refusal, table
 
 
 def save(folder: Path, images: np.ndarray, labels: np.ndarray, split: str = "test") -> Path:

@@ -12,8 +12,9 @@ from trainers.data.storage import open_store
 
 
 def test_images_are_found_by_extension_at_any_depth(tmp_path: Path) -> None:
-    for name in ("b/2.JPEG", "b/1.Png", "a.webp", "b/deep/3.tif"):
+    for name in ("b/2.JPEG", "b/1.Png", "b/deep/3.tif"):
         draw(tmp_path / "root" / name)
+    (tmp_path / "root" / "a.webp").touch()  # that it is empty is found when it is read
     for name in ("b/notes.txt", "b/jpg", "b/.jpg", "data.parquet", "b/4.jpg.part"):
         (tmp_path / "root" / name).write_text("no image")
     store, below = open_store(tmp_path), ["root/b/1.Png", "root/b/2.JPEG", "root/b/deep/3.tif"]
@@ -30,15 +31,17 @@ def tree(tmp_path: Path) -> Path:
     for name in (
         *("x.heic", "dog/noext", "cat/photo.jpg?w=200", "cat/y.jxl", "cat/notes.txt"),
         *("labels.csv", "classes.txt", "README", "cat/README.md", "dog/LICENSE.txt"),
-        *("cat/Thumbs.db", ".hidden.heic", "dog/.x/1.heic", "__MACOSX/x.heic"),
+        *("cat/Thumbs.db", "cat/._1.png", "cat/@eaDir/1.png/SYNOPHOTO_THUMB_XL.jpg"),
+        *(".hidden.heic", "dog/.x/1.jpg", "__MACOSX/x.jpg", ".cache/x.jpg"),
     ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"whatever")
     return tmp_path
 
 
 def test_files_of_other_kinds_are_counted_in_one_finding(tree: Path) -> None:
-    images, findings = class_images(open_store(tree), "", ["cat", "dog"])
+    store = open_store(tree)
+    images, findings = class_images(store, "", folders_in(store))
     assert images == {"cat": ["cat/1.png"], "dog": ["dog/1.png"]}
     detail = "5 of no known kind of image ignored, e.g. x.heic"
     assert findings == [Finding(".", "other files", detail)]

@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 from timm.data import ImageNetInfo
 
-from tests.trainers.data.formats.reading import (
-    kinds,
-    read,
-    read_one,
-    refusal,
-    table,
-)
+from tests.trainers.data.formats.reading import kinds, read, read_one, refusal, table
 from tests.trainers.data.formats.trees import (
     ACORN,
     GOLDFINCH,
@@ -32,15 +26,15 @@ from tests.trainers.data.formats.trees import (
 )
 from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.formats.index import Finding
-from trainers.data.splits import carve_splits
 from trainers.data.storage import open_store
 
 V2 = "imagenetv2-matched-frequency-format-val"
 
 
 def test_wordnet_ids_are_those_of_timm_in_their_order() -> None:
-    assert list(wordnet_ids()) == ImageNetInfo("imagenet-1k").label_names()
-    assert [wordnet_ids()[i] for i in (0, 1, 988, 999)] == [TENCH, GOLDFISH, ACORN, TOILET_TISSUE]
+    ids = list(wordnet_ids())
+    assert ids == ImageNetInfo("imagenet-1k").label_names() == sorted(ids)
+    assert [ids[i] for i in (0, 1, 988, 999)] == [TENCH, GOLDFISH, ACORN, TOILET_TISSUE]
 
 
 @pytest.mark.parametrize(
@@ -85,16 +79,6 @@ def test_a_subset_has_the_classes_of_its_train_folder(tmp_path: Path) -> None:
     )
 
 
-def test_all_class_folders_give_all_classes(tmp_path: Path) -> None:
-    for name in wordnet_ids():
-        (tmp_path / "train" / name).mkdir(parents=True)
-    draw(tmp_path / "train" / TOILET_TISSUE / "roll.JPEG")
-    train = read_one("imagenet", tmp_path)
-    assert train.class_names == wordnet_ids()
-    assert [e.label for e in train.examples] == [999]
-    assert len(train.findings) == 999
-
-
 def test_the_validation_set_alone_is_enough(tmp_path: Path) -> None:
     make_imagenet(tmp_path)
     (tmp_path / "train").rename(tmp_path / "unsorted")
@@ -106,20 +90,6 @@ def test_kaggles_archive_is_read_from_its_top(tmp_path: Path) -> None:
     train, _ = read("imagenet", tmp_path)
     assert table(train)[0][0] == "train/n01440764/n01440764_10.JPEG"
     assert open_store(tmp_path).exists(train.examples[0].source.path)
-
-
-@pytest.mark.parametrize(
-    ("layout", "make"), [("imagenet-v2", make_imagenet_v2), ("imagenet-r", make_imagenet_r)]
-)
-def test_the_archive_and_the_folder_around_it_carve_the_same(
-    tmp_path: Path, layout: str, make: Callable[[Path], Path]
-) -> None:
-    (archive,) = make(tmp_path).iterdir()
-    carved = [
-        [(x.split, table(x)) for x in carve_splits(read(layout, root), 0.5, seed=3)]
-        for root in (tmp_path, archive)
-    ]
-    assert carved[0] == carved[1]
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -171,28 +141,13 @@ def test_shifts_are_labelled_in_the_order_of_wordnet_ids(
     root = make(tmp_path)
     (archive,) = root.iterdir()
     index = read_one(layout, root if wrapped else archive)
-    assert [(Path(path).parent.name, label) for path, label in table(index)[::2]] == expected
+    # Paths begin at the archive, so that both sources are carved alike.
+    assert [(path.partition("/")[0], label) for path, label in table(index)[::2]] == expected
     assert [(index.class_names[label], label) for _, label in expected] == expected
     assert (index.domain, index.split, index.metadata) == (layout, "test", {"layout": layout})
     missing = len(index.class_names) - len(expected)
     assert [(kind, bad) for _, kind, bad in kinds(index)] == [("missing class", False)] * missing
     assert read_one(layout, root, domain="lines").domain == "lines"
-
-
-def test_litter_of_computers_is_not_an_image(tmp_path: Path) -> None:
-    archive = make_imagenet_r(tmp_path) / "imagenet-r"
-    before = read("imagenet-r", tmp_path)
-    for path in (
-        f"{GOLDFISH}/._art_1.jpg",
-        f"{GOLDFISH}/Thumbs.db",
-        f"{GOLDFISH}/@eaDir/art_1.jpg/SYNOPHOTO_THUMB_XL.jpg",
-        f"{GOLDFISH}/.ipynb_checkpoints/art_1.jpg",
-        ".DS_Store",
-        "__MACOSX/art.jpg",
-    ):
-        (archive / path).parent.mkdir(parents=True, exist_ok=True)
-        (archive / path).write_bytes(b"")
-    assert read("imagenet-r", tmp_path) == before
 
 
 def test_an_image_beside_the_class_folders_is_bad(tmp_path: Path) -> None:
@@ -241,8 +196,3 @@ def test_two_folders_of_one_number_are_refused(tmp_path: Path) -> None:
 def test_one_variant_of_v2_has_to_be_chosen(tmp_path: Path) -> None:
     draw(make_imagenet_v2(tmp_path) / "imagenetv2-top-images-format-val" / "0" / "a.jpeg")
     assert "several variants" in refusal("imagenet-v2", tmp_path).problem
-
-
-def test_class_folders_without_any_image_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "train" / TENCH).mkdir(parents=True)
-    assert "no image in any of its class folders" in refusal("imagenet", tmp_path).problem

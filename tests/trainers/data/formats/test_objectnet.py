@@ -8,7 +8,6 @@ import pytest
 from tests.trainers.data.formats.reading import read_one, refusal, table
 from tests.trainers.data.formats.trees import make_objectnet
 from trainers.data.formats.index import Finding
-from trainers.data.formats.readers import FileSource
 
 MAPPINGS = (
     "folder_to_objectnet_label.json",
@@ -42,14 +41,6 @@ def test_a_class_maps_to_all_of_its_imagenet_classes(archive: Path) -> None:
         "bicycle": ["n03792782", "n02835271"],  # mountain bike, tandem
         "chair": ["n02791124", "n03376595", "n04099969"],  # barber, folding, rocking chair
     }
-
-
-def test_the_folder_that_holds_the_archive_may_be_given(archive: Path) -> None:
-    index = read_one("objectnet", archive.parent, domain="things")
-    assert index.domain == "things"
-    path = "images/alarm_clock/alarm_clock1.png"
-    assert index.examples[0].path == path
-    assert index.examples[0].source == FileSource(f"objectnet-1.0/{path}")
 
 
 def test_a_mapped_class_without_a_folder_is_missing(archive: Path) -> None:

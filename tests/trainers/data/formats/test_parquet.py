@@ -102,9 +102,8 @@ def test_a_split_is_told_by_file_or_folder(tmp_path: Path, name: str, split: str
 def test_files_that_name_no_split_are_what_the_user_says(tmp_path: Path) -> None:
     write_parquet(tmp_path / "0.parquet", [encoded("a")], [0])
     write_parquet(tmp_path / ".cache" / "train.parquet", [encoded("b")], [0])
-    assert [(x.split, len(x.examples)) for x in read("parquet", tmp_path, split="test")] == [
-        ("test", 1)
-    ]
+    index = read_one("parquet", tmp_path, split="test")
+    assert (index.split, len(index.examples)) == ("test", 1)
 
 
 def test_plain_binary_columns_and_names_of_one_s_own_are_read(tmp_path: Path) -> None:
@@ -168,12 +167,7 @@ def test_a_split_whose_labels_are_secret_is_left_out(tmp_path: Path) -> None:
         images = [encoded(str(label)) for label in labels]
         write_parquet(root / "data" / f"test-0000{part}-of-00002.parquet", images, labels)
     train, val = read("parquet", root)
-    assert (train.split, len(train.examples), val.split, len(val.examples)) == (
-        "train",
-        5,
-        "val",
-        1,
-    )
+    assert [(x.split, len(x.examples)) for x in (train, val)] == [("train", 5), ("val", 1)]
     assert kinds(train) == [("data/test-00000-of-00002.parquet", "unlabelled split", False)]
     assert "none of its 3 images has a label" in train.findings[0].detail
     assert not val.findings
@@ -230,10 +224,8 @@ def test_one_of_several_label_columns_has_to_be_chosen(tmp_path: Path) -> None:
     metadata = {"huggingface": json.dumps({"info": {"features": two}})}
     pq.write_table(schema.replace_schema_metadata(metadata), tmp_path / "x.parquet")
     error = refusal("parquet", tmp_path)
-    assert (error.key, error.problem) == (
-        "--label-column",
-        "is needed: its columns are kind, colour",
-    )
+    assert error.key == "--label-column"
+    assert "kind, colour" in error.problem
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:

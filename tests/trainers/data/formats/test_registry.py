@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.trainers.data.formats.more_trees import TREES
 from tests.trainers.data.formats.reading import read, read_in_bucket, refusal
 from trainers.data.formats import LAYOUTS
+from trainers.data.formats.imagenet import DATA_SETS
 from trainers.data.formats.index import (
+    LayoutOptions,
     check_distinct,
     check_distinct_in_prompts,
     read_class_names_file,
@@ -20,28 +24,13 @@ from trainers.errors import ConfigError, listed
 
 OPTIONS = {  # that each layout takes
     "domainnet": ("domains", "deduplicate"),
-    "imagenet": ("domain",),
-    "imagenet-v2": ("domain",),
-    "imagenet-r": ("domain",),
-    "imagenet-a": ("domain",),
-    "imagenet-sketch": ("domain",),
-    "objectnet": ("domain",),
+    **dict.fromkeys(DATA_SETS, ("domain",)),
     "arrays": ("domain", "domains", "class_names"),
     "webdataset": ("domain", "split", "class_names"),
     "folders": ("domain", "domains", "id", "ood", "split", "class_names"),
     "parquet": ("domain", "split", "class_names", "image_column", "label_column"),
 }
-VALUES = {
-    "domain": "x",
-    "domains": ("x", "y"),
-    "id": "x",
-    "ood": ("x", "y"),
-    "split": "val",
-    "deduplicate": "list.txt",
-    "class_names": "names.txt",
-    "image_column": "img",
-    "label_column": "cls",
-}
+SEVERAL = ("domains", "ood")
 
 
 def test_every_layout_has_a_description_options_and_a_tree() -> None:
@@ -69,10 +58,11 @@ def test_a_source_of_another_layout_is_told_what_is_there(layout: str, tmp_path:
 
 @pytest.mark.parametrize("layout", OPTIONS)
 def test_options_that_a_layout_does_not_use_are_refused(layout: str, tmp_path: Path) -> None:
-    for option in VALUES.keys() - OPTIONS[layout]:
-        error = refusal(layout, tmp_path, **{option: VALUES[option]})
+    for option in {field.name for field in fields(LayoutOptions)} - {*OPTIONS[layout]}:
+        value: Any = ("x", "y") if option in SEVERAL else "x"
+        error = refusal(layout, tmp_path, **{option: value})
         assert error.key == f"--{option.replace('_', '-')}"
-        assert error.value == ("x,y" if option in ("domains", "ood") else VALUES[option])
+        assert error.value == ("x,y" if option in SEVERAL else "x")
         assert str(error.hint).count("--") == len(OPTIONS[layout])
 
 

@@ -3,14 +3,7 @@ import tarfile
 from pathlib import Path
 
 from tests.trainers.data.formats.more_trees import encoded, make_webdataset, write_tar
-from tests.trainers.data.formats.reading import (
-    images,
-    kinds,
-    read,
-    read_one,
-    refusal,
-    table,
-)
+from tests.trainers.data.formats.reading import images, kinds, read, read_one, refusal, table
 from trainers.data.formats.index import Finding
 from trainers.data.splits import carve_splits
 
@@ -36,12 +29,6 @@ def test_samples_are_listed_with_their_labels_and_captions(tmp_path: Path) -> No
     assert found[0].metadata == {"layout": "webdataset"}
 
 
-def test_images_are_read_from_where_they_lie(tmp_path: Path) -> None:
-    root = make_webdataset(tmp_path / "birds")
-    expected = [encoded("a", "jpg"), encoded("b"), encoded("c", "jpg"), encoded("d", "webp")]
-    assert [data for index in read("webdataset", root) for data in images(root, index)] == expected
-
-
 def test_names_longer_than_a_header_and_files_of_other_kinds_do_no_harm(tmp_path: Path) -> None:
     deep = "/".join(["folder" * 20] * 3)
     root = tars(
@@ -57,10 +44,7 @@ def test_names_longer_than_a_header_and_files_of_other_kinds_do_no_harm(tmp_path
         },
     )
     index = read_one("webdataset", root)
-    assert table(index) == [
-        (f"0.tar/{deep}/a.jpg", 1),
-        ("0.tar/b.jpg", 0),
-    ]
+    assert table(index) == [(f"0.tar/{deep}/a.jpg", 1), ("0.tar/b.jpg", 0)]
     assert images(root, index) == [encoded("a", "jpg"), encoded("b", "jpg")]
     assert not index.findings
 
