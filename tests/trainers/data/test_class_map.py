@@ -38,28 +38,23 @@ def test_the_same_classes_in_the_same_order_cost_nothing() -> None:
     assert mapped(ID).project(logits) is logits
 
 
+INSECTS = DomainRule(class_map={"insect": ("ant", "bee"), "pet": ("dog",)})
+
+
 @pytest.mark.parametrize(
-    ("classes", "columns"),
+    ("classes", "rule", "expected"),
     [
-        (("bee", "dog"), [1, 3]),  # a mask
-        (("dog", "ant"), [3, 0]),  # a mask in another order
-        (("dog", "cat", "bee", "ant"), [3, 2, 1, 0]),  # a permutation
+        pytest.param(("bee", "dog"), None, [[1, 3], [5, 4]], id="mask"),
+        pytest.param(("dog", "ant"), None, [[3, 0], [4, 7]], id="mask in another order"),
+        pytest.param(ID[::-1], None, [[3, 2, 1, 0], [4, 9, 5, 7]], id="permutation"),
+        pytest.param(("pet", "insect"), INSECTS, [[3, 1], [4, 7]], id="best of several"),
     ],
 )
-def test_a_part_of_the_classes_is_scored_in_its_own_order(
-    classes: tuple[str, ...], columns: list[int]
+def test_the_classes_of_a_domain_are_scored_in_its_own_order(
+    classes: tuple[str, ...], rule: DomainRule | None, expected: list[list[float]]
 ) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0]])
-    projection = mapped(classes)
-    assert projection.project(logits) is not logits
-    assert torch.equal(projection.project(logits), logits[:, columns])
-
-
-def test_a_class_that_stands_for_several_scores_as_the_best_of_them() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0]])
-    rule = DomainRule(class_map={"insect": ("ant", "bee"), "pet": ("dog",)})
-    projection = mapped(("pet", "insect"), rule=rule)
-    assert projection.project(logits).tolist() == [[3.0, 1.0], [4.0, 7.0]]
+    assert mapped(classes, rule).project(logits).tolist() == expected
 
 
 def test_classes_may_share_some_of_what_they_stand_for() -> None:
@@ -79,54 +74,46 @@ def test_projections_equal_numpys_on_many_classes_and_unequal_groups() -> None:
     assert np.array_equal(projection.project(torch.from_numpy(logits)).numpy(), expected)
 
 
+SAME = "'pet' and 'dog' stand for the same classes of real"
+
+
 @pytest.mark.parametrize(
-    ("classes", "arguments", "problem"),
+    ("classes", "rule", "of_files", "problem"),
     [
         (
             ("ant", "cats"),
             {},
+            "",
             r"'cats': no class of real.* \(did you mean 'cat'\?\) \(in a suite",
         ),
-        (tuple("xyzuv"), {}, "'x', 'y', 'z' and 2 more: no class of real, which has 4 .in a suite"),
-        (("ant", "ant"), {}, "sketch: several of its classes are called 'ant'"),
-        (ID, {"rule": DomainRule(num_classes=200)}, "it has 4 classes, and the suite expects 200"),
-        (
-            ("pet", "insect"),
-            {"rule": DomainRule(class_map={"pet": ("dog",)})},
-            "its class_map has nothing for 'insect'",
-        ),
+        (tuple("xyzuv"), {}, "", "'x', 'y', 'z' and 2 more: no class of real, which has 4"),
+        (("ant", "ant"), {}, "", "sketch: several of its classes are called 'ant'"),
+        (ID, {"num_classes": 200}, "", "it has 4 classes, and the suite expects 200"),
+        (("pet", "bug"), {"class_map": {"pet": ["dog"]}}, "", "class_map has nothing for 'bug'"),
+        (("pet",), {}, '{"pet": ["dgo"]}', r"'dgo' in its class_map: .* \(did you mean 'dog'\?\)"),
         (
             ("pet",),
-            {"metadata": {"class_map": '{"pet": ["dgo"]}'}},
-            r"'dgo' in its class_map: no class of real.* \(did you mean 'dog'\?\)",
-        ),
-        (
-            ("pet",),
-            {"rule": DomainRule(class_map={"pet": ("dog",), "pte": ("cat",)})},
+            {"class_map": {"pet": ["dog"], "pte": ["cat"]}},
+            "",
             r"the class_map of the suite has 'pte', which is not one of its classes \(.*'pet'",
         ),
+        (("pet", "dog"), {"class_map": {"pet": ["dog", "cat"], "dog": ["cat", "dog"]}}, "", SAME),
         (
             ("pet", "dog"),
-            {"rule": DomainRule(class_map={"pet": ("dog", "cat"), "dog": ("cat", "dog")})},
-            "'pet' and 'dog' stand for the same classes of real",
+            {"unknown_classes": "skip"},
+            '{"pet": ["dog", "cow"], "dog": ["dog"]}',
+            SAME,
         ),
-        (
-            ("pet", "dog"),
-            {
-                "rule": DomainRule(unknown_classes="skip"),
-                "metadata": {"class_map": '{"pet": ["dog", "cow"], "dog": ["dog"]}'},
-            },
-            "'pet' and 'dog' stand for the same classes of real",
-        ),
-        (("pet",), {"metadata": {"class_map": "[]"}}, "is not a JSON object of lists"),
-        (("pet",), {"metadata": {"class_map": '{"pet": "dog"}'}}, "is not a JSON object of lists"),
+        (("pet",), {}, "[]", "is not a JSON object of lists"),
+        (("pet",), {}, '{"pet": "dog"}', "is not a JSON object of lists"),
     ],
 )
 def test_a_class_that_cannot_be_scored_is_refused_by_name(
-    classes: tuple[str, ...], arguments: dict[str, Any], problem: str
+    classes: tuple[str, ...], rule: dict[str, Any], of_files: str, problem: str
 ) -> None:
+    metadata = {"class_map": of_files} if of_files else {}
     with pytest.raises(ConfigError, match=problem) as caught:
-        mapped(classes, **arguments)
+        mapped(classes, DomainRule.model_validate(rule), metadata)
     assert "\n" not in str(caught.value)
 
 
@@ -148,34 +135,25 @@ def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says
 
 
 def test_what_the_suite_maps_goes_before_what_the_files_say() -> None:
-    data = DataConfig.model_validate(
-        {"suite": {"id_domain": "real", "ood_domains": ["sketch"],
-                   "domains": {"sketch": {"class_map": {"pet": ["cat"]}}}}}
-    )  # fmt: skip
-    header = Header(("pet",), {"class_map": '{"pet": ["dog"]}'}, rows=1)
-    assert domain_class_map(data, ID, "sketch", header).groups == ((2,),)
-    plain = data.model_copy(update={"suite": None})
-    assert domain_class_map(plain, ID, "sketch", header).groups == ((3,),)
+    of_files = {"class_map": '{"pet": ["dog"]}'}
+    assert mapped(("pet",), DomainRule(class_map={"pet": ("cat",)}), of_files).groups == ((2,),)
+    assert mapped(("pet",), None, of_files).groups == ((3,),)
 
 
 def test_what_the_layouts_of_imagenets_shifts_name_fits_imagenets_classes(tmp_path: Path) -> None:
-    made = {
-        "imagenet-v2": trees.make_imagenet_v2,
-        "imagenet-r": trees.make_imagenet_r,
-        "imagenet-a": trees.make_imagenet_a,
-        "imagenet-sketch": trees.make_imagenet_sketch,
-        "objectnet": trees.make_objectnet,
-    }
-    ids, suite, sizes = wordnet_ids(), load_suite("imagenet"), {}
-    for layout, make in made.items():
+    ids, suite = wordnet_ids(), load_suite("imagenet")
+    for layout, make, size in (
+        ("imagenet-v2", trees.make_imagenet_v2, 1000),
+        ("imagenet-r", trees.make_imagenet_r, 200),
+        ("imagenet-a", trees.make_imagenet_a, 200),
+        ("imagenet-sketch", trees.make_imagenet_sketch, 1000),
+    ):
         listing = read_one(layout, make(tmp_path))
-        assert listing.domain in {*suite.ood_domains, "objectnet"}
-        rule = suite.rule(listing.domain) if layout != "objectnet" else None  # a tree of few
-        projection = mapped(listing.class_names, rule, listing.metadata, ids)
-        sizes[layout] = len(projection.groups)
-        if layout == "objectnet":
-            assert max(len(group) for group in projection.groups) > 1
-        else:
-            named = [ids[group[0]] for group in projection.groups]
-            assert named == list(listing.class_names)
-    assert [sizes[name] for name in list(made)[:4]] == [1000, 200, 200, 1000]
+        assert listing.domain in suite.ood_domains
+        rule = suite.rule(listing.domain)
+        groups = mapped(listing.class_names, rule, listing.metadata, ids).groups
+        assert [ids[group[0]] for group in groups] == list(listing.class_names)
+        assert len(groups) == size
+    listing = read_one("objectnet", trees.make_objectnet(tmp_path))
+    groups = mapped(listing.class_names, None, listing.metadata, ids).groups
+    assert max(map(len, groups)) > 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def pixels(number: int) -> np.ndarray:
 
 def examples(numbers: range) -> list[LabelledImage]:
     return [LabelledImage(file_of(pixels(n)), f"{n}.png", LABELS[n]) for n in numbers]
+
+
+def dataset_of(root: Path, files: list[bytes]) -> ImageDataset:
+    """Images of the first class, from the content of their files."""
+    images = [LabelledImage(data, f"{number}.png", 0) for number, data in enumerate(files)]
+    write_images(part_path(root, "real", "train"), images, CLASSES, {})
+    return ImageDataset(root, "real", "train")
+
+
+def values(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[Any, Any]]:
+    return [(views.tolist(), labels.tolist()) for views, labels in batches]
 
 
 @pytest.fixture
@@ -142,30 +154,24 @@ def test_a_cache_that_others_empty_is_filled_three_times(
 
 
 @pytest.mark.parametrize("keep", [0, 1 << 29])
-def test_loader_processes_give_the_same_batches(
+def test_loader_processes_give_the_same_evaluation_batches(
     root: Path, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
     monkeypatch.setattr(images_module, "KEEP_BYTES", keep)
     images = ImageDataset(root, "real", "train")
-    expected = list(images.eval_batches(INPUT, 3))
-    other = list(ImageDataset(root, "real", "train").eval_batches(INPUT, 3, workers=2))
+    expected = values(images.eval_batches(INPUT, 3))
     assert [len(labels) for _, labels in expected] == [3, 3, 1]
-    for batches in (other, list(images.eval_batches(INPUT, 3))):
-        for (views, labels), (more_views, more_labels) in zip(expected, batches, strict=True):
-            assert torch.equal(views, more_views)
-            assert torch.equal(labels, more_labels)
+    other = ImageDataset(root, "real", "train").eval_batches(INPUT, 3, workers=2)
+    assert values(other) == values(images.eval_batches(INPUT, 3)) == expected
 
+
+def test_loader_processes_give_the_same_training_batches(root: Path) -> None:
+    images = ImageDataset(root, "real", "train")
     sampler = StepSampler(7, 4, seed=0, steps=range(2, 6))
-    alone, shared = (
-        list(train_batches(images, sampler, INPUT, DataConfig(workers=workers)))
-        for workers in (0, 2)
-    )
-    assert len(alone) == 4
-    for (views, labels), (more_views, more_labels) in zip(alone, shared, strict=True):
-        assert torch.equal(views, more_views)
-        assert torch.equal(labels, more_labels)
-        assert views.shape == (4, 3, 16, 16)
-        assert views.dtype == torch.uint8
+    alone = list(train_batches(images, sampler, INPUT, DataConfig(workers=0)))
+    assert [(views.shape, views.dtype) for views, _ in alone] == [((4, 3, 16, 16), torch.uint8)] * 4
+    shared = train_batches(images, sampler, INPUT, DataConfig(workers=2))
+    assert values(shared) == values(alone)
 
 
 @pytest.mark.parametrize(("limit", "again"), [(7 * 3 * 26 * 30, 0), (7 * 3 * 24 * 30, 2), (0, 7)])
@@ -282,19 +288,15 @@ PNG, JPEG = file_of(pixels(0)), file_of(pixels(9), "JPEG")
 
 @pytest.mark.parametrize("broken", [b"", b"no image", PNG[:200], PNG[:40], JPEG[:-100]])
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, broken: bytes) -> None:
-    images = [*examples(range(1)), LabelledImage(broken, "odd/one.png", 1)]
-    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
-    images = ImageDataset(tmp_path, "real", "train")
-    message = rf"^{tmp_path}/real/train: row 1 \(odd/one.png\): .*`lipsum-tune prepare parquet`"
+    images = dataset_of(tmp_path, [PNG, broken])
+    message = rf"^{tmp_path}/real/train: row 1 \(1.png\): .*`lipsum-tune prepare parquet`"
     for read in (images.decode, images.pixels):
         with pytest.raises(ConfigError, match=message):
             read(1)
 
 
 def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path: Path) -> None:
-    images = [*examples(range(1)), LabelledImage(b"no image", "odd/one.png", 1)]
-    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
-    images = ImageDataset(tmp_path, "real", "train")
+    images = dataset_of(tmp_path, [PNG, b"no image"])
     sampler = StepSampler(2, 2, seed=0, steps=range(4))
     for workers in (0, 1):
         for batches in (
@@ -306,9 +308,9 @@ def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path: Path) -> None:
             assert "\n" not in str(caught.value)
 
 
-def test_pixels_are_those_of_the_decoded_image_in_every_format(tmp_path: Path) -> None:
-    images = []
-    for mode, kind, options in (
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
         ("RGB", "JPEG", {}),
         ("RGB", "JPEG", {"progressive": True, "quality": 30}),
         ("RGB", "JPEG", {"subsampling": 0, "quality": 95}),
@@ -317,14 +319,14 @@ def test_pixels_are_those_of_the_decoded_image_in_every_format(tmp_path: Path) -
         ("RGB", "PNG", {}),
         ("P", "GIF", {}),
         ("RGB", "WEBP", {}),
-    ):
-        image = Image.fromarray(pixels(9)).convert(mode)
-        images.append(LabelledImage(file_of(image, kind, **options), kind, 0))
-    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
-    images = ImageDataset(tmp_path, "real", "train")
-    for index in range(len(images)):
-        decoded = torch.from_numpy(np.array(images.decode(index))).permute(2, 0, 1)
-        assert torch.equal(images.pixels(index), decoded)
+    ],
+)
+def test_pixels_are_those_of_the_decoded_image_in_every_format(
+    mode: str, kind: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    file = file_of(Image.fromarray(pixels(9)).convert(mode), kind, **options)
+    images = dataset_of(tmp_path, [file])
+    assert np.array_equal(images.pixels(0).permute(1, 2, 0), np.array(images.decode(0)))
 
 
 def saved(levels: Any, kind: str = "PNG", *, orientation: int | None = None) -> bytes:
@@ -345,28 +347,23 @@ def test_other_parquet_looks_as_prepare_would_make_it(tmp_path: Path) -> None:
         (saved(np.uint8([[[4, 5, 6], [1, 2, 3]]]), orientation=8), upright),
         (saved(np.uint8(upright), orientation=1), upright),
     ]
-    images = [LabelledImage(data, "x", 0) for data, _ in by_hand]
-    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
-    images = ImageDataset(tmp_path, "real", "train")
+    images = dataset_of(tmp_path, [file for file, _ in by_hand])
     for index, (_, expected) in enumerate(by_hand):
         assert np.array(images.decode(index)).tolist() == expected
         assert images.pixels(index).permute(1, 2, 0).tolist() == expected
 
 
 def test_a_rotated_jpeg_is_upright_in_training_too(tmp_path: Path) -> None:
-    images = [
-        LabelledImage(saved(pixels(9), "JPEG", orientation=orientation), "x", 0)
-        for orientation in (None, 1, 6, 2)
-    ]
-    write_images(part_path(tmp_path, "real", "train"), images, CLASSES, {})
-    images = ImageDataset(tmp_path, "real", "train")
+    orientations = (None, 1, 6, 2)
+    files = [saved(pixels(9), "JPEG", orientation=number) for number in orientations]
+    images = dataset_of(tmp_path, files)
     plain, same, turned, mirrored = (images.pixels(index) for index in range(4))
     assert torch.equal(same, plain)
     assert torch.equal(turned, plain.rot90(-1, (1, 2)))
     assert torch.equal(mirrored, plain.flip(2))
     for index in range(4):
-        decoded = torch.from_numpy(np.array(images.decode(index))).permute(2, 0, 1)
-        assert torch.equal(images.pixels(index), decoded)
+        decoded = np.array(images.decode(index))
+        assert np.array_equal(images.pixels(index).permute(1, 2, 0), decoded)
 
 
 def test_files_of_the_package_datasets_are_understood(tmp_path: Path) -> None:

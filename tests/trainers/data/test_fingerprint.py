@@ -47,19 +47,13 @@ def test_class_names_crop_and_class_map_are_part_of_it(
     assert after == before
 
 
-def test_one_value_of_the_metadata_is_told_from_another(root: Path) -> None:
-    write_split(root, "sketch", "val", CLASSES, metadata={"crop_pct": "1.0"})
-    one = fingerprint(root)["sketch/val"]
-    write_split(root, "sketch", "val", CLASSES, metadata={"crop_pct": "0.9"})
-    assert fingerprint(root)["sketch/val"] != one
-
-
-def test_other_images_and_another_number_of_them_are_seen(root: Path) -> None:
-    before = fingerprint(root)["sketch/val"]
-    write_split(root, "sketch", "val", CLASSES, red=10)
-    other = fingerprint(root)["sketch/val"]
+def test_other_images_their_number_and_values_of_metadata_are_seen(root: Path) -> None:
+    seen = {fingerprint(root)["sketch/val"]}
+    for metadata, red in (({}, 10), ({"crop_pct": "1.0"}, 10), ({"crop_pct": "0.9"}, 10)):
+        write_split(root, "sketch", "val", CLASSES, metadata, red=red)
+        seen.add(fingerprint(root)["sketch/val"])
     shutil.copy(part_path(root, "photo", "val"), part_path(root, "sketch", "val", 1))
-    assert len({before, other, fingerprint(root)["sketch/val"]}) == 3
+    assert len(seen | {fingerprint(root)["sketch/val"]}) == 5
 
 
 def test_where_they_lie_who_wrote_them_and_what_else_is_said_of_them_do_not_matter(

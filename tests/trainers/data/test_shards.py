@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,7 @@ from trainers.data.formats.index import Example, Finding, Index
 from trainers.data.formats.readers import ArraySource, FileSource
 from trainers.data.formats.retry import SourceLost
 from trainers.data.schema import read_header
-from trainers.data.shards import (
-    finished,
-    make_shard,
-    plan_shards,
-    up_to_date,
-    write_shard,
-)
+from trainers.data.shards import finished, make_shard, plan_shards, up_to_date, write_shard
 from trainers.data.storage import Store, open_store
 
 OPTIONS = EncodeOptions()
@@ -62,6 +55,9 @@ def index_of(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2, 0), **more: Any) -> In
     )
     listed = Index("real", "train", CLASSES, examples, metadata={"layout": "folders"})
     return replace(listed, **more)
+
+
+(SHARD,) = plan_shards(index_of(), OPTIONS, 10)
 
 
 def test_a_split_is_cut_into_shards_in_order() -> None:
@@ -98,9 +94,8 @@ def test_the_digest_changes_with_everything_that_goes_in() -> None:
 
 
 def test_a_shard_reads_back_as_it_was_indexed(source: Store, destination: Store) -> None:
-    (shard,) = plan_shards(index_of(), OPTIONS, 10)
-    report = write_shard(source, destination, shard, OPTIONS)
-    file = destination.local_path(shard.path)
+    report = write_shard(source, destination, SHARD, OPTIONS)
+    file = destination.local_path(SHARD.path)
     assert (report.rows, report.bytes, report.findings) == (7, file.stat().st_size, ())
     table = pq.read_table(file)
     assert table.column_names == ["image", "label"]
@@ -108,7 +103,7 @@ def test_a_shard_reads_back_as_it_was_indexed(source: Store, destination: Store)
     for number, image in enumerate(table["image"].to_pylist()):
         assert image["path"] == f"{number}.png"
         assert image["bytes"] == (source.local_path(f"{number}.png")).read_bytes()
-    header = read_header(destination, shard.path)
+    header = read_header(destination, SHARD.path)
     assert (header.class_names, header.rows) == (CLASSES, 7)
     assert header.metadata["layout"] == "folders"
     column = pq.ParquetFile(file).metadata.row_group(0).column(0)
@@ -177,43 +172,40 @@ def test_requested_changes_are_not_findings(source: Store, destination: Store) -
 
 def test_a_finished_shard_is_reused_with_its_findings(source: Store, destination: Store) -> None:
     (source.local_path() / "1.png").write_bytes(b"")
-    (shard,) = plan_shards(index_of(), OPTIONS, 10)
-    assert finished(destination, shard) is None
-    written = make_shard(source, destination, shard, OPTIONS)
-    file = destination.local_path(shard.path)
+    assert finished(destination, SHARD) is None
+    written = make_shard(source, destination, SHARD, OPTIONS)
+    file = destination.local_path(SHARD.path)
     before = file.stat()
-    again = make_shard(source, destination, shard, OPTIONS)
+    again = make_shard(source, destination, SHARD, OPTIONS)
     assert (again, again.reused, written.reused) == (written, True, False)
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     (other,) = plan_shards(index_of(), EncodeOptions(resize=4), 10)
     assert finished(destination, other) is None
     file.write_bytes(file.read_bytes()[:-20])  # cut off, as on a bucket after a crash
-    assert finished(destination, shard) is None
+    assert finished(destination, SHARD) is None
 
 
 def test_a_shard_is_made_again_once_a_bad_image_is_repaired(
     source: Store, destination: Store
 ) -> None:
     (source.local_path() / "1.png").write_bytes(b"")
-    (shard,) = plan_shards(index_of(), OPTIONS, 10)
-    assert make_shard(source, destination, shard, OPTIONS).rows == 6
+    assert make_shard(source, destination, SHARD, OPTIONS).rows == 6
     (source.local_path() / "1.png").write_bytes(image("pink"))
-    report = make_shard(source, destination, shard, OPTIONS)
+    report = make_shard(source, destination, SHARD, OPTIONS)
     assert (report.rows, report.findings, report.reused) == (7, (), False)
 
 
 def test_a_shard_is_made_again_if_an_image_changes_not_if_it_goes(
     source: Store, destination: Store
 ) -> None:
-    (shard,) = plan_shards(index_of(), OPTIONS, 10)
-    assert make_shard(source, destination, shard, OPTIONS).rows == 7
+    assert make_shard(source, destination, SHARD, OPTIONS).rows == 7
     (source.local_path() / "1.png").write_bytes(image("pink") + b"1")
-    assert up_to_date(source, destination, shard, OPTIONS) is None
-    assert not make_shard(source, destination, shard, OPTIONS).reused
-    table = pq.read_table(destination.local_path(shard.path))
+    assert up_to_date(source, destination, SHARD, OPTIONS) is None
+    assert not make_shard(source, destination, SHARD, OPTIONS).reused
+    table = pq.read_table(destination.local_path(SHARD.path))
     assert table["image"][1].as_py()["bytes"] == image("pink") + b"1"
     (source.local_path() / "1.png").unlink()
-    kept = make_shard(source, destination, shard, OPTIONS)
+    kept = make_shard(source, destination, SHARD, OPTIONS)
     assert (kept.reused, kept.rows) == (True, 7)
 
 
@@ -227,85 +219,67 @@ def test_an_array_that_was_replaced_is_noticed(source: Store, destination: Store
     assert not make_shard(source, destination, shard, OPTIONS).reused
 
 
-def test_a_source_that_does_not_answer_makes_no_shard(
-    source: Store, destination: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0))
+def time_out(_: Store) -> None:
+    raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+
+def disappear(source: Store) -> None:
+    for file in source.local_path().iterdir():
+        file.unlink()
+
+
+def interrupt(_: Store) -> None:
+    raise KeyboardInterrupt
+
+
+def failing(source: Store, fail: Callable[[Store], None]) -> Store:
+    """The same store, which calls a function before it opens `3.png`."""
 
     class Failing(Store):
         def open(self, path: str) -> Any:
             if path == "3.png":
-                raise OSError(errno.ETIMEDOUT, "Connection timed out")
+                fail(self)
             return super().open(path)
 
-    (shard,) = plan_shards(index_of(), OPTIONS, 10)
-    failing = Failing(source.filesystem, source.root, source.url)
-    with pytest.raises(SourceLost, match=r"source/3.png: the source does not answer: .*timed"):
-        make_shard(failing, destination, shard, OPTIONS)
-    assert not destination.info(shard.path).is_file
+    return Failing(**vars(source))
 
 
-def test_a_source_that_disappears_makes_no_shard(source: Store, destination: Store) -> None:
-    class Vanishing(Store):
-        def open(self, path: str) -> Any:
-            if path == "3.png":
-                for file in self.local_path().iterdir():
-                    file.unlink()
-            return super().open(path)
-
-    (shard,) = plan_shards(index_of(), OPTIONS, 10)
-    vanishing = Vanishing(source.filesystem, source.root, source.url)
-    with pytest.raises(SourceLost, match="not found on the machine"):
-        make_shard(vanishing, destination, shard, OPTIONS)
-    assert not destination.info(shard.path).is_file
+@pytest.mark.parametrize(
+    ("fail", "problem"),
+    [
+        (time_out, r"source/3.png: the source does not answer: .*timed"),
+        (disappear, "not found on the machine"),
+    ],
+)
+def test_a_source_that_fails_in_the_middle_makes_no_shard(
+    source: Store,
+    destination: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    fail: Callable[[Store], None],
+    problem: str,
+) -> None:
+    monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0))
+    with pytest.raises(SourceLost, match=problem):
+        make_shard(failing(source, fail), destination, SHARD, OPTIONS)
+    assert not destination.info(SHARD.path).is_file
 
 
 def test_a_file_that_was_not_written_to_its_end_is_not_finished(
-    source: Store, destination: Store
+    source: Store, tmp_path: Path
 ) -> None:
-    (shard,) = plan_shards(index_of(), OPTIONS, 10)
-
-    class Interrupted(Store):
-        """As a bucket does: what was written before the interruption is published."""
-
-        @contextmanager
-        def write(self, path: str) -> Iterator[Any]:
-            target = io.BytesIO()
-            try:
-                yield Stopping(target)
-            finally:
-                self.local_path(path).parent.mkdir(parents=True)
-                self.local_path(path).write_bytes(target.getvalue())
-
-    class Stopping(io.RawIOBase):
-        def __init__(self, target: io.BytesIO) -> None:
-            self.target, self.stopped = target, False
-
-        def writable(self) -> bool:
-            return True
-
-        def tell(self) -> int:
-            return self.target.tell()
-
-        def write(self, data: Any) -> int:
-            if self.target.tell() > 300 and not self.stopped:
-                self.stopped = True
-                raise KeyboardInterrupt
-            return self.target.write(data)
-
-    broken = Interrupted(destination.filesystem, destination.root, destination.url)
+    bucket = open_store(f"memory://{tmp_path.name}")  # publishes what was written before an error
     with pytest.raises(KeyboardInterrupt):
-        write_shard(source, broken, shard, OPTIONS)
-    assert destination.local_path(shard.path).stat().st_size > 300
-    assert finished(destination, shard) is None
-    assert make_shard(source, destination, shard, OPTIONS).rows == 7
+        write_shard(failing(source, interrupt), bucket, SHARD, OPTIONS)
+    with bucket.open(SHARD.path) as file:
+        assert pq.read_table(file).num_rows == 0
+    assert finished(bucket, SHARD) is None
+    assert make_shard(source, bucket, SHARD, OPTIONS).rows == 7
 
 
 def test_a_destination_that_cannot_be_written_to_is_named(
     source: Store, destination: Store
 ) -> None:
-    (shard,) = plan_shards(index_of(), OPTIONS, 10)
     Path(destination.root).write_text("a file where the folder should be")
     with pytest.raises(OSError, match=str(destination.url)) as caught:
-        write_shard(source, destination, shard, OPTIONS)
+        write_shard(source, destination, SHARD, OPTIONS)
     assert "Errno None" not in str(caught.value)

@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import pytest
 
-from trainers.data.formats.index import Example, Finding, Index, Split
+from trainers.data.formats.index import SPLITS, Example, Finding, Index, Split
 from trainers.data.formats.readers import FileSource
 from trainers.data.splits import carve_splits
 
@@ -40,28 +40,32 @@ def paths(item: Index) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("images", "fraction", "carved"),
+    ("images", "val", "test", "expected"),
     [
-        (1, 0.1, 0),
-        (1, 0.9, 0),
-        (2, 0.1, 1),
-        (2, 0.9, 1),
-        (3, 0.1, 1),
-        (10, 0.1, 1),
-        (14, 0.1, 1),
-        (16, 0.1, 2),
-        (100, 0.1, 10),
-        (7, 0.5, 4),
+        (1, 0.1, 0.0, (1, 0, 0)),
+        (1, 0.9, 0.0, (1, 0, 0)),
+        (2, 0.1, 0.0, (1, 1, 0)),
+        (2, 0.9, 0.0, (1, 1, 0)),
+        (3, 0.1, 0.0, (2, 1, 0)),
+        (10, 0.1, 0.0, (9, 1, 0)),
+        (14, 0.1, 0.0, (13, 1, 0)),
+        (16, 0.1, 0.0, (14, 2, 0)),
+        (100, 0.1, 0.0, (90, 10, 0)),
+        (7, 0.5, 0.0, (3, 4, 0)),
+        (1, 0.1, 0.2, (1, 0, 0)),
+        (2, 0.1, 0.2, (1, 1, 0)),
+        (3, 0.1, 0.2, (1, 1, 1)),
+        (24, 0.1, 0.2, (17, 2, 5)),
     ],
 )
-def test_a_share_of_each_class_is_carved(images: int, fraction: float, carved: int) -> None:
-    splits = by_split(carve_splits([index_of([images, 20])], fraction, seed=0))
-    val = Counter(e.label for e in splits["real", "val"].examples)
-    train = Counter(e.label for e in splits["real", "train"].examples)
-    assert val[0] == carved
-    assert train[0] == images - carved
-    assert val[1] == round(20 * fraction)
-    assert train[1] == 20 - val[1]
+def test_a_share_of_each_class_is_carved_for_val_before_test(
+    images: int, val: float, test: float, expected: tuple[int, int, int]
+) -> None:
+    splits = carve_splits([index_of([images, 20])], val, seed=0, test_fraction=test)
+    counts = Counter((x.split, e.label) for x in splits for e in x.examples)
+    assert tuple(counts[split, 0] for split in SPLITS) == expected
+    of_val, of_test = round(20 * val), round(20 * test)
+    assert tuple(counts[split, 1] for split in SPLITS) == (20 - of_val - of_test, of_val, of_test)
 
 
 def test_the_images_of_smallest_hash_are_taken() -> None:
@@ -75,19 +79,6 @@ def test_the_images_of_smallest_hash_are_taken() -> None:
         its = [e.path for e in original.examples if e.label == label]
         expected = set(sorted(its, key=rank)[:carved])
         assert {e.path for e in splits["real", "val"].examples if e.label == label} == expected
-
-
-def test_the_choice_depends_on_neither_order_nor_other_classes() -> None:
-    original = index_of([10, 30])
-    backwards = Index("real", "train", original.class_names, original.examples[::-1])
-    alone = Index(
-        "real", "train", original.class_names, tuple(e for e in original.examples if e.label == 1)
-    )
-    val = set(paths(by_split(carve_splits([original], 0.2, 0))["real", "val"]))
-    assert set(paths(by_split(carve_splits([backwards], 0.2, 0))["real", "val"])) == val
-    assert set(paths(by_split(carve_splits([alone], 0.2, 0))["real", "val"])) == {
-        path for path in val if "/1/" in path
-    }
 
 
 def test_paths_in_another_encoding_have_a_place_too() -> None:
@@ -155,20 +146,6 @@ def test_classes_of_single_images_give_no_validation_split_and_say_so() -> None:
     (train,) = carve_splits([original], 0.5, 0)
     assert train.examples == original.examples
     assert [(f.path, f.kind) for f in train.findings] == [("real", "no validation split")]
-
-
-@pytest.mark.parametrize(
-    ("images", "train", "val", "test"), [(1, 1, 0, 0), (2, 1, 1, 0), (3, 1, 1, 1), (24, 17, 2, 5)]
-)
-def test_each_class_gives_images_to_test_after_val(
-    images: int, train: int, val: int, test: int
-) -> None:
-    splits = by_split(carve_splits([index_of([images, 40])], 0.1, 0, test_fraction=0.2))
-    counts = [
-        sum(e.label == 0 for e in splits["real", split].examples)
-        for split in ("train", "val", "test")
-    ]
-    assert counts == [train, val, test]
 
 
 def test_val_is_the_same_with_and_without_a_test_split() -> None:

@@ -37,17 +37,6 @@ def smooth(height: int, width: int) -> Image.Image:
     return image(5, 8).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def test_a_view_is_a_function_of_seed_step_and_sample() -> None:
-    views = [
-        train_view(tensor(image()), image_input(), generator(0, "view", 5, 7)) for _ in range(2)
-    ]
-    assert torch.equal(views[0], views[1])
-    assert views[0].shape == (3, 48, 48)
-    assert views[0].dtype == torch.uint8
-    other = train_view(tensor(image()), image_input(), generator(0, "view", 6, 7))
-    assert not torch.equal(views[0], other)
-
-
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(
     interpolation: str,
