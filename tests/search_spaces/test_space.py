@@ -41,18 +41,6 @@ def test_an_impossible_range_is_refused(
         Float.model_validate({"low": low, "high": high, **options})
 
 
-def test_a_wrong_range_is_named_by_its_key() -> None:
-    with pytest.raises(ValidationError, match=r"parameters\.`optim\.lr`"):
-        SearchSpace.model_validate(
-            {"parameters": {"optim.lr": {"type": "float", "low": 3, "high": 2}}}
-        )
-
-
-def test_a_misspelt_field_is_refused() -> None:
-    with pytest.raises(ValidationError, match="logarithmic"):
-        Float.model_validate({"low": 1, "high": 2, "logarithmic": True})
-
-
 def test_a_space_needs_a_parameter_and_a_choice_needs_a_value() -> None:
     with pytest.raises(ValidationError, match="the space is empty"):
         SearchSpace(parameters={})
@@ -118,19 +106,6 @@ def test_optuna_gets_the_same_ranges_in_the_same_order() -> None:
     ]
 
 
-def test_a_space_survives_json() -> None:
-    space = load("lipsum_ft_text_count")
-    assert SearchSpace.model_validate_json(space.model_dump_json()) == space
-
-
-def test_describe_has_one_line_for_each_parameter() -> None:
-    space = SearchSpace(parameters={"optim.lr": LR}, initial_points=[{"optim.lr": 1e-5}])
-    assert space.describe() == [
-        "optim.lr  float 1e-06 .. 0.001, log scale",
-        "first point 1  optim.lr 1e-05",
-    ]
-
-
 BRANCHES = SearchSpace(
     branches={
         "ft": SearchSpace(parameters={"optim.lr": LR}),
@@ -160,10 +135,12 @@ def test_the_parts_of_a_space_are_its_branches_or_itself() -> None:
     assert BRANCHES.parts() == BRANCHES.branches
 
 
-def test_branches_survive_the_way_through_json_and_their_order_is_not_part_of_what_they_are() -> (
-    None
-):
-    assert SearchSpace.model_validate_json(BRANCHES.model_dump_json()) == BRANCHES
+@pytest.mark.parametrize("space", [BRANCHES, load("lipsum_ft_text_count")])
+def test_a_space_survives_json(space: SearchSpace) -> None:
+    assert SearchSpace.model_validate_json(space.model_dump_json()) == space
+
+
+def test_the_order_of_branches_is_no_part_of_the_canonical_form() -> None:
     turned = SearchSpace(branches=dict(reversed(BRANCHES.branches.items())))
     assert turned.canonical() == BRANCHES.canonical()
     wider = SearchSpace(parameters={"optim.lr": Float(low=1e-7, high=1e-3, log=True)})
@@ -172,7 +149,7 @@ def test_branches_survive_the_way_through_json_and_their_order_is_not_part_of_wh
     assert len({space.canonical() for space in (BRANCHES, other, renamed)}) == 3
 
 
-def test_branches_are_described_under_their_names() -> None:
+def test_every_parameter_and_point_is_described_under_its_branch() -> None:
     assert BRANCHES.describe() == [
         "ft",
         "  optim.lr  float 1e-06 .. 0.001, log scale",
