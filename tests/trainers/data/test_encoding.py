@@ -19,6 +19,7 @@ NOISE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 JPEG, PNG, GIF, WEBP = (file_of(NOISE, kind) for kind in ("JPEG", "PNG", "GIF", "WEBP"))
 PROGRESSIVE = file_of(NOISE, "JPEG", progressive=True, quality=30)
 THUMBNAIL = b"Exif\x00\x00" + JPEG
+LARGE = file_of(np.tile(NOISE, (10, 10, 1)), "JPEG", exif=THUMBNAIL)
 
 
 def pixels(encoded: Encoded) -> np.ndarray:
@@ -224,6 +225,9 @@ def test_a_colour_profile_goes_when_the_pixels_are_encoded_again() -> None:
         pytest.param(JPEG[:-20], "truncated", id="jpeg without its last bytes"),
         pytest.param(
             JPEG[: len(JPEG) // 2] + bytes(len(JPEG) // 2), "truncated", id="jpeg of zeros"
+        ),
+        pytest.param(  # which Pillow decodes to its end
+            LARGE[: len(LARGE) // 2] + bytes(len(LARGE) // 2), "truncated", id="large jpeg of zeros"
         ),
         pytest.param(PROGRESSIVE[:-2], "truncated", id="progressive without end"),
         pytest.param(
