@@ -99,7 +99,7 @@ def listening(of: Mapping[int, str]) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_local_search_is_closed_to_the_network_and_leaves_no_files(
     images_root: Path, tmp_path: Path
 ) -> None:

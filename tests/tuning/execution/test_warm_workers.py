@@ -191,6 +191,7 @@ class Kills(Callback):
             os.kill(actor.pid, signal.SIGKILL)
 
 
+@pytest.mark.cluster
 def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path) -> None:
     """Each of them is a lost machine of the trial, which goes on from its checkpoint."""
     victims = ("RayTrainWorker", "ResourceTrainable", "Exchange", "TrainController")
@@ -213,6 +214,7 @@ def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path
     assert all(other == first for other in others)
 
 
+@pytest.mark.cluster
 def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_path: Path) -> None:
     """One worker hangs, the other one in the collective operation that waits for it."""
     parameters = {
