@@ -31,7 +31,7 @@ class Undisturbed:
 
     reports: list[Report]
     splits: set[str]
-    """Those that it opened."""
+    """The splits that it has opened."""
 
 
 @pytest.fixture(scope="module")

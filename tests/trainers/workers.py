@@ -22,7 +22,7 @@ PATIENCE_S = 300
 
 
 class TwoWorkers:
-    """The two, until `stop`; after a failure, two others."""
+    """Two processes, from the first job to `stop`. After a failure, two others take their place."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._started = folder, 0

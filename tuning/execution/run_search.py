@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +41,7 @@ from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.mlflow_logging.client import TrackingError, brief_requests, connect, tracking_uri
+from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.formatting import show_phase
 from tuning.reporting.progress import ProgressCallback
@@ -270,12 +269,7 @@ def _run_session(
             # The cache of images may take hours for large data sets.
             cached = "" if file.trial.data.root == EMBEDDED else ", once the images are cached"
             show_phase(console, "Zero-shot", f"evaluating {file.trial.model.name}{cached}")
-            # Beside it, MLflow may have to create its database, which takes seconds. The thread
-            # finds the environment as it needs it, since changing it there is not safe.
-            with brief_requests(retries=0), ThreadPoolExecutor(1) as beside:
-                connected = beside.submit(connect, uri, tracking.experiment)
-                zero_shot = zero_shot_metrics(file.trial, file.search.resources, here=is_own_ray)
-                connected.result()
+            zero_shot = zero_shot_metrics(file.trial, file.search.resources, here=is_own_ray)
             journal.zero_shot(zero_shot)
         used_ood = before.used_ood or warm_start_uses_ood(file)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Final
 
 GC_THRESHOLD: Final = 20_000
-"""For `gc.set_threshold` in processes of our own. The imports of a search leave half a million
-objects. With Python's default of 700, a fifth of their time is spent in 1,500 collections."""
+"""For `gc.set_threshold` in the processes of the command line and of a local Ray. The imports of a
+search leave half a million objects. With Python's default (700; 2,000 from 3.13), a fifth of their
+time is spent in collections."""
 
 
 @contextmanager

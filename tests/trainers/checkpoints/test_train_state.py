@@ -95,13 +95,19 @@ def test_two_workers_resume_between_two_reports(
     trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
 ) -> None:
     config = configured(trial, {"name": "ema", "ema_decay": 0.5}, parallel)
+    undisturbed, _ = two_workers(saved_between, config, tmp_path, [False, True], 3)
+    assert two_workers(curve, config, tmp_path) == [undisturbed, undisturbed]
+    assert_near(curve(config, resume_from=tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(
+    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
+) -> None:
+    """Also if one worker took the place of the two in between."""
+    config = configured(trial, {"name": "ft"}, parallel)
     first, again, alone = (tmp_path / name for name in ("first", "again", "alone"))
     undisturbed, _ = two_workers(saved_between, config, first, [False, True], 3)
-    assert two_workers(curve, config, first) == [undisturbed, undisturbed]
-    assert_near(curve(config, resume_from=first), undisturbed)
-
-    # Saved once more while it repeats its report, by both or by one in their place, it keeps the
-    # sums of the steps since.
     two_workers(_saved_as_repeated, config, first, again)
     assert two_workers(curve, config, again) == [undisturbed, undisturbed]
     _saved_as_repeated(config, first, alone)

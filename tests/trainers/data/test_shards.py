@@ -264,9 +264,7 @@ def test_a_source_that_fails_in_the_middle_makes_no_shard(
     assert not destination.info(SHARD.path).is_file
 
 
-def test_a_file_that_was_not_written_to_its_end_is_not_finished(
-    source: Store, tmp_path: Path
-) -> None:
+def test_a_file_of_an_interrupted_shard_is_not_finished(source: Store, tmp_path: Path) -> None:
     bucket = open_store(f"memory://{tmp_path.name}")  # publishes what was written before an error
     with pytest.raises(KeyboardInterrupt):
         write_shard(failing(source, interrupt), bucket, SHARD, OPTIONS)

@@ -64,7 +64,7 @@ def differences(function: Callable[[np.ndarray], float], x: np.ndarray) -> np.nd
 
 
 def assert_gradient(tensor: Tensor, function: Callable[[np.ndarray], float], x: np.ndarray) -> None:
-    """A tensor's gradient is that of a function at x, the tensor's value, by differences."""
+    """The gradient of a tensor equals the one by differences of a function at its value x."""
     assert tensor.grad is not None
     expected = differences(function, x).reshape(tensor.grad.shape)
     np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=1e-6, atol=1e-8)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.trainers.curves import PARTS
+from tests.trainers.curves import PARTS, curve
 from tests.trainers.methods.contract import CLOCKS, configured, untimed
 from tests.trainers.workers import TwoWorkers
 from trainers.checkpoints.format import WEIGHTS
@@ -178,19 +178,18 @@ def test_star_ft_without_weight_is_flyp_with_one_template(train: Callable[[str],
 def test_two_workers_give_the_result_of_one(
     name: str, train: Callable[[str], Trained], two_workers: TwoWorkers
 ) -> None:
-    trained = train(name)
-    first, second = two_workers(first_report, trained.config)
+    first, second = two_workers(curve, train(name).config)
     assert first == second
     # Others amplify the rounding of sums in another order.
     close = 1e-4 if name in ("lipsum_ft", "lp_ft", "r_adapter") else 1e-3
-    alone = trained.reports[0]
-    assert first.keys() == alone.keys()
-    for metric in alone.keys() - {PARTS}:
-        assert first[metric] == pytest.approx(alone[metric], rel=close, abs=close), metric
+    for one, two in zip(train(name).reports, first, strict=True):
+        assert one.keys() == two.keys()
+        for metric in one.keys() - {PARTS}:
+            assert two[metric] == pytest.approx(one[metric], rel=close, abs=close), metric
 
 
 def first_report(config: TrialConfig) -> dict[str, float]:
-    """Of a run that ends with it."""
+    """The first report of a run, which ends there."""
     return untimed(next(fine_tune(config)))
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import ray
 
 from tests.tuning.execution.instant import instant_file, start, write_instant
 from tests.tuning.execution.nodes import processes, wait_for
 from tests.tuning.execution.slot import HOLD
 from trainers.folders import locked
-from tuning.execution.ray_session import PREFIX, retry_slow_start
+from tuning.execution.ray_session import PREFIX, ray_session, retry_slow_start
+from tuning.execution.signals import GC_THRESHOLD
 
+LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:")
+"""Beginnings of addresses as the kernel writes them."""
 SLOW = "The current node timed out during startup. This could happen because of many things."
 
 
@@ -99,11 +104,37 @@ def listening(of: Mapping[int, str]) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="module")
+def of_own_ray() -> Iterator[dict[int, str]]:
+    """The processes of a Ray that is started here, with their names."""
+    before = processes(os.getpid())
+    with ray_session() as is_own:
+        assert is_own
+        yield {pid: name for pid, name in processes(os.getpid()).items() if pid not in before}
+
+
+@pytest.mark.slow
+def test_a_local_ray_is_closed_to_the_network(of_own_ray: dict[int, str]) -> None:
+    found = listening(of_own_ray)
+    assert {"gcs_server", "raylet"} <= set(found.values())
+    assert [name for address, name in found.items() if not address.startswith(LOOPBACK)] == []
+    token = Path.home() / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o077 == 0  # also before the token was there
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("of_own_ray")
+def test_processes_of_a_local_ray_collect_garbage_less_often() -> None:
+    threshold, *_ = ray.get(ray.remote(lambda: gc.get_threshold()).remote())
+    assert threshold == GC_THRESHOLD
+
+
 @pytest.mark.cluster
-def test_a_local_search_is_closed_to_the_network_and_leaves_no_files(
+def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
     images_root: Path, tmp_path: Path
 ) -> None:
-    """A driver is killed; the next one removes what is left of it, and then its own files."""
+    """Beside its own files. The Ray of another search stays."""
     path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path / "runs"))
     hold = tmp_path / "runs" / HOLD
     hold.touch()
@@ -132,15 +163,8 @@ def test_a_local_search_is_closed_to_the_network_and_leaves_no_files(
         assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
         driver = started(journal.parent, reports=2)
         assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
-    found = listening(processes(driver.pid))
     hold.unlink()
     assert driver.wait() == 0
-    assert {"gcs_server", "raylet"} <= set(found.values())
-    loopback = ("0100007F:", "0000000000000000FFFF00000100007F:")
-    assert [name for address, name in found.items() if not address.startswith(loopback)] == []
     left = [path.name for path in temporary.iterdir() if path != other]
     shutil.rmtree(temporary)
     assert [name for name in left if not name.startswith("torchinductor")] == []  # PyTorch's cache
-    token = Path.home() / ".ray" / "auth_token"
-    assert token.stat().st_mode & 0o777 == 0o600
-    assert token.parent.stat().st_mode & 0o077 == 0  # also before the token was there

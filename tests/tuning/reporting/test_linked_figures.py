@@ -9,7 +9,7 @@ import pytest
 
 from tests.tuning import fakes
 from tuning.reporting.html_report import REPORT_FILE, write_report
-from tuning.reporting.linked_figures import trial_title
+from tuning.reporting.linked_figures import MAX_LINKED, trial_title
 from tuning.runs.records import TrialRecord
 
 SEARCH = fakes.search_record(Path("run"), name="<mine>")
@@ -85,3 +85,9 @@ def test_names_and_parameters_are_no_markup(tmp_path: Path) -> None:
     assert page.count("<script") == 1
     accuracies, curves = linked(page)
     assert len(accuracies) == len(curves) == 2
+
+
+def test_many_trials_are_drawn_but_not_linked(tmp_path: Path) -> None:
+    page = page_of([fakes.trial(number) for number in range(MAX_LINKED + 1)], tmp_path)
+    assert "<svg" not in page
+    assert "<script" not in page

@@ -150,6 +150,13 @@ def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
     assert record.outcome == "failed"
 
 
+def test_a_running_trial_is_stopped_at_the_end(tmp_path: Path) -> None:
+    r = recorder(tmp_path)
+    r.on_trial_start(0, [], tune_trial())
+    (record,) = r.finish("stopped")
+    assert record.outcome == "stopped"
+
+
 def test_a_callback_that_raises_is_logged_and_others_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

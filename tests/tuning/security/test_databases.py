@@ -36,7 +36,6 @@ def test_a_missing_driver_is_named_with_its_package(
     ],
 )
 def test_a_wrong_url_is_one_line_without_its_password(url: str, why: str) -> None:
-    check_driver("key", "sqlite:///a.db")
     with pytest.raises(ConfigError, match=f"^key = .*: {why}") as caught:
         check_driver("key", url)
     assert "pa:ss" not in str(caught.value)
@@ -67,3 +66,7 @@ def test_the_warning_of_plain_http_has_no_password(
         _warn_of_plain_text("http://ann:pa55@127.0.0.1:5000")
     (record,) = caplog.records
     assert record.message.startswith("http://***@8.8.4.4:5000 is a public address without https")
+
+
+def test_a_database_whose_driver_is_installed_is_accepted() -> None:
+    check_driver("key", "sqlite:///a.db")

@@ -12,8 +12,11 @@ import pytest
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.tuning import fakes
+from tests.tuning.run_folders import search_file, write_run
+from tuning.cli import app
 from tuning.reporting.figures.frame import save_figure
 from tuning.reporting.figures.wise_curves import draw
 from tuning.reporting.html_report import write_report
@@ -104,3 +107,12 @@ def test_the_legend_labels_plain_fine_tuning_as_not_tuned(
 def has_colour(path: Path, colour: tuple[int, int, int]) -> bool:
     with Image.open(path) as image:
         return bool((np.asarray(image.convert("RGB")) == colour).all(axis=-1).any())
+
+
+def test_report_draws_the_curves_of_a_run_folder(images_root: Path, tmp_path: Path) -> None:
+    records = [fakes.reference(), with_curve(fakes.trial(0)), with_curve(fakes.trial(1, 84.0))]
+    run = write_run(tmp_path / "mine", search_file(images_root), records)
+    shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
+    assert shown.exit_code == 0, shown.output
+    assert (run / "report" / "wise_curves.png").stat().st_size > 10_000
+    assert len(pq.read_table(run / "wise.parquet")) == 2 * len(ALPHAS)
