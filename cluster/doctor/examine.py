@@ -28,7 +28,7 @@ from tuning.execution.ray_errors import in_one_line
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import has_autoscaler
 from tuning.execution.tasks import ask_nodes
-from tuning.runs.run_folder import DRAWING_PACKAGES, PACKAGES
+from tuning.runs.environment import DRAWING_PACKAGES, PACKAGES
 
 ANSWER_S = 120.0
 """Time for a node to start a process and import PyTorch, which takes long on shared disks."""

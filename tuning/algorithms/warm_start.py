@@ -19,8 +19,9 @@ from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import MethodStudy, is_inside, point_of
 from tuning.config.schema import ELSEWHERE, SearchFile
+from tuning.runs.environment import data_seen
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, data_seen, load_run
+from tuning.runs.run_folder import LoadedRun, load_run
 from tuning.selection.ranking import pareto_front, ranked
 
 WARM_START = "warm_start"

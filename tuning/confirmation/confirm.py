@@ -42,8 +42,9 @@ from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
 from tuning.reporting.html_report import REPORT_FOLDER, write_report
+from tuning.runs.environment import check_same_inputs
 from tuning.runs.records import TrialRecord
-from tuning.runs.run_folder import check_is_no_copy, check_same_inputs, load_run
+from tuning.runs.run_folder import check_is_no_copy, load_run
 
 TEST_SPLITS_FILE = "test_splits.json"
 """Fingerprints of the test splits, by domain."""

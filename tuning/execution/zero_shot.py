@@ -23,7 +23,7 @@ from trainers.models.config import HUB
 from trainers.process_state import restored_state
 from tuning.config.schema import ELSEWHERE, ResourcesConfig
 from tuning.execution.ray_errors import root_cause
-from tuning.runs.run_folder import package_version
+from tuning.runs.environment import package_version
 
 CACHE_VARIABLE = "LIPSUM_TUNE_ZERO_SHOT_CACHE"
 """Environment variable that names another folder for the cache."""

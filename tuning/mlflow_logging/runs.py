@@ -27,6 +27,7 @@ from tuning.mlflow_logging.description import describe
 from tuning.mlflow_logging.view import main_metrics, share_view
 from tuning.reporting.formatting import format_params, trial_label
 from tuning.reporting.html_report import MAIN_FIGURE, REPORT_FOLDER
+from tuning.runs.environment import ENVIRONMENT_FILE, recorded_environment
 from tuning.runs.records import (
     STEP,
     ZERO_SHOT,
@@ -35,11 +36,7 @@ from tuning.runs.records import (
     SearchRecord,
     TrialRecord,
 )
-from tuning.runs.run_folder import (
-    CONFIG_FILE,
-    ENVIRONMENT_FILE,
-    recorded_environment,
-)
+from tuning.runs.run_folder import CONFIG_FILE
 from tuning.selection.ranking import best_trial
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from trainers.data.formats.readers import ParquetSource, read_sources
 from trainers.data.schema import read_header
 from trainers.data.storage import Store
 from tuning.reporting.predictions_report import DomainPredictions
+from tuning.runs.environment import data_seen
 from tuning.runs.records import SearchRecord
-from tuning.runs.run_folder import data_seen
 
 NUM_SHOWN: Final = 6
 """Images of each domain and direction, fewer of many domains."""

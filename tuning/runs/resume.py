@@ -28,14 +28,9 @@ from tuning.execution.run_search import (
     with_options,
 )
 from tuning.runs.callbacks import Callback
+from tuning.runs.environment import check_same_inputs
 from tuning.runs.journal import JOURNAL_FILE, is_running
-from tuning.runs.run_folder import (
-    CONFIG_FILE,
-    check_is_no_copy,
-    check_same_inputs,
-    load_run,
-    runs_named,
-)
+from tuning.runs.run_folder import CONFIG_FILE, check_is_no_copy, load_run, runs_named
 
 RESUMABLE = (
     "search.budget",

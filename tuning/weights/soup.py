@@ -33,14 +33,9 @@ from tuning.execution.ray_errors import root_cause
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_soup
+from tuning.runs.environment import check_same_inputs
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import (
-    LoadedRun,
-    check_is_no_copy,
-    check_same_inputs,
-    config_of,
-    load_run,
-)
+from tuning.runs.run_folder import LoadedRun, check_is_no_copy, config_of, load_run
 from tuning.selection.ranking import misses, ranked
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
 

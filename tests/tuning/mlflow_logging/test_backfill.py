@@ -19,8 +19,9 @@ from trainers.data.fingerprint import data_fingerprint
 from tuning.cli import app
 from tuning.mlflow_logging.callback import MlflowCallback, backfill
 from tuning.mlflow_logging.client import default_tracking_uri, search_run
+from tuning.runs.environment import ENVIRONMENT_FILE, environment
 from tuning.runs.journal import Journal
-from tuning.runs.run_folder import CONFIG_FILE, ENVIRONMENT_FILE, environment, load_run
+from tuning.runs.run_folder import CONFIG_FILE, load_run
 
 
 def callback_of(run: Path) -> MlflowCallback:

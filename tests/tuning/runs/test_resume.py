@@ -21,15 +21,10 @@ from tuning.confirmation.confirm import confirm
 from tuning.execution import run_search
 from tuning.execution.run_search import SearchOptions, continue_search
 from tuning.runs import resume
+from tuning.runs.environment import environment
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
 from tuning.runs.resume import earlier_run, extend_search, resume_search, search_or_resume
-from tuning.runs.run_folder import (
-    CONFIG_FILE,
-    create_run_folder,
-    environment,
-    load_run,
-    write_config,
-)
+from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
 from tuning.weights.soup import make_soup
 
 NARROWER = f"search.space.parameters.{LR}.low=1e-5"

