@@ -6,19 +6,17 @@ import ipaddress
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from cluster.doctor import node_facts
-from cluster.doctor.node_facts import NodeFacts, Software
+from cluster.doctor.cluster_facts import ClusterFacts
 from trainers.data.data_root import EMBEDDED
 from trainers.errors import ConfigError, first_line, system_words
 from trainers.redact import redact
 from tuning.algorithms.optuna_storage import open_storage
-from tuning.checkpoints.storage_check import NodeStorage
-from tuning.config.schema import SearchFile
 from tuning.config.validation import check_search
 from tuning.execution.cluster_resources import (
     DRIVER_MEMORY,
@@ -48,57 +46,6 @@ class Finding:
     """What to do about it: a sentence or a command. Empty if all is well."""
     node: str = ""
     """Name of the node that it is about; empty if it is not about a node."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node that Ray considers alive."""
-
-    name: str
-    """Its address; with the start of its id if several nodes have the same address."""
-    address: str
-    is_head: bool
-    cpus: float
-    """CPUs that Ray offers on it."""
-    gpus: float
-    memory_bytes: float
-    """Memory that Ray offers on it, which the drivers of trials take on the head."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A storage of the configuration as the driver and the nodes see it."""
-
-    key: str
-    url: str
-    error: str | None = None
-    """Why the driver cannot write there."""
-    nodes: tuple[tuple[str, NodeStorage], ...] = ()
-    """Answers of the nodes, by name."""
-
-
-@dataclass(frozen=True)
-class ClusterFacts:
-    """Everything that the checks look at."""
-
-    driver: Software
-    file: SearchFile | None = None
-    """The configuration, if one was given."""
-    ray_error: str | None = None
-    """Why there is no connection to Ray; there are no nodes then."""
-    nodes: tuple[Node, ...] = ()
-    facts: Mapping[str, NodeFacts] = field(default_factory=dict)
-    """Facts by node name."""
-    silent: Mapping[str, str] = field(default_factory=dict)
-    """Nodes that gave no facts, and why."""
-    dead: Mapping[str, str] = field(default_factory=dict)
-    """Nodes that died unexpectedly, with the reason that Ray gives."""
-    storage: tuple[Storage, ...] = ()
-    has_autoscaler: bool = False
-
-    def answers(self) -> list[tuple[Node, NodeFacts]]:
-        """Nodes with their facts."""
-        return [(node, self.facts[node.name]) for node in self.nodes if node.name in self.facts]
 
 
 def check_membership(cluster: ClusterFacts) -> Iterator[Finding]:

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.doctor import node_facts
-from cluster.doctor.checks import CHECKS, ClusterFacts, Finding, Node, Status, Storage
+from cluster.doctor.checks import CHECKS, Finding, Status
+from cluster.doctor.cluster_facts import ClusterFacts, Node, Storage
 from trainers.data.data_root import EMBEDDED
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError

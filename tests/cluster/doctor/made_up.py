@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from cluster.doctor.checks import ClusterFacts, Node
+from cluster.doctor.cluster_facts import ClusterFacts, Node
 from cluster.doctor.node_facts import Gpu, NodeFacts, Software
 
 PACKAGES: dict[str, str | None] = {

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.doctor import checks
-from cluster.doctor.checks import ClusterFacts, Finding, Storage
+from cluster.doctor.checks import Finding
+from cluster.doctor.cluster_facts import ClusterFacts, Storage
 from cluster.doctor.node_facts import RAY_SESSION, TEMPORARY, Disk, Images
 from tests.cluster.doctor.made_up import PACKAGES, SOFTWARE, cluster, facts, gpu
 from tests.tuning.databases import with_database
