@@ -191,7 +191,7 @@ def serve(values: dict[str, Any]) -> None:
     from trainers.config import TrialConfig
 
     import_module("trainers.fine_tune")  # before the state of the process is recorded
-    # The collection after each trial need not look through half a million imported objects.
+    # Frozen objects are left out of garbage collections, such as the one after each trial.
     gc.freeze()
     exchange, context = values["exchange"], ray.train.get_context()
     is_first, is_alone = context.get_world_rank() == 0, context.get_world_size() == 1

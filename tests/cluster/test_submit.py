@@ -46,17 +46,22 @@ URL = "https://me:hunter2@mlflow.example.org"
     [
         *(((name,), {name: "hunter2"}, f"--env {name}") for name in SECRETS),
         (("PROXY",), {"PROXY": URL}, "--env PROXY"),
-        (("HF_HOME",), {}, "--env HF_HOME"),
         ((), {"MLFLOW_TRACKING_URI": URL}, "MLFLOW_TRACKING_URI"),
     ],
 )
-def test_a_secret_or_missing_variable_is_refused_and_not_repeated(
+def test_a_secret_is_refused_and_not_repeated(
     names: tuple[str, ...], environment: dict[str, str], key: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         job_environment(names, environment)
     assert caught.value.key == key
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_missing_variable_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_environment(("HF_HOME",), {})
+    assert caught.value.key == "--env HF_HOME"
 
 
 def test_a_password_of_the_environment_may_be_named_in_a_url() -> None:

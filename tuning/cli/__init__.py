@@ -57,7 +57,7 @@ def _options(
 def main() -> None:
     """Run the command that the user wrote."""
     gc.set_threshold(GC_THRESHOLD)
-    # Python collects garbage at its end, which would look through all that the imports have left.
+    # At its end, Python collects garbage. Frozen objects, here all imported ones, are left out.
     atexit.register(gc.freeze)
     run_command(app)
 

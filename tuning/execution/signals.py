@@ -1,4 +1,4 @@
-"""The process of a search: its signals, and what a search must leave as it was."""
+"""The process of a search: signals, garbage collection, and what a search must leave as it was."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import Final
 
 GC_THRESHOLD: Final = 20_000
-"""For `gc.set_threshold` in the processes of the command line and of a local Ray. The imports of a
-search leave half a million objects. With Python's default (700; 2,000 from 3.13), a fifth of their
-time is spent in collections."""
+"""For `gc.set_threshold` in the processes of the command line and of a local Ray. They import half
+a million objects, and with the default (700; 2,000 from Python 3.13) garbage is collected over and
+over while they do."""
 
 
 @contextmanager

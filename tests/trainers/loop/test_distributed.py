@@ -181,7 +181,7 @@ def test_workers_agree_on_smaller_parts_after_an_evaluation_too(
 def test_resumed_workers_with_less_memory_agree_on_parts(
     trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
 ) -> None:
-    """Neither at the beginning of the training nor after an evaluation."""
+    """Memory is short in steps that follow neither the start of a training nor an evaluation."""
     config = configured(trial, "ft", steps=6, eval__every=6)
     undisturbed, _ = two_workers(saved_between, config, tmp_path, [False] * 3 + [True, False], 4)
     everywhere = ("student", "student")

@@ -124,7 +124,7 @@ def test_before_its_first_step_it_is_the_zero_shot_model(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_run_is_equal_to_the_last_bit(name: str, train: Callable[[str], Trained]) -> None:
-    """Up to the first report, from where resumed runs go on."""
+    """Compared up to the first report; the tests of resumed runs compare the rest."""
     trained = train(name)
     assert first_report(trained.config) == trained.reports[0]
 

@@ -92,9 +92,13 @@ def test_a_model_of_the_hub_is_checked_fetched_and_loaded(hub: ThreadingHTTPServ
     assert clip.visual.preprocess_cfg["mean"] == [0.5, 0.5, 0.5]  # type: ignore[union-attr, index]
 
 
-def test_a_repository_without_weights_or_not_there_is_refused(hub: ThreadingHTTPServer) -> None:
+def test_a_repository_without_weights_is_refused(hub: ThreadingHTTPServer) -> None:
     Hub.files.pop("open_clip_model.safetensors")
     with pytest.raises(ConfigError, match=r"org/tiny has none of open_clip_model\.safetensors"):
         check_model(ModelConfig(name=f"hf-hub:{REPOSITORY}"))
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_repository_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="org/other is not on this machine"):
         check_model(ModelConfig(name="hf-hub:org/other"))

@@ -134,7 +134,7 @@ def test_processes_of_a_local_ray_collect_garbage_less_often() -> None:
 def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
     images_root: Path, tmp_path: Path
 ) -> None:
-    """Beside its own files. The Ray of another search stays."""
+    """The next search also removes its own files, and keeps those of a search that is running."""
     path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path / "runs"))
     hold = tmp_path / "runs" / HOLD
     hold.touch()
