@@ -5,8 +5,8 @@ the trial is one JSON text, its checkpoints lie in one folder, and its reports g
 without a checkpoint. Workers find the newest checkpoint in the folder whenever they start, be it
 for a new attempt, after a lost node, or because an elastic trial changed its size.
 
-Two processes import this module for each trial before a worker does, so it imports neither
-open_clip nor the training loop at its top.
+The driver of a trial imports this module before a worker does, so it imports neither open_clip nor
+the training loop at its top.
 """
 
 from __future__ import annotations

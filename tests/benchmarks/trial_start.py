@@ -51,8 +51,8 @@ MEMORY_SETTINGS = (
     "search.sampler.name=random",
     "search.resources.max_concurrent=1",
 )
-SLOT = ("RayTrainWorker", "TrainController", "Exchange")
-"""Ray's actors of a slot: the worker, and two on the head."""
+SLOT = ("RayTrainWorker", "ResourceTrainable", "Exchange")
+"""Ray's actors of a slot: the worker, and two on the head, of which Tune names the first."""
 
 
 class MemoryWatch(Callback):

@@ -31,7 +31,7 @@ from tuning.confirmation.results import (
 from tuning.execution.cluster_resources import driver_options
 from tuning.execution.ray_errors import in_one_line, storage_failure
 from tuning.execution.ray_session import concurrent_trials
-from tuning.execution.retries import fit
+from tuning.execution.retries import TrainingDriver
 from tuning.execution.tasks import run_tasks
 from tuning.runs.records import ZERO_SHOT
 
@@ -111,14 +111,16 @@ def run_jobs(
 
 
 def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
-    """Start a job as a Ray task. One that trains reserves no CPU, since its workers do."""
+    """Start a job on Ray. The driver of a training reserves no CPU, since its workers do."""
     if job.result.kind == "zero_shot":
         evaluate = ray.remote(
             num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker
         )(_zero_shot_metrics)
         return evaluate.remote(job.config)
-    driver: Any = ray.remote(num_cpus=0, **driver_options())
-    return driver(fit).remote(
+    repeated = {"max_restarts": 3, "max_task_retries": 3}  # the number of Ray's tasks
+    actor: Any = ray.remote(TrainingDriver)
+    driver = actor.options(num_cpus=0, **repeated, **driver_options()).remote()
+    return driver.fit.remote(
         job.config.model_dump_json(),
         name=job.name,
         storage_path=checkpoints,

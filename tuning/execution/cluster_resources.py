@@ -12,12 +12,12 @@ from tuning.config.schema import ResourcesConfig
 
 HEAD: Final = "node:__internal_head__"
 """Resource of which Ray's head node has 1 and all other nodes have none."""
-DRIVER_MEMORY: Final = 960 << 20
+DRIVER_MEMORY: Final = 720 << 20
 """Bytes that Ray reserves on the head for the process that drives a trial, and those of Ray Train
-that come with it (Ray 2.60 on Linux, shares of shared pages): 394 MB the driver, 250 MB the
-controller, 3 times 90 to 115 MB others. No CPU is reserved: with whole CPUs, drivers could take all
-CPUs that the workers wait for, and no trial would ever start; with a fraction of a CPU, the last
-worker of an exact fit would not start."""
+that come with it (Ray 2.60 on Linux, shares of shared pages): 394 MB the driver, 3 times 90 to
+115 MB others. No CPU is reserved: with whole CPUs, drivers could take all CPUs that the workers
+wait for, and no trial would ever start; with a fraction of a CPU, the last worker of an exact fit
+would not start."""
 _SLACK = 1e-6
 """Tolerance of sums of fractions."""
 

@@ -7,6 +7,7 @@ that fails when it is no longer needed, or when it no longer works.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -109,11 +111,13 @@ def remove_orphaned_groups() -> None:
 def without_helpers(trainer: Any) -> Any:
     """The same `TorchTrainer`, which starts fewer processes with its workers.
 
-    Ray Train 2.60 starts three that no setting prevents (no issue found). One holds the Ray
+    Ray Train 2.60 starts four that no setting prevents (no issue found). One holds the Ray
     Datasets, of which there are none. One asks the dashboard once a second whether to remove a
     placement group, which `remove_orphaned_groups` does. One, for all trainings of a cluster, asks
     for nodes. Each takes 2 to 3 s of CPU time for a search of minutes, and the dashboard takes as
-    much to answer.
+    much to answer. The fourth is the controller, which takes as long to start, and 380 MB. Within
+    an actor, such as a slot of a search, it runs in the thread that calls `fit`. Elsewhere it needs
+    an actor of its own, since workers get a handle of the actor in which the controller runs.
     """
     callbacks = trainer._create_default_callbacks
     left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -130,7 +134,11 @@ def without_helpers(trainer: Any) -> Any:
                 after_controller_start=lambda train_run_context: None,
                 _maybe_send_resource_request=lambda: None,
             )
-        return run_controller(**arguments)
+        if ray.get_runtime_context().get_actor_id() is None:
+            return run_controller(**arguments)
+        controller = TrainController(**arguments)
+        asyncio.run(controller.run())
+        return controller.get_result()
 
     trainer._initialize_and_run_controller = run
     return trainer
@@ -158,7 +166,7 @@ def quiet_raylet() -> Iterator[None]:
     """Within the block, the driver does not print that a node has started many processes.
 
     Ray 2.60 prints this on every machine with few CPUs, whatever `log_to_driver` says (ray#3644).
-    A trial has processes that wait and need no CPU: its driver and Ray Train's controller.
+    A trial has processes that wait and need no CPU: its driver, and others of Ray Train.
     """
     print_lines = ray_worker.print_to_stdstream
 

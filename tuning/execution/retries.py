@@ -114,6 +114,14 @@ def fit(
                 logger.warning(attempts.failed(error))
 
 
+class TrainingDriver:
+    """Actor that runs one training, and holds Ray Train's controller, see `without_helpers`."""
+
+    def fit(self, config: str, **options: Any) -> Any:
+        """The same as `fit`."""
+        return fit(config, **options)
+
+
 class FaultyNodes:
     """Nodes on which GPUs fail repeatedly. Trials avoid them while other nodes can hold a trial.
 

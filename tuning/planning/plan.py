@@ -57,7 +57,7 @@ class Plan:
     cluster_memory_bytes: int
     """Memory that Ray offers on all nodes, including its object store."""
     head_memory_bytes: int
-    """The same on the head alone, where the drivers and controllers of all trials run."""
+    """The same on the head alone, where the drivers of all trials run."""
 
     @property
     def full_trial_hours(self) -> float:
@@ -253,7 +253,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
         )
     if on_head > plan.head_memory_bytes:
         yield (
-            f"the drivers and controllers of {concurrent} trials at once take {gigabytes(on_head)} "
+            f"the drivers of {concurrent} trials at once take {gigabytes(on_head)} "
             f"of the head's memory, and it has {gigabytes(plan.head_memory_bytes)}: lower "
             "search.resources.max_concurrent, or take a larger head"
         )

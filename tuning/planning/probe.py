@@ -33,7 +33,7 @@ from trainers.errors import ConfigError
 from trainers.ray_trainer import open_storage, save
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import driver_options
-from tuning.execution.retries import fit
+from tuning.execution.retries import TrainingDriver
 from tuning.execution.tasks import run_tasks
 
 WARM_UP_STEPS, TIMED_STEPS = 5, 5
@@ -87,8 +87,7 @@ class Probe:
     memory_bytes: int
     """Peak resident memory of a trial's workers."""
     head_bytes: int
-    """Peak resident memory of a trial's two processes on the head: its driver, and Ray Train's
-    controller, which imports the same."""
+    """Peak resident memory of a trial's driver, which runs on the head."""
     gpu_memory_bytes: int
     """Peak that PyTorch reserved on the GPU of the first worker; 0 on CPUs."""
     gpu_total_bytes: int
@@ -106,15 +105,17 @@ def probe_trials(trial: str, resources: ResourcesConfig, folder: Path, probes: i
     Raises:
         ConfigError: the trial fails.
     """
-    task = ray.remote(num_cpus=0, max_retries=0, **driver_options())(_drive)
+    driver: Any = ray.remote(num_cpus=0, **driver_options())(_Driver)
     began = time.perf_counter()
     timings: list[dict[str, Any]] = []
 
     def submit(number: int) -> Any:
         name = f"probe-{number}"
         # Its own environment, so that it starts a fresh process as a trial does.
-        fresh = task.options(runtime_env={"env_vars": {"LIPSUM_TUNE_PROBE": name}})
-        return fresh.remote(trial, name, folder, resources)
+        fresh = driver.options(runtime_env={"env_vars": {"LIPSUM_TUNE_PROBE": name}})
+        return fresh.remote().fit.remote(
+            trial, name=name, storage_path=folder, loop=_probe_loop, resources=resources
+        )
 
     def on_end(_: int, ended: Any) -> None:
         try:
@@ -159,16 +160,15 @@ def summarise(timings: Sequence[Mapping[str, Any]], workers: int) -> Probe:
         checkpoint_bytes=first["checkpoint_bytes"],
         weights_bytes=first["weights_bytes"],
         memory_bytes=workers * max(timing["memory_bytes"] for timing in timings),
-        head_bytes=2 * max(timing["driver_bytes"] for timing in timings),
+        head_bytes=max(timing["driver_bytes"] for timing in timings),
         gpu_memory_bytes=max(timing["gpu_memory_bytes"] for timing in timings),
         gpu_total_bytes=first["gpu_total_bytes"],
     )
 
 
-def _drive(trial: str, name: str, folder: Path, resources: ResourcesConfig) -> dict[str, Any]:
-    """Run one probe to its end, as the driver of a trial does."""
-    timing = fit(trial, name=name, storage_path=folder, loop=_probe_loop, resources=resources)
-    return {**timing, "driver_bytes": _peak_memory()}
+class _Driver(TrainingDriver):
+    def fit(self, config: str, **options: Any) -> dict[str, Any]:
+        return {**super().fit(config, **options), "driver_bytes": _peak_memory()}
 
 
 def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:

@@ -209,10 +209,10 @@ def test_a_trial_must_fit(
 
 def test_the_memory_of_the_head_limits_the_trials_at_once() -> None:
     """The second node has room for trials, but drivers run on the head."""
-    given = cluster(facts(), facts(), cpus=4, memory=3e9, file=search())
+    given = cluster(facts(), facts(), cpus=4, memory=2e9, file=search())
     (finding,) = checks.check_room(given)
     assert finding.status == "warning"
-    assert "8 at once, but the head's memory of 3.0 GB has room for 2 driver(s)" in finding.found
+    assert "8 at once, but the head's memory of 2.0 GB has room for 2 driver(s)" in finding.found
     enough = cluster(facts(), facts(), cpus=4, memory=10e9, file=search())
     assert [finding.status for finding in checks.check_room(enough)] == ["ok"]
 

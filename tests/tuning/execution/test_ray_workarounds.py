@@ -19,6 +19,7 @@ from ray._private import worker as ray_worker
 from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.util.placement_group import placement_group, placement_group_table
@@ -224,6 +225,28 @@ def test_helpers_of_ray_train_are_left_out(tmp_path: Path) -> None:
     assert set(left_out) < set(before)  # Ray Train itself still adds both
     # It still asks for nodes; `test_warm_workers` has a slot that does not.
     assert "_send_resource_request" in inspect.getsource(FixedScalingPolicy.after_controller_start)
+
+
+@pytest.mark.slow
+def test_an_actor_controls_its_own_workers(ray_head: Head, tmp_path: Path) -> None:
+    def actors(_: Any) -> list[str]:
+        here = ray.get_runtime_context()
+        filters = [("job_id", "=", here.get_job_id()), ("state", "=", "ALIVE")]
+        return [actor.class_name for actor in list_actors(here.gcs_address, filters)]  # type: ignore[arg-type]
+
+    class Slot:
+        def fit(self) -> list[str]:
+            trainer = torch_trainer(actors, {}, name="any", scratch=tmp_path)
+            return without_helpers(trainer).fit().return_value
+
+    with ray_session(ray_head.address):
+        slot: Any = ray.remote(Slot).remote()
+        found = ray.get(slot.fit.remote())
+    assert "RayTrainWorker" in found
+    assert "TrainController" not in found
+    # Ray Train itself still starts an actor.
+    method = inspect.getsource(TorchTrainer._initialize_and_run_controller)
+    assert ")(TrainController)" in method
 
 
 @pytest.mark.parametrize(("kind", "autoscales"), [("node_abc", False), ("gpu-workers", True)])

@@ -194,7 +194,7 @@ class Kills(Callback):
 @pytest.mark.cluster
 def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path) -> None:
     """Each of them is a lost machine of the trial, which goes on from its checkpoint."""
-    victims = ("RayTrainWorker", "ResourceTrainable", "Exchange", "TrainController")
+    victims = ("RayTrainWorker", "ResourceTrainable", "Exchange")
     kills = Kills({f"trial-{number:03d}": victim for number, victim in enumerate(victims)})
     one_lr = {"name": None, "parameters": {"optim.lr": {"type": "categorical", "choices": [3e-4]}}}
     file = real_file(
@@ -241,6 +241,7 @@ def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_
     assert str(failed.error).startswith("ReportOverdue: no report after ")
 
 
+@pytest.mark.cluster
 def test_a_collective_operation_that_hangs_is_repeated_with_new_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

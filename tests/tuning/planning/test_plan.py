@@ -241,7 +241,7 @@ def test_start_up_is_the_rest_of_a_probe() -> None:
     assert probe.startup_s == 61 - INTERVALS * (10 * 1 + 3 + 0.5)
     assert (probe.load_s, probe.first_eval_s, probe.restart_s) == (5.0, 7.0, 0.25)
     assert probe.step_spread == 0.0
-    assert (probe.memory_bytes, probe.head_bytes) == (3 * 1000, 2 * 100)
+    assert (probe.memory_bytes, probe.head_bytes) == (3 * 1000, 100)
 
 
 def test_filling_a_cold_cache_is_shown_and_in_no_cost() -> None:
