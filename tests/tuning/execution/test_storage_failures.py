@@ -158,6 +158,7 @@ def raise_full(*_: Any) -> None:
     raise StorageFailed("tell: full")
 
 
+@pytest.mark.cluster
 def test_a_search_with_a_refusing_bucket_can_be_resumed(
     server: ThreadedMotoServer, images_root: Path, tmp_path: Path
 ) -> None:
