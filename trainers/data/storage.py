@@ -7,6 +7,7 @@ Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `GOOGLE_APPLICATION_
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class Store:
                 yield stream
             return
         Path(target).parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(f"{target}.{os.getpid()}.unfinished")
+        unfinished = Path(f"{target}.{secrets.token_hex(4)}.unfinished")
         try:
             with unfinished.open("wb") as file:
                 yield file

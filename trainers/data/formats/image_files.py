@@ -51,8 +51,7 @@ def image_extensions() -> frozenset[str]:
 def is_image(path: str) -> bool:
     """Whether a file name has the extension of an image; hidden files have none."""
     name = path.rpartition("/")[2]
-    dot = name.rfind(".")
-    return dot > 0 and name[0] != "." and name[dot:].lower() in image_extensions()
+    return name[:1] != "." and name[name.rfind(".") :].lower() in image_extensions()
 
 
 def _is_skipped(name: str) -> bool:
