@@ -23,14 +23,19 @@ test: $(VENV)/.dev
 test-cluster: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PARALLEL) -m cluster
 
-# uv resolves the lowest versions, which pip cannot.
+# uv resolves the lowest versions, which pip cannot. With KEEP="torch torchvision", these two have the
+# versions of $(VENV): on Linux, PyPI's wheels of PyTorch come with 8 GB of CUDA.
 LOWEST := .venv-lowest
-test-lowest:
+LINKS := $(addprefix --find-links=,$(PIP_FIND_LINKS))
+test-lowest: $(if $(KEEP),$(VENV)/.dev)
 	test -x $(LOWEST)/bin/uv || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
+	for name in $(KEEP); do $(BIN)/python -m pip list --format=freeze | grep "^$$name=="; done \
+		> $(LOWEST)/kept.txt
 	$(LOWEST)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --extra test pyproject.toml \
+		--override $(LOWEST)/kept.txt $(LINKS) \
 		--python $(LOWEST)/bin/python --output-file $(LOWEST)/requirements.txt
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+	$(LOWEST)/bin/uv pip install --quiet $(LINKS) --python $(LOWEST)/bin/python \
 		--requirements $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
 	$(LOWEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not cluster"

@@ -51,8 +51,8 @@ MEMORY_SETTINGS = (
     "search.sampler.name=random",
     "search.resources.max_concurrent=1",
 )
-SLOT = ("RayTrainWorker", "ResourceTrainable", "Exchange")
-"""Ray's actors of a slot: the worker, and two on the head, of which Tune names the first."""
+SLOT = {"RayTrainWorker": "worker", "ResourceTrainable": "its driver", "Exchange": "exchange"}
+"""Ray's actors of a slot by the end of their names: the worker, and two on the head."""
 
 
 class MemoryWatch(Callback):
@@ -62,17 +62,18 @@ class MemoryWatch(Callback):
     """
 
     def __init__(self) -> None:
-        self.mib: dict[str, list[float]] = {name: [] for name in (*SLOT, "driver")}
+        self.mib: dict[str, list[float]] = {name: [] for name in (*SLOT.values(), "search")}
 
     def trial_ended(self, record: TrialRecord) -> None:
         """Read what the kernel knows."""
         alive = [a for a in actors().values() if a["State"] == "ALIVE"]
         held = dict.fromkeys(self.mib, 0.0)
-        of_slot = ((a["ActorClassName"], a["Pid"]) for a in alive)
-        for name, pid in [*of_slot, ("driver", os.getpid())]:
+        named = ((a["ActorClassName"].rpartition(".")[2], a["Pid"]) for a in alive)
+        of_slot = ((SLOT[name], pid) for name, pid in named if name in SLOT)
+        for name, pid in [*of_slot, ("search", os.getpid())]:
             with suppress(OSError, ValueError):  # it has just ended
                 (kib,) = re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-                held[name] = held.get(name, 0) + int(kib) / 1024
+                held[name] += int(kib) / 1024
         for name, found in self.mib.items():
             found.append(held[name])
 
