@@ -29,6 +29,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.tune.execution import class_cache
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -136,12 +137,44 @@ def without_helpers(trainer: Any) -> Any:
             )
         if ray.get_runtime_context().get_actor_id() is None:
             return run_controller(**arguments)
-        controller = TrainController(**arguments)
-        asyncio.run(controller.run())
+        controller: Any = TrainController(**arguments)
+        controller.worker_group_cls = _FreedGroup
+        try:
+            asyncio.run(controller.run())
+        finally:
+            if (group := controller.get_worker_group()) is not None:
+                group.free()
         return controller.get_result()
 
     trainer._initialize_and_run_controller = run
     return trainer
+
+
+class _FreedGroup(WorkerGroup):
+    """Workers that end, and whose places are freed, even if their start or their end fails.
+
+    Ray Train 2.60 leaves that to the end of the controller's process (no issue found), for instance
+    if PyTorch's process group cannot start, or if a worker was killed for want of memory. The next
+    attempt in the process would wait for their places for ever.
+    """
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except BaseException:
+            self.free()
+            raise
+
+    def shutdown(self) -> None:
+        try:
+            super().shutdown()
+        except BaseException:
+            self.free()
+            raise
+
+    def free(self) -> None:
+        if self.has_started():
+            self.abort()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from ray._private import services
 from ray._private import worker as ray_worker
 from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.tune.execution.class_cache import _ActorClassCache
@@ -247,6 +248,30 @@ def test_an_actor_controls_its_own_workers(ray_head: Head, tmp_path: Path) -> No
     # Ray Train itself still starts an actor.
     method = inspect.getsource(TorchTrainer._initialize_and_run_controller)
     assert ")(TrainController)" in method
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("fails", ["on_start", "on_shutdown"])
+def test_workers_whose_start_or_end_fails_leave_their_places(
+    fails: str, ray_head: Head, tmp_path: Path
+) -> None:
+    """Ray Train itself leaves them to the end of the process; it does not catch this error."""
+
+    def fail(*_: Any) -> None:
+        raise OutOfMemoryError("killed")
+
+    class Slot:
+        def fit(self) -> None:
+            setattr(import_module("ray.train.torch.config")._TorchBackend, fails, fail)
+            without_helpers(torch_trainer(print, {}, name="any", scratch=tmp_path)).fit()
+
+    with ray_session(ray_head.address):
+        before = set(placement_group_table())
+        slot: Any = ray.remote(Slot).remote()
+        with pytest.raises(RayTaskError, match="killed"):
+            ray.get(slot.fit.remote())
+        (state,) = (g["state"] for k, g in placement_group_table().items() if k not in before)
+        assert state == "REMOVED"
 
 
 @pytest.mark.parametrize(("kind", "autoscales"), [("node_abc", False), ("gpu-workers", True)])
