@@ -168,7 +168,7 @@ def test_the_notebook(images_root: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 @in_language("python")
 def test_python(block: Block, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run all but `if __name__ == "__main__"`, of which names and calls are checked."""
+    """Run all but `if __name__ == "__main__"`, of which names, calls and attributes are checked."""
     monkeypatch.chdir(runs)
     tree = ast.parse(block.code)
     if not block.is_run:
@@ -183,6 +183,43 @@ def test_python(block: Block, runs: Path, monkeypatch: pytest.MonkeyPatch) -> No
             keywords = {keyword.arg or "": None for keyword in node.keywords}
             signature = inspect.signature(names[node.func.id])
             signature.bind(*node.args, **keywords)
+    check_attributes(tree, names)
+
+
+def check_attributes(tree: ast.Module, names: dict[str, Any]) -> None:
+    """Check that what a function returns has the attributes that are read from it."""
+
+    def returned(node: ast.expr) -> Any:
+        """The class that a call returns; None if it is not a class of its own module."""
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            return None
+        function = names[node.func.id]
+        kind = getattr(function, "__annotations__", {}).get("return", "")
+        return getattr(inspect.getmodule(function), kind, None)
+
+    assigned = {
+        target.id: returned(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name = node.value.id if isinstance(node.value, ast.Name) else ""
+            kind = assigned.get(name) or returned(node.value)
+            fields = getattr(kind, "__dataclass_fields__", {})
+            assert kind is None or node.attr in fields or hasattr(kind, node.attr), node.attr
+
+
+@pytest.mark.parametrize("code", ["f().gone", "made = f()\nprint(made.gone)"])
+def test_an_attribute_that_does_not_exist_is_found(code: str) -> None:
+    def f() -> Block:
+        raise NotImplementedError
+
+    check_attributes(ast.parse(code.replace("gone", "page")), {"f": f})
+    with pytest.raises(AssertionError, match="gone"):
+        check_attributes(ast.parse(code), {"f": f})
 
 
 def test_the_documented_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,11 @@ class Confirmation:
     """Jobs that failed, with the error in one line; the next call tries them again."""
 
     @property
+    def run_folder(self) -> Path:
+        """The run folder of the search, in which the results are kept."""
+        return self.search.run_folder
+
+    @property
     def methods(self) -> tuple[Configuration, ...]:
         """The best of each method, in the order of validation; empty unless there are several."""
         found = tuple(one for one in self.configurations if one.best_of_method)
