@@ -1,7 +1,7 @@
 """What a new search learns from earlier ones.
 
 If trial and data are the same, the sampler gets the earlier results as observations. Results on
-other data, or without the metric that the sampler optimises, do not compare, but good parameters
+other data, or without a metric of the sampler or a constraint, do not compare, but good parameters
 carry over: the best points are tried first. With `search.warm_start.use = observations`, results on
 other data are used as well, each shifted by the difference between the zero-shot models. Either
 replaces the points of `search.prior`.
@@ -139,18 +139,26 @@ def _learn(
     """
     lines, problems, use = list[str](), list[ConfigError](), file.search.warm_start.use
     saw_ood = " (chosen with OOD validation data)" if run.search.sees_ood else ""
+    wanted = {objective.metric for objective in search.sampler_objectives}
+    wanted |= {constraint.metric for constraint in search.constraints}
     for study, records in fitting:
         prefix = "" if study.method is None else f"{study.method}: "
         points = [replace(record, params=point_of(record)) for record in records]
+        # Runs of earlier versions have no NLL, which the sampler optimises by default, and others
+        # may have other domains. The sampler would take such trials for failures.
+        observed = [record for record in points if wanted <= record.metrics.keys()]
         try:
-            # Runs of earlier versions have no NLL, which the sampler optimises by default.
             if use == "observations" or (
-                use == "auto"
-                and _is_measured(points, search)
-                and same_task(run, records[0], file, study)
+                use == "auto" and observed and same_task(run, records[0], file, study)
             ):
-                _observe(study, search, run, points)
-                lines.append(f"{prefix}{len(points)} trials as observations")
+                if not observed:
+                    raise ConfigError(
+                        f"none of its trials has {' and '.join(sorted(wanted))}",
+                        key="search.warm_start.use",
+                        source=run.folder,
+                    )
+                _observe(study, search, run, observed)
+                lines.append(f"{prefix}{len(observed)} trials as observations")
             else:
                 number = _enqueue(study, search, run, points, file.search.warm_start.top)
                 lines.append(f"{prefix}its best {number} points are tried first{saw_ood}")
@@ -168,12 +176,6 @@ def _ended(run: LoadedRun) -> list[TrialRecord]:
         for record in run.history.records
         if record.kind == "trial" and record.outcome in ("finished", "pruned")
     ]
-
-
-def _is_measured(records: Sequence[TrialRecord], search: SearchRecord) -> bool:
-    """Whether any of the trials has a metric that the sampler optimises."""
-    told = search.sampler_objectives
-    return any(record.last(o.metric) is not None for record in records for o in told)
 
 
 def _enqueue(
@@ -209,11 +211,6 @@ def _observe(
     study: MethodStudy, search: SearchRecord, run: LoadedRun, records: Sequence[TrialRecord]
 ) -> None:
     """Add the trials of a run to a study, shifted by the difference of the zero-shot models."""
-    if not _is_measured(records, search):
-        metrics = " and ".join(objective.metric for objective in search.sampler_objectives)
-        raise ConfigError(
-            f"none of its trials has {metrics}", key="search.warm_start.use", source=run.folder
-        )
     zero_shot = run.search.zero_shot
     shift = {
         name: value - zero_shot[name]

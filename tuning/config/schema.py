@@ -193,8 +193,8 @@ class WarmStartConfig(Frozen):
     """Run folders of the earlier searches, or names of folders in `runs/`."""
     use: Literal["auto", "observations", "points"] = "auto"
     """`observations` passes their measurements to the sampler; `points` tries their best points
-    first; `auto` is observations if trial and data are the same and the metric that the sampler
-    optimises was recorded, else points."""
+    first; `auto` is observations if trial and data are the same, else points. Trials without a
+    metric that the sampler optimises or a constraint needs are no observations."""
     top: int = Field(default=4, ge=1, le=1_000_000)
     """Number of points to try first from each run."""
 

@@ -272,6 +272,44 @@ def test_the_best_points_of_a_run_without_nll_are_tried_first(learn: Learn) -> N
     assert learning_rates(study) == [2e-4, 1e-4]
 
 
+@pytest.mark.parametrize("use", ["auto", "observations"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"search__objective": [{"metric": "id_val/acc"}, {"metric": "ood_val/sketch/acc"}]},
+        {
+            "search__objective": [{"metric": "id_val/acc"}],
+            "search__constraints": ["ood_val/sketch/acc >= zero_shot.ood_val/sketch/acc - 5"],
+        },
+    ],
+    ids=["objective", "constraint"],
+)
+def test_trials_without_all_metrics_are_no_observations(
+    changes: dict[str, Any], use: str, earlier: Path, learn: Learn
+) -> None:
+    known, other = trial(0, 85.0, 62.0), trial(1, 86.0, 63.0, lr=2e-4)
+    curve = [{k: v for k, v in p.items() if k != "ood_val/sketch/acc"} for p in other.curve]
+    other = replace(other, curve=tuple(curve))
+    changes = {"search__warm_start__use": use, **changes}
+    study, told = learn([known, other], **changes)
+    assert told == [f"{earlier}: 1 trials as observations"]
+    assert sources(study) == ["earlier/trial-000"]
+    assert max(study.trials[0].constraints.values(), default=0.0) <= 0
+    shutil.rmtree(earlier)
+    if use == "observations":
+        with pytest.raises(ConfigError, match="none of its trials has id_val/acc and ood_val/ske"):
+            learn([other], **changes)
+    else:
+        assert waiting(learn([other], **changes)[0]) == [(2e-4, 1.0)]
+
+
+def test_a_diverged_trial_is_an_observation_of_a_failure(learn: Learn) -> None:
+    diverged = trial(1, 85.0, 62.0)
+    diverged = replace(diverged, curve=({**diverged.curve[-1], "val/mean_acc": math.nan},))
+    study, _ = learn([trial(0, 85.0, 62.0), diverged])
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
+
+
 def test_several_runs_are_all_learned_from(
     images_root: Path, other_root: Path, tmp_path: Path
 ) -> None:
