@@ -30,8 +30,8 @@ def load_classifier(
 
 
 def export_weights(
-    folder: Path,
-    output: Path,
+    folder: Path | str,
+    output: Path | str,
     *,
     trial: str | None = None,
     soup: str | None = None,
@@ -46,22 +46,25 @@ def export_weights(
         output: a new folder, or an empty one.
         trial: of the run; by default the one that the objective chooses.
         soup: of the run, instead of a trial.
+        alpha: of WiSE-FT, from 0 (zero-shot) to 1 (fine-tuned); by default the weights as they are.
 
     Returns:
         The output, absolute.
 
     Raises:
-        ConfigError: no such weights, or an output that is in use.
+        ConfigError: no such weights, an alpha out of range, or an output that is in use.
         StorageFailed: the weights cannot be copied here.
     """
-    source, output = find_source(folder, trial, soup), output.expanduser().absolute()
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ConfigError("must be from 0 to 1", key="--alpha", value=alpha)
+    source, output = find_source(Path(folder), trial, soup), Path(output).expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError("is not an empty folder", key="--output", value=str(output))
     config = source.trial
     data, model = config.data, config.model
     found, class_names = load_classifier(source, alpha)
     metrics = source.metrics
-    if alpha is not None:  # only the points of the WiSE-FT curve were evaluated
+    if alpha not in (None, 1):  # only the points of the WiSE-FT curve were evaluated
         point = f"wise/{alpha:g}/"
         metrics = {n.removeprefix(point): v for n, v in metrics.items() if n.startswith(point)}
     about: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -96,6 +97,8 @@ def test_with_alpha_the_metrics_are_those_of_that_point(real: Real, tmp_path: Pa
     assert about(other)["metrics"] == {}
     assert "have not been evaluated" in (other / "README.md").read_text()
     assert "alpha = 0.25" in (other / "README.md").read_text()
+    tuned = about(export(str(run), str(tmp_path / "tuned"), trial="trial-000", alpha=1.0))
+    assert tuned["metrics"] == measured(records[0].metrics)
     none = export(run, tmp_path / "none", trial="trial-003", alpha=0)
     zero_shot = load_zero_shot(load_run(run).file.trial.model, _prompts(run))
     head = load_file(none / "head.safetensors")["head"]
@@ -209,6 +212,13 @@ def test_weights_that_do_not_exist_are_refused(
     assert caught.value.key == key
     assert hint in str(caught.value)
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("alpha", [-1, 5.0, math.nan])
+def test_an_alpha_out_of_range_is_refused(alpha: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must be from 0 to 1") as caught:
+        export(tmp_path, tmp_path / "model", alpha=alpha)
+    assert caught.value.key == "--alpha"
 
 
 @pytest.mark.parametrize("contents", ["{", "{}", '{"metrics": {}, "trials": []}'])
