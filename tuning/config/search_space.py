@@ -150,7 +150,8 @@ class SpaceConfig(_Section):
         if isinstance(values, SearchSpace):  # from Python, in place of a section
             if values.branches:
                 raise ValueError("a space with branches cannot be given; use `methods`")
-            points = tuple(values.initial_points) or None
+            is_given = "initial_points" in values.model_fields_set  # an empty list is no points
+            points = tuple(values.initial_points) if is_given else None
             return {"name": None, "parameters": values.parameters, "initial_points": points}
         if isinstance(values, Mapping) and values.get("methods"):
             return {"name": None, **values}

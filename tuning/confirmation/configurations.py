@@ -19,7 +19,7 @@ def chosen(
     """The finished trials to confirm, without repetitions, each with all the rules that chose it.
 
     Raises:
-        ConfigError: there is none, no such rule, or `top` is not positive.
+        ConfigError: there is none, no such rule, or `top` is not positive or of no rule's use.
     """
     for rule in rules:
         if rule not in RULES:
@@ -28,6 +28,9 @@ def chosen(
     if top < 1:
         raise ConfigError("must be at least 1", key="--top", value=top)
     wanted = set(rules) or RULES.keys() - {PARETO}
+    if top > 1 and OBJECTIVE not in wanted:
+        hint = f"add --rule {OBJECTIVE}, or leave --top out"
+        raise ConfigError(f"is only for the rule {OBJECTIVE}", key="--top", value=top, hint=hint)
     found: dict[str, Configuration] = {}
 
     def add(rule: str, label: str, trial: TrialRecord, looks_at_ood: bool) -> None:

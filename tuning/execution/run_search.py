@@ -22,7 +22,7 @@ from rich.console import Console
 from search_spaces import SearchSpace
 from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import open_store, url_of
-from trainers.errors import ConfigError, StorageFailed
+from trainers.errors import ConfigError, StorageFailed, validate
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
 from tuning.algorithms.studies import Studies, create_studies
@@ -30,8 +30,7 @@ from tuning.algorithms.warm_start import load_earlier, warm_start, warm_start_us
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.retention import CheckpointCallback
 from tuning.checkpoints.storage_check import check_nodes
-from tuning.config.schema import SamplerConfig, SearchFile
-from tuning.config.search_space import SpaceConfig
+from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_errors import how_to_go_on, resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
@@ -65,6 +64,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from tuning.reporting.notebook import Plots
+
+_ARGUMENTS = "arguments"
+"""Source of a mistake in what a caller passes."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,7 +175,8 @@ def run_search(
     """
     file = config if isinstance(config, SearchFile) else load_config(config)
     if space is not None:
-        changes = {"space": SpaceConfig.model_validate(space)}
+        section = validate(SearchConfig, {"space": space}, _ARGUMENTS)
+        changes = {"space": section.space}
         file = file.model_copy(update={"search": file.search.model_copy(update=changes)})
         check_search(file)
     file, options = with_options(file, callbacks, sampler, storage, address, console)
@@ -190,10 +193,10 @@ def with_options(
 ) -> tuple[SearchFile, SearchOptions]:
     """Sort arguments into those of the configuration, and objects."""
     changes: dict[str, Any] = {}
-    if isinstance(sampler, str):
-        sampler = SamplerConfig.model_validate({"name": sampler})
-    if isinstance(sampler, SamplerConfig):
-        changes["sampler"], sampler = sampler, None
+    if sampler is not None and not isinstance(sampler, BaseSampler):
+        given = {"name": sampler} if isinstance(sampler, str) else sampler
+        section = validate(SearchConfig, {"sampler": given}, _ARGUMENTS)
+        changes["sampler"], sampler = section.sampler, None
     if isinstance(storage, str):
         changes["study_storage"], storage = storage, None
     if changes:

@@ -301,3 +301,10 @@ def test_a_space_object_stands_in_place_of_a_named_space() -> None:
     assert file.search_space() == space
     # The run folder keeps it as text.
     assert SearchFile.model_validate(file.model_dump(mode="json")).search_space() == space
+
+
+@pytest.mark.parametrize("points", [{}, {"initial_points": []}])
+def test_an_empty_list_of_a_space_object_means_no_points(points: dict[str, Any]) -> None:
+    space = SearchSpace(parameters={"optim.lr": Float(low=1e-6, high=1e-3, log=True)}, **points)
+    file = SearchFile.model_validate({"search": {"space": space}})
+    assert bool(file.search_space().initial_points) == (points == {})  # else those of the prior

@@ -122,6 +122,7 @@ def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path: Path) -> 
         ([fakes.trial(0)], {"rules": ["paretto"]}, "--rule"),
         ([fakes.trial(0)], {"rules": ["by_method"]}, "--rule"),
         ([fakes.trial(0)], {"top": 0}, "--top"),
+        ([fakes.trial(0)], {"top": 5, "rules": ["id_val"]}, "--top"),
     ],
 )
 def test_a_choice_that_is_not_possible_is_refused(
