@@ -295,7 +295,6 @@ def _run_session(
         gpus = file.search.resources.gpus_per_trial
         recorder = Recorder(search, journal, callbacks, history.records, gpus, studies, watch.check)
         show_phase(console, "Trials", f"starting workers for {concurrent} at once")
-        recorder.start()
 
         def announce(line: str) -> None:
             console.print(line, soft_wrap=True, highlight=False)
@@ -307,6 +306,7 @@ def _run_session(
         watch.end_here = end_here
         outcome: SearchOutcome = "failed"
         try:
+            recorder.start()
             # Only now, so that a refused change leaves a run that resumes as it was.
             write_config(run_folder, file)
             if before.fingerprints not in ({}, file.fingerprints()):

@@ -57,15 +57,19 @@ def environment_variables(variables: Mapping[str, str], *, override: bool = True
 
 @contextmanager
 def restored_process() -> Iterator[None]:
-    """After the block, environment variables, log levels and signal handlers are as before it.
+    """After the block, environment variables, log levels and handlers are as before it.
 
-    Ray 2.60 and MLflow 3.17 change them in the process that uses them and do not restore them.
+    Ray 2.60 and MLflow 3.17 change them in the process that uses them and do not restore them. Tune
+    handles SIGUSR1. open_clip calls `logging.info`, which gives a root logger without handlers one,
+    so that `logging.basicConfig` would do nothing any more.
     """
     environment = dict(os.environ)
     names = ["", *logging.root.manager.loggerDict]
     levels = {name: logging.getLogger(name).level for name in names}
     is_main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    log_handlers = list(logging.root.handlers)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
@@ -74,5 +78,7 @@ def restored_process() -> Iterator[None]:
         os.environ.update(environment)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+        logging.root.handlers[:] = log_handlers
         for number, handler in handlers.items() if is_main else ():
-            signal.signal(number, handler)
+            if handler is not None and handler != signal.getsignal(number):  # None: not of Python
+                signal.signal(number, handler)

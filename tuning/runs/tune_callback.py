@@ -72,9 +72,14 @@ class Recorder(TuneCallback):
         return {}
 
     def start(self) -> None:
-        """Tell the callbacks that the search starts. Their exceptions are raised."""
-        for callback in self._callbacks:
+        """Tell the callbacks that the search starts. Their exceptions are raised.
+
+        After an exception, only the callbacks that have started get events, such as the end.
+        """
+        callbacks, self._callbacks = self._callbacks, ()
+        for callback in callbacks:
             callback.search_started(self.search)
+            self._callbacks = (*self._callbacks, callback)
         for record in self._earlier:
             self._notify("trial_ended", record)
         self._earlier = []

@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pyarrow.parquet as pq
 import pytest
+from mlflow.tracking import MlflowClient
 from ray.air.execution._internal import RayActorManager
 from ray.tune.execution import class_cache
 from rich.console import Console
@@ -36,9 +37,9 @@ from tuning.algorithms.warm_start import warm_start_uses_ood
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
-from tuning.mlflow_logging.client import TrackingError
+from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.runs.callbacks import Callback
-from tuning.runs.records import TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
@@ -59,7 +60,8 @@ def test_a_search_leaves_records_and_no_change_of_the_process(
         names = ("", "ray", "ray.tune", "ray.train", "optuna", "mlflow", "lipsum")
         tune = [RayActorManager._actor_task_failed, class_cache.ENV_VARS_TO_PROPAGATE]
         levels = [logging.getLogger(name).level for name in names]
-        return [dict(os.environ), levels, tune, signal.getsignal(signal.SIGTERM)]
+        signals = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+        return [dict(os.environ), levels, tune, signals, list(logging.root.handlers)]
 
     before, callback = state(), Ended()
     storage = optuna.storages.InMemoryStorage()
@@ -82,6 +84,24 @@ def test_a_search_leaves_records_and_no_change_of_the_process(
     assert run.best is not None
     assert (run.best.trial_id, run.best.params) == (best.trial_id, best.params)
     assert run.best.metrics == best.metrics
+
+
+def test_a_callback_that_fails_at_the_start_ends_the_search(
+    images_root: Path, tmp_path: Path
+) -> None:
+    class Failing(Callback):
+        def search_started(self, search: SearchRecord) -> None:
+            raise RuntimeError("no dashboard")
+
+    with pytest.raises(RuntimeError, match="no dashboard"):
+        run_instantly(instant_file(images_root, tmp_path), callbacks=[Failing()])
+    run = load_run(tmp_path / "small")
+    assert run.history.outcome == "failed"
+    client = MlflowClient(tracking_uri(run.file.search.tracking.uri, run.folder.parent))
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    statuses = {one.info.status for one in runs}
+    assert "FAILED" in statuses
+    assert "RUNNING" not in statuses
 
 
 @pytest.mark.parametrize(

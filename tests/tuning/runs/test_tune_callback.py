@@ -14,10 +14,15 @@ from tests.tuning.recorders import Notes, report, tune_trial
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.records import ERROR, NOTICE, TRAIN_CURVE, TrialRecord
+from tuning.runs.records import ERROR, NOTICE, TRAIN_CURVE, SearchRecord, TrialRecord
 from tuning.runs.tune_callback import Recorder
 
 NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
+
+
+class FailingAtStart(Callback):
+    def search_started(self, search: SearchRecord) -> None:
+        raise OSError("no disk for the callback")
 
 
 class Failing(Callback):
@@ -167,6 +172,17 @@ def test_a_callback_that_raises_is_logged_and_others_go_on(
         report(r, tune_trial(), 40)
     assert "Failing failed at trial_reported" in caplog.text
     assert notes.events[-1] == ("reported", "trial-000", "40")
+
+
+def test_after_a_failed_start_only_started_callbacks_end(tmp_path: Path) -> None:
+    started, later, failing = Notes(), Notes(), FailingAtStart()
+    r = recorder(tmp_path, started, failing, later)
+    with pytest.raises(OSError, match="no disk"):
+        r.start()
+    assert r.finish("failed") == []
+    assert [event for event, *_ in started.events] == ["search_started", "search_ended"]
+    assert later.events == []
+    assert read_history(tmp_path).outcome == "failed"
 
 
 def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path: Path) -> None:
