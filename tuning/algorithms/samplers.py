@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Categorical, SearchSpace
+from trainers.errors import ConfigError, first_line
 from tuning.config.schema import SamplerConfig
 from tuning.runs.records import ParamValue
 
@@ -208,6 +211,30 @@ def create_sampler(
     if config.name == "qmc":  # the study counts its points, so the seed stays
         return QMCSampler(seed=config.seed, scramble=True)
     return RandomSampler(seed=seed)
+
+
+def check_sampler(sampler: BaseSampler, space: SearchSpace, objectives: int) -> None:
+    """Check that a copy of the user's sampler can propose a first trial of each method.
+
+    A sampler that is not one of Optuna's may have side effects, and is not checked.
+
+    Raises:
+        ConfigError: it cannot, such as a GridSampler of other parameters.
+    """
+    if not type(sampler).__module__.startswith("optuna.samplers."):
+        return
+    for part in space.parts().values():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                study = optuna.create_study(
+                    directions=["minimize"] * objectives, sampler=copy.deepcopy(sampler)
+                )
+                study.ask(fixed_distributions=part.distributions())
+            except Exception as error:  # whatever a sampler raises
+                name = type(sampler).__name__
+                problem = f"{name} cannot search this space: {first_line(error)}"
+                raise ConfigError(problem, key="sampler") from error
 
 
 def grid(space: SearchSpace, points: int, seed: int) -> list[dict[str, ParamValue]]:

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, QMCSampler
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -60,6 +60,8 @@ class MethodStudy:
     """The method of its trials; None if the search does not compare methods."""
     grid: deque[Mapping[str, ParamValue]] | None = None
     """Remaining points of a grid, which replace the sampler."""
+    is_exhausted: bool = False
+    """Whether the user's sampler has stopped the study: all of its points were tried."""
     num_trials: int = 0
     """Trials of this method so far, proposed ones included."""
     bests: dict[str, float] = field(default_factory=dict)
@@ -194,7 +196,8 @@ class Studies(Callback):
             # Trials are counted, not compared with the points of a prior, because these are other
             # points after `extend` has changed a bound or the seed.
             is_past_prior = study.is_warm or study.num_trials >= len(points)
-            if study.grid is None and not (study.method in of_prior and is_past_prior):
+            has_grid = study.grid is not None or isinstance(study.study.sampler, GridSampler)
+            if not has_grid and not (study.method in of_prior and is_past_prior):
                 for point in points:
                     study.study.enqueue_trial(point, skip_if_exists=True)
 
@@ -221,9 +224,11 @@ class Studies(Callback):
         an extended search adds catches up first.
 
         Returns:
-            None if every grid is used up.
+            None if every grid is used up, or every sampler has stopped its study.
         """
-        open_studies = [study for study in self.studies if study.grid != deque()]
+        open_studies = [
+            study for study in self.studies if study.grid != deque() and not study.is_exhausted
+        ]
         if not open_studies:
             return None
         study = min(open_studies, key=lambda study: study.num_trials)
@@ -316,6 +321,13 @@ def _create_study(
         ],
     )
     created = MethodStudy(search, space, study, method)
+
+    # Samplers such as GridSampler and BruteForceSampler stop the study after their last point. The
+    # method of Optuna 5.0 raises a RuntimeError outside of Study.optimize.
+    def stop() -> None:
+        created.is_exhausted = True
+
+    study.stop = stop  # type: ignore[method-assign]
     own = [record for record in records if created.owns(record)]
     created.num_trials = len(own)
     created.bests = search.bests(own)

@@ -24,7 +24,9 @@ from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import open_store, url_of
 from trainers.errors import ConfigError, StorageFailed, validate
 from tuning.algorithms.budget import Budget
+from tuning.algorithms.objectives import sampler_objectives
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
+from tuning.algorithms.samplers import check_sampler
 from tuning.algorithms.studies import Studies, create_studies
 from tuning.algorithms.warm_start import load_earlier, warm_start, warm_start_uses_ood
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
@@ -236,6 +238,10 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         ConfigError: before anything runs; among others, another process is running this search.
         StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
+    if options.sampler is not None:
+        objectives = sampler_objectives(file.search.sampler.metric, file.objectives)
+        with quiet_optuna():
+            check_sampler(options.sampler, file.search_space(), len(objectives))
     resolve_root(file.trial.data.root, progress=True)
     uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
     check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})

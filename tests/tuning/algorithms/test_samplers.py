@@ -7,12 +7,14 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
-from optuna.samplers import GPSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, RandomSampler
 from optuna.trial import TrialState
 
 from search_spaces import Categorical, Float, Int, SearchSpace
+from trainers.errors import ConfigError
 from tuning.algorithms.samplers import (
     RobustGPSampler,
+    check_sampler,
     clip_violations,
     compress_worse,
     final_values,
@@ -169,3 +171,23 @@ def test_a_collapsed_training_does_not_hide_a_constraint(sampler: type[GPSampler
         )
     # To Optuna 5.0's own sampler, all others meet the constraint equally well.
     assert (study.ask(distributions).params["x"] < 0.6) == (sampler is RobustGPSampler)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "objectives"), [(GridSampler({"lr": [1e-4]}), 1), (CmaEsSampler(), 2)]
+)
+def test_a_sampler_that_cannot_search_the_space_is_refused(
+    sampler: BaseSampler, objectives: int
+) -> None:
+    with pytest.raises(ConfigError, match=type(sampler).__name__) as caught:
+        check_sampler(sampler, NUMERIC, objectives)
+    assert caught.value.key == "sampler"
+
+
+def test_the_check_of_a_sampler_leaves_its_random_numbers() -> None:
+    def first(sampler: BaseSampler) -> dict[str, Any]:
+        return optuna.create_study(sampler=sampler).ask(NUMERIC.distributions()).params
+
+    checked = RandomSampler(seed=3)
+    check_sampler(checked, NUMERIC, 1)
+    assert first(checked) == first(RandomSampler(seed=3))

@@ -6,13 +6,14 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
 from optuna.storages import InMemoryStorage
 
 from search_spaces import Categorical, Float, SearchSpace
@@ -268,3 +269,32 @@ def test_a_sampler_of_the_user_proposes_in_every_study(search: SearchRecord) -> 
     created = create_studies(search, space("ft", "kd"), Constant(), InMemoryStorage(), "id")
     proposed = [created.propose(n, f"trial-{n:03d}") for n in range(2)]
     assert [p.params["optim.lr"] for p in proposed if p is not None] == [3e-4, 3e-4]
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize(
+    "make", [lambda: GridSampler({"seed": [1, 2]}), BruteForceSampler], ids=["grid", "brute_force"]
+)
+def test_a_sampler_that_has_tried_all_points_ends_its_study(
+    search: SearchRecord, make: Callable[[], BaseSampler]
+) -> None:
+    two = SearchSpace(parameters={"seed": Categorical(choices=(1, 2))})
+    created = create_studies(search, two, make(), InMemoryStorage(), "id")
+    tried = []
+    while (record := created.propose(len(tried), f"trial-{len(tried):03d}")) is not None:
+        tried.append(record.params["seed"])
+        created.trial_ended(fakes.trial(record.number, params=record.params))
+    assert sorted(tried) == [1, 2]
+    # Optuna 5.0's own method raises. Once it does not, its replacement can go.
+    with pytest.raises(RuntimeError, match=r"Study\.stop"):
+        optuna.create_study().stop()
+
+
+def test_a_sampler_of_a_grid_gets_no_initial_points(search: SearchRecord) -> None:
+    given = SearchSpace(parameters={"optim.lr": LR}, initial_points=[FIRST])
+    sampler = GridSampler({"optim.lr": [1e-3]})
+    created = create_studies(search, given, sampler, InMemoryStorage(), "id")
+    created.enqueue_initial_points()
+    record = created.propose(0, "trial-000")
+    assert record is not None
+    assert record.params == {"optim.lr": 1e-3}
