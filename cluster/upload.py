@@ -98,10 +98,13 @@ def check_uploaded(
         patterns: of `excludes`.
 
     Raises:
-        ConfigError: a file is not in the working directory, or in a folder that is not uploaded.
+        ConfigError: a file is not in the working directory, or in a folder that is not uploaded; or
+            it is a plug-in, whose path in the job's copy would be part of the search.
     """
     anchored = [pattern for pattern in patterns if pattern.startswith("/")]
     for key, file in files:
+        if key == "plugins":
+            raise ConfigError(_TEMPORARY, key=key, value=str(file), hint=_PLUGIN_HINT)
         path = file.resolve()
         if not path.is_relative_to(working_dir):
             raise ConfigError(
@@ -148,8 +151,7 @@ def check_paths(values: Mapping[str, Any]) -> None:
         )
     for plugin in (*values.get("plugins", ()), *trial.get("plugins", ())):
         if str(plugin).endswith(".py") and _is_relative(str(plugin)):
-            hint = "give the absolute path under which every node reaches it, or a module"
-            raise ConfigError(_TEMPORARY, key="plugins", value=plugin, hint=hint)
+            raise ConfigError(_TEMPORARY, key="plugins", value=plugin, hint=_PLUGIN_HINT)
     runs = search.get("warm_start", {}).get("runs", ())
     for run in [runs] if isinstance(runs, str) else runs:
         if _is_relative(run):
@@ -173,6 +175,7 @@ def check_paths(values: Mapping[str, Any]) -> None:
 
 
 _TEMPORARY = "a job runs in a temporary copy of the working directory"
+_PLUGIN_HINT = "give the absolute path under which every node reaches it, or a module"
 
 
 def _is_relative(path: str) -> bool:

@@ -100,6 +100,8 @@ def test_a_configuration_has_a_path_relative_to_the_job(
         ("mine.yaml", "{trial: {data: {suite: ../s.yaml}}}", "trial.data.suite"),
         ("mine.yaml", "{trial: {data: {suite: images/s.yaml}}}", "trial.data.suite"),
         ("mine.yaml", "{extends: odd_suite.yaml, trial: {data: {suite: suite.yaml}}}", None),
+        ("mine.yaml", "{plugins: [plugin.py]}", "plugins"),
+        ("mine.yaml", "{plugins: [SHARED/plugin.py], variants: {x: {plugins: [plugin.py]}}}", None),
         ("runs/mine.yaml", "{extends: quickstart}", ""),
     ],
 )
@@ -111,7 +113,7 @@ def test_a_file_that_the_job_does_not_get_is_refused(
     texts = {
         "base.yaml": "{}", "suite.yaml": suite, "../base.yaml": "{}", "../s.yaml": suite,
         "runs/base.yaml": "{}", "images/s.yaml": suite, "chained.yaml": "{extends: ../base.yaml}",
-        "odd_suite.yaml": "{trial: {data: {suite: ../s.yaml}}}",
+        "odd_suite.yaml": "{trial: {data: {suite: ../s.yaml}}}", "plugin.py": "",
         config: content.replace("SHARED", str(tmp_path)),
     }  # fmt: skip
     for name, text in texts.items():

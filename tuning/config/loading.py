@@ -25,6 +25,7 @@ from trainers.yaml_text import parse_yaml, read_yaml
 from tuning.config.schema import SearchFile
 
 _SUITE = ("trial", "data", "suite")
+_PLUGINS = "plugins"
 _SPACE = ("search", "space")
 _STANDARD = SearchFile()
 _DEFAULT_NAMES = {
@@ -47,7 +48,8 @@ class Origin:
     """Keys of `--set`, or of the overrides from Python."""
     files: tuple[tuple[str, Path], ...] = ()
     """Key and path of each file of the user that another directory would not have: the
-    configuration, and those that `extends` and `data.suite` name with a relative path."""
+    configuration, and those that `extends`, `data.suite` and `plugins` name with a relative
+    path."""
 
     def of(self, key: str | None) -> str:
         """The source of a mistake in a key: `--set`, if that gave its value, else the file."""
@@ -108,7 +110,10 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
             values = _merge(values, _nested({key: resolve_suite(suite, key)}))
     except ConfigError as error:
         raise error.within(origin.of(error.key)) from None
-    read = tuple((by, file) for by, file in files if by != key or str(file) == suite)
+    plugins = [values.get(_PLUGINS), _section(values, "trial").get(_PLUGINS)]
+    used = [suite, *(name for given in plugins if isinstance(given, list) for name in given)]
+    chosen = (key, _PLUGINS)
+    read = tuple((by, file) for by, file in files if by not in chosen or str(file) in used)
     return replace(origin, files=read), values
 
 
@@ -138,14 +143,14 @@ def _read_file(
     """The values of a file, merged over those of the file that it extends.
 
     Args:
-        files: gets what `Origin.files` has, and suites that other values may replace.
+        files: gets what `Origin.files` has, and suites and plug-ins that other values may replace.
     """
     values = read_yaml(path)
     if path.parent != _ready_folder():
         files.append(("extends" if extended_by else "", path))
     if not isinstance(values, dict):
         raise ConfigError("expected the sections `trial:` and `search:`", source=path)
-    _resolve_suite_paths(values, path.parent, files)
+    _resolve_paths(values, path.parent, files)
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -173,10 +178,17 @@ def _read_file(
     return merged
 
 
-def _resolve_suite_paths(
-    values: dict[str, Any], folder: Path, files: list[tuple[str, Path]]
-) -> None:
-    """Make the path of a suite file absolute, also in variants, if the file lies in the folder."""
+def _resolve_paths(values: dict[str, Any], folder: Path, files: list[tuple[str, Path]]) -> None:
+    """Make paths of suites and plug-ins absolute, also in variants, if they are in the folder."""
+
+    def resolved(name: Any, key: str) -> Any:
+        beside = folder / Path(name).expanduser() if isinstance(name, str) else folder
+        if not beside.is_file():
+            return name
+        if not Path(name).expanduser().is_absolute():
+            files.append((key, beside.absolute()))
+        return str(beside.absolute())
+
     variants = values.get("variants")
     for layer in [values, *(variants.values() if isinstance(variants, dict) else ())]:
         # In a variant, any part of the path may be one dotted key.
@@ -184,11 +196,15 @@ def _resolve_suite_paths(
             section: Any = _section(layer, *path[:-1])
             suite = section.get(path[-1])
             if isinstance(suite, str) and suite not in packaged_suites():
-                beside = folder / Path(suite).expanduser()
-                if beside.is_file():
-                    section[path[-1]] = str(beside.absolute())
-                    if not Path(suite).expanduser().is_absolute():
-                        files.append((".".join(_SUITE), beside.absolute()))
+                section[path[-1]] = resolved(suite, ".".join(_SUITE))
+        for path in ((_PLUGINS,), ("trial", _PLUGINS), (f"trial.{_PLUGINS}",)):
+            section = _section(layer, *path[:-1])
+            plugins = section.get(path[-1])
+            if isinstance(plugins, list):
+                section[path[-1]] = [
+                    resolved(name, _PLUGINS) if str(name).endswith(".py") else name
+                    for name in plugins
+                ]
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

@@ -174,6 +174,29 @@ def test_suite_paths_in_variants_are_relative_to_the_file(tmp_path: Path) -> Non
         assert loaded(f"{path}:{form}").trial.data.suite == Suite(id_domain="photo")
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"plugins": ["mine.py"]},
+        {"trial": {"plugins": ["mine.py"]}},
+        {"variants": {"x": {"plugins": ["mine.py"]}}},
+        {"variants": {"x": {"trial.plugins": ["mine.py"]}}},
+    ],
+)
+def test_paths_of_plugins_are_relative_to_the_file(
+    form: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write(tmp_path, "deep/base", **form)
+    (base.parent / "mine.py").write_text("")
+    (tmp_path / "other.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    variant = ":x" if "variants" in form else ""
+    path = write(tmp_path, "own", extends="deep/base.yaml")
+    assert loaded(f"{path}{variant}").trial.plugins == (str(base.parent / "mine.py"),)
+    file = load_config(path, ["trial.plugins=[other.py]"], check=False)
+    assert file.trial.plugins[-1] == str(tmp_path / "other.py")
+
+
 def test_circular_or_wrong_extends_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "two", extends="one.yaml")
     secret = tmp_path / "shadow"
