@@ -29,7 +29,7 @@ from tests.s3 import bucket as bucket
 from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.embedded_benchmark.build import ImageCounts, build
-from trainers.methods.registry import METHODS, SEARCH_SPACES, _load_module
+from trainers.methods.registry import _LOADED, METHODS, SEARCH_SPACES
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
 
@@ -93,7 +93,7 @@ def _methods_of_this_test() -> Iterator[None]:
     for registry, kept in zip(registries, before, strict=True):
         registry.clear()
         registry.update(kept)
-    _load_module.cache_clear()
+    _LOADED.clear()
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,9 @@ SEARCH_SPACES: dict[str, Mapping[str, Any]] = {}
 the centre of the prior; without it, that is the trial's own values. Shipped methods have theirs in
 `search_spaces`."""
 
+_LOADED: dict[str, tuple[str, ...]] = {}
+"""Names of the methods that each imported plug-in has registered."""
+
 MethodT = TypeVar("MethodT", bound=Method)
 
 
@@ -98,26 +101,49 @@ def _load_entry_points() -> None:
             ) from error
 
 
-@cache
 def _load_module(module: str) -> None:
+    if module in _LOADED:
+        return
+    methods, spaces = dict(METHODS), dict(SEARCH_SPACES)
     try:
-        if not module.endswith(".py"):
+        if module.endswith(".py"):
+            _run_file(Path(module))
+        else:
             importlib.import_module(module)
-            return
-        path = Path(module)
-        name = f"lipsum_tune_plugin_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None or not path.is_file():
-            raise FileNotFoundError(f"no such file: {path}")
-        # Registered in sys.modules first, as pydantic looks up annotations there.
-        sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
     except Exception as error:  # whatever a foreign module raises
+        for registry, before in ((METHODS, methods), (SEARCH_SPACES, spaces)):
+            registry.clear()
+            registry.update(before)  # type: ignore[arg-type]
         raise ConfigError(
             f"cannot be imported: {type(error).__name__}: {first_line(error)}",
             key="plugins",
             value=module,
         ) from error
+    _LOADED[module] = tuple(name for name, cls in METHODS.items() if methods.get(name) is not cls)
+
+
+def _run_file(path: Path) -> None:
+    name = f"lipsum_tune_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    # Registered in sys.modules first, as pydantic looks up annotations there.
+    sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+
+
+def forget_method(method: str) -> str | None:
+    """Remove a method, and all others of its plug-in, which can then be corrected and loaded again.
+
+    Returns:
+        The plug-in; None if none has registered the method.
+    """
+    plugin = next((plugin for plugin, names in _LOADED.items() if method in names), None)
+    for name in (method, *(_LOADED.pop(plugin) if plugin else ())):
+        METHODS.pop(name, None)
+        SEARCH_SPACES.pop(name, None)
+    sys.modules.pop(plugin or "", None)
+    return plugin
 
 
 def validate_method(value: Any) -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, TypeAlias
 
@@ -32,7 +33,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
 from trainers.methods.registry import METHODS as KNOWN_METHODS
-from trainers.methods.registry import SEARCH_SPACES
+from trainers.methods.registry import SEARCH_SPACES, forget_method
 from tuning.config.prior import PriorConfig, check_names, prior_points
 from tuning.runs.records import METHOD_KEY
 
@@ -141,12 +142,10 @@ class SpaceConfig(_Section):
     @classmethod
     def _methods_bring_their_spaces(cls, values: Any) -> Any:
         # The plugins' methods are registered by now, since `trial` is validated before `search`.
+        # A mistake in a space concerns only those who use it, see `_check_own_space`.
         for method, space in SEARCH_SPACES.items():
-            try:
+            with suppress(ValidationError):
                 register_space(method, SearchSpace.model_validate(space))
-            except ValidationError as error:
-                problem = f"the search space that it brings: {validation_problem(error)}"
-                raise ConfigError(problem, source=f"method {method!r}") from None
         if isinstance(values, SearchSpace):  # from Python, in place of a section
             if values.branches:
                 raise ValueError("a space with branches cannot be given; use `methods`")
@@ -176,6 +175,7 @@ class SpaceConfig(_Section):
     @classmethod
     def _methods_are_known(cls, methods: Any) -> Any:
         for name in methods:
+            _check_own_space(name)
             if name not in METHODS and name in KNOWN_METHODS:
                 raise ValueError(f"method {name!r} was registered without a search space")
             if name not in METHODS:
@@ -248,7 +248,23 @@ def _resolve(
     return SearchSpace(branches=branches)
 
 
+def _check_own_space(method: str) -> None:
+    """Raise a ConfigError for a mistake in the space that a plug-in's method brings.
+
+    The plug-in is forgotten, so that it can be corrected and loaded again in this process.
+    """
+    if method not in SEARCH_SPACES:
+        return
+    try:
+        SearchSpace.model_validate(SEARCH_SPACES[method])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"][:2]))
+        problem = f"search_space of the method {method!r}: {where}: {validation_problem(error)}"
+        raise ConfigError(problem, source=forget_method(method)) from None
+
+
 def _load(name: str, key: str) -> SearchSpace:
+    _check_own_space(name)
     try:
         return search_spaces.load(name)
     except ValueError as error:

@@ -10,7 +10,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, validate
 from trainers.methods import register_method
 from trainers.methods.ft import FineTuning, PlainFineTuning
-from trainers.methods.registry import SEARCH_SPACES, load_plugins
+from trainers.methods.registry import METHODS, SEARCH_SPACES, load_plugins
 
 SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1}}}
 
@@ -76,6 +76,18 @@ def test_a_plugin_that_cannot_be_imported_is_named(text: str | None, tmp_path: P
     with pytest.raises(ConfigError) as error:
         load_plugins([str(path)])
     assert (error.value.key, error.value.value) == ("plugins", str(path))
+
+
+def test_a_plugin_that_fails_registers_nothing(plugin: Path) -> None:
+    text = plugin.read_text()
+    plugin.write_text(f"{text}\nraise RuntimeError('broken')\n")
+    with pytest.raises(ConfigError, match="broken"):
+        load_plugins([str(plugin)])
+    assert "mine" not in METHODS
+    assert "mine" not in SEARCH_SPACES
+    plugin.write_text(text)
+    load_plugins([str(plugin)])
+    assert "mine" in METHODS
 
 
 def test_two_classes_cannot_share_a_name() -> None:

@@ -171,8 +171,39 @@ def test_a_methods_search_space_may_be_wrong_or_missing(monkeypatch: pytest.Monk
         SpaceConfig(methods=("mine",))
     wrong = {"method.strength": {"type": "float", "low": 1.0, "high": 0.1}}
     monkeypatch.setitem(SEARCH_SPACES, "mine", {"parameters": wrong})
-    with pytest.raises(ValidationError, match=r"method 'mine': the search space .*low=1.0"):
-        SpaceConfig()
+    SpaceConfig()
+    with pytest.raises(ValidationError, match=r"'mine': parameters.method.strength: .*low=1.0"):
+        SpaceConfig(methods=("mine",))
+
+
+@pytest.mark.parametrize("use", ["name=mine", "methods=[ft, mine]"])
+def test_a_plugin_with_a_wrong_space_can_be_corrected(use: str, tmp_path: Path) -> None:
+    plugin = tmp_path / "wrong_space.py"
+    text = """
+from typing import Literal
+from trainers.methods import register_method
+from trainers.methods.ft import PlainFineTuning
+
+@register_method("mine", search_space={"parameters": {
+    "optim.lr": {"type": "float", "lowest": 1e-5, "high": 1e-2}}})
+class Mine(PlainFineTuning):
+    name: Literal["mine"] = "mine"
+"""
+    plugin.write_text(text)
+    overrides = [f"plugins=[{plugin}]", "trial.method.name=mine", f"search.space.{use}"]
+
+    def lowest() -> float:
+        space = load_config("quickstart", overrides, check=False).search_space()
+        parameter = next(reversed(space.parts().values())).parameters["optim.lr"]
+        assert isinstance(parameter, Float)
+        return parameter.low
+
+    with pytest.raises(ConfigError, match=r"wrong_space\.py: .*'mine': parameters\.optim\.lr: "):
+        lowest()
+    assert "mine" not in KNOWN_METHODS
+    load_config("quickstart", check=False).search_space()
+    plugin.write_text(text.replace("lowest", "low"))
+    assert lowest() == 1e-5
 
 
 def test_by_method_needs_methods(path: Path) -> None:
