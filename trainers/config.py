@@ -19,7 +19,7 @@ from trainers.data.suite import Suite, load_suite, resolve_suite
 from trainers.errors import ConfigError, validate
 from trainers.loop.precision import PrecisionName
 from trainers.methods.lipsum_ft import LipsumFineTuning
-from trainers.methods.registry import MethodConfig, load_plugins
+from trainers.methods.registry import METHODS, MethodConfig, is_available, load_plugins
 from trainers.models.config import ModelConfig
 from trainers.overrides import over_trial
 
@@ -235,6 +235,18 @@ class TrialConfig(Frozen):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as plain values: the receiving process loads the plug-ins before the method."""
         return TrialConfig.model_validate, (self.model_dump(mode="json"),)
+
+    @model_validator(mode="after")
+    def _workers_have_the_method(self) -> TrialConfig:
+        name = self.method.name
+        if METHODS.get(name) is type(self.method) and not is_available(name, self.plugins):
+            raise ConfigError(
+                f"it is registered by {type(self.method).__module__}, which workers do not import",
+                key="method.name",
+                value=name,
+                hint="name its file or module under `plugins`",
+            )
+        return self
 
     @model_validator(mode="after")
     def _method_can_be_sharded(self) -> TrialConfig:

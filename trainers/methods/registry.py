@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, reduce
 from importlib.metadata import entry_points
 from operator import or_
@@ -89,16 +89,41 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
         _load_module(module)
 
 
+def is_available(method: str, plugins: Collection[str]) -> bool:
+    """Whether a registered method is one of this package, an entry point, or one of the plug-ins.
+
+    Others were registered for another configuration of this process, or in a notebook cell, where
+    workers do not find them.
+    """
+    if method not in METHODS:
+        return False
+    module = METHODS[method].__module__
+    return (
+        any(f"{module}.".startswith(f"{known}.") for known in (__package__, *plugins))
+        or any(method in _LOADED.get(plugin, ()) for plugin in plugins)
+        or method in _load_entry_points()
+    )
+
+
 @cache
-def _load_entry_points() -> None:
+def _load_entry_points() -> frozenset[str]:
+    """Import the modules of all entry points, and return the names of their methods."""
+    before = dict(METHODS)
+    modules = []
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
+            modules.append(entry.module)
         except Exception as error:  # whatever a foreign module raises
             raise ConfigError(
                 f"cannot be imported: {type(error).__name__}: {first_line(error)}",
                 source=f"entry point {entry.value!r} of {ENTRY_POINTS}",
             ) from error
+    return frozenset(
+        name
+        for name, cls in METHODS.items()
+        if before.get(name) is not cls or cls.__module__ in modules
+    )
 
 
 def _load_module(module: str) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from search_spaces import SearchSpace
 from trainers.config import TrialConfig, with_overrides
@@ -23,7 +23,7 @@ from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import direction, metric_names
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
-from tuning.config.search_space import SpaceConfig, resolve_space
+from tuning.config.search_space import SpaceConfig, resolve_space, with_all_methods
 from tuning.runs.records import METHOD_KEY
 
 
@@ -340,6 +340,13 @@ class SearchFile(Frozen):
             return values
         others = {key: value for key, value in values.items() if key != "plugins"}
         return {**others, "trial": {**trial, "plugins": [*plugins, *trial.get("plugins", ())]}}
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _all_methods_are_of_this_file(cls, search: Any, info: ValidationInfo) -> Any:
+        """Expand `methods: all` without methods that were registered for other configurations."""
+        trial = info.data.get("trial")
+        return search if trial is None else with_all_methods(search, trial.plugins)
 
     def model_copy(self, **options: Any) -> Any:
         """A copy whose search space is resolved again; pydantic copies cached values too."""

@@ -33,7 +33,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
 from trainers.methods.registry import METHODS as KNOWN_METHODS
-from trainers.methods.registry import SEARCH_SPACES, forget_method
+from trainers.methods.registry import SEARCH_SPACES, forget_method, is_available
 from tuning.config.prior import PriorConfig, check_names, prior_points
 from tuning.runs.records import METHOD_KEY
 
@@ -183,6 +183,15 @@ class SpaceConfig(_Section):
             if isinstance(methods, tuple) and methods.count(name) > 1:
                 raise ValueError(f"{name!r} is given twice")
         return methods
+
+
+def with_all_methods(search: Any, plugins: Sequence[str]) -> Any:
+    """The values of `search:`, whose `methods: all` is replaced by those that a file may use."""
+    space = search.get("space") if isinstance(search, Mapping) else None
+    if not isinstance(space, Mapping) or space.get("methods") not in (ALL, [ALL], (ALL,)):
+        return search
+    methods = [name for name in {**METHODS, **SEARCH_SPACES} if is_available(name, plugins)]
+    return {**search, "space": {**space, "methods": methods}}
 
 
 def resolve_space(

@@ -22,6 +22,16 @@ from tuning.config.validation import load_config
 
 BOTH = ["ft", "lipsum_ft"]
 TINY_LR = {"type": "float", "low": 1e-5, "high": 2e-3, "log": True}
+PLUGIN = """
+from typing import Literal
+from trainers.methods import register_method
+from trainers.methods.ft import PlainFineTuning
+
+@register_method("mine", search_space={"parameters": {
+    "optim.lr": {"type": "float", "lowest": 1e-5, "high": 1e-2}}})
+class Mine(PlainFineTuning):
+    name: Literal["mine"] = "mine"
+"""
 
 
 def space(changes: dict[str, Any] | None = None, **keys: Any) -> SearchSpace:
@@ -179,17 +189,7 @@ def test_a_methods_search_space_may_be_wrong_or_missing(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("use", ["name=mine", "methods=[ft, mine]"])
 def test_a_plugin_with_a_wrong_space_can_be_corrected(use: str, tmp_path: Path) -> None:
     plugin = tmp_path / "wrong_space.py"
-    text = """
-from typing import Literal
-from trainers.methods import register_method
-from trainers.methods.ft import PlainFineTuning
-
-@register_method("mine", search_space={"parameters": {
-    "optim.lr": {"type": "float", "lowest": 1e-5, "high": 1e-2}}})
-class Mine(PlainFineTuning):
-    name: Literal["mine"] = "mine"
-"""
-    plugin.write_text(text)
+    plugin.write_text(PLUGIN)
     overrides = [f"plugins=[{plugin}]", "trial.method.name=mine", f"search.space.{use}"]
 
     def lowest() -> float:
@@ -202,8 +202,25 @@ class Mine(PlainFineTuning):
         lowest()
     assert "mine" not in KNOWN_METHODS
     load_config("quickstart", check=False).search_space()
-    plugin.write_text(text.replace("lowest", "low"))
+    plugin.write_text(PLUGIN.replace("lowest", "low"))
     assert lowest() == 1e-5
+
+
+def test_methods_of_other_configurations_are_unknown(tmp_path: Path) -> None:
+    def methods(*overrides: str) -> tuple[str, ...]:
+        file = load_config("quickstart", overrides, check=False)
+        file.search_space()
+        return file.search.space.methods
+
+    every = methods("search.space.methods=all")
+    (tmp_path / "others.py").write_text(PLUGIN.replace("lowest", "low"))
+    plugins = f"plugins=[{tmp_path / 'others.py'}]"
+    assert methods("search.space.methods=all", plugins) == (*every, "mine")
+    assert methods("search.space.methods=all") == every
+    for override in ("trial.method.name=mine", "search.space.methods=[ft, mine]"):
+        assert methods(override, plugins) is not None
+        with pytest.raises(ConfigError, match="under `plugins`"):
+            methods(override)
 
 
 def test_by_method_needs_methods(path: Path) -> None:
