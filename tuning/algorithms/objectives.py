@@ -28,6 +28,8 @@ _ANCHORED: Final = re.compile(
 )
 _PERCENT: Final = ("acc", "ece", "ece_scaled")
 """Measures between 0 and 100."""
+_TOLERANCE: Final = 1e-9
+"""Far above the rounding of floating-point numbers, far below what one image changes."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,16 @@ class Constraint:
         return zero_shot[name] + self.offset
 
     def violation(self, value: float | None, bound: float | None) -> float:
-        """How far the value is from the bound, at most 0 if it meets it; inf without a value."""
+        """How far the value is from the bound, at most 0 if it meets it; inf without a value.
+
+        An amount below `_TOLERANCE` is 0: `70.4 - 0.3` is a little more than 70.1 in binary.
+        """
         if value is None or not math.isfinite(value):
             return math.inf
         if bound is None:
             return 0.0
-        return bound - value if self.relation == ">=" else value - bound
+        amount = bound - value if self.relation == ">=" else value - bound
+        return 0.0 if abs(amount) < _TOLERANCE else amount
 
 
 def parse_constraint(text: str, known: Iterable[str]) -> Constraint:

@@ -251,7 +251,8 @@ def _worst(record: TrialRecord, domains: Sequence[str]) -> float | None:
 
 def _mean(record: TrialRecord, domains: Sequence[str]) -> float | None:
     accs = _domain_accs(record, domains)
-    return None if accs is None else statistics.fmean(accs)
+    # Rounded, so that equal means tie although their sums differ in the last binary digits.
+    return None if accs is None else round(statistics.fmean(accs), 9)
 
 
 def _minus(value: float | None, best: float | None) -> float | None:

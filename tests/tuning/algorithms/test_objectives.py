@@ -81,6 +81,17 @@ def test_a_violation_is_how_much_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "value", "best"),
+    [("id_val/acc >= best - 0.3", 70.1, 70.4), ("id_val/nll <= best + 0.2", 0.3, 0.1)],
+)
+def test_a_value_exactly_at_its_bound_meets_it(line: str, value: float, best: float) -> None:
+    (constraint,) = parse(line)
+    assert constraint.violation(value, constraint.bound({}, best)) == 0.0
+    worse = value - 1e-3 if constraint.relation == ">=" else value + 1e-3
+    assert constraint.violation(worse, constraint.bound({}, best)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
     ("line", "said"),
     [
         ("id_val/acc > 60", "write it as"),

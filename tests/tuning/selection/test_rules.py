@@ -156,6 +156,13 @@ def test_of_equal_trials_the_earlier_wins_by_every_rule() -> None:
     assert numbers(pareto) == [5, 7]  # neither beats the other
 
 
+def test_means_that_differ_by_rounding_are_equal() -> None:
+    accs = ({"a": 80.1, "b": 60.3, "c": 50}, {"a": 80.2, "b": 60.2, "c": 50})
+    records = [fakes.measured(number, 90, of) for number, of in enumerate(accs)]
+    assert np.mean([80.1, 60.3]) < np.mean([80.2, 60.2])
+    assert chosen(SEARCH, records)["leave_one_domain_out"].by_domain["c"].number == 0
+
+
 def test_only_finished_trials_within_constraints_are_chosen() -> None:
     known = TABLE[0].metrics
     limit = parse_constraint("id_val/acc <= 87", known)
