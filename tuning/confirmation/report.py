@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -91,6 +91,8 @@ def methods_table(confirmation: Confirmation) -> ResultTable | None:
         else f"Differences are to {untuned}: plain fine-tuning with the settings of the "
         "configuration file, while the methods were tuned.",
     ]
+    if short := _fewer_seeds(confirmation, (_ID_ACC, _OOD_MEAN_ACC, _ID_ECE, _OOD_MEAN_ECE)):
+        notes.append(f"Fewer seeds: {short}.")
     title = f"{confirmation.search.name}, methods on the test splits, in percent"
     return ResultTable(title, columns, rows, notes, "confirm/results.parquet")
 
@@ -137,17 +139,25 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
     differences(untuned, partial(confirmation.against, FT))
     differences(ZERO_SHOT, confirmation.against_zero_shot)
     title = f"{search.name}, test accuracy in percent"
-    notes = _notes(confirmation)
+    notes = _notes(confirmation, metrics)
     return ResultTable(title, columns, rows, notes, "confirm/results.parquet")
 
 
-def _notes(confirmation: Confirmation) -> list[str]:
-    seeds = confirmation.seeds
-    short = [
-        f"{one.trial_id}: {n}"
-        for one in confirmation.configurations
-        if (n := sum((one.trial_id, s) in confirmation.results for s in seeds)) < len(seeds)
-    ]
+def _fewer_seeds(confirmation: Confirmation, metrics: Sequence[str]) -> str:
+    """Configurations without a finite value of a metric for some seeds, each with the number of
+    seeds that have one; empty if there are none."""
+    found = []
+    for one in confirmation.configurations:
+        numbers = [len(confirmation.values(one.trial_id, metric)) for metric in metrics]
+        # A metric without any value has a dash in the table.
+        least = min((number for number in numbers if number), default=0)
+        if least < len(confirmation.seeds):
+            found.append(f"{one.trial_id}: {least}")
+    return ", ".join(found)
+
+
+def _notes(confirmation: Confirmation, metrics: Sequence[str]) -> list[str]:
+    seeds, short = confirmation.seeds, _fewer_seeds(confirmation, metrics)
     lines = [
         f"{len(seeds)} seeds that the search did not use ({seeds[0]} to {seeds[-1]})"
         f"{'' if short else ', the same in every row'}. Differences are paired by seed; intervals "
@@ -168,7 +178,7 @@ def _notes(confirmation: Confirmation) -> list[str]:
         "not corrected for multiple comparisons."
     )
     if short:
-        lines.append(f"Fewer seeds: {', '.join(short)}.")
+        lines.append(f"Fewer seeds: {short}.")
     if confirmation.failed:
         lines.append(f"{len(confirmation.failed)} failed; the next call tries again:")
     for (trial_id, seed), reason in confirmation.failed.items():

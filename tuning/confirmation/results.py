@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,14 +111,15 @@ class Confirmation:
 
     @property
     def zero_shot(self) -> Mapping[str, float]:
-        """Metrics of the zero-shot model; empty if its evaluation failed."""
+        """Finite metrics of the zero-shot model; empty if its evaluation failed."""
         result = self.results.get((ZERO_SHOT, None))
-        return result.metrics if result else {}
+        return _finite(result.metrics) if result else {}
 
     def values(self, trial_id: str, metric: str) -> dict[int, float]:
-        """Seed -> value, for the seeds that have the metric."""
-        found = {seed: self.results.get((trial_id, seed)) for seed in self.seeds}
-        return {s: r.metrics[metric] for s, r in found.items() if r and metric in r.metrics}
+        """Seed -> value, for the seeds that have a finite value of the metric."""
+        results = {seed: self.results.get((trial_id, seed)) for seed in self.seeds}
+        found = {seed: _finite(r.metrics).get(metric) for seed, r in results.items() if r}
+        return {seed: value for seed, value in found.items() if value is not None}
 
     def estimate(self, trial_id: str, metric: str) -> Estimate | None:
         """The mean over the seeds; None if none has a result."""
@@ -136,6 +138,10 @@ class Confirmation:
         if not values or constant is None:
             return None
         return estimate([value - constant for value in values.values()])
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 class ResultsFile:

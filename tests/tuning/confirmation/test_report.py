@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_methods_without_a_metric_have_a_dash() -> None:
         for key, one in found.results.items()
     }
     assert by_name(methods(replace(found, results=old)))["kd"][3:6] == ["-", "-", "-"]
+
+
+def test_a_value_that_is_not_finite_is_left_out() -> None:
+    found = confirmation()
+    broken = {"id_test/ece": math.nan, "id_test/acc": math.inf}
+    key = ("trial-005", 1001)
+    result = found.results[key]
+    result = replace(result, metrics={**result.metrics, **broken})
+    found = replace(found, results={**found.results, key: result})
+    row = by_name(methods(found))["kd"]
+    assert (row[1], row[3], row[6]) == ("86.0", "5.0", "+2.0")
+    for table in (methods(found), confirmation_table(found)):
+        assert "Fewer seeds: trial-005: 1." in notes(table)
+    result = replace(found.results["zero-shot", None], metrics={"id_test/acc": math.nan})
+    found = replace(found, results={**found.results, result.key: result})
+    assert found.against_zero_shot("trial-005", "id_test/acc") is None
 
 
 def test_all_configurations_have_means_and_paired_differences() -> None:
