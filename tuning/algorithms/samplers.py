@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -25,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Categorical, SearchSpace
 from trainers.errors import ConfigError, first_line
-from tuning.config.schema import SamplerConfig
+from tuning.config.schema import SamplerConfig, SearchFile
 from tuning.runs.records import ParamValue
 
 GP_TRIALS: Final = 100
@@ -239,14 +240,33 @@ def check_sampler(sampler: BaseSampler, space: SearchSpace, objectives: int) -> 
 
 def grid(space: SearchSpace, points: int, seed: int) -> list[dict[str, ParamValue]]:
     """All combinations of `points` values a numeric parameter and all choices, well shuffled."""
-    axes: Mapping[str, Sequence[ParamValue]] = {
-        key: parameter.choices
-        if isinstance(parameter, Categorical)
-        else sorted({parameter.at(unit) for unit in np.linspace(0, 1, points)})
-        for key, parameter in space.parameters.items()
-    }
+    axes = _grid_axes(space, points)
     combinations = [
         dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
     ]
     order = np.random.default_rng(seed).permutation(len(combinations))
     return [combinations[index] for index in order]
+
+
+def _grid_axes(space: SearchSpace, points: int) -> Mapping[str, Sequence[ParamValue]]:
+    return {
+        key: parameter.choices
+        if isinstance(parameter, Categorical)
+        else sorted({parameter.at(unit) for unit in np.linspace(0, 1, points)})
+        for key, parameter in space.parameters.items()
+    }
+
+
+def number_of_trials(file: SearchFile) -> int:
+    """Most trials that the sampler can propose: the budget, or a smaller grid.
+
+    A grid goes on after the points of a warm start, which are counted as if all were new.
+    """
+    search, trials = file.search, 0
+    if search.sampler.name != "grid":
+        return search.budget.trials
+    earlier = () if search.warm_start.use == "observations" else search.warm_start.runs
+    for part in file.search_space().parts().values():
+        axes = _grid_axes(part, search.sampler.grid_points)
+        trials += math.prod(map(len, axes.values())) + len(earlier) * search.warm_start.top
+    return min(search.budget.trials, trials)

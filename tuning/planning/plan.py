@@ -25,7 +25,7 @@ from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.errors import ConfigError
 from tuning.algorithms.early_stopping import PerGroupRule, StoppingRule, rung_ladder
 from tuning.algorithms.rung_check import create_rule
-from tuning.algorithms.samplers import grid
+from tuning.algorithms.samplers import number_of_trials
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
@@ -210,19 +210,10 @@ def check_budget(plan: Plan) -> None:
             )
 
 
-def number_of_trials(file: SearchFile) -> int:
-    """Number of trials that the sampler will propose: the budget, or a smaller grid."""
-    trials, sampler = file.search.budget.trials, file.search.sampler
-    if sampler.name != "grid":
-        return trials
-    parts = file.search_space().parts().values()
-    return min(trials, sum(len(grid(p, sampler.grid_points, sampler.seed)) for p in parts))
-
-
 def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
     """Factory of stopping rules; each of several methods, which take turns, has its own rule."""
     methods = len(file.search_space().branches)
-    trials = math.ceil(file.search.budget.trials / max(1, methods))
+    trials = math.ceil(number_of_trials(file) / max(1, methods))
     new_rule = partial(create_rule, file.search.scheduler, file.trial.steps, trials)
     return partial(PerGroupRule, new_rule, lambda number: number % methods) if methods else new_rule
 

@@ -39,8 +39,10 @@ def _run_row(folder: Path) -> Row:
         ended = sum(record.kind == "trial" and record.is_final for record in records)
         found: dict[str, object] = {"state": state, "objective": objective}
         found["trials"] = f"{ended}/{run.file.search.budget.trials}"
-        if run.history.zero_shot is not None and (best := best_trial(run.search, records)):
-            value = best.last(objective)
+        if run.history.zero_shot is not None:
+            found["trials"] = f"{ended}/{run.search.budget_trials}"
+            best = best_trial(run.search, records)
+            value = None if best is None else best.last(objective)
             found["best"] = None if value is None else format_value(value)
     except Exception as error:  # damaged, or of another version: the others are still listed
         return Row(values | {"state": f"unreadable: {type(error).__name__}"}, "dim")

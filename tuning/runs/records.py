@@ -230,6 +230,7 @@ class SearchRecord:
     total_steps: int
     """Steps of a trial that nothing stops."""
     budget_trials: int
+    """Most trials: those of the budget, or of a smaller grid."""
     objectives: tuple[Objective, ...]
     """One or several, of equal importance."""
     id_domain: str

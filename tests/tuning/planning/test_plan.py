@@ -13,13 +13,13 @@ from rich.console import Console
 from tests.tuning.result_tables import text_of
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
+from tuning.algorithms.samplers import number_of_trials
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import ray_session
 from tuning.planning.cost_model import SearchShape, estimate
 from tuning.planning.plan import (
     Plan,
     check_budget,
-    number_of_trials,
     plan_search,
     rules,
     trial_cost,

@@ -152,3 +152,22 @@ def test_what_is_no_run_folder_is_named(file: SearchFile, tmp_path: Path) -> Non
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(values | {"serch": {}}))
     with pytest.raises(ConfigError, match=r"odd/search\.yaml: serch = "):
         load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({}, 9),
+        ({"budget__trials": 5}, 5),
+        # Each run has at most `top` points, after which the grid goes on.
+        ({"warm_start__runs": ["a", "b"], "warm_start__top": 3}, 9 + 6),
+        ({"warm_start__runs": ["a"], "warm_start__use": "observations"}, 9),
+    ],
+)
+def test_a_grid_smaller_than_the_budget_is_counted(
+    images_root: Path, tmp_path: Path, changes: dict[str, Any], most: int
+) -> None:
+    settings = {"budget__trials": 50, "sampler__name": "grid", "sampler__grid_points": 3} | changes
+    file = search_file(images_root, **{f"search__{key}": v for key, v in settings.items()})
+    run = load_run(write_run(tmp_path / "run", file))
+    assert run.search.budget_trials == run.search.trials_per_method == most
