@@ -117,7 +117,10 @@ class TrialRecord:
     continue from it after a resume."""
 
     def with_attempt(self, at: float, gpus: float) -> TrialRecord:
-        """The record when an attempt begins. The costs of earlier attempts add up."""
+        """The record when an attempt begins. The costs of earlier attempts add up.
+
+        An attempt without an end, whose driver was lost, lasted until this one begins.
+        """
         if self.is_final:
             return self
         return replace(
@@ -128,7 +131,7 @@ class TrialRecord:
             ended_at=None,
             gpus=gpus,
             progress={},
-            earlier_seconds=0.0 if self.started_at is None else self.seconds or 0.0,
+            earlier_seconds=self.earlier_seconds + self._last_seconds(at),
             earlier_gpu_seconds=self.gpu_seconds(at),
         )
 
@@ -180,15 +183,18 @@ class TrialRecord:
     def seconds(self) -> float | None:
         """Wall time of all attempts; of a running trial, the value of its last report."""
         if self.started_at is not None and self.ended_at is not None:
-            return self.earlier_seconds + self.ended_at - self.started_at
+            return self.earlier_seconds + self._last_seconds(self.ended_at)
         return self.metrics.get(SECONDS)
 
     def gpu_seconds(self, now: float) -> float:
         """GPUs reserved times seconds, over all attempts, up to its end or to `now`."""
+        return self.earlier_gpu_seconds + self.gpus * self._last_seconds(now)
+
+    def _last_seconds(self, now: float) -> float:
+        """Wall time of the last attempt, up to its end or to `now`."""
         if self.started_at is None:
-            return self.earlier_gpu_seconds
-        ended = now if self.ended_at is None else self.ended_at
-        return self.earlier_gpu_seconds + self.gpus * (ended - self.started_at)
+            return 0.0
+        return (now if self.ended_at is None else self.ended_at) - self.started_at
 
     @property
     def compact(self) -> TrialRecord:

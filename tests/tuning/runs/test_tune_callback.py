@@ -202,6 +202,14 @@ def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path: Path) -> None:
     assert [point["step"] for point in r.records["trial-000"].curve] == [40, 80, 120]
 
 
+def test_an_attempt_whose_driver_was_lost_lasted_until_the_next() -> None:
+    record = fakes.trial(0, outcome="running", curve=(), started_at=None, ended_at=None)
+    record = record.with_attempt(0.0, 1.0).with_end("stopped", 1000.0)  # and resumed later
+    record = record.with_attempt(2000.0, 1.0).with_report(fakes.report(40, 80.0, 60.0))
+    record = record.with_attempt(2500.0, 1.0).with_end("finished", 3000.0)
+    assert record.seconds == record.gpu_seconds(9999.0) == 1000 + 500 + 500
+
+
 @pytest.mark.parametrize("earlier", [[], [fakes.trial(0, outcome="stopped")]])
 def test_a_trial_whose_process_never_started_has_not_ended(
     tmp_path: Path, earlier: Sequence[TrialRecord]
