@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tuning.planning.cost_model import Band
 from tuning.planning.plan import Plan, gigabytes
-from tuning.reporting.formatting import format_seconds
+from tuning.reporting.formatting import format_hours, format_seconds
 
 
 def render(plan: Plan, width: int | None = None) -> RenderableType:
@@ -112,8 +112,8 @@ def _cost(plan: Plan) -> RenderableType:
     hours = plan.device_hours
     table.add_row(
         f"{plan.device}-hours",
-        _number(hours.median),
-        f"{_number(hours.low)} .. {_number(hours.high)}",
+        format_hours(hours.median),
+        f"{format_hours(hours.low)} .. {format_hours(hours.high)}",
         *_verdict(budgets.get("gpu_hours")),
     )
     for name, band in (("steps", estimate.steps), ("trials in full", estimate.full_trials)):
@@ -138,7 +138,3 @@ def _verdict(budget: tuple[float, Band] | None) -> tuple[str, str]:
     if value < needs.median:
         return f"{value:g} h", "[yellow]probably too little[/]"
     return f"{value:g} h", "[green]kept[/]" if value >= needs.high else "[green]probably kept[/]"
-
-
-def _number(hours: float) -> str:
-    return f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import comb
 
-from tuning.reporting.formatting import format_metric, format_seconds
+from tuning.reporting.formatting import format_hours, format_metric, format_seconds
 from tuning.runs.records import SECONDS, SearchRecord, TrialRecord
 from tuning.selection.ranking import contenders
 
@@ -28,7 +28,7 @@ def cost_sentences(search: SearchRecord, records: Sequence[TrialRecord]) -> list
     }
     parts = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares.items())
     gpu_hours = sum(record.gpu_seconds(record.ended_at or 0.0) for record in ended) / 3600
-    cost = f"{gpu_hours:.3g} GPU-hours" if gpu_hours else format_seconds(total)
+    cost = f"{format_hours(gpu_hours)} GPU-hours" if gpu_hours else format_seconds(total)
     sentences = [f"All trials together took {cost}: {parts}."]
     if (gain := gain_of_doubling(search, records)) is not None:
         metric = search.objectives[0].metric

@@ -76,6 +76,11 @@ def format_seconds(seconds: float | None) -> str:
     return f"{minutes // 60}h {minutes % 60:02d}m"
 
 
+def format_hours(hours: float) -> str:
+    """Format as `0.056`, `9.3` or `1,234`: 2 significant digits, or a whole number from 10 on."""
+    return f"{hours:.2g}" if hours < 9.95 else f"{hours:,.0f}"
+
+
 def format_mean(mean: float, sd: float) -> str:
     """Format a mean ± standard deviation; the mean alone if `sd` is NaN."""
     return f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"

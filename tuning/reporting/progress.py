@@ -29,7 +29,13 @@ from rich.table import Table
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
-from tuning.reporting.formatting import format_percent, format_seconds, format_value, short_names
+from tuning.reporting.formatting import (
+    format_hours,
+    format_percent,
+    format_seconds,
+    format_value,
+    short_names,
+)
 from tuning.reporting.leaderboard import OUTCOME_STYLE
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import (
@@ -221,9 +227,9 @@ def pace(
     used = {"hours": now - began, "gpu_hours": sum(r.gpu_seconds(now) for r in records)}
     for key, unit in (("hours", "hours"), ("gpu_hours", "GPU-hours")):
         if (limit := search.configured("search", "budget", key)) is not None:
-            texts.append(f"{used[key] / 3600:.2g} of {limit:g} {unit}")
+            texts.append(f"{format_hours(used[key] / 3600)} of {limit:,g} {unit}")
         elif key == "gpu_hours" and used[key]:
-            texts.append(f"{used[key] / 3600:.2g} {unit}")
+            texts.append(f"{format_hours(used[key] / 3600)} {unit}")
     return texts
 
 

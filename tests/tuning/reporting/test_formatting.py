@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 from tuning.reporting.formatting import (
     accuracy_margin,
     format_difference,
+    format_hours,
     format_mean,
     format_params,
     format_seconds,
@@ -21,6 +22,14 @@ from tuning.reporting.formatting import (
 )
 def test_durations_read_well(seconds: float | None, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [(0.0556, "0.056"), (9.31, "9.3"), (9.97, "10"), (123.4, "123"), (1e4, "10,000")],
+)
+def test_hours_have_no_exponent(hours: float, text: str) -> None:
+    assert format_hours(hours) == text
 
 
 def test_parameters_have_short_names_unless_these_collide() -> None:

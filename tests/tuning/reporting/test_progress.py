@@ -250,3 +250,6 @@ def test_what_is_used_of_a_budget_is_shown() -> None:
     assert texts[-2:] == ["1 of 2 hours", "2 of 8 GPU-hours"]
     texts = pace(SEARCH, [replace(trial, earlier_gpu_seconds=0.0)], 0.0, 3600.0, 1)
     assert texts[-1] == "2 GPU-hours"
+    long = {"search": {"budget": {"hours": 200.0, "gpu_hours": 1500.0}}}
+    texts = pace(replace(SEARCH, config=long), [replace(trial, gpus=2560)], 0.0, 432e3, 1)
+    assert texts[-2:] == ["120 of 200 hours", "1,280 of 1,500 GPU-hours"]
