@@ -19,7 +19,7 @@ from pathlib import Path
 import ray
 from rich.console import Console
 
-from trainers.config import with_overrides
+from trainers.config import EvalConfig, with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.errors import ConfigError
@@ -62,7 +62,7 @@ class Plan:
     @property
     def full_trial_hours(self) -> float:
         """Wall clock of one trial that nothing stops."""
-        cost = trial_cost(self.probe, self.file.trial.eval.rung_images)
+        cost = trial_cost(self.probe, self.file.trial.eval)
         return cost.report_times(self.shape.report_steps)[-1] / 3600
 
     @property
@@ -184,7 +184,7 @@ def plan_search(
         setup_s=(1 + AROUND) * start_s + probe.load_s + probe.first_eval_s + probe.startup_s,
     )
     with console.status("Replaying the search"):
-        cost = trial_cost(probe, file.trial.eval.rung_images)
+        cost = trial_cost(probe, file.trial.eval)
         expected = estimate(shape, cost, rules(file), seed=search.sampler.seed)
     memory = [n.get("memory", 0) + n.get("object_store_memory", 0) for n in nodes]
     on_head = [size for node, size in zip(nodes, memory, strict=True) if HEAD in node]
@@ -218,14 +218,16 @@ def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
     return partial(PerGroupRule, new_rule, lambda number: number % methods) if methods else new_rule
 
 
-def trial_cost(probe: Probe, rung_images: int) -> TrialCost:
-    """Durations of a trial, as probed, with so many images of each domain at its rungs."""
-    at_rungs = [min(rung_images or number, number) for number in probe.val_images]
+def trial_cost(probe: Probe, evaluation: EvalConfig) -> TrialCost:
+    """Durations of a trial, as probed, with its evaluations in part and its WiSE-FT curve."""
+    size = evaluation.rung_images
+    at_rungs = [min(size or number, number) for number in probe.val_images]
     share = sum(at_rungs) / sum(probe.val_images)
     return TrialCost(
         startup_s=probe.restart_s,
         step_s=probe.step_s,
-        eval_s=probe.eval_s + probe.save_s,
+        # After the last step, every point of the curve is one more evaluation, alphas 0 and 1 too.
+        eval_s=(1 + len(evaluation.wise_alphas)) * probe.eval_s + probe.save_s,
         rung_s=share * probe.eval_s + probe.save_s,
         spread=max(probe.step_spread, LEAST_SPREAD),
     )

@@ -60,7 +60,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a search whose probe is known; four trials at once."""
     shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
-    cost = trial_cost(probe, file.trial.eval.rung_images)
+    cost = trial_cost(probe, file.trial.eval)
     expected = estimate(shape, cost, rules(file))
     return Plan(file, probe, shape, expected, memory, head_memory)
 
@@ -87,6 +87,14 @@ def test_a_budget_of_less_than_one_trial_says_so() -> None:
     plan = make_plan(search_file(budget={"hours": full * 0.9}))
     with pytest.raises(ConfigError, match=r"not even one trial of 900 steps fits.* 0\.28 h"):
         check_budget(plan)
+
+
+def test_each_point_of_a_wise_curve_costs_an_evaluation() -> None:
+    alphas = [number / 10 for number in range(11)]
+    without, swept = (make_plan(search_file({"wise_alphas": a})) for a in ([], alphas))
+    more = 3600 * (swept.full_trial_hours - without.full_trial_hours)
+    assert more == pytest.approx(11 * PROBE.eval_s)
+    assert with_overrides(swept.file.trial, OVERRIDES, "trial").eval.wise_alphas == ()
 
 
 def test_gpu_hours_are_gpus_times_hours() -> None:
