@@ -38,8 +38,8 @@ from tuning.reporting.predictions_report import (
 from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
 from tuning.runs.records import AVERAGED, SearchRecord, TrialRecord
-from tuning.selection.beliefs import beliefs
-from tuning.selection.ranking import best_trial, ranked
+from tuning.selection.beliefs import MAX_TRIALS, beliefs
+from tuning.selection.ranking import best_trial, misses, ranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -220,26 +220,33 @@ def _sections(
 
 
 def belief_sentence(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
-    """How sure the best trial is, and how many to confirm; None if `beliefs` is empty."""
-    found = beliefs(search, records)
-    if not found:
+    """How sure the best trial is, and how many to confirm; None if `beliefs` is empty.
+
+    The probabilities are still too high with few trials and much noise, see `beliefs`.
+    """
+    found, chosen = beliefs(search, records), best_trial(search, records)
+    if not found or chosen is None:
         return None
-    objective = search.objectives[0]
-    metric = objective.metric
-    best = max(found, key=lambda b: objective.signed(b.trial.metrics[metric]))
+    metric = search.objectives[0].metric
+    best = next(belief for belief in found if belief.trial.trial_id == chosen.trial_id)
+    compared = "the finished trials" if len(found) < MAX_TRIALS else f"the {MAX_TRIALS} best trials"
+    if search.constraints:
+        missed = misses(search, records)[chosen.trial_id]
+        compared += " that come closest to the" if missed else " that meet the"
+        compared += " constraints"
     rivals = [b for b in found if b is not best and b.chance >= 0.1][:3]
     text = (
-        f"{best.trial.trial_id} has the best {metric}. A Gaussian process through all finished "
-        f"trials, which takes the noise of single trainings out, expects "
-        f"{format_metric(metric)(best.mean)} of its hyperparameters. They are the best of all with "
-        f"a probability of {best.chance:.0%}"
+        f"{best.trial.trial_id} has the best {metric} of {compared}. Gaussian processes through "
+        f"them, which take the noise of single trainings out, expect "
+        f"{format_metric(metric)(best.mean)} of its hyperparameters. They are the best of these "
+        f"with a probability of {best.chance:.0%}"
     )
     if rivals:
         text += ", those of " + ", ".join(f"{b.trial.trial_id} of {b.chance:.0%}" for b in rivals)
         order = [record.trial_id for record in ranked(search, records)]
         top = 1 + max(order.index(one.trial.trial_id) for one in (best, *rivals))
         text += f". `lipsum-tune confirm --top {top}` compares them on fresh seeds"
-    return text + "."
+    return text + ". With few trials and much noise, the probabilities are too high."
 
 
 def _confirmation(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
