@@ -173,8 +173,9 @@ class EvalConfig(Frozen):
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a forward pass."""
     wise_alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
-    """Interpolations between zero-shot (0) and fine-tuned (1) weights that are evaluated once,
-    after the last step: the WiSE-FT curve of ID and OOD accuracy."""
+    """Interpolations that are evaluated once, after the last step: the WiSE-FT curve of ID and OOD
+    accuracy. 0: the zero-shot weights; 1: the weights that the trial evaluates, so for `wise_ft`
+    those at its own alpha. Each takes as long as an evaluation."""
 
     @field_validator("wise_alphas")
     @classmethod

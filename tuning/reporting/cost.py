@@ -22,9 +22,9 @@ def cost_sentences(search: SearchRecord, records: Sequence[TrialRecord]) -> list
     inside = sum(record.last(SECONDS) or 0.0 for record in ended)
     evaluating = sum(record.last("cost/eval_seconds") or 0.0 for record in ended)
     shares = {
-        "training": inside - evaluating,
+        "training and checkpoints": inside - evaluating,
         "evaluation": evaluating,
-        "starting, waiting and checkpoints": max(0.0, total - inside),
+        "starting and waiting": max(0.0, total - inside),
     }
     parts = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares.items())
     gpu_hours = sum(record.gpu_seconds(record.ended_at or 0.0) for record in ended) / 3600

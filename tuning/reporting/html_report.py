@@ -197,7 +197,10 @@ def _sections(
         note = "The objective between the finished trials, interpolated; noise is not smoothed."
         yield _image(contours, "objective over pairs of hyperparameters", note)
     if importance is not None:
-        note = "Share of the variance of accuracy that a hyperparameter explains, over its ranks."
+        note = (
+            "Main effects of the hyperparameters, as ranks, in a forest fitted to the accuracies "
+            "of these trials. They are relative: they add up to 1 even if none matters."
+        )
         yield _image(importance, "importance of each hyperparameter", note)
     if (drift := details.drift_figure(search, records)) is not None:
         yield "<h2>Distance from the zero-shot model</h2>"

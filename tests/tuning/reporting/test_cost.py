@@ -45,13 +45,13 @@ def test_the_cost_is_shared_between_training_evaluation_and_the_rest() -> None:
     curve = (fakes.report(240, 85, 61) | costs,)
     record = fakes.trial(0, curve=curve, gpus=2.0)  # of 360 s
     assert cost_sentences(SEARCH, [record]) == [
-        "All trials together took 0.2 GPU-hours: training 50%, evaluation 25%, starting, waiting "
-        "and checkpoints 25%."
+        "All trials together took 0.2 GPU-hours: training and checkpoints 50%, evaluation 25%, "
+        "starting and waiting 25%."
     ]
     cheap = replace(record, gpus=0.0)
     assert cost_sentences(SEARCH, [cheap])[0].startswith("All trials together took 6m 00s: ")
     unreported = fakes.trial(1, curve=(), outcome="failed")  # it took 360 s, too
     assert cost_sentences(SEARCH, [cheap, unreported])[0].startswith(
-        "All trials together took 12m 00s: training 25%, evaluation 12%, "
+        "All trials together took 12m 00s: training and checkpoints 25%, evaluation 12%, "
     )
     assert cost_sentences(SEARCH, []) == []

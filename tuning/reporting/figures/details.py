@@ -103,8 +103,9 @@ def importance_figure(records: Sequence[TrialRecord]) -> Figure | None:
     """Importance of each hyperparameter for ID and OOD accuracy, by Optuna's fANOVA.
 
     Each parameter is replaced by the rank of its value, so that importance refers to the points
-    that were tried, whatever their scale. None with fewer than `MIN_TRIALS` finished trials or
-    fewer than two parameters that vary.
+    that were tried, whatever their scale. Importances are the main effects in a forest, relative to
+    their sum: they add up to 1 even if no hyperparameter matters. None with fewer than `MIN_TRIALS`
+    finished trials or fewer than two parameters that vary.
     """
     trials, keys = _varied(records)
     if len(trials) < MIN_TRIALS or len(keys) < 2:
@@ -122,7 +123,7 @@ def importance_figure(records: Sequence[TrialRecord]) -> Figure | None:
         )
         axes.bar_label(bars, fmt="%.2f", fontsize=8, color=SOFT_INK, padding=2)
     axes.set_yticks(np.arange(len(keys))[::-1], short_names(keys))
-    axes.set_xlabel(f"importance (fANOVA, {len(trials)} finished trials)")
+    axes.set_xlabel(f"relative importance (fANOVA, {len(trials)} finished trials)")
     axes.set_xlim(0, 1.08)
     axes.legend(frameon=False, fontsize=8)
     return drawn

@@ -52,7 +52,7 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
             lines[record.trial_id] = line
     if not lines:
         return None
-    subtitle = "WiSE-FT: between the zero-shot weights and the fine-tuned ones"
+    subtitle = "WiSE-FT: between the zero-shot weights and those that a trial evaluates"
     drawn, axes = new_figure(search, subtitle, 0.66)
     axes.margins(0.07)
     shown = [record for record in ranked(search, records) if record.trial_id in lines]

@@ -1,4 +1,7 @@
-"""Curves of WiSE-FT: accuracies of weights between the zero-shot model's and the fine-tuned ones.
+"""Curves of WiSE-FT: accuracies of weights between the zero-shot model's and the evaluated ones.
+
+The evaluated weights are those of the trial's other metrics: the fine-tuned ones, or what the
+method makes of them, such as the average of `ema` and the point that `wise_ft` chose.
 
 A trial with `trial.eval.wise_alphas` measures these points once, after its last step, and reports
 them as `wise/<alpha>/id_val/acc` and `wise/<alpha>/ood_val/mean_acc`.
@@ -9,7 +12,7 @@ them as `wise/<alpha>/id_val/acc` and `wise/<alpha>/ood_val/mean_acc`.
 |---|---|---|
 | trial_id, number, kind | string, int64, string | as in `trials.parquet` |
 | method | string | method of the trial; null if the configuration does not name one |
-| alpha | double | 0 is the zero-shot model, 1 the fine-tuned one |
+| alpha | double | 0 is the zero-shot model, 1 the evaluated weights |
 | id_acc | double | ID validation accuracy, percent |
 | ood_mean_acc | double | mean over the OOD domains; null if there are none |
 """
