@@ -6,7 +6,6 @@ nothing, so it may read the test splits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,10 +24,9 @@ from trainers.loop.state import id_classes, open_images
 from trainers.models.loading import check_model
 from trainers.models.zero_shot import load_zero_shot
 from trainers.yaml_text import read_yaml
+from tuning.reporting.formatting import accuracy_margin
 
 PUBLISHED = "published"
-Z_95 = 1.96
-"""Standard deviations to either side that contain 95 % of a normal distribution."""
 ROUNDING = 0.05
 """Rounding error of an accuracy with one decimal, in points."""
 
@@ -48,8 +46,8 @@ class Row:
 
     @property
     def error(self) -> float:
-        """`sampling_error` of `acc`, in points."""
-        return sampling_error(self.acc, self.images)
+        """Half the 95 % interval of `acc`, in points."""
+        return accuracy_margin(self.acc, self.images)
 
     @property
     def difference(self) -> float | None:
@@ -61,14 +59,8 @@ class Row:
         """Whether sampling and rounding explain the difference; None if nothing is expected."""
         if self.expected is None:
             return None
-        allowed = sampling_error(self.expected, self.images) + ROUNDING
+        allowed = accuracy_margin(self.expected, self.images) + ROUNDING
         return abs(self.acc - self.expected) <= allowed
-
-
-def sampling_error(acc: float, images: int) -> float:
-    """Half the 95 % binomial interval of an accuracy in percent on that many images, in points."""
-    share = min(max(acc / 100, 0.0), 1.0)
-    return 100 * Z_95 * math.sqrt(share * (1 - share) / images)
 
 
 def check_zero_shot(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.errors import ConfigError
 from trainers.models import tiny_clip
 from tuning.cli import app
-from tuning.zero_shot.evaluate import Row, check_zero_shot, expectations, measure, sampling_error
+from tuning.zero_shot.evaluate import Row, check_zero_shot, expectations, measure
 from tuning.zero_shot.report import causes, not_compared, zero_shot_table
 
 MASKED = ("umbrella", "cat", "bus")
@@ -161,12 +160,10 @@ def test_images_of_unknown_classes_are_refused_or_skipped(root: Path) -> None:
     assert (row.images, row.classes, row.acc) == (buses, 1, 100.0)
 
 
-def test_sampling_error_is_half_the_binomial_interval() -> None:
-    assert sampling_error(50.0, 10_000) == pytest.approx(0.98)
-    assert sampling_error(82.46, 52_041) == pytest.approx(
-        100 * 1.96 * math.sqrt(0.8246 * 0.1754 / 52_041)
-    )
-    assert sampling_error(100.0, 10) == 0
+def test_the_error_of_a_perfect_accuracy_is_not_0() -> None:
+    assert Row("real", 10_000, 10, 50.0, 0.7, 1.0).error == pytest.approx(0.98, abs=1e-3)
+    # Wilson's interval of 30 of 30 begins at 30 / (30 + 1.96^2).
+    assert Row("real", 30, 10, 100.0, 0.7, 1.0).error == pytest.approx(5.68, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +219,7 @@ def test_no_cell_is_cut_at_80_columns() -> None:
         assert header.split() == ["images", "classes", "acc,", "%", *compared]
         last = [line.split()[-1] for line in lines]
         assert last == (["off", "off", "agrees", "agrees"] if known else ["12.34"] * 4)
-        assert "50.00 ± 49.00" in lines[3]
+        assert "50.00 ± 35.00" in lines[3]
         assert mean.startswith("mean OOD")
 
 
