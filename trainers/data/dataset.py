@@ -265,8 +265,9 @@ class ImageDataset:
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> list[int]:
     """Rows of a random sample in which every class has its share, ascending.
 
-    The share is rounded down or up, at random: the images of a class get random places in (0, 1)
-    at equal distances, and the sample is the images with the smallest places.
+    The share is rounded down or up, at random, and sometimes differs by one image more: the images
+    of a class get random places in (0, 1) at equal distances, and the sample is the images with the
+    smallest places.
     """
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
