@@ -228,10 +228,10 @@ def belief_sentence(search: SearchRecord, records: Sequence[TrialRecord]) -> str
     The probabilities are still too high with few trials and much noise, see `beliefs`.
     """
     found, chosen = beliefs(search, records), best_trial(search, records)
-    if not found or chosen is None:
+    best = next((b for b in found if chosen and b.trial.trial_id == chosen.trial_id), None)
+    if chosen is None or best is None:
         return None
     metric = search.objectives[0].metric
-    best = next(belief for belief in found if belief.trial.trial_id == chosen.trial_id)
     compared = "the finished trials" if len(found) < MAX_TRIALS else f"the {MAX_TRIALS} best trials"
     if search.constraints:
         missed = misses(search, records)[chosen.trial_id]
