@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, reduce
 from importlib.metadata import entry_points
@@ -40,8 +41,10 @@ SEARCH_SPACES: dict[str, Mapping[str, Any]] = {}
 the centre of the prior; without it, that is the trial's own values. Shipped methods have theirs in
 `search_spaces`."""
 
-_LOADED: dict[str, tuple[str, ...]] = {}
-"""Names of the methods that each imported plug-in has registered."""
+_LOADED: dict[str, tuple[dict[str, type[Method]], dict[str, Mapping[str, Any]]]] = {}
+"""The part of `METHODS` and of `SEARCH_SPACES` that each imported plug-in has registered."""
+_FILE = "lipsum_tune_plugin_"
+"""Prefix of the modules of plug-ins that are files."""
 
 MethodT = TypeVar("MethodT", bound=Method)
 
@@ -63,7 +66,7 @@ def register_method(
         if cls.model_fields["name"].default != name:
             raise ValueError(f"{cls.__name__}.name must be Literal[{name!r}] = {name!r}")
         known = METHODS.get(name, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        if (_source(known), known.__qualname__) != (_source(cls), cls.__qualname__):
             raise ValueError(f"method {name!r} is already registered by {known.__module__}")
         METHODS[name] = cls
         if search_space is not None:
@@ -90,44 +93,34 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
 
 
 def is_available(method: str, plugins: Collection[str]) -> bool:
-    """Whether a registered method is one of this package, an entry point, or one of the plug-ins.
+    """Whether workers that import these plug-ins can have a registered method.
 
-    Others were registered for another configuration of this process, or in a notebook cell, where
-    workers do not find them.
+    They do not have those of a script or notebook, and of files that only other configurations of
+    this process name.
     """
-    if method not in METHODS:
-        return False
     module = METHODS[method].__module__
-    return (
-        any(f"{module}.".startswith(f"{known}.") for known in (__package__, *plugins))
-        or any(method in _LOADED.get(plugin, ()) for plugin in plugins)
-        or method in _load_entry_points()
-    )
+    if module.startswith(_FILE):
+        return module in map(_module_of, plugins)
+    return module != "__main__"
 
 
 @cache
-def _load_entry_points() -> frozenset[str]:
-    """Import the modules of all entry points, and return the names of their methods."""
-    before = dict(METHODS)
-    modules = []
+def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
-            modules.append(entry.module)
         except Exception as error:  # whatever a foreign module raises
             raise ConfigError(
                 f"cannot be imported: {type(error).__name__}: {first_line(error)}",
                 source=f"entry point {entry.value!r} of {ENTRY_POINTS}",
             ) from error
-    return frozenset(
-        name
-        for name, cls in METHODS.items()
-        if before.get(name) is not cls or cls.__module__ in modules
-    )
 
 
 def _load_module(module: str) -> None:
     if module in _LOADED:
+        methods, spaces = _LOADED[module]
+        METHODS.update(methods)  # another file may have replaced some
+        SEARCH_SPACES.update(spaces)
         return
     methods, spaces = dict(METHODS), dict(SEARCH_SPACES)
     try:
@@ -139,16 +132,38 @@ def _load_module(module: str) -> None:
         for registry, before in ((METHODS, methods), (SEARCH_SPACES, spaces)):
             registry.clear()
             registry.update(before)  # type: ignore[arg-type]
+        _forget_modules(module)
         raise ConfigError(
             f"cannot be imported: {type(error).__name__}: {first_line(error)}",
             key="plugins",
             value=module,
         ) from error
-    _LOADED[module] = tuple(name for name, cls in METHODS.items() if methods.get(name) is not cls)
+    new = {name: cls for name, cls in METHODS.items() if methods.get(name) is not cls}
+    _LOADED[module] = new, {name: SEARCH_SPACES[name] for name in new if name in SEARCH_SPACES}
+
+
+def _source(cls: type[Method]) -> str:
+    """The module of a class; of files, the name, as folders of experiments have files like it."""
+    module = cls.__module__
+    return module.rpartition("_")[0] if module.startswith(_FILE) else module
+
+
+def _module_of(plugin: str) -> str:
+    """Name of a plug-in's module; of a file, unique to its path."""
+    path = Path(plugin)
+    is_file = path.suffix == ".py"
+    return f"{_FILE}{path.stem}_{zlib.crc32(bytes(path)):08x}" if is_file else plugin
+
+
+def _forget_modules(plugin: str) -> None:
+    """Let the next import run a plug-in again, with all modules of a package."""
+    name = _module_of(plugin)
+    for module in [one for one in sys.modules if f"{one}.".startswith(f"{name}.")]:
+        del sys.modules[module]
 
 
 def _run_file(path: Path) -> None:
-    name = f"lipsum_tune_plugin_{path.stem}"
+    name = _module_of(str(path))
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -158,16 +173,17 @@ def _run_file(path: Path) -> None:
 
 
 def forget_method(method: str) -> str | None:
-    """Remove a method, and all others of its plug-in, which can then be corrected and loaded again.
+    """Remove all methods of a method's plug-in, which can then be corrected and loaded again.
 
     Returns:
-        The plug-in; None if none has registered the method.
+        The plug-in; None if the method is not of one, and stays.
     """
-    plugin = next((plugin for plugin, names in _LOADED.items() if method in names), None)
-    for name in (method, *(_LOADED.pop(plugin) if plugin else ())):
-        METHODS.pop(name, None)
-        SEARCH_SPACES.pop(name, None)
-    sys.modules.pop(plugin or "", None)
+    plugin = next((plugin for plugin, (own, _) in _LOADED.items() if method in own), None)
+    if plugin is not None:
+        for name in _LOADED.pop(plugin)[0]:
+            METHODS.pop(name, None)
+            SEARCH_SPACES.pop(name, None)
+        _forget_modules(plugin)
     return plugin
 
 

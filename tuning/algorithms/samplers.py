@@ -224,6 +224,10 @@ def check_sampler(sampler: BaseSampler, space: SearchSpace, objectives: int) -> 
     """
     if not type(sampler).__module__.startswith("optuna.samplers."):
         return
+    try:
+        copy.deepcopy(sampler)
+    except Exception:  # what the user gave it, such as a function with a lock
+        return
     for part in space.parts().values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

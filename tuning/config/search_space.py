@@ -168,7 +168,7 @@ class SpaceConfig(_Section):
         if isinstance(listed, list | tuple) and ALL in listed:
             if len(listed) > 1:
                 raise ValueError(f"`{ALL}` cannot be combined with other methods")
-            return tuple(METHODS)
+            return tuple(name for name in METHODS if is_available(name, ()))
         return listed
 
     @field_validator("methods", "by_method")

@@ -71,9 +71,9 @@ def _plugin_files(trial: TrialConfig) -> list[Path]:
 
 
 def _digests(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file on this machine."""
+    """SHA-256 of each file that is on this machine."""
     found = {}
-    for path in files:
+    for path in filter(Path.is_file, files):
         with path.open("rb") as file:
             found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
     return found

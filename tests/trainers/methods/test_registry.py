@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Literal
@@ -10,7 +11,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, validate
 from trainers.methods import register_method
 from trainers.methods.ft import FineTuning, PlainFineTuning
-from trainers.methods.registry import METHODS, SEARCH_SPACES, load_plugins
+from trainers.methods.registry import METHODS, SEARCH_SPACES, is_available, load_plugins
 
 SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1}}}
 
@@ -88,6 +89,36 @@ def test_a_plugin_that_fails_registers_nothing(plugin: Path) -> None:
     plugin.write_text(text)
     load_plugins([str(plugin)])
     assert "mine" in METHODS
+
+
+def test_files_of_the_same_name_are_plugins_of_their_own(plugin: Path) -> None:
+    other = plugin.parent / "other" / plugin.name
+    other.parent.mkdir()
+    other.write_text(plugin.read_text())
+    found = []
+    for path in (plugin, other, plugin):
+        load_plugins([str(path)])
+        found.append(METHODS["mine"])
+        assert is_available("mine", [str(path)])
+    assert found[0] is found[2] is not found[1]
+    assert not is_available("mine", [str(other)])
+
+
+def test_a_package_that_fails_is_imported_again(
+    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "halfway"
+    package.mkdir()
+    (package / "method.py").write_text(plugin.read_text())
+    start = package / "__init__.py"
+    start.write_text("from halfway import method\nraise RuntimeError('broken')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    with pytest.raises(ConfigError, match="broken"):
+        load_plugins(["halfway"])
+    start.write_text("from halfway import method\n")
+    load_plugins(["halfway"])
+    assert is_available("mine", ["halfway"])
 
 
 def test_two_classes_cannot_share_a_name() -> None:
