@@ -3,9 +3,7 @@
 One training is a noisy measure of its configuration. A Gaussian process through the final
 objectives of all finished trials separates what changes with the hyperparameters from what changes
 from one training to the next. Few trials fit many such processes, so beliefs are averages over
-them. They are still too sure with few trials and much noise. In simulated searches of 8 to 19
-trials, the trial that was most probably the best had a probability of 0.48 on average, and was the
-best in 0.37 of the searches; with more noise than effect, these were 0.38 and 0.17.
+them. They are still too sure with few trials and much noise.
 """
 
 from __future__ import annotations
