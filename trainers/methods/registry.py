@@ -93,11 +93,13 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
 
 
 def is_available(method: str, plugins: Collection[str]) -> bool:
-    """Whether workers that import these plug-ins can have a registered method.
+    """Whether a method is registered, and workers that import these plug-ins can have it.
 
     They do not have those of a script or notebook, and of files that only other configurations of
     this process name.
     """
+    if method not in METHODS:
+        return False
     module = METHODS[method].__module__
     if module.startswith(_FILE):
         return module in map(_module_of, plugins)
@@ -143,7 +145,8 @@ def _load_module(module: str) -> None:
 
 
 def _source(cls: type[Method]) -> str:
-    """The module of a class; of files, the name, as folders of experiments have files like it."""
+    """The module of a class. Files of the same name count as one: they may be copies of each other
+    in several folders of experiments."""
     module = cls.__module__
     return module.rpartition("_")[0] if module.startswith(_FILE) else module
 

@@ -206,6 +206,20 @@ def test_a_plugin_with_a_wrong_space_can_be_corrected(use: str, tmp_path: Path) 
     assert lowest() == 1e-5
 
 
+def test_the_other_methods_of_a_plugin_with_a_wrong_space_are_unknown_too(tmp_path: Path) -> None:
+    plugin = tmp_path / "half_wrong.py"
+    right = PLUGIN.replace("lowest", "low").replace('"mine"', '"right"').replace("Mine", "Right")
+    plugin.write_text(PLUGIN + right)
+
+    def methods(*overrides: str) -> tuple[str, ...]:
+        return load_config("quickstart", overrides, check=False).search.space.methods
+
+    every = methods("search.space.methods=all")
+    with pytest.raises(ConfigError, match="parameters"):
+        methods("search.space.methods=[ft, mine]", f"plugins=[{plugin}]")
+    assert methods("search.space.methods=all") == every
+
+
 def test_methods_of_other_configurations_are_unknown(tmp_path: Path) -> None:
     def methods(*overrides: str) -> tuple[str, ...]:
         file = load_config("quickstart", overrides, check=False)
@@ -287,6 +301,8 @@ def test_every_method_gets_a_trial(path: Path, caplog: pytest.LogCaptureFixture)
     with pytest.raises(ConfigError, match="fewer than the 2 of") as caught:
         load_config(path, ["search.budget.trials=1"])
     assert caught.value.key == "search.budget.trials"
+    load_config(path, ["search.budget.trials=4"])
+    caplog.clear()  # of the warning that the images are few, which comes once in a process
     load_config(path, ["search.budget.trials=4"])
     assert not caplog.records
     load_config(path, ["search.budget.trials=5"])
