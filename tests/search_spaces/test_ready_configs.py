@@ -73,6 +73,7 @@ def test_paper_configurations_have_the_papers_setting(name: str) -> None:
     assert (lr.low * lr.high) ** 0.5 == pytest.approx(1e-5)
     assert file.search_space().initial_points[0]["optim.lr"] == 1e-5
     assert isinstance(search.scheduler, AshaConfig)
+    assert trial.eval.rung_weights == "averaged"
     assert search.scheduler.grace_steps >= trial.steps / 2
     assert search.scheduler.grace_steps % trial.eval.every == 0
     assert search.resources.gpus_per_worker == 1
