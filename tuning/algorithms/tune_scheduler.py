@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tuning.algorithms.rung_check import SearchRule, describe_checks
+from tuning.algorithms.rung_check import SearchRule
 from tuning.execution.ray_errors import check_own_failure
 from tuning.runs.records import STEP, TrialRecord, trial_number
 
@@ -43,7 +43,7 @@ class StepScheduler(FIFOScheduler):
         self._rule, self._total_steps, self._announce = rule, total_steps, announce
         rule.replay(earlier)
         announce(rule.describe())
-        self._announced = describe_checks(rule.checks())
+        self._announced = rule.describe_checks()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles the scheduler. Nothing is ever restored from that."""
@@ -64,7 +64,7 @@ class StepScheduler(FIFOScheduler):
         goes_on = self._rule.should_continue(number, trial.config["params"], result)
         at_end = result[STEP] >= self._total_steps
         if at_end:
-            lines = describe_checks(self._rule.checks())
+            lines = self._rule.describe_checks()
             for line in lines:
                 if line not in self._announced:
                     self._announce(line)

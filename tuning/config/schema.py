@@ -43,8 +43,9 @@ class SamplerConfig(Frozen):
     metric: str = "auto"
     """What the sampler optimises: `objective`, a metric of the validation splits, or `auto`. That
     is the NLL that belongs to a single accuracy, such as `val/mean_nll` to `val/mean_acc`, since it
-    varies less from seed to seed; otherwise the objectives. The Optuna study has its values.
-    Pruning, selection, constraints and confirmation go by the objectives."""
+    varies less from seed to seed; otherwise the objectives. The Optuna study has its values, and
+    early stopping compares trials by them. Selection, constraints and confirmation go by the
+    objectives."""
 
 
 class CheckedConfig(Frozen):
@@ -52,10 +53,11 @@ class CheckedConfig(Frozen):
 
     check_trials: int = Field(default=6, ge=0, le=1_000_000)
     """So many trials run to their end first, at most half of the budget (of each method). Trials
-    are then stopped at a step only if its ranking of these agrees with the final one. With a
+    are then stopped at a step only if its ranking of these agrees with the final objectives. With a
     budget below 6 trials, none is stopped. 0 stops trials from the start, unchecked."""
     min_correlation: float = Field(default=0.4, ge=-1, le=1)
-    """A step stops trials only if Spearman's rank correlation with the final values is above it."""
+    """A step stops trials only if its rank correlation (Spearman's) with the final objectives is
+    above it."""
 
     @field_validator("check_trials")
     @classmethod

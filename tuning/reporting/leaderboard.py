@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
-from tuning.algorithms.rung_check import describe_checks, rung_checks
+from tuning.algorithms.rung_check import describe_checks
 from tuning.reporting.formatting import (
     format_metric,
     format_params,
@@ -156,7 +156,7 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         notes.append(
             f"Trials before the last step: accuracy on {sample}, which may be some points off."
         )
-    notes += describe_checks(rung_checks(search, records))
+    notes += describe_checks(search, records)
     if len(search.constraints) > 1:
         named = [f"{letter}: {text}" for text, letter in letters.items()]
         notes.append(f"Constraints: {'; '.join(named)}.")

@@ -14,10 +14,11 @@ from tests.tuning import fakes
 from tuning.algorithms.early_stopping import Asha
 from tuning.algorithms.rung_check import (
     CheckedRule,
+    RungCheck,
     create_rule,
     describe_checks,
     interval,
-    rung_checks,
+    search_rule,
 )
 from tuning.config.schema import AshaConfig, MedianConfig
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
@@ -34,8 +35,21 @@ def checked(curves: Sequence[tuple[float, float]], trials: int = 4) -> CheckedRu
     rule = CheckedRule(Asha((RUNG,), 2), LAST, trials, min_correlation=0.4)
     for number, (early, final) in enumerate(curves):
         assert rule.should_continue(number, RUNG, (early,))
-        rule.should_continue(number, LAST, (final,))
+        end(rule, number, final)
     return rule
+
+
+def end(rule: CheckedRule, number: int, final: float) -> None:
+    rule.should_continue(number, LAST, (final,))
+    rule.finish(number, (final,))
+
+
+def rung_checks(
+    search: SearchRecord, records: Sequence[TrialRecord]
+) -> dict[str | None, list[RungCheck]]:
+    rule = search_rule(search)
+    rule.replay(records)
+    return rule.checks()
 
 
 @pytest.mark.parametrize(("curves", "stops"), [(AGREES, True), (TURNED, False)])
@@ -55,7 +69,7 @@ def test_no_trial_is_stopped_before_enough_have_ended() -> None:
     rule = checked(AGREES[:3])
     running = range(10, 20)  # side by side with the fourth
     assert all(rule.should_continue(number, RUNG, (-float(number),)) for number in running)
-    rule.should_continue(10, LAST, (-5.0,))
+    end(rule, 10, -5.0)
     assert rule.is_decided
     assert rule.check(RUNG).trials == 4
     assert not rule.should_continue(20, RUNG, (-99.0,))
@@ -67,13 +81,17 @@ def test_a_value_that_is_not_finite_stops_a_trial_before_the_check() -> None:
     assert not rule.is_decided
 
 
-def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest() -> None:
+@pytest.mark.parametrize("one_for_all", [False, True])
+def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest(
+    one_for_all: bool,
+) -> None:
     early, final = [3.0, 1.0, 4.0, 1.5, 5.0], [2.0, 7.0, 1.0, 8.0, 2.5]
     other = [1.0, 2.0, 3.0, 4.0, 5.0]
     rule = CheckedRule(Asha((RUNG,), 2), LAST, 5, 0.4)
     for number in range(5):
-        rule.should_continue(number, RUNG, (early[number], other[number]))
-        rule.should_continue(number, LAST, (final[number], other[number]))
+        values = (early[number],) if one_for_all else (early[number], other[number])
+        rule.should_continue(number, RUNG, values)
+        rule.finish(number, (final[number], other[number]))
     assert rule.check(RUNG).correlation == pytest.approx(spearmanr(early, final).statistic)
 
 
@@ -120,7 +138,7 @@ def test_half_of_the_budget_at_most_runs_to_its_end(
     if isinstance(rule, CheckedRule):
         for number in range(needed):
             assert not rule.is_decided
-            rule.should_continue(number, LAST, (1.0,))
+            end(rule, number, 1.0)
         assert rule.is_decided
 
 
@@ -143,9 +161,34 @@ def test_the_checks_of_a_search_follow_from_its_records(search: SearchRecord) ->
     (of_all,) = rung_checks(search, [late, *reversed(records)]).values()
     (check,) = of_all  # of a ladder with factor 3 below 90 steps: 30 alone
     assert (check.step, check.trials, check.correlation) == (RUNG, 6, 1)
-    (line,) = describe_checks({None: of_all})
-    assert line.startswith("Rank correlation with the final value, step 30: 1.00 [0.6")
+    (line,) = describe_checks(search, records)
+    assert line.startswith(f"Rank correlation of {METRIC} with the final {METRIC}, step 30: 1.00 [")
     assert line.endswith("in 6 trials; may stop: above 0.4")
+
+
+def test_the_metric_of_the_sampler_is_checked_against_the_objective(search: SearchRecord) -> None:
+    search = replace(search, sampler_metric="auto")
+    records = [record(n, -n, 0.0, float(n)) for n in range(6)]
+    nlls = [2.0, 3.0, 4.0, 1.5, 1.0, 0.5]  # at the rung; less is better
+    records = [
+        replace(r, curve=tuple({**point, "val/mean_nll": nll} for point in r.curve))
+        for r, nll in zip(records, nlls, strict=True)
+    ]
+    ((check,),) = rung_checks(search, records).values()
+    assert check.correlation == pytest.approx(spearmanr(nlls, range(6)).statistic * -1)
+    assert (
+        "of val/mean_nll with the final val/mean_acc, step 30"
+        in describe_checks(search, records)[0]
+    )
+    rule = search_rule(search)
+    rule.replay(records)
+
+    def goes_on(number: int, accuracy: float, nll: float) -> bool:
+        return rule.should_continue(number, {}, {STEP: 30, METRIC: accuracy, "val/mean_nll": nll})
+
+    assert goes_on(6, 0.0, 0.4)
+    assert not goes_on(7, 99.0, 5.0)
+    assert not goes_on(8, math.nan, 0.1)
 
 
 def test_a_check_that_proves_little_says_so() -> None:

@@ -189,7 +189,9 @@ def test_a_check_is_announced_once_and_holds_after_a_resume() -> None:
         # Tune brings a report that is the last one with the end of the trial.
         first.on_trial_complete(CONTROLLER, tune_trial(number), {STEP: 90, METRIC: final})
     assert lines[0] == "Stopping    asha, once 4 trials have run to their end"
-    assert lines[1].startswith("Rank correlation with the final value, step 30: -1.00")
+    assert lines[1].startswith(
+        f"Rank correlation of {METRIC} with the final {METRIC}, step 30: -1.00"
+    )
     assert lines[1].endswith("stops no trial")
     announced = len(lines)
     records = [record(number, *values) for number, values in curves.items()]
