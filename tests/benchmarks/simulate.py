@@ -6,6 +6,9 @@ search uses. After 5, 10 and 20 full trials' worth of device time, the finished 
 *observed* objective is recommended. Its *true* regret is what its point misses of the best point's
 objective on the surface, in percentage points.
 
+- Reports deviate from the surface by the noise of the recorded trainings times `--noise`. The noise
+  of a table with one seed a point is that of the fit, which is too small; its standard deviation is
+  printed first.
 - A search pays for the evaluations that its scheduler needs: those at its rungs and the one at the
   last step. Steps and evaluations cost what they cost at the median of the recording.
 - The start of a trial costs `--start-seconds`, and `--process-seconds` in addition if it starts
@@ -169,6 +172,17 @@ def with_interval(value: float, samples: np.ndarray, digits: str) -> str:
     return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
+def describe_noise(surfaces: Surfaces, factor: float) -> str:
+    """One sentence: the noise of the objective at the last step, and where it comes from."""
+    at_best = surfaces.noise_at(surfaces.best)[:, -len(surfaces.metrics)]
+    source = "repeated seeds" if surfaces.has_repeated_seeds else "the fit of the surface"
+    times = "" if factor == 1 else f", times {factor:g}"
+    return (
+        f"Noise of the objective at the last step: standard deviation {surfaces.noise.std():.2f}, "
+        f"near the best point {at_best.std():.2f}, from {source}{times}."
+    )
+
+
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -180,6 +194,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--start-seconds", type=float, default=0.0)
     parser.add_argument("--process-seconds", type=float, default=0.0)
     parser.add_argument("--distances", nargs="+", type=float, default=[0, 0.1, 0.2, 0.4])
+    parser.add_argument("--noise", type=float, default=1.0, help="factor of all deviations")
     parser.add_argument("--parts-at", type=float, default=0.2, help="distance of the others")
     chosen = list(CONTENDERS)[:14]
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=chosen)
@@ -198,7 +213,7 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
     table, costs = read_table(arguments.curves, space)
     objective = Objective(arguments.objective)
     told = sampler_objectives("auto", [objective])
-    surfaces = Surfaces(table, (objective.metric, *(o.metric for o in told)))
+    surfaces = Surfaces(table, (objective.metric, *(o.metric for o in told)), arguments.noise)
     problem = Problem(
         space,
         objective,
@@ -223,10 +238,10 @@ def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
     units = zip(space.parameters.items(), surfaces.best_point, strict=True)
     best = ", ".join(f"{key} {parameter.at(unit):.3g}" for (key, parameter), unit in units)  # type: ignore[union-attr]
     console.print(
-        f"Best {arguments.objective} of the surface: {surfaces.best:.2f} at {best}; standard "
-        f"deviation of the noise {surfaces.residuals[:, -len(surfaces.metrics)].std():.2f}. "
+        f"Best {arguments.objective} of the surface: {surfaces.best:.2f} at {best}. "
         f"A full trial takes {setting.full_trial:.1f} s."
     )
+    console.print(describe_noise(surfaces, arguments.noise))
     jobs: list[tuple[str, float | None]] = []
     for name in dict.fromkeys((RANDOM, *arguments.contenders)):
         distances = arguments.distances if name in EVERYWHERE else [arguments.parts_at]

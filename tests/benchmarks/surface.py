@@ -1,12 +1,16 @@
 """Smooth surfaces through the recorded curves, which stand for the truth.
 
 The best of many noisy values is a lucky one, so a search is judged by what its choice is worth on
-average: by a Gaussian process through the final objectives of all recorded configurations. A
-simulated trial at any point of the space reports the surfaces' values there plus noise. That noise
-is real: the deviations of a recorded configuration from the surfaces, of all steps and metrics
-together and with their sign. The configuration is one whose objective on the surface is as high as
-that of the point, because trainings that may collapse deviate far more than good ones, and to one
-side.
+average: by a Gaussian process through the final objectives of all recorded configurations, each the
+mean of its seeds. A simulated trial at any point of the space reports the surfaces' values there
+plus noise. That noise is real: the deviations of a recorded training, of all steps and metrics
+together and with their sign. The training is of a configuration whose objective on the surface is
+as high as that of the point, because trainings that may collapse deviate far more than good ones,
+and to one side.
+
+If configurations were trained with several seeds, deviations are those from the mean of a
+configuration's seeds. If not, they are those from the surfaces, scaled to the noise that the
+Gaussian process was fitted with; this may be half of the deviations between seeds.
 """
 
 from __future__ import annotations
@@ -34,38 +38,67 @@ class Surfaces:
 
     Args:
         metrics: the objective first. NLLs are modelled by their logarithms.
+        noise: factor of all deviations from the surfaces.
     """
 
-    def __init__(self, table: CurveTable, metrics: tuple[str, ...]) -> None:
+    def __init__(self, table: CurveTable, metrics: tuple[str, ...], noise: float = 1.0) -> None:
         self.space, self.metrics, self.total_steps = table.space, metrics, table.total_steps
         self.steps = tuple(sorted({step for curve in table.curves for step in curve}))
         self._is_nll = np.array([metric.endswith("nll") for metric in metrics])
-        kept = [i for i, curve in enumerate(table.curves) if self.total_steps in curve]
-        self._points = np.array([unit_point(table.space, table.params[i]) for i in kept])
-        values = np.array(
-            [[[table.curves[i][s][m] for m in metrics] for s in self.steps] for i in kept]
-        )
-        values[..., self._is_nll] = np.log(values[..., self._is_nll])
+        trainings: dict[tuple[float, ...], list[np.ndarray]] = {}  # those of a point are its seeds
+        for params, curve in zip(table.params, table.curves, strict=True):
+            if self.total_steps in curve:
+                values = np.array([[curve[s][m] for m in metrics] for s in self.steps])
+                values[:, self._is_nll] = np.log(values[:, self._is_nll])
+                point = tuple(unit_point(table.space, params))
+                trainings.setdefault(point, []).append(values.ravel())
+        self._points = np.array(list(trainings))
+        seeds = [np.array(of) for of in trainings.values()]  # each (seeds, steps x metrics)
+        flat = np.array([of.mean(axis=0) for of in seeds])  # (configurations, steps x metrics)
         dims = self._points.shape[1]
         kernel = ConstantKernel() * Matern([0.5] * dims, (0.05, 50), nu=2.5) + WhiteKernel(0.05)
         process = GaussianProcessRegressor(kernel, normalize_y=True)
-        self._kernel = process.fit(self._points, values[:, -1, 0]).kernel_
+        self._kernel = process.fit(self._points, flat[:, -len(metrics)]).kernel_
         self.matters = np.atleast_1d(self._kernel.k1.k2.length_scale) < 10
         """Whether each parameter changes the objective within the cube, (parameters,)."""
-        flat = values.reshape(len(kept), -1)  # (configurations, steps x metrics)
         self._mean, self._scale = flat.mean(axis=0), flat.std(axis=0)
         inverse = np.linalg.inv(self._kernel(self._points))
         self._weights = inverse @ ((flat - self._mean) / self._scale)
-        # A residual is noise * weight. Its variance is smaller than that of the noise, since the
-        # surface follows its own points, by the factor noise * diag(inverse).
-        noise = self._kernel.k2.noise_level
-        inflation = np.sqrt(noise / np.diag(inverse))[:, None]
-        self.residuals = inflation * self._weights * self._scale
-        """Deviations of each configuration, (configurations, steps x metrics)."""
         self._finals = self.at(self._points)[:, -1, 0]
+        repeated = [i for i, of in enumerate(seeds) if len(of) > 1]
+        self.has_repeated_seeds = len(repeated) >= DONORS
+        """Whether the noise is that between seeds, and not that of the fit."""
+        if self.has_repeated_seeds:
+            # n values are closer to their own mean than to the true one, by sqrt((n - 1) / n).
+            deviations = [
+                np.sqrt(len(of) / (len(of) - 1)) * (of - of.mean(axis=0))
+                for of in (seeds[i] for i in repeated)
+            ]
+            self._finals = self._finals[repeated]
+        else:
+            # A residual is noise * weight. Its variance is smaller than that of the noise, since
+            # the surface follows its own points, by the factor noise * diag(inverse).
+            inflation = np.sqrt(self._kernel.k2.noise_level / np.diag(inverse))[:, None]
+            deviations = list((inflation * self._weights * self._scale)[:, None])
+        self._deviations = [noise * of for of in deviations]  # each (seeds, steps x metrics)
         candidates = qmc.Sobol(dims, seed=0).random_base2(LOG2_CANDIDATES)
         finals = self.at(candidates)[:, -1, 0]
         self.best, self.best_point = float(finals.max()), candidates[finals.argmax()]
+
+    @property
+    def noise(self) -> np.ndarray:
+        """Deviations of the objective at the last step in all recorded trainings, (trainings,)."""
+        return np.concatenate(self._deviations)[:, -len(self.metrics)]
+
+    def noise_at(self, final: float) -> np.ndarray:
+        """Deviations that a training with this true final objective may have.
+
+        Returns:
+            (trainings, steps x metrics), with a mean of 0.
+        """
+        alike = np.argsort(np.abs(self._finals - final))[:DONORS]
+        found = np.concatenate([self._deviations[i] for i in alike])
+        return found - found.mean(axis=0)  # not 0 only if they come from the fit
 
     def at(self, points: np.ndarray) -> np.ndarray:
         """The surfaces at points of the unit cube, (points, steps, metrics)."""
@@ -75,9 +108,7 @@ class Surfaces:
     def draw(self, point: np.ndarray, rng: np.random.Generator) -> tuple[float, Curve]:
         """The true final objective at a point, and what a training there might report."""
         truth = self.at(point[None])[0]
-        alike = np.argsort(np.abs(self._finals - truth[-1, 0]))[:DONORS]
-        noise = self.residuals[alike] - self.residuals[alike].mean(axis=0)
-        seen = truth + rng.choice(noise).reshape(truth.shape)
+        seen = truth + rng.choice(self.noise_at(truth[-1, 0])).reshape(truth.shape)
         seen[:, self._is_nll] = np.exp(seen[:, self._is_nll])
         curve = {
             step: dict(zip(self.metrics, map(float, row), strict=True))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -26,6 +27,7 @@ from tests.benchmarks.record_curves import CURVES
 from tests.benchmarks.rung_ranks import rank_correlations
 from tests.benchmarks.simulate import (
     Setting,
+    describe_noise,
     parse_arguments,
     random_budget,
     read_setting,
@@ -275,13 +277,13 @@ def setting() -> Setting:
     return Setting(problem, surfaces, COSTS, gpus=1)
 
 
-def test_the_surface_is_the_truth_and_its_residuals_are_the_noise(setting: Setting) -> None:
+def test_the_surface_is_the_truth_and_what_it_leaves_is_the_noise(setting: Setting) -> None:
     surfaces = setting.surfaces
     assert surfaces.best == pytest.approx(80, abs=0.3)
     assert surfaces.best_point[0] == pytest.approx(0.5, abs=0.05)
     assert surfaces.matters.tolist() == [True, False]  # the score ignores the length
     noise = float(np.std(NOISE))
-    assert surfaces.residuals[:, -2].std() == pytest.approx(noise, rel=0.4)
+    assert surfaces.noise.std() == pytest.approx(noise, rel=0.4)
     (truth,) = surfaces.at(np.array([[0.75, 0.5]]))[:, -1, 0]
     assert truth == pytest.approx(80 - 10 * 0.5**2, abs=0.3)
     rng = np.random.default_rng(1)
@@ -290,6 +292,45 @@ def test_the_surface_is_the_truth_and_its_residuals_are_the_noise(setting: Setti
     assert [known for known, _ in draws] == pytest.approx([truth] * 300)
     assert np.mean(seen) == pytest.approx(truth, abs=0.05)
     assert np.std(seen) == pytest.approx(noise, rel=0.5)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_noise_is_that_between_seeds_where_points_have_several(seeds: int) -> None:
+    # Noise is ten times as large from half a decade around the best point.
+    rng, rows = np.random.default_rng(2), []
+    for number, lr in enumerate(np.geomspace(1e-4, 1e-2, 40)):
+        offset = math.log10(lr / 1e-3)
+        for seed in range(seeds):
+            final = 80 - 10 * offset**2 + (3.0 if abs(offset) > 0.5 else 0.3) * rng.normal()
+            values = {"seed": seed, "id_val/acc": final, "id_val/nll": math.exp(-final / 100)}
+            rows.append(row(number, LAST, 0.0, float(lr)) | values)
+    table = curve_table(rows, SPACE)
+    surfaces = Surfaces(table, ("id_val/acc", "id_val/nll"))
+    assert surfaces.has_repeated_seeds
+    assert surfaces.noise_at(80.0)[:, -2].std() == pytest.approx(0.3, rel=0.4)
+    assert surfaces.noise_at(70.0)[:, -2].std() == pytest.approx(3.0, rel=0.4)
+    noise = surfaces.noise.reshape(40, seeds)
+    np.testing.assert_allclose(noise.sum(axis=1), 0, atol=1e-9)  # a surplus is the surface's
+    finals = np.array([curve[LAST]["id_val/acc"] for curve in table.curves]).reshape(40, seeds)
+    assert (noise**2).mean(axis=1) == pytest.approx(finals.var(axis=1, ddof=1))
+
+
+def test_noise_is_multiplied_by_its_factor(setting: Setting) -> None:
+    table = curve_table(rows_of_a_hill(), SPACE)
+    loud = Surfaces(table, setting.surfaces.metrics, noise=2.0)
+    for surfaces, factor in ((setting.surfaces, ""), (loud, ", times 2")):
+        shown = f"deviation {surfaces.noise.std():.2f}, .* from the fit of the surface{factor}[.]"
+        assert re.search(shown, describe_noise(surfaces, 2.0 if factor else 1.0))
+    assert loud.noise == pytest.approx(2 * setting.surfaces.noise)
+    point = np.array([0.3, 0.5])
+    truth, seen = setting.surfaces.draw(point, np.random.default_rng(3))
+    same, louder = loud.draw(point, np.random.default_rng(3))
+    assert same == pytest.approx(truth)
+    for step in setting.surfaces.steps:
+        expected = (
+            seen[step]["id_val/acc"] * 2 - setting.surfaces.at(point[None])[0, step // 10 - 1, 0]
+        )
+        assert louder[step]["id_val/acc"] == pytest.approx(expected)
 
 
 def test_a_prior_is_off_by_its_distance(setting: Setting) -> None:
