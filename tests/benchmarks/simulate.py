@@ -18,7 +18,9 @@ objective on the surface, in percentage points.
   `--distances` says, and at three points around it, N(centre, 0.2) in the unit cube, in a direction
   drawn for each seed. The points are the same for all.
 - "x random" is the number of trials that random search needs for the same mean regret, over the
-  budget. More than 1 is better.
+  budget, and "x Ray's pair" the number of full trials that Ray's OptunaSearch + ASHA needs from the
+  same points of the prior. More than 1 is better. Both have 100. If their regret is
+  not as low by then, the number is too small.
 
 Intervals are 95 % percentile bootstraps over seeds, which are common to all contenders.
 """
@@ -54,8 +56,10 @@ from tuning.config.validation import load_config
 
 BUDGETS = (5, 10, 20)
 """Full trials."""
-RANDOM_TRIALS = 100
-"""Of random search, for the comparison of budgets."""
+REFERENCES = (RANDOM, STOCK)
+"""Contenders with whose budgets those of the others are compared."""
+REFERENCE_TRIALS = 100
+"""Full trials of a reference."""
 RESAMPLES = 10_000
 EVERYWHERE = ("random, prior", STOCK, "TPE, prior", OURS)
 """Contenders whose prior is tried at every distance, the others with a prior at one."""
@@ -83,8 +87,8 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
         distance: of the prior's centre; None for a search without.
 
     Returns:
-        After 1, 2, ... full trials, up to the largest of BUDGETS, or RANDOM_TRIALS for RANDOM.
-        NaN before the first trial has finished.
+        After 1, 2, ... full trials, up to the largest of BUDGETS, or REFERENCE_TRIALS for one of
+        REFERENCES. NaN before the first trial has finished.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # Optuna's, of features that it calls experimental
@@ -99,7 +103,7 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     searcher, scheduler = contender.create(problem, seed)
     trainings = SimulatedTrainings(surfaces, np.random.default_rng((seed, 1)))
     steps = contender.evaluate_at(problem)
-    budget = RANDOM_TRIALS if name == RANDOM else BUDGETS[-1]
+    budget = REFERENCE_TRIALS if name in REFERENCES else BUDGETS[-1]
     found, observed = np.full(budget, np.nan), -np.inf
     for ended in simulate(searcher, scheduler, trainings, costs, steps, setting.gpus):
         index = int(np.ceil(ended.seconds * setting.gpus / setting.full_trial - 1e-9)) - 1
@@ -124,52 +128,54 @@ def start_points(
     return tuple(prior_points(prior, seed, None, parameters, {}, TrialConfig()))
 
 
-def random_budget(regret: np.ndarray, random: np.ndarray) -> np.ndarray:
-    """Trials after which random search's mean regret is as low, (samples,).
+def budget_for(regret: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Full trials after which a reference's mean regret is as low, (samples,).
 
     Args:
         regret: mean regret of a contender, (samples,).
-        random: mean regret of random search after 1, 2, ... trials, (samples, trials).
+        reference: mean regret of the reference after 1, 2, ... full trials, (samples, trials).
     """
-    arrived = random <= regret[:, None]
-    return np.where(arrived.any(axis=1), arrived.argmax(axis=1) + 1, random.shape[1])
+    arrived = reference <= regret[:, None]
+    return np.where(arrived.any(axis=1), arrived.argmax(axis=1) + 1, reference.shape[1])
 
 
 def summary(found: dict[tuple[str, float | None], np.ndarray]) -> Table:
-    """Mean regrets and budgets of random search, with intervals.
+    """Mean regrets, and the budgets that the references need for them, with intervals.
 
     Args:
         found: by contender and distance of the prior, (seeds, trials).
     """
     shown = Table(title="True regret of the recommended trial, percentage points")
-    columns = [f"@{b}" for b in BUDGETS] + [f"x random @{b}" for b in BUDGETS]
+    columns = [f"{title}@{b}" for title in ("", "x random ", "x Ray's pair ") for b in BUDGETS]
     for title in ("", "prior off by", *columns):
         shown.add_column(title, justify="right" if title else "left")
-    random = found[RANDOM, None]
-    draws = np.random.default_rng(0).integers(len(random), size=(RESAMPLES, len(random)))
-    random_means = random[draws].mean(axis=1)
-    for (name, distance), of in found.items():
-        means, budgets = [], []
-        for budget in BUDGETS:
-            values = of[:, budget - 1]
-            if np.isnan(values).any():  # some searches have no finished trial yet
-                means.append("-")
-                budgets.append("-")
-                continue
-            samples = values[draws].mean(axis=1)
-            means.append(with_interval(float(values.mean()), samples, ".2f"))
-            needed = random_budget(values.mean(keepdims=True), random.mean(axis=0)[None])
-            ratios = random_budget(samples, random_means) / budget
-            budgets.append(with_interval(float(needed[0]) / budget, ratios, ".1f"))
-        shown.add_row(name, "" if distance is None else f"{distance:g}", *means, *budgets)
-    shown.caption = f"{len(random)} seeds, 95 % intervals; random search has {RANDOM_TRIALS} trials"
+    seeds = len(found[RANDOM, None])
+    draws = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, seeds))
+    counts = np.array([np.bincount(draw, minlength=seeds) for draw in draws])  # (samples, seeds)
+    # Mean regrets of all seeds, followed by those of the samples, (1 + samples, trials).
+    means = {job: np.vstack([of.mean(axis=0), counts @ of / seeds]) for job, of in found.items()}
+    for (name, distance), of in means.items():
+        cells = [with_interval(of[:, budget - 1], ".2f") for budget in BUDGETS]
+        for reference in (means[RANDOM, None], means.get((STOCK, distance))):
+            for budget in BUDGETS:
+                regret = of[:, budget - 1]
+                if reference is None or np.isnan(regret).any():
+                    cells.append("-")
+                else:
+                    cells.append(with_interval(budget_for(regret, reference) / budget, ".1f"))
+        shown.add_row(name, "" if distance is None else f"{distance:g}", *cells)
+    shown.caption = (
+        f"{seeds} seeds, 95 % intervals; random and Ray's pair have {REFERENCE_TRIALS} trials"
+    )
     return shown
 
 
-def with_interval(value: float, samples: np.ndarray, digits: str) -> str:
-    """The value with the 95 % interval of its bootstrap samples."""
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
+def with_interval(values: np.ndarray, digits: str) -> str:
+    """A value and the 95 % interval of the bootstrap samples that follow it; "-" if one is NaN."""
+    if np.isnan(values).any():  # some searches have no finished trial yet
+        return "-"
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return f"{values[0]:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 def describe_noise(surfaces: Surfaces, factor: float) -> str:
@@ -233,7 +239,7 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
 def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
     """Search and print the table."""
     arguments = parse_arguments(argv)
-    setting, console = read_setting(arguments), Console(width=150)
+    setting, console = read_setting(arguments), Console(width=230)
     surfaces, space = setting.surfaces, setting.problem.space
     units = zip(space.parameters.items(), surfaces.best_point, strict=True)
     best = ", ".join(f"{key} {parameter.at(unit):.3g}" for (key, parameter), unit in units)  # type: ignore[union-attr]

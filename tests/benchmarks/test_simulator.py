@@ -26,10 +26,11 @@ from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_
 from tests.benchmarks.record_curves import CURVES
 from tests.benchmarks.rung_ranks import rank_correlations
 from tests.benchmarks.simulate import (
+    BUDGETS,
     Setting,
+    budget_for,
     describe_noise,
     parse_arguments,
-    random_budget,
     read_setting,
     regrets,
     start_points,
@@ -425,9 +426,9 @@ def test_the_regret_is_of_the_trial_with_the_best_observed_value(setting: Settin
         assert found[trials - 1] == pytest.approx(setting.surfaces.best - truth)
 
 
-def test_the_budget_of_random_search_is_where_its_mean_regret_is_as_low() -> None:
+def test_the_budget_of_a_reference_is_where_its_mean_regret_is_as_low() -> None:
     random = np.array([[4.0, 3.0, 3.0, 1.0]])
-    needed = [int(random_budget(np.array([regret]), random)[0]) for regret in (4.0, 2.0, 0.5)]
+    needed = [int(budget_for(np.array([regret]), random)[0]) for regret in (4.0, 2.0, 0.5)]
     assert needed == [1, 4, 4]  # the last is not reached
 
 
@@ -446,6 +447,20 @@ def test_ratios_of_budgets_have_intervals_paired_by_seed() -> None:
     }
     assert (cells["@5"][1], cells["x random @5"][1]) == ("-", "-")
     assert cells["@10"][1] == cells["@10"][0]
+
+
+def test_budgets_are_compared_with_rays_pair_from_the_same_prior() -> None:
+    seeds = np.array([[0.0], [3.0], [10.0], [20.0]])
+    random = np.arange(200, 100, -1) + seeds
+    pair = np.arange(60, 0, -1) + seeds
+    ours = pair[:, 1::2][:, :20]  # after 1 trial, where the pair is after 2
+    shown = summary(
+        {(RANDOM, None): random, (STOCK, 0.2): pair, (OURS, 0.2): ours, (OURS, 0): ours}
+    )
+    for budget in BUDGETS:
+        (column,) = (c for c in shown.columns if c.header == f"x Ray's pair @{budget}")
+        # Seeds differ by more than trials, but are resampled together, so the interval is narrow.
+        assert list(column.cells) == ["-", "1.0 [1.0, 1.0]", "2.0 [2.0, 2.0]", "-"]
 
 
 def test_a_parameter_that_was_fixed_in_the_recording_is_not_searched(tmp_path: Path) -> None:
