@@ -1,16 +1,18 @@
-"""Which weights rank trials best at a rung? `python -m tests.benchmarks.rung_ranks FILE`
+"""What ranks trials best at a rung? `python -m tests.benchmarks.rung_ranks FILE`
 
 Spearman's correlation between a metric at each recorded step and the objective at the last one,
 over the better half of the configurations of a file that `record_curves` wrote, each the mean of
-its seeds, with 95 % bootstrap intervals over configurations. With `--rung-weights all`, a file has
-the raw weights and those half-way to the zero-shot model beside the averaged ones.
+its seeds, with 95 % bootstrap intervals over configurations. The metric is the objective itself, or
+the NLL that belongs to it, of which less is better. With `--rung-weights all`, a file has the raw
+weights and those half-way to the zero-shot model, without their NLL, beside the averaged ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from rich.table import Table
 from scipy.stats import ConstantInputWarning, spearmanr
 
 from tests.benchmarks.record_curves import RAW
+from tuning.algorithms.objectives import Objective, sampler_objectives
 
 WEIGHTS = {"rungs": "", "raw": RAW, "half-way to zero-shot": "wise/0.5/"}
 """Prefixes of the columns. Those of rungs are of the averaged weights, if the file has others."""
@@ -30,7 +33,10 @@ RESAMPLES = 2000
 def rank_correlations(
     curves: pd.DataFrame, metric: str, objective: str, half_by: str | None = None
 ) -> Mapping[int, tuple[float, float, float]]:
-    """Step -> correlation and its interval, for all steps before the last that have the metric."""
+    """Step -> correlation and its interval, for all steps before the last that have the metric.
+
+    An NLL counts with the opposite sign: a positive correlation is a good one for all metrics.
+    """
     numbers = curves.select_dtypes("number").drop(columns="seed")
     means = numbers.groupby(["configuration", "step"]).mean().reset_index()  # over seeds
     wide = means.pivot(index="configuration", columns="step")
@@ -39,8 +45,9 @@ def rank_correlations(
     finals = wide[objective].iloc[:, -1]
     draws = np.random.default_rng(0).integers(len(finals), size=(RESAMPLES, len(finals)))
     last, found = finals.to_numpy(), {}
+    sign = -1 if metric.endswith("nll") else 1
     for step in wide[metric].columns[:-1]:
-        values = wide[metric, step].to_numpy()
+        values = sign * wide[metric, step].to_numpy()
         if not np.isnan(values).any():
             with warnings.catch_warnings():  # a draw of a single configuration has no correlation
                 warnings.simplefilter("ignore", ConstantInputWarning)
@@ -50,7 +57,18 @@ def rank_correlations(
     return found
 
 
-def main() -> None:
+def read_curves(file: Path) -> pd.DataFrame:
+    """A file that `record_curves` wrote, with the columns that older versions left out."""
+    curves = pd.read_parquet(file)
+    if "seed" not in curves:
+        curves["seed"] = 0
+    if "val/mean_nll" not in curves:
+        curves["ood_val/mean_nll"] = curves.filter(regex="^ood_val/[^/]+/nll$").mean(axis=1)
+        curves["val/mean_nll"] = np.sqrt(curves["id_val/nll"] * curves["ood_val/mean_nll"])
+    return curves
+
+
+def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
@@ -58,22 +76,23 @@ def main() -> None:
         "--objectives", nargs="+", default=["val/mean_acc", "id_val/acc", "ood_val/mean_acc"]
     )
     parser.add_argument("--half-by", help="metric of the better half; default: each objective")
-    arguments = parser.parse_args()
-    curves = pd.read_parquet(arguments.file)
-    if "seed" not in curves:  # tables of older versions have a single one
-        curves["seed"] = 0
+    arguments = parser.parse_args(argv)
+    curves = read_curves(arguments.file)
     steps = sorted(curves["step"].unique())[:-1]
-    table = Table("objective", "weights", *(f"step {step}" for step in steps))
+    table = Table("objective", "ranked by", "weights", *(f"step {step}" for step in steps))
     for objective in arguments.objectives:
-        for weights, prefix in WEIGHTS.items():
-            if prefix + objective in curves:
-                found = rank_correlations(curves, prefix + objective, objective, arguments.half_by)
-                cells = (
-                    "{:.2f} [{:.2f}, {:.2f}]".format(*found[step]) if step in found else ""
-                    for step in steps
-                )
-                table.add_row(objective, weights, *cells)
-    Console(width=200).print(table)
+        (nll,) = sampler_objectives("auto", [Objective(objective)])
+        for metric in dict.fromkeys((objective, nll.metric)):
+            for weights, prefix in WEIGHTS.items():
+                name = prefix + metric
+                if name in curves:
+                    found = rank_correlations(curves, name, objective, arguments.half_by)
+                    cells = (
+                        "{:.2f} [{:.2f}, {:.2f}]".format(*found[step]) if step in found else ""
+                        for step in steps
+                    )
+                    table.add_row(objective, metric, weights, *cells)
+    Console(width=240).print(table)
 
 
 if __name__ == "__main__":
