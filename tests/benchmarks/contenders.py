@@ -6,7 +6,7 @@ Those with a prior begin at the points of `Problem.points`, which are the same f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,10 @@ from ray.tune.search.optuna import OptunaSearch
 from search_spaces import SearchSpace
 from tuning.algorithms.early_stopping import rung_ladder
 from tuning.algorithms.objectives import Objective
-from tuning.algorithms.rung_check import SearchRule
+from tuning.algorithms.rung_check import search_rule
 from tuning.algorithms.studies import create_studies
 from tuning.algorithms.tune_scheduler import StepScheduler
-from tuning.config.schema import (
-    AshaConfig,
-    HyperbandConfig,
-    MedianConfig,
-    NoSchedulerConfig,
-    SamplerConfig,
-    SchedulerConfig,
-)
+from tuning.config.schema import SamplerConfig
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, outcome_of, trial_name
 
 
@@ -96,6 +89,8 @@ class Contender:
     evaluate_at: Callable[[Problem], Sequence[int]]
     """The steps at which its scheduler needs to know, and the last one."""
     prior: bool = False
+    raw_rungs: bool = False
+    """Whether its trials report the raw weights at rungs, and not the averaged ones."""
 
 
 def ours(
@@ -106,15 +101,23 @@ def ours(
     metric: str = "objective",
     prior: bool = False,
     checked: bool = True,
+    rung_metric: str | None = None,
+    raw_rungs: bool = False,
 ) -> Contender:
-    """A search by this project's own searcher and scheduler."""
+    """A search by this project's own searcher and scheduler.
+
+    Args:
+        metric: what the sampler optimises, see `SamplerConfig.metric`.
+        rung_metric: in its place for the rule that stops trials. Default: what a search does whose
+            sampler has `metric`.
+    """
 
     def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
         settings = {"name": sampler, "seed": seed, "metric": metric}
         searcher = _Ours(problem, SamplerConfig.model_validate(settings), prior)
-        config, trials = _scheduler_config(scheduler, problem), problem.trials if checked else None
-        rule = SearchRule(config, (problem.objective,), problem.total_steps, trials)
-        return searcher, StepScheduler(rule, problem.total_steps)
+        config = {"search": {"scheduler": _scheduler_settings(scheduler, problem, checked)}}
+        record = replace(_search_record(problem, rung_metric or metric), config=config)
+        return searcher, StepScheduler(search_rule(record), problem.total_steps)
 
     def evaluate_at(problem: Problem) -> Sequence[int]:
         if scheduler == "none":
@@ -123,7 +126,7 @@ def ours(
             return [step for step in problem.recorded_steps if step >= problem.grace_steps]
         return _rungs(problem)
 
-    return Contender(name, create, evaluate_at, prior)
+    return Contender(name, create, evaluate_at, prior, raw_rungs)
 
 
 def stock(name: str, *, pruned: bool = True, prior: bool = False) -> Contender:
@@ -160,15 +163,16 @@ def _rungs(problem: Problem) -> list[int]:
     return [*ladder, problem.total_steps]
 
 
-def _scheduler_config(name: str, problem: Problem) -> SchedulerConfig:
-    grace, factor = problem.grace_steps, problem.reduction_factor
-    configs: dict[str, SchedulerConfig] = {
-        "asha": AshaConfig(grace_steps=grace, reduction_factor=factor),
-        "hyperband": HyperbandConfig(grace_steps=grace, reduction_factor=factor),
-        "median": MedianConfig(grace_steps=grace),
-        "none": NoSchedulerConfig(),
-    }
-    return configs[name]
+def _scheduler_settings(name: str, problem: Problem, checked: bool) -> dict[str, str | float]:
+    """`search.scheduler` of a configuration."""
+    settings: dict[str, str | float] = {"name": name}
+    if name != "none":
+        settings["grace_steps"] = problem.grace_steps
+    if name in ("asha", "hyperband"):
+        settings["reduction_factor"] = problem.reduction_factor
+    if not checked:
+        settings["check_trials"] = 0
+    return settings
 
 
 def _search_record(problem: Problem, sampler_metric: str) -> SearchRecord:
@@ -191,6 +195,8 @@ RANDOM = "random"
 STOCK = "Ray's OptunaSearch + ASHA, prior"
 OURS = "ours"
 """Gaussian process on the NLL, prior, and ASHA once its rungs are checked."""
+ON_OBJECTIVE = "ours, rungs on the objective"
+RAW_RUNGS = "ours less averaged weights"
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -211,6 +217,8 @@ CONTENDERS = {
         ours("TPE + Hyperband", "tpe", "hyperband"),
         ours("TPE + median rule", "tpe", "median"),
         stock("Ray's OptunaSearch", pruned=False),
+        ours(ON_OBJECTIVE, "gp", "asha", metric="auto", prior=True, rung_metric="objective"),
+        ours(RAW_RUNGS, "gp", "asha", metric="auto", prior=True, raw_rungs=True),
     )
 }
 """By name, in the order of the table."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -81,6 +81,18 @@ class CurveTable:
         """The nearest configuration and its curve."""
         index = self.nearest(config)
         return index, self.curves[index]
+
+    def of_weights(self, prefix: str) -> CurveTable:
+        """The same trainings by the columns with a prefix, at the steps that have them."""
+        curves = tuple(
+            {
+                step: {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+                for step, found in curve.items()
+                if any(key.startswith(prefix) for key in found)
+            }
+            for curve in self.curves
+        )
+        return replace(self, curves=curves)
 
     @cached_property
     def _points(self) -> np.ndarray:

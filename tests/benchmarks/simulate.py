@@ -44,9 +44,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.contenders import CONTENDERS, OURS, RANDOM, STOCK, Problem
+from tests.benchmarks.contenders import CONTENDERS, OURS, RANDOM, STOCK, Contender, Problem
 from tests.benchmarks.curve_table import Costs, read_table
-from tests.benchmarks.record_curves import CURVES
+from tests.benchmarks.record_curves import CURVES, RAW
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces, prior_center
 from trainers.config import TrialConfig
@@ -73,11 +73,28 @@ class Setting:
     surfaces: Surfaces
     costs: Costs
     gpus: int
+    raw_surfaces: Surfaces | None = None
+    """With raw weights before the last step, for contenders that report those; None if the table
+    has only one kind of weights."""
 
     @property
     def full_trial(self) -> float:
         """GPU-seconds of a trial that is evaluated at its end alone, without its start."""
         return self.costs.interval(self.problem.total_steps)
+
+    def surfaces_of(self, contender: Contender) -> Surfaces:
+        """What its trials report.
+
+        Raises:
+            ValueError: the table lacks it at a step where the contender's trials report.
+        """
+        surfaces = self.raw_surfaces if contender.raw_rungs else self.surfaces
+        known = surfaces.steps if surfaces else ()
+        if missing := sorted(set(contender.evaluate_at(self.problem)) - set(known)):
+            weights = "raw weights" if contender.raw_rungs else "evaluations"
+            raise ValueError(f"{contender.name}: the table has no {weights} at steps {missing}")
+        assert surfaces is not None
+        return surfaces
 
 
 def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> np.ndarray:
@@ -93,8 +110,8 @@ def regrets(name: str, distance: float | None, seed: int, setting: Setting) -> n
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # Optuna's, of features that it calls experimental
     torch.set_num_threads(1)
-    contender, problem, surfaces = CONTENDERS[name], setting.problem, setting.surfaces
-    costs = setting.costs
+    contender, problem, costs = CONTENDERS[name], setting.problem, setting.costs
+    surfaces = setting.surfaces_of(contender)
     if name.startswith("Ray's"):
         costs = replace(costs, start_seconds=costs.start_seconds + costs.process_seconds)
         costs = replace(costs, process_seconds=0.0)
@@ -219,7 +236,10 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
     table, costs = read_table(arguments.curves, space)
     objective = Objective(arguments.objective)
     told = sampler_objectives("auto", [objective])
-    surfaces = Surfaces(table, (objective.metric, *(o.metric for o in told)), arguments.noise)
+    metrics = (objective.metric, *(o.metric for o in told))
+    surfaces = Surfaces(table, metrics, arguments.noise)
+    raw = table.of_weights(RAW)
+    raw_surfaces = Surfaces(raw, metrics, arguments.noise) if any(raw.curves) else None
     problem = Problem(
         space,
         objective,
@@ -233,7 +253,7 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
         "start_seconds": arguments.start_seconds,
         "process_seconds": arguments.process_seconds,
     }
-    return Setting(problem, surfaces, replace(costs, **starts), arguments.gpus)
+    return Setting(problem, surfaces, replace(costs, **starts), arguments.gpus, raw_surfaces)
 
 
 def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
@@ -251,6 +271,7 @@ def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
     jobs: list[tuple[str, float | None]] = []
     for name in dict.fromkeys((RANDOM, *arguments.contenders)):
         distances = arguments.distances if name in EVERYWHERE else [arguments.parts_at]
+        setting.surfaces_of(CONTENDERS[name])  # before hours of work, if it is impossible
         jobs += [(name, d) for d in (distances if CONTENDERS[name].prior else [None])]
     found = {}
     with ProcessPoolExecutor(arguments.workers, get_context("spawn")) as pool:

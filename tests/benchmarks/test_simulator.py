@@ -21,7 +21,15 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from search_spaces import Float, Int, SearchSpace
-from tests.benchmarks.contenders import CONTENDERS, OURS, RANDOM, STOCK, Problem
+from tests.benchmarks.contenders import (
+    CONTENDERS,
+    ON_OBJECTIVE,
+    OURS,
+    RANDOM,
+    RAW_RUNGS,
+    STOCK,
+    Problem,
+)
 from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
 from tests.benchmarks.record_curves import CURVES
 from tests.benchmarks.rung_ranks import main as rank_table
@@ -40,7 +48,9 @@ from tests.benchmarks.simulate import (
 from tests.benchmarks.simulator import Ended, simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
 from tuning.algorithms.objectives import Objective
+from tuning.algorithms.rung_check import SearchRule, search_rule
 from tuning.execution.ray_session import ray_session
+from tuning.runs.records import SearchRecord
 
 SPACE = SearchSpace(
     parameters={
@@ -437,6 +447,64 @@ def test_a_search_evaluates_where_its_scheduler_looks_and_at_the_end(
     setting: Setting, name: str, steps: list[int]
 ) -> None:
     assert list(CONTENDERS[name].evaluate_at(setting.problem)) == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [(OURS, "auto"), (ON_OBJECTIVE, "objective"), ("ours on the objective", "objective")],
+)
+def test_rungs_are_those_of_a_search_with_the_same_metric(
+    setting: Setting, name: str, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = []
+
+    def created(search: SearchRecord) -> SearchRule:
+        records.append(search)
+        return search_rule(search)
+
+    monkeypatch.setattr("tests.benchmarks.contenders.search_rule", created)
+    CONTENDERS[name].create(setting.problem, 0)
+    (record,) = records
+    scheduler = {"name": "asha", "grace_steps": 10, "reduction_factor": 2.0}
+    assert record.configured("search", "scheduler") == scheduler
+    assert (record.objectives, record.sampler_metric) == ((setting.problem.objective,), metric)
+    assert (record.total_steps, record.trials_per_method) == (LAST, 20)
+
+
+def test_rungs_on_the_objective_ignore_the_nll() -> None:
+    # After four trials for the check, the NLL of one is bad and that of another good.
+    values = [(60, 1.0), (61, 0.9), (62, 0.8), (63, 0.7), (70, 2.0), (50, 0.1)]
+    lrs = np.geomspace(1e-4, 1e-2, len(values)).tolist()
+    rows = [
+        row(number, step, 0.0, lrs[number]) | {"id_val/acc": acc, "id_val/nll": nll}
+        for number, (acc, nll) in enumerate(values)
+        for step in (20, LAST)
+    ]
+    points = tuple({"optim.lr": lr, "method.text_length": 1} for lr in lrs)
+    problem = Problem(SPACE, Objective("id_val/acc"), LAST, (20, LAST), 20, 2.0, points, trials=8)
+    searcher, scheduler = CONTENDERS[ON_OBJECTIVE].create(problem, 0)
+    ended = simulate(searcher, scheduler, curve_table(rows, SPACE), COSTS, (20, LAST))
+    assert [e.outcome for e in islice(ended, len(lrs))] == ["finished"] * 5 + ["stopped"]
+
+
+def test_raw_weights_are_reported_before_the_last_step_where_the_table_has_them(
+    setting: Setting,
+) -> None:
+    with pytest.raises(ValueError, match=r"no raw weights at steps \[10, 20, 40\]"):
+        setting.surfaces_of(CONTENDERS[RAW_RUNGS])
+    rows = rows_of_a_hill()
+    for found in rows:
+        if found["step"] in (20, LAST):
+            for metric in setting.surfaces.metrics:
+                less = 5.0 if found["step"] < LAST and metric.endswith("acc") else 0.0
+                found[f"raw/{metric}"] = found[metric] - less
+    raw = Surfaces(curve_table(rows, SPACE).of_weights("raw/"), setting.surfaces.metrics)
+    both = replace(setting, raw_surfaces=raw, problem=replace(setting.problem, grace_steps=20))
+    assert both.surfaces_of(CONTENDERS[OURS]) is setting.surfaces
+    assert both.surfaces_of(CONTENDERS[RAW_RUNGS]) is raw
+    assert raw.best_point == pytest.approx(setting.surfaces.best_point)
+    (averaged,), (seen,) = (of.at(raw.best_point[None]) for of in (setting.surfaces, raw))
+    assert seen[:, 0] == pytest.approx(averaged[[1, 3], 0] - [5, 0], abs=1e-6)
 
 
 def test_all_contenders_with_a_prior_begin_at_its_points(setting: Setting) -> None:
