@@ -13,7 +13,8 @@ objective on the surface, in percentage points.
   last step. Steps and evaluations cost what they cost at the median of the recording.
 - The start of a trial costs `--start-seconds`, and `--process-seconds` in addition if it starts
   processes: the first trial of each device, and every trial of Ray's own searches. Starts are part
-  of the time of a search, but not of the full trials in which that time is counted.
+  of the time of a search, but not of the full trials in which that time is counted. The time in
+  which a sampler finds its next point is not charged.
 - Contenders with a prior begin at its centre, which is so far from the best point of the surface as
   `--distances` says, and at three points around it, N(centre, 0.2) in the unit cube, in a direction
   drawn for each seed. The points are the same for all.
