@@ -116,10 +116,21 @@ class _Range(Frozen):
     def near(self, center: float, width: float, rng: random.Random) -> float:
         """A random value around a centre, normally distributed on the scale of the range.
 
+        The distribution is truncated: what is drawn outside of the range is drawn again.
+
         Args:
-            width: standard deviation as a share of the range. Values outside get the bound.
+            width: standard deviation as a share of the range, 0 to 1.
         """
-        return self.at(self.unit(center) + width * rng.gauss(0, 1))
+        middle = self.unit(center)
+        position = middle + width * rng.gauss(0, 1)
+        # From a generator of its own, so that values that are drawn later do not change. With a
+        # width of 1, one of three draws is inside.
+        again = random.Random(position)
+        for _ in range(100):
+            if 0 <= position <= 1:
+                break
+            position = middle + width * again.gauss(0, 1)
+        return self.at(position)
 
     def __str__(self) -> str:
         """For people, such as `float 1e-06 .. 0.001, log scale`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from typing import Any
 
@@ -40,10 +41,32 @@ def test_points_are_normal_around_the_centre_on_the_scale_of_the_range() -> None
     exponents = [math.log10(point[LR]) for point in around]
     assert statistics.fmean(exponents) == pytest.approx(-4.5, abs=0.03)
     assert statistics.stdev(exponents) == pytest.approx(0.3, rel=0.05)  # a tenth of 3 decades
-    lengths = [point[LENGTH] for point in around]
-    assert set(lengths) <= set(range(2, 25))
-    assert 24 in lengths  # values outside get the bound
+    assert {point[LENGTH] for point in around} == set(range(2, 25))
     assert center[LR] == pytest.approx(10**-4.5)
+
+
+@pytest.mark.parametrize("center", [1e-5, 1.9e-3, 2e-3])
+@pytest.mark.parametrize("width", [0.2, 1.0])
+def test_points_do_not_pile_up_on_a_bound(center: float, width: float) -> None:
+    bounds = {LR: {"low": 1e-5, "high": 2e-3}}
+    _, *around = points(
+        search__space__parameters=bounds,
+        search__prior={"points": 500, "center": {LR: center}, "width": width},
+    )
+    rates = [point[LR] for point in around]
+    assert all(1e-5 < rate < 2e-3 for rate in rates)
+    near = sum(abs(math.log(rate / center)) < 0.2 * math.log(200) for rate in rates)
+    if width == 0.2:  # half a normal distribution: 68 % within a standard deviation
+        assert near / 500 == pytest.approx(0.68, abs=0.06)
+
+
+def test_a_point_outside_does_not_change_the_others() -> None:
+    def drawn(width: float) -> list[float]:
+        parameter, rng = Float(low=0, high=1), random.Random(0)
+        return [parameter.near(0.5, share, rng) for share in (0.1, width, 0.1)]
+
+    inside, outside = drawn(0.1), drawn(1.0)  # the second draw is -1.4
+    assert inside[::2] == outside[::2]
 
 
 def test_points_depend_on_the_seed_alone() -> None:
