@@ -2,8 +2,9 @@
 
 Files of a trial that runs, or may run again, are not touched. When a trial ends, it is decided what
 stays of it. A pruned or failed trial loses all its files. A finished one keeps its newest weights
-while it is the current choice of a selection rule, one of the `search.checkpoints.keep_top` best by
-the objective, or a reference. If all files together exceed `search.checkpoints.disk_gb`, weights
+while it is the current choice of a selection rule other than `expected`, which may choose a trial
+again after others were better, one of the `search.checkpoints.keep_top` best by the objective, or a
+reference. If all files together exceed `search.checkpoints.disk_gb`, weights
 are removed in reverse order of importance, which is the order of `kept_trials`.
 
 The files are compared with these rules at every event. So whatever could not be removed, was left
@@ -43,7 +44,7 @@ def kept_trials(
     """
     finished = list(finished)
     trials = [record for record in finished if record.kind == "trial"]
-    objective, *others = choices(search, trials)
+    objective, *others = choices(search, trials, with_expected=False)
     groups = [trials]
     if len(methods := search.methods(trials)) > 1:
         groups += [[r for r in trials if search.method(r) == method] for method in methods]

@@ -160,7 +160,7 @@ class CheckpointsConfig(Frozen):
     """Limit of all checkpoints together (10^9 bytes). Those of running trials are never deleted."""
     keep_top: int = Field(default=0, ge=0, le=1_000_000)
     """Always keep the weights of so many best trials by the objective, for `lipsum-tune soup` and
-    `export`. 0 keeps only those that a selection rule may choose."""
+    `export`. 0 keeps only those that a selection rule other than `expected` may choose."""
 
     @field_validator("storage")
     @classmethod

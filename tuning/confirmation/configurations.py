@@ -9,8 +9,9 @@ from dataclasses import replace
 from trainers.errors import ConfigError, did_you_mean
 from tuning.confirmation.results import FT, Configuration, Confirmation, read_results
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.beliefs import MIN_TRIALS
 from tuning.selection.ranking import misses, ranked
-from tuning.selection.rules import BY_METHOD, OBJECTIVE, PARETO, RULES, choices
+from tuning.selection.rules import BY_METHOD, EXPECTED, OBJECTIVE, PARETO, RULES, choices
 
 
 def chosen(
@@ -64,6 +65,13 @@ def chosen(
     if not found and set(rules) == {BY_METHOD} and len(search.methods(records)) < 2:
         raise ConfigError(
             "all trials of this search have the same method", key="--rule", value=BY_METHOD
+        )
+    if not found and set(rules) == {EXPECTED}:
+        raise ConfigError(
+            "needs one objective, one method, numbers as hyperparameters, and at least "
+            f"{MIN_TRIALS} finished trials",
+            key="--rule",
+            value=EXPECTED,
         )
     if not found:
         raise ConfigError("no finished trial to confirm", source=search.run_folder)

@@ -39,7 +39,7 @@ from tuning.reporting.result_table import ResultTable, html_table
 from tuning.reporting.selection_report import selection_table
 from tuning.runs.records import AVERAGED, SearchRecord, TrialRecord
 from tuning.selection.beliefs import MAX_TRIALS, beliefs
-from tuning.selection.ranking import best_trial, misses, ranked
+from tuning.selection.ranking import best_trial, misses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,32 +223,35 @@ def _sections(
 
 
 def belief_sentence(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
-    """How sure the best trial is, and how many to confirm; None if `beliefs` is empty.
+    """Which trial is expected to be the best, and how sure that is; None if `beliefs` is empty.
 
     The probabilities are still too high with few trials and much noise, see `beliefs`.
     """
     found, chosen = beliefs(search, records), best_trial(search, records)
-    best = next((b for b in found if chosen and b.trial.trial_id == chosen.trial_id), None)
-    if chosen is None or best is None:
+    if chosen is None or not found:
         return None
+    expected = found[0]
+    best = next(b for b in found if b.trial.trial_id == chosen.trial_id)
     metric = search.objectives[0].metric
     compared = "the finished trials" if len(found) < MAX_TRIALS else f"the {MAX_TRIALS} best trials"
     if search.constraints:
         missed = misses(search, records)[chosen.trial_id]
         compared += " that come closest to the" if missed else " that meet the"
         compared += " constraints"
-    rivals = [b for b in found if b is not best and b.chance >= 0.1][:3]
     text = (
-        f"{best.trial.trial_id} has the best {metric} of {compared}. Gaussian processes through "
-        f"them, which take the noise of single trainings out, expect "
-        f"{format_metric(metric)(best.mean)} of its hyperparameters. They are the best of these "
-        f"with a probability of {best.chance:.0%}"
+        f"By Gaussian processes through {compared}, which take the noise of single trainings out, "
+        f"the hyperparameters of {expected.trial.trial_id} have the best expected {metric}, "
+        f"{format_metric(metric)(expected.mean)}. They are the best of these with a probability "
+        f"of {expected.chance:.0%}"
     )
-    if rivals:
-        text += ", those of " + ", ".join(f"{b.trial.trial_id} of {b.chance:.0%}" for b in rivals)
-        order = [record.trial_id for record in ranked(search, records)]
-        top = 1 + max(order.index(one.trial.trial_id) for one in (best, *rivals))
-        text += f". `lipsum-tune confirm --top {top}` compares them on fresh seeds"
+    if best is expected:
+        text += ", and the trial was measured as the best"
+    else:
+        text += f", those of {chosen.trial_id}, which was measured as the best, "
+        text += f"with one of {best.chance:.0%}"
+    if expected.chance < 0.9:
+        text += ". `lipsum-tune confirm --top 3` compares the choices of the selection rules, this "
+        text += "one included, and the three best measured trials, on fresh seeds"
     return text + ". With few trials and much noise, the probabilities are too high."
 
 

@@ -1,4 +1,4 @@
-"""How sure it is which finished trial is the best.
+"""Which finished trial has the best hyperparameters, and how sure that is.
 
 One training is a noisy measure of its configuration. A Gaussian process through the final
 objectives of all finished trials separates what changes with the hyperparameters from what changes
@@ -46,13 +46,16 @@ class Belief:
 
 
 def beliefs(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Belief, ...]:
-    """The trials to choose among, or the best `MAX_TRIALS` of them, most probably best first.
+    """The trials to choose among, or the best `MAX_TRIALS` of them, best expectation first.
+
+    Few trainings lie close to the ends of the ranges, so the expectation of a trial there is
+    uncertain. It is easily the most probable best one, although others are expected to be better.
 
     Empty with several objectives or methods, a hyperparameter that is no number, none that varies,
     fewer than `MIN_TRIALS` trials, or equal scores.
     """
-    finished = [record for record in records if record.outcome == "finished"]
-    trials = contenders(search, finished, search.values)
+    pool = contenders(search, records, search.values)
+    trials = [record for record in pool if record.outcome == "finished"]
     objective, *others = search.objectives
     if others or len(search.methods(records)) > 1 or len(trials) < MIN_TRIALS:
         return ()
@@ -73,7 +76,7 @@ def beliefs(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Belie
         Belief(trial, objective.signed(float(shift + scale * value)), float(chance))
         for trial, value, chance in zip(trials, mean, chances, strict=True)
     ]
-    return tuple(sorted(found, key=lambda belief: -belief.chance))
+    return tuple(sorted(found, key=lambda b: (-objective.signed(b.mean), b.trial.number)))
 
 
 def _posterior(points: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

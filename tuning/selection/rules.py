@@ -7,14 +7,16 @@ validation splits at a trial's last step:
 | rule | chooses by | its OOD accuracy |
 |---|---|---|
 | objective | the search's own objective | optimistic if the objective uses OOD data |
-| by_method | the same, among the trials of each method | as for `objective` |
+| expected | the expected objective, without the noise of single trainings | as for `objective` |
+| by_method | the objective, among the trials of each method | as for `objective` |
 | id_val | ID accuracy | unbiased: the choice did not use OOD data |
 | ood_val | mean OOD accuracy | an oracle: chosen on the data that it reports |
 | leave_one_domain_out | per OOD domain, the mean of the others | unbiased: on the one left out |
 | worst_domain | the lowest accuracy among the OOD domains | optimistic |
 | pareto | nothing: all trials that no other beats in both ID and OOD accuracy | the trade-off |
 
-`by_method` exists only if the trials of a search have several methods. `id_val` favours the method
+`expected` exists only if there are `beliefs`, and `by_method` only if the trials of a search have
+several methods. `id_val` favours the method
 `tpgm`, which learns its radii on the labels of the ID validation split.
 
 If all trials have all accuracies, none is above the oracle, and the gap to it is the cost of not
@@ -33,6 +35,7 @@ from typing import Final
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.early_stopping import non_dominated
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.beliefs import Belief, beliefs
 from tuning.selection.ranking import (
     Measure,
     best_trial,
@@ -43,6 +46,7 @@ from tuning.selection.ranking import (
 )
 
 OBJECTIVE: Final = "objective"
+EXPECTED: Final = "expected"
 BY_METHOD: Final = "by_method"
 ID_VAL: Final = "id_val"
 OOD_VAL: Final = "ood_val"
@@ -57,6 +61,7 @@ PROPOSED_WITH_OOD: Final = (
 RULES: Final[Mapping[str, str]] = MappingProxyType(
     {
         OBJECTIVE: "The best value of the search's objective.",
+        EXPECTED: "The best expected objective, by Gaussian processes through the trials.",
         BY_METHOD: "The best value of the objective within each method.",
         ID_VAL: "The highest accuracy in distribution.",
         OOD_VAL: "The highest mean accuracy on the OOD domains, the oracle.",
@@ -82,6 +87,8 @@ class Pick:
     """OOD domain that the choice did not use."""
     method: str | None = None
     """Method of the trial; None if its configuration does not name one."""
+    belief: Belief | None = None
+    """For `expected`: what it is chosen by."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +152,13 @@ class Choice:
         return combine(known) if values and known == values and not self.is_set else None
 
 
-def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choice, ...]:
+def choices(
+    search: SearchRecord, records: Iterable[TrialRecord], with_expected: bool = True
+) -> tuple[Choice, ...]:
     """The choice of every rule, in the order of `RULES`; the earlier one of equal trials.
 
-    `by_method` is left out if all trials have the same method. Each rule chooses among its
+    `expected` is left out if there are no `beliefs`, or on request, as these take time; `by_method`
+    if all trials have the same method. Each rule chooses among its
     `contenders`: finished trials that meet the constraints, or those that come closest to that.
     """
     records = list(records)
@@ -175,6 +185,9 @@ def choices(search: SearchRecord, records: Iterable[TrialRecord]) -> tuple[Choic
         return pick(highest(search, records, measure), left_out)
 
     add(OBJECTIVE, pick(best_trial(search, records)), search.sees_ood)
+    if with_expected and (believed := beliefs(search, records)):
+        picks = [replace(p, belief=believed[0]) for p in pick(believed[0].trial)]
+        add(EXPECTED, picks, search.sees_ood)
     if len(search.methods(records)) > 1:
         best = best_by_method(search, records).values()
         add(BY_METHOD, [p for trial in best for p in pick(trial)], search.sees_ood)

@@ -22,6 +22,7 @@ from tests.tuning.databases import with_database
 from tests.tuning.result_tables import notes
 from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
+from tests.tuning.selection.test_beliefs import lucky_trials
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
@@ -76,6 +77,14 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path: Path) -> None:
     assert found["trial-001"].looks_at_ood
 
 
+def test_the_expected_best_is_confirmed(tmp_path: Path) -> None:
+    search = fakes.search_record(tmp_path)
+    labels = [label for one in chosen(search, lucky_trials(), top=3) for label in one.labels]
+    assert labels.count("expected") == 1
+    (only,) = chosen(search, lucky_trials(), rules=["expected"])
+    assert (only.labels, only.looks_at_ood) == (("expected",), True)
+
+
 def test_trials_that_miss_the_constraints_are_marked(tmp_path: Path) -> None:
     constraint = parse_constraint("id_val/acc >= 82", ["id_val/acc"])
     search = fakes.search_record(tmp_path, constraints=(constraint,))
@@ -121,6 +130,7 @@ def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path: Path) -> 
         ([fakes.reference(), fakes.trial(0, outcome="pruned")], {}, None),
         ([fakes.trial(0)], {"rules": ["paretto"]}, "--rule"),
         ([fakes.trial(0)], {"rules": ["by_method"]}, "--rule"),
+        ([fakes.trial(0)], {"rules": ["expected"]}, "--rule"),
         ([fakes.trial(0)], {"top": 0}, "--top"),
         ([fakes.trial(0)], {"top": 5, "rules": ["id_val"]}, "--top"),
     ],

@@ -69,7 +69,7 @@ def test_the_page_of_many_trials_has_few_vectors(tmp_path: Path) -> None:
     records = scattered(301)  # above 300 they are drawn as pixels
     points_of_curves = sum(len(record.curve) for record in records)
     page = page_of(records, tmp_path)
-    assert "of its hyperparameters. They are the best of these with a probability of" in page
+    assert "They are the best of these with a probability of" in page
     assert len(page) < 1.2e6
     assert sum(figure.count(b"<use") for figure in figures_of(page)) < points_of_curves
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from tests.tuning import fakes
 from tests.tuning.result_tables import cells, notes
+from tests.tuning.selection.test_beliefs import lucky_trials
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.reporting.result_table import ResultTable
 from tuning.reporting.selection_report import selection_table
@@ -66,6 +68,18 @@ def test_choices_among_unfinished_trials_are_noted() -> None:
     stopped = [replace(trial, outcome="stopped") for trial in TRIALS]
     assert "No trial finished" in notes(selection_table(SEARCH, stopped))
     assert "No trial finished" not in notes(selection_table(SEARCH, TRIALS))
+
+
+def test_the_expected_best_has_its_value_and_how_sure_it_is() -> None:
+    table = selection_table(fakes.search_record(Path("run")), lucky_trials())
+    number = rows(table)["expected"][0]
+    found = re.search(
+        rf"expected: Gaussian processes expect val/mean_acc = [56].\.\d of the hyperparameters of "
+        rf"{number}; with a probability of \d+%",
+        notes(table),
+    )
+    assert found is not None
+    assert "expected" not in rows(selection_table(SEARCH, TRIALS))
 
 
 def test_a_long_front_is_cut_short() -> None:

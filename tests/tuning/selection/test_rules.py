@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
+from tests.tuning.selection.test_beliefs import lucky_trials
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.beliefs import beliefs
 from tuning.selection.rules import RULES, Choice, choices
 
 SEARCH = fakes.search_record(Path("run"), ood_domains=("a", "b", "c"))
@@ -43,10 +45,25 @@ def figures(choice: Choice) -> tuple[float | None, ...]:
 
 
 def test_every_rule_is_there_in_a_fixed_order() -> None:
-    of_one_method = [rule for rule in RULES if rule != "by_method"]
-    assert [choice.rule for choice in choices(SEARCH, TABLE)] == of_one_method
-    assert [choice.rule for choice in choices(SEARCH, [])] == of_one_method
-    assert [choice.rule for choice in choices(SEARCH, with_methods("ft", "kd"))] == list(RULES)
+    def rules(records: list[TrialRecord], **options: bool) -> list[str]:
+        return [choice.rule for choice in choices(SEARCH, records, **options)]
+
+    few = [rule for rule in RULES if rule not in ("expected", "by_method")]
+    assert rules(TABLE) == few == rules([])
+    assert rules(with_methods("ft", "kd")) == [rule for rule in RULES if rule != "expected"]
+    assert rules(lucky_trials()) == [rule for rule in RULES if rule != "by_method"]
+    assert rules(lucky_trials(), with_expected=False) == few
+
+
+def test_the_expected_best_is_labelled_like_the_objective() -> None:
+    found = chosen(SEARCH, lucky_trials())
+    assert numbers(found["objective"]) == [3]
+    (pick,) = found["expected"].picks
+    assert pick.belief == beliefs(SEARCH, lucky_trials())[0]
+    assert pick.trial == pick.belief.trial
+    assert found["expected"].looks_at_ood
+    blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
+    assert not chosen(blind, lucky_trials())["expected"].looks_at_ood
 
 
 def test_the_pareto_front_has_all_its_members_and_no_single_figure() -> None:

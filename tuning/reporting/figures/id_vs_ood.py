@@ -50,7 +50,8 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
     else:
         _draw_trials(drawn, axes, trials)
 
-    pareto = next(choice for choice in choices(search, records) if choice.rule == PARETO)
+    found = choices(search, records, with_expected=False)
+    pareto = next(choice for choice in found if choice.rule == PARETO)
     front = sorted(point for trial in pareto.trials if (point := accuracies(trial)) is not None)
     if len(front) > 1:
         xs, ys = zip(*front, strict=True)
