@@ -68,8 +68,14 @@ class MethodStudy:
     """Bests of the constraints' metrics: each method is tuned independently of the others."""
     sampler_name: str = ""
     """As configured, or the class of the user's object."""
+    startup_trials: int = 1
+    """Complete trials from which on the sampler uses its model; unknown of a user's object."""
+    num_observed: int = 0
+    """Complete trials of earlier searches that it knows."""
+    num_first: int = 0
+    """Points of earlier searches that are tried first."""
     is_warm: bool = False
-    """Whether it began with results or points of earlier searches in place of a prior."""
+    """Whether it knows so many of them that it needs no prior."""
 
     def owns(self, record: TrialRecord) -> bool:
         """Whether the trial has this study's method. Its parameters may be outside of the space."""
@@ -189,13 +195,13 @@ class Studies(Callback):
 
         Args:
             of_prior: methods whose points are those of a prior. They are for the first trials only,
-                of a study that knows nothing else.
+                of a study that knows little else.
         """
         for study in self.studies:
             points = study.space.initial_points
             # Trials are counted, not compared with the points of a prior, because these are other
             # points after `extend` has changed a bound or the seed.
-            is_past_prior = study.is_warm or study.num_trials >= len(points)
+            is_past_prior = study.is_warm or study.num_trials >= len(points) + study.num_first
             has_grid = study.grid is not None or isinstance(study.study.sampler, GridSampler)
             if not has_grid and not (study.method in of_prior and is_past_prior):
                 for point in points:
@@ -343,6 +349,7 @@ def _create_study(
             # The number of trials is part of the seed. With the same seed in every session, the
             # sampler would propose the points of the first session again.
             created.sampler_name = sampler.name
+            created.startup_trials = sampler.startup_trials or 1
             study.sampler = create_sampler(sampler, len(own), created.violations)
     for record in own:
         point = point_of(record)

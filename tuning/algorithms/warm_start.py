@@ -4,7 +4,8 @@ If trial and data are the same, the sampler gets the earlier results as observat
 other data, or without a metric of the sampler or a constraint, do not compare, but good parameters
 carry over: the best points are tried first. With `search.warm_start.use = observations`, results on
 other data are used as well, each shifted by the difference between the zero-shot models. Either
-replaces the points of `search.prior`.
+replaces the points of `search.prior`, unless they are so few that the sampler would go on at
+random.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def warm_start(
             if strict:
                 raise
             lines.append(f"{folder}: not used any more: {error.problem}")
-            for study in studies:  # the run replaced the prior when the trials began
+            for study in studies:  # the run may have replaced the prior when the trials began
                 study.is_warm |= study.num_trials > 0
     return lines
 
@@ -158,11 +159,20 @@ def _learn(
                         source=run.folder,
                     )
                 _observe(study, search, run, observed)
+                told = [objective.metric for objective in search.sampler_objectives]
+                study.num_observed += sum(
+                    record.outcome == "finished" and None not in map(record.last, told)
+                    for record in observed
+                )
                 lines.append(f"{prefix}{len(observed)} trials as observations")
             else:
                 number = _enqueue(study, search, run, points, file.search.warm_start.top)
+                study.num_first += number
                 lines.append(f"{prefix}its best {number} points are tried first{saw_ood}")
-            study.is_warm = True
+            enough = study.startup_trials
+            if study.num_first:  # no more were asked for
+                enough = min(enough, file.search.warm_start.top)
+            study.is_warm |= study.num_observed + study.num_first >= enough
         except ConfigError as problem:
             problems.append(problem)
     if not lines:

@@ -35,8 +35,8 @@ class MethodPriorConfig(Frozen):
 
 
 class PriorConfig(MethodPriorConfig):
-    """What is known of good values. `search.space.initial_points` and the results of
-    `search.warm_start` replace it."""
+    """What is known of good values. `search.space.initial_points` replace it, and so does
+    `search.warm_start` with `search.sampler.startup_trials` complete trials or `top` points."""
 
     width: float | dict[str, float] = WIDTH
     """Standard deviation of the points around the centre, as a share of each parameter's range on

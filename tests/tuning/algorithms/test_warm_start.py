@@ -360,22 +360,57 @@ def test_a_resume_is_warmed_again_and_says_nothing(
     assert str(earlier) in text
 
 
+def several(number: int) -> list[TrialRecord]:
+    """Finished trials with learning rates of 1e-4, 2e-4, ..., the best first."""
+    return [trial(n, 85.0 - n, 62.0, lr=(n + 1) / 10_000) for n in range(number)]
+
+
 @pytest.mark.parametrize("use", ["points", "observations"])
 def test_earlier_results_replace_the_prior_but_not_given_points(
     use: str, images_root: Path, tmp_path: Path, earlier: Path
 ) -> None:
     given = search_file(images_root, search__warm_start__use=use)
-    write_run(earlier, given, [trial(0, 85.0, 62.0, lr=3e-4)])
+    write_run(earlier, given, several(6))
 
     def start(file: SearchFile) -> list[float]:
         return learning_rates(prepared(file, tmp_path / "new")[0])
 
-    best = [3e-4] if use == "points" else []
+    best = [1e-4, 2e-4, 3e-4, 4e-4] if use == "points" else []
     prior = {"search__space__initial_points": None, "search__warm_start__use": use}
     assert len(start(search_file(images_root, **prior))) == 4
     runs = {"search__warm_start__runs": [str(earlier)]}
     assert start(search_file(images_root, **prior, **runs)) == best
     assert start(search_file(images_root, search__warm_start__use=use, **runs)) == [*best, 1e-5]
+
+
+@pytest.mark.parametrize(
+    ("records", "use", "first", "replaced"),
+    [
+        (several(1), "observations", 0, False),
+        ([PRUNED], "observations", 0, False),
+        ([*several(2), PRUNED, FAILED], "observations", 0, False),
+        (several(3), "observations", 0, True),
+        (several(1), "points", 1, False),
+        (several(2), "points", 2, True),
+    ],
+)
+def test_few_earlier_results_come_with_the_prior(
+    records: list[TrialRecord], use: str, first: int, replaced: bool, images_root: Path,
+    tmp_path: Path, earlier: Path,
+) -> None:  # fmt: skip
+    write_run(earlier, search_file(images_root), records)
+    changes: dict[str, Any] = {
+        "search__space__initial_points": None,
+        "search__sampler__startup_trials": 3,
+    }
+    (tmp_path / "cold").mkdir()
+    alone = waiting(prepared(search_file(images_root, **changes), tmp_path / "cold")[0])
+    changes["search__warm_start"] = {"runs": [str(earlier)], "use": use, "top": 2}
+    file = search_file(images_root, **changes)
+    found = waiting(prepared(file, tmp_path / "new")[0])
+    assert found[first:] == ([] if replaced else alone)
+    tried = [trial(n, 80.0, 60.0, lr=lr, weight=w) for n, (lr, w) in enumerate(found[:-1])]
+    assert waiting(prepared(file, tmp_path / "new", *tried)[0]) == found[-1:]  # resumed
 
 
 def test_a_prior_is_tried_at_the_beginning_only(
@@ -395,7 +430,7 @@ def test_a_prior_is_tried_at_the_beginning_only(
     for changes in ({}, {"search__sampler__seed": 5}):
         assert start(*trials, **changes) == []
 
-    write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0, lr=3e-4)])
+    write_run(earlier, search_file(images_root), several(6))
     warm_started = {"search__warm_start__runs": [str(earlier)]}
     begun = trial(0, 84.0, 61.0)
     assert start(begun, **warm_started) == []
