@@ -28,20 +28,20 @@ def describe(
 ) -> str:
     """What is searched, and once it ended (`outcome`), what was found and how it was chosen.
 
-    MLflow 3.17 hides all but the first 150 pixels, so the best trial comes first.
+    MLflow 3.17 hides all but the first 150 pixels, so the best trial comes first, after a
+    reference that beats it.
 
     Args:
         figure: address of an image of ID against OOD accuracy, to be shown below the accuracies.
     """
     best = best_trial(search, records) if outcome else None
-    lines: list[str] = []
+    warning = warning_of_reference(search, records) if outcome else None
+    lines = [f"**{warning}**", ""] if warning else []
     if best is not None:
         values = ", ".join(f"`{k}` {format_value(v)}" for k, v in best.params.items())
         cut_short = "" if best.outcome == "finished" else f" ({best.outcome} at step {best.step})"
         lines += [f"**Best: {best.trial_id}**{cut_short} with {values}.", ""]
     lines += _accuracies(search, records, best)
-    if warning := warning_of_reference(search, records) if outcome else None:
-        lines += ["", f"**{warning}**"]
     lines += ["", f"![ID against OOD accuracy]({figure})"] * bool(figure)
     domains = ", ".join(search.ood_domains) or "no other domain"
     lines += [

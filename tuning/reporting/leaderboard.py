@@ -73,12 +73,13 @@ def warning_of_reference(search: SearchRecord, records: Sequence[TrialRecord]) -
     stronger = stronger_reference(search, records)
     if stronger is None:
         return None
-    best, metric = best_trial(search, records), search.objectives[0].metric
-    values = [record.last(metric) or 0.0 for record in (stronger, best) if record is not None]
-    return (
-        f"No trial is better than {trial_label(search, stronger)}: {metric} = {values[0]:.4g} "
-        f"against {values[1]:.4g} of the best."
-    )
+    best = best_trial(search, records)
+    compared = []
+    for metric in dict.fromkeys(objective.metric for objective in search.objectives):
+        values = [record.last(metric) or 0.0 for record in (stronger, best) if record is not None]
+        compared.append(f"{metric} = {values[0]:.4g} against {values[1]:.4g}")
+    label = trial_label(search, stronger)
+    return f"No trial is better than {label}: {', '.join(compared)} of the best."
 
 
 def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:
@@ -141,21 +142,13 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     if search.constraints:
         columns.append(Column("misses", "misses\nby"))
 
-    warning = warning_of_reference(search, records)
-    notes = [warning] if warning else []
-    notes += [search.selection, "Validation accuracy in percent, each trial at its last step."]
+    notes = [search.selection, "Validation accuracy in percent, each trial at its last step."]
     if several:
         notes.append(
             "* On the Pareto front of the objectives. Ranked by Pareto layers, then by the "
             "distance to the best value of each objective, scaled to its range."
         )
-    if any(record.metrics.get(AVERAGED) for record in order):
-        notes.append("Trials that ended early: accuracy of their averaged weights.")
-    shown = (record.metrics for record in (*references, *order))
-    if sample := sampled_images(search, shown):
-        notes.append(
-            f"Trials before the last step: accuracy on {sample}, which may be some points off."
-        )
+    notes += notes_of_early_trials(search, (*references, *order))
     notes += describe_checks(search, records)
     if len(search.constraints) > 1:
         named = [f"{letter}: {text}" for text, letter in letters.items()]
@@ -169,7 +162,22 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     if failed:
         notes.append(f"{len(failed)} failed:")
         notes += [f"  {r.trial_id}: {r.error_line or 'no error recorded'}" for r in failed]
-    return ResultTable(search.name, columns, rows, notes, "trials.parquet")
+    warning = warning_of_reference(search, records)
+    title = search.name if warning is None else f"{search.name}\n{warning}"
+    return ResultTable(title, columns, rows, notes, "trials.parquet")
+
+
+def notes_of_early_trials(search: SearchRecord, records: Iterable[TrialRecord]) -> list[str]:
+    """Sentences about last reports that are not comparable with those of the last step."""
+    points = [record.metrics for record in records]
+    notes = []
+    if any(point.get(AVERAGED) for point in points):
+        notes.append("Trials that ended early: accuracy of their averaged weights.")
+    if sample := sampled_images(search, points):
+        notes.append(
+            f"Trials before the last step: accuracy on {sample}, which may be some points off."
+        )
+    return notes
 
 
 def sampled_images(search: SearchRecord, reports: Iterable[Mapping[str, float]]) -> str | None:

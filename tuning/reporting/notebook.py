@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from tuning.reporting.figures import details, id_vs_ood
 from tuning.reporting.figures.frame import png_of
-from tuning.reporting.leaderboard import leaderboard
+from tuning.reporting.leaderboard import leaderboard, warning_of_reference
 from tuning.reporting.result_table import html_table
 from tuning.runs.records import SearchRecord, TrialRecord
 
@@ -50,5 +50,6 @@ class Plots:
             image = base64.b64encode(png_of(self.id_vs_ood())).decode()
         figure = f'<img alt="ID against OOD accuracy" src="data:image/png;base64,{image}">'
         table = leaderboard(self.search, self.records)
+        warning = escape(warning_of_reference(self.search, self.records) or "")
         notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
-        return f"{figure}{html_table(table)}{notes}"
+        return f"<p><strong>{warning}</strong></p>{figure}{html_table(table)}{notes}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
@@ -99,12 +100,13 @@ def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRe
 def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The zero-shot model or the finished reference that beats every trial; None if a trial wins.
 
-    It meets the constraints, and is compared by the objective. None with several objectives, or
-    before a trial has finished.
+    It meets the constraints, and is better in the objective. With several objectives, it is as good
+    as every trial in all of them, and better in one. None before a trial has finished.
     """
-    best = best_trial(search, records)
-    if best is None or best.outcome != "finished" or len(search.objectives) > 1:
+    front = pareto_front(search, records)
+    if not front or front[0].outcome != "finished":
         return None
+    best = [values for record in front if (values := search.values(record)) is not None]
     bests = search.bests(records)
     models = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
     zero_shot = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(search.zero_shot,))
@@ -113,7 +115,7 @@ def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> 
         (values, record)
         for record in models
         if (values := search.values(record)) is not None
-        and values > (search.values(best) or ())
+        and all(values != own and all(map(operator.ge, values, own)) for own in best)
         and all(amount <= 0 for amount in search.violations(record.last, bests).values())
     ]
     return max(stronger, key=lambda pair: pair[0], default=((), None))[1]

@@ -16,6 +16,15 @@ def test_the_description_has_best_trial_ending_and_failures() -> None:
     assert "Best" not in describe(SEARCH)
 
 
+def test_a_reference_that_beats_the_best_trial_comes_before_it() -> None:
+    plain = fakes.reference(curve=(fakes.report(240, 90.0, 64.0),))
+    records = [plain, fakes.trial(1, 80.0, 60.0)]
+    first, _, best, *_ = describe(SEARCH, records, "finished").splitlines()
+    assert first.startswith("**No trial is better than FT, not tuned")
+    assert best.startswith("**Best: trial-001**")
+    assert describe(SEARCH, records[1:], "finished").count("No trial is better") == 1  # zero-shot
+
+
 def test_the_description_has_methods_and_rules_once_the_search_ended() -> None:
     records = fakes.compared_methods()
     ended = describe(SEARCH, records, "finished").splitlines()

@@ -197,10 +197,37 @@ def test_a_sample_is_labelled_before_any_trial_reaches_the_end(limit: int, noted
     assert ("accuracy on at most 200 validation images of each domain" in text) == noted
 
 
-def test_the_first_note_says_that_no_trial_beats_a_reference() -> None:
-    plain = fakes.reference(curve=(fakes.report(240, 90.0, 64.0),))
-    first, *_ = leaderboard(SEARCH, [plain, fakes.trial(1, 80.0, 60.0)]).notes
-    label = "FT, not tuned (lr = 1e-05)"
-    assert first == f"No trial is better than {label}: val/mean_acc = 77 against 70 of the best."
-    first, *_ = leaderboard(SEARCH, [plain, fakes.trial(1, 95.0, 66.0)]).notes
-    assert first == SEARCH.selection
+PLAIN = fakes.reference(curve=(fakes.report(240, 90.0, 64.0),))
+NONE_BETTER = (
+    "No trial is better than FT, not tuned (lr = 1e-05): val/mean_acc = 77 against 70 of the best."
+)
+
+
+def test_the_title_and_the_figure_say_that_no_trial_beats_a_reference() -> None:
+    weak, strong = [PLAIN, fakes.trial(1, 80.0, 60.0)], [PLAIN, fakes.trial(1, 95.0, 66.0)]
+    assert leaderboard(SEARCH, weak).title == f"{SEARCH.name}\n{NONE_BETTER}"
+    assert leaderboard(SEARCH, strong).title == SEARCH.name
+    assert draw(SEARCH, weak)[1].startswith(NONE_BETTER)
+    assert draw(SEARCH, strong)[1].startswith(SEARCH.selection)
+    both = replace(SEARCH, objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc")))
+    title = leaderboard(both, weak).title
+    values = "id_val/acc = 90 against 80, ood_val/mean_acc = 64 against 60 of the best."
+    assert title.endswith(f"FT, not tuned (lr = 1e-05): {values}")
+
+
+def test_the_figure_has_the_notes_about_trials_that_ended_early() -> None:
+    early = fakes.report(40, 80.0, 60.0) | {"eval/averaged": 1.0, "eval/images": 100.0}
+    ended = fakes.trial(2, curve=(fakes.report(240, 81.0, 61.0) | {"eval/images": 500.0},))
+    _, note = draw(SEARCH, [fakes.trial(1, outcome="pruned", curve=(early,)), ended])
+    assert "Trials that ended early: accuracy of their averaged weights." in note
+    assert "Trials before the last step: accuracy on 100 of 500 validation images" in note
+    assert "Trials" not in draw(SEARCH, [ended])[1]
+
+
+def test_a_long_note_has_its_place_below_the_figure(tmp_path: Path) -> None:
+    def height(note: str) -> int:
+        drawn, _ = draw(SEARCH, [PLAIN])
+        return len(image.imread(save_figure(drawn, note, tmp_path / "figure.png")))
+
+    assert height("word " * 60) == 930
+    assert height("word " * 200) > 930 + 3 * 20

@@ -126,6 +126,10 @@ def test_a_reference_or_the_zero_shot_model_may_beat_every_trial() -> None:
 
     assert name(weak) == "ft"
     assert name(strong) is None
+    both = replace(SEARCH, objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc")))
+    assert name(weak, both) == "ft"
+    assert name(fakes.trial(1, 88.0, 58.0), both) is None  # equal
+    assert name(fakes.trial(1, 80.0, 65.0), both) is None  # better in one of them
     assert name(weak, constrained("ood_val/mean_acc >= 60")) == "zero-shot"  # FT misses it; 71.7
     assert name(weak, replace(SEARCH, objectives=(Objective("id_val/nll", "min"),))) is None
     assert stronger_reference(SEARCH, [plain]) is None

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
@@ -89,10 +90,15 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
 
 def save_figure(drawn: Figure, note: str, path: Path) -> Path:
     """Write the note below the axes, and the figure as a PNG into a folder that is made for it."""
-    text = "\n".join(textwrap.wrap(note, 122))
-    drawn.text(_LEFT, 0.085, text, fontsize=8.5, color=SOFT_INK, va="top", linespacing=1.4)
+    lines = textwrap.wrap(note, 122)
+    drawn.text(
+        _LEFT, 0.085, "\n".join(lines), fontsize=8.5, color=SOFT_INK, va="top", linespacing=1.4
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path)
+    # There is room for three lines of 12 points; the page grows for more.
+    width, height = drawn.get_size_inches()
+    below = max(0, len(lines) - 3) * 12 / 72
+    drawn.savefig(path, bbox_inches=Bbox([[0, -below], [width, height]]))
     return path
 
 

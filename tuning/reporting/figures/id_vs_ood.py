@@ -23,6 +23,7 @@ from tuning.reporting.figures.frame import (
 )
 from tuning.reporting.figures.method_markers import draw_methods, method_legend
 from tuning.reporting.formatting import trial_label
+from tuning.reporting.leaderboard import notes_of_early_trials, warning_of_reference
 from tuning.reporting.linked_figures import MAX_LINKED, TRIAL_GID
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
@@ -44,7 +45,11 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
     trials = [r for r in records if r.kind == "trial" and r.outcome != "failed" and accuracies(r)]
     drawn, axes = new_figure(search, "In distribution, and under shift", 0.70 if several else 0.77)
     axes.margins(0.09)
-    note = search.selection + " Validation accuracy, each trial at its last step."
+    warning = warning_of_reference(search, records)
+    notes = [] if warning is None else [warning]
+    notes += [search.selection, "Validation accuracy, each trial at its last step."]
+    shown = [r for r in records if r.kind == "reference"] + trials
+    note = " ".join(notes + notes_of_early_trials(search, shown))
     if several:
         draw_methods(axes, search, trials)
     else:
