@@ -41,9 +41,10 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
+from tuning.reporting.formatting import untuned_label
 from tuning.reporting.html_report import REPORT_FOLDER, write_report
 from tuning.runs.environment import check_same_inputs
-from tuning.runs.records import TrialRecord
+from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import check_is_no_copy, load_run
 
 TEST_SPLITS_FILE = "test_splits.json"
@@ -110,12 +111,9 @@ def confirm(
             _check_test_splits(run.folder, data, has_results=bool(stored))
             missing = [job for job in wanted if job.result.key not in stored]
             check_nodes(file, run.home)
-            models = ["zero-shot"] + [
-                f"{one.trial_id} ({', '.join(one.labels)})" if one.labels else "plain fine-tuning"
-                for one in configurations
-            ]
             console.print(
-                f"Confirm     {', '.join(models)}; all but zero-shot are trained on {seeds} seeds: "
+                f"Confirm     {_models(search, configurations)}; "
+                f"all but zero-shot are trained on {seeds} seeds: "
                 f"{len(wanted)} evaluations, {len(wanted) - len(missing)} of them done",
                 soft_wrap=True,
                 highlight=False,
@@ -138,6 +136,15 @@ def confirm(
         console.print(f"note: the report cannot be written: {error}", soft_wrap=True)
     log_confirmation(uri, file.search.tracking.experiment, confirmation)  # uploads the report
     return confirmation
+
+
+def _models(search: SearchRecord, configurations: Iterable[Configuration]) -> str:
+    """What is evaluated, each trial with the rules that chose it."""
+    names = [
+        f"{one.trial_id} ({', '.join(one.labels)})" if one.labels else untuned_label(search)
+        for one in configurations
+    ]
+    return ", ".join(["zero-shot", *names])
 
 
 def _check_test_splits(folder: Path, data: DataConfig, *, has_results: bool) -> None:

@@ -31,10 +31,12 @@ from trainers.ray_trainer import train_loop
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.configurations import chosen, read_confirmation
-from tuning.confirmation.confirm import _check_test_splits, confirm, fresh_seeds
+from tuning.confirmation.confirm import _check_test_splits, _models, confirm, fresh_seeds
 from tuning.confirmation.report import confirmation_table
 from tuning.confirmation.results import (
     COSTS,
+    FT,
+    Configuration,
     Confirmation,
     ResultsFile,
     TestResult,
@@ -83,6 +85,14 @@ def test_the_expected_best_is_confirmed(tmp_path: Path) -> None:
     assert labels.count("expected") == 1
     (only,) = chosen(search, lucky_trials(), rules=["expected"])
     assert (only.labels, only.looks_at_ood) == (("expected",), True)
+
+
+def test_the_announced_reference_is_labelled_as_not_tuned(tmp_path: Path) -> None:
+    search = fakes.search_record(tmp_path)
+    best = Configuration("trial-007", {}, ("objective #1", "id_val"))
+    text = _models(search, [Configuration(FT, {}, method=FT), best])
+    label = "FT, not tuned (lr = 1e-05)"
+    assert text == f"zero-shot, {label}, trial-007 (objective #1, id_val)"
 
 
 def test_trials_that_miss_the_constraints_are_marked(tmp_path: Path) -> None:
