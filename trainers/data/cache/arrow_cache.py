@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
-from trainers.data.cache.room import ROOM_LOCK, Room, set_lock
+from trainers.data.cache.room import make_room, room_lock, stats
 from trainers.data.schema import cannot_be_read, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import DENIED, FULL, ConfigError
@@ -52,7 +53,7 @@ _BATCH = 256  # rows
 _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
 _LARGE = 10**9  # bytes whose conversion is logged
 _LOG_EVERY_S = 30.0
-_WAIT_S = 1.0
+_UNFINISHED = ".unfinished"
 _NETWORK = re.compile(  # types of file systems
     r"nfs|cifs|smb|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|panfs|wekafs|orangefs"
     r"|fuse\.(?!ntfs|exfat|lxcfs|portal|gvfsd|overlay|fuse-overlayfs)"
@@ -73,7 +74,8 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
     One process of a machine converts a set of files; others that need it wait. If there is no room,
     the files that were unused for longest are removed; processes that have them mapped keep them.
 
-    `limit_bytes` holds for all files of the cache together (`data.cache_gb`).
+    `limit_bytes` holds for all files of the cache together (`data.cache_gb`), except those that are
+    being written.
 
     Raises:
         ConfigError: these files alone exceed the limit or the disk, or one of them is not Parquet
@@ -89,7 +91,8 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
         warn_if_shared(folder)
         what = f"{_parts(store, files)} of {store.url}"
         name = hashlib.sha256(" ".join(sorted(map(str, targets))).encode()).hexdigest()[:32]
-        lock = set_lock(folder, name)
+        _remove_leftovers(folder)
+        lock = _set_lock(folder, name)
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
@@ -98,8 +101,12 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
         try:
             missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
             if missing:
-                with Room(folder, name, keep=targets, limit=limit_bytes) as room:
-                    _convert_all(store, missing, room)
+                unfinished = folder / f"{name}{_UNFINISHED}"
+                unfinished.mkdir(exist_ok=True)
+                try:
+                    _convert_all(store, missing, unfinished, targets, limit_bytes)
+                finally:
+                    shutil.rmtree(unfinished)
             _touch(targets)
         finally:
             lock.release()
@@ -118,7 +125,7 @@ def map_shard(path: Path) -> pa.Table:
     """
     with suppress(pa.ArrowException):
         return _mapped(path)
-    with _usable(path.parent), filelock.FileLock(path.parent / ROOM_LOCK):
+    with _usable(path.parent), room_lock(path.parent):
         try:
             return _mapped(path)  # another process may have made it again
         except pa.ArrowException:
@@ -163,7 +170,13 @@ def check_limit(
     `needed` is the size of their images in bytes, uncompressed, by their headers.
     """
     if needed > limit_bytes:
-        raise _exceeds(store, files, f"{needed / 1e9:.3g} GB", limit_bytes)
+        raise ConfigError(
+            f"the images of {store.url} ({_parts(store, files)}) need {needed / 1e9:.3g} GB "
+            "on each machine",
+            key="data.cache_gb",
+            value=limit_bytes / 1e9,
+            hint="raise it, or make images smaller with `lipsum-tune prepare --resize`",
+        )
 
 
 @cache
@@ -182,15 +195,6 @@ def warn_if_shared(folder: Path) -> None:
             kind,
             CACHE_VARIABLE,
         )
-
-
-def _exceeds(store: Store, files: Sequence[fs.FileInfo], size: str, limit: int) -> ConfigError:
-    return ConfigError(
-        f"the images of {store.url} ({_parts(store, files)}) need {size} on each machine",
-        key="data.cache_gb",
-        value=limit / 1e9,
-        hint="raise it, or make images smaller with `lipsum-tune prepare --resize`",
-    )
 
 
 def _parts(store: Store, files: Iterable[fs.FileInfo]) -> str:
@@ -228,53 +232,75 @@ def _touch(paths: Sequence[Path]) -> bool:
     return True
 
 
-def _convert_all(store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], room: Room) -> None:
-    """Convert the missing files, in threads, after making room for all of them."""
+def _set_lock(folder: Path, name: str) -> filelock.FileLock:
+    """The lock of the process that converts a set of files."""
+    return filelock.FileLock(folder / f"lock-{name}")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed conversions have left: the unfinished files whose lock is free."""
+    for leftover in folder.glob(f"*{_UNFINISHED}"):
+        with (
+            suppress(filelock.Timeout),
+            _set_lock(folder, leftover.stem).acquire(blocking=False),
+        ):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _convert_all(
+    store: Store,
+    missing: Sequence[tuple[fs.FileInfo, Path]],
+    unfinished: Path,
+    targets: Sequence[Path],
+    limit: int,
+) -> None:
+    """Convert the missing files of a set, in threads, after making room for all of them.
+
+    Args:
+        unfinished: folder of the files that are being written.
+        targets: Arrow files of the whole set.
+    """
     files = [file for file, _ in missing]
     what = f"{_parts(store, files)} of {store.url}"
+
+    def take(size: int, *, free: int) -> None:
+        kept = sum(stat.st_size for stat in stats(targets).values())
+        check_limit(store, files, kept + size, limit_bytes=limit)
+        make_room(unfinished.parent, "*.arrow", size, limit=limit, free=free, keep=targets)
+
+    def convert(pair: tuple[fs.FileInfo, Path]) -> None:
+        file, target = pair
+        whole = unfinished / target.name
+        _convert(store, file, whole)
+        with room_lock(unfinished.parent):
+            # A footer may state less than this: equal images may be in a Parquet file only once.
+            take(whole.stat().st_size, free=0)
+            whole.replace(target)
+
     with ThreadPoolExecutor(_CONVERSIONS) as pool:
         headers = pool.map(lambda file: read_header(store, file), files)
-        sizes = {
-            room.unfinished(target): header.image_bytes
-            for (_, target), header in zip(missing, headers, strict=True)
-        }
-        needed = sum(sizes.values())
-        check_limit(store, files, room.kept_bytes() + needed, limit_bytes=room.limit)
-        if not room.take(sizes):
-            logger.warning("%s: waiting for room, as other images are being cached", what)
-            while not room.take(sizes):
-                time.sleep(_WAIT_S)
+        needed = sum(header.image_bytes for header in headers)
+        with room_lock(unfinished.parent):
+            take(needed, free=needed)
         if needed > _LARGE:
-            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, room.folder)
+            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, unfinished.parent)
         logged = time.monotonic()
-        converted = pool.map(lambda pair: _convert(store, pair[0], pair[1], room), missing)
-        for done, _ in enumerate(converted, 1):
+        for done, _ in enumerate(pool.map(convert, missing), 1):
             if time.monotonic() - logged >= _LOG_EVERY_S:
                 logger.warning("caching %s: %d of %d files", what, done, len(missing))
                 logged = time.monotonic()
 
 
-def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
-    """Stream a Parquet file into an Arrow file, which appears whole or not at all."""
-    unfinished = room.unfinished(target)
+def _convert(store: Store, file: fs.FileInfo, target: Path) -> None:
+    """Stream a Parquet file into an Arrow file."""
     try:
-        with open_parquet(store, file) as parquet, unfinished.open("r+b") as sink:
-            # Room was made for the sizes in the footer; equal images may be in the file only once.
-            taken = unfinished.stat().st_size
+        with open_parquet(store, file) as parquet, target.open("wb") as sink:
             schema = COLUMNS.with_metadata(parquet.schema_arrow.metadata)
             with ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(_BATCH, columns=["label", "image"]):
-                    rows = _flat(batch, schema)
-                    needed = sink.tell() + rows.nbytes
-                    if needed > taken:
-                        if not room.take({unfinished: needed}):
-                            raise _exceeds(store, [file], "more than that", room.limit)
-                        taken = needed
-                    writer.write_batch(rows)
-            sink.truncate()
+                    writer.write_batch(_flat(batch, schema))
+            sink.flush()
             os.fsync(sink.fileno())
-        with filelock.FileLock(room.folder / ROOM_LOCK):  # or it could be counted twice
-            unfinished.replace(target)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, such as a full disk; Arrow's own errors have no number
