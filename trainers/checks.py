@@ -10,7 +10,7 @@ from functools import cache
 from pyarrow import fs
 
 from trainers.config import DataConfig, TrialConfig
-from trainers.data.cache.arrow_cache import cache_folder, check_limit, warn_if_shared
+from trainers.data.cache.arrow_cache import check_limit
 from trainers.data.class_map import domain_class_map
 from trainers.data.data_root import EMBEDDED, domain_files, resolve_root
 from trainers.data.schema import Header, check_labels
@@ -93,7 +93,6 @@ def check_data(data: DataConfig, parts: Sequence[Part] | None = None) -> int:
         headers = _headers(store, files)
         needed = sum(header.image_bytes for header in headers.values())
         check_limit(store, every, needed, limit_bytes=int(data.cache_gb * 1e9))
-        warn_if_shared(cache_folder())
     if not headers:
         return 0
     id_classes = headers[parts[0]].class_names

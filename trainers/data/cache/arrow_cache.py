@@ -12,14 +12,11 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -54,10 +51,6 @@ _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
 _LARGE = 10**9  # bytes whose conversion is logged
 _LOG_EVERY_S = 30.0
 _UNFINISHED = ".unfinished"
-_NETWORK = re.compile(  # types of file systems
-    r"nfs|cifs|smb|9p|afs|ceph|glusterfs|lustre|gpfs|beegfs|panfs|wekafs|orangefs"
-    r"|fuse\.(?!ntfs|exfat|lxcfs|portal|gvfsd|overlay|fuse-overlayfs)"
-)
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +81,6 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
         if _touch(targets):
             return targets
         folder.mkdir(parents=True, exist_ok=True)
-        warn_if_shared(folder)
         what = f"{_parts(store, files)} of {store.url}"
         name = hashlib.sha256(" ".join(sorted(map(str, targets))).encode()).hexdigest()[:32]
         _remove_leftovers(folder)
@@ -176,24 +168,6 @@ def check_limit(
             key="data.cache_gb",
             value=limit_bytes / 1e9,
             hint="raise it, or make images smaller with `lipsum-tune prepare --resize`",
-        )
-
-
-@cache
-def warn_if_shared(folder: Path) -> None:
-    """Warn, once in a process, if the cache is on a network file system."""
-    command = ["findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(folder)]
-    try:
-        kind = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # not Linux
-        return
-    if _NETWORK.match(kind):
-        logger.warning(
-            "the cache of images, %s, is on a network file system (%s), where reading is slow "
-            "and machines disturb each other: set %s to a folder on a local disk",
-            folder,
-            kind,
-            CACHE_VARIABLE,
         )
 
 

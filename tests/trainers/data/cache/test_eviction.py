@@ -15,7 +15,7 @@ import pytest
 from pyarrow import fs
 
 from trainers.data.cache import arrow_cache as shard_cache
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cached_shards, map_shard, warn_if_shared
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cached_shards, map_shard
 from trainers.data.cache.room import make_room
 from trainers.data.data_root import domain_files
 from trainers.data.schema import arrow_schema
@@ -150,34 +150,6 @@ def test_a_long_conversion_is_logged(
         f"{what}: 1 of 2 files",
         f"{what}: 2 of 2 files",
     ]
-
-
-@pytest.mark.parametrize(
-    ("kind", "is_shared"),
-    [
-        *[(kind, True) for kind in ("nfs4", "lustre", "fuse.gcsfuse")],
-        *[(kind, False) for kind in ("xfs", "fuse.ntfs-3g", "fuse.overlayfs", "")],
-    ],
-)
-def test_a_cache_on_a_network_file_system_is_warned_of_once(
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    kind: str,
-    is_shared: bool,
-) -> None:
-    warn_if_shared(cache)  # by the system's own program: a local disk
-    findmnt = tmp_path / "bin" / "findmnt"
-    findmnt.parent.mkdir()
-    findmnt.write_text(f"#!/bin/sh\necho {kind}\n")
-    findmnt.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{findmnt.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "other"))
-    for name in ("a", "b"):
-        cached_shards(*data_set(tmp_path / name, different(2)), limit_bytes=GB)
-    assert len(caplog.messages) == is_shared
-    assert all(f"({kind})" in message and CACHE_VARIABLE in message for message in caplog.messages)
 
 
 def test_buckets_of_one_name_on_two_servers_are_told_apart(
