@@ -155,8 +155,10 @@ def _pull(params: Mapping[str, Any]) -> float:
 
 def _write_checkpoint(folder: Path, steps: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    progress = json.dumps({"step": steps})
-    save_file({"w": np.zeros(1)}, folder / WEIGHTS, metadata={"progress": progress})
+    header = {"progress": {"step": steps}, "crc32": 0}
+    header |= {name: [] for name in ("classes", "reports", "train_curves")}
+    metadata = {name: json.dumps(value) for name, value in header.items()}
+    save_file({"w": np.zeros(1)}, folder / WEIGHTS, metadata=metadata)
     (folder / STATE).write_bytes(b"state")
 
 

@@ -174,7 +174,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(trial: TrialConfig, tmp_p
     state = torch.load(tmp_path / STATE, weights_only=True)
     del state["since_report"]
     torch.save(state, tmp_path / STATE)
-    with pytest.raises(ConfigError, match="written by an earlier version"):
+    with pytest.raises(ConfigError, match="damaged, or not a training state"):
         next(fine_tune(trial, resume_from=tmp_path))
 
 

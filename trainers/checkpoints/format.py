@@ -81,23 +81,22 @@ class Checkpoint:
 class Header:
     """What is known of a checkpoint's weights without reading them."""
 
-    progress: Mapping[str, Any]
-    """Fields of `Progress`; empty for weights that were not trained here."""
-    class_names: tuple[str, ...] | None
-    """(K,) classes of the head; None in files of earlier versions."""
+    progress: Progress
+    class_names: tuple[str, ...]
+    """(K,) classes of the head."""
     reports: list[dict[str, float]]
     """All reports so far, each with its `step`."""
     train_curves: list[TrainCurve]
-    """The training curve before each report; none in files of earlier versions."""
+    """The training curve before each report."""
     shapes: Mapping[str, tuple[int, ...]]
     """Shape of each tensor by name."""
-    checksum: int | None
-    """CRC-32 of the tensors; None in files of earlier versions."""
+    checksum: int
+    """CRC-32 of the tensors."""
 
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        return int(self.progress.get("step", 0))
+        return self.progress.step
 
 
 def read_header(folder: Path | Store) -> Header | None:
@@ -112,18 +111,17 @@ def read_header(folder: Path | Store) -> Header | None:
             # Format of safetensors: length of the header, header in JSON, tensors.
             start = 8 + int.from_bytes(file.read(8), "little")
             tensors = json.loads(file.read(start - 8)) if start <= file.size() else {}
-            metadata = tensors.pop("__metadata__", {})
+            metadata = {key: json.loads(text) for key, text in tensors.pop("__metadata__").items()}
             size = max((entry["data_offsets"][1] for entry in tensors.values()), default=-1)
             if start + size != file.size():
                 return None
-            names = metadata.get("classes")
             return Header(
-                progress=json.loads(metadata.get("progress", "{}")),
-                class_names=None if names is None else tuple(json.loads(names)),
-                reports=json.loads(metadata.get("reports", "[]")),
-                train_curves=json.loads(metadata.get("train_curves", "[]")),
+                progress=Progress(**metadata["progress"]),
+                class_names=tuple(metadata["classes"]),
+                reports=metadata["reports"],
+                train_curves=metadata["train_curves"],
                 shapes={name: tuple(entry["shape"]) for name, entry in tensors.items()},
-                checksum=json.loads(metadata.get("crc32", "null")),
+                checksum=metadata["crc32"],
             )
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -150,17 +148,17 @@ def saved_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], tuple[str, .
         ConfigError: as `load_weights`.
     """
     header = _whole_header(folder)
-    return dict(header.shapes), header.class_names or ()
+    return dict(header.shapes), header.class_names
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Weights of a checkpoint on the CPU, and the (K,) class names of their head.
 
     Raises:
-        ConfigError: they are missing or damaged, or the file does not contain the class names.
+        ConfigError: they are missing or damaged.
     """
     header = _whole_header(folder)
-    return _checked_tensors(folder, header), header.class_names or ()
+    return _checked_tensors(folder, header), header.class_names
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
@@ -202,7 +200,7 @@ def load_checkpoint(
 
     Raises:
         ConfigError: the checkpoint is incomplete or damaged, its two files do not belong together,
-            or it was trained on other classes than `class_names` or by an earlier version.
+            or it was trained on other classes than `class_names`.
     """
     import torch
 
@@ -214,7 +212,7 @@ def load_checkpoint(
         state = torch.load(folder / STATE, map_location=device, weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, zlib.error):
         damaged, state = STATE, {}
-    if damaged or not isinstance(state, dict) or "classes" not in state:
+    if damaged or not isinstance(state, dict) or not {"classes", SINCE} <= state.keys():
         raise ConfigError("damaged, or not a training state", source=folder / STATE)
     if state.pop("classes") != _hash(class_names):
         raise ConfigError(
@@ -222,33 +220,25 @@ def load_checkpoint(
             "of the data",
             source=folder,
         )
-    if SINCE not in state:
-        raise ConfigError(
-            "written by an earlier version; training cannot continue from it", source=folder
-        )
     header = _whole_header(folder)
-    progress = state.pop("progress")
+    progress = Progress(**state.pop("progress"))
     if header.progress != progress:
         raise ConfigError(
-            f"{WEIGHTS} (step {header.step}) and {STATE} (step {progress['step']}) belong to two "
+            f"{WEIGHTS} (step {header.step}) and {STATE} (step {progress.step}) belong to two "
             "different checkpoints",
             source=folder,
         )
     tensors = _checked_tensors(folder, header)
     on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
     history = header.reports, header.train_curves
-    return Checkpoint(on_device, state, Progress(**progress), *history)
+    return Checkpoint(on_device, state, progress, *history)
 
 
 def _whole_header(folder: Path) -> Header:
-    """The header of a checkpoint's weights, with class names."""
+    """The header of a checkpoint's weights, which are there."""
     header = read_header(folder)
     if header is None:
         raise ConfigError("missing or damaged", source=folder / WEIGHTS)
-    if header.class_names is None:
-        raise ConfigError(
-            "written by an earlier version: its header has no class names", source=folder / WEIGHTS
-        )
     return header
 
 
@@ -257,7 +247,7 @@ def _checked_tensors(folder: Path, header: Header) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     tensors = load_file(folder / WEIGHTS)
-    if header.checksum is not None and header.checksum != _crc32(tensors):
+    if header.checksum != _crc32(tensors):
         raise ConfigError(
             "damaged: its tensors do not have their checksum", source=folder / WEIGHTS
         )

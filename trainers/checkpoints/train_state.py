@@ -105,19 +105,18 @@ def restore(run: TrainState, folder: Path) -> None:
     run.scaler.load_state_dict(training["scaler"])
     run.micro_batch_size = min(training["micro_batch_size"], run.micro_batch_size)
     run.temperature = training["temperature"]
-    run.predictions = training.get(PREDICTIONS)  # not in earlier versions
+    run.predictions = training[PREDICTIONS]
     run.progress, run.reports = checkpoint.progress, [dict(r) for r in checkpoint.reports]
     run.train_curves = list(checkpoint.train_curves)
     since = training[SINCE]
     run.since = SinceReport.now(since["step"], run.device)
     if since["sums"] is not None:
         sums: Tensor = since["sums"].to(run.device)
-        sums = sums.reshape(len(sums), -1, 4)  # (W, 4), without marks, in earlier versions
         if len(sums) != run.world_size:  # saved by another number of workers
             sums = sums.mean(0).repeat(run.world_size, 1, 1)
         own, *marked = sums[run.rank]
         run.since.sums += own
-        marks = zip(since.get("marks", ()), marked, strict=True)
+        marks = zip(since["marks"], marked, strict=True)
         run.since.marks = [Mark(step, lr, seconds, at) for (step, lr, seconds), at in marks]
         run.since.seconds = since["seconds"]
         run.since.all_sums = sums  # the run is saved again when it repeats its last report

@@ -145,8 +145,7 @@ def _learn(
     for study, records in fitting:
         prefix = "" if study.method is None else f"{study.method}: "
         points = [replace(record, params=point_of(record)) for record in records]
-        # Runs of earlier versions have no NLL, which the sampler optimises by default, and others
-        # may have other domains. The sampler would take such trials for failures.
+        # Runs with other domains lack metrics. The sampler would take such trials for failures.
         observed = [record for record in points if wanted <= record.metrics.keys()]
         try:
             if use == "observations" or (

@@ -2,7 +2,7 @@
 
 The record, `preparation.json`, has the keys `status`, `when`, `run`, `layout`, `source`,
 `settings`, `digest`, `overwrite` and `versions`; once all shards are made, also `skip_bad`, `bad`,
-`findings` and `splits`, which is not read again (earlier versions counted `pictures` there).
+`findings` and `splits`, which is not read again.
 """
 
 from __future__ import annotations

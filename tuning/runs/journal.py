@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import secrets
@@ -275,13 +274,11 @@ class _Reader:
         if not self.found.run_id:
             if event.get("format") != FORMAT:
                 raise _OtherFormat(event.get("format"))
-            # Journals of early versions have no id. It must not change when the folder is moved.
-            run_id = event.get("id") or hashlib.sha256(str(at).encode()).hexdigest()[:8]
-            self.found = replace(self.found, run_id=run_id)
+            self.found = replace(self.found, run_id=event["id"])
         if kind == "session":
             self._close_session()
             self.session_start = at
-            session = {"fingerprints": event["fingerprints"], "folder": event.get("folder", "")}
+            session = {"fingerprints": event["fingerprints"], "folder": event["folder"]}
             self.found = replace(self.found, outcome=None, **session)
         self.last = max(self.last, at)
         if kind == "used_ood":

@@ -121,7 +121,7 @@ def test_incomplete_or_missing_weights_are_refused(
 
 def test_weights_without_class_names_are_refused(tmp_path: Path) -> None:
     save_file({"head": torch.zeros(3, 2)}, tmp_path / WEIGHTS, {"progress": "{}"})
-    with pytest.raises(ConfigError, match="earlier version"):
+    with pytest.raises(ConfigError, match="missing or damaged"):
         load_weights(tmp_path)
 
 

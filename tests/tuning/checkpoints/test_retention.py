@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
 
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
-from trainers.checkpoints.format import STATE, WEIGHTS
+from trainers.checkpoints.format import STATE, WEIGHTS, Checkpoint, Progress, save_checkpoint
 from trainers.data.storage import Store, open_store
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.checkpoints import retention
@@ -44,12 +40,8 @@ def trial_folder(run_folder: Path, trial_id: str) -> Path:
 def write_checkpoint(run_folder: Path, trial_id: str, step: int = 240) -> Path:
     """A checkpoint of a trial, with weights of 1 kB."""
     checkpoint = trial_folder(run_folder, trial_id) / f"checkpoint_{step:03d}"
-    checkpoint.mkdir(parents=True)
-    metadata = {"progress": json.dumps({"step": step})}
-    save_file({"head": np.zeros(250, np.float32)}, checkpoint / WEIGHTS, metadata)
-    state = io.BytesIO()
-    torch.save({"step": torch.zeros(500)}, state)
-    (checkpoint / STATE).write_bytes(state.getvalue())
+    weights, training = {"head": torch.zeros(250)}, {"step": torch.zeros(500)}
+    save_checkpoint(checkpoint, Checkpoint(weights, training, Progress(step), ()), ["ant"])
     return checkpoint
 
 
