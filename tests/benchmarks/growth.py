@@ -96,7 +96,7 @@ def of_images(size: int) -> Row:
             )
         }
 
-        schema = arrow_schema(classes, {}, captions=False)
+        schema = arrow_schema(classes, {})
         for part, first in enumerate(range(0, size, SHARD)):
             paths = names[first : first + SHARD]
             content = [pa.array([encoded.getvalue()] * len(paths)), pa.array(paths)]

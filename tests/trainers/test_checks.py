@@ -56,7 +56,7 @@ def test_images_larger_than_the_cache_are_refused(root: Path) -> None:
     rows = {"image": [{"bytes": bytes([n]) * 50_000, "path": "x"} for n in range(40)]}
     rows["label"] = [0] * 40
     path = part_path(root, "sketch", "val", 1)
-    table = pa.Table.from_pydict(rows, arrow_schema(ID, {}, captions=False))
+    table = pa.Table.from_pydict(rows, arrow_schema(ID, {}))
     pq.write_table(table, path, compression="zstd")
     assert path.stat().st_size < 50_000
     refused(root, r"cache_gb = 0\.001: .* \(photo/train, .*\) need 0\.00\d* GB", cache_gb=0.001)
@@ -87,7 +87,7 @@ def test_files_with_different_classes_are_refused(root: Path) -> None:
 
 
 def test_labels_out_of_range_are_found_in_any_file(root: Path) -> None:
-    schema = arrow_schema(ID, {}, captions=False)
+    schema = arrow_schema(ID, {})
     rows = {"image": [{"bytes": b"no image", "path": "x"}] * 2, "label": [0, 3]}
     path = part_path(root, "sketch", "val", 1)
     pq.write_table(pa.Table.from_pydict(rows, schema), path)

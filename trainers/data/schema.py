@@ -3,8 +3,7 @@
 A file has the columns
 
 - ``image``: struct of ``bytes`` (an encoded JPEG or PNG) and ``path`` (a name, may be null),
-- ``label``: int64, an index into the class names,
-- ``caption``: string, only if the data set has captions.
+- ``label``: int64, an index into the class names.
 
 The Arrow schema's metadata hold, as JSON in UTF-8,
 
@@ -43,12 +42,11 @@ _HINT = "`lipsum-tune prepare parquet` converts other Parquet files"
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One row: an encoded image, its name, the index of its class, and perhaps a caption."""
+    """One row: an encoded image, its name, and the index of its class."""
 
     image: bytes
     path: str
     label: int
-    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,18 +65,13 @@ def part_path(root: Path, domain: str, split: str, part: int = 0) -> Path:
     return root / domain / split / f"part-{part:05d}.parquet"
 
 
-def arrow_schema(
-    class_names: Sequence[str], metadata: Mapping[str, str], *, captions: bool
-) -> pa.Schema:
-    """Schema of a file, with or without a column of captions."""
+def arrow_schema(class_names: Sequence[str], metadata: Mapping[str, str]) -> pa.Schema:
+    """Schema of a file."""
     fields = [("image", IMAGE_TYPE), ("label", pa.int64())]
-    features: dict[str, Any] = {
+    features = {
         "image": {"_type": "Image"},
         "label": {"names": list(class_names), "_type": "ClassLabel"},
     }
-    if captions:
-        fields.append(("caption", pa.string()))
-        features["caption"] = {"dtype": "string", "_type": "Value"}
     entries: dict[bytes, Any] = {
         CLASS_NAMES_KEY: list(class_names),
         METADATA_KEY: dict(metadata),
@@ -93,12 +86,11 @@ def arrow_schema(
 
 def images_table(images: Sequence[LabelledImage], schema: pa.Schema) -> pa.Table:
     """Images as rows of a schema of `arrow_schema`."""
-    columns: dict[str, Any] = {
+    columns = {
         "image": [{"bytes": image.image, "path": image.path} for image in images],
         "label": [image.label for image in images],
-        "caption": [image.caption for image in images],
     }
-    return pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
+    return pa.Table.from_pydict(columns, schema=schema)
 
 
 def write_images(
@@ -109,8 +101,6 @@ def write_images(
 ) -> None:
     """Write images as one Parquet file, which appears whole or not at all, and make its folders.
 
-    There is a column of captions if any image has one.
-
     Raises:
         ValueError: a label has no class name, or two classes share a name.
     """
@@ -119,8 +109,7 @@ def write_images(
     for image in images:
         if not 0 <= image.label < len(class_names):
             raise ValueError(f"{image.path}: label {image.label} of {len(class_names)} classes")
-    captions = any(image.caption is not None for image in images)
-    table = images_table(images, arrow_schema(class_names, metadata, captions=captions))
+    table = images_table(images, arrow_schema(class_names, metadata))
     with open_store(path.parent).write(path.name) as file:
         pq.write_table(table, file, row_group_size=_ROW_GROUP)
 

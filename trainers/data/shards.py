@@ -40,7 +40,6 @@ class Shard(Index):
     """One Parquet file to be made of a part of an index."""
 
     number: int
-    captions: bool
     digest: str
     """Of everything that goes in, except the images' bytes."""
 
@@ -67,11 +66,10 @@ class ShardReport:
 
 def plan_shards(index: Index, options: EncodeOptions, size: int) -> list[Shard]:
     """The files of a split, of `size` images each, in the order of the index."""
-    captions = any(example.caption is not None for example in index.examples)
     common = {
         **{key: value for key, value in vars(index).items() if key not in ("examples", "findings")},
         "format": FORMAT,
-        "captions": captions,
+        "captions": False,  # 0.1.0 had them; without them its shards would be made again
         "options": asdict(options),
     }
     start = hashlib.sha256(json.dumps(common, sort_keys=True).encode())
@@ -80,9 +78,10 @@ def plan_shards(index: Index, options: EncodeOptions, size: int) -> list[Shard]:
         examples = index.examples[first : first + size]
         digest = start.copy()
         for example in examples:
-            digest.update(repr(example).encode())  # names of its classes and fields included
+            # Names of its classes and fields included, also of the one that 0.1.0 had.
+            digest.update(f"{repr(example)[:-1]}, caption=None)".encode())
         part = {**vars(index), "examples": examples, "findings": ()}
-        shards.append(Shard(**part, number=number, captions=captions, digest=digest.hexdigest()))
+        shards.append(Shard(**part, number=number, digest=digest.hexdigest()))
     return shards
 
 
@@ -171,7 +170,7 @@ def _usable(
             is_unreadable |= isinstance(data, OSError)
         else:
             findings += [Finding(example.path, c) for c in image.changes if c not in _REQUESTED]
-            yield LabelledImage(image.data, example.path, example.label, example.caption)
+            yield LabelledImage(image.data, example.path, example.label)
     if is_unreadable:
         require_source(source)  # it may have gone while it was read
 
@@ -194,7 +193,7 @@ def _write_parquet(
     file: Any, images: Iterable[LabelledImage], shard: Shard, findings: list[Finding], stamp: str
 ) -> int:
     """Write row group by row group; the digest comes last, so that only a whole file has it."""
-    schema = arrow_schema(shard.class_names, shard.metadata, captions=shard.captions)
+    schema = arrow_schema(shard.class_names, shard.metadata)
     writer = pq.ParquetWriter(
         file,
         schema,

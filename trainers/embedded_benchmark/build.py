@@ -20,12 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainers.data.formats.index import SPLITS, Split
 from trainers.data.schema import LabelledImage, part_path, write_images
-from trainers.embedded_benchmark.captions import caption
 from trainers.embedded_benchmark.classes import load_classes, split_drawings
 from trainers.embedded_benchmark.drawings import drawing
-from trainers.embedded_benchmark.raster import generator
 from trainers.embedded_benchmark.render import DOMAINS, Domain, render
-from trainers.texts import spoken
 
 MARKER = "benchmark.json"
 VERSION = 1  # raise it whenever the same parameters give other images than before
@@ -146,7 +143,7 @@ def _render_class(
     """Return the images of one class, which share the rasters of its drawings."""
     shown = split_drawings(name, code_points, seed)
     parts: Parts = {}
-    for domain_index, domain in enumerate(DOMAINS):
+    for domain in DOMAINS:
         for split_index, split in enumerate(SPLITS):
             rows = parts.setdefault((domain, split), [])
             for index in range(getattr(images, split)):
@@ -158,10 +155,7 @@ def _render_class(
                 # 4:4:4: halved colour would blur the thin coloured lines of an image this small.
                 image.save(jpeg, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
                 path = f"{domain}/{split}/{name}/{point}-{index:04d}.jpg"
-                words = caption(
-                    spoken(name), domain, generator(seed, domain_index, split_index, index, label)
-                )
-                rows.append(LabelledImage(jpeg.getvalue(), path, label, words))
+                rows.append(LabelledImage(jpeg.getvalue(), path, label))
     return parts
 
 

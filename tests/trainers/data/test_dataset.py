@@ -82,6 +82,17 @@ def test_random_access_gives_the_images_as_written(root: Path) -> None:
         images.decode(7)
 
 
+def test_a_column_of_captions_is_ignored(root: Path) -> None:
+    """As 0.1.0 wrote it."""
+    for path in root.rglob("*.parquet"):
+        table = pq.read_table(path)
+        captions = pa.array(["a cat."] * table.num_rows)
+        pq.write_table(table.append_column("caption", captions), path)
+    images = ImageDataset(root, "real", "train")
+    assert images.labels.tolist() == LABELS
+    assert np.array_equal(np.asarray(images.decode(6)), pixels(6))
+
+
 def test_a_pickled_copy_is_small_and_maps_the_same_files(root: Path) -> None:
     images = ImageDataset(open_store(root), "real", "train")
     list(images.eval_batches(INPUT, 7))
@@ -392,7 +403,7 @@ def write_rows(root: Path, labels: list[int | None], **metadata: str) -> Path:
         "image": [{"bytes": file_of(pixels(0)), "path": "0.png"} for _ in labels],
         "label": labels,
     }
-    schema = arrow_schema(CLASSES, metadata, captions=False)
+    schema = arrow_schema(CLASSES, metadata)
     pq.write_table(pa.Table.from_pydict(columns, schema), path)
     return path
 

@@ -44,7 +44,6 @@ class Example:
     does not depend on how many folders of an archive the source leaves out."""
     label: int
     """Index into the class names. Its range is checked when the image is read."""
-    caption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

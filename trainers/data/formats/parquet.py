@@ -45,7 +45,6 @@ class _File:
     column: str  # of the images
     names: Sequence[str | None]  # of the images
     labels: Sequence[int | str | None]
-    captions: Sequence[str | None]
     without_image: frozenset[int]  # rows
     labels_are_names: bool
     class_names: tuple[str, ...]  # in its metadata; empty if there are none
@@ -161,19 +160,16 @@ def _read_file(source: Store, path: str, options: LayoutOptions) -> _File:
                     key="--label-column",
                     source=where,
                 )
-            has_captions = "caption" in schema.names and _is_text(schema.field("caption").type)
-            leaves = [label, *([name_leaf] if name_leaf else []), *["caption"] * has_captions]
-            table = parquet.read(columns=leaves)
+            table = parquet.read(columns=[label, *([name_leaf] if name_leaf else [])])
             without_image = _rows_without_image(parquet, leaf)
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"cannot be read: {first_line(error)}", source=where) from None
-    nothing = [None] * table.num_rows
+    names = pc.struct_field(table[image], "path").to_pylist() if name_leaf else None
     return _File(
         path,
         image,
-        pc.struct_field(table[image], "path").to_pylist() if name_leaf else nothing,
+        names or [None] * table.num_rows,
         table[label].to_pylist(),
-        table["caption"].to_pylist() if has_captions else nothing,
         without_image,
         _is_text(label_type),
         declared_names(schema, label, where),
@@ -270,7 +266,7 @@ def _index(
             else:
                 number = by_name[label] if isinstance(label, str) else label
                 location = ParquetSource(file.path, row, file.column)
-                examples.append(Example(location, known, number, file.captions[row]))
+                examples.append(Example(location, known, number))
         if repeated:
             detail = f"{repeated} names of images repeat; these go by file and row"
             findings.append(Finding(file.path, "duplicate", detail))

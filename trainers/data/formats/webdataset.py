@@ -1,8 +1,8 @@
 """WebDataset: tars in which files of one name before their extension make a sample.
 
 `<source>/*.tar`, whose names may contain a split, or `<source>/{train,val,test}/*.tar`; in a tar
-`0001.jpg` with `0001.cls` (or `0001.cls.txt`, or `0001.json` with `label` or `cls`) and perhaps
-`0001.txt`, a caption. Class names are in `classnames.txt` beside the tars or one folder above.
+`0001.jpg` with `0001.cls` (or `0001.cls.txt`, or `0001.json` with `label` or `cls`). Class names
+are in `classnames.txt` beside the tars or one folder above.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ CLASS_NAMES_FILE = "classnames.txt"
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 _LABELS = ("cls", "cls.txt", "json")
-_TEXTS = (*_LABELS, "txt")
 _MAX_TEXT_BYTES = 1 << 20
 
 
@@ -47,7 +46,7 @@ class _Sample:
 
     image: RangeSource | None = None
     name: str = ""  # of the image in its tar
-    texts: dict[str, str] = field(default_factory=dict)  # by extension: labels and caption
+    texts: dict[str, str] = field(default_factory=dict)  # by extension: labels
 
 
 def read_webdataset(source: Store, options: LayoutOptions) -> list[Index]:
@@ -135,10 +134,10 @@ def _read_tar(source: Store, path: str) -> Iterator[Example | Finding]:
                 if not extension or not member.isreg() or member.issparse():
                     continue
                 sample = samples.setdefault(key, _Sample())
-                if extension in sample.texts or (sample.image and extension not in _TEXTS):
+                if extension in sample.texts or (sample.image and extension not in _LABELS):
                     name = _printable(f"{path}/{member.name}")
                     yield Finding(name, "duplicate", "the first one is used")
-                elif extension in _TEXTS:
+                elif extension in _LABELS:
                     text = tar.extractfile(member)
                     assert text is not None
                     data = text.read(min(member.size, _MAX_TEXT_BYTES))
@@ -162,7 +161,7 @@ def _read_tar(source: Store, path: str) -> Iterator[Example | Finding]:
         if sample.image is None:
             yield Finding(name, "no image", bad=True)
         elif labels:
-            yield Example(sample.image, name, labels[0], sample.texts.get("txt"))
+            yield Example(sample.image, name, labels[0])
         elif given or key.rpartition(".")[0] not in samples:  # `b.seg.png` is a mask of `b`
             detail = ", ".join(f".{kind} is {text[:40]!r}" for kind, text in given.items())
             yield Finding(name, "no label", detail or "neither .cls nor .json", bad=True)
@@ -176,7 +175,7 @@ def _key_and_extension(name: str) -> tuple[str, str]:
     folder, slash, file = name.removeprefix("./").rpartition("/")
     for dot in [place for place, letter in enumerate(file) if letter == "."]:
         extension = file[dot + 1 :].lower()
-        if file[0] != "." and (extension in _TEXTS or f".{extension}" in image_extensions()):
+        if file[0] != "." and (extension in _LABELS or f".{extension}" in image_extensions()):
             return f"{folder}{slash}{file[:dot]}", extension
     return f"{folder}{slash}{file}", ""
 

@@ -42,7 +42,7 @@ def rows(number: int, *, size: int = 10, first: int = 0) -> list[dict[str, objec
 
 
 def write(store: Store, path: str, content: list[dict[str, object]]) -> None:
-    schema = arrow_schema(["cat", "dog"], {"source": "here"}, captions=False)
+    schema = arrow_schema(["cat", "dog"], {"source": "here"})
     columns = {
         "image": [{"bytes": row["bytes"], "path": row["path"]} for row in content],
         "label": [row["label"] for row in content],

@@ -41,7 +41,7 @@ def data_set(root: Path, *parts: Sequence[bytes]) -> tuple[Store, list[fs.FileIn
             "image": [{"bytes": data, "path": "x"} for data in images],
             "label": [0] * len(images),
         }
-        table = pa.Table.from_pydict(columns, arrow_schema(["cat"], {}, captions=False))
+        table = pa.Table.from_pydict(columns, arrow_schema(["cat"], {}))
         pq.write_table(table, folder / f"part-{number:05d}.parquet", compression="zstd")
     store = open_store(root)
     return store, domain_files(store, "real", "train")

@@ -66,19 +66,17 @@ def test_what_the_package_datasets_writes_is_read(tmp_path: Path) -> None:
     assert coarse.class_names == ("animal",)
 
 
-def test_this_project_s_own_files_are_read_with_captions_and_what_is_true_of_them(
-    tmp_path: Path,
-) -> None:
+def test_this_project_s_own_files_are_read_with_what_is_true_of_them(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_images(
             part_path(tmp_path, "real", split),
-            [LabelledImage(encoded(split), f"{split}.png", 1, "a dog.")],
+            [LabelledImage(encoded(split), f"{split}.png", 1)],
             ["cat", "dog"],
             {"crop_pct": "1.0", "license": "MIT", "layout": "arrays", "val_seed": "0"},
         )
     train, val = read("parquet", tmp_path / "real")
     assert (train.domain, train.split, val.split) == ("real", "train", "val")
-    assert [(e.path, e.label, e.caption) for e in train.examples] == [("train.png", 1, "a dog.")]
+    assert [(e.path, e.label) for e in train.examples] == [("train.png", 1)]
     assert train.metadata == {"layout": "parquet", "crop_pct": "1.0", "license": "MIT"}
 
 
