@@ -7,7 +7,7 @@ one core each; what the table holds already is not trained again, so the command
 
 `--plane` fixes the length of random texts, which hardly matters; `--seeds` trains each point
 several times; `--id-domain` fine-tunes on another domain and `--model` another model, a folder that
-`trainers.embedded_benchmark.pretrain` wrote, for a table on which nothing was chosen:
+`tests.benchmarks.pretrain` wrote, for a table on which nothing was chosen:
 
     python -m tests.benchmarks.record_curves --plane --configurations 48 --seeds 2 \\
         --id-domain sketch --output sketch.parquet

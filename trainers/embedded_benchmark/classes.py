@@ -15,20 +15,9 @@ _VAL_SHARE, _TEST_SHARE = 0.2, 0.3  # of the drawings of a class that has severa
 @cache
 def load_classes() -> Mapping[str, tuple[str, ...]]:
     """Return the code points of the benchmark's drawings of every class, by DomainNet name."""
-    return _section("classes")
-
-
-@cache
-def all_class_drawings() -> Mapping[str, tuple[str, ...]]:
-    """Return all that goes by a class's name in pre-training: its drawings here, then others."""
-    also = _section("also")
-    return {name: points + also.get(name, ()) for name, points in load_classes().items()}
-
-
-def _section(key: str) -> dict[str, tuple[str, ...]]:
     text = files("trainers.embedded_benchmark").joinpath("classes.yaml").read_text(encoding="utf-8")
-    section = yaml.safe_load(text)[key]
-    return {str(name): tuple(map(str, points)) for name, points in sorted(section.items())}
+    classes = yaml.safe_load(text)
+    return {str(name): tuple(map(str, points)) for name, points in sorted(classes.items())}
 
 
 def split_drawings(name: str, code_points: tuple[str, ...], seed: int) -> dict[Split, list[str]]:

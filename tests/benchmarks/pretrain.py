@@ -1,4 +1,4 @@
-"""Pre-train `tiny-clip`: ``python -m trainers.embedded_benchmark.pretrain OUTPUT``.
+"""Pre-train `tiny-clip`: `python -m tests.benchmarks.pretrain OUTPUT`.
 
 `trial.model={name: local-dir:OUTPUT, tokenizer: OUTPUT/bpe.txt.gz}` fine-tunes another one.
 
@@ -33,11 +33,10 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.benchmarks.captions import all_class_drawings, all_drawings, caption, tidy_name
 from trainers.data.storage import open_store
 from trainers.data.transforms import normalise, train_view
-from trainers.embedded_benchmark.captions import caption
-from trainers.embedded_benchmark.classes import all_class_drawings
-from trainers.embedded_benchmark.drawings import Drawing, all_drawings
+from trainers.embedded_benchmark.drawings import Drawing
 from trainers.embedded_benchmark.render import DOMAINS, render
 from trainers.models import tiny_clip
 from trainers.models.byte_pair import merges_of, packed
@@ -111,7 +110,6 @@ def pretrain(recipe: Recipe, output: Path) -> None:
 def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised views and their captions' tokens."""
     drawings = {item.code_point: row for row, item in enumerate(all_drawings())}
-    names = {item.code_point: item.name for item in all_drawings()}
     images = _rendered(recipe.renderings)
     tokenize, pixels = tiny_clip.tokenizer(), image_input(model)
     for step in range(recipe.steps):
@@ -121,7 +119,7 @@ def _batches(recipe: Recipe, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]
             domain, rendering = rng.integers(len(DOMAINS)), rng.integers(recipe.renderings)
             image = torch.from_numpy(np.array(images[drawings[code_point], domain, rendering]))
             views.append(train_view(image.permute(2, 0, 1), pixels, rng, CROP_AREA))
-            name = names[code_point]
+            name = tidy_name(code_point)
             if class_name is not None and rng.random() < 0.5:
                 name = spoken(class_name)
             # Half the captions name the domain, half are made of OpenAI's templates.
@@ -208,13 +206,10 @@ def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder for the weights and figures")
-    for field in dataclasses.fields(Recipe):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default
-        )
-    arguments = vars(parser.parse_args())
-    output = arguments.pop("output")
-    pretrain(Recipe(**arguments), output)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    given = parser.parse_args()
+    pretrain(Recipe(steps=given.steps, seed=given.seed), given.output)
 
 
 if __name__ == "__main__":
