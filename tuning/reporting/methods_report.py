@@ -119,7 +119,7 @@ def methods_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Resul
         rows.append(Row(values, "bold green" if number == 0 and row.is_finished else style))
     return ResultTable(
         "The best trial of each method", _columns(search), rows, _notes(search, found),
-        "methods.parquet",
+        "trials.parquet",
     )  # fmt: skip
 
 

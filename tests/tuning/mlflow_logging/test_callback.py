@@ -164,13 +164,10 @@ def test_every_child_has_its_method_as_a_tag(client: MlflowClient, search: Searc
         "trial-003": "carot",
         "trial-009": "lipsum_ft",  # proposes none, so it has the configuration's
     }
-    write_results(search.run_folder, search, records)
     callback.search_ended(records, "finished")
     parent = client.get_run(callback.parent_run_id)
     assert "| carot | 1/0/0 | trial-003 |" in parent.data.tags["mlflow.note.content"]
     assert parent.data.tags["best/method.name"] == "carot"
-    artifacts = {file.path for file in client.list_artifacts(callback.parent_run_id)}
-    assert "methods.parquet" in artifacts
 
 
 def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(

@@ -1,4 +1,4 @@
-"""The Parquet tables of a search: trials, curves, selection, methods and WiSE-FT's curves.
+"""The Parquet tables of a search: trials, curves, selection and WiSE-FT's curves.
 
 Columns have the names of the configuration and of the reports: parameters have dots
 (`method.reg_weight`), metrics have slashes (`id_val/acc`), so neither collides with a fixed column.
@@ -44,9 +44,7 @@ without a choice has one row too:
 The mean of `ood_acc` over the rows of a rule is the accuracy of the rule, except for `pareto` and
 `by_method`, whose rows are alternatives and whose gaps are null.
 
-`methods.parquet` (if the trials have several methods) is described in
-`tuning.reporting.tables.methods`, `wise.parquet` (if any trial has a curve of WiSE-FT) in
-`tuning.reporting.tables.wise`.
+`wise.parquet` (if any trial has a curve of WiSE-FT) is described in `tuning.reporting.tables.wise`.
 
 The schema metadata, key `lipsum_tune`, is JSON: search, objectives, constraints, domains,
 sees_ood.
@@ -68,7 +66,6 @@ from tuning.reporting.tables.arrow import (
     write_atomically,
     zero_shot_row,
 )
-from tuning.reporting.tables.methods import METHODS_FILE, methods_table
 from tuning.reporting.tables.wise import WISE_FILE, wise_table
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
@@ -168,8 +165,6 @@ def write_tables(
         folder / CURVES_FILE: curves_table(search, records),
         folder / SELECTION_FILE: selection_table(search, records),
     }
-    if len(search.methods(records)) > 1:
-        tables[folder / METHODS_FILE] = methods_table(search, records)
     if (wise := wise_table(search, records)) is not None:
         tables[folder / WISE_FILE] = wise
     for path, table in tables.items():

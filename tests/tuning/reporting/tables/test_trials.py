@@ -14,7 +14,6 @@ from tests.tuning import fakes
 from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.tables import arrow as parquet
 from tuning.reporting.tables import trials as results
-from tuning.reporting.tables.methods import methods_table
 from tuning.reporting.tables.trials import curves_table, selection_table, trials_table, write_tables
 from tuning.selection.ranking import best_trial
 
@@ -173,36 +172,6 @@ def test_a_rule_without_a_choice_has_a_row_with_a_reason() -> None:
     assert absent["rule"] == "leave_one_domain_out"
     assert absent["reason"] == "it needs at least two OOD domains"
     assert len(selection_table(search, [])) == 6
-
-
-def test_a_search_over_methods_has_a_table_of_methods(tmp_path: Path) -> None:
-    records = fakes.compared_methods()
-    paths = write_tables(tmp_path, SEARCH, records)
-    assert [path.name for path in paths][3:] == ["methods.parquet"]
-    rows = pq.read_table(tmp_path / "methods.parquet").to_pylist()
-    assert [(row["method"], row["kind"], row["trial_id"]) for row in rows] == [
-        ("zero-shot", "zero_shot", None),
-        ("ft", "reference", "ft"),
-        ("carot", "method", "trial-007"),
-        ("lipsum_ft", "method", "trial-006"),
-        ("kd", "method", "trial-005"),
-        ("ft", "method", "trial-004"),
-    ]
-    assert [row["id_val/ece"] for row in rows] == [None, None, 6, 5, 4, 3]
-    assert [row["method.reg_weight"] for row in rows] == [None, None, None, 0.7, 1.2, None]
-    assert [row["objective"] for row in rows][2:4] == pytest.approx([74.6, 74.1])
-    assert (rows[2]["trials"], rows[2]["finished"], rows[2]["all_seconds"]) == (2, 2, 720)
-    assert (rows[1]["trials"], rows[1]["seconds"]) == (None, 360)
-
-
-def test_a_method_whose_trials_all_failed_has_no_trial() -> None:
-    records = [
-        replace(r, outcome="failed") if r.params.get("method.name") == "carot" else r
-        for r in fakes.compared_methods()
-    ]
-    last = methods_table(SEARCH, records).to_pylist()[-1]
-    assert (last["method"], last["trials"], last["failed"]) == ("carot", 2, 2)
-    assert last["trial_id"] is last["objective"] is last["id_val/acc"] is None
 
 
 def test_the_selection_table_has_the_methods_of_trials() -> None:
