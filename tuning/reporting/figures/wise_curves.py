@@ -1,14 +1,23 @@
-"""Figure of WiSE-FT's curves: a line per trial from the zero-shot to the fine-tuned weights."""
+"""Figure of WiSE-FT's curves: a line per trial from the zero-shot to the evaluated weights.
+
+The evaluated weights are those of the trial's other metrics: the fine-tuned ones, or what the
+method makes of them, such as the average of `ema` and the point that `wise_ft` chose.
+
+A trial with `trial.eval.wise_alphas` measures these points once, after its last step, and reports
+them as `wise/<alpha>/id_val/acc` and `wise/<alpha>/ood_val/mean_acc`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.reporting.figures.frame import (
     INK,
     SOFT_INK,
@@ -18,7 +27,6 @@ from tuning.reporting.figures.frame import (
     new_figure,
 )
 from tuning.reporting.formatting import untuned_label
-from tuning.reporting.tables.wise import wise_curve
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import ranked
 
@@ -31,8 +39,21 @@ _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
 _PALE = "#B9BEC6"
 _MARKS = {0.5: ("D", "alpha = 0.5"), 1.0: ("o", "alpha = 1")}
 
-_Line: TypeAlias = list[tuple[float, float, float]]
-"""Alpha, ID accuracy and mean OOD accuracy of the points that have both."""
+_ALPHA: Final = re.compile(rf"wise/([^/]+)/{ID_ACC}")
+Curve: TypeAlias = list[tuple[float, float, float]]
+"""Alpha, ID accuracy and mean OOD accuracy, both in percent, of the points that have both."""
+
+
+def wise_curve(record: TrialRecord) -> Curve:
+    """The points that a trial reported, ordered by alpha; empty if there are none."""
+    points = []
+    for name in record.metrics:
+        if match := _ALPHA.fullmatch(name):
+            id_acc = record.last(name)
+            ood_acc = record.last(f"wise/{match[1]}/{OOD_MEAN_ACC}")
+            if id_acc is not None and ood_acc is not None:
+                points.append((float(match[1]), id_acc, ood_acc))
+    return sorted(points)
 
 
 def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, str] | None:
@@ -41,15 +62,8 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
     Up and to the right is better. Each of the best trials has a colour; plain fine-tuning is black
     and dashed.
     """
-    lines: dict[str, _Line] = {}
-    for record in records:
-        line = [
-            (point.alpha, point.id_acc, point.ood_mean_acc)
-            for point in wise_curve(record)
-            if point.id_acc is not None and point.ood_mean_acc is not None
-        ]
-        if len(line) > 1:
-            lines[record.trial_id] = line
+    curves = {record.trial_id: wise_curve(record) for record in records}
+    lines = {trial_id: curve for trial_id, curve in curves.items() if len(curve) > 1}
     if not lines:
         return None
     subtitle = "WiSE-FT: between the zero-shot weights and those that a trial evaluates"
@@ -81,7 +95,7 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
 
 def _draw(
     axes: Axes,
-    line: _Line,
+    line: Curve,
     colour: str,
     *,
     width: float = 1.3,

@@ -1,4 +1,4 @@
-"""The Parquet tables of a search: trials, curves, selection and WiSE-FT's curves.
+"""The Parquet tables of a search: trials, curves and selection.
 
 Columns have the names of the configuration and of the reports: parameters have dots
 (`method.reg_weight`), metrics have slashes (`id_val/acc`), so neither collides with a fixed column.
@@ -44,8 +44,6 @@ without a choice has one row too:
 The mean of `ood_acc` over the rows of a rule is the accuracy of the rule, except for `pareto` and
 `by_method`, whose rows are alternatives and whose gaps are null.
 
-`wise.parquet` (if any trial has a curve of WiSE-FT) is described in `tuning.reporting.tables.wise`.
-
 The schema metadata, key `lipsum_tune`, is JSON: search, objectives, constraints, domains,
 sees_ood.
 """
@@ -66,7 +64,6 @@ from tuning.reporting.tables.arrow import (
     write_atomically,
     zero_shot_row,
 )
-from tuning.reporting.tables.wise import WISE_FILE, wise_table
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 from tuning.selection.rules import choices
@@ -165,8 +162,6 @@ def write_tables(
         folder / CURVES_FILE: curves_table(search, records),
         folder / SELECTION_FILE: selection_table(search, records),
     }
-    if (wise := wise_table(search, records)) is not None:
-        tables[folder / WISE_FILE] = wise
     for path, table in tables.items():
         write_atomically(table, path)
     return tuple(tables)

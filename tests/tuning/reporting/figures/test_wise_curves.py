@@ -1,4 +1,4 @@
-"""WiSE-FT's curves in the tables and in the figure."""
+"""WiSE-FT's curves in the figure and in the table of trials."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 from tuning.cli import app
 from tuning.reporting.figures.frame import save_figure
-from tuning.reporting.figures.wise_curves import draw
+from tuning.reporting.figures.wise_curves import draw, wise_curve
 from tuning.reporting.html_report import write_report
-from tuning.reporting.tables.trials import write_tables
-from tuning.reporting.tables.wise import WisePoint, wise_curve, wise_table
 from tuning.runs.records import SearchRecord, TrialRecord
 
 ALPHAS = (0, 0.1, 0.5, 1)
@@ -46,32 +44,11 @@ def search(tmp_path: Path) -> SearchRecord:
 
 def test_a_curve_is_read_from_the_last_report_in_the_order_of_alpha() -> None:
     curve = wise_curve(with_curve(fakes.trial(0, 86.4, 61.0)))
-    assert [point.alpha for point in curve] == [0, 0.1, 0.5, 1]
-    assert curve[2] == WisePoint(0.5, pytest.approx(84.4), pytest.approx(64.0))  # type: ignore[arg-type]
-    assert wise_curve(fakes.trial(0)) == ()
+    assert [alpha for alpha, _, _ in curve] == [0, 0.1, 0.5, 1]
+    assert curve[2] == pytest.approx((0.5, 84.4, 64.0))
+    assert wise_curve(fakes.trial(0)) == []
     broken = {"step": 240, "wise/0.5/id_val/acc": float("nan")}
-    assert wise_curve(fakes.trial(0, curve=(broken,))) == (WisePoint(0.5, None, None),)
-
-
-def test_the_table_has_a_row_per_point_if_there_are_any(
-    search: SearchRecord, tmp_path: Path
-) -> None:
-    plain = [fakes.reference(), fakes.trial(0)]
-    assert wise_table(search, plain) is None
-    write_tables(tmp_path / "plain", search, plain)
-    assert not (tmp_path / "plain" / "wise.parquet").exists()
-    params = {"method.name": "kd"}
-    records = [with_curve(fakes.reference()), with_curve(fakes.trial(0, params=params)), *plain[1:]]
-    written = write_tables(tmp_path / "tables", search, records)
-    assert written[-1] == tmp_path / "tables" / "wise.parquet"
-    rows = pq.read_table(written[-1]).to_pylist()
-    assert [(row["trial_id"], row["method"], row["alpha"]) for row in rows] == [
-        *(("ft", "ft", alpha) for alpha in ALPHAS),
-        *(("trial-000", "kd", alpha) for alpha in ALPHAS),
-    ]
-    assert rows[-1]["id_acc"] == records[1].metrics["id_val/acc"]
-    trials = pq.read_table(tmp_path / "tables" / "trials.parquet").to_pylist()
-    assert trials[2]["wise/0.1/id_val/acc"] == records[1].metrics["wise/0.1/id_val/acc"]
+    assert wise_curve(fakes.trial(0, curve=(broken,))) == []
 
 
 def test_the_figure_highlights_the_best_curves(search: SearchRecord, tmp_path: Path) -> None:
@@ -115,4 +92,5 @@ def test_report_draws_the_curves_of_a_run_folder(images_root: Path, tmp_path: Pa
     shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
     assert shown.exit_code == 0, shown.output
     assert (run / "report" / "wise_curves.png").stat().st_size > 10_000
-    assert len(pq.read_table(run / "wise.parquet")) == 2 * len(ALPHAS)
+    rows = pq.read_table(run / "trials.parquet").to_pylist()
+    assert rows[2]["wise/0.1/id_val/acc"] == records[1].metrics["wise/0.1/id_val/acc"]
