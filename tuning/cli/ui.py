@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import socket
@@ -17,10 +16,11 @@ from typing import Annotated
 
 import typer
 
-from tuning.cli.options import found, show, warn
+from tuning.cli.options import found, show
 
 app = typer.Typer()
 
+_HOST = "127.0.0.1"
 _START_SECONDS = 120.0
 """Time for the server to answer; seconds on an idle machine."""
 
@@ -31,19 +31,10 @@ def ui(
         Path,
         typer.Argument(callback=found, help="A run folder, its name, or the folder of all runs."),
     ] = Path("runs"),
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
-    allow_remote: Annotated[
-        bool,
-        typer.Option(
-            "--allow-remote",
-            help="Allow an address that others can reach, by a name of this machine. Set "
-            "MLFLOW_SERVER_ALLOWED_HOSTS and MLFLOW_SERVER_CORS_ALLOWED_ORIGINS for other names.",
-        ),
-    ] = False,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
-    """Serve MLflow for a folder of runs, and open the page of a search.
+    """Serve MLflow for a folder of runs to this machine alone, and open the page of a search.
 
     Example: lipsum-tune ui quickstart --port 5001
     """
@@ -51,10 +42,7 @@ def ui(
     from trainers.redact import redact
     from tuning.config.validation import load_config
     from tuning.runs.run_folder import CONFIG_FILE, load_run, runs_in
-    from tuning.security.exposure import check_listens
 
-    if risk := check_listens(host, "MLflow", allow_remote):
-        warn(risk)
     runs = run.resolve()
     is_run = (runs / CONFIG_FILE).is_file()
     runs = runs.parent if is_run else runs
@@ -69,8 +57,7 @@ def ui(
         raise ConfigError(f"no MLflow database ({database})", hint=hint, source=run)
     # MLflow ends with status 0 if the port is in use.
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, port), family=family).close()
+        socket.create_server((_HOST, port)).close()
     except OSError as error:
         raise ConfigError(system_words(error), key="--port", value=port) from None
 
@@ -84,17 +71,16 @@ def ui(
             _, experiment_id = connect(uri, shown.file.search.tracking.experiment)
             page = view_path(experiment_id, shown.search)
             break
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = f"http://{_HOST}:{port}"
     # One worker process: each takes 0.5 GB and seconds to start.
-    options = ["--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    options = ["--backend-store-uri", uri, "--host", _HOST, "--port", str(port), "--workers", "1"]
     options += ["--uvicorn-opts", "--log-level warning"]  # no line for each request
-    settings = {
+    settings = os.environ | {
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "PYTHONWARNINGS": "ignore",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    settings = (_answers_to(host) if risk else {}) | os.environ | settings
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -120,26 +106,6 @@ def ui(
     finally:
         server.terminate()
         server.wait()
-
-
-def _answers_to(host: str) -> dict[str, str]:
-    """Settings with which MLflow answers browsers that reach it by a name of this machine.
-
-    MLflow 3 refuses each request with an unknown Host header, and each POST, which its pages use to
-    search runs, with an unknown Origin header. It knows localhost, and private addresses as hosts.
-    """
-    from mlflow.server.security_utils import get_default_allowed_hosts
-
-    names = {f"[{host}]" if ":" in host else host, socket.gethostname(), socket.getfqdn()}
-    # The address of this machine on its network. Connecting a UDP socket sends nothing.
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
-        unconnected.connect(("192.0.2.1", 9))
-        names.add(unconnected.getsockname()[0])
-    ways = [way for name in sorted(names) for way in (name, f"{glob.escape(name)}:*")]
-    return {
-        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join([*get_default_allowed_hosts(), *ways]),
-        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(f"http://{way}" for way in ways),
-    }
 
 
 def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:

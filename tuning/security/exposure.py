@@ -1,8 +1,4 @@
-"""Network exposure: servers that others can reach, and data sent to them unencrypted.
-
-Ray's dashboard runs any code that is sent to it, and MLflow lets anyone show and delete runs, so
-both listen on this machine only, unless the user allows more.
-"""
+"""Network exposure: secrets and code that would be sent unencrypted."""
 
 from __future__ import annotations
 
@@ -11,8 +7,6 @@ import socket
 from urllib.parse import urlsplit
 
 from trainers.errors import ConfigError
-
-ALLOW_REMOTE = "--allow-remote"
 
 
 def is_loopback(host: str) -> bool:
@@ -24,20 +18,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def check_listens(host: str, server: str, allow_remote: bool) -> str | None:
-    """A warning for a server that others can reach; None if only this machine can.
-
-    Raises:
-        ConfigError: others can reach it, and `allow_remote` is not set.
-    """
-    if is_loopback(host):
-        return None
-    risk = f"{server} asks for no password, and everyone who can reach {host} can use it"
-    if not allow_remote:
-        raise ConfigError(risk, key="--host", value=host, hint=f"add {ALLOW_REMOTE} to allow it")
-    return risk
 
 
 def check_sends(url: str, what: str, allow_remote: bool) -> str | None:
@@ -59,7 +39,7 @@ def check_sends(url: str, what: str, allow_remote: bool) -> str | None:
     if not allow_remote:
         hint = (
             "forward its port to this machine (ssh -L, kubectl port-forward), use https, or add "
-            f"{ALLOW_REMOTE}"
+            "--allow-remote"
         )
         raise ConfigError(risk, key=key, value=url, hint=hint)
     return risk
