@@ -8,7 +8,6 @@ each node looks for it and writes another one beside it.
 from __future__ import annotations
 
 import secrets
-import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -41,8 +40,6 @@ class NodeStorage:
     """Whether it can write there too."""
     error: str | None = None
     """Why not, in one line; None if the folder simply does not exist there."""
-    free_bytes: int | None = None
-    """Free space of the disk; None for a bucket."""
 
     @property
     def fault(self) -> str | None:
@@ -138,7 +135,6 @@ def _look(url: str, path: str, writes: bool) -> NodeStorage:
             time.sleep(0.2)
         if not sees or not writes:
             return NodeStorage("", sees, sees)
-        free = shutil.disk_usage(store.root).free if store.is_local else None
         with store.write(own) as file:
             file.write(b"node")
         _remove(store, own)
@@ -147,7 +143,7 @@ def _look(url: str, path: str, writes: bool) -> NodeStorage:
         return NodeStorage(
             "", sees, False, f"cannot {'write' if sees else 'read'} there: {message}"
         )
-    return NodeStorage("", True, True, None, free)
+    return NodeStorage("", True, True)
 
 
 def _remove(store: Store, path: str) -> None:

@@ -16,8 +16,6 @@ CONFIDENCE = 0.95
 class Estimate:
     """A mean over seeds with its confidence interval, in the unit of the values."""
 
-    number: int
-    """Number of seeds."""
     mean: float
     sd: float
     """Sample standard deviation (n - 1 in the denominator); NaN for one seed."""
@@ -37,12 +35,9 @@ def estimate(values: Sequence[float]) -> Estimate:
         raise ValueError("no values to estimate a mean from")
     mean = fmean(values)
     if len(values) == 1:
-        return Estimate(1, mean, math.nan, math.nan, math.nan)
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1)
-    error = float(stats.sem(values))
-    return Estimate(
-        len(values), mean, stdev(values), mean + float(low) * error, mean + float(high) * error
-    )
+        return Estimate(mean, math.nan, math.nan, math.nan)
+    margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return Estimate(mean, stdev(values), mean - margin, mean + margin)
 
 
 def paired_difference(of: Mapping[int, float], against: Mapping[int, float]) -> Estimate:

@@ -38,11 +38,6 @@ class ModelPredictions:
     """(N,) bool."""
 
     @property
-    def accuracy(self) -> float:
-        """In percent."""
-        return 100 * float(self.correct.mean())
-
-    @property
     def ece(self) -> float:
         """The calibration error in percent, as `trainers.evaluation.calibration` defines it."""
         number, accuracy, confidence = self.bins()

@@ -100,7 +100,6 @@ def search_file(root: Path, runs: Path, **changes: Any) -> SearchFile:
 def test_a_local_folder_is_seen_by_one_node_only(hidden: Path, tmp_path: Path) -> None:
     shared = by_node(storage_on_nodes(str(tmp_path / "runs")))
     assert all(node.sees and node.writes and node.fault is None for node in shared.values())
-    assert all((node.free_bytes or 0) > 0 for node in shared.values())
     alone = by_node(storage_on_nodes(str(hidden)))
     (head,) = alone.keys() - {BLIND}
     assert alone[head].fault is None
@@ -113,7 +112,7 @@ def test_a_bucket_is_seen_by_all_nodes() -> None:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="seen")
     found = by_node(storage_on_nodes("s3://seen/runs"))
-    assert all(node.fault is None and node.free_bytes is None for node in found.values())
+    assert all(node.fault is None for node in found.values())
     listed = s3.list_objects_v2(Bucket="seen")["Contents"]
     assert not [entry["Key"] for entry in listed if "probe" in entry["Key"]]
 

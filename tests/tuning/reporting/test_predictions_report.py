@@ -74,7 +74,7 @@ def test_the_page_shows_predictions_while_they_are_kept(images_root: Path, tmp_p
         (run.search.zero_shot, [domain.zero_shot for domain in found]),
     ):
         for key, values in (
-            ("acc", [m.accuracy for m in models]),
+            ("acc", [100 * m.correct.mean() for m in models]),
             ("ece", [m.ece for m in models]),
         ):
             expected = [metrics[str(MetricKey("val", name, key))] for name in names]

@@ -18,14 +18,22 @@ from matplotlib.tri import Triangulation
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey, val_acc
 from tuning.algorithms.optuna_storage import quiet_optuna
-from tuning.reporting.figures.frame import GREY, INK, SOFT_INK, ReportFigure, log_ticks, plain_axes
+from tuning.reporting.figures.frame import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    SOFT_INK,
+    VERMILION,
+    ReportFigure,
+    log_ticks,
+    plain_axes,
+)
 from tuning.reporting.formatting import short_names, trial_label
 from tuning.reporting.linked_figures import TRIAL_GID
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
-# Okabe-Ito: distinct with every common colour blindness.
-BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 DISTANCES = {
     str(MetricKey("val", MEAN_OOD, "energy_gap")): "energy gap",
     str(MetricKey("val", MEAN_OOD, "feature_distortion")): "feature distortion",

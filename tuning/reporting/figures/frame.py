@@ -29,6 +29,8 @@ from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 INK: Final = "#22262B"
 SOFT_INK: Final = "#5B616B"
 GREY: Final = "#8A8F98"
+# Okabe-Ito: distinct with every common colour blindness.
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 _LEFT: Final = 0.095
 
 

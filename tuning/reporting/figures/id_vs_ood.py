@@ -11,9 +11,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from tuning.reporting.figures.frame import (
+    BLUE,
     GREY,
     INK,
     SOFT_INK,
+    VERMILION,
     accuracies,
     draw_zero_shot,
     label,
@@ -31,8 +33,6 @@ from tuning.selection.rules import PARETO, choices
 
 COLOUR_BY = "method.reg_weight"
 _MARKERS = {"finished": "o", "pruned": "v", "stopped": "s", "running": "D"}
-# Okabe-Ito: distinct with every common colour blindness. The colour bar is viridis.
-_BLUE, _VERMILION = "#0072B2", "#D55E00"
 
 
 def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, str]:
@@ -77,10 +77,10 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
     point = None if best is None else accuracies(best)
     if best is not None and point is not None:
         ring = axes.scatter(
-            *point, s=265, facecolor="none", edgecolor=_VERMILION, linewidth=2, zorder=5
+            *point, s=265, facecolor="none", edgecolor=VERMILION, linewidth=2, zorder=5
         )
         ring.set_gid(TRIAL_GID + best.trial_id)
-        label(axes, f"best: {best.trial_id}", point, colour=_VERMILION, offset=(11, 10))
+        label(axes, f"best: {best.trial_id}", point, colour=VERMILION, offset=(11, 10))
 
     if several:
         legend_beside(axes, method_legend(search, trials), "method, best first")
@@ -129,7 +129,7 @@ def _draw_trials(drawn: Figure, axes: Axes, trials: Sequence[TrialRecord]) -> No
             mark = axes.scatter(
                 xs,
                 ys,
-                c=[_weight(r) or math.nan for r in marked] if norm else _BLUE,
+                c=[_weight(r) or math.nan for r in marked] if norm else BLUE,
                 norm=norm,
                 cmap="viridis" if norm else None,
                 plotnonfinite=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from tuning.reporting.figures.details import VERMILION, small_axes
-from tuning.reporting.figures.frame import GREY, SOFT_INK
+from tuning.reporting.figures.details import small_axes
+from tuning.reporting.figures.frame import GREY, SOFT_INK, VERMILION
 from tuning.reporting.predictions_report import DomainPredictions
 from tuning.runs.records import ZERO_SHOT
 

@@ -19,8 +19,11 @@ from matplotlib.lines import Line2D
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
 from tuning.reporting.figures.frame import (
+    BLUE,
+    GREEN,
     INK,
     SOFT_INK,
+    VERMILION,
     draw_zero_shot,
     legend_beside,
     legend_mark,
@@ -35,7 +38,7 @@ HIGHLIGHTED = 5
 """Number of trials with a colour, best first; the others are thin and grey."""
 
 # Okabe-Ito without its yellow, which is invisible on white.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
+_COLOURS = (VERMILION, BLUE, GREEN, "#CC79A7", "#E69F00")
 _PALE = "#B9BEC6"
 _MARKS = {0.5: ("D", "alpha = 0.5"), 1.0: ("o", "alpha = 1")}
 
