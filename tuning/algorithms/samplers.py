@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -242,17 +241,8 @@ def check_sampler(sampler: BaseSampler, space: SearchSpace, objectives: int) -> 
                 raise ConfigError(problem, key="sampler") from error
 
 
-def grid(space: SearchSpace, points: int, seed: int) -> list[dict[str, ParamValue]]:
-    """All combinations of `points` values a numeric parameter and all choices, well shuffled."""
-    axes = _grid_axes(space, points)
-    combinations = [
-        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
-    ]
-    order = np.random.default_rng(seed).permutation(len(combinations))
-    return [combinations[index] for index in order]
-
-
-def _grid_axes(space: SearchSpace, points: int) -> Mapping[str, Sequence[ParamValue]]:
+def grid_axes(space: SearchSpace, points: int) -> Mapping[str, Sequence[ParamValue]]:
+    """The values on each axis of a grid: `points` of a numeric parameter, or all choices."""
     return {
         key: parameter.choices
         if isinstance(parameter, Categorical)
@@ -271,6 +261,6 @@ def number_of_trials(file: SearchFile) -> int:
         return search.budget.trials
     earlier = () if search.warm_start.use == "observations" else search.warm_start.runs
     for part in file.search_space().parts().values():
-        axes = _grid_axes(part, search.sampler.grid_points)
+        axes = grid_axes(part, search.sampler.grid_points)
         trials += math.prod(map(len, axes.values())) + len(earlier) * search.warm_start.top
     return min(search.budget.trials, trials)

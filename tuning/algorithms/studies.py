@@ -25,13 +25,13 @@ from typing import Any, Final
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GridSampler, QMCSampler
+from optuna.samplers import BaseSampler, GridSampler, QMCSampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import SearchSpace
 from tuning.algorithms.optuna_storage import OptunaFile
-from tuning.algorithms.samplers import create_sampler, grid, resolve_sampler
+from tuning.algorithms.samplers import create_sampler, grid_axes, resolve_sampler
 from tuning.config.schema import SamplerConfig
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import METHOD_KEY, STEP, ParamValue, SearchRecord, TrialRecord
@@ -202,8 +202,7 @@ class Studies(Callback):
             # Trials are counted, not compared with the points of a prior, because these are other
             # points after `extend` has changed a bound or the seed.
             is_past_prior = study.is_warm or study.num_trials >= len(points) + study.num_first
-            has_grid = study.grid is not None or isinstance(study.study.sampler, GridSampler)
-            if not has_grid and not (study.method in of_prior and is_past_prior):
+            if study.grid is None and not (study.method in of_prior and is_past_prior):
                 for point in points:
                     study.study.enqueue_trial(point, skip_if_exists=True)
 
@@ -328,8 +327,8 @@ def _create_study(
     )
     created = MethodStudy(search, space, study, method)
 
-    # Samplers such as GridSampler and BruteForceSampler stop the study after their last point. The
-    # method of Optuna 5.0 raises a RuntimeError outside of Study.optimize.
+    # Samplers such as BruteForceSampler stop the study after their last point. The method of Optuna
+    # 5.0 raises a RuntimeError outside of Study.optimize.
     def stop() -> None:
         created.is_exhausted = True
 
@@ -358,9 +357,15 @@ def _create_study(
             user_attrs = {TRIAL_ID: record.trial_id}
             created.add(of_point, created.bests, user_attrs, record.sampler_state)
     if isinstance(sampler, SamplerConfig) and sampler.name == "grid":
+        sampler = GridSampler(grid_axes(space, sampler.grid_points), sampler.seed)
+    if isinstance(sampler, GridSampler):
+        # Only its points are used, since Optuna 5.0 would propose some again: those that run when
+        # all have begun, those of enqueued trials, and all once an axis has another value.
         tried = [point_of(record) for record in own]
-        points = grid(space, sampler.grid_points, sampler.seed)
-        created.grid = deque(point for point in points if point not in tried)
+        names, points = sampler._param_names, sampler._all_grids
+        left: list[dict[str, Any]] = [dict(zip(names, point, strict=True)) for point in points]
+        created.grid = deque(point for point in left if point not in tried)
+        study.sampler = RandomSampler()
     # Continue a quasi-random sequence after the points of earlier sessions. Optuna 5.0 counts them
     # in the study, which is new here.
     trials = study.get_trials(deepcopy=False)

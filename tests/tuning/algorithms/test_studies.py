@@ -290,6 +290,23 @@ def test_a_sampler_that_has_tried_all_points_ends_its_study(
         optuna.create_study().stop()
 
 
+def test_a_grid_of_the_user_has_each_point_once(search: SearchRecord) -> None:
+    """In the second session, two trials go on and no trial ends."""
+    seeds = [1, 2, 3, 4, 5]
+    space = SearchSpace(parameters={"seed": Categorical(choices=seeds)})
+    records: list[TrialRecord] = []
+    for proposals in (3, 9):
+        sampler = GridSampler({"seed": seeds})
+        created = create_studies(search, space, sampler, InMemoryStorage(), "id", records)
+        for _ in range(proposals):
+            record = created.propose(len(records), f"trial-{len(records):03d}")
+            records += [] if record is None else [record]
+        if proposals == 3:
+            records[0] = replace(records[0], outcome="failed")
+            created.trial_ended(records[0])
+    assert sorted(record.params["seed"] for record in records) == seeds
+
+
 def test_a_sampler_of_a_grid_gets_no_initial_points(search: SearchRecord) -> None:
     given = SearchSpace(parameters={"optim.lr": LR}, initial_points=[FIRST])
     sampler = GridSampler({"optim.lr": [1e-3]})
