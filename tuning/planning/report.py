@@ -16,6 +16,7 @@ from rich.text import Text
 from tuning.planning.cost_model import Band
 from tuning.planning.plan import Plan, gigabytes
 from tuning.reporting.formatting import format_hours, format_seconds
+from tuning.reporting.result_table import borderless_table
 
 
 def render(plan: Plan, width: int | None = None) -> RenderableType:
@@ -41,15 +42,6 @@ def _section(title: str, content: RenderableType) -> Iterator[RenderableType]:
     yield Padding(content, (0, 0, 1, 2), expand=False)
 
 
-def _table(*headers: str) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    for number, header in enumerate(headers):
-        table.add_column(
-            escape(header), justify="left" if number == 0 else "right", no_wrap=number == 0
-        )
-    return table
-
-
 def _trials(plan: Plan) -> RenderableType:
     shape, estimate = plan.shape, plan.estimate
     references = ", ".join(plan.file.search.references)
@@ -57,7 +49,7 @@ def _trials(plan: Plan) -> RenderableType:
     line += f"; in full beside them: {references}" if references else ""
     if not plan.marks:
         return Text(f"{line}; none is stopped early")
-    table = _table("step", "trials that get there", "share")
+    table = borderless_table("step", "trials that get there", "share")
     for step in (*plan.marks, shape.total_steps):
         count = estimate.trials_at(step)
         name = f"{step} (last)" if step == shape.total_steps else str(step)
@@ -67,9 +59,8 @@ def _trials(plan: Plan) -> RenderableType:
 
 def _measured(plan: Plan) -> Table:
     probe = plan.probe
-    table = _table("", "", "")
+    table = borderless_table("", "", "", text=(0, 2))
     table.show_header = False
-    table.columns[2].justify = "left"
     rows = [
         ("a step", f"{probe.step_s:.3g} s", f"± {100 * probe.step_spread:.0f} %"),
         ("an evaluation", f"{probe.eval_s:.3g} s", "of all validation images"),
@@ -103,8 +94,7 @@ def _rungs(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 def _cost(plan: Plan) -> RenderableType:
     estimate = plan.estimate
-    table = _table("", "expected", "90 % between", "budget", "")
-    table.columns[4].justify = "left"
+    table = borderless_table("", "expected", "90 % between", "budget", "", text=(0, 4))
     budgets = {key.rpartition(".")[2]: (value, needs) for key, value, needs, _ in plan.budgets}
     wall = estimate.hours
     low, median, high = (format_seconds(3600 * h) for h in (wall.low, wall.median, wall.high))

@@ -15,7 +15,6 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from trainers.data.encoding import CHANGES
@@ -23,6 +22,7 @@ from trainers.data.formats.index import SPLITS, Split
 from trainers.data.shards import Shard, ShardReport
 from tuning.preparation.manifest import FINDINGS, Found, Status
 from tuning.reporting.formatting import accuracy_margin, format_seconds
+from tuning.reporting.result_table import borderless_table
 
 _FEW_IMAGES = 100
 """Fewer validation images than this are said to be few: ± 10 points."""
@@ -119,7 +119,7 @@ def render(report: PreparationReport) -> RenderableType:
     The detail of a finding is shown if it is the only one of its kind.
     """
     splits = [s for s in SPLITS if any(s in domain.splits for domain in report.domains)]
-    images = _table("", *splits, "size", "bad", "status")
+    images = borderless_table("", *splits, "size", "bad", "status")
     for domain in report.domains:
         made = domain.splits
         counts = [f"{made[s].images:,}" if s in made else "" for s in splits]
@@ -207,7 +207,7 @@ def _findings(report: PreparationReport) -> Iterator[RenderableType]:
     )
     if not found:
         return
-    table = _table("found", "times", "", right=("times",))
+    table = borderless_table("found", "times", "", text=(0, 2))
     for (is_usable, kind), items in groupby(found, key=lambda item: item[:2]):
         domains, details = zip(*(item[2:] for item in items), strict=True)
         where = ", ".join(dict.fromkeys(domains))
@@ -216,13 +216,3 @@ def _findings(report: PreparationReport) -> Iterator[RenderableType]:
             shown += f": {details[0]}"
         table.add_row(kind, f"{len(domains):,}", escape(shown), style="" if is_usable else "red")
     yield from (Text(), table, Text())
-
-
-def _table(first: str, *others: str, right: tuple[str, ...] | None = None) -> Table:
-    """A table without lines, whose columns but the first are aligned to the right by default."""
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for header in others:
-        is_right = right is None or header in right
-        table.add_column(header, justify="right" if is_right else "left", no_wrap=right is None)
-    return table

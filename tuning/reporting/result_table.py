@@ -118,6 +118,16 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
     return rendered
 
 
+def borderless_table(*headers: str, text: Sequence[int] = (0,)) -> Table:
+    """An empty table of numbers, without lines; the columns `text` are aligned to the left."""
+    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    for index, header in enumerate(headers):
+        table.add_column(
+            escape(header), justify="left" if index in text else "right", no_wrap=index == 0
+        )
+    return table
+
+
 def markdown(table: ResultTable) -> list[str]:
     """Lines of Markdown: all columns, `-` in empty cells, and the notes as a list."""
     alignments = ("---" if column.left else "---:" for column in table.columns)
