@@ -262,7 +262,7 @@ def search(root: Path, dry: bool, *, trials: int, together: int) -> dict[str, An
         began = time.perf_counter()
         result = run_search(file, console=Console(quiet=True))
         seconds = time.perf_counter() - began
-        training = sum(r.metrics["cost/seconds"] for r in result.records if r.metrics)
+        training = sum(r.metrics["cost/seconds"] for r in result.history.records if r.metrics)
         best = result.best
         return {
             "trials": trials,

@@ -279,7 +279,7 @@ def run(file: SearchFile, live: bool = False) -> list[dict[str, float]]:
         result = start_search(file, options)
     closing = time.process_time() - meter.rows[-1]["cpu"]
     results = stopwatch.seconds["tables"] - meter.rows[-1]["tables"]
-    page = result.run_folder / REPORT_FOLDER / REPORT_FILE
+    page = result.folder / REPORT_FOLDER / REPORT_FILE
     print(
         f"closing the search: {closing:.1f} s of CPU, {results:.1f} s of it for the last tables "
         f"and a report of {page.stat().st_size / 1e6:.1f} MB"

@@ -76,7 +76,7 @@ def of_this_project(overrides: list[str]) -> Found:
     result = run_search(load_config("quickstart", overrides), console=Console(quiet=True))
     assert result.best is not None
     value = result.best.metrics[METRIC]
-    steps = sum(trial.trained_steps for trial in result.records)
+    steps = sum(trial.trained_steps for trial in result.history.records)
     return {"params": result.best.params, "value": value, "steps": steps}
 
 

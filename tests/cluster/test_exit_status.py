@@ -29,8 +29,7 @@ def exit_code(
     """Exit status of a resumed search whose trials have all ended."""
 
     def end_at_once(folder: Path, file: SearchFile, options: object) -> SearchResult:
-        loaded = load_run(folder)
-        return SearchResult(loaded.search, loaded.history.records, "finished", folder, "uri")
+        return SearchResult(folder, file, load_run(folder).history, "finished", "uri")
 
     def searched(*records: TrialRecord, options: tuple[str, ...] = ()) -> int:
         file = search_file(images_root, search__storage=str(tmp_path), search__name="mine")

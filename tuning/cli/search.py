@@ -274,7 +274,7 @@ def _say_what_lacks_test(file: SearchFile) -> None:
 def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     """Print the results of a search, and exit with a status for how it ended."""
     from trainers.checkpoints.format import WEIGHTS
-    from trainers.data.storage import open_store, url_of
+    from trainers.data.storage import url_of
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
     from tuning.checkpoints.files import kept_checkpoint
@@ -282,20 +282,20 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.reporting.leaderboard import report as full_report
 
-    console = Console()
-    console.print(full_report(result.search, result.records, width=console.width))
+    console, records = Console(), result.history.records
+    console.print(full_report(result.search, records, width=console.width))
     if result.ended_by:
         show("Ended by", result.ended_by)
-    show("Run folder", result.run_folder)
-    show("Report", result.run_folder / REPORT_FOLDER / REPORT_FILE)
-    if result.best and result.checkpoints:
-        kept = kept_checkpoint(open_store(result.checkpoints), result.best.trial_id)
+    show("Run folder", result.folder)
+    show("Report", result.folder / REPORT_FOLDER / REPORT_FILE)
+    if result.best is not None:
+        kept = kept_checkpoint(result.checkpoints, result.best.trial_id)
         if kept is not None:
             show("Weights", url_of(kept.url, WEIGHTS))
-    is_local = result.tracking_uri == default_tracking_uri(result.run_folder.parent)
-    run = _word_for(result.run_folder)
+    is_local = result.tracking_uri == default_tracking_uri(result.folder.parent)
+    run = _word_for(result.folder)
     show("MLflow", f"lipsum-tune ui {run}" if is_local else redact(result.tracking_uri))
-    finished = [r for r in result.records if r.kind == "trial" and r.outcome == "finished"]
+    finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
     if result.outcome == "finished" and result.ended_by and not finished:
         raise ConfigError(
             f"{result.ended_by}, and no trial has finished; resume it with a larger budget"
@@ -306,7 +306,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.best is not None:
         show("Next", f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once")
         show("", f"lipsum-tune export {run} --output model   # a folder that open_clip loads")
-        study = result.run_folder / "optuna.journal"
+        study = result.folder / "optuna.journal"
         if study.is_file() and shutil.which("optuna-dashboard"):
             show("", f"optuna-dashboard {shlex.quote(str(study))}")
     if result.failed:

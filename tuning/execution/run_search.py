@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -50,85 +49,39 @@ from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History, InUse, Journal, add_missed_reports, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import (
-    BestTrial,
     LoadedRun,
     create_run_folder,
-    load_run,
     search_record,
     write_config,
 )
 from tuning.runs.tune_callback import Recorder
 from tuning.security.databases import check_drivers
-from tuning.selection.ranking import best_trial
-
-if TYPE_CHECKING:
-    import optuna
-    import pandas as pd
-
-    from tuning.reporting.notebook import Plots
 
 _ARGUMENTS = "arguments"
 """Source of a mistake in what a caller passes."""
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult:
-    """What a search found, and where it is kept."""
+class SearchResult(LoadedRun):
+    """The run folder of a search that has ended, and how it ended."""
 
-    search: SearchRecord
-    records: Sequence[TrialRecord]
-    """References, then trials in the order of their proposal."""
     outcome: SearchOutcome
-    run_folder: Path
     tracking_uri: str
     ended_by: str | None = None
     """The budget that ended it, other than the number of trials. With the outcome `stopped`: too
     many trials in a row have failed."""
-    checkpoints: str | None = None
-    """Folder or URL of the trials' checkpoints."""
 
     def __repr__(self) -> str:
         best, metric = self.best, self.search.objectives[0].metric
         chosen = f", best {best.trial_id}: {metric} {best.record.last(metric):.4g}" if best else ""
-        trials = sum(record.kind == "trial" for record in self.records)
+        trials = sum(record.kind == "trial" for record in self.history.records)
         what = f"{self.search.name}: {self.outcome}, {trials} trials{chosen}"
-        return f"<SearchResult {what}, {self.run_folder}>"
-
-    @property
-    def plot(self) -> Plots:
-        """Figures of the search: `.id_vs_ood()` and `.importance()`."""
-        from tuning.reporting.notebook import Plots
-
-        return Plots(self.search, self.records)
-
-    def _repr_html_(self) -> str:
-        return self.plot._repr_html_()
-
-    @property
-    def best(self) -> BestTrial | None:
-        """The trial that the objective chooses; None if no trial has a value."""
-        record = best_trial(self.search, self.records)
-        return None if record is None else BestTrial(record, self.run_folder)
+        return f"<SearchResult {what}, {self.folder}>"
 
     @property
     def failed(self) -> list[TrialRecord]:
         """The trials that raised."""
-        return [record for record in self.records if record.outcome == "failed"]
-
-    @cached_property
-    def run(self) -> LoadedRun:
-        """The run folder, read again."""
-        return load_run(self.run_folder)
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """One row for each trial, see `LoadedRun.trials`."""
-        return self.run.trials
-
-    @property
-    def study(self) -> optuna.Study:
-        """The Optuna study, see `LoadedRun.study`."""
-        return self.run.study
+        return [record for record in self.history.records if record.outcome == "failed"]
 
 
 @dataclass(frozen=True)
@@ -327,12 +280,12 @@ def _run_session(
             outcome = "stopped" if watch.lost or storage_failure(error) else "failed"
             raise
         finally:
-            records = recorder.finish(outcome)
+            ended = recorder.finish(outcome)
         if journal.failure is not None:
             raise journal.failure
         if watch.lost is not None:
             raise watch.lost
-    return SearchResult(search, records, outcome, run_folder, uri, budget.reason(), checkpoints.url)
+    return SearchResult(run_folder, file, ended, outcome, uri, budget.reason())
 
 
 def prepare_studies(

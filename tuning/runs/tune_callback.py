@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from trainers.errors import StorageFailed
 from tuning.execution.ray_errors import error_of, in_one_line, storage_failure
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import Journal, read_history
+from tuning.runs.journal import History, Journal, read_history
 from tuning.runs.records import (
     ERROR,
     NOTICE,
@@ -157,8 +157,8 @@ class Recorder(TuneCallback):
         self._end(trial.config["trial_id"], reason)
         _free_statistics(trial)
 
-    def finish(self, outcome: SearchOutcome) -> list[TrialRecord]:
-        """End the session: trials that still run are `stopped`. Returns all records from disk.
+    def finish(self, outcome: SearchOutcome) -> History:
+        """End the session: trials that still run are `stopped`. Returns what is on the disk.
 
         The journal decides which trials still run. A signal may have interrupted an event after its
         line was written and before this object was updated. If the journal cannot be written any
@@ -172,9 +172,9 @@ class Recorder(TuneCallback):
                     self._journal.trial_ended(stopped)
                     self._close(stopped)
             self._journal.session_ended(outcome)
-        records = list(read_history(folder).records)
-        self._notify("search_ended", records, outcome)
-        return records
+        history = read_history(folder)
+        self._notify("search_ended", list(history.records), outcome)
+        return history
 
     def _start(self, record: TrialRecord, gpus: float) -> None:
         started = record.with_attempt(time.time(), gpus)

@@ -169,8 +169,8 @@ def test_a_run_folder_may_be_local_if_checkpoints_are_in_a_bucket(
     file = search_file(images_root, runs, search__checkpoints__storage="s3://mine/x", **settings)
     found = run_search(file, console=Console(quiet=True))
     assert outcomes(found) == {"trial-000": "finished"}
-    assert str(found.checkpoints).startswith("s3://mine/x/small-")
-    assert not (found.run_folder / "train").exists()
+    assert found.checkpoints.url.startswith("s3://mine/x/small-")
+    assert not (found.folder / "train").exists()
 
 
 def test_a_node_that_announced_its_end_is_not_asked(images_root: Path, hidden: Path) -> None:

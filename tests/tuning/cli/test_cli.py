@@ -193,7 +193,7 @@ def test_debug_shows_the_traceback_before_the_line(tmp_path: Path) -> None:
 
 def test_a_result_is_one_line_and_a_table_in_a_notebook(run: Path) -> None:
     loaded = load_run(run)
-    result = SearchResult(loaded.search, loaded.history.records, "finished", run, "uri")
+    result = SearchResult(run, loaded.file, loaded.history, "finished", "uri")
     assert repr(result) == (
         f"<SearchResult mine: finished, 3 trials, best trial-000: val/mean_acc 73.5, {run}>"
     )
@@ -404,8 +404,7 @@ def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
     def end_at_once(folder: Path, file: SearchFile, options: object) -> SearchResult:
         files.append(file)
         write_config(folder, file)
-        loaded = load_run(folder)
-        return SearchResult(loaded.search, loaded.history.records, "finished", folder, "uri")
+        return SearchResult(folder, file, load_run(folder).history, "finished", "uri")
 
     monkeypatch.setattr(resume, "continue_search", end_at_once)
     monkeypatch.setattr(run_search, "continue_search", end_at_once)
@@ -419,7 +418,8 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     records = [fakes.reference(), trial(0, 85.0, 62.0, outcome="stopped")]
     folder = write_run(tmp_path / "run", search_file(images_root), records)
     loaded = load_run(folder)
-    ended = SearchResult(loaded.search, records, "finished", folder, "uri", "search.budget.hours")
+    budget = "search.budget.hours"
+    ended = SearchResult(folder, loaded.file, loaded.history, "finished", "uri", budget)
     monkeypatch.setattr(run_search, "run_search", lambda *_, **__: ended)
     done = invoke("search", folder / CONFIG_FILE, "--name", "7")
     assert isinstance(done.exception, ConfigError)

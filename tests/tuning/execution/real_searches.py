@@ -11,8 +11,7 @@ from tests.tuning.databases import with_database
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.execution.run_search import SearchResult
-from tuning.runs.journal import History
+from tuning.runs.run_folder import LoadedRun
 
 STEPS = 9
 PLAIN = {
@@ -62,5 +61,5 @@ def real_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
     return load_config(path)
 
 
-def outcomes(found: SearchResult | History) -> dict[str, str]:
-    return {record.trial_id: record.outcome for record in found.records}
+def outcomes(run: LoadedRun) -> dict[str, str]:
+    return {record.trial_id: record.outcome for record in run.history.records}

@@ -152,7 +152,7 @@ def test_the_end_of_a_search_on_a_full_disk_is_told_all_the_same_in_a_line_for_e
     fill(disk)
     until_it_fails(lambda step: report(recorder, trial, step + 1))
     with caplog.at_level(logging.ERROR):
-        (record,) = recorder.finish("stopped")
+        (record,) = recorder.finish("stopped").records
     assert record.outcome == "stopped"
     assert notes.events[-1] == ("search_ended", "1", "stopped")
     assert "Traceback" not in caplog.text

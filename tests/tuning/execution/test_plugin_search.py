@@ -53,7 +53,7 @@ def test_a_plugins_method_is_searched_and_exported(
     with ray_session(ray_head.address):
         result = run_search(file, console=Console(quiet=True))
 
-    trials = [record for record in result.records if record.kind == "trial"]
+    trials = [record for record in result.history.records if record.kind == "trial"]
     assert [record.outcome for record in trials] == ["finished", "finished"]
     assert trials[0].params == {"method.rank": 2, "optim.lr": 1e-2}
     assert trials[1].params.keys() == trials[0].params.keys()
@@ -61,7 +61,7 @@ def test_a_plugins_method_is_searched_and_exported(
     # The accuracy of the exported model, read by open_clip alone, is that of the best trial.
     best = result.best
     assert best is not None
-    folder = export_weights(result.run_folder, tmp_path / "exported")
+    folder = export_weights(result.folder, tmp_path / "exported")
     size, images = image_input(load_clip(file.trial.model)), load_split(file.trial, "val")["real"]
     views, labels = next(images.eval_batches(size, len(images)))
     predicted = open_clip_logits(folder, normalise(views, size)).argmax(dim=-1)

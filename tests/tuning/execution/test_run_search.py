@@ -131,7 +131,7 @@ def test_a_failed_trial_says_why(result: SearchResult) -> None:
 
 
 def test_optuna_is_told_what_really_happened(result: SearchResult) -> None:
-    run = load_run(result.run_folder)
+    run = load_run(result.folder)
     states = [trial.state for trial in run.study.trials]
     assert states[:4] == [
         TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL,
@@ -148,9 +148,9 @@ def test_mlflow_has_one_run_a_trial_below_the_searchs_with_all_that_was_reported
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {r.data.tags["trial_id"]: r for r in runs if r is not parent}
     assert parent.info.status == "FINISHED"
-    assert children.keys() == {"zero-shot", *(record.trial_id for record in result.records)}
+    assert children.keys() == {"zero-shot", *(record.trial_id for record in result.history.records)}
     status = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
-    for record in result.records:
+    for record in result.history.records:
         run = children[record.trial_id]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.info.status == status[record.outcome]
@@ -160,7 +160,7 @@ def test_mlflow_has_one_run_a_trial_below_the_searchs_with_all_that_was_reported
         for name in ("train/loss", "train/lr", "train/images_per_s"):
             history = client.get_metric_history(run.info.run_id, name)
             assert [m.step for m in history] == [s for s in (10, 12, 20, 24) if s <= record.step]
-    lr = children[result.records[1].trial_id].data.params["optim.lr"]
+    lr = children[result.history.records[1].trial_id].data.params["optim.lr"]
     assert float(lr) == 1e-3
 
 
@@ -168,18 +168,18 @@ def test_the_run_folder_has_tables_figure_and_what_it_takes_to_repeat_it(
     result: SearchResult,
 ) -> None:
     surface = yaml.safe_load(SURFACE.read_text("utf-8"))
-    files = {path.name for path in result.run_folder.iterdir()}
+    files = {path.name for path in result.folder.iterdir()}
     assert sorted(files) == surface["run_folder"]
-    trials = pq.read_table(result.run_folder / "trials.parquet").to_pylist()
+    trials = pq.read_table(result.folder / "trials.parquet").to_pylist()
     assert trials[0]["trial_id"] == "zero-shot"
     assert {row["trial_id"]: row["outcome"] for row in trials[1:]} == outcomes(result)
-    curves = pq.read_table(result.run_folder / "curves.parquet").to_pylist()
-    assert len(curves) == 1 + sum(len(record.curve) for record in result.records)
-    with Image.open(result.run_folder / "report" / "id_vs_ood.png") as image:
+    curves = pq.read_table(result.folder / "curves.parquet").to_pylist()
+    assert len(curves) == 1 + sum(len(record.curve) for record in result.history.records)
+    with Image.open(result.folder / "report" / "id_vs_ood.png") as image:
         assert image.width > 600
-    environment = json.loads((result.run_folder / "environment.json").read_text())
+    environment = json.loads((result.folder / "environment.json").read_text())
     assert environment["packages"]["torch"]
-    assert load_config(result.run_folder / "search.yaml").search.name == "small"
+    assert load_config(result.folder / "search.yaml").search.name == "small"
 
 
 def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(

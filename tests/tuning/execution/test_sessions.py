@@ -76,11 +76,11 @@ def test_a_search_leaves_records_and_no_change_of_the_process(
     study = optuna.load_study(study_name=name, storage=storage)
     assert [trial.value for trial in study.trials] == [trial.value for trial in found.study.trials]
 
-    run = load_run(found.run_folder)
+    run = load_run(found.folder)
     assert list(run.trials["outcome"]) == ["finished"] * 3
-    assert list(run.trials[LR]) == [record.params[LR] for record in found.records]
+    assert list(run.trials[LR]) == [record.params[LR] for record in found.history.records]
     assert list(run.curves["step"]) == [2, 4, 6] * 3
-    best = max(found.records, key=lambda record: record.metrics["val/mean_acc"])
+    best = max(found.history.records, key=lambda record: record.metrics["val/mean_acc"])
     assert run.best is not None
     assert (run.best.trial_id, run.best.params) == (best.trial_id, best.params)
     assert run.best.metrics == best.metrics
@@ -141,9 +141,9 @@ def test_failures_in_a_row_stop_a_search_that_then_goes_on(
     )
     assert str(found.ended_by).startswith("search.budget.failures = 2")
     (tmp_path / BREAK).unlink()
-    more = resume_instantly(found.run_folder)
+    more = resume_instantly(found.folder)
     assert list(outcomes(more).values()) == ["failed", "failed", "finished", "finished"]
-    assert disagreements(found.run_folder) == []
+    assert disagreements(found.folder) == []
 
 
 def test_a_signal_between_two_trials_stops_the_search(images_root: Path, tmp_path: Path) -> None:
@@ -154,11 +154,11 @@ def test_a_signal_between_two_trials_stops_the_search(images_root: Path, tmp_pat
 
     found = run_instantly(instant_file(images_root, tmp_path), callbacks=[Interrupt()])
     assert found.outcome == "stopped"
-    assert len(found.records) < 3
-    assert outcomes(resume_instantly(found.run_folder)) == {
+    assert len(found.history.records) < 3
+    assert outcomes(resume_instantly(found.folder)) == {
         f"trial-{number:03d}": "finished" for number in range(3)
     }
-    assert disagreements(found.run_folder) == []
+    assert disagreements(found.folder) == []
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def two_sessions(
         "search.budget.trials=4",
         "search.sampler.metric=objective",
     )
-    moved = first.run_folder.rename(runs / "moved")
+    moved = first.folder.rename(runs / "moved")
     return first, resume_instantly(moved, *changes, extend=True, address=ray_head.address)
 
 
@@ -191,8 +191,8 @@ def test_a_moved_run_folder_is_the_same_run(
 ) -> None:
     """Its methods take turns, and one that is added later catches up."""
     first, extended = two_sessions
-    moved, expected = extended.run_folder, ["ft", "lipsum_ft", "kd", "ft"]
-    assert [record.params["method.name"] for record in extended.records] == expected
+    moved, expected = extended.folder, ["ft", "lipsum_ft", "kd", "ft"]
+    assert [record.params["method.name"] for record in extended.history.records] == expected
     rows = pq.read_table(moved / "trials.parquet").to_pylist()
     assert [row["method.name"] for row in rows[1:]] == expected
     assert load_run(moved).history.run_id == first.search.run_id
@@ -205,7 +205,7 @@ def test_ood_data_of_an_earlier_session_are_disclosed(
     first, extended = two_sessions
     assert "proposed by val/mean_acc" in first.search.selection
     assert extended.search.sees_ood
-    selection = load_run(extended.run_folder).search.selection
+    selection = load_run(extended.folder).search.selection
     assert "earlier session used OOD validation data" in selection
 
 
@@ -220,16 +220,16 @@ def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Pat
     earlier = write_run(tmp_path / "earlier", sighted, [trial(0, 60.0, 50.0)])
     found = run_instantly(warm(earlier))
     shutil.rmtree(earlier)
-    disclosed = load_run(found.run_folder).search
+    disclosed = load_run(found.folder).search
     assert disclosed.sees_ood
     assert disclosed.selection == (
         "Chosen by the highest id_val/acc at the last step. A warm start or an earlier session "
         "used OOD validation data."
     )
-    assert warm_start_uses_ood(warm(found.run_folder))
+    assert warm_start_uses_ood(warm(found.folder))
     alone = run_instantly(instant_file(images_root, tmp_path / "alone", **blind))
     assert not alone.search.sees_ood
-    assert not warm_start_uses_ood(warm(alone.run_folder))
+    assert not warm_start_uses_ood(warm(alone.folder))
 
     suite = {"id_domain": "sketch", "ood_domains": ["clipart"]}
     other = instant_file(images_root, tmp_path / "runs", trial__data__suite=suite, **blind)
@@ -245,14 +245,14 @@ def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root: Path, tmp_
     assert "search.budget.hours" in str(found.ended_by)
     assert "finished" not in outcomes(found).values()
     moved = root.rename(tmp_path / "moved")
-    more = resume_instantly(found.run_folder, "search.budget.hours=1", f"trial.data.root={moved}")
+    more = resume_instantly(found.folder, "search.budget.hours=1", f"trial.data.root={moved}")
     assert outcomes(more) == {f"trial-{n:03d}": "finished" for n in range(3)}
-    assert load_config(found.run_folder / "search.yaml").trial.data.root == str(moved)
-    assert disagreements(found.run_folder) == []
+    assert load_config(found.folder / "search.yaml").trial.data.root == str(moved)
+    assert disagreements(found.folder) == []
 
 
 def test_a_refused_change_leaves_a_run_that_resumes(images_root: Path, tmp_path: Path) -> None:
-    run = run_instantly(instant_file(images_root, tmp_path)).run_folder
+    run = run_instantly(instant_file(images_root, tmp_path)).folder
     before = (run / CONFIG_FILE).read_text()
     changes = ["search.budget.trials=9", f"search.space.parameters.{LR}.low=1e-5"]
     resources, server = "search.resources.gpus_per_worker=64", "http://127.0.0.1:9"
@@ -261,9 +261,9 @@ def test_a_refused_change_leaves_a_run_that_resumes(images_root: Path, tmp_path:
     with pytest.raises(TrackingError):
         resume_instantly(run, *changes, f"search.tracking.uri={server}", extend=True)
     assert (run / CONFIG_FILE).read_text() == before
-    assert len(resume_instantly(run, "search.budget.trials=4").records) == 4
+    assert len(resume_instantly(run, "search.budget.trials=4").history.records) == 4
     extended = resume_instantly(run, changes[1], "search.budget.trials=5", extend=True)
-    assert len(extended.records) == 5
+    assert len(extended.history.records) == 5
 
 
 def test_a_rung_stops_trials_once_it_is_checked(images_root: Path, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_rung_stops_trials_once_it_is_checked(images_root: Path, tmp_path: Pat
     settings = {"search__scheduler": scheduler, "search__budget__trials": 8}
     console = Console(file=io.StringIO(), width=200)
     found = run_instantly(instant_file(images_root, tmp_path, **settings), console=console)
-    outcomes = [record.outcome for record in found.records]
+    outcomes = [record.outcome for record in found.history.records]
     assert outcomes[:3] == ["finished"] * 3
     assert "pruned" in outcomes[3:]
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]

@@ -103,7 +103,7 @@ def test_a_search_on_a_full_disk_can_be_resumed(
         assert ": No space left on device; " in str(caught.value)
         assert f"`lipsum-tune resume {folder}`" in str(caught.value)
         first = load_run(folder)
-        assert outcomes(first.history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
+        assert outcomes(first) == {"trial-000": "stopped"}
         make_room(disk)
         found = resume_search(folder, [ONE_TRIAL], console=Console(quiet=True))
         assert outcomes(found) == {"trial-000": "finished"}
@@ -111,7 +111,7 @@ def test_a_search_on_a_full_disk_can_be_resumed(
         started = [event["trial"] for event in events if event["event"] == "started"]
         assert set(started) == {"trial-000"}
         assert disagreements(folder) == []
-        check_as_undisturbed(file, list(found.records))
+        check_as_undisturbed(file, list(found.history.records))
 
 
 @pytest.mark.cluster
@@ -133,11 +133,11 @@ def test_a_driver_without_room_for_its_files_blames_no_trial(
             pytest.raises(StorageFailed, match=message),
         ):
             run_instantly(file)
-        assert outcomes(load_run(folder).history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
+        assert outcomes(load_run(folder)) == {"trial-000": "stopped"}
         make_room(disk)
         found = resume_instantly(folder)
         assert outcomes(found) == {"trial-000": "finished"}
-        assert [point["step"] for point in found.records[0].curve] == list(range(2, 801, 2))
+        assert [point["step"] for point in found.history.records[0].curve] == list(range(2, 801, 2))
 
 
 def test_a_trial_whose_end_optuna_cannot_keep_has_ended(
@@ -149,7 +149,7 @@ def test_a_trial_whose_end_optuna_cannot_keep_has_ended(
         patch.setattr("tuning.algorithms.studies.MethodStudy.tell", raise_full)
         with pytest.raises(StorageFailed, match="tell: full"):
             run_instantly(file)
-    assert outcomes(load_run(folder).history) == {"trial-000": "finished"}  # type: ignore[arg-type]
+    assert outcomes(load_run(folder)) == {"trial-000": "finished"}
     resume_instantly(folder)
     assert disagreements(folder) == []
 
@@ -188,7 +188,7 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(
     assert f"`lipsum-tune resume {folder}`" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert run.history.outcome == "stopped"
-    assert outcomes(run.history) == {"trial-000": "stopped"}  # type: ignore[arg-type]
+    assert outcomes(run) == {"trial-000": "stopped"}
 
     refuse("")
     with pytest.raises(
@@ -198,8 +198,8 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(
     s3.delete_bucket_policy(Bucket="mine")
     found = resume_search(folder, [ONE_TRIAL], console=Console(quiet=True))
     assert outcomes(found) == {"trial-000": "finished"}
-    check_as_undisturbed(file, list(found.records))
-    check_kept(s3, home, {record.trial_id for record in found.records})
+    check_as_undisturbed(file, list(found.history.records))
+    check_kept(s3, home, {record.trial_id for record in found.history.records})
     exported = export_weights(folder, tmp_path / "model")
     assert (exported / "open_clip_model.safetensors").is_file()
     # Nothing of the storage's credentials is in what the search left.

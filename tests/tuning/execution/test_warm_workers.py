@@ -205,10 +205,10 @@ def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path
         search__resources__max_failures=1,
     )
     found = run_search(file, callbacks=[kills], console=Console(quiet=True))
-    assert [record.outcome for record in found.records] == ["finished"] * len(victims)
+    assert [record.outcome for record in found.history.records] == ["finished"] * len(victims)
     assert kills.waiting == {}
     first, *others = (
-        [measured(report) for report in record.curve] for record in found.run.history.records
+        [measured(report) for report in record.curve] for record in found.history.records
     )
     assert [report["step"] for report in first] == [3, 6, 9]
     assert all(other == first for other in others)
@@ -235,7 +235,8 @@ def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_
         search__resources={"max_concurrent": 1, "workers": 2, "hang_after_s": 5},
     )
     found = run_search(file, console=Console(quiet=True))
-    assert [record.outcome for record in found.records] == ["finished", "failed", "finished"]
+    ended = [record.outcome for record in found.history.records]
+    assert ended == ["finished", "failed", "finished"]
     (failed,) = found.failed
     assert failed.step == 3
     assert str(failed.error).startswith("ReportOverdue: no report after ")

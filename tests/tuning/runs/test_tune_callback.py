@@ -129,7 +129,7 @@ def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(
     monkeypatch.setattr(Journal, "trial_reported", interrupted)
     with pytest.raises(KeyboardInterrupt):
         report(r, tune_trial(), 40, done=True)
-    (record,) = r.finish("stopped")
+    (record,) = r.finish("stopped").records
     assert record.outcome == "pruned"
     assert '"stopped"' not in (tmp_path / "journal.jsonl").read_text().replace(
         '"outcome": "stopped"}\n', "", 1
@@ -158,7 +158,7 @@ def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
 def test_a_running_trial_is_stopped_at_the_end(tmp_path: Path) -> None:
     r = recorder(tmp_path)
     r.on_trial_start(0, [], tune_trial())
-    (record,) = r.finish("stopped")
+    (record,) = r.finish("stopped").records
     assert record.outcome == "stopped"
 
 
@@ -179,7 +179,7 @@ def test_after_a_failed_start_only_started_callbacks_end(tmp_path: Path) -> None
     r = recorder(tmp_path, started, failing, later)
     with pytest.raises(OSError, match="no disk"):
         r.start()
-    assert r.finish("failed") == []
+    assert r.finish("failed").records == ()
     assert [event for event, *_ in started.events] == ["search_started", "search_ended"]
     assert later.events == []
     assert read_history(tmp_path).outcome == "failed"
