@@ -143,7 +143,7 @@ def status(
     from tuning.runs.run_folder import load_run
 
     loaded = load_run(run)
-    search, records = loaded.search, loaded.history.records
+    records = loaded.history.records
     state = "running" if is_running(run) else loaded.history.outcome
     if as_json:
         trials = [
@@ -156,14 +156,17 @@ def status(
             }
             for record in records
         ]
-        objectives = [{"metric": o.metric, "mode": o.mode} for o in search.objectives]
-        zero_shot = _json_values(search.zero_shot)
-        found = {"name": search.name, "state": state or "killed", "objectives": objectives}
+        objectives = [{"metric": o.metric, "mode": o.mode} for o in loaded.file.objectives]
+        zero_shot = _json_values(loaded.history.zero_shot or {})
+        found = {"name": loaded.folder.name, "state": state or "killed", "objectives": objectives}
         content = {**found, "zero_shot": zero_shot, "trials": trials}
         print(json.dumps(content, indent=2, allow_nan=False))
         return
+    if loaded.history.zero_shot is None and state == "running":
+        show("State", "running, evaluating the zero-shot model")
+        return
     console = Console()
-    console.print(full_report(search, records, width=console.width))
+    console.print(full_report(loaded.search, records, width=console.width))
     show("State", state or "killed; resume it")
 
 

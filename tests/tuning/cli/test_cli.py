@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -347,6 +348,17 @@ def test_status_says_how_a_search_was_left(
     assert "State       running" in invoke("status", run).output
     driver.close()
     assert f"State       {state}" in invoke("status", run).output
+
+
+def test_status_before_the_zero_shot_model_is_evaluated(images_root: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine", search_file(images_root), zero_shot=None, outcome=None)
+    with closing(Journal(run)):
+        shown, as_json = invoke("status", run), invoke("status", run, "--json")
+    assert (shown.exit_code, as_json.exit_code) == (0, 0)
+    assert shown.output == "State       running, evaluating the zero-shot model\n"
+    found = json.loads(as_json.output)
+    assert (found["name"], found["state"], found["zero_shot"]) == ("mine", "running", {})
+    assert invoke("status", run).exception.hint == "resume it"  # type: ignore[union-attr]
 
 
 def test_report_writes_tables_and_figure_again(run: Path) -> None:
