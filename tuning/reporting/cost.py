@@ -37,6 +37,10 @@ def cost_sentences(search: SearchRecord, records: Sequence[TrialRecord]) -> list
             f"{format_metric(metric)(gain)} worse. So as many trials again, for another {cost}, "
             "will probably improve it by no more than that."
         )
+    elif len(search.objectives) == 1:
+        needed = f"{MIN_TRIALS} finished trials"
+        needed += " that meet the constraints" if search.constraints else ""
+        sentences.append(f"What more trials would gain is estimated from {needed} on.")
     return sentences
 
 

@@ -189,8 +189,8 @@ def _sections(
     curves = details.curves_figure(search, records)
     yield _image(curves, "objective of each trial by step", note, linked)
     slices, importance = details.slices_figure(records), details.importance_figure(records)
+    yield "<h2>Hyperparameters</h2>"
     if slices is not None:
-        yield "<h2>Hyperparameters</h2>"
         note = "Finished trials, at their last step."
         yield _image(slices, "accuracy of finished trials over each hyperparameter", note)
     if (contours := details.contours_figure(search, records)) is not None:
@@ -202,6 +202,8 @@ def _sections(
             "of these trials. They are relative: they add up to 1 even if none matters."
         )
         yield _image(importance, "importance of each hyperparameter", note)
+    elif lacks := details.importance_lacks(records):
+        yield _paragraph(lacks)
     if (drift := details.drift_figure(search, records)) is not None:
         yield "<h2>Distance from the zero-shot model</h2>"
         note = (

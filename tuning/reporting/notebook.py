@@ -32,16 +32,12 @@ class Plots:
     def importance(self) -> Figure:
         """Importance of each hyperparameter for ID and OOD accuracy, by Optuna's fANOVA.
 
-        Raises:
-            ValueError: too few trials have finished, or fewer than two parameters vary.
+        A sentence in place of bars if too few trials have finished, or fewer than two parameters
+        vary.
         """
         drawn = details.importance_figure(self.records)
-        if drawn is None:
-            raise ValueError(
-                f"importance needs {details.MIN_TRIALS} finished trials and two parameters that "
-                "vary"
-            )
-        return drawn
+        lacks = details.importance_lacks(self.records) or ""
+        return drawn or details.sentence_figure(lacks)
 
     def _repr_html_(self) -> str:
         """The main figure and the leaderboard."""

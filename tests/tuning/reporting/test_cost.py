@@ -38,6 +38,7 @@ def test_few_trials_or_several_objectives_have_no_estimate() -> None:
     assert gain_of_doubling(SEARCH, trials(MIN_TRIALS - 1)) is None
     several = replace(SEARCH, objectives=(OBJECTIVE, OBJECTIVE))
     assert gain_of_doubling(several, trials(MIN_TRIALS)) is None
+    assert len(cost_sentences(several, trials(MIN_TRIALS))) == 1
 
 
 def test_the_cost_is_shared_between_training_evaluation_and_the_rest() -> None:
@@ -46,7 +47,8 @@ def test_the_cost_is_shared_between_training_evaluation_and_the_rest() -> None:
     record = fakes.trial(0, curve=curve, gpus=2.0)  # of 360 s
     assert cost_sentences(SEARCH, [record]) == [
         "All trials together took 0.2 GPU-hours: training and checkpoints 50%, evaluation 25%, "
-        "starting and waiting 25%."
+        "starting and waiting 25%.",
+        "What more trials would gain is estimated from 8 finished trials on.",
     ]
     cheap = replace(record, gpus=0.0)
     assert cost_sentences(SEARCH, [cheap])[0].startswith("All trials together took 6m 00s: ")

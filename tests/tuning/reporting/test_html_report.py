@@ -143,6 +143,12 @@ def test_contours_have_a_panel_for_each_pair_that_varies_independently() -> None
     assert contours_figure(SEARCH, trials[1:]) is None
 
 
+def test_the_page_of_few_trials_says_what_it_lacks(tmp_path: Path) -> None:
+    page = page_of(scattered(MIN_TRIALS - 1), tmp_path)
+    assert "hyperparameters needs 6 finished trials (5 so far)" in page
+    assert "estimated from 8 finished trials on" in page
+
+
 def test_importance_tells_which_parameter_moves_which_accuracy() -> None:
     assert importance_figure(scattered(MIN_TRIALS - 1)) is None
     figure = importance_figure(scattered(40))

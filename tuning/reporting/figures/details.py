@@ -107,17 +107,26 @@ def curves_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figur
     return drawn
 
 
+def importance_lacks(records: Sequence[TrialRecord]) -> str | None:
+    """One sentence if too few trials have finished, or too few parameters vary, for importance."""
+    trials, keys = _varied(records)
+    if len(trials) < MIN_TRIALS:
+        have = f"{len(trials)} so far" if trials else "none so far"
+        return f"The importance of hyperparameters needs {MIN_TRIALS} finished trials ({have})."
+    return None if len(keys) > 1 else "Importance needs two hyperparameters that vary."
+
+
 def importance_figure(records: Sequence[TrialRecord]) -> Figure | None:
     """Importance of each hyperparameter for ID and OOD accuracy, by Optuna's fANOVA.
 
     Each parameter is replaced by the rank of its value, so that importance refers to the points
     that were tried, whatever their scale. Importances are the main effects in a forest, relative to
-    their sum: they add up to 1 even if no hyperparameter matters. None with fewer than `MIN_TRIALS`
-    finished trials or fewer than two parameters that vary.
+    their sum: they add up to 1 even if no hyperparameter matters. None if `importance_lacks`
+    something.
     """
-    trials, keys = _varied(records)
-    if len(trials) < MIN_TRIALS or len(keys) < 2:
+    if importance_lacks(records):
         return None
+    trials, keys = _varied(records)
     drawn, (axes,) = small_axes(1, width=6.0, height=1.2 + 0.5 * len(keys))
     for index, (metric, name, colour) in enumerate(
         ((ID_ACC, "ID accuracy", BLUE), (OOD_MEAN_ACC, "mean OOD accuracy", VERMILION))
@@ -134,6 +143,14 @@ def importance_figure(records: Sequence[TrialRecord]) -> Figure | None:
     axes.set_xlabel(f"relative importance (fANOVA, {len(trials)} finished trials)")
     axes.set_xlim(0, 1.08)
     axes.legend(frameon=False, fontsize=8)
+    return drawn
+
+
+def sentence_figure(sentence: str) -> Figure:
+    """A sentence in place of a figure that cannot be drawn yet."""
+    drawn, (axes,) = small_axes(1, width=6.0, height=1.0)
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=9, color=SOFT_INK)
     return drawn
 
 
