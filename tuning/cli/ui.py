@@ -75,6 +75,7 @@ def ui(
     # One worker process: each takes 0.5 GB and seconds to start.
     options = ["--backend-store-uri", uri, "--host", _HOST, "--port", str(port), "--workers", "1"]
     options += ["--uvicorn-opts", "--log-level warning"]  # no line for each request
+    options += ["--registry-store-uri", uri]  # otherwise MLflow prints that it is this one
     settings = os.environ | {
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "PYTHONWARNINGS": "ignore",
@@ -84,6 +85,7 @@ def ui(
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(number, lambda number, _: sys.exit(128 + number))
+    show("Starting", f"MLflow for {runs}")  # MLflow prints a line about its security next
     # Ctrl-C reaches this process alone, since the server prints a stack trace for it.
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *options],

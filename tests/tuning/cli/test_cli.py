@@ -13,6 +13,7 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,21 @@ def test_ui_without_a_database_names_the_server(
     error = invoke("ui", tmp_path if of_all else run).exception
     assert isinstance(error, ConfigError)
     assert error.hint == "searches are recorded at http://***@host:5000"
+
+
+def test_ui_says_first_what_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(command: list[str], **_: Any) -> None:
+        options = dict(pairwise(command))
+        assert options["--registry-store-uri"] == options["--backend-store-uri"]
+        print("MLflow's own lines")
+        raise SystemExit
+
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr("subprocess.Popen", start)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    first, second = invoke("ui", tmp_path, "--port", "0").output.splitlines()
+    assert first == f"Starting    MLflow for {tmp_path}"
+    assert second == "MLflow's own lines"
 
 
 def test_brackets_in_a_path_are_printed(
