@@ -86,45 +86,48 @@ def _rungs(plan: Plan) -> Iterator[tuple[str, str, str]]:
     if 0 < size < largest:
         error = 50 * math.sqrt((1 - size / largest) / size)
         yield (
-            "of it before the last step",
+            "before the last step",
             f"{size:,} images",
-            f"a domain; accuracies of all images within ± {error:.1f} (standard error, at most)",
+            f"a domain; standard error at most {error:.1f}",
         )
 
 
 def _cost(plan: Plan) -> RenderableType:
     estimate = plan.estimate
-    table = borderless_table("", "expected", "90 % between", "budget", "", text=(0, 4))
+    table = borderless_table("", "expected", "90 % between", "budget", text=(0, 3))
     budgets = {key.rpartition(".")[2]: (value, needs) for key, value, needs, _ in plan.budgets}
     wall = estimate.hours
     low, median, high = (format_seconds(3600 * h) for h in (wall.low, wall.median, wall.high))
-    table.add_row("wall clock", median, f"{low} .. {high}", *_verdict(budgets.get("hours")))
+    table.add_row("wall clock", median, f"{low} .. {high}", _verdict(budgets.get("hours")))
     hours = plan.device_hours
     table.add_row(
         f"{plan.device}-hours",
         format_hours(hours.median),
         f"{format_hours(hours.low)} .. {format_hours(hours.high)}",
-        *_verdict(budgets.get("gpu_hours")),
+        _verdict(budgets.get("gpu_hours")),
     )
     for name, band in (("steps", estimate.steps), ("trials in full", estimate.full_trials)):
-        table.add_row(name, f"{band.median:.0f}", f"{band.low:.0f} .. {band.high:.0f}", "", "")
+        table.add_row(name, f"{band.median:.0f}", f"{band.low:.0f} .. {band.high:.0f}", "")
     one = format_seconds(3600 * plan.full_trial_hours)
-    table.add_row("one trial in full", one, "", "", "")
+    table.add_row("one trial in full", one, "", "")
     limit = plan.file.search.checkpoints.disk_gb
     disk = "" if limit is None else f"{limit:g} GB"
-    table.add_row("checkpoints at most", gigabytes(plan.peak_checkpoint_bytes), "", disk, "")
+    table.add_row("checkpoints at most", gigabytes(plan.peak_checkpoint_bytes), "", disk)
     budget = plan.file.search.budget
     if budget.target is None and budget.patience is None:
         return table
     return Group(table, Text("A target or patience in the budget may end it sooner.", style="dim"))
 
 
-def _verdict(budget: tuple[float, Band] | None) -> tuple[str, str]:
+def _verdict(budget: tuple[float, Band] | None) -> str:
+    """The budget and whether the search will probably keep it."""
     if budget is None:
-        return "", ""
+        return ""
     value, needs = budget
     if value < needs.low:
-        return f"{value:g} h", "[red]too little[/]"
-    if value < needs.median:
-        return f"{value:g} h", "[yellow]probably too little[/]"
-    return f"{value:g} h", "[green]kept[/]" if value >= needs.high else "[green]probably kept[/]"
+        verdict = "[red]too little[/]"
+    elif value < needs.median:
+        verdict = "[yellow]probably too little[/]"
+    else:
+        verdict = "[green]kept[/]" if value >= needs.high else "[green]probably kept[/]"
+    return f"{value:g} h, {verdict}"

@@ -119,11 +119,16 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
 
 
 def borderless_table(*headers: str, text: Sequence[int] = (0,)) -> Table:
-    """An empty table of numbers, without lines; the columns `text` are aligned to the left."""
-    table = Table(box=None, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    """An empty table of numbers, without lines; the columns `text` are aligned to the left.
+
+    The last column alone may wrap.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for index, header in enumerate(headers):
         table.add_column(
-            escape(header), justify="left" if index in text else "right", no_wrap=index == 0
+            escape(header),
+            justify="left" if index in text else "right",
+            no_wrap=index < len(headers) - 1,
         )
     return table
 

@@ -258,7 +258,7 @@ def test_filling_a_cold_cache_is_shown_and_in_no_cost() -> None:
     assert summarise(cold, workers=3) == replace(warm, cache_s=1800.0)
     plans = [make_plan(search_file(), replace(PROBE, cache_s=s)) for s in (0, 1800)]
     assert plans[0].estimate == plans[1].estimate
-    assert "30m 00s   once per machine" in printed(plans[1], 80)
+    assert "30m 00s  once per machine" in printed(plans[1], 80)
 
 
 def test_the_spread_is_that_of_all_measured_intervals() -> None:
@@ -285,6 +285,15 @@ def test_what_is_printed_fits_the_terminal_and_is_complete(width: int) -> None:
         "patience",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize("budget", [{}, {"hours": 1}])
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_cell_of_the_tables_wraps(width: int, budget: dict[str, Any]) -> None:
+    lines = printed(make_plan(search_file(budget=budget)), width).splitlines()
+    assert any("2,000 images" in line for line in lines)
+    indented = [line.split() for line in lines if line.startswith(4 * " ") and line.strip()]
+    assert indented == [["expected", "90", "%", "between", "budget"]]  # the header of the costs
 
 
 @pytest.mark.slow
