@@ -89,7 +89,7 @@ def fit_table(table: ResultTable, width: int | None = None) -> Table:
         if left_out:
             left_out.sort(key=lambda column: column.drop)
             names = dict.fromkeys(c.group or _one_line(c.header) for c in left_out)
-            see = f"; see {table.file}" if table.file else ""
+            see = f"; see `lipsum-tune report --open` or {table.file}" if table.file else ""
             notes.append(f"Columns left out to fit the width: {', '.join(names)}{see}.")
     caption = escape("\n".join(notes)) or None
     rendered = Table(

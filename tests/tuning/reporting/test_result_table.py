@@ -41,7 +41,8 @@ def test_the_least_important_columns_are_left_out(width: int, left_out: str | No
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     note = " ".join(text.split("A note.")[1].split())
-    expected = f"Columns left out to fit the width: {left_out}; see all.parquet."
+    see = "see `lipsum-tune report --open` or all.parquet."
+    expected = f"Columns left out to fit the width: {left_out}; {see}"
     assert note == ("" if left_out is None else expected)
     for header, name in [("bb", "the b"), ("first", "first column"), ("text", "text")]:
         assert (header in text.split("A note.")[0]) == (name not in (left_out or ""))
