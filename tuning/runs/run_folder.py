@@ -222,6 +222,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     if not config.is_file():
         problem = f"not a run folder: {CONFIG_FILE} not found"
         hint = suggestion(folder.name, [run.name for run in runs_in(RUNS)])
+        hint = hint or f"there are no runs in {RUNS.absolute()}"
         raise ConfigError(problem, source=folder, hint=hint)
     live = is_running(folder)
     history = read_history(folder, live=live)

@@ -148,6 +148,10 @@ def test_a_run_is_found_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) 
     error = invoke("status", "mime").exception
     assert isinstance(error, ConfigError)
     assert error.hint == "did you mean 'mine'?"
+    monkeypatch.chdir(run)
+    error = invoke("status", "mine").exception
+    assert isinstance(error, ConfigError)
+    assert error.hint == f"there are no runs in {run}/runs"
 
 
 def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
