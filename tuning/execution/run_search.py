@@ -258,6 +258,10 @@ def _run_session(
         def announce(line: str) -> None:
             console.print(line, soft_wrap=True, highlight=False)
 
+        def interrupted() -> None:
+            progress.is_ending = True
+            announce("Ctrl-C      ending the trials; press it again not to wait for them")
+
         def end_here(lost: RayLost) -> None:
             recorder.finish("stopped")
             print(f"lipsum-tune: {how_to_go_on(lost, run_folder)}", file=sys.stderr, flush=True)
@@ -272,7 +276,7 @@ def _run_session(
                 journal.session_started(file.fingerprints())
             train = options.trainable(checkpoints.url, file.search.resources)
             outcome = run_trials(
-                train, file, studies, budget, recorder, history, concurrent, announce
+                train, file, studies, budget, recorder, history, concurrent, announce, interrupted
             )
         except KeyboardInterrupt:
             outcome = "stopped"

@@ -33,6 +33,7 @@ def run_trials(
     history: History,
     concurrent: int,
     announce: Callable[[str], None],
+    interrupted: Callable[[], None],
 ) -> SearchOutcome:
     """Run trials until nothing more is proposed, and say how that ended.
 
@@ -43,6 +44,7 @@ def run_trials(
             it keeps.
         concurrent: number of trials at a time.
         announce: prints a line.
+        interrupted: called at the first Ctrl-C, after which Tune ends the trials.
     """
     proposer = TrialProposer(
         studies,
@@ -67,7 +69,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(storage),
-                callbacks=[recorder, _StopNotice(announce)],
+                callbacks=[recorder, _StopNotice(interrupted)],
                 stop=_BudgetStopper(budget),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 # Of processes of trials: failed trainings are reported by them, see `Slot`.
@@ -82,13 +84,13 @@ def run_trials(
 
 
 class _StopNotice(tune.Callback):
-    """Announces that Ctrl-C stops the search, since Tune takes about 10 s to end the trials.
+    """Calls `interrupted` at Ctrl-C, since Tune takes about 10 s to end the trials.
 
     At the second Ctrl-C, the handler before Tune's raises KeyboardInterrupt.
     """
 
-    def __init__(self, announce: Callable[[str], None]) -> None:
-        self._announce = announce
+    def __init__(self, interrupted: Callable[[], None]) -> None:
+        self._interrupted = interrupted
         self._is_over = False
 
     def setup(self, *arguments: Any, **info: Any) -> None:
@@ -101,12 +103,12 @@ class _StopNotice(tune.Callback):
             if callable(of_tune):
                 of_tune(number, frame)
             if not self._is_over:  # Tune's handler stays until the process restores its own
-                self._announce("Ctrl-C      ending the trials; press it again not to wait for them")
+                self._interrupted()
 
         signal.signal(signal.SIGINT, stop)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """Announce nothing while results are written."""
+        """Call nothing while results are written."""
         self._is_over = True
 
     def __getstate__(self) -> dict[str, object]:

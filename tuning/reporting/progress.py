@@ -66,6 +66,8 @@ class ProgressCallback(Callback):
     def __init__(self, console: Console, clock: Callable[[], float] = time.time) -> None:
         self.earlier_seconds = 0.0
         """Wall clock before `search_started`, which counts against a budget of hours too."""
+        self.is_ending = False
+        """The search ends before all trials have run, so no time left is shown."""
         self._console = console
         self._clock = clock
         self._search: SearchRecord | None = None
@@ -136,11 +138,12 @@ class ProgressCallback(Callback):
         # A resume brings the ends of earlier sessions again, before anything runs.
         ran = known is not None and known.outcome == "running"
         if self._live is None and self._search is not None and record.kind == "trial" and ran:
-            records, now = list(self._records.values()), self._clock()
-            self._print("  ".join(pace(self._search, records, self._began, now, self._at_once)))
+            records = list(self._records.values())
+            self._print("  ".join(self._pace(self._search, records, self._clock())))
 
     def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
         """Show all trials once more and close the display."""
+        self.is_ending = True
         self._records = {record.trial_id: record for record in records}
         if self._live is not None:
             self._live.refresh()
@@ -198,9 +201,12 @@ class ProgressCallback(Callback):
             for record in fitting:
                 add(record, Text(record.outcome, style=OUTCOME_STYLE[record.outcome]))
         now = self._clock()
-        texts = pace(search, records, self._began, now, self._at_once)
+        texts = self._pace(search, records, now)
         texts += [format_seconds(now - self._began), _counts(records)]
         return Group(*_header(search, self._best, texts), table)
+
+    def _pace(self, search: SearchRecord, records: Sequence[TrialRecord], now: float) -> list[str]:
+        return pace(search, records, self._began, now, self._at_once, self.is_ending)
 
     def _step(self, record: TrialRecord) -> str:
         total = self._search.total_steps if self._search else "?"
@@ -212,12 +218,18 @@ class ProgressCallback(Callback):
 
 
 def pace(
-    search: SearchRecord, records: Sequence[TrialRecord], began: float, now: float, at_once: int
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+    began: float,
+    now: float,
+    at_once: int,
+    is_ending: bool = False,
 ) -> list[str]:
     """What has ended, the time that is left, and what is used of the budgets, a text each."""
     ended = sum(r.kind == "trial" and r.is_final for r in records)
     texts = [f"{ended} of {search.budget_trials} trials done"]
-    if (left := seconds_left(search, records, now, at_once)) is not None and left[1]:
+    left = None if is_ending else seconds_left(search, records, now, at_once)
+    if left is not None and left[1]:
         band = dict.fromkeys(format_seconds(seconds) for seconds in left)
         texts.append(f"about {' to '.join(band)} left")
     # Images per second that the trials train on, as far as is known.

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.tuning import fakes
+from tests.tuning.result_tables import text_of
 from tuning.reporting.progress import ProgressCallback, pace, seconds_left, sparkline
 from tuning.runs.records import TrialRecord
 
@@ -131,6 +132,26 @@ def test_a_bar_moves_between_reports() -> None:
     assert "163/240" in row
     assert "█▆▃▁" in row
     assert "1,000 images/s" in display([training(3, 163), training(4, 170)])[1]
+
+
+def test_no_time_left_is_shown_once_the_search_is_interrupted() -> None:
+    console, clock = terminal(), 0.0
+    with closing(ProgressCallback(console, clock=lambda: clock)) as callback:
+        callback.search_started(SEARCH)
+        callback.trial_progressed(training(0, 120))
+        clock = 75.0
+        assert " left" in text_of(callback.render(SEARCH))
+        callback.is_ending = True
+        assert " left" not in text_of(callback.render(SEARCH))
+
+
+def test_nothing_is_left_of_a_stopped_search() -> None:
+    console = terminal()
+    callback = ProgressCallback(console)
+    callback.search_started(SEARCH)
+    callback.search_ended([replace(running(3), outcome="stopped"), fakes.trial(1)], "stopped")
+    *_, last = text(console).split(" trials done")
+    assert " left" not in last
 
 
 def test_the_best_trials_and_those_that_ended_last_are_shown() -> None:
