@@ -16,6 +16,7 @@ from tuning.confirmation.results import ResultsFile, TestResult, results_path
 from tuning.reporting.figures.details import (
     MIN_TRIALS,
     contours_figure,
+    curves_figure,
     drift_figure,
     importance_figure,
     slices_figure,
@@ -141,6 +142,12 @@ def test_contours_have_a_panel_for_each_pair_that_varies_independently() -> None
     line = [replace(t, params={"a": 1.0 + t.number, "b": 2.0 * t.number}) for t in trials]
     assert contours_figure(SEARCH, line) is None
     assert contours_figure(SEARCH, trials[1:]) is None
+
+
+def test_curves_have_the_unit_and_the_label_of_untuned_fine_tuning() -> None:
+    (axes,) = curves_figure(SEARCH, [fakes.reference(), fakes.trial(0)]).axes
+    assert axes.get_ylabel() == f"{SEARCH.objectives[0].metric}, %"
+    assert any(text.get_text().startswith(" FT, not tuned") for text in axes.texts)
 
 
 def test_the_page_of_few_trials_says_what_it_lacks(tmp_path: Path) -> None:

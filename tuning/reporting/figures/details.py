@@ -29,7 +29,7 @@ from tuning.reporting.figures.frame import (
     log_ticks,
     plain_axes,
 )
-from tuning.reporting.formatting import short_names, trial_label
+from tuning.reporting.formatting import format_metric, format_percent, short_names, trial_label
 from tuning.reporting.linked_figures import TRIAL_GID
 from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
@@ -96,14 +96,15 @@ def curves_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figur
                   linewidth=1.8 if strong else 1.0, zorder=3 if strong else 2,
                   rasterized=many and not strong, gid=TRIAL_GID + record.trial_id)  # fmt: skip
         if strong:
-            label = f" {record.trial_id}"
-            axes.annotate(label, points[-1], color=colour, fontsize=8, va="center")
+            label = trial_label(search, record, "\n ")
+            axes.annotate(f" {label}", points[-1], color=colour, fontsize=8, va="center")
     if (zero_shot := search.zero_shot.get(objective)) is not None:
         axes.axhline(zero_shot, color=GREY, linestyle=(0, (5, 4)), linewidth=1)
         axes.annotate(ZERO_SHOT, (0, zero_shot), color=SOFT_INK, fontsize=8, va="bottom")
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_TICKS))
-    axes.set_ylabel(objective)
+    in_percent = format_metric(objective) is format_percent
+    axes.set_ylabel(f"{objective}, %" if in_percent else objective)
     return drawn
 
 
