@@ -100,7 +100,8 @@ def curves_figure(search: SearchRecord, records: Sequence[TrialRecord]) -> Figur
             axes.annotate(f" {label}", points[-1], color=colour, fontsize=8, va="center")
     if (zero_shot := search.zero_shot.get(objective)) is not None:
         axes.axhline(zero_shot, color=GREY, linestyle=(0, (5, 4)), linewidth=1)
-        axes.annotate(ZERO_SHOT, (0, zero_shot), color=SOFT_INK, fontsize=8, va="bottom")
+        axes.annotate(ZERO_SHOT, (0, zero_shot), xycoords=axes.get_yaxis_transform(),
+                      color=SOFT_INK, fontsize=8, va="bottom")  # fmt: skip
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_TICKS))
     in_percent = format_metric(objective) is format_percent
