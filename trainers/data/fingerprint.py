@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from trainers.config import DataConfig
 from trainers.data.data_root import domain_files, resolve_root
-from trainers.data.schema import header_of, open_parquet
+from trainers.data.schema import header_of, open_parquet, read_header
 from trainers.data.storage import Store
 
 _MEANING = ("class_map", "crop_pct")
@@ -30,6 +30,22 @@ def data_fingerprint(data: DataConfig) -> dict[str, str]:
         f"{domain}/{split}": split_fingerprint(store, domain, split)
         for domain, split in data.trial_parts
     }
+
+
+def image_counts(data: DataConfig, split: str) -> dict[str, int]:
+    """Number of images of each domain in a split, from the Parquet footers.
+
+    Raises:
+        ConfigError: see `split_fingerprint`.
+    """
+    store = resolve_root(data.root)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+
+        def count(domain: str) -> int:
+            files = domain_files(store, domain, split)
+            return sum(header.rows for header in pool.map(lambda f: read_header(store, f), files))
+
+        return {domain: count(domain) for domain in data.domains}
 
 
 def split_fingerprint(store: Store, domain: str, split: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.reporting.formatting import format_percent, format_value, trial_label
-from tuning.reporting.leaderboard import warning_of_reference
+from tuning.reporting.leaderboard import margins_of, warning_of_reference
 from tuning.reporting.methods_report import methods_table
 from tuning.reporting.result_table import Column, ResultTable, Row, markdown
 from tuning.reporting.selection_report import selection_table
@@ -66,6 +66,7 @@ def describe(
     else:
         lines += ["", "Running. Each trial is a run below this one; filter them by the tags `kind` "
                   "and `outcome`."]  # fmt: skip
+    lines += ["", margins] if (margins := margins_of(search)) else []
     return "\n".join(lines)
 
 

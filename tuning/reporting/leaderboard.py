@@ -15,6 +15,7 @@ from rich.text import Text
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.rung_check import describe_checks
 from tuning.reporting.formatting import (
+    accuracy_margin,
     format_metric,
     format_params,
     format_percent,
@@ -143,6 +144,7 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         columns.append(Column("misses", "misses\nby"))
 
     notes = [search.selection, "Validation accuracy in percent, each trial at its last step."]
+    notes += [margins] if (margins := margins_of(search)) else []
     if several:
         notes.append(
             "* On the Pareto front of the objectives. Ranked by Pareto layers, then by the "
@@ -178,6 +180,24 @@ def notes_of_early_trials(search: SearchRecord, records: Iterable[TrialRecord]) 
             f"Trials before the last step: accuracy on {sample}, which may be some points off."
         )
     return notes
+
+
+def margins_of(search: SearchRecord) -> str | None:
+    """95 % interval of an accuracy on the ID validation split and on the smallest OOD one.
+
+    None if the numbers of images are not recorded.
+    """
+    found = search.val_images
+    if not found:
+        return None
+    smallest = min(
+        (found[domain] for domain in search.ood_domains), default=found[search.id_domain]
+    )
+    margins = []
+    for images in dict.fromkeys((found[search.id_domain], smallest)):
+        domains = ", ".join(domain for domain, number in found.items() if number == images)
+        margins.append(f"± {accuracy_margin(50.0, images):.1f} on {images:,} images ({domains})")
+    return f"95 % interval of an accuracy, in points at most: {', '.join(margins)}."
 
 
 def sampled_images(search: SearchRecord, reports: Iterable[Mapping[str, float]]) -> str | None:

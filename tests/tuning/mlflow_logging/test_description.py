@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.tuning import fakes
@@ -35,3 +36,9 @@ def test_the_description_has_methods_and_rules_once_the_search_ended() -> None:
     assert not any(line.startswith(("| rule", "| method")) for line in running)
     one_method = describe(SEARCH, fakes.finished_search(), "finished").splitlines()
     assert not any(line.startswith("| method") for line in one_method)
+
+
+def test_the_description_ends_with_the_interval_of_an_accuracy() -> None:
+    search = replace(SEARCH, val_images=dict.fromkeys((SEARCH.id_domain, *SEARCH.ood_domains), 200))
+    text = describe(search, fakes.finished_search(), "finished")
+    assert "± 6.9 on 200 images" in text.splitlines()[-1]

@@ -169,6 +169,16 @@ def test_the_figure_can_be_drawn_whatever_the_trials_lack(
     assert path.stat().st_size > 10_000
 
 
+def test_the_interval_of_an_accuracy_is_that_of_the_id_and_of_the_smallest_ood_domain() -> None:
+    images = {"real": 800, "painting": 800, "clipart": 400, "infograph": 200, "sketch": 200}
+    text = (
+        "95 % interval of an accuracy, in points at most: ± 3.5 on 800 images (real, painting), "
+        "± 6.9 on 200 images (infograph, sketch)."
+    )
+    assert text in leaderboard(replace(SEARCH, val_images=images), []).notes
+    assert not any("interval" in note for note in leaderboard(SEARCH, []).notes)
+
+
 def test_accuracies_of_averaged_weights_are_labelled() -> None:
     point = fakes.report(40, 80.0, 60.0)
     pruned = fakes.trial(1, outcome="pruned", curve=(point,))

@@ -22,6 +22,7 @@ from tuning.runs.run_folder import (
     create_run_folder,
     load_run,
     runs_named,
+    search_record,
     write_config,
 )
 
@@ -44,6 +45,8 @@ def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["data"] == data_fingerprint(file.trial.data)
     assert environment["packages"]["optuna"]
+    images = search_record(file, folder, ZERO_SHOT).val_images
+    assert images == dict.fromkeys(file.trial.data.domains, 24)
     assert (folder / "report").is_dir()
 
 
