@@ -77,9 +77,6 @@ img, svg { max-width: 100%; height: auto; display: block; margin: auto }
 .thumbnail { display: inline-block; width: 4.9rem; margin: .25rem .4rem .25rem 0; font-size: .75rem;
              line-height: 1.3; vertical-align: top; overflow-wrap: anywhere }
 .thumbnail img { width: 100%; height: 4.5rem; object-fit: contain; object-position: left }
-@media screen and (max-width: 600px) {
-  figure { overflow-x: auto } figure > :only-child { min-width: 40rem }
-}
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .6rem; text-align: right; white-space: pre;
          border-bottom: 1px solid var(--line) }

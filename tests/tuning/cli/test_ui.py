@@ -47,6 +47,8 @@ NOT_DRAWN = (
     " or starts-with(@width, '-')]"
 )
 """Elements of figures that were drawn without a known size."""
+CUT_OFF = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth).length"
+"""Number of elements that are wider than what is visible of them."""
 expect.set_options(timeout=TIMEOUT_MS)
 
 
@@ -206,6 +208,13 @@ def test_the_report_draws_its_figures(run: Path, page: Page) -> None:
     images = page.locator("img")
     images.evaluate_all(LOADED)
     assert images.count() >= 4
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_report_shows_whole_figures_at_any_width(run: Path, page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto((run / "report" / REPORT_FILE).as_uri())
+    assert page.locator("figure").evaluate_all(CUT_OFF) == 0
 
 
 def test_the_report_highlights_a_trial_in_figures_and_table(run: Path, page: Page) -> None:
