@@ -78,10 +78,14 @@ img, svg { max-width: 100%; height: auto; display: block; margin: auto }
              line-height: 1.3; vertical-align: top; overflow-wrap: anywhere }
 .thumbnail img { width: 100%; height: 4.5rem; object-fit: contain; object-position: left }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .6rem; text-align: right; white-space: pre;
+th, td { padding: .25rem .4rem; text-align: right; white-space: pre;
          border-bottom: 1px solid var(--line) }
 .left { text-align: left } .best { font-weight: bold }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: .75rem }
+@media screen {
+  .table { overflow-y: auto; max-height: 60rem } thead { position: sticky; top: 0 }
+  thead th { background: var(--ground) }
+}
 $style
 @media print {
   body { max-width: none; font-size: 11px } figure, table { break-inside: avoid }

@@ -217,6 +217,20 @@ def test_the_report_shows_whole_figures_at_any_width(run: Path, page: Page, widt
     assert page.locator("figure").evaluate_all(CUT_OFF) == 0
 
 
+def test_a_long_table_of_the_report_scrolls_below_its_header(
+    run: Path, tmp_path: Path, page: Page
+) -> None:
+    page.set_viewport_size({"width": 1280, "height": 1000})
+    search = load_run(run).search
+    write_report(search, [fakes.trial(number) for number in range(100)], tmp_path)
+    page.goto((tmp_path / REPORT_FILE).as_uri())
+    table = page.locator(".table").first
+    assert table.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert table.evaluate("box => box.scrollHeight > 2 * box.clientHeight")
+    page.get_by_role("row", name="trial-099").scroll_into_view_if_needed()
+    expect(table.locator("th").first).to_be_in_viewport()
+
+
 def test_the_report_highlights_a_trial_in_figures_and_table(run: Path, page: Page) -> None:
     page.goto((run / "report" / REPORT_FILE).as_uri())
     row = page.get_by_role("row", name="trial-002")
