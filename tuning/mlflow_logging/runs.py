@@ -161,9 +161,7 @@ class SearchRuns:
                 if len(logged) < len(point):
                     lost = [f"{n}={v}" for n, v in point.items() if not mlf.finite({n: v})]
                     tags["nonfinite"] = f"step {step}: {', '.join(lost)}"
-            # MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
-            metrics.sort(key=lambda metric: self._order.get(metric.key, len(self._order)))
-            mlf.log(self._client, child.run_id, metrics, tags=mlf.tags_of(tags))
+            mlf.log(self._client, child.run_id, self._sorted(metrics), tags=mlf.tags_of(tags))
             child.sent |= {step: point for step, (point, _) in new.items()}
             child.unsure = {}
         if record.outcome != "running":
@@ -203,7 +201,7 @@ class SearchRuns:
             # Tags, not params: a resumed search may find better ones, and params cannot change.
             tags |= {f"best/{key}": str(value) for key, value in best.params.items()}
             values = {f"best/{name}": v for name, v in self._logged(best.metrics).items()}
-            metrics = mlf.metrics_of(values, best.step, ended_ms)
+            metrics = self._sorted(mlf.metrics_of(values, best.step, ended_ms))
         mlf.log(self._client, self.parent_run_id, metrics, tags=mlf.tags_of(tags))
         self._client.set_terminated(self.parent_run_id, STATUS[outcome], ended_ms)
 
@@ -318,6 +316,14 @@ class SearchRuns:
         """The metrics of a report that MLflow gets."""
         shown = self._shown
         return {n: v for n, v in report.items() if n != "step" and (shown is None or n in shown)}
+
+    def _sorted(self, metrics: Sequence[Metric]) -> list[Metric]:
+        """The metrics in the order of `main_metrics`, those of the best trial as well.
+
+        MLflow 3.17 shows metrics in order of arrival, and compares runs by the first one.
+        """
+        last = len(self._order)
+        return sorted(metrics, key=lambda m: self._order.get(m.key.removeprefix("best/"), last))
 
     def _points(self, record: TrialRecord) -> Mapping[int, Mapping[str, float]]:
         """Step -> what MLflow gets: reports, and the training curve, which goes on at their steps.

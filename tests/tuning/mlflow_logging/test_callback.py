@@ -234,6 +234,23 @@ def test_the_end_adds_the_best_trial_a_figure_and_tables(
     assert children(client, callback)["ft"].data.tags["kind"] == "reference"
 
 
+def test_accuracies_come_first_in_a_trial_and_in_the_best(
+    client: MlflowClient, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[list[str]] = []
+
+    def log_batch(self: MlflowClient, run_id: str, metrics: list[Any], *_: object) -> None:
+        sent.append([metric.key for metric in metrics[:2]])
+
+    callback = started(search)
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    trial = fakes.trial(1, curve=(dict(sorted(fakes.report(240, 85.0, 62.0).items())),))
+    play(callback, trial)
+    callback.search_ended([trial], "finished")
+    assert ["id_val/acc", "ood_val/mean_acc"] in sent
+    assert ["best/id_val/acc", "best/ood_val/mean_acc"] in sent
+
+
 @pytest.mark.parametrize(("outcome", "status"), [("stopped", "KILLED"), ("failed", "FAILED")])
 def test_a_search_that_is_cut_short_leaves_no_run_running(
     callback: MlflowCallback, client: MlflowClient, outcome: str, status: str
