@@ -29,6 +29,8 @@ from tuning.reporting.formatting import format_params, trial_label
 from tuning.reporting.html_report import MAIN_FIGURE, REPORT_FOLDER
 from tuning.runs.environment import ENVIRONMENT_FILE, recorded_environment
 from tuning.runs.records import (
+    AVERAGED,
+    EVAL_IMAGES,
     STEP,
     ZERO_SHOT,
     Outcome,
@@ -282,6 +284,9 @@ class SearchRuns:
         tags: dict[str, str] = {"outcome": record.outcome}
         if record.error:
             tags["error"] = record.error
+        # Tags even where they are no metrics: they qualify the accuracies of the last report.
+        qualities = {name: record.last(name) for name in (AVERAGED, EVAL_IMAGES)}
+        tags |= {name: f"{value:.0f}" for name, value in qualities.items() if value is not None}
         mlf.log(self._client, run_id, tags=mlf.tags_of(tags))
         ended_ms = None if record.ended_at is None else round(1000 * record.ended_at)
         self._client.set_terminated(run_id, STATUS[record.outcome], ended_ms)

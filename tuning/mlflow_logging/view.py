@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC, val_acc
 from tuning.mlflow_logging.client import keys_of
-from tuning.runs.records import AVERAGED, EVAL_IMAGES, SECONDS, TRAIN_LOSS, SearchRecord
+from tuning.runs.records import SECONDS, TRAIN_LOSS, SearchRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ def main_metrics(search: SearchRecord) -> tuple[str, ...]:
     names += [o.metric for o in (*search.objectives, *search.sampler_objectives)]
     names += [constraint.metric for constraint in search.constraints]
     names += [val_acc(domain) for domain in search.ood_domains]
-    names += [TRAIN_LOSS, "train/lr", "train/images_per_s", EVAL_IMAGES, AVERAGED, SECONDS]
+    names += [TRAIN_LOSS, "train/lr", "train/images_per_s", SECONDS]
     return tuple(dict.fromkeys(names))
 
 

@@ -149,6 +149,17 @@ def test_what_is_not_looked_at_first_is_logged_on_request(
     callback.search_ended([], "stopped")
 
 
+def test_tags_tell_what_the_last_report_evaluated(
+    callback: MlflowCallback, client: MlflowClient
+) -> None:
+    evaluated = {"eval/averaged": 1.0, "eval/images": 1000.0}
+    point = fakes.report(40, 80.0, 60.0) | evaluated
+    play(callback, fakes.trial(1, outcome="pruned", curve=(point,)))
+    (child,) = children(client, callback).values()
+    assert {"eval/averaged": "1", "eval/images": "1000"}.items() <= child.data.tags.items()
+    assert not evaluated.keys() & child.data.metrics.keys()
+
+
 def test_every_child_has_its_method_as_a_tag(client: MlflowClient, search: SearchRecord) -> None:
     config = {"trial": {"method": {"name": "lipsum_ft"}}}
     records = fakes.compared_methods(1)
