@@ -253,9 +253,8 @@ class SearchRuns:
             tags["checkpoints"] = mlf.redact(url_of(self._checkpoints, trial_path(trial_id)))
             if (method := self._search.method(record)) is not None:
                 tags["method"] = method
-            name = f"{trial_label(self._search, record)} {format_params(record.params)}".strip()
             self._answer_lost = True
-            self._run_ids[trial_id] = self._create(name, tags, record.started_at)
+            self._run_ids[trial_id] = self._create(self._name(record), tags, record.started_at)
             self._answer_lost = False
             child = _Child(self._run_ids[trial_id])
         else:
@@ -288,6 +287,8 @@ class SearchRuns:
         qualities = {name: record.last(name) for name in (AVERAGED, EVAL_IMAGES)}
         tags |= {name: f"{value:.0f}" for name, value in qualities.items() if value is not None}
         mlf.log(self._client, run_id, tags=mlf.tags_of(tags))
+        if record.outcome == "pruned":  # MLflow shows it like a finished one
+            self._client.update_run(run_id, name=self._name(record))
         ended_ms = None if record.ended_at is None else round(1000 * record.ended_at)
         self._client.set_terminated(run_id, STATUS[record.outcome], ended_ms)
         self._set_closed(record)
@@ -349,6 +350,12 @@ class SearchRuns:
             and run.data.tags.get("outcome") == record.outcome
             and all(run.data.metrics.get(name) == value for name, value in last.items())
         )
+
+    def _name(self, record: TrialRecord) -> str:
+        """Name of a trial's run, with the last step of a pruned trial."""
+        label = trial_label(self._search, record)
+        label += f" (pruned {record.step})" if record.outcome == "pruned" else ""
+        return f"{label} {format_params(record.params)}".strip()
 
     def _create(self, name: str, tags: dict[str, str], started_at: float | None) -> str:
         started_ms = None if started_at is None else round(1000 * started_at)

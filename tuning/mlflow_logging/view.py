@@ -62,7 +62,8 @@ def _state(search: SearchRecord, params: Sequence[str]) -> dict[str, Any]:
     metrics = [key for key in keys.values() if not key.startswith(("train/", "cost/", "eval/"))]
     is_domain = {keys[val_acc(domain)] for domain in search.ood_domains}
     columns = [f"metrics.`{name}`" for name in metrics if name not in is_domain]
-    columns += ["tags.`outcome`", *(f"params.`{name}`" for name in params)]
+    columns.insert(3, "tags.`outcome`")  # after ID, OOD and their mean
+    columns += [f"params.`{name}`" for name in params]
     columns += [f"metrics.`{name}`" for name in metrics if name in is_domain]
     # In pixels. The head of a column shows the name of the metric or parameter.
     widths = {column: 28 + 7 * len(column.split("`")[1]) for column in columns}

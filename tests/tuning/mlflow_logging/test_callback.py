@@ -160,6 +160,15 @@ def test_tags_tell_what_the_last_report_evaluated(
     assert not evaluated.keys() & child.data.metrics.keys()
 
 
+def test_the_name_of_a_pruned_trial_has_its_last_step(
+    callback: MlflowCallback, client: MlflowClient
+) -> None:
+    play(callback, fakes.trial(1, outcome="pruned", curve=(fakes.report(40, 80.0, 60.0),)))
+    (child,) = children(client, callback).values()
+    assert child.info.run_name.startswith("trial-001 (pruned 40) reg_weight=1 ")
+    assert child.info.status == "FINISHED"
+
+
 def test_every_child_has_its_method_as_a_tag(client: MlflowClient, search: SearchRecord) -> None:
     config = {"trial": {"method": {"name": "lipsum_ft"}}}
     records = fakes.compared_methods(1)

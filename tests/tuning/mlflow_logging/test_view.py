@@ -36,7 +36,8 @@ def test_the_view_has_the_trials_of_one_search_best_first(runs: Path) -> None:
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/mean_acc`", False)
     columns = view["selectedColumns"]
     assert columns[:2] == ["metrics.`id_val/acc`", "metrics.`ood_val/mean_acc`"]
-    assert {"params.`optim.lr`", "tags.`outcome`", "metrics.`ood_val/sketch/acc`"} <= set(columns)
+    assert columns[2:4] == ["metrics.`val/mean_acc`", "tags.`outcome`"]
+    assert {"params.`optim.lr`", "metrics.`ood_val/sketch/acc`"} <= set(columns)
     charts = {chart["type"]: chart for chart in view["compareRunCharts"]}
     assert charts["SCATTER"]["yaxis"]["key"] == "ood_val/mean_acc"
     assert charts["PARALLEL"]["selectedParams"] == PARAMS
