@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, write_run
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ for words in {commands}:
 
 
 def test_commands_that_only_read_import_nothing_heavy(images_root: Path, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", search_file(images_root))
+    run = write_run(tmp_path / "run", search_file(images_root), fakes.finished_search())
     commands = [
         ["--help"],
         ["--version"],
@@ -84,6 +85,9 @@ def test_commands_that_only_read_import_nothing_heavy(images_root: Path, tmp_pat
         ["list", str(run.parent)],
         ["status", str(run)],
         ["status", str(run), "--json"],
+        ["status", "no-such-run"],
+        ["search", "--help"],
+        ["search", "quickstart", "--no-such-option"],
         ["no-such-command"],
         ["search", "no-such-file.yaml"],
         ["plan", "quickstart", "--set", "trial.optim.lrr=1"],
