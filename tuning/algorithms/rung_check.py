@@ -13,12 +13,12 @@ accuracies at least as well as the accuracy there, on most data far better.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Final
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from tuning.algorithms.early_stopping import (
@@ -318,13 +318,22 @@ def _signed(report: Mapping[str, Any], measured: Sequence[Objective]) -> Values 
 
 def _least_correlation(early: Sequence[Values], final: Sequence[Values]) -> float:
     """The lowest rank correlation of an objective with the value that belongs to it."""
-    from scipy.stats import spearmanr  # slow to import
-
     if len(final) < LEAST_TRIALS:
         return math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # equal values have no correlation: NaN
-        # A single value belongs to all objectives.
-        columns = zip(cycle(zip(*early, strict=True)), zip(*final, strict=True), strict=False)
-        found = [float(spearmanr(before, last).statistic) for before, last in columns]
+    # A single value belongs to all objectives.
+    columns = zip(cycle(zip(*early, strict=True)), zip(*final, strict=True), strict=False)
+    found = [_spearman(before, last) for before, last in columns]
     return math.nan if any(map(math.isnan, found)) else min(found)
+
+
+def _spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """NaN if all values are equal. `status` has no time to import scipy, which has it too."""
+    ranks = []
+    for values in (first, second):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        if len(counts) == 1:
+            return math.nan
+        ranks.append((counts.cumsum() - (counts - 1) / 2)[place])  # equal values: the mean rank
+    first_ranks, second_ranks = (of - of.mean() for of in ranks)
+    spread = np.sqrt((first_ranks**2).sum() * (second_ranks**2).sum())
+    return float(first_ranks @ second_ranks / spread)
