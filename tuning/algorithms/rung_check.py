@@ -6,8 +6,8 @@ final objectives decides whether trials are stopped at that step. The estimate i
 handful of trials can show that a rung reverses the ranking, but its 95 % interval is wide, so they
 seldom prove that it does not.
 
-Trials are compared by the metric that the sampler optimises: the NLL at a rung ranks the final
-accuracies at least as well as the accuracy there, on most data far better.
+Trials are compared by the metric that the sampler optimises: the NLL at a rung also ranks the final
+accuracies where the accuracy there does not.
 """
 
 from __future__ import annotations
