@@ -124,18 +124,9 @@ def suggestion(word: str, known: Iterable[object]) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A hint for an unknown word, `did you mean 'lr'?`; None if no known one is like it.
-
-    Of several that are equally like it, the first one.
-    """
-    matcher = difflib.SequenceMatcher(b=word)
-
-    def likeness(other: str) -> float:
-        matcher.set_seq1(other)
-        return matcher.ratio()
-
-    best = max(known, key=likeness, default="")
-    return f"did you mean {best!r}?" if likeness(best) >= 0.6 else None
+    """A hint for an unknown word, `did you mean 'lr'?`; None if no known one is like it."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else None
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
