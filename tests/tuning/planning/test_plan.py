@@ -117,13 +117,13 @@ def test_between_the_low_end_and_the_median_it_warns_and_goes_on() -> None:
     plan = make_plan(search_file(budget={"hours": (hours.low + hours.median) / 2}))
     check_budget(plan)
     assert any("search.budget.hours" in warning for warning in plan.warnings)
-    late = {"name": "asha", "grace_steps": 450}
+    late = {"name": "asha", "grace_steps": 700}
     enough = make_plan(search_file(budget={"hours": hours.high * 2}, scheduler=late))
     check_budget(enough)
     assert enough.warnings == []
 
 
-def test_it_warns_of_raw_weights_at_rungs_in_the_first_half() -> None:
+def test_it_warns_of_raw_weights_at_rungs_before_three_quarters() -> None:
     assert "grace_steps = 100 is early" in make_plan(search_file()).warnings[-1]
     assert make_plan(search_file({"rung_weights": "averaged"})).warnings == []
 
