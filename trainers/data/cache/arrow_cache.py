@@ -12,7 +12,6 @@ import errno
 import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
-from trainers.data.cache.room import make_room, room_lock, stats
+from trainers.data.cache.room import ROOM_LOCK, Room, set_lock
 from trainers.data.schema import cannot_be_read, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import DENIED, FULL, ConfigError
@@ -50,7 +49,7 @@ _BATCH = 256  # rows
 _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
 _LARGE = 10**9  # bytes whose conversion is logged
 _LOG_EVERY_S = 30.0
-_UNFINISHED = ".unfinished"
+_WAIT_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,7 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
     One process of a machine converts a set of files; others that need it wait. If there is no room,
     the files that were unused for longest are removed; processes that have them mapped keep them.
 
-    `limit_bytes` holds for all files of the cache together (`data.cache_gb`), except those that are
-    being written.
+    `limit_bytes` holds for all files of the cache together (`data.cache_gb`).
 
     Raises:
         ConfigError: these files alone exceed the limit or the disk, or one of them is not Parquet
@@ -83,8 +81,7 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
         folder.mkdir(parents=True, exist_ok=True)
         what = f"{_parts(store, files)} of {store.url}"
         name = hashlib.sha256(" ".join(sorted(map(str, targets))).encode()).hexdigest()[:32]
-        _remove_leftovers(folder)
-        lock = _set_lock(folder, name)
+        lock = set_lock(folder, name)
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
@@ -93,12 +90,8 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
         try:
             missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
             if missing:
-                unfinished = folder / f"{name}{_UNFINISHED}"
-                unfinished.mkdir(exist_ok=True)
-                try:
-                    _convert_all(store, missing, unfinished, targets, limit_bytes)
-                finally:
-                    shutil.rmtree(unfinished)
+                with Room(folder, name, keep=targets, limit=limit_bytes) as room:
+                    _convert_all(store, missing, room)
             _touch(targets)
         finally:
             lock.release()
@@ -117,7 +110,7 @@ def map_shard(path: Path) -> pa.Table:
     """
     with suppress(pa.ArrowException):
         return _mapped(path)
-    with _usable(path.parent), room_lock(path.parent):
+    with _usable(path.parent), filelock.FileLock(path.parent / ROOM_LOCK):
         try:
             return _mapped(path)  # another process may have made it again
         except pa.ArrowException:
@@ -162,13 +155,16 @@ def check_limit(
     `needed` is the size of their images in bytes, uncompressed, by their headers.
     """
     if needed > limit_bytes:
-        raise ConfigError(
-            f"the images of {store.url} ({_parts(store, files)}) need {needed / 1e9:.3g} GB "
-            "on each machine",
-            key="data.cache_gb",
-            value=limit_bytes / 1e9,
-            hint="raise it, or make images smaller with `lipsum-tune prepare --resize`",
-        )
+        raise _exceeds(store, files, f"{needed / 1e9:.3g} GB", limit_bytes)
+
+
+def _exceeds(store: Store, files: Sequence[fs.FileInfo], size: str, limit: int) -> ConfigError:
+    return ConfigError(
+        f"the images of {store.url} ({_parts(store, files)}) need {size} on each machine",
+        key="data.cache_gb",
+        value=limit / 1e9,
+        hint="raise it, or make images smaller with `lipsum-tune prepare --resize`",
+    )
 
 
 def _parts(store: Store, files: Iterable[fs.FileInfo]) -> str:
@@ -206,75 +202,53 @@ def _touch(paths: Sequence[Path]) -> bool:
     return True
 
 
-def _set_lock(folder: Path, name: str) -> filelock.FileLock:
-    """The lock of the process that converts a set of files."""
-    return filelock.FileLock(folder / f"lock-{name}")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed conversions have left: the unfinished files whose lock is free."""
-    for leftover in folder.glob(f"*{_UNFINISHED}"):
-        with (
-            suppress(filelock.Timeout),
-            _set_lock(folder, leftover.stem).acquire(blocking=False),
-        ):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _convert_all(
-    store: Store,
-    missing: Sequence[tuple[fs.FileInfo, Path]],
-    unfinished: Path,
-    targets: Sequence[Path],
-    limit: int,
-) -> None:
-    """Convert the missing files of a set, in threads, after making room for all of them.
-
-    Args:
-        unfinished: folder of the files that are being written.
-        targets: Arrow files of the whole set.
-    """
+def _convert_all(store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], room: Room) -> None:
+    """Convert the missing files, in threads, after making room for all of them."""
     files = [file for file, _ in missing]
     what = f"{_parts(store, files)} of {store.url}"
-
-    def take(size: int, *, free: int) -> None:
-        kept = sum(stat.st_size for stat in stats(targets).values())
-        check_limit(store, files, kept + size, limit_bytes=limit)
-        make_room(unfinished.parent, "*.arrow", size, limit=limit, free=free, keep=targets)
-
-    def convert(pair: tuple[fs.FileInfo, Path]) -> None:
-        file, target = pair
-        whole = unfinished / target.name
-        _convert(store, file, whole)
-        with room_lock(unfinished.parent):
-            # A footer may state less than this: equal images may be in a Parquet file only once.
-            take(whole.stat().st_size, free=0)
-            whole.replace(target)
-
     with ThreadPoolExecutor(_CONVERSIONS) as pool:
         headers = pool.map(lambda file: read_header(store, file), files)
-        needed = sum(header.image_bytes for header in headers)
-        with room_lock(unfinished.parent):
-            take(needed, free=needed)
+        sizes = {
+            room.unfinished(target): header.image_bytes
+            for (_, target), header in zip(missing, headers, strict=True)
+        }
+        needed = sum(sizes.values())
+        check_limit(store, files, room.kept_bytes() + needed, limit_bytes=room.limit)
+        if not room.take(sizes):
+            logger.warning("%s: waiting for room, as other images are being cached", what)
+            while not room.take(sizes):
+                time.sleep(_WAIT_S)
         if needed > _LARGE:
-            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, unfinished.parent)
+            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, room.folder)
         logged = time.monotonic()
-        for done, _ in enumerate(pool.map(convert, missing), 1):
+        converted = pool.map(lambda pair: _convert(store, pair[0], pair[1], room), missing)
+        for done, _ in enumerate(converted, 1):
             if time.monotonic() - logged >= _LOG_EVERY_S:
                 logger.warning("caching %s: %d of %d files", what, done, len(missing))
                 logged = time.monotonic()
 
 
-def _convert(store: Store, file: fs.FileInfo, target: Path) -> None:
-    """Stream a Parquet file into an Arrow file."""
+def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
+    """Stream a Parquet file into an Arrow file, which appears whole or not at all."""
+    unfinished = room.unfinished(target)
     try:
-        with open_parquet(store, file) as parquet, target.open("wb") as sink:
+        with open_parquet(store, file) as parquet, unfinished.open("r+b") as sink:
+            # Room was made for the sizes in the footer; equal images may be in the file only once.
+            taken = unfinished.stat().st_size
             schema = COLUMNS.with_metadata(parquet.schema_arrow.metadata)
             with ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(_BATCH, columns=["label", "image"]):
-                    writer.write_batch(_flat(batch, schema))
-            sink.flush()
+                    rows = _flat(batch, schema)
+                    needed = sink.tell() + rows.nbytes
+                    if needed > taken:
+                        if not room.take({unfinished: needed}):
+                            raise _exceeds(store, [file], "more than that", room.limit)
+                        taken = needed
+                    writer.write_batch(rows)
+            sink.truncate()
             os.fsync(sink.fileno())
+        with filelock.FileLock(room.folder / ROOM_LOCK):  # or it could be counted twice
+            unfinished.replace(target)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, such as a full disk; Arrow's own errors have no number

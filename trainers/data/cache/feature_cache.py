@@ -12,17 +12,20 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import weakref
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
+import filelock
 import torch
 from torch import Tensor
 
 from trainers.data.cache.arrow_cache import cache_folder
-from trainers.data.cache.room import make_room, room_lock
+from trainers.data.cache.room import stats
 
 FORMAT = 1
 """Increase it when the same identity gives other features than before."""
@@ -66,17 +69,13 @@ class FeatureFile:
         folder, size = cache_folder() / "features", records * self._stride
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.features"
-        with room_lock(folder):
+        with filelock.FileLock(folder / "lock"):
             known = path.stat().st_size if path.exists() else 0
             if known < size:
-                make_room(
-                    folder,
-                    "*.features",
-                    size - known,
-                    limit=limit_bytes,
-                    free=2 * size,  # checkpoints need the disk as well
-                    keep=[path],
-                )
+                others = [file for file in folder.glob("*.features") if file != path]
+                if not _make_room(stats(others), folder, size, limit_bytes):
+                    _warn(f"{size / 1e9:.3g} GB do not fit into the limit or on the disk")
+                    return
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             weakref.finalize(self, os.close, self._file)
             if known < size:
@@ -115,6 +114,28 @@ class FeatureFile:
                 _warn(error.strerror or type(error).__name__)
                 self._file = None
         return rounded.float()
+
+
+def _make_room(
+    others: Mapping[Path, os.stat_result], folder: Path, size: int, limit_bytes: int
+) -> bool:
+    """Remove the files unused for longest until `size` bytes fit beside the rest; False if not.
+
+    They fit into the limit and into half of the free disk, which checkpoints need as well.
+    """
+
+    def disk_has_room() -> bool:
+        return shutil.disk_usage(folder).free >= 2 * size
+
+    if size > limit_bytes:
+        return False
+    total = size + sum(stat.st_size for stat in others.values())
+    for file in sorted(others, key=lambda file: others[file].st_mtime_ns):
+        if total <= limit_bytes and disk_has_room():
+            break
+        file.unlink(missing_ok=True)
+        total -= others[file].st_size
+    return disk_has_room()
 
 
 def _checksum(values: bytes | memoryview) -> bytes:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,15 @@ arrow_cache._convert = held
 from trainers.data.data_root import domain_files
 from trainers.data.storage import open_store
 store = open_store(sys.argv[1])
-arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=10**9)
+limit = int(sys.argv[2])
+arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=limit)
 """
 
 
 @contextmanager
-def converting(root: Path) -> Iterator[subprocess.Popen[str]]:
+def converting(root: Path, limit: int = GB) -> Iterator[subprocess.Popen[str]]:
     """Another process, which has made room for a data set and converts it once it gets a line."""
-    command = [sys.executable, "-c", HOLD_THE_LOCK, str(root)]
+    command = [sys.executable, "-c", HOLD_THE_LOCK, str(root), str(limit)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -131,22 +132,28 @@ def converting(root: Path) -> Iterator[subprocess.Popen[str]]:
             holder.communicate("go\n")
 
 
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Calls a function at the next warning of the cache."""
+
+    def at_warning(do: Callable[[], object]) -> None:
+        warning = shard_cache.logger.warning
+        monkeypatch.setattr(shard_cache.logger, "warning", lambda *text: (warning(*text), do())[0])
+
+    return at_warning
+
+
 def test_one_process_converts_a_data_set_and_others_wait(
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    warned: Callable[[Callable[[], object]], None],
 ) -> None:
     store, files, written = data_set(tmp_path / "data", 1000)
     monkeypatch.setattr(shard_cache, "_convert_all", lambda *_: pytest.fail("converted twice"))
-    warning = shard_cache.logger.warning
     with converting(tmp_path / "data") as holder:
-
-        def go(*text: object) -> None:
-            warning(*text)
-            holder.communicate("go\n")
-
-        monkeypatch.setattr(shard_cache.logger, "warning", go)
+        warned(lambda: holder.communicate("go\n"))
         assert content(mapped(store, files)) == written
     what = f"real/train of {tmp_path}/data"
     assert caplog.messages == [f"{what}: waiting until another process has cached it"]
@@ -162,6 +169,25 @@ def test_two_data_sets_are_converted_at_a_time(
         assert holder.poll() is None  # it is still at work
     assert caplog.messages == []
     assert len(list(cache.glob("*.arrow"))) == 2
+
+
+def test_room_that_another_conversion_has_taken_is_waited_for(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    warned: Callable[[Callable[[], object]], None],
+) -> None:
+    monkeypatch.setattr(shard_cache, "_WAIT_S", 0.01)
+    data_set(tmp_path / "other", 100_000)
+    store, files, written = data_set(tmp_path / "data", 100_000)
+    with converting(tmp_path / "other", 150_000) as holder:
+        warned(lambda: holder.communicate("go\n"))
+        assert content(mapped(store, files, 150_000)) == written
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "waiting for room, as other images are being cached"
+    ]
+    assert len(list(cache.glob("*.arrow"))) == 1  # the other one has made room since
 
 
 def test_files_unused_for_longest_make_room(cache: Path, tmp_path: Path) -> None:
@@ -271,10 +297,8 @@ def test_a_killed_conversion_is_cleaned_up(cache: Path, tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", DIE_IN_THE_MIDDLE, tmp_path / "data"])
     assert killed.returncode == -signal.SIGKILL
     assert len(list(cache.glob("*.unfinished"))) == 1
-    mapped(*data_set(tmp_path / "other", 100)[:2])
-    assert list(cache.glob("*.unfinished")) == []
     assert content(mapped(store, files)) == written
-    assert {path.suffix for path in cache.glob("*.*")} == {".arrow"}
+    assert [path.suffix for path in cache.glob("*.*")] == [".arrow"]
 
 
 def test_a_damaged_parquet_file_is_named_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +15,7 @@ from pyarrow import fs
 
 from trainers.data.cache import arrow_cache as shard_cache
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cached_shards, map_shard
-from trainers.data.cache.room import make_room
+from trainers.data.cache.room import Room
 from trainers.data.data_root import domain_files
 from trainers.data.schema import arrow_schema
 from trainers.data.storage import Store, open_store
@@ -61,7 +60,7 @@ def test_images_count_with_their_uncompressed_size(cache: Path, tmp_path: Path) 
 
 def test_equal_images_that_a_file_holds_once_count_too(cache: Path, tmp_path: Path) -> None:
     store, files = data_set(tmp_path / "data", [bytes(100_000)] * 40)
-    with pytest.raises(ConfigError, match=r"need 0\.004 GB on each"):
+    with pytest.raises(ConfigError, match="need more than that on each"):
         cached_shards(store, files, limit_bytes=10**6)
     assert [path.name for path in cache.iterdir() if not path.name.startswith("lock")] == []
     (path,) = cached_shards(store, files, limit_bytes=5 * 10**6)
@@ -93,8 +92,8 @@ def test_a_full_disk_is_reported_before_files_are_removed(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     store, files = data_set(tmp_path / "data", different(20))
     message = (
-        f"{cache}: the cache of images: 0.002 GB are needed, and the disk has 1.5e-06 GB "
-        "free and 0.0005.* GB of other files"
+        f"{cache}: the cache of images: 0.002 GB more are needed, and the disk has 1.5e-06 GB "
+        "free and 0.0005.* GB of other images"
     )
     with pytest.raises(ConfigError, match=message):
         cached_shards(store, files, limit_bytes=GB)
@@ -108,19 +107,18 @@ def test_removed_files_that_are_still_mapped_free_no_room(
     usage = type("Usage", (), {"free": 500})
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"the disk has 5e-07 GB free$") as full:
-        make_room(tmp_path, "*.arrow", 1200, limit=GB, free=1200)
+        Room(tmp_path, "x", keep=[], limit=GB).take({tmp_path / "new.x.unfinished": 1200})
     assert full.value.errno == errno.ENOSPC
 
 
 def test_a_limit_that_cannot_be_kept_removes_no_file(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / f"{name}.arrow").write_bytes(bytes(1000))
-    kept: dict[str, Any] = {"limit": 3500, "free": 0, "keep": [tmp_path / "a.arrow"]}
-    with pytest.raises(OSError, match="do not fit into the limit") as full:
-        make_room(tmp_path, "*.arrow", 2501, **kept)
-    assert full.value.errno == errno.ENOSPC
+    room = Room(tmp_path, "x", keep=[tmp_path / "a.arrow"], limit=3500)
+    new = room.unfinished(tmp_path / "d.arrow")
+    assert not room.take({new: 2501})
     assert len(list(tmp_path.glob("*.arrow"))) == 3
-    make_room(tmp_path, "*.arrow", 2500, **kept)
+    assert room.take({new: 2500})
     assert [path.name for path in tmp_path.glob("*.arrow")] == ["a.arrow"]
 
 
