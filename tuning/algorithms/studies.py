@@ -361,10 +361,15 @@ def _create_study(
     if isinstance(sampler, GridSampler):
         # Only its points are used, since Optuna 5.0 would propose some again: those that run when
         # all have begun, those of enqueued trials, and all once an axis has another value.
-        tried = [point_of(record) for record in own]
-        names, points = sampler._param_names, sampler._all_grids
-        left: list[dict[str, Any]] = [dict(zip(names, point, strict=True)) for point in points]
-        created.grid = deque(point for point in left if point not in tried)
+        known: list[Mapping[str, ParamValue]] = [point_of(record) for record in own]
+        created.grid = deque()
+        for values in sampler._all_grids:
+            named = zip(sampler._param_names, values, strict=True)
+            # A user's grid has the names of all methods.
+            wanted: dict[str, Any] = {n: v for n, v in named if n in space.parameters}
+            if wanted not in known:
+                known.append(wanted)
+                created.grid.append(wanted)
         study.sampler = RandomSampler()
     # Continue a quasi-random sequence after the points of earlier sessions. Optuna 5.0 counts them
     # in the study, which is new here.

@@ -307,6 +307,20 @@ def test_a_grid_of_the_user_has_each_point_once(search: SearchRecord) -> None:
     assert sorted(record.params["seed"] for record in records) == seeds
 
 
+def test_each_method_has_its_part_of_a_grid_of_the_user_once(search: SearchRecord) -> None:
+    grid = {"optim.lr": [1e-5, 1e-4], "method.reg_weight": [1.0, 10.0]}
+    records: list[TrialRecord] = []
+    for proposals in (4, 9):
+        created = create_studies(
+            search, space("ft", "kd"), GridSampler(grid), InMemoryStorage(), "id", records
+        )
+        for _ in range(proposals):
+            record = created.propose(len(records), f"trial-{len(records):03d}")
+            records += [] if record is None else [record]
+    methods = [record.params[METHOD_KEY] for record in records]
+    assert (methods.count("ft"), methods.count("kd")) == (2, 4)
+
+
 def test_a_sampler_of_a_grid_gets_no_initial_points(search: SearchRecord) -> None:
     given = SearchSpace(parameters={"optim.lr": LR}, initial_points=[FIRST])
     sampler = GridSampler({"optim.lr": [1e-3]})
