@@ -26,7 +26,7 @@ class StoppingRule(Protocol):
 
         Args:
             step: optimiser steps done.
-            values: None if an objective is not finite, which is worse than any value.
+            values: None if one of them is not finite, which is worse than any value.
         """
 
 

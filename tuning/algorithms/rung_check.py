@@ -81,8 +81,8 @@ class RungCheck:
 class CheckedRule:
     """A rule that stops trials only at steps whose values rank trials like their final objectives.
 
-    Until `trials` have run to their end, it stops none of them, except for those without a finite
-    objective. Trials that end later do not count. By then, weak trials have been stopped, and
+    Until `trials` have run to their end, it stops none of them, except for those without finite
+    values. Trials that end later do not count. By then, weak trials have been stopped, and
     the correlation among the others is biased.
     """
 
@@ -174,19 +174,22 @@ class SearchRule:
     ) -> bool:
         """Take a report of a trial into account, and return whether it continues."""
         self._methods[number] = method = params.get(METHOD_KEY, self._method)
-        step, objectives = int(report[STEP]), _signed(report, self._objectives)
-        values = None if objectives is None else _signed(report, self._ranked_by)
+        step, values = int(report[STEP]), self._values(report)
         goes_on = self._rule.should_continue(number, step, values)
-        rule = self._rule.rules[method]
+        rule, objectives = self._rule.rules[method], _signed(report, self._objectives)
         if isinstance(rule, CheckedRule) and values and objectives and step >= self._total_steps:
             rule.finish(number, objectives)
         return goes_on
+
+    def _values(self, report: Mapping[str, Any]) -> Values | None:
+        """What the rule compares; None if that or an objective is not finite."""
+        return _signed(report, self._objectives) and _signed(report, self._ranked_by)
 
     def replay(self, records: Iterable[TrialRecord]) -> None:
         """Take the curves of earlier sessions into account, in the order in which they ended."""
         trials = [record for record in records if record.kind == "trial"]
         for record in sorted(trials, key=lambda record: record.ended_at or math.inf):
-            if record.outcome == "pruned" and _signed(record.metrics, self._objectives) is not None:
+            if record.outcome == "pruned" and self._values(record.metrics) is not None:
                 # An earlier session had decided, maybe with fewer trials: its budget was smaller.
                 rule = self._rule.rules.get(record.params.get(METHOD_KEY, self._method))
                 if isinstance(rule, CheckedRule):

@@ -191,6 +191,17 @@ def test_the_metric_of_the_sampler_is_checked_against_the_objective(search: Sear
     assert not goes_on(8, math.nan, 0.1)
 
 
+def test_a_trial_without_a_finite_nll_decides_no_check(search: SearchRecord) -> None:
+    search = replace(search, sampler_metric="auto")
+    records = [
+        replace(r, curve=tuple({**point, "val/mean_nll": -point[METRIC]} for point in r.curve))
+        for r in (record(n, float(n), 0.0, float(n)) for n in range(4))
+    ]
+    diverged = replace(record(4, 1.0), outcome="pruned")
+    diverged = replace(diverged, curve=({**diverged.curve[0], "val/mean_nll": math.inf},))
+    assert rung_checks(search, [*records, diverged]) == {}  # the budget asks for 6 trials
+
+
 def test_a_check_that_proves_little_says_so() -> None:
     few = str(checked([(e, 11.0 + n) for n, e in enumerate([1.0, 3.0, 2.0, 4.0])]).check(RUNG))
     assert few.startswith(f"step {RUNG}: 0.80 [-0.82, 1.00] in 4 trials; may stop: above 0.4, ")
