@@ -188,7 +188,7 @@ def margins_of(search: SearchRecord) -> str | None:
     None if the numbers of images are not recorded.
     """
     found = search.val_images
-    if not found:
+    if not all(found.get(domain) for domain in (search.id_domain, *search.ood_domains)):
         return None
     smallest = min(
         (found[domain] for domain in search.ood_domains), default=found[search.id_domain]
