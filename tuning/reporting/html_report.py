@@ -83,7 +83,7 @@ th, td { padding: .25rem .4rem; text-align: right; white-space: pre;
 .left { text-align: left } .best { font-weight: bold }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: .75rem }
 @media screen {
-  .table { overflow-y: auto; max-height: 60rem } thead { position: sticky; top: 0 }
+  .table { overflow-y: auto; max-height: 85vh } thead { position: sticky; top: 0 }
   thead th { background: var(--ground) }
 }
 $style
