@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
@@ -32,18 +31,13 @@ from tests.benchmarks.contenders import (
 )
 from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
 from tests.benchmarks.record_curves import CURVES
-from tests.benchmarks.rung_ranks import main as rank_table
-from tests.benchmarks.rung_ranks import rank_correlations, read_curves
 from tests.benchmarks.simulate import (
-    BUDGETS,
     Setting,
-    budget_for,
     describe_noise,
     parse_arguments,
     read_setting,
     regrets,
     start_points,
-    summary,
 )
 from tests.benchmarks.simulator import Ended, simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
@@ -143,53 +137,6 @@ def run(
     scheduler = StopsBelow(bound, searcher)
     ended = list(simulate(searcher, scheduler, table, COSTS, (20, LAST), gpus))
     return ended, searcher.calls
-
-
-def test_rank_correlations_are_those_of_the_better_half() -> None:
-    # Finals 1 to 6: the better half is 4, 5, 6 (and the median's own side), ranked at step 10 as
-    # 3, 1, 2 by values that the others do not share.
-    rows = [
-        {"configuration": i, "seed": 0, "step": step, "acc": values[i]}
-        for step, values in ((10, [0.0, 0.0, 0.0, 30.0, 10.0, 20.0]), (20, [1, 2, 3, 4, 5, 6.0]))
-        for i in range(6)
-    ]
-    measured, low, high = rank_correlations(pd.DataFrame(rows), "acc", "acc")[10]
-    # 1 - 6 * sum(d^2) / (n * (n^2 - 1)), d = ranks (3, 1, 2) less (1, 2, 3)
-    assert measured == pytest.approx(1 - 6 * (4 + 1 + 1) / (3 * 8))
-    assert (low, high) == (-1, 1)  # as three configurations show nothing
-
-
-def test_an_nll_ranks_with_the_opposite_sign() -> None:
-    rows = [
-        {"configuration": i, "seed": 0, "step": step, "acc": acc, "nll": nll}
-        for i in range(6)
-        for step, acc, nll in ((10, 5.0 - i, 3.0 - i / 10), (20, 10.0 + i, 1.0))
-    ]
-    curves = pd.DataFrame(rows)
-    assert rank_correlations(curves, "acc", "acc")[10][0] == pytest.approx(-1)
-    assert rank_correlations(curves, "nll", "acc")[10][0] == pytest.approx(1)
-
-
-def test_rungs_are_ranked_by_accuracy_and_by_its_nll(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [
-        {"configuration": i, "step": step, "id_val/acc": 50.0 + i, "id_val/nll": 4.0 - i / 10}
-        | {"ood_val/a/nll": 1.0, "ood_val/b/nll": 8.0, "raw/id_val/acc": i, "raw/id_val/nll": i}
-        for i in range(12)
-        for step in (10, 20)
-    ]
-    pd.DataFrame(rows).to_parquet(tmp_path / "old.parquet")
-    curves = read_curves(tmp_path / "old.parquet")
-    assert curves["val/mean_nll"][0] == pytest.approx(math.sqrt(4.0 * 4.5))
-    rank_table([str(tmp_path / "old.parquet"), "--objectives", "id_val/acc"])
-    found = re.findall(r"id_val/(acc|nll) *│ (rungs|raw) *│ ([-0-9.]+)", capsys.readouterr().out)
-    assert found == [
-        ("acc", "rungs", "1.00"),
-        ("acc", "raw", "1.00"),
-        ("nll", "rungs", "1.00"),
-        ("nll", "raw", "-1.00"),
-    ]
 
 
 @pytest.mark.slow
@@ -526,43 +473,6 @@ def test_the_regret_is_of_the_trial_with_the_best_observed_value(setting: Settin
         best = max(ended[:trials], key=lambda e: float(e.result["id_val/acc"]))
         truth = trainings.truths[best.configuration]
         assert found[trials - 1] == pytest.approx(setting.surfaces.best - truth)
-
-
-def test_the_budget_of_a_reference_is_where_its_mean_regret_is_as_low() -> None:
-    random = np.array([[4.0, 3.0, 3.0, 1.0]])
-    needed = [int(budget_for(np.array([regret]), random)[0]) for regret in (4.0, 2.0, 0.5)]
-    assert needed == [1, 4, 4]  # the last is not reached
-
-
-def test_ratios_of_budgets_have_intervals_paired_by_seed() -> None:
-    falling = np.linspace(2, 0, 100)
-    random = np.array([falling, falling + 0.2])
-    shown = summary({(RANDOM, None): random, (OURS, 0.2): np.maximum(random - 0.5, 0)})
-    cells = {column.header: list(column.cells) for column in shown.columns}
-    assert cells["prior off by"] == ["", "0.2"]
-    assert str(cells["@5"][0]).startswith("2.02 [1.92, 2.12]")
-    assert float(str(cells["x random @5"][0]).split()[0]) == 1.0
-    assert float(str(cells["x random @10"][1]).split()[0]) > 3
-    late = np.where(np.arange(100) < [[4], [5]], np.nan, random)  # one has none finished at 5
-    cells = {
-        c.header: list(c.cells) for c in summary({(RANDOM, None): random, (OURS, 0): late}).columns
-    }
-    assert (cells["@5"][1], cells["x random @5"][1]) == ("-", "-")
-    assert cells["@10"][1] == cells["@10"][0]
-
-
-def test_budgets_are_compared_with_rays_pair_from_the_same_prior() -> None:
-    seeds = np.array([[0.0], [3.0], [10.0], [20.0]])
-    random = np.arange(200, 100, -1) + seeds
-    pair = np.arange(60, 0, -1) + seeds
-    ours = pair[:, 1::2][:, :20]  # after 1 trial, where the pair is after 2
-    shown = summary(
-        {(RANDOM, None): random, (STOCK, 0.2): pair, (OURS, 0.2): ours, (OURS, 0): ours}
-    )
-    for budget in BUDGETS:
-        (column,) = (c for c in shown.columns if c.header == f"x Ray's pair @{budget}")
-        # Seeds differ by more than trials, but are resampled together, so the interval is narrow.
-        assert list(column.cells) == ["-", "1.0 [1.0, 1.0]", "2.0 [2.0, 2.0]", "-"]
 
 
 def test_a_parameter_that_was_fixed_in_the_recording_is_not_searched(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 Files of a trial that runs, or may run again, are not touched. When a trial ends, it is decided what
 stays of it. A pruned or failed trial loses all its files. A finished one keeps its newest weights
-while it is the current choice of a selection rule other than `expected`, which may choose a trial
-again after others were better, one of the `search.checkpoints.keep_top` best by the objective, or a
-reference. If all files together exceed `search.checkpoints.disk_gb`, weights
-are removed in reverse order of importance, which is the order of `kept_trials`.
+while it is the current choice of a selection rule, one of the `search.checkpoints.keep_top` best by
+the objective, or a reference. The rule `expected` does not count: it may return to a trial whose
+files are gone. If all files together exceed `search.checkpoints.disk_gb`, weights are removed in
+reverse order of importance, which is the order of `kept_trials`.
 
 The files are compared with these rules at every event. So whatever could not be removed, was left
 by a killed driver, or was written again while a trial was being stopped, goes at the next event.

@@ -46,6 +46,7 @@ class Plots:
             image = base64.b64encode(png_of(self.id_vs_ood())).decode()
         figure = f'<img alt="ID against OOD accuracy" src="data:image/png;base64,{image}">'
         table = leaderboard(self.search, self.records)
-        warning = escape(warning_of_reference(self.search, self.records) or "")
+        warning = warning_of_reference(self.search, self.records)
+        first = f"<p><strong>{escape(warning)}</strong></p>" if warning else ""
         notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
-        return f"<p><strong>{warning}</strong></p>{figure}{html_table(table)}{notes}"
+        return f"{first}{figure}{html_table(table)}{notes}"
