@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from trainers.config import TrialConfig
     from trainers.fine_tune import Report
 
+ALLOCATED = 0.95
+"""Part of its share of a GPU that a process may allocate; CUDA's own context is not counted."""
+
 REPORT_POLL_S = 0.2
 """Interval at which Ray's controller takes a report; its default of 2 s makes short trials wait."""
 
@@ -265,6 +268,7 @@ def train(
     from trainers.loop.state import load_split
 
     device = ray.train.torch.get_device()
+    limit_gpu_memory(device)
     with newest_on_this_node(folder) as resume_from:
         for report in fine_tune(
             config,
@@ -280,6 +284,30 @@ def train(
             save(report, folder)
             if report.metrics:  # otherwise it was a request to save
                 yield report
+
+
+def task_device() -> torch.device:
+    """The device of a Ray task: the GPU that it has reserved, or the CPU, on which trials are then.
+
+    A task that has reserved none sees the GPUs of its node all the same (Ray 2.60).
+    """
+    device = torch.device("cuda", 0) if _reserved_gpus() else torch.device("cpu")
+    limit_gpu_memory(device)
+    return device
+
+
+def limit_gpu_memory(device: torch.device) -> None:
+    """Keep this process within its share of a GPU, if it has reserved a fraction of one.
+
+    Without a limit, the trial that starts first may take all of the memory, and the next one fails.
+    """
+    if device.type == "cuda" and 0 < (share := _reserved_gpus()) < 1:
+        torch.cuda.set_per_process_memory_fraction(ALLOCATED * share, device)
+
+
+def _reserved_gpus() -> float:
+    """Number of GPUs that Ray has given to this process, such as 0.5."""
+    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0))
 
 
 @contextmanager

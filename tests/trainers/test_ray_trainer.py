@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import ray.train
 import torch
 
@@ -18,7 +19,7 @@ from trainers import ray_trainer
 from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint
 from trainers.checkpoints.storage import prepare_folder, write_checkpoint
 from trainers.data.storage import open_store
-from trainers.ray_trainer import newest_on_this_node, saved_locally
+from trainers.ray_trainer import newest_on_this_node, saved_locally, task_device
 
 CHECKPOINT = Checkpoint({"head": torch.zeros(9)}, {"since_report": {"step": 40}}, Progress(40), ())
 
@@ -63,3 +64,27 @@ def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
             assert other is not None
             assert {file.name for file in other.iterdir()} == {f.name for f in running.iterdir()}
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("reserved", "device", "limits"),
+    [
+        ({"CPU": 2.0}, "cpu", []),
+        ({"CPU": 2.0, "GPU": 1.0}, "cuda:0", []),
+        ({"GPU": 0.5}, "cuda:0", [(0.475, torch.device("cuda:0"))]),
+    ],
+)
+def test_a_task_uses_what_it_has_reserved(
+    reserved: dict[str, float],
+    device: str,
+    limits: list[tuple[float, torch.device]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[tuple[float, torch.device]] = []
+    context = SimpleNamespace(get_assigned_resources=lambda: reserved)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda *limit: found.append(limit)
+    )
+    assert task_device() == torch.device(device)
+    assert found == limits

@@ -52,12 +52,18 @@ class Soup:
 
 
 def build_soup(
-    config: TrialConfig, ingredients: Sequence[Path], recipe: Recipe, destination: Path
+    config: TrialConfig,
+    ingredients: Sequence[Path],
+    recipe: Recipe,
+    destination: Path,
+    *,
+    device: torch.device | str | None = None,
 ) -> Soup:
     """Average checkpoints, evaluate the soup on the validation splits, and write it.
 
     `ingredients` are folders of checkpoints, the most accurate first. Of `config`, model, data and
-    evaluation are used, and no settings of training.
+    evaluation are used, and no settings of training. By default, the soup is evaluated on a GPU if
+    there is one.
 
     Raises:
         ConfigError: the ingredients differ in their tensors, or were trained on other classes than
@@ -65,7 +71,7 @@ def build_soup(
     """
     check_ingredients(ingredients)
     shapes, class_names = saved_shapes(ingredients[0])
-    run = _evaluation_run(config, any(n.startswith(TEXT) for n in shapes))
+    run = _evaluation_run(config, any(n.startswith(TEXT) for n in shapes), device)
     if run.class_names != class_names:
         raise ConfigError("trained on other classes than the data have now", source=ingredients[0])
     images, id_domain = load_split(config, "val"), config.data.id_domain
@@ -131,7 +137,9 @@ def check_ingredients(folders: Sequence[Path]) -> None:
             )
 
 
-def _evaluation_run(config: TrialConfig, trains_text: bool) -> TrainState:
+def _evaluation_run(
+    config: TrialConfig, trains_text: bool, device: torch.device | str | None
+) -> TrainState:
     """The state of a run of one worker that only evaluates the weights of checkpoints.
 
     Their tensors are those of `flyp` if the text encoder trained, else those of `ft`, for every
@@ -141,7 +149,7 @@ def _evaluation_run(config: TrialConfig, trains_text: bool) -> TrainState:
     size = {"batch_size": config.eval.batch_size}
     method = {"name": "flyp" if trains_text else "ft"}
     values = {**kept, "eval": size, "method": method}
-    return start(validate(TrialConfig, values, "evaluation"))
+    return start(validate(TrialConfig, values, "evaluation"), device=device)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from rich.console import Console
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.storage import url_of
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
+from trainers.ray_trainer import task_device
 from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.confirmation.results import (
@@ -133,7 +134,7 @@ def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
     """Metrics on the test splits, with the temperature calibrated on validation images."""
     from trainers.loop.state import load_split, start
 
-    run = start(config)
+    run = start(config, device=task_device())
     run.evaluate("val", load_split(config, "val"))
     return run.evaluate(SPLIT, load_split(config, SPLIT))
 

@@ -30,7 +30,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import newest_checkpoint
 from trainers.errors import ConfigError
-from trainers.ray_trainer import open_storage, save
+from trainers.ray_trainer import limit_gpu_memory, open_storage, save
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import driver_options
 from tuning.execution.retries import TrainingDriver
@@ -185,6 +185,7 @@ def _probe_loop(values: dict[str, Any]) -> dict[str, Any]:
     config = TrialConfig.model_validate_json(values["trial"])
     folder = open_storage(values["folder"])
     device = ray.train.torch.get_device()
+    limit_gpu_memory(device)
     opening = time.perf_counter()
     open_images(config.data, config.data.id_domain, "train")
     held_out = load_split(config, "val")

@@ -26,6 +26,7 @@ from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 from trainers.evaluation.metrics import ID_ACC
 from trainers.folders import appearing
+from trainers.ray_trainer import task_device
 from trainers.weights.soups import TEXT, Recipe, Soup, build_soup, check_ingredients
 from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.checkpoints.storage_check import check_nodes
@@ -190,7 +191,7 @@ def _build(
     with ExitStack() as stack:
         folders = [stack.enter_context(fetched(checkpoint)) for checkpoint in checkpoints]
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / recipe
-        soup = build_soup(config, folders, recipe, folder)
+        soup = build_soup(config, folders, recipe, folder, device=task_device())
         return soup, np.fromfile(folder / WEIGHTS, np.uint8)
 
 
