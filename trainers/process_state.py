@@ -70,7 +70,9 @@ def _recorded() -> list[Callable[[], Any]]:
         partial(torch.set_rng_state, torch.get_rng_state()),
         *(
             partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
-            for device in range(torch.cuda.device_count())
+            # Asked for its generators, CUDA would be initialised: that takes memory on each GPU,
+            # and fails with a driver that is too old, although `device_count` counts its GPUs.
+            for device in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
         ),
         partial(torch.set_grad_enabled, torch.is_grad_enabled()),
         partial(torch.set_default_device, None),  # the workers set none

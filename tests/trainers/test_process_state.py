@@ -81,3 +81,10 @@ def test_a_trial_that_has_ended_leaves_no_tensor_behind(trial: TrialConfig) -> N
         counts.append(tensors())
     assert counts[0] >= counts[1] == counts[2]
     assert [model() for model in models] == [None] * 3
+
+
+def test_cuda_is_not_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as with a driver that is too old
+    with restored_state():
+        pass
+    assert not torch.cuda.is_initialized()

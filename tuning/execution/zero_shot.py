@@ -21,6 +21,7 @@ from trainers.errors import ConfigError
 from trainers.loop.state import load_split, start
 from trainers.models.config import HUB
 from trainers.process_state import restored_state
+from trainers.ray_trainer import task_device
 from tuning.config.schema import ELSEWHERE, ResourcesConfig
 from tuning.execution.ray_errors import root_cause
 from tuning.runs.environment import package_version
@@ -38,7 +39,7 @@ def zero_shot_metrics(
     searches may write at the same time. A cache that cannot be read or written is not used.
 
     Args:
-        here: evaluate in this process if it has no GPU, as all trials run on this machine.
+        here: evaluate in this process if trials take no GPU, as all of them run on this machine.
 
     Raises:
         ConfigError: data or model cannot be loaded.
@@ -49,8 +50,7 @@ def zero_shot_metrics(
         with suppress(OSError, ValueError):
             found: dict[str, float] = json.loads(cached.read_text(encoding="utf-8"))
             return found
-    # With a GPU, `restored_state` would initialise CUDA in this process, which takes GPU memory.
-    if here and not resources.gpus_per_worker and not torch.cuda.is_available():
+    if here and not resources.gpus_per_worker:
         metrics = _evaluate_here(trial, resources)
     else:
         metrics = _evaluate_on_cluster(trial, resources)
@@ -84,7 +84,7 @@ def _evaluate_on_cluster(trial: TrialConfig, resources: ResourcesConfig) -> dict
 
 
 def _evaluate(trial: TrialConfig) -> dict[str, float]:
-    return start(trial).evaluate("val", load_split(trial, "val"))
+    return start(trial, device=task_device()).evaluate("val", load_split(trial, "val"))
 
 
 def _folder() -> Path:
