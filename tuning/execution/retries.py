@@ -49,9 +49,10 @@ _LOST: Final = (
 """Errors of Ray about a process that is gone (killed, out of memory, lost with its node), or that
 has not answered for minutes."""
 
-_DEVICE_ASSERT: Final = 710
-"""`cudaErrorAssert`: a check in a kernel failed, such as an index out of range. The only error of
-an accelerator that certainly is one of the program."""
+_NOT_OF_THE_GPU: Final = (2, 710)
+"""`cudaErrorMemoryAllocation`: memory outside of PyTorch's allocator is exhausted, such as that for
+the context of one more process on a shared GPU. `cudaErrorAssert`: a check in a kernel failed, such
+as an index out of range."""
 
 _GLOO: Final = re.compile(r"\[\S*gloo/\S+:\d+\]")
 """Gloo's errors have no type of their own (PyTorch 2.13), but contain the line that raised, such as
@@ -239,7 +240,7 @@ def _innermost(error: BaseException) -> Iterator[BaseException]:
 def _is_of_accelerator(error: BaseException) -> bool:
     """Whether a GPU failed: uncorrectable ECC error, failed launch, lost device, ..."""
     is_one = isinstance(error, torch.AcceleratorError)
-    return is_one and getattr(error, "error_code", None) != _DEVICE_ASSERT
+    return is_one and getattr(error, "error_code", None) not in _NOT_OF_THE_GPU
 
 
 def _is_of_peer(error: BaseException) -> bool:

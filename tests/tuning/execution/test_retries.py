@@ -97,7 +97,8 @@ def test_a_failed_gpu_is_retried() -> None:
     for message, code in (("uncorrectable ECC error", 214), ("unspecified launch failure", 719)):
         error = accelerator(f"CUDA error: {message}", code)
         assert machine_failure(of_workers(error, DIVERGED)) is error
-    assert machine_failure(of_workers(accelerator("device-side assert triggered", 710))) is None
+    for message, code in (("device-side assert triggered", 710), ("out of memory", 2)):
+        assert machine_failure(of_workers(accelerator(message, code))) is None
 
 
 def test_the_reason_is_the_lost_worker_not_its_peers() -> None:
