@@ -8,6 +8,7 @@ levels; CPUs with AVX2 give equal bits, others differ in the rounding.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -72,9 +73,15 @@ def eval_view(image: Image.Image, image_input: ImageInput, crop_pct: float = CRO
 
 def normalise(views: Tensor, image_input: ImageInput) -> Tensor:
     """uint8 views (B, 3, H, W) as the image encoder expects them, float32."""
-    mean = torch.tensor(image_input.mean, device=views.device).view(3, 1, 1)
-    std = torch.tensor(image_input.std, device=views.device).view(3, 1, 1)
+    mean, std = _mean_and_std(image_input, views.device)
     return views.float().div_(255).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=8)  # a GPU would wait for the copies in every step
+def _mean_and_std(image_input: ImageInput, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # for later use outside of it
+        mean, std = (torch.tensor(v, device=device) for v in (image_input.mean, image_input.std))
+        return mean.view(3, 1, 1), std.view(3, 1, 1)
 
 
 def _random_crop(

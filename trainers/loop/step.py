@@ -97,7 +97,8 @@ class Stepper:
         if texts:
             flat = run.zero_shot.tokenize([text for kind in texts for text in kind])
             tokens = flat.unflatten(0, (len(texts), len(labels))).to(run.device)
-        views, labels = views.to(run.device, non_blocking=True), labels.to(run.device)
+        views = views.to(run.device, non_blocking=True)
+        labels = labels.to(run.device, non_blocking=True)
 
         # Forward and backward passes, again with smaller parts while memory does not suffice.
         take = self._per_image if method.per_image else self._across_images
@@ -212,7 +213,7 @@ class Stepper:
                     features = zero_shot.image_features(images)
                     encoded = zero_shot.encode_tokens(part.tokens.flatten(0, 1))
                     texts = encoded.unflatten(0, part.tokens.shape[:2])
-            scale = torch.tensor(zero_shot.logit_scale, device=run.device)
+            scale = features.new_full((), zero_shot.logit_scale)
             logits = scale * features @ zero_shot.head.T
             of_zero_shot.append(Outputs(features, logits, texts, scale))
         for part in parts if self._method.needs_average else ():

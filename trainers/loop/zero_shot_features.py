@@ -193,7 +193,10 @@ class ZeroShotFeatures:
             found = compute()
             if file is not None:
                 found = file.write(record, found)
-        return found.to(self._zero_shot.device)
+        device = self._zero_shot.device
+        if device.type == "cuda" and not found.is_cuda:
+            found = found.pin_memory()  # copied while the GPU works on what it was given before
+        return found.to(device, non_blocking=True)
 
     def _file(
         self, key: tuple[object, ...], records: int, rows: int, dtype: torch.dtype = torch.float16

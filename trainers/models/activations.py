@@ -71,7 +71,17 @@ class _Recomputed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         weights = dict(self._plain.named_parameters())
-        return checkpoint(functional_call, self._plain, weights, args, kwargs, use_reentrant=False)
+        return checkpoint(
+            functional_call,
+            self._plain,
+            weights,
+            args,
+            kwargs,
+            use_reentrant=False,
+            # Encoders draw no random numbers (`Student`), and saving the state of the generator
+            # for every weight of a block would make a GPU wait.
+            preserve_rng_state=False,
+        )
 
 
 class _Plain(nn.Module):
