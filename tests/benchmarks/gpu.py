@@ -1,15 +1,18 @@
 """What only a GPU can show, in at most 9 minutes: `python -m tests.benchmarks.gpu --out FOLDER`
 
 Every part runs in a process of its own, so that one that fails or takes too long leaves the others
-their results. The figures and the card's name are written to `gpu.json` and `gpu.md` after each
-part. Weights are random (`model.pretrained: random`), since time and memory do not depend on them.
-`--dry` runs all parts on the CPU with the tiny CLIP: it shows that the command works.
+their results, and its own rows so far. The figures and the card's name are written to `gpu.json`
+and `gpu.md` after each part. Weights are random (`model.pretrained: random`), since time and memory
+do not depend on them. `--dry` runs all parts on the CPU with the tiny CLIP: it shows that the
+command works.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -35,13 +38,19 @@ from trainers.models.image import pooled_features
 
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella", "banana", "bird")
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
+PEAK_FLOPS = {
+    "H100 80GB HBM3": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
 """Dense bfloat16 operations a second, from data sheets, by a part of the card's name."""
 
 WARM_UP = 3
 """Steps before those that are timed."""
 
-Rows = list[dict[str, Any]]
+Rows = Iterator[dict[str, Any]]
 
 
 def trial(root: Path, dry: bool, **settings: Any) -> TrialConfig:
@@ -61,10 +70,10 @@ def trial(root: Path, dry: bool, **settings: Any) -> TrialConfig:
 def throughput(root: Path, dry: bool) -> Rows:
     """Images a second and share of the card's peak, interleaved: bare loop, FT, Lipsum-FT with the
     zero-shot model beside it and with its stored features."""
-    rows: Rows = []
-    for name in ("tiny-clip",) if dry else ("ViT-B-32", "ViT-B-16"):
-        model = {"name": name, **({} if dry else {"pretrained": "random"})}
-        for compiled in (False,) if dry else (False, True):
+    rounds, repeats = (2, 1) if dry else (5, 4)
+    for compiled in (False,) if dry else (False, True):
+        for name in ("tiny-clip",) if dry else ("ViT-B-32", "ViT-B-16"):
+            model = {"name": name, **({} if dry else {"pretrained": "random"})}
             settings = {"model": model, "compile": compiled}
             lipsum = {**settings, "method": {"name": "lipsum_ft"}}
             configs = {
@@ -73,11 +82,11 @@ def throughput(root: Path, dry: bool) -> Rows:
                 "Lipsum-FT, live teacher": trial(root, dry, **lipsum, zero_shot_cache_gb=0),
                 "Lipsum-FT, shared teacher": trial(root, dry, **lipsum, zero_shot_cache_gb=20),
             }
-            rounds, repeats = (2, 1) if dry else (7, 10)
-            shared = product_steps(configs["Lipsum-FT, shared teacher"])
-            for _ in islice(shared, WARM_UP + rounds * repeats):
-                pass  # another trial has stored the features
-            del shared
+            if not compiled:  # another trial has stored the features, which both encoders share
+                shared = product_steps(configs["Lipsum-FT, shared teacher"])
+                for _ in islice(shared, WARM_UP + rounds * repeats):
+                    pass
+                del shared
             steps = {
                 case: bare_steps(config) if case == "bare loop" else product_steps(config)
                 for case, config in configs.items()
@@ -88,22 +97,20 @@ def throughput(root: Path, dry: bool) -> Rows:
             bare = statistics.median(times["bare loop"])
             for case, seconds in times.items():
                 median = statistics.median(seconds)
-                rows.append(
-                    {
-                        "model": name,
-                        "encoder": "compiled" if compiled else "eager",
-                        "loop": case,
-                        "images/s": batch / median,
-                        "spread": [batch / max(seconds), batch / min(seconds)],
-                        "time / bare": median / bare,
-                        "mfu": None if peak_flops() is None else flops / median / peak_flops(),
-                    }
-                )
+                yield {
+                    "model": name,
+                    "encoder": "compiled" if compiled else "eager",
+                    "loop": case,
+                    "images/s": batch / median,
+                    "spread": [batch / max(seconds), batch / min(seconds)],
+                    "time / bare": median / bare,
+                    "mfu": None if peak_flops() is None else flops / median / peak_flops(),
+                }
             del steps
             torch.compiler.reset()
+            gc.collect()  # compiled modules refer to themselves
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-    return rows
 
 
 def product_steps(config: TrialConfig) -> Iterator[Tensor]:
@@ -127,6 +134,7 @@ def bare_steps(config: TrialConfig) -> Iterator[Tensor]:
     parameters = [*visual.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.optim.lr, fused=True)
     views, labels = batch_of(config, run.zero_shot.image_input.size, len(run.class_names))
+    labels = labels.to(run.device)
     image_input, autocast = run.zero_shot.image_input, run.precision.autocast
     while True:
         optimizer.zero_grad(set_to_none=True)
@@ -141,11 +149,11 @@ def bare_steps(config: TrialConfig) -> Iterator[Tensor]:
 
 
 def batch_of(config: TrialConfig, size: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Random views (B, 3, size, size) uint8 and labels (B,) on the device."""
+    """Random views (B, 3, size, size) uint8 on the device, and labels (B,) on the CPU as loaded."""
     draw, batch = torch.Generator().manual_seed(0), config.optim.batch_size
     views = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=draw)
     labels = torch.randint(classes, (batch,), generator=draw)
-    return views.to(device()), labels.to(device())
+    return views.to(device()), labels
 
 
 def student_flops(config: TrialConfig) -> float:
@@ -178,7 +186,8 @@ def interleaved(
 def out_of_memory(root: Path, dry: bool) -> Rows:
     """A batch that does not fit is halved until it does, and its loss is that of small parts."""
     if dry:
-        return [{"out of memory": "needs a GPU"}]
+        yield {"out of memory": "needs a GPU"}
+        return
     batch = {"lr": 1e-5, "batch_size": 4096}
     losses = {}
     for parts in (128, None):
@@ -195,12 +204,11 @@ def out_of_memory(root: Path, dry: bool) -> Rows:
         torch.cuda.empty_cache()
     difference = max(abs(a - b) for a, b in zip(losses[128], losses[None], strict=True))
     row = {"batch": 4096, "limit GB": 12, "images at once": halved}
-    return [{**row, "largest difference of the loss": difference}]
+    yield {**row, "largest difference of the loss": difference}
 
 
 def float16(root: Path, dry: bool) -> Rows:
     """Losses with float16 and its scaler beside bfloat16 over 30 steps, and steps skipped."""
-    rows: Rows = []
     for precision in ("bf16",) if dry else ("bf16", "fp16"):
         config = trial(root, dry, precision=precision)
         run = start(config)
@@ -212,8 +220,7 @@ def float16(root: Path, dry: bool) -> Rows:
             scales.append(run.scaler.get_scale())
         skipped = sum(after < before for before, after in pairwise(scales))
         row = {"precision": precision, "first loss": losses[0], "last loss": losses[-1]}
-        rows.append({**row, "scale": scales[-1], "skipped steps": skipped})
-    return rows
+        yield {**row, "scale": scales[-1], "skipped steps": skipped}
 
 
 def nccl(root: Path, dry: bool) -> Rows:
@@ -235,12 +242,13 @@ def nccl(root: Path, dry: bool) -> Rows:
         trainer = torch_trainer(
             loop, {}, name="nccl", scratch=Path(folder), gpus_per_worker=0 if dry else 1
         )
-        return [trainer.fit().return_value]  # type: ignore[attr-defined]  # of Train V2
+        yield trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2
 
 
 def searches(root: Path, dry: bool) -> Rows:
     """Searches on the drawn images: one trial at a time, and two that share the card."""
-    return [search(root, dry, trials=2 if dry else 8, together=together) for together in (1, 2)]
+    for together in (1, 2):
+        yield search(root, dry, trials=2 if dry else 6, together=together)
 
 
 def search(root: Path, dry: bool, *, trials: int, together: int) -> dict[str, Any]:
@@ -285,12 +293,17 @@ PARTS: dict[str, tuple[Callable[[Path, bool], Rows], int]] = {
 four times as long."""
 
 
-def run_part(part: str, root: Path, dry: bool) -> dict[str, Any]:
-    """Run one part; its rows, its seconds and the most memory that it held on the card."""
-    began = time.perf_counter()
-    rows = PARTS[part][0](root, dry)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-    return {"rows": rows, "seconds": time.perf_counter() - began, "peak GiB": peak}
+def run_part(part: str, root: Path, dry: bool, file: Path) -> None:
+    """Run one part. After each row, write all rows, the seconds, and the most memory on the card.
+
+    The memory is that of this process: none if others train.
+    """
+    began, rows = time.perf_counter(), []
+    for row in PARTS[part][0](root, dry):
+        rows.append(row)
+        peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_initialized() else None
+        result = {"rows": rows, "seconds": time.perf_counter() - began, "peak GiB": peak}
+        file.write_text(json.dumps(result))
 
 
 def device() -> str:
@@ -316,7 +329,8 @@ def markdown(found: dict[str, Any]) -> str:
     for part, result in found["parts"].items():
         lines += ["", f"## {part}", ""]
         if "error" in result:
-            lines.append(f"Not measured: {result['error']}")
+            lines += [f"Not measured in full: {result['error']}", ""]
+        if "rows" not in result:
             continue
         names = list(result["rows"][0])
         lines += [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
@@ -343,12 +357,13 @@ def main() -> None:
     arguments = parser.parse_args()
     out, dry = arguments.out, arguments.dry
     if arguments.images is not None:
-        result = run_part(arguments.parts[0], arguments.images, dry)
-        (out / "part.json").write_text(json.dumps(result))
+        (part,) = arguments.parts
+        run_part(part, arguments.images, dry, out / f"{part}.json")
         return
     if not (dry or torch.cuda.is_available()):
         parser.error("PyTorch sees no GPU; --dry tries the command on the CPU")
 
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if dry else {})}
     card = "CPU, dry run" if dry else torch.cuda.get_device_name()
     found: dict[str, Any] = {"card": card, "torch": torch.__version__, "cuda": torch.version.cuda}
     found["parts"] = {}
@@ -358,11 +373,15 @@ def main() -> None:
         for part in arguments.parts:
             own = ["--out", folder, "--images", root, "--parts", part, *(["--dry"] if dry else [])]
             command = [sys.executable, "-m", "tests.benchmarks.gpu", *map(str, own)]
+            result, file = {}, Path(folder) / f"{part}.json"
             try:
-                subprocess.run(command, check=True, timeout=PARTS[part][1] * (4 if dry else 1))
-                found["parts"][part] = json.loads((Path(folder) / "part.json").read_text())
+                limit = PARTS[part][1] * (4 if dry else 1)
+                subprocess.run(command, check=True, timeout=limit, env=environment)
             except subprocess.SubprocessError as error:  # the other parts still have their figures
-                found["parts"][part] = {"error": str(error).rpartition("' ")[2]}
+                result["error"] = str(error).rpartition("' ")[2]
+            if file.is_file():
+                result |= json.loads(file.read_text())
+            found["parts"][part] = result
             (out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
             (out / "gpu.md").write_text(markdown(found))
     print((out / "gpu.md").read_text())

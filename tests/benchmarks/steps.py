@@ -28,6 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.gpu import synchronise
 from trainers import fine_tune as training
 from trainers.config import TrialConfig
 from trainers.embedded_benchmark.build import ImageCounts, build
@@ -83,8 +84,10 @@ def compare(configs: dict[str, TrialConfig]) -> dict[str, list[tuple[float, floa
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for step, (views, labels) in enumerate(training_batches(first, train)):
         for name in random.Random(step).sample(list(runs), len(runs)):
+            synchronise()
             wall, cpu = time.perf_counter(), time.process_time()
             steppers[name].step(step, views, labels, lr=1e-6)
+            synchronise()
             runs[name].progress.step = step + 1
             seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     return {name: taken[2:] for name, taken in seconds.items()}  # the first ones allocate memory
