@@ -14,8 +14,10 @@ from typing import Any
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
-# torch reads this when it is imported. Several tests run at a time and share the cores.
+# torch reads these when it is imported. Several tests run at a time and share the cores; they
+# compare results with those of a CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import ray
