@@ -98,7 +98,7 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write a checkpoint from which `fine_tune` resumes.
 
-        With one or two workers it resumes bit for bit. With more, results differ by rounding: the
+        On CPUs, one or two workers resume bit for bit. With more, results differ by rounding: the
         first steps of a process add the workers' gradients up in another order (see `Stepper`).
 
         Every worker must call it; the first one writes.

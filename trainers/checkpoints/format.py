@@ -62,7 +62,7 @@ class Progress:
 class Checkpoint:
     """The complete state of a training, which continues from it.
 
-    It continues bit for bit with one or two workers, and else up to the rounding of sums.
+    On CPUs, it continues bit for bit with one or two workers, and else up to the rounding of sums.
     """
 
     weights: Mapping[str, Tensor]

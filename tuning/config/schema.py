@@ -212,8 +212,8 @@ class ResourcesConfig(Frozen):
     continues from its last checkpoint. Metrics equal those with `workers` up to rounding."""
     cpus_per_worker: int = Field(default=1, ge=1, le=10_000)
     """CPU cores of each worker, including those that decode images."""
-    gpus_per_worker: float = Field(default=0, ge=0, le=1000)
-    """A fraction lets several trials with one worker share a GPU."""
+    gpus_per_worker: float = Field(default=0, ge=0, le=1)
+    """A worker trains on one GPU. A fraction lets several trials with one worker share it."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Place the workers of a trial on few nodes or over many; the strict forms require one node, or
     a separate node for each worker."""
@@ -231,13 +231,6 @@ class ResourcesConfig(Frozen):
     """When a node announces its end (a spot node), its trials save a checkpoint at once and train
     on until it is gone; workers on other nodes for so long after that. Such losses do not count as
     failures."""
-
-    @field_validator("gpus_per_worker")
-    @classmethod
-    def _is_whole_or_a_fraction(cls, gpus: float) -> float:
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError("must be a whole number if it is more than 1")
-        return gpus
 
     @model_validator(mode="after")
     def _fits_together(self) -> ResourcesConfig:

@@ -68,8 +68,8 @@ def test_strictly_spread_trials_are_as_many_as_possible(
         (cpus(4, 8, 4), {"cpus_per_worker": 9}, "9 CPU; the largest of 3 node(s) has 8 CPU"),
         (
             [{"CPU": 64}, {"CPU": 8, "GPU": 1}, {"CPU": 4, "GPU": 1}],
-            {"gpus_per_worker": 2},
-            "one worker takes 1 CPU, 2 GPU; the largest of 3 node(s) has 8 CPU, 1 GPU",
+            {"gpus_per_worker": 1, "cpus_per_worker": 9},
+            "one worker takes 9 CPU, 1 GPU; the largest of 3 node(s) has 8 CPU, 1 GPU",
         ),
         (
             cpus(4, 4),

@@ -255,7 +255,7 @@ def test_a_refused_change_leaves_a_run_that_resumes(images_root: Path, tmp_path:
     run = run_instantly(instant_file(images_root, tmp_path)).folder
     before = (run / CONFIG_FILE).read_text()
     changes = ["search.budget.trials=9", f"search.space.parameters.{LR}.low=1e-5"]
-    resources, server = "search.resources.gpus_per_worker=64", "http://127.0.0.1:9"
+    resources, server = "search.resources.cpus_per_worker=64", "http://127.0.0.1:9"
     with pytest.raises(ConfigError, match=r"search\.resources"):
         resume_instantly(run, *changes, resources, extend=True)
     with pytest.raises(TrackingError):
