@@ -7,8 +7,8 @@ search uses. After 5, 10 and 20 full trials' worth of device time, the finished 
 objective on the surface, in percentage points.
 
 - Reports deviate from the surface by the noise of the recorded trainings times `--noise`. The noise
-  of a table with one seed a point is that of the fit, which is too small; its standard deviation is
-  printed first.
+  of a table with one seed a point is that of the fit, which may be too small; its standard
+  deviation is printed first.
 - A search pays for the evaluations that its scheduler needs: those at its rungs and the one at the
   last step. Steps and evaluations cost what they cost at the median of the recording.
 - The start of a trial costs `--start-seconds`, and `--process-seconds` in addition if it starts
