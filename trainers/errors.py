@@ -124,9 +124,18 @@ def suggestion(word: str, known: Iterable[object]) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """A hint for an unknown word, `did you mean 'lr'?`; None if no known one is like it."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else None
+    """A hint for an unknown word, `did you mean 'lr'?`; None if no known one is like it.
+
+    Of names that are equally like it, the first is meant: metrics begin with the accuracy.
+    """
+    matcher = difflib.SequenceMatcher(b=word)
+
+    def likeness(name: str) -> float:
+        matcher.set_seq1(name)
+        return matcher.ratio()
+
+    close = max(known, key=likeness, default="")
+    return f"did you mean {close!r}?" if close and likeness(close) >= 0.6 else None
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:

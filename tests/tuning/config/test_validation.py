@@ -106,6 +106,8 @@ def test_every_number_has_limits() -> None:
         # What is optimised.
         ("search.objective.metric", "val/acc", "", "did you mean .val/mean_acc."),
         ("search.objective.metric", "ood_val/acc", "", "did you mean .ood_val/mean_acc."),
+        ("search.objective.metric", "ood_val/mean", "", "did you mean .ood_val/mean_acc."),
+        ("search.objective.metric", "id_val", "", "did you mean .id_val/acc."),
         ("search.objective.metric", "id_test/acc", "", "never reported"),
         ("search.objective.metric", "wise/0.5/id_val/acc", "", "wise_ft"),
         ("search.objective", [{"metric": "id_vl/acc"}], "search.objective.metric", "'id_val/acc'"),
