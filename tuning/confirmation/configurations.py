@@ -52,9 +52,8 @@ def chosen(
     ranking = [trial for trial in ranked(search, records) if search.values(trial) is not None]
     for rank, trial in enumerate(ranking[:top], 1):
         add(OBJECTIVE, f"{OBJECTIVE} #{rank}", trial, search.sees_ood)
-    for choice in choices(search, records):
-        if choice.rule == OBJECTIVE:
-            continue
+    others = [choice for choice in choices(search, records) if choice.rule != OBJECTIVE]
+    for choice in others:
         parts = {**choice.by_domain, **choice.by_method}
         for trial in choice.trials:
             # The label has the methods, or the domains unless the trial was chosen for all.
@@ -62,17 +61,20 @@ def chosen(
             named = choice.by_method or 0 < len(names) < len(parts)
             label = f"{choice.rule}/{'+'.join(names)}" if named else choice.rule
             add(choice.rule, label, trial, choice.looks_at_ood)
-    if not found and set(rules) == {BY_METHOD} and len(search.methods(records)) < 2:
-        raise ConfigError(
-            "all trials of this search have the same method", key="--rule", value=BY_METHOD
-        )
-    if not found and set(rules) == {EXPECTED}:
-        raise ConfigError(
-            "needs one objective, one method, numbers as hyperparameters, and at least "
-            f"{MIN_TRIALS} finished trials",
-            key="--rule",
-            value=EXPECTED,
-        )
+    finished = [r for r in records if r.kind == "trial" and r.outcome == "finished"]
+    if not found and rules and finished:
+        reasons = {
+            BY_METHOD: "all trials of this search have the same method",
+            EXPECTED: "it needs one objective, one method, numbers as hyperparameters, and at "
+            f"least {MIN_TRIALS} finished trials",
+        }
+        reasons |= {choice.rule: choice.reason for choice in others if choice.reason}
+        problems = [
+            f"{rule}: {reasons.get(rule, 'no finished trial has the metrics that it needs')}"
+            for rule in dict.fromkeys(rules)
+        ]
+        problem = f"no trial is chosen by {'; '.join(problems)}"
+        raise ConfigError(problem, key="--rule", value=", ".join(rules))
     if not found:
         raise ConfigError("no finished trial to confirm", source=search.run_folder)
     return tuple(found.values())

@@ -153,6 +153,18 @@ def test_a_choice_that_is_not_possible_is_refused(
     assert error.value.key == key
 
 
+def test_each_rule_without_a_trial_is_named_with_its_reason(tmp_path: Path) -> None:
+    search = fakes.search_record(tmp_path, ood_domains=())
+    with pytest.raises(ConfigError) as error:
+        chosen(search, [fakes.trial(0)], rules=["expected", "by_method", "ood_val"])
+    assert error.value.value == "expected, by_method, ood_val"
+    expected, by_method, ood_val = error.value.problem.split("; ")
+    assert "expected: it needs" in expected
+    assert "8 finished trials" in expected
+    assert by_method == "by_method: all trials of this search have the same method"
+    assert ood_val == "ood_val: the search has no OOD domain"
+
+
 def test_one_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         confirm(tmp_path, seeds=1)
