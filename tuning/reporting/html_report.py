@@ -82,6 +82,9 @@ th, td { padding: .25rem .4rem; text-align: right; white-space: pre;
          border-bottom: 1px solid var(--line) }
 .left { text-align: left } .best { font-weight: bold }
 pre { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: .75rem }
+@media screen and (prefers-color-scheme: dark) {
+  figure { filter: invert(.9) hue-rotate(180deg); border-color: #c8c3bc }
+}
 @media screen {
   .table { overflow-y: auto; max-height: 85vh } thead { position: sticky; top: 0 }
   thead th { background: var(--ground) }

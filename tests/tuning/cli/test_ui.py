@@ -5,6 +5,7 @@ No page may log an error in its console. Screenshots are kept in `build/screensh
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import socket
@@ -14,8 +15,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from PIL import Image, ImageStat
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.tuning import fakes
@@ -215,6 +218,16 @@ def test_the_report_shows_whole_figures_at_any_width(run: Path, page: Page, widt
     page.set_viewport_size({"width": width, "height": 900})
     page.goto((run / "report" / REPORT_FILE).as_uri())
     assert page.locator("figure").evaluate_all(CUT_OFF) == 0
+
+
+@pytest.mark.parametrize(("scheme", "low", "high"), [("light", 250, 255), ("dark", 0, 40)])
+def test_the_ground_of_figures_is_that_of_the_page(
+    run: Path, page: Page, scheme: Literal["light", "dark"], low: int, high: int
+) -> None:
+    page.emulate_media(color_scheme=scheme)
+    page.goto((run / "report" / REPORT_FILE).as_uri())
+    drawn = Image.open(io.BytesIO(page.locator("figure").first.screenshot())).convert("L")
+    assert low <= ImageStat.Stat(drawn).median[0] <= high
 
 
 def test_a_long_table_of_the_report_scrolls_below_its_header(
