@@ -16,7 +16,7 @@ from rich.console import Console
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.storage import url_of
-from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
+from trainers.evaluation.metrics import ID, ID_ACC, MEAN_OOD, OOD_MEAN_ACC, MetricKey
 from trainers.ray_trainer import task_device
 from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import ResourcesConfig, SearchFile
@@ -140,10 +140,13 @@ def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
 
 
 def kept_metrics(report: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of the test splits, and the costs of training."""
+    """The metrics of the test splits, the costs of training, and two validation accuracies.
+
+    The validation accuracies show how much the seed alone changes what the search compared.
+    """
     keys = {name: MetricKey.parse(name) for name in report}
     return {
         name: float(report[name])
         for name, key in keys.items()
-        if name in COSTS or (key is not None and key.split == SPLIT)
+        if name in (*COSTS, ID_ACC, OOD_MEAN_ACC) or (key is not None and key.split == SPLIT)
     }

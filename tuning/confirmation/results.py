@@ -50,7 +50,8 @@ class TestResult:
     labels: tuple[str, ...]
     """Rules that chose it when it was measured."""
     metrics: Mapping[str, float]
-    """Metrics of the test splits, and `COSTS` of the training."""
+    """Metrics of the test splits; of a training also its `COSTS`, ID and mean OOD accuracy on the
+    validation splits."""
 
     @property
     def key(self) -> Key:

@@ -3,7 +3,7 @@
 | run | tags | metrics |
 |---|---|---|
 | `confirm TRIAL` | kind = `confirm`, confirms, method, labels, seeds, looks_at_ood, ... | test \
-splits and costs: mean, `sd/...`, `vs_ft/...`, `vs_zero_shot/...` |
+splits, ID and mean OOD of validation, costs: mean, `sd/...`, `vs_ft/...`, `vs_zero_shot/...` |
 | `RECIPE soup` | kind = `soup`, soup, trials, of_trials, looks_at_ood, ... | validation splits, \
 under the names that trials have |
 

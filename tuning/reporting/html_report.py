@@ -136,6 +136,7 @@ def write_report(
 def _sections(
     search: SearchRecord, records: Sequence[TrialRecord], checkpoints: str | None
 ) -> Iterator[str]:
+    from tuning.confirmation.results import results_path
     from tuning.reporting.figures import details
     from tuning.reporting.figures.id_vs_ood import draw
     from tuning.reporting.figures.wise_curves import draw as draw_wise
@@ -167,6 +168,8 @@ def _sections(
     linked = titles if len(records) <= MAX_LINKED else None
     figure, note = draw(search, records)
     description = "ID accuracy against mean OOD accuracy of each trial"
+    if not results_path(search.run_folder).is_file():
+        note += " Each trial is one training; lipsum-tune confirm measures the noise between seeds."
     if linked is not None:
         note += " Point at a trial to find it in table and curves; a click keeps it highlighted."
     yield _image(figure, description, note, linked)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from trainers.errors import ConfigError
+from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC
+from tuning.confirmation.results import read_results
 from tuning.reporting.figures.frame import (
     BLUE,
     GREY,
@@ -63,6 +67,8 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
         axes.step(xs, ys, where="pre", color=SOFT_INK, linewidth=0.9, zorder=2)
         note += " Line: Pareto front."
 
+    if seeds := _draw_fresh_seeds(axes, search, shown):
+        note += f" {seeds}"
     draw_zero_shot(axes, search.zero_shot)
     for record in records:
         point = accuracies(record)
@@ -144,6 +150,43 @@ def _draw_trials(drawn: Figure, axes: Axes, trials: Sequence[TrialRecord]) -> No
                 mark.set_gid(TRIAL_GID + marked[0].trial_id)
         # An empty series in one neutral colour makes the entry of the legend.
         axes.scatter([], [], marker=marker, s=52, color=GREY, label=f"{outcome} ({len(group)})")
+
+
+def _draw_fresh_seeds(axes: Axes, search: SearchRecord, records: Sequence[TrialRecord]) -> str:
+    """Draw the noise between seeds that `confirm` measured, and return a sentence about it.
+
+    Each trial that was trained again has a cross at the mean validation accuracies of its fresh
+    seeds, whose arms are standard deviations. Returns an empty sentence if there is no cross.
+    """
+    try:
+        results = read_results(search.run_folder).values()
+    except ConfigError:  # the report has a sentence about it where the test accuracies would be
+        return ""
+    numbers = set()
+    for record in records:
+        metrics = [r.metrics for r in results if r.trial_id == record.trial_id]
+        found = [(m.get(ID_ACC, math.nan), m.get(OOD_MEAN_ACC, math.nan)) for m in metrics]
+        pairs = [pair for pair in found if all(map(math.isfinite, pair))]
+        point = accuracies(record)
+        if point is None or len(pairs) < 2:
+            continue
+        ids, oods = zip(*pairs, strict=True)
+        (x, dx), (y, dy) = (fmean(ids), stdev(ids)), (fmean(oods), stdev(oods))
+        # One artist: each is a stop of the keyboard in the page.
+        xs, ys = (x - dx, x, x + dx, math.nan, x, x), (y, y, y, math.nan, y - dy, y + dy)
+        cross = axes.plot(xs, ys, color=INK, linewidth=1.3, zorder=2.6, marker="o", markersize=4.5,
+                          markerfacecolor="white", markevery=[1])  # fmt: skip
+        link = axes.plot((point[0], x), (point[1], y), ":", color=INK, linewidth=1.1, zorder=2.5)
+        for artist in (*cross, *link):
+            artist.set_gid(TRIAL_GID + record.trial_id)
+        numbers.add(len(pairs))
+    if not numbers:
+        return ""
+    number = " to ".join(map(str, sorted({min(numbers), max(numbers)})))
+    return (
+        f"Crosses: mean and standard deviation of {number} fresh seeds (lipsum-tune confirm), "
+        "each joined to its trial."
+    )
 
 
 def _weight(record: TrialRecord) -> float | None:
