@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.exchange import END, Answer, Exchange, Request
@@ -19,12 +20,39 @@ from tuning.execution.ray_workarounds import remove_orphaned_groups, without_hel
 
 POLL_S = 5.0
 """Time that `ask` waits for a report before it returns how far the trial is."""
+ALIVE_S = 5.0
+"""Time after which a worker that does not answer counts as hanging, not as lost."""
 END_S = 20.0
 """Time that workers have to end. Those that need more end with the process that asked for them."""
 
 
 class ReportOverdue(RuntimeError):
     """A training has not reported for far longer than reports take: it hangs."""
+
+
+def end_if_overdue(exchange: Any, limit_s: float) -> None:
+    """End workers that have trained for longer than a limit without a report.
+
+    Those that were lost do not count: Ray Train replaces the workers of a node that had announced
+    its end, as soon as there is a place for new ones.
+
+    Args:
+        exchange: handle of the workers' `Exchange`.
+
+    Raises:
+        ReportOverdue: they have, and are ended.
+    """
+    if (overdue := ray.get(exchange.overdue.remote(limit_s))) is None:
+        return
+    hanging = cloudpickle.loads(overdue)
+    try:
+        ray.get(hanging.__ray_ready__.remote(), timeout=ALIVE_S)
+    except RayActorError:
+        return
+    except GetTimeoutError:
+        pass
+    ray.kill(hanging)  # which ends all workers
+    raise ReportOverdue(f"no report after {limit_s:.0f} s of training: it hangs")
 
 
 class WarmWorkers:
@@ -61,9 +89,7 @@ class WarmWorkers:
             raise RuntimeError("the workers have ended without a report")
         if ray.get(self._exchange.waits.remote()):
             remove_orphaned_groups()  # for which these workers may be waiting
-        if (hanging := ray.get(self._exchange.overdue.remote(limit_s))) is not None:
-            ray.kill(cloudpickle.loads(hanging))  # which ends all workers
-            raise ReportOverdue(f"no report after {limit_s:.0f} s of training: it hangs")
+        end_if_overdue(self._exchange, limit_s)
         progress: Answer = ray.get(self._exchange.progress.remote())
         return progress
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,25 @@ import pytest
 import ray.train
 import torch
 import torch.distributed as dist
+from ray import cloudpickle
+from ray.exceptions import RayActorError
 from ray.util.state import list_actors
 from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.ray_head import Head
 from tests.tuning.execution.real_searches import real_file
+from tests.waiting import wait_until
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import prepare_folder
 from trainers.config import TrialConfig
 from trainers.data.storage import open_store
-from trainers.exchange import Answer, Request
+from trainers.exchange import Answer, Exchange, Request
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
 from tuning.execution.run_search import run_search
-from tuning.execution.warm_workers import WarmWorkers
+from tuning.execution.warm_workers import ReportOverdue, WarmWorkers, end_if_overdue
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import TrialRecord
 
@@ -144,6 +148,27 @@ def test_a_trial_is_timed_once_every_node_has_its_images(
     run(workers, trial, tmp_path / "trial", 1)
     workers.end()
     assert events.read_text().splitlines()[:3] == ["waits", "filled", "clock"]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_lost_worker_does_not_count_as_hanging(is_lost: bool) -> None:
+    exchange, worker = (actor.options(num_cpus=0).remote() for actor in [ray.remote(Exchange)] * 2)
+    exchange.ask.remote(Request("folder", "{}"))
+    ray.get(exchange.training.remote(cloudpickle.dumps(worker)))
+    if is_lost:
+        ray.kill(worker)
+        wait_until(lambda: is_dead(worker))
+    with nullcontext() if is_lost else pytest.raises(ReportOverdue):
+        end_if_overdue(exchange, 0.0)
+    wait_until(lambda: is_dead(worker))
+
+
+def is_dead(actor: Any) -> bool:
+    try:
+        ray.get(actor.waits.remote())
+    except RayActorError:
+        return True
+    return False
 
 
 def test_a_slot_knows_how_far_its_trial_is_and_may_end_it_there(
