@@ -73,7 +73,7 @@ class Exchange:
             return self._request
 
     async def training(self, worker: bytes) -> None:
-        """Start the clock of the requested report: everything that it needs is on this machine.
+        """Start the clock of the next report: everything that it needs is on this machine.
 
         Args:
             worker: pickled handle of the first worker.
@@ -89,7 +89,7 @@ class Exchange:
         async with self._changed:
             if self._request != END:
                 self._request = None
-            self._answer = answer
+            self._answer, self._began = answer, None
             self._changed.notify_all()
 
     async def set_progress(self, train_curve: Mapping[str, Sequence[float]]) -> None:
@@ -101,6 +101,6 @@ class Exchange:
         return self._progress
 
     async def overdue(self, limit_s: float) -> bytes | None:
-        """The first worker, if it has trained for longer than the limit without an answer."""
+        """The first worker, if it has trained for longer than the limit without a report."""
         late = self._began is not None and time.monotonic() - self._began > limit_s
-        return self._worker if late and self._request is not None else None
+        return self._worker if late else None

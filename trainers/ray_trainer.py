@@ -164,19 +164,29 @@ def train_loop(values: dict[str, Any]) -> dict[str, float]:
     """Run one trial in the workers of Ray Train, from its newest checkpoint on.
 
     Args:
-        values: `trial` (a `TrialConfig` as JSON), `folder` (path or URL of its checkpoints) and
-            `final_split`: evaluated once, after the last step, and added to the last report. A
-            search has none, so no trial ever reads the test splits.
+        values: `trial` (a `TrialConfig` as JSON), `folder` (path or URL of its checkpoints),
+            `final_split`: evaluated once, after the last step, and added to the last report (a
+            search has none, so no trial ever reads the test splits), and `exchange`, the handle of
+            an `Exchange` with the clock of each report, or None.
 
     Returns:
         The last report.
     """
     from trainers.config import TrialConfig
 
+    exchange, me = values["exchange"], cloudpickle.dumps(ray.get_runtime_context().current_actor)
+
+    def start_clock() -> None:
+        if exchange is not None and ray.train.get_context().get_world_rank() == 0:
+            exchange.training.remote(me)
+
     config, metrics = TrialConfig.model_validate_json(values["trial"]), dict[str, float]()
     fill_cache(config, values["final_split"])
+    barrier()  # all nodes have the images
+    start_clock()
     for report in train(config, open_storage(values["folder"]), values["final_split"]):
         metrics = report.metrics
+        start_clock()
     return metrics
 
 

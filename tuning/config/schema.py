@@ -225,8 +225,8 @@ class ResourcesConfig(Frozen):
     training itself are not retried."""
     hang_after_s: float = Field(default=1800, gt=0, le=1e9)
     """A trial fails, and gets new workers, if it trains for longer than this, and for ten times as
-    long as the slowest report before it, without a report. Before the first report of a search, ten
-    times this."""
+    long as the slowest report before it, without a report. Before the first report of a search, and
+    in `confirm`, ten times this."""
     preemption_grace_s: float = Field(default=0, ge=0, le=1e6)
     """When a node announces its end (a spot node), its trials save a checkpoint at once and train
     on until it is gone; workers on other nodes for so long after that. Such losses do not count as

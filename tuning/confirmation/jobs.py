@@ -34,6 +34,7 @@ from tuning.execution.ray_errors import in_one_line, storage_failure
 from tuning.execution.ray_session import concurrent_trials
 from tuning.execution.retries import TrainingDriver
 from tuning.execution.tasks import run_tasks
+from tuning.execution.trainable import OVERDUE
 from tuning.runs.records import ZERO_SHOT
 
 _PRINTED: Final = (str(MetricKey(SPLIT, ID, "acc")), str(MetricKey(SPLIT, MEAN_OOD, "acc")))
@@ -127,6 +128,8 @@ def _submit(job: Job, resources: ResourcesConfig, checkpoints: str) -> Any:
         storage_path=checkpoints,
         resources=resources,
         final_split=SPLIT,
+        # No report of the search took as long as one with the test splits may take.
+        limit_s=OVERDUE * resources.hang_after_s,
     )
 
 

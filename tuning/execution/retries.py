@@ -33,6 +33,7 @@ from tuning.execution.ray_workarounds import (
     draining_nodes,
     without_helpers,
 )
+from tuning.execution.warm_workers import watched
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def fit(
     storage_path: Path | str,
     resources: ResourcesConfig,
     final_split: str | None = None,
+    limit_s: float | None = None,
     loop: Callable[[dict[str, Any]], Any] = train_loop,
 ) -> Any:
     """Run one training to its end, and repeat it from its newest checkpoint if a machine fails.
@@ -88,6 +90,7 @@ def fit(
         storage_path: folder or URL of all trainings.
         resources: of the training. `max_failures` failures of machines are survived.
         final_split: split that is evaluated once, after the last step.
+        limit_s: time after which a training without a report hangs; None: not watched.
         loop: replaces `train_loop`, for measurements; it gets the same values.
 
     Returns:
@@ -95,6 +98,7 @@ def fit(
 
     Raises:
         MachinesLost: more machines failed than `max_failures`.
+        ReportOverdue: it hangs.
         StorageFailed: checkpoints cannot be read or written.
         Exception: what the training itself raised, wrapped by Ray Train.
     """
@@ -108,9 +112,13 @@ def fit(
         with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
             unique = f"{name}-{secrets.token_hex(4)}"
             options = resources.per_trial() | nodes.placement()
-            trainer = torch_trainer(loop, values, name=unique, scratch=Path(scratch), **options)
             try:
-                return without_helpers(trainer).fit().return_value
+                with watched(limit_s) as exchange:
+                    given = values | {"exchange": exchange}
+                    trainer = torch_trainer(
+                        loop, given, name=unique, scratch=Path(scratch), **options
+                    )
+                    return without_helpers(trainer).fit().return_value
             except Exception as error:
                 logger.warning(attempts.failed(error))
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from trainers.errors import first_line
 from trainers.exchange import END, Answer, Exchange, Request
 from trainers.ray_trainer import serve, torch_trainer
 from tuning.execution.ray_workarounds import remove_orphaned_groups, without_helpers
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 5.0
 """Time that `ask` waits for a report before it returns how far the trial is."""
@@ -55,6 +61,50 @@ def end_if_overdue(exchange: Any, limit_s: float) -> None:
     raise ReportOverdue(f"no report after {limit_s:.0f} s of training: it hangs")
 
 
+@contextmanager
+def watched(limit_s: float | None) -> Iterator[Any]:
+    """Within the block, workers train; if they hang, they are ended.
+
+    The value is the handle of an `Exchange`, on which they start the clock of each report; None
+    without a limit.
+
+    Raises:
+        ReportOverdue: in place of the error that the end of hanging workers causes.
+    """
+    if limit_s is None:
+        yield None
+        return
+    exchange, ended, overdue = _start_exchange(), threading.Event(), list[ReportOverdue]()
+
+    def watch() -> None:
+        while not ended.wait(POLL_S):
+            try:
+                end_if_overdue(exchange, limit_s)
+            except ReportOverdue as error:
+                overdue.append(error)
+                return
+            except RayError as error:  # the exchange is lost, and the training is not
+                logger.warning("a training is not watched any more: %s", first_line(error))
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield exchange
+    except Exception as error:
+        if overdue:
+            raise overdue[0] from error
+        raise
+    finally:
+        ended.set()
+
+
+def _start_exchange() -> Any:
+    """Handle of an `Exchange` on this node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
+    return actor.remote()
+
+
 class WarmWorkers:
     """Workers that run one trial after the other.
 
@@ -65,9 +115,7 @@ class WarmWorkers:
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here)
-        self._exchange = actor.remote()
+        self._exchange = _start_exchange()
         self._answer: Future[Answer] | None = None
         self._ended: Future[None] = Future()
         threading.Thread(target=self._run, args=(options,), daemon=True).start()
