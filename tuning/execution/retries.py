@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from ray import exceptions as ray_errors
 
 from trainers.checkpoints.storage import prepare_folder
 from trainers.errors import first_line, storage_failures
+from trainers.folders import temporary_folder
 from trainers.ray_trainer import location, open_storage, torch_trainer, train_loop
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.cluster_resources import fitting_trials
@@ -109,15 +109,13 @@ def fit(
     values = {"trial": config, "folder": location(folder), "final_split": final_split}
     while True:
         prepare_folder(folder)
-        with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
+        with temporary_folder("lipsum-tune-train-") as scratch:
             unique = f"{name}-{secrets.token_hex(4)}"
             options = resources.per_trial() | nodes.placement()
             try:
                 with watched(limit_s) as exchange:
                     given = values | {"exchange": exchange}
-                    trainer = torch_trainer(
-                        loop, given, name=unique, scratch=Path(scratch), **options
-                    )
+                    trainer = torch_trainer(loop, given, name=unique, scratch=scratch, **options)
                     return without_helpers(trainer).fit().return_value
             except Exception as error:
                 logger.warning(attempts.failed(error))

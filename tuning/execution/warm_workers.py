@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainers.errors import first_line
 from trainers.exchange import END, Answer, Exchange, Request
+from trainers.folders import temporary_folder
 from trainers.ray_trainer import serve, torch_trainer
 from tuning.execution.ray_workarounds import remove_orphaned_groups, without_helpers
 
@@ -149,8 +148,8 @@ class WarmWorkers:
     def _run(self, options: dict[str, Any]) -> None:
         values, name = {"exchange": self._exchange}, f"slot-{secrets.token_hex(4)}"
         try:
-            with tempfile.TemporaryDirectory(prefix="lipsum-tune-train-") as scratch:
-                trainer = torch_trainer(serve, values, name=name, scratch=Path(scratch), **options)
+            with temporary_folder("lipsum-tune-train-") as scratch:
+                trainer = torch_trainer(serve, values, name=name, scratch=scratch, **options)
                 without_helpers(trainer).fit()
         except Exception as error:
             self._ended.set_exception(error)

@@ -194,6 +194,16 @@ def test_each_attempt_has_a_new_name_and_the_same_checkpoints(
         assert (made["trial"], made["workers"]) == ("{}", 2)
 
 
+def test_what_a_killed_driver_has_left_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "lipsum-tune-train-left"
+    left.mkdir()
+    run(Trainer(), monkeypatch, tmp_path / "storage")
+    assert not left.exists()
+
+
 def test_too_many_failures_end_the_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
