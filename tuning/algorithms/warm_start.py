@@ -11,10 +11,10 @@ random.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
@@ -29,10 +29,30 @@ WARM_START = "warm_start"
 """User attribute of an Optuna trial that an earlier search ran: `<run>/<trial>`."""
 
 
+Earlier: TypeAlias = Mapping[str, LoadedRun | ConfigError]
+"""Earlier runs by their folders in the configuration; the error, if one cannot be read."""
+
+
+def load_earlier(file: SearchFile) -> Earlier:
+    """The runs of `search.warm_start.runs`."""
+
+    def load(folder: str) -> LoadedRun | ConfigError:
+        try:
+            return load_run(Path(folder).expanduser())
+        except ConfigError as error:
+            return ConfigError(str(error), key="search.warm_start.runs")
+
+    return {folder: load(folder) for folder in file.search.warm_start.runs}
+
+
 def warm_start(
-    studies: Sequence[MethodStudy], file: SearchFile, search: SearchRecord, strict: bool = True
+    studies: Sequence[MethodStudy],
+    file: SearchFile,
+    search: SearchRecord,
+    earlier: Earlier,
+    strict: bool = True,
 ) -> list[str]:
-    """Give the earlier runs of `search.warm_start.runs` to studies; returns a line about each run.
+    """Give earlier runs to studies; returns a line about each run.
 
     Each study gets the trials of its own method, whether the earlier run compared methods or not.
     A resumed search does the same again, because its studies are new.
@@ -44,9 +64,10 @@ def warm_start(
         ConfigError: a run cannot be read, or none of its trials is inside of the space.
     """
     lines: list[str] = []
-    for folder in file.search.warm_start.runs:
+    for folder, run in earlier.items():
         try:
-            run = load_earlier(folder)
+            if isinstance(run, ConfigError):
+                raise run
             fitting = [(s, records) for s in studies if (records := _fitting(s, run, file))]
             if not fitting:
                 names = ", ".join(s.method or ", ".join(s.space.parameters) for s in studies)
@@ -67,18 +88,15 @@ def warm_start(
     return lines
 
 
-def warm_start_uses_ood(file: SearchFile) -> bool:
-    """Whether a run of `search.warm_start.runs` used OOD validation data.
+def warm_start_uses_ood(file: SearchFile, earlier: Earlier) -> bool:
+    """Whether an earlier run used OOD validation data.
 
     The validation data of its ID domain count, too, if that domain is OOD in this search. A run
     that cannot be read does not count; `warm_start` reports it.
     """
-    for folder in file.search.warm_start.runs:
-        with suppress(ConfigError):
-            earlier = load_earlier(folder).search
-            if earlier.sees_ood or earlier.id_domain in file.trial.data.ood_domains:
-                return True
-    return False
+    searches = [run.search for run in earlier.values() if not isinstance(run, ConfigError)]
+    domains = file.trial.data.ood_domains
+    return any(search.sees_ood or search.id_domain in domains for search in searches)
 
 
 def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: MethodStudy) -> bool:
@@ -99,18 +117,6 @@ def best_points(
     valued = [record for record in ranked(search, finished) if search.values(record)]
     front = {record.trial_id for record in pareto_front(search, finished)}
     return sorted(valued, key=lambda record: record.trial_id not in front)[:top]
-
-
-def load_earlier(folder: str) -> LoadedRun:
-    """An earlier run of the configuration.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        return load_run(Path(folder).expanduser())
-    except ConfigError as error:
-        raise ConfigError(str(error), key="search.warm_start.runs") from None
 
 
 def _fitting(study: MethodStudy, run: LoadedRun, file: SearchFile) -> list[TrialRecord]:

@@ -27,7 +27,7 @@ from tuning.algorithms.objectives import sampler_objectives
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
 from tuning.algorithms.samplers import check_sampler
 from tuning.algorithms.studies import Studies, create_studies
-from tuning.algorithms.warm_start import load_earlier, warm_start, warm_start_uses_ood
+from tuning.algorithms.warm_start import Earlier, load_earlier, warm_start, warm_start_uses_ood
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.checkpoints.retention import CheckpointCallback
 from tuning.checkpoints.storage_check import check_nodes
@@ -163,12 +163,14 @@ def with_options(
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
     """Create a run folder and run the search in it. See `run_search`."""
-    for folder in file.search.warm_start.runs:
-        load_earlier(folder)  # before minutes of preparation
+    earlier = load_earlier(file)
+    for run in earlier.values():
+        if isinstance(run, ConfigError):  # before minutes of preparation
+            raise run
     resolve_root(file.trial.data.root, progress=True)
     run_folder = create_run_folder(file)
     try:
-        return continue_search(run_folder, file, options)
+        return continue_search(run_folder, file, options, earlier)
     except (ConfigError, TrackingError) as error:
         with ExitStack() as stack:
             try:
@@ -184,8 +186,13 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
         raise
 
 
-def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
+def continue_search(
+    run_folder: Path, file: SearchFile, options: SearchOptions, earlier: Earlier | None = None
+) -> SearchResult:
     """Run the rest of a search in its run folder. `tuning.runs.resume` checks what has changed.
+
+    Args:
+        earlier: runs of `search.warm_start`, if they are loaded already.
 
     Raises:
         ConfigError: before anything runs; among others, another process is running this search.
@@ -202,13 +209,19 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
         # The journal holds the lock of the run folder, so nothing is written there before.
         journal = Journal(run_folder)
         try:
-            return _run_session(run_folder, file, journal, uri, options)
+            earlier = load_earlier(file) if earlier is None else earlier
+            return _run_session(run_folder, file, journal, uri, options, earlier)
         finally:
             journal.close()
 
 
 def _run_session(
-    run_folder: Path, file: SearchFile, journal: Journal, uri: str, options: SearchOptions
+    run_folder: Path,
+    file: SearchFile,
+    journal: Journal,
+    uri: str,
+    options: SearchOptions,
+    earlier: Earlier,
 ) -> SearchResult:
     console = options.console or Console(stderr=True)
     keep, tracking = file.search.checkpoints, file.search.tracking
@@ -233,7 +246,7 @@ def _run_session(
             show_phase(console, "Zero-shot", f"evaluating {file.trial.model.name}{cached}")
             zero_shot = zero_shot_metrics(file.trial, file.search.resources, here=is_own_ray)
             journal.zero_shot(zero_shot)
-        used_ood = before.used_ood or warm_start_uses_ood(file)
+        used_ood = before.used_ood or warm_start_uses_ood(file, earlier)
         search = search_record(file, run_folder, zero_shot, journal.run_id, used_ood)
         if search.sees_ood and not before.used_ood:
             journal.used_ood()  # later sessions may have another sampler, or not find earlier runs
@@ -241,7 +254,8 @@ def _run_session(
         # The journal becomes complete; everything else is derived from it.
         history = add_missed_reports(search, journal, checkpoints)
         progress.earlier_seconds = history.seconds
-        studies = prepare_studies(search, file, journal.run_id, history, options, console)
+        run_id = journal.run_id
+        studies = prepare_studies(search, file, run_id, history, options, console, earlier)
         budget = Budget(file.search.budget, search, history)
         callbacks = (
             budget,
@@ -299,6 +313,7 @@ def prepare_studies(
     history: History,
     options: SearchOptions,
     console: Console,
+    earlier: Earlier,
 ) -> Studies:
     """The Optuna studies of a session: trials of the journal, earlier searches, initial points.
 
@@ -310,7 +325,7 @@ def prepare_studies(
     space = file.search_space()
     studies = create_studies(search, space, sampler, storage, run_id, history.records)
     is_new = not history.records
-    for line in warm_start(studies.studies, file, search, strict=is_new):
+    for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
         if is_new or "not used" in line:
             console.print(f"Warm start  {line}", soft_wrap=True, highlight=False)
     given = file.search.space.has_initial_points

@@ -21,7 +21,7 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, write_run
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import TRIAL_ID, MethodStudy, create_studies
-from tuning.algorithms.warm_start import warm_start
+from tuning.algorithms.warm_start import load_earlier, warm_start
 from tuning.config.schema import SearchFile
 from tuning.execution.run_search import SearchOptions, prepare_studies
 from tuning.runs.journal import JOURNAL_FILE, History
@@ -75,7 +75,7 @@ def warm(
     folder.mkdir(exist_ok=True)
     search = search_record(file, folder, zero_shot)
     (only,) = new_studies(file, search)
-    return only.study, warm_start([only], file, search)
+    return only.study, warm_start([only], file, search, load_earlier(file))
 
 
 def new_studies(file: SearchFile, search: SearchRecord) -> Sequence[MethodStudy]:
@@ -89,7 +89,8 @@ def prepared(file: SearchFile, folder: Path, *records: TrialRecord) -> tuple[opt
     folder.mkdir(exist_ok=True)
     console = Console(file=io.StringIO(), width=200)
     search = search_record(file, folder, ZERO_SHOT)
-    studies = prepare_studies(search, file, "id", History(records), SearchOptions(), console)
+    history, options = History(records), SearchOptions()
+    studies = prepare_studies(search, file, "id", history, options, console, load_earlier(file))
     return studies.studies[0].study, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -207,7 +208,7 @@ def test_a_grid_goes_on_after_the_best_points(images_root: Path, earlier: Path) 
     (earlier.parent / "new").mkdir()
     search = search_record(file, earlier.parent / "new", ZERO_SHOT)
     (only,) = new_studies(file, search)
-    warm_start([only], file, search)
+    warm_start([only], file, search, load_earlier(file))
     asked = [only.ask(f"trial-{n:03d}").params for n in range(4)]
     assert [p[LR] for p in asked[:2]] == [1e-3, 1e-4]
     assert len({tuple(p.values()) for p in asked}) == 4
@@ -219,7 +220,7 @@ def test_a_grid_goes_on_after_the_best_points(images_root: Path, earlier: Path) 
         again.study.ask(again.space.distributions())
         assert again.grid is not None
         again.grid.remove(point)
-    warm_start([again], file, search)
+    warm_start([again], file, search, load_earlier(file))
     assert again.grid is not None
     assert len(again.grid) == 2
 
@@ -469,7 +470,7 @@ def warm_methods(
     folder = Path(tempfile.mkdtemp(dir=runs[0].parent))
     search = search_record(file, folder, ZERO_SHOT)
     studies = new_studies(file, search)
-    told = warm_start(studies, file, search)
+    told = warm_start(studies, file, search, load_earlier(file))
     return {study.method: study.study for study in studies}, told
 
 

@@ -433,7 +433,7 @@ def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
     """The configurations with which a search goes on; it ends at once, as with no budget left."""
     files: list[SearchFile] = []
 
-    def end_at_once(folder: Path, file: SearchFile, options: object) -> SearchResult:
+    def end_at_once(folder: Path, file: SearchFile, *_: object) -> SearchResult:
         files.append(file)
         write_config(folder, file)
         return SearchResult(folder, file, load_run(folder).history, "finished", "uri")

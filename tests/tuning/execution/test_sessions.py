@@ -9,6 +9,7 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pyarrow.parquet as pq
@@ -33,7 +34,7 @@ from tests.tuning.execution.real_searches import outcomes
 from tests.tuning.execution.slot import BREAK, HOLD
 from tests.tuning.run_folders import LR, trial, write_run
 from trainers.errors import ConfigError
-from tuning.algorithms.warm_start import warm_start_uses_ood
+from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
@@ -209,16 +210,24 @@ def test_ood_data_of_an_earlier_session_are_disclosed(
     assert "earlier session used OOD validation data" in selection
 
 
-def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Path) -> None:
+def test_ood_data_of_a_warm_start_are_disclosed(
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blind = {"search__objective": {"metric": "id_val/acc"}}
 
     def warm(run: Path) -> SearchFile:
         settings = blind | {"search__warm_start": {"runs": str(run)}}
         return instant_file(images_root, tmp_path / "warm", **settings)
 
+    def uses_ood(file: SearchFile) -> bool:
+        return warm_start_uses_ood(file, load_earlier(file))
+
+    load = Mock(wraps=load_run)
+    monkeypatch.setattr("tuning.algorithms.warm_start.load_run", load)
     sighted = instant_file(images_root, tmp_path / "runs")
     earlier = write_run(tmp_path / "earlier", sighted, [trial(0, 60.0, 50.0)])
     found = run_instantly(warm(earlier))
+    load.assert_called_once_with(earlier)
     shutil.rmtree(earlier)
     disclosed = load_run(found.folder).search
     assert disclosed.sees_ood
@@ -226,16 +235,16 @@ def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Pat
         "Chosen by the highest id_val/acc at the last step. A warm start or an earlier session "
         "used OOD validation data."
     )
-    assert warm_start_uses_ood(warm(found.folder))
+    assert uses_ood(warm(found.folder))
     alone = run_instantly(instant_file(images_root, tmp_path / "alone", **blind))
     assert not alone.search.sees_ood
-    assert not warm_start_uses_ood(warm(alone.folder))
+    assert not uses_ood(warm(alone.folder))
 
     suite = {"id_domain": "sketch", "ood_domains": ["clipart"]}
     other = instant_file(images_root, tmp_path / "runs", trial__data__suite=suite, **blind)
     now_ood = write_run(tmp_path / "now_ood", other)
     assert not load_run(now_ood).search.sees_ood
-    assert warm_start_uses_ood(warm(now_ood))
+    assert uses_ood(warm(now_ood))
 
 
 def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root: Path, tmp_path: Path) -> None:
