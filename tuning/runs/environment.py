@@ -7,12 +7,13 @@ data, model and plug-ins.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def environment(trial: TrialConfig) -> dict[str, object]:
         "seed": trial.seed,
         "data": data_fingerprint(trial.data),
         "val_images": image_counts(trial.data, "val"),
-        "model": _digests(trial.model.files),
+        "model": _digests(_model_files(trial)),
         "plugins": _digests(_plugin_files(trial)),
     }
 
@@ -67,16 +68,27 @@ def _seen(folder: Path, inputs: str) -> dict[str, str] | None:
     return found if isinstance(found, dict) else None
 
 
-def _plugin_files(trial: TrialConfig) -> list[Path]:
-    return [Path(plugin) for plugin in trial.plugins if plugin.endswith(".py")]
+def _model_files(trial: TrialConfig) -> dict[str, Path]:
+    return {str(file): file for file in trial.model.files}
 
 
-def _digests(files: Iterable[Path]) -> dict[str, str]:
+def _plugin_files(trial: TrialConfig) -> dict[str, Path]:
+    """The file of each plug-in; of a module by its name, as it may lie elsewhere later."""
+    files = {name: Path(name) for name in trial.plugins if name.endswith(".py")}
+    for name in set(trial.plugins) - files.keys():
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            files[name] = Path(spec.origin)
+    return files
+
+
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
     """SHA-256 of each file that is on this machine."""
     found = {}
-    for path in filter(Path.is_file, files):
-        with path.open("rb") as file:
-            found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name, path in files.items():
+        if path.is_file():
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
@@ -90,12 +102,12 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
             missing.
     """
     for inputs, files, key, value in (
-        ("model", trial.model.files, "trial.model.name", trial.model.name),
+        ("model", _model_files(trial), "trial.model.name", trial.model.name),
         ("plugins", _plugin_files(trial), "trial.plugins", ...),
     ):
         before = _seen(folder, inputs)
         if before is not None and (now := _digests(files)) != before:
-            changed = sorted({path for path, _ in before.items() ^ now.items()})
+            changed = sorted({name for name, _ in before.items() ^ now.items()})
             raise ConfigError(
                 f"{quoted(changed)} changed since this search began",
                 key=key,

@@ -221,17 +221,24 @@ def test_a_model_that_has_changed_is_refused_with_its_file(
     assert len(went_on) == 1
 
 
+@pytest.mark.parametrize("is_module", [False, True])
 def test_a_plugin_that_has_changed_is_refused_with_its_file(
-    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+    is_module: bool,
+    images_root: Path,
+    tmp_path: Path,
+    went_on: list[SearchFile],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plugin = tmp_path / "changed_plugin.py"
-    plugin.write_text("WEIGHT = 1\n")
-    file = search_file(images_root, trial__plugins=[str(plugin)])
+    path = tmp_path / "changed_plugin.py"
+    path.write_text("WEIGHT = 1\n")
+    plugin = path.stem if is_module else str(path)
+    monkeypatch.syspath_prepend(tmp_path)
+    file = search_file(images_root, trial__plugins=[plugin])
     run = write_run(tmp_path / "run", file, [trial(0, 85.0, 62.0)])
     recorded = environment(file.trial)
     (run / "environment.json").write_text(json.dumps(recorded))
     resume_search(run)
-    plugin.write_text("WEIGHT = 1000\n")
+    path.write_text("WEIGHT = 1000\n")
     for go_on in (resume_search, extend_search, confirm):
         with pytest.raises(ConfigError, match=f"'{plugin}' changed since") as caught:
             go_on(run)
