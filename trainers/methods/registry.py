@@ -124,6 +124,9 @@ def _load_module(module: str) -> None:
         METHODS.update(methods)  # another file may have replaced some
         SEARCH_SPACES.update(spaces)
         return
+    if module.endswith(".py") and not Path(module).is_file():
+        hint = "a run folder keeps the paths of its plug-ins; put the file there, or a link to it"
+        raise ConfigError("no such file", key="plugins", value=module, hint=hint)
     methods, spaces = dict(METHODS), dict(SEARCH_SPACES)
     try:
         if module.endswith(".py"):
@@ -168,8 +171,8 @@ def _forget_modules(plugin: str) -> None:
 def _run_file(path: Path) -> None:
     name = _module_of(str(path))
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
+    assert spec is not None
+    assert spec.loader is not None
     # Registered in sys.modules first, as pydantic looks up annotations there.
     sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)

@@ -77,6 +77,7 @@ def test_a_plugin_that_cannot_be_imported_is_named(text: str | None, tmp_path: P
     with pytest.raises(ConfigError) as error:
         load_plugins([str(path)])
     assert (error.value.key, error.value.value) == ("plugins", str(path))
+    assert (error.value.hint is None) == path.exists()
 
 
 def test_a_plugin_that_fails_registers_nothing(plugin: Path) -> None:
