@@ -113,6 +113,13 @@ def check_uploaded(
                 value=str(file),
                 hint="copy it there, or choose another directory with --working-dir",
             )
+        if key == "trial.data.suite" and path != (working_dir / file).resolve():
+            raise ConfigError(
+                f"the job looks for it in its copy of the working directory {working_dir}",
+                key=key,
+                value=str(file),
+                hint="call `submit` in that directory, or name the file in the configuration",
+            )
         name = f"/{path.relative_to(working_dir).as_posix()}"
         if folder := next((pattern for pattern in anchored if name.startswith(pattern)), None):
             raise ConfigError(

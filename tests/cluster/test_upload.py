@@ -129,6 +129,20 @@ def test_a_file_that_the_job_does_not_get_is_refused(
     assert (caught.value.key or "") == key
 
 
+def test_a_suite_that_the_job_looks_for_elsewhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "below"):
+        folder.mkdir(exist_ok=True)
+        (folder / "suite.yaml").write_text("{id_domain: a, ood_domains: [b]}")
+        monkeypatch.chdir(folder)
+        origin, _ = read_layers("quickstart", ["trial.data.suite=suite.yaml"])
+        check_uploaded(origin.files, folder, ())
+    with pytest.raises(ConfigError) as caught:
+        check_uploaded(origin.files, tmp_path, ())
+    assert (caught.value.key, caught.value.value) == ("trial.data.suite", "suite.yaml")
+
+
 def refused(values: Mapping[str, Any]) -> ConfigError | None:
     try:
         check_paths(values)
