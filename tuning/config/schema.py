@@ -139,7 +139,8 @@ class BudgetConfig(Frozen):
     hours: float | None = Field(default=None, gt=0, le=1e6)
     """Wall-clock time in which the search runs."""
     gpu_hours: float | None = Field(default=None, gt=0, le=1e9)
-    """Reserved GPUs times hours, including failed and repeated trials and references."""
+    """Reserved GPUs times hours, including failed and repeated trials and references. The time of a
+    trial includes the start of its workers, and of an autoscaler's nodes that they wait for."""
     target: float | None = None
     """End as soon as the objective reaches this value."""
     patience: int | None = Field(default=None, ge=1, le=1_000_000)
