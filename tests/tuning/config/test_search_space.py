@@ -286,8 +286,9 @@ def test_settings_without_effect_are_not_searched(several: bool, path: Path) -> 
     load_config(path, [*keys, f"{source}={{type: categorical, choices: [random, isotropic]}}"])
 
 
-def test_a_method_that_does_not_fit_the_model_is_named(path: Path) -> None:
-    model = ["trial.model={name: RN50, pretrained: random}", "search.budget.trials=3"]
+def test_a_method_that_does_not_fit_the_model_is_named(path: Path, tmp_path: Path) -> None:
+    name = write_config(tmp_path, "resnet")
+    model = [f"trial.model={{name: {name}, pretrained: random}}", "search.budget.trials=3"]
     with pytest.raises(ConfigError, match="'r_adapter'") as caught:
         load_config(path, ["search.space.methods=[ft, r_adapter, kd]", *model])
     assert caught.value.key == "search.space.methods"
