@@ -223,12 +223,16 @@ def test_a_result_is_one_line_and_a_table_in_a_notebook(run: Path) -> None:
     assert "needs 6 finished trials (1 so far)" in axes.texts[0].get_text()
 
 
-def test_train_runs_one_trial_without_ray(images_root: Path, tmp_path: Path) -> None:
+def test_train_runs_one_trial_without_ray(
+    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     config = tmp_path / "one.yaml"
     trial = {"data": {"root": str(images_root)}, "optim": {"batch_size": 8}, "steps": 2}
     config.write_text(yaml.safe_dump({"trial": trial}))
-    done = lipsum_tune("train", str(config), "--output", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("started Ray"))
+    done = invoke("train", config, "--output", "out")
+    assert done.exit_code == 0, done.stderr
     assert "step 2/2" in done.stdout
     assert (tmp_path / "out" / "student.safetensors").is_file()
     assert yaml.safe_load((tmp_path / "out" / "trial.yaml").read_text())["steps"] == 2
