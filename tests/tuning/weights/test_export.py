@@ -106,33 +106,28 @@ def test_with_alpha_the_metrics_are_those_of_that_point(real: Real, tmp_path: Pa
 
 
 CLASSIFY_ALL = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 from PIL import Image
-exec(pathlib.Path("snippet.py").read_text())
-for name in json.load(open("images.json")):
-    print(classify(Image.open(name)))
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    exec(pathlib.Path("snippet.py").read_text())
+    print(json.dumps([classify(Image.open(name)) for name in json.load(open("images.json"))]))
 assert not {"trainers", "tuning", "search_spaces"} & {name.split(".")[0] for name in sys.modules}
 """
 
 
-@pytest.mark.parametrize("crop_pct", [0.5, 1.0])
-def test_the_snippet_of_the_card_reaches_its_accuracies(
-    crop_pct: float, trial: TrialConfig, tmp_path: Path
-) -> None:
-    """In a process that imports open_clip and nothing of this project."""
-    changes = {"precision": "fp32", "data.crop_pct": crop_pct, "method.name": "ft", "steps": 3}
-    config = with_overrides(trial, changes, "test")
+def with_snippet(config: TrialConfig, folder: Path) -> tuple[Path, list[tuple[str, str]]]:
+    """An exported model with its snippet and the validation images; their domains and classes."""
     (*_, last) = fine_tune(config)
-    last.save(tmp_path / "trained")
-    write_trial(tmp_path / "trained", config)
-    model = export(tmp_path / "trained", tmp_path / "model").rename(tmp_path / "moved")
+    last.save(folder / "trained")
+    write_trial(folder / "trained", config)
+    model = export(folder / "trained", folder / "model").rename(folder / "moved")
     card = (model / "README.md").read_text()
-    assert str(tmp_path) not in card
+    assert str(folder) not in card
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     *lines, example = snippet.strip().splitlines()
     assert example == 'print(classify(Image.open("image.jpg")))'
     (model / "snippet.py").write_text("\n".join(lines))
-
     names, labels = [], []
     for domain, images in load_split(config, "val").items():
         for index in range(len(images.labels)):
@@ -140,16 +135,26 @@ def test_the_snippet_of_the_card_reaches_its_accuracies(
             images.decode(index).save(model / names[-1])
             labels.append((domain, images.class_names[int(images.labels[index])].replace("_", " ")))
     (model / "images.json").write_text(json.dumps(names))
-    command = [sys.executable, "-c", CLASSIFY_ALL]
-    done = subprocess.run(command, cwd=model, capture_output=True, text=True, check=False)
+    return model, labels
+
+
+def test_the_snippet_of_the_card_reaches_its_accuracies(trial: TrialConfig, tmp_path: Path) -> None:
+    """In a process that imports open_clip and nothing of this project."""
+    changes = {"precision": "fp32", "method.name": "ft", "steps": 3}
+    configs = [with_overrides(trial, {**changes, "data.crop_pct": c}, "test") for c in (0.5, 1.0)]
+    made = [with_snippet(config, tmp_path / str(n)) for n, config in enumerate(configs)]
+    command = [sys.executable, "-c", CLASSIFY_ALL, *(model for model, _ in made)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    predicted = done.stdout.splitlines()
-    assert len(predicted) == len(labels)
-    expected = about(model)["metrics"]
-    for domain in config.data.domains:
-        right = [p == label for p, (d, label) in zip(predicted, labels, strict=True) if d == domain]
-        name = ID_ACC if domain == config.data.id_domain else val_acc(domain)
-        assert 100 * sum(right) / len(right) == expected[name]  # type: ignore[index]
+    lines = done.stdout.splitlines()
+    for config, (model, labels), line in zip(configs, made, lines, strict=True):
+        predicted, expected = json.loads(line), about(model)["metrics"]
+        for domain in config.data.domains:
+            right = [
+                p == label for p, (d, label) in zip(predicted, labels, strict=True) if d == domain
+            ]
+            name = ID_ACC if domain == config.data.id_domain else val_acc(domain)
+            assert 100 * sum(right) / len(right) == expected[name]  # type: ignore[index]
 
 
 def test_the_card_names_origin_and_accuracy(real: Real, tmp_path: Path) -> None:
