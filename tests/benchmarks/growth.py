@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.contenders import CONTENDERS
-from tests.benchmarks.simulate import parse_arguments, read_setting
+from tests.benchmarks.simulate import recorded_setting
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cache_folder
@@ -119,7 +119,7 @@ def of_devices(size: int) -> Row:
     """A simulated search with so many trials at a time."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")
-    setting = read_setting(parse_arguments([]))
+    setting = recorded_setting()
     row = {}
     for label, name in (("TPE + ASHA", "ours with TPE"), ("random", "random")):
         contender = CONTENDERS[name]

@@ -34,7 +34,7 @@ from rich.table import Table
 from search_spaces import SearchSpace
 from tests.benchmarks.curve_table import unit_point
 from tests.benchmarks.record_curves import record
-from tests.benchmarks.simulate import Setting, parse_arguments, read_setting
+from tests.benchmarks.simulate import Setting, recorded_setting
 from tests.benchmarks.surface import Surfaces, prior_center
 from trainers.data.data_root import resolve_root
 from trainers.fine_tune import fine_tune
@@ -221,7 +221,7 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    setting = read_setting(parse_arguments([]))
+    setting = recorded_setting()
     resolve_root(load_config("quickstart").trial.data.root, progress=True)
     path = out / "searches.json"
     found: dict[str, dict[str, Found]] = json.loads(path.read_text()) if path.is_file() else {}

@@ -35,6 +35,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -255,6 +256,12 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
         "process_seconds": arguments.process_seconds,
     }
     return Setting(problem, surfaces, replace(costs, **starts), arguments.gpus, raw_surfaces)
+
+
+@cache
+def recorded_setting() -> Setting:
+    """The comparison without options, whose surfaces take seconds to fit."""
+    return read_setting(parse_arguments([]))
 
 
 def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from tests.benchmarks.curve_table import unit_point
 from tests.benchmarks.real_searches import DISTANCE, settings, with_prior
-from tests.benchmarks.simulate import parse_arguments, read_setting, start_points
+from tests.benchmarks.simulate import recorded_setting, start_points
 from tuning import load_config
 
 
 def test_a_real_search_begins_at_the_points_of_the_simulated_one(tmp_path: Path) -> None:
-    setting = read_setting(parse_arguments([]))
+    setting = recorded_setting()
     for seed in range(2):
         file = load_config("quickstart", settings(seed, tmp_path) + with_prior(seed, setting))
         points = [dict(point) for point in file.search_space().initial_points]
