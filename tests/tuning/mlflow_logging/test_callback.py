@@ -149,24 +149,17 @@ def test_what_is_not_looked_at_first_is_logged_on_request(
     callback.search_ended([], "stopped")
 
 
-def test_tags_tell_what_the_last_report_evaluated(
+def test_a_pruned_trial_has_its_last_step_and_what_that_evaluated(
     callback: MlflowCallback, client: MlflowClient
 ) -> None:
     evaluated = {"eval/averaged": 1.0, "eval/images": 1000.0}
     point = fakes.report(40, 80.0, 60.0) | evaluated
     play(callback, fakes.trial(1, outcome="pruned", curve=(point,)))
     (child,) = children(client, callback).values()
-    assert {"eval/averaged": "1", "eval/images": "1000"}.items() <= child.data.tags.items()
-    assert not evaluated.keys() & child.data.metrics.keys()
-
-
-def test_the_name_of_a_pruned_trial_has_its_last_step(
-    callback: MlflowCallback, client: MlflowClient
-) -> None:
-    play(callback, fakes.trial(1, outcome="pruned", curve=(fakes.report(40, 80.0, 60.0),)))
-    (child,) = children(client, callback).values()
     assert child.info.run_name.startswith("trial-001 (pruned 40) reg_weight=1 ")
     assert child.info.status == "FINISHED"
+    assert {"eval/averaged": "1", "eval/images": "1000"}.items() <= child.data.tags.items()
+    assert not evaluated.keys() & child.data.metrics.keys()
 
 
 def test_every_child_has_its_method_as_a_tag(client: MlflowClient, search: SearchRecord) -> None:
