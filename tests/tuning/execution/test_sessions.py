@@ -23,7 +23,6 @@ from tests.benchmarks.kills import disagreements
 from tests.ray_head import Head
 from tests.tuning.execution.instant import (
     instant_file,
-    num_reports,
     resume_instantly,
     run_instantly,
     start,
@@ -40,6 +39,7 @@ from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.runs.callbacks import Callback
+from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 
@@ -105,26 +105,32 @@ def test_a_callback_that_fails_at_the_start_ends_the_search(
     assert "RUNNING" not in statuses
 
 
-@pytest.mark.parametrize(
-    ("number", "times"),
-    [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 1), (signal.SIGKILL, 1)],
-)
-def test_an_interrupted_search_continues_where_it_was(
-    number: signal.Signals, times: int, images_root: Path, tmp_path: Path
-) -> None:
-    file = instant_file(images_root, tmp_path)
-    folder, hold = tmp_path / "small", tmp_path / HOLD
+def test_an_interrupted_search_continues_where_it_was(images_root: Path, tmp_path: Path) -> None:
+    """Each of several drivers reports once and is interrupted in another way."""
+    folder, hold, log = tmp_path / "small", tmp_path / HOLD, tmp_path / "log.txt"
     hold.touch()
-    log = tmp_path / "log.txt"
-    driver = start(write_instant(tmp_path / "config", file), log)
-    wait_for(lambda: num_reports(folder) == 1, driver)
-    driver.send_signal(number)
-    if number == signal.SIGINT:
-        wait_for(lambda: "press it again not to wait" in log.read_text(), driver)
-    if times == 2:
+
+    def interrupt(path: Path, number: signal.Signals, times: int, reports: int) -> None:
+        def has_reported() -> bool:
+            journal = folder / JOURNAL_FILE
+            return journal.exists() and journal.read_text().count('"event": "report"') == reports
+
+        driver = start(path, log)
+        wait_for(has_reported, driver)
         driver.send_signal(number)
-    assert driver.wait() == (-9 if number == signal.SIGKILL else 130)
-    assert load_run(folder).history.outcome == (None if number == signal.SIGKILL else "stopped")
+        if number == signal.SIGINT:
+            wait_for(lambda: "press it again not to wait" in log.read_text(), driver)
+        if times == 2:
+            driver.send_signal(number)
+        killed = number == signal.SIGKILL
+        assert driver.wait() == (-9 if killed else 130)
+        assert load_run(folder).history.outcome == (None if killed else "stopped")
+
+    path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path))
+    interrupt(path, signal.SIGINT, times=1, reports=1)
+    interrupt(folder, signal.SIGINT, times=2, reports=2)
+    interrupt(folder, signal.SIGTERM, times=1, reports=3)
+    interrupt(folder, signal.SIGKILL, times=1, reports=4)
     hold.unlink()
     assert resume_instantly(folder).outcome == "finished"
     assert disagreements(folder) == []
