@@ -242,9 +242,9 @@ def test_ood_data_of_a_warm_start_are_disclosed(
         "used OOD validation data."
     )
     assert uses_ood(warm(found.folder))
-    alone = run_instantly(instant_file(images_root, tmp_path / "alone", **blind))
-    assert not alone.search.sees_ood
-    assert not uses_ood(warm(alone.folder))
+    alone = write_run(tmp_path / "alone", instant_file(images_root, tmp_path / "runs", **blind))
+    assert not load_run(alone).search.sees_ood
+    assert not uses_ood(warm(alone))
 
     suite = {"id_domain": "sketch", "ood_domains": ["clipart"]}
     other = instant_file(images_root, tmp_path / "runs", trial__data__suite=suite, **blind)
