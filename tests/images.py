@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ def file_of(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) 
     whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
     whole.save(file, kind, **options)
     return file.getvalue()
+
+
+def exif_of(tags: Sequence[tuple[int, int, int, bytes]]) -> bytes:
+    """EXIF of tags (number, type, count, 4 bytes of value), which may be malformed."""
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHI4s", *t) for t in tags)
+    return b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + directory + bytes(4)
 
 
 def write_split(

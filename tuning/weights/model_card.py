@@ -21,7 +21,7 @@ A CLIP of open_clip, fine-tuned on {num_classes} classes of {id_domain} and expo
 
 ```python
 import json, numpy, open_clip, safetensors.torch, torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import transforms
 
 folder = "."  # or the path of the folder with this file
@@ -30,8 +30,20 @@ head = safetensors.torch.load_file(f"{{folder}}/head.safetensors")["head"]
 about = json.load(open(f"{{folder}}/classes.json"))
 {preprocess}
 
+op = Image.Transpose
+upright = {{
+    2: op.FLIP_LEFT_RIGHT, 3: op.ROTATE_180, 4: op.FLIP_TOP_BOTTOM, 5: op.TRANSPOSE,
+    6: op.ROTATE_270, 7: op.TRANSVERSE, 8: op.ROTATE_90,
+}}  # by EXIF orientation
+
 def prepared(image):  # upright, 8 bits a channel, on white
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    try:
+        orientation = int(image.getexif().get(274, 1))
+    except Exception:  # malformed EXIF
+        orientation = 1
+    if orientation in upright:
+        image = image.transpose(upright[orientation])
     if image.mode.startswith("I"):
         image = Image.fromarray((numpy.asarray(image) / 257).round().astype("uint8"))
     if image.has_transparency_data:

@@ -17,11 +17,21 @@ import pandas as pd
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from torchvision import transforms
 
 BATCH_SIZE = 64
+_TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Operation that turns an image upright, by EXIF orientation."""
 
 
 class ServedModel(PythonModel):
@@ -74,7 +84,14 @@ def columns(about: dict[str, Any]) -> list[str]:
 
 def _opened(file: bytes) -> Image.Image:
     """An image as it was prepared for the evaluation: upright, 8 bits a channel, on white."""
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+    image: Image.Image = Image.open(io.BytesIO(file))
+    image.load()
+    try:  # as the preparation does; `ImageOps.exif_transpose` raises at malformed EXIF
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        orientation = 1
+    if orientation in _TRANSPOSED:
+        image = image.transpose(_TRANSPOSED[orientation])
     if image.mode.startswith("I"):  # 16 bits
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.has_transparency_data:

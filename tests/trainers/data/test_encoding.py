@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tests.images import file_of
+from tests.images import exif_of, file_of
 from trainers.data.encoding import BadImage, Encoded, EncodeOptions, encode
 
 AS_IS = EncodeOptions()
@@ -295,7 +295,5 @@ def test_each_orientation_is_undone() -> None:
 
 def test_other_notes_that_are_malformed_do_not_keep_an_image_from_being_turned() -> None:
     tags = [(0x0112, 3, 1, struct.pack("<I", 6)), (0x8769, 2, 4, b"abcd")]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHI4s", *t) for t in tags)
-    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + directory + bytes(4)
-    encoded = encode(file_of(NOISE, "JPEG", exif=exif), AS_IS)
+    encoded = encode(file_of(NOISE, "JPEG", exif=exif_of(tags)), AS_IS)
     assert (encoded.changes, pixels(encoded).shape) == (("EXIF rotation",), (32, 24, 3))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from tests.conftest import CLASSES
-from tests.images import file_of
+from tests.images import exif_of, file_of
 from tests.trainers.exported import open_clip_logits
 from tests.tuning.databases import with_database
 from trainers.data.encoding import decode
@@ -28,6 +31,7 @@ from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
+from tuning.weights.model_card import model_card
 from tuning.weights.registry import register_weights
 from tuning.weights.served_model import _opened
 
@@ -49,24 +53,48 @@ def pictures() -> Iterator[bytes]:
     grey = Image.fromarray(ramp.astype(np.uint16))
     colours = np.random.default_rng(0).integers(0, 256, (8, 6, 4), dtype=np.uint8)
     clear = Image.fromarray(colours, "RGBA")
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    for image, options in (
-        (grey, {}),
-        (clear, {}),
-        (clear.convert("LA"), {}),
-        (clear.convert("RGB").quantize(8), {"transparency": 3}),
-        (clear.convert("RGB"), {"exif": turned}),
+    opaque = clear.convert("RGB")
+    yield file_of(grey)
+    yield file_of(clear)
+    yield file_of(clear.convert("LA"))
+    yield file_of(opaque.quantize(8), transparency=3)
+    yield file_of(opaque.convert("CMYK"), "TIFF")
+    for turned in range(1, 10):
+        exif = Image.Exif()
+        exif[0x0112] = turned
+        for kind in ("PNG", "JPEG", "TIFF"):
+            yield file_of(opaque, kind, exif=exif)
+    for tags in (
+        [(0x0112, 3, 1, struct.pack("<I", 6)), (0x011A, 2, 4, b"72\0\0")],  # a text as resolution
+        [(0x0112, 2, 4, b"abcd")],  # an orientation that is a text
     ):
-        file = io.BytesIO()
-        image.save(file, "PNG", **options)
-        yield file.getvalue()
+        yield file_of(opaque, "JPEG", exif=exif_of(tags))
+    yield file_of(opaque, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
 
 
-def test_a_served_model_sees_images_as_they_are_prepared() -> None:
+def on_the_card(data: bytes) -> Image.Image:
+    """What the code of the model card makes of a file."""
+    view = {"size": 48, "resize_mode": "squash", "crop_pct": {"real": 1.0}}
+    model = {"name": "tiny-clip", "pretrained": None}
+    about = {
+        "classes": [], "id_domain": "real", "ood_domains": [], "model": model, "metrics": {},
+        "preprocessing": view, "precision": "fp32", "alpha": None, "tokenizer": "bpe.txt.gz",
+    }  # fmt: skip
+    (code,) = re.findall(r"```python\n(.*?)```", model_card("title", about), re.DOTALL)
+    before, found, rest = code.partition("op = Image.Transpose")
+    needed = [line for line in before.splitlines() if "import" in line]
+    names: dict[str, Any] = {}
+    exec("\n".join(needed) + "\n" + found + rest.partition("@torch")[0], names)
+    prepared: Image.Image = names["prepared"](Image.open(io.BytesIO(data)))
+    return prepared
+
+
+@pytest.mark.parametrize("seen", [_opened, on_the_card], ids=["served", "card"])
+def test_an_exported_model_sees_images_as_they_are_prepared(
+    seen: Callable[[bytes], Image.Image],
+) -> None:
     for data in pictures():
-        expected = np.asarray(decode(data).convert("RGB"))
-        assert np.asarray(_opened(data)).tolist() == expected.tolist()
+        assert np.array_equal(seen(data), decode(data))
 
 
 @pytest.mark.slow
