@@ -147,9 +147,9 @@ def _tree(source: Store, domain: str, split: Split, path: str) -> _Tree:
     where = join(source.url, path)
     if not images:
         stray = len(contents(source, path, recursive=False).images)
-        there = f"{stray} images without a class folder" if stray else listed(found)
-        problem = f"no class folders with images; there is {there}"
-        raise ConfigError(problem, source=where)
+        there = f"{stray:,} image(s) outside class folders" if stray else listed(found)
+        problem = f"no class folders with images; found {there}"
+        raise ConfigError(problem, hint=f"images belong in {where}/<class>/", source=where)
     # Domains or splits taken for classes would train without an error, on the wrong labels.
     depth = path.count("/") + (2 if path else 1)
     below = [{image.split("/")[depth:][0] for image in paths} for paths in images.values()]

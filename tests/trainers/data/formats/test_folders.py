@@ -118,8 +118,8 @@ def test_a_class_may_be_called_train_or_keep_its_images_deeper(
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ((), "no class folders with images; there is nothing"),
-        (("a.jpg",), "no class folders with images; there is 1 images without"),
+        ((), "no class folders with images; found nothing"),
+        (("a.jpg",), "no class folders with images; found 1 image(s) outside"),
         (("train/cat/a.jpg", "extra/a.jpg"), "there are images in extra beside it"),
         (("valid/cat/a.jpg", "val/cat/a.jpg"), "both the split 'val'"),
         (("t-shirt/a.jpg", "t_shirt/a.jpg"), "'t-shirt' and 't_shirt'"),
