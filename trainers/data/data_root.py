@@ -10,7 +10,7 @@ import platformdirs
 from pyarrow import fs
 
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, listed
 
 EMBEDDED = "openmoji"
 
@@ -77,11 +77,16 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
         if files:
             return files
         if not store.exists():
-            raise ConfigError("no such folder", key="data.root", value=store.url)
+            hint = "`lipsum-tune prepare` writes it"
+            raise ConfigError("no such folder", key="data.root", value=store.url, hint=hint)
         path = ""
         for name, kind in ((domain, "domain"), (split, "split")):
             folders = [info for info in store.list(path) if info.type == fs.FileType.Directory]
             names = [info.base_name for info in folders]
+            if kind == "split" and names and not {"train", "val", "test"} & {*names}:
+                problem = f"it has no splits, but {listed(names, 3)}"
+                hint = "`lipsum-tune prepare` makes a data set of a folder of images"
+                raise ConfigError(problem, hint=hint, source=f"{store.url}/{path}")
             if name not in names:
                 problem = f"it has no {kind} {name!r}{did_you_mean(name, names)}"
                 raise ConfigError(problem, source=f"{store.url}/{path}".rstrip("/"))
