@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data.suite import load_suite, packaged_suites, resolve_suite
-from trainers.errors import ConfigError, suggestion
+from trainers.errors import ConfigError, nearest, suggestion
 from trainers.yaml_text import parse_yaml, read_yaml
 from tuning.config.schema import SearchFile
 
@@ -124,7 +124,9 @@ def find_config(source: str | Path) -> Path:
     for found in (path, ready):
         if found.is_file():
             return found
-    hint = suggestion(str(source), ready_configs())
+    files = [str(file) for file in path.parent.glob("*.yaml")]
+    word, ready_ones = str(source), ready_configs()
+    hint = nearest(word, [*files, *ready_ones]) or suggestion(word, ready_ones)
     raise ConfigError("no such file or ready configuration", hint=hint, source=source)
 
 

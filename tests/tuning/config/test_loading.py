@@ -267,6 +267,15 @@ def test_an_unknown_variant_is_an_error(source: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("word", ["mine", "main.yaml", "mine.yml", "mine:short"])
+def test_a_file_of_a_similar_name_is_suggested(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write(tmp_path, "mine").parent)
+    with pytest.raises(ConfigError, match=r"no such file .*\(did you mean 'mine.yaml'\?\)"):
+        loaded(word)
+
+
 def test_a_mistake_in_a_variant_has_its_name(tmp_path: Path) -> None:
     path = write(tmp_path, "mine", variants={"bad": {"trial.optim.lrr": 1}, "worse": 3})
     with pytest.raises(ConfigError, match=r"mine\.yaml:bad: trial\.optim\.lrr = 1"):
