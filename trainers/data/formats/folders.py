@@ -94,7 +94,7 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
 
 
 def _with_roles(source: Store, options: LayoutOptions) -> list[str]:
-    """The domain folders that `--id` and `--ood` name; without `--ood`, all of them."""
+    """The domain folders that `--id` and `--ood` name, in this order; without `--ood`, all."""
     there = folders_in(source)
     if options.domains:
         hint = "name the domains in --id and --ood"
@@ -109,7 +109,8 @@ def _with_roles(source: Store, options: LayoutOptions) -> list[str]:
         if name not in there:
             problem = f"no such domain folder{did_you_mean(name, there)}"
             raise ConfigError(problem, key=key, value=name, source=source.url)
-    return [n for n in there if n == options.id or not options.ood or n in options.ood]
+    others = options.ood or [name for name in there if name != options.id]
+    return [options.id, *others]
 
 
 def _split_folders(source: Store, path: str) -> dict[Split, str]:

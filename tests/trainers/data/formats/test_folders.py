@@ -72,7 +72,8 @@ def test_roles_name_the_domains(tmp_path: Path) -> None:
         return [index.domain for index in read("folders", tmp_path, **options)]
 
     assert domains(id="real") == ["real", "sketch", "street"]
-    assert domains(id="street", ood=("real",)) == ["real", "street"]
+    assert domains(id="street", ood=("sketch", "real")) == ["street", "sketch", "real"]
+    assert domains(id="street", ood=("real",)) == ["street", "real"]
     for options, key, hint in (
         ({"id": "reel"}, "--id", "did you mean 'real'"),
         ({"id": "real", "ood": ("scetch",)}, "--ood", "did you mean 'sketch'"),
