@@ -59,7 +59,8 @@ def export_weights(
         raise ConfigError("must be from 0 to 1", key="--alpha", value=alpha)
     source, output = find_source(Path(folder), trial, soup), Path(output).expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError("is not an empty folder", key="--output", value=str(output))
+        problem, hint = "is not an empty folder", "name another one, or remove it first"
+        raise ConfigError(problem, key="--output", value=str(output), hint=hint)
     config = source.trial
     data, model = config.data, config.model
     found, class_names = load_classifier(source, alpha)

@@ -240,7 +240,7 @@ def test_a_damaged_record_of_a_soup_is_one_line(contents: str, real: Real, tmp_p
 def test_only_an_empty_output_folder_is_used(real: Real, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").write_text("all my work")
-    with pytest.raises(ConfigError, match=r"--output = .* is not an empty folder"):
+    with pytest.raises(ConfigError, match=r"--output = .*: is not an empty folder \(name another"):
         export(real[0], tmp_path / "used")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
