@@ -274,6 +274,18 @@ def test_a_search_says_first_what_confirm_will_lack(
     assert "no test split, which `confirm` needs: sketch (" in said
 
 
+def test_a_search_says_first_that_its_name_is_in_use(
+    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
+) -> None:
+    assert "a new one" not in searched(images_root, tmp_path).output
+    file = search_file(images_root)
+    for name in (file.search.name, f"{file.search.name}-2"):
+        write_run(tmp_path / "runs" / name, file)
+    said = searched(images_root, tmp_path).output
+    last = tmp_path / "runs" / f"{file.search.name}-2"
+    assert f"a new one, beside {last} (`lipsum-tune resume {last}` continues that)" in said
+
+
 def test_a_search_says_first_where_it_uses_ood_data(
     images_root: Path, tmp_path: Path, went_on: list[SearchFile]
 ) -> None:
