@@ -75,7 +75,7 @@ def runs(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs that the documentation names."""
     folder = tmp_path_factory.mktemp("documented")
     records = [trial(0, 85.0, 62.0), trial(1, 86.0, 61.5)]
-    for name in ("quickstart", "my_search", "NAME"):
+    for name in ("quickstart", "my_search", "small_search", "NAME"):
         write_run(folder / "runs" / name, search_file(images_root), records)
     return folder
 

@@ -1,0 +1,152 @@
+"""docs/own_images.md: its commands for CPUs, run in order on a folder of images.
+
+With RAY_ADDRESS of this test process, so that Ray does not start for each command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import CLASSES
+from tests.ray_head import Head
+from tests.test_docs import ROOT, blocks, commands, write_files
+from trainers.data.dataset import ImageDataset
+from trainers.evaluation.metrics import ID_ACC, val_acc
+from trainers.loop.state import load_split
+from tuning.confirmation.results import read_results
+from tuning.runs.run_folder import load_run
+
+pytestmark = pytest.mark.cluster
+
+PAGE = ROOT / "docs" / "own_images.md"
+SHORTER = (
+    "search.budget.trials=3", "trial.steps=12", "trial.eval.every=6",
+    "search.scheduler.grace_steps=6",
+)  # fmt: skip
+"""All that is changed on the page: with its own numbers the search takes minutes."""
+DOMAINS = {"studio": "real", "street": "clipart", "sketch": "sketch"}
+RUN = Path("runs/small_search")
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A folder in which the commands of the page were run."""
+
+    images: dict[str, int]
+    """Number by domain."""
+    printed: dict[str, str]
+    """Standard output by command."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("own")
+
+
+@pytest.fixture(scope="module")
+def shop(images_root: Path, ray_head: Head, folder: Path) -> Shop:
+    images = write_shop(images_root, folder / "shop")
+    write_files(PAGE, folder)
+    printed = {}
+    environment = {"RAY_ADDRESS": ray_head.address, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    on_page = [block for block in blocks(PAGE) if block.language == "sh"]
+    for words in (words for block in on_page for words in commands(block.code)):
+        if any("my_search" in word for word in words):  # needs a GPU, or is its small variant
+            continue
+        changes = [f"--set={key}" for key in SHORTER if "small_search.yaml" in words]
+        done = subprocess.run(
+            [sys.executable, "-m", "tuning", *words[1:], *changes],
+            cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        printed[words[1]] = done.stdout
+    assert list(printed) == [
+        "prepare", "zero-shot", "plan", "search", "status", "report", "confirm", "export",
+    ]  # fmt: skip
+    return Shop(images, printed)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def write_shop(images_root: Path, shop: Path) -> dict[str, int]:
+    """Write `<domain>/<class>/*.jpg`, without splits; returns the number of images by domain."""
+    for domain, drawn in DOMAINS.items():
+        for split in ("train", "val", "test"):
+            images = ImageDataset(images_root, drawn, split)
+            for index in range(len(images)):
+                name = images.class_names[int(images.labels[index])]
+                file = shop / domain / name.replace("clock", "wall_clock") / f"{split}{index}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                images.decode(index).save(file, quality=95)
+    return {domain: len(list((shop / domain).rglob("*.jpg"))) for domain in DOMAINS}
+
+
+def test_every_image_is_in_a_split(shop: Shop) -> None:
+    for domain, count in shop.images.items():
+        splits = ["test", "train", "val"] if domain == "studio" else ["test", "val"]
+        made = Path("data/shop", domain)
+        assert sorted(path.name for path in made.iterdir() if path.is_dir()) == splits
+        assert sum(len(ImageDataset("data/shop", domain, split)) for split in splits) == count > 0
+
+
+def test_the_suite_that_is_printed_is_that_of_the_page(shop: Shop) -> None:
+    (suite,) = re.findall(r"trial.data.suite: (.*)", shop.printed["prepare"])
+    configured = yaml.safe_load(Path("small_search.yaml").read_text())["trial"]["data"]["suite"]
+    assert yaml.safe_load(suite) == configured
+
+
+def test_cost_and_trials_are_shown(shop: Shop) -> None:
+    assert all(domain in shop.printed["zero-shot"] for domain in DOMAINS)
+    for cost in ("CPU-hours", "memory of a trial", "checkpoints at most"):
+        assert cost in shop.printed["plan"]
+    for command in ("search", "status", "report"):
+        assert all(f"trial-00{n}" in shop.printed[command] for n in range(3)), command
+    for command in ("confirm", "export"):  # what the search names as next
+        assert f"lipsum-tune {command} small_search" in shop.printed["search"]
+    assert "trial-002" in (RUN / "report" / "index.html").read_text()
+
+
+def test_two_seeds_are_confirmed_on_the_test_splits(shop: Shop) -> None:
+    found = read_results(RUN)
+    trained = {trial_id for trial_id, seed in found if seed is not None}
+    (chosen,) = trained - {"ft"}
+    assert chosen in shop.printed["confirm"]
+    assert len({seed for _, seed in found} - {None}) == 2
+    assert len(found) == 2 * 2 + 1  # and the zero-shot model
+    for result in found.values():
+        assert all(f"ood_test/{domain}/acc" in result.metrics for domain in ("street", "sketch"))
+
+
+def test_the_exported_model_predicts_as_evaluated(shop: Shop, monkeypatch: Any) -> None:
+    (load,) = (block.code for block in blocks(PAGE) if block.language == "python")
+    loaded: dict[str, Any] = {}
+    exec(load, loaded)
+    assert loaded["model"].visual.image_size == (48, 48)
+    about = json.loads(Path("model", "classes.json").read_text())
+    assert about["classes"] == sorted("wall clock" if name == "clock" else name for name in CLASSES)
+    run = load_run(RUN)
+    (best,) = (r for r in run.history.records if r.trial_id == about["trial"])
+    monkeypatch.chdir("model")
+    (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    card: dict[str, Any] = {}
+    exec(code.replace('print(classify(Image.open("image.jpg")))', ""), card)
+    for domain, images in load_split(run.file.trial, "val").items():
+        labels = [images.class_names[int(label)].replace("_", " ") for label in images.labels]
+        predicted = [card["classify"](images.decode(index)) for index in range(len(labels))]
+        right = sum(p == label for p, label in zip(predicted, labels, strict=True))
+        metric = ID_ACC if domain == "studio" else val_acc(domain)
+        assert 100 * right / len(labels) == pytest.approx(best.metrics[metric]), domain
