@@ -149,6 +149,7 @@ def _tree(source: Store, domain: str, split: Split, path: str) -> _Tree:
     if not images:
         stray = len(contents(source, path, recursive=False).images)
         there = f"{stray:,} image(s) outside class folders" if stray else listed(found)
+        there += "".join(f"; {f.detail}" for f in findings if f.kind == "other files")
         problem = f"no class folders with images; found {there}"
         raise ConfigError(problem, hint=f"images belong in {where}/<class>/", source=where)
     # Domains or splits taken for classes would train without an error, on the wrong labels.

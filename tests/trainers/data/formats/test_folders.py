@@ -134,6 +134,13 @@ def test_folders_that_are_no_distinct_classes_are_refused(
     assert problem in refusal("folders", tmp_path).problem
 
 
+def test_images_of_an_unknown_kind_are_named_if_there_are_no_others(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.HEIC").write_bytes(b"an image")
+    problem = refusal("folders", tmp_path).problem
+    assert problem.endswith("found cat; 1 of no known kind of image ignored, e.g. cat/a.HEIC")
+
+
 def test_domains_that_would_be_taken_for_classes_are_refused(tmp_path: Path) -> None:
     for domain in ("real", "sketch"):
         for name in ("cat", "dog"):
