@@ -151,7 +151,9 @@ def render(report: PreparationReport) -> RenderableType:
         if report.id_domain:
             ood = [d.domain for d in report.domains if d.domain != report.id_domain]
             suite = {"id_domain": report.id_domain, "ood_domains": ood}
-            text = yaml.safe_dump(suite, default_flow_style=True, sort_keys=False, width=math.inf)
+            text = yaml.safe_dump(
+                suite, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
+            )
             parts.append(Text(f"            trial.data.suite: {text.strip()}"))
     return Group(*parts)
 

@@ -73,9 +73,9 @@ def test_missing_splits_are_named_with_what_makes_them() -> None:
 
 
 def test_the_roles_of_domains_become_a_suite() -> None:
-    report = PreparationReport("data", (domain("real"), domain("sketch")), 9, 1, "real")
+    report = PreparationReport("data", (domain("real"), domain("straße")), 9, 1, "real")
     lines = [" ".join(line.split()) for line in shown(report)]
-    assert "trial.data.suite: {id_domain: real, ood_domains: [sketch]}" in lines
+    assert "trial.data.suite: {id_domain: real, ood_domains: [straße]}" in lines
     assert not any("have a train split" in line for line in lines)
 
 
