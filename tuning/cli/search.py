@@ -8,7 +8,8 @@ import shlex
 import shutil
 import sys
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +77,8 @@ def search(
     from tuning.execution.run_search import run_search
     from tuning.runs.resume import search_or_resume
 
-    result = (search_or_resume if resume else run_search)(file, address=address)
+    with _stopped_early("the same command with --resume goes on"):
+        result = (search_or_resume if resume else run_search)(file, address=address)
     _show(result, allow_failed_trials)
 
 
@@ -89,7 +91,9 @@ def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
     _announce("Resume", check_run(run, set_ or ()))
     from tuning.runs.resume import resume_search
 
-    _show(resume_search(run, set_ or (), address=address))
+    with _stopped_early("the same command goes on"):
+        result = resume_search(run, set_ or (), address=address)
+    _show(result)
 
 
 @app.command()
@@ -111,7 +115,9 @@ def extend(
     _announce("Extend", check_run(run, set_ or ()), trials or 0)
     from tuning.runs.resume import extend_search
 
-    _show(extend_search(run, set_ or (), trials=trials, address=address))
+    with _stopped_early("the same command goes on"):
+        result = extend_search(run, set_ or (), trials=trials, address=address)
+    _show(result)
 
 
 @app.command()
@@ -256,6 +262,16 @@ def _json_values(values: Mapping[str, object]) -> dict[str, object]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
+
+
+@contextmanager
+def _stopped_early(advice: str) -> Iterator[None]:
+    """State how to go on after Ctrl-C before the trials. Later, the search returns its results."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        warn(f"stopped before the trials: {advice}")
+        raise typer.Exit(130) from None
 
 
 def _announce(label: str, file: SearchFile, more: int = 0) -> None:

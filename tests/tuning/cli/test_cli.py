@@ -286,6 +286,24 @@ def test_a_search_says_first_that_its_name_is_in_use(
     assert f"a new one, beside {last} (`lipsum-tune resume {last}` continues that)" in said
 
 
+def test_ctrl_c_before_the_trials_says_how_to_go_on(
+    run: Path, images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for module in (run_search, resume):
+        monkeypatch.setattr(module, "continue_search", interrupt)
+    for done, how in (
+        (searched(images_root, tmp_path), "with --resume goes on"),
+        (invoke("resume", run), "the same command goes on"),
+        (invoke("extend", run, "--trials", 1), "the same command goes on"),
+    ):
+        assert done.exit_code == 130
+        assert done.stderr.startswith("warning: stopped before the trials: ")
+        assert done.stderr.endswith(f"{how}\n")
+
+
 def test_a_search_says_first_where_it_uses_ood_data(
     images_root: Path, tmp_path: Path, went_on: list[SearchFile]
 ) -> None:
