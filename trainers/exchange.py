@@ -1,4 +1,6 @@
-"""Requests of a search's slot to the workers that it keeps, and their answers.
+"""Requests of a search's slot to the workers that it keeps, their answers, and their clock.
+
+The trainings of a confirmation use the clock alone.
 
 A process of its own imports this module for each slot, so it imports nothing outside of the
 standard library.
@@ -79,6 +81,11 @@ class Exchange:
             worker: pickled handle of the first worker.
         """
         self._began, self._worker = time.monotonic(), worker
+
+    async def lost(self, worker: bytes) -> None:
+        """Stop the clock of a worker that is gone. `training` of its replacement starts it."""
+        if self._worker == worker:
+            self._began = None
 
     async def waits(self) -> bool:
         """Whether the requested report has no worker yet that trains it."""

@@ -53,11 +53,15 @@ def end_if_overdue(exchange: Any, limit_s: float) -> None:
     try:
         ray.get(hanging.__ray_ready__.remote(), timeout=ALIVE_S)
     except RayActorError:
+        ray.get(exchange.lost.remote(overdue))
         return
     except GetTimeoutError:
         pass
     ray.kill(hanging)  # which ends all workers
-    raise ReportOverdue(f"no report after {limit_s:.0f} s of training: it hangs")
+    raise ReportOverdue(
+        f"no report after {limit_s:.0f} s of training: it hangs, or search.resources.hang_after_s "
+        "is too short"
+    )
 
 
 @contextmanager
@@ -83,7 +87,7 @@ def watched(limit_s: float | None) -> Iterator[Any]:
                 overdue.append(error)
                 return
             except RayError as error:  # the exchange is lost, and the training is not
-                logger.warning("a training is not watched any more: %s", first_line(error))
+                logger.warning("a hang of this training will not be noticed: %s", first_line(error))
                 return
 
     threading.Thread(target=watch, daemon=True).start()

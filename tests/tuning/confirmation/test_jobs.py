@@ -38,4 +38,5 @@ def test_a_hanging_training_fails(trial: TrialConfig, tmp_path: Path) -> None:
     console = Console(quiet=True)
     with ray_session():
         failed = run_jobs([Job(config, result)], resources, results, str(tmp_path), console)
-    assert failed == {result.key: "ReportOverdue: no report after 5 s of training: it hangs"}
+    assert failed.keys() == {result.key}
+    assert "no report after 5 s of training: it hangs" in failed[result.key]
