@@ -54,8 +54,9 @@ if TYPE_CHECKING:
     from trainers.config import TrialConfig
     from trainers.fine_tune import Report
 
-ALLOCATED = 0.95
-"""Part of its share of a GPU that a process may allocate; CUDA's own context is not counted."""
+CONTEXT_BYTES = 600 * 2**20
+"""Part of its share of a GPU that a process leaves to CUDA itself, whose context takes about so
+much and is not counted by PyTorch."""
 
 REPORT_POLL_S = 0.2
 """Interval at which Ray's controller takes a report; its default of 2 s makes short trials wait."""
@@ -297,7 +298,7 @@ def train(
 
 
 def task_device() -> torch.device:
-    """The device of a Ray task: the GPU that it has reserved, or the CPU, on which trials are then.
+    """The device of a Ray task: the GPU that it has reserved, else the CPU, where trials run then.
 
     A task that has reserved none sees the GPUs of its node all the same (Ray 2.60).
     """
@@ -312,7 +313,9 @@ def limit_gpu_memory(device: torch.device) -> None:
     Without a limit, the trial that starts first may take all of the memory, and the next one fails.
     """
     if device.type == "cuda" and 0 < (share := _reserved_gpus()) < 1:
-        torch.cuda.set_per_process_memory_fraction(ALLOCATED * share, device)
+        total = torch.cuda.get_device_properties(device).total_memory
+        allowed = max(0.0, share - CONTEXT_BYTES / total)
+        torch.cuda.set_per_process_memory_fraction(allowed, device)
 
 
 def _reserved_gpus() -> float:

@@ -71,7 +71,7 @@ def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
     [
         ({"CPU": 2.0}, "cpu", []),
         ({"CPU": 2.0, "GPU": 1.0}, "cuda:0", []),
-        ({"GPU": 0.5}, "cuda:0", [(0.475, torch.device("cuda:0"))]),
+        ({"GPU": 0.5}, "cuda:0", [(0.375, torch.device("cuda:0"))]),
     ],
 )
 def test_a_task_uses_what_it_has_reserved(
@@ -86,5 +86,7 @@ def test_a_task_uses_what_it_has_reserved(
     monkeypatch.setattr(
         torch.cuda, "set_per_process_memory_fraction", lambda *limit: found.append(limit)
     )
+    card = SimpleNamespace(total_memory=8 * ray_trainer.CONTEXT_BYTES)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     assert task_device() == torch.device(device)
     assert found == limits
