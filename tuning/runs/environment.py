@@ -73,12 +73,15 @@ def _model_files(trial: TrialConfig) -> dict[str, Path]:
 
 
 def _plugin_files(trial: TrialConfig) -> dict[str, Path]:
-    """The file of each plug-in; of a module by its name, as it may lie elsewhere later."""
+    """The files of plug-ins; those of modules by name, as they may lie elsewhere later."""
     files = {name: Path(name) for name in trial.plugins if name.endswith(".py")}
     for name in set(trial.plugins) - files.keys():
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name)  # plug-ins are imported already, so it is found
         if spec is not None and spec.origin is not None:
             files[name] = Path(spec.origin)
+            for folder in spec.submodule_search_locations or ():  # of a package
+                for file in Path(folder).rglob("*.py"):
+                    files[f"{name}/{file.relative_to(folder)}"] = file
     return files
 
 
