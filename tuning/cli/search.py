@@ -70,14 +70,15 @@ def search(
     _say_what_lacks_test(file)
     from tuning.runs.run_folder import runs_named
 
-    if not resume and (earlier := runs_named(file.search.storage, file.search.name)):
+    earlier = runs_named(file.search.storage, file.search.name)
+    if not resume and earlier and earlier[0].name == file.search.name:  # not another NAME-2
         last = _word_for(earlier[-1])
-        show("Run folder", f"a new one, beside {last} (`lipsum-tune resume {last}` continues that)")
+        show("Run folder", f"a new one, beside {last} (`lipsum-tune list` shows which ended)")
     # Imported after the check, since Ray and MLflow take seconds to import.
     from tuning.execution.run_search import run_search
     from tuning.runs.resume import search_or_resume
 
-    with _stopped_early("the same command with --resume goes on"):
+    with _stopped_outside_of_trials():
         result = (search_or_resume if resume else run_search)(file, address=address)
     _show(result, allow_failed_trials)
 
@@ -91,7 +92,7 @@ def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
     _announce("Resume", check_run(run, set_ or ()))
     from tuning.runs.resume import resume_search
 
-    with _stopped_early("the same command goes on"):
+    with _stopped_outside_of_trials():
         result = resume_search(run, set_ or (), address=address)
     _show(result)
 
@@ -115,7 +116,7 @@ def extend(
     _announce("Extend", check_run(run, set_ or ()), trials or 0)
     from tuning.runs.resume import extend_search
 
-    with _stopped_early("the same command goes on"):
+    with _stopped_outside_of_trials():
         result = extend_search(run, set_ or (), trials=trials, address=address)
     _show(result)
 
@@ -265,12 +266,15 @@ def _json_values(values: Mapping[str, object]) -> dict[str, object]:
 
 
 @contextmanager
-def _stopped_early(advice: str) -> Iterator[None]:
-    """State how to go on after Ctrl-C before the trials. Later, the search returns its results."""
+def _stopped_outside_of_trials() -> Iterator[None]:
+    """State how to go on after Ctrl-C before the trials or while the report is written.
+
+    A search whose trials are interrupted returns their results.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        warn(f"stopped before the trials: {advice}")
+        warn("stopped; `lipsum-tune list` shows the runs, `lipsum-tune resume RUN` continues one")
         raise typer.Exit(130) from None
 
 
