@@ -124,9 +124,8 @@ def find_config(source: str | Path) -> Path:
     for found in (path, ready):
         if found.is_file():
             return found
-    files = [str(file) for file in path.parent.glob("*.yaml")]
-    word, ready_ones = str(source), ready_configs()
-    hint = nearest(word, [*files, *ready_ones]) or suggestion(word, ready_ones)
+    files, ready_ones = (file.name for file in path.parent.glob("*.yaml")), ready_configs()
+    hint = nearest(path.name, [*files, *ready_ones]) or suggestion(str(source), ready_ones)
     raise ConfigError("no such file or ready configuration", hint=hint, source=source)
 
 
