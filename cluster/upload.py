@@ -115,7 +115,7 @@ def check_uploaded(
             )
         if key == "trial.data.suite" and path != (working_dir / file).resolve():
             raise ConfigError(
-                f"the job looks for it in its copy of the working directory {working_dir}",
+                f"the job would not find it: it reads the path relative to {working_dir}",
                 key=key,
                 value=str(file),
                 hint="call `submit` in that directory, or name the file in the configuration",

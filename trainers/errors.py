@@ -126,16 +126,17 @@ def suggestion(word: str, known: Iterable[object]) -> str | None:
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """A hint for an unknown word, `did you mean 'lr'?`; None if no known one is like it.
 
-    Of names that are equally like it, the first is meant: metrics begin with the accuracy.
+    Of two that are equally like it, the longer common part decides, then the order of `known`, in
+    which accuracies come before other metrics.
     """
     matcher = difflib.SequenceMatcher(b=word)
 
-    def likeness(name: str) -> float:
+    def likeness(name: str) -> tuple[float, int]:
         matcher.set_seq1(name)
-        return matcher.ratio()
+        return matcher.ratio(), matcher.find_longest_match().size
 
     close = max(known, key=likeness, default="")
-    return f"did you mean {close!r}?" if close and likeness(close) >= 0.6 else None
+    return f"did you mean {close!r}?" if close and likeness(close)[0] >= 0.6 else None
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:

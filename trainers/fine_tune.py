@@ -98,8 +98,9 @@ class Report:
     def save(self, folder: Path) -> None:
         """Write a checkpoint from which `fine_tune` resumes.
 
-        On CPUs, one or two workers resume bit for bit. With more, results differ by rounding: the
-        first steps of a process add the workers' gradients up in another order (see `Stepper`).
+        On CPUs, a run of one or two workers resumes bit for bit. With more, results differ by
+        rounding: the first steps of a process add the workers' gradients up in another order (see
+        `Stepper`).
 
         Every worker must call it; the first one writes.
         """

@@ -84,7 +84,7 @@ def domain_files(store: Store, domain: str, split: str) -> list[fs.FileInfo]:
             folders = [info for info in store.list(path) if info.type == fs.FileType.Directory]
             names = [info.base_name for info in folders]
             if kind == "split" and names and not {"train", "val", "test"} & {*names}:
-                problem = f"it has no splits, but {listed(names, 3)}"
+                problem = f"no train, val or test folder; found {listed(names, 3)}"
                 hint = "`lipsum-tune prepare` makes a data set of a folder of images"
                 raise ConfigError(problem, hint=hint, source=f"{store.url}/{path}")
             if name not in names:

@@ -125,7 +125,7 @@ def _load_module(module: str) -> None:
         SEARCH_SPACES.update(spaces)
         return
     if module.endswith(".py") and not Path(module).is_file():
-        hint = "a run folder keeps the paths of its plug-ins; put the file there, or a link to it"
+        hint = "if a run folder names it, put the file back there, or a link to it"
         raise ConfigError("no such file", key="plugins", value=module, hint=hint)
     methods, spaces = dict(METHODS), dict(SEARCH_SPACES)
     try:

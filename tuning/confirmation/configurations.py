@@ -73,7 +73,7 @@ def chosen(
             f"{rule}: {reasons.get(rule, 'no finished trial has the metrics that it needs')}"
             for rule in dict.fromkeys(rules)
         ]
-        problem = f"no trial is chosen by {'; '.join(problems)}"
+        problem = f"no rule chooses a trial. {'; '.join(problems)}"
         raise ConfigError(problem, key="--rule", value=", ".join(rules))
     if not found:
         raise ConfigError("no finished trial to confirm", source=search.run_folder)

@@ -444,7 +444,10 @@ def test_a_missing_domain_or_split_is_named(root: Path, tmp_path: Path) -> None:
         (images / "real" / name).mkdir(parents=True)
     for arguments, problem in (
         ((tmp_path / "nowhere", "real", "train"), r"data.root = '.*nowhere': no such folder"),
-        ((images, "real", "train"), r"it has no splits, but cat, dog \(`lipsum-tune prepare`"),
+        (
+            (images, "real", "train"),
+            r"no train, val or test folder; found cat, dog \(`lipsum-tune prepare`",
+        ),
         ((root, "rael", "train"), r"it has no domain 'rael' \(did you mean 'real'\?\)"),
         ((root, "real", "test"), r"real: it has no split 'test' \(known: train\)"),
         ((root, "real", "tain"), r"it has no split 'tain' \(did you mean 'train'\?\)"),

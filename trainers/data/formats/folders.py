@@ -149,9 +149,10 @@ def _tree(source: Store, domain: str, split: Split, path: str) -> _Tree:
     if not images:
         stray = len(contents(source, path, recursive=False).images)
         there = f"{stray:,} image(s) outside class folders" if stray else listed(found)
-        there += "".join(f"; {f.detail}" for f in findings if f.kind == "other files")
-        problem = f"no class folders with images; found {there}"
-        raise ConfigError(problem, hint=f"images belong in {where}/<class>/", source=where)
+        others = [f.detail for f in findings if f.kind == "other files"]
+        problem = f"no class folders with images; found {'; '.join([there, *others])}"
+        hint = "convert them to JPEG or PNG" if others else f"images belong in {where}/<class>/"
+        raise ConfigError(problem, hint=hint, source=where)
     # Domains or splits taken for classes would train without an error, on the wrong labels.
     depth = path.count("/") + (2 if path else 1)
     below = [{image.split("/")[depth:][0] for image in paths} for paths in images.values()]

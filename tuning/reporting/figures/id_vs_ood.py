@@ -172,13 +172,11 @@ def _draw_fresh_seeds(axes: Axes, search: SearchRecord, records: Sequence[TrialR
             continue
         ids, oods = zip(*pairs, strict=True)
         (x, dx), (y, dy) = (fmean(ids), stdev(ids)), (fmean(oods), stdev(oods))
-        # One artist: each is a stop of the keyboard in the page.
         xs, ys = (x - dx, x, x + dx, math.nan, x, x), (y, y, y, math.nan, y - dy, y + dy)
         cross = axes.plot(xs, ys, color=INK, linewidth=1.3, zorder=2.6, marker="o", markersize=4.5,
                           markerfacecolor="white", markevery=[1])  # fmt: skip
-        link = axes.plot((point[0], x), (point[1], y), ":", color=INK, linewidth=1.1, zorder=2.5)
-        for artist in (*cross, *link):
-            artist.set_gid(TRIAL_GID + record.trial_id)
+        cross[0].set_gid(TRIAL_GID + record.trial_id)
+        axes.plot((point[0], x), (point[1], y), ":", color=INK, linewidth=1.1, zorder=2.5)
         numbers.add(len(pairs))
     if not numbers:
         return ""
