@@ -1,5 +1,5 @@
 # make quickstart     set up, then search Lipsum-FT's hyperparameters on the embedded benchmark
-# make test           tests that need Python and a package index only; 9 minutes on 2 cores
+# make test           tests that need Python and a package index only; 10 minutes on 2 cores
 # make test-cluster   tests that need root, PostgreSQL, Slurm, Chromium or C++, or minutes each
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
 # make docs           the documentation as a site in site/, without warnings

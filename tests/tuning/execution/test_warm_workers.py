@@ -153,7 +153,6 @@ def test_a_trial_is_timed_once_every_node_has_its_images(
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_a_lost_worker_does_not_count_as_hanging(is_lost: bool) -> None:
     exchange, worker = (actor.options(num_cpus=0).remote() for actor in [ray.remote(Exchange)] * 2)
-    exchange.ask.remote(Request("folder", "{}"))
     ray.get(exchange.training.remote(cloudpickle.dumps(worker)))
     if is_lost:
         ray.kill(worker)
