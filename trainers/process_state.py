@@ -70,8 +70,8 @@ def _recorded() -> list[Callable[[], Any]]:
         partial(torch.set_rng_state, torch.get_rng_state()),
         *(
             partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
-            # Asked for its generators, CUDA would be initialised: that takes memory on each GPU,
-            # and fails with a driver that is too old, although `device_count` counts its GPUs.
+            # Reading a generator initialises CUDA, which takes memory on each GPU, and fails with a
+            # driver that is too old, although `device_count` counts the GPUs then, too.
             for device in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
         ),
         partial(torch.set_grad_enabled, torch.is_grad_enabled()),

@@ -55,8 +55,7 @@ if TYPE_CHECKING:
     from trainers.fine_tune import Report
 
 CONTEXT_BYTES = 600 * 2**20
-"""Part of its share of a GPU that a process leaves to CUDA itself, whose context takes about so
-much and is not counted by PyTorch."""
+"""GPU memory that the CUDA context of a process takes, approximately. PyTorch does not count it."""
 
 REPORT_POLL_S = 0.2
 """Interval at which Ray's controller takes a report; its default of 2 s makes short trials wait."""
@@ -298,9 +297,10 @@ def train(
 
 
 def task_device() -> torch.device:
-    """The device of a Ray task: the GPU that it has reserved, else the CPU, where trials run then.
+    """The GPU that this Ray task has reserved, or the CPU if it has reserved none.
 
-    A task that has reserved none sees the GPUs of its node all the same (Ray 2.60).
+    A task without a GPU sees the GPUs of its node all the same (Ray 2.60), while trials without
+    GPUs train on the CPU.
     """
     device = torch.device("cuda", 0) if _reserved_gpus() else torch.device("cpu")
     limit_gpu_memory(device)

@@ -71,7 +71,8 @@ def search(
     from tuning.runs.run_folder import runs_named
 
     earlier = runs_named(file.search.storage, file.search.name)
-    if not resume and earlier and earlier[0].name == file.search.name:  # not another NAME-2
+    # A folder NAME-2 alone may belong to a search that is called so.
+    if not resume and earlier and earlier[0].name == file.search.name:
         last = _word_for(earlier[-1])
         show("Run folder", f"a new one, beside {last} (`lipsum-tune list` shows which ended)")
     # Imported after the check, since Ray and MLflow take seconds to import.

@@ -276,6 +276,14 @@ def test_a_file_of_a_similar_name_is_suggested(
         loaded(word)
 
 
+def test_names_of_folders_do_not_make_files_similar(tmp_path: Path) -> None:
+    folder = tmp_path / "a long path to a folder of configurations"
+    write(folder, "zebra")
+    with pytest.raises(ConfigError) as error:
+        loaded(folder / "quickstar")
+    assert error.value.hint == "did you mean 'quickstart'?"
+
+
 def test_a_mistake_in_a_variant_has_its_name(tmp_path: Path) -> None:
     path = write(tmp_path, "mine", variants={"bad": {"trial.optim.lrr": 1}, "worse": 3})
     with pytest.raises(ConfigError, match=r"mine\.yaml:bad: trial\.optim\.lrr = 1"):

@@ -159,6 +159,7 @@ def test_a_lost_worker_does_not_count_as_hanging(is_lost: bool) -> None:
         wait_until(lambda: is_dead(worker))
     with nullcontext() if is_lost else pytest.raises(ReportOverdue):
         end_if_overdue(exchange, 0.0)
+    assert ray.get(exchange.waits.remote()) == is_lost  # for its replacement
     wait_until(lambda: is_dead(worker))
 
 
