@@ -221,17 +221,28 @@ def test_a_model_that_has_changed_is_refused_with_its_file(
     assert len(went_on) == 1
 
 
-@pytest.mark.parametrize("is_module", [False, True])
+@pytest.mark.parametrize(
+    ("file_name", "plugin", "changed"),
+    [
+        ("changed_file.py", "{folder}/changed_file.py", "{folder}/changed_file.py"),
+        ("changed_module.py", "changed_module", "changed_module"),
+        ("changed_package/method.py", "changed_package", "changed_package/method.py"),
+    ],
+)
 def test_a_plugin_that_has_changed_is_refused_with_its_file(
-    is_module: bool,
+    file_name: str,
+    plugin: str,
+    changed: str,
     images_root: Path,
     tmp_path: Path,
     went_on: list[SearchFile],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = tmp_path / "changed_plugin.py"
+    path = tmp_path / file_name
+    path.parent.mkdir(exist_ok=True)
+    (path.parent / "__init__.py").touch()
     path.write_text("WEIGHT = 1\n")
-    plugin = path.stem if is_module else str(path)
+    plugin, changed = (text.format(folder=tmp_path) for text in (plugin, changed))
     monkeypatch.syspath_prepend(tmp_path)
     file = search_file(images_root, trial__plugins=[plugin])
     run = write_run(tmp_path / "run", file, [trial(0, 85.0, 62.0)])
@@ -240,7 +251,7 @@ def test_a_plugin_that_has_changed_is_refused_with_its_file(
     resume_search(run)
     path.write_text("WEIGHT = 1000\n")
     for go_on in (resume_search, extend_search, confirm):
-        with pytest.raises(ConfigError, match=f"'{plugin}' changed since") as caught:
+        with pytest.raises(ConfigError, match=f"'{changed}' changed since") as caught:
             go_on(run)
         assert caught.value.key == "trial.plugins"
     del recorded["plugins"]  # as in a run of an earlier version
