@@ -12,8 +12,8 @@ import bisect
 import math
 import random
 import statistics
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 Values: TypeAlias = tuple[float, ...]
 
@@ -121,32 +121,6 @@ class MedianRule:
         best = [max(column) for column in zip(*mine, strict=True)]
         medians = [statistics.median(column) for column in zip(*means, strict=True)]
         return any(b >= m for b, m in zip(best, medians, strict=True))
-
-
-class PerGroupRule:
-    """One rule for each group of trials. Trials of different groups are not compared.
-
-    Args:
-        new_rule: makes a rule without observations, or None if every trial runs to its end.
-        group_of: the group of the trial of that number.
-    """
-
-    def __init__(
-        self,
-        new_rule: Callable[[], StoppingRule | None],
-        group_of: Callable[[int], Hashable],
-    ) -> None:
-        self._new_rule, self._group_of = new_rule, group_of
-        self.rules: dict[Any, StoppingRule | None] = {}
-        """By group, once it has a report."""
-
-    def should_continue(self, number: int, step: int, values: Values | None) -> bool:
-        """Apply the rule of the trial's group."""
-        group = self._group_of(number)
-        if group not in self.rules:
-            self.rules[group] = self._new_rule()
-        rule = self.rules[group]
-        return rule is None or rule.should_continue(number, step, values)
 
 
 def dominates(a: Values, b: Values) -> bool:

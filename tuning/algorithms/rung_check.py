@@ -25,7 +25,6 @@ from tuning.algorithms.early_stopping import (
     Asha,
     Hyperband,
     MedianRule,
-    PerGroupRule,
     StoppingRule,
     Values,
     rung_ladder,
@@ -54,9 +53,6 @@ class RungCheck:
     trials: int
     correlation: float
     """Spearman's; the lowest of the objectives. NaN if all values are equal, or too few."""
-    low: float
-    """Lower end of its 95 % interval."""
-    high: float
     least: float
     """Correlation above which trials are stopped at this step."""
 
@@ -68,12 +64,13 @@ class RungCheck:
 
     def __str__(self) -> str:
         """For people, such as `step 60: 0.83 [-0.12, 0.99] in 6 trials; may stop: above 0.4`."""
-        found = f"{self.correlation:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        low, high = interval(self.correlation, self.trials)
+        found = f"{self.correlation:.2f} [{low:.2f}, {high:.2f}]"
         if math.isnan(self.correlation):
             is_few = self.trials < LEAST_TRIALS
             found = f"undefined ({'too few values' if is_few else 'all values were equal'})"
         verdict = f"may stop: above {self.least:g}" if self.stops else "stops no trial"
-        if self.stops and self.low < self.least:
+        if self.stops and low < self.least:
             verdict += ", though lower values are not ruled out"
         return f"step {self.step}: {found} in {self.trials} trials; {verdict}"
 
@@ -120,8 +117,8 @@ class CheckedRule:
             self._trials = min(self._trials, len(self._finals))
 
     def check(self, step: int) -> RungCheck:
-        """The check of a step, by the last values of each trial up to it."""
-        if step not in self._checks or not self.is_decided:
+        """Once it is decided: the check of a step, by the last values of each trial up to it."""
+        if step not in self._checks:
             early, final = [], []
             for number, last in self._finals.items():
                 before = [s for s in self._curves[number] if s <= step]
@@ -129,9 +126,7 @@ class CheckedRule:
                     early.append(self._curves[number][max(before)])
                     final.append(last)
             correlation = _least_correlation(early, final)
-            low, high = interval(correlation, len(final))
-            found = RungCheck(step, len(final), correlation, low, high, self._least)
-            self._checks[step] = found
+            self._checks[step] = RungCheck(step, len(final), correlation, self._least)
         return self._checks[step]
 
     @property
@@ -164,19 +159,18 @@ class SearchRule:
         self._config, self._objectives = config, objectives
         self._ranked_by = objectives if ranked_by is None else ranked_by
         self._total_steps, self._trials, self._method = total_steps, trials, method
-        self._methods: dict[int, Any] = {}  # by the number of the trial
-        self._rule = PerGroupRule(
-            lambda: create_rule(config, total_steps, trials), self._methods.__getitem__
-        )
+        self._rules: dict[Any, StoppingRule | None] = {}  # by method, once it has a report
 
     def should_continue(
         self, number: int, params: Mapping[str, Any], report: Mapping[str, Any]
     ) -> bool:
         """Take a report of a trial into account, and return whether it continues."""
-        self._methods[number] = method = params.get(METHOD_KEY, self._method)
+        method = params.get(METHOD_KEY, self._method)
+        if method not in self._rules:
+            self._rules[method] = create_rule(self._config, self._total_steps, self._trials)
+        rule, objectives = self._rules[method], _signed(report, self._objectives)
         step, values = int(report[STEP]), self._values(report)
-        goes_on = self._rule.should_continue(number, step, values)
-        rule, objectives = self._rule.rules[method], _signed(report, self._objectives)
+        goes_on = rule is None or rule.should_continue(number, step, values)
         if isinstance(rule, CheckedRule) and values and objectives and step >= self._total_steps:
             rule.finish(number, objectives)
         return goes_on
@@ -191,7 +185,7 @@ class SearchRule:
         for record in sorted(trials, key=lambda record: record.ended_at or math.inf):
             if record.outcome == "pruned" and self._values(record.metrics) is not None:
                 # An earlier session had decided, maybe with fewer trials: its budget was smaller.
-                rule = self._rule.rules.get(record.params.get(METHOD_KEY, self._method))
+                rule = self._rules.get(record.params.get(METHOD_KEY, self._method))
                 if isinstance(rule, CheckedRule):
                     rule.decide()
             # A stopped trial repeats its last report, which may have been found in a checkpoint: it
@@ -206,7 +200,7 @@ class SearchRule:
         if isinstance(config, NoSchedulerConfig):
             return "Stopping    none"
         checked = _checked_trials(config, self._trials)
-        rules = self._rule.rules.values()
+        rules = self._rules.values()
         if rules and all(isinstance(rule, CheckedRule) and rule.is_decided for rule in rules):
             return f"Stopping    {config.name}, checked in an earlier session"
         if checked == 0:
@@ -219,7 +213,7 @@ class SearchRule:
         """By method, the check of each step at which trials are compared, once it is decided."""
         grace = 0 if isinstance(self._config, NoSchedulerConfig) else self._config.grace_steps
         found = {}
-        for method, rule in self._rule.rules.items():
+        for method, rule in self._rules.items():
             if isinstance(rule, CheckedRule) and rule.is_decided:
                 steps = [step for step in rule.steps if step >= grace]
                 if isinstance(self._config, AshaConfig | HyperbandConfig):

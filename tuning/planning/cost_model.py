@@ -64,6 +64,8 @@ class SearchShape:
     references: int = 0
     """Trials that run first and that no rule stops."""
     objectives: int = 1
+    methods: int = 1
+    """Methods that take turns, each with a stopping rule of its own."""
     setup_s: float = 0.0
     """Seconds before the first trial and after the last one, with the start of the workers."""
 
@@ -128,7 +130,7 @@ def estimate(
     """Replay the search with values and speeds drawn from the seed.
 
     Args:
-        new_rule: makes a fresh rule, or None if no trial is stopped.
+        new_rule: makes a fresh rule of one method, or None if no trial is stopped.
     """
     steps = shape.report_steps
     progress = np.array(steps)[None, :, None] / shape.total_steps
@@ -144,7 +146,8 @@ def estimate(
         )
         setup_s = shape.setup_s * float(np.exp(cost.spread * rng.standard_normal()))
         drawn = replace(shape, setup_s=setup_s)
-        done.append(replay(drawn, cost, new_rule(), curves, speeds.tolist()))
+        rules = [new_rule() for _ in range(shape.methods)]
+        done.append(replay(drawn, cost, rules, curves, speeds.tolist()))
 
     def band(figures: Sequence[float]) -> Band:
         low, median, high = np.quantile(figures, QUANTILES).tolist()
@@ -164,13 +167,14 @@ def estimate(
 def replay(
     shape: SearchShape,
     cost: TrialCost,
-    rule: StoppingRule | None,
+    rules: Sequence[StoppingRule | None],
     values: Sequence[Sequence[Values]],
     speeds: Sequence[float],
 ) -> Replay:
     """Replay one search: a queue of reports in the order of their time.
 
     Args:
+        rules: of the methods, which take turns.
         values: the objectives of each trial at each report, more being better.
         speeds: factor on the durations of each trial; those of the references come last.
     """
@@ -187,6 +191,7 @@ def replay(
         goes_on = index + 1 < len(steps)
         if trial >= 0:
             reports[trial] += 1
+            rule = rules[trial % len(rules)]
             if rule is not None and not rule.should_continue(
                 trial, steps[index], values[trial][index]
             ):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from trainers.config import EvalConfig, with_overrides
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.errors import ConfigError
-from tuning.algorithms.early_stopping import PerGroupRule, StoppingRule, rung_ladder
+from tuning.algorithms.early_stopping import rung_ladder
 from tuning.algorithms.rung_check import create_rule
 from tuning.algorithms.samplers import number_of_trials
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
@@ -180,12 +180,16 @@ def plan_search(
         concurrent=concurrent,
         references=len(search.references),
         objectives=len(file.objectives),
+        methods=max(1, len(file.search.space.methods)),
         # The zero-shot model is evaluated, then workers start, which stay from trial to trial.
         setup_s=(1 + AROUND) * start_s + probe.load_s + probe.first_eval_s + probe.startup_s,
     )
     with console.status("Replaying the search"):
         cost = trial_cost(probe, file.trial.eval)
-        expected = estimate(shape, cost, rules(file), seed=search.sampler.seed)
+        # The trials that are compared with each other.
+        of_method = math.ceil(trials / shape.methods)
+        new_rule = partial(create_rule, search.scheduler, shape.total_steps, of_method)
+        expected = estimate(shape, cost, new_rule, seed=search.sampler.seed)
     memory = [n.get("memory", 0) + n.get("object_store_memory", 0) for n in nodes]
     on_head = [size for node, size in zip(nodes, memory, strict=True) if HEAD in node]
     return Plan(file, probe, shape, expected, int(sum(memory)), int(sum(on_head)))
@@ -208,14 +212,6 @@ def check_budget(plan: Plan) -> None:
                 f"{key} = {budget:g}: the search needs {_hours(needs.median)} h "
                 f"({_hours(needs.low)} to {_hours(needs.high)})"
             )
-
-
-def rules(file: SearchFile) -> Callable[[], StoppingRule | None]:
-    """Factory of stopping rules; each of several methods, which take turns, has its own rule."""
-    methods = len(file.search_space().branches)
-    trials = math.ceil(number_of_trials(file) / max(1, methods))
-    new_rule = partial(create_rule, file.search.scheduler, file.trial.steps, trials)
-    return partial(PerGroupRule, new_rule, lambda number: number % methods) if methods else new_rule
 
 
 def trial_cost(probe: Probe, evaluation: EvalConfig) -> TrialCost:

@@ -13,7 +13,6 @@ from tuning.algorithms.early_stopping import (
     Asha,
     Hyperband,
     MedianRule,
-    PerGroupRule,
     StoppingRule,
     Values,
     non_dominated,
@@ -251,18 +250,6 @@ def test_no_value_ends_a_trial_after_the_grace_of_the_median_rule() -> None:
     assert rule.should_continue(0, 10, None)
     assert not rule.should_continue(0, 20, None)
     assert rule.should_continue(1, 20, (1.0,))  # nobody to compare with
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_groups_of_trials_are_each_judged_as_if_there_were_no_others(seed: int) -> None:
-    told = reports(seed, trials=40, missing=0.02)
-    rule = PerGroupRule(lambda: Asha(RUNGS, 2), lambda number: number % 3)
-    answers = obeyed(rule, told)
-    for group in range(3):
-        own = [(report, keeps) for report, keeps in answers if report[0] % 3 == group]
-        alone = obeyed(Asha(RUNGS, 2), [report for report in told if report[0] % 3 == group])
-        assert own == alone
-    assert [keeps for _, keeps in answers] != [k for _, k in obeyed(Asha(RUNGS, 2), told)]
 
 
 def test_the_front_is_what_nothing_dominates_duplicates_included() -> None:

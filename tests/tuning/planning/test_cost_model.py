@@ -83,13 +83,22 @@ def test_asha_costs_the_same_when_simulated_by_the_second(slots: int) -> None:
     played = replay(
         shape,
         TrialCost(startup_s=7, step_s=1, eval_s=0),
-        Asha((10, 20, 40), reduction_factor=2),
+        [Asha((10, 20, 40), reduction_factor=2)],
         [[(quality,)] * len(shape.report_steps) for quality in qualities],
         [1.0] * 12,
     )
     seconds, steps = by_the_second(qualities, slots, 7, (10, 20, 40), 80)
     assert (played.seconds, played.steps) == (seconds, steps)
     assert played.trial_seconds == 12 * 7 + steps
+
+
+def test_each_of_several_methods_has_its_own_rule() -> None:
+    values = (50.0, 10.0, 30.0, 49.0, 11.0, 29.0)
+    shape = SearchShape(trials=6, total_steps=20, eval_every=10)
+    curves = [[(value,)] * 2 for value in values]
+    played = replay(shape, EXACT, [Asha((10,), 2) for _ in range(3)], curves, [1.0] * 6)
+    # The second of each is compared with the first of each.
+    assert played.reports == (2, 2, 2, 1, 2, 1)
 
 
 def test_the_spread_widens_the_band_as_a_lognormal() -> None:

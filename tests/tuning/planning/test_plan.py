@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from tests.tuning.result_tables import text_of
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
+from tuning.algorithms.rung_check import create_rule
 from tuning.algorithms.samplers import number_of_trials
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import ray_session
@@ -21,7 +23,6 @@ from tuning.planning.plan import (
     Plan,
     check_budget,
     plan_search,
-    rules,
     trial_cost,
 )
 from tuning.planning.probe import INTERVALS, OVERRIDES, Probe, summarise
@@ -61,7 +62,7 @@ def make_plan(
     """The plan of a search whose probe is known; four trials at once."""
     shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
     cost = trial_cost(probe, file.trial.eval)
-    expected = estimate(shape, cost, rules(file))
+    expected = estimate(shape, cost, partial(create_rule, file.search.scheduler, 900))
     return Plan(file, probe, shape, expected, memory, head_memory)
 
 
@@ -196,20 +197,6 @@ def test_the_grids_of_several_methods_end_the_search_together() -> None:
     sampler = {"name": "grid", "grid_points": 3}
     file = search_file(sampler=sampler, space=METHODS, budget={"trials": 100})
     assert number_of_trials(file) == 3 + 3 * 3 + 3 * 3
-
-
-def test_each_of_several_methods_has_its_own_rule() -> None:
-    rule = rules(search_file(space=METHODS))()
-    assert rule is not None
-    for number, value in enumerate((50.0, 10.0, 30.0, 49.0, 11.0, 29.0)):
-        # The second of each is compared with the first of each: better or worse than that one.
-        assert rule.should_continue(number, 100, (value,)) == (number < 3 or number == 4)
-    alone = rules(search_file())()
-    assert alone is not None
-    assert [alone.should_continue(number, 100, (float(-number),)) for number in range(2)] == [
-        True,
-        False,
-    ]
 
 
 def test_several_methods_are_priced_like_one() -> None:
