@@ -22,9 +22,10 @@ from trainers.evaluation.metrics import MetricKey, direction
 
 Mode: TypeAlias = Literal["max", "min"]
 
-_CONSTRAINT: Final = re.compile(r"(?P<metric>.+?)\s*(?P<relation>>=|<=)\s*(?P<bound>.+)")
-_ANCHORED: Final = re.compile(
-    r"(?P<anchor>best|zero_shot\..+?)\s*(?:(?P<sign>[+-])\s*(?P<offset>[\d.eE-]+))?"
+_NUMBER: Final = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_CONSTRAINT: Final = re.compile(
+    rf"(?P<metric>.+?)\s*(?P<relation>>=|<=)\s*(?:(?P<number>[+-]?{_NUMBER})"
+    rf"|(?P<anchor>best|zero_shot\..+?)\s*(?:(?P<sign>[+-])\s*(?P<offset>{_NUMBER}))?)"
 )
 _PERCENT: Final = ("acc", "ece", "ece_scaled")
 """Measures between 0 and 100."""
@@ -111,36 +112,17 @@ def parse_constraint(text: str, known: Iterable[str]) -> Constraint:
     """
     match = _CONSTRAINT.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r}: write it as `METRIC >= BOUND` or `METRIC <= BOUND`")
-    metric, relation, bound = match["metric"], match["relation"], match["bound"].strip()
-    anchor, offset = _parse_bound(text, bound)
-    names = set(known)
+        raise ValueError(
+            f"{text!r}: write it as `METRIC >= BOUND` or `METRIC <= BOUND`; the bound is a number, "
+            "or `best` or `zero_shot.METRIC`, with a number added or taken away"
+        )
+    metric, anchor, names = match["metric"], match["anchor"], set(known)
     for name in (metric, (anchor or "").removeprefix("zero_shot.")):
         if name not in names and name not in ("", "best"):
             raise ValueError(f"{text!r}: no trial reports {name!r}")
-    return Constraint(text.strip(), metric, ">=" if relation == ">=" else "<=", anchor, offset)
-
-
-def _parse_bound(text: str, bound: str) -> tuple[str | None, float]:
-    try:
-        number = float(bound)
-    except ValueError:
-        pass
-    else:
-        if not math.isfinite(number):
-            raise ValueError(f"{text!r}: {bound} is no bound")
-        return None, number
-    match = _ANCHORED.fullmatch(bound)
-    if match is None:
-        raise ValueError(
-            f"{text!r}: the bound {bound!r} is neither a number nor `best` or "
-            "`zero_shot.METRIC`, with a number added or taken away"
-        )
-    try:
-        offset = float((match["sign"] or "") + (match["offset"] or "0"))
-    except ValueError:
-        raise ValueError(f"{text!r}: {match['offset']!r} is not a number") from None
-    return match["anchor"], offset
+    offset = float(match["number"] or (match["sign"] or "") + (match["offset"] or "0"))
+    relation: Literal[">=", "<="] = ">=" if match["relation"] == ">=" else "<="
+    return Constraint(text.strip(), metric, relation, anchor, offset)
 
 
 def check_meaning(constraints: Sequence[Constraint]) -> None:

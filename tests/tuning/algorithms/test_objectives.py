@@ -95,9 +95,9 @@ def test_a_value_exactly_at_its_bound_meets_it(line: str, value: float, best: fl
     ("line", "said"),
     [
         ("id_val/acc > 60", "write it as"),
-        ("id_val/acc >= good", "neither a number nor"),
-        ("id_val/acc >= best - x", "neither a number nor"),
-        ("id_val/acc >= nan", "no bound"),
+        ("id_val/acc >= good", "write it as"),
+        ("id_val/acc >= best - x", "write it as"),
+        ("id_val/acc >= nan", "write it as"),
         ("id_val/akk >= 60", "no trial reports 'id_val/akk'"),
         ("id_val/acc >= zero_shot.id_val/akk", "no trial reports 'id_val/akk'"),
     ],
