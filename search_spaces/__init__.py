@@ -4,7 +4,7 @@ The ready configurations of the command line are the YAML files in `configs/`.
 """
 
 from search_spaces.distributions import Categorical, Distribution, Float, Int, Value
-from search_spaces.ready_spaces import METHODS, SPACES, load, register_space
+from search_spaces.ready_spaces import METHODS, SPACES
 from search_spaces.space import BRANCH_KEY, SearchSpace
 
 __all__ = [
@@ -17,6 +17,4 @@ __all__ = [
     "Int",
     "SearchSpace",
     "Value",
-    "load",
-    "register_space",
 ]

@@ -11,8 +11,6 @@ reference.
 
 from __future__ import annotations
 
-import difflib
-
 from search_spaces.distributions import Distribution, Float, Int
 from search_spaces.space import SearchSpace
 
@@ -132,21 +130,3 @@ SPACES: dict[str, SearchSpace] = {
     ),
 }
 """All ready spaces, by the name used in `search.space.name`."""
-
-
-def register_space(method: str, space: SearchSpace) -> None:
-    """Make a space the ready space of a fine-tuning method; registering it again replaces it."""
-    METHODS[method] = SPACES[method] = space
-
-
-def load(name: str) -> SearchSpace:
-    """The ready space with this name.
-
-    Raises:
-        ValueError: unknown name; the message suggests the closest name and lists all names.
-    """
-    if name in SPACES:
-        return SPACES[name]
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), SPACES, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown search space {name!r}.{hint} Known: {', '.join(SPACES)}")

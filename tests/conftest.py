@@ -22,8 +22,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import pytest
 import ray
 
-import search_spaces
-from search_spaces import SPACES
 from tests.ray_head import Head, running_head
 from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from tests.s3 import anywhere as anywhere
@@ -89,7 +87,7 @@ def _disconnected_afterwards() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _methods_of_this_test() -> Iterator[None]:
     """Remove the methods and search spaces that a test registers: plug-ins load once a process."""
-    registries: tuple[dict[str, Any], ...] = (METHODS, SEARCH_SPACES, search_spaces.METHODS, SPACES)
+    registries: tuple[dict[str, Any], ...] = (METHODS, SEARCH_SPACES)
     before = [dict(registry) for registry in registries]
     yield
     for registry, kept in zip(registries, before, strict=True):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from search_spaces import METHODS, SPACES, Float, SearchSpace, Value, load, register_space
+from search_spaces import METHODS, SPACES, Float, Value
 from tuning.config.schema import SearchFile
 
 # The values of each method's authors, as far as their paper or code was read.
@@ -50,7 +50,7 @@ def test_a_search_begins_at_what_the_authors_use(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_the_learning_rate_has_a_wide_log_range(name: str) -> None:
-    lr = load(name).parameters["optim.lr"]
+    lr = SPACES[name].parameters["optim.lr"]
     assert isinstance(lr, Float)
     assert lr.log
     assert math.log10(lr.high / lr.low) >= 3
@@ -59,17 +59,4 @@ def test_the_learning_rate_has_a_wide_log_range(name: str) -> None:
 
 def test_every_method_has_a_space_by_its_name() -> None:
     assert METHODS.items() <= SPACES.items()
-    assert list(load("ft").parameters) == ["optim.lr"]
-
-
-def test_a_registered_space_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (METHODS, SPACES):
-        monkeypatch.setitem(table, "mine", load("ft"))  # removed after the test
-    space = SearchSpace(parameters={"method.rank": Float(low=1, high=2)})
-    register_space("mine", space)
-    assert load("mine") is METHODS["mine"] is space
-
-
-def test_a_misspelt_name_gets_a_suggestion() -> None:
-    with pytest.raises(ValueError, match=r"'lipsum-tf'.* Did you mean 'lipsum_ft'"):
-        load("lipsum-tf")
+    assert list(SPACES["ft"].parameters) == ["optim.lr"]

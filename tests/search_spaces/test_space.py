@@ -4,7 +4,7 @@ import optuna
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from search_spaces import Categorical, Distribution, Float, Int, SearchSpace, load
+from search_spaces import SPACES, Categorical, Distribution, Float, Int, SearchSpace
 
 LR = Float(low=1e-6, high=1e-3, log=True)
 
@@ -135,7 +135,7 @@ def test_the_parts_of_a_space_are_its_branches_or_itself() -> None:
     assert BRANCHES.parts() == BRANCHES.branches
 
 
-@pytest.mark.parametrize("space", [BRANCHES, load("lipsum_ft_text_count")])
+@pytest.mark.parametrize("space", [BRANCHES, SPACES["lipsum_ft_text_count"]])
 def test_a_space_survives_json(space: SearchSpace) -> None:
     assert SearchSpace.model_validate_json(space.model_dump_json()) == space
 

@@ -25,6 +25,7 @@ from trainers.yaml_text import parse_yaml, read_yaml
 from tuning.config.schema import SearchFile
 
 _SUITE = ("trial", "data", "suite")
+_SUITE_KEY = ".".join(_SUITE)
 _PLUGINS = "plugins"
 _SPACE = ("search", "space")
 _STANDARD = SearchFile()
@@ -93,7 +94,6 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
         searched = _section(values, "search").get("name", _STANDARD.search.name)
         layers = [{"search.name": f"{searched}-{variant}"}, variants[variant], *layers]
     origin = Origin(name, tuple(given))
-    key = ".".join(_SUITE)
     try:
         for keys in layers:
             # A whole section is merged as in a file. The mapping of a dotted key replaces the old.
@@ -104,15 +104,15 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
         if isinstance(suite, str) and not (
             suite in packaged_suites() or Path(suite).expanduser().is_absolute()
         ):
-            files.append((key, Path(suite)))
+            files.append((_SUITE_KEY, Path(suite)))
         # Workers and resumed runs may not have the user's suite file, so its contents are put in.
         if suite is not None:
-            values = _merge(values, _nested({key: resolve_suite(suite, key)}))
+            values = _merge(values, _nested({_SUITE_KEY: resolve_suite(suite, _SUITE_KEY)}))
     except ConfigError as error:
         raise error.within(origin.of(error.key)) from None
     plugins = [values.get(_PLUGINS), _section(values, "trial").get(_PLUGINS)]
     used = [suite, *(name for given in plugins if isinstance(given, list) for name in given)]
-    chosen = (key, _PLUGINS)
+    chosen = (_SUITE_KEY, _PLUGINS)
     read = tuple((by, file) for by, file in files if by not in chosen or str(file) in used)
     return replace(origin, files=read), values
 
@@ -190,22 +190,23 @@ def _resolve_paths(values: dict[str, Any], folder: Path, files: list[tuple[str, 
             files.append((key, beside.absolute()))
         return str(beside.absolute())
 
+    def resolve(section: dict[str, Any], at: str = "") -> None:
+        for key, value in section.items():
+            path = f"{at}{key}"  # in a variant, any part of it may be one dotted key
+            if isinstance(value, dict):
+                resolve(value, f"{path}.")
+            elif path == _SUITE_KEY and isinstance(value, str) and value not in packaged_suites():
+                section[key] = resolved(value, _SUITE_KEY)
+            elif path in (_PLUGINS, f"trial.{_PLUGINS}") and isinstance(value, list):
+                section[key] = [
+                    resolved(name, _PLUGINS) if str(name).endswith(".py") else name
+                    for name in value
+                ]
+
     variants = values.get("variants")
     for layer in [values, *(variants.values() if isinstance(variants, dict) else ())]:
-        # In a variant, any part of the path may be one dotted key.
-        for path in (_SUITE, ("trial", "data.suite"), ("trial.data", "suite"), (".".join(_SUITE),)):
-            section: Any = _section(layer, *path[:-1])
-            suite = section.get(path[-1])
-            if isinstance(suite, str) and suite not in packaged_suites():
-                section[path[-1]] = resolved(suite, ".".join(_SUITE))
-        for path in ((_PLUGINS,), ("trial", _PLUGINS), (f"trial.{_PLUGINS}",)):
-            section = _section(layer, *path[:-1])
-            plugins = section.get(path[-1])
-            if isinstance(plugins, list):
-                section[path[-1]] = [
-                    resolved(name, _PLUGINS) if str(name).endswith(".py") else name
-                    for name in plugins
-                ]
+        if isinstance(layer, dict):
+            resolve(layer)
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

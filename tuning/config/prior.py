@@ -16,10 +16,11 @@ from typing import Any, Final
 
 from pydantic import Field, field_validator
 
-from search_spaces import METHODS, Categorical, Distribution, Value
+from search_spaces import Categorical, Distribution, Value
 from trainers.config import TrialConfig
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, suggestion
+from trainers.methods.registry import METHODS
 
 KEY: Final = "search.prior"
 WIDTH: Final = 0.2

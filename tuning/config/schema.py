@@ -11,19 +11,20 @@ import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from search_spaces import SearchSpace
+from search_spaces import METHODS, SearchSpace
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import direction, metric_names
+from trainers.methods.registry import SEARCH_SPACES, is_available
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
-from tuning.config.search_space import SpaceConfig, resolve_space, with_all_methods
+from tuning.config.search_space import ALL, Lines, SpaceConfig, one_or_several, resolve_space
 from tuning.runs.records import METHOD_KEY
 
 
@@ -179,20 +180,10 @@ class CheckpointsConfig(Frozen):
         return None if self.disk_gb is None else int(self.disk_gb * 1e9)
 
 
-def _one_or_several(value: Any) -> Any:
-    return (value,) if isinstance(value, str | Mapping | ObjectiveConfig) else value
-
-
-_Lines: TypeAlias = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_one_or_several, json_schema_input_type=str | tuple[str, ...]),
-]
-
-
 class WarmStartConfig(Frozen):
     """Earlier searches whose results are used."""
 
-    runs: _Lines = ()
+    runs: Lines = ()
     """Run folders of the earlier searches, or names of folders in `runs/`."""
     use: Literal["auto", "observations", "points"] = "auto"
     """`observations` passes their measurements to the sampler; `points` tries their best points
@@ -287,12 +278,12 @@ class SearchConfig(Frozen):
     objective: Annotated[
         tuple[ObjectiveConfig, ...],
         BeforeValidator(
-            _one_or_several, json_schema_input_type=ObjectiveConfig | tuple[ObjectiveConfig, ...]
+            one_or_several, json_schema_input_type=ObjectiveConfig | tuple[ObjectiveConfig, ...]
         ),
         Field(min_length=1),
     ] = (ObjectiveConfig(),)
     """One metric, or a list of several."""
-    constraints: _Lines = ()
+    constraints: Lines = ()
     """One line or several, such as `id_val/acc >= zero_shot.id_val/acc`; see
     `tuning.algorithms.objectives`."""
     warm_start: WarmStartConfig = WarmStartConfig()
@@ -341,8 +332,13 @@ class SearchFile(Frozen):
     @classmethod
     def _all_methods_are_of_this_file(cls, search: Any, info: ValidationInfo) -> Any:
         """Expand `methods: all` without methods that were registered for other configurations."""
-        trial = info.data.get("trial")
-        return search if trial is None else with_all_methods(search, trial.plugins)
+        space = search.get("space") if isinstance(search, Mapping) else None
+        is_all = isinstance(space, Mapping) and space.get("methods") in (ALL, [ALL], (ALL,))
+        if not is_all or "trial" not in info.data:
+            return search
+        plugins = info.data["trial"].plugins
+        methods = [name for name in {**METHODS, **SEARCH_SPACES} if is_available(name, plugins)]
+        return {**search, "space": {**space, "methods": methods}}
 
     def model_copy(self, **options: Any) -> Any:
         """A copy whose search space is resolved again; pydantic copies cached values too."""

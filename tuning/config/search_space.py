@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
+    BaseModel,
+    BeforeValidator,
     Discriminator,
     Field,
     FiniteFloat,
@@ -18,27 +18,28 @@ from pydantic import (
     model_validator,
 )
 
-import search_spaces
-from search_spaces import (
-    METHODS,
-    Categorical,
-    Distribution,
-    Float,
-    Int,
-    SearchSpace,
-    Value,
-    register_space,
-)
+from search_spaces import METHODS, SPACES, Categorical, Distribution, Float, Int, SearchSpace, Value
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
 from trainers.methods.registry import METHODS as KNOWN_METHODS
-from trainers.methods.registry import SEARCH_SPACES, forget_method, is_available
+from trainers.methods.registry import SEARCH_SPACES, forget_method
 from tuning.config.prior import PriorConfig, check_names, prior_points
 from tuning.runs.records import METHOD_KEY
 
 ALL = "all"
 TEXT_LENGTH = "method.text_length"
+
+
+def one_or_several(value: Any) -> Any:
+    """A tuple of a single value, which needs no list."""
+    return (value,) if isinstance(value, str | Mapping | BaseModel) else value
+
+
+Lines: TypeAlias = Annotated[
+    tuple[str, ...],
+    BeforeValidator(one_or_several, json_schema_input_type=str | tuple[str, ...]),
+]
 
 
 class ParameterChange(Frozen):
@@ -132,7 +133,7 @@ class SpaceConfig(_Section):
 
     name: str | None = "lipsum_ft"
     """A ready space of `search_spaces`; null starts from an empty one."""
-    methods: tuple[str, ...] = ()
+    methods: Lines = ()
     """Methods to compare, each tuned separately in as many trials; `all` is every method."""
     by_method: dict[str, MethodSpaceConfig] = Field(default_factory=dict)
     """Changes for one of `methods`, applied after those for all methods. Entries for methods that
@@ -140,12 +141,7 @@ class SpaceConfig(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _methods_bring_their_spaces(cls, values: Any) -> Any:
-        # The plugins' methods are registered by now, since `trial` is validated before `search`.
-        # A mistake in a space concerns only those who use it, see `_check_own_space`.
-        for method, space in SEARCH_SPACES.items():
-            with suppress(ValidationError):
-                register_space(method, SearchSpace.model_validate(space))
+    def _ready_spaces_are_of_methods(cls, values: Any) -> Any:
         if isinstance(values, SearchSpace):  # from Python, in place of a section
             if values.branches:
                 raise ValueError("a space with branches cannot be given; use `methods`")
@@ -161,37 +157,21 @@ class SpaceConfig(_Section):
         own = self.by_method.get(method or "")
         return bool(self.initial_points or (own and own.initial_points))
 
-    @field_validator("methods", mode="before", json_schema_input_type=str | tuple[str, ...])
-    @classmethod
-    def _all_methods(cls, methods: Any) -> Any:
-        listed = [methods] if isinstance(methods, str) else methods
-        if isinstance(listed, list | tuple) and ALL in listed:
-            if len(listed) > 1:
-                raise ValueError(f"`{ALL}` cannot be combined with other methods")
-            return tuple(name for name in METHODS if is_available(name, ()))
-        return listed
-
     @field_validator("methods", "by_method")
     @classmethod
     def _methods_are_known(cls, methods: Any) -> Any:
         for name in methods:
-            _check_own_space(name)
-            if name not in METHODS and name in KNOWN_METHODS:
+            if name == ALL:
+                raise ValueError(f"`{ALL}` cannot be combined with other methods")
+            if name not in KNOWN_METHODS:
+                known = [*KNOWN_METHODS, ALL]
+                raise ValueError(f"unknown method {name!r}{did_you_mean(name, known)}")
+            if name not in METHODS and name not in SEARCH_SPACES:
                 raise ValueError(f"method {name!r} was registered without a search space")
-            if name not in METHODS:
-                raise ValueError(f"unknown method {name!r}{did_you_mean(name, [*METHODS, ALL])}")
+            _ready_space(name)
             if isinstance(methods, tuple) and methods.count(name) > 1:
                 raise ValueError(f"{name!r} is given twice")
         return methods
-
-
-def with_all_methods(search: Any, plugins: Sequence[str]) -> Any:
-    """The values of `search:`, whose `methods: all` is replaced by those that a file may use."""
-    space = search.get("space") if isinstance(search, Mapping) else None
-    if not isinstance(space, Mapping) or space.get("methods") not in (ALL, [ALL], (ALL,)):
-        return search
-    methods = [name for name in {**METHODS, **SEARCH_SPACES} if is_available(name, plugins)]
-    return {**search, "space": {**space, "methods": methods}}
 
 
 def resolve_space(
@@ -205,126 +185,129 @@ def resolve_space(
     Raises:
         ConfigError: unknown ready space, or a parameter or first point that is impossible.
     """
-    resolved = _resolve(space, trial, partial(prior_points, prior, seed))
-    parts = resolved.parts()
-    check_names(prior, {method: part.parameters for method, part in parts.items()})
-    return resolved
-
-
-def _resolve(
-    space: SpaceConfig, trial: TrialConfig, prior: Callable[..., list[dict[str, Value]]]
-) -> SearchSpace:
-    if not space.methods:
-        if space.by_method:
-            raise ConfigError(
-                "has an effect only with search.space.methods", key="search.space.by_method"
-            )
-        ready = _load(space.name, "search.space.name") if space.name else None
-        layers = {"search.space": space.parameters}
-        known = ready.parameters if ready else ()
-        return _changed(ready, layers, space.initial_points, trial, known, partial(prior, None))
-    if space.name:
+    if space.by_method and not space.methods:
+        raise ConfigError(
+            "has an effect only with search.space.methods", key="search.space.by_method"
+        )
+    if space.methods and space.name:
         raise ConfigError(
             "search.space.methods uses the ready space of each method",
             key="search.space.name",
             value=space.name,
             hint="write null, or search.space.by_method.<method>.name for another ready space",
         )
-    if space.initial_points:
+    if space.methods and space.initial_points:
         raise ConfigError(
             "methods differ in their parameters",
             key="search.space.initial_points",
             hint="write search.space.by_method.<method>.initial_points",
         )
-    changes = {name: space.by_method.get(name, MethodSpaceConfig()) for name in space.methods}
-    ready_spaces = {
-        name: _load(own.name or name, f"search.space.by_method.{name}.name")
-        for name, own in changes.items()
+    ready_spaces: dict[str | None, SearchSpace | None] = {
+        name: _ready_space(own.name or name, f"search.space.by_method.{name}.name")
+        for name in space.methods
+        for own in [space.by_method.get(name, MethodSpaceConfig())]
     }
-    known = {key: p for ready in ready_spaces.values() for key, p in ready.parameters.items()}
-    branches = {}
-    for name, own in changes.items():
-        ready = ready_spaces[name]
-        common = {
-            key: given
-            for key, given in space.parameters.items()
-            if key in ready.parameters or key not in known
-        }
-        layers = {"search.space": common, f"search.space.by_method.{name}": own.parameters}
-        points = space.initial_points if own.initial_points is None else own.initial_points
-        of_method = with_overrides(trial, {METHOD_KEY: name}, "search.space.methods")
-        branches[name] = _changed(ready, layers, points, of_method, known, partial(prior, name))
-    return SearchSpace(branches=branches)
+    if not space.methods:
+        ready_spaces[None] = _ready_space(space.name, "search.space.name") if space.name else None
+    known = {key: None for ready in ready_spaces.values() if ready for key in ready.parameters}
+    parts = {
+        method: _part(space, method, ready, known, prior, trial, seed)
+        for method, ready in ready_spaces.items()
+    }
+    check_names(prior, {method: part.parameters for method, part in parts.items()})
+    if not space.methods:
+        return parts[None]
+    return SearchSpace(branches={str(method): part for method, part in parts.items()})
 
 
-def _check_own_space(method: str) -> None:
-    """Raise a ConfigError for a mistake in the space that a plug-in's method brings.
-
-    The plug-in is forgotten, so that it can be corrected and loaded again in this process.
-    """
-    if method not in SEARCH_SPACES:
-        return
-    try:
-        SearchSpace.model_validate(SEARCH_SPACES[method])
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"][:2]))
-        problem = f"search_space of the method {method!r}: {where}: {validation_problem(error)}"
-        raise ConfigError(problem, source=forget_method(method)) from None
-
-
-def _load(name: str, key: str) -> SearchSpace:
-    _check_own_space(name)
-    try:
-        return search_spaces.load(name)
-    except ValueError as error:
-        raise ConfigError(str(error), key=key, value=name) from None
-
-
-def _changed(
+def _part(
+    space: SpaceConfig,
+    method: str | None,
     ready: SearchSpace | None,
-    layers: Mapping[str, Mapping[str, Parameter]],
-    points: Sequence[Mapping[str, Any]] | None,
-    trial: TrialConfig,
     known: Iterable[str],
-    prior: Callable[..., list[dict[str, Value]]],
+    prior: PriorConfig,
+    trial: TrialConfig,
+    seed: int,
 ) -> SearchSpace:
-    """A ready space with changed and added parameters.
+    """The space of one of several methods, or of the whole search.
 
     Args:
-        ready: None is an empty space.
-        layers: section of the configuration -> its parameters; later sections win.
-        points: the first points; None takes those of the prior.
-        known: keys to suggest for a misspelt one.
-        prior: makes points from parameters, values of the ready space, and the trial.
+        ready: to change; None is an empty space.
+        known: keys of the ready spaces of all methods.
     """
+    section, points = "search.space", space.initial_points
     parameters: dict[str, Distribution] = dict(ready.parameters) if ready else {}
+    common = {
+        key: given
+        for key, given in space.parameters.items()
+        if key in parameters or key not in known
+    }
     length, longest = parameters.get(TEXT_LENGTH), trial.model.longest_text
     if isinstance(length, Int) and longest is not None and length.low <= longest < length.high:
         parameters[TEXT_LENGTH] = length.model_copy(update={"high": longest})
-    section = "search.space"
-    for section, given in layers.items():
-        for key, parameter in given.items():
-            where = f"{section}.parameters.{key}"
-            if not isinstance(parameter, ParameterChange):
-                parameters[key] = parameter
-            elif key not in parameters:
-                raise ConfigError(
-                    "a parameter that the ready space does not have needs a `type`",
-                    key=where,
-                    value=parameter.model_dump(exclude_unset=True),
-                    hint=None if key in known else suggestion(key, known),
-                )
-            else:
-                try:
-                    parameters[key] = parameter.apply(parameters[key])
-                except ValidationError as error:
-                    value = parameter.model_dump(exclude_unset=True)
-                    raise ConfigError(validation_problem(error), key=where, value=value) from None
+    _change(parameters, common, section, known)
+    if method is not None:
+        section = f"search.space.by_method.{method}"
+        own = space.by_method.get(method, MethodSpaceConfig())
+        _change(parameters, own.parameters, section, known)
+        points = points if own.initial_points is None else own.initial_points
+        trial = with_overrides(trial, {METHOD_KEY: method}, "search.space.methods")
     if points is None:
         published = ready.initial_points[0] if ready and ready.initial_points else {}
-        points = prior(parameters, published, trial)
+        points = tuple(prior_points(prior, seed, method, parameters, published, trial))
     try:
         return SearchSpace(parameters=parameters, initial_points=[dict(point) for point in points])
     except ValidationError as error:
         field = error.errors()[0]["loc"][0]
         raise ConfigError(validation_problem(error), key=f"{section}.{field}") from None
+
+
+def _ready_space(name: str, key: str | None = None) -> SearchSpace:
+    """The ready space of that name, or the one that a plug-in's method of that name brings.
+
+    A plug-in with a mistake in it is forgotten, so that it can be corrected and loaded again in
+    this process.
+
+    Args:
+        key: of the configuration that names it.
+    """
+    if name not in SEARCH_SPACES:
+        if name not in SPACES:
+            hint = suggestion(name, [*SPACES, *SEARCH_SPACES])
+            raise ConfigError("unknown search space", key=key, value=name, hint=hint)
+        return SPACES[name]
+    try:
+        return SearchSpace.model_validate(SEARCH_SPACES[name])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"][:2]))
+        problem = f"search_space of the method {name!r}: {where}: {validation_problem(error)}"
+        raise ConfigError(problem, source=forget_method(name)) from None
+
+
+def _change(
+    parameters: dict[str, Distribution],
+    given: Mapping[str, Parameter],
+    section: str,
+    known: Iterable[str],
+) -> None:
+    """Change and add the parameters that a section gives.
+
+    Args:
+        known: keys to suggest for a misspelt one.
+    """
+    for key, parameter in given.items():
+        if not isinstance(parameter, ParameterChange):
+            parameters[key] = parameter
+            continue
+        where, value = f"{section}.parameters.{key}", parameter.model_dump(exclude_unset=True)
+        if key not in parameters:
+            raise ConfigError(
+                "a parameter that the ready space does not have needs a `type`",
+                key=where,
+                value=value,
+                hint=None if key in known else suggestion(key, known),
+            )
+        try:
+            parameters[key] = parameter.apply(parameters[key])
+        except ValidationError as error:
+            raise ConfigError(validation_problem(error), key=where, value=value) from None

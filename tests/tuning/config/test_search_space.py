@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from search_spaces import METHODS, Float, Int, SearchSpace, load
+from search_spaces import METHODS, SPACES, Float, Int, SearchSpace
 from tests.trainers.tiny_models import KINDS, write_config
 from trainers.errors import ConfigError
 from trainers.methods.ft import PlainFineTuning
@@ -42,7 +42,7 @@ def space(changes: dict[str, Any] | None = None, **keys: Any) -> SearchSpace:
 
 def canonical(*methods: str) -> str:
     """The parameters of the ready spaces of those methods."""
-    return SearchSpace(branches={method: load(method) for method in methods}).canonical()
+    return SearchSpace(branches={method: SPACES[method] for method in methods}).canonical()
 
 
 def test_each_method_has_its_ready_space() -> None:
@@ -81,7 +81,7 @@ def test_a_new_parameter_is_added_to_all_methods() -> None:
     found = space({"trial.optim.weight_decay": 0.05}, parameters={"optim.weight_decay": decay})
     for method in BOTH:
         branch = found.branches[method]
-        assert branch.parameters.keys() - load(method).parameters.keys() == {"optim.weight_decay"}
+        assert branch.parameters.keys() - SPACES[method].parameters.keys() == {"optim.weight_decay"}
         assert branch.initial_points[0]["optim.weight_decay"] == 0.05
 
 
@@ -109,7 +109,7 @@ def test_a_method_may_have_another_space_and_points() -> None:
             "ft": {"initial_points": [point]},
         }
     )
-    ready = load("lipsum_ft_text_count")
+    ready = SPACES["lipsum_ft_text_count"]
     assert found.branches["lipsum_ft"].parameters == ready.parameters
     assert found.branches["ft"].initial_points == [point]
 
@@ -248,7 +248,7 @@ def test_entries_of_methods_not_compared_have_no_effect(path: Path) -> None:
         "lipsum_ft": {"parameters": {"optim.lr": {"low": 1e-5}}}, "ft": {"initial_points": []},
     }}, yaml.safe_load(path.read_text()))  # fmt: skip
     path.write_text(yaml.safe_dump(values))
-    only = SearchSpace(branches={"ft": SearchSpace(parameters=load("ft").parameters)})
+    only = SearchSpace(branches={"ft": SearchSpace(parameters=SPACES["ft"].parameters)})
     assert load_config(path, ["search.space.methods=ft"]).search_space() == only
     child = path.with_name("child.yaml")
     child.write_text(
@@ -264,8 +264,8 @@ def test_a_space_of_another_method_is_an_error(path: Path) -> None:
     assert caught.value.hint == "write search.space.name = 'r_adapter'"
     fitting = ["search.space.name=r_adapter", "trial.method.name=r_adapter"]
     found = load_config(path, fitting).search_space()
-    assert found.canonical() == load("r_adapter").canonical()
-    assert found.initial_points[0] == load("r_adapter").initial_points[0]
+    assert found.canonical() == SPACES["r_adapter"].canonical()
+    assert found.initial_points[0] == SPACES["r_adapter"].initial_points[0]
 
 
 @pytest.mark.parametrize("several", [True, False])
@@ -338,7 +338,7 @@ def test_methods_replace_a_ready_space_and_back(path: Path) -> None:
     fewer = load_config(path, ["search.space.methods=[ft]"])  # the same kind: the range stays
     assert fewer.search_space().branches["ft"].parameters["optim.lr"] == Float(**TINY_LR)
     alone = load_config(path, ["search.space.name=lipsum_ft"])
-    assert alone.search_space().canonical() == load("lipsum_ft").canonical()
+    assert alone.search_space().canonical() == SPACES["lipsum_ft"].canonical()
 
 
 def test_parameters_of_one_method_can_be_overridden(path: Path) -> None:
@@ -354,7 +354,7 @@ def test_parameters_of_one_method_can_be_overridden(path: Path) -> None:
     assert kept.parameters["method.reg_weight"] == Float(low=0.1, high=10, log=True)
     other = load_config(child, ["search.space.by_method.lipsum_ft.name=ft"])
     (of_lipsum,) = [b for m, b in other.search_space().branches.items() if m == "lipsum_ft"]
-    assert of_lipsum.canonical() == load("ft").canonical()  # nothing of the one before
+    assert of_lipsum.canonical() == SPACES["ft"].canonical()  # nothing of the one before
 
 
 def test_a_space_object_stands_in_place_of_a_named_space() -> None:

@@ -122,7 +122,7 @@ def test_every_number_has_limits() -> None:
         # The search space.
         ("search.space", {"name": None}, PARAMETERS, "empty"),
         ("search.space", "lipsum_ft", "", "lipsum_ft"),
-        ("search.space.name", "lipsumft", "", "Did you mean 'lipsum_ft'"),
+        ("search.space.name", "lipsumft", "", "did you mean 'lipsum_ft'"),
         (PARAMETERS, {"optim.lrr": LR}, "optim.lrr", "did you mean 'lr'"),
         (PARAMETERS, {"optim.lr": {**LR, "low": 2}}, f"{PARAMETERS}.optim.lr", "low=2"),
         (PARAMETERS, {"optim.lr": {"low": 2}}, f"{PARAMETERS}.optim.lr", "low=2"),
