@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from search_spaces import METHODS, Float
-from trainers.errors import ConfigError
-from trainers.fine_tune import fine_tune
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import AshaConfig
-from tuning.config.validation import check_search, load_config
+from tuning.config.validation import load_config
 
 PAPER = [
     f"{data}_{model}"
@@ -122,14 +120,6 @@ def test_the_cache_holds_imagenet_in_full_size(name: str) -> None:
     assert load_config(name, check=False).trial.data.cache_gb > everything
 
 
-def test_a_runlocal_trial_runs(images_root: Path) -> None:
-    here = [f"trial.data.root={images_root}", "trial.steps=2", "trial.optim.batch_size=8"]
-    file = load_config("imagenet_vit_l14:runlocal", [*here, "search.scheduler.grace_steps=1"])
-    (report,) = fine_tune(file.trial)
-    assert report.step == 2
-    assert 0 <= report.metrics["val/mean_acc"] <= 100
-
-
 def test_methods_get_equal_trials_and_small_model_ranges() -> None:
     file = load_config("methods")
     quickstart = load_config("quickstart")
@@ -148,9 +138,3 @@ def test_methods_get_equal_trials_and_small_model_ranges() -> None:
         if method != "r_adapter":
             assert lr == quickstart.search_space().parameters["optim.lr"]
             assert center["optim.lr"] == quickstart.trial.optim.lr
-
-
-def test_missing_data_of_a_ready_configuration_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such folder"):
-        load_config("domainnet_vit_b16", [f"trial.data.root={tmp_path / 'none'}"])
-    check_search(load_config("quickstart"))

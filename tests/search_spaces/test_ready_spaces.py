@@ -55,8 +55,3 @@ def test_the_learning_rate_has_a_wide_log_range(name: str) -> None:
     assert lr.log
     assert math.log10(lr.high / lr.low) >= 3
     assert 0.1 < lr.unit(float(center(name)["optim.lr"])) < 0.9
-
-
-def test_every_method_has_a_space_by_its_name() -> None:
-    assert METHODS.items() <= SPACES.items()
-    assert list(SPACES["ft"].parameters) == ["optim.lr"]

@@ -2,23 +2,11 @@ from __future__ import annotations
 
 import optuna
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from search_spaces import SPACES, Categorical, Distribution, Float, Int, SearchSpace
+from search_spaces import Categorical, Float, Int, SearchSpace
 
 LR = Float(low=1e-6, high=1e-3, log=True)
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        ({"type": "float", "low": 0, "high": 1}, Float(low=0, high=1)),
-        ({"type": "int", "low": 1, "high": 9, "step": 2}, Int(low=1, high=9, step=2)),
-        ({"type": "categorical", "choices": ["a", 1, 2.5]}, Categorical(choices=("a", 1, 2.5))),
-    ],
-)
-def test_the_type_field_chooses_the_distribution(raw: object, expected: object) -> None:
-    assert TypeAdapter(Distribution).validate_python(raw) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,17 +115,6 @@ def test_a_space_has_either_parameters_or_branches() -> None:
         SearchSpace(parameters={"method.name": Categorical(choices=("ft", "kd"))})
     with pytest.raises(ValidationError, match=r"point 1 sets optim\.lr"):
         SearchSpace(branches=branches, initial_points=[{"optim.lr": 1e-5}])
-
-
-def test_the_parts_of_a_space_are_its_branches_or_itself() -> None:
-    alone = SearchSpace(parameters={"optim.lr": LR})
-    assert alone.parts() == {None: alone}
-    assert BRANCHES.parts() == BRANCHES.branches
-
-
-@pytest.mark.parametrize("space", [BRANCHES, SPACES["lipsum_ft_text_count"]])
-def test_a_space_survives_json(space: SearchSpace) -> None:
-    assert SearchSpace.model_validate_json(space.model_dump_json()) == space
 
 
 def test_the_order_of_branches_is_no_part_of_the_canonical_form() -> None:

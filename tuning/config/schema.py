@@ -332,7 +332,7 @@ class SearchFile(Frozen):
     @classmethod
     def _all_methods_are_of_this_file(cls, search: Any, info: ValidationInfo) -> Any:
         """Expand `methods: all` without methods that were registered for other configurations."""
-        space = search.get("space") if isinstance(search, Mapping) else None
+        space: Any = search.get("space") if isinstance(search, Mapping) else None
         is_all = isinstance(space, Mapping) and space.get("methods") in (ALL, [ALL], (ALL,))
         if not is_all or "trial" not in info.data:
             return search

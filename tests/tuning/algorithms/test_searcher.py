@@ -55,13 +55,6 @@ def test_references_come_first_then_initial_points_then_the_sampler(search: Sear
     assert session.proposer.is_exhausted
 
 
-def test_workers_get_the_validated_configuration_as_json(search: SearchRecord) -> None:
-    config = TrialConfig(steps=7)
-    session = Session(search, SPACE, config_of=lambda record: config)
-    spec = session.propose()
-    assert TrialConfig.model_validate_json(spec["trial"]) == config
-
-
 def test_a_proposal_that_does_not_validate_is_a_failed_trial(search: SearchRecord) -> None:
     def config_of(record: TrialRecord) -> TrialConfig:
         if record.number == 0:

@@ -290,24 +290,8 @@ def test_a_sampler_that_has_tried_all_points_ends_its_study(
         optuna.create_study().stop()
 
 
-def test_a_grid_of_the_user_has_each_point_once(search: SearchRecord) -> None:
-    """In the second session, two trials go on and no trial ends."""
-    seeds = [1, 2, 3, 4, 5]
-    space = SearchSpace(parameters={"seed": Categorical(choices=seeds)})
-    records: list[TrialRecord] = []
-    for proposals in (3, 9):
-        sampler = GridSampler({"seed": seeds})
-        created = create_studies(search, space, sampler, InMemoryStorage(), "id", records)
-        for _ in range(proposals):
-            record = created.propose(len(records), f"trial-{len(records):03d}")
-            records += [] if record is None else [record]
-        if proposals == 3:
-            records[0] = replace(records[0], outcome="failed")
-            created.trial_ended(records[0])
-    assert sorted(record.params["seed"] for record in records) == seeds
-
-
 def test_each_method_has_its_part_of_a_grid_of_the_user_once(search: SearchRecord) -> None:
+    """Before the second session, a trial has failed and the others are running."""
     grid = {"optim.lr": [1e-5, 1e-4], "method.reg_weight": [1.0, 10.0]}
     records: list[TrialRecord] = []
     for proposals in (4, 9):
@@ -317,6 +301,9 @@ def test_each_method_has_its_part_of_a_grid_of_the_user_once(search: SearchRecor
         for _ in range(proposals):
             record = created.propose(len(records), f"trial-{len(records):03d}")
             records += [] if record is None else [record]
+        if proposals == 4:
+            records[0] = replace(records[0], outcome="failed")
+            created.trial_ended(records[0])
     methods = [record.params[METHOD_KEY] for record in records]
     assert (methods.count("ft"), methods.count("kd")) == (2, 4)
 

@@ -66,14 +66,6 @@ def test_rungs_count_steps_and_not_reports() -> None:
     assert not goes_on(s, late, 30, 10.0)
 
 
-def test_with_several_objectives_a_trial_that_nothing_dominates_is_among_the_best() -> None:
-    s = scheduler(objectives=[Objective(METRIC), Objective("id_val/acc", "min")])
-    reports = [(50.0, 5.0), (60.0, 9.0), (40.0, 1.0), (49.0, 6.0)]
-    decisions = [goes_on(s, tune_trial(i), 30, *values) for i, values in enumerate(reports)]
-    # By layer and then by mean: (60, -9) is first of three, (40, -1) last and of one place.
-    assert decisions == [True, True, False, False]
-
-
 @pytest.mark.parametrize("step", [30, 90, 120])
 def test_a_reference_is_never_stopped_and_moves_no_rung(step: int) -> None:
     s = scheduler()

@@ -40,15 +40,6 @@ def test_a_file_overrides_what_it_extends(tmp_path: Path) -> None:
     assert loaded(own).trial == loaded("domainnet_vit_b16").trial
 
 
-def test_another_name_replaces_a_section(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, "own", extends="domainnet_vit_b16",
-        trial={"model": {"name": "tiny-clip"}}, search={"scheduler": {"name": "none"}},
-    )  # fmt: skip
-    assert loaded(path).trial.model.pretrained is None
-    assert loaded(path).search.scheduler.name == "none"
-
-
 def test_the_same_name_keeps_a_section(tmp_path: Path) -> None:
     write(tmp_path, "base", trial={"method": {"reg_weight": 0.3}})  # lipsum_ft, by default
     child = write(tmp_path, "child", extends="base.yaml", trial={"method": {"name": "lipsum_ft"}})

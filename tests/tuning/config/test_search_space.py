@@ -45,10 +45,6 @@ def canonical(*methods: str) -> str:
     return SearchSpace(branches={method: SPACES[method] for method in methods}).canonical()
 
 
-def test_each_method_has_its_ready_space() -> None:
-    assert space().canonical() == canonical(*BOTH)
-
-
 def test_all_becomes_the_list_of_methods() -> None:
     file = SearchFile.model_validate({"search": {"space": {"methods": "all"}}})
     assert file.search.space.methods == tuple(METHODS)
@@ -313,15 +309,6 @@ def test_every_method_gets_a_trial(path: Path, caplog: pytest.LogCaptureFixture)
 def test_cma_es_needs_two_numbers_for_every_method(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'cma_es'.* for 'ft'"):
         load_config(path, ["search.sampler.name=cma_es"])
-
-
-def test_a_point_of_another_method_drops_its_settings(path: Path) -> None:
-    own_settings = "{name: lipsum_ft, reg_weight: 0.3, text_count: 16}"
-    file = load_config(path, [f"trial.method={own_settings}"])
-    lr = {"optim.lr": 1e-3}
-    assert file.trial_config({"method.name": "ft", **lr}).method.model_dump() == {"name": "ft"}
-    own = file.trial_config({"method.name": "lipsum_ft", "method.reg_weight": 2.0, **lr}).method
-    assert (own.model_dump()["reg_weight"], own.model_dump()["text_count"]) == (2.0, 16)
 
 
 def test_methods_replace_a_ready_space_and_back(path: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from search_spaces import Categorical, Float
-from trainers.config import TrialConfig
+from search_spaces import Float
 from trainers.errors import ConfigError
 from trainers.overrides import nest
 from tuning.algorithms.objectives import Objective
@@ -68,9 +67,11 @@ def numbers(schema: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 def test_every_number_has_limits() -> None:
     found = list(numbers(SearchFile.model_json_schema()))
-    endless = {key for key, one in found if not {"maximum", "exclusiveMaximum"} & one.keys()}
+    checked_otherwise = {"crop_area", "width", "target", "low", "high", "step", "choices"}
     assert len(found) > 60
-    assert endless == {"crop_area", "width", "target", "low", "high", "step", "choices"}
+    for limit in ("Minimum", "Maximum"):
+        names = {limit.lower(), f"exclusive{limit}"}
+        assert {key for key, one in found if not names & one.keys()} == checked_otherwise
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,6 @@ def test_every_number_has_limits() -> None:
         # The trial: unknown keys, types, ranges, and what its data and model do not have.
         ("trial.optim.lrr", 1, "", r"unknown key \(did you mean 'lr'\?\)"),
         ("trial.optim.lr", "fast", "", "valid number"),
-        ("trial.optim.lr", -1, "", "greater than 0"),
         ("trial.optim.lr", float("nan"), "", "finite|greater"),
         ("trial.method", {"name": "lipsum"}, "trial.method.name", "did you mean 'lipsum_ft'"),
         ("trial.method", {"name": "ft", "reg_weight": 1}, "trial.method.reg_weight", "unknown key"),
@@ -89,13 +89,10 @@ def test_every_number_has_limits() -> None:
         ("trial.method", lipsum(text_source="file", texts_file="/nowhere"), "trial.method",
          "No such file"),
         ("trial", {"method": {"name": "tpgm"}, "parallel": "fsdp"}, "trial", "'tpgm'"),
-        ("trial.method", lipsum(text_count=1e30), "trial.method.text_count", "maximum size"),
         ("trial.optim.betas", [0.9, 2], "trial.optim.betas.1", "less than 1"),
-        ("trial.optim.betas", [-1e30, 0.9], "trial.optim.betas.0", "greater than"),
         ("trial.optim.batch_size", True, "trial.optim", "batch_size = True: expected a number"),
         ("trial.eval.wise_alphas", [True], "trial.eval", r"wise_alphas = \[True\]: expected a num"),
         ("search.prior.width", {"optim.lr": True}, "search.prior", "expected a number"),
-        ("trial.optim.lr", 1e300, "", "less than or equal to 1000"),
         ("trial.data.root", "/no/such\0folder", None, "the character NUL"),
         ("trial.data.root", "/no/such/folder", None, "no such folder"),
         ("trial.data.ood_domains", ["skech"], None, r"did you mean 'sketch'"),
@@ -143,17 +140,11 @@ def test_every_number_has_limits() -> None:
         ("search.space.initial_points", [{"optim.lr": 1e-5}], "", "lacks method.reg_weight"),
         # Budgets, resources and the rest.
         ("search.budget.trials", 0, "", "greater than or equal to 1"),
-        ("search.budget.trials", 10**23, "", "less than or equal to"),
-        ("search.budget.hours", 0, "", "greater than 0"),
-        ("search.budget.hours", 1e300, "", "less than or equal to"),
-        ("search.budget.patience", 0, "", "greater than or equal to 1"),
         ("search.budget.gpu_hours", 2, "", r"no GPU .*search\.budget\.hours"),
         ("search.budget.target", 0.7, "", "in percent"),
         ("search.budget.target", 101, "", "from 1 to 100"),
         ("search.constraints", "id_val/acc >= 0.6", "", "in percent: 60"),
         ("search.references", ["ft", "ft"], "", "given twice"),
-        ("search.checkpoints.disk_gb", 0, "", "greater than 0"),
-        ("search.checkpoints.keep_top", -1, "", "greater than or equal to 0"),
         ("search.checkpoints.storage", "here", "", "absolute path"),
         ("search.checkpoints.storage", "s3://me:hunter2@b/x", None, "s3://b/x: credentials"),
         ("search.warm_start.use", "obs", "", "known: auto, observations, points"),
@@ -234,11 +225,8 @@ def test_several_mistakes_have_one_line_each(good: dict[str, Any], tmp_path: Pat
     ]
 
 
-def test_a_point_overrides_the_base_trial(path: Path) -> None:
+def test_a_reference_has_the_other_settings_of_the_base_trial(path: Path) -> None:
     file = load_config(path)
-    point = {"method.reg_weight": 0.25, "optim.lr": 1e-3}
-    expected = TrialConfig.model_validate(nest(point, file.trial.model_dump(mode="json")))
-    assert file.trial_config(point) == expected
     assert file.reference_config("ft").method.name == "ft"
     assert file.reference_config("ft").optim == file.trial.optim
 
@@ -278,15 +266,6 @@ def test_a_changed_field_keeps_the_rest_of_a_parameter(path: Path) -> None:
     recorded = file.model_dump(mode="json")
     assert recorded["search"]["space"]["parameters"] == {"optim.lr": {"low": 1e-5, "high": 1e-4}}
     assert SearchFile.model_validate(recorded) == file
-
-
-def test_a_parameter_with_a_type_replaces_the_ready_one(path: Path) -> None:
-    whole = f"{PARAMETERS}.optim.lr={{type: categorical, choices: [1.0e-5, 1.0e-4]}}"
-    file = load_config(path, [whole])
-    assert file.search_space().parameters["optim.lr"] == Categorical(choices=(1e-5, 1e-4))
-    assert SearchFile.model_validate(file.model_dump(mode="json")) == file
-    file = load_config(path, [whole, f"{PARAMETERS}.optim.lr.choices=[1.0e-5]"])
-    assert file.search_space().parameters["optim.lr"] == Categorical(choices=(1e-5,))
 
 
 def test_the_space_is_resolved_once_and_again_for_a_copy(path: Path) -> None:

@@ -187,16 +187,13 @@ def test_a_small_grid_ends_the_search_before_its_budget() -> None:
     space = {"name": None, "parameters": {"seed": {"type": "categorical", "choices": [1, 2, 3]}}}
     file = search_file(space=space, sampler={"name": "grid"}, budget={"trials": 20})
     assert number_of_trials(file) == 3
+    sampler = {"name": "grid", "grid_points": 3}
+    of_methods = search_file(sampler=sampler, space=METHODS, budget={"trials": 100})
+    assert number_of_trials(of_methods) == 3 + 3 * 3 + 3 * 3
     assert number_of_trials(search_file(budget={"trials": 20})) == 20
 
 
 METHODS = {"methods": ["ft", "kd", "l2_sp"]}
-
-
-def test_the_grids_of_several_methods_end_the_search_together() -> None:
-    sampler = {"name": "grid", "grid_points": 3}
-    file = search_file(sampler=sampler, space=METHODS, budget={"trials": 100})
-    assert number_of_trials(file) == 3 + 3 * 3 + 3 * 3
 
 
 def test_several_methods_are_priced_like_one() -> None:
