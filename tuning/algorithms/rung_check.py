@@ -31,11 +31,11 @@ from tuning.algorithms.early_stopping import (
 )
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import (
-    AshaConfig,
     CheckedConfig,
     HyperbandConfig,
     MedianConfig,
     NoSchedulerConfig,
+    RungConfig,
     SchedulerConfig,
 )
 from tuning.runs.records import METHOD_KEY, STEP, SearchRecord, TrialRecord
@@ -216,7 +216,7 @@ class SearchRule:
         for method, rule in self._rules.items():
             if isinstance(rule, CheckedRule) and rule.is_decided:
                 steps = [step for step in rule.steps if step >= grace]
-                if isinstance(self._config, AshaConfig | HyperbandConfig):
+                if isinstance(self._config, RungConfig):
                     # A rung is compared at the first report at or after it.
                     factor, last = self._config.reduction_factor, max(steps, default=0) + 1
                     rungs = rung_ladder(grace, factor, last)

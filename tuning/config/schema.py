@@ -52,6 +52,9 @@ class SamplerConfig(Frozen):
 class CheckedConfig(Frozen):
     """When early stopping may stop trials."""
 
+    grace_steps: int = Field(ge=1, le=10**9)
+    """No trial is stopped before this step: the first rung of `asha`, and of the first bracket of
+    `hyperband`."""
     check_trials: int = Field(default=6, ge=0, le=1_000_000)
     """So many trials run to their end first, at most half of the budget (of each method). Trials
     are then stopped at a step only if its ranking of these agrees with the final objectives. With a
@@ -68,24 +71,23 @@ class CheckedConfig(Frozen):
         return trials
 
 
-class AshaConfig(CheckedConfig):
+class RungConfig(CheckedConfig):
+    """Early stopping at rungs."""
+
+    reduction_factor: float = Field(default=3, gt=1, le=1000)
+    """One in so many of the trials that reach a rung continues."""
+
+
+class AshaConfig(RungConfig):
     """Asynchronous successive halving (Li et al., MLSys 2020) on optimiser steps."""
 
     name: Literal["asha"] = "asha"
-    grace_steps: int = Field(ge=1, le=10**9)
-    """The first rung: no trial is stopped before this step."""
-    reduction_factor: float = Field(default=3, gt=1, le=1000)
-    """One in so many of the trials that reach a rung continues."""
 
 
-class HyperbandConfig(CheckedConfig):
+class HyperbandConfig(RungConfig):
     """Asynchronous Hyperband: several ASHA brackets, each with its first rung one rung later."""
 
     name: Literal["hyperband"] = "hyperband"
-    grace_steps: int = Field(ge=1, le=10**9)
-    """The first rung of the first bracket."""
-    reduction_factor: float = Field(default=3, gt=1, le=1000)
-    """One in so many of the trials that reach a rung continues."""
     brackets: int = Field(default=3, ge=1, le=1000)
     """Number of brackets, at most the number of rungs."""
 
@@ -94,8 +96,6 @@ class MedianConfig(CheckedConfig):
     """Stops a trial whose best value is worse than the median of the others' running means."""
 
     name: Literal["median"] = "median"
-    grace_steps: int = Field(ge=1, le=10**9)
-    """No trial is stopped before this step."""
     min_trials: int = Field(default=4, ge=1, le=1_000_000)
     """Number of other trials that must have reached the step."""
 

@@ -26,7 +26,7 @@ from trainers.errors import ConfigError
 from tuning.algorithms.early_stopping import rung_ladder
 from tuning.algorithms.rung_check import create_rule
 from tuning.algorithms.samplers import number_of_trials
-from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig, SearchFile
+from tuning.config.schema import MedianConfig, RungConfig, SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
@@ -85,7 +85,7 @@ class Plan:
     def marks(self) -> list[int]:
         """Steps at which trials may be stopped; a selection if that is at every report."""
         scheduler, total = self.file.search.scheduler, self.shape.total_steps
-        if isinstance(scheduler, AshaConfig | HyperbandConfig):
+        if isinstance(scheduler, RungConfig):
             return rung_ladder(scheduler.grace_steps, scheduler.reduction_factor, total)
         if isinstance(scheduler, MedianConfig):
             steps = [s for s in self.shape.report_steps if scheduler.grace_steps <= s < total]
