@@ -12,6 +12,7 @@ violations by the best of now, others those at the time when a trial ended.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,8 +156,8 @@ def check_constraints(
     Raises:
         ValueError: a bound is outside of the metric's range, or two exclude each other.
     """
-    least: dict[str, tuple[float, str]] = {}
-    most: dict[str, tuple[float, str]] = {}
+    least: list[tuple[Constraint, float]] = []
+    most: list[tuple[Constraint, float]] = []
     for constraint in constraints:
         offset = constraint.offset if constraint.relation == ">=" else -constraint.offset
         if constraint.anchor == "best" and offset > 0:
@@ -171,11 +172,7 @@ def check_constraints(
                 f"{constraint.text!r} cannot be met: {metric} lies between {low:g} and {high:g}, "
                 f"and the bound is {bound:g}"
             )
-        this = (bound, constraint.text)
-        if constraint.relation == ">=":
-            least[metric] = max(least.get(metric, this), this)
-        else:
-            most[metric] = min(most.get(metric, this), this)
-    for metric in least.keys() & most.keys():
-        if least[metric][0] > most[metric][0]:
-            raise ValueError(f"{least[metric][1]!r} and {most[metric][1]!r} exclude each other")
+        (least if constraint.relation == ">=" else most).append((constraint, bound))
+    for (lower, low), (upper, high) in itertools.product(least, most):
+        if lower.metric == upper.metric and low > high:
+            raise ValueError(f"{lower.text!r} and {upper.text!r} exclude each other")
