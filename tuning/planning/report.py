@@ -58,13 +58,13 @@ def _trials(plan: Plan) -> RenderableType:
 
 
 def _measured(plan: Plan) -> Table:
-    probe = plan.probe
+    probe, sampled = plan.probe, plan.file.trial.eval.rung_images
+    largest = max(probe.val_images)
     table = borderless_table("", "", "", text=(0, 2))
     table.show_header = False
     rows = [
         ("a step", f"{probe.step_s:.3g} s", f"± {100 * probe.step_spread:.0f} %"),
         ("an evaluation", f"{probe.eval_s:.3g} s", "of all validation images"),
-        *_rungs(plan),
         ("a checkpoint", f"{probe.save_s:.3g} s", gigabytes(probe.checkpoint_bytes)),
         ("start of a trial", f"{probe.restart_s:.3g} s", "in workers that are kept"),
         ("start and end", f"{plan.shape.setup_s:.3g} s", "Ray, zero-shot model, workers, report"),
@@ -72,24 +72,16 @@ def _measured(plan: Plan) -> Table:
         ("memory of a trial", gigabytes(plan.trial_memory_bytes), "at its peak"),
         ("of it on the head", gigabytes(probe.head_bytes), "drivers of its workers"),
     ]
+    if 0 < sampled < largest:
+        error = 50 * math.sqrt((1 - sampled / largest) / sampled)
+        of = f"a domain; standard error at most {error:.1f}"
+        rows.insert(2, ("before the last step", f"{sampled:,} images", of))
     if probe.gpu_total_bytes:
         of = f"of {gigabytes(probe.gpu_total_bytes)}, at its peak"
         rows.append(("GPU memory", gigabytes(probe.gpu_memory_bytes), of))
     for name, value, note in rows:
         table.add_row(name, value, Text(note, style="dim"))
     return table
-
-
-def _rungs(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """The sample of images before the last step, and the largest standard error that it causes."""
-    size, largest = plan.file.trial.eval.rung_images, max(plan.probe.val_images)
-    if 0 < size < largest:
-        error = 50 * math.sqrt((1 - size / largest) / size)
-        yield (
-            "before the last step",
-            f"{size:,} images",
-            f"a domain; standard error at most {error:.1f}",
-        )
 
 
 def _cost(plan: Plan) -> RenderableType:

@@ -112,16 +112,6 @@ def test_another_name_in_overrides_and_variants(tmp_path: Path) -> None:
     assert loaded(f"{numbered}:32").trial.steps == 5
 
 
-def test_another_type_of_a_parameter_in_overrides() -> None:
-    lr = "search.space.parameters.optim.lr"
-    for keys in (
-        [f"{lr}.type=categorical", f"{lr}.choices=[1.0e-5]"],
-        [f"{lr}.choices=[1.0e-5]", f"{lr}.type=categorical"],
-    ):
-        file = load_config("domainnet_vit_b16", keys, check=False)
-        assert file.search_space().parameters["optim.lr"] == Categorical(choices=(1e-5,))
-
-
 def test_keys_of_a_suite_override_a_named_suite(tmp_path: Path) -> None:
     def suite(source: Path | str, *keys: str) -> Suite:
         found = load_config(source, keys, check=False).trial.data.suite

@@ -217,13 +217,6 @@ def test_no_cell_is_cut_at_80_columns() -> None:
         assert mean.startswith("mean OOD")
 
 
-def test_a_long_name_takes_two_lines() -> None:
-    row = Row("n" * 40, 1000, 10, 50.0, 1.0, 2.0, expected=50.0)
-    shown = text_of(zero_shot_table([row], title="t", id_domain="real"), 80)
-    assert shown.count("n") == 40 + "".join(["expected", "acc"]).count("n")
-    assert "agrees" in shown
-
-
 def test_a_comparison_of_nothing_is_refused(config: TrialConfig) -> None:
     with pytest.raises(ConfigError) as error:
         check_zero_shot(config, "test", ["painting"], {"real": 90.0, "sketch": 1.0})
