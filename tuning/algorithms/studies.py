@@ -79,7 +79,7 @@ class MethodStudy:
 
     def owns(self, record: TrialRecord) -> bool:
         """Whether the trial has this study's method. Its parameters may be outside of the space."""
-        method = self.method or self.search.method(replace(record, params={}))
+        method = self.method or self.search.configured_method
         return record.kind == "trial" and self.search.method(record) == method
 
     def params(self, point: Mapping[str, ParamValue]) -> dict[str, ParamValue]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tuning.algorithms.early_stopping import distances_to_ideal, non_dominated
 from tuning.runs.records import ZERO_SHOT, SearchRecord, TrialRecord
 
-Measure: TypeAlias = Callable[[TrialRecord], float | None]
-"""Value that a rule ranks trials by, higher is better; None for a trial that it cannot rank."""
-Measured: TypeAlias = Callable[[TrialRecord], object | None]
-"""A measure of which only the trials without a value matter."""
+Measure: TypeAlias = Callable[[TrialRecord], Any]
+"""What a rule compares trials by, more is better; None for a trial that it cannot compare."""
 
 
 def best_trial(search: SearchRecord, records: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -134,7 +132,7 @@ def highest(
 
 
 def contenders(
-    search: SearchRecord, records: Sequence[TrialRecord], measure: Measured
+    search: SearchRecord, records: Sequence[TrialRecord], measure: Measure
 ) -> list[TrialRecord]:
     """The trials that a rule chooses among: finished, measured, within the constraints.
 
@@ -146,7 +144,7 @@ def contenders(
     return [r for r in pool if missed[r.trial_id] == least]
 
 
-def comparable(records: Sequence[TrialRecord], measure: Measured) -> list[TrialRecord]:
+def comparable(records: Sequence[TrialRecord], measure: Measure) -> list[TrialRecord]:
     """The measured trials that finished; if none has, those that got furthest."""
     alive = [r for r in records if r.kind == "trial" and r.outcome != "failed"]
     alive = [r for r in alive if measure(r) is not None]

@@ -29,7 +29,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
@@ -58,18 +57,16 @@ PROPOSED_WITH_OOD: Final = (
     "The search used OOD validation data to propose trials, whatever the rule."
 )
 
-RULES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        OBJECTIVE: "The best value of the search's objective.",
-        EXPECTED: "The best expected objective, by Gaussian processes through the trials.",
-        BY_METHOD: "The best value of the objective within each method.",
-        ID_VAL: "The highest accuracy in distribution.",
-        OOD_VAL: "The highest mean accuracy on the OOD domains, the oracle.",
-        LEAVE_ONE_DOMAIN_OUT: "For each OOD domain, the highest mean accuracy on the others.",
-        WORST_DOMAIN: "The highest accuracy on the OOD domain that is worst for the trial.",
-        PARETO: "All trials that none beats in both ID and mean OOD accuracy.",
-    }
-)
+RULES: Final[Mapping[str, str]] = {
+    OBJECTIVE: "The best value of the search's objective.",
+    EXPECTED: "The best expected objective, by Gaussian processes through the trials.",
+    BY_METHOD: "The best value of the objective within each method.",
+    ID_VAL: "The highest accuracy in distribution.",
+    OOD_VAL: "The highest mean accuracy on the OOD domains, the oracle.",
+    LEAVE_ONE_DOMAIN_OUT: "For each OOD domain, the highest mean accuracy on the others.",
+    WORST_DOMAIN: "The highest accuracy on the OOD domain that is worst for the trial.",
+    PARETO: "All trials that none beats in both ID and mean OOD accuracy.",
+}
 """Rule -> how it chooses, in the order of the tables."""
 
 
