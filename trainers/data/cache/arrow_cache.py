@@ -4,6 +4,9 @@ Parquet is what is stored and moved, but one image in the middle of it costs a w
 each machine keeps the shards that it reads as uncompressed Arrow IPC files, too: there an image is
 one small read, and all trials and their decoding processes share the pages that the system has
 cached. The folder must be on a disk of the machine's own, not on one that machines share.
+
+The file `lock` is held by the process that fills the cache, one at a time. Until an Arrow file is
+whole, it is called `.unfinished`; what a killed process left of that is removed by the next one.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
-from trainers.data.cache.room import ROOM_LOCK, Room, set_lock
+from trainers.data.cache.room import make_room, stats
 from trainers.data.schema import cannot_be_read, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import DENIED, FULL, ConfigError
@@ -49,7 +52,8 @@ _BATCH = 256  # rows
 _CONVERSIONS = 4  # files at a time: buckets answer slowly, but answer many
 _LARGE = 10**9  # bytes whose conversion is logged
 _LOG_EVERY_S = 30.0
-_WAIT_S = 1.0
+_LOCK = "lock"
+_UNFINISHED = ".unfinished"
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ def cache_folder() -> Path:
 def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: int) -> list[Path]:
     """The Arrow files of some Parquet files, in their order; missing ones are made.
 
-    One process of a machine converts a set of files; others that need it wait. If there is no room,
+    One process of a machine converts files, and others that need some wait. If there is no room,
     the files that were unused for longest are removed; processes that have them mapped keep them.
 
     `limit_bytes` holds for all files of the cache together (`data.cache_gb`).
@@ -80,21 +84,17 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
             return targets
         folder.mkdir(parents=True, exist_ok=True)
         what = f"{_parts(store, files)} of {store.url}"
-        name = hashlib.sha256(" ".join(sorted(map(str, targets))).encode()).hexdigest()[:32]
-        lock = set_lock(folder, name)
+        lock = filelock.FileLock(folder / _LOCK)
         try:
-            lock.acquire(blocking=False)
+            held = lock.acquire(blocking=False)
         except filelock.Timeout:
-            logger.warning("%s: waiting until another process has cached it", what)
-            lock.acquire()
-        try:
+            logger.warning("%s: waiting until another process has filled the cache", what)
+            held = lock.acquire()
+        with held:
             missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
             if missing:
-                with Room(folder, name, keep=targets, limit=limit_bytes) as room:
-                    _convert_all(store, missing, room)
+                _convert_all(store, missing, targets, limit_bytes)
             _touch(targets)
-        finally:
-            lock.release()
     return targets
 
 
@@ -110,7 +110,7 @@ def map_shard(path: Path) -> pa.Table:
     """
     with suppress(pa.ArrowException):
         return _mapped(path)
-    with _usable(path.parent), filelock.FileLock(path.parent / ROOM_LOCK):
+    with _usable(path.parent), filelock.FileLock(path.parent / _LOCK):
         try:
             return _mapped(path)  # another process may have made it again
         except pa.ArrowException:
@@ -155,16 +155,13 @@ def check_limit(
     `needed` is the size of their images in bytes, uncompressed, by their headers.
     """
     if needed > limit_bytes:
-        raise _exceeds(store, files, f"{needed / 1e9:.3g} GB", limit_bytes)
-
-
-def _exceeds(store: Store, files: Sequence[fs.FileInfo], size: str, limit: int) -> ConfigError:
-    return ConfigError(
-        f"the images of {store.url} ({_parts(store, files)}) need {size} on each machine",
-        key="data.cache_gb",
-        value=limit / 1e9,
-        hint="raise it, or make images smaller with `lipsum-tune prepare --resize`",
-    )
+        size = f"{needed / 1e9:.3g} GB"
+        raise ConfigError(
+            f"the images of {store.url} ({_parts(store, files)}) need {size} on each machine",
+            key="data.cache_gb",
+            value=limit_bytes / 1e9,
+            hint="raise it, or make images smaller with `lipsum-tune prepare --resize`",
+        )
 
 
 def _parts(store: Store, files: Iterable[fs.FileInfo]) -> str:
@@ -202,57 +199,53 @@ def _touch(paths: Sequence[Path]) -> bool:
     return True
 
 
-def _convert_all(store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], room: Room) -> None:
-    """Convert the missing files, in threads, after making room for all of them."""
-    files = [file for file, _ in missing]
+def _convert_all(
+    store: Store, missing: Sequence[tuple[fs.FileInfo, Path]], keep: Sequence[Path], limit: int
+) -> None:
+    """Convert the missing files, in threads, after making room for all of them.
+
+    Args:
+        keep: Arrow files that are not removed.
+        limit: bytes of all files of the cache together.
+    """
+    folder, files = keep[0].parent, [file for file, _ in missing]
     what = f"{_parts(store, files)} of {store.url}"
+    for left_by_a_kill in folder.glob(f"*{_UNFINISHED}"):
+        left_by_a_kill.unlink()
     with ThreadPoolExecutor(_CONVERSIONS) as pool:
         headers = pool.map(lambda file: read_header(store, file), files)
-        sizes = {
-            room.unfinished(target): header.image_bytes
-            for (_, target), header in zip(missing, headers, strict=True)
-        }
-        needed = sum(sizes.values())
-        check_limit(store, files, room.kept_bytes() + needed, limit_bytes=room.limit)
-        if not room.take(sizes):
-            logger.warning("%s: waiting for room, as other images are being cached", what)
-            while not room.take(sizes):
-                time.sleep(_WAIT_S)
+        needed = sum(header.image_bytes for header in headers)
+        kept = sum(stat.st_size for stat in stats(keep).values())
+        check_limit(store, files, kept + needed, limit_bytes=limit)
+        make_room(folder, set(folder.glob("*.arrow")) - {*keep}, needed, limit - kept)
         if needed > _LARGE:
-            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, room.folder)
+            logger.warning("caching %s: %.3g GB in %s", what, needed / 1e9, folder)
         logged = time.monotonic()
-        converted = pool.map(lambda pair: _convert(store, pair[0], pair[1], room), missing)
+        converted = pool.map(lambda pair: _convert(store, *pair), missing)
         for done, _ in enumerate(converted, 1):
             if time.monotonic() - logged >= _LOG_EVERY_S:
                 logger.warning("caching %s: %d of %d files", what, done, len(missing))
                 logged = time.monotonic()
 
 
-def _convert(store: Store, file: fs.FileInfo, target: Path, room: Room) -> None:
+def _convert(store: Store, file: fs.FileInfo, target: Path) -> None:
     """Stream a Parquet file into an Arrow file, which appears whole or not at all."""
-    unfinished = room.unfinished(target)
+    unfinished = target.with_suffix(_UNFINISHED)
     try:
-        with open_parquet(store, file) as parquet, unfinished.open("r+b") as sink:
-            # Room was made for the sizes in the footer; equal images may be in the file only once.
-            taken = unfinished.stat().st_size
+        with open_parquet(store, file) as parquet, unfinished.open("wb") as sink:
             schema = COLUMNS.with_metadata(parquet.schema_arrow.metadata)
             with ipc.new_file(sink, schema) as writer:
                 for batch in parquet.iter_batches(_BATCH, columns=["label", "image"]):
-                    rows = _flat(batch, schema)
-                    needed = sink.tell() + rows.nbytes
-                    if needed > taken:
-                        if not room.take({unfinished: needed}):
-                            raise _exceeds(store, [file], "more than that", room.limit)
-                        taken = needed
-                    writer.write_batch(rows)
-            sink.truncate()
+                    writer.write_batch(_flat(batch, schema))
+            sink.flush()
             os.fsync(sink.fileno())
-        with filelock.FileLock(room.folder / ROOM_LOCK):  # or it could be counted twice
-            unfinished.replace(target)
+        unfinished.replace(target)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, such as a full disk; Arrow's own errors have no number
         raise cannot_be_read(store.locate(file), error) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _flat(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

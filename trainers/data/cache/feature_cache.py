@@ -12,20 +12,18 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from pathlib import Path
 
 import filelock
 import torch
 from torch import Tensor
 
 from trainers.data.cache.arrow_cache import cache_folder
-from trainers.data.cache.room import stats
+from trainers.data.cache.room import make_room
 
 FORMAT = 1
 """Increase it when the same identity gives other features than before."""
@@ -73,9 +71,11 @@ class FeatureFile:
             known = path.stat().st_size if path.exists() else 0
             if known < size:
                 others = [file for file in folder.glob("*.features") if file != path]
-                if not _make_room(stats(others), folder, size, limit_bytes):
-                    _warn(f"{size / 1e9:.3g} GB do not fit into the limit or on the disk")
+                if size > limit_bytes:
+                    _warn(f"{size / 1e9:.3g} GB do not fit into the limit")
                     return
+                # Checkpoints need a part of the free disk as well.
+                make_room(folder, others, size, limit_bytes, disk_share=0.5)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             weakref.finalize(self, os.close, self._file)
             if known < size:
@@ -114,28 +114,6 @@ class FeatureFile:
                 _warn(error.strerror or type(error).__name__)
                 self._file = None
         return rounded.float()
-
-
-def _make_room(
-    others: Mapping[Path, os.stat_result], folder: Path, size: int, limit_bytes: int
-) -> bool:
-    """Remove the files unused for longest until `size` bytes fit beside the rest; False if not.
-
-    They fit into the limit and into half of the free disk, which checkpoints need as well.
-    """
-
-    def disk_has_room() -> bool:
-        return shutil.disk_usage(folder).free >= 2 * size
-
-    if size > limit_bytes:
-        return False
-    total = size + sum(stat.st_size for stat in others.values())
-    for file in sorted(others, key=lambda file: others[file].st_mtime_ns):
-        if total <= limit_bytes and disk_has_room():
-            break
-        file.unlink(missing_ok=True)
-        total -= others[file].st_size
-    return disk_has_room()
 
 
 def _checksum(values: bytes | memoryview) -> bytes:

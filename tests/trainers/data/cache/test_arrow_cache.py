@@ -3,10 +3,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def rows(number: int, *, size: int = 10, first: int = 0) -> list[dict[str, objec
     ]
 
 
-def write(store: Store, path: str, content: list[dict[str, object]]) -> None:
+def write(store: Store, path: str, content: list[dict[str, object]], *, plain: bool = True) -> None:
+    """A file as `prepare` writes it, or compressed and with a dictionary as other tools do."""
     schema = arrow_schema(["cat", "dog"], {"source": "here"})
     columns = {
         "image": [{"bytes": row["bytes"], "path": row["path"]} for row in content],
@@ -49,7 +51,8 @@ def write(store: Store, path: str, content: list[dict[str, object]]) -> None:
     }
     with store.write(path) as file:
         table = pa.Table.from_pydict(columns, schema)
-        pq.write_table(table, file, row_group_size=4, compression="none", use_dictionary=False)
+        compression = "none" if plain else "zstd"
+        pq.write_table(table, file, 4, compression=compression, use_dictionary=not plain)
 
 
 def data_set(
@@ -113,15 +116,14 @@ arrow_cache._convert = held
 from trainers.data.data_root import domain_files
 from trainers.data.storage import open_store
 store = open_store(sys.argv[1])
-limit = int(sys.argv[2])
-arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=limit)
+arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=10**9)
 """
 
 
 @contextmanager
-def converting(root: Path, limit: int = GB) -> Iterator[subprocess.Popen[str]]:
+def converting(root: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process, which has made room for a data set and converts it once it gets a line."""
-    command = [sys.executable, "-c", HOLD_THE_LOCK, str(root), str(limit)]
+    command = [sys.executable, "-c", HOLD_THE_LOCK, str(root)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -132,62 +134,28 @@ def converting(root: Path, limit: int = GB) -> Iterator[subprocess.Popen[str]]:
             holder.communicate("go\n")
 
 
-@pytest.fixture
-def warned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Calls a function at the next warning of the cache."""
-
-    def at_warning(do: Callable[[], object]) -> None:
-        warning = shard_cache.logger.warning
-        monkeypatch.setattr(shard_cache.logger, "warning", lambda *text: (warning(*text), do())[0])
-
-    return at_warning
-
-
-def test_one_process_converts_a_data_set_and_others_wait(
+@pytest.mark.parametrize("other", ["data", "other"])
+def test_one_process_fills_the_cache_and_others_wait(
     cache: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    warned: Callable[[Callable[[], object]], None],
-) -> None:
-    store, files, written = data_set(tmp_path / "data", 1000)
-    monkeypatch.setattr(shard_cache, "_convert_all", lambda *_: pytest.fail("converted twice"))
-    with converting(tmp_path / "data") as holder:
-        warned(lambda: holder.communicate("go\n"))
-        assert content(mapped(store, files)) == written
-    what = f"real/train of {tmp_path}/data"
-    assert caplog.messages == [f"{what}: waiting until another process has cached it"]
-
-
-def test_two_data_sets_are_converted_at_a_time(
-    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    other: str,
 ) -> None:
     data_set(tmp_path / "other", 1000)
     store, files, written = data_set(tmp_path / "data", 1000)
-    with converting(tmp_path / "other") as holder:
+    warning = shard_cache.logger.warning
+    with converting(tmp_path / other) as holder:
+        monkeypatch.setattr(
+            shard_cache.logger,
+            "warning",
+            lambda *text: (warning(*text), holder.communicate("go\n"))[0],
+        )
+        if other == "data":
+            monkeypatch.setattr(shard_cache, "_convert_all", lambda *_: pytest.fail("twice"))
         assert content(mapped(store, files)) == written
-        assert holder.poll() is None  # it is still at work
-    assert caplog.messages == []
-    assert len(list(cache.glob("*.arrow"))) == 2
-
-
-def test_room_that_another_conversion_has_taken_is_waited_for(
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    warned: Callable[[Callable[[], object]], None],
-) -> None:
-    monkeypatch.setattr(shard_cache, "_WAIT_S", 0.01)
-    data_set(tmp_path / "other", 100_000)
-    store, files, written = data_set(tmp_path / "data", 100_000)
-    with converting(tmp_path / "other", 150_000) as holder:
-        warned(lambda: holder.communicate("go\n"))
-        assert content(mapped(store, files, 150_000)) == written
-    assert [message.partition(": ")[2] for message in caplog.messages] == [
-        "waiting for room, as other images are being cached"
-    ]
-    assert len(list(cache.glob("*.arrow"))) == 1  # the other one has made room since
+    what = f"real/train of {tmp_path}/data"
+    assert caplog.messages == [f"{what}: waiting until another process has filled the cache"]
 
 
 def test_files_unused_for_longest_make_room(cache: Path, tmp_path: Path) -> None:
@@ -216,6 +184,66 @@ def test_images_that_exceed_the_limit_are_refused_first(cache: Path, tmp_path: P
     with pytest.raises(ConfigError, match=r"need 0\.002 GB"):
         check_limit(store, files, 2 * 10**6, limit_bytes=10**6)
     check_limit(store, files, 2 * 10**6, limit_bytes=3 * 10**6)
+
+
+def test_images_count_with_their_uncompressed_size(cache: Path, tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    write(store, "real/train/0.parquet", rows(20, size=100_000), plain=False)
+    files = domain_files(store, "real", "train")
+    assert files[0].size < 20_000
+    with pytest.raises(ConfigError, match=r"\(real/train\) need 0\.002 GB"):
+        cached_shards(store, files, limit_bytes=10**6)
+
+
+def test_equal_images_that_a_file_holds_once_are_whole_in_the_cache(
+    cache: Path, tmp_path: Path
+) -> None:
+    # Small images, so that what Arrow writes beside each batch exceeds a writer's buffer.
+    store = open_store(tmp_path)
+    same = [{"label": 0, "path": "x", "bytes": bytes(30)}] * 2000
+    write(store, "real/train/0.parquet", same, plain=False)
+    assert content(mapped(store, domain_files(store, "real", "train"))) == same
+
+
+def test_files_that_are_cached_already_count_too(cache: Path, tmp_path: Path) -> None:
+    store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
+    cached_shards(store, files[:1], limit_bytes=1_500_000)
+    with pytest.raises(ConfigError, match=r"need 0\.002 GB"):
+        cached_shards(store, files, limit_bytes=1_500_000)
+
+
+@pytest.mark.parametrize(("free", "is_removed"), [(1500, False), (400_000, True)])
+def test_a_full_disk_is_reported_before_files_are_removed_in_vain(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, is_removed: bool
+) -> None:
+    (old,) = cached_shards(*data_set(tmp_path / "old", 700_000)[:2], limit_bytes=GB)
+    usage = type("Usage", (), {"free": free})  # also after the removal: it may still be mapped
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    store, files, _ = data_set(tmp_path / "data", 1_000_000)
+    with pytest.raises(ConfigError, match=r"0.001 GB more are needed, and the disk has"):
+        cached_shards(store, files, limit_bytes=GB)
+    assert old.exists() != is_removed
+
+
+def test_a_long_conversion_is_logged(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store, files, _ = data_set(tmp_path / "small", 1000)
+    cached_shards(store, files, limit_bytes=GB)
+    assert caplog.messages == []
+    monkeypatch.setattr(shard_cache, "_LARGE", 10**6)
+    monkeypatch.setattr(shard_cache, "_LOG_EVERY_S", 0.0)
+    store, files, _ = data_set(tmp_path / "large", 1_000_000, 1_000_000)
+    cached_shards(store, files, limit_bytes=GB)
+    what = f"caching real/train of {store.url}"
+    assert caplog.messages == [
+        f"{what}: 0.002 GB in {cache}",
+        f"{what}: 1 of 2 files",
+        f"{what}: 2 of 2 files",
+    ]
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
@@ -332,3 +360,20 @@ def test_a_file_system_of_fsspec_is_read_through_the_cache(cache: Path) -> None:
     write(store, "real/train/part-00000.parquet", rows(10, size=10, first=70))  # of equal size
     files = domain_files(store, "real", "train")
     assert content(mapped(store, files))[:10] == rows(10, first=70)
+
+
+def test_buckets_of_one_name_on_two_servers_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    file = fs.FileInfo("bucket/data/x.parquet", fs.FileType.File, mtime_ns=10**18, size=7)
+    s3 = fs.S3FileSystem(anonymous=True, region="us-east-1")
+    query = "endpoint_override=http%3A%2F%2F127.0.0.1%3A"
+    urls = ("s3://bucket/data", f"s3://bucket/data?{query}1", f"s3://bucket/data?{query}2")
+    stores = [Store(s3, "bucket/data", url) for url in urls]
+    keys = [shard_cache._key(store, file) for store in stores]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:3")
+    keys.append(shard_cache._key(stores[0], file))
+    assert len(set(keys)) == 4
+    assert shard_cache._key(stores[1], file) == keys[1]  # the URL's own goes before
