@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import logging
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,6 @@ from trainers.config import DataConfig
 from trainers.data.cache.arrow_cache import cached_shards, map_shard
 from trainers.data.data_root import domain_files
 from trainers.data.encoding import BadImage, decode, orientation
-from trainers.data.formats.readers import ParquetSource, read_sources
 from trainers.data.sampler import StepSampler
 from trainers.data.schema import check_range, class_names_of, metadata_of
 from trainers.data.storage import Store, open_store
@@ -47,8 +43,6 @@ KEPT_BYTES = 4 << 30
 KEEP_TRAIN_BYTES = 1 << 27
 """Training images of one domain and split of up to this size (128 MiB) stay decoded as they are
 used: reading and decoding a small JPEG takes as long as cropping and resizing it."""
-
-logger = logging.getLogger(__name__)
 
 _kept_views: dict[tuple[object, ...], Tensor] = {}
 """Evaluation views of this process, which outlive its trials; the ones used last are at the end."""
@@ -84,12 +78,7 @@ class ImageDataset:
         self._limit = int(cache_gb * 1e9)
         self._shards: list[Path] = []
         self._sample_size: int | None = None
-        tables = self._map()
-        try:
-            self.class_names, self.metadata = self._check(tables)
-        except ConfigError:
-            self._renew(self._shards)  # the cached copy may be damaged, and not the data
-            self.class_names, self.metadata = self._check(self._map())
+        self.class_names, self.metadata = self._check(self._map())
         self.crop_pct = crop_pct if crop_pct is not None else self._own_crop_pct()
         """Share of the resized image's short side that evaluation sees."""
 
@@ -121,7 +110,7 @@ class ImageDataset:
         return sample
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("labels", "_table", "_file_ends")
+        mapped = ("labels", "_table")
         state = {key: value for key, value in vars(self).items() if key not in mapped}
         state["files"] = [(file.path, file.mtime_ns, file.size) for file in self.files]
         return state
@@ -140,27 +129,15 @@ class ImageDataset:
         Raises:
             ConfigError: it cannot be decoded; names the image.
         """
-        data = self._table["bytes"][index].as_py() or b""
         try:
-            return decode(data)
-        except BadImage as error:
-            bad = error
-        part = bisect_right(self._file_ends, index)
-        row = index - (self._file_ends[part - 1] if part else 0)
-        source = ParquetSource(self.store.relative(self.files[part]), row, "image")
-        (original,) = read_sources(self.store, [source])
-        if isinstance(original, bytes) and original != data:
-            self._renew([self._shards[part]])
-            self._map()
-            try:
-                return decode(original)
-            except BadImage as error:
-                bad = error
-        raise ConfigError(
-            f"row {index} ({self._table['path'][index].as_py()}): {bad}",
-            hint="`lipsum-tune prepare parquet` finds and leaves out such images",
-            source=f"{self.store.url}/{self.name}",
-        )
+            return decode(self._table["bytes"][index].as_py() or b"")
+        except BadImage as bad:
+            raise ConfigError(
+                f"row {index} ({self._table['path'][index].as_py()}): {bad}",
+                hint="`lipsum-tune prepare parquet` finds and leaves out such images; if it finds "
+                f"none, remove the cache {self._shards[0].parent}",
+                source=f"{self.store.url}/{self.name}",
+            ) from None
 
     def pixels(self, index: int) -> Tensor:
         """The same image as (3, H, W) uint8, decoded faster if it is a usual JPEG."""
@@ -209,7 +186,6 @@ class ImageDataset:
         self._table = pa.concat_tables(tables)
         self.labels: np.ndarray = self._table["label"].to_numpy()
         """(N,) int64, indices into the class names."""
-        self._file_ends = list(accumulate(table.num_rows for table in tables))
         return tables
 
     def _tables(self) -> list[pa.Table]:
@@ -229,13 +205,6 @@ class ImageDataset:
             value=self._limit / 1e9,
             hint="raise it",
         )
-
-    def _renew(self, shards: Iterable[Path]) -> None:
-        """Remove cached files, so that they are made again."""
-        logger.warning("caching %s of %s again", self.name, self.store.url)
-        for path in shards:
-            path.unlink(missing_ok=True)
-        self._shards = []
 
     def _check(self, tables: list[pa.Table]) -> tuple[tuple[str, ...], Mapping[str, str]]:
         """Class names and metadata, after a check of labels and of files that must agree."""

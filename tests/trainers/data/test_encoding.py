@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from tests.images import exif_of, file_of
-from trainers.data.encoding import BadImage, Encoded, EncodeOptions, encode
+from trainers.data.encoding import BadImage, Encoded, EncodeOptions, decode, encode
 
 AS_IS = EncodeOptions()
 RNG = np.random.default_rng(0)
@@ -297,3 +297,20 @@ def test_other_notes_that_are_malformed_do_not_keep_an_image_from_being_turned()
     tags = [(0x0112, 3, 1, struct.pack("<I", 6)), (0x8769, 2, 4, b"abcd")]
     encoded = encode(file_of(NOISE, "JPEG", exif=exif_of(tags)), AS_IS)
     assert (encoded.changes, pixels(encoded).shape) == (("EXIF rotation",), (32, 24, 3))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        JPEG,
+        file_of(NOISE[..., 0]),
+        file_of(Image.fromarray(NOISE).quantize(4)),
+        file_of(np.dstack([NOISE, NOISE[..., 0]])),
+        file_of(Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257)),
+        file_of(NOISE, exif=exif_of([(0x0112, 3, 1, struct.pack("<I", 8))])),
+    ],
+    ids=["jpeg", "grey", "palette", "transparent", "16-bit", "rotated"],
+)
+def test_an_image_is_decoded_as_it_would_be_stored(data: bytes) -> None:
+    with Image.open(io.BytesIO(encode(data, AS_IS).data)) as stored:
+        assert np.array_equal(np.asarray(decode(data)), np.asarray(stored.convert("RGB")))
