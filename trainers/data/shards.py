@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -194,15 +193,14 @@ def _write_parquet(
 ) -> int:
     """Write row group by row group; the digest comes last, so that only a whole file has it."""
     schema = arrow_schema(shard.class_names, shard.metadata)
-    writer = pq.ParquetWriter(
+    count = 0
+    with pq.ParquetWriter(
         file,
         schema,
         compression={"image.bytes": "none", "image.path": "zstd", "label": "zstd"},
         use_dictionary=["label"],
         write_statistics=["label"],
-    )
-    count = 0
-    try:
+    ) as writer:
         for group in _row_groups(images):
             writer.write_table(images_table(group, schema), row_group_size=len(group))
             count += len(group)
@@ -212,11 +210,6 @@ def _write_parquet(
             "findings": [[f.path, f.kind, f.detail, f.bad] for f in findings],
         }
         writer.add_key_value_metadata({PREPARATION_KEY.decode(): json.dumps(entry)})
-    except BaseException:
-        with suppress(Exception):  # report the first error
-            writer.close()
-        raise
-    writer.close()
     return count
 
 

@@ -86,7 +86,7 @@ def _carve(index: Index, shares: Mapping[Split, float], seed: int) -> list[Index
 
     def rank(number: int) -> bytes:
         path = f"{seed}/{index.examples[number].path}"
-        return blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return blake2b(path.encode(), digest_size=8).digest()
 
     by_class: dict[int, list[int]] = defaultdict(list)
     for number, example in enumerate(index.examples):

@@ -18,7 +18,7 @@ from tests.images import file_of
 from trainers.data.encoding import EncodeOptions
 from trainers.data.formats import retry
 from trainers.data.formats.index import Example, Finding, Index
-from trainers.data.formats.readers import ArraySource, FileSource
+from trainers.data.formats.readers import FileSource
 from trainers.data.formats.retry import SourceLost
 from trainers.data.schema import read_header
 from trainers.data.shards import finished, make_shard, plan_shards, up_to_date, write_shard
@@ -201,16 +201,6 @@ def test_a_shard_is_made_again_if_an_image_changes_not_if_it_goes(
     (source.local_path() / "1.png").unlink()
     kept = make_shard(source, destination, SHARD, OPTIONS)
     assert (kept.reused, kept.rows) == (True, 7)
-
-
-def test_an_array_that_was_replaced_is_noticed(source: Store, destination: Store) -> None:
-    np.save(source.local_path("x.npy"), np.zeros((2, 8, 8, 3), np.uint8))
-    examples = tuple(Example(ArraySource("x.npy", i), f"{i}", 0) for i in range(2))
-    (shard,) = plan_shards(index_of(examples=examples), OPTIONS, 10)
-    make_shard(source, destination, shard, OPTIONS)
-    assert make_shard(source, destination, shard, OPTIONS).reused
-    np.save(source.local_path("x.npy"), np.ones((2, 8, 8, 3), np.uint8))  # of the same size
-    assert not make_shard(source, destination, shard, OPTIONS).reused
 
 
 def time_out(_: Store) -> None:

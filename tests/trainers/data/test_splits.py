@@ -81,12 +81,6 @@ def test_the_images_of_smallest_hash_are_taken() -> None:
         assert {e.path for e in splits["real", "val"].examples if e.label == label} == expected
 
 
-def test_paths_in_another_encoding_have_a_place_too() -> None:
-    names = [name.decode("utf-8", "surrogateescape") for name in (b"caf\xe9", b"caf\xe8")]
-    original = Index("real", "train", ("cafe",), tuple(example(n, 0) for n in names))
-    assert len(by_split(carve_splits([original], 0.5, 0))["real", "val"].examples) == 1
-
-
 def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
     original = index_of([10, 30])
     splits = by_split(carve_splits([original], 0.3, 0))
@@ -95,29 +89,6 @@ def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
     assert sorted(train, key=position.__getitem__) == train
     assert sorted(val, key=position.__getitem__) == val
     assert sorted([*train, *val]) == sorted(position)
-
-
-def test_test_is_left_alone_where_there_is_train() -> None:
-    test = index_of([4, 4], "test")
-    splits = by_split(carve_splits([index_of([4, 4]), test], 0.5, 0))
-    assert splits["real", "test"] is test
-    assert carve_splits([test], 0, 0) == [test]
-    assert {path.split("/")[1] for path in paths(splits["real", "val"])} == {"train"}
-
-
-def test_a_test_set_without_train_is_divided() -> None:
-    splits = by_split(carve_splits([index_of([4, 4], "test", "imagenet-a")], 0.5, 0))
-    assert list(splits) == [("imagenet-a", "test"), ("imagenet-a", "val")]
-    assert len(splits["imagenet-a", "test"].examples) == 4
-    assert splits["imagenet-a", "val"].metadata["carved_from"] == "test"
-
-
-def test_an_official_validation_split_is_kept() -> None:
-    indexes = [index_of([4]), index_of([2], "val"), index_of([4], "train", "sketch")]
-    splits = by_split(carve_splits(indexes, 0.5, 0))
-    assert splits["real", "train"] is indexes[0]
-    assert splits["real", "val"] is indexes[1]
-    assert len(splits["sketch", "val"].examples) == 2
 
 
 def test_both_parts_say_how_they_came_to_be() -> None:
@@ -156,33 +127,40 @@ def test_val_is_the_same_with_and_without_a_test_split() -> None:
     assert sorted(path for part in parts for path in part) == sorted(paths(index_of([10, 30])))
 
 
-def test_an_official_test_split_is_kept() -> None:
-    official = index_of([2], "test")
-    splits = by_split(carve_splits([index_of([10]), official], 0.1, 0, test_fraction=0.5))
-    assert splits["real", "test"] is official
-    assert len(splits["real", "train"].examples) == 9
-
-
 @pytest.mark.parametrize(
-    ("there", "val", "test", "expected"),
+    ("there", "val", "test", "id_domain", "ood"),
     [
-        (("train",), 0.1, 0.2, {"val": 4, "test": 8}),  # a third, two thirds
-        (("train",), 0.1, 0.0, {"val": 12}),
-        (("train",), 0.0, 0.2, {"test": 12}),
-        (("train",), 0.0, 0.0, {"val": 12}),
-        (("train", "test"), 0.1, 0.2, {"val": 12, "test": 12}),
-        (("train", "val"), 0.1, 0.2, {"val": 12, "test": 12}),
-        (("train", "val", "test"), 0.1, 0.2, {"val": 12, "test": 12}),
-        (("test",), 0.25, 0.2, {"val": 3, "test": 9}),
+        (("train",), 0.1, 0.25, {"train": 8, "val": 1, "test": 3}, {"val": 3, "test": 9}),
+        (("train",), 0.1, 0.0, {"train": 11, "val": 1}, {"val": 12}),
+        (("train",), 0.0, 0.25, {"train": 9, "test": 3}, {"test": 12}),
+        (("train",), 0.0, 0.0, {"train": 12}, {"val": 12}),
+        (("train", "test"), 0.25, 0.25, {"train": 9, "val": 3}, {"val": 12}),
+        (("train", "val"), 0.25, 0.25, {"train": 9, "test": 3}, {"test": 12}),
+        (("train", "val", "test"), 0.25, 0.25, {"train": 12}, {}),
+        (("test",), 0.25, 0.25, {"test": 9, "val": 3}, {"test": 9, "val": 3}),
+        (("test",), 0.0, 0.25, {"test": 12}, {"test": 12}),
     ],
 )
-def test_an_ood_domain_has_no_train_split(
-    there: tuple[Split, ...], val: float, test: float, expected: dict[str, int]
+def test_missing_splits_are_made_and_official_ones_kept(
+    there: tuple[Split, ...],
+    val: float,
+    test: float,
+    id_domain: dict[str, int],
+    ood: dict[str, int],
 ) -> None:
-    indexes = [index_of([12], split, "sketch") for split in there]
-    splits = by_split(carve_splits(indexes, val, 0, test_fraction=test, ood=["sketch"]))
-    assert {split: len(x.examples) for (_, split), x in splits.items()} == expected
-    made = {x.metadata["carved_from"] for (_, split), x in splits.items() if split not in there}
-    assert made == ({there[0]} if len(there) < 3 else set())
-    unread = [f.detail for x in splits.values() for f in x.findings]
-    assert unread == (["12 images left out"] if len(there) == 3 else [])
+    """The sizes are those of the splits that are carved, or carved from; the others stay."""
+    for domain, expected in (("real", id_domain), ("sketch", ood)):
+        indexes = {split: index_of([12], split, domain) for split in there}
+        found = carve_splits(list(indexes.values()), val, 0, test_fraction=test, ood=["sketch"])
+        splits = by_split(found)
+        kept = there if domain == "real" else [split for split in there if split != "train"]
+        whole = {split: 12 for split in kept if split not in expected}
+        sizes = {split: len(x.examples) for (_, split), x in splits.items()}
+        assert sizes == whole | expected
+        for split in whole:
+            assert splits[domain, split].examples is indexes[split].examples
+        made = {x.metadata["carved_from"] for (_, s), x in splits.items() if s not in there}
+        assert made <= {there[0]}
+        unread = [f.detail for x in splits.values() for f in x.findings]
+        is_unread = len(there) == 3 and domain == "sketch"
+        assert unread == (["12 images left out"] if is_unread else [])

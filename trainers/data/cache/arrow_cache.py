@@ -15,6 +15,7 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs, ipc
 
-from trainers.data.cache.room import make_room, stats
 from trainers.data.schema import cannot_be_read, open_parquet, read_header
 from trainers.data.storage import Store
 from trainers.errors import DENIED, FULL, ConfigError
@@ -215,7 +215,7 @@ def _convert_all(
     with ThreadPoolExecutor(_CONVERSIONS) as pool:
         headers = pool.map(lambda file: read_header(store, file), files)
         needed = sum(header.image_bytes for header in headers)
-        kept = sum(stat.st_size for stat in stats(keep).values())
+        kept = sum(path.stat().st_size for path in keep if path.exists())
         check_limit(store, files, kept + needed, limit_bytes=limit)
         make_room(folder, set(folder.glob("*.arrow")) - {*keep}, needed, limit - kept)
         if needed > _LARGE:
@@ -256,3 +256,39 @@ def _flat(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     columns = (batch["label"], paths, pc.struct_field(image, "bytes"))
     arrays = [array.cast(field.type) for array, field in zip(columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def make_room(
+    folder: Path, removable: Iterable[Path], size: int, limit: int, *, disk_share: float = 1.0
+) -> None:
+    """Remove files until the rest of them and `size` more bytes, at most `limit`, fit.
+
+    Args:
+        limit: bytes of the removable files and of `size` together.
+        disk_share: of the free disk that `size` may take.
+
+    Raises:
+        OSError: ENOSPC; the disk does not have the room. Nothing is removed if removing everything
+            would not be enough.
+    """
+    found = {path: path.stat() for path in removable}
+    total = sum(stat.st_size for stat in found.values())
+    needed = size / disk_share
+    _require_disk(folder, needed, total)
+    for path in sorted(found, key=lambda path: found[path].st_mtime_ns):
+        if total + size <= limit and shutil.disk_usage(folder).free >= needed:
+            break
+        path.unlink(missing_ok=True)
+        total -= found[path].st_size
+    _require_disk(folder, needed, 0)  # a removed file keeps its room while it is mapped
+
+
+def _require_disk(folder: Path, size: float, removable: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free + removable >= size:
+        return
+    others = f" and {removable / 1e9:.3g} GB of other files" if removable else ""
+    raise OSError(
+        errno.ENOSPC,
+        f"{size / 1e9:.3g} GB more are needed, and the disk has {free / 1e9:.3g} GB free{others}",
+    )

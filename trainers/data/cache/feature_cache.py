@@ -22,8 +22,7 @@ import filelock
 import torch
 from torch import Tensor
 
-from trainers.data.cache.arrow_cache import cache_folder
-from trainers.data.cache.room import make_room
+from trainers.data.cache.arrow_cache import cache_folder, make_room
 
 FORMAT = 1
 """Increase it when the same identity gives other features than before."""

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,16 +104,16 @@ def test_only_files_that_were_written_are_converted_again(cache: Path, tmp_path:
 
 
 HOLD_THE_LOCK = """
-import sys, time
+import sys
 from trainers.data.cache import arrow_cache
-convert = arrow_cache._convert
+from trainers.data.data_root import domain_files
+from trainers.data.storage import open_store
+flat = arrow_cache._flat
 def held(*arguments):
     print("holding", flush=True)
     sys.stdin.readline()
-    convert(*arguments)
-arrow_cache._convert = held
-from trainers.data.data_root import domain_files
-from trainers.data.storage import open_store
+    return flat(*arguments)
+arrow_cache._flat = held
 store = open_store(sys.argv[1])
 arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=10**9)
 """
@@ -122,7 +121,7 @@ arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_byt
 
 @contextmanager
 def converting(root: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, which has made room for a data set and converts it once it gets a line."""
+    """Another process, which has begun an Arrow file and goes on once it gets a line."""
     command = [sys.executable, "-c", HOLD_THE_LOCK, str(root)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -303,27 +302,11 @@ def test_a_disk_that_fills_up_is_named_and_nothing_left(
     assert [path.name for path in cache.glob("*.*")] == []
 
 
-DIE_IN_THE_MIDDLE = """
-import os, signal, sys
-from trainers.data.cache import arrow_cache as shard_cache
-from trainers.data.data_root import domain_files
-from trainers.data.storage import open_store
-shard_cache._BATCH, flat, batches = 4, shard_cache._flat, []
-def dying(*arguments):
-    batches.append(arguments)
-    if len(batches) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return flat(*arguments)
-shard_cache._flat = dying
-store = open_store(sys.argv[1])
-shard_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=10**9)
-"""
-
-
 def test_a_killed_conversion_is_cleaned_up(cache: Path, tmp_path: Path) -> None:
     store, files, written = data_set(tmp_path / "data", 500_000)
-    killed = subprocess.run([sys.executable, "-c", DIE_IN_THE_MIDDLE, tmp_path / "data"])
-    assert killed.returncode == -signal.SIGKILL
+    with converting(tmp_path / "data") as killed:
+        killed.kill()
+        killed.wait()
     assert len(list(cache.glob("*.unfinished"))) == 1
     assert content(mapped(store, files)) == written
     assert [path.suffix for path in cache.glob("*.*")] == [".arrow"]
