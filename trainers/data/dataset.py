@@ -23,7 +23,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 from trainers.config import DataConfig
-from trainers.data.cache.arrow_cache import cached_shards, map_shard
+from trainers.data.cache.arrow_cache import map_shards
 from trainers.data.data_root import domain_files
 from trainers.data.encoding import BadImage, decode, orientation
 from trainers.data.sampler import StepSampler
@@ -76,7 +76,6 @@ class ImageDataset:
         self.name = f"{domain}/{split}"
         self.files = domain_files(self.store, domain, split)
         self._limit = int(cache_gb * 1e9)
-        self._shards: list[Path] = []
         self._sample_size: int | None = None
         self.class_names, self.metadata = self._check(self._map())
         self.crop_pct = crop_pct if crop_pct is not None else self._own_crop_pct()
@@ -110,7 +109,7 @@ class ImageDataset:
         return sample
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = ("labels", "_table")
+        mapped = ("labels", "_table", "_shards")
         state = {key: value for key, value in vars(self).items() if key not in mapped}
         state["files"] = [(file.path, file.mtime_ns, file.size) for file in self.files]
         return state
@@ -182,29 +181,12 @@ class ImageDataset:
         yield from zip(views.split(batch_size), labels.split(batch_size), strict=True)
 
     def _map(self) -> list[pa.Table]:
-        tables = self._tables()
-        self._table = pa.concat_tables(tables)
+        shards = map_shards(self.store, self.files, limit_bytes=self._limit)
+        self._shards = list(shards)
+        self._table = pa.concat_tables(shards.values())
         self.labels: np.ndarray = self._table["label"].to_numpy()
         """(N,) int64, indices into the class names."""
-        return tables
-
-    def _tables(self) -> list[pa.Table]:
-        for _ in range(3):
-            try:
-                if not self._shards:
-                    self._shards = cached_shards(self.store, self.files, limit_bytes=self._limit)
-                return [map_shard(path) for path in self._shards]
-            except FileNotFoundError:  # evicted for another data set, or torn
-                for path in self._shards:
-                    with suppress(FileNotFoundError):
-                        map_shard(path)  # removes all that are torn before they are made anew
-                self._shards = []
-        raise ConfigError(
-            f"others empty the cache while {self.store.url}/{self.name} is read from it",
-            key="data.cache_gb",
-            value=self._limit / 1e9,
-            hint="raise it",
-        )
+        return list(shards.values())
 
     def _check(self, tables: list[pa.Table]) -> tuple[tuple[str, ...], Mapping[str, str]]:
         """Class names and metadata, after a check of labels and of files that must agree."""

@@ -121,29 +121,6 @@ def test_a_cached_file_that_was_torn_is_made_again(root: Path, cache: Path, left
     assert np.array_equal(np.asarray(ImageDataset(root, "real", "train").decode(6)), pixels(6))
 
 
-@pytest.mark.parametrize("times", [2, 3])
-def test_a_cache_that_others_empty_is_filled_three_times(
-    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, times: int
-) -> None:
-    made: list[list[Path]] = []
-
-    def cached_and_removed(*args: Any, **limit: int) -> list[Path]:
-        made.append(shard_cache.cached_shards(*args, **limit))
-        if len(made) <= times:
-            made[-1][1].unlink()
-        return made[-1]
-
-    monkeypatch.setattr(images_module, "cached_shards", cached_and_removed)
-    if times == 2:
-        images = ImageDataset(root, "real", "train")
-        assert np.array_equal(np.asarray(images.decode(6)), pixels(6))
-    else:
-        with pytest.raises(ConfigError) as caught:
-            ImageDataset(root, "real", "train", cache_gb=0.5)
-        assert (caught.value.key, caught.value.value) == ("data.cache_gb", 0.5)
-    assert len(made) == 3
-
-
 @pytest.mark.parametrize("keep", [0, 1 << 29])
 def test_loader_processes_give_the_same_evaluation_batches(
     root: Path, monkeypatch: pytest.MonkeyPatch, keep: int

@@ -64,8 +64,13 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else platformdirs.user_cache_path("lipsum-tune") / "arrow"
 
 
-def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: int) -> list[Path]:
+def map_shards(
+    store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: int
+) -> dict[Path, pa.Table]:
     """The Arrow files of some Parquet files, in their order; missing ones are made.
+
+    Rows have the columns of `COLUMNS`, each read when it is used. Mappings outlive the open file,
+    so a data set of many shards needs no descriptors.
 
     One process of a machine converts files, and others that need some wait. If there is no room,
     the files that were unused for longest are removed; processes that have them mapped keep them.
@@ -75,50 +80,41 @@ def cached_shards(store: Store, files: Sequence[fs.FileInfo], *, limit_bytes: in
     Raises:
         ConfigError: these files alone exceed the limit or the disk, or one of them is not Parquet
             in the project's format.
-        FileNotFoundError: other processes empty the cache meanwhile.
     """
     folder = cache_folder()
     targets = [folder / f"{_key(store, file)}.arrow" for file in files]
     with _usable(folder):
-        if _touch(targets):
-            return targets
+        with suppress(FileNotFoundError, pa.ArrowException):
+            return {path: _mapped(path) for path in targets}
         folder.mkdir(parents=True, exist_ok=True)
-        what = f"{_parts(store, files)} of {store.url}"
         lock = filelock.FileLock(folder / _LOCK)
         try:
             held = lock.acquire(blocking=False)
         except filelock.Timeout:
+            what = f"{_parts(store, files)} of {store.url}"
             logger.warning("%s: waiting until another process has filled the cache", what)
             held = lock.acquire()
         with held:
-            missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].exists()]
+            missing = [pair for pair in zip(files, targets, strict=True) if not _is_whole(pair[1])]
             if missing:
                 _convert_all(store, missing, targets, limit_bytes)
-            _touch(targets)
-    return targets
+            return {path: _mapped(path) for path in targets}
 
 
-def map_shard(path: Path) -> pa.Table:
-    """The rows of an Arrow file with the columns of `COLUMNS`, each read when it is used.
-
-    The mapping outlives the open file, so a data set of many shards needs no descriptors.
-
-    Raises:
-        FileNotFoundError: it is missing; or it was damaged, for instance by a crash of the machine,
-            and is now removed. It has to be made again.
-        ConfigError: it is damaged and cannot be removed.
-    """
-    with suppress(pa.ArrowException):
-        return _mapped(path)
-    with _usable(path.parent), filelock.FileLock(path.parent / _LOCK):
-        try:
-            return _mapped(path)  # another process may have made it again
-        except pa.ArrowException:
-            path.unlink(missing_ok=True)
-    raise FileNotFoundError(errno.ENOENT, "damaged, and now removed", str(path))
+def _is_whole(path: Path) -> bool:
+    """Whether an Arrow file is there; one that was torn, as by a crash, is removed."""
+    try:
+        _mapped(path)
+    except (FileNotFoundError, pa.ArrowException):
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _mapped(path: Path) -> pa.Table:
+    """The rows of an Arrow file, which is marked as used just now."""
+    with suppress(PermissionError):  # another user's, which can be read all the same
+        os.utime(path)
     with pa.memory_map(str(path)) as source:
         table = ipc.open_file(source).read_all()
     if table.schema.remove_metadata() != COLUMNS:
@@ -186,17 +182,6 @@ def _server(url: str) -> str:
     asked = parse_qs(parts.query).get("endpoint_override", [])
     usual = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
     return f"{parts.netloc} {next(filter(None, [*asked, *usual]), '')}"
-
-
-def _touch(paths: Sequence[Path]) -> bool:
-    """Mark files as used just now; False if one is not there."""
-    try:
-        for path in paths:
-            with suppress(PermissionError):  # another user's, which can be read all the same
-                os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _convert_all(

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import fs
 
 from trainers.data.cache import arrow_cache as shard_cache
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cached_shards, check_limit, map_shard
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE, check_limit, map_shards
 from trainers.data.data_root import domain_files
 from trainers.data.schema import arrow_schema
 from trainers.data.storage import Store, open_store
@@ -67,7 +67,11 @@ def data_set(
 
 
 def mapped(store: Store, files: list[fs.FileInfo], limit_bytes: int = GB) -> list[pa.Table]:
-    return [map_shard(path) for path in cached_shards(store, files, limit_bytes=limit_bytes)]
+    return list(map_shards(store, files, limit_bytes=limit_bytes).values())
+
+
+def cached(store: Store, files: list[fs.FileInfo], limit_bytes: int = GB) -> list[Path]:
+    return list(map_shards(store, files, limit_bytes=limit_bytes))
 
 
 def content(tables: list[pa.Table]) -> list[dict[str, object]]:
@@ -91,12 +95,12 @@ def test_rows_of_several_files_and_batches_keep_their_order(
 
 def test_only_files_that_were_written_are_converted_again(cache: Path, tmp_path: Path) -> None:
     store, files, _ = data_set(tmp_path / "data", 100, 100)
-    before = cached_shards(store, files, limit_bytes=GB)
+    before = cached(store, files)
     held, old = mapped(store, files), inodes(before)
-    assert inodes(cached_shards(store, files, limit_bytes=GB)) == old
+    assert inodes(cached(store, files)) == old
     write(store, "real/train/part-00001.parquet", rows(10, first=50))
     files = domain_files(store, "real", "train")
-    after = cached_shards(store, files, limit_bytes=GB)
+    after = cached(store, files)
     assert after[0] == before[0]
     assert after[1] != before[1]
     assert content(mapped(store, files))[10:] == rows(10, first=50)
@@ -115,7 +119,7 @@ def held(*arguments):
     return flat(*arguments)
 arrow_cache._flat = held
 store = open_store(sys.argv[1])
-arrow_cache.cached_shards(store, domain_files(store, "real", "train"), limit_bytes=10**9)
+arrow_cache.map_shards(store, domain_files(store, "real", "train"), limit_bytes=10**9)
 """
 
 
@@ -161,22 +165,22 @@ def test_files_unused_for_longest_make_room(cache: Path, tmp_path: Path) -> None
     sets = [data_set(tmp_path / name, 100_000) for name in ("a", "b", "c")]
     paths, tables = [], []
     for store, files, _ in sets[:2]:
-        paths += cached_shards(store, files, limit_bytes=250_000)
+        paths += cached(store, files, limit_bytes=250_000)
         tables.append(mapped(store, files, 250_000))
     os.utime(paths[0], ns=(1, 1))
     os.utime(paths[1], ns=(2, 2))
-    cached_shards(*sets[0][:2], limit_bytes=250_000)  # used once more, after the other
-    paths += cached_shards(*sets[2][:2], limit_bytes=250_000)
+    cached(*sets[0][:2], limit_bytes=250_000)  # used once more, after the other
+    paths += cached(*sets[2][:2], limit_bytes=250_000)
     assert [path.exists() for path in paths] == [True, False, True]
     assert content(tables[1]) == sets[1][2]
     assert content(mapped(*sets[1][:2], 250_000)) == sets[1][2]
 
 
 def test_images_that_exceed_the_limit_are_refused_first(cache: Path, tmp_path: Path) -> None:
-    other = cached_shards(*data_set(tmp_path / "other", 100_000)[:2], limit_bytes=GB)
+    other = cached(*data_set(tmp_path / "other", 100_000)[:2])
     store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
     with pytest.raises(ConfigError) as caught:
-        cached_shards(store, files, limit_bytes=10**6)
+        cached(store, files, limit_bytes=10**6)
     assert (caught.value.key, caught.value.value) == ("data.cache_gb", 0.001)
     assert f"{store.url} (real/train) need 0.002 GB" in caught.value.problem
     assert list(cache.glob("*.arrow")) == other
@@ -191,7 +195,7 @@ def test_images_count_with_their_uncompressed_size(cache: Path, tmp_path: Path) 
     files = domain_files(store, "real", "train")
     assert files[0].size < 20_000
     with pytest.raises(ConfigError, match=r"\(real/train\) need 0\.002 GB"):
-        cached_shards(store, files, limit_bytes=10**6)
+        cached(store, files, limit_bytes=10**6)
 
 
 def test_equal_images_that_a_file_holds_once_are_whole_in_the_cache(
@@ -206,21 +210,21 @@ def test_equal_images_that_a_file_holds_once_are_whole_in_the_cache(
 
 def test_files_that_are_cached_already_count_too(cache: Path, tmp_path: Path) -> None:
     store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
-    cached_shards(store, files[:1], limit_bytes=1_500_000)
+    cached(store, files[:1], limit_bytes=1_500_000)
     with pytest.raises(ConfigError, match=r"need 0\.002 GB"):
-        cached_shards(store, files, limit_bytes=1_500_000)
+        cached(store, files, limit_bytes=1_500_000)
 
 
 @pytest.mark.parametrize(("free", "is_removed"), [(1500, False), (400_000, True)])
 def test_a_full_disk_is_reported_before_files_are_removed_in_vain(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, is_removed: bool
 ) -> None:
-    (old,) = cached_shards(*data_set(tmp_path / "old", 700_000)[:2], limit_bytes=GB)
+    (old,) = cached(*data_set(tmp_path / "old", 700_000)[:2])
     usage = type("Usage", (), {"free": free})  # also after the removal: it may still be mapped
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     store, files, _ = data_set(tmp_path / "data", 1_000_000)
     with pytest.raises(ConfigError, match=r"0.001 GB more are needed, and the disk has"):
-        cached_shards(store, files, limit_bytes=GB)
+        cached(store, files)
     assert old.exists() != is_removed
 
 
@@ -231,12 +235,12 @@ def test_a_long_conversion_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store, files, _ = data_set(tmp_path / "small", 1000)
-    cached_shards(store, files, limit_bytes=GB)
+    cached(store, files)
     assert caplog.messages == []
     monkeypatch.setattr(shard_cache, "_LARGE", 10**6)
     monkeypatch.setattr(shard_cache, "_LOG_EVERY_S", 0.0)
     store, files, _ = data_set(tmp_path / "large", 1_000_000, 1_000_000)
-    cached_shards(store, files, limit_bytes=GB)
+    cached(store, files)
     what = f"caching real/train of {store.url}"
     assert caplog.messages == [
         f"{what}: 0.002 GB in {cache}",
@@ -256,17 +260,17 @@ def test_a_file_system_without_locks_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", refused)
         with pytest.raises(ConfigError, match=os.strerror(error)) as caught:
-            cached_shards(store, files, limit_bytes=GB)
+            cached(store, files)
     assert caught.value.source == str(cache)
     assert CACHE_VARIABLE in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("again", ["whole", "torn", "gone"])
-def test_a_torn_file_is_removed_unless_it_was_made_again(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+@pytest.mark.parametrize("again", [False, True])
+def test_a_torn_file_is_made_again_unless_another_process_has(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     store, files, written = data_set(tmp_path / "data", 100_000)
-    (path,) = cached_shards(store, files, limit_bytes=GB)
+    (path,) = cached(store, files)
     whole = path.read_bytes()
     path.write_bytes(whole[:300])
 
@@ -274,19 +278,13 @@ def test_a_torn_file_is_removed_unless_it_was_made_again(
         """A lock for which another process went first."""
 
         def acquire(self, *args: Any, **kwargs: Any) -> Any:
-            if again == "whole":
-                path.write_bytes(whole)
-            elif again == "gone":
-                path.unlink()
+            path.write_bytes(whole)
             return super().acquire(*args, **kwargs)
 
-    monkeypatch.setattr(filelock, "FileLock", Meanwhile)
-    if again == "whole":
-        assert content([map_shard(path)]) == written
-        return
-    with pytest.raises(FileNotFoundError):
-        map_shard(path)
-    assert not path.exists()
+    if again:
+        monkeypatch.setattr(filelock, "FileLock", Meanwhile)
+        monkeypatch.setattr(shard_cache, "_convert_all", lambda *_: pytest.fail("made twice"))
+    assert content(mapped(store, files)) == written
 
 
 def test_a_disk_that_fills_up_is_named_and_nothing_left(
@@ -298,7 +296,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_left(
     monkeypatch.setattr(shard_cache, "_flat", full)
     store, files, _ = data_set(tmp_path / "data", 1000)
     with pytest.raises(ConfigError, match=f"{cache}: the cache of images: No space left"):
-        cached_shards(store, files, limit_bytes=GB)
+        cached(store, files)
     assert [path.name for path in cache.glob("*.*")] == []
 
 
@@ -318,10 +316,10 @@ def test_a_damaged_parquet_file_is_named_and_leaves_nothing(cache: Path, tmp_pat
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=r"part-00000.parquet: not a whole Parquet file"):
-        cached_shards(store, domain_files(store, "real", "train"), limit_bytes=GB)
+        cached(store, domain_files(store, "real", "train"))
     path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
     with pytest.raises(ConfigError, match=r"part-00000.parquet: cannot be read"):
-        cached_shards(store, domain_files(store, "real", "train"), limit_bytes=GB)
+        cached(store, domain_files(store, "real", "train"))
     assert list(cache.glob("*.*")) == []
 
 
@@ -329,7 +327,7 @@ def test_mapped_shards_hold_neither_file_descriptors_nor_memory(
     cache: Path, tmp_path: Path
 ) -> None:
     store, files, written = data_set(tmp_path / "data", *[100_000] * 5)
-    cached_shards(store, files, limit_bytes=GB)
+    cached(store, files)
     descriptors, allocated = len(list(Path("/proc/self/fd").iterdir())), pa.total_allocated_bytes()
     tables = mapped(store, files)
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
