@@ -7,19 +7,21 @@ the records.
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from trainers.errors import MAY_CONTINUE, StorageFailed
+from tuning.execution.ray_errors import how_to_go_on
 
 CHECK_S, CHECKS = 2.0, 5
 """Interval between two checks, and the number of failed ones in a row after which Ray is lost."""
@@ -30,7 +32,9 @@ HEAD = "head"
 class RayLost(StorageFailed):
     """The head or the raylet of this machine is gone. The search can be resumed on another Ray."""
 
-    server = ""
+    def __init__(self, server: str, problem: str) -> None:
+        super().__init__(f"Ray's {server} {problem}")
+        self.server = server
 
 
 @dataclass
@@ -39,9 +43,10 @@ class RayWatch:
 
     servers: dict[str, tuple[str, int]]
     """Host and port by name."""
+    run_folder: Path
     lost: RayLost | None = None
     """Set once one is gone for good."""
-    end_here: Callable[[RayLost], None] | None = None
+    record_end: Callable[[], object] = lambda: None
     """Records the end of the search; called in the thread of this watch if the head is gone. The
     main thread then hangs in a call of Ray that no signal interrupts."""
     ended: threading.Event = field(default_factory=threading.Event)
@@ -49,14 +54,11 @@ class RayWatch:
 
     def check(self) -> None:
         """Raise `RayLost` if a server does not accept a connection."""
-        for name, address in self.servers.items():
+        for name, (host, port) in self.servers.items():
             try:
-                socket.create_connection(address, timeout=CONNECT_S).close()
+                socket.create_connection((host, port), timeout=CONNECT_S).close()
             except OSError as error:
-                host, port = address
-                lost = RayLost(f"Ray's {name} at {host}:{port} is gone ({error})")
-                lost.server = name
-                raise lost from None
+                raise RayLost(name, f"at {host}:{port} is gone ({error})") from None
 
     def run(self) -> None:
         """Check until the end of the search, and end it if Ray is lost."""
@@ -67,28 +69,44 @@ class RayWatch:
                 failed = 0
             except RayLost as error:
                 failed += 1
-                if failed == CHECKS:
+                if failed == CHECKS and not self.ended.is_set():
                     self.lost = error
-                    if error.server == HEAD and self.end_here is not None:
-                        self.end_here(error)
+                    if error.server == HEAD:
+                        self.record_end()
+                        text = f"lipsum-tune: {how_to_go_on(error, self.run_folder)}"
+                        print(text, file=sys.stderr, flush=True)
                         os._exit(MAY_CONTINUE)  # Ray would do so soon, with status 1
-                    _thread.interrupt_main(signal.SIGTERM)
+                    if callable(signal.getsignal(signal.SIGTERM)):
+                        # A signal, since `_thread.interrupt_main` interrupts no system call.
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                     return
 
 
 @contextmanager
-def watched_ray() -> Iterator[RayWatch]:
-    """Within the block, the loss of the connected Ray raises KeyboardInterrupt in the main thread.
+def watched_ray(run_folder: Path) -> Iterator[RayWatch]:
+    """Within the block, the loss of the connected Ray interrupts the main thread.
 
     Enter it within `tuning.execution.signals.interrupted_by_sigterm`.
+
+    Raises:
+        RayLost: in place of the KeyboardInterrupt by which the main thread is interrupted.
     """
+    watch = RayWatch(_servers(), run_folder)
+    threading.Thread(target=watch.run, name="ray-watch", daemon=True).start()
+    try:
+        yield watch
+    except KeyboardInterrupt:
+        if watch.lost is not None:
+            raise watch.lost from None
+        raise
+    finally:
+        watch.ended.set()
+
+
+def _servers() -> dict[str, tuple[str, int]]:
+    """Host and port of the processes of the connected Ray that this driver needs."""
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
     node: dict[str, Any] = next(n for n in ray.nodes() if n["NodeID"] == context.get_node_id())
     raylet = node["NodeManagerAddress"], node["NodeManagerPort"]
-    watch = RayWatch({HEAD: (host.strip("[]"), int(port)), "raylet": raylet})
-    threading.Thread(target=watch.run, name="ray-watch", daemon=True).start()
-    try:
-        yield watch
-    finally:
-        watch.ended.set()
+    return {HEAD: (host.strip("[]"), int(port)), "raylet": raylet}

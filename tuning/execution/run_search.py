@@ -7,7 +7,6 @@ contains is passed to studies, scheduler, budget and callbacks, and the rest is 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -33,9 +32,9 @@ from tuning.checkpoints.retention import CheckpointCallback
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
-from tuning.execution.ray_errors import how_to_go_on, resumable, storage_failure
+from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
-from tuning.execution.ray_watch import RayLost, watched_ray
+from tuning.execution.ray_watch import watched_ray
 from tuning.execution.signals import interrupted_by_sigterm, restored_process
 from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
@@ -228,7 +227,7 @@ def _run_session(
     with (
         ray_session(options.address, console=console) as is_own_ray,
         interrupted_by_sigterm(),
-        watched_ray() as watch,
+        watched_ray(run_folder) as watch,
         quiet_optuna(),
         closing(ProgressCallback(console)) as progress,
     ):
@@ -276,11 +275,7 @@ def _run_session(
             progress.is_ending = True
             announce("Ctrl-C      ending the trials; press it again not to wait for them")
 
-        def end_here(lost: RayLost) -> None:
-            recorder.finish("stopped")
-            print(f"lipsum-tune: {how_to_go_on(lost, run_folder)}", file=sys.stderr, flush=True)
-
-        watch.end_here = end_here
+        watch.record_end = lambda: recorder.finish("stopped")
         outcome: SearchOutcome = "failed"
         try:
             recorder.start()
@@ -299,10 +294,8 @@ def _run_session(
             raise
         finally:
             ended = recorder.finish(outcome)
-        if journal.failure is not None:
-            raise journal.failure
-        if watch.lost is not None:
-            raise watch.lost
+        if failure := journal.failure or watch.lost:
+            raise failure
     return SearchResult(run_folder, file, ended, outcome, uri, budget.reason())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,31 @@ from tests.benchmarks.kills import disagreements
 from tests.tuning.execution.instant import instant_file, num_reports, start, write_instant
 from tests.tuning.execution.nodes import processes, wait_for
 from tests.tuning.execution.slot import HOLD
-from tuning.execution.ray_watch import RayLost, RayWatch
+from tuning.execution import ray_watch
+from tuning.execution.ray_watch import HEAD, RayLost, RayWatch, watched_ray
+from tuning.execution.signals import interrupted_by_sigterm
 from tuning.runs.run_folder import load_run
 
 
-def test_a_server_that_does_not_answer_is_named() -> None:
-    with pytest.raises(RayLost, match=r"Ray's raylet at 127.0.0.1:1 is gone \(.*refused\)"):
-        RayWatch({"raylet": ("127.0.0.1", 1)}).check()
+def test_the_loss_of_ray_in_the_preparation_is_no_interruption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ray_watch, "_servers", lambda: {"raylet": ("127.0.0.1", 1)})
+    monkeypatch.setattr(ray_watch, "CHECK_S", 0.01)
+    lost = r"Ray's raylet at 127.0.0.1:1 is gone \(.*refused\)"
+    with pytest.raises(RayLost, match=lost), interrupted_by_sigterm(), watched_ray(tmp_path):
+        time.sleep(60)
+
+
+def test_the_loss_of_the_head_in_the_preparation_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ray_watch, "CHECK_S", 0.01)
+    monkeypatch.setattr("os._exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        RayWatch({HEAD: ("127.0.0.1", 1)}, tmp_path).run()
+    assert ended.value.code == 75
+    assert f"`lipsum-tune resume {tmp_path}` goes on" in capsys.readouterr().err
 
 
 @pytest.mark.cluster
