@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import Studies
-from tuning.runs.records import TrialRecord, TrialSpec, trial_name
+from tuning.runs.records import TrialRecord, trial_name
 from tuning.runs.tune_callback import Recorder
 
 
@@ -60,12 +60,17 @@ class TrialProposer(Searcher):
         """The Tune configuration of the next trial, or FINISHED if the budget is spent."""
         while (record := self._next()) is not None:
             try:
-                spec = TrialSpec(record.trial_id, self._config_of(record), record.params)
+                config = self._config_of(record)
             except ConfigError as error:  # of a combination of parameters that the space allows
                 self._recorder.rejected(record, f"ConfigError: {error}")
                 continue
             self._recorder.proposed(record)
-            return spec.for_tune() | {"slowest_report_s": self._recorder.slowest_report_s}
+            return {
+                "trial_id": record.trial_id,
+                "params": dict(record.params),
+                "trial": config.model_dump_json(),  # all that the workers parse
+                "slowest_report_s": self._recorder.slowest_report_s,
+            }
         self.is_exhausted = True
         return Searcher.FINISHED
 

@@ -15,13 +15,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from trainers.evaluation.metrics import MetricKey
 from tuning.algorithms.objectives import Constraint, Mode, Objective, sampler_objectives
-
-if TYPE_CHECKING:
-    from trainers.config import TrialConfig
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
 Kind: TypeAlias = Literal["trial", "reference"]
@@ -62,23 +59,6 @@ def trial_number(trial_id: str) -> int:
     """The number in `trial-007`; -1 for a reference."""
     name, _, number = trial_id.rpartition("-")
     return int(number) if name == "trial" else -1
-
-
-@dataclass(frozen=True)
-class TrialSpec:
-    """One trial as the driver proposes it. Its configuration is validated already."""
-
-    trial_id: str
-    config: TrialConfig
-    params: Mapping[str, ParamValue]
-
-    def for_tune(self) -> dict[str, Any]:
-        """The configuration of the Tune trial: its `trial` is all that the workers parse."""
-        return {
-            "trial_id": self.trial_id,
-            "params": dict(self.params),
-            "trial": self.config.model_dump_json(),
-        }
 
 
 @dataclass(frozen=True)
