@@ -20,7 +20,7 @@ from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import MethodStudy, is_inside, point_of
 from tuning.config.schema import ELSEWHERE, SearchFile
-from tuning.runs.environment import data_seen
+from tuning.runs.environment import seen_at_start
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
 from tuning.selection.ranking import pareto_front, ranked
@@ -106,7 +106,7 @@ def same_task(run: LoadedRun, record: TrialRecord, file: SearchFile, study: Meth
         config.model_dump(exclude={"data": set(ELSEWHERE)})
         for config in (run.file.trial_config(method), file.trial_config(study.params({})))
     )
-    return then == now and data_seen(run.folder) == data_fingerprint(file.trial.data)
+    return then == now and seen_at_start(run.folder) == data_fingerprint(file.trial.data)
 
 
 def best_points(

@@ -19,7 +19,7 @@ from trainers.data.formats.readers import ParquetSource, read_sources
 from trainers.data.schema import read_header
 from trainers.data.storage import Store
 from tuning.reporting.predictions_report import DomainPredictions
-from tuning.runs.environment import data_seen
+from tuning.runs.environment import seen_at_start
 from tuning.runs.records import SearchRecord
 
 NUM_SHOWN: Final = 6
@@ -39,7 +39,7 @@ def changed_images(search: SearchRecord, found: Sequence[DomainPredictions]) -> 
     try:
         number = max(1, min(NUM_SHOWN, MAX_SHOWN // (2 * len(found))))
         store = stored_root(str(search.configured("trial", "data", "root")))
-        seen = data_seen(search.run_folder) or {}
+        seen = seen_at_start(search.run_folder) or {}
         parts = []
         for domain in found[: MAX_SHOWN // 2]:
             now = split_fingerprint(store, domain.domain, "val")

@@ -58,12 +58,8 @@ def recorded_environment(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def data_seen(folder: Path) -> dict[str, str] | None:
-    """The data fingerprints at the start of a run's search; None if they are not recorded."""
-    return _seen(folder, "data")
-
-
-def _seen(folder: Path, inputs: str) -> dict[str, str] | None:
+def seen_at_start(folder: Path, inputs: str = "data") -> dict[str, str] | None:
+    """Fingerprints of inputs at the start of a run's search; None if they are not recorded."""
     found = recorded_environment(folder).get(inputs)
     return found if isinstance(found, dict) else None
 
@@ -108,7 +104,7 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
         ("model", _model_files(trial), "trial.model.name", trial.model.name),
         ("plugins", _plugin_files(trial), "trial.plugins", ...),
     ):
-        before = _seen(folder, inputs)
+        before = seen_at_start(folder, inputs)
         if before is not None and (now := _digests(files)) != before:
             changed = sorted({name for name, _ in before.items() ^ now.items()})
             raise ConfigError(
@@ -117,7 +113,7 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
                 value=value,
                 hint="restore the old files, or start a new search",
             )
-    seen, data = data_seen(folder), trial.data
+    seen, data = seen_at_start(folder), trial.data
     if seen is None:
         logger.warning("%s does not record its data, so changes cannot be detected", folder)
         return
