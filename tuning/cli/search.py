@@ -79,7 +79,7 @@ def search(
     from tuning.execution.run_search import run_search
     from tuning.runs.resume import search_or_resume
 
-    with _stopped_outside_of_trials():
+    with _stopped():
         result = (search_or_resume if resume else run_search)(file, address=address)
     _show(result, allow_failed_trials)
 
@@ -93,7 +93,7 @@ def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
     _announce("Resume", check_run(run, set_ or ()))
     from tuning.runs.resume import resume_search
 
-    with _stopped_outside_of_trials():
+    with _stopped():
         result = resume_search(run, set_ or (), address=address)
     _show(result)
 
@@ -117,7 +117,7 @@ def extend(
     _announce("Extend", check_run(run, set_ or ()), trials or 0)
     from tuning.runs.resume import extend_search
 
-    with _stopped_outside_of_trials():
+    with _stopped():
         result = extend_search(run, set_ or (), trials=trials, address=address)
     _show(result)
 
@@ -247,11 +247,8 @@ def confirm(
     from tuning.confirmation.confirm import confirm as confirm_choices
     from tuning.confirmation.report import report as full_report
 
-    try:
+    with _stopped("the results so far are kept, and the same command goes on from them"):
         found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
-    except KeyboardInterrupt:
-        warn("stopped: the results so far are kept, and the same command goes on from them")
-        raise typer.Exit(130) from None
     console = Console()
     console.print(full_report(found, console.width))
     if found.failed:
@@ -266,16 +263,18 @@ def _json_values(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-@contextmanager
-def _stopped_outside_of_trials() -> Iterator[None]:
-    """State how to go on after Ctrl-C before the trials or while the report is written.
+_LIST_AND_RESUME = "`lipsum-tune list` shows the runs, `lipsum-tune resume RUN` continues one"
+"""How to go on after Ctrl-C before the trials of a search or while its report is written. If trials
+are interrupted, the search returns their results."""
 
-    A search whose trials are interrupted returns their results.
-    """
+
+@contextmanager
+def _stopped(how_to_go_on: str = _LIST_AND_RESUME) -> Iterator[None]:
+    """After Ctrl-C in the block, state how to go on, and exit with status 130."""
     try:
         yield
     except KeyboardInterrupt:
-        warn("stopped; `lipsum-tune list` shows the runs, `lipsum-tune resume RUN` continues one")
+        warn(f"stopped; {how_to_go_on}")
         raise typer.Exit(130) from None
 
 
