@@ -10,7 +10,7 @@ from pathlib import Path
 from ray.tune import TuneError
 from ray.tune.experiment import Trial
 
-from trainers.errors import FULL, StorageFailed, where_and_why
+from trainers.errors import FULL, StorageFailed, first_line, where_and_why
 
 
 def in_one_line(error: BaseException) -> str:
@@ -20,8 +20,7 @@ def in_one_line(error: BaseException) -> str:
     one of them.
     """
     cause = root_cause(error)
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[0] if lines else ''}"
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 def root_cause(error: BaseException) -> BaseException:

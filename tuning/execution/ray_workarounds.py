@@ -13,7 +13,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from inspect import signature
 from typing import Any, Final
 
 import ray
@@ -250,12 +249,10 @@ def _with_known_errors(handler: Callable[..., None]) -> Callable[..., None]:
     """Turn errors of Ray that Tune does not handle into a RayActorError."""
 
     @wraps(handler)
-    def handle(*arguments: Any, **named: Any) -> None:
-        call = signature(handler).bind(*arguments, **named)
-        error = call.arguments["exception"]
-        if isinstance(error, RayError) and not isinstance(error, RayActorError | RayTaskError):
-            message = f"{type(error).__name__}: {error}"
-            call.arguments["exception"] = RayActorError(error_msg=message)
-        handler(*call.args, **call.kwargs)
+    def handle(*arguments: Any, exception: Exception, **named: Any) -> None:
+        known = RayActorError | RayTaskError
+        if isinstance(exception, RayError) and not isinstance(exception, known):
+            exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
+        handler(*arguments, exception=exception, **named)
 
     return handle

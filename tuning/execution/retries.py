@@ -133,9 +133,6 @@ class FaultyNodes:
     """Nodes on which GPUs fail repeatedly. Trials avoid them while other nodes can hold a trial.
 
     A trial whose GPUs fail on different nodes is at fault itself, and its failures do not count.
-
-    Args:
-        resources: of a trial.
     """
 
     def __init__(self, resources: ResourcesConfig) -> None:

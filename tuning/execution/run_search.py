@@ -128,13 +128,9 @@ def run_search(
         StorageFailed: run folder or checkpoints could not be written; the search can be resumed.
     """
     file = config if isinstance(config, SearchFile) else load_config(config)
-    if space is not None:
-        section = validate(SearchConfig, {"space": space}, _ARGUMENTS)
-        changes = {"space": section.space}
-        file = file.model_copy(update={"search": file.search.model_copy(update=changes)})
-        check_search(file)
-    file, options = with_options(file, callbacks, sampler, storage, address, console)
-    return start_search(file, options)
+    return start_search(
+        *with_options(file, callbacks, sampler, storage, address, console, space=space)
+    )
 
 
 def with_options(
@@ -144,19 +140,22 @@ def with_options(
     storage: BaseStorage | str | None,
     address: str | None,
     console: Console | None,
+    *,
+    space: SearchSpace | None = None,
 ) -> tuple[SearchFile, SearchOptions]:
     """Sort arguments into those of the configuration, and objects."""
-    changes: dict[str, Any] = {}
+    given: dict[str, Any] = {} if space is None else {"space": space}
     if sampler is not None and not isinstance(sampler, BaseSampler):
-        given = {"name": sampler} if isinstance(sampler, str) else sampler
-        section = validate(SearchConfig, {"sampler": given}, _ARGUMENTS)
-        changes["sampler"], sampler = section.sampler, None
+        given["sampler"] = {"name": sampler} if isinstance(sampler, str) else sampler
+        sampler = None
+    section = validate(SearchConfig, given, _ARGUMENTS)
+    changes = {key: getattr(section, key) for key in given}
     if isinstance(storage, str):
         changes["study_storage"], storage = storage, None
     if changes:
         search = file.search.model_copy(update=changes)
         file = file.model_copy(update={"search": search})
-        check_settings(file)
+        (check_settings if space is None else check_search)(file)
     return file, SearchOptions(callbacks, sampler, storage, address, console)
 
 
@@ -253,8 +252,7 @@ def _run_session(
         # The journal becomes complete; everything else is derived from it.
         history = add_missed_reports(search, journal, checkpoints)
         progress.earlier_seconds = history.seconds
-        run_id = journal.run_id
-        studies = prepare_studies(search, file, run_id, history, options, console, earlier)
+        studies = prepare_studies(search, file, history, options, console, earlier)
         budget = Budget(file.search.budget, search, history)
         callbacks = (
             budget,
@@ -302,7 +300,6 @@ def _run_session(
 def prepare_studies(
     search: SearchRecord,
     file: SearchFile,
-    run_id: str,
     history: History,
     options: SearchOptions,
     console: Console,
@@ -316,7 +313,7 @@ def prepare_studies(
     storage = options.storage or open_storage(search.run_folder, file.search.study_storage)
     sampler = options.sampler or file.search.sampler
     space = file.search_space()
-    studies = create_studies(search, space, sampler, storage, run_id, history.records)
+    studies = create_studies(search, space, sampler, storage, search.run_id, history.records)
     is_new = not history.records
     for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
         if is_new or "not used" in line:

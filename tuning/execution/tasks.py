@@ -32,7 +32,6 @@ def run_tasks(
     as it is cancelled. Those that are still running end with the connection to Ray.
 
     Args:
-        items: one for each task.
         submit: starts the task of an item and returns its reference.
         on_end: called with the item and the reference, whose `ray.get` returns or raises at once.
         at_once: tasks submitted but not ended, at most.

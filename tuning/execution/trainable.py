@@ -31,7 +31,6 @@ def trainable(storage_path: str, resources: ResourcesConfig) -> Any:
 
     Args:
         storage_path: folder or URL of the checkpoints of all trials.
-        resources: of one trial.
     """
     common = {"storage_path": storage_path, "resources": resources}
     slot, options = type("Slot", (Slot,), common), driver_options()

@@ -42,8 +42,6 @@ def run_trials(
     Args:
         train: a class, because Ray Tune 2.60 hangs if it stops a trial of a function whose process
             it keeps.
-        concurrent: number of trials at a time.
-        announce: prints a line.
         interrupted: called at the first Ctrl-C, after which Tune ends the trials.
     """
     proposer = TrialProposer(

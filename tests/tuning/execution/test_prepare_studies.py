@@ -31,9 +31,8 @@ def prepared(file: SearchFile, folder: Path, *records: TrialRecord) -> tuple[opt
     """The study of a search that begins or resumes in a folder, and what is printed."""
     folder.mkdir(exist_ok=True)
     console = Console(file=io.StringIO(), width=200)
-    search = search_record(file, folder, ZERO_SHOT)
-    history, options = History(records), SearchOptions()
-    studies = prepare_studies(search, file, "id", history, options, console, load_earlier(file))
+    search, history = search_record(file, folder, ZERO_SHOT, "id"), History(records)
+    studies = prepare_studies(search, file, history, SearchOptions(), console, load_earlier(file))
     return studies.studies[0].study, console.file.getvalue()  # type: ignore[attr-defined]
 
 
