@@ -1,27 +1,20 @@
-"""Several Ray nodes on this machine, and searches that run on them as separate processes."""
+"""Several Ray nodes on this machine, and drivers of searches as processes of their own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.cluster_utils import Cluster
 
-from tests.tuning.execution.real_searches import PLAIN, configuration
-from trainers.overrides import nest
 from tuning.execution.ray_session import free_port, retry_slow_start
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
-
-PATIENCE_S = 1200
-"""Time for a condition; long, as the machine may be busy."""
 
 
 @contextmanager
@@ -63,25 +56,6 @@ def drain(address: str, node_id: str, seconds: int) -> None:
     )  # fmt: skip
 
 
-def write(folder: Path, root: Path, name: str, **changes: Any) -> Path:
-    """A search of equal trials with two workers; `changes` are dotted keys with `__` for `.`."""
-    base = {
-        **PLAIN,
-        "search.name": name,
-        "search.space": {
-            "name": None,
-            "parameters": {"optim.lr": {"type": "categorical", "choices": [3e-4]}},
-        },
-        "search.resources": {"workers": 2},
-        "trial.steps": 60,
-        "trial.eval.every": 20,
-    }
-    laid_over = {key.replace("__", "."): value for key, value in changes.items()}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(nest(base | laid_over, configuration(root, folder))))
-    return path
-
-
 @contextmanager
 def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     """Within the block, `python -m tuning` with these arguments on a cluster."""
@@ -96,16 +70,6 @@ def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[by
     finally:
         process.kill()
         process.wait()
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
-    """The first true value of the condition; fails if the process ends before."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        assert process is None or process.poll() is None, "the driver has ended"
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 def processes(root: int) -> dict[int, str]:
@@ -129,9 +93,3 @@ def records(folder: Path) -> dict[str, TrialRecord]:
         return {record.trial_id: record for record in load_run(folder).history.records}
     except Exception:  # the driver is writing it
         return {}
-
-
-def figures(record: TrialRecord) -> list[dict[str, float]]:
-    """A curve without the values that depend on time."""
-    clocks = ("cost/", "train/images_per_s")
-    return [{k: v for k, v in r.items() if not k.startswith(clocks)} for r in record.curve]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ PLAIN = {
     "trial.data.ood_domains": ["sketch"],
 }
 """Changes of `configuration` to a search whose trials all train to their end."""
+EQUAL_TRIALS = {
+    "search.space": {
+        "name": None,
+        "parameters": {"optim.lr": {"type": "categorical", "choices": [3e-4]}},
+    }
+}
+"""Changes to a search whose trials have the same figures."""
 
 
 def configuration(root: Path, storage: Path) -> dict[str, Any]:
@@ -59,6 +67,12 @@ def real_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
         yaml.safe_dump(nest(settings, configuration(root, with_database(folder / "runs"))))
     )
     return load_config(path)
+
+
+def untimed(report: Mapping[str, float]) -> dict[str, float]:
+    """A report without the values that depend on time."""
+    clocks = ("cost/", "train/images_per_s")
+    return {name: value for name, value in report.items() if not name.startswith(clocks)}
 
 
 def outcomes(run: LoadedRun) -> dict[str, str]:

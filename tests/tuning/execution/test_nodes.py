@@ -17,11 +17,10 @@ from tests.tuning.execution.nodes import (
     cluster,
     drain,
     driver,
-    figures,
     records,
-    wait_for,
-    write,
 )
+from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
+from tests.waiting import wait_until
 from trainers.checkpoints.format import load_checkpoint, load_weights, save_checkpoint, saved_step
 from trainers.ray_trainer import named_node
 from tuning.checkpoints.files import kept_checkpoint
@@ -72,41 +71,40 @@ def test_a_search_survives_its_driver_and_its_nodes(
     Each loss costs the steps since the newest checkpoint, and costs the other trial nothing. Only
     the loss without notice counts.
     """
-    folder = tmp_path / "nodes"
+    settings = {
+        **EQUAL_TRIALS,
+        "search__budget": {"trials": 2},
+        "search__resources": {"workers": 2, "max_failures": 1},
+        "trial__steps": STEPS,
+        "trial__eval__every": EVERY,
+    }
+    real_file(images_root, tmp_path, **settings)
+    folder = tmp_path / "runs" / "small"
     journal = folder / JOURNAL_FILE
-    config = write(
-        tmp_path,
-        images_root,
-        "nodes",
-        search__budget={"trials": 2},
-        search__resources__max_failures=1,
-        trial__steps=STEPS,
-        trial__eval__every=EVERY,
-    )
-    with driver(three_nodes.address, "search", config) as process:
-        wait_for(lambda: num_reports(folder) == [1, 1], process)
+    with driver(three_nodes.address, "search", tmp_path / "small.yaml") as process:
+        wait_until(lambda: num_reports(folder) == [1, 1], process=process)
         process.kill()
     for checkpoint in checkpoints(folder).values():
         set_clock(checkpoint, hours=10)
 
     with driver(three_nodes.address, "resume", folder) as process:
         # Both have repeated their report, and are between two checkpoints.
-        wait_for(lambda: journal.read_text().count('"event": "report"') == 4, process)
+        wait_until(lambda: journal.read_text().count('"event": "report"') == 4, process=process)
         leaving = three_nodes.list_all_nodes()[-1]
         drain(three_nodes.address, leaving.node_id, seconds=60)
-        ((disturbed, saved),) = wait_for(
+        ((disturbed, saved),) = wait_until(
             lambda: [
                 (trial_id, found)
                 for trial_id, found in checkpoints(folder).items()
                 if (saved_step(found) or 0) % EVERY
             ],
-            process,
+            process=process,
         )
         set_clock(saved, hours=20)
         three_nodes.remove_node(leaving, allow_graceful=False)
         add_node(three_nodes)
 
-        wait_for(lambda: len(records(folder)[disturbed].curve) == 2, process)
+        wait_until(lambda: len(records(folder)[disturbed].curve) == 2, process=process)
         set_clock(checkpoints(folder)[disturbed], hours=30)
         three_nodes.remove_node(three_nodes.list_all_nodes()[-1], allow_graceful=False)
         add_node(three_nodes)
@@ -119,7 +117,7 @@ def test_a_search_survives_its_driver_and_its_nodes(
     one, other = found.values()
     assert (one.outcome, other.outcome) == ("finished", "finished")
     assert one.step == STEPS
-    assert figures(one) == figures(other)
+    assert list(map(untimed, one.curve)) == list(map(untimed, other.curve))
 
 
 def test_a_search_avoids_a_node_whose_gpu_fails(
@@ -127,18 +125,18 @@ def test_a_search_avoids_a_node_whose_gpu_fails(
 ) -> None:
     """The first trial is repeated there once, then elsewhere; the second one starts elsewhere."""
     failures = tmp_path / "failures"
-    config = write(
-        tmp_path,
+    real_file(
         images_root,
-        "sick",
+        tmp_path,
+        **EQUAL_TRIALS,
         plugins=[str(Path(__file__).with_name("sick_gpu.py"))],
         trial__method={"name": "sick_gpu", "log": str(failures)},
         search__budget={"trials": 2},
-        search__resources={"workers": 1, "max_concurrent": 1},
     )
-    with driver(three_nodes.address, "search", config) as process:
+    with driver(three_nodes.address, "search", tmp_path / "small.yaml") as process:
         assert process.wait() == 0
-    assert [trial.outcome for trial in records(tmp_path / "sick").values()] == ["finished"] * 2
+    found = records(tmp_path / "runs" / "small")
+    assert [trial.outcome for trial in found.values()] == ["finished"] * 2
     first, second = failures.read_text().split()
     assert first == second
     said = (tmp_path / "driver.log").read_text()

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 
 from tests.ray_head import Head
 from tests.trainers.exported import open_clip_logits
+from tests.tuning.execution.real_searches import outcomes, real_file
 from trainers.data.transforms import normalise
 from trainers.loop.state import load_split
 from trainers.models.image import image_input
 from trainers.models.loading import load_clip
-from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
 from tuning.execution.run_search import run_search
 from tuning.weights.export import export_weights
@@ -28,35 +27,22 @@ def test_a_plugins_method_is_searched_and_exported(
     images_root: Path, ray_head: Head, tmp_path: Path
 ) -> None:
     """Its rank and learning rate, in the space that it brings; workers import it by themselves."""
-    path = tmp_path / "lora.yaml"
-    values = {
-        "plugins": [str(PLUGIN)],
-        "trial": {
-            "data": {"root": str(images_root), "ood_domains": ["sketch"]},
-            "method": {"name": "lora"},
-            "optim": {"batch_size": 8},
-            "eval": {"every": 2},
-            "precision": "fp32",
-            "steps": 4,
-        },
-        "search": {
-            "name": "lora",
-            "storage": str(tmp_path / "runs"),
-            "space": {"name": "lora"},
-            "references": [],
-            "resources": {"max_concurrent": 1},
-            "budget": {"trials": 2},
-        },
-    }
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    file = load_config(path)
+    file = real_file(
+        images_root,
+        tmp_path,
+        plugins=[str(PLUGIN)],
+        trial__method={"name": "lora"},
+        trial__precision="fp32",
+        search__space={"name": "lora"},
+        search__budget__trials=2,
+    )
     with ray_session(ray_head.address):
         result = run_search(file, console=Console(quiet=True))
 
-    trials = [record for record in result.history.records if record.kind == "trial"]
-    assert [record.outcome for record in trials] == ["finished", "finished"]
-    assert trials[0].params == {"method.rank": 2, "optim.lr": 1e-2}
-    assert trials[1].params.keys() == trials[0].params.keys()
+    assert outcomes(result) == {"trial-000": "finished", "trial-001": "finished"}
+    first, second = (record.params for record in result.history.records)
+    assert first == {"method.rank": 2, "optim.lr": 1e-2}
+    assert second.keys() == first.keys()
 
     # The accuracy of the exported model, read by open_clip alone, is that of the best trial.
     best = result.best

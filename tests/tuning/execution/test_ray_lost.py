@@ -12,8 +12,9 @@ import pytest
 
 from tests.benchmarks.kills import disagreements
 from tests.tuning.execution.instant import instant_file, num_reports, start, write_instant
-from tests.tuning.execution.nodes import processes, wait_for
+from tests.tuning.execution.nodes import processes
 from tests.tuning.execution.slot import HOLD
+from tests.waiting import wait_until
 from tuning.execution import ray_watch
 from tuning.execution.ray_watch import HEAD, RayLost, RayWatch, watched_ray
 from tuning.execution.signals import interrupted_by_sigterm
@@ -51,7 +52,7 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     hold.touch()
     log = tmp_path / "log.txt"
     driver = start(write_instant(tmp_path / "config", file), log)
-    wait_for(lambda: num_reports(folder) == 1, driver)
+    wait_until(lambda: num_reports(folder) == 1, process=driver)
     process = next(pid for pid, found in processes(driver.pid).items() if found == name)
     os.kill(process, signal.SIGKILL)
     assert driver.wait() == 75

@@ -17,8 +17,9 @@ import pytest
 import ray
 
 from tests.tuning.execution.instant import instant_file, start, write_instant
-from tests.tuning.execution.nodes import processes, wait_for
+from tests.tuning.execution.nodes import processes
 from tests.tuning.execution.slot import HOLD
+from tests.waiting import wait_until
 from trainers.folders import locked
 from tuning.execution.ray_session import PREFIX, ray_session, retry_slow_start
 from tuning.execution.signals import GC_THRESHOLD
@@ -147,9 +148,9 @@ def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
 
     def started(path: Path, reports: int) -> subprocess.Popen[bytes]:
         driver = start(path, tmp_path / "log.txt", env=environment)
-        wait_for(
+        wait_until(
             lambda: journal.exists() and journal.read_text().count('"event": "report"') >= reports,
-            driver,
+            process=driver,
         )
         return driver
 

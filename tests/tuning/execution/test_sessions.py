@@ -28,10 +28,10 @@ from tests.tuning.execution.instant import (
     start,
     write_instant,
 )
-from tests.tuning.execution.nodes import wait_for
 from tests.tuning.execution.real_searches import outcomes
 from tests.tuning.execution.slot import BREAK, HOLD
 from tests.tuning.run_folders import LR, trial, write_run
+from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.schema import SearchFile
@@ -116,10 +116,10 @@ def test_an_interrupted_search_continues_where_it_was(images_root: Path, tmp_pat
             return journal.exists() and journal.read_text().count('"event": "report"') == reports
 
         driver = start(path, log)
-        wait_for(has_reported, driver)
+        wait_until(has_reported, process=driver)
         driver.send_signal(number)
         if number == signal.SIGINT:
-            wait_for(lambda: "press it again not to wait" in log.read_text(), driver)
+            wait_until(lambda: "press it again not to wait" in log.read_text(), process=driver)
         if times == 2:
             driver.send_signal(number)
         killed = number == signal.SIGKILL

@@ -23,7 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.ray_head import Head
-from tests.tuning.execution.real_searches import real_file
+from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
 from tests.waiting import wait_until
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import prepare_folder
@@ -40,7 +40,6 @@ from tuning.runs.records import TrialRecord
 
 pytestmark = pytest.mark.slow
 
-CLOCKS = ("cost/", "train/images_per_s")
 HOUR_S = 3600.0
 
 
@@ -60,11 +59,6 @@ def run(workers: WarmWorkers, config: TrialConfig, folder: Path, reports: int) -
         if answer.metrics or answer.diverged:
             answers.append(answer)
     return answers
-
-
-def measured(metrics: Any) -> dict[str, float]:
-    """A report without the values that depend on time."""
-    return {name: value for name, value in metrics.items() if not name.startswith(CLOCKS)}
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -95,7 +89,7 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(
         assert "not a finite number" in str(diverged.diverged)
     first, second = run(workers, trial, tmp_path / "warm", 2)
     workers.end()
-    assert measured(second.metrics) == measured({"step": 6, **last})
+    assert untimed(second.metrics) == untimed({"step": 6, **last})
     assert first.metrics["step"] == 3
     assert weights(tmp_path / "warm") == weights(tmp_path / "fresh")
 
@@ -221,20 +215,17 @@ def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path
     """Each of them is a lost machine of the trial, which goes on from its checkpoint."""
     victims = ("RayTrainWorker", "ResourceTrainable", "Exchange")
     kills = Kills({f"trial-{number:03d}": victim for number, victim in enumerate(victims)})
-    one_lr = {"name": None, "parameters": {"optim.lr": {"type": "categorical", "choices": [3e-4]}}}
     file = real_file(
         images_root,
         tmp_path,
-        search__space=one_lr,
+        **EQUAL_TRIALS,
         search__budget__trials=len(victims),
         search__resources__max_failures=1,
     )
     found = run_search(file, callbacks=[kills], console=Console(quiet=True))
     assert [record.outcome for record in found.history.records] == ["finished"] * len(victims)
     assert kills.waiting == {}
-    first, *others = (
-        [measured(report) for report in record.curve] for record in found.history.records
-    )
+    first, *others = ([*map(untimed, record.curve)] for record in found.history.records)
     assert [report["step"] for report in first] == [3, 6, 9]
     assert all(other == first for other in others)
 
