@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -285,12 +284,6 @@ def test_results_of_two_test_splits_are_not_mixed(images_root: Path, tmp_path: P
     _check_test_splits(tmp_path, data, has_results=True)
 
 
-def alone(config: TrialConfig) -> Mapping[str, float]:
-    """What the configuration reaches on the test splits with neither Ray nor search."""
-    *_, last = fine_tune(config)
-    return last.run.evaluate("test", load_split(config, "test"))
-
-
 @pytest.fixture(scope="module")
 def confirmed(
     images_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
@@ -418,7 +411,8 @@ def test_two_workers_and_a_resumed_job_read_the_test_splits(
     assert again.keys() == first.keys()
     assert all(again[n] == first[n] for n in again.keys() - timed)  # its last word, said again
     tested = {name for name in first if name.startswith(("id_test/", "ood_test/"))}
-    expected = alone(config)
+    *_, last = fine_tune(config)  # with neither Ray nor search
+    expected = last.run.evaluate("test", load_split(config, "test"))
     assert tested == {name for name in expected if not name.startswith("test/")}
     for name in tested:
         assert again[name] == pytest.approx(first[name])

@@ -11,10 +11,18 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.recorders import Notes, report, tune_trial
+from trainers.errors import StorageFailed
 from tuning.execution.ray_watch import RayLost, RayWatch
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.records import ERROR, NOTICE, TRAIN_CURVE, SearchRecord, TrialRecord
+from tuning.runs.records import (
+    ERROR,
+    NOTICE,
+    TRAIN_CURVE,
+    SearchOutcome,
+    SearchRecord,
+    TrialRecord,
+)
 from tuning.runs.tune_callback import Recorder
 
 NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
@@ -28,6 +36,9 @@ class FailingAtStart(Callback):
 class Failing(Callback):
     def trial_reported(self, record: TrialRecord) -> None:
         raise OSError("the disk of the callback is full")
+
+    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
+        raise StorageFailed("no space left")
 
 
 def recorder(
@@ -155,13 +166,6 @@ def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
     assert record.outcome == "failed"
 
 
-def test_a_running_trial_is_stopped_at_the_end(tmp_path: Path) -> None:
-    r = recorder(tmp_path)
-    r.on_trial_start(0, [], tune_trial())
-    (record,) = r.finish("stopped").records
-    assert record.outcome == "stopped"
-
-
 def test_a_callback_that_raises_is_logged_and_others_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,6 +176,25 @@ def test_a_callback_that_raises_is_logged_and_others_go_on(
         report(r, tune_trial(), 40)
     assert "Failing failed at trial_reported" in caplog.text
     assert notes.events[-1] == ("reported", "trial-000", "40")
+
+
+def test_the_end_is_told_though_the_journal_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes, journal = Notes(), Journal(tmp_path)
+    journal.session_started({})
+    r = Recorder(fakes.search_record(tmp_path), journal, [Failing(), notes])
+    r.proposed(NEW)
+    r.on_trial_start(0, [], tune_trial())
+    journal.failure = StorageFailed("no space left")
+    with pytest.raises(StorageFailed, match="no space left"):
+        report(r, tune_trial(), 40)
+    with caplog.at_level(logging.ERROR):
+        (record,) = r.finish("stopped").records
+    assert record.outcome == "stopped"
+    assert notes.events[-1] == ("search_ended", "1", "stopped")
+    assert "Failing failed at search_ended: no space left" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_after_a_failed_start_only_started_callbacks_end(tmp_path: Path) -> None:
