@@ -85,18 +85,13 @@ class SearchResult(LoadedRun):
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What a caller can pass to a search beside its configuration."""
+    """What a caller can pass to a search beside its configuration, see `run_search`."""
 
     callbacks: Sequence[Callback] = ()
-    """Called after the callbacks of the search itself."""
     sampler: BaseSampler | None = None
-    """Replaces `search.sampler`. It is not kept in the run folder."""
     storage: BaseStorage | None = None
-    """Replaces `search.study_storage`. It is not kept in the run folder."""
     address: str | None = None
-    """Of a Ray cluster; by default the one in `RAY_ADDRESS`, or a new local one."""
     console: Console | None = None
-    """For the display of progress; by default the standard error."""
     trainable: Callable[[str, Any], Any] = trainable
     """Makes what Ray Tune runs for each trial. Tests replace it."""
 

@@ -29,7 +29,7 @@ from tuning.execution.run_search import (
 )
 from tuning.runs.callbacks import Callback
 from tuning.runs.environment import check_same_inputs
-from tuning.runs.journal import JOURNAL_FILE, is_running
+from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import CONFIG_FILE, check_is_no_copy, load_run, runs_named
 
 RESUMABLE = (
@@ -150,8 +150,6 @@ def continue_from(
     folder: Path, file: SearchFile, options: SearchOptions, *, extend: bool = False
 ) -> SearchResult:
     """Check the changes against the run folder, then run the rest of the search."""
-    if is_running(folder):
-        raise ConfigError("another process is running this search", source=folder)
     before = load_run(folder)
     check_is_no_copy(before)
     for key, (was, now) in _changes(before.file, file, EXTENDABLE if extend else RESUMABLE).items():
