@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from rich.console import Console
 from search_spaces import SearchSpace
 from trainers.data.data_root import EMBEDDED, resolve_root
 from trainers.data.storage import open_store, url_of
-from trainers.errors import ConfigError, StorageFailed, validate
+from trainers.errors import ConfigError, validate
 from tuning.algorithms.budget import Budget
 from tuning.algorithms.objectives import sampler_objectives
 from tuning.algorithms.optuna_storage import open_storage, quiet_optuna
@@ -45,7 +45,7 @@ from tuning.reporting.callback import ResultsCallback
 from tuning.reporting.formatting import show_phase
 from tuning.reporting.progress import ProgressCallback
 from tuning.runs.callbacks import Callback
-from tuning.runs.journal import History, InUse, Journal, add_missed_reports, read_history
+from tuning.runs.journal import History, Journal, add_missed_reports, is_running, read_history
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
 from tuning.runs.run_folder import (
     LoadedRun,
@@ -164,19 +164,18 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
     run_folder = create_run_folder(file)
     try:
         return continue_search(run_folder, file, options, earlier)
-    except (ConfigError, TrackingError) as error:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(closing(Journal(run_folder)))
-            except InUse:  # another process has found the folder, and runs the search
-                raise error from None
-            except (ConfigError, StorageFailed):
-                pass  # a disk without locks, on which no search runs
-            if not read_history(run_folder).records:  # no trial has started
-                shutil.rmtree(run_folder, ignore_errors=True)
-        with suppress(OSError):
-            run_folder.rmdir()  # NFS keeps a folder while its journal is open
+    except (ConfigError, TrackingError):
+        if not _has_begun(run_folder):
+            shutil.rmtree(run_folder, ignore_errors=True)
         raise
+
+
+def _has_begun(run_folder: Path) -> bool:
+    """Whether a trial has started, or another process has found the folder and runs the search."""
+    try:
+        return is_running(run_folder) or bool(read_history(run_folder).records)
+    except ConfigError:  # there is no journal yet, or no search can run on a disk without locks
+        return False
 
 
 def continue_search(

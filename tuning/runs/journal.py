@@ -252,10 +252,6 @@ def add_missed_reports(search: SearchRecord, journal: Journal, checkpoints: Stor
     return read_history(search.run_folder)
 
 
-class InUse(ConfigError):
-    """Another process has the file open."""
-
-
 class _OtherFormat(Exception):
     pass
 
@@ -332,8 +328,7 @@ def open_locked(path: Path, locked: str) -> FileIO:
         locked: message of the error if another process has the file open.
 
     Raises:
-        InUse: another process has it open.
-        ConfigError: its file system does not support locks.
+        ConfigError: another process has it open, or its file system does not support locks.
         StorageFailed: it cannot be opened.
     """
     with storage_failures(path, "cannot be opened"):
@@ -347,7 +342,8 @@ def open_locked(path: Path, locked: str) -> FileIO:
                 time.sleep(_PAUSE_S)
                 continue
             file.close()
-            raise (InUse(locked) if error.errno in _LOCKED else _no_locks(path, error)) from None
+            is_locked = error.errno in _LOCKED
+            raise (ConfigError(locked) if is_locked else _no_locks(path, error)) from None
     cut_torn_line(path)
     return file
 

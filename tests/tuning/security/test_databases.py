@@ -66,7 +66,3 @@ def test_the_warning_of_plain_http_has_no_password(
         _warn_of_plain_text("http://ann:pa55@127.0.0.1:5000")
     (record,) = caplog.records
     assert record.message.startswith("http://***@8.8.4.4:5000 is a public address without https")
-
-
-def test_a_database_whose_driver_is_installed_is_accepted() -> None:
-    check_driver("key", "sqlite:///a.db")

@@ -6,14 +6,10 @@ from trainers.errors import ConfigError
 from tuning.security.exposure import check_sends, goes_unencrypted, is_loopback
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost", "::1", "[::1]"])
-def test_loopback_hosts_are_known(host: str) -> None:
-    assert is_loopback(host)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "203.0.113.9", "head.example.org"])
-def test_others_can_reach_other_hosts(host: str) -> None:
-    assert not is_loopback(host)
+def test_loopback_hosts_are_known() -> None:
+    assert all(map(is_loopback, ["127.0.0.1", "127.8.9.10", "localhost", "::1", "[::1]"]))
+    others = ["0.0.0.0", "::", "10.0.0.5", "203.0.113.9", "head.example.org"]
+    assert not any(map(is_loopback, others))
 
 
 def test_plain_http_over_a_network_needs_permission() -> None:
