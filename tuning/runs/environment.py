@@ -100,31 +100,23 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
         ConfigError: a domain and split, a file of the model, or a plug-in has changed, or is
             missing.
     """
-    for inputs, files, key, value in (
-        ("model", _model_files(trial), "trial.model.name", trial.model.name),
-        ("plugins", _plugin_files(trial), "trial.plugins", ...),
+    for inputs, now, key, value in (
+        ("model", _digests(_model_files(trial)), "trial.model.name", trial.model.name),
+        ("plugins", _digests(_plugin_files(trial)), "trial.plugins", ...),
+        ("data", data_fingerprint(trial.data), "trial.data.root", trial.data.root),
     ):
         before = seen_at_start(folder, inputs)
-        if before is not None and (now := _digests(files)) != before:
-            changed = sorted({name for name, _ in before.items() ^ now.items()})
+        if before is None and inputs == "data":
+            logger.warning("%s does not record its data, so changes cannot be detected", folder)
+        if before is None:
+            continue
+        if changed := [n for n in {**now, **before} if now.get(n) != before.get(n)]:
             raise ConfigError(
                 f"{quoted(changed)} changed since this search began",
                 key=key,
                 value=value,
-                hint="restore the old files, or start a new search",
+                hint="restore them, or start a new search with search.warm_start.runs",
             )
-    seen, data = seen_at_start(folder), trial.data
-    if seen is None:
-        logger.warning("%s does not record its data, so changes cannot be detected", folder)
-        return
-    changed = [part for part, now in data_fingerprint(data).items() if seen.get(part) != now]
-    if changed:
-        raise ConfigError(
-            f"{quoted(changed)} changed since this search began ({folder / ENVIRONMENT_FILE})",
-            key="trial.data.root",
-            value=data.root,
-            hint="restore the old data, or start a new search with search.warm_start.runs",
-        )
 
 
 def package_version(package: str) -> str | None:
