@@ -156,14 +156,13 @@ def with_options(
 
 def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
     """Create a run folder and run the search in it. See `run_search`."""
-    earlier = load_earlier(file)
-    for run in earlier.values():
+    for run in load_earlier(file).values():
         if isinstance(run, ConfigError):  # before minutes of preparation
             raise run
     resolve_root(file.trial.data.root, progress=True)
     run_folder = create_run_folder(file)
     try:
-        return continue_search(run_folder, file, options, earlier)
+        return continue_search(run_folder, file, options)
     except (ConfigError, TrackingError):
         if not _has_begun(run_folder):
             shutil.rmtree(run_folder, ignore_errors=True)
@@ -178,13 +177,8 @@ def _has_begun(run_folder: Path) -> bool:
         return False
 
 
-def continue_search(
-    run_folder: Path, file: SearchFile, options: SearchOptions, earlier: Earlier | None = None
-) -> SearchResult:
+def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
     """Run the rest of a search in its run folder. `tuning.runs.resume` checks what has changed.
-
-    Args:
-        earlier: runs of `search.warm_start`, if they are loaded already.
 
     Raises:
         ConfigError: before anything runs; among others, another process is running this search.
@@ -197,24 +191,15 @@ def continue_search(
     resolve_root(file.trial.data.root, progress=True)
     uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
     check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
-    with restored_process(), resumable(run_folder):
-        # The journal holds the lock of the run folder, so nothing is written there before.
-        journal = Journal(run_folder)
-        try:
-            earlier = load_earlier(file) if earlier is None else earlier
-            return _run_session(run_folder, file, journal, uri, options, earlier)
-        finally:
-            journal.close()
+    # The journal holds the lock of the run folder, so nothing is written there before.
+    with restored_process(), resumable(run_folder), closing(Journal(run_folder)) as journal:
+        return _run_session(run_folder, file, journal, uri, options)
 
 
 def _run_session(
-    run_folder: Path,
-    file: SearchFile,
-    journal: Journal,
-    uri: str,
-    options: SearchOptions,
-    earlier: Earlier,
+    run_folder: Path, file: SearchFile, journal: Journal, uri: str, options: SearchOptions
 ) -> SearchResult:
+    earlier = load_earlier(file)
     console = options.console or Console(stderr=True)
     keep, tracking = file.search.checkpoints, file.search.tracking
     with (
