@@ -164,16 +164,6 @@ def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(
         assert shown == pytest.approx([metrics[metric] for _, metrics in rows], abs=1e-3)
 
 
-def test_a_trial_has_its_accuracies_and_training_curve(address: str, page: Page) -> None:
-    open_best(page, address)
-    for metric in ("id_val/acc", "ood_val/mean_acc"):
-        expect(page.get_by_role("link", name=metric)).to_be_visible()
-    page.get_by_role("tab", name="Model metrics").click()
-    page.get_by_placeholder("Search metric charts").fill("train/loss")
-    points = page.locator(".js-plotly-plot .scatterlayer .point")
-    expect(points).to_have_count(24)  # one in ten steps
-
-
 def test_the_search_has_a_description_with_table_and_figure(address: str, page: Page) -> None:
     open_parent(page, address)
     best = page.get_by_text("Best: trial-006")
