@@ -41,7 +41,7 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.signals import interrupted_by_sigterm
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
-from tuning.reporting.formatting import untuned_label
+from tuning.reporting.formatting import show_phase, untuned_label
 from tuning.reporting.html_report import REPORT_FOLDER, write_report
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.records import SearchRecord, TrialRecord
@@ -111,13 +111,9 @@ def confirm(
             _check_test_splits(run.folder, data, has_results=bool(stored))
             missing = [job for job in wanted if job.result.key not in stored]
             check_nodes(file, run.home)
-            console.print(
-                f"Confirm     {_models(search, configurations)}; "
-                f"all but zero-shot are trained on {seeds} seeds: "
-                f"{len(wanted)} evaluations, {len(wanted) - len(missing)} of them done",
-                soft_wrap=True,
-                highlight=False,
-            )
+            done = f"{len(wanted)} evaluations, {len(wanted) - len(missing)} of them done"
+            trained = f"all but zero-shot are trained on {seeds} seeds: {done}"
+            show_phase(console, "Confirm", f"{_models(search, configurations)}; {trained}")
             failed = run_jobs(missing, file.search.resources, results, checkpoints, console)
     stored = read_results(run.folder)
     with suppress(OSError, ConfigError):  # left by a kill just after the result was stored

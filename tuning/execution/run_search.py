@@ -250,7 +250,7 @@ def _run_session(
 
         def interrupted() -> None:
             progress.is_ending = True
-            announce("Ctrl-C      ending the trials; press it again not to wait for them")
+            show_phase(console, "Ctrl-C", "ending the trials; press it again not to wait for them")
 
         watch.record_end = lambda: recorder.finish("stopped")
         outcome: SearchOutcome = "failed"
@@ -296,8 +296,8 @@ def prepare_studies(
     is_new = not history.records
     for line in warm_start(studies.studies, file, search, earlier, strict=is_new):
         if is_new or "not used" in line:
-            console.print(f"Warm start  {line}", soft_wrap=True, highlight=False)
+            show_phase(console, "Warm start", line)
     given = file.search.space.has_initial_points
     studies.enqueue_initial_points([s.method for s in studies.studies if not given(s.method)])
-    console.print(f"Sampler     {studies.describe()}", soft_wrap=True, highlight=False)
+    show_phase(console, "Sampler", studies.describe())
     return studies
