@@ -103,7 +103,7 @@ def fit(
         Exception: what the training itself raised, wrapped by Ray Train.
     """
     nodes = FaultyNodes(resources)
-    attempts = Attempts(name, resources.max_failures, nodes)
+    attempts = Attempts(name, nodes)
     with storage_failures(storage_path, "cannot be used"):
         folder = open_storage(storage_path).at(name)
     values = {"trial": config, "folder": location(folder), "final_split": final_split}
@@ -136,7 +136,7 @@ class FaultyNodes:
     """
 
     def __init__(self, resources: ResourcesConfig) -> None:
-        self._resources = resources
+        self.resources = resources
         self._failures: list[tuple[str, str]] = []  # trial and node of each
 
     def failed(self, trial: str, error: Exception) -> str:
@@ -171,9 +171,9 @@ class FaultyNodes:
             return {}
         alive = [node for node in ray.nodes() if node["Alive"]]
         others = [node["Resources"] for node in alive if node["NodeID"] not in avoided]
-        for workers in reversed(self._resources.sizes):
+        for workers in reversed(self.resources.sizes):
             size = {"workers": workers, "min_workers": None}
-            if fitting_trials(others, self._resources.model_copy(update=size)):
+            if fitting_trials(others, self.resources.model_copy(update=size)):
                 return {"avoid": avoided, "workers": workers}
         return {}
 
@@ -188,8 +188,8 @@ class FaultyNodes:
 class Attempts:
     """Counts the failures of machines during one training, and tells them to `nodes`."""
 
-    def __init__(self, name: str, max_failures: int, nodes: FaultyNodes) -> None:
-        self._name, self._max_failures, self._nodes = name, max_failures, nodes
+    def __init__(self, name: str, nodes: FaultyNodes) -> None:
+        self._name, self._nodes, self._max_failures = name, nodes, nodes.resources.max_failures
         self._failures, self._known_nodes = 0, set[str]()
 
     def failed(self, error: Exception) -> str:

@@ -60,8 +60,7 @@ class Slot(tune.Trainable):
         # The name is stable: a resumed trial finds its checkpoints by it.
         self._name, self._trial = f"train-{new_config['trial_id']}", new_config["trial"]
         self._slowest_s = max(self._slowest_s, new_config["slowest_report_s"])
-        max_failures = self.resources.max_failures
-        self._attempts = Attempts(new_config["trial_id"], max_failures, self._nodes)
+        self._attempts = Attempts(new_config["trial_id"], self._nodes)
         self._folder: Store | None = None
         return True
 
