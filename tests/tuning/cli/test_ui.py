@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -20,16 +21,18 @@ import pytest
 from PIL import Image, ImageStat
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from search_spaces import Float, SearchSpace
 from tests.tuning import fakes
+from tests.tuning.execution.instant import instant_file, write_instant
+from tests.tuning.execution.slot import HOLD
 from tests.tuning.run_folders import search_file, write_run
-from tests.tuning.sessions import Session
 from tests.waiting import wait_until
+from trainers.errors import ConfigError
 from tuning.algorithms.optuna_storage import OPTUNA_FILE
 from tuning.execution.ray_session import free_port
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.html_report import REPORT_FILE, write_report
+from tuning.runs.journal import read_history
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
@@ -164,6 +167,16 @@ def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(
         assert shown == pytest.approx([metrics[metric] for _, metrics in rows], abs=1e-3)
 
 
+def test_a_trial_has_its_accuracies_and_training_curve(address: str, page: Page) -> None:
+    open_best(page, address)
+    for metric in ("id_val/acc", "ood_val/mean_acc"):
+        expect(page.get_by_role("link", name=metric)).to_be_visible()
+    page.get_by_role("tab", name="Model metrics").click()
+    page.get_by_placeholder("Search metric charts").fill("train/loss")
+    points = page.locator(".js-plotly-plot .scatterlayer .point")
+    expect(points).to_have_count(24)  # one in ten steps
+
+
 def test_the_search_has_a_description_with_table_and_figure(address: str, page: Page) -> None:
     open_parent(page, address)
     best = page.get_by_text("Best: trial-006")
@@ -175,6 +188,14 @@ def test_the_search_has_a_description_with_table_and_figure(address: str, page: 
     expect(page.locator('img[src^="get-artifact"]')).to_have_count(1)
 
 
+def test_all_trials_can_be_compared(address: str, page: Page) -> None:
+    open_search(page, address)
+    page.get_by_label("Select all runs").check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("heading", name=f"Comparing {NUM_RUNS} Runs")).to_be_visible()
+    expect(page.locator(".js-plotly-plot .parcoords")).to_be_visible()
+
+
 def test_the_charts_begin_with_ood_against_id_accuracy(address: str, page: Page) -> None:
     page.goto(f"{address}&compareRunsMode=CHART")
     charts = page.locator(".js-plotly-plot")
@@ -182,6 +203,14 @@ def test_the_charts_begin_with_ood_against_id_accuracy(address: str, page: Page)
     expect(page.locator(".parcoords").first).to_be_visible()
     text = page.locator("body").inner_text()
     assert text.index("id_val/acc vs. ood_val/mean_acc") < text.index("Parallel Coordinates")
+
+
+def test_the_report_draws_its_figures(run: Path, page: Page) -> None:
+    page.goto((run / "report" / REPORT_FILE).as_uri())
+    expect(page.get_by_role("heading", name="Curves")).to_be_visible()
+    images = page.locator("img")
+    images.evaluate_all(LOADED)
+    assert images.count() >= 4
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -257,18 +286,34 @@ def test_the_report_is_among_the_artifacts(address: str, page: Page) -> None:
 
 
 @pytest.fixture
-def dashboard(tmp_path: Path) -> Iterator[str]:
+def dashboard(images_root: Path, local_ray: str, tmp_path: Path) -> Iterator[str]:
     """The address of `optuna-dashboard` on the study of a search that runs."""
-    port, space = free_port(), SearchSpace(parameters={"optim.lr": Float(low=0.1, high=1.0)})
-    command = [Path(sys.executable).with_name("optuna-dashboard"), tmp_path / OPTUNA_FILE]
-    with Session(fakes.search_record(tmp_path), space) as session:
-        for value in (70.0, 71.0, 72.0):
-            session.run(value)
-        session.report(session.start().trial_id, 40, 60.0)
-        with subprocess.Popen([*command, "--port", str(port)]) as server:
-            wait_until(lambda: _listens(port))
-            yield f"http://127.0.0.1:{port}"
-            server.terminate()
+    folder, port = tmp_path / "small", free_port()
+    path = write_instant(
+        tmp_path / "config", instant_file(images_root, tmp_path, search__budget__trials=1000)
+    )
+
+    def num_finished() -> int:
+        try:
+            records = read_history(folder, live=True).records
+        except ConfigError:  # the driver is creating it
+            return 0
+        return sum(record.outcome == "finished" for record in records)
+
+    with (
+        subprocess.Popen([sys.executable, "-m", "tests.tuning.execution.instant", path]) as driver,
+        ExitStack() as stack,
+    ):
+        stack.callback(driver.send_signal, signal.SIGINT)
+        wait_until(lambda: driver.poll() is not None or num_finished() >= 3)
+        (tmp_path / HOLD).touch()  # the next trial goes on until the search is interrupted
+        command = [Path(sys.executable).with_name("optuna-dashboard"), folder / OPTUNA_FILE]
+        server = stack.enter_context(subprocess.Popen([*command, "--port", str(port)]))
+        stack.callback(server.terminate)
+        wait_until(lambda: _listens(port))
+        yield f"http://127.0.0.1:{port}"
+        assert driver.poll() is None
+    assert driver.returncode == 130
 
 
 def _listens(port: int) -> bool:
@@ -278,7 +323,7 @@ def _listens(port: int) -> bool:
 
 def test_optuna_dashboard_shows_a_running_search(dashboard: str, page: Page) -> None:
     page.goto(dashboard)
-    page.get_by_role("link", name="domainnet-vit-b32-").click()
+    page.get_by_role("link", name="small-").click()
     expect(page.get_by_text("(running)")).to_be_visible()
     page.screenshot(path=SCREENSHOTS / "optuna_dashboard.png")
     page.goto(f"{page.url}/trials")
