@@ -56,21 +56,46 @@ class Drift:
         return self.logit_scale**2 * ((shift @ moment) * shift).sum(dim=-1), shift.norm(dim=-1)
 
 
+@dataclass(frozen=True)
+class EvalBatches:
+    """How a worker reads its share of the evaluated images."""
+
+    image_input: ImageInput
+    batch_size: int
+    device: torch.device
+    workers: int = 0
+    """Processes that decode images; 0 decodes in this one."""
+    rank: int = 0
+    """Of this worker, which evaluates its share."""
+    world_size: int = 1
+    lockstep: bool = False
+    """Whether all workers get equally many batches, a blank image without a label in place of those
+    that a worker lacks: required by sharded models, whose forward pass is a collective
+    operation."""
+
+    def of(self, images: ImageDataset) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised views (B, 3, H, W) on the device, and their labels (B,) on the CPU."""
+        image_input, number = self.image_input, 0
+        share = (self.rank, self.world_size, self.workers)
+        for views, labels in images.eval_batches(image_input, self.batch_size, *share):
+            if len(labels):  # a worker may have no share of a very small domain
+                yield normalise(views.to(self.device), image_input), labels
+                number += 1
+        most = math.ceil(len(images.eval_rows[:: self.world_size]) / self.batch_size)
+        for _ in range(number, most if self.lockstep else 0):
+            blank = torch.zeros(1, 3, image_input.size, image_input.size, device=self.device)
+            yield blank, torch.empty(0, dtype=torch.int64)
+
+
 @torch.no_grad()
 def evaluate(
     classify: Callable[[Tensor], tuple[Tensor, Tensor]],
     images: ImageDataset,
-    image_input: ImageInput,
+    batches: EvalBatches,
     *,
-    batch_size: int,
-    device: torch.device,
     class_map: ClassMap | None = None,
     drift: Drift | None = None,
     predictions: Predictions | None = None,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    lockstep: bool = False,
 ) -> DomainSums:
     """The accumulators of a domain, on the CPU, the same on every worker; see `summarise`.
 
@@ -79,46 +104,29 @@ def evaluate(
             ID classes, both float32.
         class_map: from the ID classes to the domain's own; by default they are the same. Images
             that it leaves out are compared with the zero-shot model, but not scored.
-        drift: without it, `energy_gap` and `feature_distortion` are absent.
+        drift: of the same batches; without it, `energy_gap` and `feature_distortion` are absent.
         predictions: those of this worker's share are added to it; needs `drift`.
-        workers: processes that decode images; 0 decodes in this one.
-        rank: of this worker, which evaluates its share.
-        lockstep: call `classify` equally often on every worker, with a blank image if a worker has
-            none left: required by sharded models, whose forward pass is a collective operation.
 
     Raises:
         ConfigError: the class map leaves out every image.
-        ValueError: the number of images of `drift` is not that of this worker's share, or
-            `predictions` without `drift`.
     """
-    if predictions is not None and drift is None:
-        raise ValueError(f"{images.name}: predictions need the zero-shot features of `drift`")
-    share = _share(images, rank, world_size)
-    if drift is not None and len(drift.zero_shot_features) != share:
-        raise ValueError(
-            f"{images.name}: {len(drift.zero_shot_features)} zero-shot features of a share of "
-            f"{share} images"
-        )
     classes = len(images.class_names) if class_map is None else class_map.num_classes
-    sums, done, calls = DomainSums.zeros(classes, device), 0, 0
-    for views, labels in images.eval_batches(image_input, batch_size, rank, world_size, workers):
-        if not len(labels):  # a worker may have no share of a very small domain
+    sums, done = DomainSums.zeros(classes, batches.device), 0
+    for views, labels in batches.of(images):
+        features, logits = classify(views)
+        if not len(labels):
             continue
-        features, logits = classify(normalise(views.to(device), image_input))
         none = features.new_zeros(0)
         shifts = (none, none) if drift is None else drift.of(features.float(), done)
-        logits, labels = logits.float(), labels.to(device)
+        logits, labels = logits.float(), labels.to(batches.device)
         if predictions is not None and drift is not None:
             zero_shot = drift.zero_shot_features[done : done + len(labels)]
             predictions.add(done, labels, logits, zero_shot)
-        done, calls = done + len(labels), calls + 1
+        done += len(labels)
         if class_map is not None:
             logits, labels = class_map.score(logits, labels)
         sums += DomainSums.of(logits, labels, *shifts)
-    if lockstep:
-        for blank in _missing(images, image_input, calls, batch_size, world_size):
-            classify(blank.to(device))
-    if world_size > 1:
+    if batches.world_size > 1:
         sums = sums.reduce()
     if not sums.number:
         raise ConfigError(f"{images.name}: none of its images is of a class that is scored")
@@ -127,46 +135,20 @@ def evaluate(
 
 @torch.no_grad()
 def image_features(
-    encode: Callable[[Tensor], Tensor],
-    images: ImageDataset,
-    image_input: ImageInput,
-    *,
-    batch_size: int,
-    device: torch.device,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    lockstep: bool = False,
+    encode: Callable[[Tensor], Tensor], images: ImageDataset, batches: EvalBatches
 ) -> Tensor:
     """Features of one worker's share, in the order of `evaluate`: (n, D), on the CPU.
 
     Rounding depends on precision and batch size: with those of the evaluation, an unchanged model
-    has distance 0 from itself. A worker without a share returns (0, 0). The arguments are those of
-    `evaluate`, with `encode` from images (B, 3, H, W) to features (B, D).
+    has distance 0 from itself. A worker without a share returns (0, 0). `encode` maps images (B, 3,
+    H, W) to features (B, D).
     """
-    batches = images.eval_batches(image_input, batch_size, rank, world_size, workers)
-    found = [
-        encode(normalise(views.to(device), image_input)).float().cpu()
-        for views, labels in batches
-        if len(labels)
-    ]
-    if lockstep:
-        for blank in _missing(images, image_input, len(found), batch_size, world_size):
-            encode(blank.to(device))
+    found = []
+    for views, labels in batches.of(images):
+        features = encode(views)
+        if len(labels):
+            found.append(features.float().cpu())
     return torch.cat(found) if found else torch.empty(0, 0)
-
-
-def _missing(
-    images: ImageDataset, image_input: ImageInput, calls: int, batch_size: int, world_size: int
-) -> Iterator[Tensor]:
-    """A blank image for each batch that the first worker, with the largest share, has more."""
-    for _ in range(calls, math.ceil(_share(images, 0, world_size) / batch_size)):
-        yield torch.zeros(1, 3, image_input.size, image_input.size)
-
-
-def _share(images: ImageDataset, rank: int, world_size: int) -> int:
-    """Number of images that a worker evaluates."""
-    return len(images.eval_rows[rank::world_size])
 
 
 def summarise(
@@ -177,15 +159,10 @@ def summarise(
 ) -> dict[str, float]:
     """The reported metrics: those of `flat_metrics`, and `id_<split>/temperature`.
 
-    Args:
-        temperature: of `ece_scaled` in all domains. None, only for `val`, fits it on the ID images.
-
-    Raises:
-        ValueError: no temperature for another split than `val`.
+    `temperature` is that of `ece_scaled` in all domains. None, for the validation split only, fits
+    it on the ID images.
     """
     if temperature is None:
-        if split != "val":
-            raise ValueError(f"{split}: the temperature is fitted on the validation split only")
         temperature = by_domain[data.id_domain].temperature
     measures = {domain: sums.measures(temperature) for domain, sums in by_domain.items()}
     return flat_metrics(measures, data, split) | {temperature_name(split): temperature}

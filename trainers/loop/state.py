@@ -226,16 +226,10 @@ class TrainState:
             by_domain[domain] = evaluate(
                 self.classify,
                 of_domain,
-                self.zero_shot.image_input,
-                batch_size=self.config.eval.batch_size,
-                device=self.device,
+                self.zero_shot_features.batches,
                 class_map=maps[domain],
                 drift=self.zero_shot_features.drift(of_domain),
                 predictions=predictions.get(domain),
-                workers=self.config.data.workers,
-                rank=self.rank,
-                world_size=self.world_size,
-                lockstep=self.config.parallel == "fsdp",
             )
         self.student.train()
         if keep_predictions:

@@ -32,7 +32,7 @@ from trainers.data.cache.feature_cache import FeatureFile
 from trainers.data.data_root import resolve_root
 from trainers.data.dataset import ImageDataset
 from trainers.data.transforms import normalise
-from trainers.evaluation.evaluate import Drift, image_features
+from trainers.evaluation.evaluate import Drift, EvalBatches, image_features
 from trainers.loop.distributed import any_worker
 from trainers.loop.precision import Precision
 from trainers.models.architecture import architecture
@@ -74,6 +74,16 @@ class ZeroShotFeatures:
     ) -> None:
         self._zero_shot, self._config, self._precision = zero_shot, config, precision
         self._rank, self._world_size, self._compiled = rank, world_size, compiled
+        self.batches = EvalBatches(
+            zero_shot.image_input,
+            config.eval.batch_size,
+            zero_shot.device,
+            config.data.workers,
+            rank,
+            world_size,
+            lockstep=config.parallel == "fsdp",
+        )
+        """Those of evaluations, in which evaluated images are encoded, too."""
         self._limit = int(config.zero_shot_cache_gb * 1e9)
         self._digest = _digest(zero_shot) if self._limit else ""
         self._files: dict[tuple[object, ...], FeatureFile] = {}
@@ -106,21 +116,9 @@ class ZeroShotFeatures:
         They are computed as in the evaluation, in its precision and batches, so that an unchanged
         student has distance 0. They are kept in memory.
         """
-        config, rank, world_size = self._config, self._rank, self._world_size
-        batch_size = config.eval.batch_size
+        rank, world_size, batch_size = self._rank, self._world_size, self.batches.batch_size
         key = ("images", *self._of_images, images.version, images.crop_pct, batch_size)
-        encode_images = partial(
-            image_features,
-            self._encode,
-            images,
-            self._zero_shot.image_input,
-            batch_size=batch_size,
-            device=self._zero_shot.device,
-            workers=config.data.workers,
-            rank=rank,
-            world_size=world_size,
-            lockstep=config.parallel == "fsdp",
-        )
+        encode_images = partial(image_features, self._encode, images, self.batches)
         if len(images.eval_rows) < len(images):
             key += ("sample", len(images.eval_rows))
         if key not in self._kept:

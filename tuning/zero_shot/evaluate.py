@@ -18,7 +18,7 @@ from trainers.checks import check_data
 from trainers.config import TrialConfig
 from trainers.data.class_map import domain_class_map
 from trainers.errors import ConfigError, did_you_mean
-from trainers.evaluation.evaluate import evaluate
+from trainers.evaluation.evaluate import EvalBatches, evaluate
 from trainers.loop.precision import Precision
 from trainers.loop.state import id_classes, open_images
 from trainers.models.loading import check_model
@@ -120,20 +120,13 @@ def measure(
             features = zero_shot.image_features(images)
         return features, zero_shot.logit_scale * features @ zero_shot.head.T
 
-    rows = []
+    rows, batch_size = [], config.eval.batch_size
+    batches = EvalBatches(zero_shot.image_input, batch_size, where, data.workers)
     for domain in wanted:
         began(domain)
         images = open_images(data, domain, split)
         class_map = domain_class_map(data, names, domain, images)
-        sums = evaluate(
-            classify,
-            images,
-            zero_shot.image_input,
-            batch_size=config.eval.batch_size,
-            device=where,
-            class_map=class_map,
-            workers=data.workers,
-        )
+        sums = evaluate(classify, images, batches, class_map=class_map)
         measures = sums.measures()
         rows.append(
             Row(

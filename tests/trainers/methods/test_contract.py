@@ -126,7 +126,7 @@ def test_before_its_first_step_it_is_the_zero_shot_model(
 def test_a_second_run_is_equal_to_the_last_bit(name: str, train: Callable[[str], Trained]) -> None:
     """Compared up to the first report; the tests of resumed runs compare the rest."""
     trained = train(name)
-    assert first_report(trained.config) == trained.reports[0]
+    assert untimed(next(fine_tune(trained.config))) == trained.reports[0]
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["at a report", "between reports"])
@@ -188,11 +188,6 @@ def test_two_workers_give_the_result_of_one(
             assert two[metric] == pytest.approx(one[metric], rel=close, abs=close), metric
 
 
-def first_report(config: TrialConfig) -> dict[str, float]:
-    """The first report of a run, which ends there."""
-    return untimed(next(fine_tune(config)))
-
-
 def small_trial(images_root: Path) -> TrialConfig:
     """Eight steps on 48 images, of which six are an epoch, with reports after 4 and 8."""
     suite = {"id_domain": "real", "ood_domains": ["painting", "sketch"], "templates": TEMPLATES}
@@ -209,9 +204,8 @@ def small_trial(images_root: Path) -> TrialConfig:
 def train_nll(run: TrainState) -> float:
     """Of whole images of the training split, under what the run trains."""
     images = open_images(run.config.data, "real", "train")
-    size = run.zero_shot.image_input
     with run.holding(run.weights):
-        sums = evaluate(run.classify, images, size, batch_size=64, device=run.device)
+        sums = evaluate(run.classify, images, run.zero_shot_features.batches)
     return sums.measures()["nll"]
 
 
