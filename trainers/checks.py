@@ -31,16 +31,12 @@ Part = tuple[str, str]
 _REQUESTS = 16  # concurrent requests to a bucket
 
 
-def check_trial(config: TrialConfig) -> None:
+def check_trials(configs: Iterable[TrialConfig]) -> None:
     """Raise a ConfigError for a model, method or data that cannot work, alone or together.
 
-    No weights are loaded, no images read, and the embedded benchmark is not built.
+    No weights are loaded, no images read, and the embedded benchmark is not built. Models and data
+    that several configurations have in common are checked once.
     """
-    check_trials([config])
-
-
-def check_trials(configs: Iterable[TrialConfig]) -> None:
-    """`check_trial` for many configurations; models and data in common are checked once."""
     models: list[ModelConfig] = []
     data: list[DataConfig] = []
     num_images: list[int] = []
@@ -58,7 +54,6 @@ def check_trials(configs: Iterable[TrialConfig]) -> None:
         if config.activation_checkpointing:
             check_activation_checkpointing(config.model)
         check_method_fits(config.method, config.model)
-        config.method.check_files()
     if repeating:
         _warn_of_repeats(*max(repeating))
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.images import write_photo_and_sketch, write_split
 from trainers import checks
-from trainers.checks import check_data, check_trial, check_trials
+from trainers.checks import check_data, check_trials
 from trainers.config import DataConfig, TrialConfig, with_overrides
 from trainers.data.schema import arrow_schema, part_path, write_images
 from trainers.errors import ConfigError
@@ -45,13 +45,6 @@ def refused(root: Path, said: str, **values: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_root_domain_or_split_is_named(root: Path) -> None:
-    refused(root / "nowhere", "nowhere'.*no such folder")
-    refused(root, r"no domain 'skecth' \(did you mean 'sketch'\?\)", ood_domains=["skecth"])
-    refused(root, r"sketch: it has no split 'train' \(known: val\)", id_domain="sketch",
-            ood_domains=["photo"])  # fmt: skip
-
-
 def test_images_larger_than_the_cache_are_refused(root: Path) -> None:
     rows = {"image": [{"bytes": bytes([n]) * 50_000, "path": "x"} for n in range(40)]}
     rows["label"] = [0] * 40
@@ -68,12 +61,8 @@ def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
     refused(root, "sketch: 'cow': no class of photo, which has 3 .in a suite of your own")
     skip = {"id_domain": "photo", "domains": {"sketch": {"unknown_classes": "skip"}}}
     check_data(data(root, suite=skip))
-    rules = {"id_domain": "photo", "domains": {"sketch": {"num_classes": 200}}}
-    refused(root, "sketch: it has 2 classes, and the suite expects 200", suite=rules)
     rules = {"id_domain": "photo", "domains": {"skecth": {"unknown_classes": "skip"}}}
     refused(root, r"suite 'custom': domains\.skecth: .*did you mean 'sketch'", suite=rules)
-    write_split(root, "sketch", "val", ("pet",), {"class_map": json.dumps({"pet": ["cta"]})})
-    refused(root, r"'cta' in its class_map: no class of photo, which has 3 \(did you mean 'cat'")
 
 
 def test_the_id_validation_split_is_checked_too(root: Path) -> None:
@@ -102,9 +91,6 @@ def test_a_domain_without_images_is_refused(root: Path) -> None:
 def test_class_names_without_a_prompt_are_an_error(root: Path) -> None:
     names = {"id_domain": "photo", "name": "mine", "class_names": {"ant": "an ant", "bee": "bee"}}
     refused(root, "suite 'mine': class_names: has no name for 'cat'", suite=names)
-    for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
-        write_split(root, domain, split, ("n01440764", "n01443537"))
-    refused(root, r"'n01440764' is a WordNet id.*data\.suite = imagenet")
 
 
 def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,10 +103,6 @@ def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch: pytest.MonkeyPat
     names = {"id_domain": "real", "name": "mine", "class_names": {"apple": "an apple"}}
     with pytest.raises(ConfigError, match=r"suite 'mine': class_names: has no name for .* 96 more"):
         check_data(DataConfig.model_validate({"suite": names}))
-    mapped = {"id_domain": "real", "ood_domains": ["sketch"], "domains": {
-        "sketch": {"class_map": {"apple": ["apple"]}}}}  # fmt: skip
-    with pytest.raises(ConfigError, match="sketch: its class_map has nothing for"):
-        check_data(DataConfig.model_validate({"suite": mapped}))
 
 
 @pytest.mark.parametrize(("batch_sizes", "named"), [([3], None), ([2, 5, 4], 5)])
@@ -150,27 +132,27 @@ def test_changed_texts_stop_a_run_but_not_its_reading(root: Path, tmp_path: Path
     method = LipsumFineTuning(text_source="file", texts_file=str(texts))
     config = TrialConfig(data=data(root), method=method)
     texts.write_text("\n  a photo\na sketch")  # the same texts
-    check_trial(config)
+    check_trials([config])
     texts.write_text("a photo\n")
     assert TrialConfig.model_validate(config.model_dump(mode="json")) == config
     changed = r"method\.texts_file = .*has changed since: its SHA-256 was"
     with pytest.raises(ConfigError, match=changed):
-        check_trial(config)
+        check_trials([config])
     with pytest.raises(ConfigError, match=changed):
         start(config, device="cpu")
     texts.unlink()
     assert TrialConfig.model_validate(config.model_dump(mode="json")) == config
     with pytest.raises(ConfigError, match=r"texts_file = .*No such file"):
-        check_trial(config)
+        check_trials([config])
 
 
 def test_a_text_file_matters_only_for_its_source(root: Path, tmp_path: Path) -> None:
     method = LipsumFineTuning(texts_file=str(tmp_path / "nowhere.txt"))
-    check_trial(TrialConfig(data=data(root), method=method))
+    check_trials([TrialConfig(data=data(root), method=method)])
     texts = tmp_path / "texts.txt"
     texts.write_text("a photo")
     base = TrialConfig(data=data(root), method=LipsumFineTuning(texts_file=str(texts)))
     texts.write_text("another")
     proposed = with_overrides(base, {"method.text_source": "file"}, "search.space")
     with pytest.raises(ConfigError, match="has changed since"):
-        check_trial(proposed)
+        check_trials([proposed])

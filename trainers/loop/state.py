@@ -297,7 +297,6 @@ def start(config: TrialConfig, *, device: torch.device | str | None = None) -> T
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     names = id_classes(config.data)
     check_method_fits(config.method, config.model)
-    config.method.check_files()
     zero_shot = load_zero_shot(config.model, config.data.rules.prompts(names), where)
 
     student = Student(zero_shot)

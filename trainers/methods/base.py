@@ -240,11 +240,15 @@ class Method(Frozen, ABC):
 
 
 def check_method_fits(method: Method, model: ModelConfig) -> None:
-    """Raise a `ConfigError` if the method does not work with the model; no weights are loaded."""
+    """Raise a `ConfigError` if the method does not work with the model or lacks a file.
+
+    No weights are loaded.
+    """
     from trainers.models.text import text_facts
 
     method.check(text_facts(model))
     method.check_model(model)
+    method.check_files()
 
 
 def cross_entropy(batch: Batch) -> Tensor:

@@ -68,10 +68,10 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
     """
     origin, values = read_layers(source, overrides)
     trial = validate(_TrialFile, values, origin.of).trial
-    from trainers.checks import check_trial  # with torch
+    from trainers.checks import check_trials  # with torch
 
     try:
-        check_trial(trial)
+        check_trials([trial])
     except ConfigError as error:
         raise error.within(origin.of(error.key)) from None
     return trial

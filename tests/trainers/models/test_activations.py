@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainers.curves import curve, short
-from trainers.checks import check_trial
+from trainers.checks import check_trials
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.models.activations import blocks, keep_no_activations
@@ -87,9 +87,9 @@ def test_blocks_are_those_of_the_innermost_lists() -> None:
 def test_a_resnet_is_refused_before_a_worker_starts(trial: TrialConfig) -> None:
     resnet = ModelConfig(name="RN50", pretrained="random")
     config = trial.model_copy(update={"model": resnet})
-    check_trial(config)
+    check_trials([config])
     with pytest.raises(ConfigError, match="'RN50' is a ResNet") as error:
-        check_trial(config.model_copy(update={"activation_checkpointing": True}))
+        check_trials([config.model_copy(update={"activation_checkpointing": True})])
     assert error.value.key == "activation_checkpointing"
 
 
