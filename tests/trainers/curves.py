@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from torch import Tensor
 
 from tests.trainers.methods.contract import untimed
 from trainers.config import TrialConfig, with_overrides
-from trainers.fine_tune import fine_tune
+from trainers.fine_tune import fine_tune, training_batches
+from trainers.loop.state import TrainState, open_images
 
 Curve: TypeAlias = list[dict[str, float]]
 """The metrics of a run's reports, but those that a clock made."""
@@ -28,6 +30,12 @@ def short(trial: TrialConfig, method: str | dict[str, Any], **overrides: Any) ->
     named = {"name": method} if isinstance(method, str) else method
     base = {"method": named, "steps": 3, "eval__every": 3, "data__ood_domains": ["sketch"]}
     return changed(trial, **base | overrides)
+
+
+def first_batch(run: TrainState) -> tuple[Tensor, Tensor]:
+    """Views and labels of the run's next step."""
+    train = open_images(run.config.data, run.config.data.id_domain, "train")
+    return next(training_batches(run, train))
 
 
 def curve(config: TrialConfig, resume_from: Path | None = None) -> Curve:

@@ -22,7 +22,11 @@ def nll(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> flo
 def ece(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
     """In percent."""
     p = probabilities(logits, temperature)
-    confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
+    return binned_error(p.argmax(axis=1) == labels, p.max(axis=1))
+
+
+def binned_error(correct: np.ndarray, confidence: np.ndarray) -> float:
+    """The calibration error in percent of predictions, right or wrong, with a confidence each."""
     error = 0.0
     for n in range(BINS):
         inside = (confidence >= n / BINS) & (confidence < (n + 1) / BINS)

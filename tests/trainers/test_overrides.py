@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError
 from trainers.methods.ft import FineTuning
+from trainers.methods.kd import Distillation
 from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.overrides import nest, over_trial
 
@@ -13,29 +16,22 @@ TRIAL = TrialConfig.model_validate(
 )
 
 
-def test_another_method_drops_the_settings_before() -> None:
-    changed = with_overrides(TRIAL, {"method.name": "ft", "optim.lr": 1e-3}, "here")
-    assert changed.method == FineTuning()
-    assert changed == TRIAL.model_copy(
-        update={
-            "method": FineTuning(),
-            "optim": TRIAL.optim.model_copy(update={"lr": 1e-3}),
-        }
-    )
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_settings_of_the_new_method_stay_in_any_order(order: int) -> None:
-    keys = [("method.name", "lipsum_ft"), ("method.reg_weight", 2.0)][::order]
-    of_ft = with_overrides(TRIAL, {"method.name": "ft"}, "here")
-    assert with_overrides(of_ft, dict(keys), "here").method == LipsumFineTuning(reg_weight=2.0)
-
-
-def test_the_same_method_keeps_its_settings() -> None:
-    keys = {"method.name": "lipsum_ft", "method.reg_weight": 2.0}
-    assert with_overrides(TRIAL, keys, "here").method == LipsumFineTuning(
-        reg_weight=2.0, text_count=16
-    )
+@pytest.mark.parametrize(
+    ("keys", "method"),
+    [
+        ({"method.name": "ft"}, FineTuning()),
+        (
+            {"method.name": "lipsum_ft", "method.reg_weight": 2.0},
+            LipsumFineTuning(reg_weight=2.0, text_count=16),
+        ),
+        ({"method.name": "kd", "method.reg_weight": 2.0}, Distillation(reg_weight=2.0)),
+        ({"method.reg_weight": 2.0, "method.name": "kd"}, Distillation(reg_weight=2.0)),
+    ],
+)
+def test_another_method_alone_drops_the_settings_before(keys: dict[str, Any], method: Any) -> None:
+    changed = with_overrides(TRIAL, {**keys, "optim.lr": 1e-3}, "here")
+    optim = TRIAL.optim.model_copy(update={"lr": 1e-3})
+    assert changed == TRIAL.model_copy(update={"method": method, "optim": optim})
 
 
 def test_a_setting_of_another_method_is_an_error() -> None:

@@ -42,14 +42,6 @@ def test_measures_equal_those_by_hand_for_any_shares(
     assert sums.number == 60
 
 
-def test_absent_classes_do_not_count_in_the_class_accuracy() -> None:
-    labels = torch.tensor([0, 0, 0, 2])
-    logits = torch.nn.functional.one_hot(torch.tensor([0, 1, 1, 2]), 4).float()
-    measures = DomainSums.of(logits, labels, NONE, NONE).measures()
-    assert measures["acc"] == 50
-    assert measures["class_acc"] == pytest.approx((100 / 3 + 100) / 2)
-
-
 def test_drift_is_a_mean_over_all_compared_images() -> None:
     logits, labels = torch.eye(3)[:2], torch.tensor([0, 1])
     gaps, distortions = torch.tensor([4.0, 1.0, 1.0]), torch.tensor([0.3, 0.0, 0.6])

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.trainers.curves import short
-from tests.trainers.measures_by_hand import BINS
+from tests.trainers.measures_by_hand import binned_error
 from tests.trainers.workers import TwoWorkers
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
 from trainers.config import TrialConfig
 from trainers.evaluation.metrics import ID, MetricKey
-from trainers.fine_tune import Report, fine_tune
+from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
 
 
@@ -29,22 +29,13 @@ def saved_predictions(config: TrialConfig, folder: Path) -> pa.Table:
     return pq.read_table(io.BytesIO(last.run.predictions))
 
 
-def measured(correct: np.ndarray, confidence: np.ndarray) -> tuple[float, float]:
-    """Accuracy and calibration error in percent."""
-    error = 0.0
-    for n in range(BINS):
-        inside = (confidence >= n / BINS) & (confidence < (n + 1) / BINS)
-        error += abs(float(correct[inside].sum()) - float(confidence[inside].sum()))
-    return 100 * float(correct.mean()), 100 * error / len(correct)
-
-
 def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial: TrialConfig) -> None:
     config = short(trial, "ft", optim__lr=1e-3)
-    zero_shot = start(config).evaluate("val", load_split(config, "val"))
+    images = load_split(config, "val")
+    zero_shot = start(config).evaluate("val", images)
     *_, last = fine_tune(config)
     assert last.run.predictions is not None
     table = pq.read_table(io.BytesIO(last.run.predictions))
-    images = load_split(config, "val")
     assert json.loads(table.schema.metadata[PREDICTED_CLASSES]) == {
         domain: list(of_domain.class_names) for domain, of_domain in images.items()
     }
@@ -59,7 +50,7 @@ def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial: Trial
             (zero_shot, "zero_shot", "zero_shot_confidence"),
         ):
             right = (rows[predicted] == rows["label"]).to_numpy()
-            found = measured(right, rows[confidence].to_numpy())
+            found = [100 * right.mean(), binned_error(right, rows[confidence].to_numpy())]
             expected = [metrics[str(MetricKey("val", name, key))] for key in ("acc", "ece")]
             assert found == pytest.approx(expected, abs=1e-3)
 
@@ -80,19 +71,12 @@ def test_two_workers_keep_those_of_all_images(
 
 def test_a_run_keeps_them_once_it_has_ended_alone(trial: TrialConfig, tmp_path: Path) -> None:
     """And still has them when it is saved again while it repeats its last report."""
-    first, last = fine_tune_into(short(trial, "ft", steps=2, eval__every=1), tmp_path)
+    config = short(trial, "ft", steps=2, eval__every=1)
+    first, last = (tmp_path / step for step in ("1", "2"))
+    for report in fine_tune(config):
+        report.save(tmp_path / str(report.step))
     assert not (first / PREDICTIONS).exists()
-    (repeated,) = fine_tune(short(trial, "ft", steps=2, eval__every=1), resume_from=last)
+    (repeated,) = fine_tune(config, resume_from=last)
     repeated.save(tmp_path / "again")
     kept = (last / PREDICTIONS).read_bytes()
     assert (tmp_path / "again" / PREDICTIONS).read_bytes() == kept
-
-
-def fine_tune_into(config: TrialConfig, folder: Path) -> list[Path]:
-    """The checkpoints of all reports of a run."""
-
-    def saved(report: Report) -> Path:
-        report.save(folder / str(report.step))
-        return folder / str(report.step)
-
-    return [saved(report) for report in fine_tune(config)]

@@ -7,7 +7,6 @@ import pytest
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import configured
 from trainers.config import TrialConfig, with_overrides
-from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
 
@@ -37,9 +36,3 @@ def test_a_run_without_ood_domains_has_a_curve_of_id_accuracy(trial: TrialConfig
     (report,) = fine_tune(with_overrides(trial, changes, "test"))
     swept = [name for name in report.metrics if name.startswith("wise/")]
     assert swept == ["wise/0.5/id_val/acc"]
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.1])
-def test_a_point_outside_of_the_line_is_refused(alpha: float, trial: TrialConfig) -> None:
-    with pytest.raises(ConfigError, match=r"eval\.wise_alphas"):
-        with_overrides(trial, {"eval.wise_alphas": [alpha]}, "test")

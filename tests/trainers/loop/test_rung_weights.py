@@ -1,8 +1,9 @@
-"""Averaged weights at rungs, against the sum that they come to."""
+"""Averaged weights, those of rungs and those of EMA, against the sum that they come to."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from trainers.fine_tune import fine_tune
 from trainers.loop.state import start
 
 STEPS = 8
-D = 1 - 4 / STEPS
+EMA = {"name": "ema", "ema_decay": 0.6}
 
 
 @pytest.fixture
@@ -32,20 +33,24 @@ def raw(config: TrialConfig) -> TrialConfig:
     return with_overrides(config, {"eval.rung_weights": "raw"}, "test")
 
 
-def test_rungs_evaluate_and_save_the_average(averaged: TrialConfig, tmp_path: Path) -> None:
-    points = [{n: v.clone() for n, v in start(averaged).weights.items()}]
-    for report in fine_tune(averaged):
+@pytest.mark.parametrize(("method", "d"), [({"name": "ft"}, 1 - 4 / STEPS), (EMA, 0.6)])
+def test_the_average_is_evaluated_and_saved(
+    method: dict[str, Any], d: float, averaged: TrialConfig, tmp_path: Path
+) -> None:
+    config = with_overrides(averaged, {"method": method}, "test")
+    points = [{n: v.clone() for n, v in start(config).weights.items()}]
+    for report in fine_tune(config):
         points.append({n: v.clone() for n, v in report.run.weights.items()})
         if report.step == 3:
             report.save(tmp_path)
             break
-    shares = [D**3, (1 - D) * D**2, (1 - D) * D, 1 - D]
+    shares = [d**3, (1 - d) * d**2, (1 - d) * d, 1 - d]
     kept = load_file(tmp_path / WEIGHTS)
     for name in points[0]:
         tensors = [point[name].double().numpy() for point in points]
         average = sum(share * w for share, w in zip(shares, tensors, strict=True))
         np.testing.assert_allclose(kept[name].numpy(), average, rtol=0, atol=2e-7)
-    images, labels = by_open_clip.images_of(averaged)
+    images, labels = by_open_clip.images_of(config)
     of_average = cross_entropy(by_open_clip.logits(images, kept), labels)
     assert report.metrics["id_val/nll"] == pytest.approx(of_average, rel=1e-4)
     of_raw = cross_entropy(by_open_clip.logits(images, kept | points[-1]), labels)
@@ -76,11 +81,12 @@ def test_the_average_survives_a_resume(averaged: TrialConfig, tmp_path: Path) ->
 
 
 def test_a_method_with_an_average_of_its_own_evaluates_that(averaged: TrialConfig) -> None:
-    method = {"method": {"name": "ema", "ema_decay": 0.6}}
-    config = with_overrides(averaged, method, "test")
+    config = with_overrides(averaged, {"method": EMA}, "test")
     reports = list(fine_tune(config))
     assert reports[-1].run.rung_average is None
     assert [untimed(report) for report in reports] == curve(raw(config))
+    losses = [report["train/loss"] for report in curve(raw(averaged))]
+    assert [report.metrics["train/loss"] for report in reports] == losses
 
 
 def test_wise_ft_interpolates_towards_the_average(averaged: TrialConfig) -> None:

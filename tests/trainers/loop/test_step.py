@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tests.trainers.curves import PARTS, assert_near, curve, short
+from tests.trainers.curves import PARTS, assert_near, curve, first_batch, short
 from tests.trainers.loop.short_memory import limit_images
 from trainers import fine_tune as loop
 from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import TrainState, open_images, start
+from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
 
 
@@ -102,11 +102,6 @@ def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(trial: TrialConfig)
     stepped = dict(report.run.student.named_parameters())
     for name, parameter in run.student.named_parameters():
         assert torch.allclose(stepped[name], parameter, atol=1e-6), name
-
-
-def first_batch(run: TrainState) -> tuple[torch.Tensor, torch.Tensor]:
-    data = run.config.data
-    return next(loop.training_batches(run, open_images(data, data.id_domain, "train")))
 
 
 LimitImages = Callable[..., None]

@@ -50,28 +50,19 @@ class Looks:
 
 
 def test_every_image_is_seen_once_before_any_is_seen_twice(run: TrainState) -> None:
-    batches, _ = Looks(run).of(run, 12)
+    """In an order of its own, though the files are sorted by class, that the seed alone decides."""
+    looks = Looks(run)
+    batches, losses = looks.of(run, 12)
     assert [len(batch) for batch in batches] == 12 * [BATCH]
     order = [place for batch in batches for place in batch]
     epochs = [order[start : start + 24] for start in range(0, 120, 24)]
     assert all(sorted(epoch) == list(range(24)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5
-
-
-def test_a_batch_mixes_classes_that_lie_one_after_the_other(run: TrainState) -> None:
-    looks = Looks(run)
-    assert looks.labels == sorted(looks.labels)
-    batches, _ = looks.of(run, 12)
     assert all(len({looks.labels[place] for place in batch}) >= 5 for batch in batches)
     assert len(set(looks.labels[:BATCH])) < 5
-
-
-def test_the_order_depends_on_the_seed_alone(run: TrainState) -> None:
-    looks = Looks(run)
-    batches, losses = looks.of(run, 3)
-    assert looks.of(run, 3) == (batches, losses)
+    assert looks.of(run, 12) == (batches, losses)
     other_seed = replace(run, config=run.config.model_copy(update={"seed": 1}))
-    assert looks.of(other_seed, 3)[0] != batches
+    assert looks.of(other_seed, 12)[0] != batches
 
 
 def test_two_workers_see_halves_of_the_batches_that_one_sees(run: TrainState) -> None:

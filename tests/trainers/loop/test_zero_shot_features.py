@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainers.curves import changed
+from tests.trainers.curves import changed, first_batch
 from tests.trainers.installed import install
 from tests.trainers.methods.contract import configured, untimed
 from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.transforms import normalise
-from trainers.fine_tune import fine_tune, training_batches
-from trainers.loop.state import TrainState, load_split, open_images, start
+from trainers.fine_tune import fine_tune
+from trainers.loop.state import TrainState, load_split, start
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.texts.random_texts import random_texts
 
@@ -35,12 +35,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def trial(trial: TrialConfig) -> TrialConfig:
     return changed(trial, zero_shot_cache_gb=1)
-
-
-def first_views(run: TrainState) -> torch.Tensor:
-    data = run.config.data
-    views, _ = next(training_batches(run, open_images(data, data.id_domain, "train")))
-    return views
 
 
 def shared(run: TrainState, views: torch.Tensor, at_once: int = 8) -> torch.Tensor:
@@ -64,7 +58,7 @@ def test_features_of_views_are_open_clips(trial: TrialConfig, change: dict[str, 
     """Each configuration finds its own, beside those of others."""
     for config in (trial, changed(trial, **change)):
         run = start(config)
-        views = first_views(run)
+        views, _ = first_batch(run)
         for at_once in (8, 3, 8):
             found = shared(run, views, at_once).numpy()
             expected = by_open_clip(run, views).numpy()
@@ -136,7 +130,7 @@ def test_a_resumed_run_may_find_another_cache(
 
 def test_other_weights_have_features_of_their_own(trial: TrialConfig) -> None:
     run = start(trial)
-    views, images = first_views(run), load_split(trial, "val")["sketch"]
+    (views, _), images = first_batch(run), load_split(trial, "val")["sketch"]
     before = shared(run, views), run.zero_shot_features.of_images(images)
     run.zero_shot = replace(run.zero_shot, clip=copy.deepcopy(run.zero_shot.clip))
     with torch.no_grad():

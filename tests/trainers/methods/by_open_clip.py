@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.trainers.curves import short
-from trainers import fine_tune as loop
+from tests.trainers.curves import first_batch, short
 from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
-from trainers.loop.state import TrainState, load_split, open_images, start
+from trainers.loop.state import TrainState, load_split, start
 from trainers.loop.step import Stepper
 from trainers.models.config import ModelConfig
 from trainers.models.image import image_input
@@ -77,8 +76,8 @@ def take_step(
         for parameter in run.student.trained.values():
             parameter.add_(moved * torch.randn(parameter.shape, generator=noise))
     weights = {name: value.clone() for name, value in run.student.plain_state().items()}
-    run.progress.step, data = number, run.config.data
-    views, labels = next(loop.training_batches(run, open_images(data, data.id_domain, "train")))
+    run.progress.step = number
+    views, labels = first_batch(run)
     loss, task, reg, _ = Stepper(run).step(number, views, labels, lr=1e-3).tolist()
     images = normalise(views, run.zero_shot.image_input)
     return Taken(run, weights, images, labels.tolist(), loss, task, reg)

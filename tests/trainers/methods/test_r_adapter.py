@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tests.trainers.methods.by_hand import (
     assert_gradient,
     at,
-    contrastive,
     log_softmax,
     random_batch,
 )
@@ -63,14 +62,6 @@ def test_loss_and_its_gradients_equal_the_sum_over_pairs(zero_shot: ZeroShotMode
     assert loss.total.item() == pytest.approx(of(f, t), rel=1e-10)
     assert_gradient(batch.student.features, lambda x: of(x, t), f)
     assert_gradient(batch.student.text_features, lambda x: of(f, x), t)
-
-
-def test_with_distinct_classes_it_is_the_contrastive_loss(zero_shot: ZeroShotModel) -> None:
-    batch = random_batch(classes=(0, 1, 2, 3))
-    plain = ResidualAdapter(margin=0, label_smoothing=0)
-    scores = 7 * batch.student.features @ batch.student.text_features[0].T
-    expected = contrastive(scores.detach().numpy())
-    assert plain.loss(batch, at(zero_shot, 0)).total.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_a_batch_of_one_class_has_only_positives(zero_shot: ZeroShotModel) -> None:

@@ -87,16 +87,6 @@ def test_a_batch_of_one_class_has_nothing_to_compare() -> None:
     assert not batch.student.features.grad.any()
 
 
-def test_its_weight_falls_linearly_to_0_unless_told_otherwise(zero_shot: ZeroShotModel) -> None:
-    batch = random_batch(classes=CLASSES, kinds=2)
-
-    def weights(method: StarFineTuning) -> list[float]:
-        return [method.loss(batch, at(zero_shot, n, steps=4)).reg_weight for n in range(4)]
-
-    assert weights(STAR_FT) == pytest.approx([0.5, 0.375, 0.25, 0.125])
-    assert weights(StarFineTuning(reg_weight=2, reg_schedule="constant")) == [2, 2, 2, 2]
-
-
 def test_a_spurious_text_is_the_caption_in_a_template(zero_shot: ZeroShotModel) -> None:
     labels, draw = [0, 2, 1], StepRandom(0, 9, batch_size=3)
     captions, spurious = STAR_FT.texts(labels, zero_shot.prompts, draw)
