@@ -77,8 +77,7 @@ class Exchange:
     async def training(self, worker: bytes) -> None:
         """Start the clock of the next report: everything that it needs is on this machine.
 
-        Args:
-            worker: pickled handle of the first worker.
+        `worker` is the pickled handle of the first worker.
         """
         self._began, self._worker = time.monotonic(), worker
 

@@ -44,11 +44,9 @@ class Drift:
     """s of the zero-shot model."""
 
     def of(self, features: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Energy gaps and distortions, (B,) each, float64.
+        """Energy gaps and distortions, (B,) each, float64, of L2-normalised features (B, D).
 
-        Args:
-            features: (B, D), L2-normalised.
-            first: index of the first of them in the worker's share.
+        The first of them is of the image with the index `first` in the worker's share.
         """
         zero_shot = self.zero_shot_features[first : first + len(features)]
         shift = (features - zero_shot.to(features.device)).double()

@@ -24,11 +24,7 @@ from trainers.data.dataset import ImageDataset
 class Predictions:
     """Labels and predictions of the images of one domain, in the label space of the domain.
 
-    Args:
-        images: of one domain and split.
-        class_map: from the ID classes to the domain's own.
-        zero_shot: L2-normalised zero-shot features (B, D) to logits (B, K) of the ID classes.
-        rank: of this worker, which evaluates its share.
+    `zero_shot` maps L2-normalised zero-shot features (B, D) to logits (B, K) of the ID classes.
     """
 
     def __init__(
@@ -48,13 +44,9 @@ class Predictions:
         self._own, self._world_size = self._values[rank::world_size], world_size
 
     def add(self, first: int, labels: Tensor, logits: Tensor, zero_shot_features: Tensor) -> None:
-        """Note a batch.
+        """Note a batch, whose first image has the index `first` in the worker's share.
 
-        Args:
-            first: index of its first image in the worker's share.
-            labels: (B,) of the domain.
-            logits: (B, K) of the ID classes.
-            zero_shot_features: (B, D).
+        Labels (B,) are those of the domain, logits (B, K) those of the ID classes.
         """
         rows = self._own[first : first + len(labels)]
         rows[:, 0] = self._class_map.columns(labels)

@@ -8,14 +8,7 @@ from trainers.config import OptimConfig
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig, peak: float | None = None) -> float:
-    """Linear warm-up over the first steps, then a cosine to 0.
-
-    Args:
-        step: counted from 0.
-        steps: of the whole schedule.
-        optim: the warm-up, and the default of the peak.
-        peak: learning rate at the end of the warm-up.
-    """
+    """Linear warm-up to the peak, by default `optim.lr`, then a cosine to 0; `step` is from 0."""
     warmup, peak = round(optim.warmup_fraction * steps), optim.lr if peak is None else peak
     if step < warmup:
         return peak * (step + 1) / warmup

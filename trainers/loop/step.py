@@ -54,9 +54,6 @@ class Stepper:
     agree on that, which is impossible in the middle of DDP's reductions: so the first steps, which
     may not fit, average their gradients afterwards. In any later step, and in sharded models, an
     out-of-memory error of one of several workers is raised, and the trial fails.
-
-    Args:
-        run: its state at the time when training begins or is resumed.
     """
 
     def __init__(self, run: TrainState) -> None:
@@ -74,11 +71,9 @@ class Stepper:
         """Take one optimiser step; return loss, task loss, regulariser and gradient norm, float64.
 
         Args:
-            number: of the step, from 0.
-            views: (B, 3, H, W) uint8, this worker's share of the step's batch. The zero-shot
-                model's features of them are stored and found by the number of the step.
+            number: of the step, from 0. By it, features of the zero-shot model are stored.
+            views: (B, 3, H, W) uint8, this worker's share of the step's batch.
             labels: (B,) int64.
-            lr: learning rate.
 
         Raises:
             OutOfMemoryError: single images do not fit, or other workers wait for this one.

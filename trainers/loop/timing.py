@@ -14,11 +14,7 @@ from trainers.loop.state import Mark, TrainState
 
 
 class Clock:
-    """Measures what a run reports of its training and its cost.
-
-    Args:
-        run: its state at the time when training begins or is resumed.
-    """
+    """Measures what a run reports of its training and its cost, from when it begins or resumes."""
 
     def __init__(self, run: TrainState) -> None:
         self.run = run

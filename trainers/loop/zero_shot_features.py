@@ -56,10 +56,7 @@ class ZeroShotFeatures:
     """The zero-shot model's features for one worker of a run, on the model's device.
 
     If `zero_shot_cache_gb` is 0, they are computed at every call and not rounded. Make it before
-    the model is sharded or compiled.
-
-    Args:
-        compiled: whether the zero-shot model's image encoder will be compiled.
+    the model is sharded or `compiled`.
     """
 
     def __init__(

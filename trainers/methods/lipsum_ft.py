@@ -183,11 +183,8 @@ def energy_gap(
 ) -> Tensor:
     """Half the mean squared change of the scaled image-text scores, a scalar.
 
-    Args:
-        features: (B, D), L2-normalised.
-        zero_shot_features: (B, D), L2-normalised, of the same views.
-        text_features: (M, D), L2-normalised.
-        logit_scale: s, the exponential of CLIP's pre-trained `logit_scale` parameter.
+    All features are L2-normalised, those of the same views (B, D) and those of texts (M, D).
+    `logit_scale` is s, the exponential of CLIP's pre-trained parameter of that name.
     """
     change = logit_scale * (features - zero_shot_features) @ text_features.T  # (B, M)
     return change.square().mean() / 2
