@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +28,7 @@ from trainers.embedded_benchmark.build import available_cores
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
 from tuning.config.validation import load_config
-from tuning.confirmation.statistics import estimate, paired_difference
+from tuning.confirmation.statistics import paired_difference
 
 METHODS = {
     "FT": {"method": {"name": "ft"}},
@@ -99,17 +100,13 @@ def table(rows: list[dict[str, Any]], base: TrialConfig) -> Table:
     return shown
 
 
-def _by_seed(rows: list[dict[str, Any]], column: str) -> dict[int, float]:
-    return {row["seed"]: row[column] for row in rows}
-
-
 def _mean(rows: list[dict[str, Any]], column: str) -> float:
-    return estimate(list(_by_seed(rows, column).values())).mean
+    return fmean(row[column] for row in rows)
 
 
 def _difference(better: list[dict[str, Any]], worse: list[dict[str, Any]], column: str) -> str:
     """Mean and half the 95 % interval of the differences seed by seed."""
-    ours, its = _by_seed(better, column), _by_seed(worse, column)
+    ours, its = ({row["seed"]: row[column] for row in rows} for rows in (better, worse))
     if -1 in its:  # the zero-shot model is one row: no seed changes it
         its = dict.fromkeys(ours, its[-1])
     found = paired_difference(ours, its)

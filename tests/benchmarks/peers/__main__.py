@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import shlex
-import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -31,6 +31,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.spread import spread
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.data_root import EMBEDDED, resolve_root
 from tuning.config.validation import load_config
@@ -184,14 +185,14 @@ def same_trials(runs: dict[str, list[Run]], job: Job) -> Table:
         cells = []
         for measure in ("wall", "cpu"):
             own = [getattr(run, measure) for run in found]
-            cells.append(spread(own, ".0f"))
+            cells.append(spread(own, ".0f", fmean))
             base = [getattr(run, measure) for run in runs.get(OURS, [])]
-            cells.append(spread([a / b for a, b in zip(own, base, strict=False)], ".2f"))
+            cells.append(spread([a / b for a, b in zip(own, base, strict=False)], ".2f", fmean))
         gaps = []
         for run, base in zip(found, runs.get(OURS, []), strict=False):
             own, their = run.final(job["steps"]), base.final(job["steps"])
-            gaps.append(statistics.mean(own[key] - their[key] for key in their))
-        table.add_row(name, *cells, spread(gaps, "+.2f"))
+            gaps.append(fmean(own[key] - their[key] for key in their))
+        table.add_row(name, *cells, spread(gaps, "+.2f", fmean))
     return table
 
 
@@ -205,20 +206,12 @@ def to_the_best(runs: dict[str, list[Run]], job: Job) -> Table:
         until = [run.seconds_to(goal, job["steps"]) for run, goal in zip(found, peers, strict=True)]
         table.add_row(
             name,
-            spread(best[name], ".2f"),
-            spread([run.wall for run in found], ".0f"),
-            spread([run.cpu for run in found], ".0f"),
+            spread(best[name], ".2f", fmean),
+            spread([run.wall for run in found], ".0f", fmean),
+            spread([run.cpu for run in found], ".0f", fmean),
             ", ".join("not reached" if s is None else f"{s:.0f}" for s in until),
         )
     return table
-
-
-def spread(values: list[float], shown: str) -> str:
-    """Mean, and the range of several values."""
-    if not values:
-        return ""
-    least, most = f"{min(values):{shown}}", f"{max(values):{shown}}"
-    return f"{statistics.mean(values):{shown}}" + (f" ({least} to {most})" if least != most else "")
 
 
 if __name__ == "__main__":

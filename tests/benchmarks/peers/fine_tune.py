@@ -100,9 +100,10 @@ def train(
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in image_statistics(zero_shot))
+    pixels_of = zero_shot.image_input
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (pixels_of.mean, pixels_of.std))
     images = ImageDataset(resolve_root(DATA.root), DATA.id_domain, "train")
-    views = TrainViews(images, zero_shot.image_input.size)
+    views = TrainViews(images, pixels_of.size)
     loader = DataLoader(views, BATCH_SIZE, shuffle=True, drop_last=True)
 
     step, began, sums = 0, time.time(), torch.zeros(2)
@@ -127,18 +128,12 @@ def train(
             if step % every == 0 or step == steps:
                 metrics = evaluate(visual, head, scale, mean, std)
                 metrics |= {"step": step, "seconds": time.time() - began}
-                metrics |= {"train/task_loss": float(sums[0]), "train/reg": float(sums[1])}
-                metrics["train/task_loss"] /= every
-                metrics["train/reg"] /= every
+                task_loss, reg = (total / every for total in sums.tolist())
+                metrics |= {"train/task_loss": task_loss, "train/reg": reg}
                 sums.zero_()
                 yield metrics, {"visual": visual.state_dict(), "head": head.detach()}
             if step == steps:
                 break
-
-
-def image_statistics(zero_shot: ZeroShotModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels that the image encoder expects."""
-    return zero_shot.image_input.mean, zero_shot.image_input.std
 
 
 @torch.no_grad()
