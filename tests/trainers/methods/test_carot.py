@@ -88,12 +88,6 @@ def test_the_first_step_does_not_distil(zero_shot: ZeroShotModel) -> None:
     assert method.loss(batch, at(zero_shot, 1)).reg.item() > 0
 
 
-def test_without_distillation_it_has_no_average() -> None:
-    method = CaRot(distillation_weight=0)
-    assert not method.needs_average
-    assert method.average_decay(0, 10) is None
-
-
 def test_orthonormal_projections_have_no_penalty(zero_shot: ZeroShotModel) -> None:
     orthonormal, none = nn.Parameter(torch.eye(6, 4)), nn.Parameter(torch.zeros(3, 4))
     weights = {"visual.proj": orthonormal, "text.clip.text_projection": none}
