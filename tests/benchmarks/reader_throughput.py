@@ -4,27 +4,22 @@ Makes photographs of ImageNet's usual size as class folders, prepares them as th
 their short side made 256, and reads all three in turn, round after round, with two loader
 processes each: what changes between the rounds, such as other work on the machine, then meets all
 alike, and the ratios of a round mean something where its absolute figures do not. They say how many
-times as fast as `ImageFolder` a reader is, or how many times less CPU it needs; of the starts, what
-share of its time one takes.
+times as fast as `ImageFolder` a reader is, or how many times less CPU it needs.
 
 - `ImageFolder`: torchvision's class with the plain recipe: random resized crop to 224, flip,
   `ToTensor`, `Normalize`, all in the loader processes.
 - `reader` and `reader, resized`: `ImageDataset` and `train_batches`, as a trial uses them. Batches
   are uint8; a GPU normalises them in next to no time.
 - `... normalised here`: the same, normalised in this process, which on a CPU takes its share.
-
-Then the start: from nothing opened to the end of a first pass over the images, the files' pages
-dropped from the system's cache as far as it lets go of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +33,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from tests.benchmarks.spread import spread
 from trainers.config import DataConfig
-from trainers.data.cache.arrow_cache import CACHE_VARIABLE, cache_folder
+from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.dataset import ImageDataset, train_batches
 from trainers.data.encoding import EncodeOptions
 from trainers.data.formats import LAYOUTS
@@ -52,7 +48,6 @@ from trainers.models.image import ImageInput
 
 WORKERS, BATCH, SHORT_SIDE = 2, 64, 256
 INPUT = ImageInput(224, (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758))
-ARROW = "arrow"
 
 Batches = Iterable[Any]
 
@@ -151,38 +146,6 @@ def measure(open_batches: Callable[[], Batches]) -> Speed:
     return Speed(count * BATCH / seconds, cpu_s * 1e3 / ((count + 1) * BATCH))
 
 
-def forget(folder: Path) -> None:
-    """Drop the pages of all files below from the system's cache."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def start(open_batches: Callable[[], Batches], *folders: Path) -> float:
-    """Seconds until a first pass is over."""
-    for folder in folders:
-        forget(folder)
-    began = time.perf_counter()
-    for _ in open_batches():
-        pass
-    return time.perf_counter() - began
-
-
-def without_cache(root: Path) -> Batches:
-    """Ours, on a machine that has never seen these images."""
-    for path in cache_folder().glob("*.arrow"):
-        path.unlink()
-    return reader(root, 1)
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Median, least and greatest."""
-    middle = statistics.median(values)
-    return f"{middle:.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -193,7 +156,7 @@ def main() -> None:
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        os.environ[CACHE_VARIABLE] = str(base / ARROW)
+        os.environ[CACHE_VARIABLE] = str(base / "arrow")
         tree, whole, small = base / "tree", base / "whole", base / "small"
         make_tree(tree, arguments.images)
         prepare(tree, whole, EncodeOptions())
@@ -203,10 +166,9 @@ def main() -> None:
             console.print(f"images {name}: {size / arguments.images / 1e3:.0f} kB each")
         console.print(
             f"{arguments.images} images, {WORKERS} loader processes, {os.cpu_count()} cores, "
-            f"torch {torch.__version__}, medians of {arguments.rounds} rounds [least, greatest]"
+            f"torch {torch.__version__}, medians of {arguments.rounds} rounds (least to greatest)"
         )
         console.print(throughput(tree, whole, small, arguments.rounds, arguments.passes))
-        console.print(starts(tree, whole, small, base / ARROW, arguments.rounds))
 
 
 def throughput(tree: Path, whole: Path, small: Path, rounds: int, passes: int) -> Table:
@@ -221,34 +183,17 @@ def throughput(tree: Path, whole: Path, small: Path, rounds: int, passes: int) -
     for open_batches in readers.values():
         measure(open_batches)
     speeds = [{name: measure(opened) for name, opened in readers.items()} for _ in range(rounds)]
-    table = Table("warm", "images / s", "ratio, by round", "CPU ms / image", "ratio, by round")
+    table = Table("", "images / s", "ratio, by round", "CPU ms / image", "ratio, by round")
     for name in readers:
         own, theirs = [r[name] for r in speeds], [r["ImageFolder"] for r in speeds]
         pairs = list(zip(own, theirs, strict=True))
         table.add_row(
             name,
-            spread([o.images_per_s for o in own], 0),
-            spread([o.images_per_s / t.images_per_s for o, t in pairs], 2),
-            spread([o.cpu_ms for o in own], 2),
-            spread([t.cpu_ms / o.cpu_ms for o, t in pairs], 2),
+            spread([o.images_per_s for o in own], ".0f"),
+            spread([o.images_per_s / t.images_per_s for o, t in pairs]),
+            spread([o.cpu_ms for o in own]),
+            spread([t.cpu_ms / o.cpu_ms for o, t in pairs]),
         )
-    return table
-
-
-def starts(tree: Path, whole: Path, small: Path, arrow: Path, rounds: int) -> Table:
-    """Opening and a first pass, pages dropped before."""
-    openings: dict[str, tuple[Callable[[], Batches], Path]] = {
-        "ImageFolder": (lambda: image_folder(tree, 1), tree),
-        "reader": (lambda: reader(whole, 1), arrow),
-        "reader, resized": (lambda: reader(small, 1), arrow),
-        "reader, nothing converted yet": (lambda: without_cache(whole), whole),
-        "reader, resized, nothing converted yet": (lambda: without_cache(small), small),
-    }
-    seconds = [{name: start(*opening) for name, opening in openings.items()} for _ in range(rounds)]
-    table = Table("uncached: opening and first pass", "seconds", "ratio, by round")
-    for name in openings:
-        ratios = [of_round[name] / of_round["ImageFolder"] for of_round in seconds]
-        table.add_row(name, spread([s[name] for s in seconds], 2), spread(ratios, 2))
     return table
 
 

@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.gpu import synchronise
+from tests.benchmarks.gpu import CLASSES, synchronise
 from trainers import fine_tune as training
 from trainers.config import TrialConfig
 from trainers.embedded_benchmark.build import ImageCounts, build
@@ -37,7 +37,6 @@ from trainers.loop.state import load_split, open_images, start
 from trainers.loop.step import Stepper
 from trainers.loop.timing import Clock
 
-CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella", "banana", "bird")
 MODELS: dict[str, dict[str, Any]] = {
     "tiny-clip": {
         "model": {"name": "tiny-clip"},
