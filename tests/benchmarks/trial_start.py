@@ -15,7 +15,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ray._private.state import actors  # without a dashboard, `list_actors` has 
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.spread import spread
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
@@ -133,16 +134,6 @@ def fresh(file: SearchFile, folder: Path) -> float:
     return time.time() - began - last["cost/seconds"]
 
 
-def row(name: str, seconds: Sequence[float]) -> tuple[str, ...]:
-    """Median and range."""
-    return (
-        name,
-        str(len(seconds)),
-        f"{statistics.median(seconds):.2f}",
-        f"{min(seconds):.2f} to {max(seconds):.2f}",
-    )
-
-
 def main() -> None:
     """Run both in turn, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -161,10 +152,13 @@ def main() -> None:
             options = SearchOptions(callbacks=[watch], console=Console(quiet=True))
             start_search(file, options)
             alone.append(fresh(file, storage))
-    table = Table("", "trials", "median, s", "range, s")
-    table.add_row(*row("in the workers of a search, to the first step", watch.before))
-    table.add_row(*row("in the workers of a search, beside the loop", watch.beside))
-    table.add_row(*row("in processes of its own, both", alone))
+    table = Table("", "trials", "s, median and range")
+    for name, seconds in (
+        ("in the workers of a search, to the first step", watch.before),
+        ("in the workers of a search, beside the loop", watch.beside),
+        ("in processes of its own, both", alone),
+    ):
+        table.add_row(name, str(len(seconds)), spread(seconds))
     Console(width=100).print(table)
 
 
