@@ -18,23 +18,25 @@ import argparse
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import optuna
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 from rich.table import Table
 
 from search_spaces import SearchSpace
+from tests.benchmarks.contenders import CONTENDERS, STOCK
 from tests.benchmarks.curve_table import unit_point
 from tests.benchmarks.record_curves import record
 from tests.benchmarks.simulate import Setting, recorded_setting
+from tests.benchmarks.spread import spread
 from tests.benchmarks.surface import Surfaces, prior_center
 from trainers.data.data_root import resolve_root
 from trainers.fine_tune import fine_tune
@@ -113,14 +115,8 @@ def stock(seed: int, folder: Path, setting: Setting) -> Found:
         for report in fine_tune(file.trial_config({**config, "seed": seed})):
             tune.report({METRIC: report.metrics[METRIC], "step": report.step})
 
-    objective: dict[str, Any] = {"metric": METRIC, "mode": "max"}
-    points = [dict(point) for point in space.initial_points]
-    searcher = OptunaSearch(
-        space.distributions(), points_to_evaluate=points, seed=seed, **objective
-    )
-    scheduler = ASHAScheduler(
-        time_attr="step", max_t=STEPS, grace_period=RUNG, reduction_factor=FACTOR, **objective
-    )
+    problem = replace(setting.problem, space=space, points=tuple(space.initial_points))
+    searcher, scheduler = CONTENDERS[STOCK].create(problem, seed)
     ray.init(num_cpus=2, include_dashboard=False)
     results = tune.Tuner(
         tune.with_resources(train, {"cpu": 1}),
@@ -188,30 +184,23 @@ def summary(found: dict[str, dict[str, Found]], surfaces: Surfaces, space: Searc
     for title in ("", "searches", "whole trials", "as searched", fresh, "- ours", "by the surface"):
         shown.add_column(title, justify="right" if title else "left")
     shown.add_column(f"within {CLOSE}", justify="right")
-    base = [np.mean(search["fresh"]) for search in found[OURS].values()]
+    base = [fmean(search["fresh"]) for search in found[OURS].values()]
     for name, searches in found.items():
         points = [unit_point(space, search["params"]) for search in searches.values()]
         finals = surfaces.at(np.array(points))[:, -1, 0]
-        again = [np.mean(search["fresh"]) for search in searches.values() if "fresh" in search]
+        again = [fmean(search["fresh"]) for search in searches.values() if "fresh" in search]
         close = sum(surfaces.best - final <= CLOSE for final in finals)
         shown.add_row(
             name,
             str(len(searches)),
-            spread([search["steps"] / STEPS for search in searches.values()], ".1f"),
-            spread([search["value"] for search in searches.values()]),
-            spread(again),
-            spread([a - b for a, b in zip(again, base, strict=False)], "+.2f"),
-            spread(list(finals)),
+            spread([search["steps"] / STEPS for search in searches.values()], ".1f", fmean),
+            spread([search["value"] for search in searches.values()], middle=fmean),
+            spread(again, middle=fmean),
+            spread([a - b for a, b in zip(again, base, strict=False)], "+.2f", fmean),
+            spread(list(finals), middle=fmean),
             f"{close} of {len(searches)}",
         )
     return shown
-
-
-def spread(values: list[Any], shown: str = ".2f") -> str:
-    """Mean, least and greatest; nothing for no values."""
-    if not values:
-        return ""
-    return f"{np.mean(values):{shown}} ({min(values):{shown}} to {max(values):{shown}})"
 
 
 def main() -> None:

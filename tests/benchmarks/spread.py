@@ -1,0 +1,18 @@
+"""How the tables of benchmarks show several values of one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+
+def spread(
+    values: Sequence[float],
+    digits: str = ".2f",
+    middle: Callable[[Sequence[float]], float] = median,
+) -> str:
+    """The middle of the values and their range, if they differ; nothing for no values."""
+    if not values:
+        return ""
+    least, most = f"{min(values):{digits}}", f"{max(values):{digits}}"
+    return f"{middle(values):{digits}}" + (f" ({least} to {most})" if least != most else "")
