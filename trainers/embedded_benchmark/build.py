@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.embedded_benchmark.classes import load_classes, split_drawings
 from trainers.embedded_benchmark.drawings import drawing
 from trainers.embedded_benchmark.render import DOMAINS, Domain, render
+from trainers.folders import temporary_folder
 
 MARKER = "benchmark.json"
 VERSION = 1  # raise it whenever the same parameters give other images than before
@@ -72,17 +72,17 @@ def build(
     description = _description(seed, size, images, chosen)
     if _is_built(root, description):
         return root
-    _refuse_foreign(root)
+    if root.exists() and not (root / MARKER).is_file() and any(root.iterdir()):
+        raise FileExistsError(f"{root} has contents that are no benchmark; choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as temporary:
-        built = Path(temporary) / "benchmark"
+    with temporary_folder(f".{root.name}.lipsum-tune-unfinished-", root.parent) as built:
         render_class = partial(_render_class, seed, size, images)
         parts = _rendered(render_class, chosen, workers or available_cores(), progress)
         for (domain, split), rows in parts.items():
             metadata = dataset_metadata() | {"domain": domain, "split": split}
             write_images(part_path(built, domain, split), rows, list(chosen), metadata)
         (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        _install(built, root, Path(temporary) / "replaced", description)
+        _install(built, root, description)
     return root
 
 
@@ -130,11 +130,6 @@ def _is_built(root: Path, description: dict[str, object]) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.get("fingerprint") == description["fingerprint"]
-
-
-def _refuse_foreign(root: Path) -> None:
-    if root.exists() and not (root / MARKER).is_file() and any(root.iterdir()):
-        raise FileExistsError(f"{root} has contents that are no benchmark; choose another folder")
 
 
 def _render_class(
@@ -186,21 +181,13 @@ def _rendered(
     return gathered
 
 
-def _install(built: Path, root: Path, replaced: Path, description: dict[str, object]) -> None:
+def _install(built: Path, root: Path, description: dict[str, object]) -> None:
     """Move the finished folder into place unless another process was faster."""
-    while True:
-        if _is_built(root, description):
-            return
-        try:
-            built.rename(root)  # fails if the folder exists and is not empty
-        except OSError:
-            if not root.exists():
-                raise
-        else:
-            return
-        _refuse_foreign(root)
-        try:
-            root.rename(replaced)
-        except FileNotFoundError:
-            continue  # another process took the old one away
-        shutil.rmtree(replaced)
+    if (root / MARKER).is_file() and not _is_built(root, description):
+        shutil.rmtree(root)
+    built.chmod(0o755)
+    try:
+        built.replace(root)  # fails if the folder exists and is not empty
+    except OSError:
+        if not _is_built(root, description):
+            raise
