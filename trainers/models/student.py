@@ -7,8 +7,9 @@ A method's `prepare` chooses one of `train_image_encoder`, `train_both_encoders`
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from trainers.models.adapters import Adapters
 from trainers.models.image import pooled_features
-from trainers.models.text import encode_tokens, ends_at_the_end_token
+from trainers.models.text import encode_tokens
 from trainers.models.zero_shot import ZeroShotModel
 
 NOT_TRAINED = ("text_decoder.", "logit_bias")
@@ -44,11 +45,6 @@ class TextTower(nn.Module):
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
         self.clip = copy.deepcopy(clip, {id(clip.visual): None})
-
-    @property
-    def ends_at_the_end_token(self) -> bool:
-        """Whether the features do not depend on tokens behind the end token."""
-        return ends_at_the_end_token(self.clip)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -162,20 +158,10 @@ class Student(nn.Module):
         features = self.head.new_zeros(0, self.head.shape[1])
         if images is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.head_alone):
-                if self.visual_adapters is None:
-                    pooled = pooled_features(self.visual, images)
-                else:
-                    weights = self.visual_adapters.merged(self.visual)
-                    pooled = pooled_features(
-                        lambda pixels: functional_call(self.visual, weights, (pixels,)), images
-                    )
+                pooled = pooled_features(_with(self.visual_adapters, self.visual), images)
             features = functional.normalize(pooled.float(), dim=-1)
         if tokens is not None and self.text is not None:
-            flat = tokens.flatten(0, 1)
-            if self.text_adapters is None:
-                encoded = self.text(flat)
-            else:
-                encoded = functional_call(self.text, self.text_adapters.merged(self.text), (flat,))
+            encoded = _with(self.text_adapters, self.text)(tokens.flatten(0, 1))
             # Cloned, as FSDP does not allow views as outputs of its modules.
             texts = encoded.unflatten(0, tokens.shape[:2]).clone()
             return Outputs(features, features.new_zeros(len(features), 0), texts, scale)
@@ -199,6 +185,14 @@ class Student(nn.Module):
             merged = self.text_adapters.merged(self.text)
             state |= {f"text.{k.removeprefix('clip.')}": value for k, value in merged.items()}
         return state | {"head": self.head.detach()}
+
+
+def _with(adapters: Adapters | None, encoder: nn.Module) -> Callable[[Tensor], Any]:
+    """The encoder, with the adapters merged into its weights."""
+    if adapters is None:
+        return encoder
+    weights = adapters.merged(encoder)
+    return lambda inputs: functional_call(encoder, weights, (inputs,))
 
 
 def _plain(module: nn.Module) -> dict[str, Tensor]:
