@@ -1,4 +1,4 @@
-"""The Hugging Face hub: files are looked up before a worker starts, and downloaded once."""
+"""The Hugging Face hub: files are looked up before a worker starts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import huggingface_hub
 import open_clip
-import platformdirs
-from filelock import FileLock
 
 from trainers.errors import ConfigError, first_line
 
@@ -54,20 +52,3 @@ def check_tag(name: str, tag: str) -> None:
         check_repository(
             repository, (file, safe) if file else WEIGHTS, f"model.pretrained = {tag!r}"
         )
-
-
-def fetch_weights(name: str, tag: str) -> None:
-    """Download the weights of a tag, once for all trials that start together.
-
-    Raises:
-        ConfigError: they are not available.
-    """
-    folder = platformdirs.user_cache_path("lipsum-tune")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "download.lock"):
-        check_tag(name, tag)
-        try:
-            open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
-        except (OSError, RuntimeError, ValueError) as error:
-            problem = f"the weights could not be downloaded: {first_line(error)}"
-            raise ConfigError(problem, key="model.pretrained", value=tag) from None

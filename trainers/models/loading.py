@@ -12,7 +12,6 @@ from torch import nn
 from trainers.errors import ConfigError, first_line
 from trainers.models.architecture import TEXT_TOWERS, Architecture, architecture
 from trainers.models.config import LOCAL_DIR, RANDOM, ModelConfig, is_path
-from trainers.models.hub import fetch_weights
 from trainers.models.image import square_side
 from trainers.models.text import text_facts
 from trainers.models.tokenizers import check_tokenizer
@@ -117,11 +116,7 @@ def _refuse_foreign_tower(model: ModelConfig, built: Architecture) -> None:
 def _pretrained(model: ModelConfig, built: Architecture) -> nn.Module:
     _refuse_foreign_tower(model, built)
     tag = model.pretrained
-    forced: dict[str, Any] = {}
-    if tag is not None and is_path(tag):
-        forced = dict(built.preprocessing)
-    elif tag is not None:
-        fetch_weights(built.name, tag)
+    forced = dict(built.preprocessing) if tag is not None and is_path(tag) else {}
     try:
         return open_clip.create_model(
             built.name,
@@ -133,7 +128,7 @@ def _pretrained(model: ModelConfig, built: Architecture) -> nn.Module:
         )
     except Exception as error:  # PyTorch, safetensors, pickle and open_clip all raise their own
         raise ConfigError(
-            f"the weights do not fit {built.name!r}: {misfit(error)}",
+            f"the weights cannot be loaded into {built.name!r}: {misfit(error)}",
             key="model.pretrained" if tag else "model.name",
             value=tag or model.name,
         ) from None

@@ -191,9 +191,9 @@ def test_files_that_are_cut_short_or_hold_no_tensors_are_refused(
     whole = (tmp_path / f"whole{ending}").read_bytes()
     for length in (0, 100, len(whole) // 2):
         cut.write_bytes(whole[:length])
-        assert "do not fit" in refused(name, cut, load=True)
+        assert "cannot be loaded into" in refused(name, cut, load=True)
     save({}, cut)
-    assert "do not fit" in refused(name, cut, load=True)
+    assert "cannot be loaded into" in refused(name, cut, load=True)
     if ending == ".pt":
         save({"epoch": 3}, cut)
-        assert "do not fit" in refused(name, cut, load=True)
+        assert "cannot be loaded into" in refused(name, cut, load=True)
