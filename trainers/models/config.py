@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import field_validator
+from pydantic import AfterValidator, field_validator
 
 from trainers.config_model import Frozen
 
@@ -21,6 +22,11 @@ CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin")
 """File name endings of checkpoints."""
 
 
+def _absolute(path: str) -> str:
+    """An absolute path, as workers may run in another folder."""
+    return str(Path(path).expanduser().absolute())
+
+
 class ModelConfig(Frozen):
     """Which zero-shot model is fine-tuned."""
 
@@ -31,7 +37,7 @@ class ModelConfig(Frozen):
     """A pre-trained tag of open_clip, a checkpoint's path (`.safetensors`, or `.pt`, `.pth`, `.bin`
     with tensors only), or `random`; not given if the model brings its own weights."""
 
-    tokenizer: str | None = None
+    tokenizer: Annotated[str, AfterValidator(_absolute)] | None = None
     """The model's own vocabulary, if it is not the one that open_clip would take: a byte-pair
     merges file (`.txt.gz` or `.txt`), or a Hugging Face `tokenizer.json`."""
     trust_remote_code: bool = False
@@ -51,11 +57,6 @@ class ModelConfig(Frozen):
         if pretrained is not None and is_path(pretrained):
             return _absolute(pretrained)
         return pretrained
-
-    @field_validator("tokenizer")
-    @classmethod
-    def _tokenizer_is_absolute(cls, tokenizer: str | None) -> str | None:
-        return None if tokenizer is None else _absolute(tokenizer)
 
     @property
     def longest_text(self) -> int | None:
@@ -109,8 +110,3 @@ class ModelConfig(Frozen):
 def is_path(pretrained: str) -> bool:
     """Whether this is a checkpoint's path, not a tag."""
     return "/" in pretrained or pretrained.endswith(CHECKPOINTS)
-
-
-def _absolute(path: str) -> str:
-    """An absolute path, as workers may run in another folder."""
-    return str(Path(path).expanduser().absolute())

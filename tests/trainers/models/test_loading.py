@@ -82,9 +82,6 @@ def test_weights_that_do_not_fit_are_told_by_file_and_first_keys(
     assert "missing visual.transformer.resblocks.1.ln_1.weight" in message
     assert "unexpected surplus" in message
     assert "ln_final.weight is [7] instead of [32]" in message
-    save_file({"other": torch.zeros(2)}, path)
-    with pytest.raises(ConfigError, match="cannot be loaded into"):
-        load_clip(ModelConfig(name=name, pretrained=str(path)))
 
 
 def test_a_model_that_open_clip_cannot_build_is_told_in_one_line(tmp_path: Path) -> None:
