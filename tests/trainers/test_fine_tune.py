@@ -14,7 +14,7 @@ from tests.conftest import CLASSES
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import untimed
 from trainers import models
-from trainers.checkpoints.format import STATE, TrainCurve, saved_metrics
+from trainers.checkpoints.format import STATE, TrainCurve, whole_header
 from trainers.config import TrialConfig
 from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
@@ -92,8 +92,9 @@ def test_a_run_saved_at_every_step_reports_the_same(
     images = trial.optim.batch_size * 3
     before = torch.load(tmp_path / "5" / STATE, weights_only=True)["since_report"]["seconds"]
     assert 0 < before < images / report.metrics["train/images_per_s"]
-    assert saved_metrics(folder) == report.metrics
-    assert saved_metrics(tmp_path / "4") == {}  # the weights there are not those of the report
+    assert whole_header(folder).metrics == report.metrics
+    # The weights there are not those of the report.
+    assert whole_header(tmp_path / "4").metrics == {}
 
 
 def test_the_training_curve_goes_on_between_reports(trial: TrialConfig, tmp_path: Path) -> None:

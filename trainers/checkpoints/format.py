@@ -98,6 +98,18 @@ class Header:
         """Optimizer steps done."""
         return self.progress.step
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Report on exactly these weights; empty if they were saved between reports."""
+        if not self.reports or self.reports[-1].get("step") != self.step:
+            return {}
+        return {name: value for name, value in self.reports[-1].items() if name != "step"}
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoder was trained."""
+        return any(name.startswith("text.") for name in self.shapes)
+
 
 def read_header(folder: Path | Store) -> Header | None:
     """Header of the weights in a checkpoint; None if they are missing or incomplete.
@@ -133,22 +145,17 @@ def saved_step(folder: Path | Store) -> int | None:
     return None if header is None else header.step
 
 
-def saved_metrics(folder: Path | Store) -> dict[str, float]:
-    """Report on exactly the weights in a checkpoint; empty if they were saved between reports."""
-    header = read_header(folder)
-    if header is None or not header.reports or header.reports[-1].get("step") != header.step:
-        return {}
-    return {name: value for name, value in header.reports[-1].items() if name != "step"}
-
-
-def saved_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
-    """Shapes of a checkpoint's weights by name, and its class names; no tensor is read.
+def whole_header(folder: Path | Store) -> Header:
+    """Header of the weights in a checkpoint; no tensor is read.
 
     Raises:
-        ConfigError: as `load_weights`.
+        ConfigError: they are missing or incomplete.
     """
-    header = _whole_header(folder)
-    return dict(header.shapes), header.class_names
+    store = folder if isinstance(folder, Store) else open_store(folder)
+    header = read_header(store)
+    if header is None:
+        raise ConfigError("missing or damaged", source=store.locate(WEIGHTS))
+    return header
 
 
 def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -157,7 +164,7 @@ def load_weights(folder: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     Raises:
         ConfigError: they are missing or damaged.
     """
-    header = _whole_header(folder)
+    header = whole_header(folder)
     return _checked_tensors(folder, header), header.class_names
 
 
@@ -220,7 +227,7 @@ def load_checkpoint(
             "of the data",
             source=folder,
         )
-    header = _whole_header(folder)
+    header = whole_header(folder)
     progress = Progress(**state.pop("progress"))
     if header.progress != progress:
         raise ConfigError(
@@ -232,14 +239,6 @@ def load_checkpoint(
     on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
     history = header.reports, header.train_curves
     return Checkpoint(on_device, state, progress, *history)
-
-
-def _whole_header(folder: Path) -> Header:
-    """The header of a checkpoint's weights, which are there."""
-    header = read_header(folder)
-    if header is None:
-        raise ConfigError("missing or damaged", source=folder / WEIGHTS)
-    return header
 
 
 def _checked_tensors(folder: Path, header: Header) -> dict[str, Tensor]:

@@ -18,16 +18,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from trainers.checkpoints.format import Progress, load_weights, save_weights, saved_shapes
+from trainers.checkpoints.format import Progress, load_weights, save_weights, whole_header
 from trainers.config import TrialConfig
+from trainers.data.storage import Store, open_store
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import ID_ACC
 from trainers.loop.state import TrainState, load_split, start
 
 Recipe: TypeAlias = Literal["uniform", "greedy"]
-
-TEXT = "text."
-"""Prefix of the text encoder's weights in checkpoints of methods that train it."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,10 @@ def build_soup(
         ConfigError: the ingredients differ in their tensors, or were trained on other classes than
             the data have now.
     """
-    check_ingredients(ingredients)
-    shapes, class_names = saved_shapes(ingredients[0])
-    run = _evaluation_run(config, any(n.startswith(TEXT) for n in shapes), device)
-    if run.class_names != class_names:
+    check_ingredients([open_store(folder) for folder in ingredients])
+    header = whole_header(ingredients[0])
+    run = _evaluation_run(config, header.trains_text, device)
+    if run.class_names != header.class_names:
         raise ConfigError("trained on other classes than the data have now", source=ingredients[0])
     images, id_domain = load_split(config, "val"), config.data.id_domain
 
@@ -89,7 +87,7 @@ def build_soup(
     with run.holding(run.weights):
         metrics = run.measure("val", images, None)
     weights = {name: value.cpu() for name, value in run.student.plain_state().items()}
-    save_weights(destination, weights, Progress(step=config.steps), class_names)
+    save_weights(destination, weights, Progress(step=config.steps), run.class_names)
     return Soup(used, metrics, steps)
 
 
@@ -121,19 +119,18 @@ def average(folders: Sequence[Path]) -> dict[str, Tensor]:
     return {n: v / len(folders) if v.is_floating_point() else v for n, v in total.items()}
 
 
-def check_ingredients(folders: Sequence[Path]) -> None:
+def check_ingredients(folders: Sequence[Store]) -> None:
     """Raise a `ConfigError` unless all checkpoints have the same tensors and classes."""
-    first, class_names = saved_shapes(folders[0])
-    for folder in folders[1:]:
-        shapes, names = saved_shapes(folder)
-        if names != class_names:
-            raise ConfigError(f"trained on other classes than {folders[0]}", source=folder)
-        if shapes != first:
-            odd = sorted({*shapes.items()} ^ {*first.items()})[0][0]
+    first, *others = (whole_header(folder) for folder in folders)
+    for folder, header in zip(folders[1:], others, strict=True):
+        if header.class_names != first.class_names:
+            raise ConfigError(f"trained on other classes than {folders[0].url}", source=folder.url)
+        if header.shapes != first.shapes:
+            odd = sorted({*header.shapes.items()} ^ {*first.shapes.items()})[0][0]
             raise ConfigError(
-                f"cannot be averaged with {folders[0]}: the tensor {odd!r} is not in both, or has "
-                "another shape",
-                source=folder,
+                f"cannot be averaged with {folders[0].url}: the tensor {odd!r} is not in both, or "
+                "has another shape",
+                source=folder.url,
             )
 
 
@@ -164,5 +161,5 @@ def _load(run: TrainState, weights: Mapping[str, Tensor]) -> None:
     if student.text is None:
         student.head.copy_(weights["head"])
     else:
-        student.text.clip.load_state_dict(below(TEXT))
+        student.text.clip.load_state_dict(below("text."))
         student.head = weights["head"].to(run.device)

@@ -19,7 +19,7 @@ import ray
 from numpy.typing import NDArray
 from rich.console import Console
 
-from trainers.checkpoints.format import WEIGHTS, saved_shapes
+from trainers.checkpoints.format import WEIGHTS, whole_header
 from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.storage import Store
@@ -27,7 +27,7 @@ from trainers.errors import ConfigError, did_you_mean
 from trainers.evaluation.metrics import ID_ACC
 from trainers.folders import appearing
 from trainers.ray_trainer import task_device
-from trainers.weights.soups import TEXT, Recipe, Soup, build_soup, check_ingredients
+from trainers.weights.soups import Recipe, Soup, build_soup, check_ingredients
 from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.execution.ray_errors import root_cause
@@ -163,23 +163,19 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
     if len(models) > 1:
         names = sorted(f"{model.name}/{model.pretrained}" for model in models)
         raise ConfigError(f"no soup of different models: {', '.join(names)}", source=run.folder)
-    with ExitStack() as stack:
-        folders = [stack.enter_context(fetched(i.checkpoint)) for i in found]
-        by_text: dict[bool, list[str]] = {}  # methods, by whether they trained the text encoder
-        for ingredient, folder in zip(found, folders, strict=True):
-            shapes, _ = saved_shapes(folder)
-            trains_text = any(name.startswith(TEXT) for name in shapes)
-            name = search.method(ingredient.record) or "?"
-            by_text.setdefault(trains_text, []).append(name)
-        if len(by_text) > 1:
-            images, both = (", ".join(dict.fromkeys(by_text[key])) for key in (False, True))
-            raise ConfigError(
-                f"{both} trained the text encoder and {images} did not: their weights cannot be "
-                "averaged",
-                hint="choose one with --method",
-                source=run.folder,
-            )
-        check_ingredients(folders)
+    by_text: dict[bool, list[str]] = {}  # methods, by whether they trained the text encoder
+    for ingredient in found:
+        trains_text = whole_header(ingredient.checkpoint).trains_text
+        by_text.setdefault(trains_text, []).append(search.method(ingredient.record) or "?")
+    if len(by_text) > 1:
+        images, both = (", ".join(dict.fromkeys(by_text[key])) for key in (False, True))
+        raise ConfigError(
+            f"{both} trained the text encoder and {images} did not: their weights cannot be "
+            "averaged",
+            hint="choose one with --method",
+            source=run.folder,
+        )
+    check_ingredients([ingredient.checkpoint for ingredient in found])
     found.sort(key=lambda i: (-(i.record.last(ID_ACC) or 0.0), i.record.number))
     return tuple(found)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from trainers.checkpoints.format import WEIGHTS, saved_metrics, saved_step
+from trainers.checkpoints.format import saved_step, whole_header
 from trainers.config import DataConfig, TrialConfig
 from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.schema import read_header
@@ -144,13 +144,10 @@ def _of_soup(run: LoadedRun, name: str) -> Source:
 
 
 def _of_training(folder: Path) -> Source:
-    path = folder / TRIAL_FILE
-    step, name = saved_step(folder), folder.resolve().name
-    if step is None:
-        raise ConfigError(f"{WEIGHTS} is missing or incomplete", source=folder)
+    path, name, header = folder / TRIAL_FILE, folder.resolve().name, whole_header(folder)
     trial = validate(TrialConfig, read_yaml(path), str(path))
-    origin = {"run": name, "method": trial.method.name, "step": step}
-    return Source(name, open_store(folder), trial, origin, saved_metrics(folder))
+    origin = {"run": name, "method": trial.method.name, "step": header.step}
+    return Source(name, open_store(folder), trial, origin, header.metrics)
 
 
 def evaluation_crops(data: DataConfig) -> dict[str, float]:

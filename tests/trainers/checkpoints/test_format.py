@@ -19,9 +19,8 @@ from trainers.checkpoints.format import (
     load_weights,
     save_checkpoint,
     save_weights,
-    saved_metrics,
-    saved_shapes,
     saved_step,
+    whole_header,
 )
 from trainers.errors import ConfigError
 
@@ -98,14 +97,15 @@ def test_weights_are_read_without_a_state(tmp_path: Path) -> None:
         weights, class_names = load_weights(folder)
         assert class_names == CLASSES
         assert torch.equal(weights["head"], torch.full((SIZE,), 4.0))
-        assert saved_shapes(folder) == ({"head": (SIZE,)}, CLASSES)
+        header = whole_header(folder)
+        assert (header.shapes, header.class_names) == ({"head": (SIZE,)}, CLASSES)
         assert saved_step(folder) == 4
-    assert saved_metrics(tmp_path / "both") == {"id_val/acc": REPORTS[1]["id_val/acc"]}
-    assert saved_metrics(tmp_path / "alone") == {}
+    assert whole_header(tmp_path / "both").metrics == {"id_val/acc": REPORTS[1]["id_val/acc"]}
+    assert whole_header(tmp_path / "alone").metrics == {}
 
 
-@pytest.mark.parametrize("read", [load_weights, saved_shapes, load])
-@pytest.mark.parametrize("size", [0, 5, 300, 4 * SIZE, None])
+@pytest.mark.parametrize("read", [load_weights, whole_header, load])
+@pytest.mark.parametrize("size", [0, 5, 8, 300, 4 * SIZE, None])
 def test_incomplete_or_missing_weights_are_refused(
     tmp_path: Path, size: int | None, read: Callable[[Path], object]
 ) -> None:

@@ -17,6 +17,7 @@ from tests.trainers.methods.contract import configured
 from trainers.checkpoints.format import WEIGHTS, Progress, load_weights, save_weights
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.dataset import ImageDataset
+from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.weights.soups import average, build_soup, check_ingredients, greedy
@@ -151,18 +152,17 @@ def test_greedy_reads_only_id_validation_images(
 
 
 def test_what_cannot_be_averaged_is_told_in_one_line(train: Train, tmp_path: Path) -> None:
-    _, ft, _ = train("ft")
-    _, flyp, _ = train("flyp")
-    weights, names = load_weights(ft)
+    ft, flyp = (open_store(train(method)[1]) for method in ("ft", "flyp"))
+    weights, names = load_weights(ft.local_path())
     with pytest.raises(ConfigError, match=r"'text\..*' is not in both, or has another shape"):
         check_ingredients([ft, flyp])
     save_weights(tmp_path / "renamed", weights, Progress(), names[::-1])
     with pytest.raises(ConfigError, match="trained on other classes than"):
-        check_ingredients([ft, tmp_path / "renamed"])
+        check_ingredients([ft, open_store(tmp_path / "renamed")])
     fewer = weights | {"head": weights["head"][:-1]}
     save_weights(tmp_path / "fewer", fewer, Progress(), names)
     with pytest.raises(ConfigError, match="'head' is not in both, or has another shape"):
-        check_ingredients([ft, ft, tmp_path / "fewer"])
+        check_ingredients([ft, ft, open_store(tmp_path / "fewer")])
 
 
 def test_other_classes_than_the_data_have_now_are_told(train: Train, tmp_path: Path) -> None:
