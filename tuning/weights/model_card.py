@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
@@ -20,8 +21,9 @@ A CLIP of open_clip, fine-tuned on {num_classes} classes of {id_domain} and expo
 {accuracies}
 
 ```python
-import json, numpy, open_clip, safetensors.torch, torch
-from PIL import Image
+import json, open_clip, safetensors.torch, torch
+import numpy as np
+from PIL import ExifTags, Image
 from torchvision import transforms
 
 folder = "."  # or the path of the folder with this file
@@ -30,26 +32,7 @@ head = safetensors.torch.load_file(f"{{folder}}/head.safetensors")["head"]
 about = json.load(open(f"{{folder}}/classes.json"))
 {preprocess}
 
-op = Image.Transpose
-upright = {{
-    2: op.FLIP_LEFT_RIGHT, 3: op.ROTATE_180, 4: op.FLIP_TOP_BOTTOM, 5: op.TRANSPOSE,
-    6: op.ROTATE_270, 7: op.TRANSVERSE, 8: op.ROTATE_90,
-}}  # by EXIF orientation
-
-def prepared(image):  # upright, 8 bits a channel, on white
-    image.load()
-    try:
-        orientation = int(image.getexif().get(274, 1))
-    except Exception:  # malformed EXIF
-        orientation = 1
-    if orientation in upright:
-        image = image.transpose(upright[orientation])
-    if image.mode.startswith("I"):
-        image = Image.fromarray((numpy.asarray(image) / 257).round().astype("uint8"))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+{prepared}
 
 @torch.no_grad()
 def classify(image):
@@ -69,6 +52,10 @@ preprocess = transforms.Compose([  # open_clip's own shows more of each image
     transforms.Normalize({mean}, {std}),
 ])
 """
+
+# The card shows the function with which MLflow serves the model. Importing it would import MLflow.
+_SERVED = Path(__file__).with_name("served_model.py").read_text(encoding="utf-8")
+_PREPARED = "def prepared(" + _SERVED.partition("def prepared(")[2].partition("\n\n\n")[0]
 
 
 def model_card(title: str, about: Mapping[str, Any]) -> str:
@@ -97,6 +84,7 @@ def model_card(title: str, about: Mapping[str, Any]) -> str:
         rows="\n".join(f"| {name} | {value} |" for name, value in _rows(about)),
         accuracies=_accuracies(about),
         preprocess=preprocess,
+        prepared=_PREPARED,
         note=note,
     )
 

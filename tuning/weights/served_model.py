@@ -22,16 +22,6 @@ from safetensors.torch import load_file
 from torchvision import transforms
 
 BATCH_SIZE = 64
-_TRANSPOSED = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Operation that turns an image upright, by EXIF orientation."""
 
 
 class ServedModel(PythonModel):
@@ -70,7 +60,8 @@ class ServedModel(PythonModel):
         found = []
         for first in range(0, len(model_input), BATCH_SIZE):
             files = model_input["image"].iloc[first : first + BATCH_SIZE]
-            views = torch.stack([self.preprocess(_opened(file)) for file in files])
+            images = (prepared(Image.open(io.BytesIO(file))) for file in files)
+            views = torch.stack([self.preprocess(image) for image in images])
             features = self.clip.encode_image(views.to(self.device), normalize=True)
             found.append((self.logit_scale * features @ self.head.T).softmax(dim=-1).cpu())
         return pd.DataFrame(torch.cat(found).double().numpy(), columns=self.classes)
@@ -82,16 +73,25 @@ def columns(about: dict[str, Any]) -> list[str]:
     return names if len(set(names)) == len(names) else list(about["class_names"])
 
 
-def _opened(file: bytes) -> Image.Image:
-    """An image as it was prepared for the evaluation: upright, 8 bits a channel, on white."""
-    image: Image.Image = Image.open(io.BytesIO(file))
+def prepared(image: Image.Image) -> Image.Image:
+    """The image as in the evaluation: upright, 8 bits a channel, on white."""
+    op = Image.Transpose
+    upright = {  # by EXIF orientation
+        2: op.FLIP_LEFT_RIGHT,
+        3: op.ROTATE_180,
+        4: op.FLIP_TOP_BOTTOM,
+        5: op.TRANSPOSE,
+        6: op.ROTATE_270,
+        7: op.TRANSVERSE,
+        8: op.ROTATE_90,
+    }
     image.load()
-    try:  # as the preparation does; `ImageOps.exif_transpose` raises at malformed EXIF
+    try:  # `ImageOps.exif_transpose` raises at malformed EXIF
         orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         orientation = 1
-    if orientation in _TRANSPOSED:
-        image = image.transpose(_TRANSPOSED[orientation])
+    if orientation in upright:
+        image = image.transpose(upright[orientation])
     if image.mode.startswith("I"):  # 16 bits
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.has_transparency_data:

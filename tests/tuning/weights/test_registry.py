@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +29,8 @@ from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
-from tuning.weights.model_card import model_card
 from tuning.weights.registry import register_weights
-from tuning.weights.served_model import _opened
+from tuning.weights.served_model import prepared
 
 Real = tuple[Path, list[TrialRecord]]
 PREDICT = """
@@ -72,29 +69,9 @@ def pictures() -> Iterator[bytes]:
     yield file_of(opaque, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
 
 
-def on_the_card(data: bytes) -> Image.Image:
-    """What the code of the model card makes of a file."""
-    view = {"size": 48, "resize_mode": "squash", "crop_pct": {"real": 1.0}}
-    model = {"name": "tiny-clip", "pretrained": None}
-    about = {
-        "classes": [], "id_domain": "real", "ood_domains": [], "model": model, "metrics": {},
-        "preprocessing": view, "precision": "fp32", "alpha": None, "tokenizer": "bpe.txt.gz",
-    }  # fmt: skip
-    (code,) = re.findall(r"```python\n(.*?)```", model_card("title", about), re.DOTALL)
-    before, found, rest = code.partition("op = Image.Transpose")
-    needed = [line for line in before.splitlines() if "import" in line]
-    names: dict[str, Any] = {}
-    exec("\n".join(needed) + "\n" + found + rest.partition("@torch")[0], names)
-    prepared: Image.Image = names["prepared"](Image.open(io.BytesIO(data)))
-    return prepared
-
-
-@pytest.mark.parametrize("seen", [_opened, on_the_card], ids=["served", "card"])
-def test_an_exported_model_sees_images_as_they_are_prepared(
-    seen: Callable[[bytes], Image.Image],
-) -> None:
+def test_a_served_model_sees_images_as_they_are_prepared() -> None:
     for data in pictures():
-        assert np.array_equal(seen(data), decode(data))
+        assert np.array_equal(prepared(Image.open(io.BytesIO(data))), decode(data))
 
 
 @pytest.mark.slow
