@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 
 import boto3
-import numpy as np
 import pytest
 import torch
 from pyarrow import fs
-from safetensors.torch import load_file
 
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import (
@@ -160,13 +158,3 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         prepare_folder(open_store(tmp_path / "train"))
     with pytest.raises(StorageFailed, match="cannot be copied to this machine"):
         fetch_checkpoint(open_store(tmp_path / "missing"), tmp_path / "here", (WEIGHTS,))
-
-
-def test_a_header_is_read_only_from_whole_weights(tmp_path: Path) -> None:
-    path = saved(tmp_path, 40) / WEIGHTS
-    content = path.read_bytes()
-    assert load_file(path)["head"].numpy() == pytest.approx(np.full(250, 40))
-    for length in {*range(0, len(content), 97), 7, 8, 9, len(content) - 1, len(content)}:
-        path.write_bytes(content[:length])
-        assert saved_step(tmp_path) == (40 if length == len(content) else None)
-    assert read_header(tmp_path / "nowhere") is None
