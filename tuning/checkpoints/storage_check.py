@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
 
@@ -34,19 +34,9 @@ class NodeStorage:
 
     node: str
     """Address of the node."""
-    sees: bool
-    """Whether it sees what the driver has written there."""
-    writes: bool
-    """Whether it can write there too."""
-    error: str | None = None
-    """Why not, in one line; None if the folder simply does not exist there."""
-
-    @property
-    def fault(self) -> str | None:
-        """What is wrong, as a predicate whose subject is the node; None if nothing is."""
-        if self.sees and self.writes:
-            return None
-        return self.error or "does not see this folder"
+    fault: str | None = None
+    """What is wrong, as a predicate whose subject is the node; None if it sees what the driver has
+    written there, and can write too."""
 
 
 def alive_nodes() -> dict[str, str]:
@@ -111,39 +101,42 @@ def check_nodes(file: SearchFile, home: str) -> None:
 def _storage_on(url: str, path: str, deadline_s: float, *, writes: bool) -> list[NodeStorage]:
     """Run `_look` on each node; a node that fails while it leaves the cluster is left out."""
     nodes = alive_nodes()
-    found: dict[str, NodeStorage] = {}
+    faults: dict[str, str | None] = {}
     arguments = dict.fromkeys(nodes, (url, path, writes))
     for node_id, answer in ask_nodes(_look, arguments, deadline_s).items():
-        if isinstance(answer, NodeStorage):
-            found[node_id] = replace(answer, node=nodes[node_id])
-            continue
-        reason = f"does not answer within {deadline_s:g} s"
-        if answer is not None:  # the node died, or this package is not installed there
-            reason = f"cannot be asked: {first_line(getattr(answer, 'cause', None) or answer)}"
-        found[node_id] = NodeStorage(nodes[node_id], False, False, reason)
+        if answer is None:
+            faults[node_id] = f"does not answer within {deadline_s:g} s"
+        elif isinstance(answer, Exception):  # the node died, or this package is not installed there
+            reason = first_line(getattr(answer, "cause", None) or answer)
+            faults[node_id] = f"cannot be asked: {reason}"
+        else:
+            faults[node_id] = answer or None
     staying = alive_nodes()
-    return [answer for node_id, answer in found.items() if node_id in staying or not answer.fault]
+    return [
+        NodeStorage(nodes[node_id], fault)
+        for node_id, fault in faults.items()
+        if node_id in staying or not fault
+    ]
 
 
-def _look(url: str, path: str, writes: bool) -> NodeStorage:
-    """On a node: look for a file or folder, and write another file beside it."""
+def _look(url: str, path: str, writes: bool) -> str:
+    """On a node: look for a file or folder, and write another file beside it. Returns the fault."""
     sees, own = False, f"{path}-{secrets.token_hex(4)}"
     try:
         store = open_store(url)
         deadline = time.monotonic() + APPEARS_S
         while not (sees := store.exists(path)) and writes and time.monotonic() < deadline:
             time.sleep(0.2)
-        if not sees or not writes:
-            return NodeStorage("", sees, sees)
-        with store.write(own) as file:
-            file.write(b"node")
-        _remove(store, own)
+        if not sees:
+            return "does not see this folder"
+        if writes:
+            with store.write(own) as file:
+                file.write(b"node")
+            _remove(store, own)
     except (OSError, ConfigError) as error:
         message = system_words(error) if isinstance(error, OSError) else first_line(error)
-        return NodeStorage(
-            "", sees, False, f"cannot {'write' if sees else 'read'} there: {message}"
-        )
-    return NodeStorage("", True, True)
+        return f"cannot {'write' if sees else 'read'} there: {message}"
+    return ""
 
 
 def _remove(store: Store, path: str) -> None:

@@ -161,9 +161,9 @@ def test_ray_needs_a_token_on_a_network(token: bool, address: str, status: str) 
 
 def test_every_node_needs_the_storage() -> None:
     answers = {
-        "a": NodeStorage("10.0.0.4", sees=True, writes=True),
-        "b": NodeStorage("10.0.0.5", sees=False, writes=False),
-        "c": NodeStorage("10.0.0.6", sees=True, writes=False, error="cannot write there: full"),
+        "a": NodeStorage("10.0.0.4"),
+        "b": NodeStorage("10.0.0.5", "does not see this folder"),
+        "c": NodeStorage("10.0.0.6", "cannot write there: full"),
     }
     storage = Storage("search.storage", "/runs", nodes=tuple(answers.items()))
     found = by_node(checks.check_storage(cluster(storage=(storage,))))
