@@ -127,9 +127,8 @@ def _of_soup(run: LoadedRun, name: str) -> Source:
         metrics, first_trial = about.pop("metrics"), about["trials"][0]
     except FileNotFoundError:
         known = sorted(path.parent.name for path in folder.parent.glob(f"*/{SOUP_FILE}"))
-        hint = did_you_mean(name, known) if known else ""
         raise ConfigError(
-            f"no such soup{hint}",
+            "no such soup" + did_you_mean(name, known),
             key="--soup",
             value=name,
             hint=f"make it with `lipsum-tune soup {run.folder} --name {name}`",
