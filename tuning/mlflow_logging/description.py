@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from tuning.confirmation.results import results_path
 from tuning.reporting.formatting import format_percent, format_value, trial_label
 from tuning.reporting.leaderboard import margins_of, warning_of_reference
 from tuning.reporting.methods_report import methods_table
@@ -61,8 +62,11 @@ def describe(
         failed = [r for r in records if r.outcome == "failed"]
         lines += [""] * bool(failed)
         lines += [f"- {r.trial_id} failed: `{r.error_line[:200]}`" for r in failed]
-        lines += ["", "Accuracy on the test splits, over fresh seeds: "
-                  f"`lipsum-tune confirm {search.run_folder}`."] * (best is not None)  # fmt: skip
+        if best is not None:
+            where = f"`lipsum-tune confirm {search.run_folder}`"
+            if results_path(search.run_folder).is_file():
+                where = "see the report, the artifact `index.html`"
+            lines += ["", f"Accuracy on the test splits, over fresh seeds: {where}."]
     else:
         lines += ["", "Running. Each trial is a run below this one; filter them by the tags `kind` "
                   "and `outcome`."]  # fmt: skip

@@ -125,21 +125,24 @@ def write_report(
         matplotlib.rc_context({"text.parse_math": False}),
         storage_failures(folder, "cannot be written"),
     ):
-        body = "\n".join(_sections(search, records, checkpoints))
-        save_figure(*id_vs_ood.draw(search, records), folder / MAIN_FIGURE)
-        if (wise := wise_curves.draw(search, records)) is not None:
+        main, wise = id_vs_ood.draw(search, records), wise_curves.draw(search, records)
+        body = "\n".join(_sections(search, records, checkpoints, main, wise))
+        save_figure(*main, folder / MAIN_FIGURE)
+        if wise is not None:
             save_figure(*wise, folder / wise_curves.WISE_FIGURE)
         page = _PAGE.substitute(title=escape(search.name), style=STYLE, body=body)
         (folder / REPORT_FILE).write_text(page, "utf-8")
 
 
 def _sections(
-    search: SearchRecord, records: Sequence[TrialRecord], checkpoints: str | None
+    search: SearchRecord,
+    records: Sequence[TrialRecord],
+    checkpoints: str | None,
+    main: tuple[Figure, str],
+    wise: tuple[Figure, str] | None,
 ) -> Iterator[str]:
-    from tuning.confirmation.results import results_path
+    """Parts of the body; `main` and `wise` are its figures that are also written as PNG."""
     from tuning.reporting.figures import details
-    from tuning.reporting.figures.id_vs_ood import draw
-    from tuning.reporting.figures.wise_curves import draw as draw_wise
 
     trials = [record for record in records if record.kind == "trial"]
     outcomes = [record.outcome for record in trials]
@@ -154,21 +157,25 @@ def _sections(
     )
     if warning := warning_of_reference(search, records):
         yield f"<p><strong>{escape(warning)}</strong></p>"
+    confirmed = list(_confirmation(search, records))
     best = best_trial(search, records)
     if best is not None:
         run = shlex.quote(str(search.run_folder))
-        commands = (
-            f"lipsum-tune confirm {run}     # test accuracy over fresh seeds\n"
-            f"lipsum-tune export {run} --trial {best.trial_id} --output model     # for open_clip"
-        )
+        commands = f"lipsum-tune export {run} --trial {best.trial_id} --output model"
+        commands += "     # for open_clip"
+        if not confirmed:
+            confirm = f"lipsum-tune confirm {run}     # test accuracy over fresh seeds"
+            commands = f"{confirm}\n{commands}"
         yield f"<pre>{escape(commands)}</pre>"
-    yield from _confirmation(search, records)
+    if confirmed:
+        yield '<p>Test accuracy over fresh seeds: <a href="#confirmed">results of confirm</a>.</p>'
+        yield from ('<section id="confirmed">', *confirmed, "</section>")
     yield "<h2>In distribution, and under shift</h2>"
     titles = {record.trial_id: trial_title(search, record) for record in records}
     linked = titles if len(records) <= MAX_LINKED else None
-    figure, note = draw(search, records)
+    figure, note = main
     description = "ID accuracy against mean OOD accuracy of each trial"
-    if not results_path(search.run_folder).is_file():
+    if not confirmed:
         note += " Each trial is one training; lipsum-tune confirm measures the noise between seeds."
     if linked is not None:
         note += " Point at a trial to find it in table and curves; a click keeps it highlighted."
@@ -218,10 +225,10 @@ def _sections(
             "distance 0."
         )
         yield _image(drift, "OOD accuracy over the distance from the zero-shot model", note)
-    if (wise := draw_wise(search, records)) is not None:
+    if wise is not None:
         yield "<h2>Interpolation with the zero-shot weights (WiSE-FT)</h2>"
         yield _image(wise[0], "ID against OOD accuracy along the interpolation", wise[1])
-    if (sentence := belief_sentence(search, records)) is not None:
+    if (sentence := belief_sentence(search, records, bool(confirmed))) is not None:
         yield "<h2>How sure the best trial is</h2>"
         yield _paragraph(sentence)
     if sentences := cost_sentences(search, records):
@@ -231,7 +238,9 @@ def _sections(
         yield SCRIPT
 
 
-def belief_sentence(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
+def belief_sentence(
+    search: SearchRecord, records: Sequence[TrialRecord], confirmed: bool = False
+) -> str | None:
     """Which trial is expected to be the best, and how sure that is; None if `beliefs` is empty.
 
     The probabilities are still too high with few trials and much noise, see `beliefs`.
@@ -258,7 +267,9 @@ def belief_sentence(search: SearchRecord, records: Sequence[TrialRecord]) -> str
     else:
         text += f", those of {chosen.trial_id}, which was measured as the best, "
         text += f"with one of {best.chance:.0%}"
-    if expected.chance < 0.9:
+    if confirmed:
+        text += ". The results of `lipsum-tune confirm` above are from fresh seeds"
+    elif expected.chance < 0.9:
         text += ". `lipsum-tune confirm --top 3` compares the choices of the selection rules, this "
         text += "one included, and the three best measured trials, on fresh seeds"
     return text + ". With few trials and much noise, the probabilities are too high."

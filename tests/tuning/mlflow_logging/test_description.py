@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from tests.tuning import fakes
+from tuning.confirmation.results import ResultsFile, TestResult
 from tuning.mlflow_logging.description import describe
 
 SEARCH = fakes.search_record(Path("run"))
@@ -36,6 +38,16 @@ def test_the_description_has_methods_and_rules_once_the_search_ended() -> None:
     assert not any(line.startswith(("| rule", "| method")) for line in running)
     one_method = describe(SEARCH, fakes.finished_search(), "finished").splitlines()
     assert not any(line.startswith("| method") for line in one_method)
+
+
+def test_confirm_is_proposed_until_it_has_results(tmp_path: Path) -> None:
+    search = fakes.search_record(tmp_path)
+    assert f"`lipsum-tune confirm {tmp_path}`" in describe(search, [fakes.trial(1)], "finished")
+    with closing(ResultsFile(tmp_path)) as file:
+        file.append(TestResult("ft", "reference", 1000, {}, (), {"id_test/acc": 71.0}))
+    text = describe(search, [fakes.trial(1)], "finished")
+    assert "lipsum-tune confirm" not in text
+    assert "over fresh seeds: see the report" in text
 
 
 def test_the_description_ends_with_the_interval_of_an_accuracy() -> None:

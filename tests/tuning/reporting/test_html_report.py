@@ -108,7 +108,9 @@ def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path: Path) -> Non
         write_report(search, [fakes.reference(), *scattered(2)], tmp_path)
         return (tmp_path / REPORT_FILE).read_text("utf-8")
 
-    assert "Confirmed on fresh seeds" not in page()
+    before = page()
+    assert "Confirmed on fresh seeds" not in before
+    assert f"lipsum-tune confirm {tmp_path}" in before
     with closing(ResultsFile(tmp_path)) as file:
         for seed in (1000, 1001):
             for name, kind in (("ft", "reference"), ("trial-001", "trial")):
@@ -117,7 +119,8 @@ def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path: Path) -> Non
     confirmed = page()
     assert "71.5 ± 0.7" in confirmed
     assert "ID against OOD test accuracy of each seed" in confirmed
-    assert "The test splits are not read" not in confirmed
+    assert f"lipsum-tune confirm {tmp_path}" not in confirmed
+    assert '<a href="#confirmed">' in confirmed
     results_path(tmp_path).write_text("nonsense\n")
     damaged = page()
     assert "The results of lipsum-tune confirm are left out" in damaged
