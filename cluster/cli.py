@@ -46,11 +46,12 @@ def submit(
 
     Example: lipsum-tune submit quickstart --address http://127.0.0.1:8265
     """
-    from cluster.submit import JobRequest, submit_search
+    from cluster.submit import submit_search
 
     overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
-    request = JobRequest(config, tuple(overrides), working_dir, tuple(env or ()))
-    job = submit_search(request, address, allow_remote=allow_remote)
+    job = submit_search(
+        config, overrides, working_dir, address, environment=env or (), allow_remote=allow_remote
+    )
     console = Console(stderr=True)
     for line in job.description():
         console.print(line, soft_wrap=True, highlight=False, markup=False)

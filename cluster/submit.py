@@ -15,7 +15,7 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from trainers.redact import has_password, is_secret_name
 from tuning.config.loading import read_layers
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
+from tuning.execution.signals import environment_variables
 from tuning.runs.resume import identity
 from tuning.security.exposure import check_sends
 
@@ -42,20 +43,6 @@ PASSED_VARIABLES = ("RAY_AUTH_MODE", "MLFLOW_TRACKING_URI")
 
 NO_ANSWER = (OSError, RuntimeError, aiohttp.ClientError, AuthenticationError)
 """Errors of Ray's job client if it gets no usable answer; those of `requests` are OSErrors."""
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """A search to submit."""
-
-    config: str
-    """Path of a YAML file in the working directory, or name of a ready configuration."""
-    overrides: tuple[str, ...] = ()
-    """`key=value`, as for `search --set`."""
-    working_dir: Path = Path()
-    """Folder that is uploaded, except for `cluster.upload.excludes`."""
-    environment: tuple[str, ...] = ()
-    """Names of variables to pass to the job."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +77,23 @@ class Job:
         ]
 
 
-def submit_search(request: JobRequest, address: str, *, allow_remote: bool = False) -> Job:
+def submit_search(
+    config: str,
+    overrides: Sequence[str],
+    working_dir: Path,
+    address: str,
+    *,
+    environment: Sequence[str] = (),
+    allow_remote: bool = False,
+) -> Job:
     """Submit the search, unless it is running already.
 
     Args:
+        config: path of a YAML file in the working directory, or name of a ready configuration.
+        overrides: `key=value`, as for `search --set`.
+        working_dir: folder that is uploaded, except for `cluster.upload.excludes`.
         address: of the cluster's dashboard, `http://HOST:PORT`.
+        environment: names of variables to pass to the job.
         allow_remote: allow plain http to another machine.
 
     Raises:
@@ -104,32 +103,32 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
     """
     address = address.rstrip("/")
     warning = check_sends(address, "code and Ray's token", allow_remote)
-    working_dir = request.working_dir.expanduser().resolve()
-    if not working_dir.is_dir():
-        raise ConfigError("no such folder", key="--working-dir", value=str(request.working_dir))
-    for override in request.overrides:
+    if not working_dir.expanduser().is_dir():
+        raise ConfigError("no such folder", key="--working-dir", value=str(working_dir))
+    working_dir = working_dir.expanduser().resolve()
+    for override in overrides:
         key, _, value = override.partition("=")
         if has_password(value):
             raise ConfigError(f"a password is visible in the job's {_VISIBLE}", key=f"--set {key}")
-    config = config_within(working_dir, request.config)
-    file = load_config(request.config, request.overrides, check=False)
+    config_there = config_within(working_dir, config)
+    file = load_config(config, overrides, check=False)
     left_out = excludes(working_dir, file)
     try:
         check_settings(file)
-        origin, values = read_layers(request.config, request.overrides)
+        origin, values = read_layers(config, overrides)
         check_paths(values)
         check_uploaded(origin.files, working_dir, left_out)
     except ConfigError as error:
         raise ConfigError(
-            error.problem, key=error.key, value=error.value, hint=error.hint, source=request.config
+            error.problem, key=error.key, value=error.value, hint=error.hint, source=config
         ) from None
 
-    arguments = [argument for line in request.overrides for argument in ("--set", line)]
-    entrypoint = shlex.join(["python", "-m", "tuning", "search", config, "--resume", *arguments])
+    command = ["python", "-m", "tuning", "search", config_there, "--resume"]
+    command += [argument for line in overrides for argument in ("--set", line)]
     runtime_env = {
         "working_dir": str(working_dir),
         "excludes": left_out,
-        "env_vars": job_environment(request.environment, os.environ),
+        "env_vars": job_environment(environment, os.environ),
     }
     base = submission_base(file)
     try:
@@ -149,7 +148,7 @@ def submit_search(request: JobRequest, address: str, *, allow_remote: bool = Fal
     for attempt in range(AGENT_ATTEMPTS):
         try:
             submission_id = client.submit_job(
-                entrypoint=entrypoint,
+                entrypoint=shlex.join(command),
                 submission_id=f"{base}-{max(jobs) + 1}" if jobs else base,
                 runtime_env=runtime_env,
                 metadata={"lipsum-tune": file.search.name},
@@ -180,7 +179,7 @@ _VISIBLE = (
 )
 
 
-def job_environment(names: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
+def job_environment(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
     """Environment variables for a job: those named, and settings that every job needs.
 
     Raises:
@@ -218,13 +217,5 @@ def job_client(address: str) -> JobSubmissionClient:
     # These loggers list every excluded file, and all connections.
     for name in ("ray", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    variable = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(variable)
-    os.environ[variable] = address
-    try:
+    with environment_variables({"RAY_API_SERVER_ADDRESS": address}):
         return JobSubmissionClient(address)
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before

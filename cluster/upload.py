@@ -80,12 +80,14 @@ def config_within(working_dir: Path, config: str) -> str:
         return config
     file = Path(path).resolve()
     if not file.is_relative_to(working_dir):
-        raise ConfigError(
-            f"it is not in the job's working directory {working_dir}",
-            source=path,
-            hint="copy it there, or choose another directory with --working-dir",
-        )
+        raise _outside(working_dir, source=path)
     return f"{file.relative_to(working_dir).as_posix()}{colon}{variant}"
+
+
+def _outside(working_dir: Path, **where: Any) -> ConfigError:
+    problem = f"it is not in the job's working directory {working_dir}"
+    hint = "copy it there, or choose another directory with --working-dir"
+    return ConfigError(problem, hint=hint, **where)
 
 
 def check_uploaded(
@@ -107,12 +109,7 @@ def check_uploaded(
             raise ConfigError(_TEMPORARY, key=key, value=str(file), hint=_PLUGIN_HINT)
         path = file.resolve()
         if not path.is_relative_to(working_dir):
-            raise ConfigError(
-                f"it is not in the job's working directory {working_dir}",
-                key=key or None,
-                value=str(file),
-                hint="copy it there, or choose another directory with --working-dir",
-            )
+            raise _outside(working_dir, key=key or None, value=str(file))
         if key == "trial.data.suite" and path != (working_dir / file).resolve():
             raise ConfigError(
                 f"the job would not find it: it reads the path relative to {working_dir}",
