@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from cluster.doctor import node_facts
 from cluster.doctor.cluster_facts import ClusterFacts
@@ -25,7 +23,7 @@ from tuning.execution.cluster_resources import (
     fitting_drivers,
     fitting_trials,
 )
-from tuning.security.databases import check_driver, expand, is_database
+from tuning.security.databases import check_listens, expand
 from tuning.security.exposure import goes_unencrypted
 
 Status = Literal["fault", "warning", "ok"]
@@ -336,29 +334,16 @@ def check_optuna(cluster: ClusterFacts) -> Iterator[Finding]:
     if url is None:
         yield Finding("ok", "a journal file in the run folder")
         return
-
-    def use() -> None:
-        if is_database(url):
-            check_driver("search.study_storage", url)
-        open_storage(Path(), url)
-
-    if error := _error(url, use):
+    if error := _error(url, lambda: open_storage(Path(), url)):
         yield Finding("fault", error, "start the database, or allow access from this machine")
     else:
         yield Finding("ok", f"{redact(url)} answers")
 
 
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
 def _error(url: str, use: Callable[[], object]) -> str:
     """Why a server or database cannot be used, without secrets; empty if it can."""
-    parts = urlsplit(expand(url))
     try:
-        port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
-        # Fail in seconds if nothing listens: the clients retry for minutes.
-        if parts.hostname and port:
-            socket.create_connection((parts.hostname, port), timeout=5).close()
+        check_listens(expand(url))
         use()
     except (ConfigError, ValueError) as error:
         return redact(first_line(error), url)

@@ -15,12 +15,11 @@ import logging
 import math
 import os
 import re
-import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 from sqlalchemy.exc import DBAPIError, InterfaceError
@@ -30,7 +29,13 @@ from trainers.overrides import flat
 from trainers.redact import is_secret_name
 from trainers.redact import redact as redact
 from tuning.execution.signals import environment_variables
-from tuning.security.databases import check_driver, expand, is_database
+from tuning.security.databases import (
+    CONNECT_SECONDS,
+    check_driver,
+    check_listens,
+    expand,
+    is_database,
+)
 from tuning.security.exposure import goes_unencrypted
 
 
@@ -83,8 +88,6 @@ MAX_PARAMS = 100
 MAX_PARAM_CHARS = 500
 MAX_TAG_CHARS = 5000
 MAX_KEY_CHARS = 250
-_CONNECT_SECONDS = 5.0
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _MIGRATION_SECONDS = 300.0
 """Time to wait while other processes create the database, which takes some 10 s of CPU time."""
 
@@ -140,14 +143,11 @@ def connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         lock = FileLock(f"{path}.lock", timeout=_MIGRATION_SECONDS) if path else None
         with lock or contextlib.nullcontext():
             # At once, where MLflow would try to open a database ten times over two minutes.
-            parts = urlsplit(uri)
-            port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
             if path is not None:
-                with contextlib.closing(sqlite3.connect(path, timeout=_CONNECT_SECONDS)) as file:
+                with contextlib.closing(sqlite3.connect(path, timeout=CONNECT_SECONDS)) as file:
                     file.execute("PRAGMA schema_version")
-            elif parts.hostname and is_database(uri) and port:
-                address = parts.hostname, port
-                socket.create_connection(address, timeout=_CONNECT_SECONDS).close()
+            elif is_database(uri):
+                check_listens(uri)
             _warn_of_plain_text(uri)
             with brief_requests(retries=0):
                 client = MlflowClient(tracking_uri=uri)

@@ -7,6 +7,7 @@ shown in a log, a message or MLflow.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from trainers.redact import redact
 
 DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 """Schemes, without their drivers, of tracking URIs that SQLAlchemy opens; others are servers."""
+CONNECT_SECONDS = 5.0
 POSTGRESQL_HINT = (
     "`pip install 'lipsum-tune[postgresql]'` and write "
     "postgresql+psycopg://USER:${NAME}@HOST/DATABASE"
@@ -49,6 +51,17 @@ def check_driver(key: str, url: str) -> None:
         hint = "percent-encode special characters in a password"
     if problem:
         raise ConfigError(problem, key=key, value=redact(url), hint=hint) from None
+
+
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def check_listens(url: str) -> None:
+    """Raise an OSError within seconds if nothing listens there: clients retry for minutes."""
+    parts = urlsplit(url)
+    port = parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+    if parts.hostname and port:
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
 
 
 def check_drivers(urls: Mapping[str, str | None]) -> None:

@@ -33,23 +33,13 @@ def search(**values: Any) -> SearchFile:
     return SearchFile.model_validate({"search": values})
 
 
-def test_a_cluster_out_of_reach_is_a_fault() -> None:
-    (finding,) = checks.check_membership(cluster(ray_error="nothing answers"))
-    assert finding.status == "fault"
-    assert "ray start" in finding.remedy
-
-
-def test_silent_nodes_are_faults_and_dead_nodes_warnings() -> None:
+def test_no_cluster_or_a_silent_node_is_a_fault_a_dead_one_a_warning() -> None:
     given = cluster(facts(), silent={"b": "no answer within 10 s"}, dead={"c": ""})
     found = by_node(checks.check_membership(given))
     assert [found[name].status for name in ("", "b", "c")] == ["ok", "fault", "warning"]
-
-
-def test_equal_versions_are_listed() -> None:
-    (finding,) = checks.check_versions(cluster(facts()))
-    assert finding.status == "ok"
-    assert "python 3.11.7" in finding.found
-    assert "torch 2.13.0+cu130" in finding.found
+    (finding,) = checks.check_membership(cluster(ray_error="nothing answers"))
+    assert finding.status == "fault"
+    assert "ray start" in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -70,6 +60,8 @@ def test_different_versions_are_found(
 ) -> None:
     found = by_node(checks.check_versions(cluster(facts(), facts(**changes))))
     assert (found["a"].status, found["b"].status) == ("ok", status)
+    assert found["a"].found.startswith("python 3.11.7, ")
+    assert "torch 2.13.0+cu130" in found["a"].found
     if remedy is None:
         assert found["b"].remedy == ""
     else:
@@ -115,9 +107,8 @@ def test_a_small_machine_is_a_warning(changes: dict[str, Any], remedy: str) -> N
     assert remedy in finding.remedy
 
 
-@pytest.mark.parametrize("shm", [None, 32 * GIB])
-def test_a_large_machine_is_described(shm: int | None) -> None:
-    (finding,) = checks.check_machine(cluster(facts(shm_bytes=shm)))
+def test_a_large_machine_is_described() -> None:
+    (finding,) = checks.check_machine(cluster(facts(shm_bytes=None)))
     assert (finding.status, finding.found) == ("ok", "16 of 16 CPUs, 64 GiB memory")
 
 
@@ -228,22 +219,13 @@ def unused() -> str:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_an_existing_mlflow_database_answers(tmp_path: Path) -> None:
-    uri = default_tracking_uri(with_database(tmp_path))
-    (finding,) = checks.check_mlflow(driver(tracking={"uri": uri}))
-    assert finding.status == "ok"
-
-
-def test_a_missing_mlflow_database_is_not_created(tmp_path: Path) -> None:
+def test_an_mlflow_database_answers_and_a_missing_one_is_not_created(tmp_path: Path) -> None:
     (finding,) = checks.check_mlflow(driver(storage=str(tmp_path)))
     assert finding.status == "ok"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_that_is_no_database_is_a_fault(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("notes" * 500)
-    (finding,) = checks.check_mlflow(driver(storage=str(tmp_path)))
-    assert finding.status == "fault"
+    uri = default_tracking_uri(with_database(tmp_path))
+    (finding,) = checks.check_mlflow(driver(tracking={"uri": uri}))
+    assert (finding.status, finding.found) == ("ok", f"{uri} answers")
 
 
 def test_a_silent_mlflow_server_is_a_fault_without_its_password(
