@@ -58,11 +58,6 @@ class MethodRow:
         """Whether the best trial did all its steps, so that it can be compared."""
         return self.best is not None and self.best.outcome == "finished"
 
-    @property
-    def seconds(self) -> float:
-        """Wall time of all trials together."""
-        return sum(record.seconds or 0.0 for record in self.trials)
-
 
 def method_rows(search: SearchRecord, records: Sequence[TrialRecord]) -> list[MethodRow]:
     """The methods, ordered by their best trials; empty if all trials have the same method."""
@@ -106,7 +101,7 @@ def methods_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Resul
         values = {
             "method": row.method,
             "trials": "/".join(str(row.count(outcome)) for outcome in _ENDED),
-            "time_all": row.seconds,
+            "time_all": sum(record.seconds or 0.0 for record in row.trials),
         }
         if row.best is not None:
             values |= {

@@ -179,23 +179,18 @@ def test_the_interval_of_an_accuracy_is_that_of_the_id_and_of_the_smallest_ood_d
     assert not any("interval" in note for note in leaderboard(SEARCH, []).notes)
 
 
-def test_accuracies_of_averaged_weights_are_labelled() -> None:
-    point = fakes.report(40, 80.0, 60.0)
-    pruned = fakes.trial(1, outcome="pruned", curve=(point,))
-    averaged = fakes.trial(1, outcome="pruned", curve=(point | {"eval/averaged": 1.0},))
-    assert not any("averaged" in note for note in leaderboard(SEARCH, [pruned]).notes)
-    assert any("averaged weights" in note for note in leaderboard(SEARCH, [averaged]).notes)
-
-
-def test_accuracies_on_a_sample_of_the_images_are_labelled() -> None:
-    def notes(images: float) -> str:
-        point = fakes.report(40, 80.0, 60.0) | {"eval/images": images}
+def test_table_and_figure_label_averaged_weights_and_samples_of_the_images() -> None:
+    def notes(images: float, averaged: float) -> list[str]:
+        early = fakes.report(40, 80.0, 60.0) | {"eval/images": images, "eval/averaged": averaged}
         ended = fakes.report(240, 85.0, 62.0) | {"eval/images": 500.0}
-        pruned = fakes.trial(1, outcome="pruned", curve=(point,))
-        return " ".join(leaderboard(SEARCH, [pruned, fakes.trial(2, curve=(ended,))]).notes)
+        pruned = fakes.trial(1, outcome="pruned", curve=(early,))
+        trials = [pruned, fakes.trial(2, curve=(ended,))]
+        return [" ".join(leaderboard(SEARCH, trials).notes), draw(SEARCH, trials)[1]]
 
-    assert "accuracy on 100 of 500 validation images" in notes(100.0)
-    assert "validation images" not in notes(500.0)
+    for text in notes(100.0, 1.0):
+        assert "Trials that ended early: accuracy of their averaged weights." in text
+        assert "Trials before the last step: accuracy on 100 of 500 validation images" in text
+    assert not any("Trials" in text for text in notes(500.0, 0.0))
 
 
 @pytest.mark.parametrize(("limit", "noted"), [(200, True), (0, False)])
@@ -223,15 +218,6 @@ def test_the_title_and_the_figure_say_that_no_trial_beats_a_reference() -> None:
     title = leaderboard(both, weak).title
     values = "id_val/acc = 90 against 80, ood_val/mean_acc = 64 against 60 of the best."
     assert title.endswith(f"FT, not tuned (lr = 1e-05): {values}")
-
-
-def test_the_figure_has_the_notes_about_trials_that_ended_early() -> None:
-    early = fakes.report(40, 80.0, 60.0) | {"eval/averaged": 1.0, "eval/images": 100.0}
-    ended = fakes.trial(2, curve=(fakes.report(240, 81.0, 61.0) | {"eval/images": 500.0},))
-    _, note = draw(SEARCH, [fakes.trial(1, outcome="pruned", curve=(early,)), ended])
-    assert "Trials that ended early: accuracy of their averaged weights." in note
-    assert "Trials before the last step: accuracy on 100 of 500 validation images" in note
-    assert "Trials" not in draw(SEARCH, [ended])[1]
 
 
 def test_a_long_note_has_its_place_below_the_figure(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import optuna
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.tri import Triangulation
@@ -295,15 +294,14 @@ def _importances(
         study = optuna.create_study()
         ranks = {key: _ranks([record.params.get(key) for record in trials]) for key in keys}
         unit = optuna.distributions.FloatDistribution(0.0, 1.0)
-        for index, record in enumerate(trials):
-            params = {key: ranks[key][index] for key in keys}
-            study.add_trial(
-                optuna.create_trial(
-                    params=params,
-                    distributions=dict.fromkeys(keys, unit),
-                    value=record.metrics[metric],
-                )
+        study.add_trials(
+            optuna.create_trial(
+                params={key: ranks[key][index] for key in keys},
+                distributions=dict.fromkeys(keys, unit),
+                value=record.metrics[metric],
             )
+            for index, record in enumerate(trials)
+        )
         evaluator = optuna.importance.FanovaImportanceEvaluator(max_depth=_TREE_DEPTH, seed=0)
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
@@ -320,7 +318,6 @@ def small_axes(
 ) -> tuple[Figure, list[Axes]]:
     """A figure of panels side by side; sizes in inches."""
     drawn = ReportFigure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(drawn)
     panels = list(np.atleast_1d(drawn.subplots(1, number, sharey=common_y)))
     for axes in panels:
         plain_axes(axes, labelsize=8.5)

@@ -1,7 +1,7 @@
 """The frame that all figures share: axes of ID against OOD accuracy, title, note, legend.
 
-Matplotlib's objects are used with the Agg canvas instead of pyplot: no global state changes, no
-display is needed, and a driver may draw from any thread.
+Figures are made without pyplot: no global state changes, no display is needed, and a driver may
+draw from any thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Final
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -54,7 +53,6 @@ def new_figure(search: SearchRecord, subtitle: str, width: float) -> tuple[Figur
     The axes have this width as a fraction of the figure; the rest is for a legend or colour bar.
     """
     drawn = ReportFigure(figsize=(8.6, 6.2), dpi=150, facecolor="white")
-    FigureCanvasAgg(drawn)
     axes = drawn.add_axes((_LEFT, 0.175, width, 0.70))
     drawn.text(_LEFT, 0.942, search.name, fontsize=15, fontweight="bold", color=INK)
     axes.set_title(subtitle, loc="left", fontsize=10.5, color=SOFT_INK, pad=9)

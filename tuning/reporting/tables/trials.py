@@ -68,10 +68,6 @@ from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 from tuning.selection.rules import choices
 
-TRIALS_FILE = "trials.parquet"
-CURVES_FILE = "curves.parquet"
-SELECTION_FILE = "selection.parquet"
-
 _TRIAL_FIELDS = (
     pa.field("trial_id", pa.string(), nullable=False),
     pa.field("number", pa.int64()),
@@ -158,9 +154,9 @@ def write_tables(
     """Write the tables into the folder, which is made if needed; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
-        folder / TRIALS_FILE: trials_table(search, records),
-        folder / CURVES_FILE: curves_table(search, records),
-        folder / SELECTION_FILE: selection_table(search, records),
+        folder / "trials.parquet": trials_table(search, records),
+        folder / "curves.parquet": curves_table(search, records),
+        folder / "selection.parquet": selection_table(search, records),
     }
     for path, table in tables.items():
         write_atomically(table, path)

@@ -1,22 +1,15 @@
-"""WiSE-FT's curves in the figure and in the table of trials."""
+"""WiSE-FT's curves in the figure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from PIL import Image
-from typer.testing import CliRunner
 
 from tests.tuning import fakes
-from tests.tuning.run_folders import search_file, write_run
-from tuning.cli import app
 from tuning.reporting.figures.frame import save_figure
 from tuning.reporting.figures.wise_curves import draw, wise_curve
 from tuning.reporting.html_report import write_report
@@ -67,30 +60,14 @@ def test_the_figure_highlights_the_best_curves(search: SearchRecord, tmp_path: P
     assert not has_colour(alone, grey)
 
 
-def test_the_legend_labels_plain_fine_tuning_as_not_tuned(
-    search: SearchRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    labels: list[str] = []
-
-    def keep_labels(axes: Axes, handles: Sequence[Artist]) -> None:
-        labels.extend(str(handle.get_label()) for handle in handles)
-
-    monkeypatch.setattr("tuning.reporting.figures.wise_curves.legend_beside", keep_labels)
-    records = [with_curve(fakes.reference()), with_curve(fakes.trial(0))]
-    draw(search, records)
-    assert "FT, not tuned\n(lr = 1e-05)" in labels
+def test_the_legend_labels_plain_fine_tuning_as_not_tuned(search: SearchRecord) -> None:
+    drawn = draw(search, [with_curve(fakes.reference()), with_curve(fakes.trial(0))])
+    assert drawn is not None
+    legend = drawn[0].axes[0].get_legend()
+    assert legend is not None
+    assert "FT, not tuned\n(lr = 1e-05)" in [text.get_text() for text in legend.get_texts()]
 
 
 def has_colour(path: Path, colour: tuple[int, int, int]) -> bool:
     with Image.open(path) as image:
         return bool((np.asarray(image.convert("RGB")) == colour).all(axis=-1).any())
-
-
-def test_report_draws_the_curves_of_a_run_folder(images_root: Path, tmp_path: Path) -> None:
-    records = [fakes.reference(), with_curve(fakes.trial(0)), with_curve(fakes.trial(1, 84.0))]
-    run = write_run(tmp_path / "mine", search_file(images_root), records)
-    shown = CliRunner().invoke(app, ["report", str(run)], env={"COLUMNS": "120"})
-    assert shown.exit_code == 0, shown.output
-    assert (run / "report" / "wise_curves.png").stat().st_size > 10_000
-    rows = pq.read_table(run / "trials.parquet").to_pylist()
-    assert rows[2]["wise/0.1/id_val/acc"] == records[1].metrics["wise/0.1/id_val/acc"]
