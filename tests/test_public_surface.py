@@ -17,6 +17,7 @@ from typer.main import get_command
 
 import tuning
 from cluster.cli import app
+from docs.build import sections
 from tests.tuning import fakes
 from trainers.config import TrialConfig
 from trainers.evaluation.metrics import metric_names
@@ -47,24 +48,14 @@ def commands() -> dict[str, str]:
 def configuration_keys() -> list[str]:
     """Dotted keys; a section with a `name` has the keys of each kind, as `method[ft].x`."""
     schema = SearchFile.model_json_schema()
-
-    def walk(node: dict[str, Any], path: str) -> Iterator[str]:
-        if "$ref" in node:
-            yield from walk(schema["$defs"][node["$ref"].rpartition("/")[2]], path)
-        elif "discriminator" in node:
-            for name, ref in node["discriminator"]["mapping"].items():
-                yield from walk({"$ref": ref}, f"{path}[{name}]")
-        elif "properties" in node:
-            for name, below in node["properties"].items():
-                yield from walk(below, f"{path}.{name}" if path else name)
-        else:
-            nested = [n for n in node.get("anyOf", ()) if "$ref" in n or "discriminator" in n]
-            for below in nested:
-                yield from walk(below, path)
-            if not nested:
-                yield path
-
-    return sorted(set(walk(schema, "")))
+    models = schema["$defs"]
+    keys = (
+        f"{path}.{name}".removeprefix(".")
+        for path, section in sections(schema, models)
+        for name, field in section["properties"].items()
+        if not any(sections(field, models))
+    )
+    return sorted({key.partition(".<key>")[0] for key in keys})
 
 
 def metrics() -> list[str]:

@@ -426,17 +426,6 @@ def test_a_refused_write_is_dropped_and_named_once_without_secrets(
     assert len(children(client, callback)) == 3
 
 
-def test_a_run_that_a_user_deleted_does_not_hold_up_the_others(
-    callback: MlflowCallback, client: MlflowClient
-) -> None:
-    first = fakes.trial(1, outcome="running")
-    play(callback, first)
-    client.delete_run(children(client, callback)[first.trial_id].info.run_id)
-    callback.trial_ended(replace(first, outcome="finished"))
-    play(callback, fakes.trial(2))
-    assert list(children(client, callback)) == ["trial-002"]
-
-
 def test_limits_of_requests_are_in_the_environment_during_the_search_only(
     search: SearchRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,16 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.tuning import fakes
-from tuning.reporting.html_report import REPORT_FILE, write_report
+from tests.tuning.reporting.test_html_report import SEARCH, page_of
 from tuning.reporting.linked_figures import MAX_LINKED, trial_title
-from tuning.runs.records import TrialRecord
-
-SEARCH = fakes.search_record(Path("run"), name="<mine>")
-
-
-def page_of(records: list[TrialRecord], folder: Path) -> str:
-    write_report(SEARCH, records, folder)
-    return (folder / REPORT_FILE).read_text("utf-8")
 
 
 def linked(page: str) -> list[Counter[str]]:
