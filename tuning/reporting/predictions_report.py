@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
-from trainers.data.storage import open_store
+from trainers.data.storage import Store, open_store
 from trainers.evaluation.metrics import ECE_BINS
 from tuning.checkpoints.files import kept_checkpoint
 from tuning.reporting.formatting import format_percent
@@ -73,12 +73,19 @@ def kept_predictions(checkpoints: str, trial_id: str) -> list[DomainPredictions]
     """Predictions of a trial by domain, the ID domain first; None if they cannot be read."""
     try:
         checkpoint = kept_checkpoint(open_store(checkpoints), trial_id)
-        if checkpoint is None:
-            return None
-        with checkpoint.open(PREDICTIONS) as file:
-            table = pq.read_table(file)
+        return None if checkpoint is None else read_predictions(checkpoint)
     except Exception:  # each store has errors of its own, and the report can do without
         return None
+
+
+def read_predictions(checkpoint: Store) -> list[DomainPredictions]:
+    """Predictions in a checkpoint.
+
+    Raises:
+        OSError: there are none, or they cannot be read.
+    """
+    with checkpoint.open(PREDICTIONS) as file:
+        table = pq.read_table(file)
     classes: dict[str, list[str]] = json.loads(table.schema.metadata[PREDICTED_CLASSES])
     domains, found = table["domain"].to_numpy(), []
     for domain, names in classes.items():
