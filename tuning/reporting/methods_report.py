@@ -87,18 +87,14 @@ def methods_table(search: SearchRecord, records: Sequence[TrialRecord]) -> Resul
     found = method_rows(search, records)
     if not found:
         return None
-    references = [record for record in records if record.kind == "reference"]
-    zero_shot = {**search.zero_shot, "method": ZERO_SHOT}
-    rows = [Row(zero_shot, "dim", ends_section=not references)]
-    for record in references:
-        values: dict[str, object] = {
-            **record.metrics,
-            "method": trial_label(search, record, "\n"),
-            "time_best": record.last(SECONDS),
-        }
-        rows.append(Row(values, "dim", ends_section=record is references[-1]))
+    above: list[dict[str, object]] = [{**search.zero_shot, "method": ZERO_SHOT}]
+    for record in records:
+        if record.kind == "reference":
+            label, seconds = trial_label(search, record, "\n"), record.last(SECONDS)
+            above.append({**record.metrics, "method": label, "time_best": seconds})
+    rows = [Row(values, "dim", ends_section=values is above[-1]) for values in above]
     for number, row in enumerate(found):
-        values = {
+        values: dict[str, object] = {
             "method": row.method,
             "trials": "/".join(str(row.count(outcome)) for outcome in _ENDED),
             "time_all": sum(record.seconds or 0.0 for record in row.trials),

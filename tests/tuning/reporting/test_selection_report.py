@@ -3,6 +3,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.tuning import fakes
 from tests.tuning.result_tables import cells, notes
@@ -36,18 +39,34 @@ def test_each_rule_has_a_row_with_its_choice() -> None:
     }
 
 
-def test_the_notes_say_that_constraints_hold_for_all_rules() -> None:
-    note = "All rules choose among the trials with id_val/acc >= 80"
-    constraint = parse_constraint("id_val/acc >= 80", ["id_val/acc"])
-    constrained = replace(SEARCH, constraints=(constraint,))
-    assert note in notes(selection_table(constrained, TRIALS))
-    assert note not in notes(selection_table(SEARCH, TRIALS))
-
-
 def test_the_notes_list_the_trials_by_domain_and_the_front() -> None:
     text = notes(selection_table(SEARCH, TRIALS))
     assert "leave_one_domain_out, chosen by the other domains: 002 for a, c; 001 for b." in text
     assert "pareto (ID, OOD mean): 000 (90.0, 50.0), 001 (88.0, 55.0), 002 (85.0, 56.0)." in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome", "note"),
+    [
+        (
+            {"constraints": (parse_constraint("id_val/acc >= 80", ["id_val/acc"]),)},
+            "finished",
+            "All rules choose among the trials with id_val/acc >= 80",
+        ),
+        (
+            {"ood_domains": ("a",)},
+            "finished",
+            "leave_one_domain_out: it needs at least two OOD domains.",
+        ),
+        ({}, "stopped", "No trial finished"),
+    ],
+)
+def test_what_limits_the_choice_is_noted(changes: Any, outcome: str, note: str) -> None:
+    trials = [replace(trial, outcome=outcome) for trial in TRIALS]  # type: ignore[arg-type]
+    table = selection_table(replace(SEARCH, **changes), trials)
+    assert note in notes(table)
+    assert note not in notes(selection_table(SEARCH, TRIALS))
+    assert (rows(table)["leave_one_domain_out"][0] == "-") == ("ood_domains" in changes)
 
 
 def test_a_search_that_used_ood_data_is_noted() -> None:
@@ -55,19 +74,7 @@ def test_a_search_that_used_ood_data_is_noted() -> None:
     assert note in notes(selection_table(SEARCH, TRIALS))
     blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
     assert note not in notes(selection_table(blind, TRIALS))
-
-
-def test_a_rule_without_a_choice_has_a_reason() -> None:
-    table = selection_table(replace(SEARCH, ood_domains=("a",)), TRIALS)
-    assert rows(table)["leave_one_domain_out"] == [*["-"] * 6, "yes"]
-    assert "leave_one_domain_out: it needs at least two OOD domains." in notes(table)
     assert selection_table(SEARCH, []) is None
-
-
-def test_choices_among_unfinished_trials_are_noted() -> None:
-    stopped = [replace(trial, outcome="stopped") for trial in TRIALS]
-    assert "No trial finished" in notes(selection_table(SEARCH, stopped))
-    assert "No trial finished" not in notes(selection_table(SEARCH, TRIALS))
 
 
 def test_the_expected_best_has_its_value_and_how_sure_it_is() -> None:
