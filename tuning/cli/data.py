@@ -34,72 +34,83 @@ class _ListsLayouts(TyperCommand):
         super().format_help(ctx, formatter)
 
 
+Text = str | None
+Layout = Annotated[str, typer.Argument(help="How the images are stored; see below.")]
+Source = Annotated[str, typer.Argument(help="Their folder, or a URL such as s3://...")]
+Destination = Annotated[
+    str, typer.Argument(help="Folder or URL of the data set, for `trial.data.root`.")
+]
+Domain = Annotated[Text, typer.Option(help="Name of the domain, for layouts of a single domain.")]
+Domains = Annotated[
+    Text, typer.Option(help="Only these domains, comma-separated; for `folders`, also `all`.")
+]
+IdDomain = Annotated[
+    Text,
+    typer.Option("--id", help="For `folders`: the domain to fine-tune on, a folder of SOURCE."),
+]
+OodDomains = Annotated[
+    Text,
+    typer.Option(
+        help="For `folders`: the domains that are only evaluated, comma-separated. Their "
+        "train images become the val and test splits that they lack. Default: all but --id."
+    ),
+]
+SplitOfRest = Annotated[
+    Literal["train", "val", "test"] | None,
+    typer.Option(help="Split of images without one in their folder or file name."),
+]
+Deduplicate = Annotated[Text, typer.Option(help="A text file of paths to leave out, one per line.")]
+ClassNames = Annotated[
+    Text, typer.Option(help="A text file of class names in the order of the labels.")
+]
+ImageColumn = Annotated[Text, typer.Option(help="Column of the images in Parquet files.")]
+LabelColumn = Annotated[Text, typer.Option(help="Column of the labels in Parquet files.")]
+ValFraction = Annotated[
+    float, typer.Option(help="Share of train (or of test, without train) that becomes val.")
+]
+TestFraction = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of train that becomes test, if there is no test split. Default: 0.2 for "
+        "`folders`, else 0."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the images that become val and test.")]
+Resize = Annotated[
+    int | None, typer.Option(help="Pixels of the short side, e.g. 256; never enlarges.")
+]
+Quality = Annotated[int, typer.Option(help="Quality of re-encoded JPEGs.")]
+SkipBad = Annotated[
+    str, typer.Option(help="Leave out at most this many bad images per domain: `20`, or `0.1%`.")
+]
+ShardSize = Annotated[int, typer.Option(help="Images per Parquet file.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace domains prepared with other settings.")
+]
+
+
 @app.command(cls=_ListsLayouts)
 def prepare(
-    layout: Annotated[str, typer.Argument(help="How the images are stored; see below.")],
-    source: Annotated[str, typer.Argument(help="Their folder, or a URL such as s3://...")],
-    destination: Annotated[
-        str, typer.Argument(help="Folder or URL of the data set, for `trial.data.root`.")
-    ],
-    domain: Annotated[
-        str | None, typer.Option(help="Name of the domain, for layouts of a single domain.")
-    ] = None,
-    domains: Annotated[
-        str | None,
-        typer.Option(help="Only these domains, comma-separated; for `folders`, also `all`."),
-    ] = None,
-    id_: Annotated[
-        str | None,
-        typer.Option("--id", help="For `folders`: the domain to fine-tune on, a folder of SOURCE."),
-    ] = None,
-    ood: Annotated[
-        str | None,
-        typer.Option(
-            help="For `folders`: the domains that are only evaluated, comma-separated. Their "
-            "train images become the val and test splits that they lack. Default: all but --id."
-        ),
-    ] = None,
-    split: Annotated[
-        Literal["train", "val", "test"] | None,
-        typer.Option(help="Split of images without one in their folder or file name."),
-    ] = None,
-    deduplicate: Annotated[
-        str | None, typer.Option(help="A text file of paths to leave out, one per line.")
-    ] = None,
-    class_names: Annotated[
-        str | None, typer.Option(help="A text file of class names in the order of the labels.")
-    ] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of the images in Parquet files.")
-    ] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of the labels in Parquet files.")
-    ] = None,
-    val_fraction: Annotated[
-        float, typer.Option(help="Share of train (or of test, without train) that becomes val.")
-    ] = 0.1,
-    test_fraction: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of train that becomes test, if there is no test split. Default: 0.2 for "
-            "`folders`, else 0."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the images that become val and test.")] = 0,
-    resize: Annotated[
-        int | None,
-        typer.Option(help="Pixels of the short side, e.g. 256; never enlarges."),
-    ] = None,
-    quality: Annotated[int, typer.Option(help="Quality of re-encoded JPEGs.")] = 95,
-    skip_bad: Annotated[
-        str,
-        typer.Option(help="Leave out at most this many bad images per domain: `20`, or `0.1%`."),
-    ] = "0",
-    shard_size: Annotated[int, typer.Option(help="Images per Parquet file.")] = 4096,
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace domains prepared with other settings."),
-    ] = False,
+    layout: Layout,
+    source: Source,
+    destination: Destination,
+    domain: Domain = None,
+    domains: Domains = None,
+    id_: IdDomain = None,
+    ood: OodDomains = None,
+    split: SplitOfRest = None,
+    deduplicate: Deduplicate = None,
+    class_names: ClassNames = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    val_fraction: ValFraction = 0.1,
+    test_fraction: TestFraction = None,
+    seed: Seed = 0,
+    resize: Resize = None,
+    quality: Quality = 95,
+    skip_bad: SkipBad = "0",
+    shard_size: ShardSize = 4096,
+    overwrite: Overwrite = False,
     address: Address = None,
 ) -> None:
     """Convert images in a usual layout into checked Parquet files; run it again to continue.

@@ -133,13 +133,18 @@ def render(report: PreparationReport) -> RenderableType:
     for domain in report.domains:
         usable = domain.kinds(bad=False)
         changed = sum(usable[kind] for kind in usable.keys() & CHANGES)
-        numbers = {
-            "bad images" if domain.status == "refused" else "bad images left out": domain.bad,
-            "conversions of images": changed,
-            "other findings": sum(usable.values()) - changed,
-        }
-        if shown := ", ".join(f"{number:,} {what}" for what, number in numbers.items() if number):
-            line = f"! {domain.domain}: {shown}, listed in {domain.url}/{FINDINGS}"
+        left_out = "" if domain.status == "refused" else " left out"
+        counts = [
+            f"{number:,} {one if number == 1 else several}"
+            for number, one, several in (
+                (domain.bad, f"bad image{left_out}", f"bad images{left_out}"),
+                (changed, "conversion of an image", "conversions of images"),
+                (sum(usable.values()) - changed, "other finding", "other findings"),
+            )
+            if number
+        ]
+        if counts:
+            line = f"! {domain.domain}: {', '.join(counts)}, listed in {domain.url}/{FINDINGS}"
             parts.append(Text(line, style="yellow"))
     if report.made:
         rate = report.made / report.seconds

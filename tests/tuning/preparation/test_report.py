@@ -48,7 +48,7 @@ def test_the_summary_counts_images_findings_and_bytes() -> None:
     assert "CMYK 2 sketch" in lines
     assert "truncated 1 bad: sketch: 12 bytes" in lines
     assert (
-        "! sketch: 2 bad images left out, 2 conversions of images, 1 other findings, "
+        "! sketch: 2 bad images left out, 2 conversions of images, 1 other finding, "
         "listed in s3://bucket/data/sketch/findings.csv"
     ) in " ".join(lines)
     assert "Read 3,000 images in 1m 00s, 50 a second" in lines
