@@ -5,10 +5,9 @@ import io
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -84,14 +83,15 @@ def build(
     if root.exists() and not (root / MARKER).is_file() and any(root.iterdir()):
         raise FileExistsError(f"{root} has contents that are no benchmark; choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(f".{root.name}.lipsum-tune-unfinished-", root.parent) as built:
+    prefix = f".{root.name}.lipsum-tune-unfinished-"  # what a kill leaves, the next build removes
+    with temporary_folder(prefix, root.parent) as built:
         render_class = partial(_render_class, seed, size, images)
         parts = _rendered(render_class, chosen, workers or available_cores(), progress)
         for (domain, split), rows in parts.items():
             metadata = _METADATA | {"domain": domain, "split": split}
             write_images(part_path(built, domain, split), rows, list(chosen), metadata)
         (built / MARKER).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        _install(built, root, description)
+        _install(built, root, prefix, description)
     return root
 
 
@@ -177,13 +177,16 @@ def _rendered(
     return gathered
 
 
-def _install(built: Path, root: Path, description: dict[str, object]) -> None:
+def _install(built: Path, root: Path, prefix: str, description: dict[str, object]) -> None:
     """Move the finished folder into place unless another process was faster."""
-    if (root / MARKER).is_file() and not _is_built(root, description):
-        shutil.rmtree(root)
-    built.chmod(0o755)
-    try:
-        built.replace(root)  # fails if the folder exists and is not empty
-    except OSError:
-        if not _is_built(root, description):
-            raise
+    while not _is_built(root, description):
+        if (root / MARKER).is_file():
+            # As a whole: a kill in between must not leave a part of the old one at its place.
+            with suppress(FileNotFoundError), temporary_folder(prefix, root.parent) as aside:
+                root.rename(aside / "replaced")
+        built.chmod(0o755)
+        try:
+            built.replace(root)  # fails if the folder exists and is not empty
+        except OSError:
+            if not (root / MARKER).is_file():
+                raise

@@ -159,8 +159,13 @@ def summarise(
 
     `temperature` is that of `ece_scaled` in all domains. None, for the validation split only, fits
     it on the ID images.
+
+    Raises:
+        ValueError: no temperature for another split than `val`.
     """
     if temperature is None:
+        if split != "val":
+            raise ValueError(f"{split}: the temperature is fitted on the validation split only")
         temperature = by_domain[data.id_domain].temperature
     measures = {domain: sums.measures(temperature) for domain, sums in by_domain.items()}
     return flat_metrics(measures, data, split) | {temperature_name(split): temperature}

@@ -23,7 +23,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, suggestion, validation_problem
 from trainers.methods.registry import METHODS as KNOWN_METHODS
-from trainers.methods.registry import SEARCH_SPACES, forget_method
+from trainers.methods.registry import SEARCH_SPACES, forget_method, is_available
 from tuning.config.prior import PriorConfig, check_names, prior_points
 from tuning.runs.records import METHOD_KEY
 
@@ -160,11 +160,13 @@ class SpaceConfig(_Section):
     @field_validator("methods", "by_method")
     @classmethod
     def _methods_are_known(cls, methods: Any) -> Any:
+        if methods == (ALL,):  # not of a file, which has expanded it with its plug-ins
+            return tuple(name for name in METHODS if is_available(name, ()))
         for name in methods:
-            if name == ALL:
+            if name == ALL and isinstance(methods, tuple):
                 raise ValueError(f"`{ALL}` cannot be combined with other methods")
             if name not in KNOWN_METHODS:
-                known = [*KNOWN_METHODS, ALL]
+                known = [*KNOWN_METHODS, *([ALL] if isinstance(methods, tuple) else ())]
                 raise ValueError(f"unknown method {name!r}{did_you_mean(name, known)}")
             if name not in METHODS and name not in SEARCH_SPACES:
                 raise ValueError(f"method {name!r} was registered without a search space")

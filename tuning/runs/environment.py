@@ -100,16 +100,17 @@ def check_same_inputs(folder: Path, trial: TrialConfig) -> None:
         ConfigError: a domain and split, a file of the model, or a plug-in has changed, or is
             missing.
     """
-    for inputs, now, key, value in (
-        ("model", _digests(_model_files(trial)), "trial.model.name", trial.model.name),
-        ("plugins", _digests(_plugin_files(trial)), "trial.plugins", ...),
-        ("data", data_fingerprint(trial.data), "trial.data.root", trial.data.root),
+    for inputs, read, key, value in (
+        ("model", lambda: _digests(_model_files(trial)), "trial.model.name", trial.model.name),
+        ("plugins", lambda: _digests(_plugin_files(trial)), "trial.plugins", ...),
+        ("data", lambda: data_fingerprint(trial.data), "trial.data.root", trial.data.root),
     ):
         before = seen_at_start(folder, inputs)
         if before is None and inputs == "data":
             logger.warning("%s does not record its data, so changes cannot be detected", folder)
         if before is None:
             continue
+        now = read()
         if changed := [n for n in {**now, **before} if now.get(n) != before.get(n)]:
             raise ConfigError(
                 f"{quoted(changed)} changed since this search began",

@@ -23,7 +23,7 @@ from trainers.checkpoints.format import WEIGHTS, whole_header
 from trainers.config import TrialConfig
 from trainers.data.data_root import resolve_root
 from trainers.data.storage import Store
-from trainers.errors import ConfigError, did_you_mean
+from trainers.errors import ConfigError, did_you_mean, storage_failures
 from trainers.evaluation.metrics import ID_ACC
 from trainers.folders import appearing
 from trainers.ray_trainer import task_device
@@ -165,7 +165,8 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
         raise ConfigError(f"no soup of different models: {', '.join(names)}", source=run.folder)
     by_text: dict[bool, list[str]] = {}  # methods, by whether they trained the text encoder
     for ingredient in found:
-        trains_text = whole_header(ingredient.checkpoint).trains_text
+        with storage_failures(ingredient.checkpoint.url, "cannot be read"):
+            trains_text = whole_header(ingredient.checkpoint).trains_text
         by_text.setdefault(trains_text, []).append(search.method(ingredient.record) or "?")
     if len(by_text) > 1:
         images, both = (", ".join(dict.fromkeys(by_text[key])) for key in (False, True))

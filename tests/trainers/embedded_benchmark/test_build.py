@@ -1,4 +1,5 @@
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,26 @@ def test_other_parameters_replace_the_benchmark(tmp_path: Path) -> None:
         few = ImageCounts(count, 1, 1)
         build(root, images=few, classes=["whale"], workers=1, progress=False)
         assert len(rows(root, "real", "train")) == count
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_kill_while_a_benchmark_is_replaced_leaves_one_that_can_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(count: int) -> Path:
+        few = ImageCounts(count, 1, 1)
+        return build(tmp_path / "b", images=few, classes=["whale"], workers=1, progress=False)
+
+    def killed(folder: Path, **_: object) -> None:
+        for marker in folder.rglob(building.MARKER):
+            marker.unlink()
+        raise KeyboardInterrupt
+
+    replaced(1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed)
+        replaced(2)
+    assert len(rows(replaced(2), "real", "train")) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 

@@ -75,7 +75,8 @@ def map_shards(
     One process of a machine converts files, and others that need some wait. If there is no room,
     the files that were unused for longest are removed; processes that have them mapped keep them.
 
-    `limit_bytes` holds for all files of the cache together (`data.cache_gb`).
+    `limit_bytes` holds for all files of the cache together (`data.cache_gb`), by the headers of the
+    Parquet files, in which equal images of a file may count once.
 
     Raises:
         ConfigError: these files alone exceed the limit or the disk, or one of them is not Parquet

@@ -176,6 +176,16 @@ def test_files_unused_for_longest_make_room(cache: Path, tmp_path: Path) -> None
     assert content(mapped(*sets[1][:2], 250_000)) == sets[1][2]
 
 
+def test_files_of_the_same_data_set_stay_and_count(cache: Path, tmp_path: Path) -> None:
+    (older,) = cached(*data_set(tmp_path / "older", 100_000)[:2])
+    store, files, written = data_set(tmp_path / "data", 100_000, 100_000)
+    (first,) = cached(store, files[:1])
+    os.utime(first, ns=(1, 1))  # unused for longer than `older`
+    before = first.stat().st_ino
+    assert content(mapped(store, files, 250_000)) == written
+    assert (first.stat().st_ino, older.exists()) == (before, False)
+
+
 def test_images_that_exceed_the_limit_are_refused_first(cache: Path, tmp_path: Path) -> None:
     other = cached(*data_set(tmp_path / "other", 100_000)[:2])
     store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
