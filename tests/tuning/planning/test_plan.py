@@ -286,7 +286,11 @@ def test_a_real_plan_measures_and_leaves_nothing_behind(trial: TrialConfig, tmp_
     file = SearchFile.model_validate(
         {
             "trial": with_overrides(trial, {"data.workers": 1}, "test").model_dump(mode="json"),
-            "search": {"storage": str(tmp_path / "a" / "runs"), "budget": {"trials": 3}},
+            "search": {
+                "storage": str(tmp_path / "a" / "runs"),
+                "space": {"methods": ["ft", "l2_sp"]},
+                "budget": {"trials": 3},
+            },
         }
     )
     with ray_session():
@@ -295,6 +299,7 @@ def test_a_real_plan_measures_and_leaves_nothing_behind(trial: TrialConfig, tmp_
     assert not list(tmp_path.iterdir())
     probe, shape = plan.probe, plan.shape
     assert shape.concurrent == min(cpus, 4)  # three trials and a reference
+    assert shape.methods == 2
     assert 0 < probe.step_s < 10
     assert 0 < probe.eval_s < 10
     assert probe.cache_s > 0
