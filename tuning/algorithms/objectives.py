@@ -122,6 +122,8 @@ def parse_constraint(text: str, known: Iterable[str]) -> Constraint:
         if name not in names and name not in ("", "best"):
             raise ValueError(f"{text!r}: no trial reports {name!r}")
     offset = float(match["number"] or (match["sign"] or "") + (match["offset"] or "0"))
+    if not math.isfinite(offset):
+        raise ValueError(f"{text!r}: the number is too large")
     relation: Literal[">=", "<="] = ">=" if match["relation"] == ">=" else "<="
     return Constraint(text.strip(), metric, relation, anchor, offset)
 

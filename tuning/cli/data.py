@@ -34,22 +34,23 @@ class _ListsLayouts(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-Text = str | None
 Layout = Annotated[str, typer.Argument(help="How the images are stored; see below.")]
 Source = Annotated[str, typer.Argument(help="Their folder, or a URL such as s3://...")]
 Destination = Annotated[
     str, typer.Argument(help="Folder or URL of the data set, for `trial.data.root`.")
 ]
-Domain = Annotated[Text, typer.Option(help="Name of the domain, for layouts of a single domain.")]
+Domain = Annotated[
+    str | None, typer.Option(help="Name of the domain, for layouts of a single domain.")
+]
 Domains = Annotated[
-    Text, typer.Option(help="Only these domains, comma-separated; for `folders`, also `all`.")
+    str | None, typer.Option(help="Only these domains, comma-separated; for `folders`, also `all`.")
 ]
 IdDomain = Annotated[
-    Text,
+    str | None,
     typer.Option("--id", help="For `folders`: the domain to fine-tune on, a folder of SOURCE."),
 ]
 OodDomains = Annotated[
-    Text,
+    str | None,
     typer.Option(
         help="For `folders`: the domains that are only evaluated, comma-separated. Their "
         "train images become the val and test splits that they lack. Default: all but --id."
@@ -59,12 +60,14 @@ SplitOfRest = Annotated[
     Literal["train", "val", "test"] | None,
     typer.Option(help="Split of images without one in their folder or file name."),
 ]
-Deduplicate = Annotated[Text, typer.Option(help="A text file of paths to leave out, one per line.")]
-ClassNames = Annotated[
-    Text, typer.Option(help="A text file of class names in the order of the labels.")
+Deduplicate = Annotated[
+    str | None, typer.Option(help="A text file of paths to leave out, one per line.")
 ]
-ImageColumn = Annotated[Text, typer.Option(help="Column of the images in Parquet files.")]
-LabelColumn = Annotated[Text, typer.Option(help="Column of the labels in Parquet files.")]
+ClassNames = Annotated[
+    str | None, typer.Option(help="A text file of class names in the order of the labels.")
+]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of the images in Parquet files.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels in Parquet files.")]
 ValFraction = Annotated[
     float, typer.Option(help="Share of train (or of test, without train) that becomes val.")
 ]

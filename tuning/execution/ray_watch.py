@@ -77,7 +77,8 @@ class RayWatch:
                         print(text, file=sys.stderr, flush=True)
                         os._exit(MAY_CONTINUE)  # Ray would do so soon, with status 1
                     if callable(signal.getsignal(signal.SIGTERM)):
-                        # A signal, since `_thread.interrupt_main` interrupts no system call.
+                        # `_thread.interrupt_main` would interrupt no system call. Without a
+                        # handler, the signal would kill the process.
                         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                     return
 

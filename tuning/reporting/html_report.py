@@ -202,22 +202,7 @@ def _sections(
         note += f" Before the last step, {sample} were evaluated, so that a curve may jump there."
     curves = details.curves_figure(search, records)
     yield _image(curves, "objective of each trial by step", note, linked)
-    slices, importance = details.slices_figure(records), details.importance_figure(records)
-    yield "<h2>Hyperparameters</h2>"
-    if slices is not None:
-        note = "Finished trials, at their last step."
-        yield _image(slices, "accuracy of finished trials over each hyperparameter", note)
-    if (contours := details.contours_figure(search, records)) is not None:
-        note = "The objective between the finished trials, interpolated; noise is not smoothed."
-        yield _image(contours, "objective over pairs of hyperparameters", note)
-    if importance is not None:
-        note = (
-            "Main effects of the hyperparameters, as ranks, in a forest fitted to the accuracies "
-            "of these trials. They are relative: they add up to 1 even if none matters."
-        )
-        yield _image(importance, "importance of each hyperparameter", note)
-    elif lacks := details.importance_lacks(records):
-        yield _paragraph(lacks)
+    yield from _hyperparameters(search, records)
     if (drift := details.drift_figure(search, records)) is not None:
         yield "<h2>Distance from the zero-shot model</h2>"
         note = (
@@ -236,6 +221,27 @@ def _sections(
         yield _paragraph(" ".join(sentences))
     if linked is not None:
         yield SCRIPT
+
+
+def _hyperparameters(search: SearchRecord, records: Sequence[TrialRecord]) -> Iterator[str]:
+    from tuning.reporting.figures import details
+
+    slices, importance = details.slices_figure(records), details.importance_figure(records)
+    yield "<h2>Hyperparameters</h2>"
+    if slices is not None:
+        note = "Finished trials, at their last step."
+        yield _image(slices, "accuracy of finished trials over each hyperparameter", note)
+    if (contours := details.contours_figure(search, records)) is not None:
+        note = "The objective between the finished trials, interpolated; noise is not smoothed."
+        yield _image(contours, "objective over pairs of hyperparameters", note)
+    if importance is not None:
+        note = (
+            "Main effects of the hyperparameters, as ranks, in a forest fitted to the accuracies "
+            "of these trials. They are relative: they add up to 1 even if none matters."
+        )
+        yield _image(importance, "importance of each hyperparameter", note)
+    elif lacks := details.importance_lacks(records):
+        yield _paragraph(lacks)
 
 
 def belief_sentence(

@@ -20,6 +20,7 @@ from trainers.redact import redact
 DATABASES = ("postgresql", "mysql", "mssql", "sqlite")
 """Schemes, without their drivers, of tracking URIs that SQLAlchemy opens; others are servers."""
 CONNECT_SECONDS = 5.0
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 POSTGRESQL_HINT = (
     "`pip install 'lipsum-tune[postgresql]'` and write "
     "postgresql+psycopg://USER:${NAME}@HOST/DATABASE"
@@ -51,9 +52,6 @@ def check_driver(key: str, url: str) -> None:
         hint = "percent-encode special characters in a password"
     if problem:
         raise ConfigError(problem, key=key, value=redact(url), hint=hint) from None
-
-
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def check_listens(url: str) -> None:

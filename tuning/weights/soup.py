@@ -164,10 +164,10 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
         names = sorted(f"{model.name}/{model.pretrained}" for model in models)
         raise ConfigError(f"no soup of different models: {', '.join(names)}", source=run.folder)
     by_text: dict[bool, list[str]] = {}  # methods, by whether they trained the text encoder
-    for ingredient in found:
-        with storage_failures(ingredient.checkpoint.url, "cannot be read"):
+    with storage_failures(run.checkpoints.url, "cannot be read"):
+        for ingredient in found:
             trains_text = whole_header(ingredient.checkpoint).trains_text
-        by_text.setdefault(trains_text, []).append(search.method(ingredient.record) or "?")
+            by_text.setdefault(trains_text, []).append(search.method(ingredient.record) or "?")
     if len(by_text) > 1:
         images, both = (", ".join(dict.fromkeys(by_text[key])) for key in (False, True))
         raise ConfigError(
@@ -176,7 +176,8 @@ def ingredients(run: LoadedRun, top: int, method: str | None = None) -> tuple[In
             hint="choose one with --method",
             source=run.folder,
         )
-    check_ingredients([ingredient.checkpoint for ingredient in found])
+    with storage_failures(run.checkpoints.url, "cannot be read"):
+        check_ingredients([ingredient.checkpoint for ingredient in found])
     found.sort(key=lambda i: (-(i.record.last(ID_ACC) or 0.0), i.record.number))
     return tuple(found)
 

@@ -98,6 +98,7 @@ def test_a_value_exactly_at_its_bound_meets_it(line: str, value: float, best: fl
         ("id_val/acc >= good", "write it as"),
         ("id_val/acc >= best - x", "write it as"),
         ("id_val/acc >= nan", "write it as"),
+        ("id_val/nll <= 1e999", "too large"),
         ("id_val/akk >= 60", "no trial reports 'id_val/akk'"),
         ("id_val/acc >= zero_shot.id_val/akk", "no trial reports 'id_val/akk'"),
     ],

@@ -205,17 +205,6 @@ def test_debug_shows_the_traceback_before_the_line(tmp_path: Path) -> None:
     assert last.startswith("lipsum-tune: nowhere: not a run folder")
 
 
-def test_a_result_is_one_line_and_a_table_in_a_notebook(run: Path) -> None:
-    loaded = load_run(run)
-    result = SearchResult(run, loaded.file, loaded.history, "finished", "uri")
-    assert repr(result) == (
-        f"<SearchResult mine: finished, 3 trials, best trial-000: val/mean_acc 73.5, {run}>"
-    )
-    assert result._repr_html_().count("<tr") == 1 + 2 + 3  # a header, two references, the trials
-    (axes,) = result.plot.importance().axes
-    assert "needs 6 finished trials (1 so far)" in axes.texts[0].get_text()
-
-
 def test_train_runs_one_trial_without_ray(
     images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

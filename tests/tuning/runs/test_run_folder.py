@@ -15,6 +15,7 @@ from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.execution.run_search import SearchResult
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import (
     CONFIG_FILE,
@@ -141,3 +142,22 @@ def test_a_grid_smaller_than_the_budget_is_counted(
     file = search_file(images_root, **{f"search__{key}": v for key, v in settings.items()})
     run = load_run(write_run(tmp_path / "run", file))
     assert run.search.budget_trials == run.search.trials_per_method == most
+
+
+def test_a_result_is_one_line_and_a_table_in_a_notebook(images_root: Path, tmp_path: Path) -> None:
+    failed = trial(2, 80.0, 50.0, outcome="failed", error="OutOfMemoryError: too big", curve=())
+    records = [
+        fakes.reference(),
+        trial(0, 85.0, 62.0),
+        trial(1, 84.0, 61.0, outcome="pruned"),
+        failed,
+    ]
+    run = write_run(tmp_path / "runs" / "mine", search_file(images_root), records)
+    loaded = load_run(run)
+    result = SearchResult(run, loaded.file, loaded.history, "finished", "uri")
+    assert repr(result) == (
+        f"<SearchResult mine: finished, 3 trials, best trial-000: val/mean_acc 73.5, {run}>"
+    )
+    assert result._repr_html_().count("<tr") == 1 + 2 + 3  # a header, two references, the trials
+    (axes,) = result.plot.importance().axes
+    assert "needs 6 finished trials (1 so far)" in axes.texts[0].get_text()
