@@ -37,8 +37,9 @@ from tuning.confirmation.results import (
     read_results,
     write_results_table,
 )
+from tuning.execution.ray_errors import resumable
 from tuning.execution.ray_session import ray_session
-from tuning.execution.signals import interrupted_by_sigterm
+from tuning.execution.ray_watch import watched_ray
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
 from tuning.reporting.formatting import show_phase, untuned_label
@@ -102,10 +103,12 @@ def confirm(
         check_data(data, [*data.trial_parts, *((domain, "test") for domain in data.domains)])
         resolve_root(data.root, progress=True)
         check_same_inputs(run.folder, file.trial)
+        go_on = "put that right, and the same command goes on from the results so far"
         with (
+            resumable(go_on),
             closing(ResultsFile(run.folder)) as results,
             ray_session(address),
-            interrupted_by_sigterm(),
+            watched_ray(go_on),
         ):
             stored = read_results(run.folder)
             _check_test_splits(run.folder, data, has_results=bool(stored))

@@ -55,8 +55,8 @@ def storage_failure(error: BaseException | None) -> StorageFailed | None:
 
 
 @contextmanager
-def resumable(run_folder: Path) -> Iterator[None]:
-    """Within the block, a search runs. A storage failure ends it with how to resume it.
+def resumable(go_on: str) -> Iterator[None]:
+    """Within the block, a storage failure ends the work and says how to go on with it.
 
     Raises:
         StorageFailed: in place of any error that a storage failure has caused.
@@ -67,15 +67,7 @@ def resumable(run_folder: Path) -> Iterator[None]:
         failure = storage_failure(error)
         if failure is None:
             raise
-        raise StorageFailed(how_to_go_on(failure, run_folder)) from None
-
-
-def how_to_go_on(failure: StorageFailed, run_folder: Path) -> str:
-    """The failure, and the command that continues the search."""
-    return (
-        f"{failure}; put that right, and `lipsum-tune resume {run_folder}` goes on from the last "
-        "checkpoints"
-    )
+        raise StorageFailed(f"{failure}; {go_on}") from None
 
 
 def check_own_failure(trial: Trial) -> None:

@@ -1,8 +1,8 @@
-"""Notices that the Ray of this driver is gone, which Ray itself does not report to Tune.
+"""Notices that the Ray of this driver is gone, which Ray itself does not report.
 
-If the raylet of the driver's node was killed, Tune 2.60 waits for ever for a place for its trials.
-If the GCS was killed, Ray ends the driver's process after 60 s, with status 1 and without a word to
-the records.
+If the raylet of the driver's node was killed, Ray 2.60 waits for ever for a place for trials and
+tasks. If the GCS was killed, it ends the driver's process after 60 s, with status 1 and without a
+word to the records.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from trainers.errors import MAY_CONTINUE, StorageFailed
-from tuning.execution.ray_errors import how_to_go_on
+from tuning.execution.signals import interrupted_by_sigterm
 
 CHECK_S, CHECKS = 2.0, 5
 """Interval between two checks, and the number of failed ones in a row after which Ray is lost."""
@@ -30,7 +29,7 @@ HEAD = "head"
 
 
 class RayLost(StorageFailed):
-    """The head or the raylet of this machine is gone. The search can be resumed on another Ray."""
+    """The head or the raylet of this machine is gone. Another Ray can go on with the work."""
 
     def __init__(self, server: str, problem: str) -> None:
         super().__init__(f"Ray's {server} {problem}")
@@ -43,14 +42,15 @@ class RayWatch:
 
     servers: dict[str, tuple[str, int]]
     """Host and port by name."""
-    run_folder: Path
+    go_on: str
+    """Printed after the error if the head is gone."""
     lost: RayLost | None = None
     """Set once one is gone for good."""
     record_end: Callable[[], object] = lambda: None
-    """Records the end of the search; called in the thread of this watch if the head is gone. The
+    """Records the end of the work; called in the thread of this watch if the head is gone. The
     main thread then hangs in a call of Ray that no signal interrupts."""
     ended: threading.Event = field(default_factory=threading.Event)
-    """Set at the end of the search; `run` then returns."""
+    """Set at the end of the work; `run` then returns."""
 
     def check(self) -> None:
         """Raise `RayLost` if a server does not accept a connection."""
@@ -61,7 +61,7 @@ class RayWatch:
                 raise RayLost(name, f"at {host}:{port} is gone ({error})") from None
 
     def run(self) -> None:
-        """Check until the end of the search, and end it if Ray is lost."""
+        """Check until the end of the work, and end it if Ray is lost."""
         failed = 0
         while not self.ended.wait(CHECK_S):
             try:
@@ -73,8 +73,7 @@ class RayWatch:
                     self.lost = error
                     if error.server == HEAD:
                         self.record_end()
-                        text = f"lipsum-tune: {how_to_go_on(error, self.run_folder)}"
-                        print(text, file=sys.stderr, flush=True)
+                        print(f"lipsum-tune: {error}; {self.go_on}", file=sys.stderr, flush=True)
                         os._exit(MAY_CONTINUE)  # Ray would do so soon, with status 1
                     if callable(signal.getsignal(signal.SIGTERM)):
                         # `_thread.interrupt_main` would interrupt no system call. Without a
@@ -84,24 +83,27 @@ class RayWatch:
 
 
 @contextmanager
-def watched_ray(run_folder: Path) -> Iterator[RayWatch]:
-    """Within the block, the loss of the connected Ray interrupts the main thread.
+def watched_ray(go_on: str = "run the command again") -> Iterator[RayWatch]:
+    """Within the block, the loss of the connected Ray or SIGTERM interrupts the main thread.
 
-    Enter it within `tuning.execution.signals.interrupted_by_sigterm`.
+    Args:
+        go_on: what a user can do when Ray is lost, for the message.
 
     Raises:
-        RayLost: in place of the KeyboardInterrupt by which the main thread is interrupted.
+        RayLost: the main thread was interrupted because Ray is lost.
+        KeyboardInterrupt: for SIGTERM, as for Ctrl-C.
     """
-    watch = RayWatch(_servers(), run_folder)
-    threading.Thread(target=watch.run, name="ray-watch", daemon=True).start()
-    try:
-        yield watch
-    except KeyboardInterrupt:
-        if watch.lost is not None:
-            raise watch.lost from None
-        raise
-    finally:
-        watch.ended.set()
+    watch = RayWatch(_servers(), go_on)
+    with interrupted_by_sigterm():
+        threading.Thread(target=watch.run, name="ray-watch", daemon=True).start()
+        try:
+            yield watch
+        except KeyboardInterrupt:
+            if watch.lost is not None:
+                raise watch.lost from None
+            raise
+        finally:
+            watch.ended.set()
 
 
 def _servers() -> dict[str, tuple[str, int]]:

@@ -35,7 +35,7 @@ from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import watched_ray
-from tuning.execution.signals import interrupted_by_sigterm, restored_process
+from tuning.execution.signals import restored_process
 from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
@@ -192,8 +192,15 @@ def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) 
     uri = tracking_uri(file.search.tracking.uri, run_folder.parent)
     check_drivers({"search.tracking.uri": uri, "search.study_storage": file.search.study_storage})
     # The journal holds the lock of the run folder, so nothing is written there before.
-    with restored_process(), resumable(run_folder), closing(Journal(run_folder)) as journal:
+    go_on = _how_to_resume(run_folder)
+    with restored_process(), resumable(go_on), closing(Journal(run_folder)) as journal:
         return _run_session(run_folder, file, journal, uri, options)
+
+
+def _how_to_resume(run_folder: Path) -> str:
+    return (
+        f"put that right, and `lipsum-tune resume {run_folder}` goes on from the last checkpoints"
+    )
 
 
 def _run_session(
@@ -204,8 +211,7 @@ def _run_session(
     keep, tracking = file.search.checkpoints, file.search.tracking
     with (
         ray_session(options.address, console=console) as is_own_ray,
-        interrupted_by_sigterm(),
-        watched_ray(run_folder) as watch,
+        watched_ray(_how_to_resume(run_folder)) as watch,
         quiet_optuna(),
         closing(ProgressCallback(console)) as progress,
     ):

@@ -29,6 +29,7 @@ from tuning.algorithms.samplers import number_of_trials
 from tuning.config.schema import MedianConfig, RungConfig, SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.ray_watch import watched_ray
 from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
 from tuning.planning.probe import MAX_PROBES, OVERRIDES, Probe, probe_trials
 from tuning.reporting.formatting import show_phase
@@ -156,6 +157,7 @@ def plan_search(
     began = time.perf_counter()
     with (
         ray_session(address, console=console),
+        watched_ray(),
         _scratch(Path(search.storage).expanduser().resolve()) as folder,
     ):
         start_s = time.perf_counter() - began

@@ -18,7 +18,8 @@ from trainers.data.formats.index import Split
 from trainers.data.formats.retry import SourceLost, require_source
 from trainers.data.shards import Shard, ShardReport, make_shard, up_to_date
 from trainers.data.storage import Store, open_store
-from tuning.execution.signals import environment_variables, interrupted_by_sigterm
+from trainers.errors import StorageFailed
+from tuning.execution.signals import environment_variables
 from tuning.preparation.manifest import (
     FINDINGS,
     Found,
@@ -74,6 +75,7 @@ def prepare(
     console.print(f"{count}; starting Ray", soft_wrap=True, highlight=False, markup=False)
     # Imports torch, which takes seconds: not before the plan is known to be good.
     from tuning.execution.ray_session import ray_session
+    from tuning.execution.ray_watch import watched_ray
 
     run = uuid4().hex
     runs = {domain.domain: (domain.record or {}).get("run") for domain in plan.domains}
@@ -110,7 +112,7 @@ def prepare(
                 if stack.enter_context(locked(domain.store, domain.record))
             }
             stack.enter_context(ray_session(address))
-            stack.enter_context(interrupted_by_sigterm())
+            stack.enter_context(watched_ray())
             display = stack.enter_context(Display(console, plan.images))
             for domain in plan.domains:
                 if not domain.is_done:
@@ -126,7 +128,7 @@ def prepare(
             rest = [shard for d in plan.domains if not d.is_done for shard in d.shards]
             run_shards(plan, stale + rest, options.encode, make_shard, on_end)
             seconds = time.monotonic() - began
-    except (OSError, PreparationFailed) as error:
+    except (OSError, PreparationFailed, StorageFailed) as error:
         raise PreparationFailed(
             f"{' '.join(str(error).split())}; finished shards stay: run the same command again to "
             "continue"

@@ -32,6 +32,7 @@ from tuning.checkpoints.files import fetched, kept_checkpoint
 from tuning.checkpoints.storage_check import check_nodes
 from tuning.execution.ray_errors import root_cause
 from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.ray_watch import watched_ray
 from tuning.mlflow_logging.client import tracking_uri
 from tuning.mlflow_logging.results import log_soup
 from tuning.runs.environment import check_same_inputs
@@ -101,6 +102,7 @@ def make_soup(
     with (
         appearing(destination) as unfinished,  # first: it may not be possible to write there
         ray_session(address),
+        watched_ray(),
         Console(stderr=True).status(f"{recipe} soup of {len(found)} trials"),
     ):
         check_nodes(run.file, run.home)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,35 +13,37 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.kills import disagreements
+from tests.tuning.confirmation.test_confirm import run_folder
+from tests.tuning.databases import with_database
 from tests.tuning.execution.instant import instant_file, num_reports, start, write_instant
 from tests.tuning.execution.nodes import processes
 from tests.tuning.execution.slot import HOLD
 from tests.waiting import wait_until
+from tuning.confirmation.results import read_results
 from tuning.execution import ray_watch
 from tuning.execution.ray_watch import HEAD, RayLost, RayWatch, watched_ray
-from tuning.execution.signals import interrupted_by_sigterm
 from tuning.runs.run_folder import load_run
 
 
 def test_the_loss_of_ray_in_the_preparation_is_no_interruption(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_watch, "_servers", lambda: {"raylet": ("127.0.0.1", 1)})
     monkeypatch.setattr(ray_watch, "CHECK_S", 0.01)
     lost = r"Ray's raylet at 127.0.0.1:1 is gone \(.*refused\)"
-    with pytest.raises(RayLost, match=lost), interrupted_by_sigterm(), watched_ray(tmp_path):
+    with pytest.raises(RayLost, match=lost), watched_ray():
         time.sleep(60)
 
 
 def test_the_loss_of_the_head_in_the_preparation_ends_the_process(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ray_watch, "CHECK_S", 0.01)
     monkeypatch.setattr("os._exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
-        RayWatch({HEAD: ("127.0.0.1", 1)}, tmp_path).run()
+        RayWatch({HEAD: ("127.0.0.1", 1)}, "resume it").run()
     assert ended.value.code == 75
-    assert f"`lipsum-tune resume {tmp_path}` goes on" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("; resume it\n")
 
 
 @pytest.mark.cluster
@@ -53,8 +57,7 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     log = tmp_path / "log.txt"
     driver = start(write_instant(tmp_path / "config", file), log)
     wait_until(lambda: num_reports(folder) == 1, process=driver)
-    process = next(pid for pid, found in processes(driver.pid).items() if found == name)
-    os.kill(process, signal.SIGKILL)
+    kill(driver, name)
     assert driver.wait() == 75
     history = load_run(folder).history
     assert history.outcome == "stopped"
@@ -62,3 +65,29 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     hold.unlink()
     assert start(folder, log).wait() == 0
     assert disagreements(folder) == []
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_confirmation_without_ray_ends_and_says_how_to_go_on(
+    name: str, images_root: Path, tmp_path: Path
+) -> None:
+    folder, log = run_folder(images_root, with_database(tmp_path) / "small"), tmp_path / "log.txt"
+    lipsum_tune = Path(sys.executable).with_name("lipsum-tune")
+    with log.open("wb") as file:
+        command = [lipsum_tune, "confirm", folder, "--seeds", "100"]
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file)
+    wait_until(lambda: "2 of 301" in log.read_text(), process=driver)
+    kill(driver, name)
+    assert driver.wait() == 75
+    said = (
+        r"lipsum-tune: Ray's \w+ at [\d.:]+ is gone .*; .*the same command goes on from the results"
+    )
+    assert re.search(said, log.read_text())
+    assert len(read_results(folder)) >= 2
+
+
+def kill(driver: subprocess.Popen[bytes], name: str) -> None:
+    """Kill the child process of that name."""
+    process = next(pid for pid, found in processes(driver.pid).items() if found == name)
+    os.kill(process, signal.SIGKILL)

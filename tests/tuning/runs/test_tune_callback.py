@@ -103,7 +103,7 @@ def test_a_slot_reports_why_its_trial_has_failed(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path: Path) -> None:
-    watch = RayWatch({"raylet": ("127.0.0.1", 1)}, tmp_path)
+    watch = RayWatch({"raylet": ("127.0.0.1", 1)}, "resume it")
     r = recorder(tmp_path, check_ray=watch.check)
     trial: Any = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
     r.on_trial_start(0, [], trial)
