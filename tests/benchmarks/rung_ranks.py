@@ -76,8 +76,11 @@ def main(argv: Sequence[str] = tuple(sys.argv[1:])) -> None:
         "--objectives", nargs="+", default=["val/mean_acc", "id_val/acc", "ood_val/mean_acc"]
     )
     parser.add_argument("--half-by", help="metric of the better half; default: each objective")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: all")
     arguments = parser.parse_args(argv)
     curves = read_curves(arguments.file)
+    if arguments.seeds:
+        curves = curves[curves["seed"].isin(arguments.seeds)]
     steps = sorted(curves["step"].unique())[:-1]
     table = Table("objective", "ranked by", "weights", *(f"step {step}" for step in steps))
     for objective in arguments.objectives:
