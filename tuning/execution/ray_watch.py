@@ -86,6 +86,8 @@ class RayWatch:
 def watched_ray(go_on: str = "run the command again") -> Iterator[RayWatch]:
     """Within the block, the loss of the connected Ray or SIGTERM interrupts the main thread.
 
+    If the head is gone, the process ends with status `MAY_CONTINUE` instead.
+
     Args:
         go_on: what a user can do when Ray is lost, for the message.
 
