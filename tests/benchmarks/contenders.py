@@ -23,6 +23,7 @@ from tuning.algorithms.studies import create_studies
 from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.config.schema import SamplerConfig
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, outcome_of, trial_name
+from tuning.selection.beliefs import beliefs
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Problem:
     """Budget, of which half at most runs to its end for the check of the rungs."""
 
 
-class _Ours(Searcher):
+class Ours(Searcher):
     """This project's studies behind the interface of Ray's searchers."""
 
     def __init__(self, problem: Problem, sampler: SamplerConfig, prior: bool) -> None:
@@ -76,7 +77,13 @@ class _Ours(Searcher):
         if result is not None:
             self.on_trial_result(trial_id, result)
         outcome, _ = outcome_of(self._records[trial_id], self._search.total_steps)
-        self._studies.trial_ended(self._records[trial_id].with_end(outcome, 0.0))
+        self._records[trial_id] = self._records[trial_id].with_end(outcome, 0.0)
+        self._studies.trial_ended(self._records[trial_id])
+
+    def expected_best(self) -> int | None:
+        """Number of the trial that the rule `expected` chooses, if it chooses one."""
+        found = beliefs(self._search, list(self._records.values()))
+        return found[0].trial.number if found else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ class Contender:
     prior: bool = False
     raw_rungs: bool = False
     """Whether its trials report the raw weights at rungs, and not the averaged ones."""
+    by_expectation: bool = False
+    """Whether it recommends the trial of rule `expected`, and not the best measured one."""
 
 
 def ours(
@@ -103,6 +112,7 @@ def ours(
     checked: bool = True,
     rung_metric: str | None = None,
     raw_rungs: bool = False,
+    by_expectation: bool = False,
 ) -> Contender:
     """A search by this project's own searcher and scheduler.
 
@@ -114,7 +124,7 @@ def ours(
 
     def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
         settings = {"name": sampler, "seed": seed, "metric": metric}
-        searcher = _Ours(problem, SamplerConfig.model_validate(settings), prior)
+        searcher = Ours(problem, SamplerConfig.model_validate(settings), prior)
         config = {"search": {"scheduler": _scheduler_settings(scheduler, problem, checked)}}
         record = replace(_search_record(problem, rung_metric or metric), config=config)
         return searcher, StepScheduler(search_rule(record), problem.total_steps)
@@ -126,7 +136,7 @@ def ours(
             return [step for step in problem.recorded_steps if step >= problem.grace_steps]
         return _rungs(problem)
 
-    return Contender(name, create, evaluate_at, prior, raw_rungs)
+    return Contender(name, create, evaluate_at, prior, raw_rungs, by_expectation)
 
 
 def stock(name: str, *, pruned: bool = True, prior: bool = False) -> Contender:
@@ -193,10 +203,14 @@ def _search_record(problem: Problem, sampler_metric: str) -> SearchRecord:
 
 RANDOM = "random"
 STOCK = "Ray's OptunaSearch + ASHA, prior"
+GP_PRIOR = "GP, prior"
+"""On the objective."""
 OURS = "ours"
-"""Gaussian process on the NLL, prior, and ASHA once its rungs are checked."""
-ON_OBJECTIVE = "ours, rungs on the objective"
-RAW_RUNGS = "ours less averaged weights"
+"""The defaults: a prior, and a Gaussian process on the NLL, corrected by the objective."""
+WITH_ASHA = "ours with ASHA"
+"""Once its rungs are checked."""
+RUNGS_ON_OBJECTIVE = "ours with ASHA on the objective"
+RAW_RUNGS = "ours with ASHA on raw weights"
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -207,17 +221,18 @@ CONTENDERS = {
         ours("TPE", "tpe"),
         ours("TPE, prior", "tpe", prior=True),
         ours("GP", "gp"),
-        ours("GP, prior", "gp", prior=True),
-        ours(OURS, "gp", "asha", metric="auto", prior=True),
-        ours("ours without prior", "gp", "asha", metric="auto"),
-        ours("ours on the objective", "gp", "asha", prior=True),
-        ours("ours with TPE", "tpe", "asha", metric="auto", prior=True),
-        ours("ours unchecked", "gp", "asha", metric="auto", prior=True, checked=False),
-        ours("ours without ASHA", "gp", metric="auto", prior=True),
+        ours(GP_PRIOR, "gp", prior=True),
+        ours(OURS, "gp", metric="auto", prior=True),
+        ours("ours, expected trial", "gp", metric="auto", prior=True, by_expectation=True),
+        ours("ours without prior", "gp", metric="auto"),
+        ours("ours on the NLL", "gp", metric="val/mean_nll", prior=True),
+        ours(WITH_ASHA, "gp", "asha", metric="auto", prior=True),
+        ours("ours with TPE and ASHA", "tpe", "asha", metric="auto", prior=True),
+        ours("ours with unchecked ASHA", "gp", "asha", metric="auto", prior=True, checked=False),
         ours("TPE + Hyperband", "tpe", "hyperband"),
         ours("TPE + median rule", "tpe", "median"),
         stock("Ray's OptunaSearch", pruned=False),
-        ours(ON_OBJECTIVE, "gp", "asha", metric="auto", prior=True, rung_metric="objective"),
+        ours(RUNGS_ON_OBJECTIVE, "gp", "asha", metric="auto", prior=True, rung_metric="objective"),
         ours(RAW_RUNGS, "gp", "asha", metric="auto", prior=True, raw_rungs=True),
     )
 }

@@ -121,7 +121,7 @@ def of_devices(size: int) -> Row:
     warnings.simplefilter("ignore")
     setting = recorded_setting()
     row = {}
-    for label, name in (("TPE + ASHA", "ours with TPE"), ("random", "random")):
+    for label, name in (("TPE + ASHA", "ours with TPE and ASHA"), ("random", "random")):
         contender = CONTENDERS[name]
         searcher, scheduler = contender.create(setting.problem, 0)
         trainings = SimulatedTrainings(setting.surfaces, np.random.default_rng(0))

@@ -22,11 +22,12 @@ from ray.tune.utils import flatten_dict
 from search_spaces import Float, Int, SearchSpace
 from tests.benchmarks.contenders import (
     CONTENDERS,
-    ON_OBJECTIVE,
     OURS,
     RANDOM,
     RAW_RUNGS,
+    RUNGS_ON_OBJECTIVE,
     STOCK,
+    WITH_ASHA,
     Problem,
 )
 from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
@@ -54,6 +55,8 @@ SPACE = SearchSpace(
 )
 COSTS = Costs(step_seconds=1.0, eval_seconds=5.0)
 LAST = 40
+SLOW = (WITH_ASHA, "ours, expected trial")
+"""Of the contenders that take seconds, those that are simulated here."""
 
 
 def row(configuration: int, step: int, score: float, lr: float = 1e-3, length: int = 1) -> Any:
@@ -349,9 +352,9 @@ def test_starts_cost_time(setting: Setting) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] if n == OURS else [])
+        pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else [])
         for n in CONTENDERS
-        if n == OURS or not ("GP" in n or n.startswith("ours"))  # one of those that take seconds
+        if n in SLOW or not ("GP" in n or n.startswith("ours"))  # one of those that take seconds
     ],
 )
 def test_a_contender_does_the_same_again_with_the_same_seed(setting: Setting, name: str) -> None:
@@ -386,7 +389,8 @@ def test_our_searcher_gets_stopped_trials_as_pruned_and_diverged_ones_as_failed(
     [
         (RANDOM, [LAST]),
         (STOCK, [10, 20, LAST]),
-        (OURS, [10, 20, LAST]),
+        (OURS, [LAST]),
+        (WITH_ASHA, [10, 20, LAST]),
         ("TPE + median rule", [10, 20, 30, LAST]),
     ],
 )
@@ -398,7 +402,7 @@ def test_a_search_evaluates_where_its_scheduler_looks_and_at_the_end(
 
 @pytest.mark.parametrize(
     ("name", "metric"),
-    [(OURS, "auto"), (ON_OBJECTIVE, "objective"), ("ours on the objective", "objective")],
+    [(WITH_ASHA, "auto"), (RUNGS_ON_OBJECTIVE, "objective")],
 )
 def test_rungs_are_those_of_a_search_with_the_same_metric(
     setting: Setting, name: str, metric: str, monkeypatch: pytest.MonkeyPatch
@@ -429,7 +433,7 @@ def test_rungs_on_the_objective_ignore_the_nll() -> None:
     ]
     points = tuple({"optim.lr": lr, "method.text_length": 1} for lr in lrs)
     problem = Problem(SPACE, Objective("id_val/acc"), LAST, (20, LAST), 20, 2.0, points, trials=8)
-    searcher, scheduler = CONTENDERS[ON_OBJECTIVE].create(problem, 0)
+    searcher, scheduler = CONTENDERS[RUNGS_ON_OBJECTIVE].create(problem, 0)
     ended = simulate(searcher, scheduler, curve_table(rows, SPACE), COSTS, (20, LAST))
     assert [e.outcome for e in islice(ended, len(lrs))] == ["finished"] * 5 + ["stopped"]
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 import optuna
+from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution
 from optuna.samplers import (
     BaseSampler,
@@ -25,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import Categorical, SearchSpace
 from trainers.errors import ConfigError, first_line
+from tuning.algorithms.gaussian_process import GuidedProcesses
 from tuning.config.schema import SamplerConfig, SearchFile
 from tuning.runs.records import ParamValue
 
@@ -45,17 +47,25 @@ class RobustGPSampler(GPSampler):
     `compress_worse` and `clip_violations` first, which helps while fewer than half of the trainings
     have collapsed.
 
+    What is optimised may be a less noisy stand-in for the objective, such as its NLL, whose best is
+    at another place. If every complete trial has its objective, the values are
+    corrected by what the objective differs from them, see `GuidedProcesses`.
+
     Args:
+        objective: of a complete trial, higher is better, NaN without one. Default: what is
+            optimised.
         violations: the violations of a complete trial as they are now; by default those at its end.
     """
 
     def __init__(
         self,
         *,
+        objective: Callable[[FrozenTrial], float] | None = None,
         violations: Callable[[FrozenTrial], Mapping[str, float]] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self._objective = objective
         self._violations = violations or (lambda trial: trial.constraints)
 
     def _sample_relative_impl(
@@ -77,6 +87,15 @@ class RobustGPSampler(GPSampler):
         complete = np.array([trial.values for trial in completed_trials])
         expected = final_values(pruned, completed_trials)
         scores = compress_worse(sign * np.concatenate([complete, expected]))
+        if self._objective is not None:
+            finals = np.array([[self._objective(trial)] for trial in completed_trials])
+            if np.isfinite(finals).all():
+                cube = _SearchSpaceTransform(search_space, transform_0_1=True)
+                points = np.array([cube.transform(t.params) for t in completed_trials + pruned])
+                finals, guide = compress_worse(finals)[:, 0], scores[:, 0]
+                done, rng = len(finals), np.random.default_rng(0)
+                processes = GuidedProcesses(points[:done], finals, guide[:done], rng)
+                scores = processes.corrected(points, guide)[:, None]
         scores = np.concatenate([scores, np.tile(scores.min(axis=0), (len(failed), 1))])
         found = [self._violations(trial) for trial in completed_trials]
         violations = clip_violations(np.array([list(of.values()) for of in found]))
@@ -182,6 +201,7 @@ def resolve_sampler(
 def create_sampler(
     config: SamplerConfig,
     known_trials: int = 0,
+    objective: Callable[[FrozenTrial], float] | None = None,
     violations: Callable[[FrozenTrial], Mapping[str, float]] | None = None,
 ) -> BaseSampler:
     """The sampler of a resolved configuration.
@@ -189,7 +209,8 @@ def create_sampler(
     Args:
         known_trials: number of trials in the study, which is part of the seed: with the same seed
             after a resume, a sampler would propose the same points again.
-        violations: see `RobustGPSampler`; other samplers take those at the end of a trial.
+        objective: see `RobustGPSampler`; other samplers optimise the values of the study.
+        violations: see there too; other samplers take those at the end of a trial.
     """
     assert config.startup_trials is not None
     seed = int(np.random.SeedSequence((config.seed, known_trials)).generate_state(1)[0])
@@ -202,7 +223,10 @@ def create_sampler(
         )
     if config.name == "gp":
         return RobustGPSampler(
-            seed=seed, n_startup_trials=config.startup_trials, violations=violations
+            objective=objective,
+            violations=violations,
+            seed=seed,
+            n_startup_trials=config.startup_trials,
         )
     if config.name == "cma_es":
         return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)

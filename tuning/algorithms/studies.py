@@ -68,6 +68,8 @@ class MethodStudy:
     """Bests of the constraints' metrics: each method is tuned independently of the others."""
     sampler_name: str = ""
     """As configured, or the class of the user's object."""
+    is_corrected: bool = False
+    """Whether the sampler corrects what it optimises by the objective."""
     startup_trials: int = 1
     """Complete trials from which on the sampler uses its model; unknown of a user's object."""
     num_observed: int = 0
@@ -160,6 +162,11 @@ class MethodStudy:
             return TrialState.FAIL, None
         return state, values
 
+    def final_objective(self, trial: FrozenTrial) -> float:
+        """The only objective of a complete trial, higher is better; NaN if it has none."""
+        (objective,) = self.search.objectives
+        return objective.signed(trial.user_attrs.get(objective.metric, math.nan))
+
     def violations(self, trial: FrozenTrial) -> dict[str, float]:
         """Violations of a complete trial by the bests of now. Optuna keeps those at its end."""
         return self._violations(trial.user_attrs.get, self.bests)
@@ -218,6 +225,8 @@ class Studies(Callback):
         search = self.studies[0].search
         told, objectives = search.sampler_objectives, search.objectives
         line = f"{chosen}, optimises {' and '.join(o.metric for o in told)}"
+        if any(study.is_corrected for study in self.studies):
+            line += " (gp corrects it by the objective)"
         if told != objectives:
             line += f"; trials are chosen by {' and '.join(o.metric for o in objectives)}"
         return line
@@ -349,7 +358,11 @@ def _create_study(
             # sampler would propose the points of the first session again.
             created.sampler_name = sampler.name
             created.startup_trials = sampler.startup_trials or 1
-            study.sampler = create_sampler(sampler, len(own), created.violations)
+            is_auto = search.sampler_metric == "auto"
+            differs = search.sampler_objectives != search.objectives
+            created.is_corrected = is_auto and differs and sampler.name == "gp"
+            objective = created.final_objective if created.is_corrected else None
+            study.sampler = create_sampler(sampler, len(own), objective, created.violations)
     for record in own:
         point = point_of(record)
         if is_inside(point, space):

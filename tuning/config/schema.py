@@ -44,8 +44,9 @@ class SamplerConfig(Frozen):
     metric: str = "auto"
     """What the sampler optimises: `objective`, a metric of the validation splits, or `auto`. That
     is the NLL that belongs to a single accuracy, such as `val/mean_nll` to `val/mean_acc`, since it
-    varies less from seed to seed; otherwise the objectives. The Optuna study has its values, and
-    early stopping compares trials by them. Selection, constraints and confirmation go by the
+    varies less from seed to seed, and `gp` corrects it by what the objective differs from it;
+    otherwise the objectives. The Optuna study has its values, and early stopping compares trials by
+    them. Selection, constraints and confirmation go by the
     objectives."""
 
 

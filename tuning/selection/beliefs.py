@@ -2,8 +2,8 @@
 
 One training is a noisy measure of its configuration. A Gaussian process through the final
 objectives of all finished trials separates what changes with the hyperparameters from what changes
-from one training to the next. Few trials fit many such processes, so beliefs are averages over
-them. They are still too sure with few trials and much noise.
+from one training to the next. It is guided by what the sampler optimises in place of the objective,
+by default the NLL, which varies less. Beliefs are still too sure with few trials and much noise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from tuning.algorithms.gaussian_process import GaussianProcesses, GuidedProcesses
 from tuning.algorithms.samplers import compress_worse
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import contenders
@@ -23,13 +24,6 @@ MIN_TRIALS: Final = 8
 MAX_TRIALS: Final = 100
 """Trials that are looked at, the best measured ones: the time grows with the cube of the number."""
 _DRAWS: Final = 10_000
-_KERNELS: Final = 256
-_AMPLITUDE: Final = (0.05, 20.0)
-"""Range of the variance of the configurations, relative to that of the scores."""
-_LENGTH: Final = (0.1, 10.0)
-"""Range of the length scales, relative to the range of a hyperparameter in the trials."""
-_NOISE: Final = (0.01, 1.0)
-"""Range of the variance from one training to the next, relative to that of the scores."""
 _LOG_RANGE: Final = 10.0
 """Positive values that span this factor are compared on a log scale."""
 
@@ -70,53 +64,27 @@ def beliefs(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Belie
     scores = compress_worse(np.array([[score(record)] for record in trials]))[:, 0]
     if not np.ptp(scores):
         return ()
-    shift, scale = scores.mean(), scores.std()
-    mean, chances = _posterior(points, (scores - shift) / scale)
+    rng, guide = np.random.default_rng(0), _guide(search, trials)
+    processes = (
+        GaussianProcesses(points, scores, rng)
+        if guide is None
+        else GuidedProcesses(points, scores, guide, rng)
+    )
+    wins = np.bincount(processes.draw(_DRAWS).argmax(axis=1), minlength=len(trials))
     found = [
-        Belief(trial, objective.signed(float(shift + scale * value)), float(chance))
-        for trial, value, chance in zip(trials, mean, chances, strict=True)
+        Belief(trial, objective.signed(float(mean)), float(won) / _DRAWS)
+        for trial, mean, won in zip(trials, processes.mean(points), wins, strict=True)
     ]
     return tuple(sorted(found, key=lambda b: (-objective.signed(b.mean), b.trial.number)))
 
 
-def _posterior(points: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Expectation of each point, and the probability that it is the best one.
-
-    Averages over Gaussian processes with a Matérn kernel (nu = 5/2), whose amplitude, length scales
-    and noise are drawn from `_AMPLITUDE`, `_LENGTH` and `_NOISE`, weighted by their marginal
-    likelihood.
-
-    Args:
-        points: (trials, parameters).
-        scores: standardised.
-    """
-    rng, number = np.random.default_rng(0), len(scores)
-
-    def draw(bounds: tuple[float, float], *shape: int) -> np.ndarray:
-        low, high = np.log(bounds)
-        return np.exp(rng.uniform(low, high, size=(_KERNELS, *shape)))
-
-    amplitudes, noises = draw(_AMPLITUDE, 1, 1), draw(_NOISE, 1, 1)
-    squares = (points[:, None] - points) ** 2  # (trials, trials, parameters)
-    distances = np.sqrt(5 * np.tensordot(draw(_LENGTH, points.shape[1]) ** -2, squares, (1, 2)))
-    prior = amplitudes * (1 + distances + distances**2 / 3) * np.exp(-distances)
-    lower = np.linalg.cholesky(prior + noises * np.eye(number))
-    white = np.linalg.solve(lower, np.broadcast_to(scores[:, None], (_KERNELS, number, 1)))[..., 0]
-    likelihoods = -0.5 * (white**2).sum(axis=1)
-    likelihoods -= np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
-    weights = np.exp(likelihoods - likelihoods.max())
-    mean, wins = np.zeros(number), np.zeros(number)
-    draws = rng.multinomial(_DRAWS, weights / weights.sum())
-    for kernel in np.flatnonzero(draws):
-        half = np.linalg.solve(lower[kernel], prior[kernel])
-        expected = white[kernel] @ half
-        # Of the configurations, not of new trainings: without the noise. A smooth kernel has a
-        # covariance of almost rank 1, hence the small diagonal.
-        covariance = prior[kernel] - half.T @ half + 1e-6 * amplitudes[kernel] * np.eye(number)
-        spread = rng.standard_normal((draws[kernel], number)) @ np.linalg.cholesky(covariance).T
-        wins += np.bincount((expected + spread).argmax(axis=1), minlength=number)
-        mean += draws[kernel] * expected
-    return mean / _DRAWS, wins / _DRAWS
+def _guide(search: SearchRecord, trials: Sequence[TrialRecord]) -> np.ndarray | None:
+    """Scores by what the sampler optimises, (trials,); None if that is the objective."""
+    (told,) = search.sampler_objectives
+    if told in search.objectives:
+        return None
+    values = np.array([[told.signed(r.metrics.get(told.metric, np.nan))] for r in trials])
+    return compress_worse(values)[:, 0] if np.isfinite(values).all() else None
 
 
 def _points(trials: Sequence[TrialRecord]) -> np.ndarray | None:

@@ -129,6 +129,28 @@ def test_bad_scores_are_compressed_and_keep_their_order() -> None:
     assert found[3:, 1] == pytest.approx([0, 0])  # without a scale
 
 
+@pytest.mark.parametrize(("known", "best"), [(None, 0.4), (13, 0.6), (12, 0.4)])
+def test_values_are_corrected_by_the_objectives_if_all_are_known(
+    known: int | None, best: float
+) -> None:
+    """The value, lower is better, has its best at 0.4, and the objective at 0.6."""
+
+    def objective(trial: optuna.trial.FrozenTrial) -> float:
+        return -((trial.params["x"] - 0.6) ** 2) if trial.number < known else math.nan
+
+    sampler = RobustGPSampler(seed=0, n_startup_trials=2, objective=objective if known else None)
+    study = optuna.create_study(sampler=sampler)
+    for x in np.linspace(0, 1, 13):
+        study.add_trial(ended(x, (x - 0.4) ** 2))
+    study.add_trial(
+        optuna.create_trial(params={"x": 0.1}, distributions=UNIT, state=TrialState.PRUNED)
+    )
+    study.add_trial(
+        optuna.create_trial(params={"x": 0.2}, distributions=UNIT, state=TrialState.FAIL)
+    )
+    assert study.ask(UNIT).params["x"] == pytest.approx(best, abs=0.06)
+
+
 @pytest.mark.parametrize("sampler", [GPSampler, RobustGPSampler])
 def test_a_collapsed_training_does_not_hide_the_best_region(sampler: type[GPSampler]) -> None:
     def told() -> float:

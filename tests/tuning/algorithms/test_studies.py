@@ -211,6 +211,34 @@ def test_the_best_of_a_constraint_is_the_best_of_the_method(search: SearchRecord
         assert violations(session) == {"ft": [-0.5, 0.5], "kd": [0.5, -0.5]}
 
 
+@pytest.mark.parametrize(
+    ("metric", "best", "said"),
+    [
+        ("auto", 1e-3, "gp, optimises val/mean_nll (gp corrects it by the objective); trials"),
+        ("val/mean_nll", 1e-5, "gp, optimises val/mean_nll; trials"),
+        ("objective", 1e-3, "gp, optimises val/mean_acc"),
+    ],
+)
+def test_the_default_is_the_nll_corrected_by_the_objective(
+    metric: str, best: float, said: str, search: SearchRecord
+) -> None:
+    """The NLL has its best at the learning rate 1e-5, the accuracy at 1e-3."""
+    points = [{"optim.lr": 10**exponent} for exponent in (-6.0, -5.5, -4.5, -3.5, -2.5, -2.0)]
+    lrs = SearchSpace(parameters={"optim.lr": LR}, initial_points=points)
+    search = replace(search, sampler_metric=metric)
+    with Session(search, lrs, metric=metric, name="gp") as session:
+        assert session.studies.describe().startswith(said)
+        distances = []
+        for _ in range(16):
+            trial = session.start()
+            unit = math.log10(trial.params["optim.lr"])
+            accuracy, nll = 60 - (unit + 3) ** 2, 1 + 0.1 * (unit + 5) ** 2
+            session.report(trial.trial_id, fakes.TOTAL_STEPS, accuracy, **{"val/mean_nll": nll})
+            session.end(trial.trial_id)
+            distances.append(abs(unit - math.log10(best)))
+    assert statistics.median(distances[len(points) :]) < 0.4
+
+
 def test_violations_follow_a_best_that_moves(search: SearchRecord) -> None:
     line = "id_val/acc >= best - 0.5"
     search = replace(search, constraints=(parse_constraint(line, ("id_val/acc",)),))

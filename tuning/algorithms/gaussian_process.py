@@ -1,0 +1,112 @@
+"""Gaussian processes through the noisy scores of a few trials.
+
+Few trials fit many such processes, so what is expected is an average over them. Optuna's
+`GPSampler` takes the likeliest one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+_KERNELS: Final = 256
+_AMPLITUDE: Final = (0.05, 20.0)
+"""Range of the variance of the configurations, relative to that of the scores."""
+_LENGTH: Final = (0.1, 10.0)
+"""Range of the length scales, relative to the range of a hyperparameter."""
+_NOISE: Final = (0.01, 1.0)
+"""Range of the variance from one training to the next, relative to that of the scores."""
+
+
+class GaussianProcesses:
+    """Gaussian processes with Matérn kernels (nu = 5/2) through noisy scores.
+
+    Their amplitudes, length scales and noises are drawn from wide ranges and weighted by their
+    marginal likelihood.
+
+    Args:
+        points: (trials, parameters), in the unit cube.
+        scores: (trials,).
+    """
+
+    def __init__(self, points: np.ndarray, scores: np.ndarray, rng: np.random.Generator) -> None:
+        def draw(bounds: tuple[float, float], *shape: int) -> np.ndarray:
+            low, high = np.log(bounds)
+            return np.exp(rng.uniform(low, high, size=(_KERNELS, *shape)))
+
+        self._points, self._rng = points, rng
+        self._shift, self._scale = scores.mean(), scores.std() or 1.0
+        self._amplitudes, noises = draw(_AMPLITUDE, 1, 1), draw(_NOISE, 1, 1)
+        self._lengths = draw(_LENGTH, points.shape[1])
+        number = len(scores)
+        self._lower = np.linalg.cholesky(self._kernels(points) + noises * np.eye(number))
+        standard = ((scores - self._shift) / self._scale)[:, None]
+        # Uncorrelated scores, (kernels, trials, 1).
+        self._white = np.linalg.solve(self._lower, np.broadcast_to(standard, (_KERNELS, number, 1)))
+        likelihoods = -0.5 * (self._white**2).sum(axis=(1, 2))
+        likelihoods -= np.log(np.diagonal(self._lower, axis1=1, axis2=2)).sum(axis=1)
+        weights = np.exp(likelihoods - likelihoods.max())
+        self._weights = weights / weights.sum()
+
+    def mean(self, points: np.ndarray) -> np.ndarray:
+        """Expected scores without noise, (points,)."""
+        half = np.linalg.solve(self._lower, self._kernels(points))  # (kernels, trials, points)
+        expected = np.einsum("k,kti,ktp->p", self._weights, self._white, half)
+        return self._shift + self._scale * expected
+
+    def draw(self, number: int) -> np.ndarray:
+        """Scores without noise that the trials may have, drawn at random, (number, trials)."""
+        kernels, trials = self._kernels(self._points), len(self._points)
+        found = []
+        for kernel, draws in enumerate(self._rng.multinomial(number, self._weights)):
+            if draws:
+                half = np.linalg.solve(self._lower[kernel], kernels[kernel])
+                # A smooth kernel has a covariance of almost rank 1, hence the small diagonal.
+                tiny = 1e-6 * self._amplitudes[kernel] * np.eye(trials)
+                root = np.linalg.cholesky(kernels[kernel] - half.T @ half + tiny)
+                spread = self._rng.standard_normal((draws, trials)) @ root.T
+                found.append(self._white[kernel, :, 0] @ half + spread)
+        # In random order, since draws of two processes are added.
+        return self._shift + self._scale * self._rng.permutation(np.concatenate(found))
+
+    def _kernels(self, points: np.ndarray) -> np.ndarray:
+        """Covariances between the trials and points, (kernels, trials, points)."""
+        squares = (self._points[:, None] - points) ** 2  # (trials, points, parameters)
+        distances = np.sqrt(5 * np.tensordot(self._lengths**-2, squares, (1, 2)))
+        return self._amplitudes * (1 + distances + distances**2 / 3) * np.exp(-distances)
+
+
+class GuidedProcesses:
+    """Scores as a multiple of less noisy ones, the guide, plus what they differ from that.
+
+    This is autoregressive co-kriging (Kennedy and O'Hagan, Biometrika 87, 2000): both parts are
+    `GaussianProcesses`. With few trials, the differences cannot be told from noise, so
+    the guide decides; with more, they correct it.
+
+    Args:
+        points: (trials, parameters), in the unit cube.
+        scores, guide: (trials,), higher is better.
+    """
+
+    def __init__(
+        self, points: np.ndarray, scores: np.ndarray, guide: np.ndarray, rng: np.random.Generator
+    ) -> None:
+        self._guide = GaussianProcesses(points, guide, rng)
+        smooth = self._guide.mean(points)
+        centred = smooth - smooth.mean()
+        # Least squares; at least 0, since a guide that ranks in reverse is of no use.
+        self.factor = max(0.0, float(centred @ scores / (centred @ centred or 1.0)))
+        self._rest = GaussianProcesses(points, scores - self.factor * smooth, rng)
+
+    def mean(self, points: np.ndarray) -> np.ndarray:
+        """Expected scores without noise, (points,)."""
+        return self.factor * self._guide.mean(points) + self._rest.mean(points)
+
+    def draw(self, number: int) -> np.ndarray:
+        """Scores without noise that the trials may have, drawn at random, (number, trials)."""
+        return self.factor * self._guide.draw(number) + self._rest.draw(number)
+
+    def corrected(self, points: np.ndarray, guide: np.ndarray) -> np.ndarray:
+        """Scores by the guide's measured values, with their noise, at the points, (points,)."""
+        return self.factor * guide + self._rest.mean(points)
