@@ -108,6 +108,7 @@ def ours(
     scheduler: str = "none",
     *,
     metric: str = "objective",
+    reach: float = SamplerConfig().reach,
     prior: bool = False,
     checked: bool = True,
     rung_metric: str | None = None,
@@ -117,13 +118,13 @@ def ours(
     """A search by this project's own searcher and scheduler.
 
     Args:
-        metric: what the sampler optimises, see `SamplerConfig.metric`.
+        metric, reach: of the sampler, see `SamplerConfig`.
         rung_metric: in its place for the rule that stops trials. Default: what a search does whose
             sampler has `metric`.
     """
 
     def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
-        settings = {"name": sampler, "seed": seed, "metric": metric}
+        settings = {"name": sampler, "seed": seed, "metric": metric, "reach": reach}
         searcher = Ours(problem, SamplerConfig.model_validate(settings), prior)
         config = {"search": {"scheduler": _scheduler_settings(scheduler, problem, checked)}}
         record = replace(_search_record(problem, rung_metric or metric), config=config)
@@ -203,10 +204,9 @@ def _search_record(problem: Problem, sampler_metric: str) -> SearchRecord:
 
 RANDOM = "random"
 STOCK = "Ray's OptunaSearch + ASHA, prior"
-GP_PRIOR = "GP, prior"
-"""On the objective."""
 OURS = "ours"
-"""The defaults: a prior, and a Gaussian process on the NLL, corrected by the objective."""
+"""The defaults: a prior, and a Gaussian process near the best trial, on the NLL, corrected by the
+objective."""
 WITH_ASHA = "ours with ASHA"
 """Once its rungs are checked."""
 RUNGS_ON_OBJECTIVE = "ours with ASHA on the objective"
@@ -220,12 +220,14 @@ CONTENDERS = {
         stock(STOCK, prior=True),
         ours("TPE", "tpe"),
         ours("TPE, prior", "tpe", prior=True),
-        ours("GP", "gp"),
-        ours(GP_PRIOR, "gp", prior=True),
+        ours("GP", "gp", reach=1),
+        ours("GP, prior", "gp", reach=1, prior=True),
         ours(OURS, "gp", metric="auto", prior=True),
         ours("ours, expected trial", "gp", metric="auto", prior=True, by_expectation=True),
         ours("ours without prior", "gp", metric="auto"),
         ours("ours on the NLL", "gp", metric="val/mean_nll", prior=True),
+        ours("ours on the objective", "gp", prior=True),
+        ours("ours, anywhere", "gp", metric="auto", reach=1, prior=True),
         ours(WITH_ASHA, "gp", "asha", metric="auto", prior=True),
         ours("ours with TPE and ASHA", "tpe", "asha", metric="auto", prior=True),
         ours("ours with unchecked ASHA", "gp", "asha", metric="auto", prior=True, checked=False),

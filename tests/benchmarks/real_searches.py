@@ -2,9 +2,10 @@
 
 - `quickstart`: the ready configuration as it is, with ten seeds. How often is its best trial within
   half a point of the best `val/mean_acc` of the surface that `simulate` uses?
-- The others search for ten trials with five seeds each, with the rung of the simulation, from a
-  prior that is off by 0.2 of the (log) ranges: this project; Ray's own OptunaSearch and ASHA around
-  the same training in a plain function, with the same start points; and random search without any.
+- The others search for ten trials with five seeds each, from a prior that is off by 0.2 of the
+  (log) ranges: this project; Ray's own OptunaSearch and ASHA around the same training in a plain
+  function, with the same start points and the rung of the simulation; and random search without
+  any.
 
 The best trial of each of these searches, by its own validation objective, is trained again with
 five seeds that no search has used. Their mean `val/mean_acc` is what the search was worth. Two
@@ -42,7 +43,7 @@ from trainers.data.data_root import resolve_root
 from trainers.fine_tune import fine_tune
 from tuning import load_config, run_search
 
-METRIC, STEPS, RUNG, FACTOR = "val/mean_acc", 120, 60, 3
+METRIC, STEPS, RUNG = "val/mean_acc", 120, 60
 TRIALS, SEEDS, DISTANCE, CLOSE = 10, 5, 0.2, 0.5
 FRESH_SEEDS = range(1000, 1005)
 QUICKSTART, OURS = "quickstart", "ours"
@@ -63,13 +64,11 @@ def settings(seed: int, folder: Path) -> list[str]:
 
 
 def with_prior(seed: int, setting: Setting) -> list[str]:
-    """The trials, the rung and the prior that the simulated searches have."""
+    """The trials and the prior that the simulated searches have."""
     center = prior_center(setting.surfaces, DISTANCE, np.random.default_rng((seed, 2)))
     return [
         f"search.budget.trials={TRIALS}",
         f"search.prior.center={json.dumps(center)}",
-        f"search.scheduler={{name: asha, grace_steps: {RUNG}, reduction_factor: {FACTOR}}}",
-        f"trial.eval.every={RUNG}",
     ]
 
 
@@ -88,8 +87,9 @@ def quickstart(seed: int, folder: Path, setting: Setting) -> Found:
 
 
 def ours(seed: int, folder: Path, setting: Setting) -> Found:
-    """This project's search from the prior."""
-    return of_this_project(settings(seed, folder) + with_prior(seed, setting))
+    """This project's search from the prior; no trial is stopped."""
+    changes = [*with_prior(seed, setting), "search.scheduler={name: none}"]
+    return of_this_project([*settings(seed, folder), *changes, f"trial.eval.every={STEPS}"])
 
 
 def random(seed: int, folder: Path, setting: Setting) -> Found:
@@ -107,7 +107,8 @@ def stock(seed: int, folder: Path, setting: Setting) -> Found:
     """Ray Tune with its own Optuna searcher and ASHA, around one training in a function."""
     changes = [*settings(seed, folder), *with_prior(seed, setting)]
     # It ranks trials at the rung by all validation images and the weights as they are.
-    changes += ["trial.eval.rung_images=0", "trial.eval.rung_weights=raw"]
+    changes += [f"trial.eval.every={RUNG}", "trial.eval.rung_images=0"]
+    changes += ["trial.eval.rung_weights=raw"]
     file = load_config("quickstart", changes)
     space = file.search_space()
 
@@ -142,11 +143,13 @@ SEARCHES: dict[str, tuple[Callable[[int, Path, Setting], Found], int]] = {
 """Searches and numbers of their seeds."""
 
 
-def search_all(found: dict[str, dict[str, Found]], out: Path, setting: Setting) -> None:
+def search_all(
+    found: dict[str, dict[str, Found]], names: list[str], out: Path, setting: Setting
+) -> None:
     """Run what has not been run, one contender after the other for each seed."""
     for seed in range(2 * SEEDS):
-        for name, (search, seeds) in SEARCHES.items():
-            of_contender = found.setdefault(name, {})
+        for name in names:
+            (search, seeds), of_contender = SEARCHES[name], found.setdefault(name, {})
             if seed < seeds and str(seed) not in of_contender:
                 of_contender[str(seed)] = search(seed, (out / "runs").absolute(), setting)
                 write(found, out)
@@ -184,19 +187,20 @@ def summary(found: dict[str, dict[str, Found]], surfaces: Surfaces, space: Searc
     for title in ("", "searches", "whole trials", "as searched", fresh, "- ours", "by the surface"):
         shown.add_column(title, justify="right" if title else "left")
     shown.add_column(f"within {CLOSE}", justify="right")
-    base = [fmean(search["fresh"]) for search in found[OURS].values()]
+    base = {seed: fmean(of["fresh"]) for seed, of in found.get(OURS, {}).items()}
     for name, searches in found.items():
         points = [unit_point(space, search["params"]) for search in searches.values()]
         finals = surfaces.at(np.array(points))[:, -1, 0]
-        again = [fmean(search["fresh"]) for search in searches.values() if "fresh" in search]
+        again = {seed: fmean(of["fresh"]) for seed, of in searches.items() if "fresh" in of}
+        paired = [again[seed] - base[seed] for seed in again if seed in base]
         close = sum(surfaces.best - final <= CLOSE for final in finals)
         shown.add_row(
             name,
             str(len(searches)),
             spread([search["steps"] / STEPS for search in searches.values()], ".1f", fmean),
             spread([search["value"] for search in searches.values()], middle=fmean),
-            spread(again, middle=fmean),
-            spread([a - b for a, b in zip(again, base, strict=False)], "+.2f", fmean),
+            spread(list(again.values()), middle=fmean),
+            spread(paired, "+.2f", fmean),
             spread(list(finals), middle=fmean),
             f"{close} of {len(searches)}",
         )
@@ -207,14 +211,16 @@ def main() -> None:
     """Search, train the best trials again, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    out = parser.parse_args().out
+    parser.add_argument("--searches", nargs="+", choices=SEARCHES, default=list(SEARCHES))
+    arguments = parser.parse_args()
+    out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     setting = recorded_setting()
     resolve_root(load_config("quickstart").trial.data.root, progress=True)
     path = out / "searches.json"
     found: dict[str, dict[str, Found]] = json.loads(path.read_text()) if path.is_file() else {}
-    search_all(found, out, setting)
+    search_all(found, arguments.searches, out, setting)
     train_again(found, out)
     Console(width=150).print(summary(found, setting.surfaces, setting.problem.space))
 

@@ -81,8 +81,7 @@ class GuidedProcesses:
     """Scores as a multiple of less noisy ones, the guide, plus what they differ from that.
 
     This is autoregressive co-kriging (Kennedy and O'Hagan, Biometrika 87, 2000): both parts are
-    `GaussianProcesses`. With few trials, the differences cannot be told from noise, so
-    the guide decides; with more, they correct it.
+    `GaussianProcesses`. A guide whose values are equal, or that ranks in reverse, is not used.
 
     Args:
         points: (trials, parameters), in the unit cube.
@@ -95,8 +94,9 @@ class GuidedProcesses:
         self._guide = GaussianProcesses(points, guide, rng)
         smooth = self._guide.mean(points)
         centred = smooth - smooth.mean()
-        # Least squares; at least 0, since a guide that ranks in reverse is of no use.
-        self.factor = max(0.0, float(centred @ scores / (centred @ centred or 1.0)))
+        # Least squares. Equal values differ by rounding errors after smoothing.
+        is_flat = np.ptp(smooth) <= 1e-9 * np.abs(smooth).max()
+        self.factor = 0.0 if is_flat else max(0.0, float(centred @ scores / (centred @ centred)))
         self._rest = GaussianProcesses(points, scores - self.factor * smooth, rng)
 
     def mean(self, points: np.ndarray) -> np.ndarray:
@@ -107,6 +107,10 @@ class GuidedProcesses:
         """Scores without noise that the trials may have, drawn at random, (number, trials)."""
         return self.factor * self._guide.draw(number) + self._rest.draw(number)
 
-    def corrected(self, points: np.ndarray, guide: np.ndarray) -> np.ndarray:
-        """Scores by the guide's measured values, with their noise, at the points, (points,)."""
+    def from_guide(self, points: np.ndarray, guide: np.ndarray) -> np.ndarray:
+        """Expected scores where the guide was measured, (points,). They keep the guide's noise.
+
+        Args:
+            guide: its values at the points, (points,).
+        """
         return self.factor * guide + self._rest.mean(points)

@@ -6,178 +6,28 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import optuna
-from optuna._transform import _SearchSpaceTransform
-from optuna.distributions import BaseDistribution
 from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
-    GPSampler,
     NSGAIISampler,
     QMCSampler,
     RandomSampler,
     TPESampler,
 )
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from search_spaces import Categorical, SearchSpace
 from trainers.errors import ConfigError, first_line
-from tuning.algorithms.gaussian_process import GuidedProcesses
+from tuning.algorithms.gp_sampler import RobustGPSampler
 from tuning.config.schema import SamplerConfig, SearchFile
 from tuning.runs.records import ParamValue
 
 GP_TRIALS: Final = 100
 """Trials up to which `auto` is `gp`, whose proposals take time with the cube of their number."""
-
-
-class RobustGPSampler(GPSampler):
-    """Optuna's Gaussian process, which also learns from pruned, failed and bad trials.
-
-    The GPSampler of Optuna 5.0 sees complete trials only, so it would propose a point again that
-    was pruned or failed a moment before. Here a pruned trial has the final value that
-    `final_values` expects from its last report. A failed trial, such as one whose loss diverged,
-    has the worst value of the others.
-
-    Optuna's sampler scales values and violations of constraints by their standard deviation, so one
-    training that collapsed would make all good ones look the same. They are passed through
-    `compress_worse` and `clip_violations` first, which helps while fewer than half of the trainings
-    have collapsed.
-
-    What is optimised may be a less noisy stand-in for the objective, such as its NLL, whose best is
-    at another place. If every complete trial has its objective, the values are
-    corrected by what the objective differs from them, see `GuidedProcesses`.
-
-    Args:
-        objective: of a complete trial, higher is better, NaN without one. Default: what is
-            optimised.
-        violations: the violations of a complete trial as they are now; by default those at its end.
-    """
-
-    def __init__(
-        self,
-        *,
-        objective: Callable[[FrozenTrial], float] | None = None,
-        violations: Callable[[FrozenTrial], Mapping[str, float]] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        self._objective = objective
-        self._violations = violations or (lambda trial: trial.constraints)
-
-    def _sample_relative_impl(
-        self,
-        study: optuna.Study,
-        completed_trials: list[FrozenTrial],
-        running_trials: list[FrozenTrial],
-        search_space: dict[str, BaseDistribution],
-    ) -> dict[str, Any]:
-        pruned, failed = (
-            [
-                trial
-                for trial in study.get_trials(deepcopy=False, states=(state,))
-                if search_space.keys() <= trial.params.keys()
-            ]
-            for state in (TrialState.PRUNED, TrialState.FAIL)
-        )
-        sign = np.array([-1.0 if d == StudyDirection.MINIMIZE else 1.0 for d in study.directions])
-        complete = np.array([trial.values for trial in completed_trials])
-        expected = final_values(pruned, completed_trials)
-        scores = compress_worse(sign * np.concatenate([complete, expected]))
-        if self._objective is not None:
-            finals = np.array([[self._objective(trial)] for trial in completed_trials])
-            if np.isfinite(finals).all():
-                cube = _SearchSpaceTransform(search_space, transform_0_1=True)
-                points = np.array([cube.transform(t.params) for t in completed_trials + pruned])
-                finals, guide = compress_worse(finals)[:, 0], scores[:, 0]
-                done, rng = len(finals), np.random.default_rng(0)
-                processes = GuidedProcesses(points[:done], finals, guide[:done], rng)
-                scores = processes.corrected(points, guide)[:, None]
-        scores = np.concatenate([scores, np.tile(scores.min(axis=0), (len(failed), 1))])
-        found = [self._violations(trial) for trial in completed_trials]
-        violations = clip_violations(np.array([list(of.values()) for of in found]))
-        violations = np.concatenate(
-            [
-                violations,
-                np.tile(np.median(violations, axis=0), (len(pruned), 1)),
-                np.tile(violations.max(axis=0), (len(failed), 1)),
-            ]
-        )
-        known = [
-            optuna.create_trial(
-                params=trial.params,
-                distributions=trial.distributions,
-                values=values,
-                constraints=dict(zip(found[0], violated, strict=True)),
-            )
-            for trial, values, violated in zip(
-                [*completed_trials, *pruned, *failed],
-                (sign * scores).tolist(),
-                violations.tolist(),
-                strict=True,
-            )
-        ]
-        return super()._sample_relative_impl(study, known, running_trials, search_space)
-
-
-def final_values(pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial]) -> np.ndarray:
-    """Expected final values of pruned trials, (pruned trials, objectives).
-
-    With one objective, a line through the complete trials' values at the step of the last report
-    and at the end predicts the final value. The Theil-Sen estimator fits it, so that single
-    collapsed trainings do not move it, and the prediction is kept within the range of the complete
-    trials. The median of the complete trials is expected where early values say nothing or rank
-    trials in reverse, and with several objectives, of which studies have no reports.
-    """
-    from scipy.stats import theilslopes  # slow to import
-
-    finals = np.array([trial.values for trial in complete])
-    expected = np.tile(np.median(finals, axis=0), (len(pruned), 1))
-    for row, trial in enumerate(pruned):
-        if (step := trial.last_step) is None:
-            continue
-        pairs = [
-            (other.intermediate_values[step], other.values[0])
-            for other in complete
-            if step in other.intermediate_values
-        ]
-        early, final = np.array(pairs).reshape(-1, 2).T
-        if len(set(early)) > 1:
-            slope, intercept = theilslopes(final, early)[:2]
-            if slope > 0:
-                value = intercept + slope * trial.intermediate_values[step]
-                expected[row] = np.clip(value, finals.min(), finals.max())
-    return expected
-
-
-def compress_worse(scores: np.ndarray) -> np.ndarray:
-    """Scores with those below the median closer to it, on a logarithmic scale; their order stays.
-
-    The scale of an objective is the distance s of its best score from the median m. A score at a
-    distance of d below the median becomes ``m - s log(1 + d / s)``.
-
-    Args:
-        scores: (trials, objectives), higher is better.
-    """
-    median = np.median(scores, axis=0)
-    scale = scores.max(axis=0) - median
-    below = np.maximum(median - scores, 0)
-    compressed = median - scale * np.log1p(below / np.where(scale > 0, scale, 1))
-    return np.where((below > 0) & (scale > 0), compressed, scores)
-
-
-def clip_violations(violations: np.ndarray) -> np.ndarray:
-    """Violations within twice the median of their sizes; the bound stays at 0.
-
-    Args:
-        violations: (trials, constraints); at most 0 where a constraint is met.
-    """
-    median = np.median(np.abs(violations), axis=0)
-    limit = 2 * np.where(median > 0, median, 1)
-    return np.clip(violations, -limit, limit)
 
 
 def resolve_sampler(
@@ -223,6 +73,7 @@ def create_sampler(
         )
     if config.name == "gp":
         return RobustGPSampler(
+            reach=config.reach,
             objective=objective,
             violations=violations,
             seed=seed,

@@ -69,7 +69,7 @@ class MethodStudy:
     sampler_name: str = ""
     """As configured, or the class of the user's object."""
     is_corrected: bool = False
-    """Whether the sampler corrects what it optimises by the objective."""
+    """Whether the sampler also models how its values differ from the objective."""
     startup_trials: int = 1
     """Complete trials from which on the sampler uses its model; unknown of a user's object."""
     num_observed: int = 0
@@ -226,7 +226,7 @@ class Studies(Callback):
         told, objectives = search.sampler_objectives, search.objectives
         line = f"{chosen}, optimises {' and '.join(o.metric for o in told)}"
         if any(study.is_corrected for study in self.studies):
-            line += " (gp corrects it by the objective)"
+            line += " (gp models the difference from the objective too)"
         if told != objectives:
             line += f"; trials are chosen by {' and '.join(o.metric for o in objectives)}"
         return line

@@ -41,12 +41,15 @@ class SamplerConfig(Frozen):
     otherwise."""
     grid_points: int = Field(default=4, ge=2, le=10_000)
     """For `grid`: values of each numeric parameter, evenly spaced on its scale."""
+    reach: float = Field(default=0.25, gt=0, le=1)
+    """For `gp` with one objective: how far three of four proposals may be from the best trial, as a
+    share of each (log) range; choices and floats with a `step` are not limited. 1 is no limit."""
     metric: str = "auto"
     """What the sampler optimises: `objective`, a metric of the validation splits, or `auto`. That
     is the NLL that belongs to a single accuracy, such as `val/mean_nll` to `val/mean_acc`, since it
-    varies less from seed to seed, and `gp` corrects it by what the objective differs from it;
-    otherwise the objectives. The Optuna study has its values, and early stopping compares trials by
-    them. Selection, constraints and confirmation go by the
+    varies less from seed to seed; to it, `gp` adds a model of the difference from the objective. In
+    other cases, `auto` is the objectives. The Optuna study has these values without the addition,
+    and early stopping compares trials by them. Selection, constraints and confirmation go by the
     objectives."""
 
 

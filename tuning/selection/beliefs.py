@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from tuning.algorithms.gaussian_process import GaussianProcesses, GuidedProcesses
-from tuning.algorithms.samplers import compress_worse
+from tuning.algorithms.gp_sampler import compress_worse
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import contenders
 
@@ -83,8 +83,10 @@ def _guide(search: SearchRecord, trials: Sequence[TrialRecord]) -> np.ndarray | 
     (told,) = search.sampler_objectives
     if told in search.objectives:
         return None
-    values = np.array([[told.signed(r.metrics.get(told.metric, np.nan))] for r in trials])
-    return compress_worse(values)[:, 0] if np.isfinite(values).all() else None
+    values = [v for record in trials if (v := record.last(told.metric)) is not None]
+    if len(values) < len(trials):
+        return None
+    return compress_worse(np.array([[told.signed(value)] for value in values]))[:, 0]
 
 
 def _points(trials: Sequence[TrialRecord]) -> np.ndarray | None:

@@ -68,14 +68,16 @@ def test_scores_correct_a_guide_whose_best_is_elsewhere() -> None:
     found = GuidedProcesses(points, measured(points, 0.1), guide, np.random.default_rng(0))
     assert found.factor > 0
     assert points[found.mean(points).argmax(), 0] == pytest.approx(0.6, abs=0.1)
-    assert points[found.corrected(points, guide).argmax(), 0] == pytest.approx(0.6, abs=0.1)
+    assert points[found.from_guide(points, guide).argmax(), 0] == pytest.approx(0.6, abs=0.1)
     drawn = found.draw(4000)
     assert drawn.mean(axis=0) == pytest.approx(found.mean(points), abs=0.05)
 
 
-def test_a_guide_that_ranks_in_reverse_is_not_used() -> None:
+@pytest.mark.parametrize("factor", [-1.0, 0.0])
+def test_a_guide_that_is_flat_or_ranks_in_reverse_is_not_used(factor: float) -> None:
     points = np.linspace(0, 1, 8)[:, None]
     scores = points[:, 0] ** 2
-    found = GuidedProcesses(points, scores, -scores, np.random.default_rng(0))
+    guide = 0.1 + factor * scores
+    found = GuidedProcesses(points, scores, guide, np.random.default_rng(0))
     assert found.factor == 0
     assert found.mean(points) == pytest.approx(scores, abs=0.1)

@@ -214,7 +214,11 @@ def test_the_best_of_a_constraint_is_the_best_of_the_method(search: SearchRecord
 @pytest.mark.parametrize(
     ("metric", "best", "said"),
     [
-        ("auto", 1e-3, "gp, optimises val/mean_nll (gp corrects it by the objective); trials"),
+        (
+            "auto",
+            1e-3,
+            "gp, optimises val/mean_nll (gp models the difference from the objective too); trials",
+        ),
         ("val/mean_nll", 1e-5, "gp, optimises val/mean_nll; trials"),
         ("objective", 1e-3, "gp, optimises val/mean_acc"),
     ],
