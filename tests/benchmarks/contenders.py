@@ -119,8 +119,8 @@ def ours(
 
     Args:
         metric, reach: of the sampler, see `SamplerConfig`.
-        rung_metric: in its place for the rule that stops trials. Default: what a search does whose
-            sampler has `metric`.
+        rung_metric: in place of `metric` for the rule that stops trials. Default: what a search
+            does whose sampler has `metric`.
     """
 
     def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
@@ -205,8 +205,7 @@ def _search_record(problem: Problem, sampler_metric: str) -> SearchRecord:
 RANDOM = "random"
 STOCK = "Ray's OptunaSearch + ASHA, prior"
 OURS = "ours"
-"""The defaults: a prior, and a Gaussian process near the best trial, on the NLL, corrected by the
-objective."""
+"""The defaults: a prior, and a Gaussian process on NLL and objective, near the best trial."""
 WITH_ASHA = "ours with ASHA"
 """Once its rungs are checked."""
 RUNGS_ON_OBJECTIVE = "ours with ASHA on the objective"

@@ -107,8 +107,8 @@ def stock(seed: int, folder: Path, setting: Setting) -> Found:
     """Ray Tune with its own Optuna searcher and ASHA, around one training in a function."""
     changes = [*settings(seed, folder), *with_prior(seed, setting)]
     # It ranks trials at the rung by all validation images and the weights as they are.
-    changes += [f"trial.eval.every={RUNG}", "trial.eval.rung_images=0"]
-    changes += ["trial.eval.rung_weights=raw"]
+    changes.append(f"trial.eval.every={RUNG}")
+    changes += ["trial.eval.rung_images=0", "trial.eval.rung_weights=raw"]
     file = load_config("quickstart", changes)
     space = file.search_space()
 

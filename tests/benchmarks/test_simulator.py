@@ -28,7 +28,9 @@ from tests.benchmarks.contenders import (
     RUNGS_ON_OBJECTIVE,
     STOCK,
     WITH_ASHA,
+    Contender,
     Problem,
+    ours,
 )
 from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
 from tests.benchmarks.record_curves import CURVES
@@ -401,11 +403,15 @@ def test_a_search_evaluates_where_its_scheduler_looks_and_at_the_end(
 
 
 @pytest.mark.parametrize(
-    ("name", "metric"),
-    [(WITH_ASHA, "auto"), (RUNGS_ON_OBJECTIVE, "objective")],
+    ("contender", "metric"),
+    [
+        (CONTENDERS[WITH_ASHA], "auto"),
+        (CONTENDERS[RUNGS_ON_OBJECTIVE], "objective"),
+        (ours("ASHA on the objective", "gp", "asha"), "objective"),
+    ],
 )
 def test_rungs_are_those_of_a_search_with_the_same_metric(
-    setting: Setting, name: str, metric: str, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, contender: Contender, metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = []
 
@@ -414,7 +420,7 @@ def test_rungs_are_those_of_a_search_with_the_same_metric(
         return search_rule(search)
 
     monkeypatch.setattr("tests.benchmarks.contenders.search_rule", created)
-    CONTENDERS[name].create(setting.problem, 0)
+    contender.create(setting.problem, 0)
     (record,) = records
     scheduler = {"name": "asha", "grace_steps": 10, "reduction_factor": 2.0}
     assert record.configured("search", "scheduler") == scheduler

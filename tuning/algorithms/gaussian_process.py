@@ -78,7 +78,7 @@ class GaussianProcesses:
 
 
 class GuidedProcesses:
-    """Scores as a multiple of less noisy ones, the guide, plus what they differ from that.
+    """Scores as a multiple of less noisy ones, the guide, plus the difference from that multiple.
 
     This is autoregressive co-kriging (Kennedy and O'Hagan, Biometrika 87, 2000): both parts are
     `GaussianProcesses`. A guide whose values are equal, or that ranks in reverse, is not used.
