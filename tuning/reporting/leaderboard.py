@@ -70,7 +70,8 @@ def report(
 
 
 def warning_of_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
-    """One sentence if the zero-shot model or a reference beats every trial."""
+    """One sentence if the zero-shot model or a reference beats every trial, as in
+    `stronger_reference`."""
     stronger = stronger_reference(search, records)
     if stronger is None:
         return None
@@ -79,8 +80,10 @@ def warning_of_reference(search: SearchRecord, records: Sequence[TrialRecord]) -
     for metric in dict.fromkeys(objective.metric for objective in search.objectives):
         values = [record.last(metric) or 0.0 for record in (stronger, best) if record is not None]
         compared.append(f"{metric} = {values[0]:.4g} against {values[1]:.4g}")
-    label = trial_label(search, stronger)
-    return f"No trial is better than {label}: {', '.join(compared)} of the best."
+    label, values_of_both = trial_label(search, stronger), ", ".join(compared)
+    if best is not None and misses(search, records)[best.trial_id]:
+        return f"{label} meets the constraints, and no trial does: {values_of_both} of the best."
+    return f"No trial is better than {label}: {values_of_both} of the best."
 
 
 def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultTable:

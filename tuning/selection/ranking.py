@@ -98,13 +98,19 @@ def ranked(search: SearchRecord, records: Iterable[TrialRecord]) -> list[TrialRe
 def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> TrialRecord | None:
     """The zero-shot model or the finished reference that beats every trial; None if a trial wins.
 
-    It meets the constraints, and is better in the objective. With several objectives, it is as good
-    as every trial in all of them, and better in one. None before a trial has finished.
+    It meets the constraints, and is better in the objective, unless no trial meets them. With
+    several objectives, it is as good as every trial in all of them, and better in one. None before
+    a trial has finished.
     """
     front = pareto_front(search, records)
     if not front or front[0].outcome != "finished":
         return None
-    best = [values for record in front if (values := search.values(record)) is not None]
+    missed = misses(search, records)
+    best = [
+        values
+        for record in front
+        if not missed[record.trial_id] and (values := search.values(record)) is not None
+    ]
     bests = search.bests(records)
     models = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
     zero_shot = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(search.zero_shot,))

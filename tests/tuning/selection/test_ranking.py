@@ -131,6 +131,8 @@ def test_a_reference_or_the_zero_shot_model_may_beat_every_trial() -> None:
     assert name(fakes.trial(1, 88.0, 58.0), both) is None  # equal
     assert name(fakes.trial(1, 80.0, 65.0), both) is None  # better in one of them
     assert name(weak, constrained("ood_val/mean_acc >= 60")) == "zero-shot"  # FT misses it; 71.7
+    assert name(strong, constrained("id_val/acc >= 95")) is None  # nothing meets it
+    assert name(strong, constrained("id_val/acc <= 89")) == "ft"  # only references meet it
     assert name(weak, replace(SEARCH, objectives=(Objective("id_val/nll", "min"),))) is None
     assert stronger_reference(SEARCH, [plain]) is None
     assert stronger_reference(SEARCH, [plain, replace(weak, outcome="pruned")]) is None
