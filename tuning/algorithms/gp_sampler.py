@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import optuna
@@ -18,6 +18,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.algorithms.gaussian_process import GuidedProcesses
+
+if TYPE_CHECKING:
+    from optuna._gp.acqf import BaseAcquisitionFunc  # imports PyTorch
 
 MAX_CORRECTING: Final = 100
 """Trials whose objectives correct the values, the best ones: the time grows with the cube of the
@@ -45,8 +48,9 @@ class RobustGPSampler(GPSampler):
 
     A Gaussian process that knows little proposes the ends of the ranges, which are seldom good. So
     three of four proposals are near the best trial that meets the constraints, as in a trust region
-    (Eriksson et al., NeurIPS 2019; here of constant size), and the fourth one is anywhere. With
-    several objectives, or if no trial meets the constraints, every proposal is anywhere.
+    (Eriksson et al., NeurIPS 2019; here of constant size), and the fourth one is anywhere. Optuna
+    scales parameters by the region then, so its prior of the length scales is relative to that.
+    With several objectives, or if no trial meets the constraints, every proposal is anywhere.
 
     Args:
         reach: see `region_around`.
@@ -120,6 +124,16 @@ class RobustGPSampler(GPSampler):
             best = completed_trials[max(allowed, key=lambda n: scores[n, 0])]
             search_space = region_around(best.params, search_space, self._reach)
         return super()._sample_relative_impl(study, known, running_trials, search_space)
+
+    def _optimize_acqf(
+        self, acqf: BaseAcquisitionFunc, best_params: np.ndarray | None
+    ) -> np.ndarray:
+        if best_params is not None:
+            # Optuna starts at the best of all trials. A pruned one may be expected to be better
+            # than the centre of the region, and lie outside of it.
+            numeric = best_params[:, ~acqf.search_space.is_categorical]
+            best_params = best_params[(np.abs(numeric - 0.5) <= 0.5 + 1e-9).all(axis=1)]
+        return super()._optimize_acqf(acqf, best_params)
 
 
 def corrected_by(finals: np.ndarray, values: np.ndarray, points: np.ndarray) -> np.ndarray:

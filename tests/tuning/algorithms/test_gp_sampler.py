@@ -239,3 +239,27 @@ def test_without_a_trial_that_meets_the_constraints_proposals_are_anywhere() -> 
     for x in (0.0, 0.02, 0.04, 0.06):
         study.add_trial(ended(x, x, constraints={"x >= 0.5": 0.5 - x}))
     assert study.ask(UNIT).params["x"] > 0.06 + 0.2
+
+
+def test_a_pruned_trial_may_be_the_best_one_outside_of_the_region() -> None:
+    space = {"count": IntDistribution(8, 256, log=True), **UNIT}
+
+    def add(count: int, early: float, violation: float | None = None) -> None:
+        is_pruned = violation is None
+        trial = optuna.create_trial(
+            state=TrialState.PRUNED if is_pruned else TrialState.COMPLETE,
+            params={"count": count, "x": 0.5},
+            distributions=space,
+            value=None if is_pruned else early,
+            intermediate_values={1: early},
+            constraints={} if is_pruned else {"limit": violation},
+        )
+        study.add_trial(trial)
+
+    study = optuna.create_study(sampler=RobustGPSampler(seed=0, n_startup_trials=2, reach=0.25))
+    for number in range(4):
+        add(40 + number, 5.0 + number, violation=-1.0)
+    add(200, 0.0, violation=1.0)
+    add(250, 0.5)  # expected to meet the constraint, as most trials do
+    proposed = study.ask(space).params["count"]
+    assert 40 / 2.5 < proposed < 40 * 2.5
