@@ -1,14 +1,18 @@
 """Gaussian processes through the noisy scores of a few trials.
 
-Few trials fit many such processes, so what is expected is an average over them. Optuna's
-`GPSampler` takes the likeliest one.
+A few trials do not determine the parameters of a process, so expected scores are an average over
+many of them. Optuna's `GPSampler` takes the most likely ones.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 _KERNELS: Final = 256
 _AMPLITUDE: Final = (0.05, 20.0)
@@ -17,6 +21,27 @@ _LENGTH: Final = (0.1, 10.0)
 """Range of the length scales, relative to the range of a hyperparameter."""
 _NOISE: Final = (0.01, 1.0)
 """Range of the variance from one training to the next, relative to that of the scores."""
+_POINTS_TOGETHER: Final = 100
+"""Limits the memory for the covariances of points with the trials."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit BLAS and, where it is loaded, PyTorch to one thread.
+
+    Several threads do not speed up such small matrices. Where trainings occupy all cores, threads
+    that wait for each other make a proposal of the sampler take many times as long.
+    """
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        if torch:
+            torch.set_num_threads(threads)
 
 
 class GaussianProcesses:
@@ -39,21 +64,23 @@ class GaussianProcesses:
         self._shift, self._scale = scores.mean(), scores.std() or 1.0
         self._amplitudes, noises = draw(_AMPLITUDE, 1, 1), draw(_NOISE, 1, 1)
         self._lengths = draw(_LENGTH, points.shape[1])
-        number = len(scores)
-        self._lower = np.linalg.cholesky(self._kernels(points) + noises * np.eye(number))
-        standard = ((scores - self._shift) / self._scale)[:, None]
-        # Uncorrelated scores, (kernels, trials, 1).
-        self._white = np.linalg.solve(self._lower, np.broadcast_to(standard, (_KERNELS, number, 1)))
-        likelihoods = -0.5 * (self._white**2).sum(axis=(1, 2))
+        covariances = self._kernels(points) + noises * np.eye(len(scores))
+        self._lower = np.linalg.cholesky(covariances)
+        standard = (scores - self._shift) / self._scale
+        columns = np.broadcast_to(standard[:, None], (_KERNELS, len(scores), 1))
+        # The expected score of a point is the product with its covariances, (kernels, trials).
+        self._solved = np.linalg.solve(covariances, columns)[:, :, 0]
+        likelihoods = -0.5 * self._solved @ standard
         likelihoods -= np.log(np.diagonal(self._lower, axis1=1, axis2=2)).sum(axis=1)
         weights = np.exp(likelihoods - likelihoods.max())
         self._weights = weights / weights.sum()
 
     def mean(self, points: np.ndarray) -> np.ndarray:
         """Expected scores without noise, (points,)."""
-        half = np.linalg.solve(self._lower, self._kernels(points))  # (kernels, trials, points)
-        expected = np.einsum("k,kti,ktp->p", self._weights, self._white, half)
-        return self._shift + self._scale * expected
+        parts = np.array_split(points, 1 + len(points) // _POINTS_TOGETHER)
+        weighted = self._weights[:, None] * self._solved
+        expected = [np.tensordot(weighted, self._kernels(part), 2) for part in parts]
+        return self._shift + self._scale * np.concatenate(expected)
 
     def draw(self, number: int) -> np.ndarray:
         """Scores without noise that the trials may have, drawn at random, (number, trials)."""
@@ -66,7 +93,7 @@ class GaussianProcesses:
                 tiny = 1e-6 * self._amplitudes[kernel] * np.eye(trials)
                 root = np.linalg.cholesky(kernels[kernel] - half.T @ half + tiny)
                 spread = self._rng.standard_normal((draws, trials)) @ root.T
-                found.append(self._white[kernel, :, 0] @ half + spread)
+                found.append(self._solved[kernel] @ kernels[kernel] + spread)
         # In random order, since draws of two processes are added.
         return self._shift + self._scale * self._rng.permutation(np.concatenate(found))
 

@@ -17,7 +17,7 @@ from optuna.samplers import GPSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from tuning.algorithms.gaussian_process import GuidedProcesses
+from tuning.algorithms.gaussian_process import GuidedProcesses, one_thread
 
 if TYPE_CHECKING:
     from optuna._gp.acqf import BaseAcquisitionFunc  # imports PyTorch
@@ -70,6 +70,7 @@ class RobustGPSampler(GPSampler):
         self._reach, self._objective = reach, objective
         self._violations = violations or (lambda trial: trial.constraints)
 
+    @one_thread()
     def _sample_relative_impl(
         self,
         study: optuna.Study,

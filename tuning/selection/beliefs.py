@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from tuning.algorithms.gaussian_process import GaussianProcesses, GuidedProcesses
+from tuning.algorithms.gaussian_process import GaussianProcesses, GuidedProcesses, one_thread
 from tuning.algorithms.gp_sampler import compress_worse
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import contenders
@@ -30,7 +30,7 @@ _LOG_RANGE: Final = 10.0
 
 @dataclass(frozen=True)
 class Belief:
-    """What the Gaussian processes say about one trial."""
+    """The expected objective of one trial, and its chance of being the best one."""
 
     trial: TrialRecord
     mean: float
@@ -39,6 +39,7 @@ class Belief:
     """Probability that no other of the trials has better hyperparameters, 0 to 1."""
 
 
+@one_thread()
 def beliefs(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Belief, ...]:
     """The trials to choose among, or the best `MAX_TRIALS` of them, best expectation first.
 

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from threadpoolctl import threadpool_info
 
-from tuning.algorithms.gaussian_process import GaussianProcesses, GuidedProcesses
+from trainers.process_state import restored_state
+from tuning.algorithms.gaussian_process import GaussianProcesses, GuidedProcesses, one_thread
 
 
 def test_expectation_and_draws_are_those_of_the_weighted_processes() -> None:
     rng = np.random.default_rng(1)
-    points, elsewhere = rng.uniform(size=(7, 2)), rng.uniform(size=(3, 2))
+    points, elsewhere = rng.uniform(size=(7, 2)), rng.uniform(size=(250, 2))
     scores = 50 + 4 * points[:, 0] + rng.standard_normal(7)
     found = GaussianProcesses(points, scores, np.random.default_rng(0))
 
@@ -81,3 +84,16 @@ def test_a_guide_that_is_flat_or_ranks_in_reverse_is_not_used(factor: float) -> 
     found = GuidedProcesses(points, scores, guide, np.random.default_rng(0))
     assert found.factor == 0
     assert found.mean(points) == pytest.approx(scores, abs=0.1)
+
+
+def test_one_thread_computes_and_the_others_come_back() -> None:
+    def threads() -> list[int]:
+        blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        return [torch.get_num_threads(), *blas]
+
+    with restored_state():
+        torch.set_num_threads(2)
+        before = threads()
+        with one_thread():
+            assert threads() == [1] * len(before)
+        assert threads() == before
