@@ -228,6 +228,7 @@ CONTENDERS = {
         ours("ours on the objective", "gp", prior=True),
         ours("ours, anywhere", "gp", metric="auto", reach=1, prior=True),
         ours(WITH_ASHA, "gp", "asha", metric="auto", prior=True),
+        ours("ours with TPE", "tpe", metric="auto", prior=True),
         ours("ours with TPE and ASHA", "tpe", "asha", metric="auto", prior=True),
         ours("ours with unchecked ASHA", "gp", "asha", metric="auto", prior=True, checked=False),
         ours("TPE + Hyperband", "tpe", "hyperband"),

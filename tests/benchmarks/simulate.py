@@ -233,8 +233,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--distances", nargs="+", type=float, default=[0, 0.1, 0.2, 0.4])
     parser.add_argument("--noise", type=float, default=1.0, help="factor of all deviations")
     parser.add_argument("--parts-at", type=float, default=0.2, help="distance of the others")
-    chosen = list(CONTENDERS)[:17]
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=chosen)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--curves", type=Path, default=CURVES)
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """A search in simulated time: real searcher and scheduler objects, replayed learning curves.
 
 Stands in for Ray's `TuneController` and its cluster. Any `ray.tune.search.Searcher` and any
-`TrialScheduler` that stops trials hear the same calls in the same order as in a real search
+`TrialScheduler` that stops trials get the same calls in the same order as in a real search
 (`TuneController._process_trial_result`, `stop_trial`, `_process_trial_failure`), so what is
 measured is the code that users run and not a copy of it. Two things differ. Time is counted and
 does not pass. And a trial is proposed when a device is free for it, where Tune, unless concurrency
@@ -110,7 +110,7 @@ def simulate(
 ) -> Iterator[Ended]:
     """Run a search, yielding each trial as it ends, in the order of simulated time.
 
-    It goes on until the searcher says that it has finished; whoever has seen enough stops reading.
+    It goes on until the searcher has finished, or until the caller stops reading.
 
     Args:
         searcher: proposes; its proposals, flat or nested, have the parameters of the table's space.

@@ -26,7 +26,7 @@ MAX_CORRECTING: Final = 100
 """Trials whose objectives correct the values, the best ones: the time grows with the cube of the
 number."""
 _ANYWHERE_EVERY: Final = 4
-"""One in so many proposals is not limited to a region."""
+"""Each proposal with this distance from the last one is not limited to a region."""
 
 
 class RobustGPSampler(GPSampler):

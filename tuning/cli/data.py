@@ -34,7 +34,7 @@ class _ListsLayouts(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-Layout = Annotated[str, typer.Argument(help="How the images are stored; see below.")]
+Layout = Annotated[str, typer.Argument(help="How the images are stored: the name of a layout.")]
 Source = Annotated[str, typer.Argument(help="Their folder, or a URL such as s3://...")]
 Destination = Annotated[
     str, typer.Argument(help="Folder or URL of the data set, for `trial.data.root`.")

@@ -60,9 +60,9 @@ class CheckedConfig(Frozen):
     """No trial is stopped before this step: the first rung of `asha`, and of the first bracket of
     `hyperband`."""
     check_trials: int = Field(default=6, ge=0, le=1_000_000)
-    """So many trials run to their end first, at most half of the budget (of each method). Trials
-    are then stopped at a step only if its ranking of these agrees with the final objectives. With a
-    budget below 6 trials, none is stopped. 0 stops trials from the start, unchecked."""
+    """Number of trials that run to their end first, at most half of the budget (of each method).
+    Trials are then stopped at a step only if its ranking of these agrees with the final objectives.
+    With a budget below 6 trials, none is stopped. 0 stops trials from the start, unchecked."""
     min_correlation: float = Field(default=0.4, ge=-1, le=1)
     """A step stops trials only if its rank correlation (Spearman's) with the final objectives is
     above it."""
@@ -79,7 +79,7 @@ class RungConfig(CheckedConfig):
     """Early stopping at rungs."""
 
     reduction_factor: float = Field(default=3, gt=1, le=1000)
-    """One in so many of the trials that reach a rung continues."""
+    """Of the trials that reach a rung, the best 1 / `reduction_factor` continue."""
 
 
 class AshaConfig(RungConfig):
