@@ -1,8 +1,9 @@
 """What the site needs beside its pages: the reference, made from the code, and equations.
 
 `python -m docs.build` writes `reference/configuration.md` from the fields of the configuration
-models, and `reference/commands.md` from the commands. `make docs` runs it; `tests/test_docs.py`
-compares the files in the repository with what it writes.
+models, `reference/commands.md` from the commands, and `reference/spaces.md` from the ready search
+spaces. `make docs` runs it; `tests/test_docs.py` compares the files in the repository with what it
+writes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,18 @@ CONFIG is a YAML file or the name of a ready configuration, RUN a run folder or 
 behind a one-line error, and `--install-completion` installs completion for your shell. All
 commands have the same [exit statuses](../configuration.md#exit-status). The layouts of `prepare`
 stand under [Data](../data.md#prepare-images).
+"""
+SPACES = """\
+# Search spaces
+
+What a search without `search.space` searches: the ready space of its method. `search.space.name`
+selects another one, `search.space.parameters` changes ranges. The first point is the centre of the
+prior by default: the method's own settings, with the `trial.optim.lr` of the configuration, here
+the 1e-5 of the configurations for full-size models. Sources stand in
+`search_spaces/ready_spaces.py`.
+
+| space | parameter | values | scale | first point |
+|---|---|---|---|---|
 """
 
 
@@ -87,6 +100,24 @@ def configuration() -> str:
             meaning = field.get("description", "")
             parts.append(_row(f"`{name}`", _values(field), default, meaning))
     return "\n".join(parts) + "\n"
+
+
+def spaces() -> str:
+    """The page of the ready search spaces: their parameters, ranges and first points."""
+    from search_spaces.ready_spaces import METHODS
+    from search_spaces.ready_spaces import SPACES as READY
+    from tuning import load_config
+
+    rows = []
+    for name in READY:
+        method = name if name in METHODS else "lipsum_ft"
+        changes = [f"search.space={{name: {name}}}", f"trial.method={{name: {method}}}"]
+        space = load_config("domainnet_vit_b16", changes, check=False).search_space()
+        for key, values in space.parameters.items():
+            low, high = (f"{end:g}" for end in (values.low, values.high))
+            scale, first = "log" if values.log else "linear", f"{space.initial_points[0][key]:g}"
+            rows.append(_row(f"`{name}`", f"`{key}`", f"{low} to {high}", scale, first))
+    return NOTICE + SPACES + "\n".join(rows) + "\n"
 
 
 def sections(
@@ -158,5 +189,5 @@ def equation(source: str, *_: Any, **options: Any) -> str:
 
 if __name__ == "__main__":
     REFERENCE.mkdir(exist_ok=True)
-    for page in (configuration, commands):
+    for page in (configuration, commands, spaces):
         (REFERENCE / f"{page.__name__}.md").write_text(page(), encoding="utf-8")

@@ -212,7 +212,7 @@ def test_the_documented_method_trains(trial: TrialConfig, tmp_path: Path) -> Non
     assert 0 < moved < 4  # the squared distance of two points on a sphere of radius 1
 
 
-@pytest.mark.parametrize("page", [build.configuration, build.commands], ids=["keys", "commands"])
+@pytest.mark.parametrize("page", [build.configuration, build.commands, build.spaces])
 def test_the_reference_is_what_the_code_says(page: Any) -> None:
     written = ROOT / "docs" / "reference" / f"{page.__name__}.md"
     assert written.read_text(encoding="utf-8") == page(), "run `make docs`"
