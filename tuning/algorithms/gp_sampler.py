@@ -26,7 +26,7 @@ MAX_CORRECTING: Final = 100
 """Trials whose objectives correct the values, the best ones: the time grows with the cube of the
 number."""
 _ANYWHERE_EVERY: Final = 4
-"""Each proposal with this distance from the last one is not limited to a region."""
+"""Of this many proposals, one is not limited to a region."""
 
 
 class RobustGPSampler(GPSampler):

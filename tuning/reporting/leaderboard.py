@@ -70,8 +70,7 @@ def report(
 
 
 def warning_of_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> str | None:
-    """One sentence if the zero-shot model or a reference beats every trial, as in
-    `stronger_reference`."""
+    """One sentence if `stronger_reference` finds the zero-shot model or a reference."""
     stronger = stronger_reference(search, records)
     if stronger is None:
         return None

@@ -218,6 +218,9 @@ def test_the_title_and_the_figure_say_that_no_trial_beats_a_reference() -> None:
     title = leaderboard(both, weak).title
     values = "id_val/acc = 90 against 80, ood_val/mean_acc = 64 against 60 of the best."
     assert title.endswith(f"FT, not tuned (lr = 1e-05): {values}")
+    strict = leaderboard(constrained("id_val/acc <= 92"), strong).title
+    met = "FT, not tuned (lr = 1e-05) meets the constraints, and no trial does: "
+    assert strict.endswith(f"{met}val/mean_acc = 77 against 80.5 of the best.")
 
 
 def test_a_long_note_has_its_place_below_the_figure(tmp_path: Path) -> None:
