@@ -105,12 +105,9 @@ def stronger_reference(search: SearchRecord, records: Sequence[TrialRecord]) -> 
     front = pareto_front(search, records)
     if not front or front[0].outcome != "finished":
         return None
-    missed = misses(search, records)
-    best = [
-        values
-        for record in front
-        if not missed[record.trial_id] and (values := search.values(record)) is not None
-    ]
+    # All trials of the front miss the constraints by the same amount.
+    compared = [] if misses(search, records)[front[0].trial_id] else front
+    best = [values for record in compared if (values := search.values(record)) is not None]
     bests = search.bests(records)
     models = [r for r in records if r.kind == "reference" and r.outcome == "finished"]
     zero_shot = TrialRecord(ZERO_SHOT, -1, "reference", {}, "finished", curve=(search.zero_shot,))
