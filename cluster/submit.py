@@ -64,8 +64,8 @@ class Job:
         """Lines for the terminal: id, run folder, and commands to follow and stop the job."""
         state = "" if self.is_new else "  (it was running already: nothing was submitted)"
         runs = self.storage
-        if "://" not in runs and not runs.startswith(("/", "~")):
-            runs = f"~/lipsum-tune/{runs} of the head node (search.storage is not absolute)"
+        if not Path(runs).expanduser().is_absolute():  # the log has the absolute path
+            runs = f"~/lipsum-tune/{runs} on the head node"
         return [
             *([f"warning: {self.warning}"] if self.warning else ()),
             f"Job         {self.submission_id}{state}",

@@ -23,6 +23,7 @@ from tuning.execution.cluster_resources import (
     fitting_drivers,
     fitting_trials,
 )
+from tuning.runs.run_folder import job_runs
 from tuning.security.databases import check_listens, expand
 from tuning.security.exposure import goes_unencrypted
 
@@ -311,7 +312,7 @@ def check_mlflow(cluster: ClusterFacts) -> Iterator[Finding]:
     from tuning.mlflow_logging.client import connect, sqlite_path, tracking_uri
 
     tracking = cluster.file.search.tracking
-    uri = tracking_uri(tracking.uri, Path(cluster.file.search.storage).expanduser())
+    uri = tracking_uri(tracking.uri, job_runs(cluster.file.search.storage))
     file = sqlite_path(uri)
     if file is not None and not file.exists():  # connecting would create it
         yield Finding("ok", f"{redact(uri)}: created by the first search")

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import ray
 from ray import cloudpickle
@@ -30,6 +29,7 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_workarounds import has_autoscaler
 from tuning.execution.tasks import ask_nodes
 from tuning.runs.environment import DRAWING_PACKAGES, PACKAGES
+from tuning.runs.run_folder import job_runs
 
 ANSWER_S = 120.0
 """Time for a node to start a process and import PyTorch, which takes long on shared disks."""
@@ -127,7 +127,7 @@ def _request(file: SearchFile | None) -> node_facts.Request:
     request: node_facts.Request = {"packages": PACKAGES, "folders": {}, "files": [], "images": None}
     if file is None:
         return request
-    storage = file.search.checkpoints.storage or str(_runs(file))
+    storage = file.search.checkpoints.storage or str(job_runs(file.search.storage))
     if "://" not in storage:
         request["folders"] = {node_facts.RUN_STORAGE: storage}
     if file.trial.data.root == EMBEDDED:
@@ -139,15 +139,10 @@ def _request(file: SearchFile | None) -> node_facts.Request:
     return request
 
 
-def _runs(file: SearchFile) -> Path:
-    """The folder of runs on the driver's machine."""
-    return Path(file.search.storage).expanduser().absolute()
-
-
 def _storage(file: SearchFile, nodes: Sequence[Node], answer_s: float) -> tuple[Storage, ...]:
     """Write to the run folder from here, and to the storage of checkpoints from every node."""
-    runs, checkpoints = _runs(file), file.search.checkpoints.storage
-    existed = runs.exists()
+    runs, checkpoints = job_runs(file.search.storage), file.search.checkpoints.storage
+    made = [folder for folder in (runs, runs.parent) if not folder.exists()]
     found = []
     try:
         if checkpoints is not None:
@@ -170,9 +165,9 @@ def _storage(file: SearchFile, nodes: Sequence[Node], answer_s: float) -> tuple[
         by_name = [(names[a.node].pop(0) if names.get(a.node) else a.node, a) for a in answers]
         return (*found, Storage(key, url, nodes=tuple(by_name)))
     finally:
-        if not existed:
+        for folder in made:
             with suppress(OSError):
-                runs.rmdir()
+                folder.rmdir()
 
 
 def diagnose(cluster: ClusterFacts) -> Diagnosis:

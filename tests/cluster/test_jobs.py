@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -116,6 +118,46 @@ def test_a_stopped_job_frees_everything_and_is_resumed(
     assert statuses(tmp_path) == {"FINISHED": 3}
     assert not (tmp_path / "stopped-2").exists()
     assert files_with_secrets(head, tmp_path) == []
+
+
+def test_a_job_without_a_storage_keeps_its_run(images_root: Path, tmp_path: Path) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    for folder in (home, work):
+        folder.mkdir()
+    search = quickstart(images_root, Path("runs"), "kept")
+    run = home / "lipsum-tune" / "runs" / "kept"
+    token = Path.home() / ".ray" / "auth_token"
+    environment = {"HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(token)}
+
+    def lipsum_tune(*words: str) -> str:
+        command = [sys.executable, "-m", "cluster", *words]
+        done = subprocess.run(
+            command, cwd=work, env=new.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    with running_head(**environment) as new:
+        said = lipsum_tune("submit", *search, "--address", new.dashboard)
+        assert f"Run folder  {run}\n" in said
+        assert "Runs in     ~/lipsum-tune/runs on the head node" in said
+        found = json.loads(lipsum_tune("doctor", *search, "--address", new.address, "--json"))
+        assert f"{run.parent}: readable and writable" in str(found)
+        (work / "note.txt").write_text("another working directory is another copy")
+        assert f"Run folder  {run}\n" in lipsum_tune("submit", *search, "--address", new.dashboard)
+    with running_head(**environment) as new:
+        command = f"python -m tuning search {shlex.join(search)} --resume"
+        ray = [str(BIN / "ray"), "job", "submit", "--address", new.dashboard, "--working-dir", "."]
+        submitted = subprocess.run(
+            [*ray, "--", *shlex.split(command)],
+            cwd=work, env=new.environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert f"Run folder  {run}\n" in submitted.stdout
+        assert "trial-001" in lipsum_tune("status", "kept")
+        assert "kept" in lipsum_tune("list")
+    assert [*run.parent.glob("*/search.yaml")] == [run / "search.yaml"]
+    events = [json.loads(line)["event"] for line in (run / JOURNAL_FILE).read_text().splitlines()]
+    assert (events.count("session"), events.count("started")) == (3, 2)
 
 
 def alive(head: Head) -> list[str]:

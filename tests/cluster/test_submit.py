@@ -158,6 +158,6 @@ def test_a_server_that_refuses_or_hangs_up_is_one_line(tmp_path: Path) -> None:
 def test_a_job_is_described_with_the_commands_to_follow_and_stop_it() -> None:
     text = "\n".join(Job("http://127.0.0.1:8265", "quickstart-1", True, "runs").description())
     assert "ray job stop --address http://127.0.0.1:8265 quickstart-1" in text
-    assert "~/lipsum-tune/runs" in text
+    assert "~/lipsum-tune/runs on the head node" in text
     again = Job("http://127.0.0.1:8265", "quickstart-1", False, "/shared").description()
     assert "running already" in again[0]

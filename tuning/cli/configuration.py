@@ -17,7 +17,10 @@ app = typer.Typer()
 
 @app.command("list")
 def list_(
-    runs: Annotated[Path, typer.Argument(help="The folder of runs.")] = Path("runs"),
+    runs: Annotated[
+        Path | None,
+        typer.Argument(help="The folder of runs. Default: runs/, and that of Ray jobs, if any."),
+    ] = None,
 ) -> None:
     """List runs, the last one first, and the ready configurations.
 
@@ -25,9 +28,11 @@ def list_(
     """
     from tuning.reporting.overview import configs_table, runs_table
     from tuning.reporting.result_table import fit_table
+    from tuning.runs.run_folder import RUNS, job_runs
 
     console = Console()
-    for table in (runs_table(runs), configs_table()):
+    places = [runs or RUNS, *([job_runs()] if runs is None and job_runs().is_dir() else [])]
+    for table in (*map(runs_table, places), configs_table()):
         console.print(fit_table(table, console.width), "")
 
 

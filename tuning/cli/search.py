@@ -68,13 +68,6 @@ def search(
         if key is not None and key.uses_ood:
             show(what, f"{metric} uses OOD validation data{hint}")
     _say_what_lacks_test(file)
-    from tuning.runs.run_folder import runs_named
-
-    earlier = runs_named(file.search.storage, file.search.name)
-    # A folder NAME-2 alone may belong to a search that is called so.
-    if not resume and earlier and earlier[0].name == file.search.name:
-        last = _word_for(earlier[-1])
-        show("Run folder", f"a new one, beside {last} (`lipsum-tune list` shows which ended)")
     # Imported after the check, since Ray and MLflow take seconds to import.
     from tuning.execution.run_search import run_search
     from tuning.runs.resume import search_or_resume

@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from tuning.execution.cluster_resources import (
 from tuning.execution.ray_workarounds import has_autoscaler, loopback_only, quiet_raylet
 from tuning.execution.signals import GC_THRESHOLD, environment_variables
 from tuning.reporting.formatting import show_phase
+from tuning.runs.run_folder import job_runs
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -73,6 +75,28 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
             raise ConfigError(f"cannot connect to {where}: {error}") from error
         stack.callback(ray.shutdown)
         yield not address
+
+
+def runs_folder(storage: str, address: str | None = None) -> Path:
+    """The absolute folder of `search.storage`, also in a Ray job (see `job_runs`).
+
+    Args:
+        address: of a Ray cluster, as for `ray_session`.
+
+    Raises:
+        ConfigError: the storage is not absolute, and the cluster does not answer.
+    """
+    folder, address = Path(storage).expanduser(), address or os.environ.get("RAY_ADDRESS")
+    if address and not folder.is_absolute() and _is_rays(Path.cwd(), address):
+        folder = job_runs(storage)
+    return folder.resolve()
+
+
+@cache
+def _is_rays(folder: Path, address: str) -> bool:
+    """Whether a folder is below Ray's temporary folder, as the working directory of a job is."""
+    with ray_session(address):
+        return folder.is_relative_to(Path(ray.get_runtime_context().get_temp_dir()).resolve())
 
 
 def concurrent_trials(resources: ResourcesConfig) -> int:

@@ -33,7 +33,7 @@ from tuning.checkpoints.storage_check import check_nodes
 from tuning.config.schema import SamplerConfig, SearchConfig, SearchFile
 from tuning.config.validation import check_search, check_settings, load_config
 from tuning.execution.ray_errors import resumable, storage_failure
-from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.ray_session import concurrent_trials, ray_session, runs_folder
 from tuning.execution.ray_watch import watched_ray
 from tuning.execution.signals import restored_process
 from tuning.execution.trainable import trainable
@@ -160,7 +160,7 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
         if isinstance(run, ConfigError):  # before minutes of preparation
             raise run
     resolve_root(file.trial.data.root, progress=True)
-    run_folder = create_run_folder(file)
+    run_folder = create_run_folder(file, runs_folder(file.search.storage, options.address))
     try:
         return continue_search(run_folder, file, options)
     except (ConfigError, TrackingError):
@@ -208,6 +208,7 @@ def _run_session(
 ) -> SearchResult:
     earlier = load_earlier(file)
     console = options.console or Console(stderr=True)
+    show_phase(console, "Run folder", str(run_folder))
     keep, tracking = file.search.checkpoints, file.search.tracking
     with (
         ray_session(options.address, console=console) as is_own_ray,

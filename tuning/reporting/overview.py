@@ -10,11 +10,11 @@ from tuning.config.loading import find_config, ready_configs
 from tuning.reporting.formatting import format_value
 from tuning.reporting.result_table import Column, ResultTable, Row
 from tuning.runs.journal import is_running
-from tuning.runs.run_folder import RUNS, last_written, load_run, runs_in
+from tuning.runs.run_folder import last_written, load_run, runs_in
 from tuning.selection.ranking import best_trial
 
 
-def runs_table(folder: Path = RUNS) -> ResultTable:
+def runs_table(folder: Path) -> ResultTable:
     """One row for each run: how it stands, and its best value of the first objective."""
     columns = [
         Column("name", "run", left=True),

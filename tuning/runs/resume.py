@@ -20,6 +20,7 @@ from trainers.errors import ConfigError
 from trainers.overrides import flat
 from tuning.config.schema import ELSEWHERE, SamplerConfig, SearchFile
 from tuning.config.validation import load_config
+from tuning.execution.ray_session import runs_folder
 from tuning.execution.run_search import (
     SearchOptions,
     SearchResult,
@@ -121,7 +122,7 @@ def search_or_resume(
         ConfigError: see `run_search` and `resume_search`.
     """
     options = SearchOptions(address=address, console=console)
-    folder = earlier_run(file)
+    folder = earlier_run(file, runs_folder(file.search.storage, address))
     if folder is None:
         return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():
@@ -129,9 +130,9 @@ def search_or_resume(
     return continue_search(folder, file, options)  # its first session was killed before it began
 
 
-def earlier_run(file: SearchFile) -> Path | None:
-    """The last run folder of this name and configuration, apart from keys of RESUMABLE."""
-    for folder in reversed(runs_named(file.search.storage, file.search.name)):
+def earlier_run(file: SearchFile, storage: Path) -> Path | None:
+    """The last run of this name and configuration in a folder, apart from keys of RESUMABLE."""
+    for folder in reversed(runs_named(storage, file.search.name)):
         try:
             earlier = load_config(folder / CONFIG_FILE, check=False)
         except ConfigError:  # of another version, or its plug-in is gone: not this search

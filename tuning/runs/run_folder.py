@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
-import os
 import re
 import shutil
 from contextlib import suppress
@@ -32,10 +30,8 @@ if TYPE_CHECKING:
 
     from tuning.reporting.notebook import Plots
 
-logger = logging.getLogger(__name__)
-
 RUNS = Path("runs")
-"""Where runs are looked up by their names; the default of `search.storage`."""
+"""The default of `search.storage`."""
 CONFIG_FILE = "search.yaml"
 
 
@@ -190,11 +186,18 @@ class LoadedRun:
 
 
 def find_run(folder: str | Path) -> Path:
-    """The run folder of a path, or of a name of a folder in `runs/`."""
+    """The run folder of a path, or of the name of a run in `runs/` or `job_runs()`."""
     path = Path(folder).expanduser()
-    below = RUNS / path
-    is_name = not (path / CONFIG_FILE).is_file() and (below / CONFIG_FILE).is_file()
-    return below if is_name else path
+    found = (place / path for place in (Path(), RUNS, job_runs()))
+    return next((run for run in found if (run / CONFIG_FILE).is_file()), path)
+
+
+def job_runs(storage: str | Path = RUNS) -> Path:
+    """The folder of `search.storage` in a Ray job on this machine: by default `~/lipsum-tune/runs`.
+
+    The working directory of a job is a copy, which Ray deletes.
+    """
+    return Path.home() / "lipsum-tune" / Path(storage).expanduser()
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -210,7 +213,7 @@ def last_written(run: Path) -> float:
 
 
 def load_run(folder: str | Path) -> LoadedRun:
-    """Read a run folder, or that of a name in `runs/`. The run may be in progress.
+    """Read a run folder, or the one that `find_run` finds. The run may be in progress.
 
     Its data need not be reachable.
 
@@ -221,8 +224,8 @@ def load_run(folder: str | Path) -> LoadedRun:
     config = folder / CONFIG_FILE
     if not config.is_file():
         problem = f"not a run folder: {CONFIG_FILE} not found"
-        hint = suggestion(folder.name, [run.name for run in runs_in(RUNS)])
-        hint = hint or f"there are no runs in {RUNS.absolute()}"
+        known = [run.name for place in (RUNS, job_runs()) for run in runs_in(place)]
+        hint = suggestion(folder.name, known) or f"there are no runs in {RUNS.absolute()}"
         raise ConfigError(problem, source=folder, hint=hint)
     live = is_running(folder)
     history = read_history(folder, live=live)
@@ -302,16 +305,19 @@ def search_record(
     )
 
 
-def create_run_folder(file: SearchFile) -> Path:
+def create_run_folder(file: SearchFile, storage: Path) -> Path:
     """Create the folder of a new search with its configuration; a name in use gets a number.
+
+    Args:
+        storage: the folder of runs, absolute.
 
     Raises:
         ConfigError: the folder cannot be written, or the data cannot be read. Nothing is left.
     """
     described = json.dumps(environment(file.trial), indent=2) + "\n"
     try:
-        storage, name = _storage(file.search.storage), file.search.name
         storage.mkdir(parents=True, exist_ok=True)
+        name = file.search.name
         for number in itertools.count(1):
             folder = storage / (name if number == 1 else f"{name}-{number}")
             with suppress(FileExistsError):
@@ -329,10 +335,10 @@ def create_run_folder(file: SearchFile) -> Path:
     return folder
 
 
-def runs_named(storage: str, name: str) -> list[Path]:
-    """The run folders of searches of this name, in the order of their numbers."""
+def runs_named(storage: Path, name: str) -> list[Path]:
+    """The run folders of searches of this name in a folder, in the order of their numbers."""
     ours = re.compile(rf"{re.escape(name)}(?:-([0-9]+))?")
-    folders = [file.parent for file in _storage(storage).glob(f"*/{CONFIG_FILE}")]
+    folders = [file.parent for file in storage.glob(f"*/{CONFIG_FILE}")]
     numbered = [(ours.fullmatch(folder.name), folder) for folder in folders]
     return [f for _, f in sorted((int(match[1] or 1), f) for match, f in numbered if match)]
 
@@ -346,13 +352,3 @@ def write_config(folder: Path, file: SearchFile) -> None:
     temporary = folder / f".{CONFIG_FILE}.tmp"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(folder / CONFIG_FILE)
-
-
-def _storage(configured: str) -> Path:
-    """The folder of runs. The working directory of a Ray job is a copy that Ray deletes."""
-    path = Path(configured).expanduser()
-    is_packaged = "working_dir_files" in Path.cwd().parts
-    if not path.is_absolute() and "RAY_JOB_ID" in os.environ and is_packaged:
-        path = Path.home() / "lipsum-tune" / path
-        logger.warning("a Ray job's working directory is temporary: runs are kept in %s", path)
-    return path.resolve()

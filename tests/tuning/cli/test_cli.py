@@ -255,17 +255,6 @@ def test_a_search_says_first_what_confirm_will_lack(images_root: Path, tmp_path:
     assert "no test split, which `confirm` needs: sketch (" in said
 
 
-@pytest.mark.usefixtures("went_on")
-def test_a_search_says_first_that_its_name_is_in_use(images_root: Path, tmp_path: Path) -> None:
-    assert "a new one" not in searched(images_root, tmp_path).output
-    file = search_file(images_root)
-    for name in (file.search.name, f"{file.search.name}-2"):
-        write_run(tmp_path / "runs" / name, file)
-    said = searched(images_root, tmp_path).output
-    last = tmp_path / "runs" / f"{file.search.name}-2"
-    assert f"a new one, beside {last} (`lipsum-tune list` shows which ended)" in said
-
-
 def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(
     run: Path, images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -313,9 +313,9 @@ def test_a_new_run_folder_that_another_process_runs_is_not_removed(
     """Another process finds the folder before the one that has created it runs the search."""
     others: list[Journal] = []
 
-    def create(file: SearchFile) -> Path:
-        folder = create_run_folder(file)
-        assert earlier_run(file) == folder
+    def create(file: SearchFile, storage: Path) -> Path:
+        folder = create_run_folder(file, storage)
+        assert earlier_run(file, storage) == folder
         if is_taken:
             others.append(Journal(folder))
             others[0].session_started(file.fingerprints())
@@ -345,17 +345,17 @@ def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
 ) -> None:
     first = named(images_root, tmp_path)
     other = named(images_root, tmp_path, trial__optim__weight_decay=0.3)
-    assert earlier_run(first) is None
+    assert earlier_run(first, tmp_path) is None
     write_run(tmp_path / "mine", first, [trial(0, 85.0, 62.0)])
-    assert earlier_run(other) is None  # a new one, and not that
+    assert earlier_run(other, tmp_path) is None  # a new one, and not that
     write_run(tmp_path / "mine-2", other, [trial(0, 85.0, 62.0)])
-    assert earlier_run(first) == tmp_path / "mine"
-    assert earlier_run(other) == tmp_path / "mine-2"
+    assert earlier_run(first, tmp_path) == tmp_path / "mine"
+    assert earlier_run(other, tmp_path) == tmp_path / "mine-2"
     more = named(images_root, tmp_path, search__budget__trials=77)
-    assert earlier_run(more) == tmp_path / "mine"
+    assert earlier_run(more, tmp_path) == tmp_path / "mine"
     config = write_run(tmp_path / "mine-3", first, [trial(0, 85.0, 62.0)]) / CONFIG_FILE
     config.write_text("trial: {key_of_another_version: 1}")
-    assert earlier_run(more) == tmp_path / "mine"
+    assert earlier_run(more, tmp_path) == tmp_path / "mine"
     search_or_resume(more)
     assert [file.search.budget.trials for file in went_on] == [77]
 
@@ -379,4 +379,4 @@ def test_earlier_runs_are_found_from_another_folder(
     write_config(tmp_path / "mine", file)
     kept = load_run(tmp_path / "mine").file.search.warm_start.runs
     assert kept == (str(tmp_path / "runs" / "before"),)
-    assert earlier_run(file) == tmp_path / "mine"
+    assert earlier_run(file, tmp_path) == tmp_path / "mine"

@@ -39,7 +39,7 @@ def stored(root: Path, storage: Path, **changes: Any) -> SearchFile:
 def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with(
     file: SearchFile, tmp_path: Path
 ) -> None:
-    folder = create_run_folder(file)
+    folder = create_run_folder(file, Path(file.search.storage))
     assert folder == tmp_path / "runs" / "mine"
     assert load_config(folder / CONFIG_FILE) == file
     environment = json.loads((folder / "environment.json").read_text())
@@ -53,12 +53,12 @@ def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with
 def test_runs_of_a_name_are_found_in_their_order_past_those_that_were_removed(
     file: SearchFile,
 ) -> None:
-    made = [create_run_folder(file) for _ in range(11)]
+    made = [create_run_folder(file, Path(file.search.storage)) for _ in range(11)]
     assert [folder.name for folder in made[:3]] == ["mine", "mine-2", "mine-3"]
     (other := made[0].parent / f"{file.search.name}-x").mkdir()
     (other / "search.yaml").write_text("of another name")
     shutil.rmtree(made.pop(0))
-    assert runs_named(file.search.storage, file.search.name) == made
+    assert runs_named(Path(file.search.storage), file.search.name) == made
 
 
 def test_a_search_that_cannot_start_leaves_no_folder_behind(
@@ -68,20 +68,20 @@ def test_a_search_that_cannot_start_leaves_no_folder_behind(
     shutil.copytree(images_root, damaged)
     shutil.rmtree(damaged / "real" / "train")
     with pytest.raises(ConfigError):
-        create_run_folder(stored(damaged, tmp_path / "runs"))
+        create_run_folder(stored(damaged, tmp_path / "runs"), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
 def test_storage_that_is_no_folder_is_refused(images_root: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(ConfigError, match=r"search\.storage = '.*runs'"):
-        create_run_folder(stored(images_root, tmp_path / "runs"))
+        create_run_folder(stored(images_root, tmp_path / "runs"), tmp_path / "runs")
 
 
 def test_half_a_configuration_left_by_a_crash_is_never_read(
     file: SearchFile, images_root: Path, tmp_path: Path
 ) -> None:
-    folder = create_run_folder(file)
+    folder = create_run_folder(file, Path(file.search.storage))
     half = folder / f".{CONFIG_FILE}.tmp"
     half.write_text("trial: {da")  # as a kill in the middle of `write_config` leaves it
     assert load_config(folder / CONFIG_FILE) == file
