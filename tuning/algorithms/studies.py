@@ -213,6 +213,12 @@ class Studies(Callback):
                 for point in points:
                     study.study.enqueue_trial(point, skip_if_exists=True)
 
+    @property
+    def num_waiting(self) -> int:
+        """Number of first points that are still to be tried."""
+        waiting = (TrialState.WAITING,)
+        return sum(len(s.study.get_trials(deepcopy=False, states=waiting)) for s in self.studies)
+
     def describe(self) -> str:
         """One line: the samplers, and what they optimise."""
         methods: dict[str, list[str]] = {}
@@ -250,8 +256,14 @@ class Studies(Callback):
         self._running[trial_id] = study, trial
         attributes = study.study._storage.get_trial(trial._trial_id).system_attrs
         state = {key: value for key, value in attributes.items() if key != "fixed_params"}
-        params = study.params(trial.params)
-        return TrialRecord(trial_id, number, "trial", params, sampler_state=state)
+        return TrialRecord(
+            trial_id,
+            number,
+            "trial",
+            study.params(trial.params),
+            is_first_point="fixed_params" in attributes and study.grid is None,
+            sampler_state=state,
+        )
 
     def trial_reported(self, record: TrialRecord) -> None:
         """Pass the report on, if the trial is known: references and outsiders are not."""

@@ -42,7 +42,7 @@ from tuning.execution.zero_shot import zero_shot_metrics
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.reporting.callback import ResultsCallback
-from tuning.reporting.formatting import show_phase
+from tuning.reporting.formatting import points_line, show_phase
 from tuning.reporting.progress import ProgressCallback
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History, Journal, add_missed_reports, is_running, read_history
@@ -307,4 +307,7 @@ def prepare_studies(
     given = file.search.space.has_initial_points
     studies.enqueue_initial_points([s.method for s in studies.studies if not given(s.method)])
     show_phase(console, "Sampler", studies.describe())
+    done = sum(record.kind == "trial" for record in history.records)
+    if studies.num_waiting:
+        show_phase(console, "Points", points_line(search.budget_trials - done, studies.num_waiting))
     return studies

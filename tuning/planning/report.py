@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tuning.planning.cost_model import Band
 from tuning.planning.plan import Plan, gigabytes
-from tuning.reporting.formatting import format_hours, format_seconds
+from tuning.reporting.formatting import format_hours, format_seconds, points_line
 from tuning.reporting.result_table import borderless_table
 
 
@@ -47,6 +47,9 @@ def _trials(plan: Plan) -> RenderableType:
     references = ", ".join(plan.file.search.references)
     line = f"{shape.trials} trials of {shape.total_steps} steps, {shape.concurrent} at once"
     line += f"; in full beside them: {references}" if references else ""
+    parts = plan.file.search_space().parts().values()
+    if plan.file.search.sampler.name != "grid":
+        line += f"\n{points_line(shape.trials, sum(len(p.initial_points) for p in parts))}"
     if not plan.marks:
         return Text(f"{line}; none is stopped early")
     table = borderless_table("step", "trials that get there", "share")

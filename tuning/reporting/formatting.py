@@ -18,6 +18,13 @@ def show_phase(console: Console, label: str, text: str) -> None:
     console.print(f"{label:<11} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
+def points_line(trials: int, first: int) -> str:
+    """How many of the trials to come are first points, and how many the sampler proposes."""
+    if first >= trials:
+        return f"all {trials} trials are first points: the sampler proposes none"
+    return f"{first} of {trials} trials are first points, {trials - first} the sampler proposes"
+
+
 def format_value(value: ParamValue) -> str:
     """Format the value of a parameter; floats get 3 significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

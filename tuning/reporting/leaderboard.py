@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from trainers.methods.registry import METHODS
 from tuning.algorithms.rung_check import describe_checks
 from tuning.reporting.formatting import (
     accuracy_margin,
@@ -93,6 +94,7 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     missed = misses(search, records)
     several = len(search.objectives) > 1
     front = {r.trial_id for r in pareto_front(search, records)} if several else set()
+    any_first = any(record.is_first_point for record in order)
     letters = {c.text: chr(ord("a") + index) for index, c in enumerate(search.constraints)}
 
     rows = [Row({**zero_shot_row(search), "outcome": None}, "dim", ends_section=not references)]
@@ -110,6 +112,7 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
             "outcome": (record.outcome, record.step),
             METHOD_KEY: search.method(record),
             "parameters": record.params,
+            "point": "first" if record.is_first_point else "proposed",
         }
         style = ""
         if finished and (amounts := missed[record.trial_id]):
@@ -128,6 +131,7 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     columns = [
         Column("rank", "#"),
         Column("trial_id", "trial", left=True),
+        *([Column("point", "point", left=True, drop=5)] if any_first else []),
         *_param_columns(search, records),
         Column(ID_ACC, f"{search.id_domain}\n(ID)", format_percent, style="bold"),
         Column(OOD_MEAN_ACC, "OOD\nmean", format_percent, style="bold"),
@@ -146,6 +150,7 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         columns.append(Column("misses", "misses\nby"))
 
     notes = [search.selection, "Validation accuracy in percent, each trial at its last step."]
+    notes = [*first_points_note(search, records), *notes]
     notes += [margins] if (margins := margins_of(search)) else []
     if several:
         notes.append(
@@ -169,6 +174,30 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     warning = warning_of_reference(search, records)
     title = search.name if warning is None else f"{search.name}\n{warning}"
     return ResultTable(title, columns, rows, notes, "trials.parquet")
+
+
+def first_points_note(search: SearchRecord, records: Sequence[TrialRecord]) -> list[str]:
+    """A sentence if no proposal of the sampler is better than the first points."""
+    trials = [record for record in records if record.kind == "trial"]
+    best = best_trial(search, records)
+    if best is None or not best.is_first_point:
+        return []
+    if all(record.is_first_point for record in trials):
+        return ["All trials are first points: the sampler has proposed none."]
+    method = METHODS.get(search.method(best) or "")
+    own = {key: v for key, v in best.params.items() if key.startswith("method.")}
+    own.pop(METHOD_KEY, None)
+    is_published = (
+        method is not None
+        and bool(own)
+        and all(
+            (field := method.model_fields.get(key.removeprefix("method.")))
+            and field.default == value
+            for key, value in own.items()
+        )
+    )
+    which = "the published setting" if is_published else "a first point"
+    return [f"The best trial is {which}; no proposal was better."]
 
 
 def notes_of_early_trials(search: SearchRecord, records: Iterable[TrialRecord]) -> list[str]:

@@ -118,6 +118,8 @@ class Journal:
         }
         if record.sampler_state:
             start["sampler"] = dict(record.sampler_state)
+        if record.is_first_point:
+            start["first_point"] = True
         self._append({"event": "started", "trial": record.trial_id, **start}, at=record.started_at)
 
     def trial_reported(self, record: TrialRecord) -> None:
@@ -296,6 +298,7 @@ class _Reader:
                 event["number"],
                 event["kind"],
                 event["params"],
+                is_first_point=event.get("first_point", False),
                 sampler_state=event.get("sampler", {}),
             )
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])

@@ -95,6 +95,9 @@ class TrialRecord:
     sampler_state: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What the sampler noted at the proposal, as system attributes of Optuna: CMA-ES and NSGA-II
     continue from it after a resume."""
+    is_first_point: bool = False
+    """Whether the search was given it, as a point of the prior, of `search.space.initial_points` or
+    of a warm start: the sampler did not propose it."""
 
     def with_attempt(self, at: float, gpus: float) -> TrialRecord:
         """The record when an attempt begins. The costs of earlier attempts add up.

@@ -303,6 +303,16 @@ def test_a_sampler_of_the_user_proposes_in_every_study(search: SearchRecord) -> 
     assert [p.params["optim.lr"] for p in proposed if p is not None] == [3e-4, 3e-4]
 
 
+def test_first_points_are_told_from_proposals(search: SearchRecord) -> None:
+    sampler = SamplerConfig(name="random")
+    created = create_studies(search, space("ft", "kd"), sampler, InMemoryStorage(), "id")
+    created.enqueue_initial_points()
+    assert created.num_waiting == 2
+    records = [created.propose(n, f"trial-{n:03d}") for n in range(4)]
+    assert [r and r.is_first_point for r in records] == [True, True, False, False]
+    assert created.num_waiting == 0
+
+
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize(
     "make", [lambda: GridSampler({"seed": [1, 2]}), BruteForceSampler], ids=["grid", "brute_force"]

@@ -44,7 +44,7 @@ def test_a_resume_is_warmed_again_and_says_nothing(
 
     def start(*records: TrialRecord) -> tuple[int, str]:
         study, printed = prepared(file, tmp_path / "new", *records)
-        lines = [line for line in printed.splitlines() if not line.startswith("Sampler")]
+        lines = [li for li in printed.splitlines() if not li.startswith(("Sampler", "Points"))]
         return len(study.get_trials(states=(TrialState.COMPLETE,))), "".join(lines)
 
     assert start() == (1, f"Warm start  {earlier}: 1 trials as observations")
@@ -120,6 +120,13 @@ def test_a_prior_is_tried_at_the_beginning_only(
 
     points = start()
     assert len(points) == 4
+    for trials, line in (
+        (6, "4 of 6 trials are first points, 2 the sampler proposes"),
+        (4, "all 4 trials are first points: the sampler proposes none"),
+    ):
+        changes = {"search__space__initial_points": None, "search__budget__trials": trials}
+        _, printed = prepared(search_file(images_root, **changes), tmp_path / "new")
+        assert f"Points      {line}\n" in printed
     trials = [trial(n, 85.0, 62.0, params=point) for n, point in enumerate(points)]
     assert start(*trials[:2]) == points[2:]  # killed in its first trials
     for changes in ({}, {"search__sampler__seed": 5}):

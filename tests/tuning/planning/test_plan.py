@@ -98,6 +98,14 @@ def test_each_point_of_a_wise_curve_costs_an_evaluation() -> None:
     assert with_overrides(swept.file.trial, OVERRIDES, "trial").eval.wise_alphas == ()
 
 
+def test_a_plan_tells_first_points_from_proposals() -> None:
+    lines = {
+        trials: printed(make_plan(search_file(budget={"trials": trials}))) for trials in (4, 9)
+    }
+    assert "all 4 trials are first points: the sampler proposes none" in lines[4]
+    assert "4 of 9 trials are first points, 5 the sampler proposes" in lines[9]
+
+
 def test_gpu_hours_are_gpus_times_hours() -> None:
     resources = {"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 4}
     file = search_file(budget={"gpu_hours": 1}, resources=resources)

@@ -66,6 +66,24 @@ def test_the_notes_state_the_split_that_chose() -> None:
     assert "proposed by val/mean_nll, which looks at OOD validation data." in text
 
 
+def test_first_points_are_told_from_proposals() -> None:
+    lipsum = {"trial": {"method": {"name": "lipsum_ft"}, "optim": {"lr": 1e-5}}}
+    search = replace(SEARCH, config=lipsum)
+    first = fakes.trial(0, 88.0, 62.0, is_first_point=True)  # the authors' weight and length
+    worse = fakes.trial(1, 86.0, 62.0)
+    table = leaderboard(search, [first, worse])
+    assert column(table, "point") == ["-", "first", "proposed"]
+    assert table.notes[0] == "The best trial is the published setting; no proposal was better."
+    other = replace(first, params={**first.params, "method.reg_weight": 0.5})
+    best = "The best trial is a first point; no proposal was better."
+    assert leaderboard(search, [other, worse]).notes[0] == best
+    none = "All trials are first points: the sampler has proposed none."
+    assert leaderboard(search, [first, replace(worse, is_first_point=True)]).notes[0] == none
+    proposed = [replace(first, is_first_point=False), replace(worse, is_first_point=True)]
+    assert "proposal" not in notes(leaderboard(search, proposed))
+    assert "point" not in [c.header for c in leaderboard(search, [worse]).columns]
+
+
 def test_failed_trials_are_named_with_their_errors() -> None:
     traceback = "Traceback (most recent call last):\n  File x\nValueError: [bad] shape\n"
     table = leaderboard(SEARCH, [fakes.trial(7, outcome="failed", error=traceback)])

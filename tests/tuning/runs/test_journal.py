@@ -14,8 +14,8 @@ from trainers.errors import ConfigError
 from tuning.runs.journal import JOURNAL_FILE, Journal, is_running, read_history
 from tuning.runs.records import TrialRecord
 
-STARTED = fakes.trial(0, outcome="running", ended_at=None, curve=())
-ENDED = fakes.trial(0)
+STARTED = fakes.trial(0, is_first_point=True, outcome="running", ended_at=None, curve=())
+ENDED = fakes.trial(0, is_first_point=True)
 
 
 def write_trial(journal: Journal, record: TrialRecord, reports: int | None = None) -> None:
