@@ -20,6 +20,7 @@ from tuning.cli.options import Address, Config, Run, Set, check_run, show, warn
 
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
+    from tuning.confirmation.verdict import Verdict
     from tuning.execution.run_search import SearchResult
 
 app = typer.Typer()
@@ -239,11 +240,17 @@ def confirm(
     check_run(run)
     from tuning.confirmation.confirm import confirm as confirm_choices
     from tuning.confirmation.report import report as full_report
+    from tuning.confirmation.verdict import verdict
+    from tuning.runs.run_folder import load_run
 
     with _stopped("the results so far are kept, and the same command goes on from them"):
         found = confirm_choices(run, top=top, seeds=seeds, rules=rule or (), address=address)
     console = Console()
     console.print(full_report(found, console.width))
+    loaded = load_run(run)
+    if won := verdict(loaded.search, loaded.history.records):
+        show("Best", f"{won.label}. {won.why}")
+        _show_next(won, loaded.folder)
     if found.failed:
         raise typer.Exit(1)
 
@@ -299,6 +306,7 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from trainers.errors import MAY_CONTINUE, ConfigError
     from trainers.redact import redact
     from tuning.checkpoints.files import kept_checkpoint
+    from tuning.confirmation.verdict import verdict
     from tuning.mlflow_logging.client import default_tracking_uri
     from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.reporting.leaderboard import report as full_report
@@ -309,10 +317,10 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
         show("Ended by", result.ended_by)
     show("Run folder", result.folder)
     show("Report", result.folder / REPORT_FOLDER / REPORT_FILE)
-    if result.best is not None:
-        kept = kept_checkpoint(result.checkpoints, result.best.trial_id)
-        if kept is not None:
-            show("Weights", url_of(kept.url, WEIGHTS))
+    found = verdict(result.search, records)
+    kept = kept_checkpoint(result.checkpoints, found.trial_id) if found else None
+    if kept is not None:
+        show("Weights", url_of(kept.url, WEIGHTS))
     is_local = result.tracking_uri == default_tracking_uri(result.folder.parent)
     run = _word_for(result.folder)
     show("MLflow", f"lipsum-tune ui {run}" if is_local else redact(result.tracking_uri))
@@ -324,9 +332,8 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     if result.outcome == "stopped":
         show("Go on with", f"lipsum-tune resume {run}")
         raise typer.Exit(MAY_CONTINUE if result.ended_by else 130)
-    if result.best is not None:
-        show("Next", f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once")
-        show("", f"lipsum-tune export {run} --output model   # a folder that open_clip loads")
+    if found is not None:
+        _show_next(found, result.folder)
         study = result.folder / "optuna.journal"
         if study.is_file() and shutil.which("optuna-dashboard"):
             show("", f"optuna-dashboard {shlex.quote(str(study))}")
@@ -334,6 +341,11 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
         print(f"{len(result.failed)} trial(s) failed", file=sys.stderr)
         if not (allow_failed_trials and finished):
             raise typer.Exit(1)
+
+
+def _show_next(found: Verdict, run: Path) -> None:
+    for index, command in enumerate(found.commands(_word_for(run))):
+        show("" if index else "Next", command)
 
 
 def _word_for(run: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,7 +74,8 @@ def export(
         str | None, typer.Option(help="Add it to this model in MLflow's registry.", metavar="NAME")
     ] = None,
     trial: Annotated[
-        str | None, typer.Option(help="ID of a trial. Default: the best by the objective.")
+        str | None,
+        typer.Option(help="ID of a trial, or `ft`. Default: what won, by `confirm` if it has run."),
     ] = None,
     soup: Annotated[
         str | None, typer.Option(help="A soup of the run instead of a trial, such as `greedy`.")
@@ -96,9 +98,12 @@ def export(
     elif output is None:
         raise ConfigError("give --output FOLDER, --register NAME or both")
     else:
-        from tuning.weights.export import export_weights
+        from tuning.weights.export import ABOUT, export_weights
 
-        export_weights(run, output, trial=trial, soup=soup, alpha=alpha)
+        exported = export_weights(run, output, trial=trial, soup=soup, alpha=alpha)
+        about = json.loads((exported / ABOUT).read_text(encoding="utf-8"))
+        if "chosen" in about and not trial:
+            show("Model", f"{about.get('trial') or soup}. {about['chosen']}")
     if output is not None:
         written = output.expanduser().absolute()
         show("Exported", written)

@@ -117,7 +117,11 @@ def confirm(
             done = f"{len(wanted)} evaluations, {len(wanted) - len(missing)} of them done"
             trained = f"all but zero-shot are trained on {seeds} seeds: {done}"
             show_phase(console, "Confirm", f"{_models(search, configurations)}; {trained}")
-            failed = run_jobs(missing, file.search.resources, results, checkpoints, console)
+            chosen_by = [objective.metric for objective in search.objectives]
+            chosen_by += [constraint.metric for constraint in search.constraints]
+            failed = run_jobs(
+                missing, file.search.resources, results, checkpoints, console, chosen_by
+            )
     stored = read_results(run.folder)
     with suppress(OSError, ConfigError):  # left by a kill just after the result was stored
         left = {info.base_name for info in open_store(checkpoints).list()}

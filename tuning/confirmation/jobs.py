@@ -5,7 +5,7 @@ Jobs run side by side on Ray; a job that fails does not affect the others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -78,10 +78,14 @@ def run_jobs(
     results: ResultsFile,
     checkpoints: str,
     console: Console,
+    chosen_by: Collection[str] = (),
 ) -> dict[Key, str]:
     """Run jobs, as many at once as trials fit, and store each result as soon as it is known.
 
     Unfinished jobs have checkpoints in a folder or URL, from which the next call continues.
+
+    Args:
+        chosen_by: validation metrics of the search's objectives and constraints.
 
     Returns:
         The jobs that failed, with the error in one line.
@@ -94,7 +98,7 @@ def run_jobs(
 
     def on_end(job: Job, task: Any) -> None:
         try:
-            metrics = kept_metrics(ray.get(task))
+            metrics = kept_metrics(ray.get(task), chosen_by)
         except Exception as error:
             if failure := storage_failure(error):
                 raise failure from None
@@ -142,14 +146,15 @@ def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
     return run.evaluate(SPLIT, load_split(config, SPLIT))
 
 
-def kept_metrics(report: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of the test splits, the costs of training, and two validation accuracies.
+def kept_metrics(report: Mapping[str, float], chosen_by: Collection[str] = ()) -> dict[str, float]:
+    """The metrics of the test splits, the costs of training, and a few of the validation splits.
 
-    The validation accuracies show how much the seed alone changes what the search compared.
+    These show how much the seed alone changes what the search compared, and `winner` needs them.
     """
     keys = {name: MetricKey.parse(name) for name in report}
+    kept = {*COSTS, ID_ACC, OOD_MEAN_ACC, *chosen_by}
     return {
         name: float(report[name])
         for name, key in keys.items()
-        if name in (*COSTS, ID_ACC, OOD_MEAN_ACC) or (key is not None and key.split == SPLIT)
+        if name in kept or (key is not None and key.split == SPLIT)
     }

@@ -50,8 +50,8 @@ class TestResult:
     labels: tuple[str, ...]
     """Rules that chose it when it was measured."""
     metrics: Mapping[str, float]
-    """Metrics of the test splits; of a training also its `COSTS`, ID and mean OOD accuracy on the
-    validation splits."""
+    """Metrics of the test splits; of a training also its `COSTS`, and on the validation splits ID
+    and mean OOD accuracy and what the search chooses by."""
 
     @property
     def key(self) -> Key:
@@ -126,6 +126,13 @@ class Confirmation:
         """The mean over the seeds; None if none has a result."""
         values = self.values(trial_id, metric)
         return estimate(list(values.values())) if values else None
+
+    def means(self, trial_id: str) -> dict[str, float]:
+        """The mean of each metric over the seeds that have a result."""
+        results = [r for seed in self.seeds if (r := self.results.get((trial_id, seed)))]
+        names = dict.fromkeys(name for result in results for name in result.metrics)
+        found = {name: self.estimate(trial_id, name) for name in names}
+        return {name: estimate.mean for name, estimate in found.items() if estimate}
 
     def against(self, other_id: str, trial_id: str, metric: str) -> Estimate | None:
         """The difference to another configuration, paired by seed; None if they share no seed."""

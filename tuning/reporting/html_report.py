@@ -142,6 +142,7 @@ def _sections(
     wise: tuple[Figure, str] | None,
 ) -> Iterator[str]:
     """Parts of the body; `main` and `wise` are its figures that are also written as PNG."""
+    from tuning.confirmation.verdict import verdict
     from tuning.reporting.figures import details
 
     trials = [record for record in records if record.kind == "trial"]
@@ -157,16 +158,11 @@ def _sections(
     )
     if warning := warning_of_reference(search, records):
         yield f"<p><strong>{escape(warning)}</strong></p>"
-    confirmed = list(_confirmation(search, records))
-    best = best_trial(search, records)
-    if best is not None:
-        run = shlex.quote(str(search.run_folder))
-        commands = f"lipsum-tune export {run} --trial {best.trial_id} --output model"
-        commands += "     # for open_clip"
-        if not confirmed:
-            confirm = f"lipsum-tune confirm {run}     # test accuracy over fresh seeds"
-            commands = f"{confirm}\n{commands}"
-        yield f"<pre>{escape(commands)}</pre>"
+    confirmed, best = list(_confirmation(search, records)), best_trial(search, records)
+    with suppress(ConfigError):  # the damaged results of `confirm`, which `_confirmation` reports
+        if found := verdict(search, records):
+            commands = "\n".join(found.commands(shlex.quote(str(search.run_folder))))
+            yield f"<pre>{escape(commands)}</pre>"
     if confirmed:
         yield '<p>Test accuracy over fresh seeds: <a href="#confirmed">results of confirm</a>.</p>'
         yield from ('<section id="confirmed">', *confirmed, "</section>")

@@ -44,7 +44,7 @@ def export_weights(
     Args:
         folder: of a run, or of `lipsum-tune train`.
         output: a new folder, or an empty one.
-        trial: of the run; by default the one that the objective chooses.
+        trial: of the run, or `ft`, the reference; by default what won, see `verdict`.
         soup: of the run, instead of a trial.
         alpha: of WiSE-FT, from 0 (zero-shot) to 1 (fine-tuned); by default the weights as they are.
 
@@ -84,6 +84,7 @@ def export_weights(
         "alpha": alpha,
         "split": SPLIT,
         "metrics": measured(metrics),
+        "test": dict(source.test) if alpha is None else {},
     }
     try:
         with appearing(output) as unfinished:

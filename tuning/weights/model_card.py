@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
+from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
+from tuning.confirmation.results import SPLIT as TEST
 from tuning.reporting.formatting import format_value
+from tuning.weights.sources import SPLIT
 
 _CARD = """\
 # {title}
@@ -108,20 +110,37 @@ def _rows(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _accuracies(about: Mapping[str, Any]) -> str:
     """A table of the known accuracies, and how they were measured."""
-    domains = {about["id_domain"]: ID_ACC, "OOD mean": OOD_MEAN_ACC}
-    domains |= {domain: val_acc(domain) for domain in about["ood_domains"]}
-    known = {d: about["metrics"][name] for d, name in domains.items() if name in about["metrics"]}
+    rows = [
+        (f"{label}, test{_seeds(one)}", one["metrics"], TEST)
+        for label, one in about.get("test", {}).items()
+    ]
+    rows.append(("this model, validation", about["metrics"], SPLIT))
+    columns = {about["id_domain"]: (ID, "acc"), "OOD mean": (MEAN_OOD, "acc")}
+    columns |= {domain: (domain, "acc") for domain in about["ood_domains"]}
+    cells = {
+        label: [metrics.get(str(MetricKey(split, *key))) for key in columns.values()]
+        for label, metrics, split in rows
+    }
+    known = [i for i in range(len(columns)) if any(row[i] is not None for row in cells.values())]
     if not known:
         return "These weights have not been evaluated."
-    text = "Accuracy in percent on the validation splits"
-    if about.get("trial") or about.get("trials"):
-        text += (
-            ", which were used to choose the model: it is optimistic. `lipsum-tune confirm` reads "
-            "the test splits"
+    names = [list(columns)[i] for i in known]
+    lines = [f"| accuracy in percent | {' | '.join(names)} |", f"|---|{'---:|' * len(known)}"]
+    for label, row in cells.items():
+        values = (row[i] for i in known)
+        shown = ("-" if value is None else f"{value:.1f}" for value in values)
+        lines.append(f"| {label} | {' | '.join(shown)} |")
+    text = ""
+    if about.get("test"):
+        text = "\n\nTest splits: `lipsum-tune confirm`, after the choice on validation splits."
+    elif about.get("trial") or about.get("trials"):
+        text = (
+            "\n\nThe validation splits were used to choose the model, so this is optimistic. "
+            "`lipsum-tune confirm` reads the test splits."
         )
-    return (
-        f"| {' | '.join(known)} |\n"
-        f"|{'---:|' * len(known)}\n"
-        f"| {' | '.join(f'{value:.1f}' for value in known.values())} |\n"
-        f"\n{text}."
-    )
+    return "\n".join(lines) + text
+
+
+def _seeds(measured: Mapping[str, Any]) -> str:
+    """How many trainings a test accuracy is the mean of."""
+    return f", mean of {measured['seeds']} fresh trainings" if "seeds" in measured else ""

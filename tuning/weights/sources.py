@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ from trainers.data.schema import read_header
 from trainers.data.storage import Store, open_store
 from trainers.data.transforms import CROP_PCT
 from trainers.errors import ConfigError, did_you_mean, validate
-from trainers.evaluation.metrics import MetricKey
+from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import kept_checkpoint
+from tuning.confirmation.results import FT, Confirmation
+from tuning.confirmation.results import SPLIT as TEST
+from tuning.confirmation.verdict import verdict
+from tuning.reporting.formatting import trial_label, untuned_label
+from tuning.runs.records import ZERO_SHOT, TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
-from tuning.selection.ranking import best_trial, choice_of
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
@@ -45,6 +49,8 @@ class Source:
     """Plain values: run, trial or soup, method, params, and how the weights were chosen."""
     metrics: Mapping[str, float]
     """The last report, on validation splits; accuracies in percent."""
+    test: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What `confirm` measured of it and beside it: label -> number of `seeds`, mean `metrics`."""
 
 
 def find_source(folder: Path, trial: str | None = None, soup: str | None = None) -> Source:
@@ -52,7 +58,7 @@ def find_source(folder: Path, trial: str | None = None, soup: str | None = None)
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
-        trial: by default the one that the objective chooses.
+        trial: or reference; by default the `verdict` of the search.
 
     Raises:
         ConfigError: they do not exist or were not kept.
@@ -82,16 +88,19 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
 
 def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
     search, records = run.search, {r.trial_id: r for r in run.history.records}
+    found, why, looks_at_ood = verdict(search, run.history.records), "Named by hand.", None
     if trial_id is None:
-        record = best_trial(search, records.values())
-        if record is None:
+        if found is None:
             raise ConfigError("no trial has a value of the objective yet", source=run.folder)
-    elif trial_id in records:
-        record = records[trial_id]
-    else:
+        if found.trial_id == ZERO_SHOT:
+            hint = "`lipsum-tune extend` adds trials, --trial names one all the same"
+            raise ConfigError(f"nothing to export: {found.why}", source=run.folder, hint=hint)
+        trial_id, why, looks_at_ood = found.trial_id, found.why, search.sees_ood
+    elif trial_id not in records:
         raise ConfigError(
             "no such trial" + did_you_mean(trial_id, records), key="--trial", value=trial_id
         )
+    record = records[trial_id]
     checkpoints = run.checkpoints
     checkpoint = kept_checkpoint(checkpoints, record.trial_id)
     if checkpoint is None:
@@ -108,16 +117,31 @@ def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
         "run": search.name,
         "trial": record.trial_id,
         "method": search.method(record),
-        "params": dict(record.params),
+        "params": dict(record.params) if record.kind == "trial" else search.reference_params,
         "outcome": record.outcome,
         "step": step,
-        "chosen": choice_of(search, records.values(), record)
-        if trial_id is None
-        else "Named by hand.",
-        "looks_at_ood": search.sees_ood if trial_id is None else None,
+        "chosen": why,
+        "looks_at_ood": looks_at_ood,
     }
-    title = f"{search.name}, {record.trial_id}"
-    return Source(title, checkpoint, config_of(run.file, record), origin, report)
+    title, test = f"{search.name}, {record.trial_id}", {}
+    if found is not None and found.confirmation is not None:
+        test = _test_accuracies(found.confirmation, record)
+    return Source(title, checkpoint, config_of(run.file, record), origin, report, test)
+
+
+def _test_accuracies(confirmation: Confirmation, record: TrialRecord) -> dict[str, dict[str, Any]]:
+    """Label -> number of fresh seeds and mean test metrics: the model, FT and zero-shot."""
+    search, found = confirmation.search, dict[str, dict[str, Any]]()
+    for label, trial_id in ((trial_label(search, record), record.trial_id),
+                            (untuned_label(search), FT)):  # fmt: skip
+        seeds = confirmation.values(trial_id, str(MetricKey(TEST, ID, "acc")))
+        if seeds:
+            found[label] = {
+                "seeds": len(seeds),
+                "metrics": measured(confirmation.means(trial_id), TEST),
+            }
+    found[ZERO_SHOT] = {"metrics": measured(confirmation.zero_shot, TEST)}
+    return found if trial_label(search, record) in found else {}
 
 
 def _of_soup(run: LoadedRun, name: str) -> Source:
@@ -164,7 +188,7 @@ def evaluation_crops(data: DataConfig) -> dict[str, float]:
     return crops
 
 
-def measured(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of the validation splits."""
+def measured(metrics: Mapping[str, float], split: str = SPLIT) -> dict[str, float]:
+    """The metrics of one kind of splits, by default validation."""
     keys = {name: MetricKey.parse(name) for name in metrics}
-    return {n: value for n, value in metrics.items() if (k := keys[n]) and k.split == SPLIT}
+    return {n: value for n, value in metrics.items() if (k := keys[n]) and k.split == split}

@@ -105,7 +105,7 @@ def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path: Path) -> Non
     search = replace(SEARCH, run_folder=tmp_path)
 
     def page() -> str:
-        write_report(search, [fakes.reference(), *scattered(2)], tmp_path)
+        write_report(search, [fakes.reference(), *scattered(1), fakes.trial(1, 99.0)], tmp_path)
         return (tmp_path / REPORT_FILE).read_text("utf-8")
 
     before = page()

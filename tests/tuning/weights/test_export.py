@@ -28,6 +28,7 @@ from trainers.folders import appearing
 from trainers.loop.state import load_split
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
+from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.selection.ranking import best_trial
@@ -47,7 +48,15 @@ def about(folder: Path) -> dict[str, object]:
 
 
 def test_the_default_is_the_trial_that_the_objective_chooses(real: Real, tmp_path: Path) -> None:
-    run, records = real
+    with pytest.raises(ConfigError, match="nothing to export: No trial is better than zero-shot"):
+        export(real[0], tmp_path / "none")
+    run, records = tmp_path / "run", real[1]
+    shutil.copytree(real[0], run)
+    journal = (run / JOURNAL_FILE).read_text()
+    found = load_run(run).search.zero_shot["val/mean_acc"]
+    (run / JOURNAL_FILE).write_text(
+        journal.replace(f'"val/mean_acc": {found}', '"val/mean_acc": 1')
+    )
     written = export(run, tmp_path / "model")
     assert {path.name for path in written.iterdir()} == FILES
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in written.iterdir())
@@ -62,7 +71,7 @@ def test_the_default_is_the_trial_that_the_objective_chooses(real: Real, tmp_pat
     assert recorded["looks_at_ood"] is True
     assert recorded["split"] == "val"
     assert recorded["metrics"]["id_val/acc"] == best.metrics["id_val/acc"]  # type: ignore[index]
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "run"}
 
 
 def test_a_named_trial_is_exported_with_its_classes(real: Real, tmp_path: Path) -> None:
@@ -188,8 +197,8 @@ def test_the_output_of_train_can_be_exported(trial: TrialConfig, tmp_path: Path)
     assert (recorded["run"], recorded["method"], recorded["step"]) == ("trained", "lipsum_ft", 6)
     assert recorded["metrics"] == measured(last.metrics)
     card = (written / "README.md").read_text()
-    assert f"{last.metrics['id_val/acc']:.1f}" in card
-    assert "Accuracy in percent on the validation splits.\n" in card  # there was no choice
+    assert f"| this model, validation | {last.metrics['id_val/acc']:.1f} |" in card
+    assert "optimistic" not in card  # there was no choice
     weights, _ = load_weights(tmp_path / "trained")
     head = load_file(written / "head.safetensors")["head"]
     assert torch.equal(head, weights["head"])
@@ -238,13 +247,13 @@ def test_only_an_empty_output_folder_is_used(real: Real, tmp_path: Path) -> None
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").write_text("all my work")
     with pytest.raises(ConfigError, match=r"--output = .*: is not an empty folder \(name another"):
-        export(real[0], tmp_path / "used")
+        export(real[0], tmp_path / "used", trial="trial-000")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
     export(real[0], tmp_path / "empty", trial="trial-000")
     assert {path.name for path in (tmp_path / "empty").iterdir()} == FILES
     with pytest.raises(ConfigError, match="--output"):
-        export(real[0], tmp_path / "used" / "thesis.tex" / "model")
+        export(real[0], tmp_path / "used" / "thesis.tex" / "model", trial="trial-000")
 
 
 def _prompts(run: Path) -> Prompts:
