@@ -7,7 +7,6 @@ those that trials have reserved, including partial, failed and repeated trials a
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 
 from tuning.algorithms.early_stopping import Values, dominates
@@ -22,6 +21,7 @@ class Budget(Callback):
 
     Args:
         search: its objectives and constraints define an improvement.
+        clock: the one of the journal, by which the trials are timed.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Budget(Callback):
         config: BudgetConfig,
         search: SearchRecord,
         history: History,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
     ) -> None:
         self._config, self._search, self._clock = config, search, clock
         self._began = clock() - history.seconds

@@ -214,7 +214,7 @@ def _run_session(
         ray_session(options.address, console=console) as is_own_ray,
         watched_ray(_how_to_resume(run_folder)) as watch,
         quiet_optuna(),
-        closing(ProgressCallback(console)) as progress,
+        closing(ProgressCallback(console, journal.now)) as progress,
     ):
         # Preparation: everything that can be refused is checked before a trial starts.
         home = checkpoint_home(run_folder, keep.storage, file.search.name, journal.run_id)
@@ -239,7 +239,7 @@ def _run_session(
         history = add_missed_reports(search, journal, checkpoints)
         progress.earlier_seconds = history.seconds
         studies = prepare_studies(search, file, history, options, console, earlier)
-        budget = Budget(file.search.budget, search, history)
+        budget = Budget(file.search.budget, search, history, journal.now)
         callbacks = (
             budget,
             ResultsCallback(run_folder, history.records, checkpoints=checkpoints.url),

@@ -58,7 +58,7 @@ class History:
     zero_shot: dict[str, float] | None = None
     """Metrics of the model before any step; None until they are measured."""
     seconds: float = 0.0
-    """Wall time of all sessions."""
+    """Wall time of all sessions, each from its start to its last event."""
     outcome: SearchOutcome | None = None
     """How the last session ended; None if it was killed or is running."""
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -87,6 +87,7 @@ class Journal:
 
     def __init__(self, run_folder: Path) -> None:
         path = self._path = run_folder / JOURNAL_FILE
+        self._clock_offset = time.time() - time.monotonic()
         self.failure: StorageFailed | None = None
         """Why the journal stopped being written; None if all was written."""
         self._file = open_locked(path, f"{run_folder}: another process is running this search")
@@ -94,6 +95,10 @@ class Journal:
         if path.stat().st_size == 0:
             self._append({"event": "created", "format": FORMAT, "id": secrets.token_hex(4)})
         self.run_id = read_history(run_folder).run_id
+
+    def now(self) -> float:
+        """Unix time in seconds. Setting the clock during a session does not change it."""
+        return self._clock_offset + time.monotonic()
 
     def session_started(self, fingerprints: Mapping[str, str]) -> None:
         """A driver starts or resumes the search with a configuration of these fingerprints."""
@@ -138,7 +143,7 @@ class Journal:
 
     def alive(self) -> None:
         """Write a heartbeat, unless something was written in the last HEARTBEAT_SECONDS."""
-        if time.time() - self._last_write > HEARTBEAT_SECONDS:
+        if self.now() - self._last_write > HEARTBEAT_SECONDS:
             self._append({"event": "alive"})
 
     def session_ended(self, outcome: SearchOutcome) -> None:
@@ -152,7 +157,7 @@ class Journal:
     def _append(
         self, event: Event, *more: tuple[Event, float | None], at: float | None = None
     ) -> None:
-        self._last_write = time.time()
+        self._last_write = self.now()
         lines = [
             json.dumps({"time": self._last_write if when is None else when, **what}) + "\n"
             for what, when in ((event, at), *more)
@@ -250,7 +255,7 @@ def add_missed_reports(search: SearchRecord, journal: Journal, checkpoints: Stor
         if record.step >= search.total_steps:
             outcome, _ = outcome_of(record, search.total_steps)
             # At the time of the last event: its GPUs were not reserved since.
-            journal.trial_ended(record.with_end(outcome, record.ended_at or time.time()))
+            journal.trial_ended(record.with_end(outcome, record.ended_at or journal.now()))
     return read_history(search.run_folder)
 
 
@@ -265,7 +270,7 @@ class _Reader:
         self.records: dict[str, TrialRecord] = {}
         self.found = History()  # without the records
         self.session_start: float | None = None
-        self.last = 0.0
+        self.last = 0.0  # largest time of the session
 
     def read(self, event: Event) -> None:
         kind, at = event["event"], float(event["time"])
@@ -275,10 +280,12 @@ class _Reader:
             self.found = replace(self.found, run_id=event["id"])
         if kind == "session":
             self._close_session()
-            self.session_start = at
+            self.session_start = self.last = at
             session = {"fingerprints": event["fingerprints"], "folder": event["folder"]}
             self.found = replace(self.found, outcome=None, **session)
-        self.last = max(self.last, at)
+        # A session may record the end of a trial at the time at which an earlier one cut it off.
+        if kind != "ended" or self.records[event["trial"]].outcome == "running":
+            self.last = max(self.last, at)
         if kind == "used_ood":
             self.found = replace(self.found, used_ood=True)
         elif kind == "zero_shot":

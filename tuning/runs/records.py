@@ -177,7 +177,8 @@ class TrialRecord:
         """Wall time of the last attempt, up to its end or to `now`."""
         if self.started_at is None:
             return 0.0
-        return (now if self.ended_at is None else self.ended_at) - self.started_at
+        ended_at = now if self.ended_at is None else self.ended_at
+        return max(0.0, ended_at - self.started_at)  # negative if a clock was set back
 
     @property
     def compact(self) -> TrialRecord:

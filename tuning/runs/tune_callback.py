@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -135,7 +134,7 @@ class Recorder(TuneCallback):
         # Tune marks the report at which the scheduler stops a trial as `done`.
         if result.get("done") and record.step < self.search.total_steps:
             outcome, _ = outcome_of(record, self.search.total_steps)
-            record = record.with_end(outcome, time.time())
+            record = record.with_end(outcome, self._journal.now())
         self._journal.trial_reported(record)
         self.records[record.trial_id] = record
         self._studies.trial_reported(record)
@@ -168,7 +167,7 @@ class Recorder(TuneCallback):
         with suppress(StorageFailed):
             for record in read_history(folder, live=True).records:
                 if record.outcome == "running":
-                    stopped = record.with_end("stopped", time.time())
+                    stopped = record.with_end("stopped", self._journal.now())
                     self._journal.trial_ended(stopped)
                     self._close(stopped)
             self._journal.session_ended(outcome)
@@ -177,7 +176,7 @@ class Recorder(TuneCallback):
         return history
 
     def _start(self, record: TrialRecord, gpus: float) -> None:
-        started = record.with_attempt(time.time(), gpus)
+        started = record.with_attempt(self._journal.now(), gpus)
         self._journal.trial_started(started)
         self.records[started.trial_id] = started
         self._notify("trial_started", started)
@@ -190,7 +189,7 @@ class Recorder(TuneCallback):
         record = self.records[trial_id]
         if not record.is_final:  # otherwise its last report has written the end
             outcome, reason = outcome_of(record, self.search.total_steps, error)
-            record = record.with_end(outcome, time.time(), reason)
+            record = record.with_end(outcome, self._journal.now(), reason)
             self._journal.trial_ended(record)
         self._studies.trial_ended(record)
         self._close(record)

@@ -100,6 +100,38 @@ def test_wall_clock_is_that_of_the_sessions_not_of_the_time_between(tmp_path: Pa
     assert read_history(tmp_path).seconds == 15 + 7
 
 
+def test_a_clock_that_was_ahead_in_one_session_costs_the_next_nothing(tmp_path: Path) -> None:
+    ahead = 40 * 86400.0
+    first = [ahead, ahead, ahead, ahead, ahead + 10]
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    journal.trial_started(STARTED)
+    journal.trial_started(fakes.trial(1, outcome="running", ended_at=None, curve=()))
+    journal.zero_shot({})
+    edit_times(tmp_path, first)
+    _, finished = read_history(tmp_path).unfinished
+    journal.session_started({})  # the first was killed
+    journal.trial_ended(dataclasses.replace(finished, outcome="finished"))  # as its checkpoint says
+    journal.trial_started(STARTED)
+    journal.used_ood()
+    edit_times(tmp_path, [*first, 500, ahead + 10, 502, 507])
+    history = read_history(tmp_path)
+    assert history.seconds == 10 + 7
+    assert [record.seconds for record in history.records] == [10 + 5, 10]
+
+
+def test_an_attempt_that_a_clock_puts_before_its_start_takes_no_time(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.session_started({})
+    started = dataclasses.replace(STARTED, gpus=2.0)
+    journal.trial_started(started)
+    journal.trial_started(started)  # its driver was lost
+    journal.trial_ended(ENDED)
+    edit_times(tmp_path, [1000, 1000, 1000, 400, 430])
+    (record,) = read_history(tmp_path).records
+    assert (record.seconds, record.gpu_seconds(430)) == (30, 60)
+
+
 def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next_driver(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.session_started({})

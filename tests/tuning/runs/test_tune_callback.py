@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,20 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path)
     assert "pid" not in reference.metrics
     assert (reference.kind, reference.params, reference.gpus) == ("reference", {}, 2.0)
     assert (failed.params, failed.error) == ({"optim.lr": 1}, "the trial ended without a report")
+
+
+def test_setting_the_clock_during_a_session_changes_no_duration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    r, day = recorder(tmp_path), 86400
+    r.on_trial_start(0, [], tune_trial())
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    report(r, tune_trial(), 40)
+    later = time.monotonic() + day
+    monkeypatch.setattr("time.monotonic", lambda: later)
+    history = r.finish("stopped")
+    (record,) = history.records
+    assert day <= record.gpu_seconds(0.0) / 2 <= history.seconds < 2 * day
 
 
 def test_a_slot_reports_why_its_trial_has_failed(tmp_path: Path) -> None:
