@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -39,6 +40,9 @@ CONNECT_S = 10
 """Seconds that a cluster may take to accept a connection."""
 PREFIX = "lt-ray-"
 """Of the temporary folders of Rays that are started here."""
+LONGEST_PARENT = 23
+"""Most characters of the folder in which they are. Sockets have paths of at most 103 (macOS) or 107
+characters, of which Ray's own names need 62, or 64 with process ids of seven digits."""
 STARTS = 3
 """Number of attempts to start Ray."""
 
@@ -196,7 +200,9 @@ def _start_local(folder: Path) -> None:
             include_dashboard=False,  # nothing asks it, see `without_helpers`
             dashboard_host=LOCALHOST,
             _node_ip_address=LOCALHOST,  # a local search does not listen on the network
-            _temp_dir=str(folder),
+            # Ray 2.60 makes its folders writable for all users. They are below one that
+            # only this user can enter.
+            _temp_dir=str(folder / "r"),
         )
     with suppress(FileNotFoundError):
         (secrets / "auth_token").chmod(0o600)
@@ -206,16 +212,21 @@ def _start_local(folder: Path) -> None:
 def _temporary_folder() -> Iterator[Path]:
     """A folder for Ray's logs and sockets and its processes' own files; removed afterwards.
 
-    After an error it is kept as `ray-...`, since its logs may explain it.
+    After an error it is kept until the next start, since its logs may explain it.
     """
     usual = Path(tempfile.gettempdir())
-    # The path of a socket has at most 103 (macOS) or 107 characters, of which Ray needs 62.
-    parent = usual if len(str(usual)) < 25 else Path("/tmp")
+    parent = usual if len(str(usual)) <= LONGEST_PARENT else Path("/tmp")
+    # Release 0.2 renamed what it kept to `ray-...`. Ray's link in it still has the earlier name.
+    for kept in parent.glob("ray-*"):
+        with suppress(OSError):
+            session = (kept / "session_latest").readlink()
+            if session.parent.name.startswith(PREFIX) and kept.stat().st_uid == os.geteuid():
+                shutil.rmtree(kept)
     with temporary_folder(PREFIX, parent) as folder:
         try:
             yield folder
         except Exception:
-            folder.rename(parent / f"ray-{folder.name.removeprefix(PREFIX)}")
+            folder.rename(parent / f"{folder.name}-failed")
             raise
 
 

@@ -21,7 +21,7 @@ from tests.tuning.execution.nodes import processes
 from tests.tuning.execution.slot import HOLD
 from tests.waiting import wait_until
 from trainers.folders import locked
-from tuning.execution.ray_session import PREFIX, ray_session, retry_slow_start
+from tuning.execution.ray_session import LONGEST_PARENT, PREFIX, ray_session, retry_slow_start
 from tuning.execution.signals import GC_THRESHOLD
 
 LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:")
@@ -124,6 +124,53 @@ def test_a_local_ray_is_closed_to_the_network(of_own_ray: dict[int, str]) -> Non
     assert token.parent.stat().st_mode & 0o077 == 0  # also before the token was there
 
 
+def own_folder(path: str) -> Path:
+    """The folder that is made for a local Ray, from the path of something in it."""
+    return next(parent for parent in Path(path).parents if parent.name.startswith(PREFIX))
+
+
+ATTACK = """
+import os, socket, sys
+
+raylet, sockets = sys.argv[1], os.path.dirname(sys.argv[1])
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+attempts = {
+    "list": lambda: os.listdir(sockets),
+    "write": lambda: open(sockets + "/new", "x"),
+    "rename": lambda: os.rename(raylet, raylet),
+    "connect": lambda: socket.socket(socket.AF_UNIX).connect(raylet),
+}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except PermissionError:
+        continue
+    print(name)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("of_own_ray")
+def test_a_local_ray_is_closed_to_other_users() -> None:
+    raylet = ray.nodes()[0]["RayletSocketName"]
+    if os.getuid() == 0:  # only root can become another user
+        command = [sys.executable, "-c", ATTACK, raylet]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == []
+    assert own_folder(raylet).stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("of_own_ray")
+def test_the_longest_parent_leaves_room_for_sockets() -> None:
+    socket = ray.nodes()[0]["ObjectStoreSocketName"]
+    below = len(socket) - len(str(own_folder(socket).parent)) - len(str(os.getpid()))
+    assert LONGEST_PARENT + below + len("99999") <= 103  # macOS
+    assert LONGEST_PARENT + below + len("4194304") <= 107  # Linux
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("of_own_ray")
 def test_processes_of_a_local_ray_collect_garbage_less_often() -> None:
@@ -131,23 +178,63 @@ def test_processes_of_a_local_ray_collect_garbage_less_often() -> None:
     assert threshold == GC_THRESHOLD
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for temporary files that is short enough for the sockets in it."""
+    folder = Path(tempfile.mkdtemp(prefix="t-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def environment(temporary: Path, **more: str) -> dict[str, str]:
+    known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return known | {"TMPDIR": str(temporary), **more}
+
+
+@pytest.mark.slow
+def test_files_of_a_failed_ray_are_kept_until_the_next_start(temporary: Path) -> None:
+    variables = environment(temporary, RAY_OVERRIDE_RESOURCES="this is no JSON")
+    program = "from tuning.execution.ray_session import ray_session\nwith ray_session(): pass"
+    kept = []
+    for _ in range(2):
+        command = [sys.executable, "-c", program]
+        failed = subprocess.run(command, env=variables, capture_output=True, check=False)
+        assert b"cannot connect to a local Ray cluster" in failed.stderr
+        (folder,) = temporary.iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert list(folder.rglob("gcs_server.*"))
+        kept.append(folder)
+    assert kept[0] != kept[1]
+
+
+@pytest.mark.slow
+def test_files_that_release_0_2_kept_are_removed(temporary: Path) -> None:
+    """They are writable for all users. A folder of another Ray, which may be running, stays."""
+    for name, link in {"ray-kept": f"{PREFIX}kept", "ray-other": "ray-other"}.items():
+        (temporary / name / "session_1").mkdir(parents=True)
+        (temporary / name).chmod(0o777)
+        (temporary / name / "session_latest").symlink_to(temporary / link / "session_1")
+    (temporary / f"{PREFIX}killed" / "session_1").mkdir(parents=True)
+    (temporary / f"{PREFIX}killed").chmod(0o777)
+    program = "from tuning.execution.ray_session import ray_session\nwith ray_session(): pass"
+    subprocess.run([sys.executable, "-c", program], env=environment(temporary), check=True)
+    assert [path.name for path in temporary.iterdir()] == ["ray-other"]
+
+
 @pytest.mark.cluster
 def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
-    images_root: Path, tmp_path: Path
+    images_root: Path, tmp_path: Path, temporary: Path
 ) -> None:
     """The next search also removes its own files, and keeps those of a search that is running."""
     path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path / "runs"))
     hold = tmp_path / "runs" / HOLD
     hold.touch()
-    temporary = Path(tempfile.mkdtemp(prefix="t-"))  # short, for the sockets in it
     other = temporary / f"{PREFIX}of-another-search"
     other.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment["TMPDIR"] = str(temporary)
     journal = tmp_path / "runs" / "small" / "journal.jsonl"
 
     def started(path: Path, reports: int) -> subprocess.Popen[bytes]:
-        driver = start(path, tmp_path / "log.txt", env=environment)
+        driver = start(path, tmp_path / "log.txt", env=environment(temporary))
         wait_until(
             lambda: journal.exists() and journal.read_text().count('"event": "report"') >= reports,
             process=driver,
@@ -164,8 +251,9 @@ def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
         assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
         driver = started(journal.parent, reports=2)
         assert len(list(temporary.glob(f"{PREFIX}*"))) == 2
+        open_to_others = [p for p in temporary.iterdir() if p.stat().st_mode & 0o002]
+        assert open_to_others == []
     hold.unlink()
     assert driver.wait() == 0
     left = [path.name for path in temporary.iterdir() if path != other]
-    shutil.rmtree(temporary)
     assert [name for name in left if not name.startswith("torchinductor")] == []  # PyTorch's cache
