@@ -9,7 +9,7 @@ from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import Confirmation
 from tuning.reporting.formatting import trial_label
 from tuning.reporting.leaderboard import warning_of_reference
-from tuning.runs.records import STEP, ZERO_SHOT, SearchRecord, TrialRecord
+from tuning.runs.records import STEP, SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial, choice_of, stronger_reference
 
 
@@ -35,8 +35,7 @@ class Verdict:
         """
         export = f"lipsum-tune export {run} --output model   # {self.label}, for open_clip"
         if not self.is_trial:
-            more = f"lipsum-tune extend {run} --trials 8   # no trial is better yet"
-            return [more] if self.trial_id == ZERO_SHOT else [more, export]
+            return [f"lipsum-tune extend {run} --trials 8   # no trial is better yet", export]
         if self.confirmation:
             return [export]
         return [f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once", export]

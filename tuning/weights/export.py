@@ -57,17 +57,20 @@ def export_weights(
     """
     if alpha is not None and not 0 <= alpha <= 1:
         raise ConfigError("must be from 0 to 1", key="--alpha", value=alpha)
-    source, output = find_source(Path(folder), trial, soup), Path(output).expanduser().absolute()
+    source = find_source(Path(folder), trial, soup, may_be_zero_shot=alpha is None)
+    output = Path(output).expanduser().absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         problem, hint = "is not an empty folder", "name another one, or remove it first"
         raise ConfigError(problem, key="--output", value=str(output), hint=hint)
     config = source.trial
     data, model = config.data, config.model
-    found, class_names = load_classifier(source, alpha)
-    metrics = source.metrics
-    if alpha not in (None, 1):  # only the points of the WiSE-FT curve were evaluated
+    metrics, test = source.metrics, source.test if alpha is None else {}
+    if alpha is None:
+        alpha = source.alpha
+    elif alpha != 1:  # only the points of the WiSE-FT curve were evaluated
         point = f"wise/{alpha:g}/"
         metrics = {n.removeprefix(point): v for n, v in metrics.items() if n.startswith(point)}
+    found, class_names = load_classifier(source, alpha)
     about: dict[str, Any] = {
         "classes": list(data.rules.prompts(class_names).names),  # in the order of the head's rows
         "class_names": list(class_names),
@@ -84,7 +87,7 @@ def export_weights(
         "alpha": alpha,
         "split": SPLIT,
         "metrics": measured(metrics),
-        "test": dict(source.test) if alpha is None else {},
+        "test": dict(test),
     }
     try:
         with appearing(output) as unfinished:

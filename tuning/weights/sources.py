@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from tuning.confirmation.results import FT, Confirmation
 from tuning.confirmation.results import SPLIT as TEST
 from tuning.confirmation.verdict import verdict
 from tuning.reporting.formatting import trial_label, untuned_label
-from tuning.runs.records import ZERO_SHOT, TrialRecord
+from tuning.runs.records import ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
+from tuning.selection.ranking import best_trial
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
@@ -49,16 +50,25 @@ class Source:
     """Plain values: run, trial or soup, method, params, and how the weights were chosen."""
     metrics: Mapping[str, float]
     """The last report, on validation splits; accuracies in percent."""
+    alpha: float | None = None
+    """0 for the zero-shot model: the point of WiSE-FT that is exported. None: the weights."""
     test: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What `confirm` measured of it and beside it: label -> number of `seeds`, mean `metrics`."""
 
 
-def find_source(folder: Path, trial: str | None = None, soup: str | None = None) -> Source:
+def find_source(
+    folder: Path,
+    trial: str | None = None,
+    soup: str | None = None,
+    *,
+    may_be_zero_shot: bool = True,
+) -> Source:
     """Find the weights that a user names.
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
         trial: or reference; by default the `verdict` of the search.
+        may_be_zero_shot: whether that may be the zero-shot model; otherwise the best trial.
 
     Raises:
         ConfigError: they do not exist or were not kept.
@@ -74,7 +84,7 @@ def find_source(folder: Path, trial: str | None = None, soup: str | None = None)
         return _of_training(folder)
     run = load_run(folder)
     if soup is None:
-        return _of_trial(run, trial)
+        return _of_trial(run, trial, may_be_zero_shot)
     if trial is not None:
         raise ConfigError("cannot be used with --soup", key="--trial", value=trial)
     return _of_soup(run, soup)
@@ -86,16 +96,18 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
     (folder / TRIAL_FILE).write_text(text, encoding="utf-8")
 
 
-def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
+def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> Source:
     search, records = run.search, {r.trial_id: r for r in run.history.records}
     found, why, looks_at_ood = verdict(search, run.history.records), "Named by hand.", None
+    is_zero_shot = False
     if trial_id is None:
-        if found is None:
+        best = best_trial(search, run.history.records)
+        if found is None or best is None:
             raise ConfigError("no trial has a value of the objective yet", source=run.folder)
-        if found.trial_id == ZERO_SHOT:
-            hint = "`lipsum-tune extend` adds trials, --trial names one all the same"
-            raise ConfigError(f"nothing to export: {found.why}", source=run.folder, hint=hint)
-        trial_id, why, looks_at_ood = found.trial_id, found.why, search.sees_ood
+        trial_id = found.trial_id
+        if trial_id == ZERO_SHOT:  # one end of the interpolation of any trial
+            trial_id, is_zero_shot = best.trial_id, may_be_zero_shot
+        why, looks_at_ood = found.why, search.sees_ood
     elif trial_id not in records:
         raise ConfigError(
             "no such trial" + did_you_mean(trial_id, records), key="--trial", value=trial_id
@@ -123,25 +135,34 @@ def _of_trial(run: LoadedRun, trial_id: str | None) -> Source:
         "chosen": why,
         "looks_at_ood": looks_at_ood,
     }
-    title, test = f"{search.name}, {record.trial_id}", {}
-    if found is not None and found.confirmation is not None:
-        test = _test_accuracies(found.confirmation, record)
-    return Source(title, checkpoint, config_of(run.file, record), origin, report, test)
+    if is_zero_shot:
+        origin |= {"trial": ZERO_SHOT, "method": None, "params": {}, "outcome": None, "step": 0}
+        report = search.zero_shot
+    source = Source(
+        f"{search.name}, {origin['trial']}",
+        checkpoint,
+        config_of(run.file, record),
+        origin,
+        report,
+        alpha=0.0 if is_zero_shot else None,
+    )
+    if found is None or found.confirmation is None:
+        return source
+    name = ZERO_SHOT if is_zero_shot else trial_label(search, record)
+    return replace(source, test=_test_accuracies(found.confirmation, name, record.trial_id))
 
 
-def _test_accuracies(confirmation: Confirmation, record: TrialRecord) -> dict[str, dict[str, Any]]:
+def _test_accuracies(
+    confirmation: Confirmation, label: str, trial_id: str
+) -> dict[str, dict[str, Any]]:
     """Label -> number of fresh seeds and mean test metrics: the model, FT and zero-shot."""
-    search, found = confirmation.search, dict[str, dict[str, Any]]()
-    for label, trial_id in ((trial_label(search, record), record.trial_id),
-                            (untuned_label(search), FT)):  # fmt: skip
-        seeds = confirmation.values(trial_id, str(MetricKey(TEST, ID, "acc")))
-        if seeds:
-            found[label] = {
-                "seeds": len(seeds),
-                "metrics": measured(confirmation.means(trial_id), TEST),
-            }
+    found: dict[str, dict[str, Any]] = {}
+    for name, one in ((label, trial_id), (untuned_label(confirmation.search), FT)):
+        seeds = confirmation.values(one, str(MetricKey(TEST, ID, "acc")))
+        means = measured(confirmation.means(one), TEST)
+        found |= {name: {"seeds": len(seeds), "metrics": means}} if seeds else {}
     found[ZERO_SHOT] = {"metrics": measured(confirmation.zero_shot, TEST)}
-    return found if trial_label(search, record) in found else {}
+    return found if label in found else {}
 
 
 def _of_soup(run: LoadedRun, name: str) -> Source:

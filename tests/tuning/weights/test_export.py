@@ -48,8 +48,6 @@ def about(folder: Path) -> dict[str, object]:
 
 
 def test_the_default_is_the_trial_that_the_objective_chooses(real: Real, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing to export: No trial is better than zero-shot"):
-        export(real[0], tmp_path / "none")
     run, records = tmp_path / "run", real[1]
     shutil.copytree(real[0], run)
     journal = (run / JOURNAL_FILE).read_text()
@@ -72,6 +70,21 @@ def test_the_default_is_the_trial_that_the_objective_chooses(real: Real, tmp_pat
     assert recorded["split"] == "val"
     assert recorded["metrics"]["id_val/acc"] == best.metrics["id_val/acc"]  # type: ignore[index]
     assert {path.name for path in tmp_path.iterdir()} == {"model", "run"}
+
+
+def test_a_zero_shot_model_that_wins_is_exported_with_its_head(real: Real, tmp_path: Path) -> None:
+    run, records = real
+    written, search = export(run, tmp_path / "model"), load_run(run).search
+    recorded = about(written)
+    assert (recorded["trial"], recorded["params"], recorded["step"]) == ("zero-shot", {}, 0)
+    assert str(recorded["chosen"]).startswith("No trial is better than zero-shot")
+    assert recorded["metrics"] == measured(search.zero_shot)
+    zero_shot = load_zero_shot(load_run(run).file.trial.model, _prompts(run))
+    head = load_file(written / "head.safetensors")["head"]
+    torch.testing.assert_close(head, zero_shot.head, rtol=1e-5, atol=1e-6)
+    best = best_trial(search, records)
+    assert best is not None
+    assert about(export(run, tmp_path / "half", alpha=0.5))["trial"] == best.trial_id
 
 
 def test_a_named_trial_is_exported_with_its_classes(real: Real, tmp_path: Path) -> None:
@@ -247,13 +260,13 @@ def test_only_an_empty_output_folder_is_used(real: Real, tmp_path: Path) -> None
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thesis.tex").write_text("all my work")
     with pytest.raises(ConfigError, match=r"--output = .*: is not an empty folder \(name another"):
-        export(real[0], tmp_path / "used", trial="trial-000")
+        export(real[0], tmp_path / "used")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["thesis.tex"]
     (tmp_path / "empty").mkdir()
     export(real[0], tmp_path / "empty", trial="trial-000")
     assert {path.name for path in (tmp_path / "empty").iterdir()} == FILES
     with pytest.raises(ConfigError, match="--output"):
-        export(real[0], tmp_path / "used" / "thesis.tex" / "model", trial="trial-000")
+        export(real[0], tmp_path / "used" / "thesis.tex" / "model")
 
 
 def _prompts(run: Path) -> Prompts:
