@@ -111,9 +111,9 @@ def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
-        except Exception as error:  # whatever a foreign module raises
+        except (Exception, SystemExit) as error:  # whatever a foreign module raises
             raise ConfigError(
-                f"cannot be imported: {type(error).__name__}: {first_line(error)}",
+                _import_problem(error),
                 source=f"entry point {entry.value!r} of {ENTRY_POINTS}",
             ) from error
 
@@ -133,18 +133,21 @@ def _load_module(module: str) -> None:
             _run_file(Path(module))
         else:
             importlib.import_module(module)
-    except Exception as error:  # whatever a foreign module raises
+    except (Exception, SystemExit) as error:  # whatever a foreign module raises
         for registry, before in ((METHODS, methods), (SEARCH_SPACES, spaces)):
             registry.clear()
             registry.update(before)  # type: ignore[arg-type]
         _forget_modules(module)
-        raise ConfigError(
-            f"cannot be imported: {type(error).__name__}: {first_line(error)}",
-            key="plugins",
-            value=module,
-        ) from error
+        raise ConfigError(_import_problem(error), key="plugins", value=module) from error
     new = {name: cls for name, cls in METHODS.items() if methods.get(name) is not cls}
     _LOADED[module] = new, {name: SEARCH_SPACES[name] for name in new if name in SEARCH_SPACES}
+
+
+def _import_problem(error: Exception | SystemExit) -> str:
+    if isinstance(error, SystemExit):  # such as a script that ends with sys.exit()
+        status = first_line(error) if error.code else 0
+        return f"ends the process when it is imported (SystemExit: {status})"
+    return f"cannot be imported: {type(error).__name__}: {first_line(error)}"
 
 
 def _source(cls: type[Method]) -> str:

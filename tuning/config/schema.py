@@ -21,7 +21,7 @@ from trainers.config_model import Frozen
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.metrics import direction, metric_names
-from trainers.methods.registry import SEARCH_SPACES, is_available
+from trainers.methods.registry import SEARCH_SPACES, is_available, load_plugins
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
 from tuning.config.search_space import ALL, Lines, SpaceConfig, one_or_several, resolve_space
@@ -308,6 +308,9 @@ class SearchConfig(Frozen):
 
 ELSEWHERE = ("root", "workers", "cache_gb")
 """Keys of `trial.data` that change no metric: where images are and how they are read."""
+
+
+load_plugins()  # pydantic would wrap its ConfigError in the default of `SearchFile.trial`
 
 
 class SearchFile(Frozen):

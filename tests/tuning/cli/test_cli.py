@@ -350,6 +350,34 @@ def test_a_mistake_is_one_line_and_status_2(
     assert sorted(run.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", ["search", "zero-shot", "config"])
+def test_a_plugin_that_ends_the_process_is_a_mistake(command: str, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
+    done = lipsum_tune(command, "quickstart", "--set", "plugins=[script.py]", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ends the process when it is imported (SystemExit: 0)" in done.stderr
+    assert f"plugins = '{tmp_path}/script.py'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_installed_plugin_that_ends_the_process_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nsys.exit('no \\n GPU')\n")
+    installed = tmp_path / "script-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: script\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[lipsum_tune.methods]\nscript = script\n")
+    done = lipsum_tune("config", "quickstart", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "entry point 'script' of lipsum_tune.methods: ends the process" in done.stderr
+    assert "(SystemExit: no )" in done.stderr
+
+
+def test_ctrl_c_in_a_plugin_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("raise KeyboardInterrupt\n")
+    done = lipsum_tune("config", "quickstart", "--set", "plugins=[script.py]", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_status_shows_the_leaderboard_and_writes_nothing(run: Path) -> None:
     before = sorted(run.rglob("*"))
     shown = invoke("status", run)
