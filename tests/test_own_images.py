@@ -29,10 +29,7 @@ from tuning.runs.run_folder import load_run
 pytestmark = pytest.mark.cluster
 
 PAGE = ROOT / "docs" / "own_images.md"
-SHORTER = (
-    "search.budget.trials=3", "trial.steps=12", "trial.eval.every=6",
-    "search.scheduler.grace_steps=6",
-)  # fmt: skip
+SHORTER = ("search.budget.trials=3", "trial.steps=12", "trial.eval.every=6")
 """All that is changed on the page: with its own numbers the search takes minutes."""
 DOMAINS = {"studio": "real", "street": "clipart", "sketch": "sketch"}
 RUN = Path("runs/small_search")

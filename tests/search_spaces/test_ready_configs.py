@@ -72,11 +72,18 @@ def test_paper_configurations_have_the_papers_setting(name: str) -> None:
     assert file.search_space().initial_points[0]["optim.lr"] == 1e-5
     assert isinstance(search.scheduler, AshaConfig)
     assert trial.eval.rung_weights == "averaged"
-    assert search.scheduler.grace_steps >= trial.steps / 2
-    assert search.scheduler.grace_steps % trial.eval.every == 0
+    first_step = search.scheduler.first_step(trial.steps, trial.eval.every)
+    assert first_step == {"domainnet": 3_000, "imagenet": 30_000}[data]
     assert search.resources.gpus_per_worker == 1
     assert trial.optim.batch_size % search.resources.workers == 0
     assert search.resources.cpus_per_worker >= trial.data.workers
+
+
+@pytest.mark.parametrize(("steps", "first"), [(120, 80), (40, 40), (240, 160)])
+def test_the_quickstart_may_be_shortened(steps: int, first: int) -> None:
+    file = load_config("quickstart", [f"trial.steps={steps}"])
+    assert isinstance(file.search.scheduler, AshaConfig)
+    assert file.search.scheduler.first_step(steps, file.trial.eval.every) == first
 
 
 @pytest.mark.parametrize("method", AUTHORS)
@@ -97,7 +104,7 @@ def test_recipes_have_the_authors_settings(method: str) -> None:
     assert isinstance(searched, Float)
     assert (searched.low * searched.high) ** 0.5 == pytest.approx(lr)
     assert isinstance(file.search.scheduler, AshaConfig)
-    assert file.search.scheduler.grace_steps % trial.eval.every == 0
+    assert file.search.scheduler.first_step(trial.steps, trial.eval.every) == 15_018
 
 
 @pytest.mark.parametrize("name", [*PAPER, *RECIPES])

@@ -145,6 +145,7 @@ class SearchRule:
         method: method of trials whose parameters name none.
         ranked_by: what compares trials before their end: as many as the objectives, or one for all
             of them. By default the objectives.
+        eval_every: steps between reports.
     """
 
     def __init__(
@@ -155,10 +156,12 @@ class SearchRule:
         trials: int | None = None,
         method: str | None = None,
         ranked_by: Sequence[Objective] | None = None,
+        eval_every: int = 1,
     ) -> None:
         self._config, self._objectives = config, objectives
         self._ranked_by = objectives if ranked_by is None else ranked_by
         self._total_steps, self._trials, self._method = total_steps, trials, method
+        self._eval_every = eval_every
         self._rules: dict[Any, StoppingRule | None] = {}  # by method, once it has a report
 
     def should_continue(
@@ -167,7 +170,9 @@ class SearchRule:
         """Take a report of a trial into account, and return whether it continues."""
         method = params.get(METHOD_KEY, self._method)
         if method not in self._rules:
-            self._rules[method] = create_rule(self._config, self._total_steps, self._trials)
+            self._rules[method] = create_rule(
+                self._config, self._total_steps, self._trials, self._eval_every
+            )
         rule, objectives = self._rules[method], _signed(report, self._objectives)
         step, values = int(report[STEP]), self._values(report)
         goes_on = rule is None or rule.should_continue(number, step, values)
@@ -211,8 +216,10 @@ class SearchRule:
 
     def checks(self) -> dict[str | None, list[RungCheck]]:
         """By method, the check of each step at which trials are compared, once it is decided."""
-        grace = 0 if isinstance(self._config, NoSchedulerConfig) else self._config.grace_steps
-        found = {}
+        found: dict[str | None, list[RungCheck]] = {}
+        if isinstance(self._config, NoSchedulerConfig):
+            return found
+        grace = self._config.first_step(self._total_steps, self._eval_every)
         for method, rule in self._rules.items():
             if isinstance(rule, CheckedRule) and rule.is_decided:
                 steps = [step for step in rule.steps if step >= grace]
@@ -239,21 +246,23 @@ class SearchRule:
 
 
 def create_rule(
-    config: SchedulerConfig, total_steps: int, trials: int | None = None
+    config: SchedulerConfig, total_steps: int, trials: int | None = None, eval_every: int = 1
 ) -> StoppingRule | None:
     """The stopping rule of a configuration; None if every trial runs to its end.
 
     Args:
         trials: that are compared with each other, of which half at most run to their end for the
             check. None stops trials unchecked.
+        eval_every: steps between reports.
     """
     rule: StoppingRule
     if isinstance(config, NoSchedulerConfig):
         return None
+    grace_steps = config.first_step(total_steps, eval_every)
     if isinstance(config, MedianConfig):
-        rule = MedianRule(config.grace_steps, config.min_trials)
+        rule = MedianRule(grace_steps, config.min_trials)
     else:
-        rungs = rung_ladder(config.grace_steps, config.reduction_factor, total_steps)
+        rungs = rung_ladder(grace_steps, config.reduction_factor, total_steps)
         if isinstance(config, HyperbandConfig):
             rule = Hyperband(rungs, config.reduction_factor, config.brackets)
         else:
@@ -276,6 +285,7 @@ def _checked_trials(config: CheckedConfig, trials: int | None) -> int:
 def search_rule(search: SearchRecord) -> SearchRule:
     """The rule of a search, without observations."""
     scheduler = search.configured("search", "scheduler") or NoSchedulerConfig()
+    eval_every = search.configured("trial", "eval", "every")
     return SearchRule(
         _SCHEDULER.validate_python(scheduler),
         search.objectives,
@@ -283,6 +293,7 @@ def search_rule(search: SearchRecord) -> SearchRule:
         search.trials_per_method,
         search.configured_method,
         search.sampler_objectives,
+        eval_every if isinstance(eval_every, int) else 1,
     )
 
 

@@ -56,9 +56,10 @@ class SamplerConfig(Frozen):
 class CheckedConfig(Frozen):
     """When early stopping may stop trials."""
 
-    grace_steps: int = Field(ge=1, le=10**9)
+    grace_steps: int | None = Field(default=None, ge=1, le=10**9)
     """No trial is stopped before this step: the first rung of `asha`, and of the first bracket of
-    `hyperband`."""
+    `hyperband`. null is two thirds of `trial.steps`, rounded down to an evaluation: earlier, the
+    best trials may look worse than those that hardly change the model."""
     check_trials: int = Field(default=6, ge=0, le=1_000_000)
     """Number of trials that run to their end first, at most half of the budget (of each method).
     Trials are then stopped at a step only if its ranking of these agrees with the final objectives.
@@ -73,6 +74,11 @@ class CheckedConfig(Frozen):
         if trials in (1, 2):
             raise ValueError("a rank correlation needs at least 3 trials; 0 is without a check")
         return trials
+
+    def first_step(self, total_steps: int, eval_every: int) -> int:
+        """`grace_steps`, or its default for trials of so many steps."""
+        share = total_steps * 2 // 3
+        return self.grace_steps or max(share - share % eval_every, min(eval_every, total_steps))
 
 
 class RungConfig(CheckedConfig):

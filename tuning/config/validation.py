@@ -153,12 +153,13 @@ def check_settings(file: SearchFile) -> None:
                     value=size,
                 )
     scheduler = search.scheduler
-    if not isinstance(scheduler, NoSchedulerConfig) and scheduler.grace_steps > trial.steps:
+    grace_steps = None if isinstance(scheduler, NoSchedulerConfig) else scheduler.grace_steps
+    if grace_steps is not None and grace_steps > trial.steps:
         raise ConfigError(
             f"more than trial.steps = {trial.steps}",
             key="search.scheduler.grace_steps",
-            value=scheduler.grace_steps,
-            hint="set it, or `search.scheduler: {name: none}` to stop no trial early",
+            value=grace_steps,
+            hint="null is two thirds of the steps",
         )
     urls = {
         "search.study_storage": search.study_storage,

@@ -87,9 +87,11 @@ class Plan:
         """Steps at which trials may be stopped; a selection if that is at every report."""
         scheduler, total = self.file.search.scheduler, self.shape.total_steps
         if isinstance(scheduler, RungConfig):
-            return rung_ladder(scheduler.grace_steps, scheduler.reduction_factor, total)
+            grace_steps = scheduler.first_step(total, self.shape.eval_every)
+            return rung_ladder(grace_steps, scheduler.reduction_factor, total)
         if isinstance(scheduler, MedianConfig):
-            steps = [s for s in self.shape.report_steps if scheduler.grace_steps <= s < total]
+            grace_steps = scheduler.first_step(total, self.shape.eval_every)
+            steps = [s for s in self.shape.report_steps if grace_steps <= s < total]
             return steps[:: math.ceil(len(steps) / _MEDIAN_MARKS)] if steps else []
         return []
 
@@ -190,7 +192,9 @@ def plan_search(
         cost = trial_cost(probe, file.trial.eval)
         # The trials that are compared with each other.
         of_method = math.ceil(trials / shape.methods)
-        new_rule = partial(create_rule, search.scheduler, shape.total_steps, of_method)
+        new_rule = partial(
+            create_rule, search.scheduler, shape.total_steps, of_method, shape.eval_every
+        )
         expected = estimate(shape, cost, new_rule, seed=search.sampler.seed)
     memory = [n.get("memory", 0) + n.get("object_store_memory", 0) for n in nodes]
     on_head = [size for node, size in zip(nodes, memory, strict=True) if HEAD in node]

@@ -142,6 +142,35 @@ def test_half_of_the_budget_at_most_runs_to_its_end(
         assert rule.is_decided
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "first"),
+    [
+        (120, 40, 80),
+        (5000, 1000, 3000),
+        (25030, 2503, 15018),
+        (100, 70, 70),
+        (40, 40, 40),
+        (60, 500, 60),
+        (1, 1, 1),
+    ],
+)
+def test_the_first_step_is_two_thirds_down_to_an_evaluation(
+    steps: int, every: int, first: int
+) -> None:
+    assert AshaConfig().first_step(steps, every) == first
+
+
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+def test_by_default_a_search_stops_trials_from_two_thirds_on(tmp_path: Path, name: str) -> None:
+    scheduler = {"name": name, "check_trials": 0}
+    config = {"trial": {"eval": {"every": 40}}, "search": {"scheduler": scheduler}}
+    rule = search_rule(fakes.search_record(tmp_path, config=config, total_steps=120))
+    for step in (40, 80):
+        reports = [{STEP: step, METRIC: -float(number)} for number in range(20)]
+        go_on = [rule.should_continue(n, {}, report) for n, report in enumerate(reports)]
+        assert all(go_on) == (step < 80)
+
+
 def record(number: int, *values: float, **changes: Any) -> TrialRecord:
     curve = tuple({STEP: RUNG * (i + 1), METRIC: value} for i, value in enumerate(values))
     return fakes.trial(number, curve=curve, **changes)

@@ -456,6 +456,28 @@ def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
     return files
 
 
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        (["trial.steps=40"], ""),
+    ],
+)  # fmt: skip
+def test_a_search_with_fewer_steps_than_its_file_begins(
+    settings: list[str],
+    warning: str,
+    tmp_path: Path,
+    went_on: list[SearchFile],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    done = invoke(
+        "search", "quickstart", "--set", f"search.storage={tmp_path}", "--set",
+        "trial.optim.batch_size=2", *overrides,
+    )  # fmt: skip
+    assert went_on, done.exception
+    assert caplog.messages == ([warning] if warning else [])
+
+
 def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

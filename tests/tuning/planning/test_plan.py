@@ -189,6 +189,8 @@ def test_the_marks_are_the_rungs() -> None:
     assert make_plan(search_file(scheduler={"name": "none"})).marks == []
     median = make_plan(search_file(scheduler={"name": "median", "grace_steps": 250})).marks
     assert median == [300, 500, 700]
+    assert make_plan(search_file(scheduler={"name": "asha"})).marks == [600]
+    assert make_plan(search_file(scheduler={"name": "median"})).marks == [600, 700, 800]
 
 
 def test_a_small_grid_ends_the_search_before_its_budget() -> None:
