@@ -161,6 +161,14 @@ def check_settings(file: SearchFile) -> None:
             value=grace_steps,
             hint="null is two thirds of the steps",
         )
+    if trial.eval.every > trial.steps:
+        logger.warning(
+            "trial.eval.every = %d: more than trial.steps = %d, so nothing is reported before the "
+            "last step%s",
+            trial.eval.every,
+            trial.steps,
+            "" if scheduler.name == "none" else ", and no trial is stopped early",
+        )
     urls = {
         "search.study_storage": search.study_storage,
         "search.tracking.uri": search.tracking.uri,

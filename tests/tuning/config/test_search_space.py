@@ -120,7 +120,7 @@ def test_no_first_points_for_all_and_some_for_one() -> None:
 def path(images_root: Path, tmp_path: Path) -> Path:
     path = tmp_path / "methods.yaml"
     values = {
-        "trial": {"data": {"root": str(images_root)}, "steps": 6},
+        "trial": {"data": {"root": str(images_root)}, "steps": 6, "eval": {"every": 3}},
         "search": {"space": {"methods": BOTH}},
     }
     path.write_text(yaml.safe_dump(values))
