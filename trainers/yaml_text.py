@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from trainers.errors import ConfigError, system_words
+from trainers.errors import ConfigError
+from trainers.text_files import read_text_file
 
 MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
@@ -18,14 +19,9 @@ def read_yaml(path: Path) -> Any:
     """The value of a YAML file, which errors name.
 
     Raises:
-        ConfigError: it cannot be read, is not UTF-8, or as `parse_yaml`.
+        ConfigError: as `trainers.text_files.read_text_file` or `parse_yaml`.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = system_words(error) if isinstance(error, OSError) else str(error)
-        raise ConfigError(problem, source=path) from None
-    return parse_yaml(text, path)
+    return parse_yaml(read_text_file(path, source=path), path)
 
 
 def parse_yaml(text: str, source: object) -> Any:

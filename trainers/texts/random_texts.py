@@ -10,6 +10,7 @@ import numpy as np
 
 from trainers.errors import ConfigError
 from trainers.seeding import generator
+from trainers.text_files import read_text_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,15 +87,12 @@ def read_texts(path: Path) -> list[str]:
     """The non-empty lines of a user's file of texts, in order.
 
     Raises:
-        ConfigError: the file cannot be read, is not UTF-8, or has no text.
+        ConfigError: as `trainers.text_files.read_text_file`, or the file has no text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(error), key="method.texts_file", value=str(path)) from None
-    texts = [line.strip() for line in lines if line.strip()]
+    where = {"key": "method.texts_file", "value": str(path)}
+    texts = [line.strip() for line in read_text_file(path, **where).splitlines() if line.strip()]
     if not texts:
-        raise ConfigError("it has no text", key="method.texts_file", value=str(path))
+        raise ConfigError("it has no text", **where)
     return texts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import shlex
 import shutil
 import socket
@@ -348,6 +349,46 @@ def test_a_mistake_is_one_line_and_status_2(
     assert said in shown.err
     assert len(shown.err.splitlines()) == 1
     assert sorted(run.parent.rglob("*")) == before
+
+
+def make_huge(path: Path) -> Path:
+    path.touch()
+    os.truncate(path, (64 << 20) + 1)
+    return path
+
+
+TEXTS = ("--set", "trial.method.text_source=file", "--set", "trial.method.texts_file={}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("search", "quickstart", *TEXTS), "texts_file = '{}': "),
+        (("prepare", "folders", "in", "out", "--class-names", "{}"), "--class-names = '{}': "),
+        (("zero-shot", "quickstart", "--expect", "{}"), "--expect = '{}': "),
+    ],
+)
+def test_a_text_file_without_end_is_refused(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "cat").mkdir(parents=True)
+    (tmp_path / "in" / "cat" / "1.png").touch()
+    huge = make_huge(tmp_path / "huge.txt")
+    for file, problem in ((str(huge), "larger than 64 MiB"), ("/dev/null", "not a regular file")):
+        error = invoke(*(word.format(file) for word in arguments)).exception
+        assert isinstance(error, ConfigError)
+        assert f"{said.format(file)}{problem}" in str(error)
+        assert len(str(error).splitlines()) == 1
+
+
+def test_a_configuration_without_end_is_refused(tmp_path: Path) -> None:
+    file, above = make_huge(tmp_path / "huge.yaml"), tmp_path / "above.yaml"
+    above.write_text("extends: huge.yaml")
+    for path in (file, above):
+        error = invoke("search", path).exception
+        assert isinstance(error, ConfigError)
+        assert str(error).endswith(f"{file}: larger than 64 MiB")
 
 
 @pytest.mark.parametrize("command", ["search", "zero-shot", "config"])

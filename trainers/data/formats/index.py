@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from trainers.data.formats.readers import Source
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
+from trainers.text_files import read_text_file
 from trainers.texts import spoken
 
 Split = Literal["train", "val", "test"]
@@ -179,12 +180,10 @@ def read_class_names_file(path: str) -> tuple[str, ...]:
     """Names in the text file of `--class-names`, one a line in the order of the labels.
 
     Raises:
-        ConfigError: no such file, not UTF-8, a blank line, or a repeated name.
+        ConfigError: as `trainers.text_files.read_text_file`, a blank line, or a repeated name.
     """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(str(error), key="--class-names", value=path) from None
+    file = Path(path).expanduser()
+    text = read_text_file(file, "utf-8-sig", key="--class-names", value=path)
     return parse_class_names(text, path)
 
 
