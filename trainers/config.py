@@ -89,6 +89,9 @@ class DataConfig(Frozen):
     @model_validator(mode="after")
     def _domains_differ(self) -> DataConfig:
         names = [self.id_domain, *self.ood_domains]
+        for name in names:  # another path could be the same folder
+            if "/" in name or name in ("", ".", ".."):
+                raise ValueError(f"the domain {name!r} is not the name of a folder")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"the domain {twice[0]!r} is named twice in id_domain and ood_domains")

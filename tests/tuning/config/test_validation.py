@@ -97,6 +97,8 @@ def test_every_number_has_limits() -> None:
         ("trial.data.root", "/no/such/folder", None, "no such folder"),
         ("trial.data.ood_domains", ["skech"], None, r"did you mean 'sketch'"),
         ("trial.data.ood_domains", ["real"], "trial.data", "'real' is named twice"),
+        ("trial.data.ood_domains", ["real/"], "trial.data", "'real/' is not the name of a folder"),
+        ("trial.data.id_domain", "real/../real", "trial.data", "is not the name of a folder"),
         ("trial.data.crop_area", [0.5, 0.2], "", "least <= greatest"),
         ("trial.model.name", "tiny-klip", None, "did you mean 'tiny-clip'"),
         ("trial.eval.wise_alphas", [0.5, 1, 0.5], "", "0.5 is named twice"),
