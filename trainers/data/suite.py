@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from trainers.config_model import Frozen
 from trainers.errors import ConfigError, did_you_mean, nearest, quoted, validate
-from trainers.texts import spoken
+from trainers.texts import IGNORED, as_tokenized, both, spoken
 from trainers.texts.prompts import TEMPLATES, Prompts, named_templates
 from trainers.yaml_text import parse_yaml, read_yaml
 
@@ -143,7 +143,7 @@ class Suite(Frozen):
         """Texts of the zero-shot head, for the ID classes in the order of their labels.
 
         Two classes may have the same name only in `imagenet`, where open_clip has two such pairs.
-        Tokenizers ignore case and repeated spaces, so names that differ in those alone are equal.
+        Names that differ only in what tokenizers ignore are equal.
 
         Raises:
             ConfigError: a class has no name, or two have the same.
@@ -152,11 +152,11 @@ class Suite(Frozen):
         if self.class_names != "imagenet":
             first: dict[str, str] = {}
             for identity, name in zip(class_names, names, strict=True):
-                folded = " ".join(name.casefold().split())
+                folded = as_tokenized(name)
                 if folded in first:
                     raise self._error(
-                        f"the classes {first[folded]!r} and {identity!r} are both called "
-                        f"{folded!r} (ignoring case and spaces)"
+                        f"the classes {both(first[folded], identity)} are both called "
+                        f"{folded!r} ({IGNORED})"
                     )
                 first[folded] = identity
         return Prompts(names, self.all_templates)

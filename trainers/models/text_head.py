@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from trainers.data.storage import open_store
+from trainers.errors import ConfigError
 from trainers.models.architecture import Architecture
 from trainers.models.text import encode_tokens, ends_at_the_end_token
+from trainers.texts import both
 from trainers.texts.prompts import Prompts
 
 FORMAT = 3
@@ -59,6 +61,19 @@ def heads_of(
         contexts = contexts.to(features) + by_name.sum(dim=0)
     normalize = nn.functional.normalize
     return Heads(normalize(torch.cat(rows), dim=-1), normalize(contexts, dim=-1))
+
+
+def check_distinct_tokens(tokenizer: Any, prompts: Prompts) -> None:
+    """Raise a ConfigError if different names have the same tokens, so that their rows are equal."""
+    first: dict[tuple[int, ...], str] = {}
+    for name, tokens in zip(prompts.names, tokenizer(list(prompts.names)).tolist(), strict=True):
+        other = first.setdefault(tuple(tokens), name)
+        if other != name:
+            raise ConfigError(
+                f"the model's tokenizer gives the class names {both(other, name)} the same tokens",
+                key="data.suite",
+                hint="give them other names in class_names of a suite of your own",
+            )
 
 
 def tokenize_short(clip: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:

@@ -14,7 +14,7 @@ from trainers.models.config import ModelConfig
 from trainers.models.image import ImageInput, image_input, pooled_features
 from trainers.models.loading import create_clip
 from trainers.models.text import TextFacts, encode_tokens, text_facts
-from trainers.models.text_head import cached_heads, tokenize_short
+from trainers.models.text_head import cached_heads, check_distinct_tokens, tokenize_short
 from trainers.models.tokenizers import load_tokenizer
 from trainers.texts.prompts import Prompts
 
@@ -74,13 +74,15 @@ def load_zero_shot(
     """The zero-shot model with its head for these prompts.
 
     Raises:
-        ConfigError: `check_model` refuses the model, or the weights do not fit it.
+        ConfigError: `check_model` refuses the model, the weights do not fit it, or its tokenizer
+            gives two names the same tokens.
     """
     clip = create_clip(model)
     visual = cast(nn.Module, clip.visual)
     trainable = frozenset(name for name, p in visual.named_parameters() if p.requires_grad)
     clip = clip.requires_grad_(False).to(device)
     tokenizer = load_tokenizer(model)
+    check_distinct_tokens(tokenizer, prompts)
     heads = cached_heads(clip, tokenizer, prompts, architecture(model), device)
     return ZeroShotModel(
         clip=clip,

@@ -28,6 +28,7 @@ from typer.testing import CliRunner, Result
 
 from cluster.cli import app as whole
 from tests.disks import make_read_only, small_disk
+from tests.images import write_photo_and_sketch
 from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
@@ -389,6 +390,49 @@ def test_a_configuration_without_end_is_refused(tmp_path: Path) -> None:
         error = invoke("search", path).exception
         assert isinstance(error, ConfigError)
         assert str(error).endswith(f"{file}: larger than 64 MiB")
+
+
+LONG = "a very long name of a class " * 6
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("cafe\u0301", "caf\u00e9"), r"'cafe\u0301' and 'caf\xe9'"),
+        (("R&B", "R&amp;B"), "'R&B' and 'R&amp;B'"),
+    ],
+)
+def test_classes_that_a_tokenizer_cannot_tell_apart_are_refused(
+    names: tuple[str, str], shown: str, tmp_path: Path
+) -> None:
+    for domain, name in zip(("studio", "street"), names, strict=True):
+        for folder in (tmp_path / "one" / name, tmp_path / "two" / domain / name):
+            folder.mkdir(parents=True)
+            (folder / "1.png").touch()
+    root = write_photo_and_sketch(tmp_path / "data", names)
+    data = {"root": str(root), "id_domain": "photo", "ood_domains": ["sketch"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"trial": {"data": data}}))
+    for words, problem in (
+        (["prepare", "folders", tmp_path / "one", tmp_path / "out"], "are the same in a prompt"),
+        (["prepare", "folders", tmp_path / "two", tmp_path / "out", "--id", "studio"],
+         "are the same in a prompt"),
+        (["zero-shot", tmp_path / "mine.yaml"], "are both called"),
+        (["search", tmp_path / "mine.yaml"], "are both called"),
+    ):  # fmt: skip
+        error = invoke(*words).exception
+        assert isinstance(error, ConfigError), words
+        assert f"the classes {shown} {problem}" in str(error)
+        assert "Unicode form (NFC or NFD) and HTML entities" in str(error)
+        assert len(str(error).splitlines()) == 1
+
+
+def test_classes_with_the_same_tokens_are_refused(tmp_path: Path) -> None:
+    root = write_photo_and_sketch(tmp_path / "data", [f"{LONG}one", f"{LONG}two"])
+    data = {"root": str(root), "id_domain": "photo", "ood_domains": ["sketch"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"trial": {"data": data}}))
+    error = invoke("zero-shot", tmp_path / "mine.yaml").exception
+    assert isinstance(error, ConfigError)
+    assert f"'{LONG}one' and '{LONG}two' the same tokens" in str(error)
 
 
 @pytest.mark.parametrize("command", ["search", "zero-shot", "config"])

@@ -65,6 +65,7 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
 
     there = sorted({name for tree in trees for name in tree.images})
     if options.class_names is None:
+        check_distinct_in_prompts(there, source.url)
         # A folder of unsorted images for evaluation would otherwise become a class.
         for tree in trees:
             trained = options.id or tree.domain
@@ -78,7 +79,6 @@ def read_folders(source: Store, options: LayoutOptions) -> list[Index]:
                     source=join(source.url, tree.path),
                 )
         class_names = tuple(there)
-        check_distinct_in_prompts(class_names, source.url)
     else:
         class_names = read_class_names_file(options.class_names)
         check_distinct_in_prompts(class_names, options.class_names)

@@ -13,7 +13,7 @@ from trainers.data.formats.readers import Source
 from trainers.data.storage import Store
 from trainers.errors import ConfigError, did_you_mean
 from trainers.text_files import read_text_file
-from trainers.texts import spoken
+from trainers.texts import IGNORED, as_tokenized, both, spoken
 
 Split = Literal["train", "val", "test"]
 
@@ -215,15 +215,16 @@ def check_distinct(names: Iterable[str], where: str) -> None:
 
 
 def check_distinct_in_prompts(names: Iterable[str], where: str) -> None:
-    """Raise a ConfigError if two names differ only by case, underscores or hyphens.
+    """Raise a ConfigError if two names differ only in what `spoken` and tokenizers ignore.
 
     Prompts could not tell them apart, and a file system without case would merge their folders.
     """
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(spoken(name).casefold(), name)
+        other = seen.setdefault(as_tokenized(spoken(name)), name)
         if other != name:
             raise ConfigError(
-                f"duplicate names: the classes {other!r} and {name!r} are the same in a prompt",
+                f"duplicate names: the classes {both(other, name)} are the same in a prompt",
+                hint=IGNORED,
                 source=where,
             )
