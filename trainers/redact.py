@@ -1,6 +1,8 @@
 """Finding secrets in URLs, names and messages, and hiding them. The only place with their patterns.
 
-All functions take time linear in the length of the text: they also get texts of attackers.
+A token in a segment of a path, or in a user part without `//` before it, has no mark by which it
+could be found. All functions take time linear in the length of the text: they also get texts of
+attackers.
 """
 
 from __future__ import annotations
@@ -9,20 +11,28 @@ import os
 import re
 from collections.abc import Iterator
 
+WRITE_NAME = "write ${NAME} in its place, and set that variable in the environment"
+"""How a configuration passes a secret."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
+# Words that count anywhere in a name, then those that count at its end. A parameter has its mark
+# before its name: `?code=` is a secret, `exit code=1` is not.
 _SECRET_NAME = re.compile(
-    r"(?:^|[^a-z])(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?"
-    r"|(?:api|access|account|private|secret|storage)_?key|connection_?string)(?:[^a-z]|$)|(?:password|passwd|secret|token|apikey)$",
+    r"(?:^|[^a-z])(?:pass(?:word|wd|phrase)?|pwd|secret|(?-i:TOKEN)|credentials?"
+    r"|(?:api|access|account|private|secret|storage)_?key|connection_?string)(?:[^a-z]|$)"
+    r"|(?:password|passwd|secret|token|signature|(?:api|access|account|secret)key(?:id)?)$"
+    r"|(?:^|[^a-z])(?:auth|authorization|jwt|pat|sig)$|[?&#_-]key$|^[?&#]code$"
+    r"|(?:^|_)(?:database|db|mongodb|postgres|redis|webhook)_ur[il]$|_(?:dsn|webhook)$",
     re.I,
 )
-_SECRET_PARTS = ("pass", "pwd", "secret", "token", "key", "sig")
-"""What the name of a URL's query parameter contains if its value is secret."""
-# The user part of a URL, up to the last @ before a slash. A password may contain a slash that was
-# not escaped, and a path may contain an @.
-_USER = re.compile(r"[^/\s]*@|[^/\s:'\"]*:[^\s'\"]*@")
-_CONNECTION = re.compile(r"\b(AccountKey|SharedAccess(?:Key|Signature))=([^;\s]+)", re.I)
-"""The secrets in a connection string of Azure."""
-_QUERY = re.compile(r"([?&])([^=&?\s]+)=([^&\s]+)")
+# The user part of a URL, or the name of a parameter of a URL or of a connection string. A user part
+# ends at its last @, because a password may contain an @ or a slash that was not escaped; but
+# digits before a slash are a port, and a path may contain an @.
+_MARK = re.compile(
+    r"(?:(?<=:)|(?<![^\s'\"]))//"
+    r"(?P<user>[^/\s:@'\"\[]*(?::(?!\d{1,5}[/?#])(?P<password>(?:[^\s'\":]|:(?!//))*))?)@"
+    r"|(?P<name>(?:^|[^\w./-])[\w.-]+)\s*="
+)
+_VALUE = re.compile(r"\s*('[^']*'|\"[^\"]*\"|[^&;\s]+)")
 
 
 def is_secret_name(name: str) -> bool:
@@ -32,28 +42,11 @@ def is_secret_name(name: str) -> bool:
 
 def has_password(text: str) -> bool:
     """Whether a URL or connection string contains a secret, and not `${NAME}` in its place."""
-    return any(not re.fullmatch(r"\$\{\w+\}", secret) for secret in _secrets(text))
-
-
-def _secrets(text: str) -> Iterator[str]:
-    """The passwords, tokens and keys in the URLs and connection strings of a text."""
-    before, *urls = text.split("://")
-    for url in urls:
-        user, colon, password = url.partition(":")
-        if colon and not set("/@") & set(user) and "@" in password[1:]:
-            yield password[0] + password[1:].partition("@")[0]
-        token, at, _ = url.partition("@")
-        if before.endswith(("http", "https")) and at and not set(":/") & set(token):
-            yield token
-        before = url
-    yield from (secret for _, secret in _CONNECTION.findall(text))
-    for _, name, value in _QUERY.findall(text):
-        if any(part in name.lower() for part in _SECRET_PARTS):
-            yield value
+    return any(secret and not re.fullmatch(r"\$\{\w+\}", secret) for _, _, secret in _hidden(text))
 
 
 def redact(text: str, url: str = "") -> str:
-    """The text with `***` for user, password and tokens in its URLs, and keys of Azure.
+    """The text with `***` for the user parts of its URLs, and for the values of secret parameters.
 
     Args:
         url: a URL as configured; values that it takes from the environment are hidden in the whole
@@ -62,14 +55,25 @@ def redact(text: str, url: str = "") -> str:
     for names in _VARIABLE.findall(url):
         value = os.environ.get(names[0] or names[1])
         text = text.replace(value, "***") if value else text
-    first, *urls = text.split("://")
-    for index, rest in enumerate(urls):
-        if user := _USER.match(rest):
-            urls[index] = "***@" + rest[user.end() :]
-    return _QUERY.sub(_hidden, _CONNECTION.sub(r"\1=***", "://".join([first, *urls])))
+    parts, shown = [], 0
+    for start, end, _ in _hidden(text):
+        parts += [text[shown:start], "***"]
+        shown = end
+    return "".join([*parts, text[shown:]])
 
 
-def _hidden(found: re.Match[str]) -> str:
-    mark, name, _ = found.groups()
-    is_secret = any(part in name.lower() for part in _SECRET_PARTS)
-    return f"{mark}{name}=***" if is_secret else found[0]
+def _hidden(text: str) -> Iterator[tuple[int, int, str]]:
+    """Start and end of each part to hide, and the secret in it; of a user without one, ''."""
+    end = 0
+    for found in _MARK.finditer(text):
+        if found.start() < end:  # within the value before
+            continue
+        if found["name"] is None:
+            start, end = found.span("user")
+            is_token = text.endswith(("http:", "https:"), 0, found.start())
+            password = found["password"]
+            secret = password.lstrip("@").partition("@")[0] if password else ""
+            yield start, end, secret or (found["user"] if is_token and password is None else "")
+        elif _SECRET_NAME.search(found["name"]) and (value := _VALUE.match(text, found.end())):
+            start, end = value.span(1)
+            yield start, end, value[1].strip("'\"")
