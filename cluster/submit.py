@@ -106,10 +106,6 @@ def submit_search(
     if not working_dir.expanduser().is_dir():
         raise ConfigError("no such folder", key="--working-dir", value=str(working_dir))
     working_dir = working_dir.expanduser().resolve()
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if has_password(value):
-            raise ConfigError(f"a password is visible in the job's {_VISIBLE}", key=f"--set {key}")
     config_there = config_within(working_dir, config)
     file = load_config(config, overrides, check=False)
     left_out = excludes(working_dir, file)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data.data_root import EMBEDDED
-from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError
 from trainers.models.config import ModelConfig
 from tuning.config.loading import find_config
@@ -137,15 +136,10 @@ def check_paths(values: Mapping[str, Any]) -> None:
         values: as written in the configuration; validated ones have absolute paths.
 
     Raises:
-        ConfigError: a relative path, or a URL with a password (which the message does not repeat).
+        ConfigError: a relative path.
     """
     trial, search = values.get("trial", {}), values.get("search", {})
     root = str(trial.get("data", {}).get("root", EMBEDDED))
-    for key, url in (("trial.data.root", root), ("search.storage", str(search.get("storage")))):
-        try:
-            refuse_secrets(url)
-        except ConfigError as error:
-            raise ConfigError(error.problem, key=key) from None
     if root != EMBEDDED and "://" not in root and _is_relative(root):
         raise ConfigError(
             "data are not uploaded with a job",

@@ -17,14 +17,17 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from trainers.redact import redact
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class ConfigError(ValueError):
     """A mistake of the user, found before any worker starts. Shown as one line.
 
-    The text is `source: key = value: problem (hint)`, without the parts that are not given. Tests
-    and callers read the fields; the text is for people.
+    The text is `source: key = value: problem (hint)`, without the parts that are not given and
+    without secrets; a long value is shortened. Tests and callers read the fields; the text is for
+    people.
 
     Args:
         problem: what is wrong, as a full clause, such as `must be at least 1`.
@@ -45,16 +48,17 @@ class ConfigError(ValueError):
     ) -> None:
         self.problem, self.key, self.value, self.hint = problem, key, value, hint
         self.source = None if source is None else str(source)
-        named = "" if key is None else key if value is ... else f"{key} = {value!r}"
+        shown = "" if value is ... else f" = {shortened(redact(repr(value)))}"
+        named = "" if key is None else f"{key}{shown}"
         text = ": ".join(part for part in (self.source, named, problem) if part)
-        super().__init__(text + (f" ({hint})" if hint else ""))
+        super().__init__(redact(text + (f" ({hint})" if hint else "")))
 
     def within(self, source: object) -> ConfigError:
         """The same mistake, with the file or folder in which it stands before its text."""
         text = "\n".join(f"{source}: {line}" for line in str(self).splitlines())
         key, value, hint = self.key, self.value, self.hint
         error = ConfigError(self.problem, key=key, value=value, hint=hint, source=source)
-        error.args = (text,)
+        error.args = (redact(text),)
         return error
 
 
@@ -115,6 +119,11 @@ def system_error(error: BaseException | None) -> OSError | None:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The text, or its beginning and `...` if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def suggestion(word: str, known: Iterable[object]) -> str | None:

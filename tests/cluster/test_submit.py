@@ -39,6 +39,8 @@ URL = "https://me:hunter2@mlflow.example.org"
     [
         (("HF_HOME",), {}, "--env HF_HOME"),
         (("HF_TOKEN",), {"HF_TOKEN": "hunter2"}, "--env HF_TOKEN"),
+        (("GITHUB_PAT",), {"GITHUB_PAT": "hunter2"}, "--env GITHUB_PAT"),
+        (("LIBPQ",), {"LIBPQ": "host=h password=hunter2"}, "--env LIBPQ"),
         (("PROXY",), {"PROXY": URL}, "--env PROXY"),
         ((), {"MLFLOW_TRACKING_URI": URL}, "MLFLOW_TRACKING_URI"),
     ],
@@ -69,7 +71,7 @@ def test_searches_have_one_id_only_if_one_resumes_the_other(override: str, is_sa
 def test_mistakes_are_found_before_anything_is_sent(tmp_path: Path) -> None:
     for overrides, key in (
         (("trial.optim.lrr=1",), None),
-        (("search.tracking.uri=https://a:b@c",), "--set search.tracking.uri"),
+        (("search.tracking.uri=https://a:b@c",), "search.tracking.uri"),
         (("trial.data.root=my/data",), "trial.data.root"),
         (("search.objective.metric=x/y",), None),
     ):
@@ -94,9 +96,9 @@ def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path: Path) 
     (tmp_path / "storage.yaml").write_text(f"search: {{storage: '{secret}'}}")
     with job_server() as server:
         for key, config, *overrides in (
-            ("--set trial.data.root", "quickstart", f"trial.data.root={secret}"),
+            ("trial.data.root", "quickstart", f"trial.data.root={secret}"),
             (
-                "--set trial.model.pretrained",
+                "trial.model.pretrained",
                 "quickstart",
                 "trial.model.pretrained=https://x.org/w?token=hunter2",
             ),

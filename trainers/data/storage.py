@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import fsspec
 from pyarrow import ArrowInvalid, fs
 
 from trainers.errors import ConfigError
-from trainers.redact import has_password
+from trainers.redact import WRITE_NAME, has_password, redact
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Store:
 def open_store(url: str | Path) -> Store:
     """The folder of a path or URL such as `s3://bucket/data`, `gs://...` or `file:///data`.
 
-    File systems that Arrow lacks are fsspec's.
+    File systems that Arrow lacks are fsspec's. `${NAME}` in a URL is taken from the environment.
 
     Raises:
         ConfigError: a password in the URL, or an unknown or unreachable file system.
@@ -125,17 +124,20 @@ def open_store(url: str | Path) -> Store:
     if "://" not in text:
         folder = Path(text).expanduser().absolute().as_posix()
         return Store(fs.LocalFileSystem(), folder.rstrip("/"), text)
-    refuse_secrets(text)
+    if has_password(text):
+        problem = "credentials do not belong in a URL"
+        raise ConfigError(problem, source=text, hint=WRITE_NAME)
+    expanded = os.path.expandvars(text)
     try:
-        filesystem, path = fs.FileSystem.from_uri(text)
+        filesystem, path = fs.FileSystem.from_uri(expanded)
     except (ArrowInvalid, NotImplementedError):
         try:
-            other, path = fsspec.core.url_to_fs(text)
+            other, path = fsspec.core.url_to_fs(expanded)
         except (ImportError, ValueError) as error:
-            raise ConfigError(str(error), source=text) from None
+            raise ConfigError(redact(str(error), text), source=text) from None
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     except OSError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(redact(str(error), text).split())
         raise ConfigError(f"cannot be reached: {reason}", source=text) from None
     return Store(filesystem, str(path).rstrip("/"), text)
 
@@ -144,13 +146,3 @@ def url_of(folder: str, *path: str) -> str:
     """The URL or path of something in a folder; a query, as of `s3://b/x?region=eu`, stays last."""
     base, mark, query = folder.partition("?") if "://" in folder else (folder, "", "")
     return "/".join([base.rstrip("/"), *path]) + mark + query
-
-
-def refuse_secrets(url: str) -> None:
-    """Raise a ConfigError, which does not repeat it, for a password in a URL."""
-    parts = urlsplit(url)
-    # A user name alone is Azure's way to name a container, and not a secret.
-    if parts.password or has_password(f"?{parts.query}"):
-        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        problem = "credentials do not belong in a URL; set the environment"
-        raise ConfigError(problem, source=shown)

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from trainers.data.suite import load_suite, packaged_suites, resolve_suite
-from trainers.errors import ConfigError, nearest, suggestion
+from trainers.errors import ConfigError, nearest, shortened, suggestion
+from trainers.overrides import flat
+from trainers.redact import WRITE_NAME, has_password
 from trainers.yaml_text import parse_yaml, read_yaml
 from tuning.config.schema import SearchFile
 
@@ -67,7 +69,8 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
     The arguments are those of `load_config`.
 
     Raises:
-        ConfigError: the file or variant does not exist, or something is not valid YAML.
+        ConfigError: the file or variant does not exist, something is not valid YAML, or a value is
+            a literal secret.
     """
     file, _, variant = str(source).rpartition(":")
     if not file or Path(source).is_file():
@@ -108,6 +111,7 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
         # Workers and resumed runs may not have the user's suite file, so its contents are put in.
         if suite is not None:
             values = _merge(values, _nested({_SUITE_KEY: resolve_suite(suite, _SUITE_KEY)}))
+        refuse_secrets(values)
     except ConfigError as error:
         raise error.within(origin.of(error.key)) from None
     plugins = [values.get(_PLUGINS), _section(values, "trial").get(_PLUGINS)]
@@ -115,6 +119,16 @@ def read_layers(source: str | Path, overrides: Iterable[str] = ()) -> tuple[Orig
     chosen = (_SUITE_KEY, _PLUGINS)
     read = tuple((by, file) for by, file in files if by not in chosen or str(file) in used)
     return replace(origin, files=read), values
+
+
+def refuse_secrets(values: Mapping[str, Any]) -> None:
+    """Raise a ConfigError, which does not repeat it, for a literal secret in any text."""
+    for key, value in flat(values).items():
+        name = str(key).rpartition(".")[2]
+        text = f"{name}= {value}" if isinstance(value, str) else str(value)
+        if has_password(text):
+            problem = "a secret does not belong in a configuration"
+            raise ConfigError(problem, key=str(key), hint=WRITE_NAME)
 
 
 def find_config(source: str | Path) -> Path:
@@ -211,7 +225,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path, files: list[tuple[str, 
 
 def _parse_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
-    source = f"--set {override!r}"
+    source = f"--set {shortened(key.strip())}"
     if not equals or not key.strip():
         raise ConfigError("write it as key=value", source=source)
     return key.strip(), parse_yaml(text, source)

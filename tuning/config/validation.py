@@ -13,12 +13,10 @@ from typing import Any
 
 from search_spaces import Categorical, SearchSpace
 from trainers.config import TrialConfig, with_overrides
-from trainers.data.storage import refuse_secrets
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, direction, metric_names
-from trainers.redact import has_password
 from tuning.algorithms.objectives import check_meaning
-from tuning.config.loading import read_layers
+from tuning.config.loading import read_layers, refuse_secrets
 from tuning.config.schema import NoSchedulerConfig, SearchFile
 from tuning.config.search_space import SpaceConfig
 from tuning.runs.records import METHOD_KEY
@@ -169,15 +167,7 @@ def check_settings(file: SearchFile) -> None:
             trial.steps,
             "" if scheduler.name == "none" else ", and no trial is stopped early",
         )
-    urls = {
-        "search.study_storage": search.study_storage,
-        "search.tracking.uri": search.tracking.uri,
-    }
-    for key, url in urls.items():
-        if has_password(url or ""):
-            hint = "write ${NAME} in its place, and set that variable in the environment"
-            raise ConfigError("a password does not belong in a file", key=key, hint=hint)
-    refuse_secrets(search.checkpoints.storage or "")
+    refuse_secrets(file.model_dump(mode="json"))  # one made in Python was not read from a file
 
     # Optuna refuses these only in the middle of a search.
     if search.sampler.name == "cma_es":

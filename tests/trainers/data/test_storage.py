@@ -53,6 +53,15 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
     assert "bucket/data" in str(error.value)
 
 
+def test_a_name_in_a_url_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLDER_A", "hunter2")
+    store = open_store("memory://${FOLDER_A}/x")
+    assert (store.root, store.url) == ("/hunter2/x", "memory://${FOLDER_A}/x")
+    with pytest.raises(ConfigError) as error:
+        open_store("nosuch://me:${FOLDER_A}@bucket/x")
+    assert "hunter2" not in str(error.value)
+
+
 def test_an_unknown_file_system_is_one_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"nosuch://bucket/x: .*nosuch"):
         open_store("nosuch://bucket/x")

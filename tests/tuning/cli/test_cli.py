@@ -171,7 +171,8 @@ def test_ui_without_a_database_names_the_server(
 ) -> None:
     uri = "http://ann:pa55@host:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere" if configured else uri)
-    file = search_file(images_root, search__tracking__uri=uri if configured else None)
+    named = uri.replace("pa55", "${PASSWORD}")
+    file = search_file(images_root, search__tracking__uri=named if configured else None)
     run = write_run(tmp_path / "mine", file)
     error = invoke("ui", tmp_path if of_all else run).exception
     assert isinstance(error, ConfigError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from trainers.errors import ConfigError
 from trainers.overrides import nest
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import SearchFile
-from tuning.config.validation import load_config, load_trial
+from tuning.config.validation import check_settings, load_config, load_trial
 
 BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
 LR = {"type": "float", "low": 1e-5, "high": 1e-3, "log": True}
@@ -148,7 +149,7 @@ def test_every_number_has_limits() -> None:
         ("search.constraints", "id_val/acc >= 0.6", "", "in percent: 60"),
         ("search.references", ["ft", "ft"], "", "given twice"),
         ("search.checkpoints.storage", "here", "", "absolute path"),
-        ("search.checkpoints.storage", "s3://me:hunter2@b/x", None, "s3://b/x: credentials"),
+        ("search.checkpoints.storage", "s3://me:hunter2@b/x", "", r"a secret .*write \$\{NAME\}"),
         ("search.warm_start.use", "obs", "", "known: auto, observations, points"),
         ("search.scheduler.grace_steps", 7, "", "more than trial.steps = 6 .*null"),
         ("search", {"objective": BOTH, "budget": {"target": 80}}, "search.budget.target", "single"),
@@ -294,6 +295,60 @@ def test_a_plain_password_is_refused_and_not_shown(url: str, path: Path) -> None
     assert "${NAME}" in str(caught.value.hint)
     for part in ("hunter2", "ter2", "hun", "postgresql"):
         assert part not in str(caught.value)
+
+
+SECRETS = {
+    "trial.data.root": "s3://bucket/x?token=hunter2",
+    "trial.model.pretrained": "https://host/w?code=hunter2",
+    "trial.method.api_key": "hunter2",
+    "search.checkpoints.storage": "abfs://box@host/x#sig=hunter2",
+    "search.tracking.uri": "//me:hunter2@host/name",
+    "search.tracking.experiment": "Server=host;Password=hunter2;Database=name",
+    "search.study_storage": "host=h password=hunter2",
+    "search.storage": "https://hunter2@host/x",
+    "search.constraints": ["id_val/acc >= best", "https://me:hunter2@host/x"],
+    "nonsense": {"a": "AccountName=a;AccountKey=hunter2"},
+}
+
+
+@pytest.mark.parametrize("is_in_file", [True, False])
+@pytest.mark.parametrize("key", SECRETS)
+def test_a_literal_secret_is_refused_in_any_value(
+    key: str, is_in_file: bool, good: dict[str, Any], tmp_path: Path
+) -> None:
+    path, value = tmp_path / "mine.yaml", SECRETS[key]
+    path.write_text(yaml.safe_dump(nest({key: value}, good) if is_in_file else good))
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [] if is_in_file else [f"{key}={json.dumps(value)}"], check=False)
+    assert str(caught.value.key).startswith(key)
+    assert "${NAME}" in str(caught.value.hint)
+    assert str(caught.value).startswith(str(path) if is_in_file else "--set: ")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_secret_of_a_configuration_made_in_python_is_refused(path: Path) -> None:
+    file = load_config(path)
+    search = file.search.model_copy(update={"storage": "https://hunter2@host/x"})
+    with pytest.raises(ConfigError, match="a secret does not belong") as caught:
+        check_settings(file.model_copy(update={"search": search}))
+    assert caught.value.key == "search.storage"
+
+
+@pytest.mark.parametrize(
+    "override", ["https://me:hunter2@host", "search.name=[https://a:hunter2@b"]
+)
+def test_a_secret_in_a_broken_override_is_not_shown(override: str, path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--set ") as caught:
+        load_config(path, [override])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_long_value_is_shortened(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trial.steps = 'xxx.*xxx\.\.\.: ") as caught:
+        load_config(path, [f"trial.steps={'x' * 100_000}"])
+    assert len(str(caught.value)) < 1000
+    assert caught.value.value == "x" * 100_000
 
 
 @pytest.mark.parametrize(
