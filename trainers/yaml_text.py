@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from trainers.text_files import read_text_file
 MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
 """Values of a file after its aliases are expanded; class names of large data sets fit."""
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+"""Characters that no path or name has."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -30,8 +33,8 @@ def parse_yaml(text: str, source: object) -> Any:
     Raises:
         ConfigError: not valid YAML, a duplicate key, nested too deeply, or too large.
     """
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -45,8 +48,8 @@ def parse_yaml(text: str, source: object) -> Any:
         raise ConfigError("nested too deeply", source=source) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as an impossible date
         raise ConfigError(" ".join(str(error).split()), source=source) from None
-    finally:
-        loader.dispose()
+    except (AttributeError, LookupError):  # of PyYAML 6.0 for `!!timestamp x`, `!!bool x`
+        raise ConfigError("a value is not of the type of its tag", source=source) from None
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
@@ -55,8 +58,8 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int) -> 
         return known[id(node)]
     if depth > MAX_DEPTH:
         raise _problem(f"nested more than {MAX_DEPTH} deep", node)
-    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:  # no path or name has one
-        raise _problem("a text with the character NUL", node)
+    if isinstance(node, yaml.ScalarNode) and _UNUSABLE.search(node.value):
+        raise _problem("a text with the character NUL or half of a surrogate pair", node)
     known[id(node)] = (MAX_VALUES, MAX_DEPTH)  # for an alias that contains itself
     children: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
     if isinstance(node, yaml.MappingNode):

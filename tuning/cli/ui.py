@@ -31,7 +31,7 @@ def ui(
         Path,
         typer.Argument(callback=found, help="A run folder, its name, or the folder of all runs."),
     ] = Path("runs"),
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 5000,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
     """Serve MLflow for a folder of runs to this machine alone, and open the page of a search.

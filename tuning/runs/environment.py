@@ -58,8 +58,8 @@ def recorded_environment(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def seen_at_start(folder: Path, inputs: str = "data") -> dict[str, str] | None:
-    """Fingerprints of inputs at the start of a run's search; None if they are not recorded."""
+def seen_at_start(folder: Path, inputs: str = "data") -> dict[str, Any] | None:
+    """Section of a run's environment at the start of its search; None if it is not recorded."""
     found = recorded_environment(folder).get(inputs)
     return found if isinstance(found, dict) else None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import operator
 import os
 import secrets
 import time
@@ -20,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import FileIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from trainers.checkpoints.format import read_header
 from trainers.data.storage import Store
@@ -29,6 +30,7 @@ from tuning.checkpoints.files import kept_checkpoint
 from tuning.runs.records import (
     STEP,
     TRAIN_CURVE,
+    Outcome,
     SearchOutcome,
     SearchRecord,
     TrialRecord,
@@ -289,7 +291,7 @@ class _Reader:
         if kind == "used_ood":
             self.found = replace(self.found, used_ood=True)
         elif kind == "zero_shot":
-            self.found = replace(self.found, zero_shot=event["metrics"])
+            self.found = replace(self.found, zero_shot=_numbers(event["metrics"]))
         elif kind == "session_ended":
             self.found = replace(self.found, outcome=event["outcome"])
             self._close_session()
@@ -302,16 +304,18 @@ class _Reader:
         if kind == "started":
             new = TrialRecord(
                 trial_id,
-                event["number"],
+                operator.index(event["number"]),
                 event["kind"],
-                event["params"],
+                dict(event["params"]),
                 is_first_point=event.get("first_point", False),
                 sampler_state=event.get("sampler", {}),
             )
             return self.records.get(trial_id, new).with_attempt(at, event["gpus"])
         record = self.records[trial_id]
         if kind == "report":
-            return record.with_report(event["report"], event.get(TRAIN_CURVE))
+            return record.with_report(_numbers(event["report"]), event.get(TRAIN_CURVE))
+        if event["outcome"] not in get_args(Outcome):
+            raise ValueError
         return record.with_end(event["outcome"], at, event["error"])
 
     def _close_session(self) -> None:
@@ -328,6 +332,12 @@ class _Reader:
             self._close_session()
         records = sorted(self.records.values(), key=lambda record: record.number)
         return replace(self.found, records=tuple(records))
+
+
+def _numbers(metrics: dict[str, float]) -> dict[str, float]:
+    if not all(isinstance(value, int | float) for value in metrics.values()):
+        raise TypeError
+    return metrics
 
 
 def open_locked(path: Path, locked: str) -> FileIO:

@@ -20,7 +20,7 @@ from trainers.errors import ConfigError, quoted, suggestion
 from tuning.checkpoints.files import TRAIN_FOLDER, checkpoint_home
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.runs.environment import ENVIRONMENT_FILE, environment, recorded_environment
+from tuning.runs.environment import ENVIRONMENT_FILE, environment, seen_at_start
 from tuning.runs.journal import JOURNAL_FILE, History, is_running, read_history
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 
@@ -300,7 +300,7 @@ def search_record(
         run_folder=folder,
         run_id=run_id,
         sampler_metric=file.search.sampler.metric,
-        val_images=recorded_environment(folder).get("val_images", {}),
+        val_images=seen_at_start(folder, "val_images") or {},
         used_ood=used_ood,
     )
 

@@ -198,3 +198,26 @@ def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path: Path
     path.unlink()
     with pytest.raises(ConfigError, match="not a run folder"):
         read_history(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "started", "trial": "a", "number": "x"},
+        {"event": "started", "trial": "a", "params": 7},
+        {"event": "report", "trial": "trial-000", "report": {"step": 1, "id_val/acc": "abc"}},
+        {"event": "ended", "trial": "trial-000", "outcome": "weird", "error": None},
+        {"event": "zero_shot", "metrics": {"id_val/acc": None}},
+    ],
+)
+def test_a_line_with_a_value_of_another_type_is_damaged(
+    event: dict[str, object], tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path)
+    write_trial(journal, STARTED)
+    journal.close()
+    started = {"number": 0, "kind": "trial", "params": {}, "gpus": 0}
+    with (tmp_path / JOURNAL_FILE).open("a") as file:
+        file.write(json.dumps({"time": 1, **started, **event}) + "\n")
+    with pytest.raises(ConfigError, match="line 4 is damaged"):
+        read_history(tmp_path)

@@ -27,7 +27,7 @@ from trainers.data.formats.index import (
 )
 from trainers.data.formats.readers import FileSource
 from trainers.data.storage import Store, open_store
-from trainers.errors import ConfigError, listed
+from trainers.errors import ConfigError, listed, shortened
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 _LISTED_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
@@ -119,9 +119,10 @@ def _read_lists(source: Store) -> list[_List]:
             path, _, label = (part.strip() for part in line.strip().rpartition(" "))
             parts = path.split("/")
             is_path = len(parts) == 3 and parts[0] == domain and not {"", ".", ".."} & set(parts)
-            if not is_path or not (label.isascii() and label.isdecimal()):
+            is_label = label.isascii() and label.isdecimal() and len(label) < 10
+            if not is_path or not is_label:
                 raise ConfigError(
-                    f"line {number}: {line.strip()!r} is not a path and a label such as "
+                    f"line {number}: {shortened(line.strip())!r} is not a path and a label such as "
                     f"'{domain}/tiger/{domain}_320_000001.jpg 320'",
                     source=join(source.url, folder, name),
                 )
