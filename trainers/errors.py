@@ -66,6 +66,9 @@ class TrainingDiverged(FloatingPointError):
     """The training loss is no longer a finite number."""
 
 
+UNEXPECTED = 70
+"""Exit status for an error that this package did not foresee. EX_SOFTWARE of sysexits.h."""
+
 MAY_CONTINUE = 75
 """Exit status for what has to do with the machines: the same command may be repeated. EX_TEMPFAIL
 of sysexits.h."""

@@ -1,9 +1,9 @@
 """The command `lipsum-tune`.
 
 Exit status: 0 done; 1 a trial or a training of `confirm` failed, `doctor` found a fault, a
-preparation was refused or a zero-shot accuracy is off; 2 the configuration cannot run; 75 storage
-failed, Ray was lost, or many trials failed in a row, and the search may continue later; 130
-interrupted.
+preparation was refused or a zero-shot accuracy is off; 2 the configuration cannot run; 70 an error
+that this package did not foresee; 75 storage failed, Ray was lost, or many trials failed in a row,
+and the search may continue later; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -63,27 +63,38 @@ def main() -> None:
 
 
 def run_command(command: Callable[[], Any]) -> None:
-    """Run a command; mistakes of the user and storage failures are one line, not a traceback."""
+    """Run a command. Every error is one line; `--debug` shows its traceback as well."""
     from trainers.errors import (
         DENIED,
         FULL,
         MAY_CONTINUE,
+        UNEXPECTED,
         ConfigError,
         StorageFailed,
+        first_line,
+        shortened,
         where_and_why,
     )
+    from trainers.redact import redact
 
     try:
         command()
     except typer.Exit as ended:
         raise SystemExit(ended.exit_code) from None
-    except (ConfigError, StorageFailed, OSError) as error:
-        text = str(error)
-        if isinstance(error, OSError):
-            if error.errno not in FULL | DENIED:
-                raise
-            text = where_and_why(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        if isinstance(error, ConfigError):
+            text, status = str(error), 2
+        elif isinstance(error, StorageFailed):
+            text, status = str(error), MAY_CONTINUE
+        elif isinstance(error, OSError) and error.errno in FULL | DENIED:
+            text, status = where_and_why(error), MAY_CONTINUE
+        else:
+            what = shortened(redact(first_line(error)))
+            text = f"{type(error).__name__}: {what} (--debug shows the traceback)"
+            status = UNEXPECTED
         if _shown.debug:
             traceback.print_exc()
-        print(f"lipsum-tune: {text}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ConfigError) else MAY_CONTINUE) from None
+        print(f"lipsum-tune: {redact(text)}", file=sys.stderr)
+        raise SystemExit(status) from None

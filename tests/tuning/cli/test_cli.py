@@ -33,10 +33,11 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
 from trainers.errors import ConfigError, StorageFailed
-from tuning.cli import app, main
+from tuning.cli import app, main, run_command
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
+from tuning.confirmation.confirm import _check_test_splits
 from tuning.execution import run_search
 from tuning.execution.run_search import SearchResult
 from tuning.reporting.callback import write_results
@@ -158,6 +159,12 @@ def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) ->
         done = invoke("ui", run, "--port", port)
     assert isinstance(done.exception, ConfigError)
     assert (done.exception.key, done.exception.value) == ("--port", port)
+
+
+def test_ui_refuses_a_port_that_does_not_exist(run: Path) -> None:
+    for port in (-1, 99999):
+        done = invoke("ui", run, "--port", port)
+        assert (done.exit_code, "equal to" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("of_all", [False, True])
@@ -462,6 +469,107 @@ def test_ctrl_c_in_a_plugin_is_no_mistake(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("raise KeyboardInterrupt\n")
     done = lipsum_tune("config", "quickstart", "--set", "plugins=[script.py]", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+TOO_LONG = "x" * 300
+UNFORESEEN = " (--debug shows the traceback)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "file", "status", "said"),
+    [
+        ("config FILE", "trial: {steps: 3} # \x1b[0m", 2, "unacceptable character #x001b"),
+        ("config quickstart --set trial.data.root=\x1b", "", 2, "unacceptable character #x001b"),
+        ("config FILE", 'trial: {data: {root: "\\ud800"}}', 2, "or half of a surrogate pair"),
+        ("config FILE", "trial: {steps: !!timestamp xx}", 2, "not of the type of its tag"),
+        ("config FILE", "trial: {steps: !!bool xx}", 2, "not of the type of its tag"),
+        (f"config quickstart --set trial{'.a' * 5000}=3", "", 70, "RecursionError: "),
+        (f"config {TOO_LONG}", "", 70, "OSError: [Errno 36] File name too long"),
+        (f"status {TOO_LONG}", "", 70, "OSError: [Errno 36] File name too long"),
+        (f"search FILE --set search.warm_start.runs={TOO_LONG}", "", 70, "File name too long"),
+        ("status RUN", "journal.jsonl", 2, "line 27 is damaged"),
+        ("report RUN", "journal.jsonl", 2, "line 27 is damaged"),
+        ("prepare domainnet mine ../out", "lists", 2, "is not a path and a label"),
+    ],
+)
+def test_odd_input_is_one_line(
+    arguments: str,
+    file: str,
+    status: int,
+    said: str,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(run.parent)
+    if file == "journal.jsonl":
+        with (run / file).open("a") as journal:
+            journal.write('{"event": "zero_shot", "time": 1, "metrics": {"id_val/acc": "abc"}}\n')
+    elif file == "lists":
+        for split in ("train", "test"):
+            (run / f"real_{split}.txt").write_text(f"real/tiger/a.jpg {'9' * 5000}\n")
+    else:
+        Path("mine.yaml").write_text(file or "{}")
+    named = {"RUN": str(run), "FILE": "mine.yaml"}
+    words = [named.get(word, word) for word in arguments.split(" ")]
+    monkeypatch.setattr(sys, "argv", ["lipsum-tune", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    shown = capsys.readouterr().err
+    assert shown.startswith("lipsum-tune: ")
+    assert said in shown
+    assert len(shown.splitlines()) == 1
+    assert len(shown) < 700
+    assert (caught.value.code, shown.endswith(f"{UNFORESEEN}\n")) == (status, status == 70)
+
+
+@pytest.mark.parametrize("content", ["", "junk", "[]", "null"])
+def test_a_damaged_record_of_the_test_splits_is_one_line(
+    content: str, images_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "confirm").mkdir()
+    (tmp_path / "confirm" / "test_splits.json").write_text(content)
+    data = search_file(images_root).trial.data
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: _check_test_splits(tmp_path, data, has_results=True))
+    assert caught.value.code == 70
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_report_without_the_number_of_images_is_written(run: Path) -> None:
+    (run / "environment.json").write_text('{"val_images": 5}')
+    assert invoke("report", run).exit_code == 0
+
+
+def test_an_unforeseen_error_is_short_and_holds_no_secret(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise RuntimeError(f"https://me:hunter2@host {'x' * 10_000}\nmore")
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(fail)
+    shown = capsys.readouterr().err
+    assert shown == f"lipsum-tune: RuntimeError: https://***@host {'x' * 183}...{UNFORESEEN}\n"
+    assert caught.value.code == 70
+
+
+def test_ctrl_c_is_status_130_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(interrupt)
+    assert (caught.value.code, capsys.readouterr().err) == (130, "")
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tuning", "config", "quickstart"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.stderr == b""
 
 
 def test_status_shows_the_leaderboard_and_writes_nothing(run: Path) -> None:

@@ -28,6 +28,7 @@ from trainers.folders import appearing
 from trainers.loop.state import load_split
 from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
+from tuning.cli import run_command
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
@@ -243,6 +244,20 @@ def test_an_alpha_out_of_range_is_refused(alpha: float, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be from 0 to 1") as caught:
         export(tmp_path, tmp_path / "model", alpha=alpha)
     assert caught.value.key == "--alpha"
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [("x" * 300, "File name too long"), ("~nosuchuser/x", "home directory")]
+)
+def test_an_output_that_cannot_exist_is_one_line(
+    output: str, said: str, real: Real, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: export(real[0], output))
+    assert caught.value.code == 70
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert len(shown.splitlines()) == 1
 
 
 @pytest.mark.parametrize("contents", ["{", "{}", '{"metrics": {}, "trials": []}'])
