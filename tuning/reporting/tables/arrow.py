@@ -33,6 +33,7 @@ def trial_row(search: SearchRecord, record: TrialRecord) -> dict[str, object]:
         "objective": record.metrics.get(first.metric),
         "objective_best": record.best(first.metric, first.mode),
         "is_best": False,
+        "is_first_point": record.is_first_point,
         **record.params,
         **metric_cells(record.metrics),
     }
