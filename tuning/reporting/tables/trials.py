@@ -17,7 +17,7 @@ Columns have the names of the configuration and of the reports: parameters have 
 | seconds | double | wall time |
 | objective, objective_best | double | the (first) objective at the last step, and at its best |
 | is_best | bool | whether `best_trial` chooses it |
-| is_first_point | bool | whether it was given, and not proposed by the sampler; null for zero-shot |
+| is_first_point | bool | whether it was given and not proposed; null for zero-shot |
 | one per parameter | int64, double, bool or string | null if the row has no value |
 | one per metric | double | the last report; null if absent, NaN if it diverged |
 
