@@ -14,22 +14,26 @@ from collections.abc import Iterator
 WRITE_NAME = "write ${NAME} in its place, and set that variable in the environment"
 """How a configuration passes a secret."""
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
-# Words that count anywhere in a name, then those that count at its end. A parameter has its mark
-# before its name: `?code=` is a secret, `exit code=1` is not.
+# Words that count anywhere in a name, then those that count at its end.
 _SECRET_NAME = re.compile(
     r"(?:^|[^a-z])(?:pass(?:word|wd|phrase)?|pwd|secret|(?-i:TOKEN)|credentials?"
     r"|(?:api|access|account|private|secret|storage)_?key|connection_?string)(?:[^a-z]|$)"
     r"|(?:password|passwd|secret|token|signature|(?:api|access|account|secret)key(?:id)?)$"
-    r"|(?:^|[^a-z])(?:auth|authorization|jwt|pat|sig)$|[?&#_-]key$|^[?&#]code$"
+    r"|(?:^|[^a-z])(?:auth|authorization|jwt|pat|sig)$|(?-i:_KEY)$"
     r"|(?:^|_)(?:database|db|mongodb|postgres|redis|webhook)_ur[il]$|_(?:dsn|webhook)$",
     re.I,
 )
+_PARAMETER = re.compile(
+    r"[?&#].*(?:pass|pwd?|secret|token|key|sig|auth|jwt|credential)|[?&#]code$", re.I
+)
+"""The name of a URL's parameter, with its mark, if its value is secret. `exit code=1` is no URL."""
 # The user part of a URL, or the name of a parameter of a URL or of a connection string. A user part
 # ends at its last @, because a password may contain an @ or a slash that was not escaped; but
 # digits before a slash are a port, and a path may contain an @.
 _MARK = re.compile(
     r"(?:(?<=:)|(?<![^\s'\"]))//"
-    r"(?P<user>[^/\s:@'\"\[]*(?::(?!\d{1,5}[/?#])(?P<password>(?:[^\s'\":]|:(?!//))*))?)@"
+    r"(?P<user>(?!\[[\da-fA-F:.]+\])[^/\s:@]*"
+    r"(?::(?!\d{1,5}[/?#])(?P<password>(?:[^\s:]|:(?!//))*))?)@"
     r"|(?P<name>(?:^|[^\w./-])[\w.-]+)\s*="
 )
 _VALUE = re.compile(r"\s*('[^']*'|\"[^\"]*\"|[^&;\s]+)")
@@ -70,10 +74,13 @@ def _hidden(text: str) -> Iterator[tuple[int, int, str]]:
             continue
         if found["name"] is None:
             start, end = found.span("user")
-            is_token = text.endswith(("http:", "https:"), 0, found.start())
+            scheme = text[max(0, found.start() - len("https:")) : found.start()].lower()
+            is_token = scheme.endswith(("http:", "https:"))
             password = found["password"]
             secret = password.lstrip("@").partition("@")[0] if password else ""
             yield start, end, secret or (found["user"] if is_token and password is None else "")
-        elif _SECRET_NAME.search(found["name"]) and (value := _VALUE.match(text, found.end())):
+        elif (_SECRET_NAME.search(found["name"]) or _PARAMETER.match(found["name"])) and (
+            value := _VALUE.match(text, found.end())
+        ):
             start, end = value.span(1)
             yield start, end, value[1].strip("'\"")

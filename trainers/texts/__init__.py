@@ -11,7 +11,7 @@ def spoken(name: str) -> str:
 
 
 IGNORED = "tokenizers ignore case, spaces, Unicode form (NFC or NFD) and HTML entities"
-"""Differences between names of which `as_tokenized` is the same, for messages."""
+"""What `as_tokenized` removes, for messages."""
 
 
 def as_tokenized(name: str) -> str:

@@ -28,11 +28,10 @@ def list_(
     """
     from tuning.reporting.overview import configs_table, runs_table
     from tuning.reporting.result_table import fit_table
-    from tuning.runs.run_folder import RUNS, job_runs
+    from tuning.runs.run_folder import places_of_runs
 
     console = Console()
-    places = [runs or RUNS, *([job_runs()] if runs is None and job_runs().is_dir() else [])]
-    for table in (*map(runs_table, places), configs_table()):
+    for table in (*map(runs_table, [runs] if runs else places_of_runs()), configs_table()):
         console.print(fit_table(table, console.width), "")
 
 

@@ -317,7 +317,11 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
         show("Ended by", result.ended_by)
     show("Run folder", result.folder)
     show("Report", result.folder / REPORT_FOLDER / REPORT_FILE)
-    found = verdict(result.search, records)
+    found = None
+    try:
+        found = verdict(result.search, records)
+    except ConfigError as error:  # damaged results of `confirm`
+        warn(error)
     kept = kept_checkpoint(result.checkpoints, found.trial_id) if found else None
     if kept is not None:
         show("Weights", url_of(kept.url, WEIGHTS))

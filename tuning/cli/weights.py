@@ -93,7 +93,8 @@ def export(
         from tuning.weights.registry import register_weights
 
         version = register_weights(run, register, output, trial=trial, soup=soup, alpha=alpha)
-        show("Registered", f"{version.name}, version {version.version}, in MLflow")
+        what = str(version.description).partition("\n")[0].lstrip("# ")
+        show("Registered", f"{what} as {version.name}, version {version.version}, in MLflow")
         show("Load with", f'mlflow.pyfunc.load_model("models:/{version.name}/{version.version}")')
     elif output is None:
         raise ConfigError("give --output FOLDER, --register NAME or both")

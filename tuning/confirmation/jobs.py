@@ -149,7 +149,7 @@ def _zero_shot_metrics(config: TrialConfig) -> dict[str, float]:
 def kept_metrics(report: Mapping[str, float], chosen_by: Collection[str] = ()) -> dict[str, float]:
     """The metrics of the test splits, the costs of training, and a few of the validation splits.
 
-    These show how much the seed alone changes what the search compared, and `winner` needs them.
+    These show how much the seed alone changes what the search compared, and `verdict` needs them.
     """
     keys = {name: MetricKey.parse(name) for name in report}
     kept = {*COSTS, ID_ACC, OOD_MEAN_ACC, *chosen_by}

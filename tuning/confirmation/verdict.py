@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tuning.confirmation.configurations import read_confirmation
-from tuning.confirmation.results import Confirmation
+from tuning.confirmation.results import FT
 from tuning.reporting.formatting import trial_label
 from tuning.reporting.leaderboard import warning_of_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
@@ -17,15 +17,19 @@ from tuning.selection.ranking import best_trial, choice_of, stronger_reference
 class Verdict:
     """The trial, reference or zero-shot model to use."""
 
-    trial_id: str
-    """`trial-007`, `ft` or `zero-shot`."""
+    record: TrialRecord
+    """Its kind is `reference` for plain fine-tuning and for the zero-shot model."""
     label: str
     """`trial-007`, `FT, not tuned (lr = 6e-04)` or `zero-shot`."""
-    is_trial: bool
     why: str
-    """How it was chosen."""
-    confirmation: Confirmation | None
-    """All that `confirm` has measured so far."""
+    """How it was chosen, in one or a few sentences."""
+    seeds: int = 0
+    """Number of fresh seeds of `confirm` that decided; 0: the search's own training did."""
+
+    @property
+    def trial_id(self) -> str:
+        """`trial-007`, `ft` or `zero-shot`."""
+        return self.record.trial_id
 
     def commands(self, run: str) -> list[str]:
         """The commands to go on with, each with a comment.
@@ -34,18 +38,18 @@ class Verdict:
             run: what a user types for the run folder.
         """
         export = f"lipsum-tune export {run} --output model   # {self.label}, for open_clip"
-        if not self.is_trial:
-            return [f"lipsum-tune extend {run} --trials 8   # no trial is better yet", export]
-        if self.confirmation:
+        confirm = f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once"
+        extend = f"lipsum-tune extend {run} --trials 8   # no trial is better yet"
+        if self.seeds or self.record.outcome != "finished":
             return [export]
-        return [f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once", export]
+        return [confirm if self.record.kind == "trial" else extend, export]
 
 
 def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | None:
     """The model to use: the best trial, or the reference or zero-shot model that beats all trials.
 
-    If `confirm` has trained the best trial again, the trials and references that it trained are
-    compared by their means over fresh seeds, on the validation splits: test splits choose nothing.
+    If `confirm` has trained the best trial again, all that it trained with the same fresh seeds are
+    compared by their means, on the validation splits: the test splits choose nothing.
 
     Returns:
         None if no trial has a value of the objective yet.
@@ -53,24 +57,56 @@ def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | N
     Raises:
         ConfigError: the results of `confirm` are damaged.
     """
-    confirmation, best = read_confirmation(search, records), best_trial(search, records)
+    best = best_trial(search, records)
     if best is None:
         return None
+    again, seeds = _over_fresh_seeds(search, records, best)
+    if again:
+        # Bounds relative to the best trial are those that the search itself has set.
+        bests = search.bests(records)
+        bounds = {c.text: c.bound(search.zero_shot, bests.get(c.text)) for c in search.constraints}
+        search = replace(
+            search,
+            constraints=tuple(
+                replace(c, anchor=None, offset=bound)
+                for c in search.constraints
+                if (bound := bounds[c.text]) is not None
+            ),
+        )
+        records, best = again, best_trial(search, again) or best
     won = stronger_reference(search, records) or best
     why = warning_of_reference(search, records) or choice_of(search, records, best)
-    if confirmation is not None:
-        means = {
-            one.trial_id: confirmation.means(one.trial_id) for one in confirmation.configurations
-        }
-        again = [
-            replace(record, curve=({STEP: record.step, **means[record.trial_id]},))
-            for record in records
-            if means.get(record.trial_id)
-        ]
-        best_again = best_trial(search, again) if means.get(best.trial_id) else None
-        if best_again is not None:
-            won = stronger_reference(search, again) or best_again
-            seeds = f"as the mean over {len(confirmation.seeds)} fresh seeds"
-            why = search.selection.replace("at the last step", seeds)
-    label, is_trial = trial_label(search, won), won.kind == "trial"
-    return Verdict(won.trial_id, label, is_trial, why, confirmation)
+    if seeds:
+        why += f" Compared by the means over {seeds} fresh seeds."
+    return Verdict(won, trial_label(search, won), why, seeds)
+
+
+def _over_fresh_seeds(
+    search: SearchRecord, records: Sequence[TrialRecord], best: TrialRecord
+) -> tuple[list[TrialRecord], int]:
+    """The trials and FT with their means over the fresh seeds of the best trial as only report.
+
+    Without those that lack one of the seeds, or a metric that counts.
+
+    Returns:
+        The records, and the number of seeds; nothing if the best trial has none.
+    """
+    confirmation = read_confirmation(search, records)
+    if confirmation is None:
+        return [], 0
+    values, needed = confirmation.values, [o.metric for o in search.objectives]
+    needed += [constraint.metric for constraint in search.constraints]
+
+    def seeds_of(trial_id: str) -> set[int]:
+        return set.intersection(*(set(values(trial_id, metric)) for metric in needed))
+
+    seeds, known = seeds_of(best.trial_id), {record.trial_id: record for record in records}
+    known.setdefault(FT, TrialRecord(FT, -1, "reference", {}, "finished", curve=best.curve))
+    confirmation = replace(confirmation, seeds=tuple(sorted(seeds)))
+    names = [one.trial_id for one in confirmation.configurations]
+    again = [
+        replace(known[name], curve=({STEP: known[name].step, **confirmation.means(name)},))
+        for name in names
+        if seeds and name in known and seeds <= seeds_of(name)
+    ]
+    return again, len(seeds)

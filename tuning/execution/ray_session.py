@@ -81,18 +81,16 @@ def ray_session(address: str | None = None, *, console: Console | None = None) -
         yield not address
 
 
-def runs_folder(storage: str, address: str | None = None) -> Path:
+def runs_folder(storage: str) -> Path:
     """The absolute folder of `search.storage`, also in a Ray job (see `job_runs`).
 
-    Args:
-        address: of a Ray cluster, as for `ray_session`.
-
     Raises:
-        ConfigError: the storage is not absolute, and the cluster does not answer.
+        ConfigError: the storage is not absolute, and the cluster of RAY_ADDRESS does not answer.
     """
-    folder, address = Path(storage).expanduser(), address or os.environ.get("RAY_ADDRESS")
-    if address and not folder.is_absolute() and _is_rays(Path.cwd(), address):
-        folder = job_runs(storage)
+    folder, address = Path(storage).expanduser(), os.environ.get("RAY_ADDRESS", "")
+    # Ray gives each job the address of its cluster, which is no URL.
+    if address and "://" not in address and not folder.is_absolute():
+        folder = job_runs(storage) if _is_rays(Path.cwd(), address) else folder
     return folder.resolve()
 
 

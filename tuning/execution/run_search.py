@@ -160,7 +160,7 @@ def start_search(file: SearchFile, options: SearchOptions) -> SearchResult:
         if isinstance(run, ConfigError):  # before minutes of preparation
             raise run
     resolve_root(file.trial.data.root, progress=True)
-    run_folder = create_run_folder(file, runs_folder(file.search.storage, options.address))
+    run_folder = create_run_folder(file, runs_folder(file.search.storage))
     try:
         return continue_search(run_folder, file, options)
     except (ConfigError, TrackingError):
@@ -307,7 +307,7 @@ def prepare_studies(
     given = file.search.space.has_initial_points
     studies.enqueue_initial_points([s.method for s in studies.studies if not given(s.method)])
     show_phase(console, "Sampler", studies.describe())
-    done = sum(record.kind == "trial" for record in history.records)
-    if studies.num_waiting:
-        show_phase(console, "Points", points_line(search.budget_trials - done, studies.num_waiting))
+    left = search.budget_trials - sum(record.kind == "trial" for record in history.records)
+    if studies.num_waiting and left > 0:
+        show_phase(console, "Points", points_line(left, studies.num_waiting))
     return studies

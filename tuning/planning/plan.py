@@ -272,7 +272,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
             else "some checkpoints of the best trials will be deleted"
         )
     ranks_raw = plan.file.trial.eval.rung_weights == "raw"
-    if ranks_raw and plan.marks and plan.marks[0] < plan.shape.total_steps * 0.75:
+    is_given = getattr(plan.file.search.scheduler, "grace_steps", None) is not None
+    if is_given and ranks_raw and plan.marks and plan.marks[0] < plan.shape.total_steps * 0.75:
         yield (
             f"search.scheduler.grace_steps = {plan.marks[0]} is early: before three quarters of "
             "the steps, while the learning rate is high, the best trials may look worse than those "

@@ -47,9 +47,11 @@ def _trials(plan: Plan) -> RenderableType:
     references = ", ".join(plan.file.search.references)
     line = f"{shape.trials} trials of {shape.total_steps} steps, {shape.concurrent} at once"
     line += f"; in full beside them: {references}" if references else ""
-    parts = plan.file.search_space().parts().values()
-    if plan.file.search.sampler.name != "grid":
-        line += f"\n{points_line(shape.trials, sum(len(p.initial_points) for p in parts))}"
+    search, parts = plan.file.search, plan.file.search_space().parts().values()
+    if search.sampler.name != "grid" and not search.warm_start.runs:
+        share = math.ceil(shape.trials / len(parts))
+        first = sum(min(share, len(part.initial_points)) for part in parts)
+        line += f"\n{points_line(shape.trials, first)}"
     if not plan.marks:
         return Text(f"{line}; none is stopped early")
     table = borderless_table("step", "trials that get there", "share")

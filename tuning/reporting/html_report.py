@@ -21,7 +21,7 @@ from trainers.errors import ConfigError, storage_failures
 from tuning.reporting.changed_images import changed_images
 from tuning.reporting.cost import cost_sentences
 from tuning.reporting.formatting import format_metric, format_seconds
-from tuning.reporting.leaderboard import leaderboard, sampled_images, warning_of_reference
+from tuning.reporting.leaderboard import leaderboard, sampled_images
 from tuning.reporting.linked_figures import (
     MAX_LINKED,
     SCRIPT,
@@ -156,11 +156,11 @@ def _sections(
         f"{counted}. Time of all trials: {seconds}. {search.selection} "
         "The search does not read the test splits."
     )
-    if warning := warning_of_reference(search, records):
-        yield f"<p><strong>{escape(warning)}</strong></p>"
     confirmed, best = list(_confirmation(search, records)), best_trial(search, records)
     with suppress(ConfigError):  # the damaged results of `confirm`, which `_confirmation` reports
         if found := verdict(search, records):
+            if found.seeds or found.record.kind == "reference":
+                yield f"<p><strong>{escape(f'{found.label}. {found.why}')}</strong></p>"
             commands = "\n".join(found.commands(shlex.quote(str(search.run_folder))))
             yield f"<pre>{escape(commands)}</pre>"
     if confirmed:

@@ -180,23 +180,24 @@ def first_points_note(search: SearchRecord, records: Sequence[TrialRecord]) -> l
     """A sentence if no proposal of the sampler is better than the first points."""
     trials = [record for record in records if record.kind == "trial"]
     best = best_trial(search, records)
-    if best is None or not best.is_first_point:
+    if best is None or not best.is_first_point or len(search.objectives) > 1:
         return []
     if all(record.is_first_point for record in trials):
         return ["All trials are first points: the sampler has proposed none."]
+    if not any(r.outcome == "finished" for r in trials if not r.is_first_point):
+        return []
     method = METHODS.get(search.method(best) or "")
-    own = {key: v for key, v in best.params.items() if key.startswith("method.")}
-    own.pop(METHOD_KEY, None)
-    is_published = (
-        method is not None
-        and bool(own)
-        and all(
-            (field := method.model_fields.get(key.removeprefix("method.")))
-            and field.default == value
-            for key, value in own.items()
-        )
-    )
-    which = "the published setting" if is_published else "a first point"
+
+    def is_published(key: str) -> bool:
+        """Whether the value is the default of the method, or the trial's own in other settings."""
+        if not key.startswith("method."):
+            return search.configured("trial", *key.split(".")) == best.params[key]
+        field = method.model_fields.get(key.removeprefix("method.")) if method else None
+        return field is not None and field.default == best.params[key]
+
+    keys = best.params.keys() - {METHOD_KEY}
+    is_setting = any(key.startswith("method.") for key in keys) and all(map(is_published, keys))
+    which = "the published setting" if is_setting else "a first point"
     return [f"The best trial is {which}; no proposal was better."]
 
 

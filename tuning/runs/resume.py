@@ -122,7 +122,7 @@ def search_or_resume(
         ConfigError: see `run_search` and `resume_search`.
     """
     options = SearchOptions(address=address, console=console)
-    folder = earlier_run(file, runs_folder(file.search.storage, address))
+    folder = earlier_run(file, runs_folder(file.search.storage))
     if folder is None:
         return start_search(file, options)
     if (folder / JOURNAL_FILE).is_file():
@@ -194,6 +194,9 @@ def _without(file: SearchFile, keys: tuple[str, ...]) -> dict[str, object]:
     left_out = tuple(f"{key}." for key in keys)
     values = flat(file.model_dump(mode="json"))
     values["search.warm_start.runs"] = [Path(run).name for run in file.search.warm_start.runs]
+    if file.search.scheduler.name != "none":  # a default, or that number in words
+        first = file.search.scheduler.first_step(file.trial.steps, file.trial.eval.every)
+        values["search.scheduler.grace_steps"] = first
     return {key: value for key, value in values.items() if not f"{key}.".startswith(left_out)}
 
 

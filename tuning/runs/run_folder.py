@@ -188,8 +188,17 @@ class LoadedRun:
 def find_run(folder: str | Path) -> Path:
     """The run folder of a path, or of the name of a run in `runs/` or `job_runs()`."""
     path = Path(folder).expanduser()
-    found = (place / path for place in (Path(), RUNS, job_runs()))
+    places = (Path(), RUNS) if path.exists() else (Path(), *places_of_runs())
+    found = (place / path for place in places)
     return next((run for run in found if (run / CONFIG_FILE).is_file()), path)
+
+
+def places_of_runs() -> list[Path]:
+    """`runs/`, and the folder of the runs of Ray jobs if there is one."""
+    with suppress(RuntimeError, OSError):  # this user has no home, or cannot read it
+        if (of_jobs := job_runs()).is_dir():
+            return [RUNS, of_jobs]
+    return [RUNS]
 
 
 def job_runs(storage: str | Path = RUNS) -> Path:
@@ -224,7 +233,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     config = folder / CONFIG_FILE
     if not config.is_file():
         problem = f"not a run folder: {CONFIG_FILE} not found"
-        known = [run.name for place in (RUNS, job_runs()) for run in runs_in(place)]
+        known = [run.name for place in places_of_runs() for run in runs_in(place)]
         hint = suggestion(folder.name, known) or f"there are no runs in {RUNS.absolute()}"
         raise ConfigError(problem, source=folder, hint=hint)
     live = is_running(folder)

@@ -44,7 +44,7 @@ def export_weights(
     Args:
         folder: of a run, or of `lipsum-tune train`.
         output: a new folder, or an empty one.
-        trial: of the run, or `ft`, the reference; by default what won, see `verdict`.
+        trial: of the run, or `ft` or `zero-shot`; by default what won, see `verdict`.
         soup: of the run, instead of a trial.
         alpha: of WiSE-FT, from 0 (zero-shot) to 1 (fine-tuned); by default the weights as they are.
 

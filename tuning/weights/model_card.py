@@ -14,7 +14,7 @@ from tuning.weights.sources import SPLIT
 _CARD = """\
 # {title}
 
-A CLIP of open_clip, fine-tuned on {num_classes} classes of {id_domain} and exported by Lipsum-Tune.
+{what}, exported by Lipsum-Tune.
 
 | | |
 |---|---|
@@ -65,6 +65,10 @@ def model_card(title: str, about: Mapping[str, Any]) -> str:
     view = about["preprocessing"]
     crops = view["crop_pct"]
     crop = crops[about["id_domain"]]
+    classes = f"{len(about['classes'])} classes of {about['id_domain']}"
+    what = f"A CLIP of open_clip, fine-tuned on {classes}"
+    if about["alpha"] == 0:
+        what = f"A zero-shot CLIP of open_clip, with a head for {classes}"
     note = "These are the very images that the evaluation showed to the model."
     preprocess = ""
     # open_clip's transform has no crop: the short side of the image fills the model's input.
@@ -81,8 +85,7 @@ def model_card(title: str, about: Mapping[str, Any]) -> str:
     note += f" It was evaluated with precision `{about['precision']}`."
     return _CARD.format(
         title=title,
-        num_classes=len(about["classes"]),
-        id_domain=about["id_domain"],
+        what=what,
         rows="\n".join(f"| {name} | {value} |" for name, value in _rows(about)),
         accuracies=_accuracies(about),
         preprocess=preprocess,
@@ -132,7 +135,10 @@ def _accuracies(about: Mapping[str, Any]) -> str:
         lines.append(f"| {label} | {' | '.join(shown)} |")
     text = ""
     if about.get("test"):
-        text = "\n\nTest splits: `lipsum-tune confirm`, after the choice on validation splits."
+        text = (
+            "\n\nThe test accuracies are from `lipsum-tune confirm`, which ran after the choice on "
+            "the validation splits."
+        )
     elif about.get("trial") or about.get("trials"):
         text = (
             "\n\nThe validation splits were used to choose the model, so this is optimistic. "

@@ -21,13 +21,14 @@ from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
 from tuning.checkpoints.files import kept_checkpoint
+from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import FT, Confirmation
 from tuning.confirmation.results import SPLIT as TEST
 from tuning.confirmation.verdict import verdict
 from tuning.reporting.formatting import trial_label, untuned_label
 from tuning.runs.records import ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
-from tuning.selection.ranking import best_trial
+from tuning.selection.ranking import best_trial, choice_of
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""
@@ -67,7 +68,7 @@ def find_source(
 
     Args:
         folder: a run folder, or one that `lipsum-tune train` wrote.
-        trial: or reference; by default the `verdict` of the search.
+        trial: `ft` and `zero-shot` included; by default the `verdict` of the search.
         may_be_zero_shot: whether that may be the zero-shot model; otherwise the best trial.
 
     Raises:
@@ -98,16 +99,22 @@ def write_trial(folder: Path, trial: TrialConfig) -> None:
 
 def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> Source:
     search, records = run.search, {r.trial_id: r for r in run.history.records}
-    found, why, looks_at_ood = verdict(search, run.history.records), "Named by hand.", None
-    is_zero_shot = False
+    why, looks_at_ood = "Named by hand.", None
+    best = best_trial(search, run.history.records)
     if trial_id is None:
-        best = best_trial(search, run.history.records)
+        found = verdict(search, run.history.records)
         if found is None or best is None:
             raise ConfigError("no trial has a value of the objective yet", source=run.folder)
-        trial_id = found.trial_id
-        if trial_id == ZERO_SHOT:  # one end of the interpolation of any trial
-            trial_id, is_zero_shot = best.trial_id, may_be_zero_shot
-        why, looks_at_ood = found.why, search.sees_ood
+        trial_id, why, looks_at_ood = found.trial_id, found.why, search.sees_ood
+        if trial_id == ZERO_SHOT and not may_be_zero_shot:
+            trial_id, why = best.trial_id, choice_of(search, records.values(), best)
+        if trial_id == FT and FT not in records:
+            hint = f"--trial {best.trial_id} exports the best trial; search.references has `ft`"
+            problem = f"this search has no weights of the winner. {why}"
+            raise ConfigError(problem, source=run.folder, hint=hint)
+    is_zero_shot = trial_id == ZERO_SHOT
+    if is_zero_shot and best is not None:
+        trial_id = best.trial_id  # the zero-shot weights are one end of the line of any trial
     elif trial_id not in records:
         raise ConfigError(
             "no such trial" + did_you_mean(trial_id, records), key="--trial", value=trial_id
@@ -120,7 +127,7 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
         raise ConfigError(
             f"the weights of {record.trial_id} ({record.outcome}) were not kept, only those of "
             f"{', '.join(kept) or 'no trial'}",
-            hint="search.checkpoints.keep_top keeps more",
+            hint="--trial names one; in the next search, search.checkpoints.keep_top keeps more",
             source=run.folder,
         )
     step = saved_step(checkpoint)
@@ -146,10 +153,11 @@ def _of_trial(run: LoadedRun, trial_id: str | None, may_be_zero_shot: bool) -> S
         report,
         alpha=0.0 if is_zero_shot else None,
     )
-    if found is None or found.confirmation is None:
-        return source
-    name = ZERO_SHOT if is_zero_shot else trial_label(search, record)
-    return replace(source, test=_test_accuracies(found.confirmation, name, record.trial_id))
+    name, test = ZERO_SHOT if is_zero_shot else trial_label(search, record), {}
+    with suppress(ConfigError):  # damaged results of `confirm`
+        if confirmation := read_confirmation(search, run.history.records):
+            test = _test_accuracies(confirmation, name, record.trial_id)
+    return replace(source, test=test)
 
 
 def _test_accuracies(
@@ -161,7 +169,8 @@ def _test_accuracies(
         seeds = confirmation.values(one, str(MetricKey(TEST, ID, "acc")))
         means = measured(confirmation.means(one), TEST)
         found |= {name: {"seeds": len(seeds), "metrics": means}} if seeds else {}
-    found[ZERO_SHOT] = {"metrics": measured(confirmation.zero_shot, TEST)}
+    if zero_shot := measured(confirmation.zero_shot, TEST):
+        found[ZERO_SHOT] = {"metrics": zero_shot}
     return found if label in found else {}
 
 

@@ -327,6 +327,17 @@ def test_a_literal_secret_is_refused_in_any_value(
     assert "hunter2" not in str(caught.value)
 
 
+def test_names_of_classes_are_no_secrets(good: dict[str, Any], tmp_path: Path) -> None:
+    names = {"token": "game token", "password": "a secret = {}"}
+    suite = {"name": "mine", "id_domain": "real", "class_names": names, "templates": ["pass={}"]}
+    method = {"name": "lipsum_ft", "text_key": "caption"}
+    keys = nest({"trial.data.suite": suite, "trial.method": method}, good)
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(keys))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "mine.yaml", check=False)
+    assert (caught.value.key, caught.value.problem) == ("trial.method.text_key", "unknown key")
+
+
 def test_a_secret_of_a_configuration_made_in_python_is_refused(path: Path) -> None:
     file = load_config(path)
     search = file.search.model_copy(update={"storage": "https://hunter2@host/x"})

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.tuning import fakes
+from tuning.algorithms.objectives import parse_constraint
 from tuning.confirmation.results import ResultsFile, TestResult
 from tuning.confirmation.verdict import verdict
 from tuning.runs.records import SearchRecord, TrialRecord
@@ -25,20 +29,26 @@ def searched(folder: Path, *trials: tuple[float, float]) -> tuple[SearchRecord, 
     return fakes.search_record(folder), [ft, *(fakes.trial(i, *at) for i, at in enumerate(trials))]
 
 
-def confirmed(folder: Path, **accs: tuple[float, float]) -> None:
-    """Write results of `confirm`: mean validation accuracy over the seeds, and on the test splits.
+def confirmed(
+    folder: Path, seeds: Sequence[int] = SEEDS, off: float = 0.0, **accs: tuple[float, float]
+) -> None:
+    """Write results of `confirm`: mean validation accuracy over two seeds, and on the test splits.
 
     The seeds are two points apart.
+
+    Args:
+        off: added to the ID accuracy on validation splits, which is 80.
     """
     with closing(ResultsFile(folder)) as results:
         for name, (validated, tested) in accs.items():
             trial_id = name.replace("_", "-")
             kind = "reference" if trial_id == "ft" else "trial"
-            for seed, off in zip(SEEDS, (-1.0, 1.0), strict=True):
+            for seed, noise in zip(seeds, (-1.0, 1.0), strict=False):
                 metrics = {
-                    "val/mean_acc": validated + off,
-                    "id_test/acc": tested + off,
-                    "ood_test/mean_acc": tested + off - 20,
+                    "val/mean_acc": validated + noise,
+                    "id_val/acc": 80.0 + off,
+                    "id_test/acc": tested + noise,
+                    "ood_test/mean_acc": tested + noise - 20,
                 }
                 labels = () if trial_id == "ft" else ("objective #1",)
                 results.append(TestResult(trial_id, kind, seed, {}, labels, metrics))
@@ -59,7 +69,7 @@ def test_a_reference_that_beats_all_trials_is_what_is_exported(tmp_path: Path) -
     search, records = searched(tmp_path, (85.0, 58.0), (86.0, 57.0))
     found = verdict(search, records)
     assert found is not None
-    assert (found.trial_id, found.is_trial) == ("ft", False)
+    assert (found.trial_id, found.record.kind) == ("ft", "reference")
     assert found.why.startswith("No trial is better than FT, not tuned (lr = 1e-05): val/mean_acc")
     extend, export = found.commands("mine")
     assert extend.startswith("lipsum-tune extend mine --trials ")
@@ -81,8 +91,59 @@ def test_fresh_seeds_decide_and_test_splits_do_not(tmp_path: Path) -> None:
     found = verdict(search, records)
     assert found is not None
     assert found.trial_id == "ft"
-    assert "as the mean over 2 fresh seeds" in found.why
-    assert [command.split()[1] for command in found.commands("mine")] == ["extend", "export"]
+    assert found.why.startswith(
+        "No trial is better than FT, not tuned (lr = 1e-05): val/mean_acc = 72"
+    )
+    assert found.why.endswith("against 71.5 of the best. Compared by the means over 2 fresh seeds.")
+    assert [command.split()[1] for command in found.commands("mine")] == ["export"]
+
+
+def test_a_trial_wins_over_fresh_seeds(tmp_path: Path) -> None:
+    search, records = searched(tmp_path, (85.0, 62.0), (84.0, 62.0))
+    confirmed(tmp_path, trial_000=(71.0, 95.0), trial_001=(73.0, 50.0), ft=(72.0, 60.0))
+    found = verdict(search, records)
+    assert found is not None
+    assert (found.trial_id, found.seeds) == ("trial-001", 2)
+    assert [command.split()[1] for command in found.commands("mine")] == ["export"]
+
+
+def test_only_equal_seeds_are_compared(tmp_path: Path) -> None:
+    """The other trial diverged with the second seed, and was better with the first."""
+    search, records = searched(tmp_path, (85.0, 62.0), (84.0, 62.0))
+    confirmed(tmp_path, trial_000=(73.0, 50.0), ft=(70.0, 50.0))
+    confirmed(tmp_path, SEEDS[:1], trial_001=(90.0, 50.0))
+    confirmed(tmp_path, (1001,), trial_001=(math.nan, 50.0))
+    found = verdict(search, records)
+    assert found is not None
+    assert (found.trial_id, found.seeds) == ("trial-000", 2)
+
+
+def test_a_reference_that_only_confirm_has_trained_may_win(tmp_path: Path) -> None:
+    search, (_, *records) = searched(tmp_path, (85.0, 62.0))
+    confirmed(tmp_path, trial_000=(71.0, 50.0), ft=(74.0, 60.0))
+    found = verdict(search, records)
+    assert found is not None
+    assert (found.trial_id, found.record.kind) == ("ft", "reference")
+
+
+def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path: Path) -> None:
+    """The bound is 84.5, of the best ID accuracy that the search has seen."""
+    search, records = searched(tmp_path, (85.0, 62.0), (84.9, 61.0))
+    bound = parse_constraint("id_val/acc >= best - 0.5", ["id_val/acc"])
+    search = replace(search, constraints=(bound,))
+    confirmed(tmp_path, trial_000=(75.0, 50.0))
+    confirmed(tmp_path, off=4.8, trial_001=(73.0, 50.0))
+    found = verdict(search, records)
+    assert found is not None
+    assert found.trial_id == "trial-001"
+
+
+def test_a_trial_that_has_not_finished_is_not_confirmed(tmp_path: Path) -> None:
+    search, records = searched(tmp_path, (85.0, 62.0))
+    records[1] = replace(records[1], outcome="stopped")
+    found = verdict(search, records)
+    assert found is not None
+    assert [command.split()[1] for command in found.commands("mine")] == ["export"]
 
 
 def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path: Path) -> None:
@@ -91,6 +152,7 @@ def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path: Path) -
     found = verdict(search, records)
     assert found is not None
     assert (found.trial_id, found.why) == ("trial-001", search.selection)
+    assert [command.split()[1] for command in found.commands("mine")] == ["confirm", "export"]
 
 
 def test_results_without_the_objective_choose_nothing(tmp_path: Path) -> None:
@@ -101,6 +163,15 @@ def test_results_without_the_objective_choose_nothing(tmp_path: Path) -> None:
     found = verdict(search, records)
     assert found is not None
     assert (found.trial_id, found.why) == ("trial-000", search.selection)
+    # Nor do those that lack a constraint's metric, as of an earlier release.
+    bound = parse_constraint("id_val/ece <= 5", ["id_val/ece"])
+    constrained = replace(search, constraints=(bound,))
+    errors = {"id_val/ece": 3.0}
+    records = [replace(r, curve=({**r.metrics, **errors},)) for r in records]
+    confirmed(tmp_path, (1001, 1002), trial_000=(71.0, 50.0), ft=(74.0, 60.0))
+    found = verdict(constrained, records)
+    assert found is not None
+    assert (found.trial_id, found.seeds) == ("trial-000", 0)
 
 
 @pytest.mark.slow
@@ -140,8 +211,8 @@ def test_a_search_that_loses_to_its_reference_exports_the_reference(
     assert "test" not in card.partition("| accuracy")[2].partition("\n\n")[0]
 
     said = lipsum_tune("confirm", "mine", "--seeds", "2")
-    assert "Best        FT, not tuned (lr = 6e-04). Chosen by" in said
-    assert "over 2 fresh seeds" in said
+    assert "Best        FT, not tuned (lr = 6e-04). No trial is better than FT" in said
+    assert "Compared by the means over 2 fresh seeds." in said
     lipsum_tune("export", "mine", "--output", "after")
     about = json.loads((tmp_path / "after" / "classes.json").read_text())
     assert about["trial"] == "ft"

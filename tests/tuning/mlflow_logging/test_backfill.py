@@ -160,7 +160,9 @@ def test_a_report_of_a_copy_leaves_the_original_in_mlflow(images_root: Path, run
 
 
 def test_the_parent_names_data_source_and_configuration(images_root: Path, runs: Path) -> None:
-    file = search_file(images_root, search__study_storage="postgresql://ann:pa55@host/studies")
+    file = search_file(
+        images_root, search__study_storage="postgresql://ann:${PASSWORD}@host/studies"
+    )
     run = write_run(runs / "search", file, [fakes.trial(0)])
     recorded = environment(file.trial)
     (run / ENVIRONMENT_FILE).write_text(json.dumps(recorded))
@@ -188,7 +190,7 @@ def test_the_parent_names_data_source_and_configuration(images_root: Path, runs:
         for name in (ENVIRONMENT_FILE, CONFIG_FILE)
     ]
     assert json.loads(logged[0]) == recorded
-    assert logged[1] == (run / CONFIG_FILE).read_text().replace("ann:pa55@", "***@")
+    assert logged[1] == (run / CONFIG_FILE).read_text().replace("ann:${PASSWORD}@", "***@")
 
 
 def test_what_mlflow_refuses_is_counted(images_root: Path, runs: Path) -> None:

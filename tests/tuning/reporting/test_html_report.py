@@ -114,7 +114,11 @@ def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path: Path) -> Non
     with closing(ResultsFile(tmp_path)) as file:
         for seed in (1000, 1001):
             for name, kind in (("ft", "reference"), ("trial-001", "trial")):
-                metrics = {"id_test/acc": float(seed - 929), "ood_test/mean_acc": 60.0}
+                metrics = {
+                    "id_test/acc": float(seed - 929),
+                    "ood_test/mean_acc": 60.0,
+                    "val/mean_acc": 70.0,
+                }
                 file.append(TestResult(name, kind, seed, {}, ("id_val",), metrics))
     confirmed = page()
     assert "71.5 ± 0.7" in confirmed

@@ -67,7 +67,7 @@ def test_the_notes_state_the_split_that_chose() -> None:
 
 
 def test_first_points_are_told_from_proposals() -> None:
-    lipsum = {"trial": {"method": {"name": "lipsum_ft"}, "optim": {"lr": 1e-5}}}
+    lipsum = {"trial": {"method": {"name": "lipsum_ft"}, "optim": {"lr": 1e-5}}}  # as in fakes
     search = replace(SEARCH, config=lipsum)
     first = fakes.trial(0, 88.0, 62.0, is_first_point=True)  # the authors' weight and length
     worse = fakes.trial(1, 86.0, 62.0)
@@ -77,6 +77,10 @@ def test_first_points_are_told_from_proposals() -> None:
     other = replace(first, params={**first.params, "method.reg_weight": 0.5})
     best = "The best trial is a first point; no proposal was better."
     assert leaderboard(search, [other, worse]).notes[0] == best
+    moved = replace(first, params={**first.params, "optim.lr": 1e-3})
+    assert leaderboard(search, [moved, worse]).notes[0] == best
+    running = replace(worse, outcome="running")
+    assert "proposal" not in notes(leaderboard(search, [first, running]))
     none = "All trials are first points: the sampler has proposed none."
     assert leaderboard(search, [first, replace(worse, is_first_point=True)]).notes[0] == none
     proposed = [replace(first, is_first_point=False), replace(worse, is_first_point=True)]

@@ -20,6 +20,7 @@ from tuning.runs.journal import Journal
 from tuning.runs.run_folder import (
     CONFIG_FILE,
     create_run_folder,
+    find_run,
     load_run,
     runs_named,
     search_record,
@@ -100,6 +101,33 @@ def test_what_a_search_wrote_is_loaded(file: SearchFile, tmp_path: Path) -> None
     assert run.search.total_steps == fakes.TOTAL_STEPS
     assert run.search.ood_domains == fakes.DOMAINS
     assert run.search.config == file.model_dump(mode="json")
+
+
+def test_runs_of_jobs_are_found_by_name(
+    file: SearchFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    of_job = write_run(tmp_path / "home" / "lipsum-tune" / "runs" / "mine", file)
+    assert find_run("mine") == of_job
+    own = write_run(tmp_path / "runs" / "mine", file)
+    assert find_run("mine").resolve() == own
+    (tmp_path / "trained").mkdir()  # by `lipsum-tune train`, without a search
+    write_run(tmp_path / "home" / "lipsum-tune" / "runs" / "trained", file)
+    assert find_run("trained") == Path("trained")
+
+
+def test_a_user_without_a_home_has_runs(
+    file: SearchFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    run = write_run(tmp_path / "run", file)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert find_run(run) == run
+    with pytest.raises(ConfigError, match="not a run folder"):
+        load_run("nowhere")
 
 
 def test_what_a_live_driver_runs_is_running(file: SearchFile, tmp_path: Path) -> None:
