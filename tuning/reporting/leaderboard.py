@@ -46,6 +46,8 @@ from tuning.selection.ranking import (
     stronger_reference,
 )
 
+FIRST_POINT = "°"
+"""Mark of trials that the sampler did not propose."""
 _OUTCOME = 100
 """The outcome is dropped after everything else that can be dropped."""
 OUTCOME_STYLE = {
@@ -94,7 +96,6 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     missed = misses(search, records)
     several = len(search.objectives) > 1
     front = {r.trial_id for r in pareto_front(search, records)} if several else set()
-    any_first = any(record.is_first_point for record in order)
     letters = {c.text: chr(ord("a") + index) for index, c in enumerate(search.constraints)}
 
     rows = [Row({**zero_shot_row(search), "outcome": None}, "dim", ends_section=not references)]
@@ -108,11 +109,11 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         finished = record.outcome == "finished"
         values = {
             **trial_row(search, record),
+            "trial_id": record.trial_id + FIRST_POINT * record.is_first_point,
             "rank": (str(rank) if finished else "-") + "*" * (record.trial_id in front),
             "outcome": (record.outcome, record.step),
             METHOD_KEY: search.method(record),
             "parameters": record.params,
-            "point": "first" if record.is_first_point else "proposed",
         }
         style = ""
         if finished and (amounts := missed[record.trial_id]):
@@ -131,7 +132,6 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
     columns = [
         Column("rank", "#"),
         Column("trial_id", "trial", left=True),
-        *([Column("point", "point", left=True, drop=5)] if any_first else []),
         *_param_columns(search, records),
         Column(ID_ACC, f"{search.id_domain}\n(ID)", format_percent, style="bold"),
         Column(OOD_MEAN_ACC, "OOD\nmean", format_percent, style="bold"),
@@ -151,6 +151,8 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
 
     notes = [search.selection, "Validation accuracy in percent, each trial at its last step."]
     notes = [*first_points_note(search, records), *notes]
+    if any(record.is_first_point for record in order):
+        notes.append(f"{FIRST_POINT} A first point: of the prior, given, or of a warm start.")
     notes += [margins] if (margins := margins_of(search)) else []
     if several:
         notes.append(

@@ -72,7 +72,8 @@ def test_first_points_are_told_from_proposals() -> None:
     first = fakes.trial(0, 88.0, 62.0, is_first_point=True)  # the authors' weight and length
     worse = fakes.trial(1, 86.0, 62.0)
     table = leaderboard(search, [first, worse])
-    assert column(table, "point") == ["-", "first", "proposed"]
+    assert column(table, "trial") == ["zero-shot", "trial-000°", "trial-001"]
+    assert table.notes[-1].startswith("° A first point")
     assert table.notes[0] == "The best trial is the published setting; no proposal was better."
     other = replace(first, params={**first.params, "method.reg_weight": 0.5})
     best = "The best trial is a first point; no proposal was better."
@@ -85,7 +86,7 @@ def test_first_points_are_told_from_proposals() -> None:
     assert leaderboard(search, [first, replace(worse, is_first_point=True)]).notes[0] == none
     proposed = [replace(first, is_first_point=False), replace(worse, is_first_point=True)]
     assert "proposal" not in notes(leaderboard(search, proposed))
-    assert "point" not in [c.header for c in leaderboard(search, [worse]).columns]
+    assert "first point" not in notes(leaderboard(search, [worse]))
 
 
 def test_failed_trials_are_named_with_their_errors() -> None:
