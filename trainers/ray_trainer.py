@@ -26,6 +26,7 @@ import ray.train.torch
 import torch
 from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend
 from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -78,6 +79,18 @@ WORKER_ENVIRONMENT = {
 """Environment that a job of Ray needs for its trainers."""
 
 
+class _NoProcessGroup(Backend):
+    """Of a worker that is alone. The store of a process group listens on all interfaces."""
+
+    share_cuda_visible_devices = True  # as Ray's own backend for PyTorch
+
+
+class _AloneConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _NoProcessGroup
+
+
 def torch_trainer(
     loop: Callable[[dict[str, Any]], Any],
     values: Mapping[str, Any],
@@ -107,7 +120,9 @@ def torch_trainer(
         resources["GPU"] = gpus_per_worker
     return TorchTrainer(
         loop,
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+        torch_config=_AloneConfig()
+        if workers == 1
+        else TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
         train_loop_config=dict(values),
         scaling_config=ScalingConfig(
             num_workers=workers if min_workers is None else (min_workers, workers),  # type: ignore[arg-type]

@@ -350,6 +350,9 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
 def _show_next(found: Verdict, run: Path) -> None:
     for index, command in enumerate(found.commands(_word_for(run))):
         show("" if index else "Next", command)
+    activate = Path(sys.executable).with_name("activate")
+    if shutil.which("lipsum-tune") is None and activate.is_file():
+        show("", f"source {shlex.quote(str(activate))}   # first, for the command lipsum-tune")
 
 
 def _word_for(run: Path) -> str:

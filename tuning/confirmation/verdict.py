@@ -77,7 +77,10 @@ def verdict(search: SearchRecord, records: Sequence[TrialRecord]) -> Verdict | N
     won = stronger_reference(search, records) or best
     why = warning_of_reference(search, records) or choice_of(search, records, best)
     if seeds:
-        why += f" Compared by the means over {seeds} fresh seeds."
+        why += f" Compared by the means over {seeds} fresh seeds on the validation splits"
+        metric, others = search.objectives[0].metric, [r for r in records if r is not won]
+        values = [f"{trial_label(search, r)} {r.last(metric):.4g}" for r in (won, *others)]
+        why += f": {metric} {', '.join(values)}."
     return Verdict(won, trial_label(search, won), why, seeds)
 
 

@@ -153,13 +153,16 @@ def render(report: PreparationReport) -> RenderableType:
     parts += [Text(f"! {line}", style="bold yellow") for line in _missing_splits(report)]
     if not report.refused:
         parts.append(Text(f"Config      trial.data.root: {report.destination}"))
-        if report.id_domain:
-            ood = [d.domain for d in report.domains if d.domain != report.id_domain]
-            suite = {"id_domain": report.id_domain, "ood_domains": ood}
+        names = [domain.domain for domain in report.domains]
+        if id_domain := report.id_domain or (names[0] if len(names) == 1 else None):
+            ood = [name for name in names if name != id_domain]
+            suite = {"id_domain": id_domain, "ood_domains": ood}
             text = yaml.safe_dump(
                 suite, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True
             )
             parts.append(Text(f"            trial.data.suite: {text.strip()}"))
+            if not ood:
+                parts.append(Text("            search.objective: {metric: id_val/acc}"))
     return Group(*parts)
 
 

@@ -94,7 +94,8 @@ def test_fresh_seeds_decide_and_test_splits_do_not(tmp_path: Path) -> None:
     assert found.why.startswith(
         "No trial is better than FT, not tuned (lr = 1e-05): val/mean_acc = 72"
     )
-    assert found.why.endswith("against 71.5 of the best. Compared by the means over 2 fresh seeds.")
+    values = found.why.partition("on the validation splits: val/mean_acc ")[2]
+    assert values == "FT, not tuned (lr = 1e-05) 72, trial-000 71, trial-001 71.5."
     assert [command.split()[1] for command in found.commands("mine")] == ["export"]
 
 
@@ -212,7 +213,7 @@ def test_a_search_that_loses_to_its_reference_exports_the_reference(
 
     said = lipsum_tune("confirm", "mine", "--seeds", "2")
     assert "Best        FT, not tuned (lr = 6e-04). No trial is better than FT" in said
-    assert "Compared by the means over 2 fresh seeds." in said
+    assert "Compared by the means over 2 fresh seeds on the validation splits: " in said
     lipsum_tune("export", "mine", "--output", "after")
     about = json.loads((tmp_path / "after" / "classes.json").read_text())
     assert about["trial"] == "ft"

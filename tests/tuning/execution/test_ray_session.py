@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.tuning.execution.nodes import processes
 from tests.tuning.execution.slot import HOLD
 from tests.waiting import wait_until
 from trainers.folders import locked
+from trainers.ray_trainer import torch_trainer
 from tuning.execution.ray_session import LONGEST_PARENT, PREFIX, ray_session, retry_slow_start
 from tuning.execution.signals import GC_THRESHOLD
 
@@ -122,6 +124,38 @@ def test_a_local_ray_is_closed_to_the_network(of_own_ray: dict[int, str]) -> Non
     token = Path.home() / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.parent.stat().st_mode & 0o077 == 0  # also before the token was there
+
+
+def train_and_report(values: dict[str, str]) -> None:
+    """The process of a worker, and whether PyTorch's functions for several workers see one."""
+    from trainers.loop.distributed import world
+
+    Path(values["report"]).write_text(f"{os.getpid()} {world()}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("of_own_ray")
+def test_a_training_is_closed_to_the_network(tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+    report = tmp_path / "report"
+
+    def loop(values: dict[str, str]) -> None:
+        train_and_report(values)
+        wait_until(lambda: not hold.exists())
+
+    trainer = torch_trainer(loop, {"report": str(report)}, name="alone", scratch=tmp_path)
+    training = threading.Thread(target=trainer.fit)
+    training.start()
+    try:
+        wait_until(lambda: report.exists() and bool(report.read_text()))
+        process, _, seen = report.read_text().partition(" ")
+        assert seen == "(0, 1)"
+        found = listening({int(process): "worker"})
+        assert [address for address in found if not address.startswith(LOOPBACK)] == []
+    finally:
+        hold.unlink()
+        training.join()
 
 
 def own_folder(path: str) -> Path:
