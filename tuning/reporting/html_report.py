@@ -166,7 +166,6 @@ def _sections(
     if confirmed:
         yield '<p>Test accuracy over fresh seeds: <a href="#confirmed">results of confirm</a>.</p>'
         yield from ('<section id="confirmed">', *confirmed, "</section>")
-    yield "<h2>In distribution, and under shift</h2>"
     titles = {record.trial_id: trial_title(search, record) for record in records}
     linked = titles if len(records) <= MAX_LINKED else None
     figure, note = main
@@ -175,11 +174,14 @@ def _sections(
         note += " Each trial is one training; lipsum-tune confirm measures the noise between seeds."
     if linked is not None:
         note += " Point at a trial to find it in table and curves; a click keeps it highlighted."
-    yield _image(figure, description, note, linked)
+    if search.ood_domains:
+        yield "<h2>In distribution, and under shift</h2>"
+        yield _image(figure, description, note, linked)
     yield "<h2>Trials</h2>"
     yield _table(leaderboard(search, records))
-    yield "<h2>Domains</h2>"
-    yield _image(details.domains_figure(search, records), "validation accuracy by domain")
+    if search.ood_domains:
+        yield "<h2>Domains</h2>"
+        yield _image(details.domains_figure(search, records), "validation accuracy by domain")
     if best is not None:
         yield from _predictions(search, best, checkpoints)
     for title, table in (

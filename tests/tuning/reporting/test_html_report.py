@@ -84,7 +84,9 @@ def test_no_label_is_the_source_of_a_formula(page: str) -> None:
 def test_a_dollar_sign_starts_no_formula_and_no_domain_is_needed(tmp_path: Path) -> None:
     odd = replace(SEARCH, id_domain="us$5_$x", ood_domains=())
     write_report(odd, [fakes.trial(0)], tmp_path)
-    assert "us$5_$x" in (tmp_path / REPORT_FILE).read_text("utf-8")
+    page = (tmp_path / REPORT_FILE).read_text("utf-8")
+    assert "us$5_$x" in page
+    assert "under shift</h2>" not in page
 
 
 def test_a_character_that_xml_does_not_allow_leaves_figures_unlinked(tmp_path: Path) -> None:
