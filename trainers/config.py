@@ -17,6 +17,7 @@ from trainers.config_model import Frozen
 from trainers.data.data_root import EMBEDDED
 from trainers.data.suite import Suite, load_suite, resolve_suite
 from trainers.errors import ConfigError, validate
+from trainers.evaluation.line import POINTS, LineGoal
 from trainers.loop.precision import PrecisionName
 from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.methods.registry import METHODS, MethodConfig, is_available, load_plugins
@@ -175,18 +176,37 @@ class EvalConfig(Frozen):
     trained ones."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a forward pass."""
-    wise_alphas: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
-    """Interpolations that are evaluated once, after the last step: the WiSE-FT curve of ID and OOD
-    accuracy. 0: the zero-shot weights; 1: the weights that the trial evaluates, so for `wise_ft`
-    those at its own alpha. Each takes as long as an evaluation."""
+    line: Literal["auto", "off"] | float | tuple[float, ...] = "off"
+    """Point of the line from the zero-shot weights (0) to the trained ones (1) that a trial
+    evaluates and keeps after its last step (WiSE-FT). `auto` measures three points and the end on
+    the images of `rung_images`, and takes the best point by the search's objective and constraints;
+    a list names other points to measure. A number is a fixed point; `off` is the end. The method
+    `wise_ft` has a point of its own."""
+    line_goal: LineGoal | None = None
+    """What the point is chosen by, which a search sets from its objectives and constraints. null is
+    the highest `val/mean_acc`, or `id_val/acc` without OOD domains."""
 
-    @field_validator("wise_alphas")
+    @field_validator("line", mode="before")
     @classmethod
-    def _alphas_differ(cls, alphas: tuple[float, ...]) -> tuple[float, ...]:
-        names = [f"{alpha:g}" for alpha in alphas]  # as in metric names
+    def _is_on_the_line(cls, line: Any) -> Any:
+        if line in ("auto", "off"):
+            return line
+        points = line if isinstance(line, list | tuple) and line else [line]
+        if not all(type(a) in (int, float) and 0 < a <= 1 for a in points):
+            raise ValueError(
+                "expected auto, off, a number above 0 and at most 1, or a list of these"
+            )
+        names = [f"{a:g}" for a in points]  # as in metric names
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is named twice")
-        return alphas
+        return line
+
+    @property
+    def line_points(self) -> tuple[float, ...]:
+        """The points that are measured beside both ends; empty if none is chosen."""
+        if isinstance(self.line, str):
+            return POINTS if self.line == "auto" else ()
+        return self.line if isinstance(self.line, tuple) else ()
 
 
 class TrialConfig(Frozen):

@@ -188,7 +188,7 @@ def fine_tune(
                 training
                 | {"train/lr": lr, "train/micro_batch_size": float(run.micro_batch_size)}
                 | constant_metrics
-                | clock.evaluate(held_out if is_last else sampled, is_last=is_last)
+                | (clock.evaluate(held_out, sampled) if is_last else clock.evaluate(sampled))
                 | clock.cost()
             )
             run.since = SinceReport.now(run.progress.step, run.device)

@@ -305,7 +305,10 @@ def train(
             # A resumed run repeats its last report, which may contain the final split already.
             is_known = f"id_{final_split}/acc" in report.metrics
             if final_split is not None and report.step == config.steps and not is_known:
-                report.add(report.run.evaluate(final_split, load_split(config, final_split)))
+                images = load_split(config, final_split)
+                report.add(report.run.evaluate(final_split, images))
+                if (point := report.metrics.get("line/a")) is not None:
+                    report.add(report.run.measure_end(final_split, images, point))
             save(report, folder)
             if report.metrics:  # otherwise it was a request to save
                 yield report

@@ -36,7 +36,8 @@ from trainers.data.data_root import resolve_root
 from trainers.embedded_benchmark.build import available_cores
 from trainers.errors import TrainingDiverged
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import load_split
+from trainers.loop.state import LINE_METRICS, load_split
+from trainers.weights.averaging import interpolate
 from trainers.weights.export import MERGES
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
@@ -65,13 +66,16 @@ def record(
             }
             if report.step in compared:
                 wall, cpu = time.perf_counter(), time.process_time()
-                raw = report.run.evaluate("val", images)
-                found |= report.run.sweep("val", images)
+                run = report.run
+                raw = run.evaluate("val", images)
+                with run.holding(interpolate(run.initial, run.weights, 0.5)):
+                    half = run.measure("val", images, run.temperature)
+                found |= {f"wise/0.5/{name}": half[name] for name in LINE_METRICS if name in half}
                 extra["cost/seconds"] += time.perf_counter() - wall
                 extra["cost/cpu_seconds"] += time.process_time() - cpu
             else:
                 raw = report.metrics if all_weights and report.step == config.steps else {}
-            found |= {RAW + name: raw[name] for name in raw if not name.startswith("wise/")}
+            found |= {RAW + name: value for name, value in raw.items()}
             metrics = {
                 name: value
                 for name, value in found.items()
@@ -105,7 +109,7 @@ def overrides(arguments: argparse.Namespace) -> list[str]:
         f"trial.eval.rung_weights={arguments.rung_weights}",
     ]
     if arguments.rung_weights == "all":
-        changed[-1:] = ["trial.eval.rung_weights=averaged", "trial.eval.wise_alphas=[0.5]"]
+        changed[-1:] = ["trial.eval.rung_weights=averaged"]
     changed.append(f"trial.data.id_domain={arguments.id_domain}")
     changed.append(f"trial.data.ood_domains=[{', '.join(ood)}]")
     if arguments.model:

@@ -25,6 +25,7 @@ from trainers.data.transforms import normalise
 from trainers.errors import ConfigError
 from trainers.evaluation.accumulators import DomainSums
 from trainers.evaluation.evaluate import evaluate, summarise
+from trainers.evaluation.line import LineGoal, choose_point
 from trainers.evaluation.metrics import ID_ACC, MEAN_ACC, OOD_MEAN_ACC
 from trainers.evaluation.predictions import Predictions, parquet_of
 from trainers.loop.distributed import as_sharded, gather, shard, world
@@ -37,8 +38,8 @@ from trainers.models.text_head import heads_of
 from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
 from trainers.weights.averaging import interpolate, swapped_in
 
-WISE_METRICS = (ID_ACC, OOD_MEAN_ACC, MEAN_ACC)
-"""Reported for each point of a sweep, if the data have them."""
+LINE_METRICS = (ID_ACC, OOD_MEAN_ACC, MEAN_ACC)
+"""Reported for each measured point of the line, if the data have them."""
 
 LOSS_BATCH_SIZE = 64
 """Images of all workers for each value of the validation loss."""
@@ -153,6 +154,7 @@ class TrainState:
         *,
         averaged: bool = False,
         keep_predictions: bool = False,
+        line_sample: Mapping[str, ImageDataset] | None = None,
     ) -> dict[str, float]:
         """The flat metrics of a split: of the ID domain, and of the OOD domains in `images`.
 
@@ -162,7 +164,10 @@ class TrainState:
         Args:
             averaged: evaluate `rung_average` in place of the trained weights.
             keep_predictions: keep those of each image in `predictions`.
+            line_sample: validation images by which a point of the line is chosen, which is then
+                evaluated (`eval.line`); by default the trained weights are.
         """
+        on_line: dict[str, float] = {}
         if split == "val" and self.progress.step == 0:
             self.eval_weights = None  # still the zero-shot model
         elif split == "val":
@@ -173,6 +178,8 @@ class TrainState:
                 Trained(trained, self.initial, self.average, id_loss)
             )
             self.eval_weights = None if kept is weights else kept
+            if line_sample is not None:
+                on_line = self._go_to_line(line_sample)
         elif self.temperature is None:
             raise ValueError(f"{split}: the validation split has not been evaluated")
         with self.holding(self.weights if self.eval_weights is None else self.eval_weights):
@@ -182,23 +189,38 @@ class TrainState:
                 self.eval_head = self.student.head
         if split == "val":
             self.temperature = metrics["id_val/temperature"]
-        return metrics
+        return metrics | on_line
 
-    def sweep(self, split: str, images: Mapping[str, ImageDataset]) -> dict[str, float]:
-        """Accuracies on the line from the zero-shot weights to the evaluated ones (`wise_alphas`).
+    def _go_to_line(self, sample: Mapping[str, ImageDataset]) -> dict[str, float]:
+        """Replace the evaluated weights by those of a point of the line, as `eval.line` says.
 
-        WiSE-FT's curve (Wortsman et al., CVPR 2022): `wise/0.5/id_val/acc` and so on.
+        Returns:
+            The point as `line/a`, and what was measured on the sample: `line/0.5/id_val/acc` and so
+            on; nothing if the line is off.
         """
-        found: dict[str, float] = {}
-        weights = self.weights if self.eval_weights is None else self.eval_weights
-        # The gains of adapters stay, so that the line is that of the merged weights. With maps of 0
-        # the model is the zero-shot one under any gains.
-        gains = {n: v for n, v in weights.items() if n.endswith("_adapters.gains")}
-        for alpha in self.config.eval.wise_alphas:
-            with self.holding(interpolate({**self.initial, **gains}, weights, alpha)):
-                metrics = self.measure(split, images, self.temperature)
-            found |= {f"wise/{alpha:g}/{n}": v for n, v in metrics.items() if n in WISE_METRICS}
-        return found
+        evaluation, weights = self.config.eval, self.eval_weights or self.weights
+        if evaluation.line == "off" or not self.config.method.has_line:
+            return {}
+        initial, measured = self._line_start(weights), dict[float, dict[str, float]]()
+        if evaluation.line_points:
+            measured[0.0] = self.measure("val", sample, None, zero_shot=True)
+            for a in (*evaluation.line_points, 1.0):
+                with self.holding(interpolate(initial, weights, a)):
+                    measured[a] = self.measure("val", sample, None)
+            metric = MEAN_ACC if self.config.data.ood_domains else ID_ACC
+            goal = evaluation.line_goal or LineGoal(objectives=((metric, "max"),))
+            chosen = choose_point(measured, goal)
+        else:
+            chosen = float(evaluation.line)  # type: ignore[arg-type]  # a fixed point
+        if chosen != 1:
+            self.eval_weights = interpolate(initial, weights, chosen)
+        shown = {
+            f"line/{a:g}/{name}": metrics[name]
+            for a, metrics in sorted(measured.items())
+            for name in LINE_METRICS
+            if name in metrics
+        }
+        return {"line/a": chosen, **shown}
 
     def measure(
         self,
@@ -207,8 +229,13 @@ class TrainState:
         temperature: float | None,
         *,
         keep_predictions: bool = False,
+        zero_shot: bool = False,
     ) -> dict[str, float]:
-        """The flat metrics of the student's present weights; see `summarise`."""
+        """The flat metrics of the student's present weights; see `summarise`.
+
+        Args:
+            zero_shot: of the zero-shot model instead, from its features.
+        """
         self.student.eval()
         maps, by_domain = self.class_maps(images), dict[str, DomainSums]()
         predictions = {
@@ -223,18 +250,52 @@ class TrainState:
             for domain, of_domain in (images if keep_predictions else {}).items()
         }
         for domain, of_domain in images.items():
+            drift = self.zero_shot_features.drift(of_domain)
             by_domain[domain] = evaluate(
-                self.classify,
+                self._replayed(drift.zero_shot_features) if zero_shot else self.classify,
                 of_domain,
                 self.zero_shot_features.batches,
                 class_map=maps[domain],
-                drift=self.zero_shot_features.drift(of_domain),
+                drift=drift,
                 predictions=predictions.get(domain),
             )
         self.student.train()
         if keep_predictions:
             self.predictions = parquet_of(predictions)
         return summarise(by_domain, self.config.data, split, temperature)
+
+    def measure_end(
+        self, split: str, images: Mapping[str, ImageDataset], point: float
+    ) -> dict[str, float]:
+        """The accuracies at the end of the line, as `line/1/...`.
+
+        Args:
+            point: of the evaluated weights, from which the line goes on to its end.
+        """
+        weights = self.eval_weights or self.weights
+        with self.holding(interpolate(self._line_start(weights), weights, 1 / point)):
+            metrics = self.measure(split, images, self.temperature)
+        return {f"line/1/{name}": v for name, v in metrics.items() if name.endswith("acc")}
+
+    def _line_start(self, weights: Weights) -> dict[str, Tensor]:
+        """The zero-shot weights, as the line to these weights begins with them.
+
+        The gains of adapters stay, so that the line is that of the merged weights. With maps of 0
+        the model is the zero-shot one under any gains.
+        """
+        gains = {n: v for n, v in weights.items() if n.endswith("_adapters.gains")}
+        return {**self.initial, **gains}
+
+    def _replayed(self, features: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """As `classify`, for the zero-shot model, of images whose features (n, D) are known."""
+        remaining = features.to(self.device)
+
+        def classify(images: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal remaining
+            now, remaining = remaining[: len(images)], remaining[len(images) :]
+            return now, self.zero_shot.logit_scale * now @ self.zero_shot.head.T
+
+        return classify
 
     @contextmanager
     def holding(self, weights: Weights) -> Iterator[None]:

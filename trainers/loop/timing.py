@@ -66,18 +66,24 @@ class Clock:
         """Begin to measure throughput: what happened at a report is no training."""
         self.since = time.perf_counter()
 
-    def evaluate(self, images: dict[str, ImageDataset], *, is_last: bool) -> dict[str, float]:
-        """The validation metrics, after the last step with WiSE-FT's curve; counted as evaluation
-        time."""
+    def evaluate(
+        self, images: dict[str, ImageDataset], line_sample: dict[str, ImageDataset] | None = None
+    ) -> dict[str, float]:
+        """The validation metrics; counted as evaluation time.
+
+        Args:
+            line_sample: after the last step, see `TrainState.evaluate`.
+        """
         began = time.perf_counter()
+        is_last = line_sample is not None
         averaged = self.run.rung_average is not None and not is_last
-        metrics = self.run.evaluate("val", images, averaged=averaged, keep_predictions=is_last)
+        metrics = self.run.evaluate(
+            "val", images, averaged=averaged, keep_predictions=is_last, line_sample=line_sample
+        )
         metrics["eval/averaged"] = float(averaged)
         metrics["eval/images"] = float(
             sum(len(of_domain.eval_rows) for of_domain in images.values())
         )
-        if is_last:
-            metrics |= self.run.sweep("val", images)
         self.run.progress.eval_seconds += time.perf_counter() - began
         return metrics
 

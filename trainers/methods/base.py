@@ -148,6 +148,8 @@ class Method(Frozen, ABC):
 
     name: str
 
+    has_line: ClassVar[bool] = True
+    """Whether `eval.line` chooses a point between its weights and the zero-shot ones."""
     shardable: ClassVar[bool] = True
     """Whether the method works with sharded weights (`parallel: fsdp`)."""
 

@@ -5,12 +5,12 @@ Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022 (arXiv 2109
     theta = (1 - alpha) theta_zero_shot + alpha theta_fine_tuned
 
 over every weight, the head included. The authors recommend alpha = 0.5 if nothing is known about
-the shift. `eval.wise_alphas` evaluates the whole line for any method.
+the shift. `eval.line` chooses the point for any method.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ from trainers.methods.registry import register_method
 class WiseFineTuning(PlainFineTuning):
     """WiSE-FT. With `alpha = 1` it is FT."""
 
+    has_line: ClassVar[bool] = False
     name: Literal["wise_ft"] = "wise_ft"
     alpha: float = Field(default=0.5, ge=0, le=1)
     """0 is the zero-shot model, 1 the fine-tuned one."""

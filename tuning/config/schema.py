@@ -20,6 +20,7 @@ from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
+from trainers.evaluation.line import LineGoal
 from trainers.evaluation.metrics import direction, metric_names
 from trainers.methods.registry import SEARCH_SPACES, is_available, load_plugins
 from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
@@ -406,7 +407,24 @@ class SearchFile(Frozen):
     def trial_config(self, params: Mapping[str, Any]) -> TrialConfig:
         """The base trial with a point of the search space."""
         method = f" for {params[METHOD_KEY]!r}" if METHOD_KEY in params else ""
-        return with_overrides(self.trial, params, f"search.space{method}")
+        return self._with_line_goal(with_overrides(self.trial, params, f"search.space{method}"))
+
+    def _with_line_goal(self, trial: TrialConfig) -> TrialConfig:
+        """The trial, whose point of the line is chosen by the objectives and constraints."""
+        known, evaluation = metric_names(trial.data), trial.eval
+        objectives = [(o.metric, o.mode) for o in self.objectives if o.metric in known]
+        if not evaluation.line_points or evaluation.line_goal or not objectives:
+            return trial
+        goal = LineGoal(
+            objectives=tuple(objectives),
+            bounds=tuple(
+                (c.metric, c.mode, c.anchor, c.offset)
+                for c in self.constraints()
+                if c.metric in known
+            ),
+        )
+        changed = evaluation.model_copy(update={"line_goal": goal})
+        return trial.model_copy(update={"eval": changed})
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the parts that must not change when a search is resumed."""
@@ -421,4 +439,4 @@ class SearchFile(Frozen):
     def reference_config(self, name: str) -> TrialConfig:
         """The base trial with the reference's method."""
         values = self.trial.model_dump(mode="json") | {"method": {"name": name}}
-        return validate(TrialConfig, values, "search.references")
+        return self._with_line_goal(validate(TrialConfig, values, "search.references"))

@@ -234,12 +234,12 @@ def _check_objective(file: SearchFile) -> None:
     key = "search.objective.metric"
     known = [*metric_names(file.trial.data), *reported(file.trial.model)]
     for objective, configured in zip(file.objectives, file.search.objective, strict=True):
-        if objective.metric.startswith("wise/"):
+        if objective.metric.startswith("line/"):
             raise ConfigError(
                 "is reported after the last step only",
                 key=key,
                 value=objective.metric,
-                hint="search over method.name = 'wise_ft' and its alpha",
+                hint="trial.eval.line chooses the point, whose metrics have no prefix",
             )
         if objective.metric not in known:
             # Not the other kind: whoever means OOD accuracy must not be led to ID accuracy.

@@ -22,6 +22,7 @@ from tuning.checkpoints.files import remove_folder
 from tuning.config.schema import ResourcesConfig, SearchFile
 from tuning.confirmation.results import (
     COSTS,
+    END,
     FT,
     SPLIT,
     Configuration,
@@ -151,8 +152,8 @@ def kept_metrics(report: Mapping[str, float], chosen_by: Collection[str] = ()) -
 
     These show how much the seed alone changes what the search compared, and `verdict` needs them.
     """
-    keys = {name: MetricKey.parse(name) for name in report}
-    kept = {*COSTS, ID_ACC, OOD_MEAN_ACC, *chosen_by}
+    keys = {name: MetricKey.parse(name.removeprefix(END)) for name in report}
+    kept = {*COSTS, ID_ACC, OOD_MEAN_ACC, "line/a", *chosen_by}
     return {
         name: float(report[name])
         for name, key in keys.items()

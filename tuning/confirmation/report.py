@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
-from tuning.confirmation.results import FT, SPLIT, Configuration, Confirmation
+from tuning.confirmation.results import END, FT, SPLIT, Configuration, Confirmation
 from tuning.confirmation.statistics import Estimate
 from tuning.reporting.formatting import (
     format_difference,
@@ -123,7 +123,14 @@ def confirmation_table(confirmation: Confirmation) -> ResultTable:
             ", ".join(one.labels), "\n", params,
         )  # fmt: skip
         values: dict[str, Cell] = {"name": untuned if one.trial_id == FT else name, **means}
-        rows.append(Row(values, ends_section=one is configurations[-1]))
+        is_last = one is configurations[-1]
+        ends = {m: confirmation.estimate(one.trial_id, END + m) for m in metrics}
+        has_end = any(ends.values())
+        rows.append(Row(values, ends_section=is_last and not has_end))
+        if has_end:
+            label = Text("  at the end of its training", "dim")
+            means = {m: _mean(estimate) for m, estimate in ends.items()}
+            rows.append(Row({"name": label, **means}, "dim", ends_section=is_last))
 
     def differences(to: str, against: Callable[[str, str], Estimate | None]) -> None:
         rows.append(_heading(f"difference to {to} [95 % interval]"))

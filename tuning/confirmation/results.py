@@ -29,6 +29,8 @@ TABLE_FILE = "results.parquet"
 FT = "ft"
 """Id of the reference, plain fine-tuning."""
 SPLIT = "test"
+END = "line/1/"
+"""Prefix of test accuracies at the end of a training, where a point before it was chosen."""
 COSTS = ("cost/seconds", "cost/gpu_seconds", "cost/cpu_seconds")
 """Metrics of one training, evaluations included."""
 

@@ -29,6 +29,8 @@ _TAG = "mlflow.sharedViewState."
 def main_metrics(search: SearchRecord) -> tuple[str, ...]:
     """The metrics to look at first, in the order of the columns."""
     names = [ID_ACC, OOD_MEAN_ACC, MEAN_ACC]
+    if search.configured("trial", "eval", "line") not in (None, "off"):
+        names.append("line/a")
     names += [o.metric for o in (*search.objectives, *search.sampler_objectives)]
     names += [constraint.metric for constraint in search.constraints]
     names += [val_acc(domain) for domain in search.ood_domains]

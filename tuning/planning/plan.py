@@ -221,15 +221,15 @@ def check_budget(plan: Plan) -> None:
 
 
 def trial_cost(probe: Probe, evaluation: EvalConfig) -> TrialCost:
-    """Durations of a trial, as probed, with its evaluations in part and its WiSE-FT curve."""
+    """Durations of a trial, as probed, with its evaluations in part and those of its line."""
     size = evaluation.rung_images
     at_rungs = [min(size or number, number) for number in probe.val_images]
     share = sum(at_rungs) / sum(probe.val_images)
+    on_line = len(evaluation.line_points) + 1 if evaluation.line_points else 0  # and the end
     return TrialCost(
         startup_s=probe.restart_s,
         step_s=probe.step_s,
-        # After the last step, every point of the curve is one more evaluation, alphas 0 and 1 too.
-        eval_s=(1 + len(evaluation.wise_alphas)) * probe.eval_s + probe.save_s,
+        eval_s=(1 + on_line * share) * probe.eval_s + probe.save_s,
         rung_s=share * probe.eval_s + probe.save_s,
         spread=max(probe.step_spread, LEAST_SPREAD),
     )

@@ -44,7 +44,7 @@ OVERRIDES = {
     "steps": INTERVALS * (WARM_UP_STEPS + TIMED_STEPS),
     "eval.every": WARM_UP_STEPS + TIMED_STEPS,
     "eval.rung_images": 0,
-    "eval.wise_alphas": [],
+    "eval.line": "off",
 }
 """What a probe changes of the base trial."""
 LIMIT_S = 120.0

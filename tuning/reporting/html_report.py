@@ -106,7 +106,7 @@ def write_report(
     folder: Path,
     checkpoints: str | None = None,
 ) -> None:
-    """Write the page of the trials so far into a folder, and its main figures as PNG.
+    """Write the page of the trials so far into a folder, and its main figure as PNG.
 
     Args:
         checkpoints: folder or URL of the checkpoints of all trials, with predictions.
@@ -117,7 +117,7 @@ def write_report(
     # Matplotlib takes a second to import.
     import matplotlib
 
-    from tuning.reporting.figures import id_vs_ood, wise_curves
+    from tuning.reporting.figures import id_vs_ood
     from tuning.reporting.figures.frame import save_figure
 
     # Otherwise a name with two `$` is read as a formula.
@@ -125,11 +125,9 @@ def write_report(
         matplotlib.rc_context({"text.parse_math": False}),
         storage_failures(folder, "cannot be written"),
     ):
-        main, wise = id_vs_ood.draw(search, records), wise_curves.draw(search, records)
-        body = "\n".join(_sections(search, records, checkpoints, main, wise))
+        main = id_vs_ood.draw(search, records)
+        body = "\n".join(_sections(search, records, checkpoints, main))
         save_figure(*main, folder / MAIN_FIGURE)
-        if wise is not None:
-            save_figure(*wise, folder / wise_curves.WISE_FIGURE)
         page = _PAGE.substitute(title=escape(search.name), style=STYLE, body=body)
         (folder / REPORT_FILE).write_text(page, "utf-8")
 
@@ -139,9 +137,8 @@ def _sections(
     records: Sequence[TrialRecord],
     checkpoints: str | None,
     main: tuple[Figure, str],
-    wise: tuple[Figure, str] | None,
 ) -> Iterator[str]:
-    """Parts of the body; `main` and `wise` are its figures that are also written as PNG."""
+    """Parts of the body; `main` is the figure that is also written as PNG."""
     from tuning.confirmation.verdict import verdict
     from tuning.reporting.figures import details
 
@@ -208,9 +205,6 @@ def _sections(
             "distance 0."
         )
         yield _image(drift, "OOD accuracy over the distance from the zero-shot model", note)
-    if wise is not None:
-        yield "<h2>Interpolation with the zero-shot weights (WiSE-FT)</h2>"
-        yield _image(wise[0], "ID against OOD accuracy along the interpolation", wise[1])
     if (sentence := belief_sentence(search, records, bool(confirmed))) is not None:
         yield "<h2>How sure the best trial is</h2>"
         yield _paragraph(sentence)

@@ -136,6 +136,8 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         Column(ID_ACC, f"{search.id_domain}\n(ID)", format_percent, style="bold"),
         Column(OOD_MEAN_ACC, "OOD\nmean", format_percent, style="bold"),
     ]
+    if any("line/a" in record.metrics for record in (*references, *order)):
+        columns.append(Column("line/a", "a", format_value, drop=4))
     for metric in dict.fromkeys(o.metric for o in search.objectives):
         if metric not in (ID_ACC, OOD_MEAN_ACC):  # the column that the table is sorted by
             columns.append(Column(metric, metric.replace("/", "/\n"), format_metric(metric)))

@@ -46,7 +46,8 @@ def export_weights(
         output: a new folder, or an empty one.
         trial: of the run, or `ft` or `zero-shot`; by default what won, see `verdict`.
         soup: of the run, instead of a trial.
-        alpha: of WiSE-FT, from 0 (zero-shot) to 1 (fine-tuned); by default the weights as they are.
+        alpha: of WiSE-FT, from 0 (zero-shot) to 1 (the end of the training); by default the point
+            that the trial has chosen (`eval.line`).
 
     Returns:
         The output, absolute.
@@ -64,13 +65,13 @@ def export_weights(
         raise ConfigError(problem, key="--output", value=str(output), hint=hint)
     config = source.trial
     data, model = config.data, config.model
-    metrics, test = source.metrics, source.test if alpha is None else {}
+    metrics, test = source.metrics, source.test
+    point = metrics.get("line/a", 1.0)  # at which the weights of the checkpoint are
     if alpha is None:
         alpha = source.alpha
-    elif alpha != 1:  # only the points of the WiSE-FT curve were evaluated
-        point = f"wise/{alpha:g}/"
-        metrics = {n.removeprefix(point): v for n, v in metrics.items() if n.startswith(point)}
-    found, class_names = load_classifier(source, alpha)
+    elif alpha != point:  # nothing else was evaluated in full
+        metrics, test = {}, {}
+    found, class_names = load_classifier(source, None if alpha is None else alpha / point)
     about: dict[str, Any] = {
         "classes": list(data.rules.prompts(class_names).names),  # in the order of the head's rows
         "class_names": list(class_names),
@@ -84,7 +85,7 @@ def export_weights(
         },
         "precision": config.precision,
         **source.origin,
-        "alpha": alpha,
+        "alpha": point if alpha is None and point != 1 else alpha,
         "split": SPLIT,
         "metrics": measured(metrics),
         "test": dict(test),

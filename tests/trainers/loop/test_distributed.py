@@ -52,8 +52,7 @@ def test_two_workers_have_the_curve_of_one(
     trial: TrialConfig, two_workers: TwoWorkers, method: str, parallel: str, parts: int | None
 ) -> None:
     """Shards, and steps in parts; replicas of every method are in the contract."""
-    sweep: dict[str, Any] = {"eval__wise_alphas": [0.25]} if method == "wise_ft" else {}
-    alone = configured(trial, method, steps=2, **sweep)
+    alone = configured(trial, method, steps=2, eval__line=[0.5])
     together = changed(alone, parallel=parallel, optim__micro_batch_size=parts)
     first, second = two_workers(curve, together)
     assert first == second

@@ -17,7 +17,7 @@ from tests.trainers.exported import open_clip_logits
 from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import load_weights
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import TrialConfig
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import TrainState
 from trainers.models import tiny_clip
@@ -132,25 +132,6 @@ def test_wise_ft_in_between_is_the_mean_of_every_weight(
             row = model.eval().encode_text(texts, normalize=True).mean(dim=0)
         torch.testing.assert_close(head[3], row / row.norm(), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(logits, run_logits(run, evaluated(run)), atol=1e-3)
-
-
-def test_a_point_of_the_sweep_equals_the_export_with_alpha(
-    trained: tuple[TrainState, Path],
-    quarter: tuple[Tensor, Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (run, _), (logits, _) = trained, quarter
-    seen: list[Tensor] = []
-
-    def look(self: TrainState, *arguments: object) -> dict[str, float]:
-        seen.append(self.classify(pixels(self))[1])
-        return {}
-
-    monkeypatch.setattr(TrainState, "measure", look)
-    swept = with_overrides(run.config, {"eval.wise_alphas": [0.25]}, "test")
-    monkeypatch.setattr(run, "config", swept)
-    run.sweep("val", {})
-    torch.testing.assert_close(logits, seen[0], rtol=1e-5, atol=1e-5)
 
 
 def test_preprocessing_and_weights_are_the_models_own(tmp_path: Path) -> None:

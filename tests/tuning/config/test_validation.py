@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 from search_spaces import Float
+from tests.tuning.run_folders import search_file
+from trainers.config import TrialConfig
 from trainers.errors import ConfigError
+from trainers.evaluation.line import LineGoal
 from trainers.overrides import nest
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import SearchFile
@@ -92,7 +95,9 @@ def test_every_number_has_limits() -> None:
         ("trial", {"method": {"name": "tpgm"}, "parallel": "fsdp"}, "trial", "'tpgm'"),
         ("trial.optim.betas", [0.9, 2], "trial.optim.betas.1", "less than 1"),
         ("trial.optim.batch_size", True, "trial.optim", "batch_size = True: expected a number"),
-        ("trial.eval.wise_alphas", [True], "trial.eval", r"wise_alphas = \[True\]: expected a num"),
+        ("trial.eval.line", [True], "trial.eval", r"line = \[True\]: expected a num"),
+        ("trial.eval.line", "on", "trial.eval.line", "expected auto, off, a number above 0"),
+        ("trial.eval.line", 0, "trial.eval.line", "expected auto, off, a number above 0"),
         ("search.prior.width", {"optim.lr": True}, "search.prior", "expected a number"),
         ("trial.data.root", "/no/such\0folder", None, "the character NUL"),
         ("trial.data.root", "/no/such/folder", None, "no such folder"),
@@ -102,14 +107,14 @@ def test_every_number_has_limits() -> None:
         ("trial.data.id_domain", "real/../real", "trial.data", "is not the name of a folder"),
         ("trial.data.crop_area", [0.5, 0.2], "", "least <= greatest"),
         ("trial.model.name", "tiny-klip", None, "did you mean 'tiny-clip'"),
-        ("trial.eval.wise_alphas", [0.5, 1, 0.5], "", "0.5 is named twice"),
+        ("trial.eval.line", [0.5, 1, 0.5], "", "0.5 is named twice"),
         # What is optimised.
         ("search.objective.metric", "val/acc", "", "did you mean .val/mean_acc."),
         ("search.objective.metric", "ood_val/acc", "", "did you mean .ood_val/mean_acc."),
         ("search.objective.metric", "ood_val/mean", "", "did you mean .ood_val/mean_acc."),
         ("search.objective.metric", "id_val", "", "did you mean .id_val/acc."),
         ("search.objective.metric", "id_test/acc", "", "never reported"),
-        ("search.objective.metric", "wise/0.5/id_val/acc", "", "wise_ft"),
+        ("search.objective.metric", "line/0.5/id_val/acc", "", "trial.eval.line"),
         ("search.objective", [{"metric": "id_vl/acc"}], "search.objective.metric", "'id_val/acc'"),
         ("search.objective.mode", "up", "search.objective.0.mode", "known: max, min"),
         ("search.objective", [], "", "at least 1 item"),
@@ -388,3 +393,31 @@ def test_load_trial_ignores_the_search(path: Path) -> None:
         with pytest.raises(ConfigError, match="did you mean") as caught:
             load_trial(path, [override])
         assert caught.value.key == key
+
+
+def test_a_trial_chooses_its_point_by_objective_and_constraints(images_root: Path) -> None:
+    changes: dict[str, Any] = {
+        "trial__eval__line": "auto",
+        "search__objective": {"metric": "ood_val/mean_acc"},
+        "search__constraints": [
+            "id_val/acc >= zero_shot.id_val/acc - 1",
+            "id_val/nll <= best + 0.1",
+        ],
+    }
+    file = search_file(images_root, **changes)
+    goal = LineGoal(
+        objectives=(("ood_val/mean_acc", "max"),),
+        bounds=(
+            ("id_val/acc", "max", "zero_shot.id_val/acc", -1.0),
+            ("id_val/nll", "min", "best", 0.1),
+        ),
+    )
+    for trial in (file.trial_config({"optim.lr": 1e-4}), file.reference_config("ft")):
+        assert TrialConfig.model_validate_json(trial.model_dump_json()).eval.line_goal == goal
+    off = search_file(images_root, **changes | {"trial__eval__line": "off"})
+    assert off.reference_config("ft").eval.line_goal is None
+    # A loss of the training has no value on the line.
+    loss = search_file(
+        images_root, **changes | {"search__objective": {"metric": "train/loss", "mode": "min"}}
+    )
+    assert loss.reference_config("ft").eval.line_goal is None

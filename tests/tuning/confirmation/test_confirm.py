@@ -246,7 +246,7 @@ def run_folder(root: Path, folder: Path) -> Path:
         root,
         trial__method={"name": "lipsum_ft", "text_count": 16},
         trial__optim__lr=1e-3,
-        trial__eval__every=STEPS,
+        trial__eval={"every": STEPS, "line": "auto"},
         trial__steps=STEPS,
         trial__seed=3,
         search__resources__workers=1,
@@ -311,10 +311,17 @@ def test_all_are_trained_with_the_same_seeds_and_tested(
     measured = dict(found.results["trial-000", 1004].metrics)
     costs = {name: measured.pop(name) for name in COSTS}
     *_, last = fine_tune(trial)
-    kept = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
+    # The point of the line is chosen here without a test split.
+    kept = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "line/a")
     validated = {name: last.metrics[name] for name in kept}
-    tested = last.run.evaluate("test", load_split(trial, "test"))
+    images = load_split(trial, "test")
+    tested = last.run.evaluate("test", images)
+    end = last.run.measure_end("test", images, validated["line/a"])
+    tested |= {name: acc for name, acc in end.items() if "/mean_class_acc" not in name}
     assert measured == pytest.approx(tested | validated)
+    table = confirmation_table(found)
+    names = [str(row.values["name"]) for row in table.rows]
+    assert names.count("  at the end of its training") == 2
     assert costs["cost/seconds"] > 0
     assert costs["cost/cpu_seconds"] > 0
     metric = "ood_test/mean_acc"

@@ -90,12 +90,11 @@ def test_a_budget_of_less_than_one_trial_says_so() -> None:
         check_budget(plan)
 
 
-def test_each_point_of_a_wise_curve_costs_an_evaluation() -> None:
-    alphas = [number / 10 for number in range(11)]
-    without, swept = (make_plan(search_file({"wise_alphas": a})) for a in ([], alphas))
-    more = 3600 * (swept.full_trial_hours - without.full_trial_hours)
-    assert more == pytest.approx(11 * PROBE.eval_s)
-    assert with_overrides(swept.file.trial, OVERRIDES, "trial").eval.wise_alphas == ()
+def test_points_of_the_line_cost_evaluations_of_the_sample() -> None:
+    without, on_line = (make_plan(search_file({"line": line})) for line in ("off", "auto"))
+    more = 3600 * (on_line.full_trial_hours - without.full_trial_hours)
+    assert more == pytest.approx(4 * 0.6 * PROBE.eval_s)  # three points and the end
+    assert with_overrides(on_line.file.trial, OVERRIDES, "trial").eval.line_points == ()
 
 
 def test_a_plan_tells_first_points_from_proposals() -> None:

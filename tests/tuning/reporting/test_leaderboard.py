@@ -12,7 +12,7 @@ from tests.tuning import fakes
 from tests.tuning.result_tables import cells, column, notes, printed
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.reporting.figures.frame import save_figure
-from tuning.reporting.figures.id_vs_ood import draw
+from tuning.reporting.figures.id_vs_ood import draw, line_of
 from tuning.reporting.leaderboard import leaderboard, report
 from tuning.runs.records import SearchRecord, TrialRecord
 
@@ -64,6 +64,29 @@ def test_the_notes_state_the_split_that_chose() -> None:
     assert "looks at" not in notes(leaderboard(blind, [fakes.trial(1)]))
     text = notes(leaderboard(replace(blind, sampler_metric="val/mean_nll"), [fakes.trial(1)]))
     assert "proposed by val/mean_nll, which looks at OOD validation data." in text
+
+
+def test_the_point_of_the_line_has_a_column() -> None:
+    on_line = fakes.report(fakes.TOTAL_STEPS, 88.0, 62.0, **{"line/a": 0.6})
+    table = leaderboard(SEARCH, [fakes.reference(), fakes.trial(1, curve=(on_line,))])
+    assert column(table, "a") == ["-", "-", "0.6"]
+    assert "a" not in [c.header for c in leaderboard(SEARCH, [fakes.trial(1)]).columns]
+
+
+def test_the_figure_draws_the_lines_of_trials() -> None:
+    points = {0.0: (82.4, 61.0), 0.5: (86.0, 63.0), 1.0: (88.0, 58.0)}
+    metrics = {
+        f"line/{a:g}/{name}": value
+        for a, both in points.items()
+        for name, value in zip(("id_val/acc", "ood_val/mean_acc"), both, strict=True)
+    }
+    last = fakes.report(fakes.TOTAL_STEPS, 86.0, 63.0, **metrics)
+    trial = fakes.trial(1, curve=(last,))
+    assert line_of(trial) == [(a, *both) for a, both in points.items()]
+    figure, note = draw(SEARCH, [trial, fakes.trial(2)])
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
+    assert [tuple(line.get_xdata()) for line in drawn] == [(82.4, 86.0, 88.0)]  # type: ignore[arg-type]
+    assert "Thin: from zero-shot to the end of each training" in note
 
 
 def test_first_points_are_told_from_proposals() -> None:

@@ -18,7 +18,7 @@ def real(
     ft = [{"seed": seed, "optim.lr": 5e-4} for seed in range(3)]
     flyp = {"seed": 3, "method.name": "flyp", "optim.lr": 1e-4}
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    file = real_file(images_root, trial__eval__wise_alphas=[0, 0.5, 1])
+    file = real_file(images_root)
     found = real_run(folder, file, [*ft, flyp, {"seed": 4, "optim.lr": 5e-4}])
     (lost,) = (folder / "train" / "train-trial-004").iterdir()
     (lost / "student.safetensors").unlink()

@@ -106,13 +106,8 @@ def test_a_named_trial_is_exported_with_its_classes(real: Real, tmp_path: Path) 
     assert recorded["logit_scale"] == pytest.approx(scale, rel=1e-6)
 
 
-def test_with_alpha_the_metrics_are_those_of_that_point(real: Real, tmp_path: Path) -> None:
+def test_with_alpha_only_the_evaluated_point_has_metrics(real: Real, tmp_path: Path) -> None:
     run, records = real
-    half = about(export(run, tmp_path / "half", trial="trial-000", alpha=0.5))
-    assert half["alpha"] == 0.5
-    found = {n: v for n, v in records[0].metrics.items() if n.startswith("wise/0.5/")}
-    assert half["metrics"] == {n.removeprefix("wise/0.5/"): v for n, v in found.items()}
-    assert len(found) == 3
     other = export(run, tmp_path / "other", trial="trial-000", alpha=0.25)
     assert about(other)["metrics"] == {}
     assert "have not been evaluated" in (other / "README.md").read_text()
@@ -161,7 +156,8 @@ def with_snippet(config: TrialConfig, folder: Path) -> tuple[Path, list[tuple[st
 def test_the_snippet_of_the_card_reaches_its_accuracies(trial: TrialConfig, tmp_path: Path) -> None:
     """In a process that imports open_clip and nothing of this project."""
     changes = {"precision": "fp32", "method.name": "ft", "steps": 3}
-    configs = [with_overrides(trial, {**changes, "data.crop_pct": c}, "test") for c in (0.5, 1.0)]
+    both = ({"data.crop_pct": 0.5}, {"data.crop_pct": 1.0, "eval.line": 0.4, "optim.lr": 3e-3})
+    configs = [with_overrides(trial, {**changes, **more}, "test") for more in both]
     made = [with_snippet(config, tmp_path / str(n)) for n, config in enumerate(configs)]
     command = [sys.executable, "-c", CLASSIFY_ALL, *(model for model, _ in made)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -175,6 +171,23 @@ def test_the_snippet_of_the_card_reaches_its_accuracies(trial: TrialConfig, tmp_
             ]
             name = ID_ACC if domain == config.data.id_domain else val_acc(domain)
             assert 100 * sum(right) / len(right) == expected[name]  # type: ignore[index]
+
+
+def test_alpha_is_a_point_of_the_line_from_its_end(trial: TrialConfig, tmp_path: Path) -> None:
+    changes = {"method.name": "ft", "steps": 2, "optim.lr": 3e-3, "eval.line": 0.4}
+    (last,) = fine_tune(with_overrides(trial, changes, "test"))
+    last.save(tmp_path / "trained")
+    write_trial(tmp_path / "trained", last.run.config)
+    kept = about(export(tmp_path / "trained", tmp_path / "kept"))
+    assert (kept["alpha"], kept["metrics"]) == (0.4, measured(last.metrics))
+    same = about(export(tmp_path / "trained", tmp_path / "same", alpha=0.4))
+    assert same["metrics"] == kept["metrics"]
+    end = export(tmp_path / "trained", tmp_path / "end", alpha=1.0)
+    assert about(end)["metrics"] == {}
+    weights = load_file(end / "open_clip_model.safetensors")
+    for name, value in last.run.student.plain_state().items():  # still as it was trained
+        found = load_file(end / "head.safetensors")["head"] if name == "head" else weights[name]
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6)
 
 
 def test_the_card_names_origin_and_accuracy(real: Real, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
@@ -36,6 +37,7 @@ from tuning.selection.ranking import best_trial
 from tuning.selection.rules import PARETO, choices
 
 COLOUR_BY = "method.reg_weight"
+_POINT = re.compile(rf"line/([^/]+)/{ID_ACC}")
 _MARKERS = {"finished": "o", "pruned": "v", "stopped": "s", "running": "D"}
 
 
@@ -67,6 +69,8 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
         axes.step(xs, ys, where="pre", color=SOFT_INK, linewidth=0.9, zorder=2)
         note += " Line: Pareto front."
 
+    if _draw_lines(axes, shown):
+        note += " Thin: from zero-shot to the end of each training, on a sample of the images."
     if seeds := _draw_fresh_seeds(axes, search, shown):
         note += f" {seeds}"
     draw_zero_shot(axes, search.zero_shot)
@@ -150,6 +154,29 @@ def _draw_trials(drawn: Figure, axes: Axes, trials: Sequence[TrialRecord]) -> No
                 mark.set_gid(TRIAL_GID + marked[0].trial_id)
         # An empty series in one neutral colour makes the entry of the legend.
         axes.scatter([], [], marker=marker, s=52, color=GREY, label=f"{outcome} ({len(group)})")
+
+
+def _draw_lines(axes: Axes, records: Sequence[TrialRecord]) -> bool:
+    """Draw the line of each trial between zero-shot and the end of its training; whether any has
+    one (`trial.eval.line`)."""
+    curves = [line_of(record) for record in records]
+    for curve in curves:
+        axes.plot(
+            [x for _, x, _ in curve], [y for _, _, y in curve],
+            color=SOFT_INK, linewidth=0.7, alpha=0.55, zorder=1.5,
+        )  # fmt: skip
+    return any(curves)
+
+
+def line_of(record: TrialRecord) -> list[tuple[float, float, float]]:
+    """Point, ID and mean OOD accuracy in percent of each measured point of a trial's line."""
+    points = []
+    for name in record.metrics:
+        if match := _POINT.fullmatch(name):
+            accs = record.last(name), record.last(f"line/{match[1]}/{OOD_MEAN_ACC}")
+            if accs[0] is not None and accs[1] is not None:
+                points.append((float(match[1]), accs[0], accs[1]))
+    return sorted(points)
 
 
 def _draw_fresh_seeds(axes: Axes, search: SearchRecord, records: Sequence[TrialRecord]) -> str:

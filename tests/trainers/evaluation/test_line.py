@@ -1,0 +1,175 @@
+"""The choice of a point of the line, by hand and in real runs of every method."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.trainers.curves import changed, curve
+from tests.trainers.methods import by_open_clip
+from tests.trainers.methods.by_hand import cross_entropy
+from tests.trainers.methods.contract import configured
+from trainers.checkpoints.format import WEIGHTS
+from trainers.config import TrialConfig, with_overrides
+from trainers.evaluation.line import GRID, LineGoal, choose_point
+from trainers.fine_tune import Report, fine_tune
+from trainers.loop.state import load_split, start
+from trainers.methods.registry import METHODS
+
+POINTS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
+FIVE = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def parabola(top: float, height: float = 60.0, depth: float = 20.0) -> dict[float, float]:
+    """Values at `FIVE` of a curve with its top at a point."""
+    return {a: height - depth * (a - top) ** 2 for a in FIVE}
+
+
+def measured(**curves: dict[float, float]) -> dict[float, dict[str, float]]:
+    return {a: {name: curve[a] for name, curve in curves.items()} for a in FIVE}
+
+
+def goal(*objectives: tuple[str, Any], bounds: tuple[Any, ...] = ()) -> LineGoal:
+    return LineGoal(objectives=objectives, bounds=bounds)
+
+
+@pytest.mark.parametrize("top", GRID)
+def test_the_top_of_a_curve_is_chosen(top: float) -> None:
+    at = measured(acc=parabola(top))
+    assert choose_point(at, goal(("acc", "max"))) == top
+    downwards = measured(nll={a: -value for a, value in parabola(top).items()})
+    assert choose_point(downwards, goal(("nll", "min"))) == top
+
+
+def test_a_trained_point_is_chosen_even_where_zero_shot_is_best() -> None:
+    assert choose_point(measured(acc=parabola(-1.0)), goal(("acc", "max"))) == GRID[0]
+
+
+def test_equal_points_are_decided_for_the_training() -> None:
+    flat = measured(acc=dict.fromkeys(FIVE, 50.0))
+    assert choose_point(flat, goal(("acc", "max"))) == 1.0
+
+
+def test_a_line_that_cannot_be_measured_is_followed_to_its_end() -> None:
+    broken = measured(nll=parabola(0.3) | {1.0: float("nan")})
+    assert choose_point(broken, goal(("nll", "min"))) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("bound", "chosen"),
+    [
+        (("id", "max", None, 56.0), 0.6),  # of 50 + 10 a
+        (("id", "max", "zero_shot.id", 4.0), 0.4),
+        (("id", "max", "best", -3.0), 0.7),
+        (("id", "max", None, 99.0), 1.0),  # cannot be met: as near as possible
+        (("ood", "min", None, 52.0), 0.9),  # of 60 - 10 a squared, so at least 0.8944
+    ],
+)
+def test_the_best_point_within_the_constraints_is_chosen(bound: Any, chosen: float) -> None:
+    at = measured(id={a: 50.0 + 10.0 * a for a in FIVE}, ood=parabola(0.0, 60.0, 10.0))
+    assert choose_point(at, goal(("ood", "max"), bounds=(bound,))) == chosen
+
+
+def test_several_objectives_are_weighed_by_their_ranges() -> None:
+    at = measured(id={a: 10.0 * a for a in FIVE}, ood={a: 1000.0 * (1 - a) for a in FIVE})
+    assert choose_point(at, goal(("id", "max"), ("ood", "max"))) == 0.55  # of 0.05 to 1
+
+
+def trained(config: TrialConfig, **changes: Any) -> Report:
+    *_, last = fine_tune(changed(config, **changes))
+    return last
+
+
+@pytest.fixture
+def short(trial: TrialConfig) -> TrialConfig:
+    """Four steps that go far, in one precision; the sample is the whole of the images."""
+    changes = {"optim.lr": 3e-3, "precision": "fp32", "data.ood_domains": ["sketch"], "steps": 4,
+               "eval.every": 2, "eval.rung_images": 0}  # fmt: skip
+    return with_overrides(trial, changes, "test")
+
+
+def test_the_measured_line_goes_from_zero_shot_to_the_end(short: TrialConfig) -> None:
+    config = with_overrides(short, {"method.name": "ft", "eval.line": "auto"}, "test")
+    first, last = (report.metrics for report in fine_tune(config))
+    assert not [name for name in first if name.startswith("line/")]
+    on_line = {name for name in last if name.startswith("line/")}
+    wanted = {f"line/{a:g}/{name}" for a in FIVE for name in POINTS}
+    assert on_line == {"line/a", *wanted}
+    end = trained(config, eval__line="off").metrics
+    assert not [name for name in end if name.startswith("line/")]
+    before = start(config).evaluate("val", load_split(config, "val"))
+    for name in POINTS:
+        assert last[f"line/0/{name}"] == pytest.approx(before[name])
+        assert last[f"line/1/{name}"] == pytest.approx(end[name])
+    at = {a: {name: last[f"line/{a:g}/{name}"] for name in POINTS} for a in FIVE}
+    assert last["line/a"] == choose_point(at, goal(("val/mean_acc", "max")))
+
+
+def test_a_fixed_point_is_that_of_wise_ft(short: TrialConfig, tmp_path: Path) -> None:
+    ft = trained(short, method={"name": "ft"}, eval__line=0.3)
+    wise = trained(short, method={"name": "wise_ft", "alpha": 0.3}, eval__line="auto")
+    assert ft.metrics["line/a"] == 0.3
+    assert not [name for name in wise.metrics if name.startswith("line/")]
+    assert [ft.metrics[name] for name in POINTS] == [wise.metrics[name] for name in POINTS]
+    for name, report in (("ft", ft), ("wise", wise)):
+        report.save(tmp_path / name)
+    kept, same = (load_file(tmp_path / name / WEIGHTS) for name in ("ft", "wise"))
+    assert all((kept[name] == value).all() for name, value in same.items())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"wise_ft"}))
+def test_what_a_method_keeps_is_its_point(name: str, short: TrialConfig, tmp_path: Path) -> None:
+    """The saved weights, by open_clip's own forward pass, have the reported figures."""
+    report = trained(configured(short, name), optim__lr=3e-3, eval__line=0.5)
+    report.save(tmp_path)
+    images, labels = by_open_clip.images_of(report.run.config)
+    weights = load_file(tmp_path / WEIGHTS)
+    logits = by_open_clip.logits(images, {n: v for n, v in weights.items() if "text." not in n})
+    if report.run.student.text is not None:  # its own scale
+        logits *= float(weights["text.logit_scale"].exp()) / by_open_clip.scale()
+    acc = 100 * float(np.mean(logits.argmax(axis=1) == labels))
+    assert report.metrics["id_val/acc"] == pytest.approx(acc)
+    assert report.metrics["id_val/nll"] == pytest.approx(cross_entropy(logits, labels), rel=1e-3)
+    end = trained(configured(short, name), optim__lr=3e-3).metrics
+    assert abs(report.metrics["id_val/nll"] - end["id_val/nll"]) > 1e-3
+
+
+def test_a_resumed_run_chooses_the_same_point(short: TrialConfig, tmp_path: Path) -> None:
+    config = with_overrides(short, {"eval.line": "auto", "eval.rung_images": 10}, "test")
+    next(fine_tune(config)).save(tmp_path)
+    whole, resumed = curve(config), curve(config, resume_from=tmp_path)
+    assert resumed[-1] == whole[-1]
+    assert "line/a" in whole[-1]
+
+
+def test_the_end_is_found_again_from_the_point(short: TrialConfig) -> None:
+    config = with_overrides(short, {"method.name": "flyp", "eval.line": 0.4}, "test")
+    report = trained(config)
+    images = load_split(config, "test")
+    report.run.evaluate("test", images)
+    found = report.run.measure_end("test", images, 0.4)
+    end = trained(config, eval__line="off")
+    tested = end.run.evaluate("test", images)
+    for name in ("id_test/acc", "ood_test/sketch/acc", "ood_test/mean_acc"):
+        assert found[f"line/1/{name}"] == pytest.approx(tested[name])
+
+
+def test_no_test_split_is_read(short: TrialConfig, images_root: Path, tmp_path: Path) -> None:
+    sealed = Path(shutil.copytree(images_root, tmp_path / "sealed"))
+    for part in sealed.glob("*/test/*.parquet"):
+        part.write_bytes(b"sealed")
+    config = with_overrides(short, {"eval.line": "auto", "method.name": "ft"}, "test")
+    found = trained(config, data__root=str(sealed)).metrics
+    assert found["line/a"] == trained(config).metrics["line/a"]
+
+
+def test_without_ood_domains_id_accuracy_chooses(trial: TrialConfig) -> None:
+    changes = {"data.ood_domains": [], "eval.line": [0.5], "steps": 1, "method.name": "ft"}
+    (report,) = fine_tune(with_overrides(trial, changes, "test"))
+    on_line = [name for name in report.metrics if name.startswith("line/")]
+    assert on_line == ["line/a", *(f"line/{a}/id_val/acc" for a in ("0", "0.5", "1"))]
