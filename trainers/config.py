@@ -39,7 +39,7 @@ class DataConfig(Frozen):
     """The domain whose train split is used for fine-tuning."""
     ood_domains: tuple[str, ...] = ("painting", "clipart", "infograph", "sketch")
     """Domains that are only evaluated: the distribution shifts."""
-    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_area: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest share of an image's area that a random training crop covers."""
     crop_law: Literal["torchvision", "tensorflow"] = "torchvision"
     """How random crops are distributed: as torchvision's `RandomResizedCrop`, or as TensorFlow's
@@ -49,7 +49,7 @@ class DataConfig(Frozen):
     """Mirror every second training crop, at random."""
     crop_pct: float | None = Field(default=None, gt=0, le=1)
     """Share of the short side that the evaluation's center crop keeps; null is the data's own
-    value, or 224/256."""
+    value, or 1: the whole side, as open_clip's own transform shows it."""
     cache_gb: float = Field(default=100, gt=0, le=1e6)
     """Limit of the local data cache on each machine (10^9 bytes)."""
     workers: int = Field(default=0, ge=0, le=1000)
@@ -131,6 +131,7 @@ class DataConfig(Frozen):
         )
 
 
+Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 Beta: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -176,7 +177,7 @@ class EvalConfig(Frozen):
     trained ones."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a forward pass."""
-    line: Literal["auto", "off"] | float | tuple[float, ...] = "off"
+    line: Literal["auto", "off"] | Share | tuple[Share, ...] = "off"
     """Point of the line from the zero-shot weights (0) to the trained ones (1) that a trial
     evaluates and keeps after its last step (WiSE-FT). `auto` measures three points and the end on
     the images of `rung_images`, and takes the best point by the search's objective and constraints;

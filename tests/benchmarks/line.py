@@ -3,6 +3,9 @@
 Trains FT and Lipsum-FT of the quickstart with right and wrong hyperparameters, each with
 `trial.eval.line: auto`, and then evaluates the whole line in steps of 0.05. All on the validation
 splits, so the best point of the whole line is a little flattered.
+
+`--cost N` trains N pairs of the quickstart's trial without and with the line instead, one after the
+other, and prints the ratios of their CPU time.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import argparse
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -52,13 +55,31 @@ def measure(name: str, seed: int, base: TrialConfig) -> dict[str, Any]:
     return {"name": name, "chosen/a": last.metrics["line/a"], "best/a": best, **row}
 
 
+def print_cost(base: TrialConfig, pairs: int) -> None:
+    """Ratio of the CPU seconds of a trial with the line to those of one without, pair by pair."""
+    torch.set_num_threads(1)
+    ratios = []
+    for _ in range(pairs):
+        seconds = []
+        for line in ("off", "auto"):
+            *_, last = fine_tune(with_overrides(base, {"eval.line": line}, line))
+            seconds.append(last.metrics["cost/cpu_seconds"])
+        ratios.append(seconds[1] / seconds[0])
+        print(f"{seconds[0]:.1f} s without, {seconds[1]:.1f} s with the line", flush=True)
+    print(f"ratio {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
 def main() -> None:
     """Train, and print means over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cost", type=int, metavar="N", help="measure the cost with N pairs")
     arguments = parser.parse_args()
     base = load_config("quickstart").trial
     resolve_root(base.data.root, progress=True)
+    if arguments.cost:
+        print_cost(base, arguments.cost)
+        return
     jobs = [(name, seed, base) for name in TRIALS for seed in range(arguments.seeds)]
     with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:
         rows = list(pool.map(measure, *zip(*jobs, strict=True)))

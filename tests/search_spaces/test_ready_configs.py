@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces import METHODS, Float
+from trainers.data.dataset import ImageDataset
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import AshaConfig
 from tuning.config.validation import load_config
@@ -19,6 +20,7 @@ PAPER = [
     for model in ("vit_b16", "vit_b32", "vit_l14")
 ]
 
+OWN = ["vit_b16", "vit_b32", "vit_l14"]
 AUTHORS: dict[str, tuple[float, float, float | None]] = {
     "wise_ft": (3e-5, 0.1, 1.0),
     "flyp": (1e-5, 0.1, None),
@@ -31,10 +33,21 @@ RECIPES = [f"imagenet_vit_b16_{method}" for method in AUTHORS]
 
 
 def test_the_ready_configurations_by_name() -> None:
-    assert ready_configs() == sorted([*PAPER, *RECIPES, "methods", "quickstart"])
+    assert ready_configs() == sorted([*PAPER, *RECIPES, *OWN, "methods", "quickstart"])
 
 
-@pytest.mark.parametrize("name", [*PAPER, *RECIPES, "methods", "quickstart"])
+@pytest.mark.parametrize("name", OWN)
+def test_own_images_are_shown_as_open_clip_shows_them(name: str, images_root: Path) -> None:
+    file = load_config(name, check=False)
+    assert (file.trial.data.crop_area, file.trial.data.crop_pct) == ((0.9, 1.0), None)
+    assert ImageDataset(images_root, "real", "val").crop_pct == 1.0
+    paper = load_config(f"domainnet_{name}", check=False)
+    assert file.trial.model == paper.trial.model
+    assert file.search.resources == paper.search.resources
+    assert file.search_space() == paper.search_space()
+
+
+@pytest.mark.parametrize("name", [*PAPER, *RECIPES, *OWN, "methods", "quickstart"])
 def test_headers_have_command_cost_and_expectation(name: str) -> None:
     header = re.split(r"^(?!#)", find_config(name).read_text(), maxsplit=1, flags=re.M)[0]
     assert f"lipsum-tune search {name}" in header
@@ -62,7 +75,7 @@ def test_paper_configurations_have_the_papers_setting(name: str) -> None:
         "weight_decay": 0.0, "betas": (0.9, 0.999), "eps": 1e-8,
         "clip_grad_norm": None, "micro_batch_size": None,
     }  # fmt: skip
-    assert trial.data.crop_area == (0.08, 1.0)
+    assert (trial.data.crop_area, trial.data.crop_pct) == ((0.08, 1.0), 0.875)
     assert trial.precision == "auto"
     assert search.name == name
     lr = file.search_space().parameters["optim.lr"]

@@ -20,12 +20,12 @@ from torchvision.transforms.v2 import functional
 
 from trainers.models.image import ImageInput
 
-CROP_AREA = (0.08, 1.0)
+CROP_AREA = (0.9, 1.0)
 """Share of the image's area that a random crop covers, by default."""
 RATIO = (3 / 4, 4 / 3)
 """Width by height of a random crop."""
 CropLaw: TypeAlias = Literal["torchvision", "tensorflow"]
-CROP_PCT = 224 / 256
+CROP_PCT = 1.0
 """Share of the resized image's short side that evaluation sees, by default."""
 
 
@@ -117,5 +117,5 @@ def _tensorflow_crop(
         w = min(round(h * ratio), width)
         if h > 0 and w > 0 and least <= h * w <= most:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    side = round(CROP_PCT * min(height, width))
+    side = round(224 / 256 * min(height, width))
     return (height - side) // 2, (width - side) // 2, side, side

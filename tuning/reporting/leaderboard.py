@@ -137,7 +137,7 @@ def leaderboard(search: SearchRecord, records: Sequence[TrialRecord]) -> ResultT
         Column(OOD_MEAN_ACC, "OOD\nmean", format_percent, style="bold"),
     ]
     if any("line/a" in record.metrics for record in (*references, *order)):
-        columns.append(Column("line/a", "a", format_value, drop=4))
+        columns.append(Column("line/a", "a", format_value, drop=_OUTCOME - 1))
     for metric in dict.fromkeys(o.metric for o in search.objectives):
         if metric not in (ID_ACC, OOD_MEAN_ACC):  # the column that the table is sorted by
             columns.append(Column(metric, metric.replace("/", "/\n"), format_metric(metric)))

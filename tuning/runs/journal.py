@@ -38,7 +38,7 @@ from tuning.runs.records import (
 )
 
 JOURNAL_FILE = "journal.jsonl"
-FORMAT = 1
+FORMAT = 2
 HEARTBEAT_SECONDS = 30.0
 """Longest time of a killed session that can be missing from the budgets."""
 _ATTEMPTS, _PAUSE_S = 5, 0.1
@@ -227,6 +227,7 @@ def read_history(run_folder: Path, live: bool = False) -> History:
         raise ConfigError(
             f"format {other} is of another version of lipsum-tune; this version reads {FORMAT}",
             source=path,
+            hint="finish and export the run with that version",
         ) from None
     return reader.history(live)
 

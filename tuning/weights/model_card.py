@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
@@ -13,7 +12,7 @@ from tuning.weights.sources import SPLIT
 
 _CARD = """\
 # {title}
-
+{crop}
 {what}, exported by Lipsum-Tune.
 
 | | |
@@ -24,23 +23,14 @@ _CARD = """\
 
 ```python
 import json, open_clip, safetensors.torch, torch
-import numpy as np
-from PIL import ExifTags, Image
-from torchvision import transforms
-
-folder = "."  # or the path of the folder with this file
-model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}")
-head = safetensors.torch.load_file(f"{{folder}}/head.safetensors")["head"]
-about = json.load(open(f"{{folder}}/classes.json"))
-{preprocess}
-
-{prepared}
-
-@torch.no_grad()
+from PIL import Image, ImageOps{imports}
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")  # of this folder
+head = safetensors.torch.load_file("head.safetensors")["head"]
+classes = json.load(open("classes.json"))["classes"]
+{preprocess}@torch.no_grad()
 def classify(image):
-    features = model.eval().encode_image(preprocess(prepared(image))[None], normalize=True)
-    return about["classes"][(about["logit_scale"] * features @ head.T).argmax()]
-
+    pixels = preprocess(ImageOps.exif_transpose(image).convert("RGB"))[None]
+    return classes[(model.eval().encode_image(pixels, normalize=True) @ head.T).argmax()]
 print(classify(Image.open("image.jpg")))
 ```
 
@@ -55,10 +45,6 @@ preprocess = transforms.Compose([  # open_clip's own shows more of each image
 ])
 """
 
-# The card shows the function with which MLflow serves the model. Importing it would import MLflow.
-_SERVED = Path(__file__).with_name("served_model.py").read_text(encoding="utf-8")
-_PREPARED = "def prepared(" + _SERVED.partition("def prepared(")[2].partition("\n\n\n")[0]
-
 
 def model_card(title: str, about: Mapping[str, Any]) -> str:
     """The card in Markdown."""
@@ -69,27 +55,28 @@ def model_card(title: str, about: Mapping[str, Any]) -> str:
     what = f"A CLIP of open_clip, fine-tuned on {classes}"
     if about["alpha"] == 0:
         what = f"A zero-shot CLIP of open_clip, with a head for {classes}"
-    note = "These are the very images that the evaluation showed to the model."
-    preprocess = ""
+    note, imports, preprocess, other_crop = "", "", "", ""
     # open_clip's transform has no crop: the short side of the image fills the model's input.
     if view["resize_mode"] == "shortest" and crop < 1:
         resized = round(view["size"] / crop)
         preprocess = _PREPROCESS.format(resized=resized, **view)
-        note = (
-            f"Evaluation resizes the short side to {resized} pixels and crops the centre of "
-            f"{view['size']} (`trial.data.crop_pct` = {crop:g}). open_clip's transform shows the "
-            "whole short side, for which these accuracies do not hold."
+        imports = "\nfrom torchvision import transforms"
+        other_crop = (
+            f"**Its accuracies hold with the transform below, and not with open_clip's own**: the "
+            f"short side of an image becomes {resized} pixels, of which the centre of "
+            f"{view['size']} is shown.\n"
         )
     if others := [f"{name} {pct:g}" for name, pct in crops.items() if pct != crop]:
-        note += f" Other crops: {', '.join(others)}."
-    note += f" It was evaluated with precision `{about['precision']}`."
+        note = f"Evaluated with other crops (`trial.data.crop_pct`): {', '.join(others)}. "
+    note += f"It was evaluated with precision `{about['precision']}`."
     return _CARD.format(
         title=title,
         what=what,
         rows="\n".join(f"| {name} | {value} |" for name, value in _rows(about)),
         accuracies=_accuracies(about),
+        crop=other_crop,
+        imports=imports,
         preprocess=preprocess,
-        prepared=_PREPARED,
         note=note,
     )
 

@@ -192,7 +192,7 @@ def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path: Path
     with pytest.raises(ConfigError, match="format 99"):
         read_history(tmp_path)
     for line in ("nonsense", "[" * 100_000):
-        path.write_text(f'{{"event": "created", "format": 1, "id": "a", "time": 1}}\n{line}\n')
+        path.write_text(f'{{"event": "created", "format": 2, "id": "a", "time": 1}}\n{line}\n')
         with pytest.raises(ConfigError, match="line 2"):
             read_history(tmp_path)
     path.unlink()

@@ -198,7 +198,7 @@ def test_the_card_names_origin_and_accuracy(real: Real, tmp_path: Path) -> None:
         assert part in text
     assert f"{records[3].metrics['id_val/acc']:.1f}" in text
     crops = about(written)["preprocessing"]["crop_pct"]  # type: ignore[index]
-    assert crops == dict.fromkeys(("real", "sketch", "clipart"), 0.875)
+    assert crops == dict.fromkeys(("real", "sketch", "clipart"), 1.0)
 
 
 def test_crops_that_data_name_themselves_are_recorded(images_root: Path, tmp_path: Path) -> None:
@@ -208,11 +208,11 @@ def test_crops_that_data_name_themselves_are_recorded(images_root: Path, tmp_pat
     metadata = {**table.schema.metadata, METADATA_KEY: b'{"crop_pct": "0.75"}'}
     pq.write_table(table.replace_schema_metadata(metadata), path)
     data = DataConfig(root=str(root), ood_domains=("sketch",))
-    assert evaluation_crops(data) == {"real": 0.875, "sketch": 0.75}
+    assert evaluation_crops(data) == {"real": 1.0, "sketch": 0.75}
     configured = DataConfig(root=str(root), ood_domains=("sketch",), crop_pct=0.9)
     assert evaluation_crops(configured) == {"real": 0.9, "sketch": 0.9}
     gone = DataConfig(root=str(tmp_path / "gone"), ood_domains=("sketch",))
-    assert evaluation_crops(gone) == {"real": 0.875, "sketch": 0.875}
+    assert evaluation_crops(gone) == {"real": 1.0, "sketch": 1.0}
 
 
 def test_the_output_of_train_can_be_exported(trial: TrialConfig, tmp_path: Path) -> None:
