@@ -16,8 +16,9 @@ from pydantic import Field, field_validator, model_validator
 from trainers.config_model import Frozen
 from trainers.data.data_root import EMBEDDED
 from trainers.data.suite import Suite, load_suite, resolve_suite
-from trainers.errors import ConfigError, validate
+from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.line import POINTS, LineGoal
+from trainers.evaluation.metrics import metric_names
 from trainers.loop.precision import PrecisionName
 from trainers.methods.lipsum_ft import LipsumFineTuning
 from trainers.methods.registry import METHODS, MethodConfig, is_available, load_plugins
@@ -47,9 +48,10 @@ class DataConfig(Frozen):
     depending on the shape of the image, and never less than a tenth of it."""
     flip: bool = True
     """Mirror every second training crop, at random."""
-    crop_pct: float | None = Field(default=None, gt=0, le=1)
-    """Share of the short side that the evaluation's center crop keeps; null is the data's own
-    value, or 1: the whole side, as open_clip's own transform shows it."""
+    crop_pct: float = Field(default=1, gt=0, le=1)
+    """Share of the short side that the evaluation's center crop keeps; 1 is the whole side, as
+    open_clip's own transform shows it. Data that name a share of their own keep that, as those of
+    `prepare arrays`, whose images are crops."""
     cache_gb: float = Field(default=100, gt=0, le=1e6)
     """Limit of the local data cache on each machine (10^9 bytes)."""
     workers: int = Field(default=0, ge=0, le=1000)
@@ -202,6 +204,18 @@ class EvalConfig(Frozen):
             raise ValueError(f"{twice[0]} is named twice")
         return line
 
+    @model_validator(mode="before")
+    @classmethod
+    def _line_may_be_off_in_yaml(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        if "wise_alphas" in values:
+            raise ValueError(
+                "wise_alphas: removed in 0.3; `line: [0.2, 0.5]` measures points of the line"
+            )
+        # YAML reads `off` as false.
+        return {**values, "line": "off"} if values.get("line") is False else values
+
     @property
     def line_points(self) -> tuple[float, ...]:
         """The points that are measured beside both ends; empty if none is chosen."""
@@ -271,6 +285,19 @@ class TrialConfig(Frozen):
                 value=name,
                 hint="name its file or module under `plugins`",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _line_is_chosen_by_validation_data(self) -> TrialConfig:
+        known = metric_names(self.data)
+        for metric in self.eval.line_goal.metrics if self.eval.line_goal else ():
+            if metric not in known:
+                raise ConfigError(
+                    "is no metric of the validation splits",
+                    key="eval.line_goal",
+                    value=metric,
+                    hint=suggestion(metric, known),
+                )
         return self
 
     @model_validator(mode="after")

@@ -307,7 +307,7 @@ def train(
             if final_split is not None and report.step == config.steps and not is_known:
                 images = load_split(config, final_split)
                 report.add(report.run.evaluate(final_split, images))
-                if (point := report.metrics.get("line/a")) is not None:
+                if (point := report.metrics.get("line/a", 1)) != 1:
                     report.add(report.run.measure_end(final_split, images, point))
             save(report, folder)
             if report.metrics:  # otherwise it was a request to save

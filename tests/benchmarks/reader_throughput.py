@@ -116,7 +116,7 @@ def reader(root: Path, passes: int) -> Batches:
     images = ImageDataset(root, "photos", "train")
     steps = range(passes * len(images) // BATCH)
     sampler = StepSampler(len(images), BATCH, seed=0, steps=steps)
-    return train_batches(images, sampler, INPUT, DataConfig(workers=WORKERS))
+    return train_batches(images, sampler, INPUT, DataConfig(workers=WORKERS, crop_area=(0.08, 1.0)))
 
 
 def normalised(batches: Batches) -> Iterable[Tensor]:

@@ -40,7 +40,7 @@ from trainers.loop.timing import Clock
 MODELS: dict[str, dict[str, Any]] = {
     "tiny-clip": {
         "model": {"name": "tiny-clip"},
-        "data": {"crop_area": [0.4, 1.0]},
+        "data": {"crop_area": [0.4, 1.0], "crop_pct": 0.875},
         "optim": {"lr": 6e-4, "batch_size": 64},
         "eval": {"every": 40, "rung_images": 200, "batch_size": 64},
         "steps": 120,

@@ -39,7 +39,7 @@ def test_the_ready_configurations_by_name() -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_own_images_are_shown_as_open_clip_shows_them(name: str, images_root: Path) -> None:
     file = load_config(name, check=False)
-    assert (file.trial.data.crop_area, file.trial.data.crop_pct) == ((0.9, 1.0), None)
+    assert (file.trial.data.crop_area, file.trial.data.crop_pct) == ((0.9, 1.0), 1.0)
     assert ImageDataset(images_root, "real", "val").crop_pct == 1.0
     paper = load_config(f"domainnet_{name}", check=False)
     assert file.trial.model == paper.trial.model

@@ -70,7 +70,7 @@ class ImageDataset:
         split: str,
         *,
         cache_gb: float = 100.0,
-        crop_pct: float | None = None,
+        crop_pct: float = CROP_PCT,
     ) -> None:
         self.store = store if isinstance(store, Store) else open_store(store)
         self.name = f"{domain}/{split}"
@@ -78,8 +78,9 @@ class ImageDataset:
         self._limit = int(cache_gb * 1e9)
         self._sample_size: int | None = None
         self.class_names, self.metadata = self._check(self._map())
-        self.crop_pct = crop_pct if crop_pct is not None else self._own_crop_pct()
-        """Share of the resized image's short side that evaluation sees."""
+        self.crop_pct = self._own_crop_pct(crop_pct)
+        """Share of the resized image's short side that evaluation sees, the data's own if it has
+        one."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -204,8 +205,8 @@ class ImageDataset:
             raise ConfigError("no images in its files", source=f"{self.store.url}/{self.name}")
         return names, metadata_of(tables[0].schema)
 
-    def _own_crop_pct(self) -> float:
-        text = self.metadata.get("crop_pct", str(CROP_PCT))
+    def _own_crop_pct(self, default: float) -> float:
+        text = self.metadata.get("crop_pct", str(default))
         with suppress(ValueError):
             if 0 < float(text) <= 1:
                 return float(text)

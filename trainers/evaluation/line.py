@@ -5,16 +5,17 @@ WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, a
     theta_a = theta_0 + a (theta - theta_0)
 
 over every weight, the head included. A trial measures a few points of the line on a sample of the
-validation images. Between them, every metric that counts follows a smooth curve, and the point is
-chosen that has the best objective within the constraints.
+validation images. Between them, every metric that counts follows a smooth curve. Around the best
+measured point, the point is chosen that has the best objective within the constraints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
+from pydantic import Field
 
 from trainers.config_model import Frozen
 
@@ -29,7 +30,7 @@ _DEGREE: Final = 2
 class LineGoal(Frozen):
     """What a point of the line is chosen by: a search passes its objectives and constraints."""
 
-    objectives: tuple[tuple[str, Literal["max", "min"]], ...]
+    objectives: tuple[tuple[str, Literal["max", "min"]], ...] = Field(min_length=1)
     """Metrics of the validation splits, each with the direction in which it is better."""
     bounds: tuple[tuple[str, Literal["max", "min"], str | None, float], ...] = ()
     """Metric, direction, anchor and offset of each constraint. The anchor is `zero_shot.METRIC`,
@@ -57,30 +58,48 @@ def choose_point(measured: Mapping[float, Mapping[str, float]], goal: LineGoal) 
         KeyError: a point lacks a metric of the goal.
     """
     known = sorted(measured)
-    curves: dict[str, np.ndarray] = {}
+    zero_shot, trained = measured[0.0], known[1:]
+    at_known: dict[str, np.ndarray] = {}
+    at_grid: dict[str, np.ndarray] = {}
     for metric in goal.metrics:
-        values = [measured[a][metric] for a in known]
+        values = np.array([measured[a][metric] for a in known])
         if not np.isfinite(values).all():
             return 1.0  # the end, whose metrics show it
         fitted = np.polynomial.Polynomial.fit(known, values, min(_DEGREE, len(known) - 1))
-        # The zero-shot model first. Rounded, as equal values of a fit differ in their last digits.
-        curves[metric] = fitted(np.array((0.0, *GRID))).round(9)
-    missed = np.zeros(len(GRID))
+        at_known[metric] = values[1:]
+        # Rounded, as equal values of a fit differ in their last digits.
+        at_grid[metric] = fitted(np.array(GRID)).round(9)
+    # No curve is followed past the neighbours of the best measured point. The NLL may explode on a
+    # line, and a parabola through it then has its best where the measured values are bad.
+    best = _best(trained, at_known, zero_shot, goal, trained)
+    at = known.index(best)
+    near = [a for a in GRID if known[at - 1] <= a <= known[min(at + 1, len(known) - 1)]]
+    return _best(GRID, at_grid, zero_shot, goal, near)
+
+
+def _best(
+    points: Sequence[float],
+    curves: Mapping[str, np.ndarray],
+    zero_shot: Mapping[str, float],
+    goal: LineGoal,
+    allowed: Sequence[float],
+) -> float:
+    """The best of the allowed points of a curve, by the bounds and then by the objectives."""
+    missed, distance = np.zeros(len(points)), np.zeros(len(points))
     for metric, mode, anchor, offset in goal.bounds:
-        sign, curve = _sign(mode), curves[metric][1:]
+        sign, curve = _sign(mode), curves[metric]
         bound = offset
         if anchor == "best":
             bound += sign * (sign * curve).max()
         elif anchor is not None:
-            bound += curves[_anchored(anchor)][0]
+            bound += zero_shot[_anchored(anchor)]
         missed += np.maximum(0.0, sign * (bound - curve))
-    distance = np.zeros(len(GRID))
     for metric, mode in goal.objectives:
-        merit = _sign(mode) * curves[metric][1:]
+        merit = _sign(mode) * curves[metric]
         distance += ((merit.max() - merit) / (np.ptp(merit) or 1.0)) ** 2
     # Of equal points, the one with the most training.
-    order = zip(missed.round(9).tolist(), distance.round(9).tolist(), GRID, strict=True)
-    return min(order, key=lambda point: (point[0], point[1], -point[2]))[2]
+    order = zip(missed.round(9).tolist(), distance.round(9).tolist(), points, strict=True)
+    return min((p for p in order if p[2] in allowed), key=lambda p: (p[0], p[1], -p[2]))[2]
 
 
 def _sign(mode: str) -> float:

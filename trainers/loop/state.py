@@ -204,7 +204,7 @@ class TrainState:
         initial, measured = self._line_start(weights), dict[float, dict[str, float]]()
         if evaluation.line_points:
             measured[0.0] = self.measure("val", sample, None, zero_shot=True)
-            for a in (*evaluation.line_points, 1.0):
+            for a in sorted({*evaluation.line_points, 1.0}):
                 with self.holding(interpolate(initial, weights, a)):
                     measured[a] = self.measure("val", sample, None)
             metric = MEAN_ACC if self.config.data.ood_domains else ID_ACC
@@ -293,6 +293,8 @@ class TrainState:
         def classify(images: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal remaining
             now, remaining = remaining[: len(images)], remaining[len(images) :]
+            if not len(now):  # a worker without images repeats a blank one, which nobody counts
+                now = self.zero_shot.head.new_zeros(len(images), self.zero_shot.head.shape[1])
             return now, self.zero_shot.logit_scale * now @ self.zero_shot.head.T
 
         return classify

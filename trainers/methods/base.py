@@ -149,7 +149,8 @@ class Method(Frozen, ABC):
     name: str
 
     has_line: ClassVar[bool] = True
-    """Whether `eval.line` chooses a point between its weights and the zero-shot ones."""
+    """Whether `eval.line` chooses a point between its weights and the zero-shot ones. The merged
+    weights must be linear in the trained ones; those of LoRA are not."""
     shardable: ClassVar[bool] = True
     """Whether the method works with sharded weights (`parallel: fsdp`)."""
 

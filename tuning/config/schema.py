@@ -410,20 +410,30 @@ class SearchFile(Frozen):
         return self._with_line_goal(with_overrides(self.trial, params, f"search.space{method}"))
 
     def _with_line_goal(self, trial: TrialConfig) -> TrialConfig:
-        """The trial, whose point of the line is chosen by the objectives and constraints."""
-        known, evaluation = metric_names(trial.data), trial.eval
-        objectives = [(o.metric, o.mode) for o in self.objectives if o.metric in known]
-        if not evaluation.line_points or evaluation.line_goal or not objectives:
+        """The trial, whose point of the line is chosen by the objectives and constraints.
+
+        Raises:
+            ConfigError: it names a goal of its own, or no objective has a value on the line.
+        """
+        if trial.eval.line_goal:
+            key, problem = "trial.eval.line_goal", "a search has objective and constraints instead"
+            raise ConfigError(problem, key=key)
+        if not trial.eval.line_points:
             return trial
+        known = metric_names(trial.data)
+        objectives = tuple((o.metric, o.mode) for o in self.objectives if o.metric in known)
+        if not objectives:
+            raise ConfigError(
+                "is no metric of the validation splits, by which `trial.eval.line` could choose",
+                key="search.objective.metric",
+                value=self.objectives[0].metric,
+                hint="a number as `trial.eval.line` is a fixed point, `off` the end",
+            )
         goal = LineGoal(
-            objectives=tuple(objectives),
-            bounds=tuple(
-                (c.metric, c.mode, c.anchor, c.offset)
-                for c in self.constraints()
-                if c.metric in known
-            ),
+            objectives=objectives,
+            bounds=tuple((c.metric, c.mode, c.anchor, c.offset) for c in self.constraints()),
         )
-        changed = evaluation.model_copy(update={"line_goal": goal})
+        changed = trial.eval.model_copy(update={"line_goal": goal})
         return trial.model_copy(update={"eval": changed})
 
     def fingerprints(self) -> dict[str, str]:

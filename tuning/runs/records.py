@@ -268,9 +268,12 @@ class SearchRecord:
         )
 
     @property
-    def constraints_see_ood(self) -> bool:
-        """Whether a constraint, which all selection rules obey, reads OOD validation data."""
-        return _uses_ood(*self.constraints)
+    def all_rules_see_ood(self) -> bool:
+        """Whether a constraint, which all selection rules obey, reads OOD validation data, or the
+        objective does that chose the point of each trial's line."""
+        line = self.configured("trial", "eval", "line")
+        on_line = line == "auto" or (isinstance(line, Sequence) and line != "off")
+        return _uses_ood(*self.constraints, *(self.objectives if on_line else ()))
 
     @property
     def selection(self) -> str:

@@ -167,7 +167,7 @@ def choices(
     ) -> None:
         picks = tuple(picks)
         reason = None if picks else reason or "no trial has the metrics that it needs"
-        found.append(Choice(rule, looks_at_ood or search.constraints_see_ood, picks, reason))
+        found.append(Choice(rule, looks_at_ood or search.all_rules_see_ood, picks, reason))
 
     def pick(trial: TrialRecord | None, left_out: str | None = None) -> list[Pick]:
         if trial is None:

@@ -13,13 +13,7 @@ from tuning.weights.sources import SPLIT
 _CARD = """\
 # {title}
 {crop}
-{what}, exported by Lipsum-Tune.
-
-| | |
-|---|---|
-{rows}
-
-{accuracies}
+{summary}
 
 ```python
 import json, open_clip, safetensors.torch, torch
@@ -36,6 +30,14 @@ print(classify(Image.open("image.jpg")))
 
 {note}
 """
+_SUMMARY = """\
+{what}, exported by Lipsum-Tune.
+
+| | |
+|---|---|
+{rows}
+
+{accuracies}"""
 _PREPROCESS = """\
 preprocess = transforms.Compose([  # open_clip's own shows more of each image
     transforms.Resize({resized}, transforms.InterpolationMode("{interpolation}")),
@@ -47,14 +49,10 @@ preprocess = transforms.Compose([  # open_clip's own shows more of each image
 
 
 def model_card(title: str, about: Mapping[str, Any]) -> str:
-    """The card in Markdown."""
+    """The card in Markdown: the `summary` and the code to use the model."""
     view = about["preprocessing"]
     crops = view["crop_pct"]
     crop = crops[about["id_domain"]]
-    classes = f"{len(about['classes'])} classes of {about['id_domain']}"
-    what = f"A CLIP of open_clip, fine-tuned on {classes}"
-    if about["alpha"] == 0:
-        what = f"A zero-shot CLIP of open_clip, with a head for {classes}"
     note, imports, preprocess, other_crop = "", "", "", ""
     # open_clip's transform has no crop: the short side of the image fills the model's input.
     if view["resize_mode"] == "shortest" and crop < 1:
@@ -68,17 +66,28 @@ def model_card(title: str, about: Mapping[str, Any]) -> str:
         )
     if others := [f"{name} {pct:g}" for name, pct in crops.items() if pct != crop]:
         note = f"Evaluated with other crops (`trial.data.crop_pct`): {', '.join(others)}. "
-    note += f"It was evaluated with precision `{about['precision']}`."
+    note += (
+        f"It was evaluated with precision `{about['precision']}`, images with transparency on "
+        "white, and 16-bit ones scaled to 8 bits."
+    )
     return _CARD.format(
         title=title,
-        what=what,
-        rows="\n".join(f"| {name} | {value} |" for name, value in _rows(about)),
-        accuracies=_accuracies(about),
         crop=other_crop,
+        summary=summary(about),
         imports=imports,
         preprocess=preprocess,
         note=note,
     )
+
+
+def summary(about: Mapping[str, Any]) -> str:
+    """Origin and accuracies of the model in Markdown."""
+    classes = f"{len(about['classes'])} classes of {about['id_domain']}"
+    what = f"A CLIP of open_clip, fine-tuned on {classes}"
+    if about["alpha"] == 0:
+        what = f"A zero-shot CLIP of open_clip, with a head for {classes}"
+    rows = "\n".join(f"| {name} | {value} |" for name, value in _rows(about))
+    return _SUMMARY.format(what=what, rows=rows, accuracies=_accuracies(about))
 
 
 def _rows(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -95,7 +104,7 @@ def _rows(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "parameters", ", ".join(f"`{key}` {format_value(value)}" for key, value in params)
     if about["alpha"] is not None:
         yield "WiSE-FT", f"alpha = {about['alpha']:g}: 0 is the zero-shot model, 1 the fine-tuned"
-    yield "tokenizer", f"`{about['tokenizer']}`"
+    yield "tokenizer", f"`{about['tokenizer'].replace('{folder}', '.')}`"
 
 
 def _accuracies(about: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.client import TrackingError
 from tuning.runs.run_folder import load_run
 from tuning.weights import served_model
-from tuning.weights.export import ABOUT, CARD, export_weights
+from tuning.weights.export import ABOUT, export_weights
+from tuning.weights.model_card import summary
 from tuning.weights.served_model import columns
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def register_weights(
         with mlf.brief_requests():  # none is made, but MLflow would print progress bars
             _pack(exported, about, packed)
         needs = f"It is loaded with {', '.join(REQUIREMENTS)}, and nothing of Lipsum-Tune."
-        card = (exported / CARD).read_text(encoding="utf-8").partition("```python")[0]
         try:
             client.log_artifacts(source.info.run_id, str(packed), path)
             try:
@@ -92,7 +92,7 @@ def register_weights(
                 f"{source.info.artifact_uri}/{path}",
                 source.info.run_id,
                 tags={"search": run.search.name, "search_id": run.search.run_id},
-                description=f"{card.strip()}\n\n{needs}",
+                description=f"{summary(about)}\n\n{needs}",
             )
         except MlflowException as error:
             reason = redact(str(error), uri).strip().partition("\n")[0][:300]

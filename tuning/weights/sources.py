@@ -16,7 +16,6 @@ from trainers.config import DataConfig, TrialConfig
 from trainers.data.data_root import domain_files, resolve_root
 from trainers.data.schema import read_header
 from trainers.data.storage import Store, open_store
-from trainers.data.transforms import CROP_PCT
 from trainers.errors import ConfigError, did_you_mean, validate
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.yaml_text import read_yaml
@@ -204,17 +203,16 @@ def _of_training(folder: Path) -> Source:
 
 
 def evaluation_crops(data: DataConfig) -> dict[str, float]:
-    """`crop_pct` of each domain: as configured, else as recorded in its data, else the default.
+    """`crop_pct` of each domain: as recorded in its data, else as configured.
 
-    The default is also taken if the data cannot be read any more.
+    Data that cannot be read any more count as without a record.
     """
-    crops = dict.fromkeys(data.domains, data.crop_pct or CROP_PCT)
-    if data.crop_pct is None:
-        with suppress(ConfigError, OSError):
-            store = resolve_root(data.root)
-            for domain in data.domains:
-                header = read_header(store, domain_files(store, domain, SPLIT)[0])
-                crops[domain] = float(header.metadata.get("crop_pct", CROP_PCT))
+    crops = dict.fromkeys(data.domains, data.crop_pct)
+    with suppress(ConfigError, OSError):
+        store = resolve_root(data.root)
+        for domain in data.domains:
+            header = read_header(store, domain_files(store, domain, SPLIT)[0])
+            crops[domain] = float(header.metadata.get("crop_pct", crops[domain]))
     return crops
 
 

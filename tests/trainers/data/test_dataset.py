@@ -241,12 +241,13 @@ def test_views_kept_for_one_model_are_not_used_for_another(root: Path) -> None:
     assert torch.equal(next(images.eval_batches(INPUT, 7))[0], first)
 
 
-def test_crop_pct_is_that_of_the_data_unless_given(tmp_path: Path) -> None:
+def test_crop_pct_is_that_of_the_data_or_else_the_given_one(tmp_path: Path) -> None:
     for domain, metadata in {"a": {}, "b": {"crop_pct": "0.875"}, "c": {"crop_pct": "x"}}.items():
         write_images(part_path(tmp_path, domain, "val"), examples(range(2)), CLASSES, metadata)
     assert ImageDataset(tmp_path, "a", "val").crop_pct == 1.0
     assert ImageDataset(tmp_path, "b", "val").crop_pct == 0.875
-    assert ImageDataset(tmp_path, "b", "val", crop_pct=0.9).crop_pct == 0.9
+    assert ImageDataset(tmp_path, "a", "val", crop_pct=0.9).crop_pct == 0.9
+    assert ImageDataset(tmp_path, "b", "val", crop_pct=0.9).crop_pct == 0.875
     with pytest.raises(ConfigError, match=r"c/val: crop_pct = 'x'"):
         ImageDataset(tmp_path, "c", "val")
 

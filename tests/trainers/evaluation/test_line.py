@@ -50,6 +50,13 @@ def test_a_trained_point_is_chosen_even_where_zero_shot_is_best() -> None:
     assert choose_point(measured(acc=parabola(-1.0)), goal(("acc", "max"))) == GRID[0]
 
 
+def test_no_curve_is_followed_away_from_the_best_measured_point() -> None:
+    """Measured values of real lines: a parabola has its least value at 0.05 and at 0.35."""
+    for values in ([0.41, 3.87, 2.28, 2.12, 2.14], [2.0, 1.7, 1.5, 1.4, 9.0]):
+        at = measured(nll=dict(zip(FIVE, values, strict=True)))
+        assert 0.5 <= choose_point(at, goal(("nll", "min"))) <= 1.0
+
+
 def test_equal_points_are_decided_for_the_training() -> None:
     flat = measured(acc=dict.fromkeys(FIVE, 50.0))
     assert choose_point(flat, goal(("acc", "max"))) == 1.0

@@ -6,7 +6,7 @@ weight W (d, n) of the MLPs becomes ``W + U V`` with U (d, r) = 0 at first and V
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -46,6 +46,8 @@ class LoRA(PlainFineTuning):
 
     name: Literal["lora"] = "lora"
     rank: int = Field(default=2, ge=1)
+    has_line: ClassVar[bool] = False
+    """The mean of two products is not the product of their means."""
 
     def prepare(self, student: Student) -> None:
         student.train_head()

@@ -18,7 +18,7 @@ from trainers.evaluation.line import LineGoal
 from trainers.overrides import nest
 from tuning.algorithms.objectives import Objective
 from tuning.config.schema import SearchFile
-from tuning.config.validation import check_settings, load_config, load_trial
+from tuning.config.validation import check_search, check_settings, load_config, load_trial
 
 BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
 LR = {"type": "float", "low": 1e-5, "high": 1e-3, "log": True}
@@ -109,6 +109,13 @@ def test_every_number_has_limits() -> None:
         ("trial.data.crop_area", [0.5, 0.2], "", "least <= greatest"),
         ("trial.model.name", "tiny-klip", None, "did you mean 'tiny-clip'"),
         ("trial.eval.line", [0.5, 1, 0.5], "", "0.5 is named twice"),
+        ("trial.eval.wise_alphas", [0.5], "trial.eval", "wise_alphas: removed in 0.3; `line"),
+        (
+            "trial.eval.line_goal",
+            {"objectives": [["id_val/acuracy", "max"]]},
+            "trial",
+            r"eval.line_goal = 'id_val/acuracy': is no metric of the validation splits \(did",
+        ),
         # What is optimised.
         ("search.objective.metric", "val/acc", "", "did you mean .val/mean_acc."),
         ("search.objective.metric", "ood_val/acc", "", "did you mean .ood_val/mean_acc."),
@@ -396,6 +403,14 @@ def test_load_trial_ignores_the_search(path: Path) -> None:
         assert caught.value.key == key
 
 
+def test_the_line_can_be_off_in_yaml(path: Path) -> None:
+    assert load_trial(path, ["trial.eval.line=auto"]).eval.line == "auto"
+    assert load_trial(path, ["trial.eval.line=off"]).eval.line == "off"
+    own = path.with_name("own.yaml")
+    own.write_text(f"extends: {path}\ntrial:\n  eval: {{ line: off }}\n")
+    assert load_trial(own).eval.line == "off"
+
+
 def test_a_trial_chooses_its_point_by_objective_and_constraints(images_root: Path) -> None:
     changes: dict[str, Any] = {
         "trial__eval__line": "auto",
@@ -418,7 +433,9 @@ def test_a_trial_chooses_its_point_by_objective_and_constraints(images_root: Pat
     off = search_file(images_root, **changes | {"trial__eval__line": "off"})
     assert off.reference_config("ft").eval.line_goal is None
     # A loss of the training has no value on the line.
-    loss = search_file(
-        images_root, **changes | {"search__objective": {"metric": "train/loss", "mode": "min"}}
-    )
-    assert loss.reference_config("ft").eval.line_goal is None
+    loss = changes | {"search__objective": {"metric": "train/loss", "mode": "min"}}
+    with pytest.raises(ConfigError, match="'train/loss': is no metric of the validation splits"):
+        check_search(search_file(images_root, **loss))
+    own = changes | {"trial__eval__line_goal": {"objectives": [["id_val/acc", "max"]]}}
+    with pytest.raises(ConfigError, match=r"trial\.eval\.line_goal: a search has objective"):
+        check_search(search_file(images_root, **own))

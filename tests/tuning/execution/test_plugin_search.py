@@ -47,7 +47,7 @@ def test_a_plugins_method_is_searched_and_exported(
     # The accuracy of the exported model, read by open_clip alone, is that of the best trial.
     best = result.best
     assert best is not None
-    folder = export_weights(result.folder, tmp_path / "exported")
+    folder = export_weights(result.folder, tmp_path / "exported", trial=best.trial_id)
     size, images = image_input(load_clip(file.trial.model)), load_split(file.trial, "val")["real"]
     views, labels = next(images.eval_batches(size, len(images)))
     predicted = open_clip_logits(folder, normalise(views, size)).argmax(dim=-1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,5 +262,24 @@ def test_rules_constraints_and_sampler_decide_whether_ood_data_is_used(
         sampler_metric=sampler_metric,
     )
     assert search.sees_ood == ("objective" not in blind)
+    found = chosen(search, TABLE)
+    assert {rule for rule, choice in found.items() if not choice.looks_at_ood} == blind
+
+
+@pytest.mark.parametrize(
+    ("line", "objective", "blind"),
+    [
+        ("auto", "val/mean_acc", set()),
+        ([0.5], "val/mean_acc", set()),
+        (0.5, "val/mean_acc", {"id_val"}),
+        ("off", "val/mean_acc", {"id_val"}),
+        ("auto", "id_val/acc", {"id_val", "objective"}),
+    ],
+)
+def test_a_line_that_is_chosen_on_ood_data_leaves_no_rule_blind(
+    line: Any, objective: str, blind: set[str]
+) -> None:
+    config = {"trial": {"eval": {"line": line}}}
+    search = replace(SEARCH, objectives=(Objective(objective),), config=config)
     found = chosen(search, TABLE)
     assert {rule for rule, choice in found.items() if not choice.looks_at_ood} == blind

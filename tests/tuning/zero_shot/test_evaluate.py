@@ -91,16 +91,7 @@ def by_hand(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         for domain in ("real", "painting", "sketch", "clipart"):
             rows = rows_of(root, domain, "test")
             images = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
-            size = clip.visual.image_size[0]
-            short = round(size * 256 / 224)
-            views = []
-            for image in images:
-                w, h = image.size
-                scaled = image.convert("RGB").resize(
-                    (short * w // min(w, h), short * h // min(w, h)), Image.Resampling.BICUBIC
-                )
-                left, top = round((scaled.width - size) / 2), round((scaled.height - size) / 2)
-                views.append(preprocess(scaled.crop((left, top, left + size, top + size))))
+            views = [preprocess(image) for image in images]
             features = clip.encode_image(torch.stack(views), normalize=True)
             logits = clip.logit_scale.exp() * features @ head
             found[domain] = logits.numpy(), np.array([row["label"] for row in rows])
