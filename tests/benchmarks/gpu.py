@@ -224,10 +224,11 @@ def float16(root: Path, dry: bool) -> Rows:
 
 
 def nccl(root: Path, dry: bool) -> Rows:
-    """A Ray Train worker with its process group, and a sum over that."""
+    """A sum over the process group of a Ray Train worker; a trial of one worker has none."""
     import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
 
-    from trainers.ray_trainer import torch_trainer
     from tuning.execution.ray_session import ray_session
 
     def loop(_: dict[str, Any]) -> dict[str, Any]:
@@ -239,8 +240,10 @@ def nccl(root: Path, dry: bool) -> Rows:
         return {"backend": dist.get_backend(), "workers": workers, "sum": float(total)}
 
     with ray_session(None), TemporaryDirectory() as folder:
-        trainer = torch_trainer(
-            loop, {}, name="nccl", scratch=Path(folder), gpus_per_worker=0 if dry else 1
+        trainer = TorchTrainer(
+            loop,
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=not dry),
+            run_config=RunConfig(name="nccl", storage_path=folder),
         )
         yield trainer.fit().return_value  # type: ignore[attr-defined]  # of Train V2
 

@@ -262,7 +262,7 @@ def test_workers_whose_start_or_end_fails_leave_their_places(
 
     class Slot:
         def fit(self) -> None:
-            setattr(import_module("ray.train.torch.config")._TorchBackend, fails, fail)
+            setattr(import_module("trainers.ray_trainer")._NoProcessGroup, fails, fail)
             without_helpers(torch_trainer(print, {}, name="any", scratch=tmp_path)).fit()
 
     with ray_session(ray_head.address):
