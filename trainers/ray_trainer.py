@@ -294,12 +294,13 @@ def train(
 
     device = ray.train.torch.get_device()
     limit_gpu_memory(device)
-    with newest_on_this_node(folder) as resume_from:
+    notice = _PreemptionNotice(device)
+    with newest_on_this_node(folder) as resume_from, notice.in_errors():
         for report in fine_tune(
             config,
             device=device,
             resume_from=resume_from,
-            save_now=_PreemptionNotice(device),
+            save_now=notice,
             on_progress=on_progress,
         ):
             # A resumed run repeats its last report, which may contain the final split already.
@@ -397,6 +398,15 @@ class _PreemptionNotice:
         is_new = not leaving <= self._known
         self._known |= leaving
         return is_new
+
+    @contextmanager
+    def in_errors(self) -> Iterator[None]:
+        """An error within the block gets these nodes as `leaving`: Ray forgets them once dead."""
+        try:
+            yield
+        except Exception as error:
+            error.leaving = self._known  # type: ignore[attr-defined]
+            raise
 
 
 def save(report: Report, folder: Store) -> None:

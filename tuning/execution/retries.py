@@ -203,8 +203,10 @@ class Attempts:
         if failure is None:
             raise error
         # Ray Train repeats the training itself if a node had announced its end, unless the
-        # other workers notice the loss before it does.
-        announced = draining_nodes().keys() - self._known_nodes
+        # other workers notice the loss before it does. Ray may have forgotten the node since, but
+        # the workers have not.
+        told = {node for one in _innermost(error) for node in getattr(one, "leaving", ())}
+        announced = (draining_nodes().keys() | told) - self._known_nodes
         self._known_nodes |= announced
         self._failures += not announced
         avoided = self._nodes.failed(self._name, error)

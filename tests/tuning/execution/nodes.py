@@ -58,9 +58,13 @@ def drain(address: str, node_id: str, seconds: int) -> None:
 
 @contextmanager
 def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Within the block, `python -m tuning` with these arguments on a cluster."""
+    """Within the block, `python -m tuning` with these arguments on a cluster.
+
+    What it has printed is shown if the test fails.
+    """
     environment = {**os.environ, "RAY_ADDRESS": address}
-    with (Path(str(arguments[-1])).parent / "driver.log").open("ab") as log:
+    printed = Path(str(arguments[-1])).parent / "driver.log"
+    with printed.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tuning", *map(str, arguments)],
             env=environment, stdout=log, stderr=log,
@@ -70,6 +74,7 @@ def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[by
     finally:
         process.kill()
         process.wait()
+        print(printed.read_text(errors="replace"))
 
 
 def processes(root: int) -> dict[int, str]:

@@ -227,6 +227,18 @@ def test_a_node_that_announced_its_end_does_not_count_once(
         run(Trainer(*lost, of_workers(DEAD)), monkeypatch, tmp_path, {"a": 1})
 
 
+def test_workers_remember_the_announcement_of_a_node_that_ray_has_forgotten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = RuntimeError(*MISSED.args)
+    told.leaving = {"a"}  # type: ignore[attr-defined]
+    told = cloudpickle.loads(cloudpickle.dumps(told))
+    lost = [of_workers(MISSED)] * 2
+    assert run(Trainer(of_workers(told), *lost), monkeypatch, tmp_path) == "last report"
+    with pytest.raises(MachinesLost, match="lost 3 time"):
+        run(Trainer(of_workers(told), of_workers(told), *lost), monkeypatch, tmp_path)
+
+
 def test_no_attempt_starts_without_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "train-7").write_text("a file in the place of the trial's folder")
     trainer = Trainer()
