@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -28,6 +32,8 @@ from tests.s3 import anywhere as anywhere
 from tests.s3 import bucket as bucket
 from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
+from trainers.data.schema import LabelledImage, read_header, write_images
+from trainers.data.storage import open_store
 from trainers.embedded_benchmark.build import ImageCounts, build
 from trainers.methods.registry import _LOADED, METHODS, SEARCH_SPACES
 
@@ -41,9 +47,48 @@ def pytest_configure() -> None:
         subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first, so that parallel processes end at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tenth", type=int, help="Of tests marked `nightly`, only this tenth, 0 to 9")
+    parser.addoption("--touched", default="", help="Changed files, whose tests run as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose among nightly tests, and run those with Ray first, so that processes end together."""
+    tenth, folders = config.getoption("--tenth"), touched(config.getoption("--touched").split())
+    left_out = [
+        item
+        for item in items
+        if tenth is not None
+        and item.get_closest_marker("nightly")
+        and zlib.crc32(item.nodeid.encode()) % 10 != tenth
+        and not item.nodeid.startswith(folders)
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def touched(files: Iterable[str]) -> tuple[str, ...]:
+    """The folders of tests that mirror the folders of changed files."""
+    parents = [Path(file).parent for file in files if Path(file).parent != Path()]
+    return tuple(f"{p if p.parts[0] == 'tests' else Path('tests') / p}/" for p in parents)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    began = time.process_time()
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("cpu_seconds", time.process_time() - began))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Name the tests of `make test` that take more than 5 s of CPU time, without their fixtures."""
+    for report in terminalreporter.getreports("passed"):
+        seconds = dict(report.user_properties).get("cpu_seconds", 0.0)
+        if seconds > 5 and report.keywords.keys().isdisjoint(("ray", "cluster", "nightly")):
+            terminalreporter.line(f"{seconds:.1f} s of CPU time: {report.nodeid}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,15 +142,28 @@ def _methods_of_this_test() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def images_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The five domains of the embedded benchmark with eight classes and few images."""
     root = tmp_path_factory.mktemp("data") / "images"
     return build(root, classes=CLASSES, images=ImageCounts(6, 3, 2), workers=1, progress=False)
 
 
 @pytest.fixture(scope="session")
+def images_root(whole_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data, but whoever decodes an image of a test split fails."""
+    root = tmp_path_factory.mktemp("sealed") / "images"
+    shutil.copytree(whole_root, root)
+    for path in root.glob("*/test/*.parquet"):
+        header = read_header(open_store(root), str(path.relative_to(root)))
+        labels = pq.read_table(path)["label"].to_pylist()
+        sealed = [LabelledImage(b"sealed", "sealed", label) for label in labels]
+        write_images(path, sealed, header.class_names, header.metadata)
+    return root
+
+
+@pytest.fixture(scope="session")
 def trial(images_root: Path) -> TrialConfig:
-    """A Lipsum-FT of six steps on the real embedded model, evaluated at every third.
+    """A Lipsum-FT of six steps on the real embedded model, evaluated at every third and at its end.
 
     The zero-shot model's features are not rounded, so that they can be compared with others.
     """
@@ -114,7 +172,7 @@ def trial(images_root: Path) -> TrialConfig:
             "data": {"root": str(images_root)},
             "method": {"name": "lipsum_ft", "text_count": 16},
             "optim": {"lr": 3e-4, "batch_size": 8},
-            "eval": {"every": 3},
+            "eval": {"every": 3, "line": "off"},
             "steps": 6,
             "zero_shot_cache_gb": 0,
         }

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainers.config_model import Frozen
 from trainers.data.data_root import EMBEDDED
-from trainers.data.suite import Suite, load_suite, resolve_suite
+from trainers.data.suite import Suite, is_domain_name, load_suite, resolve_suite
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.line import POINTS, LineGoal
 from trainers.evaluation.metrics import metric_names
@@ -92,8 +92,8 @@ class DataConfig(Frozen):
     @model_validator(mode="after")
     def _domains_differ(self) -> DataConfig:
         names = [self.id_domain, *self.ood_domains]
-        for name in names:  # another path could be the same folder
-            if "/" in name or name in ("", ".", ".."):
+        for name in names:
+            if not is_domain_name(name):
                 raise ValueError(f"the domain {name!r} is not the name of a folder")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

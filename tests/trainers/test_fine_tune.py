@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,54 +15,80 @@ from tests.trainers.curves import changed
 from tests.trainers.methods.contract import untimed
 from trainers import models
 from trainers.checkpoints.format import STATE, TrainCurve, whole_header
+from trainers.checkpoints.storage import newest_checkpoint
 from trainers.config import TrialConfig
-from trainers.data.dataset import ImageDataset
 from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.data.storage import open_store
 from trainers.errors import ConfigError, TrainingDiverged
 from trainers.evaluation.metrics import metric_names
-from trainers.fine_tune import REPORTED, Report, fine_tune, reported
-from trainers.loop.state import load_split, start
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """A run of `trial` from beginning to end."""
-
-    reports: list[Report]
-    splits: set[str]
-    """The splits that it has opened."""
+from trainers.fine_tune import REPORTED, Report, fine_tune, reported, training_batches
+from trainers.loop.state import load_split, open_images, start
 
 
 @pytest.fixture(scope="module")
-def undisturbed(trial: TrialConfig) -> Undisturbed:
-    splits: set[str] = set()
-    original = ImageDataset.__init__
-
-    def spy(self: ImageDataset, root: Any, domain: str, split: str, **arguments: Any) -> None:
-        splits.add(split)
-        original(self, root, domain, split, **arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageDataset, "__init__", spy)
-        return Undisturbed(list(fine_tune(trial)), splits)
+def undisturbed(trial: TrialConfig) -> list[Report]:
+    """The reports of `trial` from beginning to end."""
+    return list(fine_tune(trial))
 
 
-def test_reports_have_all_promised_names(trial: TrialConfig, undisturbed: Undisturbed) -> None:
-    first, last = undisturbed.reports
+def test_reports_have_all_promised_names(trial: TrialConfig, undisturbed: list[Report]) -> None:
+    first, last = undisturbed
     assert (first.step, last.step) == (3, 6)
     assert set(first.metrics) == {*REPORTED, *metric_names(trial.data)}
     accuracies = [last.metrics[f"ood_val/{d}/acc"] for d in trial.data.ood_domains]
     assert last.metrics["ood_val/mean_acc"] == pytest.approx(sum(accuracies) / 4)
 
 
-def test_the_test_split_is_not_touched(undisturbed: Undisturbed) -> None:
-    assert undisturbed.splits == {"train", "val"}
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_seed_decides_the_order_of_the_images(workers: int, trial: TrialConfig) -> None:
+    def order(seed: int) -> list[int]:
+        run = start(changed(trial, seed=seed, data__workers=workers))
+        train = open_images(run.config.data, "real", "train")
+        return [int(label) for _, labels in training_batches(run, train) for label in labels]
+
+    first = order(1)
+    assert order(1) == first
+    assert order(2) != first != order(0)
+
+
+TRAIN_AND_SAVE = """
+import sys
+from pathlib import Path
+from trainers.checkpoints.storage import prepare_folder, write_checkpoint
+from trainers.config import TrialConfig
+from trainers.data.storage import open_store
+from trainers.fine_tune import fine_tune
+
+config, folder = TrialConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])
+kept = open_store(folder / "kept")
+prepare_folder(kept)
+for report in fine_tune(config):
+    report.save(folder / f"saved-{report.step}")
+    write_checkpoint(kept, folder / f"saved-{report.step}")
+    print(report.step, flush=True)
+"""
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_last_bit(
+    trial: TrialConfig, undisturbed: list[Report], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", TRAIN_AND_SAVE, trial.model_dump_json(), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "3\n"
+        process.kill()
+    kept = open_store(tmp_path / "kept")
+    name = newest_checkpoint(kept, resumable=True)
+    assert name is not None
+    repeated, last = fine_tune(trial, resume_from=kept.local_path(name))
+    assert [untimed(repeated), untimed(last)] == [untimed(report) for report in undisturbed]
+    assert last.metrics["cost/seconds"] > repeated.metrics["cost/seconds"]
 
 
 def test_rungs_evaluate_a_sample_and_the_last_step_all_images(
-    trial: TrialConfig, undisturbed: Undisturbed
+    trial: TrialConfig, undisturbed: list[Report]
 ) -> None:
-    whole, sampled = undisturbed.reports, list(fine_tune(changed(trial, eval__rung_images=10)))
+    whole, sampled = undisturbed, list(fine_tune(changed(trial, eval__rung_images=10)))
     assert [report.metrics["eval/images"] for report in whole] == [5 * 24] * 2
     assert [report.metrics["eval/images"] for report in sampled] == [5 * 10, 5 * 24]
     rungs = [untimed(reports[0]) for reports in (whole, sampled)]
@@ -72,7 +98,7 @@ def test_rungs_evaluate_a_sample_and_the_last_step_all_images(
 
 
 def test_a_run_saved_at_every_step_reports_the_same(
-    trial: TrialConfig, undisturbed: Undisturbed, tmp_path: Path
+    trial: TrialConfig, undisturbed: list[Report], tmp_path: Path
 ) -> None:
     """Every step but those of the reports is saved, and the run goes on from each in turn."""
     said, folder, saved = [], None, -1
@@ -86,7 +112,7 @@ def test_a_run_saved_at_every_step_reports_the_same(
         report.save(folder)
         run.close()
     said.append((report.step, untimed(report)))
-    first, last = [(report.step, untimed(report)) for report in undisturbed.reports]
+    first, last = [(report.step, untimed(report)) for report in undisturbed]
     assert said == [first] * 3 + [last]  # step 3, once more at 4 and at 5
     assert report.metrics["cost/seconds"] > report.metrics["cost/eval_seconds"] > 0
     images = trial.optim.batch_size * 3
@@ -150,7 +176,7 @@ def test_the_points_of_a_training_curve_are_limited(
 
 
 def test_a_run_saved_at_its_repeated_report_is_undisturbed(
-    trial: TrialConfig, undisturbed: Undisturbed, tmp_path: Path
+    trial: TrialConfig, undisturbed: list[Report], tmp_path: Path
 ) -> None:
     """It was saved between two reports before, and what it had done since is not forgotten."""
     first = fine_tune(trial, save_now=lambda: True)
@@ -161,7 +187,7 @@ def test_a_run_saved_at_its_repeated_report_is_undisturbed(
     repeated.save(tmp_path / "second")
     second.close()
     *_, last = fine_tune(trial, resume_from=tmp_path / "second")
-    assert untimed(last) == untimed(undisturbed.reports[-1])
+    assert untimed(last) == untimed(undisturbed[-1])
     seconds = [
         torch.load(tmp_path / name / STATE, weights_only=True)["since_report"]["seconds"]
         for name in ("first", "second")

@@ -83,6 +83,12 @@ def _check_names(names: Any) -> Any:
     return names
 
 
+def is_domain_name(name: str) -> bool:
+    """Whether it can be a folder in the root: no path, and not too long for a file system."""
+    is_one = name not in ("", ".", "..") and {*"/\\\0"}.isdisjoint(name)
+    return is_one and len(name.encode(errors="surrogatepass")) <= 200
+
+
 class Suite(Frozen):
     """Domains that are evaluated together, the words for their classes, and published figures."""
 

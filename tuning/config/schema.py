@@ -280,7 +280,7 @@ class TrackingConfig(Frozen):
 class SearchConfig(Frozen):
     """The `search:` section."""
 
-    name: str = Field(default="search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(default="search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """Name of the run folder, the MLflow run and the Optuna study."""
     space: SpaceConfig = SpaceConfig()
     prior: PriorConfig = PriorConfig()

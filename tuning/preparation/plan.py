@@ -19,6 +19,7 @@ from trainers.data.formats.index import Index, LayoutOptions
 from trainers.data.shards import Shard, plan_shards
 from trainers.data.splits import carve_splits
 from trainers.data.storage import Store, open_store
+from trainers.data.suite import is_domain_name
 from trainers.errors import ConfigError, did_you_mean, first_line
 from tuning.preparation.manifest import PART, Found, other_parts
 
@@ -152,7 +153,7 @@ def plan_preparation(layout: str, source: str, destination: str, options: Prepar
             raise ConfigError(f"no images in the layout {layout}", source=source)
         names = list(dict.fromkeys(index.domain for index in indexes))
         for name in names:
-            if name.startswith(".") or "/" in name or not name:
+            if name.startswith(".") or not is_domain_name(name):
                 raise ConfigError("must be the name of a folder", key="--domain", value=name)
             _keep_apart(origin, target.at(name))
             _keep_apart(target.at(name), origin)

@@ -174,19 +174,20 @@ def _test_accuracies(
 
 
 def _of_soup(run: LoadedRun, name: str) -> Source:
-    folder = run.folder / SOUPS_FOLDER / name
-    try:
-        about = json.loads((folder / SOUP_FILE).read_text(encoding="utf-8"))
-        metrics, first_trial = about.pop("metrics"), about["trials"][0]
-    except FileNotFoundError:
-        known = sorted(path.parent.name for path in folder.parent.glob(f"*/{SOUP_FILE}"))
+    soups = run.folder / SOUPS_FOLDER
+    known = sorted(path.parent.name for path in soups.glob(f"*/{SOUP_FILE}"))
+    if name not in known:
         raise ConfigError(
             "no such soup" + did_you_mean(name, known),
             key="--soup",
             value=name,
             hint=f"make it with `lipsum-tune soup {run.folder} --name {name}`",
             source=run.folder,
-        ) from None
+        )
+    folder = soups / name
+    try:
+        about = json.loads((folder / SOUP_FILE).read_text(encoding="utf-8"))
+        metrics, first_trial = about.pop("metrics"), about["trials"][0]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         hint = f"make it again with `lipsum-tune soup {run.folder} --name {name}`"
         raise ConfigError("damaged", source=folder / SOUP_FILE, hint=hint) from None

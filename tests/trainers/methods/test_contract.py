@@ -5,7 +5,7 @@ Takes a minute: each of the methods is trained several times and once more by tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.trainers.curves import PARTS, curve
-from tests.trainers.methods.contract import CLOCKS, configured, untimed
+from tests.trainers.methods.by_open_clip import take_step
+from tests.trainers.methods.contract import CLOCKS, FIELDS, configured, untimed
 from tests.trainers.workers import TwoWorkers
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
@@ -35,6 +36,11 @@ from trainers.texts.prompts import Prompts
 NAMES = sorted(METHODS)
 TEMPLATES = ["a photo of a {}.", "a sketch of a {}.", "a {}."]
 
+TWICE = [
+    n if n in ("flyp", "lipsum_ft", "lp_ft") else pytest.param(n, marks=pytest.mark.nightly)
+    for n in NAMES
+]
+"""Methods that two workers train; most of them at night."""
 WEIGHTLESS: dict[str, tuple[str, dict[str, object]]] = {
     "lipsum_ft": ("ft", {"reg_weight": 0}),
     "l2_sp": ("ft", {"reg_weight": 0}),
@@ -148,14 +154,27 @@ def test_it_resumes_to_the_last_bit(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_test_metrics_are_the_same_after_a_resume(
-    name: str, train: Callable[[str], Trained]
+    name: str, train: Callable[[str], Trained], whole_root: Path
 ) -> None:
     trained = train(name)
-    images = load_split(trained.config, "test")
-    (again,) = fine_tune(trained.config, resume_from=trained.checkpoints[-1])
+    config = with_overrides(trained.config, {"data.root": str(whole_root)}, "test")
+    (again,) = fine_tune(config, resume_from=trained.checkpoints[-1])
     assert untimed(again) == trained.reports[-1]
-    found = again.run.evaluate("test", images)
-    assert found["id_test/acc"] == accuracy_of_weights(trained, "test")
+    found = again.run.evaluate("test", load_split(config, "test"))
+    assert found["id_test/acc"] == accuracy_of_weights(trained.weights(), config, "test")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "reg_weight" in METHODS[n].model_fields])
+def test_the_gradient_grows_with_the_weight_as_the_loss_says(name: str, trial: TrialConfig) -> None:
+    def gradient(weight: float) -> Tensor:
+        method = {**FIELDS.get(name, {}), "name": name, "reg_weight": weight}
+        trained = take_step(trial, method).run.student.trained.values()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        return torch.cat([grad.flatten() for grad in grads])
+
+    at_0, at_1 = gradient(0.0), gradient(1.0)
+    assert (at_1 - at_0).norm() > 1e-3 * at_0.norm()
+    torch.testing.assert_close(gradient(0.37), at_0 + 0.37 * (at_1 - at_0), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
@@ -174,7 +193,7 @@ def test_star_ft_without_weight_is_flyp_with_one_template(train: Callable[[str],
     assert [untimed(r) for r in fine_tune(star)] == [untimed(r) for r in fine_tune(flyp)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TWICE)
 def test_two_workers_give_the_result_of_one(
     name: str, train: Callable[[str], Trained], two_workers: TwoWorkers
 ) -> None:
@@ -216,12 +235,12 @@ def zero_shot_accuracy(config: TrialConfig) -> float:
     return _accuracy(config, "val", clip.visual, head)  # type: ignore[arg-type]
 
 
-def accuracy_of_weights(trained: Trained, split: str) -> float:
+def accuracy_of_weights(weights: Mapping[str, Tensor], config: TrialConfig, split: str) -> float:
     """Of the weights of a checkpoint, in a model that knows nothing of students and methods."""
-    weights, clip = trained.weights(), load_clip(trained.config.model)
+    clip = load_clip(config.model)
     visual = {k.removeprefix("visual."): v for k, v in weights.items() if k.startswith("visual.")}
     clip.visual.load_state_dict(visual)  # type: ignore[union-attr, operator]
-    return _accuracy(trained.config, split, clip.visual, weights["head"])  # type: ignore[arg-type]
+    return _accuracy(config, split, clip.visual, weights["head"])  # type: ignore[arg-type]
 
 
 @torch.no_grad()

@@ -259,8 +259,8 @@ def run_folder(root: Path, folder: Path) -> Path:
     return write_run(folder, file, records, zero_shot=fakes.report(0, 60.0, 40.0))
 
 
-def test_changed_or_incomplete_data_are_refused_at_once(images_root: Path, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(images_root, tmp_path / "copy"))
+def test_changed_or_incomplete_data_are_refused_at_once(whole_root: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(whole_root, tmp_path / "copy"))
     folder = write_run(tmp_path / "run", search_file(root), [searched(0, 85.0, 62.0)])
     swap_classes(root, "real", "train")
     with pytest.raises(ConfigError, match="'real/train' changed since this search began"):
@@ -272,8 +272,8 @@ def test_changed_or_incomplete_data_are_refused_at_once(images_root: Path, tmp_p
     assert not ray.is_initialized()
 
 
-def test_results_of_two_test_splits_are_not_mixed(images_root: Path, tmp_path: Path) -> None:
-    data = search_file(Path(shutil.copytree(images_root, tmp_path / "copy"))).trial.data
+def test_results_of_two_test_splits_are_not_mixed(whole_root: Path, tmp_path: Path) -> None:
+    data = search_file(Path(shutil.copytree(whole_root, tmp_path / "copy"))).trial.data
     (tmp_path / "confirm").mkdir()
     _check_test_splits(tmp_path, data, has_results=False)
     _check_test_splits(tmp_path, data, has_results=True)
@@ -286,9 +286,9 @@ def test_results_of_two_test_splits_are_not_mixed(images_root: Path, tmp_path: P
 
 @pytest.fixture(scope="module")
 def confirmed(
-    images_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
+    whole_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Confirmation]:
-    folder = run_folder(images_root, with_database(tmp_path_factory.mktemp("runs")) / "small")
+    folder = run_folder(whole_root, with_database(tmp_path_factory.mktemp("runs")) / "small")
     callback = MlflowCallback(default_tracking_uri(folder.parent), "lipsum-tune")
     callback.search_started(load_run(folder).search)
     callback.search_ended(load_run(folder).history.records, "finished")
@@ -296,7 +296,7 @@ def confirmed(
         return folder, confirm(folder, seeds=2, console=Console(quiet=True))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_all_are_trained_with_the_same_seeds_and_tested(
     confirmed: tuple[Path, Confirmation],
 ) -> None:
@@ -332,7 +332,7 @@ def test_all_are_trained_with_the_same_seeds_and_tested(
     assert kept == []
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_failed_job_is_named_and_the_others_go_on(confirmed: tuple[Path, Confirmation]) -> None:
     _, found = confirmed
     assert [c.trial_id for c in found.configurations] == ["ft", "trial-000", "trial-001"]
@@ -342,7 +342,7 @@ def test_a_failed_job_is_named_and_the_others_go_on(confirmed: tuple[Path, Confi
     assert "TrainingDiverged" in notes(confirmation_table(found))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_results_are_not_measured_again(confirmed: tuple[Path, Confirmation]) -> None:
     folder, found = confirmed
     before = results_path(folder).read_bytes()
@@ -359,7 +359,7 @@ def test_results_are_not_measured_again(confirmed: tuple[Path, Confirmation]) ->
     assert rows[-1]["id_test/acc"] == json.loads(before.splitlines()[-1])["metrics"]["id_test/acc"]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_mlflow_has_one_run_per_configuration(
     confirmed: tuple[Path, Confirmation], tmp_path: Path
 ) -> None:
@@ -384,7 +384,7 @@ def test_mlflow_has_one_run_per_configuration(
     assert methods == {"ft": "ft", "trial-000": "lipsum_ft"}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_two_workers_and_a_resumed_job_read_the_test_splits(
     trial: TrialConfig, tmp_path: Path

@@ -24,8 +24,7 @@ def test_metrics_of_test_splits_costs_and_two_validation_accuracies_are_kept() -
     assert kept == tested | costs | validated
 
 
-@pytest.mark.slow
-@pytest.mark.cluster
+@pytest.mark.nightly
 @pytest.mark.usefixtures("local_ray")
 def test_a_hanging_training_fails(trial: TrialConfig, tmp_path: Path) -> None:
     """Its fifth step takes for ever."""

@@ -175,14 +175,14 @@ def test_results_without_the_objective_choose_nothing(tmp_path: Path) -> None:
     assert (found.trial_id, found.seeds) == ("trial-000", 0)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_search_that_loses_to_its_reference_exports_the_reference(
-    images_root: Path, tmp_path: Path, local_ray: str
+    whole_root: Path, tmp_path: Path, local_ray: str
 ) -> None:
     """FT moves the features; the trials, whose learning rates are tiny, hardly do."""
     lr = "{optim.lr: {type: float, low: 1.0e-8, high: 1.0e-7, log: true}}"
     settings = {
-        "trial.data.root": images_root, "trial.steps": 2, "trial.eval.every": 2,
+        "trial.data.root": whole_root, "trial.steps": 2, "trial.eval.every": 2,
         "trial.optim.batch_size": 8, "trial.method.text_count": 16,
         "search.space.parameters": lr, "search.scheduler": "{name: none}",
         "search.objective": "{metric: id_val/feature_distortion, mode: max}",

@@ -14,15 +14,15 @@ from tuning.runs.records import ERROR, TRAIN_CURVE
 HOLD = "hold"
 """A file of this name in the folder of runs lets trials wait after their first report."""
 BREAK = "break"
-"""A file of this name in the folder of runs lets trials fail."""
+"""A file of this name in the folder of runs lets trials fail, with its text as their error."""
 STEPS, EVERY = 6, 2
 METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "train/loss", "cost/seconds")
 
 
 def values(config: dict[str, Any], step: int) -> dict[str, float]:
     """The report of a trial: a function of its learning rate and the step."""
-    value = 50.0 + step - 100 * config["optim"]["lr"]
-    return {"step": step, **dict.fromkeys(METRICS, value)}
+    lr = config["optim"]["lr"]
+    return {"step": step, "id_val/ece": 1000 * lr, **dict.fromkeys(METRICS, 50.0 + step - 100 * lr)}
 
 
 class InstantSlot(tune.Trainable):
@@ -50,7 +50,7 @@ class InstantSlot(tune.Trainable):
         while self.next > EVERY and (self.runs / HOLD).exists():
             time.sleep(0.05)
         if (self.runs / BREAK).exists():
-            return {"done": True, ERROR: "AcceleratorError: unspecified launch failure"}
+            return {"done": True, ERROR: (self.runs / BREAK).read_text()}
         step, self.next = self.next, self.next + EVERY
         self.progress.write_text(str(step))
         report = values(self.trial, step)

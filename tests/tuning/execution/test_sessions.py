@@ -18,8 +18,8 @@ from ray.air.execution._internal import RayActorManager
 from ray.tune.execution import class_cache
 from rich.console import Console
 
-from tests.benchmarks.kills import disagreements
 from tests.ray_head import Head
+from tests.tuning.agreement import disagreements
 from tests.tuning.execution.instant import (
     instant_file,
     resume_instantly,
@@ -29,7 +29,7 @@ from tests.tuning.execution.instant import (
 )
 from tests.tuning.execution.real_searches import outcomes
 from tests.tuning.execution.slot import BREAK, HOLD
-from tests.tuning.run_folders import LR, trial, write_run
+from tests.tuning.run_folders import LR, WEIGHT, trial, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
@@ -42,7 +42,7 @@ from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 class Ended(Callback):
@@ -135,11 +135,32 @@ def test_an_interrupted_search_continues_where_it_was(images_root: Path, tmp_pat
     assert disagreements(folder) == []
 
 
+def test_the_best_trial_of_a_constrained_search_is_the_best_of_those_that_meet_it(
+    images_root: Path, tmp_path: Path
+) -> None:
+    """The objective is highest at the lowest learning rate, which the constraint forbids."""
+    changes = {
+        "search__budget__trials": 8,
+        "search__constraints": "id_val/ece >= 3",
+        "search__space__initial_points": [{LR: lr, WEIGHT: 1.0} for lr in (1e-4, 9e-3, 4e-3)],
+    }
+    found = run_instantly(instant_file(images_root, tmp_path, **changes))
+    meet = [record for record in found.history.records if record.params[LR] >= 3e-3]
+    assert 2 <= len(meet) < 8
+    best = max(meet, key=lambda record: record.metrics["val/mean_acc"])
+    run = load_run(found.folder)
+    assert found.best is not None
+    assert run.best is not None
+    assert found.best.trial_id == run.best.trial_id == best.trial_id
+    assert found.study.best_trial.number == best.number
+    assert disagreements(found.folder) == []
+
+
 def test_failures_in_a_row_stop_a_search_that_then_goes_on(
     images_root: Path, tmp_path: Path
 ) -> None:
     limits = {"search__budget__trials": 4, "search__budget__failures": 2}
-    (tmp_path / BREAK).touch()
+    (tmp_path / BREAK).write_text("AcceleratorError: unspecified launch failure")
     found = run_instantly(instant_file(images_root, tmp_path, **limits))
     assert (found.outcome, outcomes(found)) == (
         "stopped",

@@ -52,17 +52,17 @@ def relabel(
 
 
 @pytest.fixture(scope="module")
-def root(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(whole_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Splits val and test: real and painting whole, sketch masked, clipart mapped; no train."""
     root = tmp_path_factory.mktemp("shifted")
     mapping = json.dumps(MAPPED)
     for split in ("val", "test"):
         for domain in ("real", "painting"):
-            shutil.copytree(images_root / domain / split, root / domain / split)
-        relabel(images_root, root, "sketch", split, {name: name for name in MASKED})
+            shutil.copytree(whole_root / domain / split, root / domain / split)
+        relabel(whole_root, root, "sketch", split, {name: name for name in MASKED})
         first = {name: of[0] for name, of in MAPPED.items()}
-        relabel(images_root, root, "clipart", split, first, class_map=mapping)
-        relabel(images_root, root, "infograph", split, {"bus": "bus", "cow": "cat"})
+        relabel(whole_root, root, "clipart", split, first, class_map=mapping)
+        relabel(whole_root, root, "infograph", split, {"bus": "bus", "cow": "cat"})
     return root
 
 

@@ -1,0 +1,77 @@
+"""Names that become a part of a path: each key and option refuses those that lead elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.tuning.run_folders import search_file, trial, write_run
+from trainers.data.formats.index import LayoutOptions
+from trainers.errors import ConfigError
+from tuning.config.validation import load_config
+from tuning.preparation.plan import PrepareOptions, plan_preparation
+from tuning.weights.sources import find_source
+
+HOSTILE = ("", ".", "..", "../up", "a/b", "/absolute", "C:\\x", "nul\0", "x" * 300)
+Entrance = Callable[[str, Path], object]
+
+
+def configured(line: str) -> Entrance:
+    """By `--set`, whose values are YAML."""
+    return lambda name, folder: load_config("quickstart", [line.format(json.dumps(name))])
+
+
+def prepare(layout: LayoutOptions, folder: Path) -> object:
+    image = folder / "source" / "studio" / "cup" / "1.png"
+    image.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(image)
+    source, destination = folder / "source", folder / "data"
+    return plan_preparation("folders", str(source), str(destination), PrepareOptions(layout))
+
+
+ENTRANCES: dict[str, Entrance] = {
+    "search.name": configured("search.name={}"),
+    "id_domain": configured("trial.data.id_domain={}"),
+    "ood_domains": configured("trial.data.ood_domains=[{}]"),
+    "suite.id_domain": configured("trial.data.suite={{id_domain: {}}}"),
+    "suite.ood_domains": configured("trial.data.suite={{id_domain: real, ood_domains: [{}]}}"),
+    "prepare --domain": lambda name, folder: prepare(LayoutOptions(domain=name), folder),
+    "prepare --id": lambda name, folder: prepare(LayoutOptions(id=name), folder),
+    "prepare --domains": lambda name, folder: prepare(LayoutOptions(domains=(name,)), folder),
+}
+
+
+NAMES = pytest.mark.parametrize("name", HOSTILE, ids=lambda name: json.dumps(name[:9]))
+
+
+@NAMES
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_it_is_refused_in_one_line(entrance: str, name: str, tmp_path: Path) -> None:
+    if name == "" and entrance.startswith("prepare"):
+        name = "."  # an empty option is none
+    with pytest.raises(ConfigError) as caught:
+        ENTRANCES[entrance](name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def run(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a soup one folder above where soups are."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    write_run(folder, search_file(images_root), [trial(0, 80.0, 60.0)])
+    for path in (folder / "soups", folder / "up"):
+        path.mkdir()
+    about = {"metrics": {}, "trials": ["trial-000"]}
+    (folder / "up" / "soup.json").write_text(json.dumps(about))
+    return folder
+
+
+@NAMES
+@pytest.mark.parametrize("option", ["soup", "trial"])
+def test_nothing_is_exported_from_elsewhere(option: str, name: str, run: Path) -> None:
+    with pytest.raises(ConfigError, match=f"no such {option}"):
+        find_source(run, **{option: name})
