@@ -8,7 +8,6 @@ MLflow runs and the tables one to one. Exits with status 1 and names what does n
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -16,21 +15,11 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import optuna
-import pyarrow.parquet as pq
 import yaml
-from mlflow.tracking import MlflowClient
 
-from tuning.algorithms.optuna_storage import open_storage
-from tuning.algorithms.studies import STATES, TRIAL_ID
+from tests.tuning.agreement import disagreements, journal_events
 from tuning.config.validation import load_config
-from tuning.mlflow_logging.client import default_tracking_uri
-from tuning.mlflow_logging.view import main_metrics
-from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.records import TrialRecord
-from tuning.runs.run_folder import LoadedRun, load_run
 
 SHORT = (
     "trial.steps=40",
@@ -40,7 +29,6 @@ SHORT = (
     "search.tracking.metrics=all",
 )
 """The quickstart's search, with more and shorter trials."""
-STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
 def search_with_kills(config: Path, storage: Path, kills: int, seed: int = 0) -> Path:
@@ -58,7 +46,7 @@ def search_with_kills(config: Path, storage: Path, kills: int, seed: int = 0) ->
     moments = random.Random(seed)
     folder = storage / config.stem
     for number in range(kills + 1):
-        before = len(_events(folder))
+        before = len(journal_events(folder))
         command = ["resume", str(folder)] if before else ["search", str(config)]
         driver = subprocess.Popen(
             [sys.executable, "-m", "tuning", *command], stdout=subprocess.DEVNULL
@@ -68,7 +56,7 @@ def search_with_kills(config: Path, storage: Path, kills: int, seed: int = 0) ->
                 raise RuntimeError(f"the last driver exited with status {driver.returncode}")
             break
         events = moments.randrange(9)
-        while driver.poll() is None and len(_events(folder)) < before + events:
+        while driver.poll() is None and len(journal_events(folder)) < before + events:
             time.sleep(0.05)
         time.sleep(moments.uniform(0.0, 5.0))
         driver.kill()
@@ -77,135 +65,8 @@ def search_with_kills(config: Path, storage: Path, kills: int, seed: int = 0) ->
     return folder
 
 
-def disagreements(folder: Path) -> list[str]:
-    """What journal, study, MLflow and tables of a finished search do not agree about."""
-    run = load_run(folder)
-    trials = {record.trial_id: record for record in run.history.records}
-    found = [
-        f"{record.trial_id} is {record.outcome}"
-        for record in trials.values()
-        if record.outcome not in STATUS
-    ]
-    proposed = {name for name, record in trials.items() if record.kind == "trial"}
-    expected = {f"trial-{n:03d}" for n in range(run.file.search.budget.trials)}
-    if proposed != expected or trials.keys() - proposed != set(run.file.search.references):
-        found.append(f"the trials are {sorted(trials)}")
-    every = run.file.trial.eval.every
-    for name, record in trials.items():
-        trained = [point["step"] for point in record.train_points]
-        if trained != sorted(set(trained)) or trained[-1:] != [record.step] * bool(record.curve):
-            found.append(f"{name} has a training curve at {trained}")
-        steps = [int(point["step"]) for point in record.curve]
-        if steps != list(range(every, record.step + 1, every)):
-            found.append(f"{name} has reports at {steps}")
-    return [
-        *found,
-        *_study(run, trials),
-        *_mlflow(run, trials),
-        *_tables(run, trials),
-        *_repeated_steps(run),
-    ]
-
-
-def _study(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
-    """The stored study against the journal; of several objectives, Optuna has no curves."""
-    storage = open_storage(run.folder, None)
-    metric = run.search.sampler_objectives[0].metric
-    has = {
-        trial.user_attrs[TRIAL_ID]: (trial.state.name, trial.value, trial.intermediate_values)
-        for name in optuna.get_all_study_names(storage)
-        for trial in optuna.load_study(study_name=name, storage=storage).trials
-        if TRIAL_ID in trial.user_attrs  # otherwise a point that waits
-    }
-    wanted = {
-        name: (
-            STATES[record.outcome].name,
-            record.metrics[metric] if record.outcome == "finished" else None,
-            {int(point["step"]): point[metric] for point in record.curve},
-        )
-        for name, record in trials.items()
-        if record.kind == "trial"
-    }
-    # Optuna gives a pruned trial the value of its last report.
-    has = {n: (s, v if s == "COMPLETE" else None, c) for n, (s, v, c) in has.items()}
-    return [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
-
-
-def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
-    client = MlflowClient(default_tracking_uri(run.folder.parent))
-    experiments = [e.experiment_id for e in client.search_experiments() if e.name == "lipsum-tune"]
-    runs = client.search_runs(experiments, max_results=1000)
-    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
-    children = [r for r in runs if r not in parents and r.data.tags["kind"] != "zero_shot"]
-    is_all = run.file.search.tracking.metrics == "all"
-    found = [] if len(parents) == 1 else [f"MLflow has {len(parents)} parent runs"]
-    has = Counter((r.data.tags["trial_id"], r.info.status) for r in children)
-    wanted = Counter((name, STATUS.get(record.outcome, "")) for name, record in trials.items())
-    if has != wanted:
-        found.append(f"MLflow has {has}, the journal {wanted}")
-    for child in children:
-        trial = trials[child.data.tags["trial_id"]]
-        curve = (*trial.curve, *trial.train_points)  # of one step, the latter count
-        reported_names = {key for point in curve for key in point} - {"step"}
-        shown = reported_names if is_all else reported_names & set(main_metrics(run.search))
-        for name in sorted(shown):
-            # In the order of time: of a step that was repeated, the later value counts.
-            history = client.get_metric_history(child.info.run_id, name)
-            logged = {metric.step: metric.value for metric in history}
-            reported = {int(point["step"]): point[name] for point in curve if name in point}
-            if logged != reported:
-                found.append(f"MLflow has {name} {logged} of {child.info.run_name}, not {reported}")
-    return found
-
-
-def _tables(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
-    table = pq.read_table(run.folder / "trials.parquet").to_pylist()
-    curves = pq.read_table(run.folder / "curves.parquet").to_pylist()
-    rows = Counter((row["trial_id"], row["outcome"]) for row in table if row["kind"] != "zero_shot")
-    found = []
-    wanted_rows = Counter((name, record.outcome) for name, record in trials.items())
-    if rows != wanted_rows:
-        found.append(f"trials.parquet has {rows}, the journal {wanted_rows}")
-    has = {
-        (row["trial_id"], row["step"]): {k: v for k, v in row.items() if "/" in k and v is not None}
-        for row in curves
-        if row["kind"] != "zero_shot"
-    }
-    wanted = {
-        (name, int(point["step"])): {k: v for k, v in point.items() if k != "step"}
-        for name, record in trials.items()
-        for point in record.curve
-    }
-    for key in sorted(has.keys() | wanted.keys()):
-        if has.get(key) != wanted.get(key):
-            found.append(f"curves.parquet has {has.get(key)} of {key}, not {wanted.get(key)}")
-    return found
-
-
-def _repeated_steps(run: LoadedRun) -> list[str]:
-    """Attempts that began more than one evaluation before what the trial had reported."""
-    found, last, resumed = [], dict[str, int](), dict[str, bool]()
-    for event in _events(run.folder):
-        if event["event"] == "started":
-            resumed[event["trial"]] = event["trial"] in last
-        elif event["event"] == "report":
-            name, step = event["trial"], int(event["report"]["step"])
-            if resumed.get(name) and step < last[name]:
-                found.append(f"{name} was at step {last[name]} and reported {step} again")
-            resumed[name], last[name] = False, step
-    return found
-
-
-def _events(folder: Path) -> list[dict[str, Any]]:
-    path = folder / JOURNAL_FILE
-    if not path.exists():
-        return []
-    whole = path.read_text().rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
-
-
 def _progress(folder: Path) -> str:
-    events = Counter(event["event"] for event in _events(folder))
+    events = Counter(event["event"] for event in journal_events(folder))
     return ", ".join(f"{count} {name}" for name, count in events.items()) or "nothing yet"
 
 

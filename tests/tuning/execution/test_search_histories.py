@@ -1,0 +1,112 @@
+"""Any history of a search: killed at any write, resumed and extended, with trials that fail."""
+
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.tuning.agreement import disagreements
+from tests.tuning.execution.inline_tuner import InlineTuner, killed_at_write, without_ray
+from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
+from tests.tuning.execution.slot import BREAK, EVERY
+from trainers.errors import ConfigError
+from tuning.mlflow_logging.callback import backfill
+from tuning.runs.journal import read_history
+from tuning.runs.run_folder import load_run
+
+ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2, "check_trials": 0}
+SETTINGS = {
+    "search__sampler__name": "random",
+    "search__scheduler": ASHA,
+    "search__references": ["ft"],
+    "search__resources__max_concurrent": 2,
+    "search__budget__failures": None,
+}
+SESSIONS = 5
+
+
+class Story:
+    """What the search has been through, drawn by Hypothesis."""
+
+    def __init__(self, data, root, folder):
+        self.draw, self.runs = data.draw, folder / "runs"
+        self.file = instant_file(root, self.runs, **SETTINGS)
+        self.run, self.trials = self.runs / "small", self.file.search.budget.trials
+        self.seen = {}
+
+    def choose(self, running):
+        """Which trial goes on, and whether it fails."""
+        fails, broken = self.draw(st.integers(0, 9)) == 0, self.runs / BREAK
+        broken.write_text("AcceleratorError: launch failure") if fails else broken.unlink(True)
+        return self.draw(st.integers(0, running - 1))
+
+    def session(self, kill_at):
+        """Search, resume or extend; killed at a write, or to the end."""
+        is_killed = nullcontext() if kill_at is None else killed_at_write(kill_at, self.runs)
+        with without_ray(), patch.object(InlineTuner, "choose", self.choose), is_killed:
+            if not (self.run / "journal.jsonl").exists():
+                run_instantly(self.file)
+            elif read_history(self.run).outcome == "finished":
+                self.trials += 2
+                budget = f"search.budget.trials={self.trials}"
+                resume_instantly(self.run, budget, extend=True)
+            else:
+                resume_instantly(self.run)
+
+    def check(self):
+        """What holds after any session."""
+        try:
+            records = read_history(self.run).records
+        except ConfigError:  # it was killed before it had a journal
+            assert self.seen == {}
+            return
+        numbers = [record.number for record in records if record.kind == "trial"]
+        assert len(set(numbers)) == len(numbers)
+        for record in records:
+            now = record.gpu_seconds(record.ended_at)
+            outcome, step, seconds, params = self.seen.get(record.trial_id, ("", 0, 0.0, None))
+            assert now >= seconds
+            assert params in (None, record.params)
+            if outcome in ("finished", "pruned", "failed"):
+                assert (record.outcome, record.step) == (outcome, step)
+            self.seen[record.trial_id] = (record.outcome, record.step, now, record.params)
+        assert self.seen.keys() == {record.trial_id for record in records}
+
+
+def live(data, root):
+    with tempfile.TemporaryDirectory() as folder:
+        story = Story(data, root, Path(folder))
+        for _ in range(data.draw(st.integers(0, SESSIONS))):
+            story.session(data.draw(st.none() | st.integers(0, 60)))
+            story.check()
+        story.session(None)
+        story.check()
+        run = load_run(story.run)
+        if run.history.outcome != "finished":
+            return
+        assert "refused" not in backfill(run)
+        assert disagreements(story.run) == []
+        finished = [r for r in run.history.records if r.outcome == "finished" and r.number >= 0]
+        if finished:
+            best = max(finished, key=lambda record: record.metrics["val/mean_acc"])
+            assert run.best.trial_id == best.trial_id
+
+
+COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+
+
+@given(st.data())
+@settings(max_examples=12, derandomize=True, **COMMON)
+def test_all_views_agree_after_any_history(images_root, data):
+    live(data, images_root)
+
+
+@pytest.mark.nightly
+@given(st.data())
+@settings(max_examples=400, **COMMON)
+def test_all_views_agree_after_any_of_many_histories(images_root, data):
+    live(data, images_root)
