@@ -1,6 +1,8 @@
 # make quickstart     set up, then search Lipsum-FT's hyperparameters on the embedded benchmark
-# make test           tests that need Python and a package index only; 10 minutes on 2 cores
-# make test-cluster   tests that need root, PostgreSQL, Slurm, Chromium or C++, or minutes each
+# make test           tests that need Python and a package index only; 5 minutes on 2 cores
+# make test-ray       searches on a real Ray of this machine; 3 minutes
+# make test-cluster   killed nodes, processes and jobs, full disks; 5 minutes, needs root
+# make nightly        all other tests, the next two targets and what needs PostgreSQL, Slurm, Chromium or C++
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
 # make docs           the documentation as a site in site/, without warnings
 # make dist           wheel and source archive in dist/, and a try of the wheel on its own
@@ -12,16 +14,26 @@ BIN := $(VENV)/bin
 # Files stay on one process, which shares their fixtures; tests/conftest.py puts slow files first.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-cluster test-lowest docs dist lint clean
+.PHONY: quickstart test test-ray test-cluster test-nightly nightly test-lowest docs dist lint clean
 
 quickstart: $(VENV)/.benchmark
 	$(BIN)/lipsum-tune search quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PARALLEL) -m "not cluster"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not ray and not cluster and not nightly"
+
+test-ray: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PARALLEL) -m "ray and not cluster and not nightly"
 
 test-cluster: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PARALLEL) -m cluster
+	$(BIN)/python -m pytest $(PARALLEL) -m "cluster and not nightly"
+
+# OPTIONS="--tenth 3" runs a tenth of them.
+test-nightly: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PARALLEL) -m nightly $(OPTIONS)
+
+nightly: test-nightly dist
+	$(MAKE) test-lowest KEEP="torch torchvision"
 
 # uv resolves the lowest versions, which pip cannot. With KEEP="torch torchvision", these two have the
 # versions of $(VENV): on Linux, PyPI's wheels of PyTorch come with 8 GB of CUDA.
@@ -38,7 +50,7 @@ test-lowest: $(if $(KEEP),$(VENV)/.dev)
 	$(LOWEST)/bin/uv pip install --quiet $(LINKS) --python $(LOWEST)/bin/python \
 		--requirements $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps --editable .
-	$(LOWEST)/bin/python -m pytest $(PARALLEL) -m "not slow and not cluster"
+	$(LOWEST)/bin/python -m pytest $(PARALLEL) -m "not ray and not cluster and not nightly"
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m docs.build

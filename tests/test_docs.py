@@ -148,7 +148,7 @@ def test_configurations(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
     load_config("documented.yaml", check=False).search_space()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_the_notebook(images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "runs" / "quickstart", search_file(images_root), fakes.finished_search())
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

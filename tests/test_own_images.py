@@ -26,7 +26,7 @@ from trainers.loop.state import load_split
 from tuning.confirmation.results import read_results
 from tuning.runs.run_folder import load_run
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.nightly
 
 PAGE = ROOT / "docs" / "own_images.md"
 SHORTER = ("search.budget.trials=3", "trial.steps=12", "trial.eval.every=6")

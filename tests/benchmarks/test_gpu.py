@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.cluster  # two searches, in minutes
+@pytest.mark.nightly  # two searches, in minutes
 def test_the_dry_run_measures_every_part(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.benchmarks.gpu", "--dry", "--out", str(tmp_path)]
     subprocess.run(command, check=True)

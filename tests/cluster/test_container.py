@@ -70,7 +70,7 @@ def test_the_image_holds_no_secrets_and_only_the_package() -> None:
     assert {rule[1:] for rule in rules if rule.startswith("!")} == {name for name, _ in copied()}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_the_copied_files_build_the_whole_package(tmp_path: Path) -> None:
     source = tmp_path / "lipsum-tune"
     source.mkdir()

@@ -51,7 +51,7 @@ def test_failed_trials_can_be_allowed_if_one_finished(exit_code: Callable[..., i
     assert exit_code(fakes.reference(), FAILED, options=allowed, name="none") == 1
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_full_disk_is_status_75(
     images_root: Path,
     tmp_path: Path,

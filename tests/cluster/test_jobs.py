@@ -17,12 +17,10 @@ from mlflow.tracking import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_actors, list_placement_groups
 
-from tests.benchmarks.kills import disagreements
 from tests.ray_head import BIN, Head, running_head
+from tests.tuning.agreement import disagreements
 from tests.waiting import wait_until
 from tuning.runs.journal import JOURNAL_FILE
-
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 ROOT = Path(__file__).parent.parent.parent
 SECRETS = {
@@ -71,6 +69,7 @@ def statuses(runs: Path) -> Counter[str]:
     return Counter(run.info.status for run in found)
 
 
+@pytest.mark.cluster
 def test_ray_job_submit_runs_a_search_and_no_file_has_a_secret(
     head: Head, images_root: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +90,7 @@ def test_ray_job_submit_runs_a_search_and_no_file_has_a_secret(
     assert files_with_secrets(head, tmp_path) == []
 
 
+@pytest.mark.nightly
 def test_a_stopped_job_frees_everything_and_is_resumed(
     head: Head, images_root: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +120,7 @@ def test_a_stopped_job_frees_everything_and_is_resumed(
     assert files_with_secrets(head, tmp_path) == []
 
 
+@pytest.mark.nightly
 def test_a_job_without_a_storage_keeps_its_run(images_root: Path, tmp_path: Path) -> None:
     home, work = tmp_path / "home", tmp_path / "work"
     for folder in (home, work):
@@ -167,6 +168,7 @@ def alive(head: Head) -> list[str]:
     return [*(actor.class_name for actor in actors if not actor.is_detached), *map(str, groups)]
 
 
+@pytest.mark.nightly
 def test_a_mistake_found_by_the_job_is_one_line_and_status_2(head: Head, tmp_path: Path) -> None:
     found = submit(head, quickstart(tmp_path / "no-data", tmp_path, "mistaken"))
     assert found.returncode == 2

@@ -17,7 +17,7 @@ from tests.cluster.postgres import Postgres, running_postgres
 from trainers.errors import ConfigError
 from tuning.algorithms.optuna_storage import open_storage
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = pytest.mark.nightly
 WRITERS = 8
 NAMES = (
     "--allowed-hosts", "localhost:*,127.0.0.1:*,mlflow.test:*",

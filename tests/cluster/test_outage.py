@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 from tuning.runs.journal import JOURNAL_FILE, read_history
 from tuning.runs.records import TrialRecord
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = pytest.mark.nightly
 REQUEST_S = 10.0
 """Timeout of a request to MLflow: a search that waited for one would pause for so long."""
 HUNG_S, AWAY_S = 15.0, 60.0

@@ -38,8 +38,7 @@ def test_shellcheck_finds_nothing(script: str) -> None:
     assert linted.returncode == 0, linted.stdout
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_slurm_accepts_the_resources(slurm: Slurm) -> None:
     accepted = slurm.run("sbatch", "--test-only", *SMALL, SCRIPT, "search.yaml")
     assert accepted.returncode == 0, accepted.stderr
@@ -48,8 +47,7 @@ def test_slurm_accepts_the_resources(slurm: Slurm) -> None:
     assert refused.returncode != 0
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_job_at_its_time_limit_requeues_itself_and_resumes(
     slurm: Slurm, images_root: Path, tmp_path: Path
 ) -> None:

@@ -100,7 +100,7 @@ def busy_node() -> Iterator[str]:
         ray.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.parametrize(("cloud", "seconds"), [("aws", 110), ("gcp", 25)])
 def test_the_node_is_drained_when_the_cloud_preempts_it(
     cloud: str, seconds: int, busy_node: str, tmp_path: Path

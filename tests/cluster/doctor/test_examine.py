@@ -109,7 +109,7 @@ def named(values: dict[str, Any], check: str) -> list[dict[str, Any]]:
     return [finding for finding in values["findings"] if finding["check"] == check]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(
     ray_head: Head, config: Path
 ) -> None:
@@ -136,7 +136,7 @@ def test_the_folder_of_runs_may_be_below_home(
     assert _request(file)["folders"] == {RUN_STORAGE: str(tmp_path / "runs")}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_faults_have_remedies_and_the_status_is_1(
     ray_head: Head, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +168,7 @@ def test_without_a_cluster_the_configuration_is_checked_all_the_same(config: Pat
     ]  # fmt: skip
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_node_that_does_not_answer_is_a_fault() -> None:
     with cluster_of(head_cpus=1, nodes=1) as nodes:
         node = nodes.list_all_nodes()[-1]

@@ -90,7 +90,7 @@ def assert_alike(found: Any, wanted: Any) -> None:
             assert_alike(found[key], wanted[key])
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.nightly)])
 def test_two_workers_resume_between_two_reports(
     trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
 ) -> None:

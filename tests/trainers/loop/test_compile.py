@@ -34,7 +34,7 @@ def test_a_traced_run_has_the_curve_of_an_eager_one(
     assert_near(curve(config.model_copy(update={"compile": True})), eager)
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("c++") is None, reason="Inductor compiles C++ on a CPU")
 def test_a_compiled_run_has_the_curve_of_an_eager_one(
     trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

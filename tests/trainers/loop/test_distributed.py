@@ -41,11 +41,11 @@ def configured(trial: TrialConfig, method: str, **overrides: Any) -> TrialConfig
     ("method", "parallel", "parts"),
     [
         ("carot", "ddp", 3),
-        ("ema", "fsdp", None),
-        ("wise_ft", "fsdp", None),
-        ("l2_sp", "fsdp", 3),
-        ("lipsum_ft", "fsdp", None),
-        ("flyp", "fsdp", 3),
+        pytest.param("ema", "fsdp", None, marks=pytest.mark.nightly),
+        pytest.param("wise_ft", "fsdp", None, marks=pytest.mark.nightly),
+        pytest.param("l2_sp", "fsdp", 3, marks=pytest.mark.nightly),
+        pytest.param("lipsum_ft", "fsdp", None, marks=pytest.mark.nightly),
+        pytest.param("flyp", "fsdp", 3, marks=pytest.mark.nightly),
     ],
 )
 def test_two_workers_have_the_curve_of_one(

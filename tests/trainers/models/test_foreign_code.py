@@ -17,7 +17,7 @@ import pytest
 
 from tests.trainers.tiny_models import KINDS
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.nightly
 
 EVIL = """
 from pathlib import Path

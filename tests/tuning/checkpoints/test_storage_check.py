@@ -32,7 +32,7 @@ from tuning.config.validation import load_config
 from tuning.execution.ray_session import LOCALHOST, free_port
 from tuning.execution.run_search import run_search
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = pytest.mark.nightly
 
 BLIND = "127.0.0.2"
 """The address of the node that does not see."""

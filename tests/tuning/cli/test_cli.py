@@ -716,7 +716,7 @@ def test_a_search_with_nothing_left_ends_in_order(run: Path, went_on: list[Searc
     assert yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["budget"]["trials"] == 2
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 @pytest.mark.parametrize("command", [("report",), ("extend", "--trials", "3"), ("resume",)])
 def test_a_run_folder_that_cannot_be_written_is_one_line(
     command: tuple[str, ...], run: Path, tmp_path: Path

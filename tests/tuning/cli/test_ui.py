@@ -36,7 +36,7 @@ from tuning.runs.journal import read_history
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.nightly
 
 SCREENSHOTS = Path(__file__).parents[3] / "build" / "screenshots"
 TIMEOUT_MS = 180_000

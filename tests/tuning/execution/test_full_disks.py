@@ -44,7 +44,7 @@ def large(number: int) -> TrialRecord:
     return fakes.trial(number, params={f"key.{n}": "x" * 100 for n in range(60)})
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_session(
     disk: Path,
 ) -> None:
@@ -71,7 +71,7 @@ def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_se
     assert history.run_id == journal.run_id == again.run_id
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(
     disk: Path,
 ) -> None:

@@ -30,8 +30,6 @@ from tuning.execution.retries import fit
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
 EVERY, STEPS = 240, 720
 """Far apart, as a node is to be lost between two checkpoints, however fast the machine is."""
 HOUR_S = 3600.0
@@ -63,6 +61,7 @@ def set_clock(checkpoint: Path, hours: float) -> None:
     save_checkpoint(checkpoint, dataclasses.replace(found, progress=progress), class_names)
 
 
+@pytest.mark.cluster
 def test_a_search_survives_its_driver_and_its_nodes(
     three_nodes: Cluster, images_root: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +119,7 @@ def test_a_search_survives_its_driver_and_its_nodes(
     assert list(map(untimed, one.curve)) == list(map(untimed, other.curve))
 
 
+@pytest.mark.nightly
 def test_a_search_avoids_a_node_whose_gpu_fails(
     three_nodes: Cluster, images_root: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +144,7 @@ def test_a_search_avoids_a_node_whose_gpu_fails(
     assert said.count(f"({first[:8]}): trials avoid it") == 1
 
 
+@pytest.mark.nightly
 def test_an_elastic_training_goes_on_without_a_node_whose_gpu_fails(
     three_nodes: Cluster, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.run_search import run_search
 from tuning.weights.export import export_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 PLUGIN = Path(__file__).parents[2] / "trainers" / "methods" / "lora.py"
 

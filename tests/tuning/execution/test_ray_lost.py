@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.kills import disagreements
+from tests.tuning.agreement import disagreements
 from tests.tuning.confirmation.test_confirm import run_folder
 from tests.tuning.databases import with_database
 from tests.tuning.execution.instant import instant_file, num_reports, start, write_instant
@@ -46,8 +46,13 @@ def test_the_loss_of_the_head_in_the_preparation_ends_the_process(
     assert capsys.readouterr().err.endswith("; resume it\n")
 
 
-@pytest.mark.cluster
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("raylet", marks=pytest.mark.cluster),
+        pytest.param("gcs_server", marks=pytest.mark.nightly),
+    ],
+)
 def test_a_search_without_ray_ends_and_can_be_resumed(
     name: str, images_root: Path, tmp_path: Path
 ) -> None:
@@ -67,7 +72,7 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
     assert disagreements(folder) == []
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_confirmation_without_ray_ends_and_says_how_to_go_on(
     name: str, images_root: Path, tmp_path: Path

@@ -68,7 +68,7 @@ main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_ray_that_never_starts_is_one_line_and_no_run_folder(
     images_root: Path, tmp_path: Path
 ) -> None:
@@ -116,7 +116,7 @@ def of_own_ray() -> Iterator[dict[int, str]]:
         yield {pid: name for pid, name in processes(os.getpid()).items() if pid not in before}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_local_ray_is_closed_to_the_network(of_own_ray: dict[int, str]) -> None:
     found = listening(of_own_ray)
     assert {"gcs_server", "raylet"} <= set(found.values())
@@ -133,7 +133,7 @@ def train_and_report(values: dict[str, str]) -> None:
     Path(values["report"]).write_text(f"{os.getpid()} {world()}")
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
 def test_a_training_is_closed_to_the_network(tmp_path: Path) -> None:
     hold = tmp_path / "hold"
@@ -185,7 +185,7 @@ for name, attempt in attempts.items():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
 def test_a_local_ray_is_closed_to_other_users() -> None:
     raylet = ray.nodes()[0]["RayletSocketName"]
@@ -196,7 +196,7 @@ def test_a_local_ray_is_closed_to_other_users() -> None:
     assert own_folder(raylet).stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
 def test_the_longest_parent_leaves_room_for_sockets() -> None:
     socket = ray.nodes()[0]["ObjectStoreSocketName"]
@@ -205,7 +205,7 @@ def test_the_longest_parent_leaves_room_for_sockets() -> None:
     assert LONGEST_PARENT + below + len("4194304") <= 107  # Linux
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
 def test_processes_of_a_local_ray_collect_garbage_less_often() -> None:
     threshold, *_ = ray.get(ray.remote(lambda: gc.get_threshold()).remote())
@@ -225,7 +225,7 @@ def environment(temporary: Path, **more: str) -> dict[str, str]:
     return known | {"TMPDIR": str(temporary), **more}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_files_of_a_failed_ray_are_kept_until_the_next_start(temporary: Path) -> None:
     variables = environment(temporary, RAY_OVERRIDE_RESOURCES="this is no JSON")
     program = "from tuning.execution.ray_session import ray_session\nwith ray_session(): pass"
@@ -241,7 +241,7 @@ def test_files_of_a_failed_ray_are_kept_until_the_next_start(temporary: Path) ->
     assert kept[0] != kept[1]
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_files_that_release_0_2_kept_are_removed(temporary: Path) -> None:
     """They are writable for all users. A folder of another Ray, which may be running, stays."""
     for name, link in {"ray-kept": f"{PREFIX}kept", "ray-other": "ray-other"}.items():
@@ -255,7 +255,7 @@ def test_files_that_release_0_2_kept_are_removed(temporary: Path) -> None:
     assert [path.name for path in temporary.iterdir()] == ["ray-other"]
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
     images_root: Path, tmp_path: Path, temporary: Path
 ) -> None:

@@ -180,7 +180,7 @@ def groups() -> dict[str, str]:
     return {name: group["state"] for name, group in placement_group_table().items()}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_the_placement_group_of_a_killed_actor_is_removed(ray_head: Head) -> None:
     with ray_session(ray_head.address):
         killed, alive = holder(), holder()
@@ -199,7 +199,7 @@ def test_the_placement_group_of_a_killed_actor_is_removed(ray_head: Head) -> Non
         assert (groups()[kept], groups()[own.id.hex()]) == ("CREATED", "CREATED")
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_tasks_get_the_cpus_that_a_killed_actor_held(
     ray_head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +228,7 @@ def test_helpers_of_ray_train_are_left_out(tmp_path: Path) -> None:
     assert "_send_resource_request" in inspect.getsource(FixedScalingPolicy.after_controller_start)
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_an_actor_controls_its_own_workers(ray_head: Head, tmp_path: Path) -> None:
     def actors(_: Any) -> list[str]:
         here = ray.get_runtime_context()
@@ -250,7 +250,7 @@ def test_an_actor_controls_its_own_workers(ray_head: Head, tmp_path: Path) -> No
     assert ")(TrainController)" in method
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 @pytest.mark.parametrize("fails", ["on_start", "on_shutdown"])
 def test_workers_whose_start_or_end_fails_leave_their_places(
     fails: str, ray_head: Head, tmp_path: Path

@@ -108,7 +108,7 @@ def test_the_reason_is_the_lost_worker_not_its_peers() -> None:
     assert machine_failure(of_workers(hangs, MISSED)) is hangs
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_head: Head) -> None:
     with ray_session(ray_head.address):
         (here,) = (node["NodeID"] for node in ray.nodes())
@@ -130,7 +130,7 @@ def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_he
         assert nodes.placement() == {"avoid": ["another"], "workers": 1}
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_trial_that_fails_on_two_nodes_is_at_fault_itself(ray_head: Head) -> None:
     def fail(trial: str, node: str) -> str:
         error = accelerator("CUDA error: an illegal memory access was encountered", 700)

@@ -16,9 +16,9 @@ from PIL import Image
 from ray.util import placement_group_table
 from rich.console import Console
 
-from tests.benchmarks.kills import disagreements
 from tests.conftest import CLASSES
 from tests.ray_head import Head
+from tests.tuning.agreement import disagreements
 from tests.tuning.databases import with_database
 from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.config import TrialConfig
@@ -32,7 +32,7 @@ from tuning.execution.zero_shot import CACHE_VARIABLE, zero_shot_metrics
 
 SURFACE = Path(__file__).parents[2] / "public_surface.yaml"
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 
 def broken_copy(root: Path, copy: Path) -> Path:

@@ -17,10 +17,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 
-from tests.benchmarks.kills import disagreements
 from tests.disks import fill, make_room, small_disk
 from tests.ray_head import Head
 from tests.s3 import SECRET, s3_server
+from tests.tuning.agreement import disagreements
 from tests.tuning.execution.instant import (
     instant_file,
     num_reports,
@@ -40,7 +40,7 @@ from tuning.runs.resume import resume_search
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 ONE_TRIAL = "search.budget.trials=1"
 """A search whose storage fails must not start the second of its two trials; no resume needs it."""
@@ -114,7 +114,7 @@ def test_a_search_on_a_full_disk_can_be_resumed(
         check_as_undisturbed(file, list(found.history.records))
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_driver_without_room_for_its_files_blames_no_trial(
     images_root: Path, tmp_path: Path
 ) -> None:
@@ -158,7 +158,7 @@ def raise_full(*_: Any) -> None:
     raise StorageFailed("tell: full")
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_search_with_a_refusing_bucket_can_be_resumed(
     server: ThreadedMotoServer, images_root: Path, tmp_path: Path
 ) -> None:

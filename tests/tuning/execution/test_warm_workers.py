@@ -38,7 +38,7 @@ from tuning.execution.warm_workers import ReportOverdue, WarmWorkers, end_if_ove
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import TrialRecord
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 HOUR_S = 3600.0
 
@@ -230,7 +230,7 @@ def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path
     assert all(other == first for other in others)
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_path: Path) -> None:
     """One worker hangs, the other one in the collective operation that waits for it."""
     parameters = {
@@ -258,7 +258,7 @@ def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_
     assert str(failed.error).startswith("ReportOverdue: no report after ")
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_collective_operation_that_hangs_is_repeated_with_new_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

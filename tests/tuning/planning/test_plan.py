@@ -289,7 +289,7 @@ def test_no_cell_of_the_tables_wraps(width: int, budget: dict[str, Any]) -> None
     assert indented == [["expected", "90", "%", "between", "budget"]]  # the header of the costs
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_real_plan_measures_and_leaves_nothing_behind(trial: TrialConfig, tmp_path: Path) -> None:
     file = SearchFile.model_validate(
@@ -325,7 +325,7 @@ def test_a_real_plan_measures_and_leaves_nothing_behind(trial: TrialConfig, tmp_
         check_budget(replace(plan, file=search_file(budget={"hours": one / 2})))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_trial_that_fails_is_one_clear_sentence(trial: TrialConfig, tmp_path: Path) -> None:
     values = trial.model_dump(mode="json")

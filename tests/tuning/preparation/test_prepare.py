@@ -35,7 +35,7 @@ from tuning.preparation.plan import PrepareOptions, plan_preparation
 from tuning.preparation.prepare import prepare
 from tuning.preparation.report import Display, render
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -269,7 +269,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str)
     assert len(found) == len({path for path, _, _ in found}) == 60
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_full_disk_leaves_finished_shards(tmp_path: Path) -> None:
     source = tmp_path / "source"
     rng = np.random.default_rng(0)

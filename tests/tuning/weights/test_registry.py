@@ -74,7 +74,7 @@ def test_a_served_model_sees_images_as_they_are_prepared() -> None:
         assert np.array_equal(prepared(Image.open(io.BytesIO(data))), decode(data))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_registered_model_predicts_as_the_exported_one(real: Real, tmp_path: Path) -> None:
     run = load_run(real[0])
     uri = default_tracking_uri(with_database(run.folder.parent))

@@ -136,7 +136,7 @@ def test_the_report_has_every_ingredient_and_the_gain(real: Real) -> None:
     assert "optimistic" in shown.get()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_soup_is_kept_logged_and_exported(real: Real, tmp_path: Path) -> None:
     """Slow: starts Ray."""
@@ -180,7 +180,7 @@ def test_a_soup_is_kept_logged_and_exported(real: Real, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.cluster
+@pytest.mark.nightly
 def test_a_soup_that_cannot_be_kept_is_not_made(real: Real, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256 << 10) as disk:
         run = own_copy(real, disk / "mine")
