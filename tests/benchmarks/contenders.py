@@ -33,8 +33,6 @@ class Problem:
     space: SearchSpace
     objective: Objective
     total_steps: int
-    recorded_steps: tuple[int, ...]
-    """Where the table has evaluations, the last step among them."""
     grace_steps: int
     reduction_factor: float
     points: tuple[Mapping[str, ParamValue], ...] = ()
@@ -96,8 +94,8 @@ class Contender:
     evaluate_at: Callable[[Problem], Sequence[int]]
     """The steps at which its scheduler needs to know, and the last one."""
     prior: bool = False
-    raw_rungs: bool = False
-    """Whether its trials report the raw weights at rungs, and not the averaged ones."""
+    line: bool = True
+    """Whether its trials report the best point of their lines, and not the end."""
     by_expectation: bool = False
     """Whether it recommends the trial of rule `expected`, and not the best measured one."""
 
@@ -111,33 +109,25 @@ def ours(
     reach: float = SamplerConfig().reach,
     prior: bool = False,
     checked: bool = True,
-    rung_metric: str | None = None,
-    raw_rungs: bool = False,
     by_expectation: bool = False,
 ) -> Contender:
     """A search by this project's own searcher and scheduler.
 
     Args:
         metric, reach: of the sampler, see `SamplerConfig`.
-        rung_metric: in place of `metric` for the rule that stops trials. Default: what a search
-            does whose sampler has `metric`.
     """
 
     def create(problem: Problem, seed: int) -> tuple[Searcher, TrialScheduler]:
         settings = {"name": sampler, "seed": seed, "metric": metric, "reach": reach}
         searcher = Ours(problem, SamplerConfig.model_validate(settings), prior)
         config = {"search": {"scheduler": _scheduler_settings(scheduler, problem, checked)}}
-        record = replace(_search_record(problem, rung_metric or metric), config=config)
+        record = replace(_search_record(problem, metric), config=config)
         return searcher, StepScheduler(search_rule(record), problem.total_steps)
 
     def evaluate_at(problem: Problem) -> Sequence[int]:
-        if scheduler == "none":
-            return [problem.total_steps]
-        if scheduler == "median":
-            return [step for step in problem.recorded_steps if step >= problem.grace_steps]
-        return _rungs(problem)
+        return [problem.total_steps] if scheduler == "none" else _rungs(problem)
 
-    return Contender(name, create, evaluate_at, prior, raw_rungs, by_expectation)
+    return Contender(name, create, evaluate_at, prior, by_expectation=by_expectation)
 
 
 def stock(name: str, *, pruned: bool = True, prior: bool = False) -> Contender:
@@ -179,10 +169,9 @@ def _scheduler_settings(name: str, problem: Problem, checked: bool) -> dict[str,
     settings: dict[str, str | float] = {"name": name}
     if name != "none":
         settings["grace_steps"] = problem.grace_steps
-    if name in ("asha", "hyperband"):
         settings["reduction_factor"] = problem.reduction_factor
-    if not checked:
-        settings["check_trials"] = 0
+        if not checked:
+            settings["check_trials"] = 0
     return settings
 
 
@@ -208,34 +197,22 @@ OURS = "ours"
 """The defaults: a prior, and a Gaussian process on NLL and objective, near the best trial."""
 WITH_ASHA = "ours with ASHA"
 """Once its rungs are checked."""
-RUNGS_ON_OBJECTIVE = "ours with ASHA on the objective"
-RAW_RUNGS = "ours with ASHA on raw weights"
+NO_LINE = ", no line"
+_WITH_LINE = (
+    ours(RANDOM, "random"),
+    ours("random, prior", "random", prior=True),
+    stock(STOCK, prior=True),
+    ours("TPE, prior", "tpe", prior=True),
+    ours(OURS, "gp", metric="auto", prior=True),
+    ours(WITH_ASHA, "gp", "asha", metric="auto", prior=True),
+    ours("ours, expected trial", "gp", metric="auto", prior=True, by_expectation=True),
+    ours("ours, anywhere", "gp", metric="auto", reach=1, prior=True),
+    ours("ours on the NLL", "gp", metric="val/mean_nll", prior=True),
+    ours("ours on the objective", "gp", prior=True),
+)
 CONTENDERS = {
     contender.name: contender
-    for contender in (
-        ours(RANDOM, "random"),
-        ours("random, prior", "random", prior=True),
-        stock("Ray's OptunaSearch + ASHA"),
-        stock(STOCK, prior=True),
-        ours("TPE", "tpe"),
-        ours("TPE, prior", "tpe", prior=True),
-        ours("GP", "gp", reach=1),
-        ours("GP, prior", "gp", reach=1, prior=True),
-        ours(OURS, "gp", metric="auto", prior=True),
-        ours("ours, expected trial", "gp", metric="auto", prior=True, by_expectation=True),
-        ours("ours without prior", "gp", metric="auto"),
-        ours("ours on the NLL", "gp", metric="val/mean_nll", prior=True),
-        ours("ours on the objective", "gp", prior=True),
-        ours("ours, anywhere", "gp", metric="auto", reach=1, prior=True),
-        ours(WITH_ASHA, "gp", "asha", metric="auto", prior=True),
-        ours("ours with TPE", "tpe", metric="auto", prior=True),
-        ours("ours with TPE and ASHA", "tpe", "asha", metric="auto", prior=True),
-        ours("ours with unchecked ASHA", "gp", "asha", metric="auto", prior=True, checked=False),
-        ours("TPE + Hyperband", "tpe", "hyperband"),
-        ours("TPE + median rule", "tpe", "median"),
-        stock("Ray's OptunaSearch", pruned=False),
-        ours(RUNGS_ON_OBJECTIVE, "gp", "asha", metric="auto", prior=True, rung_metric="objective"),
-        ours(RAW_RUNGS, "gp", "asha", metric="auto", prior=True, raw_rungs=True),
-    )
+    for of in _WITH_LINE
+    for contender in (of, replace(of, name=of.name + NO_LINE, line=False))
 }
 """By name, in the order of the table."""

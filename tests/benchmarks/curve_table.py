@@ -4,9 +4,8 @@ A proposal is answered with the curve of the *nearest recorded configuration*, i
 the space, logarithmic where a parameter is, so every value that a search sees was measured. Nothing
 is interpolated; `surface` fits a model for comparisons.
 
-Costs are medians over the table, the same for every configuration: an interval costs its steps
-times `step_seconds`, plus `eval_seconds` for the evaluation at its end. CPU seconds rather than the
-wall clock, which other work on the recording machine stretches.
+Costs are medians over the table, the same for every configuration. They are CPU seconds rather than
+those of the clock, which other work on the recording machine stretches.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +24,8 @@ import pyarrow.parquet as pq
 from ray.tune.utils import flatten_dict
 
 from search_spaces import SearchSpace
+from tests.benchmarks.record_curves import END
+from trainers.evaluation.line import POINTS
 
 Row: TypeAlias = Mapping[str, Any]
 Curve: TypeAlias = Mapping[int, Mapping[str, float]]
@@ -37,18 +38,20 @@ class Costs:
 
     step_seconds: float
     eval_seconds: float
+    """An evaluation before the last step, on the sample of images that rungs use."""
+    final_seconds: float
+    """The evaluation after the last step, on all images."""
+    line_seconds: float = 0.0
+    """Measuring the points of the line there, on the sample."""
     start_seconds: float = 0.0
     """From the start of a trial to its first step."""
     process_seconds: float = 0.0
     """What that takes longer for the first trial of a device, which starts the processes."""
 
-    def interval(self, steps: int) -> float:
-        """So many steps and one evaluation."""
-        return steps * self.step_seconds + self.eval_seconds
-
-    def trial(self, steps: int) -> float:
-        """A trial that is evaluated at its end alone."""
-        return self.start_seconds + self.interval(steps)
+    def interval(self, steps: int, *, last: bool) -> float:
+        """So many steps and an evaluation, that at the end of the trial or another one."""
+        end = self.final_seconds + self.line_seconds if last else self.eval_seconds
+        return steps * self.step_seconds + end
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,14 @@ class CurveTable:
         index = self.nearest(config)
         return index, self.curves[index]
 
-    def of_weights(self, prefix: str) -> CurveTable:
-        """The same trainings by the columns with a prefix, at the steps that have them."""
+    def at_ends(self) -> CurveTable:
+        """The same trainings without their lines: the last metrics are those of the end."""
         curves = tuple(
             {
-                step: {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+                step: {k.removeprefix(END): v for k, v in found.items() if k.startswith(END)}
+                if step == self.total_steps
+                else found
                 for step, found in curve.items()
-                if any(key.startswith(prefix) for key in found)
             }
             for curve in self.curves
         )
@@ -108,7 +112,7 @@ def read_table(path: Path, space: SearchSpace) -> tuple[CurveTable, Costs]:
 def curve_table(rows: Iterable[Row], space: SearchSpace) -> CurveTable:
     """The table of those rows, one an evaluation, sorted by configuration."""
     params, curves = [], []
-    for _, of in groupby(rows, key=lambda row: (row["configuration"], row.get("seed", 0))):
+    for _, of in groupby(rows, key=_training):
         evaluations = list(of)
         params.append({key: evaluations[0][key] for key in space.parameters})
         curves.append({int(row["step"]): _metrics(row, space) for row in evaluations})
@@ -116,13 +120,14 @@ def curve_table(rows: Iterable[Row], space: SearchSpace) -> CurveTable:
 
 
 def median_costs(rows: Iterable[Row]) -> Costs:
-    """Median CPU seconds of a step and of an evaluation.
+    """Median CPU seconds of a step, and of the evaluations.
 
-    CPU seconds are counted for both together; they are shared out as the wall clock was. The first
-    row of each configuration is left out, for it contains the loading of model and data.
+    CPU seconds are counted for all together; they are shared out as the wall clock was. The first
+    row of each configuration is left out, for it contains the loading of model and data. The line
+    is measured on as many images, at each of its points, as an evaluation before the last step.
     """
-    steps, evaluations = [], []
-    for _, of in groupby(rows, key=lambda row: (row["configuration"], row.get("seed", 0))):
+    steps, evaluations, finals = [], [], []
+    for _, of in groupby(rows, key=_training):
         curve = list(of)
         for before, after in pairwise(curve):
             cpu, wall, evaluating = (
@@ -130,9 +135,10 @@ def median_costs(rows: Iterable[Row]) -> Costs:
                 for name in ("cpu_seconds", "seconds", "eval_seconds")
             )
             share = evaluating / wall
-            evaluations.append(share * cpu)
+            (evaluations if after["line/a"] is None else finals).append(share * cpu)
             steps.append((1 - share) * cpu / (after["step"] - before["step"]))
-    return Costs(median(steps), median(evaluations))
+    line = (len(POINTS) + 1) * median(evaluations)
+    return Costs(median(steps), median(evaluations), median(finals) - line, line)
 
 
 def unit_point(space: SearchSpace, params: Mapping[str, Any]) -> np.ndarray:
@@ -140,10 +146,10 @@ def unit_point(space: SearchSpace, params: Mapping[str, Any]) -> np.ndarray:
     return np.array([p.unit(float(params[key])) for key, p in space.parameters.items()])  # type: ignore[union-attr]
 
 
+def _training(row: Row) -> tuple[int, int]:
+    return row["configuration"], row["seed"]
+
+
 def _metrics(row: Row, space: SearchSpace) -> dict[str, float]:
     keys = row.keys() - space.parameters.keys() - {"configuration", "seed", "step"}
-    found = {k: row[k] for k in keys if row[k] is not None and not k.startswith("cost/")}
-    ood_nlls = [v for k, v in found.items() if k.startswith("ood_val/") and k.endswith("/nll")]
-    if ood_nlls:  # tables of older versions lack it
-        found["val/mean_nll"] = math.sqrt(found["id_val/nll"] * fmean(ood_nlls))
-    return found
+    return {k: row[k] for k in keys if row[k] is not None and not k.startswith("cost/")}

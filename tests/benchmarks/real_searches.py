@@ -1,7 +1,8 @@
 """Real searches beside the simulated ones: `python -m tests.benchmarks.real_searches --out FOLDER`
 
-- `quickstart`: the ready configuration as it is, with ten seeds. How often is its best trial within
-  half a point of the best `val/mean_acc` of the surface that `simulate` uses?
+- `quickstart`: the ready configuration as it is, with ten seeds, and the same without lines. How
+  often is its best trial within half a point of the best `val/mean_acc` of the surface that
+  `simulate` uses?
 - The others search for ten trials with five seeds each, from a prior that is off by 0.2 of the
   (log) ranges: this project; Ray's own OptunaSearch and ASHA around the same training in a plain
   function, with the same start points and the rung of the simulation; and random search without
@@ -32,13 +33,12 @@ from ray import tune
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces import SearchSpace
 from tests.benchmarks.contenders import CONTENDERS, STOCK
 from tests.benchmarks.curve_table import unit_point
 from tests.benchmarks.record_curves import record
 from tests.benchmarks.simulate import Setting, recorded_setting
 from tests.benchmarks.spread import spread
-from tests.benchmarks.surface import Surfaces, prior_center
+from tests.benchmarks.surface import prior_center
 from trainers.data.data_root import resolve_root
 from trainers.fine_tune import fine_tune
 from tuning import load_config, run_search
@@ -47,6 +47,7 @@ METRIC, STEPS, RUNG = "val/mean_acc", 120, 60
 TRIALS, SEEDS, DISTANCE, CLOSE = 10, 5, 0.2, 0.5
 FRESH_SEEDS = range(1000, 1005)
 QUICKSTART, OURS = "quickstart", "ours"
+NO_LINE = "quickstart, no line"
 Found = dict[str, Any]
 """`params` and `value` of the best trial, `steps` of all trials together, and `fresh`: the values
 of the best trial's parameters with other seeds."""
@@ -65,7 +66,7 @@ def settings(seed: int, folder: Path) -> list[str]:
 
 def with_prior(seed: int, setting: Setting) -> list[str]:
     """The trials and the prior that the simulated searches have."""
-    center = prior_center(setting.surfaces, DISTANCE, np.random.default_rng((seed, 2)))
+    center = prior_center(setting.ends, DISTANCE, np.random.default_rng((seed, 2)))
     return [
         f"search.budget.trials={TRIALS}",
         f"search.prior.center={json.dumps(center)}",
@@ -78,12 +79,18 @@ def of_this_project(overrides: list[str]) -> Found:
     assert result.best is not None
     value = result.best.metrics[METRIC]
     steps = sum(trial.trained_steps for trial in result.history.records)
-    return {"params": result.best.params, "value": value, "steps": steps}
+    seconds = sum(trial.seconds or 0.0 for trial in result.history.records)
+    return {"params": result.best.params, "value": value, "steps": steps, "seconds": seconds}
 
 
 def quickstart(seed: int, folder: Path, setting: Setting) -> Found:
     """The ready configuration."""
     return of_this_project(settings(seed, folder))
+
+
+def without_line(seed: int, folder: Path, setting: Setting) -> Found:
+    """The ready configuration, which takes the end of each training."""
+    return of_this_project([*settings(seed, folder), "trial.eval.line=off"])
 
 
 def ours(seed: int, folder: Path, setting: Setting) -> Found:
@@ -136,6 +143,7 @@ def stock(seed: int, folder: Path, setting: Setting) -> Found:
 
 SEARCHES: dict[str, tuple[Callable[[int, Path, Setting], Found], int]] = {
     QUICKSTART: (quickstart, 2 * SEEDS),
+    NO_LINE: (without_line, 2 * SEEDS),
     OURS: (ours, SEEDS),
     "Ray's OptunaSearch + ASHA": (stock, SEEDS),
     "random": (random, SEEDS),
@@ -157,11 +165,13 @@ def search_all(
 
 
 def train_again(found: dict[str, dict[str, Found]], out: Path) -> None:
-    """Train the best trials of all but the quickstart with fresh seeds, equal ones once."""
+    """Train the best trials of all but the quickstarts with fresh seeds, equal ones once."""
     values: dict[str, list[float]] = {}
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         jobs = []
-        for search in (s for name, of in found.items() if name != QUICKSTART for s in of.values()):
+        for search in (
+            s for name, of in found.items() if QUICKSTART not in name for s in of.values()
+        ):
             params, key = search["params"], json.dumps(search["params"], sort_keys=True)
             if key not in values:
                 values[key] = search.get("fresh", [])
@@ -180,24 +190,35 @@ def write(found: dict[str, dict[str, Found]], out: Path) -> None:
     (out / "searches.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def summary(found: dict[str, dict[str, Found]], surfaces: Surfaces, space: SearchSpace) -> Table:
+def summary(found: dict[str, dict[str, Found]], setting: Setting) -> Table:
     """What each contender's best trials are worth, mean and range over its searches."""
-    shown = Table(title=f"{METRIC} of the best trials; the surface's best is {surfaces.best:.2f}")
+    shown = Table(title=f"{METRIC} of the best trials; the surface's best is {setting.best:.2f}")
     fresh = f"{len(FRESH_SEEDS)} fresh seeds"
-    for title in ("", "searches", "whole trials", "as searched", fresh, "- ours", "by the surface"):
+    for title in (
+        "",
+        "searches",
+        "whole trials",
+        "GPU-s",
+        "as searched",
+        fresh,
+        "- ours",
+        "by the surface",
+    ):
         shown.add_column(title, justify="right" if title else "left")
     shown.add_column(f"within {CLOSE}", justify="right")
     base = {seed: fmean(of["fresh"]) for seed, of in found.get(OURS, {}).items()}
     for name, searches in found.items():
-        points = [unit_point(space, search["params"]) for search in searches.values()]
+        surfaces = setting.ends if name == NO_LINE else setting.lines
+        points = [unit_point(surfaces.space, s["params"]) for s in searches.values()]
         finals = surfaces.at(np.array(points))[:, -1, 0]
         again = {seed: fmean(of["fresh"]) for seed, of in searches.items() if "fresh" in of}
         paired = [again[seed] - base[seed] for seed in again if seed in base]
-        close = sum(surfaces.best - final <= CLOSE for final in finals)
+        close = sum(setting.best - final <= CLOSE for final in finals)
         shown.add_row(
             name,
             str(len(searches)),
             spread([search["steps"] / STEPS for search in searches.values()], ".1f", fmean),
+            spread([s["seconds"] for s in searches.values() if "seconds" in s], ".0f", fmean),
             spread([search["value"] for search in searches.values()], middle=fmean),
             spread(list(again.values()), middle=fmean),
             spread(paired, "+.2f", fmean),
@@ -222,7 +243,7 @@ def main() -> None:
     found: dict[str, dict[str, Found]] = json.loads(path.read_text()) if path.is_file() else {}
     search_all(found, arguments.searches, out, setting)
     train_again(found, out)
-    Console(width=150).print(summary(found, setting.surfaces, setting.problem.space))
+    Console(width=150).print(summary(found, setting))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def simulate(
             assert keys == table.space.parameters.keys(), config
             run = _Run(_start(trial_id, config, scheduler), *table.start(config))
             start = costs.start_seconds + (costs.process_seconds if number < gpus else 0.0)
-            at = clock + start + costs.interval(steps[0])
+            at = clock + start + costs.interval(steps[0], last=len(steps) == 1)
             heapq.heappush(reports, (at, next(order), run))
             free -= 1
         if not reports:
@@ -152,7 +152,7 @@ def simulate(
             yield ended
         else:
             following = next(later for later in steps if later > step)
-            at = clock + costs.interval(following - step)
+            at = clock + costs.interval(following - step, last=following == steps[-1])
             heapq.heappush(reports, (at, next(order), run))
 
 

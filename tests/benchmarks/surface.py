@@ -6,11 +6,7 @@ mean of its seeds. A simulated trial at any point of the space reports the surfa
 plus noise. That noise is real: the deviations of a recorded training, of all steps and metrics
 together and with their sign. The training is of a configuration whose objective on the surface is
 as high as that of the point, because trainings that may collapse deviate far more than good ones,
-and to one side.
-
-If configurations were trained with several seeds, deviations are those from the mean of a
-configuration's seeds. If not, they are those from the surfaces, scaled to the noise that the
-Gaussian process was fitted with; this may be half of the deviations between seeds.
+and to one side. Deviations are those from the mean of a configuration's seeds.
 """
 
 from __future__ import annotations
@@ -38,10 +34,9 @@ class Surfaces:
 
     Args:
         metrics: the objective first. NLLs are modelled by their logarithms.
-        noise: factor of all deviations from the surfaces.
     """
 
-    def __init__(self, table: CurveTable, metrics: tuple[str, ...], noise: float = 1.0) -> None:
+    def __init__(self, table: CurveTable, metrics: tuple[str, ...]) -> None:
         self.space, self.metrics, self.total_steps = table.space, metrics, table.total_steps
         self.steps = tuple(sorted({step for curve in table.curves for step in curve}))
         self._is_nll = np.array([metric.endswith("nll") for metric in metrics])
@@ -66,21 +61,12 @@ class Surfaces:
         self._weights = inverse @ ((flat - self._mean) / self._scale)
         self._finals = self.at(self._points)[:, -1, 0]
         repeated = [i for i, of in enumerate(seeds) if len(of) > 1]
-        self.has_repeated_seeds = len(repeated) >= DONORS
-        """Whether the noise is that between seeds, and not that of the fit."""
-        if self.has_repeated_seeds:
-            # n values are closer to their own mean than to the true one, by sqrt((n - 1) / n).
-            deviations = [
-                np.sqrt(len(of) / (len(of) - 1)) * (of - of.mean(axis=0))
-                for of in (seeds[i] for i in repeated)
-            ]
-            self._finals = self._finals[repeated]
-        else:
-            # A residual is noise * weight. Its variance is smaller than that of the noise, since
-            # the surface follows its own points, by the factor noise * diag(inverse).
-            inflation = np.sqrt(self._kernel.k2.noise_level / np.diag(inverse))[:, None]
-            deviations = list((inflation * self._weights * self._scale)[:, None])
-        self._deviations = [noise * of for of in deviations]  # each (seeds, steps x metrics)
+        self._finals = self._finals[repeated]
+        # n values are closer to their own mean than to the true one, by sqrt((n - 1) / n).
+        self._deviations = [  # each (seeds, steps x metrics)
+            np.sqrt(len(of) / (len(of) - 1)) * (of - of.mean(axis=0))
+            for of in (seeds[i] for i in repeated)
+        ]
         candidates = qmc.Sobol(dims, seed=0).random_base2(LOG2_CANDIDATES)
         finals = self.at(candidates)[:, -1, 0]
         self.best, self.best_point = float(finals.max()), candidates[finals.argmax()]
@@ -97,8 +83,7 @@ class Surfaces:
             (trainings, steps x metrics), with a mean of 0.
         """
         alike = np.argsort(np.abs(self._finals - final))[:DONORS]
-        found = np.concatenate([self._deviations[i] for i in alike])
-        return found - found.mean(axis=0)  # not 0 only if they come from the fit
+        return np.concatenate([self._deviations[i] for i in alike])
 
     def at(self, points: np.ndarray) -> np.ndarray:
         """The surfaces at points of the unit cube, (points, steps, metrics)."""

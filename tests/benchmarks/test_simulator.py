@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import pyarrow.parquet as pq
 import pytest
 from optuna.trial import TrialState
 from ray import tune
@@ -22,32 +20,20 @@ from ray.tune.utils import flatten_dict
 from search_spaces import Float, Int, SearchSpace
 from tests.benchmarks.contenders import (
     CONTENDERS,
+    NO_LINE,
     OURS,
     RANDOM,
-    RAW_RUNGS,
-    RUNGS_ON_OBJECTIVE,
     STOCK,
     WITH_ASHA,
-    Contender,
     Problem,
     ours,
 )
 from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_costs, unit_point
-from tests.benchmarks.record_curves import CURVES
-from tests.benchmarks.simulate import (
-    Setting,
-    describe_noise,
-    parse_arguments,
-    read_setting,
-    regrets,
-    start_points,
-)
+from tests.benchmarks.simulate import Setting, recorded_setting, regrets, start_points, summary
 from tests.benchmarks.simulator import Ended, simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
 from tuning.algorithms.objectives import Objective
-from tuning.algorithms.rung_check import SearchRule, search_rule
 from tuning.execution.ray_session import ray_session
-from tuning.runs.records import SearchRecord
 
 SPACE = SearchSpace(
     parameters={
@@ -55,7 +41,7 @@ SPACE = SearchSpace(
         "method.text_length": Int(low=1, high=5),
     }
 )
-COSTS = Costs(step_seconds=1.0, eval_seconds=5.0)
+COSTS = Costs(step_seconds=1.0, eval_seconds=5.0, final_seconds=5.0)
 LAST = 40
 SLOW = (WITH_ASHA, "ours, expected trial")
 """Of the contenders that take seconds, those that are simulated here."""
@@ -63,7 +49,7 @@ SLOW = (WITH_ASHA, "ours, expected trial")
 
 def row(configuration: int, step: int, score: float, lr: float = 1e-3, length: int = 1) -> Any:
     params = {"optim.lr": lr, "method.text_length": length}
-    return {"configuration": configuration, **params, "step": step, "score": score}
+    return {"configuration": configuration, "seed": 0, **params, "step": step, "score": score}
 
 
 @pytest.fixture
@@ -144,7 +130,7 @@ def run(
     return ended, searcher.calls
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_ray_tune_itself_makes_the_same_calls_in_the_same_order(
     table: CurveTable, tmp_path: Path
@@ -199,9 +185,9 @@ def test_devices_run_side_by_side_and_take_the_next_trial_as_they_become_free(
 
 def test_starting_a_trial_takes_its_time(table: CurveTable) -> None:
     searcher = Script([1e-3], [])
-    costs = Costs(1.0, 5.0, start_seconds=7.0)
-    (ended,) = simulate(searcher, FIFOScheduler(), table, costs, [LAST])
-    assert ended.seconds == costs.trial(LAST) == 7 + 40 + 5
+    costs = Costs(1.0, 5.0, final_seconds=8.0, line_seconds=2.0, start_seconds=7.0)
+    (ended,) = simulate(searcher, FIFOScheduler(), table, costs, [20, LAST])
+    assert ended.seconds == 7 + (20 + 5) + (20 + 8 + 2)
 
 
 def test_a_searcher_with_nothing_to_propose_is_asked_again_after_the_next_report(
@@ -239,99 +225,85 @@ def test_a_diverged_configuration_is_worse_than_all_others(table: CurveTable) ->
 def test_costs_are_medians_without_what_each_first_row_has_of_loading() -> None:
     def at(configuration: int, step: int, wall: float, evaluating: float, cpu: float) -> Any:
         costs = {"cost/seconds": wall, "cost/eval_seconds": evaluating, "cost/cpu_seconds": cpu}
-        return row(configuration, step, 0.0) | costs
+        line = 0.5 if step == LAST else None
+        return row(configuration, step, 0.0) | costs | {"line/a": line}
 
     rows = [
         at(0, 10, 100.0, 50.0, 90.0),
         at(0, 20, 110.0, 54.0, 95.0),  # 10 s for 5 of the CPU: 2 to evaluate, 3 for ten steps
         at(0, 30, 120.0, 58.0, 100.0),
+        at(0, LAST, 140.0, 72.0, 116.0),  # 20 s for 16: 11.2 to evaluate
         at(1, 10, 1.0, 0.5, 1.0),
         at(1, 20, 101.0, 50.5, 101.0),  # an outlier
     ]
     costs = median_costs(rows)
-    assert costs.step_seconds == pytest.approx(0.3)
+    assert costs.step_seconds == pytest.approx(0.39)
     assert costs.eval_seconds == pytest.approx(2.0)
-
-
-NOISE = [0.2 * float(value) for value in np.random.default_rng(0).standard_normal(40)]
+    assert costs.line_seconds == pytest.approx(4 * 2.0)
+    assert costs.final_seconds == pytest.approx(11.2 - 8.0)
 
 
 def rows_of_a_hill() -> list[Any]:
-    """Configurations whose final score is 80 less 10 for each decade from lr 1e-3, and noise."""
-    rows = []
-    for number, (lr, noise) in enumerate(zip(np.geomspace(1e-4, 1e-2, 40), NOISE, strict=True)):
-        final = 80 - 10 * math.log10(lr / 1e-3) ** 2 + noise
-        for step in range(10, LAST + 1, 10):
-            values = {"id_val/acc": final - (LAST - step), "id_val/nll": math.exp(-final / 100)}
-            rows.append(row(number, step, 0.0, float(lr), 1 + number % 5) | values)
+    """Final scores of 80 less 10 for each decade from lr 1e-3, and 5 less at the end of the line.
+
+    Two seeds a point, whose noise is ten times as large from half a decade around the best one.
+    """
+    rng, rows = np.random.default_rng(0), []
+    for number, lr in enumerate(np.geomspace(1e-4, 1e-2, 40)):
+        offset = math.log10(lr / 1e-3)
+        for seed in range(2):
+            final = 80 - 10 * offset**2 + (3.0 if abs(offset) > 0.5 else 0.3) * rng.normal()
+            for step in range(10, LAST + 1, 10):
+                acc = final - (LAST - step)
+                values = {"seed": seed, "id_val/acc": acc, "id_val/nll": math.exp(-final / 100)}
+                if step == LAST:
+                    values |= {"end/id_val/acc": acc - 5, "end/id_val/nll": values["id_val/nll"]}
+                rows.append(row(number, step, 0.0, float(lr), 1 + number % 5) | values)
     return rows
 
 
 @pytest.fixture(scope="module")
 def setting() -> Setting:
-    surfaces = Surfaces(curve_table(rows_of_a_hill(), SPACE), ("id_val/acc", "id_val/nll"))
-    problem = Problem(SPACE, Objective("id_val/acc"), LAST, surfaces.steps, 10, 2.0)
-    return Setting(problem, surfaces, COSTS, gpus=1)
+    table, metrics = curve_table(rows_of_a_hill(), SPACE), ("id_val/acc", "id_val/nll")
+    lines, ends = Surfaces(table, metrics), Surfaces(table.at_ends(), metrics)
+    problem = Problem(SPACE, Objective("id_val/acc"), LAST, 10, 2.0)
+    return Setting(problem, lines, ends, replace(COSTS, line_seconds=4.0), gpus=1)
 
 
-def test_the_surface_is_the_truth_and_what_it_leaves_is_the_noise(setting: Setting) -> None:
-    surfaces = setting.surfaces
-    assert surfaces.best == pytest.approx(80, abs=0.3)
-    assert surfaces.best_point[0] == pytest.approx(0.5, abs=0.05)
+def test_the_surface_is_the_truth_and_its_noise_that_between_seeds(setting: Setting) -> None:
+    surfaces = setting.lines
+    assert surfaces.best == pytest.approx(80, abs=0.5)
+    assert surfaces.best_point[0] == pytest.approx(0.5, abs=0.1)
     assert surfaces.matters.tolist() == [True, False]  # the score ignores the length
-    noise = float(np.std(NOISE))
-    assert surfaces.noise.std() == pytest.approx(noise, rel=0.4)
-    (truth,) = surfaces.at(np.array([[0.75, 0.5]]))[:, -1, 0]
-    assert truth == pytest.approx(80 - 10 * 0.5**2, abs=0.3)
+    assert surfaces.noise_at(80.0)[:, -2].std() == pytest.approx(0.3, rel=0.4)
+    assert surfaces.noise_at(72.0)[:, -2].std() == pytest.approx(3.0, rel=0.4)
+    noise = surfaces.noise.reshape(40, 2)
+    np.testing.assert_allclose(noise.sum(axis=1), 0, atol=1e-9)  # a surplus is the surface's
+    finals = np.array([r["id_val/acc"] for r in rows_of_a_hill() if r["step"] == LAST])
+    variances = finals.reshape(40, 2).var(axis=1, ddof=1)
+    assert (noise**2).mean(axis=1) == pytest.approx(variances)
+    (truth,) = surfaces.at(np.array([[0.6, 0.5]]))[:, -1, 0]
     rng = np.random.default_rng(1)
-    draws = [surfaces.draw(np.array([0.75, 0.5]), rng) for _ in range(300)]
+    draws = [surfaces.draw(np.array([0.6, 0.5]), rng) for _ in range(300)]
     seen = [curve[LAST]["id_val/acc"] for _, curve in draws]
     assert [known for known, _ in draws] == pytest.approx([truth] * 300)
-    assert np.mean(seen) == pytest.approx(truth, abs=0.05)
-    assert np.std(seen) == pytest.approx(noise, rel=0.5)
+    assert np.mean(seen) == pytest.approx(truth, abs=0.1)
+    assert np.std(seen) == pytest.approx(0.3, rel=0.5)
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_noise_is_that_between_seeds_where_points_have_several(seeds: int) -> None:
-    # Noise is ten times as large from half a decade around the best point.
-    rng, rows = np.random.default_rng(2), []
-    for number, lr in enumerate(np.geomspace(1e-4, 1e-2, 40)):
-        offset = math.log10(lr / 1e-3)
-        for seed in range(seeds):
-            final = 80 - 10 * offset**2 + (3.0 if abs(offset) > 0.5 else 0.3) * rng.normal()
-            values = {"seed": seed, "id_val/acc": final, "id_val/nll": math.exp(-final / 100)}
-            rows.append(row(number, LAST, 0.0, float(lr)) | values)
-    table = curve_table(rows, SPACE)
-    surfaces = Surfaces(table, ("id_val/acc", "id_val/nll"))
-    assert surfaces.has_repeated_seeds
-    assert surfaces.noise_at(80.0)[:, -2].std() == pytest.approx(0.3, rel=0.4)
-    assert surfaces.noise_at(70.0)[:, -2].std() == pytest.approx(3.0, rel=0.4)
-    noise = surfaces.noise.reshape(40, seeds)
-    np.testing.assert_allclose(noise.sum(axis=1), 0, atol=1e-9)  # a surplus is the surface's
-    finals = np.array([curve[LAST]["id_val/acc"] for curve in table.curves]).reshape(40, seeds)
-    assert (noise**2).mean(axis=1) == pytest.approx(finals.var(axis=1, ddof=1))
-
-
-def test_noise_is_multiplied_by_its_factor(setting: Setting) -> None:
-    table = curve_table(rows_of_a_hill(), SPACE)
-    loud = Surfaces(table, setting.surfaces.metrics, noise=2.0)
-    for surfaces, factor in ((setting.surfaces, ""), (loud, ", times 2")):
-        shown = f"deviation {surfaces.noise.std():.2f}, .* from the fit of the surface{factor}[.]"
-        assert re.search(shown, describe_noise(surfaces, 2.0 if factor else 1.0))
-    assert loud.noise == pytest.approx(2 * setting.surfaces.noise)
-    point = np.array([0.3, 0.5])
-    truth, seen = setting.surfaces.draw(point, np.random.default_rng(3))
-    same, louder = loud.draw(point, np.random.default_rng(3))
-    assert same == pytest.approx(truth)
-    for step in setting.surfaces.steps:
-        expected = (
-            seen[step]["id_val/acc"] * 2 - setting.surfaces.at(point[None])[0, step // 10 - 1, 0]
-        )
-        assert louder[step]["id_val/acc"] == pytest.approx(expected)
+def test_without_lines_a_search_pays_less_and_gets_the_end(setting: Setting) -> None:
+    lines, with_line = setting.of(CONTENDERS[OURS])
+    ends, without = setting.of(CONTENDERS[OURS + NO_LINE])
+    (at_line,), (at_end,) = (of.at(ends.best_point[None]) for of in (lines, ends))
+    assert at_end[-1, 0] == pytest.approx(at_line[-1, 0] - 5, abs=0.3)
+    assert at_end[:-1, 0] == pytest.approx(at_line[:-1, 0], abs=0.3)
+    assert with_line.interval(10, last=True) - without.interval(10, last=True) == 4.0
+    assert with_line.interval(10, last=False) == without.interval(10, last=False)
+    assert setting.best == lines.best
 
 
 def test_a_prior_is_off_by_its_distance(setting: Setting) -> None:
-    surfaces = setting.surfaces
+    surfaces = setting.ends
     for seed in range(5):
         center, *around = start_points(surfaces, 0.2, seed)
         offset = unit_point(SPACE, center) - surfaces.best_point
@@ -340,27 +312,26 @@ def test_a_prior_is_off_by_its_distance(setting: Setting) -> None:
 
 
 def test_starts_cost_time(setting: Setting) -> None:
-    one = setting.full_trial
+    one = setting.trial_seconds
     starts = replace(setting, costs=replace(setting.costs, start_seconds=one))
     processes = replace(setting, costs=replace(setting.costs, process_seconds=one))
-    for name, slow in ((RANDOM, starts), ("Ray's OptunaSearch", processes)):
-        fast = regrets(name, None, 0, setting)
-        half = fast[: len(fast) // 2]  # a start as long as a trial leaves half of the trials
-        np.testing.assert_array_equal(regrets(name, None, 0, slow)[1::2], half)
-    fast, slow = (regrets(RANDOM, None, 0, case) for case in (setting, processes))
-    np.testing.assert_array_equal(slow[1:], fast[:-1])  # kept workers start processes once
+    fast, slow, kept = (regrets(RANDOM, None, 0, case) for case in (setting, starts, processes))
+    np.testing.assert_array_equal(slow[1::2], fast[: len(fast) // 2])  # of trials, half are left
+    np.testing.assert_array_equal(kept[1:], fast[:-1])  # kept workers start processes once
+    _, of_stock = processes.of(CONTENDERS[STOCK])
+    assert (of_stock.start_seconds, of_stock.process_seconds) == (one, 0.0)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else [])
+        pytest.param(n, marks=[pytest.mark.ray] if n in SLOW else [])
         for n in CONTENDERS
         if n in SLOW or not ("GP" in n or n.startswith("ours"))  # one of those that take seconds
     ],
 )
 def test_a_contender_does_the_same_again_with_the_same_seed(setting: Setting, name: str) -> None:
-    short = replace(setting, costs=Costs(step_seconds=1.0, eval_seconds=5.0, start_seconds=60.0))
+    short = replace(setting, costs=replace(setting.costs, start_seconds=60.0))
     short = replace(short, problem=replace(short.problem, trials=8))
     distance = 0.1 if CONTENDERS[name].prior else None
     first, second = (regrets(name, distance, 3, short) for _ in range(2))
@@ -368,13 +339,14 @@ def test_a_contender_does_the_same_again_with_the_same_seed(setting: Setting, na
     assert np.isfinite(first[-1])
 
 
-@pytest.mark.parametrize(("name", "other"), [("TPE + Hyperband", "stopped"), (RANDOM, "failed")])
+@pytest.mark.parametrize(("scheduler", "other"), [("asha", "stopped"), ("none", "failed")])
 def test_our_searcher_gets_stopped_trials_as_pruned_and_diverged_ones_as_failed(
-    table: CurveTable, name: str, other: str
+    table: CurveTable, scheduler: str, other: str
 ) -> None:
-    problem = Problem(SPACE, Objective("score"), LAST, (10, 20, 30, LAST), 10, 2.0)
-    searcher, scheduler = CONTENDERS[name].create(problem, 0)
-    steps = CONTENDERS[name].evaluate_at(problem)
+    problem = Problem(SPACE, Objective("score"), LAST, 10, 2.0)
+    contender = ours("TPE", "tpe", scheduler, checked=False)
+    searcher, scheduler = contender.create(problem, 0)
+    steps = contender.evaluate_at(problem)
     ended = list(islice(simulate(searcher, scheduler, table, COSTS, steps), 80))
     states = {
         "finished": TrialState.COMPLETE,
@@ -393,7 +365,6 @@ def test_our_searcher_gets_stopped_trials_as_pruned_and_diverged_ones_as_failed(
         (STOCK, [10, 20, LAST]),
         (OURS, [LAST]),
         (WITH_ASHA, [10, 20, LAST]),
-        ("TPE + median rule", [10, 20, 30, LAST]),
     ],
 )
 def test_a_search_evaluates_where_its_scheduler_looks_and_at_the_end(
@@ -402,70 +373,8 @@ def test_a_search_evaluates_where_its_scheduler_looks_and_at_the_end(
     assert list(CONTENDERS[name].evaluate_at(setting.problem)) == steps
 
 
-@pytest.mark.parametrize(
-    ("contender", "metric"),
-    [
-        (CONTENDERS[WITH_ASHA], "auto"),
-        (CONTENDERS[RUNGS_ON_OBJECTIVE], "objective"),
-        (ours("ASHA on the objective", "gp", "asha"), "objective"),
-    ],
-)
-def test_rungs_are_those_of_a_search_with_the_same_metric(
-    setting: Setting, contender: Contender, metric: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    records = []
-
-    def created(search: SearchRecord) -> SearchRule:
-        records.append(search)
-        return search_rule(search)
-
-    monkeypatch.setattr("tests.benchmarks.contenders.search_rule", created)
-    contender.create(setting.problem, 0)
-    (record,) = records
-    scheduler = {"name": "asha", "grace_steps": 10, "reduction_factor": 2.0}
-    assert record.configured("search", "scheduler") == scheduler
-    assert (record.objectives, record.sampler_metric) == ((setting.problem.objective,), metric)
-    assert (record.total_steps, record.trials_per_method) == (LAST, 20)
-
-
-def test_rungs_on_the_objective_ignore_the_nll() -> None:
-    # After four trials for the check, the NLL of one is bad and that of another good.
-    values = [(60, 1.0), (61, 0.9), (62, 0.8), (63, 0.7), (70, 2.0), (50, 0.1)]
-    lrs = np.geomspace(1e-4, 1e-2, len(values)).tolist()
-    rows = [
-        row(number, step, 0.0, lrs[number]) | {"id_val/acc": acc, "id_val/nll": nll}
-        for number, (acc, nll) in enumerate(values)
-        for step in (20, LAST)
-    ]
-    points = tuple({"optim.lr": lr, "method.text_length": 1} for lr in lrs)
-    problem = Problem(SPACE, Objective("id_val/acc"), LAST, (20, LAST), 20, 2.0, points, trials=8)
-    searcher, scheduler = CONTENDERS[RUNGS_ON_OBJECTIVE].create(problem, 0)
-    ended = simulate(searcher, scheduler, curve_table(rows, SPACE), COSTS, (20, LAST))
-    assert [e.outcome for e in islice(ended, len(lrs))] == ["finished"] * 5 + ["stopped"]
-
-
-def test_raw_weights_are_reported_before_the_last_step_where_the_table_has_them(
-    setting: Setting,
-) -> None:
-    with pytest.raises(ValueError, match=r"no raw weights at steps \[10, 20, 40\]"):
-        setting.surfaces_of(CONTENDERS[RAW_RUNGS])
-    rows = rows_of_a_hill()
-    for found in rows:
-        if found["step"] in (20, LAST):
-            for metric in setting.surfaces.metrics:
-                less = 5.0 if found["step"] < LAST and metric.endswith("acc") else 0.0
-                found[f"raw/{metric}"] = found[metric] - less
-    raw = Surfaces(curve_table(rows, SPACE).of_weights("raw/"), setting.surfaces.metrics)
-    both = replace(setting, raw_surfaces=raw, problem=replace(setting.problem, grace_steps=20))
-    assert both.surfaces_of(CONTENDERS[OURS]) is setting.surfaces
-    assert both.surfaces_of(CONTENDERS[RAW_RUNGS]) is raw
-    assert raw.best_point == pytest.approx(setting.surfaces.best_point)
-    (averaged,), (seen,) = (of.at(raw.best_point[None]) for of in (setting.surfaces, raw))
-    assert seen[:, 0] == pytest.approx(averaged[[1, 3], 0] - [5, 0], abs=1e-6)
-
-
 def test_all_contenders_with_a_prior_begin_at_its_points(setting: Setting) -> None:
-    points = start_points(setting.surfaces, 0.1, 0)
+    points = start_points(setting.ends, 0.1, 0)
     problem = replace(setting.problem, points=points)
     for name, contender in CONTENDERS.items():
         searcher, _ = contender.create(problem, 0)
@@ -475,20 +384,31 @@ def test_all_contenders_with_a_prior_begin_at_its_points(setting: Setting) -> No
 
 
 def test_the_regret_is_of_the_trial_with_the_best_observed_value(setting: Setting) -> None:
-    found = regrets(RANDOM, None, 5, setting)
-    searcher, scheduler = CONTENDERS[RANDOM].create(setting.problem, 5)
-    trainings = SimulatedTrainings(setting.surfaces, np.random.default_rng((5, 1)))
-    ended = list(islice(simulate(searcher, scheduler, trainings, COSTS, [LAST]), 20))
-    for trials in (1, 7, 20):
+    name = RANDOM + NO_LINE
+    found = regrets(name, None, 5, setting)
+    searcher, scheduler = CONTENDERS[name].create(setting.problem, 5)
+    surfaces, costs = setting.of(CONTENDERS[name])
+    trainings = SimulatedTrainings(surfaces, np.random.default_rng((5, 1)))
+    ended = list(islice(simulate(searcher, scheduler, trainings, costs, [LAST]), 22))
+    for units in (1, 7, 20):
+        trials = int(units * 49 / 45)  # a trial takes 45 s, and one with a line 49
         best = max(ended[:trials], key=lambda e: float(e.result["id_val/acc"]))
         truth = trainings.truths[best.configuration]
-        assert found[trials - 1] == pytest.approx(setting.surfaces.best - truth)
+        assert found[units - 1] == pytest.approx(setting.best - truth)
 
 
-def test_a_parameter_that_was_fixed_in_the_recording_is_not_searched(tmp_path: Path) -> None:
-    table = pq.read_table(CURVES).slice(0, 8 * 20)
-    column = table.column_names.index("method.text_length")
-    fixed = table.set_column(column, "method.text_length", [[8] * len(table)])
-    pq.write_table(fixed, tmp_path / "plane.parquet")
-    setting = read_setting(parse_arguments(["--curves", str(tmp_path / "plane.parquet")]))
-    assert list(setting.problem.space.parameters) == ["method.reg_weight", "optim.lr"]
+def test_regrets_have_intervals_over_seeds() -> None:
+    falling = np.linspace(2, 0.1, 20)
+    random = np.array([falling, falling + 0.2])
+    late = np.where(np.arange(20) < [[3], [4]], np.nan, random)  # one has none finished at 3
+    shown = summary({(RANDOM, None): random, (OURS, 0.2): late})
+    cells = {column.header: list(column.cells) for column in shown.columns}
+    assert cells["prior off by"] == ["", "0.2"]
+    assert cells["@1"] == ["2.10 [2.00, 2.20]", "-"]
+    assert cells["@3"] == ["1.90 [1.80, 2.00]", "-"]
+    assert cells["@5"] == ["1.70 [1.60, 1.80]"] * 2
+
+
+def test_a_parameter_that_was_fixed_in_the_recording_is_not_searched() -> None:
+    space = recorded_setting().problem.space
+    assert list(space.parameters) == ["method.reg_weight", "optim.lr"]
