@@ -179,7 +179,7 @@ class EvalConfig(Frozen):
     trained ones."""
     batch_size: int = Field(default=256, ge=1, le=10**6)
     """Images of a forward pass."""
-    line: Literal["auto", "off"] | Share | tuple[Share, ...] = "off"
+    line: Literal["auto", "off"] | Share | tuple[Share, ...] = "auto"
     """Point of the line from the zero-shot weights (0) to the trained ones (1) that a trial
     evaluates and keeps after its last step (WiSE-FT). `auto` measures three points and the end on
     the images of `rung_images`, and takes the best point by the search's objective and constraints;

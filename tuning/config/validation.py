@@ -124,11 +124,11 @@ def check_settings(file: SearchFile) -> None:
     """The part of `check_search` that needs neither data nor models, which may be elsewhere."""
     trial, search, space = file.trial, file.search, file.search_space()
     _check_keys(search.space, space, trial)
+    _check_objective(file)
     if len(set(search.references)) < len(search.references):
         raise ConfigError("one is given twice", key="search.references", value=search.references)
     for name in search.references:
         file.reference_config(name)
-    _check_objective(file)
 
     # All workers of a trial take the same share of a batch, whatever their number.
     batch_sizes: list[tuple[str, Any]] = [("trial.optim.batch_size", trial.optim.batch_size)]

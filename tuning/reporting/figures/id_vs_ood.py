@@ -34,7 +34,6 @@ from tuning.reporting.leaderboard import notes_of_early_trials, warning_of_refer
 from tuning.reporting.linked_figures import MAX_LINKED, TRIAL_GID
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
-from tuning.selection.rules import PARETO, choices
 
 COLOUR_BY = "method.reg_weight"
 _POINT = re.compile(rf"line/([^/]+)/{ID_ACC}")
@@ -61,16 +60,14 @@ def draw(search: SearchRecord, records: Sequence[TrialRecord]) -> tuple[Figure, 
     else:
         _draw_trials(drawn, axes, trials)
 
-    found = choices(search, records, with_expected=False)
-    pareto = next(choice for choice in found if choice.rule == PARETO)
-    front = sorted(point for trial in pareto.trials if (point := accuracies(trial)) is not None)
+    has_lines = _draw_lines(axes, shown)
+    if has_lines:
+        note += " Thin: from zero-shot to the end of each training, on a sample of the images."
+    front = frontier(trials)
     if len(front) > 1:
         xs, ys = zip(*front, strict=True)
         axes.step(xs, ys, where="pre", color=SOFT_INK, linewidth=0.9, zorder=2)
-        note += " Line: Pareto front."
-
-    if _draw_lines(axes, shown):
-        note += " Thin: from zero-shot to the end of each training, on a sample of the images."
+        note += f" Steps: the frontier over all {'lines' if has_lines else 'trials'}."
     if seeds := _draw_fresh_seeds(axes, search, shown):
         note += f" {seeds}"
     draw_zero_shot(axes, search.zero_shot)
@@ -177,6 +174,19 @@ def line_of(record: TrialRecord) -> list[tuple[float, float, float]]:
             if accs[0] is not None and accs[1] is not None:
                 points.append((float(match[1]), accs[0], accs[1]))
     return sorted(points)
+
+
+def frontier(trials: Sequence[TrialRecord]) -> list[tuple[float, float]]:
+    """The results and points of lines, as ID and OOD accuracy, to which none is better in both."""
+    points = []
+    for trial in trials:
+        if trial.outcome == "finished" and (result := accuracies(trial)) is not None:
+            points += [result, *((x, y) for _, x, y in line_of(trial))]
+    front: list[tuple[float, float]] = []
+    for point in sorted(points, reverse=True):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front[::-1]
 
 
 def _draw_fresh_seeds(axes: Axes, search: SearchRecord, records: Sequence[TrialRecord]) -> str:
