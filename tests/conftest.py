@@ -1,16 +1,12 @@
 """Fixtures for all tests: few real images, a short trial, and one Ray for each test process."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 # Ray reads this when it is imported. Heads, jobs and clients of all tests use a token: a process
 # cannot use it for some clusters only.
@@ -26,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from tests.ray_head import Head, running_head
+from tests.ray_head import running_head
 from tests.s3 import ENVIRONMENT as S3_ENVIRONMENT
 from tests.s3 import anywhere as anywhere
 from tests.s3 import bucket as bucket
@@ -40,19 +36,19 @@ from trainers.methods.registry import _LOADED, METHODS, SEARCH_SPACES
 CLASSES = ("apple", "bus", "cactus", "cat", "clock", "fish", "house", "umbrella")
 
 
-def pytest_configure() -> None:
+def pytest_configure():
     """Generate Ray's token if this user has none."""
     if not (Path.home() / ".ray" / "auth_token").exists():  # the command takes seconds
         ray = Path(sys.executable).parent / "ray"
         subprocess.run([ray, "get-auth-token", "--generate"], check=True, capture_output=True)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     parser.addoption("--tenth", type=int, help="Of tests marked `nightly`, only this tenth, 0 to 9")
     parser.addoption("--touched", default="", help="Changed files, whose tests run as well")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config, items):
     """Choose among nightly tests, and run those with Ray first, so that processes end together."""
     tenth, folders = config.getoption("--tenth"), touched(config.getoption("--touched").split())
     left_out = [
@@ -68,14 +64,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
-def touched(files: Iterable[str]) -> tuple[str, ...]:
+def touched(files):
     """The folders of tests that mirror the folders of changed files."""
     parents = [Path(file).parent for file in files if Path(file).parent != Path()]
     return tuple(f"{p if p.parts[0] == 'tests' else Path('tests') / p}/" for p in parents)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_call(item):
     began = time.process_time()
     try:
         return (yield)
@@ -83,7 +79,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         item.user_properties.append(("cpu_seconds", time.process_time() - began))
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter):
     """Name the tests of `make test` that take more than 5 s of CPU time, without their fixtures."""
     for report in terminalreporter.getreports("passed"):
         seconds = dict(report.user_properties).get("cpu_seconds", 0.0)
@@ -92,14 +88,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _arrow_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _arrow_cache(tmp_path_factory):
     """Give the tests, and all processes that they start, caches of their own."""
     os.environ[CACHE_VARIABLE] = str(tmp_path_factory.mktemp("arrow"))
     os.environ["LIPSUM_TUNE_ZERO_SHOT_CACHE"] = str(tmp_path_factory.mktemp("zero_shot"))
 
 
 @pytest.fixture(scope="session")
-def ray_head(_arrow_cache: None) -> Iterator[Head]:
+def ray_head(_arrow_cache):
     """The Ray head of this test process: two CPUs, a dashboard, and the S3 server of `tests.s3`.
 
     It is started at its first use, and the test process is not connected to it: use `local_ray`,
@@ -111,7 +107,7 @@ def ray_head(_arrow_cache: None) -> Iterator[Head]:
 
 
 @pytest.fixture
-def local_ray(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> str:
+def local_ray(ray_head, monkeypatch):
     """Let this test, and drivers that it starts as processes, find `ray_head` at RAY_ADDRESS.
 
     `ray_session()` connects to it, and disconnects at its end; searches do so by themselves.
@@ -121,7 +117,7 @@ def local_ray(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _disconnected_afterwards() -> Iterator[None]:
+def _disconnected_afterwards():
     """Fail a file that leaves this process connected to Ray: the next file would use that Ray."""
     yield
     connected = ray.is_initialized()
@@ -130,9 +126,9 @@ def _disconnected_afterwards() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _methods_of_this_test() -> Iterator[None]:
+def _methods_of_this_test():
     """Remove the methods and search spaces that a test registers: plug-ins load once a process."""
-    registries: tuple[dict[str, Any], ...] = (METHODS, SEARCH_SPACES)
+    registries = (METHODS, SEARCH_SPACES)
     before = [dict(registry) for registry in registries]
     yield
     for registry, kept in zip(registries, before, strict=True):
@@ -142,14 +138,14 @@ def _methods_of_this_test() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def whole_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_root(tmp_path_factory):
     """The five domains of the embedded benchmark with eight classes and few images."""
     root = tmp_path_factory.mktemp("data") / "images"
     return build(root, classes=CLASSES, images=ImageCounts(6, 3, 2), workers=1, progress=False)
 
 
 @pytest.fixture(scope="session")
-def images_root(whole_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images_root(whole_root, tmp_path_factory):
     """The same data, but whoever decodes an image of a test split fails."""
     root = tmp_path_factory.mktemp("sealed") / "images"
     shutil.copytree(whole_root, root)
@@ -162,7 +158,7 @@ def images_root(whole_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def trial(images_root: Path) -> TrialConfig:
+def trial(images_root):
     """A Lipsum-FT of six steps on the real embedded model, evaluated at every third and at its end.
 
     The zero-shot model's features are not rounded, so that they can be compared with others.

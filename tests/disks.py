@@ -1,18 +1,14 @@
 """Real disks that are soon full: file systems in memory, mounted for a test. Only root may."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 BALLAST = "ballast"
 
 
 @contextmanager
-def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+def small_disk(folder, kilobytes):
     """A disk of that size, mounted at a new folder."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
@@ -23,12 +19,12 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def make_read_only(disk: Path) -> None:
+def make_read_only(disk):
     """Let nobody write, not even root."""
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 
 
-def fill(disk: Path) -> None:
+def fill(disk):
     """Leave not a byte of room."""
     with (disk / BALLAST).open("ab", buffering=0) as file:
         for size in (1 << 20, 1 << 12, 1):
@@ -40,6 +36,6 @@ def fill(disk: Path) -> None:
                     raise
 
 
-def make_room(disk: Path) -> None:
+def make_room(disk):
     """Undo `fill`."""
     (disk / BALLAST).unlink()

@@ -1,20 +1,14 @@
 """Files of images, and data sets of a few of them."""
 
-from __future__ import annotations
-
 import io
 import struct
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from trainers.data.schema import LabelledImage, part_path, write_images
 
 
-def file_of(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+def file_of(image, kind="PNG", **options):
     """An image, or its pixels (H, W, 3), as the content of a file."""
     file = io.BytesIO()
     whole = image if isinstance(image, Image.Image) else Image.fromarray(image)
@@ -22,22 +16,13 @@ def file_of(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) 
     return file.getvalue()
 
 
-def exif_of(tags: Sequence[tuple[int, int, int, bytes]]) -> bytes:
+def exif_of(tags):
     """EXIF of tags (number, type, count, 4 bytes of value), which may be malformed."""
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHI4s", *t) for t in tags)
     return b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + directory + bytes(4)
 
 
-def write_split(
-    root: Path,
-    domain: str,
-    split: str,
-    classes: Sequence[str],
-    metadata: dict[str, str] | None = None,
-    *,
-    part: int = 0,
-    red: int = 200,
-) -> Path:
+def write_split(root, domain, split, classes, metadata=None, *, part=0, red=200):
     """A Parquet file with an image of each class; returns its path."""
     image = file_of(Image.new("RGB", (8, 8), (red, 30, 60)))
     images = [LabelledImage(image, f"{name}.png", label) for label, name in enumerate(classes)]
@@ -46,7 +31,7 @@ def write_split(
     return path
 
 
-def write_photo_and_sketch(root: Path, classes: Sequence[str]) -> Path:
+def write_photo_and_sketch(root, classes):
     """Splits train and val of an ID domain, and val of an OOD domain."""
     for domain, split in (("photo", "train"), ("photo", "val"), ("sketch", "val")):
         write_split(root, domain, split, classes)

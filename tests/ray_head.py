@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ class Head:
 
 
 @contextmanager
-def running_head(cpus: int | None = None, **variables: str) -> Iterator[Head]:
+def running_head(cpus=None, **variables):
     """Start a head that listens on loopback only, and stop it afterwards.
 
     Args:
@@ -50,7 +50,7 @@ def running_head(cpus: int | None = None, **variables: str) -> Iterator[Head]:
 
 
 @contextmanager
-def _started(cpus: int | None, variables: Mapping[str, str]) -> Iterator[Head]:
+def _started(cpus, variables):
     port, dashboard, agent, client = (free_port() for _ in range(4))
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: a socket's path has 107 characters
     known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -79,9 +79,7 @@ def _started(cpus: int | None, variables: Mapping[str, str]) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_jobs_are_accepted(
-    dashboard: str, agent: str, process: subprocess.Popen[bytes]
-) -> None:
+def _wait_until_jobs_are_accepted(dashboard, agent, process):
     deadline = time.monotonic() + START_S
     while True:
         try:

@@ -1,17 +1,13 @@
 """A real S3 server on loopback for this test process and everything that it starts."""
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import open_store
 from tuning.execution.ray_session import LOCALHOST, free_port
 
 SECRET = "a-secret-of-tests"
@@ -27,7 +23,7 @@ workers do not take over the environment of a driver that connects later."""
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket():
     """A bucket of a real S3 server on this machine."""
     with s3_server():
         boto3.client("s3").create_bucket(Bucket="mine")
@@ -35,7 +31,7 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def anywhere(request, tmp_path):
     """An empty folder on a disk, and one in a bucket."""
     if request.param == "disk":
         return open_store(tmp_path / "train")
@@ -43,7 +39,7 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 @contextmanager
-def s3_server() -> Iterator[ThreadedMotoServer]:
+def s3_server():
     """Run an empty server, and set the environment of this process so that clients find it."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line for each request
     server = ThreadedMotoServer(ip_address=LOCALHOST, port=PORT, verbose=False)

@@ -1,7 +1,5 @@
 """The fault matrix of the documentation names tests that exist, for every cell."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -13,14 +11,14 @@ CELLS = [cell for row in ROWS if row[1].strip() != "this trial" for cell in row[
 UNTESTED = re.compile(r"not run|not concerned|none has started|ha(s|ve) ended")
 
 
-def test_every_named_test_exists() -> None:
+def test_every_named_test_exists():
     named = re.findall(r"`(tests/[^:`]+)::(\w+)`", "\n".join(NUMBERED.values()))
     assert len(named) >= len(NUMBERED) > 60
     for path, name in named:
         assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
 
 
-def test_every_cell_names_a_test_or_says_that_there_is_none() -> None:
+def test_every_cell_names_a_test_or_says_that_there_is_none():
     used = set()
     for cell in CELLS:
         numbers = [

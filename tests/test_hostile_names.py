@@ -1,7 +1,5 @@
 """Names that become a part of a path: each key and option refuses those that lead elsewhere."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +18,12 @@ HOSTILE = ("", ".", "..", "../up", "a/b", "/absolute", "C:\\x", "nul\0", "x" * 3
 Entrance = Callable[[str, Path], object]
 
 
-def configured(line: str) -> Entrance:
+def configured(line):
     """By `--set`, whose values are YAML."""
     return lambda name, folder: load_config("quickstart", [line.format(json.dumps(name))])
 
 
-def prepare(layout: LayoutOptions, folder: Path) -> object:
+def prepare(layout, folder):
     image = folder / "source" / "studio" / "cup" / "1.png"
     image.parent.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(image)
@@ -33,7 +31,7 @@ def prepare(layout: LayoutOptions, folder: Path) -> object:
     return plan_preparation("folders", str(source), str(destination), PrepareOptions(layout))
 
 
-ENTRANCES: dict[str, Entrance] = {
+ENTRANCES = {
     "search.name": configured("search.name={}"),
     "id_domain": configured("trial.data.id_domain={}"),
     "ood_domains": configured("trial.data.ood_domains=[{}]"),
@@ -50,7 +48,7 @@ NAMES = pytest.mark.parametrize("name", HOSTILE, ids=lambda name: json.dumps(nam
 
 @NAMES
 @pytest.mark.parametrize("entrance", ENTRANCES)
-def test_it_is_refused_in_one_line(entrance: str, name: str, tmp_path: Path) -> None:
+def test_it_is_refused_in_one_line(entrance, name, tmp_path):
     if name == "" and entrance.startswith("prepare"):
         name = "."  # an empty option is none
     with pytest.raises(ConfigError) as caught:
@@ -59,7 +57,7 @@ def test_it_is_refused_in_one_line(entrance: str, name: str, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def run(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(images_root, tmp_path_factory):
     """A run with a soup one folder above where soups are."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     write_run(folder, search_file(images_root), [trial(0, 80.0, 60.0)])
@@ -72,6 +70,6 @@ def run(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @NAMES
 @pytest.mark.parametrize("option", ["soup", "trial"])
-def test_nothing_is_exported_from_elsewhere(option: str, name: str, run: Path) -> None:
+def test_nothing_is_exported_from_elsewhere(option, name, run):
     with pytest.raises(ConfigError, match=f"no such {option}"):
         find_source(run, **{option: name})

@@ -1,11 +1,8 @@
 """Imports run one way: cluster -> tuning -> trainers, search_spaces."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +24,7 @@ FOREIGN = {
 RAY_LIVES_IN = {Path("trainers/ray_trainer.py")}
 
 
-def imported(file: Path) -> Iterator[str]:
+def imported(file):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -36,7 +33,7 @@ def imported(file: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("package", ALLOWED)
-def test_a_package_imports_only_those_below_it(package: str) -> None:
+def test_a_package_imports_only_those_below_it(package):
     forbidden = (set(ALLOWED) - ALLOWED[package] - {package}) | FOREIGN.get(package, set())
     files = list((ROOT / package).rglob("*.py"))
     assert files
@@ -48,13 +45,13 @@ def test_a_package_imports_only_those_below_it(package: str) -> None:
     assert not wrong
 
 
-def test_in_trainers_only_the_ray_trainer_knows_ray() -> None:
+def test_in_trainers_only_the_ray_trainer_knows_ray():
     files = (ROOT / "trainers").rglob("*.py")
     knows = {file.relative_to(ROOT) for file in files if "ray" in set(imported(file))}
     assert knows == RAY_LIVES_IN
 
 
-def test_the_import_of_mlflow_leaves_no_environment_variables() -> None:
+def test_the_import_of_mlflow_leaves_no_environment_variables():
     code = (
         "import os; before = dict(os.environ); import tuning.mlflow_logging.callback;"
         "print(sorted(k for k in os.environ.keys() - before.keys() if k.startswith('MLFLOW')))"
@@ -75,7 +72,7 @@ for words in {commands}:
 """
 
 
-def test_commands_that_only_read_import_nothing_heavy(images_root: Path, tmp_path: Path) -> None:
+def test_commands_that_only_read_import_nothing_heavy(images_root, tmp_path):
     run = write_run(tmp_path / "run", search_file(images_root), fakes.finished_search())
     commands = [
         ["--help"],

@@ -1,7 +1,5 @@
 """The environment that `make` installs into."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -20,7 +18,7 @@ esac
 """
 
 
-def made(folder: Path, version: tuple[int, ...]) -> tuple[subprocess.CompletedProcess[str], str]:
+def made(folder, version):
     """Install one extra with a Python of this version; what it was called with."""
     python, log = folder / "python", folder / "log"
     python.write_text(PYTHON.format(python=sys.executable, version=version))
@@ -34,7 +32,7 @@ def made(folder: Path, version: tuple[int, ...]) -> tuple[subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("half_made", [False, True])
-def test_an_environment_without_pip_is_made_anew(half_made: bool, tmp_path: Path) -> None:
+def test_an_environment_without_pip_is_made_anew(half_made, tmp_path):
     if half_made:  # by a Python without ensurepip, or one that was killed
         (tmp_path / "venv" / "bin").mkdir(parents=True)
         (tmp_path / "venv" / "bin" / "python").touch(0o755)
@@ -46,7 +44,7 @@ def test_an_environment_without_pip_is_made_anew(half_made: bool, tmp_path: Path
     assert "venv" not in made(tmp_path, (3, 10))[1].partition("-m pip")[0]  # it is complete
 
 
-def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_old_python_is_refused_in_one_line(tmp_path):
     done, calls = made(tmp_path, (3, 10))
     assert done.returncode != 0
     assert "is Python 3.10, and 3.11 is needed" in done.stderr

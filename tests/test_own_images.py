@@ -12,13 +12,11 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.conftest import CLASSES
-from tests.ray_head import Head
 from tests.test_docs import ROOT, blocks, commands, write_files
 from trainers.data.dataset import ImageDataset
 from trainers.evaluation.metrics import ID_ACC, val_acc
@@ -46,12 +44,12 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("own")
 
 
 @pytest.fixture(scope="module")
-def shop(images_root: Path, ray_head: Head, folder: Path) -> Shop:
+def shop(images_root, ray_head, folder):
     images = write_shop(images_root, folder / "shop")
     write_files(PAGE, folder)
     printed = {}
@@ -75,11 +73,11 @@ def shop(images_root: Path, ray_head: Head, folder: Path) -> Shop:
 
 
 @pytest.fixture(autouse=True)
-def _in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_the_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-def write_shop(images_root: Path, shop: Path) -> dict[str, int]:
+def write_shop(images_root, shop):
     """Write `<domain>/<class>/*.jpg`, without splits; returns the number of images by domain."""
     for domain, drawn in DOMAINS.items():
         for split in ("train", "val", "test"):
@@ -92,7 +90,7 @@ def write_shop(images_root: Path, shop: Path) -> dict[str, int]:
     return {domain: len(list((shop / domain).rglob("*.jpg"))) for domain in DOMAINS}
 
 
-def test_every_image_is_in_a_split(shop: Shop) -> None:
+def test_every_image_is_in_a_split(shop):
     for domain, count in shop.images.items():
         splits = ["test", "train", "val"] if domain == "studio" else ["test", "val"]
         made = Path("data/shop", domain)
@@ -100,13 +98,13 @@ def test_every_image_is_in_a_split(shop: Shop) -> None:
         assert sum(len(ImageDataset("data/shop", domain, split)) for split in splits) == count > 0
 
 
-def test_the_suite_that_is_printed_is_that_of_the_page(shop: Shop) -> None:
+def test_the_suite_that_is_printed_is_that_of_the_page(shop):
     (suite,) = re.findall(r"trial.data.suite: (.*)", shop.printed["prepare"])
     configured = yaml.safe_load(Path("small_search.yaml").read_text())["trial"]["data"]["suite"]
     assert yaml.safe_load(suite) == configured
 
 
-def test_cost_and_trials_are_shown(shop: Shop) -> None:
+def test_cost_and_trials_are_shown(shop):
     assert all(domain in shop.printed["zero-shot"] for domain in DOMAINS)
     for cost in ("CPU-hours", "memory of a trial", "checkpoints at most"):
         assert cost in shop.printed["plan"]
@@ -116,7 +114,7 @@ def test_cost_and_trials_are_shown(shop: Shop) -> None:
     assert "trial-002" in (RUN / "report" / "index.html").read_text()
 
 
-def test_two_seeds_are_confirmed_on_the_test_splits(shop: Shop) -> None:
+def test_two_seeds_are_confirmed_on_the_test_splits(shop):
     found = read_results(RUN)
     trained = {trial_id for trial_id, seed in found if seed is not None}
     (chosen,) = trained - {"ft"}
@@ -127,9 +125,9 @@ def test_two_seeds_are_confirmed_on_the_test_splits(shop: Shop) -> None:
         assert all(f"ood_test/{domain}/acc" in result.metrics for domain in ("street", "sketch"))
 
 
-def test_the_exported_model_predicts_as_evaluated(shop: Shop, monkeypatch: Any) -> None:
+def test_the_exported_model_predicts_as_evaluated(shop, monkeypatch):
     (load,) = (block.code for block in blocks(PAGE) if block.language == "python")
-    loaded: dict[str, Any] = {}
+    loaded = {}
     exec(load, loaded)
     assert loaded["model"].visual.image_size == (48, 48)
     about = json.loads(Path("model", "classes.json").read_text())
@@ -139,7 +137,7 @@ def test_the_exported_model_predicts_as_evaluated(shop: Shop, monkeypatch: Any) 
     won = {"zero-shot": run.search.zero_shot, **reported}[about["trial"]]
     monkeypatch.chdir("model")
     (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
-    card: dict[str, Any] = {}
+    card = {}
     exec(code.replace('print(classify(Image.open("image.jpg")))', ""), card)
     for domain, images in load_split(run.file.trial, "val").items():
         labels = [images.class_names[int(label)].replace("_", " ") for label in images.labels]

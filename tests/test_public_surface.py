@@ -3,12 +3,8 @@
 `python -m tests.test_public_surface` prints today's surface in the form of that file.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -28,10 +24,10 @@ from tuning.reporting.tables.trials import write_tables
 EXPECTED = yaml.safe_load((Path(__file__).parent / "public_surface.yaml").read_text("utf-8"))
 
 
-def commands() -> dict[str, str]:
+def commands():
     """Each command with its arguments in capitals and its options."""
 
-    def walk(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    def walk(command, path):
         if hasattr(command, "commands"):
             for name, below in command.commands.items():
                 yield from walk(below, (*path, name))
@@ -45,7 +41,7 @@ def commands() -> dict[str, str]:
     return dict(sorted(walk(get_command(app), ())))
 
 
-def configuration_keys() -> list[str]:
+def configuration_keys():
     """Dotted keys; a section with a `name` has the keys of each kind, as `method[ft].x`."""
     schema = SearchFile.model_json_schema()
     models = schema["$defs"]
@@ -58,12 +54,12 @@ def configuration_keys() -> list[str]:
     return sorted({key.partition(".<key>")[0] for key in keys})
 
 
-def metrics() -> list[str]:
+def metrics():
     """Names in the last report of a trial on the default data."""
     return sorted({*metric_names(TrialConfig().data), *REPORTED})
 
 
-def tables() -> dict[str, list[str]]:
+def tables():
     """Columns of the tables of a search over two methods, without its parameters and metrics."""
     records = fakes.compared_methods()
     with TemporaryDirectory() as folder:
@@ -85,11 +81,11 @@ SURFACE = {
 
 
 @pytest.mark.parametrize("part", SURFACE)
-def test_nothing_that_users_see_changes_unnoticed(part: str) -> None:
+def test_nothing_that_users_see_changes_unnoticed(part):
     assert SURFACE[part]() == EXPECTED[part]
 
 
-def test_every_name_of_the_python_api_can_be_imported() -> None:
+def test_every_name_of_the_python_api_can_be_imported():
     assert all(getattr(tuning, name) is not None for name in tuning.__all__)
 
 

@@ -7,11 +7,8 @@ not a test, since the definitions are not part of this repository. Unknown keys 
 the definitions allow them: Kubernetes ignores them silently.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import yaml
@@ -19,7 +16,7 @@ import yaml
 MANIFESTS = Path(__file__).parent.parent.parent / "cluster" / "kuberay"
 
 
-def closed(schema: Any) -> Any:
+def closed(schema):
     """The schema with unknown properties forbidden in all objects that list properties."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
@@ -33,7 +30,7 @@ def closed(schema: Any) -> Any:
     return found
 
 
-def definitions(folder: Path) -> dict[str, Any]:
+def definitions(folder):
     """Closed schema of each kind at `v1`, with open metadata."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):
@@ -45,7 +42,7 @@ def definitions(folder: Path) -> dict[str, Any]:
     return found
 
 
-def faults(folder: Path) -> list[str]:
+def faults(folder):
     """One line for each error in a manifest."""
     schemas = definitions(folder)
     found, checked = [], 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +34,7 @@ class JobServer:
     """Answer 401, as without a token."""
     submitted: list[dict[str, Any]] = field(default_factory=list)
 
-    def application(self) -> web.Application:
+    def application(self):
         """Routes of the server."""
         application = web.Application(middlewares=[self._broken])
         application.add_routes(
@@ -52,20 +51,20 @@ class JobServer:
         return application
 
     @web.middleware
-    async def _broken(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _broken(self, request, handler):
         if self.refuses:
             return web.Response(status=401, text="Unauthorized")
         if self._hangs_up(request.match_info.route.name or ""):
             assert request.transport is not None
             request.transport.abort()
-        answer: web.StreamResponse = await handler(request)
+        answer = await handler(request)
         return answer
 
-    def _hangs_up(self, kind: str) -> bool:
+    def _hangs_up(self, kind):
         self.hangs_up[kind] -= 1
         return self.hangs_up[kind] >= 0
 
-    def _details(self, submission_id: str) -> dict[str, Any]:
+    def _details(self, submission_id):
         return {
             "type": "SUBMISSION",
             "submission_id": submission_id,
@@ -74,29 +73,29 @@ class JobServer:
             "driver_exit_code": self.exit_code,
         }
 
-    async def _version(self, _: web.Request) -> web.Response:
+    async def _version(self, _):
         return web.json_response({"version": "4", "ray_version": ray.__version__})
 
-    async def _package(self, _: web.Request) -> web.Response:
+    async def _package(self, _):
         return web.Response()  # uploaded already
 
-    async def _list(self, _: web.Request) -> web.Response:
+    async def _list(self, _):
         return web.json_response([self._details(name) for name in self.jobs])
 
-    async def _submit(self, request: web.Request) -> web.Response:
+    async def _submit(self, request):
         job = await request.json()
         self.submitted.append(job)
         name = job["submission_id"]
         self.jobs[name] = "PENDING"
         return web.json_response({"job_id": name, "submission_id": name})
 
-    async def _status(self, request: web.Request) -> web.Response:
+    async def _status(self, request):
         return web.json_response(self._details(request.match_info["id"]))
 
-    async def _logs(self, _: web.Request) -> web.Response:
+    async def _logs(self, _):
         return web.json_response({"logs": self.logs})
 
-    async def _tail(self, request: web.Request) -> web.StreamResponse:
+    async def _tail(self, request):
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         half = len(self.logs) // 2
@@ -112,18 +111,18 @@ class JobServer:
 
 
 @contextmanager
-def job_server() -> Iterator[JobServer]:
+def job_server():
     """Run a server on a free port of loopback."""
     server, loop, ready = JobServer(), asyncio.new_event_loop(), threading.Event()
 
-    async def start() -> web.AppRunner:
+    async def start():
         runner = web.AppRunner(server.application())
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
         return runner
 
-    def serve() -> None:
+    def serve():
         runner = loop.run_until_complete(start())
         ready.set()
         loop.run_forever()

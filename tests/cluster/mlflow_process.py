@@ -1,19 +1,15 @@
 """An MLflow server on PostgreSQL as a process that tests start, hang and stop."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster.postgres import Postgres
 from tuning.execution.ray_session import free_port
 
 READY_S = 120
@@ -28,7 +24,7 @@ class ServerProcess:
         arguments: more of the command line.
     """
 
-    def __init__(self, postgres: Postgres, folder: Path, *arguments: str) -> None:
+    def __init__(self, postgres, folder, *arguments):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
@@ -39,9 +35,9 @@ class ServerProcess:
             "--port", str(self.port), "--workers", "2",
             "--serve-artifacts", "--artifacts-destination", str(self.artifacts), *arguments,
         ]  # fmt: skip
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = None
 
-    def start(self) -> None:
+    def start(self):
         """Start the server, and return when all of its workers answer."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -55,7 +51,7 @@ class ServerProcess:
         with ThreadPoolExecutor(8) as pool:  # each worker opens the database at its first request
             list(pool.map(self._first_experiment, range(8)))
 
-    def answers(self) -> bool:
+    def answers(self):
         """Whether it runs and does not hang."""
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=1):
@@ -63,7 +59,7 @@ class ServerProcess:
         except OSError:
             return False
 
-    def stop(self) -> int:
+    def stop(self):
         """End it with SIGTERM; its exit status, once its last process is gone."""
         assert self._process is not None
         self._process.terminate()
@@ -74,17 +70,17 @@ class ServerProcess:
             time.sleep(0.1)
         return status
 
-    def hang(self) -> None:
+    def hang(self):
         """Suspend all processes: connections are accepted, but not answered."""
         self._signal(signal.SIGSTOP)
 
-    def kill(self) -> None:
+    def kill(self):
         """Kill all processes at once."""
         if self._process is not None and self._process.poll() is None:
             self._signal(signal.SIGKILL)
             self._process.wait(60)
 
-    def processes(self) -> list[str]:
+    def processes(self):
         """Command lines of its running processes, as `ps` shows them to all users."""
         assert self._process is not None
         found = []
@@ -97,18 +93,18 @@ class ServerProcess:
                 continue  # it is gone
         return found
 
-    def _first_experiment(self, _: int) -> None:
+    def _first_experiment(self, _):
         path = "/api/2.0/mlflow/experiments/get?experiment_id=0"
         with urllib.request.urlopen(self.url + path, timeout=READY_S) as answer:
             assert answer.status == 200
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number):
         assert self._process is not None
         os.killpg(self._process.pid, number)
 
 
 @contextmanager
-def running_server(postgres: Postgres, folder: Path, *arguments: str) -> Iterator[ServerProcess]:
+def running_server(postgres, folder, *arguments):
     """A server that answers; killed afterwards if it is still there."""
     server = ServerProcess(postgres, folder, *arguments)
     try:

@@ -7,12 +7,11 @@ import pwd
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import psycopg
 
@@ -28,13 +27,13 @@ class Postgres:
     port: int
     passwords: Mapping[str, str]
 
-    def url(self, database: str, driver: str = "+psycopg", password: str | None = None) -> str:
+    def url(self, database, driver="+psycopg", password=None):
         """URL for SQLAlchemy; user and database have the same name."""
         password = password or self.passwords[database]
         return f"postgresql{driver}://{database}:{password}@127.0.0.1:{self.port}/{database}"
 
     @property
-    def mlflow_environment(self) -> dict[str, str]:
+    def mlflow_environment(self):
         """Environment of an MLflow server on this database, as its README describes it."""
         return {
             "MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://mlflow@127.0.0.1:{self.port}/mlflow",
@@ -43,14 +42,14 @@ class Postgres:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
 
-    def query(self, database: str, sql: str) -> list[tuple[Any, ...]]:
+    def query(self, database, sql):
         """Rows of a query, independent of MLflow and Optuna."""
         with psycopg.connect(self.url(database, driver="")) as connection:
             return connection.execute(sql).fetchall()
 
 
 @contextmanager
-def running_postgres() -> Iterator[Postgres]:
+def running_postgres():
     """Run a server on loopback with passwords; its data are removed afterwards."""
     binaries = _binaries()
     # Not in pytest's folder: the server refuses to run as root, and others cannot read that.
@@ -58,7 +57,7 @@ def running_postgres() -> Iterator[Postgres]:
     passwords = {name: secrets.token_hex(16) for name in ("postgres", "mlflow", "optuna")}
     port, user = free_port(), "postgres" if os.geteuid() == 0 else None
 
-    def call(*arguments: object) -> None:
+    def call(*arguments):
         done = subprocess.run(
             [*map(str, arguments)], user=user, cwd=folder, capture_output=True, text=True
         )
@@ -90,7 +89,7 @@ def running_postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder)
 
 
-def _make_databases(binaries: Path, server: Postgres) -> None:
+def _make_databases(binaries, server):
     environment = os.environ | {
         "PGPASSWORD": server.passwords["postgres"],
         "MLFLOW_DB_PASSWORD": server.passwords["mlflow"],
@@ -101,7 +100,7 @@ def _make_databases(binaries: Path, server: Postgres) -> None:
         subprocess.run([binaries / "psql", "-q", *where], env=environment, stdin=script, check=True)
 
 
-def _binaries() -> Path:
+def _binaries():
     """Folder of the newest PostgreSQL that Debian's packages installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: float(p.parent.name))
     assert found, "PostgreSQL is missing: apt-get install postgresql"

@@ -11,11 +11,9 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 NODES = ("n1", "n2")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"}
@@ -27,18 +25,18 @@ class Slurm:
 
     configuration: Path
 
-    def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *command, **options):
         """Run one of Slurm's commands."""
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         environment["SLURM_CONF"] = str(self.configuration)
         return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
 
-    def job(self, number: str) -> dict[str, str]:
+    def job(self, number):
         """Fields of a job, such as JobState, Restarts, ExitCode."""
         shown = self.run("scontrol", "--oneliner", "show", "job", number, check=True).stdout
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
-    def wait_for(self, what: Callable[[], bool], seconds: float, doing: str) -> None:
+    def wait_for(self, what, seconds, doing):
         """Wait for a condition, or raise a TimeoutError."""
         deadline = time.monotonic() + seconds
         while not what():
@@ -48,7 +46,7 @@ class Slurm:
 
 
 @contextmanager
-def running_slurm(folder: Path) -> Iterator[Slurm]:
+def running_slurm(folder):
     """Start munge, the controller and the nodes, and stop them afterwards."""
     host = socket.gethostname().split(".")[0]
     key = folder / "munge.key"
@@ -63,7 +61,7 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
     munge = [f"--{name}={folder / file}" for name, file in (files | {"seed-file": "seed"}).items()]
     with ExitStack() as stack:
 
-        def start(name: str, command: Sequence[str]) -> None:
+        def start(name, command):
             stack.enter_context(_daemon(command, configuration, folder / f"{name}.out"))
 
         start("munged", ["munged", "--foreground", "--force", f"--key-file={key}", *munge])
@@ -73,7 +71,7 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
             (folder / "spool" / node).mkdir(parents=True)
             start(node, ["slurmd", "-D", "-N", node])
 
-        def all_idle() -> bool:
+        def all_idle():
             shown = slurm.run("sinfo", "--noheader", "--Node", "--format=%t").stdout
             return shown.split() == ["idle"] * len(NODES)
 
@@ -82,7 +80,7 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
 
 
 @contextmanager
-def _daemon(command: Sequence[str], configuration: Path, output: Path) -> Iterator[None]:
+def _daemon(command, configuration, output):
     environment = os.environ | {"SLURM_CONF": str(configuration)}
     with output.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
@@ -93,7 +91,7 @@ def _daemon(command: Sequence[str], configuration: Path, output: Path) -> Iterat
             process.wait(timeout=60)
 
 
-def _configuration(folder: Path, host: str) -> str:
+def _configuration(folder, host):
     first = _free_ports(1 + len(NODES))
     return f"""
 ClusterName=test
@@ -121,7 +119,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def _free_ports(count: int) -> int:
+def _free_ports(count):
     """First of so many consecutive unused ports."""
     for first in range(27000, 29000, count):
         with ExitStack() as stack:

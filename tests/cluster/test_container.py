@@ -1,7 +1,5 @@
 """The container file: linted, and it copies all that the package needs. No image is built."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil
@@ -20,12 +18,12 @@ FILE = ROOT / "cluster" / "container" / "Containerfile"
 BIN = Path(sys.executable).parent
 
 
-def instructions(name: str) -> list[str]:
+def instructions(name):
     lines = FILE.read_text().replace("\\\n", " ").splitlines()
     return [line.split(maxsplit=1)[1] for line in lines if line.startswith(name + " ")]
 
 
-def copied() -> list[tuple[str, str]]:
+def copied():
     """Sources that are copied, and their targets in the folder of the package."""
     pairs = []
     for instruction in instructions("COPY"):
@@ -34,13 +32,13 @@ def copied() -> list[tuple[str, str]]:
     return pairs
 
 
-def test_hadolint_finds_nothing() -> None:
+def test_hadolint_finds_nothing():
     command = [BIN / "hadolint", "--failure-threshold=style", FILE]
     linted = subprocess.run(command, capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout
 
 
-def test_the_base_has_a_tag_and_the_user_is_not_root() -> None:
+def test_the_base_has_a_tag_and_the_user_is_not_root():
     (base,) = [value for value in instructions("ARG") if value.startswith("BASE=")]
     assert re.fullmatch(r"BASE=python:3\.\d+-slim-[a-z]+", base)
     assert instructions("USER") == ["1000:1000"]
@@ -48,7 +46,7 @@ def test_the_base_has_a_tag_and_the_user_is_not_root() -> None:
     assert not any(line.startswith("RUN") for line in lines[lines.index("USER 1000:1000") :])
 
 
-def test_all_clusters_have_the_same_version_of_ray() -> None:
+def test_all_clusters_have_the_same_version_of_ray():
     (argument,) = [v for v in instructions("ARG") if v.startswith("RAY_VERSION=")]
     version = argument.removeprefix("RAY_VERSION=")
     for name in ("raycluster", "rayjob"):
@@ -61,7 +59,7 @@ def test_all_clusters_have_the_same_version_of_ray() -> None:
         assert Requirement(shlex.split(setup)[-1]).specifier == SpecifierSet(f"=={version}")
 
 
-def test_the_image_holds_no_secrets_and_only_the_package() -> None:
+def test_the_image_holds_no_secrets_and_only_the_package():
     names = " ".join(instructions("ARG") + instructions("ENV"))
     assert not re.search(r"PASSWORD|TOKEN|SECRET|_KEY", names)
     ignored = (FILE.parent / "Containerfile.dockerignore").read_text().splitlines()
@@ -71,7 +69,7 @@ def test_the_image_holds_no_secrets_and_only_the_package() -> None:
 
 
 @pytest.mark.ray
-def test_the_copied_files_build_the_whole_package(tmp_path: Path) -> None:
+def test_the_copied_files_build_the_whole_package(tmp_path):
     source = tmp_path / "lipsum-tune"
     source.mkdir()
     for name, target in copied():

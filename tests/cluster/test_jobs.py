@@ -1,7 +1,5 @@
 """Searches as jobs of a real Ray head."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import shlex
@@ -9,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_actors, list_placement_groups
 
-from tests.ray_head import BIN, Head, running_head
+from tests.ray_head import BIN, running_head
 from tests.tuning.agreement import disagreements
 from tests.waiting import wait_until
 from tuning.runs.journal import JOURNAL_FILE
@@ -32,12 +29,12 @@ STOPPED_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head():
     with running_head(**SECRETS) as running:
         yield running
 
 
-def quickstart(root: Path, runs: Path, name: str, steps: int = 9, every: int = 3) -> list[str]:
+def quickstart(root, runs, name, steps=9, every=3):
     """Arguments for the quickstart with two short trials on few images."""
     settings = {
         "trial.data.root": root, "trial.steps": steps, "trial.eval.every": every,
@@ -51,7 +48,7 @@ def quickstart(root: Path, runs: Path, name: str, steps: int = 9, every: int = 3
     ]
 
 
-def submit(head: Head, arguments: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+def submit(head, arguments, *options):
     return subprocess.run(
         [
             sys.executable, "-m", "cluster", "submit", *arguments,
@@ -61,7 +58,7 @@ def submit(head: Head, arguments: list[str], *options: str) -> subprocess.Comple
     )  # fmt: skip
 
 
-def statuses(runs: Path) -> Counter[str]:
+def statuses(runs):
     """Number of runs in MLflow by status."""
     client = MlflowClient(f"sqlite:///{runs / 'mlflow.db'}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -70,9 +67,7 @@ def statuses(runs: Path) -> Counter[str]:
 
 
 @pytest.mark.cluster
-def test_ray_job_submit_runs_a_search_and_no_file_has_a_secret(
-    head: Head, images_root: Path, tmp_path: Path
-) -> None:
+def test_ray_job_submit_runs_a_search_and_no_file_has_a_secret(head, images_root, tmp_path):
     submitted = subprocess.run(
         [
             BIN / "ray", "job", "submit", "--address", head.dashboard, "--working-dir", ".",
@@ -91,9 +86,7 @@ def test_ray_job_submit_runs_a_search_and_no_file_has_a_secret(
 
 
 @pytest.mark.nightly
-def test_a_stopped_job_frees_everything_and_is_resumed(
-    head: Head, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_job_frees_everything_and_is_resumed(head, images_root, tmp_path):
     search = quickstart(images_root, tmp_path, "stopped", steps=600, every=100)
     journal = tmp_path / "stopped" / JOURNAL_FILE
     first = submit(head, search, "--no-wait")
@@ -121,7 +114,7 @@ def test_a_stopped_job_frees_everything_and_is_resumed(
 
 
 @pytest.mark.nightly
-def test_a_job_without_a_storage_keeps_its_run(images_root: Path, tmp_path: Path) -> None:
+def test_a_job_without_a_storage_keeps_its_run(images_root, tmp_path):
     home, work = tmp_path / "home", tmp_path / "work"
     for folder in (home, work):
         folder.mkdir()
@@ -130,7 +123,7 @@ def test_a_job_without_a_storage_keeps_its_run(images_root: Path, tmp_path: Path
     token = Path.home() / ".ray" / "auth_token"
     environment = {"HOME": str(home), "RAY_AUTH_TOKEN_PATH": str(token)}
 
-    def lipsum_tune(*words: str) -> str:
+    def lipsum_tune(*words):
         command = [sys.executable, "-m", "cluster", *words]
         done = subprocess.run(
             command, cwd=work, env=new.environment, capture_output=True, text=True
@@ -161,7 +154,7 @@ def test_a_job_without_a_storage_keeps_its_run(images_root: Path, tmp_path: Path
     assert (events.count("session"), events.count("started")) == (3, 2)
 
 
-def alive(head: Head) -> list[str]:
+def alive(head):
     """Actors and placement groups of jobs; the cluster's own actors are detached."""
     actors = list_actors(head.dashboard, filters=[("state", "=", "ALIVE")], detail=True)
     groups = list_placement_groups(head.dashboard, filters=[("state", "!=", "REMOVED")])
@@ -169,14 +162,14 @@ def alive(head: Head) -> list[str]:
 
 
 @pytest.mark.nightly
-def test_a_mistake_found_by_the_job_is_one_line_and_status_2(head: Head, tmp_path: Path) -> None:
+def test_a_mistake_found_by_the_job_is_one_line_and_status_2(head, tmp_path):
     found = submit(head, quickstart(tmp_path / "no-data", tmp_path, "mistaken"))
     assert found.returncode == 2
     assert f"data.root = '{tmp_path}/no-data': no such folder" in found.stdout
     assert not (tmp_path / "mistaken").exists()
 
 
-def files_with_secrets(head: Head, runs: Path) -> list[Path]:
+def files_with_secrets(head, runs):
     """Files of the head, its jobs and their searches that hold a secret."""
     written = [path for place in (head.folder, runs) for path in place.rglob("*")]
     files = [path for path in written if path.is_file() and not path.is_symlink()]

@@ -3,12 +3,8 @@
 KubeRay's definitions of its two kinds are not in CI: see `tests.cluster.crd_check`.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -23,22 +19,22 @@ MANIFESTS = Path(__file__).parent.parent.parent / "cluster" / "kuberay"
 KUBERNETES = ("1.29", kubernetes_validate.latest_version())
 
 
-def documents() -> list[dict[str, Any]]:
+def documents():
     texts = [path.read_text() for path in sorted(MANIFESTS.glob("*.yaml"))]
     return [found for text in texts for found in yaml.load_all(text, Loader=yaml.CSafeLoader)]
 
 
-def one(kind: str, name: str) -> dict[str, Any]:
+def one(kind, name):
     (found,) = [d for d in documents() if (d["kind"], d["metadata"]["name"]) == (kind, name)]
     return found
 
 
-def cluster_specs() -> dict[str, dict[str, Any]]:
+def cluster_specs():
     job = one("RayJob", "domainnet")["spec"]
     return {"RayCluster": one("RayCluster", "lipsum-tune")["spec"], "RayJob": job["rayClusterSpec"]}
 
 
-def pod_templates() -> Iterator[tuple[str, dict[str, Any]]]:
+def pod_templates():
     """The template of every pod in the manifests, with a name for it."""
     for kind, name in (("Deployment", "mlflow"), ("StatefulSet", "postgresql")):
         yield name, one(kind, name)["spec"]["template"]
@@ -53,7 +49,7 @@ PODS = [pytest.param(template, id=name) for name, template in pod_templates()]
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_objects_of_kubernetes_match_its_schemas(version: str) -> None:
+def test_objects_of_kubernetes_match_its_schemas(version):
     kinds = set()
     for document in documents():
         if not document["apiVersion"].startswith("ray.io/"):
@@ -67,14 +63,14 @@ def test_objects_of_kubernetes_match_its_schemas(version: str) -> None:
 
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("template", PODS)
-def test_pods_match_the_schema_of_kubernetes(template: dict[str, Any], version: str) -> None:
+def test_pods_match_the_schema_of_kubernetes(template, version):
     metadata = template["metadata"] | {"name": "pod"}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
     kubernetes_validate.validate(pod, version, strict=True)
 
 
 @pytest.mark.parametrize("template", PODS)
-def test_pods_meet_the_restricted_security_standard(template: dict[str, Any]) -> None:
+def test_pods_meet_the_restricted_security_standard(template):
     spec = template["spec"]
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["runAsUser"] != 0
@@ -93,7 +89,7 @@ def test_pods_meet_the_restricted_security_standard(template: dict[str, Any]) ->
         assert limits["memory"] == requests["memory"]  # Kubernetes may evict pods above the request
 
 
-def test_both_ways_to_run_have_the_same_cluster() -> None:
+def test_both_ways_to_run_have_the_same_cluster():
     cluster, job = cluster_specs().values()
     head = job["headGroupSpec"]["template"]["spec"]
     search = {"name": "search", "configMap": {"name": "domainnet"}}
@@ -103,7 +99,7 @@ def test_both_ways_to_run_have_the_same_cluster() -> None:
     assert job == cluster
 
 
-def test_the_cluster_has_a_head_without_trials_and_two_groups_of_gpus() -> None:
+def test_the_cluster_has_a_head_without_trials_and_two_groups_of_gpus():
     spec = cluster_specs()["RayCluster"]
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -115,7 +111,7 @@ def test_the_cluster_has_a_head_without_trials_and_two_groups_of_gpus() -> None:
     assert spot["priority"] > gpu.get("priority", 0)
 
 
-def test_every_ray_pod_mounts_the_shared_storage() -> None:
+def test_every_ray_pod_mounts_the_shared_storage():
     spec = cluster_specs()["RayCluster"]
     claim = one("PersistentVolumeClaim", "lipsum-tune-shared")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -127,7 +123,7 @@ def test_every_ray_pod_mounts_the_shared_storage() -> None:
         assert {"name": volume["name"], "mountPath": "/shared"} in mounts
 
 
-def test_ray_drains_a_preempted_worker_before_kubernetes_kills_it() -> None:
+def test_ray_drains_a_preempted_worker_before_kubernetes_kills_it():
     for group in cluster_specs()["RayCluster"]["workerGroupSpecs"]:
         pod = group["template"]["spec"]
         environment = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
@@ -135,10 +131,10 @@ def test_ray_drains_a_preempted_worker_before_kubernetes_kills_it() -> None:
         assert 60 <= drain <= pod["terminationGracePeriodSeconds"] - 10
 
 
-def test_only_the_spot_group_runs_on_spot_machines() -> None:
+def test_only_the_spot_group_runs_on_spot_machines():
     gpu, spot = cluster_specs()["RayCluster"]["workerGroupSpecs"]
 
-    def tolerated(group: dict[str, Any]) -> set[str]:
+    def tolerated(group):
         return {entry["key"] for entry in group["template"]["spec"]["tolerations"]}
 
     assert tolerated(gpu) == {"nvidia.com/gpu"} < tolerated(spot)
@@ -149,13 +145,13 @@ def test_only_the_spot_group_runs_on_spot_machines() -> None:
     assert tolerated(spot) - {"nvidia.com/gpu"} <= keys
 
 
-def test_the_command_of_the_job_resumes_its_search() -> None:
+def test_the_command_of_the_job_resumes_its_search():
     spec = one("RayJob", "domainnet")["spec"]
     # KubeRay pastes it into a shell that submits it, and Ray passes it to the shell that runs it.
     assert re.fullmatch(r"[\w./ -]+", spec["entrypoint"])
     program, command, *words = spec["entrypoint"].split()
     assert (program, command) == ("lipsum-tune", "search")
-    search = get_command(app).commands[command]  # type: ignore[attr-defined]
+    search = get_command(app).commands[command]
     options = search.make_context(command, words).params
     assert options["config"] == "/etc/lipsum-tune/search.yaml"
     assert options["name"] == "domainnet"
@@ -165,7 +161,7 @@ def test_the_command_of_the_job_resumes_its_search() -> None:
     assert spec["shutdownAfterJobFinishes"]
 
 
-def test_the_search_of_the_job_uses_the_whole_cluster(tmp_path: Path) -> None:
+def test_the_search_of_the_job_uses_the_whole_cluster(tmp_path):
     path = tmp_path / "search.yaml"
     path.write_text(one("ConfigMap", "domainnet")["data"]["search.yaml"])
     search = load_config(path, check=False).search  # its data are in the cluster
@@ -179,7 +175,7 @@ def test_the_search_of_the_job_uses_the_whole_cluster(tmp_path: Path) -> None:
     assert search.resources.gpus_per_worker == int(limits["nvidia.com/gpu"])
 
 
-def test_nothing_is_reachable_from_outside() -> None:
+def test_nothing_is_reachable_from_outside():
     kinds = {document["kind"] for document in documents()}
     assert not kinds & {"Ingress", "Gateway", "HTTPRoute", "ClusterRoleBinding"}
     for document in documents():
@@ -190,13 +186,13 @@ def test_nothing_is_reachable_from_outside() -> None:
         assert "enableIngress" not in spec["headGroupSpec"]
 
 
-def test_network_policies_let_in_only_pods_that_need_it() -> None:
+def test_network_policies_let_in_only_pods_that_need_it():
     components = {
         template["metadata"]["labels"]["app.kubernetes.io/component"]
         for _, template in pod_templates()
     }
     assert components == {"ray", "submitter", "mlflow", "postgresql"}
-    allowed: dict[str, list[tuple[str, list[int] | None]]] = {
+    allowed = {
         "ray": [("ray", None), ("submitter", [8265]), ("kuberay-operator", [8265])],
         "mlflow": [("ray", [5000])],
         "postgresql": [("mlflow", [5432])],
@@ -216,7 +212,7 @@ def test_network_policies_let_in_only_pods_that_need_it() -> None:
         assert callers == expected
 
 
-def test_manifests_hold_no_secrets() -> None:
+def test_manifests_hold_no_secrets():
     assert not [document for document in documents() if document["kind"] == "Secret"]
     for name, template in pod_templates():
         for container in template["spec"]["containers"]:
@@ -228,7 +224,7 @@ def test_manifests_hold_no_secrets() -> None:
         assert not re.search(r"://[^/\s]*@", path.read_text())  # a URL with a user
 
 
-def test_mlflow_answers_to_its_own_names_only() -> None:
+def test_mlflow_answers_to_its_own_names_only():
     container = one("Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
     (allowed,) = [e["value"] for e in container["env"] if e["name"].endswith("ALLOWED_HOSTS")]
     hosts = allowed.split(",")

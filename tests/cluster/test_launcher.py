@@ -1,12 +1,9 @@
 """The files of Ray's cluster launcher: Ray's schema, and the clouds' own descriptions."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import googleapiclient
 import pytest
@@ -25,18 +22,18 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def read(cloud: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((LAUNCHER / f"{cloud}.yaml").read_text())
+def read(cloud):
+    found = yaml.safe_load((LAUNCHER / f"{cloud}.yaml").read_text())
     return found
 
 
-def commands(cloud: str) -> list[str]:
+def commands(cloud):
     config = read(cloud)
     return [command for key in COMMANDS for command in config.get(key, [])]
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_ray_accepts_the_file(cloud: str) -> None:
+def test_ray_accepts_the_file(cloud):
     config = prepare_config(read(cloud))
     validate_config(config)
     types = config["available_node_types"]
@@ -49,7 +46,7 @@ def test_ray_accepts_the_file(cloud: str) -> None:
     assert types["gpu_spot"]["priority"] > types["gpu"].get("priority", 0)
 
 
-def test_ec2_accepts_the_machines() -> None:
+def test_ec2_accepts_the_machines():
     shape = Session().get_service_model("ec2").operation_model("RunInstances").input_shape
     types = read("aws")["available_node_types"]
     for node_type in types.values():
@@ -63,7 +60,7 @@ def test_ec2_accepts_the_machines() -> None:
     assert spot == types["gpu"]["node_config"]
 
 
-def check(value: Any, schema: dict[str, Any], schemas: dict[str, Any], at: str) -> None:
+def check(value, schema, schemas, at):
     """Check a value against Google's description of its API; unknown keys are errors."""
     if "$ref" in schema:
         schema = schemas[schema["$ref"]]
@@ -81,7 +78,7 @@ def check(value: Any, schema: dict[str, Any], schemas: dict[str, Any], at: str) 
         assert value in schema.get("enum", [value]), f"{at} = {value}"
 
 
-def test_google_accepts_the_machines() -> None:
+def test_google_accepts_the_machines():
     folder = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents"
     schemas = json.loads((folder / "compute.v1.json").read_text())["schemas"]
     config = read("gcp")
@@ -97,14 +94,14 @@ def test_google_accepts_the_machines() -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_commands_are_valid_bash(cloud: str) -> None:
+def test_commands_are_valid_bash(cloud):
     for command in commands(cloud):
         checked = subprocess.run(["bash", "-n"], input=command, text=True, capture_output=True)
         assert checked.returncode == 0, f"{command}: {checked.stderr}"
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_only_the_package_and_the_token_are_copied(cloud: str) -> None:
+def test_only_the_package_and_the_token_are_copied(cloud):
     mounts = read(cloud)["file_mounts"]
     assert mounts.pop("/home/ubuntu/.ray/auth_token") == "~/.ray/auth_token"
     assert set(mounts.values()) == {
@@ -115,7 +112,7 @@ def test_only_the_package_and_the_token_are_copied(cloud: str) -> None:
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_every_node_has_the_shared_storage_and_requires_the_token(cloud: str) -> None:
+def test_every_node_has_the_shared_storage_and_requires_the_token(cloud):
     config = read(cloud)
     assert any("mount -t nfs" in c and "/shared" in c for c in config["initialization_commands"])
     assert any("RAY_AUTH_MODE=token" in c for c in config["setup_commands"])
@@ -126,7 +123,7 @@ def test_every_node_has_the_shared_storage_and_requires_the_token(cloud: str) ->
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_workers_watch_for_the_notice_of_their_cloud(cloud: str) -> None:
+def test_workers_watch_for_the_notice_of_their_cloud(cloud):
     (watch,) = [c for c in read(cloud)["worker_start_ray_commands"] if "spot_notice.sh" in c]
     assert f"spot_notice.sh {cloud} " in watch
     assert watch.endswith("&")  # the launcher does not wait for it

@@ -1,19 +1,15 @@
 """MLflow's server over a real PostgreSQL, and Optuna on the same, under several writers."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.cluster import writers
-from tests.cluster.mlflow_process import ServerProcess, running_server
-from tests.cluster.postgres import Postgres, running_postgres
+from tests.cluster.mlflow_process import running_server
+from tests.cluster.postgres import running_postgres
 from trainers.errors import ConfigError
 from tuning.algorithms.optuna_storage import open_storage
 
@@ -27,13 +23,13 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
+def postgres():
     with running_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(postgres, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     with running_server(postgres, folder, *NAMES) as running:
         yield running
@@ -41,7 +37,7 @@ def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iter
         assert not running.answers()
 
 
-def request(server: ServerProcess, **headers: str) -> int:
+def request(server, **headers):
     """The status of a request that changes something, as a browser would send it."""
     body = json.dumps({"experiment_ids": ["0"]}).encode()
     asked = urllib.request.Request(
@@ -57,9 +53,7 @@ def request(server: ServerProcess, **headers: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def eight_searches(
-    postgres: Postgres, server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def eight_searches(postgres, server, tmp_path_factory):
     """Eight processes that begin to write at the same moment, each as one search does."""
     folder = tmp_path_factory.mktemp("searches")
     context = multiprocessing.get_context("forkserver")
@@ -78,9 +72,7 @@ def eight_searches(
 
 
 @pytest.mark.usefixtures("eight_searches")
-def test_eight_searches_write_at_once_and_nothing_is_lost(
-    postgres: Postgres, server: ServerProcess
-) -> None:
+def test_eight_searches_write_at_once_and_nothing_is_lost(postgres, server):
     said = {
         (writers.search_name(number), f"trial-{index:03d}", name, int(point["step"]), value)
         for number in range(WRITERS)
@@ -137,9 +129,7 @@ def test_eight_searches_write_at_once_and_nothing_is_lost(
 
 
 @pytest.mark.usefixtures("eight_searches")
-def test_eight_searches_share_a_study_and_each_trial_has_a_number_of_its_own(
-    postgres: Postgres,
-) -> None:
+def test_eight_searches_share_a_study_and_each_trial_has_a_number_of_its_own(postgres):
     trials = postgres.query(
         "optuna",
         f"""
@@ -156,9 +146,7 @@ def test_eight_searches_share_a_study_and_each_trial_has_a_number_of_its_own(
     assert all(value == lr for *_, value, lr in trials)
 
 
-def test_no_process_shows_the_password_and_none_but_the_server_is_there(
-    postgres: Postgres, server: ServerProcess
-) -> None:
+def test_no_process_shows_the_password_and_none_but_the_server_is_there(postgres, server):
     lines = server.processes()
     assert sum("mlflow server" in line for line in lines) == 1
     assert not any(postgres.passwords["mlflow"] in line for line in lines)
@@ -166,7 +154,7 @@ def test_no_process_shows_the_password_and_none_but_the_server_is_there(
     assert postgres.passwords["mlflow"] not in server.log.read_text()
 
 
-def test_the_server_answers_to_its_own_names_and_to_no_other(server: ServerProcess) -> None:
+def test_the_server_answers_to_its_own_names_and_to_no_other(server):
     own = f"mlflow.test:{server.port}"
     assert request(server) == 200
     assert request(server, Host=own, Origin=f"http://{own}") == 200
@@ -174,16 +162,12 @@ def test_the_server_answers_to_its_own_names_and_to_no_other(server: ServerProce
     assert request(server, Origin="http://elsewhere.test") == 403
 
 
-def test_optuna_refuses_the_database_of_mlflow(
-    postgres: Postgres, server: ServerProcess, tmp_path: Path
-) -> None:
+def test_optuna_refuses_the_database_of_mlflow(postgres, server, tmp_path):
     with pytest.raises(ConfigError, match="a database of its own"):
         open_storage(tmp_path, postgres.url("mlflow"))
 
 
-def test_a_database_out_of_reach_is_one_line_without_its_password(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_database_out_of_reach_is_one_line_without_its_password(postgres, monkeypatch, tmp_path):
     monkeypatch.setenv("SECRET", "pa55word")
     wrong = postgres.url("optuna", password="${SECRET}")
     away = wrong.replace(f":{postgres.port}/", ":9/")

@@ -1,7 +1,5 @@
 """MLflow's server hangs, and then is down for a minute, while a real search trains."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -10,17 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cluster.mlflow_process import ServerProcess, running_server
-from tests.cluster.postgres import Postgres, running_postgres
+from tests.cluster.mlflow_process import running_server
+from tests.cluster.postgres import running_postgres
 from tests.waiting import wait_until
 from tuning.runs.journal import JOURNAL_FILE, read_history
-from tuning.runs.records import TrialRecord
 
 pytestmark = pytest.mark.nightly
 REQUEST_S = 10.0
@@ -29,18 +24,18 @@ HUNG_S, AWAY_S = 15.0, 60.0
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
+def postgres():
     with running_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def server(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server(postgres, tmp_path_factory):
     with running_server(postgres, tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
-def written(postgres: Postgres, search: str) -> list[tuple[str, str, int, float]]:
+def written(postgres, search):
     """Metrics of a search's trials in the database."""
     return postgres.query(
         "mlflow",
@@ -51,10 +46,10 @@ def written(postgres: Postgres, search: str) -> list[tuple[str, str, int, float]
         join tags trial on trial.run_uuid = m.run_uuid and trial.key = 'trial_id'
         where search.value = '{search}' and trial.value != 'zero-shot'
         """,
-    )  # type: ignore[return-value]
+    )
 
 
-def statuses(postgres: Postgres, search: str) -> list[tuple[str, str]]:
+def statuses(postgres, search):
     """Kinds and statuses of the runs of a search in the database."""
     return postgres.query(
         "mlflow",
@@ -64,10 +59,10 @@ def statuses(postgres: Postgres, search: str) -> list[tuple[str, str]]:
         join tags kind on kind.run_uuid = runs.run_uuid and kind.key = 'kind'
         where search.value = '{search}' and lifecycle_stage = 'active' order by 1
         """,
-    )  # type: ignore[return-value]
+    )
 
 
-def reported(records: list[TrialRecord]) -> set[tuple[str, str, int, float]]:
+def reported(records):
     """Metrics in the records, in the form of `written`; of one step, the training curve counts."""
     found = {
         (record.trial_id, name, int(point["step"])): value
@@ -80,8 +75,8 @@ def reported(records: list[TrialRecord]) -> set[tuple[str, str, int, float]]:
 
 
 def test_a_search_does_not_wait_for_mlflow_and_loses_no_metric(
-    postgres: Postgres, server: ServerProcess, images_root: Path, tmp_path: Path
-) -> None:
+    postgres, server, images_root, tmp_path
+):
     run = tmp_path / "outage"
     driver = start_search(images_root, run, server.url)
     try:
@@ -114,7 +109,7 @@ def test_a_search_does_not_wait_for_mlflow_and_loses_no_metric(
     assert statuses(postgres, "outage") == expected
 
 
-def start_search(root: Path, run: Path, uri: str) -> subprocess.Popen[str]:
+def start_search(root, run, uri):
     """Start a driver with one endless trial, which reports about every second."""
     values = {
         "trial": {
@@ -149,7 +144,7 @@ def start_search(root: Path, run: Path, uri: str) -> subprocess.Popen[str]:
     )
 
 
-def times(run: Path) -> list[float]:
+def times(run):
     """Times of the trial's reports in the journal, in seconds."""
     journal = run / JOURNAL_FILE
     lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []

@@ -1,18 +1,15 @@
 """The batch script: linted, and run by a real Slurm with two nodes on this machine."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from tests.cluster.slurm import ENDED, Slurm, running_slurm
+from tests.cluster.slurm import ENDED, running_slurm
 from tests.tuning.execution.real_searches import configuration
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,13 +19,13 @@ SMALL = ("--gpus-per-node=0", "--cpus-per-task=1")  # resources of the nodes in 
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def slurm(tmp_path_factory):
     with running_slurm(tmp_path_factory.mktemp("slurm")) as found:
         yield found
 
 
 @pytest.mark.parametrize("script", ["slurm/search.sbatch", "launcher/spot_notice.sh"])
-def test_shellcheck_finds_nothing(script: str) -> None:
+def test_shellcheck_finds_nothing(script):
     path = ROOT / "cluster" / script
     subprocess.run(["bash", "-n", path], check=True)
     linted = subprocess.run(
@@ -39,7 +36,7 @@ def test_shellcheck_finds_nothing(script: str) -> None:
 
 
 @pytest.mark.nightly
-def test_slurm_accepts_the_resources(slurm: Slurm) -> None:
+def test_slurm_accepts_the_resources(slurm):
     accepted = slurm.run("sbatch", "--test-only", *SMALL, SCRIPT, "search.yaml")
     assert accepted.returncode == 0, accepted.stderr
     assert "using 2 processors on nodes n[1-2]" in accepted.stderr
@@ -48,9 +45,7 @@ def test_slurm_accepts_the_resources(slurm: Slurm) -> None:
 
 
 @pytest.mark.nightly
-def test_a_job_at_its_time_limit_requeues_itself_and_resumes(
-    slurm: Slurm, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_job_at_its_time_limit_requeues_itself_and_resumes(slurm, images_root, tmp_path):
     # Its limit is reduced to a few minutes, and the signal of `--signal=B:TERM@120` sent at once.
     values = configuration(images_root, tmp_path / "runs")
     values["search"] |= {"budget": {"trials": 2}, "references": []}
@@ -65,11 +60,11 @@ def test_a_job_at_its_time_limit_requeues_itself_and_resumes(
     journal, log = tmp_path / "runs" / "small" / "journal.jsonl", tmp_path / "job.log"
     secret = tmp_path / f".lipsum-tune-{job}"
 
-    def events() -> list[str]:
+    def events():
         lines = journal.read_text().splitlines() if journal.exists() else []
         return [json.loads(line)["event"] for line in lines]
 
-    def state() -> str:
+    def state():
         return slurm.job(job)["JobState"]
 
     try:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,13 +25,13 @@ BIN = Path(sys.executable).parent
 class Metadata(ThreadingHTTPServer):
     """A metadata service, which announces the preemption once `preempted` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
         self.preempted = False
         self.asked = 0
 
     @property
-    def url(self) -> str:
+    def url(self):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -41,12 +40,12 @@ class Answers(BaseHTTPRequestHandler):
 
     server: Metadata
 
-    def do_PUT(self) -> None:
+    def do_PUT(self):
         lifetime = self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
         known = self.path == "/latest/api/token" and lifetime
         self._answer(200 if known else 403, b"a-token")
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self.server.asked += 1
         if self.path == "/latest/meta-data/spot/instance-action":
             if self.headers["X-aws-ec2-metadata-token"] != "a-token":
@@ -60,18 +59,18 @@ class Answers(BaseHTTPRequestHandler):
         else:
             self._answer(403, b"")
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status, body):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format, *args):
         pass
 
 
 @contextmanager
-def metadata_service() -> Iterator[Metadata]:
+def metadata_service():
     with Metadata() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -81,7 +80,7 @@ def metadata_service() -> Iterator[Metadata]:
 
 
 @pytest.fixture(scope="module")
-def busy_node() -> Iterator[str]:
+def busy_node():
     """Address of a Ray node that is busy, so that it stays while it is drained."""
     found = retry_slow_start(
         lambda: ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
@@ -90,7 +89,7 @@ def busy_node() -> Iterator[str]:
 
         @ray.remote(num_cpus=1)
         class Work:
-            def ready(self) -> bool:
+            def ready(self):
                 return True
 
         work = Work.remote()
@@ -102,9 +101,7 @@ def busy_node() -> Iterator[str]:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("cloud", "seconds"), [("aws", 110), ("gcp", 25)])
-def test_the_node_is_drained_when_the_cloud_preempts_it(
-    cloud: str, seconds: int, busy_node: str, tmp_path: Path
-) -> None:
+def test_the_node_is_drained_when_the_cloud_preempts_it(cloud, seconds, busy_node, tmp_path):
     with metadata_service() as metadata:
         environment = os.environ | {
             "METADATA_URL": metadata.url, "RAY_ADDRESS": busy_node, "TMPDIR": str(tmp_path),
@@ -128,7 +125,7 @@ def test_the_node_is_drained_when_the_cloud_preempts_it(
     assert since + seconds - 1 <= deadline <= time.time() + seconds
 
 
-def test_another_cloud_is_refused() -> None:
+def test_another_cloud_is_refused():
     refused = subprocess.run(["bash", SCRIPT, "azure"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "usage" in refused.stderr

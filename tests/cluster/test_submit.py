@@ -1,22 +1,19 @@
 """Ids, environments and requests of jobs; `test_jobs` submits real ones."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from cluster.submit import Job, job_environment, submission_base, submit_search
-from tests.cluster.job_server import JobServer, job_server
+from tests.cluster.job_server import job_server
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 
 NOWHERE = "http://127.0.0.1:9"
 
 
-def test_only_named_variables_are_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_named_variables_are_passed(monkeypatch):
     monkeypatch.setenv("COLUMNS", "97")  # of this terminal
     environment = {
         "HF_HOME": "/shared/hf", "PATH": "/bin", "RAY_AUTH_MODE": "token",
@@ -45,30 +42,28 @@ URL = "https://me:hunter2@mlflow.example.org"
         ((), {"MLFLOW_TRACKING_URI": URL}, "MLFLOW_TRACKING_URI"),
     ],
 )
-def test_a_missing_variable_or_a_secret_is_refused_and_not_repeated(
-    names: tuple[str, ...], environment: dict[str, str], key: str
-) -> None:
+def test_a_missing_variable_or_a_secret_is_refused_and_not_repeated(names, environment, key):
     with pytest.raises(ConfigError) as caught:
         job_environment(names, environment)
     assert caught.value.key == key
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_password_of_the_environment_may_be_named_in_a_url() -> None:
+def test_a_password_of_the_environment_may_be_named_in_a_url():
     assert job_environment((), {"MLFLOW_TRACKING_URI": URL.replace("hunter2", "${PW}")})
 
 
 @pytest.mark.parametrize(
     ("override", "is_same"), [("search.budget.trials=40", True), ("trial.optim.lr=2e-4", False)]
 )
-def test_searches_have_one_id_only_if_one_resumes_the_other(override: str, is_same: bool) -> None:
+def test_searches_have_one_id_only_if_one_resumes_the_other(override, is_same):
     first = submission_base(load_config("quickstart", check=False))
     assert first.startswith("quickstart-")
     second = submission_base(load_config("quickstart", [override], check=False))
     assert (first == second) is is_same
 
 
-def test_mistakes_are_found_before_anything_is_sent(tmp_path: Path) -> None:
+def test_mistakes_are_found_before_anything_is_sent(tmp_path):
     for overrides, key in (
         (("trial.optim.lrr=1",), None),
         (("search.tracking.uri=https://a:b@c",), "search.tracking.uri"),
@@ -90,7 +85,7 @@ def test_mistakes_are_found_before_anything_is_sent(tmp_path: Path) -> None:
     assert caught.value.key == "extends"
 
 
-def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path: Path) -> None:
+def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path):
     secret = "s3://AKIA0:hunter2@bucket/x"
     (tmp_path / "root.yaml").write_text(f"trial: {{data: {{root: '{secret}'}}}}")
     (tmp_path / "storage.yaml").write_text(f"search: {{storage: '{secret}'}}")
@@ -113,9 +108,7 @@ def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
-def test_the_environment_does_not_change_the_address(
-    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_does_not_change_the_address(variable, tmp_path, monkeypatch):
     monkeypatch.setenv(variable, "http://elsewhere.example:8265")
     before = dict(os.environ)
     with job_server() as server:
@@ -125,8 +118,8 @@ def test_the_environment_does_not_change_the_address(
     assert dict(os.environ) == before
 
 
-def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(tmp_path: Path) -> None:
-    def submit(server: JobServer) -> Job:
+def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(tmp_path):
+    def submit(server):
         return submit_search("quickstart", (), tmp_path, server.url)
 
     base = submission_base(load_config("quickstart", check=False))
@@ -140,8 +133,8 @@ def test_a_running_job_is_found_and_an_ended_one_gets_a_successor(tmp_path: Path
         assert submit(server).is_new is False
 
 
-def test_a_server_that_refuses_or_hangs_up_is_one_line(tmp_path: Path) -> None:
-    def refused(url: str) -> ConfigError:
+def test_a_server_that_refuses_or_hangs_up_is_one_line(tmp_path):
+    def refused(url):
         with pytest.raises(ConfigError) as caught:
             submit_search("quickstart", (), tmp_path, url)
         assert "\n" not in str(caught.value)
@@ -157,7 +150,7 @@ def test_a_server_that_refuses_or_hangs_up_is_one_line(tmp_path: Path) -> None:
     assert refused(NOWHERE).key == f"--address {NOWHERE}"
 
 
-def test_a_job_is_described_with_the_commands_to_follow_and_stop_it() -> None:
+def test_a_job_is_described_with_the_commands_to_follow_and_stop_it():
     text = "\n".join(Job("http://127.0.0.1:8265", "quickstart-1", True, "runs").description())
     assert "ray job stop --address http://127.0.0.1:8265 quickstart-1" in text
     assert "~/lipsum-tune/runs on the head node" in text

@@ -1,9 +1,6 @@
 """Files that are uploaded with a job, packed by Ray, and paths in its configuration."""
 
-from __future__ import annotations
-
 import logging
-from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
@@ -15,12 +12,12 @@ from tuning.config.loading import read_layers
 from tuning.config.schema import SearchFile
 
 
-def search_file(root: str, storage: str = "runs") -> SearchFile:
+def search_file(root, storage="runs"):
     values = {"trial": {"data": {"root": root}}, "search": {"storage": storage}}
     return SearchFile.model_validate(values)
 
 
-def packed(folder: Path, patterns: list[str], archive: Path) -> set[str]:
+def packed(folder, patterns, archive):
     create_package(
         str(folder),
         archive,
@@ -33,7 +30,7 @@ def packed(folder: Path, patterns: list[str], archive: Path) -> set[str]:
         return {name for name in file.namelist() if not name.endswith("/")}
 
 
-def test_code_is_uploaded_but_no_data_and_no_secrets(tmp_path: Path) -> None:
+def test_code_is_uploaded_but_no_data_and_no_secrets(tmp_path):
     folder = tmp_path / "work"
     taken = {
         ".gitignore",
@@ -61,16 +58,14 @@ def test_code_is_uploaded_but_no_data_and_no_secrets(tmp_path: Path) -> None:
     assert names == taken
 
 
-def test_storage_elsewhere_excludes_nothing(tmp_path: Path) -> None:
+def test_storage_elsewhere_excludes_nothing(tmp_path):
     (tmp_path / "a.py").write_text("x")
     for storage in (str(tmp_path), "/shared/runs", "s3://bucket/runs"):
         patterns = excludes(tmp_path, search_file("s3://bucket/data", storage))
         assert packed(tmp_path, patterns, tmp_path.parent / "package.zip") >= {"a.py"}
 
 
-def test_a_configuration_has_a_path_relative_to_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_configuration_has_a_path_relative_to_the_job(tmp_path, monkeypatch):
     (tmp_path / "work" / "searches").mkdir(parents=True)
     config = tmp_path / "work" / "searches" / "mine.yaml"
     config.write_text("extends: quickstart\nvariants: {fast: {trial.steps: 10}}\n")
@@ -103,9 +98,7 @@ def test_a_configuration_has_a_path_relative_to_the_job(
         ("runs/mine.yaml", "{extends: quickstart}", ""),
     ],
 )
-def test_a_file_that_the_job_does_not_get_is_refused(
-    config: str, content: str, key: str | None, tmp_path: Path
-) -> None:
+def test_a_file_that_the_job_does_not_get_is_refused(config, content, key, tmp_path):
     folder = tmp_path / "work"
     suite = "{id_domain: a, ood_domains: [b]}"
     texts = {
@@ -127,9 +120,7 @@ def test_a_file_that_the_job_does_not_get_is_refused(
     assert (caught.value.key or "") == key
 
 
-def test_a_suite_that_the_job_looks_for_elsewhere_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_suite_that_the_job_looks_for_elsewhere_is_refused(tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / "below"):
         folder.mkdir(exist_ok=True)
         (folder / "suite.yaml").write_text("{id_domain: a, ood_domains: [b]}")
@@ -141,7 +132,7 @@ def test_a_suite_that_the_job_looks_for_elsewhere_is_refused(
     assert (caught.value.key, caught.value.value) == ("trial.data.suite", "suite.yaml")
 
 
-def refused(override: str) -> ConfigError | None:
+def refused(override):
     try:
         check_paths(read_layers("quickstart", [override])[1])
     except ConfigError as error:
@@ -157,7 +148,7 @@ def refused(override: str) -> ConfigError | None:
         ("search.tracking.uri", ["sqlite:///study.db", "mlruns"]),
     ],
 )
-def test_data_and_databases_in_the_jobs_copy_are_refused(key: str, values: list[str]) -> None:
+def test_data_and_databases_in_the_jobs_copy_are_refused(key, values):
     for value in values:
         error = refused(f"{key}={value}")
         assert error is not None
@@ -193,9 +184,7 @@ CHOICES = "search.space.parameters.model.pretrained={type: categorical, choices:
     ],
 )
 @pytest.mark.parametrize("path", ["mine", "weights/mine"])
-def test_a_relative_path_of_a_file_is_refused(
-    override: str, key: str, value: str, path: str
-) -> None:
+def test_a_relative_path_of_a_file_is_refused(override, key, value, path):
     for known in (f"/shared/{path}", f"~/{path}"):
         assert refused(override.replace("FILE", known)) is None
     error = refused(override.replace("FILE", path))
@@ -215,5 +204,5 @@ def test_a_relative_path_of_a_file_is_refused(
         "search.tracking.uri=/shared/mlruns", "search.tracking.uri=http://mlflow:5000",
     ],
 )  # fmt: skip
-def test_what_all_nodes_reach_and_values_that_name_no_file_are_accepted(override: str) -> None:
+def test_what_all_nodes_reach_and_values_that_name_no_file_are_accepted(override):
     assert refused(override) is None

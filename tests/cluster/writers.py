@@ -1,11 +1,7 @@
 """One of several searches that write to the same MLflow and the same Optuna database at once."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
-from multiprocessing.synchronize import Barrier
-from pathlib import Path
 
 import optuna
 from optuna.distributions import FloatDistribution
@@ -18,26 +14,24 @@ from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.reporting.callback import write_results
-from tuning.runs.records import TrialRecord, trial_name
+from tuning.runs.records import trial_name
 
 TRIALS = 5
 SHARED = "shared"
 LR = "optim.lr"
 
 
-def search_name(number: int) -> str:
+def search_name(number):
     return f"writer-{number}"
 
 
-def trial_record(number: int, trial: int, lr: float) -> TrialRecord:
+def trial_record(number, trial, lr):
     """What that writer says of that trial; no two say the same."""
     record = fakes.trial(trial, id_acc=80.0 + number, ood_acc=50.0 + number + trial / 10)
     return replace(record, params={LR: lr})
 
 
-def write_search(
-    number: int, tracking_uri: str, study_url: str, folder: Path, start: Barrier
-) -> None:
+def write_search(number, tracking_uri, study_url, folder, start):
     """All that a search writes, trial by trial, and the same number of trials of a shared study."""
     logging.basicConfig(level=logging.ERROR)
     name = search_name(number)

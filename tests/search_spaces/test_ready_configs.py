@@ -1,7 +1,5 @@
 """The configurations that come with the package."""
 
-from __future__ import annotations
-
 import math
 import re
 from pathlib import Path
@@ -21,7 +19,7 @@ PAPER = [
 ]
 
 OWN = ["vit_b16", "vit_b32", "vit_l14"]
-AUTHORS: dict[str, tuple[float, float, float | None]] = {
+AUTHORS = {
     "wise_ft": (3e-5, 0.1, 1.0),
     "flyp": (1e-5, 0.1, None),
     "star_ft": (1e-5, 0.1, None),
@@ -32,12 +30,12 @@ AUTHORS: dict[str, tuple[float, float, float | None]] = {
 RECIPES = [f"imagenet_vit_b16_{method}" for method in AUTHORS]
 
 
-def test_the_ready_configurations_by_name() -> None:
+def test_the_ready_configurations_by_name():
     assert ready_configs() == sorted([*PAPER, *RECIPES, *OWN, "methods", "quickstart"])
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_own_images_are_shown_as_open_clip_shows_them(name: str, images_root: Path) -> None:
+def test_own_images_are_shown_as_open_clip_shows_them(name, images_root):
     file = load_config(name, check=False)
     assert (file.trial.data.crop_area, file.trial.data.crop_pct) == ((0.9, 1.0), 1.0)
     assert ImageDataset(images_root, "real", "val").crop_pct == 1.0
@@ -48,7 +46,7 @@ def test_own_images_are_shown_as_open_clip_shows_them(name: str, images_root: Pa
 
 
 @pytest.mark.parametrize("name", [*PAPER, *RECIPES, *OWN, "methods", "quickstart"])
-def test_headers_have_command_cost_and_expectation(name: str) -> None:
+def test_headers_have_command_cost_and_expectation(name):
     header = re.split(r"^(?!#)", find_config(name).read_text(), maxsplit=1, flags=re.M)[0]
     assert f"lipsum-tune search {name}" in header
     for word in ("Cost:", "Prior:", "Expected:"):
@@ -60,7 +58,7 @@ def test_headers_have_command_cost_and_expectation(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_paper_configurations_have_the_papers_setting(name: str) -> None:
+def test_paper_configurations_have_the_papers_setting(name):
     file = load_config(name, check=False)
     data, _, model = name.partition("_")
     trial, search = file.trial, file.search
@@ -93,14 +91,14 @@ def test_paper_configurations_have_the_papers_setting(name: str) -> None:
 
 
 @pytest.mark.parametrize(("steps", "first"), [(120, 80), (40, 40), (240, 160)])
-def test_the_quickstart_may_be_shortened(steps: int, first: int) -> None:
+def test_the_quickstart_may_be_shortened(steps, first):
     file = load_config("quickstart", [f"trial.steps={steps}"])
     assert isinstance(file.search.scheduler, AshaConfig)
     assert file.search.scheduler.first_step(steps, file.trial.eval.every) == first
 
 
 @pytest.mark.parametrize("method", AUTHORS)
-def test_recipes_have_the_authors_settings(method: str) -> None:
+def test_recipes_have_the_authors_settings(method):
     file = load_config(f"imagenet_vit_b16_{method}", check=False)
     lr, weight_decay, clipping = AUTHORS[method]
     trial, optim, space = file.trial, file.trial.optim, file.search_space()
@@ -121,7 +119,7 @@ def test_recipes_have_the_authors_settings(method: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*PAPER, *RECIPES])
-def test_runlocal_passes_all_checks_and_fits_a_laptop(name: str) -> None:
+def test_runlocal_passes_all_checks_and_fits_a_laptop(name):
     file = load_config(f"{name}:runlocal")
     assert file.trial.model.name == "tiny-clip"
     assert file.trial.data.root == "openmoji"
@@ -135,12 +133,12 @@ def test_runlocal_passes_all_checks_and_fits_a_laptop(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith("imagenet")])
-def test_the_cache_holds_imagenet_in_full_size(name: str) -> None:
+def test_the_cache_holds_imagenet_in_full_size(name):
     everything = 147.9 + 6.7 + 1.3 + 2.2 + 0.7 + 7.6  # GB: train and val, V2, -R, -A, -Sketch
     assert load_config(name, check=False).trial.data.cache_gb > everything
 
 
-def test_methods_get_equal_trials_and_small_model_ranges() -> None:
+def test_methods_get_equal_trials_and_small_model_ranges():
     file = load_config("methods")
     quickstart = load_config("quickstart")
     branches = file.search_space().branches

@@ -1,14 +1,12 @@
-from __future__ import annotations
-
 import math
 
 import pytest
 
-from search_spaces import METHODS, SPACES, Float, Value
+from search_spaces import METHODS, SPACES, Float
 from tuning.config.schema import SearchFile
 
 # The values of each method's authors, as far as their paper or code was read.
-AUTHORS: dict[str, dict[str, Value]] = {
+AUTHORS = {
     "ft": {"optim.lr": 1e-5},
     "wise_ft": {"method.alpha": 0.5},
     "tpgm": {"method.projection_lr": 1e-2},
@@ -36,7 +34,7 @@ AUTHORS: dict[str, dict[str, Value]] = {
 }
 
 
-def center(name: str) -> dict[str, Value]:
+def center(name):
     """Where a search over a ready space begins, if the trial has all defaults."""
     method = next(m for m in (name, "lipsum_ft") if m in METHODS)
     values = {"trial": {"method": {"name": method}}, "search": {"space": {"name": name}}}
@@ -44,12 +42,12 @@ def center(name: str) -> dict[str, Value]:
 
 
 @pytest.mark.parametrize("name", AUTHORS)
-def test_a_search_begins_at_what_the_authors_use(name: str) -> None:
+def test_a_search_begins_at_what_the_authors_use(name):
     assert AUTHORS[name].items() <= center(name).items()
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_the_learning_rate_has_a_wide_log_range(name: str) -> None:
+def test_the_learning_rate_has_a_wide_log_range(name):
     lr = SPACES[name].parameters["optim.lr"]
     assert isinstance(lr, Float)
     assert lr.log

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import optuna
 import pytest
 from pydantic import ValidationError
@@ -22,14 +20,12 @@ LR = Float(low=1e-6, high=1e-3, log=True)
         (0.0, float("inf"), {}, "finite"),
     ],
 )
-def test_an_impossible_range_is_refused(
-    low: float, high: float, options: dict[str, object], words: str
-) -> None:
+def test_an_impossible_range_is_refused(low, high, options, words):
     with pytest.raises(ValidationError, match=words):
         Float.model_validate({"low": low, "high": high, **options})
 
 
-def test_a_space_needs_a_parameter_and_a_choice_needs_a_value() -> None:
+def test_a_space_needs_a_parameter_and_a_choice_needs_a_value():
     with pytest.raises(ValidationError, match="the space is empty"):
         SearchSpace(parameters={})
     with pytest.raises(ValidationError, match="choices is empty"):
@@ -48,12 +44,12 @@ def test_a_space_needs_a_parameter_and_a_choice_needs_a_value() -> None:
         ({"optim.lr": 1e-5, "optim.rl": 1}, r"point 1 sets optim\.rl, which the space does not"),
     ],
 )
-def test_a_first_point_outside_the_space_is_refused(point: dict[str, object], words: str) -> None:
+def test_a_first_point_outside_the_space_is_refused(point, words):
     with pytest.raises(ValidationError, match=words):
         SearchSpace.model_validate({"parameters": {"optim.lr": LR}, "initial_points": [point]})
 
 
-def test_first_points_get_types_and_order_of_the_space() -> None:
+def test_first_points_get_types_and_order_of_the_space():
     space = SearchSpace(
         parameters={"a.real": Float(low=0, high=2), "a.whole": Int(low=0, high=9)},
         # YAML reads `1e-1` as a string; 3.0 comes back from a file written by another tool.
@@ -64,7 +60,7 @@ def test_first_points_get_types_and_order_of_the_space() -> None:
     assert type(point["a.whole"]) is int
 
 
-def test_off_grid_points_are_refused_up_to_rounding() -> None:
+def test_off_grid_points_are_refused_up_to_rounding():
     grid = {"x": Float(low=0.0, high=1.0, step=0.1)}
     SearchSpace(parameters=grid, initial_points=[{"x": 0.1 * 3}])
     with pytest.raises(ValidationError, match=r"x=0\.25 is not 0 plus a multiple of 0\.1"):
@@ -73,13 +69,13 @@ def test_off_grid_points_are_refused_up_to_rounding() -> None:
         SearchSpace(parameters={"n": Int(low=0, high=9)}, initial_points=[{"n": 2.5}])
 
 
-def test_true_is_not_the_choice_1() -> None:
+def test_true_is_not_the_choice_1():
     space = {"x": Categorical(choices=(1, 2))}
     with pytest.raises(ValidationError, match="x=True is not one of 1, 2"):
         SearchSpace(parameters=space, initial_points=[{"x": True}])
 
 
-def test_optuna_gets_the_same_ranges_in_the_same_order() -> None:
+def test_optuna_gets_the_same_ranges_in_the_same_order():
     space = SearchSpace(
         parameters={
             "c": Categorical(choices=("a", "b")),
@@ -105,7 +101,7 @@ BRANCHES = SearchSpace(
 )
 
 
-def test_a_space_has_either_parameters_or_branches() -> None:
+def test_a_space_has_either_parameters_or_branches():
     branches = {"ft": SearchSpace(parameters={"optim.lr": LR})}
     with pytest.raises(ValidationError, match="cannot have parameters of its own"):
         SearchSpace(parameters={"optim.lr": LR}, branches=branches)
@@ -117,7 +113,7 @@ def test_a_space_has_either_parameters_or_branches() -> None:
         SearchSpace(branches=branches, initial_points=[{"optim.lr": 1e-5}])
 
 
-def test_the_order_of_branches_is_no_part_of_the_canonical_form() -> None:
+def test_the_order_of_branches_is_no_part_of_the_canonical_form():
     turned = SearchSpace(branches=dict(reversed(BRANCHES.branches.items())))
     assert turned.canonical() == BRANCHES.canonical()
     wider = SearchSpace(parameters={"optim.lr": Float(low=1e-7, high=1e-3, log=True)})
@@ -126,7 +122,7 @@ def test_the_order_of_branches_is_no_part_of_the_canonical_form() -> None:
     assert len({space.canonical() for space in (BRANCHES, other, renamed)}) == 3
 
 
-def test_every_parameter_and_point_is_described_under_its_branch() -> None:
+def test_every_parameter_and_point_is_described_under_its_branch():
     assert BRANCHES.describe() == [
         "ft",
         "  optim.lr  float 1e-06 .. 0.001, log scale",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pytest
-from torch import Tensor
 
 from tests.trainers.methods.contract import untimed
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import with_overrides
 from trainers.fine_tune import fine_tune, training_batches
-from trainers.loop.state import TrainState, open_images
+from trainers.loop.state import open_images
 
 Curve: TypeAlias = list[dict[str, float]]
 """The metrics of a run's reports, but those that a clock made."""
@@ -20,30 +17,30 @@ Curve: TypeAlias = list[dict[str, float]]
 PARTS = "train/micro_batch_size"
 
 
-def changed(config: TrialConfig, **values: Any) -> TrialConfig:
+def changed(config, **values):
     """Other values of dotted keys, with `__` for dots."""
     return with_overrides(config, {k.replace("__", "."): v for k, v in values.items()}, "test")
 
 
-def short(trial: TrialConfig, method: str | dict[str, Any], **overrides: Any) -> TrialConfig:
+def short(trial, method, **overrides):
     """Three steps of a method, one report at their end, one shifted domain."""
     named = {"name": method} if isinstance(method, str) else method
     base = {"method": named, "steps": 3, "eval__every": 3, "data__ood_domains": ["sketch"]}
     return changed(trial, **base | overrides)
 
 
-def first_batch(run: TrainState) -> tuple[Tensor, Tensor]:
+def first_batch(run):
     """Views and labels of the run's next step."""
     train = open_images(run.config.data, run.config.data.id_domain, "train")
     return next(training_batches(run, train))
 
 
-def curve(config: TrialConfig, resume_from: Path | None = None) -> Curve:
+def curve(config, resume_from=None):
     """Of a run from beginning to end."""
     return [untimed(report) for report in fine_tune(config, resume_from=resume_from)]
 
 
-def saved_between(config: TrialConfig, folder: Path, save_now: Sequence[bool], step: int) -> Curve:
+def saved_between(config, folder, save_now, step):
     """The curve of a run that was also saved at a step without a report."""
     found = []
     for report in fine_tune(config, save_now=iter(save_now).__next__):
@@ -55,7 +52,7 @@ def saved_between(config: TrialConfig, folder: Path, save_now: Sequence[bool], s
     return found
 
 
-def assert_near(found: Sequence[dict[str, float]], wanted: Sequence[dict[str, float]]) -> None:
+def assert_near(found, wanted):
     """Both have the same figures to 1e-4, of whatever parts a step was made."""
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):

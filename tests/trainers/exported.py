@@ -1,20 +1,15 @@
 """What an exported folder says to somebody who has open_clip and safetensors alone."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import open_clip
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 
-def open_clip_logits(folder: Path, images: Tensor) -> Tensor:
+def open_clip_logits(folder, images):
     """(B, K) of normalised images (B, 3, H, W)."""
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     head = load_file(folder / "head.safetensors")["head"]
     with torch.no_grad():
         features = model.eval().encode_image(images, normalize=True)
-        logits: Tensor = model.logit_scale.exp() * features @ head.T
+        logits = model.logit_scale.exp() * features @ head.T
     return logits

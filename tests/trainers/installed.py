@@ -1,13 +1,7 @@
 """A package of which another version seems to be installed."""
 
-from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-
-
-def install(monkeypatch: pytest.MonkeyPatch, folder: Path, package: str) -> None:
+def install(monkeypatch, folder, package):
     """Let `importlib.metadata` find the record of a version that was never released."""
     record = folder / package / f"{package}-0.0.1.dist-info"
     record.mkdir(parents=True)

@@ -1,31 +1,29 @@
 """The measures of a classifier in NumPy, image by image, in float64."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 BINS = 15
 
 
-def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+def probabilities(logits, temperature=1.0):
     scaled = logits.astype(np.float64) / temperature
     p = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return p / p.sum(axis=1, keepdims=True)
 
 
-def nll(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
+def nll(logits, labels, temperature=1.0):
     p = probabilities(logits, temperature)
     return float(-np.log(p[np.arange(len(labels)), labels]).mean())
 
 
-def ece(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
+def ece(logits, labels, temperature=1.0):
     """In percent."""
     p = probabilities(logits, temperature)
     return binned_error(p.argmax(axis=1) == labels, p.max(axis=1))
 
 
-def binned_error(correct: np.ndarray, confidence: np.ndarray) -> float:
+def binned_error(correct, confidence):
     """The calibration error in percent of predictions, right or wrong, with a confidence each."""
     error = 0.0
     for n in range(BINS):
@@ -37,13 +35,13 @@ def binned_error(correct: np.ndarray, confidence: np.ndarray) -> float:
     return float(100 * error)
 
 
-def class_acc(logits: np.ndarray, labels: np.ndarray) -> float:
+def class_acc(logits, labels):
     """In percent, over the classes that occur."""
     right = logits.argmax(axis=1) == labels
     return float(100 * np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
-def measures(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, float]:
+def measures(logits, labels, temperature):
     return {
         "acc": float(100 * (logits.argmax(axis=1) == labels).mean()),
         "class_acc": class_acc(logits, labels),
@@ -53,9 +51,7 @@ def measures(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict
     }
 
 
-def drift(
-    features: np.ndarray, zero_shot: np.ndarray, texts: np.ndarray, logit_scale: float
-) -> dict[str, float]:
+def drift(features, zero_shot, texts, logit_scale):
     """From features (N, D) of images and (M, D) of texts, a score at a time."""
     changes = [
         (logit_scale * float(f @ t) - logit_scale * float(f0 @ t)) ** 2
@@ -66,7 +62,7 @@ def drift(
     return {"energy_gap": float(np.mean(changes)), "feature_distortion": float(np.mean(distances))}
 
 
-def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fitted_temperature(logits, labels):
     """By continuous minimisation of the NLL, over 1/8 to 8."""
     found = minimize_scalar(
         lambda log2: nll(logits, labels, 2**log2), bounds=(-3, 3), method="bounded"

@@ -1,8 +1,4 @@
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,17 +17,17 @@ ID = ("ant", "bee", "cat")
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     return write_photo_and_sketch(tmp_path, ID)
 
 
-def data(root: Path, **values: Any) -> DataConfig:
+def data(root, **values):
     return DataConfig.model_validate(
         {"root": str(root), "id_domain": "photo", "ood_domains": ["sketch"], **values}
     )
 
 
-def test_sound_data_and_parts_of_the_classes_pass(root: Path) -> None:
+def test_sound_data_and_parts_of_the_classes_pass(root):
     check_data(data(root))
     write_split(root, "sketch", "val", ("cat", "ant"))
     check_data(data(root))
@@ -39,13 +35,13 @@ def test_sound_data_and_parts_of_the_classes_pass(root: Path) -> None:
     check_data(data(root))
 
 
-def refused(root: Path, said: str, **values: Any) -> None:
+def refused(root, said, **values):
     with pytest.raises(ConfigError, match=said) as caught:
         check_data(data(root, **values))
     assert "\n" not in str(caught.value)
 
 
-def test_images_larger_than_the_cache_are_refused(root: Path) -> None:
+def test_images_larger_than_the_cache_are_refused(root):
     rows = {"image": [{"bytes": bytes([n]) * 50_000, "path": "x"} for n in range(40)]}
     rows["label"] = [0] * 40
     path = part_path(root, "sketch", "val", 1)
@@ -56,7 +52,7 @@ def test_images_larger_than_the_cache_are_refused(root: Path) -> None:
     check_data(data(root, cache_gb=0.01))
 
 
-def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
+def test_classes_that_do_not_fit_are_refused(root):
     write_split(root, "sketch", "val", ("cat", "cow"))
     refused(root, "sketch: 'cow': no class of photo, which has 3 .in a suite of your own")
     skip = {"id_domain": "photo", "domains": {"sketch": {"unknown_classes": "skip"}}}
@@ -65,17 +61,17 @@ def test_classes_that_do_not_fit_are_refused(root: Path) -> None:
     refused(root, r"suite 'custom': domains\.skecth: .*did you mean 'sketch'", suite=rules)
 
 
-def test_the_id_validation_split_is_checked_too(root: Path) -> None:
+def test_the_id_validation_split_is_checked_too(root):
     write_split(root, "photo", "val", ("ant", "bee", "cat", "dog"))
     refused(root, "photo: 'dog': no class of photo")
 
 
-def test_files_with_different_classes_are_refused(root: Path) -> None:
+def test_files_with_different_classes_are_refused(root):
     write_split(root, "sketch", "val", ("ant", "cat", "bee"), part=1)
     refused(root, "sketch/val: its files have different class names")
 
 
-def test_labels_out_of_range_are_found_in_any_file(root: Path) -> None:
+def test_labels_out_of_range_are_found_in_any_file(root):
     schema = arrow_schema(ID, {})
     rows = {"image": [{"bytes": b"no image", "path": "x"}] * 2, "label": [0, 3]}
     path = part_path(root, "sketch", "val", 1)
@@ -83,17 +79,17 @@ def test_labels_out_of_range_are_found_in_any_file(root: Path) -> None:
     refused(root, r"part-00001\.parquet: label 3 of 3 classes")
 
 
-def test_a_domain_without_images_is_refused(root: Path) -> None:
+def test_a_domain_without_images_is_refused(root):
     write_images(part_path(root, "sketch", "val"), [], ID, {})
     refused(root, "sketch/val: it has no images")
 
 
-def test_class_names_without_a_prompt_are_an_error(root: Path) -> None:
+def test_class_names_without_a_prompt_are_an_error(root):
     names = {"id_domain": "photo", "name": "mine", "class_names": {"ant": "an ant", "bee": "bee"}}
     refused(root, "suite 'mine': class_names: has no name for 'cat'", suite=names)
 
 
-def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch):
     monkeypatch.setattr(checks, "resolve_root", None)
     check_data(DataConfig())
     with pytest.raises(ConfigError, match=r"no domain 'skech' \(did you mean 'sketch'\?\)"):
@@ -106,9 +102,7 @@ def test_the_embedded_benchmark_is_checked_unbuilt(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("batch_sizes", "named"), [([3], None), ([2, 5, 4], 5)])
-def test_a_batch_larger_than_the_training_set_is_reported_once(
-    batch_sizes: list[int], named: int | None, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_batch_larger_than_the_training_set_is_reported_once(batch_sizes, named, root, caplog):
     checks._warn_of_repeats.cache_clear()
     optims = [{"batch_size": size} for size in batch_sizes]
     trials = [TrialConfig.model_validate({"data": data(root), "optim": o}) for o in optims]
@@ -119,14 +113,14 @@ def test_a_batch_larger_than_the_training_set_is_reported_once(
     assert [message.split(", ")[0] for message in caplog.messages] == begins
 
 
-def test_data_under_a_url_are_checked_alike(root: Path) -> None:
+def test_data_under_a_url_are_checked_alike(root):
     check_data(data(root).model_copy(update={"root": root.as_uri()}))
     write_split(root, "sketch", "val", ("cow",))
     with pytest.raises(ConfigError, match="'cow': no class of photo"):
         check_data(data(root).model_copy(update={"root": root.as_uri()}))
 
 
-def test_changed_texts_stop_a_run_but_not_its_reading(root: Path, tmp_path: Path) -> None:
+def test_changed_texts_stop_a_run_but_not_its_reading(root, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("a photo\na sketch\n")
     method = LipsumFineTuning(text_source="file", texts_file=str(texts))
@@ -146,7 +140,7 @@ def test_changed_texts_stop_a_run_but_not_its_reading(root: Path, tmp_path: Path
         check_trials([config])
 
 
-def test_a_text_file_matters_only_for_its_source(root: Path, tmp_path: Path) -> None:
+def test_a_text_file_matters_only_for_its_source(root, tmp_path):
     method = LipsumFineTuning(texts_file=str(tmp_path / "nowhere.txt"))
     check_trials([TrialConfig(data=data(root), method=method)])
     texts = tmp_path / "texts.txt"

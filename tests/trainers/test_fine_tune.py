@@ -1,9 +1,6 @@
-from __future__ import annotations
-
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,24 +11,23 @@ from tests.conftest import CLASSES
 from tests.trainers.curves import changed
 from tests.trainers.methods.contract import untimed
 from trainers import models
-from trainers.checkpoints.format import STATE, TrainCurve, whole_header
+from trainers.checkpoints.format import STATE, whole_header
 from trainers.checkpoints.storage import newest_checkpoint
-from trainers.config import TrialConfig
 from trainers.data.schema import LabelledImage, part_path, write_images
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError, TrainingDiverged
 from trainers.evaluation.metrics import metric_names
-from trainers.fine_tune import REPORTED, Report, fine_tune, reported, training_batches
+from trainers.fine_tune import REPORTED, fine_tune, reported, training_batches
 from trainers.loop.state import load_split, open_images, start
 
 
 @pytest.fixture(scope="module")
-def undisturbed(trial: TrialConfig) -> list[Report]:
+def undisturbed(trial):
     """The reports of `trial` from beginning to end."""
     return list(fine_tune(trial))
 
 
-def test_reports_have_all_promised_names(trial: TrialConfig, undisturbed: list[Report]) -> None:
+def test_reports_have_all_promised_names(trial, undisturbed):
     first, last = undisturbed
     assert (first.step, last.step) == (3, 6)
     assert set(first.metrics) == {*REPORTED, *metric_names(trial.data)}
@@ -40,8 +36,8 @@ def test_reports_have_all_promised_names(trial: TrialConfig, undisturbed: list[R
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_seed_decides_the_order_of_the_images(workers: int, trial: TrialConfig) -> None:
-    def order(seed: int) -> list[int]:
+def test_a_seed_decides_the_order_of_the_images(workers, trial):
+    def order(seed):
         run = start(changed(trial, seed=seed, data__workers=workers))
         train = open_images(run.config.data, "real", "train")
         return [int(label) for _, labels in training_batches(run, train) for label in labels]
@@ -69,9 +65,7 @@ for report in fine_tune(config):
 """
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint_to_the_last_bit(
-    trial: TrialConfig, undisturbed: list[Report], tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_last_bit(trial, undisturbed, tmp_path):
     command = [sys.executable, "-c", TRAIN_AND_SAVE, trial.model_dump_json(), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -85,9 +79,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_last_bit(
     assert last.metrics["cost/seconds"] > repeated.metrics["cost/seconds"]
 
 
-def test_rungs_evaluate_a_sample_and_the_last_step_all_images(
-    trial: TrialConfig, undisturbed: list[Report]
-) -> None:
+def test_rungs_evaluate_a_sample_and_the_last_step_all_images(trial, undisturbed):
     whole, sampled = undisturbed, list(fine_tune(changed(trial, eval__rung_images=10)))
     assert [report.metrics["eval/images"] for report in whole] == [5 * 24] * 2
     assert [report.metrics["eval/images"] for report in sampled] == [5 * 10, 5 * 24]
@@ -97,9 +89,7 @@ def test_rungs_evaluate_a_sample_and_the_last_step_all_images(
     assert untimed(whole[1]) == untimed(sampled[1])
 
 
-def test_a_run_saved_at_every_step_reports_the_same(
-    trial: TrialConfig, undisturbed: list[Report], tmp_path: Path
-) -> None:
+def test_a_run_saved_at_every_step_reports_the_same(trial, undisturbed, tmp_path):
     """Every step but those of the reports is saved, and the run goes on from each in turn."""
     said, folder, saved = [], None, -1
     while saved < trial.steps:
@@ -123,9 +113,9 @@ def test_a_run_saved_at_every_step_reports_the_same(
     assert whole_header(tmp_path / "4").metrics == {}
 
 
-def test_the_training_curve_goes_on_between_reports(trial: TrialConfig, tmp_path: Path) -> None:
+def test_the_training_curve_goes_on_between_reports(trial, tmp_path):
     """Its points are what a run that is evaluated there reports, also after a resume."""
-    progress: list[TrainCurve] = []
+    progress = []
     config = changed(trial, steps=24, eval__every=24, data__ood_domains=["sketch"])
     (seldom,) = fine_tune(config, on_progress=progress.append)
     often = list(fine_tune(changed(config, eval__every=10)))
@@ -147,12 +137,10 @@ def test_the_training_curve_goes_on_between_reports(trial: TrialConfig, tmp_path
     assert sum(seconds) < 8 * 24 / resumed.metrics["train/images_per_s"]
 
 
-def test_throughput_leaves_out_what_happens_at_a_report(
-    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_throughput_leaves_out_what_happens_at_a_report(trial, monkeypatch):
     now = 0.0
 
-    def a_millisecond_later() -> float:
+    def a_millisecond_later():
         nonlocal now
         now += 0.001
         return now
@@ -166,18 +154,14 @@ def test_throughput_leaves_out_what_happens_at_a_report(
     assert min(rates) > 100
 
 
-def test_the_points_of_a_training_curve_are_limited(
-    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_points_of_a_training_curve_are_limited(trial, monkeypatch):
     monkeypatch.setattr("trainers.fine_tune.CHECK_EVERY", 1)
     monkeypatch.setattr("trainers.fine_tune.CURVE_POINTS", 4)
     (report,) = fine_tune(changed(trial, steps=10, eval__every=10))
     assert report.train_curve["step"] == [3, 6, 9, 10]
 
 
-def test_a_run_saved_at_its_repeated_report_is_undisturbed(
-    trial: TrialConfig, undisturbed: list[Report], tmp_path: Path
-) -> None:
+def test_a_run_saved_at_its_repeated_report_is_undisturbed(trial, undisturbed, tmp_path):
     """It was saved between two reports before, and what it had done since is not forgotten."""
     first = fine_tune(trial, save_now=lambda: True)
     next(report for report in first if report.step == 5).save(tmp_path / "first")
@@ -195,7 +179,7 @@ def test_a_run_saved_at_its_repeated_report_is_undisturbed(
     assert seconds[0] == seconds[1] > 0
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused(trial: TrialConfig, tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_earlier_version_is_refused(trial, tmp_path):
     next(fine_tune(trial)).save(tmp_path)
     state = torch.load(tmp_path / STATE, weights_only=True)
     del state["since_report"]
@@ -205,16 +189,14 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(trial: TrialConfig, tmp_p
 
 
 @pytest.fixture
-def without_sketch(trial: TrialConfig, images_root: Path, tmp_path: Path) -> TrialConfig:
+def without_sketch(trial, images_root, tmp_path):
     """The trial, with a root of its own to which a test adds sketches."""
     for domain in set(trial.data.domains) - {"sketch"}:
         (tmp_path / domain).symlink_to(images_root / domain)
     return changed(trial, data__root=str(tmp_path))
 
 
-def test_a_domain_may_reorder_or_omit_classes(
-    trial: TrialConfig, without_sketch: TrialConfig, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_domain_may_reorder_or_omit_classes(trial, without_sketch, images_root, tmp_path):
     """Reversed classes leave every figure as it is; three of eight are easier than all."""
     rows = pq.read_table(part_path(images_root, "sketch", "val")).to_pylist()
     for classes in (CLASSES[::-1], CLASSES[2::-1]):
@@ -236,17 +218,13 @@ def test_a_domain_may_reorder_or_omit_classes(
             assert metrics["ood_val/sketch/nll"] < math.log(3)
 
 
-def test_unknown_classes_are_refused_before_the_first_step(
-    without_sketch: TrialConfig, tmp_path: Path
-) -> None:
+def test_unknown_classes_are_refused_before_the_first_step(without_sketch, tmp_path):
     write_images(part_path(tmp_path, "sketch", "val"), [LabelledImage(b"", "x", 0)], ("cow",), {})
     with pytest.raises(ConfigError, match="sketch: 'cow': no class of real"):
         next(fine_tune(without_sketch))
 
 
-def test_a_model_without_random_texts_reports_no_rank(
-    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_without_random_texts_reports_no_rank(trial, monkeypatch):
     # As of a multilingual or sigmoid model, whose tokenizer needs a package that may be missing.
     monkeypatch.setattr(models.text, "vocabulary", lambda *_: None)
     plain = changed(trial, method={"name": "ft"}, steps=2)
@@ -255,14 +233,12 @@ def test_a_model_without_random_texts_reports_no_rank(
     assert set(REPORTED) - set(reported(plain.model)) == {"random_text/effective_rank"}
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial: TrialConfig) -> None:
+def test_a_loss_that_is_no_number_ends_the_run_with_its_step(trial):
     with pytest.raises(TrainingDiverged, match="step 10"):
         list(fine_tune(changed(trial, steps=12, optim__lr=1e3, eval__every=12)))
 
 
-def test_a_batch_that_the_workers_cannot_share_evenly_is_refused(
-    trial: TrialConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_that_the_workers_cannot_share_evenly_is_refused(trial, monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)

@@ -1,22 +1,15 @@
 """Temporary folders. Tests of exports and searches use them, too."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
-from pathlib import Path
-
-import pytest
 
 from trainers.folders import appearing, temporary_folder
 
 
-def test_a_file_system_without_locks_will_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
     """Linux refuses an exclusive lock of a folder on NFS with EBADF."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
@@ -27,7 +20,7 @@ def test_a_file_system_without_locks_will_do(
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
 
 
-def test_only_what_this_module_left_is_removed(tmp_path: Path) -> None:
+def test_only_what_this_module_left_is_removed(tmp_path):
     (tmp_path / ".new-old" / "precious").mkdir(parents=True)
     left = tmp_path / ".new.lipsum-tune-unfinished-0"
     left.mkdir()

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from trainers.config import TrialConfig, with_overrides
@@ -28,19 +24,19 @@ TRIAL = TrialConfig.model_validate(
         ({"method.reg_weight": 2.0, "method.name": "kd"}, Distillation(reg_weight=2.0)),
     ],
 )
-def test_another_method_alone_drops_the_settings_before(keys: dict[str, Any], method: Any) -> None:
+def test_another_method_alone_drops_the_settings_before(keys, method):
     changed = with_overrides(TRIAL, {**keys, "optim.lr": 1e-3}, "here")
     optim = TRIAL.optim.model_copy(update={"lr": 1e-3})
     assert changed == TRIAL.model_copy(update={"method": method, "optim": optim})
 
 
-def test_a_setting_of_another_method_is_an_error() -> None:
+def test_a_setting_of_another_method_is_an_error():
     with pytest.raises(ConfigError) as caught:
         with_overrides(TRIAL, {"method.name": "ft", "method.reg_weight": 1}, "here")
     assert (caught.value.source, caught.value.key) == ("here", "method.reg_weight")
 
 
-def test_over_trial_nests_and_copies() -> None:
+def test_over_trial_nests_and_copies():
     trial = TRIAL.model_dump(mode="json")
     keys = {"optim.lr": 1.0, "method.text_count": 8}
     assert over_trial(keys, trial) == nest(keys, trial)

@@ -1,24 +1,19 @@
-from __future__ import annotations
-
 import gc
 import os
 import random
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from tests.trainers.curves import changed
-from trainers.config import TrialConfig
 from trainers.fine_tune import fine_tune
 from trainers.process_state import restored_state
 
 
-def state() -> dict[str, object]:
+def state():
     """What a trial may find changed by the one before it."""
     return {
         "environment": dict(os.environ),
@@ -36,9 +31,7 @@ def state() -> dict[str, object]:
     }
 
 
-def test_a_trial_finds_the_process_as_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_finds_the_process_as_the_one_before(tmp_path, monkeypatch):
     with restored_state():
         before = state()
     monkeypatch.setenv("LIPSUM_TUNE_REMOVED", "1")
@@ -63,15 +56,15 @@ def test_a_trial_finds_the_process_as_the_one_before(
         assert state() == before
 
 
-def test_a_trial_that_has_ended_leaves_no_tensor_behind(trial: TrialConfig) -> None:
-    def tensors() -> int:
+def test_a_trial_that_has_ended_leaves_no_tensor_behind(trial):
+    def tensors():
         return sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
 
     trial = changed(trial, data__ood_domains=["sketch"])
     counts, models = [], []
     for seed in range(3):
         with restored_state():
-            reports: Any = fine_tune(trial.model_copy(update={"seed": seed}))
+            reports = fine_tune(trial.model_copy(update={"seed": seed}))
             models.append(weakref.ref(next(reports).run.zero_shot))
             if seed == 1:  # early stopping ends a trial in the middle
                 reports.close()
@@ -83,7 +76,7 @@ def test_a_trial_that_has_ended_leaves_no_tensor_behind(trial: TrialConfig) -> N
     assert [model() for model in models] == [None] * 3
 
 
-def test_cuda_is_not_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_not_initialised(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as with a driver that is too old
     with restored_state():
         pass

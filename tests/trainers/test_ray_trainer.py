@@ -1,14 +1,8 @@
 """Temporary folders of workers. Tests of warm workers and of searches train on a real Ray."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray
@@ -24,11 +18,11 @@ from trainers.ray_trainer import newest_on_this_node, saved_locally, task_device
 CHECKPOINT = Checkpoint({"head": torch.zeros(9)}, {"since_report": {"step": 40}}, Progress(40), ())
 
 
-def save(folder: Path) -> None:
+def save(folder):
     save_checkpoint(folder, CHECKPOINT, ["ant"])
 
 
-def fetched(folder: Path) -> AbstractContextManager[Path | None]:
+def fetched(folder):
     """The newest checkpoint of a store that is not on this machine."""
     store = open_store(f"memory://{folder}/train")
     prepare_folder(store)
@@ -37,17 +31,15 @@ def fetched(folder: Path) -> AbstractContextManager[Path | None]:
     return newest_on_this_node(store)
 
 
-def saved(folder: Path) -> AbstractContextManager[Path | None]:
-    report: Any = SimpleNamespace(save=save)
+def saved(folder):
+    report = SimpleNamespace(save=save)
     return saved_locally(report)
 
 
 @pytest.mark.parametrize("checkpoint", [fetched, saved])
 def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
-    checkpoint: Callable[[Path], AbstractContextManager[Path | None]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    checkpoint, tmp_path, monkeypatch
+):
     ranks = ("get_world_rank", "get_local_rank", "get_node_rank")
     context = SimpleNamespace(**dict.fromkeys(ranks, lambda: 0), get_experiment_name=lambda: "slot")
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
@@ -74,13 +66,8 @@ def test_a_checkpoint_of_a_killed_worker_is_removed_and_that_of_another_kept(
         ({"GPU": 0.5}, "cuda:0", [(0.375, torch.device("cuda:0"))]),
     ],
 )
-def test_a_task_uses_what_it_has_reserved(
-    reserved: dict[str, float],
-    device: str,
-    limits: list[tuple[float, torch.device]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found: list[tuple[float, torch.device]] = []
+def test_a_task_uses_what_it_has_reserved(reserved, device, limits, monkeypatch):
+    found = []
     context = SimpleNamespace(get_assigned_resources=lambda: reserved)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(

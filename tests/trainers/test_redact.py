@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from tests.test_public_surface import EXPECTED
@@ -43,13 +41,13 @@ from trainers.redact import has_password, is_secret_name, redact
         ("file:///home/ann@work/runs", "file:///home/ann@work/runs"),
     ],
 )  # fmt: skip
-def test_secrets_of_urls_are_hidden(text: str, shown: str) -> None:
+def test_secrets_of_urls_are_hidden(text, shown):
     assert redact(text) == shown
     assert has_password(text) == (text != shown)
     assert redact(shown) == shown
 
 
-def test_values_from_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_from_the_environment_are_hidden(monkeypatch):
     monkeypatch.setenv("PASSWORD_A", "hunter2")
     monkeypatch.delenv("PASSWORD_B", raising=False)
     url = "postgresql://ann:${PASSWORD_A}@host/$PASSWORD_B"
@@ -74,7 +72,7 @@ def test_values_from_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch)
         ("trial.model.tokenizer", False), ("method.text_tokens", False), ("COMPASS", False),
     ],
 )  # fmt: skip
-def test_names_of_secrets_are_recognised(name: str, is_secret: bool) -> None:
+def test_names_of_secrets_are_recognised(name, is_secret):
     assert is_secret_name(name) is is_secret
 
 
@@ -84,7 +82,7 @@ def test_names_of_secrets_are_recognised(name: str, is_secret: bool) -> None:
      "AccountKey=", "//b:", "//b:c", " //b:c", "a=", "?a=", "?token=", " a", "a ", "token='", "=",
      ";", "#", "/", "//", ":", "://b:1/"],
 )  # fmt: skip
-def test_long_texts_take_linear_time(piece: str) -> None:
+def test_long_texts_take_linear_time(piece):
     """A quadratic pattern would take minutes; the texts are as long as an attacker may send."""
     text = piece * (100_000 // len(piece))
     assert redact(text, text)
@@ -93,5 +91,5 @@ def test_long_texts_take_linear_time(piece: str) -> None:
 
 
 @pytest.mark.parametrize("key", EXPECTED["configuration"])
-def test_no_key_of_a_configuration_is_a_secret(key: str) -> None:
+def test_no_key_of_a_configuration_is_a_secret(key):
     assert not is_secret_name(key)

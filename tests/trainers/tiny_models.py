@@ -1,33 +1,25 @@
 """Model configurations of every kind that open_clip builds, a thousandth of their usual size."""
 
-from __future__ import annotations
-
 import copy
 import json
-from pathlib import Path
-from typing import Any
 
-from trainers.methods.base import Method
 from trainers.methods.ft import FineTuning
 from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.student import Student
-from trainers.models.zero_shot import ZeroShotModel
 
 _VISION = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}
 _TEXT = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 _CLIP = {"embed_dim": 16, "vision_cfg": _VISION, "text_cfg": _TEXT}
 
 
-def _with(
-    vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **others: Any
-) -> dict[str, Any]:
+def _with(vision=None, text=None, **others):
     config = copy.deepcopy(_CLIP)
-    config["vision_cfg"].update(vision or {})  # type: ignore[attr-defined]
-    config["text_cfg"].update(text or {})  # type: ignore[attr-defined]
+    config["vision_cfg"].update(vision or {})
+    config["text_cfg"].update(text or {})
     return config | others
 
 
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     "clip": _with(),
     "quick-gelu": _with(quick_gelu=True),
     "custom-text": _with(custom_text=True),
@@ -55,19 +47,19 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_config(folder: Path, kind: str, **changes: Any) -> Path:
+def write_config(folder, kind, **changes):
     """The kind's configuration as a file of that name."""
     path = folder / f"{kind}.json"
     path.write_text(json.dumps(KINDS[kind] | changes), encoding="utf-8")
     return path
 
 
-def random_model(folder: Path, kind: str, **changes: Any) -> ModelConfig:
+def random_model(folder, kind, **changes):
     """The kind with random weights."""
     return ModelConfig(name=str(write_config(folder, kind, **changes)), pretrained=RANDOM)
 
 
-def student_of(zero_shot: ZeroShotModel, method: Method | None = None) -> Student:
+def student_of(zero_shot, method=None):
     """The student as a method prepares it; by default that of plain fine-tuning."""
     student = Student(zero_shot)
     (method or FineTuning()).prepare(student)

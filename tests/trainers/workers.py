@@ -3,15 +3,9 @@
 They import PyTorch once for all tests, which takes longer than most of these.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,12 +18,12 @@ PATIENCE_S = 300
 class TwoWorkers:
     """Two processes, from the first job to `stop`. After a failure, two others take their place."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self._folder, self._started = folder, 0
-        self._ends: list[Connection] = []
-        self._processes: list[Any] = []
+        self._ends = []
+        self._processes = []
 
-    def __call__(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def __call__(self, job, *arguments):
         """What the job returns on either, the first one's first.
 
         Raises:
@@ -45,7 +39,7 @@ class TwoWorkers:
             self.stop()  # the other one may wait for ever
             raise
 
-    def _answer(self, rank: int) -> Any:
+    def _answer(self, rank):
         if not self._ends[rank].poll(PATIENCE_S):
             raise RuntimeError(f"worker {rank} does not end")
         failure, answer = self._ends[rank].recv()
@@ -53,7 +47,7 @@ class TwoWorkers:
             raise RuntimeError(f"worker {rank}:\n{failure}")
         return answer
 
-    def _start(self) -> None:
+    def _start(self):
         context = multiprocessing.get_context("spawn")
         store = str(self._folder / f"store{self._started}")
         self._started += 1
@@ -64,7 +58,7 @@ class TwoWorkers:
             self._ends.append(here)
             self._processes.append(process)
 
-    def stop(self) -> None:
+    def stop(self):
         """End the processes, if there are any."""
         for end in self._ends:
             end.close()
@@ -74,7 +68,7 @@ class TwoWorkers:
         self._ends, self._processes = [], []
 
 
-def _serve(rank: int, store: str, connection: Connection) -> None:
+def _serve(rank, store, connection):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(NUMBER)}
     dist.init_process_group(

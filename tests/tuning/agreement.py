@@ -1,11 +1,7 @@
 """Whether journal, Optuna study, MLflow and tables of a finished search say the same."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import optuna
 import pyarrow.parquet as pq
@@ -16,13 +12,12 @@ from tuning.algorithms.studies import STATES, TRIAL_ID
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.mlflow_logging.view import main_metrics
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.records import TrialRecord
-from tuning.runs.run_folder import LoadedRun, load_run
+from tuning.runs.run_folder import load_run
 
 STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 
 
-def disagreements(folder: Path) -> list[str]:
+def disagreements(folder):
     """What journal, study, MLflow and tables of a finished search do not agree about."""
     run = load_run(folder)
     trials = {record.trial_id: record for record in run.history.records}
@@ -52,7 +47,7 @@ def disagreements(folder: Path) -> list[str]:
     ]
 
 
-def _study(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
+def _study(run, trials):
     """The stored study against the journal; of several objectives, Optuna has no curves."""
     storage = open_storage(run.folder, None)
     metric = run.search.sampler_objectives[0].metric
@@ -76,7 +71,7 @@ def _study(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
     return [] if has == wanted else [f"Optuna has {has}, the journal {wanted}"]
 
 
-def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
+def _mlflow(run, trials):
     client = MlflowClient(default_tracking_uri(run.folder.parent))
     experiments = [e.experiment_id for e in client.search_experiments() if e.name == "lipsum-tune"]
     runs = client.search_runs(experiments, max_results=1000)
@@ -103,7 +98,7 @@ def _mlflow(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
     return found
 
 
-def _tables(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
+def _tables(run, trials):
     table = pq.read_table(run.folder / "trials.parquet").to_pylist()
     curves = pq.read_table(run.folder / "curves.parquet").to_pylist()
     rows = Counter((row["trial_id"], row["outcome"]) for row in table if row["kind"] != "zero_shot")
@@ -127,7 +122,7 @@ def _tables(run: LoadedRun, trials: dict[str, TrialRecord]) -> list[str]:
     return found
 
 
-def _repeated_steps(run: LoadedRun) -> list[str]:
+def _repeated_steps(run):
     """Attempts that began more than one evaluation before what the trial had reported."""
     found, last, resumed = [], dict[str, int](), dict[str, bool]()
     for event in journal_events(run.folder):
@@ -141,7 +136,7 @@ def _repeated_steps(run: LoadedRun) -> list[str]:
     return found
 
 
-def journal_events(folder: Path) -> list[dict[str, Any]]:
+def journal_events(folder):
     """The whole lines of a journal; none before it is created."""
     path = folder / JOURNAL_FILE
     if not path.exists():

@@ -1,7 +1,5 @@
 """MLflow databases without runs: creating one takes seconds, copying it does not."""
 
-from __future__ import annotations
-
 import shutil
 from functools import cache
 from pathlib import Path
@@ -13,7 +11,7 @@ from tuning.mlflow_logging.client import brief_requests, default_tracking_uri
 
 
 @cache
-def _template() -> TemporaryDirectory[str]:
+def _template():
     """A folder with a database, made once in each process.
 
     It has tables alone. An experiment would have its artifacts in this folder.
@@ -24,7 +22,7 @@ def _template() -> TemporaryDirectory[str]:
     return folder
 
 
-def with_database(runs: Path) -> Path:
+def with_database(runs):
     """A folder of runs, which is created if it is missing, with a copy of that database."""
     runs.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(_template().name) / "mlflow.db", runs)

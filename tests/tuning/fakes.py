@@ -1,12 +1,8 @@
 """A search as it could have been, written by hand: 14 trials, plain fine-tuning, two failures."""
 
-from __future__ import annotations
-
 import math
 import random
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from tuning.algorithms.objectives import Objective
 from tuning.runs.records import SearchRecord, TrialRecord
@@ -15,7 +11,7 @@ DOMAINS = ("painting", "clipart", "infograph", "sketch")
 TOTAL_STEPS = 240
 
 
-def search_record(run_folder: Path, **changes: object) -> SearchRecord:
+def search_record(run_folder, **changes):
     """A search over DomainNet, with changes."""
     search = SearchRecord(
         name="domainnet-vit-b32",
@@ -32,10 +28,10 @@ def search_record(run_folder: Path, **changes: object) -> SearchRecord:
         run_folder=run_folder,
         run_id=run_folder.name,
     )
-    return replace(search, **changes)  # type: ignore[arg-type]
+    return replace(search, **changes)
 
 
-def report(step: int, id_acc: float, ood_acc: float, **extra: float) -> dict[str, float]:
+def report(step, id_acc, ood_acc, **extra):
     """The flat metrics of one evaluation."""
     offsets = dict(zip(DOMAINS, (4.0, 9.0, -14.0, 1.0), strict=True))
     metrics = {f"ood_val/{name}/acc": ood_acc + offset for name, offset in offsets.items()}
@@ -51,9 +47,7 @@ def report(step: int, id_acc: float, ood_acc: float, **extra: float) -> dict[str
     }
 
 
-def trial(
-    number: int, id_acc: float = 85.0, ood_acc: float = 62.0, **changes: object
-) -> TrialRecord:
+def trial(number, id_acc=85.0, ood_acc=62.0, **changes):
     """A finished trial that ends at these accuracies, with changes."""
     curve = tuple(
         report(step, 82.4 + (id_acc - 82.4) * step / 240, 61.0 + (ood_acc - 61.0) * step / 240)
@@ -69,12 +63,10 @@ def trial(
         started_at=1_700_000_000.0 + 400 * number,
         ended_at=1_700_000_360.0 + 400 * number,
     )
-    return replace(record, **changes)  # type: ignore[arg-type]
+    return replace(record, **changes)
 
 
-def measured(
-    number: int, id_acc: float, ood_accs: Mapping[str, float], **changes: object
-) -> TrialRecord:
+def measured(number, id_acc, ood_accs, **changes):
     """A finished trial with these accuracies at its last step, their means as reports have them."""
     mean = sum(ood_accs.values()) / len(ood_accs) if ood_accs else math.nan
     report = {
@@ -84,12 +76,12 @@ def measured(
         "val/mean_acc": (id_acc + mean) / 2,
         **{f"ood_val/{domain}/acc": acc for domain, acc in ood_accs.items()},
     }
-    return trial(number, **{"curve": (report,), **changes})  # type: ignore[arg-type]
+    return trial(number, **{"curve": (report,), **changes})
 
 
-def reference(**changes: object) -> TrialRecord:
+def reference(**changes):
     """Plain fine-tuning: better on its own domain, worse on the others."""
-    fields: dict[str, object] = {
+    fields = {
         "trial_id": "ft",
         "kind": "reference",
         "params": {},
@@ -97,7 +89,7 @@ def reference(**changes: object) -> TrialRecord:
     return trial(0, 88.6, 56.8, **(fields | changes))
 
 
-METHODS: Mapping[str, Mapping[str, int | float | str]] = {
+METHODS = {
     "ft": {},
     "kd": {"method.reg_weight": 1.2},
     "lipsum_ft": {"method.reg_weight": 0.7, "method.text_length": 8},
@@ -106,7 +98,7 @@ METHODS: Mapping[str, Mapping[str, int | float | str]] = {
 """Some of those that a search may compare, with what it varies of each but the learning rate."""
 
 
-def compared_methods(trials_each: int = 2) -> list[TrialRecord]:
+def compared_methods(trials_each=2):
     """A search over `METHODS`, in turn; a later method, and a later trial of it, is the better."""
     records = [reference()]
     for number in range(trials_each * len(METHODS)):
@@ -123,7 +115,7 @@ def compared_methods(trials_each: int = 2) -> list[TrialRecord]:
     return records
 
 
-def finished_search(seed: int = 0) -> list[TrialRecord]:
+def finished_search(seed=0):
     """All that a search of 14 trials leaves behind."""
     rng = random.Random(seed)
     records = [reference()]

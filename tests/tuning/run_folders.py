@@ -1,12 +1,7 @@
 """Run folders as a search leaves them, written by hand."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -16,14 +11,13 @@ from trainers.data.schema import CLASS_NAMES_KEY, part_path
 from trainers.overrides import nest
 from tuning.config.schema import SearchFile
 from tuning.runs.journal import Journal
-from tuning.runs.records import SearchOutcome, TrialRecord
 from tuning.runs.run_folder import write_config
 
 LR, WEIGHT = "optim.lr", "method.reg_weight"
 ZERO_SHOT = fakes.report(0, 82.4, 61.0)
 
 
-def search_file(root: Path, **changes: Any) -> SearchFile:
+def search_file(root, **changes):
     """A search over two parameters, as long as the trials of `fakes`; dotted keys, `__` for dots.
 
     The data are those of `root`, the domains those of `fakes`.
@@ -40,7 +34,7 @@ def search_file(root: Path, **changes: Any) -> SearchFile:
         "trial": {
             "data": {"root": str(root)},
             "optim": {"batch_size": 8},
-            "eval": {"every": 40},
+            "eval": {"every": 40, "line": "off"},
             "steps": fakes.TOTAL_STEPS,
         },
         "search": {"space": space, "sampler": {"metric": "objective"}},
@@ -49,15 +43,13 @@ def search_file(root: Path, **changes: Any) -> SearchFile:
     return SearchFile.model_validate(nest(dotted, values))
 
 
-def trial(
-    number: int, id_acc: float, ood_acc: float, lr: float = 1e-4, weight: float = 1.0, **more: Any
-) -> TrialRecord:
+def trial(number, id_acc, ood_acc, lr=1e-4, weight=1.0, **more):
     """A finished trial of that search."""
     params = {LR: lr, WEIGHT: weight}
     return fakes.trial(number, id_acc, ood_acc, **{"params": params, **more})
 
 
-def swap_classes(root: Path, domain: str, split: str) -> None:
+def swap_classes(root, domain, split):
     """Give each image of the first class the second's name, and the reverse."""
     path = part_path(root, domain, split)
     table = pq.read_table(path)
@@ -67,14 +59,7 @@ def swap_classes(root: Path, domain: str, split: str) -> None:
     pq.write_table(table.replace_schema_metadata(metadata), path)
 
 
-def write_run(
-    folder: Path,
-    file: SearchFile,
-    records: Iterable[TrialRecord] = (),
-    *,
-    zero_shot: Mapping[str, float] | None = ZERO_SHOT,
-    outcome: SearchOutcome | None = "finished",
-) -> Path:
+def write_run(folder, file, records=(), *, zero_shot=ZERO_SHOT, outcome="finished"):
     """All that a search leaves but its tables; an outcome of None is a driver that was killed."""
     (folder / "report").mkdir(parents=True)
     write_config(folder, file)

@@ -1,25 +1,17 @@
 """A session of a search without Ray: its proposer, recorder and studies, driven by hand."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, Self
 
-import optuna
 from optuna.storages import BaseStorage
 from ray.tune.search import Searcher
 
-from search_spaces import SearchSpace
 from tests.tuning import fakes
 from trainers.config import TrialConfig
 from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
-from tuning.runs.callbacks import Callback
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.tune_callback import Recorder
 
 
@@ -28,16 +20,16 @@ class Session:
 
     def __init__(
         self,
-        search: SearchRecord,
-        space: SearchSpace,
+        search,
+        space,
         *,
-        trials: int = 100,
-        references: Sequence[str] = (),
-        storage: BaseStorage | str | None = None,
-        callbacks: Sequence[Callback] = (),
-        config_of: Callable[[TrialRecord], TrialConfig] = lambda record: TrialConfig(),
-        **sampler: Any,
-    ) -> None:
+        trials=100,
+        references=(),
+        storage=None,
+        callbacks=(),
+        config_of=lambda record: TrialConfig(),
+        **sampler,
+    ):
         self.search = search
         self.journal = Journal(search.run_folder)
         self.journal.session_started({})
@@ -60,30 +52,30 @@ class Session:
             references=references,
             earlier=history.records,
         )
-        self._tune_trials: dict[str, Any] = {}
+        self._tune_trials = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self.kill()
 
-    def kill(self) -> None:
+    def kill(self):
         """End the session as a kill does."""
         self.journal.close()
 
     @property
-    def study(self) -> optuna.Study:
+    def study(self):
         """The study of a search over one space."""
         (only,) = self.studies.studies
         return only.study
 
-    def propose(self) -> Any:
+    def propose(self):
         """The Tune configuration of the next trial; None at the end."""
         spec = self.proposer.suggest("")
         return None if spec == Searcher.FINISHED else spec
 
-    def start(self) -> Any:
+    def start(self):
         """Propose a trial and start it; None at the end."""
         spec = self.propose()
         if spec is None:
@@ -96,21 +88,21 @@ class Session:
             pickled_error_file=None,
         )
         self._tune_trials[spec["trial_id"]] = trial
-        self.recorder.on_trial_start(0, [], trial)  # type: ignore[arg-type]
+        self.recorder.on_trial_start(0, [], trial)
         return self.recorder.records[spec["trial_id"]]
 
-    def report(self, trial_id: str, step: int, value: float, **metrics: Any) -> None:
+    def report(self, trial_id, step, value, **metrics):
         """Let a trial report an objective, as Tune passes it on."""
         result = {"step": step, "val/mean_acc": value, **metrics, "pid": 7}
         self.recorder.on_trial_result(0, [], self._tune_trials[trial_id], result)
 
-    def end(self, trial_id: str, error: bool = False) -> TrialRecord:
+    def end(self, trial_id, error=False):
         """Let a trial end."""
         event = self.recorder.on_trial_error if error else self.recorder.on_trial_complete
         event(0, [], self._tune_trials[trial_id])
         return self.recorder.records[trial_id]
 
-    def run(self, value: float, step: int = fakes.TOTAL_STEPS, **metrics: float) -> Any:
+    def run(self, value, step=fakes.TOTAL_STEPS, **metrics):
         """Run one trial with a single report; it is pruned if that is before the last step."""
         record = self.start()
         if record is not None:

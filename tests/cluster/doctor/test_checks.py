@@ -1,17 +1,12 @@
 """Each check on facts about made-up nodes."""
 
-from __future__ import annotations
-
 import socket
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.doctor import checks
-from cluster.doctor.checks import Finding
 from cluster.doctor.cluster_facts import ClusterFacts, Storage
-from cluster.doctor.node_facts import RAY_SESSION, TEMPORARY, Images, NodeFacts
+from cluster.doctor.node_facts import RAY_SESSION, TEMPORARY
 from tests.cluster.doctor.made_up import PACKAGES, SOFTWARE, cluster, facts, gpu
 from tests.tuning.databases import with_database
 from tuning.checkpoints.storage_check import NodeStorage
@@ -21,7 +16,7 @@ from tuning.mlflow_logging.client import default_tracking_uri
 GIB, GB = 2**30, 10**9
 
 
-def by_node(findings: Any) -> dict[str, Finding]:
+def by_node(findings):
     """Findings by node; each node must have one."""
     listed = list(findings)
     found = {finding.node: finding for finding in listed}
@@ -29,11 +24,11 @@ def by_node(findings: Any) -> dict[str, Finding]:
     return found
 
 
-def search(**values: Any) -> SearchFile:
+def search(**values):
     return SearchFile.model_validate({"search": values})
 
 
-def test_no_cluster_or_a_silent_node_is_a_fault_a_dead_one_a_warning() -> None:
+def test_no_cluster_or_a_silent_node_is_a_fault_a_dead_one_a_warning():
     given = cluster(facts(), silent={"b": "no answer within 10 s"}, dead={"c": ""})
     found = by_node(checks.check_membership(given))
     assert [found[name].status for name in ("", "b", "c")] == ["ok", "fault", "warning"]
@@ -55,9 +50,7 @@ def test_no_cluster_or_a_silent_node_is_a_fault_a_dead_one_a_warning() -> None:
         ({"source": "ffff"}, "fault", "same commit"),
     ],
 )
-def test_different_versions_are_found(
-    changes: dict[str, Any], status: str, remedy: str | None
-) -> None:
+def test_different_versions_are_found(changes, status, remedy):
     found = by_node(checks.check_versions(cluster(facts(), facts(**changes))))
     assert (found["a"].status, found["b"].status) == ("ok", status)
     assert found["a"].found.startswith("python 3.11.7, ")
@@ -68,11 +61,11 @@ def test_different_versions_are_found(
         assert remedy in found["b"].remedy
 
 
-def disk(use: str, free: int, total: int = 1000 * GB) -> NodeFacts:
+def disk(use, free, total=1000 * GB):
     return facts(disks=[{"use": use, "path": "/disk", "free_bytes": free, "total_bytes": total}])
 
 
-def room(memory: float = 64e9, autoscaler: bool = False, **resources: Any) -> ClusterFacts:
+def room(memory=64e9, autoscaler=False, **resources):
     """Two nodes of 4 CPUs, and a search with these resources. Drivers need memory on the head."""
     return cluster(
         facts(), facts(), cpus=4, memory=memory, has_autoscaler=autoscaler,
@@ -123,16 +116,14 @@ TWO_GPUS = {"gpus": [gpu(), gpu()], "driver_gpus": 2}
         ("room", room(autoscaler=True, cpus_per_worker=9), "warning", "autoscaler"),
     ],
 )
-def test_what_is_wrong_has_a_remedy(
-    check: str, given: ClusterFacts, status: str, text: str
-) -> None:
+def test_what_is_wrong_has_a_remedy(check, given, status, text):
     (finding,) = getattr(checks, f"check_{check}")(given)
     assert finding.status == status
     assert text in f"{finding.found} -> {finding.remedy}"
     assert bool(finding.remedy) == (status != "ok")
 
 
-def test_every_node_needs_the_storage() -> None:
+def test_every_node_needs_the_storage():
     answers = {
         "a": NodeStorage("10.0.0.4"),
         "b": NodeStorage("10.0.0.5", "does not see this folder"),
@@ -144,11 +135,11 @@ def test_every_node_needs_the_storage() -> None:
     assert "search.checkpoints.storage" in found["b"].remedy
 
 
-def images(size: int, error: str = "") -> Images:
+def images(size, error=""):
     return {"files": 0 if error else 3, "bytes": size, "error": error}
 
 
-def test_every_node_needs_the_same_images() -> None:
+def test_every_node_needs_the_same_images():
     file = SearchFile.model_validate({"trial": {"data": {"root": "/data"}}})
     seen = [images(90), images(90), images(50), images(0, "no such folder")]
     nodes = [facts(images=one) for one in seen]
@@ -157,18 +148,18 @@ def test_every_node_needs_the_same_images() -> None:
     assert "mount /data" in found["d"].remedy
 
 
-def driver(**values: Any) -> ClusterFacts:
+def driver(**values):
     return ClusterFacts(SOFTWARE, search(**values))
 
 
 @pytest.fixture
-def unused() -> str:
+def unused():
     """Address of a port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_an_mlflow_database_answers_and_a_missing_one_is_not_created(tmp_path: Path) -> None:
+def test_an_mlflow_database_answers_and_a_missing_one_is_not_created(tmp_path):
     (finding,) = checks.check_mlflow(driver(storage=str(tmp_path)))
     assert finding.status == "ok"
     assert list(tmp_path.iterdir()) == []
@@ -177,9 +168,7 @@ def test_an_mlflow_database_answers_and_a_missing_one_is_not_created(tmp_path: P
     assert (finding.status, finding.found) == ("ok", f"{uri} answers")
 
 
-def test_a_silent_mlflow_server_is_a_fault_without_its_password(
-    unused: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_mlflow_server_is_a_fault_without_its_password(unused, monkeypatch):
     monkeypatch.setenv("THE_PASSWORD", "correct-horse")
     uri = f"http://me:${{THE_PASSWORD}}@{unused}"
     (finding,) = checks.check_mlflow(driver(tracking={"uri": uri}))
@@ -188,7 +177,7 @@ def test_a_silent_mlflow_server_is_a_fault_without_its_password(
     assert "correct-horse" not in finding.found
 
 
-def test_the_database_of_the_study_is_opened(tmp_path: Path) -> None:
+def test_the_database_of_the_study_is_opened(tmp_path):
     for url, status in (
         (None, "ok"),
         (f"sqlite:///{tmp_path / 'study.db'}", "ok"),
@@ -199,9 +188,7 @@ def test_the_database_of_the_study_is_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["mysql+pymysql", "nosuch", "postgresql+psycopg"])
-def test_a_study_that_cannot_be_opened_is_a_fault_without_its_password(
-    scheme: str, unused: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_that_cannot_be_opened_is_a_fault_without_its_password(scheme, unused, monkeypatch):
     monkeypatch.setenv("THE_PASSWORD", "correct-horse")
     url = f"{scheme}://me:${{THE_PASSWORD}}@{unused}/studies"
     (finding,) = checks.check_optuna(driver(study_storage=url))

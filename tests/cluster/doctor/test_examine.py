@@ -1,11 +1,7 @@
 """Doctor as a command: its output, its exit status, and a real cluster."""
 
-from __future__ import annotations
-
 import json
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,7 +19,6 @@ from cluster.doctor.examine import (
 )
 from cluster.doctor.node_facts import RUN_STORAGE
 from tests.cluster.doctor.made_up import PACKAGES, cluster, facts
-from tests.ray_head import Head
 from tests.tuning.execution.nodes import cluster as cluster_of
 from tests.tuning.result_tables import text_of
 from trainers.errors import ConfigError
@@ -41,11 +36,11 @@ DIAGNOSIS = Diagnosis(
 )
 
 
-def shown(diagnosis: Diagnosis, width: int = 100) -> list[str]:
+def shown(diagnosis, width=100):
     return text_of(render(diagnosis), width).splitlines()
 
 
-def test_equal_findings_of_several_nodes_are_one_row_and_faults_come_first() -> None:
+def test_equal_findings_of_several_nodes_are_one_row_and_faults_come_first():
     old = facts(packages=PACKAGES | {"ray": "2.59.0"})
     found = diagnose(cluster(facts(), old, facts(), old))
     versions = [row for row in found.findings if row.check == "versions"]
@@ -56,7 +51,7 @@ def test_equal_findings_of_several_nodes_are_one_row_and_faults_come_first() -> 
     assert found.findings[0] == versions[0]
 
 
-def test_a_row_shows_nodes_finding_and_remedy() -> None:
+def test_a_row_shows_nodes_finding_and_remedy():
     lines = shown(DIAGNOSIS)
     assert [line.split()[0] for line in lines if line.strip()] == [
         "fault", "->", "warning", "->", "ok", "1",
@@ -68,7 +63,7 @@ def test_a_row_shows_nodes_finding_and_remedy() -> None:
     assert shown(Diagnosis((), ()))[-1] == "ready: no faults, no warnings"
 
 
-def test_secrets_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_the_environment_are_hidden(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-horse")
     monkeypatch.setenv("WHERE_TO", "battery-staple")
     monkeypatch.setenv("PWD", "/home/me")
@@ -80,14 +75,14 @@ def test_secrets_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     "arguments", [["--set", "trial.steps=1"], ["--address", "http://127.0.0.1:8265"]]
 )
-def test_options_that_do_not_fit_are_refused(arguments: list[str]) -> None:
+def test_options_that_do_not_fit_are_refused(arguments):
     done = CliRunner().invoke(app, ["doctor", *arguments])
     assert isinstance(done.exception, ConfigError)
     assert done.exception.key == arguments[0]
 
 
 @pytest.fixture
-def config(images_root: Path, tmp_path: Path) -> Path:
+def config(images_root, tmp_path):
     """A configuration that this cluster can run."""
     search = {
         "storage": str(tmp_path / "runs"),
@@ -100,19 +95,17 @@ def config(images_root: Path, tmp_path: Path) -> Path:
     return path
 
 
-def doctor(*arguments: object) -> tuple[int, dict[str, Any]]:
+def doctor(*arguments):
     done = CliRunner().invoke(app, ["doctor", *map(str, arguments), "--json"])
     return done.exit_code, json.loads(done.stdout)
 
 
-def named(values: dict[str, Any], check: str) -> list[dict[str, Any]]:
+def named(values, check):
     return [finding for finding in values["findings"] if finding["check"] == check]
 
 
 @pytest.mark.ray
-def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(
-    ray_head: Head, config: Path
-) -> None:
+def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(ray_head, config):
     status, values = doctor(config, "--address", ray_head.address)
     wrong = [finding for finding in values["findings"] if finding["status"] == "fault"]
     assert (status, wrong) == (0, [])
@@ -128,18 +121,14 @@ def test_a_healthy_cluster_is_ready_and_nothing_is_left_behind(
     assert list(config.parent.glob("**/.lipsum*")) == []
 
 
-def test_the_folder_of_runs_may_be_below_home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_of_runs_may_be_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     file = SearchFile.model_validate({"search": {"storage": "~/runs"}})
     assert _request(file)["folders"] == {RUN_STORAGE: str(tmp_path / "runs")}
 
 
 @pytest.mark.ray
-def test_faults_have_remedies_and_the_status_is_1(
-    ray_head: Head, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_faults_have_remedies_and_the_status_is_1(ray_head, config, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("TRACKING_PASSWORD", "correct-horse")
     uri = f"http://me:${{TRACKING_PASSWORD}}@127.0.0.1:{free_port()}"
@@ -160,7 +149,7 @@ def test_faults_have_remedies_and_the_status_is_1(
     assert "correct-horse" not in json.dumps(values)
 
 
-def test_without_a_cluster_the_configuration_is_checked_all_the_same(config: Path) -> None:
+def test_without_a_cluster_the_configuration_is_checked_all_the_same(config):
     status, values = doctor(config, "--address", f"127.0.0.1:{free_port()}")
     assert status == 1
     assert [finding["check"] for finding in values["findings"]] == [
@@ -169,7 +158,7 @@ def test_without_a_cluster_the_configuration_is_checked_all_the_same(config: Pat
 
 
 @pytest.mark.nightly
-def test_a_node_that_does_not_answer_is_a_fault() -> None:
+def test_a_node_that_does_not_answer_is_a_fault():
     with cluster_of(head_cpus=1, nodes=1) as nodes:
         node = nodes.list_all_nodes()[-1]
         (raylet,) = (info.process for info in node.all_processes["raylet"])

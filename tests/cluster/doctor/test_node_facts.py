@@ -1,12 +1,9 @@
 """The task that gathers facts runs on nodes without Lipsum-Tune."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 from ray import cloudpickle
 
@@ -26,7 +23,7 @@ print(json.dumps(pickle.load(open(sys.argv[1], "rb"))(request)))
 """
 
 
-def test_a_node_without_lipsum_tune_reports_all_other_facts(tmp_path: Path) -> None:
+def test_a_node_without_lipsum_tune_reports_all_other_facts(tmp_path):
     cloudpickle.register_pickle_by_value(node_facts)
     try:
         (tmp_path / "task").write_bytes(cloudpickle.dumps(node_facts.node_facts))
@@ -47,7 +44,7 @@ def test_a_node_without_lipsum_tune_reports_all_other_facts(tmp_path: Path) -> N
     assert {disk["use"] for disk in facts["disks"]} == {"temporary files", "Ray's sessions"}
 
 
-def test_all_processes_compute_the_same_digest_of_the_source() -> None:
+def test_all_processes_compute_the_same_digest_of_the_source():
     ask = "from cluster.doctor.node_facts import software; print(software([])['source'])"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == node_facts.software([])["source"] != ""

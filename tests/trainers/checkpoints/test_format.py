@@ -1,9 +1,5 @@
-from __future__ import annotations
-
 import os
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +25,7 @@ REPORTS = [{"step": step, "id_val/acc": 53.1 + step / 3} for step in (2, 4)]
 CLASSES = ("ant", "bee", "cat")
 
 
-def at(step: int) -> Checkpoint:
+def at(step):
     """A checkpoint in which every number, of weights and of state, is the step."""
     weights = {"head": torch.full((SIZE,), float(step))}
     training = {"optimizer": {"exp_avg": torch.full((2 * SIZE,), float(step))}, "size": step}
@@ -37,11 +33,11 @@ def at(step: int) -> Checkpoint:
     return Checkpoint(weights, training, Progress(step, 0.1 * step), REPORTS)
 
 
-def save(folder: Path, step: int) -> None:
+def save(folder, step):
     save_checkpoint(folder, at(step), CLASSES)
 
 
-def load(folder: Path) -> int:
+def load(folder):
     """The step of the checkpoint, after a check that all of it is of that step."""
     found = load_checkpoint(folder, CLASSES)
     step = found.progress.step
@@ -54,14 +50,14 @@ def load(folder: Path) -> int:
     return step
 
 
-def test_a_checkpoint_is_read_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_it_was_saved(tmp_path):
     for step in (3, 6, 2):
         save(tmp_path, step)
         assert load(tmp_path) == step
     assert {path.name for path in tmp_path.iterdir()} == {WEIGHTS, STATE}
 
 
-def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
+def test_files_of_two_checkpoints_are_refused(tmp_path):
     save(tmp_path / "one", 20)
     other = at(20)
     other.progress.seconds += 1e-9  # another run, at the same step
@@ -74,14 +70,14 @@ def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [("bee", "ant", "cat"), ("ant", "bee"), ("ant", "bee", "dog")])
-def test_a_checkpoint_of_other_classes_is_refused(classes: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_classes_is_refused(classes, tmp_path):
     save(tmp_path, 20)
     with pytest.raises(ConfigError, match="trained on other classes") as error:
         load_checkpoint(tmp_path, classes)
     assert error.value.source == str(tmp_path)
 
 
-def test_training_does_not_continue_from_weights_alone(tmp_path: Path) -> None:
+def test_training_does_not_continue_from_weights_alone(tmp_path):
     save(tmp_path, 20)
     (tmp_path / STATE).unlink()
     with pytest.raises(ConfigError, match=STATE):
@@ -89,7 +85,7 @@ def test_training_does_not_continue_from_weights_alone(tmp_path: Path) -> None:
     assert saved_step(tmp_path) == 20
 
 
-def test_weights_are_read_without_a_state(tmp_path: Path) -> None:
+def test_weights_are_read_without_a_state(tmp_path):
     save(tmp_path / "both", 4)
     (tmp_path / "both" / STATE).unlink()
     save_weights(tmp_path / "alone", at(4).weights, Progress(4), CLASSES)
@@ -106,9 +102,7 @@ def test_weights_are_read_without_a_state(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [load_weights, whole_header, load])
 @pytest.mark.parametrize("size", [0, 5, 8, 300, 4 * SIZE, None])
-def test_incomplete_or_missing_weights_are_refused(
-    tmp_path: Path, size: int | None, read: Callable[[Path], object]
-) -> None:
+def test_incomplete_or_missing_weights_are_refused(tmp_path, size, read):
     save(tmp_path, 20)
     if size is None:
         (tmp_path / WEIGHTS).unlink()
@@ -119,14 +113,14 @@ def test_incomplete_or_missing_weights_are_refused(
     assert error.value.source == str(tmp_path / WEIGHTS)
 
 
-def test_weights_without_class_names_are_refused(tmp_path: Path) -> None:
+def test_weights_without_class_names_are_refused(tmp_path):
     save_file({"head": torch.zeros(3, 2)}, tmp_path / WEIGHTS, {"progress": "{}"})
     with pytest.raises(ConfigError, match="missing or damaged"):
         load_weights(tmp_path)
 
 
 @pytest.mark.parametrize("read", [load_weights, load])
-def test_damaged_tensors_are_refused(read: Callable[[Path], object], tmp_path: Path) -> None:
+def test_damaged_tensors_are_refused(read, tmp_path):
     save(tmp_path, 20)
     path = tmp_path / WEIGHTS
     content = bytearray(path.read_bytes())
@@ -138,7 +132,7 @@ def test_damaged_tensors_are_refused(read: Callable[[Path], object], tmp_path: P
 
 
 @pytest.mark.parametrize("damage", ["bit", "text", "cut", "other"])
-def test_a_damaged_or_replaced_state_is_refused(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_or_replaced_state_is_refused(damage, tmp_path):
     save(tmp_path, 20)
     path = tmp_path / STATE
     content = bytearray(path.read_bytes())
@@ -152,7 +146,7 @@ def test_a_damaged_or_replaced_state_is_refused(damage: str, tmp_path: Path) -> 
     assert error.value.source == str(path)
 
 
-def test_a_checksum_is_that_of_the_stored_numbers(tmp_path: Path) -> None:
+def test_a_checksum_is_that_of_the_stored_numbers(tmp_path):
     """Of every type, for one number and for tensors that are not contiguous."""
     weights = {
         "b": torch.arange(6.0).reshape(2, 3).T,

@@ -1,7 +1,5 @@
 """Checkpoints of one training on a disk and in a bucket."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -31,19 +29,19 @@ from trainers.checkpoints.storage import (
     remove_other_checkpoints,
     write_checkpoint,
 )
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import open_store
 from trainers.errors import StorageFailed
 
 EARLY, LATE = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00-00.000000"
 
 
 @pytest.fixture
-def folder(anywhere: Store) -> Store:
+def folder(anywhere):
     """The folder of a training before its first attempt."""
     return anywhere
 
 
-def saved(folder: Path, step: int) -> Path:
+def saved(folder, step):
     """A checkpoint on this machine, as a worker saves it before it is copied."""
     reports = [{"step": float(at), "id_val/acc": 50 + at / 3} for at in range(20, step + 1, 20)]
     weights = {"head": torch.full((250,), float(step)), "scale": torch.zeros(())}
@@ -52,7 +50,7 @@ def saved(folder: Path, step: int) -> Path:
     return folder
 
 
-def put(folder: Store, name: str, source: Path, cut: str | None = None) -> None:
+def put(folder, name, source, cut=None):
     """Copy a checkpoint under this name, one of its files without its last byte."""
     for file in (STATE, WEIGHTS):
         content = (source / file).read_bytes()
@@ -60,7 +58,7 @@ def put(folder: Store, name: str, source: Path, cut: str | None = None) -> None:
             written.write(content[: -1 if file == cut else None])
 
 
-def test_a_new_checkpoint_replaces_the_older_ones(folder: Store, tmp_path: Path) -> None:
+def test_a_new_checkpoint_replaces_the_older_ones(folder, tmp_path):
     prepare_folder(folder)
     assert newest_checkpoint(folder) is None
     for step in (40, 80):
@@ -84,7 +82,7 @@ def test_a_new_checkpoint_replaces_the_older_ones(folder: Store, tmp_path: Path)
     assert newest_checkpoint(folder) is None
 
 
-def test_an_incomplete_checkpoint_is_never_used(folder: Store, tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_never_used(folder, tmp_path):
     source = saved(tmp_path / "local", 40)
     put(folder, EARLY, source)
     put(folder, LATE, saved(source, 80), cut=WEIGHTS)
@@ -93,14 +91,14 @@ def test_an_incomplete_checkpoint_is_never_used(folder: Store, tmp_path: Path) -
     assert checkpoint_names(folder) == [EARLY]
 
 
-def test_training_does_not_continue_from_weights_alone(folder: Store, tmp_path: Path) -> None:
+def test_training_does_not_continue_from_weights_alone(folder, tmp_path):
     put(folder, EARLY, saved(tmp_path / "local", 40))
     folder.filesystem.delete_file(folder.full(f"{EARLY}/{STATE}"))
     assert newest_checkpoint(folder) == EARLY
     assert newest_checkpoint(folder, resumable=True) is None
 
 
-def test_the_newest_checkpoint_has_the_most_steps(folder: Store, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_has_the_most_steps(folder, tmp_path):
     source = tmp_path / "local"
     put(folder, EARLY, saved(source, 80))
     put(folder, LATE, saved(source, 40))
@@ -109,10 +107,10 @@ def test_the_newest_checkpoint_has_the_most_steps(folder: Store, tmp_path: Path)
     assert newest_checkpoint(folder) == LATE
 
 
-def test_the_weights_are_copied_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_weights_are_copied_last(tmp_path, monkeypatch):
     folder, copied = open_store(tmp_path / "train"), list[str]()
 
-    def stop_at_weights(read: object, written: object, size: int) -> None:
+    def stop_at_weights(read, written, size):
         copied.append(Path(str(getattr(read, "name", ""))).name)
         if copied[-1] == WEIGHTS:
             raise OSError(28, "No space left on device")
@@ -127,7 +125,7 @@ def test_the_weights_are_copied_last(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert saved_step(folder.at(str(newest))) == 40
 
 
-def test_a_bucket_that_refuses_a_file_is_an_error(bucket: str, tmp_path: Path) -> None:
+def test_a_bucket_that_refuses_a_file_is_an_error(bucket, tmp_path):
     folder, source = open_store(f"{bucket}/{tmp_path.name}"), saved(tmp_path / "local", 40)
     prepare_folder(folder)
     resource = f"arn:aws:s3:::mine/*{WEIGHTS}"
@@ -146,13 +144,13 @@ def test_a_bucket_that_refuses_a_file_is_an_error(bucket: str, tmp_path: Path) -
     assert newest_checkpoint(folder) is None
 
 
-def test_a_node_that_does_not_see_the_folder_writes_nothing(folder: Store, tmp_path: Path) -> None:
+def test_a_node_that_does_not_see_the_folder_writes_nothing(folder, tmp_path):
     with pytest.raises(StorageFailed, match="it was removed, or this node does not see it"):
         write_checkpoint(folder, saved(tmp_path / "local", 40))
     assert checkpoint_names(folder) == []
 
 
-def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "train").write_text("a file in the place of the folder")
     with pytest.raises(StorageFailed, match=f"^{tmp_path}/train: the folder of checkpoints cannot"):
         prepare_folder(open_store(tmp_path / "train"))

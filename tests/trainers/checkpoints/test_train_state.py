@@ -1,31 +1,23 @@
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainers.curves import Curve, assert_near, curve, saved_between, short
+from tests.trainers.curves import assert_near, curve, saved_between, short
 from tests.trainers.methods.contract import untimed
-from tests.trainers.workers import TwoWorkers
 from trainers.checkpoints.format import STATE, WEIGHTS
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import with_overrides
 from trainers.fine_tune import fine_tune
 
 
 @pytest.fixture(params=["flyp", "ema"])
-def method(request: pytest.FixtureRequest) -> dict[str, Any]:
+def method(request):
     """One with a scalar among its weights, and one that evaluates other weights than it trains."""
     fields = {"ema": {"ema_decay": 0.5}}
     return {"name": request.param, **fields.get(request.param, {})}
 
 
-def configured(
-    trial: TrialConfig, method: dict[str, Any], parallel: str, steps: int = 4
-) -> TrialConfig:
+def configured(trial, method, parallel, steps=4):
     """Two reports; Adam's eps is above rounding."""
     every, at_rungs = steps // 2, "averaged"
     config = short(trial, method, steps=steps, eval__every=every, eval__rung_weights=at_rungs)
@@ -33,8 +25,8 @@ def configured(
 
 
 def test_a_sharded_run_resumes_bit_for_bit_from_a_plain_checkpoint(
-    trial: TrialConfig, two_workers: TwoWorkers, method: dict[str, Any], tmp_path: Path
-) -> None:
+    trial, two_workers, method, tmp_path
+):
     """On one worker and on two, whichever of them wrote the checkpoint."""
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     shards, replicas = (configured(trial, method, parallel, 6) for parallel in ("fsdp", "ddp"))
@@ -53,7 +45,7 @@ def test_a_sharded_run_resumes_bit_for_bit_from_a_plain_checkpoint(
     assert_near(taken_over[0], whole)
 
 
-def _saved_at_first_report(config: TrialConfig, folder: Path) -> Curve:
+def _saved_at_first_report(config, folder):
     """The curve of a run whose first report was saved."""
     found = []
     for report in fine_tune(config):
@@ -63,7 +55,7 @@ def _saved_at_first_report(config: TrialConfig, folder: Path) -> Curve:
     return found
 
 
-def assert_same_files(found: Path, wanted: Path) -> None:
+def assert_same_files(found, wanted):
     """The same names and shapes, and values up to rounding."""
     weights, expected = load_file(found / WEIGHTS), load_file(wanted / WEIGHTS)
     assert weights.keys() == expected.keys()
@@ -77,7 +69,7 @@ def assert_same_files(found: Path, wanted: Path) -> None:
         assert_alike(state[key], other[key])
 
 
-def assert_alike(found: Any, wanted: Any) -> None:
+def assert_alike(found, wanted):
     """Nested mappings of the same keys to tensors of the same numbers, on the CPU."""
     if wanted is None:
         assert found is None
@@ -91,9 +83,7 @@ def assert_alike(found: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.nightly)])
-def test_two_workers_resume_between_two_reports(
-    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
-) -> None:
+def test_two_workers_resume_between_two_reports(trial, two_workers, parallel, tmp_path):
     config = configured(trial, {"name": "ema", "ema_decay": 0.5}, parallel)
     undisturbed, _ = two_workers(saved_between, config, tmp_path, [False, True], 3)
     assert two_workers(curve, config, tmp_path) == [undisturbed, undisturbed]
@@ -102,8 +92,8 @@ def test_two_workers_resume_between_two_reports(
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(
-    trial: TrialConfig, two_workers: TwoWorkers, parallel: str, tmp_path: Path
-) -> None:
+    trial, two_workers, parallel, tmp_path
+):
     """Also if one worker took the place of the two in between."""
     config = configured(trial, {"name": "ft"}, parallel)
     first, again, alone = (tmp_path / name for name in ("first", "again", "alone"))
@@ -114,14 +104,14 @@ def test_a_run_saved_while_it_repeats_a_report_keeps_its_sums(
     assert_near(two_workers(curve, config, alone)[0], undisturbed)
 
 
-def _saved_as_repeated(config: TrialConfig, folder: Path, target: Path) -> None:
+def _saved_as_repeated(config, folder, target):
     """Resume a run, and save it again at its first report."""
     resumed = fine_tune(config, resume_from=folder)
     next(resumed).save(target)
     resumed.close()
 
 
-def test_one_worker_is_never_sharded(trial: TrialConfig, tmp_path: Path) -> None:
+def test_one_worker_is_never_sharded(trial, tmp_path):
     config = configured(trial, {"name": "ft"}, "fsdp")
     found = _saved_at_first_report(config, tmp_path)
     assert found == curve(configured(trial, {"name": "ft"}, "ddp"))

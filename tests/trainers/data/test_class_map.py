@@ -1,9 +1,4 @@
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +7,7 @@ import torch
 from tests.trainers.data.formats import trees
 from tests.trainers.data.formats.reading import read_one
 from trainers.config import DataConfig
-from trainers.data.class_map import ClassMap, domain_class_map
+from trainers.data.class_map import domain_class_map
 from trainers.data.formats.imagenet import wordnet_ids
 from trainers.data.schema import Header
 from trainers.data.suite import DomainRule, Suite, load_suite
@@ -21,19 +16,14 @@ from trainers.errors import ConfigError
 ID = ("ant", "bee", "cat", "dog")
 
 
-def mapped(
-    classes: Sequence[str],
-    rule: DomainRule | None = None,
-    metadata: Mapping[str, str] | None = None,
-    id_classes: Sequence[str] = ID,
-) -> ClassMap:
+def mapped(classes, rule=None, metadata=None, id_classes=ID):
     rules = {"sketch": rule} if rule else {}
     data = DataConfig(suite=Suite(id_domain="real", ood_domains=("sketch",), domains=rules))
     header = Header(tuple(classes), metadata or {}, rows=1)
     return domain_class_map(data, id_classes, "sketch", header)
 
 
-def test_the_same_classes_in_the_same_order_cost_nothing() -> None:
+def test_the_same_classes_in_the_same_order_cost_nothing():
     logits = torch.randn(3, 4)
     assert mapped(ID).project(logits) is logits
 
@@ -50,19 +40,17 @@ INSECTS = DomainRule(class_map={"insect": ("ant", "bee"), "pet": ("dog",)})
         pytest.param(("pet", "insect"), INSECTS, [[3, 1], [4, 7]], id="best of several"),
     ],
 )
-def test_the_classes_of_a_domain_are_scored_in_its_own_order(
-    classes: tuple[str, ...], rule: DomainRule | None, expected: list[list[float]]
-) -> None:
+def test_the_classes_of_a_domain_are_scored_in_its_own_order(classes, rule, expected):
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0]])
     assert mapped(classes, rule).project(logits).tolist() == expected
 
 
-def test_classes_may_share_some_of_what_they_stand_for() -> None:
+def test_classes_may_share_some_of_what_they_stand_for():
     rule = DomainRule(class_map={"pet": ("dog", "cat"), "dog": ("dog",)})
     assert mapped(("pet", "dog"), rule=rule).groups == ((3, 2), (3,))
 
 
-def test_projections_equal_numpys_on_many_classes_and_unequal_groups() -> None:
+def test_projections_equal_numpys_on_many_classes_and_unequal_groups():
     rng = np.random.default_rng(0)
     names = tuple(f"c{i}" for i in range(50))
     groups = {f"d{i}": tuple(rng.choice(names, rng.integers(1, 6), False)) for i in range(20)}
@@ -108,16 +96,14 @@ SAME = "'pet' and 'dog' stand for the same classes of real"
         (("pet",), {}, '{"pet": "dog"}', "is not a JSON object of lists"),
     ],
 )
-def test_a_class_that_cannot_be_scored_is_refused_by_name(
-    classes: tuple[str, ...], rule: dict[str, Any], of_files: str, problem: str
-) -> None:
+def test_a_class_that_cannot_be_scored_is_refused_by_name(classes, rule, of_files, problem):
     metadata = {"class_map": of_files} if of_files else {}
     with pytest.raises(ConfigError, match=problem) as caught:
         mapped(classes, DomainRule.model_validate(rule), metadata)
     assert "\n" not in str(caught.value)
 
 
-def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says_so() -> None:
+def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says_so():
     skip = DomainRule(unknown_classes="skip")
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [7.0, 5.0, 9.0, 4.0], [1.0, 1.0, 1.0, 2.0]])
     partly = mapped(("dog", "cow", "bee"), rule=skip)
@@ -134,13 +120,13 @@ def test_images_of_classes_that_cannot_be_scored_are_left_out_where_a_suite_says
         mapped(("cow",), rule=skip)
 
 
-def test_what_the_suite_maps_goes_before_what_the_files_say() -> None:
+def test_what_the_suite_maps_goes_before_what_the_files_say():
     of_files = {"class_map": '{"pet": ["dog"]}'}
     assert mapped(("pet",), DomainRule(class_map={"pet": ("cat",)}), of_files).groups == ((2,),)
     assert mapped(("pet",), None, of_files).groups == ((3,),)
 
 
-def test_what_the_layouts_of_imagenets_shifts_name_fits_imagenets_classes(tmp_path: Path) -> None:
+def test_what_the_layouts_of_imagenets_shifts_name_fits_imagenets_classes(tmp_path):
     ids, suite = wordnet_ids(), load_suite("imagenet")
     for layout, make, size in (
         ("imagenet-v2", trees.make_imagenet_v2, 1000),

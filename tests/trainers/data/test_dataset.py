@@ -1,11 +1,6 @@
-from __future__ import annotations
-
 import json
 import pickle
 import struct
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -33,34 +28,34 @@ INPUT = ImageInput(16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(shard_cache, "_BATCH", 2)
     return tmp_path / "cache"
 
 
-def pixels(number: int) -> np.ndarray:
+def pixels(number):
     """An image of (20 + number, 30, 3) uint8 that no other number has."""
     return np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
 
 
-def examples(numbers: range) -> list[LabelledImage]:
+def examples(numbers):
     return [LabelledImage(file_of(pixels(n)), f"{n}.png", LABELS[n]) for n in numbers]
 
 
-def dataset_of(root: Path, files: list[bytes]) -> ImageDataset:
+def dataset_of(root, files):
     """Images of the first class, from the content of their files."""
     images = [LabelledImage(data, f"{number}.png", 0) for number, data in enumerate(files)]
     write_images(part_path(root, "real", "train"), images, CLASSES, {})
     return ImageDataset(root, "real", "train")
 
 
-def values(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[Any, Any]]:
+def values(batches):
     return [(views.tolist(), labels.tolist()) for views, labels in batches]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     """Seven images in two files."""
     for part, numbers in enumerate((range(5), range(5, 7))):
         file = part_path(tmp_path / "data", "real", "train", part)
@@ -68,7 +63,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_random_access_gives_the_images_as_written(root: Path) -> None:
+def test_random_access_gives_the_images_as_written(root):
     images = ImageDataset(root, "real", "train")
     assert len(images) == 7
     assert (images.name, images.class_names) == ("real/train", tuple(CLASSES))
@@ -83,7 +78,7 @@ def test_random_access_gives_the_images_as_written(root: Path) -> None:
         images.decode(7)
 
 
-def test_a_column_of_captions_is_ignored(root: Path) -> None:
+def test_a_column_of_captions_is_ignored(root):
     """As 0.1.0 wrote it."""
     for path in root.rglob("*.parquet"):
         table = pq.read_table(path)
@@ -94,7 +89,7 @@ def test_a_column_of_captions_is_ignored(root: Path) -> None:
     assert np.array_equal(np.asarray(images.decode(6)), pixels(6))
 
 
-def test_a_pickled_copy_is_small_and_maps_the_same_files(root: Path) -> None:
+def test_a_pickled_copy_is_small_and_maps_the_same_files(root):
     images = ImageDataset(open_store(root), "real", "train")
     list(images.eval_batches(INPUT, 7))
     sent = pickle.dumps(images)
@@ -104,7 +99,7 @@ def test_a_pickled_copy_is_small_and_maps_the_same_files(root: Path) -> None:
     assert copy.labels.tolist() == LABELS
 
 
-def test_a_copy_makes_cached_files_again_that_were_removed(root: Path, cache: Path) -> None:
+def test_a_copy_makes_cached_files_again_that_were_removed(root, cache):
     images = ImageDataset(root, "real", "train")
     sent = pickle.dumps(images)
     for path in cache.glob("*.arrow"):
@@ -114,7 +109,7 @@ def test_a_copy_makes_cached_files_again_that_were_removed(root: Path, cache: Pa
 
 
 @pytest.mark.parametrize("left", [0, 8, 300, 1500])
-def test_a_cached_file_that_was_torn_is_made_again(root: Path, cache: Path, left: int) -> None:
+def test_a_cached_file_that_was_torn_is_made_again(root, cache, left):
     ImageDataset(root, "real", "train")
     for path in cache.glob("*.arrow"):
         path.write_bytes(path.read_bytes()[:left])
@@ -122,9 +117,7 @@ def test_a_cached_file_that_was_torn_is_made_again(root: Path, cache: Path, left
 
 
 @pytest.mark.parametrize("keep", [0, 1 << 29])
-def test_loader_processes_give_the_same_evaluation_batches(
-    root: Path, monkeypatch: pytest.MonkeyPatch, keep: int
-) -> None:
+def test_loader_processes_give_the_same_evaluation_batches(root, monkeypatch, keep):
     monkeypatch.setattr(images_module, "KEEP_BYTES", keep)
     images = ImageDataset(root, "real", "train")
     expected = values(images.eval_batches(INPUT, 3))
@@ -133,7 +126,7 @@ def test_loader_processes_give_the_same_evaluation_batches(
     assert values(other) == values(images.eval_batches(INPUT, 3)) == expected
 
 
-def test_loader_processes_give_the_same_training_batches(root: Path) -> None:
+def test_loader_processes_give_the_same_training_batches(root):
     images = ImageDataset(root, "real", "train")
     sampler = StepSampler(7, 4, seed=0, steps=range(2, 6))
     alone = list(train_batches(images, sampler, INPUT, DataConfig(workers=0)))
@@ -143,12 +136,10 @@ def test_loader_processes_give_the_same_training_batches(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("limit", "again"), [(7 * 3 * 26 * 30, 0), (7 * 3 * 24 * 30, 2), (0, 7)])
-def test_small_training_images_are_decoded_once_in_a_process(
-    root: Path, monkeypatch: pytest.MonkeyPatch, limit: int, again: int
-) -> None:
+def test_small_training_images_are_decoded_once_in_a_process(root, monkeypatch, limit, again):
     monkeypatch.setattr(images_module, "KEEP_TRAIN_BYTES", limit)
     monkeypatch.setattr(images_module, "_kept_pixels", {})
-    decoded: list[int] = []
+    decoded = []
     decode = ImageDataset.pixels
     monkeypatch.setattr(
         ImageDataset, "pixels", lambda self, i: decoded.append(i) or decode(self, i)
@@ -162,7 +153,7 @@ def test_small_training_images_are_decoded_once_in_a_process(
     assert len(decoded) == 7 + again
 
 
-def test_training_batches_are_mirrored_unless_flip_is_off(root: Path) -> None:
+def test_training_batches_are_mirrored_unless_flip_is_off(root):
     images, sampler = ImageDataset(root, "real", "train"), StepSampler(7, 7, seed=0, steps=range(3))
     plain, flipped = (
         torch.cat([views for views, _ in train_batches(images, sampler, INPUT, data)])
@@ -174,7 +165,7 @@ def test_training_batches_are_mirrored_unless_flip_is_off(root: Path) -> None:
     assert 3 < sum(mirrored) < 18
 
 
-def test_evaluation_shares_show_each_image_once_to_one_worker(root: Path) -> None:
+def test_evaluation_shares_show_each_image_once_to_one_worker(root):
     images = ImageDataset(root, "real", "train")
     whole = torch.cat([views for views, _ in images.eval_batches(INPUT, 7)])
     for size in (2, 3):
@@ -189,7 +180,7 @@ def test_evaluation_shares_show_each_image_once_to_one_worker(root: Path) -> Non
 
 
 @pytest.mark.parametrize("size", [1, 40, 399])
-def test_a_sample_has_the_share_of_each_class(size: int) -> None:
+def test_a_sample_has_the_share_of_each_class(size):
     rng = np.random.default_rng(size)
     labels = rng.permutation(np.repeat(np.arange(5), [160, 120, 80, 39, 1]))
     drawn = np.zeros(400)
@@ -204,7 +195,7 @@ def test_a_sample_has_the_share_of_each_class(size: int) -> None:
     assert drawn.std() / 300 < 2 * (size / 400 * (1 - size / 400) / 300) ** 0.5  # no favourites
 
 
-def test_evaluation_sees_the_same_sample_everywhere(root: Path) -> None:
+def test_evaluation_sees_the_same_sample_everywhere(root):
     images = ImageDataset(root, "real", "train")
     whole = torch.cat([views for views, _ in images.eval_batches(INPUT, 7)])
     sample = ImageDataset(root, "real", "train").sampled(4)
@@ -219,7 +210,7 @@ def test_evaluation_sees_the_same_sample_everywhere(root: Path) -> None:
     assert list(images.sampled(7).eval_rows) == list(images.sampled(0).eval_rows) == list(range(7))
 
 
-def test_views_stay_decoded_up_to_a_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_stay_decoded_up_to_a_limit(root, monkeypatch):
     decoded = []
     decode = ImageDataset.decode
     monkeypatch.setattr(
@@ -233,7 +224,7 @@ def test_views_stay_decoded_up_to_a_limit(root: Path, monkeypatch: pytest.Monkey
         assert len(decoded) == number
 
 
-def test_views_kept_for_one_model_are_not_used_for_another(root: Path) -> None:
+def test_views_kept_for_one_model_are_not_used_for_another(root):
     images = ImageDataset(root, "real", "train")
     squashed = ImageInput(16, INPUT.mean, INPUT.std, resize_mode="squash")
     first = next(images.eval_batches(INPUT, 7))[0]
@@ -241,7 +232,7 @@ def test_views_kept_for_one_model_are_not_used_for_another(root: Path) -> None:
     assert torch.equal(next(images.eval_batches(INPUT, 7))[0], first)
 
 
-def test_crop_pct_is_that_of_the_data_or_else_the_given_one(tmp_path: Path) -> None:
+def test_crop_pct_is_that_of_the_data_or_else_the_given_one(tmp_path):
     for domain, metadata in {"a": {}, "b": {"crop_pct": "0.875"}, "c": {"crop_pct": "x"}}.items():
         write_images(part_path(tmp_path, domain, "val"), examples(range(2)), CLASSES, metadata)
     assert ImageDataset(tmp_path, "a", "val").crop_pct == 1.0
@@ -256,7 +247,7 @@ PNG, JPEG = file_of(pixels(0)), file_of(pixels(9), "JPEG")
 
 
 @pytest.mark.parametrize("broken", [b"", b"no image", PNG[:200], PNG[:40], JPEG[:-100]])
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, broken: bytes) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path, broken):
     images = dataset_of(tmp_path, [PNG, broken])
     message = rf"^{tmp_path}/real/train: row 1 \(1.png\): .*`lipsum-tune prepare parquet`"
     for read in (images.decode, images.pixels):
@@ -264,7 +255,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, broken: bytes)
             read(1)
 
 
-def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path: Path) -> None:
+def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path):
     images = dataset_of(tmp_path, [PNG, b"no image"])
     sampler = StepSampler(2, 2, seed=0, steps=range(4))
     for workers in (0, 1):
@@ -278,11 +269,11 @@ def test_a_loader_process_names_a_bad_image_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_views_are_others_at_each_step_and_seed(workers: int, tmp_path: Path) -> None:
+def test_views_are_others_at_each_step_and_seed(workers, tmp_path):
     images = dataset_of(tmp_path, [file_of(pixels(5))])
     data = DataConfig(workers=workers, crop_area=(0.1, 1.0))
 
-    def views(seed: int) -> list[bytes]:
+    def views(seed):
         sampler = StepSampler(1, 1, seed=seed, steps=range(3))
         return [view.numpy().tobytes() for view, _ in train_batches(images, sampler, INPUT, data)]
 
@@ -305,15 +296,13 @@ def test_views_are_others_at_each_step_and_seed(workers: int, tmp_path: Path) ->
         ("RGB", "WEBP", {}),
     ],
 )
-def test_pixels_are_those_of_the_decoded_image_in_every_format(
-    mode: str, kind: str, options: dict[str, Any], tmp_path: Path
-) -> None:
+def test_pixels_are_those_of_the_decoded_image_in_every_format(mode, kind, options, tmp_path):
     file = file_of(Image.fromarray(pixels(9)).convert(mode), kind, **options)
     images = dataset_of(tmp_path, [file])
     assert np.array_equal(images.pixels(0).permute(1, 2, 0), np.array(images.decode(0)))
 
 
-def test_files_of_the_package_datasets_are_understood(tmp_path: Path) -> None:
+def test_files_of_the_package_datasets_are_understood(tmp_path):
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
     )
@@ -331,11 +320,11 @@ def test_files_of_the_package_datasets_are_understood(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(images.decode(2)), pixels(2))
 
 
-def write_rows(root: Path, labels: list[int], **metadata: str) -> None:
+def write_rows(root, labels, **metadata):
     """A file of rows that `write_images` would refuse."""
     path = part_path(root, "real", "train", len(list((root / "real/train").glob("*"))))
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, Any] = {
+    columns = {
         "image": [{"bytes": file_of(pixels(0)), "path": "0.png"} for _ in labels],
         "label": labels,
     }
@@ -343,7 +332,7 @@ def write_rows(root: Path, labels: list[int], **metadata: str) -> None:
     pq.write_table(pa.Table.from_pydict(columns, schema), path)
 
 
-def test_files_that_disagree_or_are_empty_are_refused(tmp_path: Path, root: Path) -> None:
+def test_files_that_disagree_or_are_empty_are_refused(tmp_path, root):
     write_images(part_path(root, "real", "train", 2), examples(range(1)), CLASSES[::-1], {})
     with pytest.raises(ConfigError, match=r"part-00002.parquet: other class names than part-00000"):
         ImageDataset(root, "real", "train")
@@ -359,7 +348,7 @@ def test_files_that_disagree_or_are_empty_are_refused(tmp_path: Path, root: Path
         ImageDataset(tmp_path / "empty", "real", "train")
 
 
-def test_a_missing_domain_or_split_is_named(root: Path, tmp_path: Path) -> None:
+def test_a_missing_domain_or_split_is_named(root, tmp_path):
     images = tmp_path / "images"
     for name in ("cat", "dog"):
         (images / "real" / name).mkdir(parents=True)
@@ -380,7 +369,7 @@ def test_a_missing_domain_or_split_is_named(root: Path, tmp_path: Path) -> None:
         ImageDataset(root, "real", "val")
 
 
-def test_a_domain_whose_preparation_is_not_done_is_refused(root: Path) -> None:
+def test_a_domain_whose_preparation_is_not_done_is_refused(root):
     record = root / "real" / "preparation.json"
     for status, advice in (
         ("unfinished", r"is unfinished .run the same `lipsum-tune prepare` again"),

@@ -1,7 +1,5 @@
 """What becomes of images of every kind, against pixels computed by hand."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -22,20 +20,20 @@ THUMBNAIL = b"Exif\x00\x00" + JPEG
 LARGE = file_of(np.tile(NOISE, (10, 10, 1)), "JPEG", exif=THUMBNAIL)
 
 
-def pixels(encoded: Encoded) -> np.ndarray:
+def pixels(encoded):
     with Image.open(io.BytesIO(encoded.data)) as image:
         return np.asarray(image)
 
 
-def format_of(data: bytes) -> str | None:
+def format_of(data):
     with Image.open(io.BytesIO(data)) as image:
         return image.format
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+def png(width, height, depth, colour, rows):
     """A PNG written by hand: what Pillow cannot write itself."""
 
-    def chunk(name: bytes, body: bytes) -> bytes:
+    def chunk(name, body):
         return (
             struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         )
@@ -69,12 +67,12 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
         ),
     ],
 )
-def test_what_is_plain_already_stays_byte_for_byte(data: bytes) -> None:
+def test_what_is_plain_already_stays_byte_for_byte(data):
     assert encode(data, AS_IS) == Encoded(data)
     assert encode(data, EncodeOptions(resize=24)) == Encoded(data)  # its short side
 
 
-def test_an_image_of_four_inks_becomes_rgb() -> None:
+def test_an_image_of_four_inks_becomes_rgb():
     inks = np.zeros((16, 16, 4), np.uint8)
     inks[:] = (100, 50, 200, 60)
     encoded = encode(file_of(Image.fromarray(inks, "CMYK"), "JPEG", quality=100), AS_IS)
@@ -85,7 +83,7 @@ def test_an_image_of_four_inks_becomes_rgb() -> None:
     assert pixels(encoded).shape == (16, 16, 3)
 
 
-def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+def test_sixteen_bits_are_scaled_and_not_clipped():
     levels = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
     by_hand = [0, 0, 1, 1, 128, 255]  # level / 257, to the nearest
     for data, changes in (
@@ -102,14 +100,14 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
         encode(too_wide, AS_IS)
 
 
-def test_sixteen_bits_a_colour_become_eight() -> None:
+def test_sixteen_bits_a_colour_become_eight():
     row = b"\x00" + struct.pack(">6H", 0xFFFF, 0x8000, 0x0100, 0, 0x00FF, 0x7FFF)
     encoded = encode(png(2, 1, 16, 2, row), AS_IS)
     assert encoded.changes == ("16-bit",)
     assert pixels(encoded)[0].tolist() == [[255, 128, 1], [0, 0, 127]]
 
 
-def test_palettes_are_looked_up_with_and_without_transparency() -> None:
+def test_palettes_are_looked_up_with_and_without_transparency():
     indexed = Image.new("P", (3, 1))
     indexed.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     indexed.putdata([2, 0, 1])
@@ -121,7 +119,7 @@ def test_palettes_are_looked_up_with_and_without_transparency() -> None:
     assert pixels(holes)[0].tolist() == [[70, 80, 90], [255, 255, 255], [40, 50, 60]]
 
 
-def test_what_is_transparent_is_laid_over_white() -> None:
+def test_what_is_transparent_is_laid_over_white():
     colour = np.array([[[200, 100, 0, 255], [200, 100, 0, 51], [200, 100, 0, 0]]], np.uint8)
     encoded = encode(file_of(Image.fromarray(colour), "PNG"), AS_IS)
     assert encoded.changes == ("transparency",)
@@ -144,9 +142,7 @@ def test_what_is_transparent_is_laid_over_white() -> None:
         ("TIFF", {"format", "animated"}, "PNG"),
     ],
 )
-def test_of_an_animation_the_first_frame_is_taken(
-    file_format: str, changes: set[str], stored: str
-) -> None:
+def test_of_an_animation_the_first_frame_is_taken(file_format, changes, stored):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "green", "blue")]
     data = file_of(frames[0], file_format, save_all=True, append_images=frames[1:])
     encoded = encode(data, AS_IS)
@@ -155,7 +151,7 @@ def test_of_an_animation_the_first_frame_is_taken(
     assert np.abs(pixels(encoded).astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_other_formats_and_modes_become_rgb() -> None:
+def test_other_formats_and_modes_become_rgb():
     bitmap = encode(file_of(NOISE, "BMP"), AS_IS)
     assert (bitmap.changes, format_of(bitmap.data)) == (("format",), "PNG")
     assert np.array_equal(pixels(bitmap), NOISE)
@@ -173,7 +169,7 @@ def test_other_formats_and_modes_become_rgb() -> None:
     assert pixels(white).min() >= 254
 
 
-def test_a_border_is_cut_off_every_side() -> None:
+def test_a_border_is_cut_off_every_side():
     encoded = encode(file_of(NOISE, "PNG"), AS_IS, border=2)
     assert encoded.changes == ("border",)
     assert np.array_equal(pixels(encoded), NOISE[2:-2, 2:-2])
@@ -181,7 +177,7 @@ def test_a_border_is_cut_off_every_side() -> None:
         encode(file_of(NOISE, "PNG"), AS_IS, border=12)
 
 
-def test_the_short_side_is_made_smaller_and_never_larger() -> None:
+def test_the_short_side_is_made_smaller_and_never_larger():
     wide = Image.fromarray(RNG.integers(0, 256, (60, 101, 3), dtype=np.uint8))
     encoded = encode(file_of(wide, "PNG"), EncodeOptions(resize=30))
     assert (encoded.changes, format_of(encoded.data)) == (("resized",), "JPEG")
@@ -194,7 +190,7 @@ def test_the_short_side_is_made_smaller_and_never_larger() -> None:
     assert encode(small, EncodeOptions(resize=61)) == Encoded(small)
 
 
-def test_chroma_is_kept_at_full_resolution_and_quality_matters() -> None:
+def test_chroma_is_kept_at_full_resolution_and_quality_matters():
     data = file_of(NOISE, "PNG")
     fine, coarse = (encode(data, EncodeOptions(resize=20, quality=q)).data for q in (95, 30))
     assert len(coarse) < len(fine)
@@ -202,7 +198,7 @@ def test_chroma_is_kept_at_full_resolution_and_quality_matters() -> None:
         assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
 
 
-def test_a_colour_profile_goes_when_the_pixels_are_encoded_again() -> None:
+def test_a_colour_profile_goes_when_the_pixels_are_encoded_again():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = file_of(NOISE, "PNG", icc_profile=profile)
     assert encode(data, AS_IS) == Encoded(data)
@@ -240,7 +236,7 @@ def test_a_colour_profile_goes_when_the_pixels_are_encoded_again() -> None:
         pytest.param(WEBP[:200], "truncated", id="half a webp"),
     ],
 )
-def test_what_cannot_be_decoded_to_its_end_is_bad(data: bytes, kind: str) -> None:
+def test_what_cannot_be_decoded_to_its_end_is_bad(data, kind):
     with pytest.raises(BadImage) as found:
         encode(data, AS_IS)
     assert found.value.kind == kind
@@ -248,13 +244,13 @@ def test_what_cannot_be_decoded_to_its_end_is_bad(data: bytes, kind: str) -> Non
 
 
 @pytest.mark.parametrize("side", [9_500, 14_000], ids=["Pillow warns", "Pillow refuses"])
-def test_an_image_of_too_many_pixels_is_bad_before_it_is_decoded(side: int) -> None:
+def test_an_image_of_too_many_pixels_is_bad_before_it_is_decoded(side):
     bomb = png(side, side, 8, 2, bytes(100))
     with pytest.raises(BadImage, match="too large"):
         encode(bomb, AS_IS)
 
 
-def test_a_strip_that_no_jpeg_can_hold_is_bad_and_stops_nothing() -> None:
+def test_a_strip_that_no_jpeg_can_hold_is_bad_and_stops_nothing():
     strip = file_of(Image.new("RGB", (30, 10_000)), "PNG")
     assert pixels(encode(strip, EncodeOptions(resize=20))).shape == (6_666, 20, 3)
     with pytest.raises(BadImage, match="too large: 120 x 65553 pixels"):
@@ -263,7 +259,7 @@ def test_a_strip_that_no_jpeg_can_hold_is_bad_and_stops_nothing() -> None:
         encode(file_of(Image.new("L", (66_000, 110)), "JPEG2000"), AS_IS)
 
 
-def test_an_image_too_thin_for_the_resizing_of_evaluation_is_bad() -> None:
+def test_an_image_too_thin_for_the_resizing_of_evaluation_is_bad():
     """Of a model of 336 pixels, whose short side becomes 384."""
     longest = file_of(Image.new("RGB", (2, 1_200)), "PNG")
     assert encode(longest, AS_IS) == Encoded(longest)
@@ -276,7 +272,7 @@ def test_an_image_too_thin_for_the_resizing_of_evaluation_is_bad() -> None:
         encode(file_of(Image.new("RGB", (5, 706)), "PNG"), AS_IS, border=2)
 
 
-def test_each_orientation_is_undone() -> None:
+def test_each_orientation_is_undone():
     by_hand = {
         2: NOISE[:, ::-1], 3: NOISE[::-1, ::-1], 4: NOISE[::-1], 5: NOISE.swapaxes(0, 1),
         6: np.rot90(NOISE, -1), 7: np.rot90(NOISE, 2).swapaxes(0, 1), 8: np.rot90(NOISE),
@@ -293,7 +289,7 @@ def test_each_orientation_is_undone() -> None:
     assert encode(upright, AS_IS) == Encoded(upright)
 
 
-def test_other_notes_that_are_malformed_do_not_keep_an_image_from_being_turned() -> None:
+def test_other_notes_that_are_malformed_do_not_keep_an_image_from_being_turned():
     tags = [(0x0112, 3, 1, struct.pack("<I", 6)), (0x8769, 2, 4, b"abcd")]
     encoded = encode(file_of(NOISE, "JPEG", exif=exif_of(tags)), AS_IS)
     assert (encoded.changes, pixels(encoded).shape) == (("EXIF rotation",), (32, 24, 3))
@@ -311,6 +307,6 @@ def test_other_notes_that_are_malformed_do_not_keep_an_image_from_being_turned()
     ],
     ids=["jpeg", "grey", "palette", "transparent", "16-bit", "rotated"],
 )
-def test_an_image_is_decoded_as_it_would_be_stored(data: bytes) -> None:
+def test_an_image_is_decoded_as_it_would_be_stored(data):
     with Image.open(io.BytesIO(encode(data, AS_IS).data)) as stored:
         assert np.array_equal(np.asarray(decode(data)), np.asarray(stored.convert("RGB")))

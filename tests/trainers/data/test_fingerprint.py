@@ -1,10 +1,7 @@
 """Differences in the data that change their fingerprint, and others that do not."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,11 +16,11 @@ CLASS_MAP = {"class_map": json.dumps({"ant": ["ant"], "bee": ["bee"]})}
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     return write_photo_and_sketch(tmp_path / "data", CLASSES)
 
 
-def fingerprint(root: Path) -> dict[str, str]:
+def fingerprint(root):
     return data_fingerprint(DataConfig(root=str(root), id_domain="photo", ood_domains=("sketch",)))
 
 
@@ -36,9 +33,7 @@ def fingerprint(root: Path) -> dict[str, str]:
         (CLASSES, CLASS_MAP),
     ],
 )
-def test_class_names_crop_and_class_map_are_part_of_it(
-    classes: tuple[str, ...], metadata: dict[str, str], root: Path
-) -> None:
+def test_class_names_crop_and_class_map_are_part_of_it(classes, metadata, root):
     before = fingerprint(root)
     assert before.keys() == {"photo/train", "photo/val", "sketch/val"}
     write_split(root, "sketch", "val", classes, metadata)
@@ -47,7 +42,7 @@ def test_class_names_crop_and_class_map_are_part_of_it(
     assert after == before
 
 
-def test_other_images_their_number_and_values_of_metadata_are_seen(root: Path) -> None:
+def test_other_images_their_number_and_values_of_metadata_are_seen(root):
     seen = {fingerprint(root)["sketch/val"]}
     for metadata, red in (({}, 10), ({"crop_pct": "1.0"}, 10), ({"crop_pct": "0.9"}, 10)):
         write_split(root, "sketch", "val", CLASSES, metadata, red=red)
@@ -56,9 +51,7 @@ def test_other_images_their_number_and_values_of_metadata_are_seen(root: Path) -
     assert len(seen | {fingerprint(root)["sketch/val"]}) == 5
 
 
-def test_where_they_lie_who_wrote_them_and_what_else_is_said_of_them_do_not_matter(
-    root: Path,
-) -> None:
+def test_where_they_lie_who_wrote_them_and_what_else_is_said_of_them_do_not_matter(root):
     before = fingerprint(root)
     moved = root.rename(root.with_name("moved"))
     path = write_split(
@@ -71,7 +64,7 @@ def test_where_they_lie_who_wrote_them_and_what_else_is_said_of_them_do_not_matt
     assert fingerprint(moved) == before
 
 
-def test_images_are_counted_over_all_files_of_a_split(root: Path) -> None:
+def test_images_are_counted_over_all_files_of_a_split(root):
     write_split(root, "sketch", "val", CLASSES, part=1)
     data = DataConfig(root=str(root), id_domain="photo", ood_domains=("sketch",))
     assert image_counts(data, "val") == {"photo": 2, "sketch": 4}

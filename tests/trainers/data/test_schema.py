@@ -1,7 +1,3 @@
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +16,7 @@ CLASSES = ["cat", "dog"]
 METADATA = {"license": "CC BY-SA 4.0", "attribution": "gezeichnet von Jörg"}
 
 
-def refusal(store: Store, read: Any = read_header) -> ConfigError:
+def refusal(store, read=read_header):
     """The error, of one line, with which a file is refused."""
     with pytest.raises(ConfigError) as caught:
         read(store, "x.parquet")
@@ -29,22 +25,22 @@ def refusal(store: Store, read: Any = read_header) -> ConfigError:
     return caught.value
 
 
-def watched(root: Path, on_read: Callable[[bytes], None]) -> Store:
+def watched(root, on_read):
     """A store that passes everything that is read to a function, which may raise."""
 
     class Watched(Store):
-        def open(self, path: str) -> pa.NativeFile:
+        def open(self, path):
             source = super().open(path)
 
             class File:
                 closed = False
 
-                def read(self, size: int | None = None) -> bytes:
-                    data: bytes = source.read(size)
+                def read(self, size=None):
+                    data = source.read(size)
                     on_read(data)
                     return data
 
-                def __getattr__(self, name: str) -> object:
+                def __getattr__(self, name):
                     if name == "read_buffer":  # which Arrow would use instead
                         raise AttributeError(name)
                     return getattr(source, name)
@@ -54,7 +50,7 @@ def watched(root: Path, on_read: Callable[[bytes], None]) -> Store:
     return Watched(**vars(open_store(root)))
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_what_is_written_is_read_back(tmp_path):
     path = part_path(tmp_path, "real", "train")
     write_images(path, IMAGES, CLASSES, METADATA)
     header = read_header(open_store(tmp_path), "real/train/part-00000.parquet")
@@ -67,7 +63,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ]
 
 
-def test_the_header_has_the_uncompressed_size_of_the_images(tmp_path: Path) -> None:
+def test_the_header_has_the_uncompressed_size_of_the_images(tmp_path):
     images = [{"bytes": bytes([n]) * 100_000, "path": f"{n}.bmp"} for n in range(4)]
     columns = {"image": images, "label": [0] * 4, "depth": [bytes(50_000)] * 4}
     table = pa.table(columns).replace_schema_metadata({"class_names": '["cat"]'})
@@ -94,9 +90,7 @@ IMAGE = [{"bytes": b"x"}]
         ([("image", [{"bytes": "x"}]), ("label", [0])], "not a struct with binary bytes"),
     ],
 )
-def test_a_file_without_class_names_or_columns_is_refused(
-    tmp_path: Path, columns: list[tuple[str, list[object]]], problem: str
-) -> None:
+def test_a_file_without_class_names_or_columns_is_refused(tmp_path, columns, problem):
     names, values = zip(*columns, strict=True)
     pq.write_table(pa.table(list(map(pa.array, values)), names), tmp_path / "x.parquet")
     error = refusal(open_store(tmp_path))
@@ -105,7 +99,7 @@ def test_a_file_without_class_names_or_columns_is_refused(
 
 
 @pytest.mark.parametrize("key", [b"class_names", b"metadata"])
-def test_metadata_that_are_not_json_are_refused(tmp_path: Path, key: bytes) -> None:
+def test_metadata_that_are_not_json_are_refused(tmp_path, key):
     write_images(tmp_path / "x.parquet", IMAGES, CLASSES, METADATA)
     table = pq.read_table(tmp_path / "x.parquet")
     for text in (b"{", b"[" * 100_000):
@@ -115,7 +109,7 @@ def test_metadata_that_are_not_json_are_refused(tmp_path: Path, key: bytes) -> N
 
 
 @pytest.mark.parametrize("text", [b"[1]", b'{"info": [1]}', b'{"info": {"features": [1]}}'])
-def test_features_of_another_form_name_no_classes(tmp_path: Path, text: bytes) -> None:
+def test_features_of_another_form_name_no_classes(tmp_path, text):
     write_images(tmp_path / "x.parquet", IMAGES, CLASSES, METADATA)
     table = pq.read_table(tmp_path / "x.parquet").replace_schema_metadata({"huggingface": text})
     pq.write_table(table, tmp_path / "x.parquet")
@@ -123,16 +117,14 @@ def test_features_of_another_form_name_no_classes(tmp_path: Path, text: bytes) -
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not Parquet at all", b"PAR1" * 3, None])
-def test_a_file_that_is_not_parquet_or_missing_is_named(
-    tmp_path: Path, content: bytes | None
-) -> None:
+def test_a_file_that_is_not_parquet_or_missing_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "x.parquet").write_bytes(content)
     problem = "cannot be opened" if content is None else "not a whole Parquet file"
     assert problem in refusal(open_store(tmp_path)).problem
 
 
-def test_a_damaged_page_of_labels_is_named(tmp_path: Path) -> None:
+def test_a_damaged_page_of_labels_is_named(tmp_path):
     path = tmp_path / "x.parquet"
     write_images(path, IMAGES, CLASSES, {})
     column = pq.read_metadata(path).row_group(0).column(2)
@@ -145,19 +137,19 @@ def test_a_damaged_page_of_labels_is_named(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(open_store(tmp_path), check_labels).problem
 
 
-def test_a_connection_that_breaks_is_named(tmp_path: Path) -> None:
+def test_a_connection_that_breaks_is_named(tmp_path):
     write_images(tmp_path / "x.parquet", IMAGES, CLASSES, {})
 
-    def breaks(_: bytes) -> None:
+    def breaks(_):
         raise ConnectionResetError(104, "Connection reset by peer")
 
     assert "Connection reset by peer" in refusal(watched(tmp_path, breaks)).problem
 
 
-def test_labels_are_checked_without_reading_an_image(tmp_path: Path) -> None:
+def test_labels_are_checked_without_reading_an_image(tmp_path):
     path = tmp_path / "x.parquet"
     write_images(path, [LabelledImage(b"x" * 500_000, "a", 1)] * 2, CLASSES, {})
-    sizes: list[int] = []
+    sizes = []
     store = watched(tmp_path, lambda data: sizes.append(len(data)))
     assert check_labels(store, "x.parquet").rows == 2
     assert 0 < sum(sizes) < 100_000
@@ -167,7 +159,7 @@ def test_labels_are_checked_without_reading_an_image(tmp_path: Path) -> None:
     assert error.problem.startswith("label 2 of 2 classes")
 
 
-def test_labels_without_a_class_and_repeated_classes_are_refused(tmp_path: Path) -> None:
+def test_labels_without_a_class_and_repeated_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="label 1 of 1"):
         write_images(tmp_path / "x.parquet", IMAGES, ["cat"], {})
     with pytest.raises(ValueError, match="distinct"):
@@ -175,7 +167,7 @@ def test_labels_without_a_class_and_repeated_classes_are_refused(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_package_datasets_decodes_the_file(tmp_path: Path) -> None:
+def test_the_package_datasets_decodes_the_file(tmp_path):
     image = Image.new("RGB", (8, 8), "red")
     image.save(tmp_path / "red.png")
     data = (tmp_path / "red.png").read_bytes()

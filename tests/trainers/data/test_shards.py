@@ -1,13 +1,9 @@
 """Shards: written, read back, recognised when finished, and made anew when anything differs."""
 
-from __future__ import annotations
-
 import errno
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,12 +24,12 @@ OPTIONS = EncodeOptions()
 CLASSES = ("cat", "dog", "The_Eiffel_Tower")
 
 
-def image(colour: str) -> bytes:
+def image(colour):
     return file_of(Image.new("RGB", (12, 10), colour))
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Store:
+def source(tmp_path):
     """Seven images in three classes: `0.png` to `6.png`."""
     folder = tmp_path / "source"
     folder.mkdir()
@@ -44,11 +40,11 @@ def source(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def destination(tmp_path: Path) -> Store:
+def destination(tmp_path):
     return open_store(tmp_path / "data")
 
 
-def index_of(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2, 0), **more: Any) -> Index:
+def index_of(labels=(0, 1, 2, 0, 1, 2, 0), **more):
     examples = tuple(
         Example(FileSource(f"{number}.png"), f"{number}.png", label)
         for number, label in enumerate(labels)
@@ -60,7 +56,7 @@ def index_of(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2, 0), **more: Any) -> In
 (SHARD,) = plan_shards(index_of(), OPTIONS, 10)
 
 
-def test_a_split_is_cut_into_shards_in_order() -> None:
+def test_a_split_is_cut_into_shards_in_order():
     shards = plan_shards(index_of(), OPTIONS, 3)
     assert [len(shard.examples) for shard in shards] == [3, 3, 1]
     assert [e for shard in shards for e in shard.examples] == list(index_of().examples)
@@ -71,8 +67,8 @@ def test_a_split_is_cut_into_shards_in_order() -> None:
     assert plan_shards(index_of(()), OPTIONS, 3) == []
 
 
-def test_the_digest_changes_with_everything_that_goes_in() -> None:
-    def digests(of: Index, options: EncodeOptions = OPTIONS) -> tuple[str, ...]:
+def test_the_digest_changes_with_everything_that_goes_in():
+    def digests(of, options=OPTIONS):
         return tuple(shard.digest for shard in plan_shards(of, options, 3))
 
     same = digests(index_of())
@@ -91,12 +87,12 @@ def test_the_digest_changes_with_everything_that_goes_in() -> None:
     assert (one_label[:2], one_label[2] != same[2]) == (same[:2], True)
 
 
-def test_the_digest_is_that_of_earlier_versions() -> None:
+def test_the_digest_is_that_of_earlier_versions():
     """Or `prepare` would make finished data sets again."""
     assert SHARD.digest == "2a905aecfbb85be6d035443ae36fdcd4d44a0074b5f9b94097534e98b0aaf581"
 
 
-def test_a_shard_reads_back_as_it_was_indexed(source: Store, destination: Store) -> None:
+def test_a_shard_reads_back_as_it_was_indexed(source, destination):
     report = write_shard(source, destination, SHARD, OPTIONS)
     file = destination.local_path(SHARD.path)
     assert (report.rows, report.bytes, report.findings) == (7, file.stat().st_size, ())
@@ -114,7 +110,7 @@ def test_a_shard_reads_back_as_it_was_indexed(source: Store, destination: Store)
     assert not [e for e in column.encodings if "DICTIONARY" in e]
 
 
-def test_many_images_are_written_in_row_groups(source: Store, destination: Store) -> None:
+def test_many_images_are_written_in_row_groups(source, destination):
     examples = tuple(replace(index_of().examples[i % 7], path=f"{i}") for i in range(600))
     (shard,) = plan_shards(index_of(examples=examples), OPTIONS, 1000)
     write_shard(source, destination, shard, OPTIONS)
@@ -124,7 +120,7 @@ def test_many_images_are_written_in_row_groups(source: Store, destination: Store
     assert parquet.read(["label"])["label"].to_pylist() == [e.label for e in examples]
 
 
-def test_bad_images_are_left_out_and_changes_are_listed(source: Store, destination: Store) -> None:
+def test_bad_images_are_left_out_and_changes_are_listed(source, destination):
     (source.local_path() / "1.png").write_bytes(b"")
     (source.local_path() / "2.png").write_bytes(image("blue")[:50])
     (source.local_path() / "3.png").unlink()
@@ -148,13 +144,13 @@ def test_bad_images_are_left_out_and_changes_are_listed(source: Store, destinati
     assert report.rows == 2
 
 
-def test_a_shard_without_a_good_image_is_an_empty_table(source: Store, destination: Store) -> None:
+def test_a_shard_without_a_good_image_is_an_empty_table(source, destination):
     (shard,) = plan_shards(index_of((7,)), OPTIONS, 10)
     assert write_shard(source, destination, shard, OPTIONS).rows == 0
     assert pq.read_table(destination.local_path(shard.path)).num_rows == 0
 
 
-def test_requested_changes_are_not_findings(source: Store, destination: Store) -> None:
+def test_requested_changes_are_not_findings(source, destination):
     options = EncodeOptions(resize=6)
     (shard,) = plan_shards(index_of(border=1), options, 10)
     report = write_shard(source, destination, shard, options)
@@ -164,7 +160,7 @@ def test_requested_changes_are_not_findings(source: Store, destination: Store) -
         assert small.size == (7, 6)  # 10 x 8 within the border
 
 
-def test_a_finished_shard_is_reused_with_its_findings(source: Store, destination: Store) -> None:
+def test_a_finished_shard_is_reused_with_its_findings(source, destination):
     (source.local_path() / "1.png").write_bytes(b"")
     assert finished(destination, SHARD) is None
     written = make_shard(source, destination, SHARD, OPTIONS)
@@ -179,9 +175,7 @@ def test_a_finished_shard_is_reused_with_its_findings(source: Store, destination
     assert finished(destination, SHARD) is None
 
 
-def test_a_shard_is_made_again_once_a_bad_image_is_repaired(
-    source: Store, destination: Store
-) -> None:
+def test_a_shard_is_made_again_once_a_bad_image_is_repaired(source, destination):
     (source.local_path() / "1.png").write_bytes(b"")
     assert make_shard(source, destination, SHARD, OPTIONS).rows == 6
     (source.local_path() / "1.png").write_bytes(image("pink"))
@@ -189,9 +183,7 @@ def test_a_shard_is_made_again_once_a_bad_image_is_repaired(
     assert (report.rows, report.findings, report.reused) == (7, (), False)
 
 
-def test_a_shard_is_made_again_if_an_image_changes_not_if_it_goes(
-    source: Store, destination: Store
-) -> None:
+def test_a_shard_is_made_again_if_an_image_changes_not_if_it_goes(source, destination):
     assert make_shard(source, destination, SHARD, OPTIONS).rows == 7
     (source.local_path() / "1.png").write_bytes(image("pink") + b"1")
     assert up_to_date(source, destination, SHARD, OPTIONS) is None
@@ -203,24 +195,24 @@ def test_a_shard_is_made_again_if_an_image_changes_not_if_it_goes(
     assert (kept.reused, kept.rows) == (True, 7)
 
 
-def time_out(_: Store) -> None:
+def time_out(_):
     raise OSError(errno.ETIMEDOUT, "Connection timed out")
 
 
-def disappear(source: Store) -> None:
+def disappear(source):
     for file in source.local_path().iterdir():
         file.unlink()
 
 
-def interrupt(_: Store) -> None:
+def interrupt(_):
     raise KeyboardInterrupt
 
 
-def failing(source: Store, fail: Callable[[Store], None]) -> Store:
+def failing(source, fail):
     """The same store, which calls a function before it opens `3.png`."""
 
     class Failing(Store):
-        def open(self, path: str) -> Any:
+        def open(self, path):
             if path == "3.png":
                 fail(self)
             return super().open(path)
@@ -236,19 +228,15 @@ def failing(source: Store, fail: Callable[[Store], None]) -> Store:
     ],
 )
 def test_a_source_that_fails_in_the_middle_makes_no_shard(
-    source: Store,
-    destination: Store,
-    monkeypatch: pytest.MonkeyPatch,
-    fail: Callable[[Store], None],
-    problem: str,
-) -> None:
+    source, destination, monkeypatch, fail, problem
+):
     monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0))
     with pytest.raises(SourceLost, match=problem):
         make_shard(failing(source, fail), destination, SHARD, OPTIONS)
     assert not destination.info(SHARD.path).is_file
 
 
-def test_a_file_of_an_interrupted_shard_is_not_finished(source: Store, tmp_path: Path) -> None:
+def test_a_file_of_an_interrupted_shard_is_not_finished(source, tmp_path):
     bucket = open_store(f"memory://{tmp_path.name}")  # publishes what was written before an error
     with pytest.raises(KeyboardInterrupt):
         write_shard(failing(source, interrupt), bucket, SHARD, OPTIONS)
@@ -258,9 +246,7 @@ def test_a_file_of_an_interrupted_shard_is_not_finished(source: Store, tmp_path:
     assert make_shard(source, bucket, SHARD, OPTIONS).rows == 7
 
 
-def test_a_destination_that_cannot_be_written_to_is_named(
-    source: Store, destination: Store
-) -> None:
+def test_a_destination_that_cannot_be_written_to_is_named(source, destination):
     Path(destination.root).write_text("a file where the folder should be")
     with pytest.raises(OSError, match=str(destination.url)) as caught:
         write_shard(source, destination, SHARD, OPTIONS)

@@ -1,23 +1,20 @@
 """Carving validation and test splits: how many images, which, from where, and the metadata."""
 
 from collections import Counter
-from collections.abc import Sequence
 from hashlib import blake2b
 
 import pytest
 
-from trainers.data.formats.index import SPLITS, Example, Finding, Index, Split
+from trainers.data.formats.index import SPLITS, Example, Finding, Index
 from trainers.data.formats.readers import FileSource
 from trainers.data.splits import carve_splits
 
 
-def example(path: str, label: int) -> Example:
+def example(path, label):
     return Example(FileSource(path), path, label)
 
 
-def index_of(
-    counts: Sequence[int], split: Split = "train", domain: str = "real", **fields: object
-) -> Index:
+def index_of(counts, split="train", domain="real", **fields):
     """`counts[label]` images of each class, classes interleaved."""
     examples = [
         example(f"{domain}/{split}/{label}/{number}.jpg", label)
@@ -26,16 +23,16 @@ def index_of(
         if number < count
     ]
     names = tuple(f"class {label}" for label in range(len(counts)))
-    return Index(domain, split, names, tuple(examples), **fields)  # type: ignore[arg-type]
+    return Index(domain, split, names, tuple(examples), **fields)
 
 
-def by_split(indexes: Sequence[Index]) -> dict[tuple[str, str], Index]:
+def by_split(indexes):
     result = {(item.domain, item.split): item for item in indexes}
     assert len(result) == len(indexes)
     return result
 
 
-def paths(item: Index) -> list[str]:
+def paths(item):
     return [e.path for e in item.examples]
 
 
@@ -58,9 +55,7 @@ def paths(item: Index) -> list[str]:
         (24, 0.1, 0.2, (17, 2, 5)),
     ],
 )
-def test_a_share_of_each_class_is_carved_for_val_before_test(
-    images: int, val: float, test: float, expected: tuple[int, int, int]
-) -> None:
+def test_a_share_of_each_class_is_carved_for_val_before_test(images, val, test, expected):
     splits = carve_splits([index_of([images, 20])], val, seed=0, test_fraction=test)
     counts = Counter((x.split, e.label) for x in splits for e in x.examples)
     assert tuple(counts[split, 0] for split in SPLITS) == expected
@@ -68,11 +63,11 @@ def test_a_share_of_each_class_is_carved_for_val_before_test(
     assert tuple(counts[split, 1] for split in SPLITS) == (20 - of_val - of_test, of_val, of_test)
 
 
-def test_the_images_of_smallest_hash_are_taken() -> None:
+def test_the_images_of_smallest_hash_are_taken():
     original = index_of([10, 30])
     splits = by_split(carve_splits([original], 0.2, seed=7))
 
-    def rank(path: str) -> bytes:
+    def rank(path):
         return blake2b(b"7/" + path.encode(), digest_size=8).digest()
 
     for label, carved in ((0, 2), (1, 6)):
@@ -81,7 +76,7 @@ def test_the_images_of_smallest_hash_are_taken() -> None:
         assert {e.path for e in splits["real", "val"].examples if e.label == label} == expected
 
 
-def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
+def test_both_parts_keep_the_order_and_together_are_the_whole():
     original = index_of([10, 30])
     splits = by_split(carve_splits([original], 0.3, 0))
     train, val = paths(splits["real", "train"]), paths(splits["real", "val"])
@@ -91,7 +86,7 @@ def test_both_parts_keep_the_order_and_together_are_the_whole() -> None:
     assert sorted([*train, *val]) == sorted(position)
 
 
-def test_both_parts_say_how_they_came_to_be() -> None:
+def test_both_parts_say_how_they_came_to_be():
     original = index_of([4], metadata={"layout": "folders"}, border=2)
     splits = by_split(carve_splits([original], 0.25, 3))
     for split in ("train", "val"):
@@ -105,21 +100,21 @@ def test_both_parts_say_how_they_came_to_be() -> None:
         assert splits["real", split].class_names == original.class_names
 
 
-def test_findings_stay_with_the_split_they_came_with() -> None:
+def test_findings_stay_with_the_split_they_came_with():
     finding = Finding("real/gone.jpg", "missing file", bad=True)
     splits = by_split(carve_splits([index_of([4], findings=(finding,))], 0.25, 0))
     assert splits["real", "train"].findings == (finding,)
     assert splits["real", "val"].findings == ()
 
 
-def test_classes_of_single_images_give_no_validation_split_and_say_so() -> None:
+def test_classes_of_single_images_give_no_validation_split_and_say_so():
     original = index_of([1, 1])
     (train,) = carve_splits([original], 0.5, 0)
     assert train.examples == original.examples
     assert [(f.path, f.kind) for f in train.findings] == [("real", "no validation split")]
 
 
-def test_val_is_the_same_with_and_without_a_test_split() -> None:
+def test_val_is_the_same_with_and_without_a_test_split():
     alone = by_split(carve_splits([index_of([10, 30])], 0.2, 3))
     both = by_split(carve_splits([index_of([10, 30])], 0.2, 3, test_fraction=0.3))
     assert paths(alone["real", "val"]) == paths(both["real", "val"])
@@ -141,13 +136,7 @@ def test_val_is_the_same_with_and_without_a_test_split() -> None:
         (("test",), 0.0, 0.25, {"test": 12}, {"test": 12}),
     ],
 )
-def test_missing_splits_are_made_and_official_ones_kept(
-    there: tuple[Split, ...],
-    val: float,
-    test: float,
-    id_domain: dict[str, int],
-    ood: dict[str, int],
-) -> None:
+def test_missing_splits_are_made_and_official_ones_kept(there, val, test, id_domain, ood):
     """The sizes are those of the splits that are carved, or carved from; the others stay."""
     for domain, expected in (("real", id_domain), ("sketch", ood)):
         indexes = {split: index_of([12], split, domain) for split in there}

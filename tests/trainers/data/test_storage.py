@@ -1,9 +1,5 @@
 """Folders anywhere: what is written appears whole, and no secret is taken from a URL."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from trainers.data.storage import open_store
@@ -11,7 +7,7 @@ from trainers.errors import ConfigError
 
 
 @pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
-def test_what_is_written_is_listed_and_read_back(tmp_path: Path, scheme: str) -> None:
+def test_what_is_written_is_listed_and_read_back(tmp_path, scheme):
     store = open_store(f"{scheme}{tmp_path}/data").at("real")
     with store.write("val/a.txt") as file:
         file.write(b"hello")
@@ -28,7 +24,7 @@ def test_what_is_written_is_listed_and_read_back(tmp_path: Path, scheme: str) ->
     assert store.is_local == (scheme != "memory://")
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     store = open_store(tmp_path)
     with store.write("a") as file:
         file.write(b"old")
@@ -46,14 +42,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         "gs://bucket/data?access_token=hunter2&region=x",
     ],
 )
-def test_a_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+def test_a_secret_in_a_url_is_refused_and_not_repeated(url):
     with pytest.raises(ConfigError, match="credentials do not belong in a URL") as error:
         open_store(url)
     assert "hunter2" not in str(error.value)
     assert "bucket/data" in str(error.value)
 
 
-def test_a_name_in_a_url_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_in_a_url_is_taken_from_the_environment(monkeypatch):
     monkeypatch.setenv("FOLDER_A", "hunter2")
     store = open_store("memory://${FOLDER_A}/x")
     assert (store.root, store.url) == ("/hunter2/x", "memory://${FOLDER_A}/x")
@@ -62,12 +58,12 @@ def test_a_name_in_a_url_is_taken_from_the_environment(monkeypatch: pytest.Monke
     assert "hunter2" not in str(error.value)
 
 
-def test_an_unknown_file_system_is_one_clear_error() -> None:
+def test_an_unknown_file_system_is_one_clear_error():
     with pytest.raises(ConfigError, match=r"nosuch://bucket/x: .*nosuch"):
         open_store("nosuch://bucket/x")
 
 
-def test_a_user_name_alone_is_no_secret() -> None:
+def test_a_user_name_alone_is_no_secret():
     # So Azure names a container; no request is made before it is read.
     store = open_store("abfss://container@account.dfs.core.windows.net/data")
     assert store.root.endswith("data")

@@ -1,8 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import open_clip
 import pytest
 import yaml
@@ -14,7 +9,7 @@ from trainers.data.suite import Suite, imagenet_names, load_suite, packaged_suit
 from trainers.errors import ConfigError, validate
 from trainers.texts.prompts import named_templates
 
-OWN: dict[str, Any] = {
+OWN = {
     "name": "products",
     "id_domain": "studio",
     "ood_domains": ["street"],
@@ -23,7 +18,7 @@ OWN: dict[str, Any] = {
 }
 
 
-def test_the_packaged_suites_have_the_papers_domains_and_figures() -> None:
+def test_the_packaged_suites_have_the_papers_domains_and_figures():
     assert sorted(packaged_suites()) == ["domainnet", "imagenet"]
     imagenet, domainnet = load_suite("imagenet"), load_suite("domainnet")
     assert imagenet.ood_domains == ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
@@ -42,13 +37,13 @@ def test_the_packaged_suites_have_the_papers_domains_and_figures() -> None:
         assert len(suite.all_templates) == 80
 
 
-def test_domainnet_is_prompted_with_its_folder_names_as_they_are() -> None:
+def test_domainnet_is_prompted_with_its_folder_names_as_they_are():
     prompts = load_suite("domainnet").prompts(("The_Eiffel_Tower", "t-shirt"))
     assert prompts.names == ("The_Eiffel_Tower", "t-shirt")
     assert "a photo of a t-shirt." in prompts.of("t-shirt")
 
 
-def test_imagenet_is_prompted_with_the_names_of_open_clip_by_wordnet_id() -> None:
+def test_imagenet_is_prompted_with_the_names_of_open_clip_by_wordnet_id():
     names = imagenet_names()
     # Hand-picked from the list that comes with ImageNet; the ids are not in the order of labels.
     picked = {"n01443537": "goldfish", "n02123045": "tabby cat", "n15075141": "toilet paper"}
@@ -58,7 +53,7 @@ def test_imagenet_is_prompted_with_the_names_of_open_clip_by_wordnet_id() -> Non
     assert twice.names == ("sunglasses", "sunglasses")  # as open_clip has them
 
 
-def test_class_names_are_spoken_unless_a_suite_says_otherwise() -> None:
+def test_class_names_are_spoken_unless_a_suite_says_otherwise():
     data = DataConfig()
     assert data.rules.prompts(("aircraft_carrier", "t-shirt")).names == (
         "aircraft carrier", "t shirt",
@@ -79,9 +74,7 @@ def test_class_names_are_spoken_unless_a_suite_says_otherwise() -> None:
         ({"x": "y"}, ("a", "b", "c", "d", "e"), "no name for 'a', 'b', 'c' and 2 more"),
     ],
 )
-def test_classes_that_a_prompt_cannot_tell_apart_are_refused(
-    class_names: Any, classes: tuple[str, ...], problem: str
-) -> None:
+def test_classes_that_a_prompt_cannot_tell_apart_are_refused(class_names, classes, problem):
     with pytest.raises(ConfigError, match=problem) as caught:
         Suite(id_domain="a", class_names=class_names).prompts(classes)
     assert "\n" not in str(caught.value)
@@ -104,9 +97,7 @@ def test_classes_that_a_prompt_cannot_tell_apart_are_refused(
         ("published", {"m": {"studio": -1}}, r"published\.m\.studio = -1: .*equal to 0"),
     ],
 )
-def test_a_mistake_in_a_suite_is_one_line_that_names_file_and_key(
-    key: str, value: Any, problem: str, tmp_path: Path
-) -> None:
+def test_a_mistake_in_a_suite_is_one_line_that_names_file_and_key(key, value, problem, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(OWN | {key: value}))
     with pytest.raises(ConfigError, match=problem) as caught:
@@ -115,7 +106,7 @@ def test_a_mistake_in_a_suite_is_one_line_that_names_file_and_key(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_suite_that_is_not_there_or_no_yaml_is_named(tmp_path: Path) -> None:
+def test_a_suite_that_is_not_there_or_no_yaml_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"'imagnet'.*did you mean 'imagenet'"):
         load_suite("imagnet")
     for content in (b"templates: [", b"\xff\xfe"):
@@ -126,13 +117,13 @@ def test_a_suite_that_is_not_there_or_no_yaml_is_named(tmp_path: Path) -> None:
         validate(TrialConfig, {"data": {"suite": 3}}, "f.yaml")
 
 
-def test_every_packaged_suite_tells_its_own_classes_apart() -> None:
+def test_every_packaged_suite_tells_its_own_classes_apart():
     assert len(load_suite("domainnet").prompts(domainnet_classes()).names) == 345
     assert len(load_suite("imagenet").prompts(wordnet_ids()).names) == 1000
 
 
-def test_a_rule_for_nearly_one_of_the_domains_is_refused_and_for_others_waits() -> None:
-    def check(*ruled: str, **values: Any) -> None:
+def test_a_rule_for_nearly_one_of_the_domains_is_refused_and_for_others_waits():
+    def check(*ruled, **values):
         suite = OWN | {"domains": {domain: {"num_classes": 3} for domain in ruled}}
         data = DataConfig.model_validate({"suite": suite, **values})
         data.rules.check_rules(data.domains)
@@ -149,15 +140,15 @@ def test_a_rule_for_nearly_one_of_the_domains_is_refused_and_for_others_waits() 
         check("streetss", ood_domains=["streets"])
 
 
-def test_the_rules_of_a_packaged_suite_hold_for_a_part_of_its_domains() -> None:
+def test_the_rules_of_a_packaged_suite_hold_for_a_part_of_its_domains():
     some = {"id_domain": "imagenet", "ood_domains": ["imagenet-v2"]}
     for suite in ("imagenet", load_suite("imagenet").model_dump() | some):
         data = DataConfig.model_validate({"suite": suite, **some})
         data.rules.check_rules(data.domains)
 
 
-def test_a_suite_names_the_domains_unless_the_user_does() -> None:
-    def domains(**values: Any) -> tuple[str, ...]:
+def test_a_suite_names_the_domains_unless_the_user_does():
+    def domains(**values):
         return DataConfig.model_validate({"suite": "domainnet", **values}).domains
 
     assert domains() == ("real", "painting", "clipart", "infograph", "sketch")
@@ -167,7 +158,7 @@ def test_a_suite_names_the_domains_unless_the_user_does() -> None:
     assert DataConfig().domains == domains()  # and without a suite, as ever
 
 
-def test_a_suite_of_the_users_own_becomes_part_of_the_configuration(tmp_path: Path) -> None:
+def test_a_suite_of_the_users_own_becomes_part_of_the_configuration(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(OWN))
     config = TrialConfig.model_validate({"data": {"suite": str(path)}})

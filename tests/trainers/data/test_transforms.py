@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -20,27 +16,25 @@ from trainers.models.image import ImageInput
 from trainers.seeding import generator
 
 
-def image_input(size: int = 48, **others: Any) -> ImageInput:
+def image_input(size=48, **others):
     return ImageInput(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), **others)
 
 
-def image(height: int = 40, width: int = 64) -> Image.Image:
+def image(height=40, width=64):
     pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-def tensor(image: Image.Image) -> torch.Tensor:
+def tensor(image):
     return v2.functional.pil_to_tensor(image)
 
 
-def smooth(height: int, width: int) -> Image.Image:
+def smooth(height, width):
     return image(5, 8).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(
-    interpolation: str,
-) -> None:
+def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(interpolation):
     whole, wanted = smooth(90, 140), image_input(interpolation=interpolation)
     mode = v2.InterpolationMode(interpolation)
     flipped = []
@@ -61,7 +55,7 @@ def test_a_training_view_is_torchvisions_resized_crop_and_flip_of_the_tensor(
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_a_view_of_the_whole_is_the_image_or_its_mirror_image(flip: bool) -> None:
+def test_a_view_of_the_whole_is_the_image_or_its_mirror_image(flip):
     whole = tensor(image(48, 48))
     views = [
         train_view(whole, image_input(), generator(0, "view", step, 0), (1.0, 1.0), flip=flip)
@@ -71,7 +65,7 @@ def test_a_view_of_the_whole_is_the_image_or_its_mirror_image(flip: bool) -> Non
     assert any(torch.equal(view, whole.flip(-1)) for view in views) == flip
 
 
-def test_crops_have_the_area_and_shape_that_are_asked_for() -> None:
+def test_crops_have_the_area_and_shape_that_are_asked_for():
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(500):
@@ -84,14 +78,14 @@ def test_crops_have_the_area_and_shape_that_are_asked_for() -> None:
     assert 0.5 < max(shares) < 0.61
 
 
-def test_an_image_too_narrow_for_any_crop_is_cropped_in_its_centre() -> None:
+def test_an_image_too_narrow_for_any_crop_is_cropped_in_its_centre():
     top, left, h, w = _random_crop(10, 1000, (1.0, 1.0), np.random.default_rng(0))
     assert (top, h) == (0, 10)
     assert w == round(10 * 4 / 3)
     assert left == (1000 - w) // 2
 
 
-def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop() -> None:
+def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop():
     expected = v2.Compose(
         [v2.Resize(55, interpolation=v2.InterpolationMode.BICUBIC), v2.CenterCrop(48)]
     )(image())
@@ -101,9 +95,7 @@ def test_the_evaluation_view_is_torchvisions_resize_and_centre_crop() -> None:
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("shape", [(40, 64), (131, 50), (48, 48), (300, 299), (2, 90)])
-def test_every_way_to_make_an_image_square_is_open_clips(
-    resize_mode: str, interpolation: str, shape: tuple[int, int]
-) -> None:
+def test_every_way_to_make_an_image_square_is_open_clips(resize_mode, interpolation, shape):
     zero_one = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     cfg = PreprocessCfg(size=48, resize_mode=resize_mode, interpolation=interpolation, **zero_one)
     theirs = image_transform_v2(cfg, is_train=False)(image(*shape))
@@ -114,14 +106,14 @@ def test_every_way_to_make_an_image_square_is_open_clips(
         assert torch.equal(ours, eval_view(image(*shape), wanted, crop_pct=0.5))
 
 
-def test_normalisation_is_per_channel() -> None:
+def test_normalisation_is_per_channel():
     views = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
     out = normalise(views, ImageInput(2, (0.0, 0.5, 1.0), (1.0, 0.5, 2.0)))
     assert out[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (256, 256)])
-def test_tensorflows_crops_have_a_uniform_ratio_and_height(height: int, width: int) -> None:
+def test_tensorflows_crops_have_a_uniform_ratio_and_height(height, width):
     rng = generator(0, "crops")
     crops = np.array([_tensorflow_crop(height, width, (0.08, 1.0), rng) for _ in range(20_000)])
     top, left, heights, widths = crops.T
@@ -141,7 +133,7 @@ def test_tensorflows_crops_have_a_uniform_ratio_and_height(height: int, width: i
     assert 0.8 < area.mean() / (np.prod(plain, axis=1).mean() / (height * width)) < 0.92
 
 
-def test_the_law_of_crops_is_chosen_and_takes_the_centre_if_none_fits() -> None:
+def test_the_law_of_crops_is_chosen_and_takes_the_centre_if_none_fits():
     whole = tensor(smooth(90, 140))
     rng = generator(0, "view")
     top, left, height, width = _tensorflow_crop(90, 140, (0.08, 1.0), rng)

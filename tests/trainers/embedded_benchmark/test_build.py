@@ -1,6 +1,5 @@
 import io
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +19,7 @@ from trainers.embedded_benchmark.drawings import (
     shifted_palette,
 )
 from trainers.embedded_benchmark.raster import generator, raster
-from trainers.embedded_benchmark.render import DOMAINS, Domain, render
+from trainers.embedded_benchmark.render import DOMAINS, render
 
 CLASSES = ["cat", "whale", "bus", "clock"]
 FEW = ImageCounts(train=4, val=2, test=2)
@@ -28,23 +27,23 @@ SHOWN = ("1F408", "1F697", "1F33B", "1F433", "1F3E0", "1F98B")
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def benchmark(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "benchmark"
     return build(root, images=FEW, classes=CLASSES, workers=1, progress=False)
 
 
-def rows(root: Path, domain: str, split: str) -> list[dict[str, object]]:
-    table: list[dict[str, object]] = pq.read_table(part_path(root, domain, split)).to_pylist()
+def rows(root, domain, split):
+    table = pq.read_table(part_path(root, domain, split)).to_pylist()
     return table
 
 
-def contents(root: Path) -> dict[Path, bytes]:
+def contents(root):
     files = [path for path in root.rglob("*") if path.is_file()]
     return {path.relative_to(root): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
-def gallery() -> dict[Domain, np.ndarray]:
+def gallery():
     """Images (18, 64, 64, 3) of six drawings, three each, by domain."""
     keys = [(point, index) for point in SHOWN for index in range(3)]
     return {
@@ -57,7 +56,7 @@ def gallery() -> dict[Domain, np.ndarray]:
 # Classes and drawings
 
 
-def test_a_hundred_classes_share_no_drawing_and_have_one_or_several() -> None:
+def test_a_hundred_classes_share_no_drawing_and_have_one_or_several():
     classes = load_classes()
     assert len(classes) == 100
     assert list(classes) == sorted(classes)
@@ -72,12 +71,12 @@ def test_a_hundred_classes_share_no_drawing_and_have_one_or_several() -> None:
         assert raster(item, "colour").getchannel("A").getbbox(), item.code_point
 
 
-def test_an_unknown_drawing_is_a_key_error() -> None:
+def test_an_unknown_drawing_is_a_key_error():
     with pytest.raises(KeyError, match="10FFFF"):
         drawing("10FFFF")
 
 
-def test_layers_divide_a_drawing_into_lines_and_colours() -> None:
+def test_layers_divide_a_drawing_into_lines_and_colours():
     item = drawing("1F408")
     line, fill = layered_svg(item, "line"), layered_svg(item, "colour")
     assert "#e27022" in fill
@@ -86,7 +85,7 @@ def test_layers_divide_a_drawing_into_lines_and_colours() -> None:
     assert 'stroke="#000"' not in fill
 
 
-def test_a_palette_changes_every_use_of_a_colour_alike() -> None:
+def test_a_palette_changes_every_use_of_a_colour_alike():
     item = drawing("1F408")
     old = colours(item)
     palette = shifted_palette(old, generator(1), hue=0.5, saturation=0.5, light=0.1)
@@ -100,7 +99,7 @@ def test_a_palette_changes_every_use_of_a_colour_alike() -> None:
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_a_image_depends_on_its_key_and_on_nothing_else(domain: Domain) -> None:
+def test_a_image_depends_on_its_key_and_on_nothing_else(domain):
     item = drawing("1F697")
     first = render(item, domain, (0, 1))
     np.random.default_rng(7).random()
@@ -113,35 +112,33 @@ def test_a_image_depends_on_its_key_and_on_nothing_else(domain: Domain) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 48, 96])
-def test_images_come_in_other_sizes(size: int) -> None:
+def test_images_come_in_other_sizes(size):
     for domain in DOMAINS:
         assert render(drawing("1F697"), domain, (0,), size).shape == (size, size, 3)
 
 
-def test_images_too_small_to_show_anything_are_refused() -> None:
+def test_images_too_small_to_show_anything_are_refused():
     with pytest.raises(ValueError, match="32"):
         render(drawing("1F697"), "real", (0,), 16)
 
 
-def test_clipart_lies_on_white(gallery: dict[Domain, np.ndarray]) -> None:
+def test_clipart_lies_on_white(gallery):
     corners = gallery["clipart"][:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert np.mean(corners == 255) > 0.98
 
 
-def test_sketches_have_hardly_any_colour(gallery: dict[Domain, np.ndarray]) -> None:
+def test_sketches_have_hardly_any_colour(gallery):
     assert np.ptp(gallery["sketch"], axis=3).max() < 60
     assert np.ptp(gallery["clipart"], axis=3).max(axis=(1, 2)).min() > 80
 
 
-def test_paintings_have_neither_white_ground_nor_black_outline(
-    gallery: dict[Domain, np.ndarray],
-) -> None:
+def test_paintings_have_neither_white_ground_nor_black_outline(gallery):
     assert (gallery["painting"].min(axis=3) > 250).mean(axis=(1, 2)).max() < 0.2
     painting, clipart = ((gallery[d].max(axis=3) < 40).mean() for d in ("painting", "clipart"))
     assert painting < 0.4 * clipart
 
 
-def test_infographs_have_the_most_hard_edges(gallery: dict[Domain, np.ndarray]) -> None:
+def test_infographs_have_the_most_hard_edges(gallery):
     edges = {
         domain: np.mean(np.abs(np.diff(images.mean(axis=3), axis=2)) > 40)
         for domain, images in gallery.items()
@@ -149,7 +146,7 @@ def test_infographs_have_the_most_hard_edges(gallery: dict[Domain, np.ndarray]) 
     assert max(edges, key=lambda domain: edges[domain]) == "infograph"
 
 
-def test_photographs_are_noisy_everywhere(gallery: dict[Domain, np.ndarray]) -> None:
+def test_photographs_are_noisy_everywhere(gallery):
     assert gallery["real"].reshape(-1, 8, 8, 8, 8, 3).std(axis=(2, 4)).min() > 0.5
     assert (gallery["real"] == 255).all(axis=3).mean(axis=(1, 2)).max() < 0.1
 
@@ -157,24 +154,24 @@ def test_photographs_are_noisy_everywhere(gallery: dict[Domain, np.ndarray]) -> 
 # The benchmark
 
 
-def test_every_class_has_its_images_in_every_domain_and_split(benchmark: Path) -> None:
-    every: set[bytes] = set()
+def test_every_class_has_its_images_in_every_domain_and_split(benchmark):
+    every = set()
     for domain in DOMAINS:
         for split in SPLITS:
             found = rows(benchmark, domain, split)
             count = getattr(FEW, split)
             assert [row["label"] for row in found] == sorted([*range(4)] * count)
             for row in found:
-                every.add(row["image"]["bytes"])  # type: ignore[index]
+                every.add(row["image"]["bytes"])
                 name = sorted(CLASSES)[int(str(row["label"]))]
-                assert f"/{name}/" in row["image"]["path"]  # type: ignore[index]
+                assert f"/{name}/" in row["image"]["path"]
     assert len(every) == 4 * 5 * (4 + 2 + 2)
     image = Image.open(io.BytesIO(every.pop()))
     assert (image.format, image.size) == ("JPEG", (64, 64))
-    assert all(sampling[1:3] == (1, 1) for sampling in image.layer)  # type: ignore[attr-defined]
+    assert all(sampling[1:3] == (1, 1) for sampling in image.layer)
 
 
-def test_files_carry_class_names_licence_and_attribution(benchmark: Path) -> None:
+def test_files_carry_class_names_licence_and_attribution(benchmark):
     for domain in DOMAINS:
         header = read_header(open_store(benchmark), f"{domain}/test/part-00000.parquet")
         assert header.class_names == tuple(sorted(CLASSES))
@@ -183,7 +180,7 @@ def test_files_carry_class_names_licence_and_attribution(benchmark: Path) -> Non
         assert header.metadata["source"].startswith("https://")
 
 
-def test_splits_share_no_drawing_of_a_class_that_has_several() -> None:
+def test_splits_share_no_drawing_of_a_class_that_has_several():
     for name, points in load_classes().items():
         parts = split_drawings(name, points, seed=0)
         assert all(parts[split] for split in SPLITS), name
@@ -191,29 +188,29 @@ def test_splits_share_no_drawing_of_a_class_that_has_several() -> None:
             assert sorted(point for part in parts.values() for point in part) == sorted(points)
 
 
-def test_files_show_only_the_drawings_of_their_split(benchmark: Path) -> None:
+def test_files_show_only_the_drawings_of_their_split(benchmark):
     allowed = split_drawings("cat", load_classes()["cat"], seed=0)
     for domain in DOMAINS:
         for split in SPLITS:
-            paths = [str(row["image"]["path"]) for row in rows(benchmark, domain, split)]  # type: ignore[index]
+            paths = [str(row["image"]["path"]) for row in rows(benchmark, domain, split)]
             shown = {path.split("/")[-1].split("-")[0] for path in paths if "/cat/" in path}
             assert shown
             assert shown <= set(allowed[split])
 
 
-def test_other_processes_draw_the_same_bytes(benchmark: Path, tmp_path: Path) -> None:
+def test_other_processes_draw_the_same_bytes(benchmark, tmp_path):
     root = build(tmp_path / "again", images=FEW, classes=CLASSES[::-1], workers=2, progress=False)
     assert contents(root) == contents(benchmark)
 
 
-def test_building_again_changes_nothing(benchmark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_again_changes_nothing(benchmark, monkeypatch):
     monkeypatch.setattr(building, "render", None)  # any rendering would fail
     before = {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")}
     build(benchmark, images=FEW, classes=CLASSES, workers=1, progress=False)
     assert {path: path.stat().st_mtime_ns for path in benchmark.rglob("*")} == before
 
 
-def test_other_parameters_replace_the_benchmark(tmp_path: Path) -> None:
+def test_other_parameters_replace_the_benchmark(tmp_path):
     root = tmp_path / "b"
     for count in (1, 2):
         few = ImageCounts(count, 1, 1)
@@ -222,14 +219,12 @@ def test_other_parameters_replace_the_benchmark(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_a_kill_while_a_benchmark_is_replaced_leaves_one_that_can_be_built(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def replaced(count: int) -> Path:
+def test_a_kill_while_a_benchmark_is_replaced_leaves_one_that_can_be_built(tmp_path, monkeypatch):
+    def replaced(count):
         few = ImageCounts(count, 1, 1)
         return build(tmp_path / "b", images=few, classes=["whale"], workers=1, progress=False)
 
-    def killed(folder: Path, **_: object) -> None:
+    def killed(folder, **_):
         for marker in folder.rglob(building.MARKER):
             marker.unlink()
         raise KeyboardInterrupt
@@ -243,10 +238,8 @@ def test_a_kill_while_a_benchmark_is_replaced_leaves_one_that_can_be_built(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_an_interrupted_build_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object) -> None:
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(building, "write_images", interrupt)
@@ -257,17 +250,15 @@ def test_an_interrupted_build_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_two_builds_at_once_the_first_to_finish_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_builds_at_once_the_first_to_finish_stays(tmp_path, monkeypatch):
     root, few = tmp_path / "b", ImageCounts(1, 1, 1)
     write = building.write_images
 
-    def overtaken(*arguments: object) -> None:
+    def overtaken(*arguments):
         monkeypatch.setattr(building, "write_images", write)
         build(root, images=few, classes=["bus"], workers=1, progress=False)
         (root / "first").touch()
-        write(*arguments)  # type: ignore[arg-type]
+        write(*arguments)
 
     monkeypatch.setattr(building, "write_images", overtaken)
     build(root, images=few, classes=["bus"], workers=1, progress=False)
@@ -275,7 +266,7 @@ def test_of_two_builds_at_once_the_first_to_finish_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
-def test_a_folder_with_other_contents_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_contents_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="other"):
         build(tmp_path, workers=1, progress=False)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -12,17 +10,17 @@ NONE = torch.zeros(0)
 
 
 @pytest.fixture
-def logits() -> np.ndarray:
+def logits():
     return np.random.default_rng(1).standard_normal((60, 6)) * 3
 
 
 @pytest.fixture
-def labels() -> np.ndarray:
+def labels():
     """Of classes 0, 2, 3 and 5 in unequal numbers; 1 and 4 do not occur."""
     return np.random.default_rng(2).choice([0, 0, 0, 2, 3, 3, 5], size=60)
 
 
-def summed(logits: np.ndarray, labels: np.ndarray, shares: list[int]) -> DomainSums:
+def summed(logits, labels, shares):
     sums = DomainSums.zeros(logits.shape[1])
     parts = zip(torch.tensor(logits).split(shares), torch.tensor(labels).split(shares), strict=True)
     for x, y in parts:
@@ -31,9 +29,7 @@ def summed(logits: np.ndarray, labels: np.ndarray, shares: list[int]) -> DomainS
 
 
 @pytest.mark.parametrize("shares", [[60], [13, 47], [1, 0, 59]])
-def test_measures_equal_those_by_hand_for_any_shares(
-    logits: np.ndarray, labels: np.ndarray, shares: list[int]
-) -> None:
+def test_measures_equal_those_by_hand_for_any_shares(logits, labels, shares):
     sums = summed(logits, labels, shares)
     temperature = sums.temperature
     assert temperature > 1.5  # random labels: any confidence is too much
@@ -42,7 +38,7 @@ def test_measures_equal_those_by_hand_for_any_shares(
     assert sums.number == 60
 
 
-def test_drift_is_a_mean_over_all_compared_images() -> None:
+def test_drift_is_a_mean_over_all_compared_images():
     logits, labels = torch.eye(3)[:2], torch.tensor([0, 1])
     gaps, distortions = torch.tensor([4.0, 1.0, 1.0]), torch.tensor([0.3, 0.0, 0.6])
     sums = DomainSums.of(logits, labels, gaps, distortions)
@@ -54,5 +50,5 @@ def test_drift_is_a_mean_over_all_compared_images() -> None:
     assert tuple(measures) == MEASURES
 
 
-def test_what_was_not_asked_for_is_absent(logits: np.ndarray, labels: np.ndarray) -> None:
+def test_what_was_not_asked_for_is_absent(logits, labels):
     assert tuple(summed(logits, labels, [60]).measures()) == ("acc", "class_acc", "nll", "ece")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import math
 
@@ -18,7 +16,7 @@ from trainers.evaluation.calibration import (
 )
 
 
-def drawn(true_temperature: float, number: int = 800) -> tuple[np.ndarray, np.ndarray]:
+def drawn(true_temperature, number=800):
     """Logits (N, 6) float32, and labels that are calibrated at that temperature."""
     rng = np.random.default_rng(3)
     logits = (rng.standard_normal((number, 6)) * 2.5).astype(np.float32)
@@ -27,7 +25,7 @@ def drawn(true_temperature: float, number: int = 800) -> tuple[np.ndarray, np.nd
 
 
 @pytest.mark.parametrize("column", [0, 17, UNSCALED, 40, 48])
-def test_nll_and_ece_are_those_of_the_divided_logits(column: int) -> None:
+def test_nll_and_ece_are_those_of_the_divided_logits(column):
     logits, labels = drawn(2.0, 90)
     nll, gaps = calibration_sums(torch.tensor(logits), torch.tensor(labels))
     assert nll.dtype == gaps.dtype == torch.float64
@@ -38,7 +36,7 @@ def test_nll_and_ece_are_those_of_the_divided_logits(column: int) -> None:
 
 
 @pytest.mark.parametrize("true_temperature", [0.4, 1.0, 3.0])
-def test_the_temperature_is_the_optimum_up_to_the_grid(true_temperature: float) -> None:
+def test_the_temperature_is_the_optimum_up_to_the_grid(true_temperature):
     logits, labels = drawn(true_temperature)
     nll, _ = calibration_sums(torch.tensor(logits), torch.tensor(labels))
     found, optimum = best_temperature(nll), by_hand.fitted_temperature(logits, labels)
@@ -48,20 +46,20 @@ def test_the_temperature_is_the_optimum_up_to_the_grid(true_temperature: float) 
     assert float(nll[temperature_index(found)]) / 800 == pytest.approx(best, rel=2e-3)
 
 
-def test_the_grid_has_1_and_every_temperature_survives_a_report() -> None:
+def test_the_grid_has_1_and_every_temperature_survives_a_report():
     assert (TEMPERATURES[0], TEMPERATURES[UNSCALED], TEMPERATURES[-1]) == (1 / 8, 1.0, 8.0)
     written = json.loads(json.dumps(TEMPERATURES))
     assert [temperature_index(t) for t in written] == list(range(49))
 
 
-def test_certainty_is_in_the_last_bin() -> None:
+def test_certainty_is_in_the_last_bin():
     logits, labels = torch.tensor([[500.0, 0.0], [500.0, 0.0]]), torch.tensor([0, 1])
     nll, gaps = calibration_sums(logits, labels)
     assert gaps[UNSCALED].tolist() == [0.0] * 14 + [-1.0]
     assert float(nll[UNSCALED]) == 500
 
 
-def test_nothing_is_fitted_where_no_likelihood_is_a_number() -> None:
+def test_nothing_is_fitted_where_no_likelihood_is_a_number():
     nll, gaps = calibration_sums(torch.tensor([[math.nan, 1.0]]), torch.tensor([0]))
     assert math.isnan(calibration_error(gaps[UNSCALED], 1))
     assert best_temperature(nll) == 1.0

@@ -1,14 +1,8 @@
 """Evaluation of a small classifier of real images, whose logits are known in full as well."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from tests.images import file_of
@@ -40,13 +34,13 @@ SCALE = 9.0
 PAINTED = DataConfig(id_domain="real", ood_domains=("sketch", "clipart"))
 
 
-def pattern(label: int) -> np.ndarray:
+def pattern(label):
     """What the images of a class have in common, (8, 8, 3) of 0 and 1."""
     return np.random.default_rng(100 + label).integers(0, 2, (8, 8, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     """Nine images; none of a cat."""
     root = tmp_path_factory.mktemp("images")
     images = []
@@ -59,50 +53,48 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def images(root: Path) -> ImageDataset:
+def images(root):
     return ImageDataset(root, "real", "val")
 
 
-def encoder(seed: int) -> Callable[[Tensor], Tensor]:
+def encoder(seed):
     """L2-normalised features of 5 dimensions; those of other seeds differ a little."""
     base = torch.randn(3 * 8 * 8, 5, generator=torch.Generator().manual_seed(0))
     change = torch.randn(3 * 8 * 8, 5, generator=torch.Generator().manual_seed(seed))
     return lambda images: functional.normalize(images.flatten(1) @ (base + 0.1 * change), dim=-1)
 
 
-def classifier(seed: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def classifier(seed):
     encode = encoder(seed)
     patterns = np.stack([pattern(label) for label in range(len(CLASSES))])
     head = encoder(1)(torch.tensor(patterns).permute(0, 3, 1, 2) - 0.5).T
 
-    def classify(images: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(images):
         features = encode(images)
         return features, SCALE * features @ head
 
     return classify
 
 
-def known(images: ImageDataset) -> Tensor:
+def known(images):
     """All images as the model is given them."""
     views = np.stack([np.asarray(images.decode(n)) for n in range(len(images))])
     return (torch.tensor(views).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
 
 
-def drift_of(images: ImageDataset, texts: Tensor) -> Drift:
+def drift_of(images, texts):
     features = image_features(encoder(1), images, FOURS)
     return Drift(features, texts.T @ texts / len(texts), SCALE)
 
 
 @pytest.fixture(scope="module")
-def texts() -> Tensor:
+def texts():
     drawn = torch.randn(7, 5, generator=torch.Generator().manual_seed(5))
     return functional.normalize(drawn, dim=-1)
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 9])
-def test_every_measure_is_that_by_hand(
-    images: ImageDataset, texts: Tensor, batch_size: int
-) -> None:
+def test_every_measure_is_that_by_hand(images, texts, batch_size):
     drift = drift_of(images, texts)
     sums = evaluate(classifier(2), images, EvalBatches(INPUT, batch_size, CPU), drift=drift)
     pixels, labels = known(images), np.array(LABELS)
@@ -117,9 +109,7 @@ def test_every_measure_is_that_by_hand(
     assert expected["acc"] != expected["class_acc"]
 
 
-def test_a_class_map_leaves_images_out_of_the_score_alone(
-    images: ImageDataset, texts: Tensor
-) -> None:
+def test_a_class_map_leaves_images_out_of_the_score_alone(images, texts):
     class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))  # the ants of this domain are none of the ID
     drift = drift_of(images, texts)
     # The first batch has only ants.
@@ -139,9 +129,7 @@ def test_a_class_map_leaves_images_out_of_the_score_alone(
         evaluate(classifier(2), images, FOURS, class_map=only_cats)
 
 
-def test_predictions_are_of_the_scored_images_in_their_own_classes(
-    images: ImageDataset, texts: Tensor
-) -> None:
+def test_predictions_are_of_the_scored_images_in_their_own_classes(images, texts):
     class_map = ClassMap(4, ((), (0, 1), (2,), (3,)))
     head = classifier(1)(known(images)[:4])[0]  # (4, D), of a zero-shot model
     predictions = Predictions(images, class_map, lambda features: features @ head.T, CPU)
@@ -163,7 +151,7 @@ def test_predictions_are_of_the_scored_images_in_their_own_classes(
         assert rows[confidence] == pytest.approx(expected, rel=1e-5)
 
 
-def sums_of(seed: int) -> DomainSums:
+def sums_of(seed):
     """Of random images, compared with a zero-shot model as well."""
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(50) % 4
@@ -175,7 +163,7 @@ def sums_of(seed: int) -> DomainSums:
 BY_DOMAIN = {"real": sums_of(0), "sketch": sums_of(1), "clipart": sums_of(2)}
 
 
-def test_all_domains_use_the_id_validation_temperature() -> None:
+def test_all_domains_use_the_id_validation_temperature():
     flat = summarise(BY_DOMAIN, PAINTED, "val")
     temperature = flat["id_val/temperature"]
     assert temperature == BY_DOMAIN["real"].temperature != BY_DOMAIN["sketch"].temperature
@@ -183,14 +171,14 @@ def test_all_domains_use_the_id_validation_temperature() -> None:
     assert {name: flat[f"ood_val/sketch/{name}"] for name in MEASURES} == expected
 
 
-def test_for_test_splits_the_temperature_is_given() -> None:
+def test_for_test_splits_the_temperature_is_given():
     flat = summarise(BY_DOMAIN, PAINTED, "test", 2.0)
     assert flat["id_test/temperature"] == 2.0
     assert flat["id_test/ece_scaled"] == BY_DOMAIN["real"].measures(2.0)["ece_scaled"]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_names_say_domain_and_split_and_are_known_beforehand(split: str) -> None:
+def test_names_say_domain_and_split_and_are_known_beforehand(split):
     flat = summarise(BY_DOMAIN, PAINTED, split, 1.0)
     assert set(flat) == set(metric_names(PAINTED, split))
     assert f"ood_{split}/sketch/energy_gap" in flat
@@ -200,7 +188,7 @@ def test_names_say_domain_and_split_and_are_known_beforehand(split: str) -> None
     }
 
 
-def test_means_are_over_domains_and_over_id_and_ood() -> None:
+def test_means_are_over_domains_and_over_id_and_ood():
     of = {"nll": 1.0, "feature_distortion": 0.5}
     flat = flat_metrics(
         {
@@ -220,7 +208,7 @@ def test_means_are_over_domains_and_over_id_and_ood() -> None:
 
 
 @pytest.mark.parametrize("name", ["id", "mean", "both"])
-def test_a_domain_may_have_any_name(name: str) -> None:
+def test_a_domain_may_have_any_name(name):
     data = DataConfig(id_domain="real", ood_domains=(name, "sketch"))
     accuracies = {"real": 80.0, name: 10.0, "sketch": 30.0}
     flat = flat_metrics({d: {"acc": acc, "nll": 1.0} for d, acc in accuracies.items()}, data, "val")

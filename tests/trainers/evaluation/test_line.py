@@ -1,10 +1,5 @@
 """The choice of a point of the line, by hand and in real runs of every method."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from safetensors.torch import load_file
@@ -14,9 +9,9 @@ from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
 from tests.trainers.methods.contract import configured
 from trainers.checkpoints.format import WEIGHTS
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import with_overrides
 from trainers.evaluation.line import GRID, LineGoal, choose_point
-from trainers.fine_tune import Report, fine_tune
+from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
 from trainers.methods.registry import METHODS
 
@@ -24,44 +19,44 @@ POINTS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
 FIVE = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def parabola(top: float, height: float = 60.0, depth: float = 20.0) -> dict[float, float]:
+def parabola(top, height=60.0, depth=20.0):
     """Values at `FIVE` of a curve with its top at a point."""
     return {a: height - depth * (a - top) ** 2 for a in FIVE}
 
 
-def measured(**curves: dict[float, float]) -> dict[float, dict[str, float]]:
+def measured(**curves):
     return {a: {name: curve[a] for name, curve in curves.items()} for a in FIVE}
 
 
-def goal(*objectives: tuple[str, Any], bounds: tuple[Any, ...] = ()) -> LineGoal:
+def goal(*objectives, bounds=()):
     return LineGoal(objectives=objectives, bounds=bounds)
 
 
 @pytest.mark.parametrize("top", GRID)
-def test_the_top_of_a_curve_is_chosen(top: float) -> None:
+def test_the_top_of_a_curve_is_chosen(top):
     at = measured(acc=parabola(top))
     assert choose_point(at, goal(("acc", "max"))) == top
     downwards = measured(nll={a: -value for a, value in parabola(top).items()})
     assert choose_point(downwards, goal(("nll", "min"))) == top
 
 
-def test_a_trained_point_is_chosen_even_where_zero_shot_is_best() -> None:
+def test_a_trained_point_is_chosen_even_where_zero_shot_is_best():
     assert choose_point(measured(acc=parabola(-1.0)), goal(("acc", "max"))) == GRID[0]
 
 
-def test_no_curve_is_followed_away_from_the_best_measured_point() -> None:
+def test_no_curve_is_followed_away_from_the_best_measured_point():
     """Measured values of real lines: a parabola has its least value at 0.05 and at 0.35."""
     for values in ([0.41, 3.87, 2.28, 2.12, 2.14], [2.0, 1.7, 1.5, 1.4, 9.0]):
         at = measured(nll=dict(zip(FIVE, values, strict=True)))
         assert 0.5 <= choose_point(at, goal(("nll", "min"))) <= 1.0
 
 
-def test_equal_points_are_decided_for_the_training() -> None:
+def test_equal_points_are_decided_for_the_training():
     flat = measured(acc=dict.fromkeys(FIVE, 50.0))
     assert choose_point(flat, goal(("acc", "max"))) == 1.0
 
 
-def test_a_line_that_cannot_be_measured_is_followed_to_its_end() -> None:
+def test_a_line_that_cannot_be_measured_is_followed_to_its_end():
     broken = measured(nll=parabola(0.3) | {1.0: float("nan")})
     assert choose_point(broken, goal(("nll", "min"))) == 1.0
 
@@ -76,30 +71,30 @@ def test_a_line_that_cannot_be_measured_is_followed_to_its_end() -> None:
         (("ood", "min", None, 52.0), 0.9),  # of 60 - 10 a squared, so at least 0.8944
     ],
 )
-def test_the_best_point_within_the_constraints_is_chosen(bound: Any, chosen: float) -> None:
+def test_the_best_point_within_the_constraints_is_chosen(bound, chosen):
     at = measured(id={a: 50.0 + 10.0 * a for a in FIVE}, ood=parabola(0.0, 60.0, 10.0))
     assert choose_point(at, goal(("ood", "max"), bounds=(bound,))) == chosen
 
 
-def test_several_objectives_are_weighed_by_their_ranges() -> None:
+def test_several_objectives_are_weighed_by_their_ranges():
     at = measured(id={a: 10.0 * a for a in FIVE}, ood={a: 1000.0 * (1 - a) for a in FIVE})
     assert choose_point(at, goal(("id", "max"), ("ood", "max"))) == 0.55  # of 0.05 to 1
 
 
-def trained(config: TrialConfig, **changes: Any) -> Report:
+def trained(config, **changes):
     *_, last = fine_tune(changed(config, **changes))
     return last
 
 
 @pytest.fixture
-def short(trial: TrialConfig) -> TrialConfig:
+def short(trial):
     """Four steps that go far, in one precision; the sample is the whole of the images."""
     changes = {"optim.lr": 3e-3, "precision": "fp32", "data.ood_domains": ["sketch"], "steps": 4,
                "eval.every": 2, "eval.rung_images": 0}  # fmt: skip
     return with_overrides(trial, changes, "test")
 
 
-def test_the_measured_line_goes_from_zero_shot_to_the_end(short: TrialConfig) -> None:
+def test_the_measured_line_goes_from_zero_shot_to_the_end(short):
     config = with_overrides(short, {"method.name": "ft", "eval.line": "auto"}, "test")
     first, last = (report.metrics for report in fine_tune(config))
     assert not [name for name in first if name.startswith("line/")]
@@ -116,7 +111,7 @@ def test_the_measured_line_goes_from_zero_shot_to_the_end(short: TrialConfig) ->
     assert last["line/a"] == choose_point(at, goal(("val/mean_acc", "max")))
 
 
-def test_a_fixed_point_is_that_of_wise_ft(short: TrialConfig, tmp_path: Path) -> None:
+def test_a_fixed_point_is_that_of_wise_ft(short, tmp_path):
     ft = trained(short, method={"name": "ft"}, eval__line=0.3)
     wise = trained(short, method={"name": "wise_ft", "alpha": 0.3}, eval__line="auto")
     assert ft.metrics["line/a"] == 0.3
@@ -129,7 +124,7 @@ def test_a_fixed_point_is_that_of_wise_ft(short: TrialConfig, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"wise_ft"}))
-def test_what_a_method_keeps_is_its_point(name: str, short: TrialConfig, tmp_path: Path) -> None:
+def test_what_a_method_keeps_is_its_point(name, short, tmp_path):
     """The saved weights, by open_clip's own forward pass, have the reported figures."""
     report = trained(configured(short, name), optim__lr=3e-3, eval__line=0.5)
     report.save(tmp_path)
@@ -145,7 +140,7 @@ def test_what_a_method_keeps_is_its_point(name: str, short: TrialConfig, tmp_pat
     assert abs(report.metrics["id_val/nll"] - end["id_val/nll"]) > 1e-3
 
 
-def test_a_resumed_run_chooses_the_same_point(short: TrialConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_chooses_the_same_point(short, tmp_path):
     config = with_overrides(short, {"eval.line": "auto", "eval.rung_images": 10}, "test")
     next(fine_tune(config)).save(tmp_path)
     whole, resumed = curve(config), curve(config, resume_from=tmp_path)
@@ -153,7 +148,7 @@ def test_a_resumed_run_chooses_the_same_point(short: TrialConfig, tmp_path: Path
     assert "line/a" in whole[-1]
 
 
-def test_the_end_is_found_again_from_the_point(short: TrialConfig, whole_root: Path) -> None:
+def test_the_end_is_found_again_from_the_point(short, whole_root):
     changes = {"method.name": "flyp", "eval.line": 0.4, "data.root": str(whole_root)}
     config = with_overrides(short, changes, "test")
     report = trained(config)
@@ -166,7 +161,7 @@ def test_the_end_is_found_again_from_the_point(short: TrialConfig, whole_root: P
         assert found[f"line/1/{name}"] == pytest.approx(tested[name])
 
 
-def test_without_ood_domains_id_accuracy_chooses(trial: TrialConfig) -> None:
+def test_without_ood_domains_id_accuracy_chooses(trial):
     changes = {"data.ood_domains": [], "eval.line": [0.5], "steps": 1, "method.name": "ft"}
     (report,) = fine_tune(with_overrides(trial, changes, "test"))
     on_line = [name for name in report.metrics if name.startswith("line/")]

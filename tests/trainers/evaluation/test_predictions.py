@@ -1,27 +1,21 @@
 """The predictions that a run keeps after its last step, against the metrics of its report."""
 
-from __future__ import annotations
-
 import io
 import json
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.trainers.curves import short
 from tests.trainers.measures_by_hand import binned_error
-from tests.trainers.workers import TwoWorkers
 from trainers.checkpoints.format import PREDICTED_CLASSES, PREDICTIONS
-from trainers.config import TrialConfig
 from trainers.evaluation.metrics import ID, MetricKey
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
 
 
-def saved_predictions(config: TrialConfig, folder: Path) -> pa.Table:
+def saved_predictions(config, folder):
     """Those beside the last checkpoint of a run; two workers may call this at the same time."""
     *_, last = fine_tune(config)
     last.save(folder)
@@ -29,7 +23,7 @@ def saved_predictions(config: TrialConfig, folder: Path) -> pa.Table:
     return pq.read_table(io.BytesIO(last.run.predictions))
 
 
-def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial: TrialConfig) -> None:
+def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial):
     config = short(trial, "ft", optim__lr=1e-3)
     images = load_split(config, "val")
     zero_shot = start(config).evaluate("val", images)
@@ -55,9 +49,7 @@ def test_they_have_the_accuracy_and_calibration_error_of_the_report(trial: Trial
             assert found == pytest.approx(expected, abs=1e-3)
 
 
-def test_two_workers_keep_those_of_all_images(
-    trial: TrialConfig, two_workers: TwoWorkers, tmp_path: Path
-) -> None:
+def test_two_workers_keep_those_of_all_images(trial, two_workers, tmp_path):
     config = short(trial, "ft")
     one, other = two_workers(saved_predictions, config, tmp_path / "two")
     assert one.equals(other)
@@ -69,7 +61,7 @@ def test_two_workers_keep_those_of_all_images(
         assert np.allclose(one[name], alone[name], atol=1e-4)
 
 
-def test_a_run_keeps_them_once_it_has_ended_alone(trial: TrialConfig, tmp_path: Path) -> None:
+def test_a_run_keeps_them_once_it_has_ended_alone(trial, tmp_path):
     """And still has them when it is saved again while it repeats its last report."""
     config = short(trial, "ft", steps=2, eval__every=1)
     first, last = (tmp_path / step for step in ("1", "2"))

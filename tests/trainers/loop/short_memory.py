@@ -1,17 +1,11 @@
 """Models that run out of memory above a number of images, for runs on the CPU."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import nn
 
-from trainers.loop.state import TrainState, start
+from trainers.loop.state import start
 
 
-def limit_images(most: int, where: str, from_step: int = 0) -> Callable[..., TrainState]:
+def limit_images(most, where, from_step=0):
     """`start` of a run in which more images at a time raise what PyTorch raises on a GPU.
 
     Args:
@@ -21,11 +15,11 @@ def limit_images(most: int, where: str, from_step: int = 0) -> Callable[..., Tra
         from_step: the first step in which that is so.
     """
 
-    def start_limited(*arguments: Any, **options: Any) -> TrainState:
+    def start_limited(*arguments, **options):
         run = start(*arguments, **options)
         encoder = run.zero_shot.visual if where == "teacher" else run.student.visual
 
-        def before(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        def before(module, inputs):
             if not run.student.training or (where == "all" and run.student.head_alone):
                 return
             if run.progress.step < from_step:
@@ -33,7 +27,7 @@ def limit_images(most: int, where: str, from_step: int = 0) -> Callable[..., Tra
             if len(inputs[0]) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nIt is.")
 
-        def after(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        def after(module, inputs, output):
             if output.requires_grad:
                 output.register_hook(lambda gradient: before(module, (gradient,)))
 

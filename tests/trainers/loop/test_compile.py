@@ -1,31 +1,24 @@
 """`compile`: with Inductor once, which compiles C++ for a minute, and else with the backend that
 traces as Inductor does and then runs PyTorch's own kernels."""
 
-from __future__ import annotations
-
 import shutil
 from functools import partialmethod
-from pathlib import Path
-from typing import Any
 
 import pytest
 from torch import nn
 
 from tests.trainers.curves import assert_near, changed, curve, short
 from tests.trainers.tiny_models import KINDS, random_model
-from trainers.config import TrialConfig
 
 
-def small(trial: TrialConfig, method: str, folder: Path, **vision: Any) -> TrialConfig:
+def small(trial, method, folder, **vision):
     """With random weights, two blocks an encoder, and no shifted domains."""
     model = random_model(folder, "clip", vision_cfg=KINDS["clip"]["vision_cfg"] | vision)
     config = short(trial, method, steps=2, data__ood_domains=[])
     return config.model_copy(update={"model": model})
 
 
-def test_a_traced_run_has_the_curve_of_an_eager_one(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_traced_run_has_the_curve_of_an_eager_one(trial, tmp_path, monkeypatch):
     """Of both encoders, with merged weights, and blocks whose second pass is traced as well."""
     config = changed(small(trial, "r_adapter", tmp_path), activation_checkpointing=True)
     eager = curve(config)
@@ -36,9 +29,7 @@ def test_a_traced_run_has_the_curve_of_an_eager_one(
 
 @pytest.mark.nightly
 @pytest.mark.skipif(shutil.which("c++") is None, reason="Inductor compiles C++ on a CPU")
-def test_a_compiled_run_has_the_curve_of_an_eager_one(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiled_run_has_the_curve_of_an_eager_one(trial, tmp_path, monkeypatch):
     """Slow: C++ is compiled for an image tower of one block, with and without gradients."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     config = small(trial, "ft", tmp_path, layers=1)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -8,7 +6,7 @@ from trainers.config import OptimConfig
 from trainers.loop.lr_schedule import learning_rate
 
 
-def test_the_learning_rate_warms_up_and_decays_as_a_cosine() -> None:
+def test_the_learning_rate_warms_up_and_decays_as_a_cosine():
     optim = OptimConfig(lr=2.0, warmup_fraction=0.1)
     rates = [learning_rate(step, 100, optim) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])

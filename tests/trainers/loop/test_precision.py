@@ -1,8 +1,4 @@
-from __future__ import annotations
-
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,10 +6,9 @@ import torch
 from tests.trainers.curves import short
 from tests.trainers.methods.contract import untimed
 from trainers import fine_tune as loop
-from trainers.config import TrialConfig
 from trainers.fine_tune import fine_tune
 from trainers.loop.precision import Precision
-from trainers.loop.state import TrainState, open_images, start
+from trainers.loop.state import open_images, start
 from trainers.loop.step import Stepper
 
 CPU = torch.device("cpu")
@@ -22,10 +17,8 @@ SCALE = 256.0
 
 
 @pytest.mark.parametrize("native", [False, True])
-def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(
-    native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def is_bf16_supported(including_emulation: bool = True) -> bool:
+def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(native, monkeypatch):
+    def is_bf16_supported(including_emulation=True):
         return including_emulation or native
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
@@ -37,27 +30,27 @@ def test_auto_is_bfloat16_where_a_gpu_does_not_emulate_it(
     ("name", "dtype"),
     [("auto", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
-def test_matrix_products_without_a_gpu_have_the_precision(name: str, dtype: torch.dtype) -> None:
-    precision = Precision(name, CPU)  # type: ignore[arg-type]
+def test_matrix_products_without_a_gpu_have_the_precision(name, dtype):
+    precision = Precision(name, CPU)
     assert precision.dtype == dtype
     with precision.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_float16_alone_scales_its_losses() -> None:
-    enabled = [Precision(n, CPU).scaler().is_enabled() for n in ("auto", "fp32", "bf16", "fp16")]  # type: ignore[arg-type]
+def test_float16_alone_scales_its_losses():
+    enabled = [Precision(n, CPU).scaler().is_enabled() for n in ("auto", "fp32", "bf16", "fp16")]
     assert enabled == [False, False, False, True]
 
 
 @pytest.mark.parametrize("method", ["lipsum_ft", "flyp"])
-def test_steps_in_16_bits_are_near_those_in_32(trial: TrialConfig, method: str) -> None:
+def test_steps_in_16_bits_are_near_those_in_32(trial, method):
     exact, brain, half = (_steps(trial, method, name) for name in ("fp32", "bf16", "fp16"))
     for figures, tolerance in ((brain, 0.15), (half, 0.05)):
         assert not torch.equal(figures, exact)
         assert torch.allclose(figures, exact, rtol=tolerance, atol=tolerance)
 
 
-def _steps(trial: TrialConfig, method: str, precision: str) -> torch.Tensor:
+def _steps(trial, method, precision):
     """Loss, task loss, regulariser and gradient norm of three steps, (3, 4)."""
     run = start(short(trial, method, precision=precision, optim__micro_batch_size=4))
     if run.scaler.is_enabled():
@@ -67,14 +60,14 @@ def _steps(trial: TrialConfig, method: str, precision: str) -> torch.Tensor:
     return torch.stack(figures)
 
 
-def _take(run: TrainState, steps: int) -> list[torch.Tensor]:
+def _take(run, steps):
     data, stepper = run.config.data, Stepper(run)
     batches = loop.training_batches(run, open_images(data, data.id_domain, "train"))
     pairs = zip(range(steps), batches, strict=False)
     return [stepper.step(number, *batch, lr=1e-4) for number, batch in pairs]
 
 
-def test_an_overflowing_step_is_skipped_and_halves_the_scale(trial: TrialConfig) -> None:
+def test_an_overflowing_step_is_skipped_and_halves_the_scale(trial):
     run = start(short(trial, "ft", precision="fp16", optim__clip_grad_norm=1.0))
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.0**30})
     before = {name: value.clone() for name, value in run.weights.items()}
@@ -87,9 +80,7 @@ def test_an_overflowing_step_is_skipped_and_halves_the_scale(trial: TrialConfig)
         assert torch.equal(value, before[name]), name
 
 
-def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(trial, tmp_path, monkeypatch):
     config = short(trial, "ft", precision="fp16", steps=8, eval__every=4)
     monkeypatch.setattr(loop, "start", _start_at_a_great_scale)
     undisturbed = fine_tune(config)
@@ -113,7 +104,7 @@ def test_a_float16_run_outlives_overflows_and_resumes_with_its_scale(
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def _start_at_a_great_scale(*arguments: Any, **options: Any) -> TrainState:
+def _start_at_a_great_scale(*arguments, **options):
     """A run whose first steps overflow."""
     run = start(*arguments, **options)
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 2.0**22})

@@ -1,10 +1,5 @@
 """Averaged weights, those of rungs and those of EMA, against the sum that they come to."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +10,7 @@ from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
 from tests.trainers.methods.contract import untimed
 from trainers.checkpoints.format import WEIGHTS
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import with_overrides
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import start
 
@@ -24,19 +19,17 @@ EMA = {"name": "ema", "ema_decay": 0.6}
 
 
 @pytest.fixture
-def averaged(trial: TrialConfig) -> TrialConfig:
+def averaged(trial):
     config = short(trial, "ft", steps=STEPS, eval__every=1, optim__lr=3e-3, precision="fp32")
     return with_overrides(config, {"eval.rung_weights": "averaged"}, "test")
 
 
-def raw(config: TrialConfig) -> TrialConfig:
+def raw(config):
     return with_overrides(config, {"eval.rung_weights": "raw"}, "test")
 
 
 @pytest.mark.parametrize(("method", "d"), [({"name": "ft"}, 1 - 4 / STEPS), (EMA, 0.6)])
-def test_the_average_is_evaluated_and_saved(
-    method: dict[str, Any], d: float, averaged: TrialConfig, tmp_path: Path
-) -> None:
+def test_the_average_is_evaluated_and_saved(method, d, averaged, tmp_path):
     config = with_overrides(averaged, {"method": method}, "test")
     points = [{n: v.clone() for n, v in start(config).weights.items()}]
     for report in fine_tune(config):
@@ -57,7 +50,7 @@ def test_the_average_is_evaluated_and_saved(
     assert abs(of_average - of_raw) > 1e-2
 
 
-def test_the_last_step_evaluates_the_trained_weights(averaged: TrialConfig) -> None:
+def test_the_last_step_evaluates_the_trained_weights(averaged):
     found, expected = curve(averaged), curve(raw(averaged))
     assert [report.pop("eval/averaged") for report in found] == [1.0] * (STEPS - 1) + [0.0]
     assert [report.pop("eval/averaged") for report in expected] == [0.0] * STEPS
@@ -67,7 +60,7 @@ def test_the_last_step_evaluates_the_trained_weights(averaged: TrialConfig) -> N
     assert found[0]["id_val/nll"] != expected[0]["id_val/nll"]
 
 
-def test_the_average_survives_a_resume(averaged: TrialConfig, tmp_path: Path) -> None:
+def test_the_average_survives_a_resume(averaged, tmp_path):
     """From a checkpoint of a report, and from one between two reports."""
     config = with_overrides(averaged, {"eval.every": 2}, "test")
     undisturbed = []
@@ -80,7 +73,7 @@ def test_the_average_survives_a_resume(averaged: TrialConfig, tmp_path: Path) ->
         assert curve(config, resume_from=tmp_path / step) == undisturbed
 
 
-def test_a_method_with_an_average_of_its_own_evaluates_that(averaged: TrialConfig) -> None:
+def test_a_method_with_an_average_of_its_own_evaluates_that(averaged):
     config = with_overrides(averaged, {"method": EMA}, "test")
     reports = list(fine_tune(config))
     assert reports[-1].run.rung_average is None
@@ -89,7 +82,7 @@ def test_a_method_with_an_average_of_its_own_evaluates_that(averaged: TrialConfi
     assert [report.metrics["train/loss"] for report in reports] == losses
 
 
-def test_wise_ft_interpolates_towards_the_average(averaged: TrialConfig) -> None:
+def test_wise_ft_interpolates_towards_the_average(averaged):
     config = with_overrides(averaged, {"method": {"name": "wise_ft", "alpha": 0.5}}, "test")
     report = next(fine_tune(config))
     run = report.run

@@ -1,8 +1,4 @@
-from __future__ import annotations
-
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +7,6 @@ from torch.nn import functional
 from tests.trainers.curves import PARTS, assert_near, curve, first_batch, short
 from tests.trainers.loop.short_memory import limit_images
 from trainers import fine_tune as loop
-from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import open_images, start
@@ -31,9 +26,7 @@ from trainers.loop.step import Stepper
     ],
     ids=lambda method: method["name"],
 )
-def test_a_step_is_the_same_in_parts_of_any_size(
-    trial: TrialConfig, method: dict[str, Any]
-) -> None:
+def test_a_step_is_the_same_in_parts_of_any_size(trial, method):
     """Adam's eps is above rounding, or the sign of gradients that are 0 would be of no account:
     in the first step of StarFT those of words that only its spurious texts have."""
     whole, *parts = (
@@ -45,12 +38,12 @@ def test_a_step_is_the_same_in_parts_of_any_size(
         assert {report[PARTS] for report in found} == {size}
 
 
-def test_parts_are_no_larger_than_the_batch(trial: TrialConfig) -> None:
+def test_parts_are_no_larger_than_the_batch(trial):
     whole, larger = short(trial, "ft"), short(trial, "ft", optim__micro_batch_size=64)
     assert curve(whole) == curve(larger)
 
 
-def test_a_factor_of_a_hundredth_trains_a_head_that_contains_the_scale(trial: TrialConfig) -> None:
+def test_a_factor_of_a_hundredth_trains_a_head_that_contains_the_scale(trial):
     """The gradient with respect to such a head is a hundredth, and so is its eps here. Each eps is
     above rounding, for gradients that are 0."""
     rates = {"lr": 1e-3, "head_lr_factor": 0.01, "warmup_fraction": 0.0}
@@ -82,7 +75,7 @@ def test_a_factor_of_a_hundredth_trains_a_head_that_contains_the_scale(trial: Tr
         torch.testing.assert_close(value, encoder[name], rtol=0, atol=1e-5)
 
 
-def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(trial: TrialConfig) -> None:
+def test_clipping_is_pytorchs_and_reports_the_unclipped_norm(trial):
     """With so large an eps, Adam's step is in proportion to the gradient."""
     limit, settings = 0.5, {"optim__eps": 1.0, "optim__lr": 1.0, "optim__warmup_fraction": 0.0}
     one_step = short(trial, "ft", steps=1, optim__clip_grad_norm=limit, **settings)
@@ -108,10 +101,10 @@ LimitImages = Callable[..., None]
 
 
 @pytest.fixture
-def limited(monkeypatch: pytest.MonkeyPatch) -> LimitImages:
+def limited(monkeypatch):
     """Makes models of runs that begin from now on run out of memory above so many images."""
 
-    def limit(most: int, where: str = "student", from_step: int = 0) -> None:
+    def limit(most, where="student", from_step=0):
         monkeypatch.setattr(loop, "start", limit_images(most, where, from_step))
 
     return limit
@@ -124,9 +117,7 @@ def limited(monkeypatch: pytest.MonkeyPatch) -> LimitImages:
         pytest.param({"name": "lp_ft", "probe_fraction": 0.5}, (4, "all"), id="after-the-probe"),
     ],
 )
-def test_memory_that_gets_short_halves_the_parts_from_then_on(
-    method: dict[str, Any], limit: tuple[Any, ...], trial: TrialConfig, limited: LimitImages
-) -> None:
+def test_memory_that_gets_short_halves_the_parts_from_then_on(method, limit, trial, limited):
     limited(*limit)
     first, second = curve(short(trial, method, steps=4, eval__every=2))
     assert (first[PARTS], second[PARTS]) == (8, 4)
@@ -141,9 +132,7 @@ def test_memory_that_gets_short_halves_the_parts_from_then_on(
         ("star_ft", "teacher"),
     ],
 )
-def test_a_step_that_does_not_fit_is_retried_in_halves(
-    trial: TrialConfig, method: str, where: str, limited: LimitImages
-) -> None:
+def test_a_step_that_does_not_fit_is_retried_in_halves(trial, method, where, limited):
     from_the_start = curve(short(trial, method, steps=2, optim__micro_batch_size=2))
     limited(3, where)
     halved = curve(short(trial, method, steps=2))
@@ -152,8 +141,8 @@ def test_a_step_that_does_not_fit_is_retried_in_halves(
 
 
 def test_a_resumed_run_takes_its_steps_in_the_parts_that_fitted(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limited: LimitImages
-) -> None:
+    trial, tmp_path, monkeypatch, limited
+):
     limited(3)
     config = short(trial, "ft", steps=4, eval__every=2)
     interrupted = fine_tune(config)
@@ -165,9 +154,7 @@ def test_a_resumed_run_takes_its_steps_in_the_parts_that_fitted(
     assert [last["train/loss"]] == rest
 
 
-def test_a_single_image_that_does_not_fit_ends_the_run(
-    trial: TrialConfig, limited: LimitImages
-) -> None:
+def test_a_single_image_that_does_not_fit_ends_the_run(trial, limited):
     limited(0)
     with pytest.raises(torch.OutOfMemoryError) as said:
         curve(short(trial, "ft"))
@@ -176,7 +163,7 @@ def test_a_single_image_that_does_not_fit_ends_the_run(
         assert key in line
 
 
-def test_other_errors_of_a_step_are_not_taken_for_want_of_memory(trial: TrialConfig) -> None:
+def test_other_errors_of_a_step_are_not_taken_for_want_of_memory(trial):
     run = start(short(trial, "ft"))
     views, labels = first_batch(run)
     with pytest.raises(IndexError):

@@ -1,27 +1,22 @@
 """The loss on ID validation images: which ones, in which order, and against sums over them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from tests.trainers.curves import short
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy, log_softmax
-from trainers.config import TrialConfig
 from trainers.loop import state
-from trainers.loop.state import TrainState, load_split, start
-from trainers.models.student import Outputs
+from trainers.loop.state import load_split, start
 
 BATCH = 10
 
 
 @pytest.fixture
-def run(trial: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
+def run(trial, monkeypatch):
     """Of 24 ID validation images, three a class, looked at ten at a time."""
     monkeypatch.setattr(state, "LOSS_BATCH_SIZE", BATCH)
     return start(short(trial, "tpgm", precision="fp32"))
@@ -30,17 +25,17 @@ def run(trial: TrialConfig, monkeypatch: pytest.MonkeyPatch) -> TrainState:
 class Looks:
     """What the student is shown, as places in the validation split."""
 
-    def __init__(self, run: TrainState) -> None:
+    def __init__(self, run):
         self.images, self.labels = by_open_clip.images_of(run.config)
         self._places = {image.numpy().tobytes(): n for n, image in enumerate(self.images)}
         assert len(self._places) == len(self.images) == 24
         self._images = load_split(run.config, "val")["real"]
 
-    def of(self, run: TrainState, number: int) -> tuple[list[list[int]], list[float]]:
+    def of(self, run, number):
         """The first so many batches, and the losses of the student as it is."""
-        shown: list[list[int]] = []
+        shown = []
 
-        def see(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        def see(_, arguments):
             shown.append([self._places[image.numpy().tobytes()] for image in arguments[0]])
 
         loss = run.validation_loss(self._images)
@@ -49,7 +44,7 @@ class Looks:
         return shown, losses
 
 
-def test_every_image_is_seen_once_before_any_is_seen_twice(run: TrainState) -> None:
+def test_every_image_is_seen_once_before_any_is_seen_twice(run):
     """In an order of its own, though the files are sorted by class, that the seed alone decides."""
     looks = Looks(run)
     batches, losses = looks.of(run, 12)
@@ -65,7 +60,7 @@ def test_every_image_is_seen_once_before_any_is_seen_twice(run: TrainState) -> N
     assert looks.of(other_seed, 12)[0] != batches
 
 
-def test_two_workers_see_halves_of_the_batches_that_one_sees(run: TrainState) -> None:
+def test_two_workers_see_halves_of_the_batches_that_one_sees(run):
     """They gather what they see; here each is asked alone, and their losses are averaged."""
     looks = Looks(run)
     batches, losses = looks.of(run, 8)
@@ -79,7 +74,7 @@ def test_two_workers_see_halves_of_the_batches_that_one_sees(run: TrainState) ->
     assert means == pytest.approx(losses, rel=1e-5)
 
 
-def test_loss_and_gradient_equal_the_sums_over_images(run: TrainState) -> None:
+def test_loss_and_gradient_equal_the_sums_over_images(run):
     looks = Looks(run)
     ((batch, *_), _) = looks.of(run, 1)
     images, labels = looks.images[batch], [looks.labels[place] for place in batch]
@@ -104,5 +99,5 @@ def test_loss_and_gradient_equal_the_sums_over_images(run: TrainState) -> None:
     np.testing.assert_allclose(weights["head"].grad.numpy(), gradient, rtol=1e-3, atol=1e-4)
     # The student itself is as it was.
     assert all(torch.equal(value, before[n]) for n, value in run.student.plain_state().items())
-    outputs: Outputs = run.student(images)
+    outputs = run.student(images)
     assert not np.allclose(outputs.logits.detach().numpy(), logits, atol=1e-2)

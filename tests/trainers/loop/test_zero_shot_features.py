@@ -1,11 +1,7 @@
 """Shared features against open_clip's, and runs with an empty, a full and no cache."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +10,10 @@ import torch
 from tests.trainers.curves import changed, first_batch
 from tests.trainers.installed import install
 from tests.trainers.methods.contract import configured, untimed
-from trainers.config import TrialConfig
 from trainers.data.cache.arrow_cache import CACHE_VARIABLE
 from trainers.data.transforms import normalise
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import TrainState, load_split, start
+from trainers.loop.state import load_split, start
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.texts.random_texts import random_texts
 
@@ -27,26 +22,26 @@ ROUNDING = 2**-11
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache" / "features"
 
 
 @pytest.fixture
-def trial(trial: TrialConfig) -> TrialConfig:
+def trial(trial):
     return changed(trial, zero_shot_cache_gb=1)
 
 
-def shared(run: TrainState, views: torch.Tensor, at_once: int = 8) -> torch.Tensor:
+def shared(run, views, at_once=8):
     parts = range(0, len(views), at_once)
     features = run.zero_shot_features
     return torch.cat([features.of_views(views[n : n + at_once], 0, n, at_once) for n in parts])
 
 
-def by_open_clip(run: TrainState, views: torch.Tensor) -> torch.Tensor:
+def by_open_clip(run, views):
     images = normalise(views, run.zero_shot.image_input)
     with torch.no_grad():
-        return run.zero_shot.clip.encode_image(images, normalize=True)  # type: ignore[operator,no-any-return]
+        return run.zero_shot.clip.encode_image(images, normalize=True)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +49,7 @@ def by_open_clip(run: TrainState, views: torch.Tensor) -> torch.Tensor:
     [{}, {"seed": 1}, {"data__crop_area": (0.08, 1.0)}, {"optim__batch_size": 6}],
     ids=["same", "seed", "crops", "batch"],
 )
-def test_features_of_views_are_open_clips(trial: TrialConfig, change: dict[str, Any]) -> None:
+def test_features_of_views_are_open_clips(trial, change):
     """Each configuration finds its own, beside those of others."""
     for config in (trial, changed(trial, **change)):
         run = start(config)
@@ -65,7 +60,7 @@ def test_features_of_views_are_open_clips(trial: TrialConfig, change: dict[str, 
             np.testing.assert_allclose(found, expected, rtol=ROUNDING, atol=1e-6)
 
 
-def test_features_of_random_texts_are_open_clips(trial: TrialConfig) -> None:
+def test_features_of_random_texts_are_open_clips(trial):
     run = start(trial)
     features, clip, vocabulary = (
         run.zero_shot_features,
@@ -76,7 +71,7 @@ def test_features_of_random_texts_are_open_clips(trial: TrialConfig) -> None:
     for length, step in ((8, 0), (8, 3), (3, 3)):
         tokens = random_texts(vocabulary, 16, length, seed=0, step=step)
         padded = torch.nn.functional.pad(tokens, (0, 32 - tokens.shape[1]))
-        expected = clip.encode_text(padded, normalize=True)  # type: ignore[operator]
+        expected = clip.encode_text(padded, normalize=True)
         for _ in range(2):
             found = features.of_random_texts(16, length, step)
             torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=1e-6)
@@ -85,7 +80,7 @@ def test_features_of_random_texts_are_open_clips(trial: TrialConfig) -> None:
 class Recorded:
     """A run with the number of images that its zero-shot model encoded."""
 
-    def __init__(self, config: TrialConfig) -> None:
+    def __init__(self, config):
         self.encoded = 0
         self.reports = []
         for report in fine_tune(config):
@@ -93,7 +88,7 @@ class Recorded:
                 report.run.zero_shot.visual.register_forward_pre_hook(self._count)
             self.reports.append(untimed(report))
 
-    def _count(self, module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    def _count(self, module, inputs):
         self.encoded += len(inputs[0])
 
 
@@ -101,9 +96,7 @@ class Recorded:
     ("method", "settings"),
     [("lipsum_ft", {}), ("lipsum_ft", {"text_source": "fixed"}), ("kd", {}), ("car_ft", {})],
 )
-def test_a_full_cache_replaces_the_zero_shot_model(
-    method: str, settings: dict[str, Any], trial: TrialConfig
-) -> None:
+def test_a_full_cache_replaces_the_zero_shot_model(method, settings, trial):
     few = changed(trial, steps=4, eval__every=1, data__ood_domains=["sketch"])
     few = changed(few, data__crop_area=(0.08, 1.0))
     config = configured(few, method, **settings)
@@ -117,9 +110,7 @@ def test_a_full_cache_replaces_the_zero_shot_model(
         assert found["train/loss"] == pytest.approx(exact["train/loss"], rel=1e-3)
 
 
-def test_a_resumed_run_may_find_another_cache(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_may_find_another_cache(trial, tmp_path, monkeypatch):
     undisturbed = list(map(untimed, fine_tune(trial)))
     interrupted = fine_tune(trial)
     next(interrupted).save(tmp_path / "checkpoint")
@@ -129,13 +120,13 @@ def test_a_resumed_run_may_find_another_cache(
     assert resumed == undisturbed
 
 
-def test_other_weights_have_features_of_their_own(trial: TrialConfig) -> None:
+def test_other_weights_have_features_of_their_own(trial):
     run = start(trial)
     (views, _), images = first_batch(run), load_split(trial, "val")["sketch"]
     before = shared(run, views), run.zero_shot_features.of_images(images)
     run.zero_shot = replace(run.zero_shot, clip=copy.deepcopy(run.zero_shot.clip))
     with torch.no_grad():
-        run.zero_shot.visual.proj.mul_(torch.linspace(0.5, 1.5, 128))  # type: ignore[operator,union-attr]
+        run.zero_shot.visual.proj.mul_(torch.linspace(0.5, 1.5, 128))
     run.zero_shot_features = ZeroShotFeatures(run.zero_shot, trial, run.precision)
     after = shared(run, views), run.zero_shot_features.of_images(images)
     torch.testing.assert_close(after[0], by_open_clip(run, views), rtol=ROUNDING, atol=1e-6)
@@ -143,9 +134,7 @@ def test_other_weights_have_features_of_their_own(trial: TrialConfig) -> None:
         assert not torch.allclose(old, new, atol=1e-3)
 
 
-def test_versions_of_libraries_have_features_of_their_own(
-    trial: TrialConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_versions_of_libraries_have_features_of_their_own(trial, folder, tmp_path, monkeypatch):
     run = start(trial)
     for package in ("", "pillow", "timm", "torchvision", "transformers", ""):
         if package:
@@ -155,12 +144,12 @@ def test_versions_of_libraries_have_features_of_their_own(
     assert len(list(folder.glob("*.features"))) == 5
 
 
-def test_an_unchanged_student_has_distance_0_from_stored_features(trial: TrialConfig) -> None:
+def test_an_unchanged_student_has_distance_0_from_stored_features(trial):
     for _ in range(2):
         metrics = start(trial).evaluate("val", load_split(trial, "val"))
         assert metrics["id_val/feature_distortion"] == metrics["id_val/energy_gap"] == 0
 
 
-def test_without_a_limit_nothing_is_stored(trial: TrialConfig, folder: Path) -> None:
+def test_without_a_limit_nothing_is_stored(trial, folder):
     list(fine_tune(changed(trial, zero_shot_cache_gb=0, steps=1)))
     assert not folder.exists()

@@ -1,34 +1,28 @@
 """What losses are checked against: NumPy in float64, sums written out, gradients by differences."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from trainers.config import TrialConfig
 from trainers.loop.precision import Precision
 from trainers.loop.zero_shot_features import ZeroShotFeatures
 from trainers.methods.base import Batch, Step
 from trainers.models.student import Outputs
-from trainers.models.zero_shot import ZeroShotModel
 
 
-def log_softmax(row: np.ndarray) -> np.ndarray:
+def log_softmax(row):
     """Of one row of logits."""
     largest = max(row)
     return row - largest - np.log(sum(np.exp(value - largest) for value in row))
 
 
-def cross_entropy(logits: np.ndarray, labels: Sequence[int]) -> float:
+def cross_entropy(logits, labels):
     """Of logits (B, K), the mean over the rows."""
     found = [log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)]
     return -float(sum(found)) / len(found)
 
 
-def divergence(before: np.ndarray, after: np.ndarray) -> float:
+def divergence(before, after):
     """KL(softmax(before) || softmax(after)) of logits (B, K), the mean over the rows."""
     total = 0.0
     for p, q in zip(map(log_softmax, before), map(log_softmax, after), strict=True):
@@ -36,7 +30,7 @@ def divergence(before: np.ndarray, after: np.ndarray) -> float:
     return total / len(before)
 
 
-def contrastive(scores: np.ndarray) -> float:
+def contrastive(scores):
     """FLYP's loss of scores (B, B), image by image and text by text."""
     total = 0.0
     for i in range(len(scores)):
@@ -44,13 +38,13 @@ def contrastive(scores: np.ndarray) -> float:
     return total / (2 * len(scores))
 
 
-def unit_rows(rng: np.random.Generator, *shape: int) -> np.ndarray:
+def unit_rows(rng, *shape):
     """Random rows of length 1."""
     x = rng.standard_normal(shape)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def differences(function: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
+def differences(function, x):
     """The gradient of a function at x by central differences of fourth order."""
     gradient, h = np.zeros_like(x), 1e-3
     for index in np.ndindex(x.shape):
@@ -63,31 +57,25 @@ def differences(function: Callable[[np.ndarray], float], x: np.ndarray) -> np.nd
     return gradient
 
 
-def assert_gradient(tensor: Tensor, function: Callable[[np.ndarray], float], x: np.ndarray) -> None:
+def assert_gradient(tensor, function, x):
     """The gradient of a tensor equals the one by differences of a function at its value x."""
     assert tensor.grad is not None
     expected = differences(function, x).reshape(tensor.grad.shape)
     np.testing.assert_allclose(tensor.grad.numpy(), expected, rtol=1e-6, atol=1e-8)
 
 
-def outputs(features: Tensor, text_features: Tensor, scale: Tensor) -> Outputs:
+def outputs(features, text_features, scale):
     """Of features (B, D) and text features (G, B, D), without a head."""
     return Outputs(features, features.new_zeros(len(features), 0), text_features, scale)
 
 
-def scored(logits: Tensor, features: Tensor) -> Outputs:
+def scored(logits, features):
     """Of logits (B, K) and features (B, D) that have nothing to do with each other."""
     one = torch.ones((), dtype=features.dtype)
     return Outputs(features, logits, features.new_zeros(0, *features.shape), one)
 
 
-def at(
-    zero_shot: ZeroShotModel,
-    number: int,
-    *,
-    steps: int = 10,
-    weights: Mapping[str, nn.Parameter] | None = None,
-) -> Step:
+def at(zero_shot, number, *, steps=10, weights=None):
     """A step of a run whose trained parameters are these."""
     trained = weights or {}
     initial = {name: value.detach().clone() for name, value in trained.items()}
@@ -96,13 +84,11 @@ def at(
     return Step(zero_shot, features, number, steps, seed=0, weights=trained, initial=initial)
 
 
-def random_batch(
-    *, classes: tuple[int, ...], kinds: int = 1, features: int = 5, seed: int = 0
-) -> Batch:
+def random_batch(*, classes, kinds=1, features=5, seed=0):
     """Of random features, all of which require gradients, in float64; scales 7, 6 and 5."""
     rng = np.random.default_rng(seed)
 
-    def of(scale: float) -> Outputs:
+    def of(scale):
         return outputs(
             torch.tensor(unit_rows(rng, len(classes), features), requires_grad=True),
             torch.tensor(unit_rows(rng, kinds, len(classes), features), requires_grad=True),

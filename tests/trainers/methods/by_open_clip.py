@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tests.trainers.curves import first_batch, short
-from trainers.config import TrialConfig
 from trainers.data.transforms import normalise
 from trainers.loop.state import TrainState, load_split, start
 from trainers.loop.step import Stepper
@@ -24,27 +22,27 @@ SUITE = {"id_domain": "real", "ood_domains": ["sketch"], "templates": TEMPLATES}
 
 
 @torch.no_grad()
-def features(images: Tensor, weights: Mapping[str, Tensor] | None = None) -> np.ndarray:
+def features(images, weights=None):
     """L2-normalised features (B, D) of images, by the embedded model or one of its weights."""
     clip = cast(Any, load_clip(ModelConfig()))
     if weights is not None:
         visual = {n.removeprefix("visual."): v for n, v in weights.items() if n != "head"}
         clip.visual.load_state_dict(visual)
-    found: np.ndarray = clip.double().encode_image(images.double(), normalize=True).numpy()
+    found = clip.double().encode_image(images.double(), normalize=True).numpy()
     return found
 
 
-def logits(images: Tensor, weights: Mapping[str, Tensor]) -> np.ndarray:
+def logits(images, weights):
     """(B, K) of images, by `visual.*` and `head`."""
     return scale() * features(images, weights) @ weights["head"].double().numpy().T
 
 
-def scale() -> float:
+def scale():
     """s of the embedded model."""
     return float(np.exp(cast(Tensor, load_clip(ModelConfig()).logit_scale).item()))
 
 
-def images_of(config: TrialConfig, split: str = "val") -> tuple[Tensor, list[int]]:
+def images_of(config, split="val"):
     """All of the ID domain's images as evaluation sees them, and their labels."""
     size = image_input(load_clip(config.model))
     images = load_split(config, split)[config.data.id_domain]
@@ -66,9 +64,7 @@ class Taken:
     reg: float
 
 
-def take_step(
-    trial: TrialConfig, method: dict[str, Any], number: int = 2, moved: float = 0.01
-) -> Taken:
+def take_step(trial, method, number=2, moved=0.01):
     """One on real images, from random weights near the zero-shot ones."""
     run = start(short(trial, method, data__suite=SUITE, precision="fp32"))
     noise = torch.Generator().manual_seed(0)

@@ -1,13 +1,8 @@
 """Every method once, with settings under which the embedded model learns in a dozen steps."""
 
-from __future__ import annotations
+from trainers.config import with_overrides
 
-from typing import Any
-
-from trainers.config import TrialConfig, with_overrides
-from trainers.fine_tune import Report
-
-FIELDS: dict[str, dict[str, Any]] = {
+FIELDS = {
     "ema": {"ema_decay": 0.5},
     "l2_sp": {"reg_weight": 0.5},
     "lipsum_ft": {"text_count": 16},
@@ -21,13 +16,13 @@ LR = {"r_adapter": 3e-3}
 CLOCKS = ("cost/", "train/images_per_s")
 
 
-def configured(trial: TrialConfig, name: str, **fields: Any) -> TrialConfig:
+def configured(trial, name, **fields):
     """The trial with a method of that name, its `FIELDS` and others."""
     method = {"name": name, **FIELDS.get(name, {}), **fields}
     lr = LR.get(name, trial.optim.lr)
     return with_overrides(trial, {"method": method, "optim.lr": lr}, "test")
 
 
-def untimed(report: Report) -> dict[str, float]:
+def untimed(report):
     """The report's metrics but those that a clock made."""
     return {k: v for k, v in report.metrics.items() if not k.startswith(CLOCKS)}

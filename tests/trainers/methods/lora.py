@@ -10,24 +10,23 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from trainers.methods import register_method
 from trainers.methods.ft import PlainFineTuning
-from trainers.models.student import Student
 
 
 class LowRank(nn.Module):
     """``W + U V``."""
 
-    def __init__(self, weight: Tensor, rank: int, seed: int) -> None:
+    def __init__(self, weight, rank, seed):
         super().__init__()
         rng = torch.Generator().manual_seed(seed)
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
         self.down = nn.Parameter(torch.randn(rank, weight.shape[1], generator=rng) / rank)
 
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight):
         return weight + self.up @ self.down
 
 
@@ -49,7 +48,7 @@ class LoRA(PlainFineTuning):
     has_line: ClassVar[bool] = False
     """The mean of two products is not the product of their means."""
 
-    def prepare(self, student: Student) -> None:
+    def prepare(self, student):
         student.train_head()
         linear = [
             module

@@ -1,7 +1,5 @@
 """CAR-FT's divergence against sums over contexts, and the contexts against open_clip's texts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,20 +16,18 @@ from tests.trainers.methods.by_hand import (
     scored,
     unit_rows,
 )
-from trainers.config import TrialConfig
 from trainers.methods.base import Batch
 from trainers.methods.car_ft import ContextAwareFineTuning
 from trainers.models import text_head as heads
 from trainers.models.config import ModelConfig
 from trainers.models.loading import load_clip
 from trainers.models.tokenizers import load_tokenizer
-from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.prompts import Prompts, named_templates
 
 LABELS = [0, 2, 1, 1]
 
 
-def contexts_by_hand(prompts: Prompts) -> np.ndarray:
+def contexts_by_hand(prompts):
     """(T, D) in float64: of whole contexts of tokens, template by template."""
     clip, tokenize = cast(Any, load_clip(ModelConfig())), load_tokenizer(ModelConfig())
     clip, rows = clip.double(), []
@@ -44,7 +40,7 @@ def contexts_by_hand(prompts: Prompts) -> np.ndarray:
     return np.array(rows)
 
 
-def test_a_context_is_the_mean_of_its_texts_over_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_is_the_mean_of_its_texts_over_classes(monkeypatch):
     monkeypatch.setattr(heads, "TEXTS_A_BATCH", 14)  # two classes at once, then the third
     prompts = Prompts(("cat", "a much longer name", "bus"), named_templates("simple_imagenet"))
     clip, tokenizer = load_clip(ModelConfig()), load_tokenizer(ModelConfig())
@@ -53,7 +49,7 @@ def test_a_context_is_the_mean_of_its_texts_over_classes(monkeypatch: pytest.Mon
     np.testing.assert_allclose(found, contexts_by_hand(prompts), atol=1e-6)
 
 
-def test_loss_and_its_gradient_equal_the_sums(zero_shot: ZeroShotModel) -> None:
+def test_loss_and_its_gradient_equal_the_sums(zero_shot):
     rng = np.random.default_rng(0)
     f0, f, contexts = unit_rows(rng, 4, 5), unit_rows(rng, 4, 5), unit_rows(rng, 6, 5)
     scores, s = rng.standard_normal((4, 3)), 7.0
@@ -64,7 +60,7 @@ def test_loss_and_its_gradient_equal_the_sums(zero_shot: ZeroShotModel) -> None:
     loss = ContextAwareFineTuning(reg_weight=0.4).loss(batch, at(model, 1))
     loss.total.backward()
 
-    def by_hand(features: np.ndarray) -> float:
+    def by_hand(features):
         return divergence(s * f0 @ contexts.T, s * features @ contexts.T)
 
     # What the zero-shot model sees weighs the contexts, not what the student does.
@@ -75,7 +71,7 @@ def test_loss_and_its_gradient_equal_the_sums(zero_shot: ZeroShotModel) -> None:
     assert_gradient(x, lambda features: 0.4 * by_hand(features), f)
 
 
-def test_a_run_uses_zero_shot_contexts_and_scale(trial: TrialConfig) -> None:
+def test_a_run_uses_zero_shot_contexts_and_scale(trial):
     taken = by_open_clip.take_step(trial, {"name": "car_ft", "reg_weight": 0.4})
     contexts = contexts_by_hand(taken.run.zero_shot.prompts)
     assert len(contexts) == 3

@@ -1,9 +1,6 @@
 """CaRot's terms against sums over entries, its teacher's schedule, and where projections are."""
 
-from __future__ import annotations
-
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,18 +20,17 @@ from trainers.methods.base import check_method_fits
 from trainers.methods.carot import CaRot, projections
 from trainers.models.config import RANDOM, ModelConfig
 from trainers.models.image import pooled_features
-from trainers.models.student import Outputs
-from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
 
 CLASSES = (0, 1, 0, 2)
 
 
-def norm(matrix: np.ndarray) -> float:
+def norm(matrix):
     return float(np.sqrt(sum(value * value for value in matrix.flat)))
 
 
-def soft_cross_entropy(teacher: np.ndarray, student: np.ndarray) -> float:
+def soft_cross_entropy(teacher, student):
     """By rows and by columns, added."""
     total = 0.0
     for t, s in ((teacher, student), (teacher.T, student.T)):
@@ -43,19 +39,19 @@ def soft_cross_entropy(teacher: np.ndarray, student: np.ndarray) -> float:
     return total / len(teacher)
 
 
-def regulariser(scores: np.ndarray, teacher: np.ndarray, wv: np.ndarray, wt: np.ndarray) -> float:
+def regulariser(scores, teacher, wv, wt):
     """With the weights of the authors' code."""
     orthogonality = norm(wv.T @ wv - np.eye(wv.shape[1]))
     cross = norm(wv @ wt.T)
     return 0.2 * orthogonality + 0.05 * cross + 1.5 * soft_cross_entropy(teacher, scores)
 
 
-def scores_of(outputs: Outputs) -> np.ndarray:
+def scores_of(outputs):
     features, (texts,) = outputs.features.detach(), outputs.text_features.detach()
     return (outputs.logit_scale.detach() * features @ texts.T).numpy()
 
 
-def test_loss_and_its_gradients_equal_the_sums(zero_shot: ZeroShotModel) -> None:
+def test_loss_and_its_gradients_equal_the_sums(zero_shot):
     batch = random_batch(classes=CLASSES)
     assert batch.average is not None
     rng = np.random.default_rng(1)
@@ -81,14 +77,14 @@ def test_loss_and_its_gradients_equal_the_sums(zero_shot: ZeroShotModel) -> None
     assert batch.student.text_features.grad is not None
 
 
-def test_the_first_step_does_not_distil(zero_shot: ZeroShotModel) -> None:
+def test_the_first_step_does_not_distil(zero_shot):
     method = CaRot(orthogonality_weight=0, cross_weight=0)
     batch = random_batch(classes=CLASSES)
     assert method.loss(batch, at(zero_shot, 0)).reg.item() == 0
     assert method.loss(batch, at(zero_shot, 1)).reg.item() > 0
 
 
-def test_orthonormal_projections_have_no_penalty(zero_shot: ZeroShotModel) -> None:
+def test_orthonormal_projections_have_no_penalty(zero_shot):
     orthonormal, none = nn.Parameter(torch.eye(6, 4)), nn.Parameter(torch.zeros(3, 4))
     weights = {"visual.proj": orthonormal, "text.clip.text_projection": none}
     method = CaRot(distillation_weight=0)
@@ -100,7 +96,7 @@ def test_orthonormal_projections_have_no_penalty(zero_shot: ZeroShotModel) -> No
         assert bool(parameter.grad.isfinite().all())
 
 
-def test_the_average_is_updated_as_in_the_authors_run() -> None:
+def test_the_average_is_updated_as_in_the_authors_run():
     decays = [CaRot().average_decay(step, 25_000) for step in range(25_000)]
     refreshed = [step for step, decay in enumerate(decays) if decay != 1]
     assert refreshed == list(range(0, 25_000, 500))
@@ -110,7 +106,7 @@ def test_the_average_is_updated_as_in_the_authors_run() -> None:
 
 
 @pytest.mark.parametrize(("steps", "refreshes"), [(7, 7), (50, 50), (333, 50), (1000, 50)])
-def test_a_run_of_any_length_has_as_many_refreshes_as_fit(steps: int, refreshes: int) -> None:
+def test_a_run_of_any_length_has_as_many_refreshes_as_fit(steps, refreshes):
     refreshed = [s for s in range(steps) if CaRot().average_decay(s, steps) != 1]
     assert len(refreshed) == refreshes
     assert refreshed[0] == 0
@@ -122,7 +118,7 @@ PROJECTED = sorted(set(KINDS) - {"no-projection"})
 
 
 @pytest.mark.parametrize("kind", PROJECTED)
-def test_the_projections_are_what_every_feature_goes_through(kind: str, tmp_path: Path) -> None:
+def test_the_projections_are_what_every_feature_goes_through(kind, tmp_path):
     model = random_model(tmp_path, kind)
     check_method_fits(CaRot(), model)
     zero_shot = load_zero_shot(model, Prompts(("cat", "dog"), ("a {}.", "a photo of a {}.")))
@@ -144,7 +140,7 @@ def test_the_projections_are_what_every_feature_goes_through(kind: str, tmp_path
         assert tower(tokens).std(dim=0).max() == 0
 
 
-def test_a_model_without_projections_needs_zero_weights(tmp_path: Path) -> None:
+def test_a_model_without_projections_needs_zero_weights(tmp_path):
     text_without = random_model(tmp_path, "no-projection")
     with pytest.raises(ConfigError, match=r"'carot'.*the text encoder of this model has no linear"):
         check_method_fits(CaRot(), text_without)
@@ -156,7 +152,7 @@ def test_a_model_without_projections_needs_zero_weights(tmp_path: Path) -> None:
             check_method_fits(CaRot(), image_without)
 
 
-def test_the_last_layer_of_a_timm_encoder_is_its_projection(tmp_path: Path) -> None:
+def test_the_last_layer_of_a_timm_encoder_is_its_projection(tmp_path):
     vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": ""}
     model = random_model(tmp_path, "timm", vision_cfg=vision)
     check_method_fits(CaRot(), model)

@@ -5,7 +5,6 @@ Takes a minute: each of the methods is trained several times and once more by tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,25 +12,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.trainers.curves import PARTS, curve
 from tests.trainers.methods.by_open_clip import take_step
 from tests.trainers.methods.contract import CLOCKS, FIELDS, configured, untimed
-from tests.trainers.workers import TwoWorkers
 from trainers.checkpoints.format import WEIGHTS
 from trainers.config import TrialConfig, with_overrides
 from trainers.data.transforms import normalise
 from trainers.evaluation.evaluate import evaluate
 from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED, fine_tune
-from trainers.loop.state import TrainState, id_classes, load_split, open_images, start
+from trainers.loop.state import id_classes, load_split, open_images, start
 from trainers.methods.registry import METHODS
 from trainers.models.image import image_input
 from trainers.models.loading import load_clip
 from trainers.models.text_head import zero_shot_heads
 from trainers.models.tokenizers import load_tokenizer
-from trainers.texts.prompts import Prompts
 
 NAMES = sorted(METHODS)
 TEMPLATES = ["a photo of a {}.", "a sketch of a {}.", "a {}."]
@@ -41,7 +38,7 @@ TWICE = [
     for n in NAMES
 ]
 """Methods that two workers train; most of them at night."""
-WEIGHTLESS: dict[str, tuple[str, dict[str, object]]] = {
+WEIGHTLESS = {
     "lipsum_ft": ("ft", {"reg_weight": 0}),
     "l2_sp": ("ft", {"reg_weight": 0}),
     "kd": ("ft", {"reg_weight": 0}),
@@ -75,17 +72,17 @@ class Trained:
     train_nll: tuple[float, float]
     """On the images that it trained on, before the first step and after the last."""
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self):
         """Those that the run was for."""
         return load_file(self.checkpoints[-1] / WEIGHTS)
 
 
 @pytest.fixture(scope="module")
-def train(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trained]:
+def train(images_root, tmp_path_factory):
     """Trains a method once, however many tests ask for it."""
 
     @cache
-    def run(name: str) -> Trained:
+    def run(name):
         config = configured(small_trial(images_root), name)
         folder = tmp_path_factory.mktemp(name)
         fresh, reports, checkpoints = start(config), [], []
@@ -104,9 +101,7 @@ def train(images_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_learns_and_reports_the_common_metrics(
-    name: str, train: Callable[[str], Trained]
-) -> None:
+def test_it_learns_and_reports_the_common_metrics(name, train):
     trained = train(name)
     before, after = trained.train_nll
     assert after < 0.9 * before
@@ -119,9 +114,7 @@ def test_it_learns_and_reports_the_common_metrics(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_before_its_first_step_it_is_the_zero_shot_model(
-    name: str, train: Callable[[str], Trained]
-) -> None:
+def test_before_its_first_step_it_is_the_zero_shot_model(name, train):
     trained = train(name)
     metrics = trained.zero_shot
     assert metrics["ood_val/mean_feature_distortion"] == pytest.approx(0, abs=1e-5)
@@ -129,7 +122,7 @@ def test_before_its_first_step_it_is_the_zero_shot_model(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_second_run_is_equal_to_the_last_bit(name: str, train: Callable[[str], Trained]) -> None:
+def test_a_second_run_is_equal_to_the_last_bit(name, train):
     """Compared up to the first report; the tests of resumed runs compare the rest."""
     trained = train(name)
     assert untimed(next(fine_tune(trained.config))) == trained.reports[0]
@@ -137,9 +130,7 @@ def test_a_second_run_is_equal_to_the_last_bit(name: str, train: Callable[[str],
 
 @pytest.mark.parametrize("between", [False, True], ids=["at a report", "between reports"])
 @pytest.mark.parametrize("name", NAMES)
-def test_it_resumes_to_the_last_bit(
-    name: str, between: bool, train: Callable[[str], Trained], tmp_path: Path
-) -> None:
+def test_it_resumes_to_the_last_bit(name, between, train, tmp_path):
     """In the middle of an epoch."""
     trained = train(name)
     checkpoint = trained.between if between else trained.checkpoints[0]
@@ -153,9 +144,7 @@ def test_it_resumes_to_the_last_bit(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_test_metrics_are_the_same_after_a_resume(
-    name: str, train: Callable[[str], Trained], whole_root: Path
-) -> None:
+def test_its_test_metrics_are_the_same_after_a_resume(name, train, whole_root):
     trained = train(name)
     config = with_overrides(trained.config, {"data.root": str(whole_root)}, "test")
     (again,) = fine_tune(config, resume_from=trained.checkpoints[-1])
@@ -165,8 +154,8 @@ def test_its_test_metrics_are_the_same_after_a_resume(
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "reg_weight" in METHODS[n].model_fields])
-def test_the_gradient_grows_with_the_weight_as_the_loss_says(name: str, trial: TrialConfig) -> None:
-    def gradient(weight: float) -> Tensor:
+def test_the_gradient_grows_with_the_weight_as_the_loss_says(name, trial):
+    def gradient(weight):
         method = {**FIELDS.get(name, {}), "name": name, "reg_weight": weight}
         trained = take_step(trial, method).run.student.trained.values()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
@@ -178,15 +167,13 @@ def test_the_gradient_grows_with_the_weight_as_the_loss_says(name: str, trial: T
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
-def test_without_its_terms_it_equals_its_base_method(
-    name: str, train: Callable[[str], Trained]
-) -> None:
+def test_without_its_terms_it_equals_its_base_method(name, train):
     base, fields = WEIGHTLESS[name]
     config = configured(small_trial(Path(train(base).config.data.root)), name, **fields)
     assert [untimed(report) for report in fine_tune(config)] == train(base).reports
 
 
-def test_star_ft_without_weight_is_flyp_with_one_template(train: Callable[[str], Trained]) -> None:
+def test_star_ft_without_weight_is_flyp_with_one_template(train):
     trial = small_trial(Path(train("flyp").config.data.root))
     one = with_overrides(trial, {"data.suite.templates": TEMPLATES[:1]}, "test")
     flyp, star = configured(one, "flyp"), configured(one, "star_ft", reg_weight=0)
@@ -194,9 +181,7 @@ def test_star_ft_without_weight_is_flyp_with_one_template(train: Callable[[str],
 
 
 @pytest.mark.parametrize("name", TWICE)
-def test_two_workers_give_the_result_of_one(
-    name: str, train: Callable[[str], Trained], two_workers: TwoWorkers
-) -> None:
+def test_two_workers_give_the_result_of_one(name, train, two_workers):
     first, second = two_workers(curve, train(name).config)
     assert first == second
     # Others amplify the rounding of sums in another order.
@@ -207,20 +192,20 @@ def test_two_workers_give_the_result_of_one(
             assert two[metric] == pytest.approx(one[metric], rel=close, abs=close), metric
 
 
-def small_trial(images_root: Path) -> TrialConfig:
+def small_trial(images_root):
     """Eight steps on 48 images, of which six are an epoch, with reports after 4 and 8."""
     suite = {"id_domain": "real", "ood_domains": ["painting", "sketch"], "templates": TEMPLATES}
     return TrialConfig.model_validate(
         {
             "data": {"root": str(images_root), "suite": suite},
             "optim": {"lr": 1e-4, "batch_size": 8},
-            "eval": {"every": 4},
+            "eval": {"every": 4, "line": "off"},
             "steps": 8,
         }
     )
 
 
-def train_nll(run: TrainState) -> float:
+def train_nll(run):
     """Of whole images of the training split, under what the run trains."""
     images = open_images(run.config.data, "real", "train")
     with run.holding(run.weights):
@@ -228,23 +213,23 @@ def train_nll(run: TrainState) -> float:
     return sums.measures()["nll"]
 
 
-def zero_shot_accuracy(config: TrialConfig) -> float:
+def zero_shot_accuracy(config):
     """Of open_clip's own classifier, by its own forward pass."""
     clip = load_clip(config.model)
     head = zero_shot_heads(clip, load_tokenizer(config.model), prompts_of(config)).classes
-    return _accuracy(config, "val", clip.visual, head)  # type: ignore[arg-type]
+    return _accuracy(config, "val", clip.visual, head)
 
 
-def accuracy_of_weights(weights: Mapping[str, Tensor], config: TrialConfig, split: str) -> float:
+def accuracy_of_weights(weights, config, split):
     """Of the weights of a checkpoint, in a model that knows nothing of students and methods."""
     clip = load_clip(config.model)
     visual = {k.removeprefix("visual."): v for k, v in weights.items() if k.startswith("visual.")}
-    clip.visual.load_state_dict(visual)  # type: ignore[union-attr, operator]
-    return _accuracy(config, split, clip.visual, weights["head"])  # type: ignore[arg-type]
+    clip.visual.load_state_dict(visual)
+    return _accuracy(config, split, clip.visual, weights["head"])
 
 
 @torch.no_grad()
-def _accuracy(config: TrialConfig, split: str, visual: nn.Module, head: Tensor) -> float:
+def _accuracy(config, split, visual, head):
     images = load_split(config, split)["real"]
     size = image_input(load_clip(config.model))
     views, labels = next(images.eval_batches(size, len(images)))
@@ -252,6 +237,6 @@ def _accuracy(config: TrialConfig, split: str, visual: nn.Module, head: Tensor) 
     return 100 * int((predicted == labels).sum()) / len(labels)
 
 
-def prompts_of(config: TrialConfig) -> Prompts:
+def prompts_of(config):
     """Of the ID domain's classes."""
     return config.data.rules.prompts(id_classes(config.data))

@@ -1,23 +1,20 @@
 """The contrastive loss against sums over pairs, and the captions that go with images."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest
 
 from tests.trainers.methods.by_hand import assert_gradient, at, contrastive, random_batch
-from trainers.methods.base import Method, StepRandom
+from trainers.methods.base import StepRandom
 from trainers.methods.carot import CaRot
 from trainers.methods.flyp import ContrastiveFineTuning, random_captions
 from trainers.methods.r_adapter import ResidualAdapter
-from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.prompts import Prompts, named_templates
 
 FLYP = ContrastiveFineTuning()
 
 
-def test_loss_and_gradients_equal_the_sum_over_pairs(zero_shot: ZeroShotModel) -> None:
+def test_loss_and_gradients_equal_the_sum_over_pairs(zero_shot):
     batch = random_batch(classes=(0, 1, 0, 2))  # images of one class are told apart, too
     f, _, (t,), s = (tensor.detach().numpy() for tensor in batch.student)
     loss = FLYP.loss(batch, at(zero_shot, 0))
@@ -29,7 +26,7 @@ def test_loss_and_gradients_equal_the_sum_over_pairs(zero_shot: ZeroShotModel) -
     assert_gradient(batch.student.logit_scale, lambda x: contrastive(x * f @ t.T), s)
 
 
-def test_captions_put_the_class_in_every_template() -> None:
+def test_captions_put_the_class_in_every_template():
     prompts = Prompts(("cat", "dog"), named_templates("simple_imagenet"))
     labels = [i % 2 for i in range(700)]
     captions = random_captions(labels, prompts, StepRandom(seed=0, step=3, batch_size=700))
@@ -41,9 +38,7 @@ def test_captions_put_the_class_in_every_template() -> None:
 
 
 @pytest.mark.parametrize("method", [FLYP, CaRot(), ResidualAdapter()], ids=lambda m: m.name)
-def test_captions_do_not_depend_on_the_number_of_workers(
-    method: Method, zero_shot: ZeroShotModel
-) -> None:
+def test_captions_do_not_depend_on_the_number_of_workers(method, zero_shot):
     labels, prompts = [0, 1, 2, 2, 1, 0], zero_shot.prompts
     (alone,) = method.texts(labels, prompts, StepRandom(7, 5, batch_size=6))
     for rank in (0, 1):

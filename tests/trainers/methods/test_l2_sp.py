@@ -1,7 +1,5 @@
 """L2-SP's distance against sums over entries, and over which weights it is taken."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +9,13 @@ from torch import nn
 
 from tests.trainers.methods.by_hand import at, cross_entropy, scored
 from tests.trainers.methods.by_open_clip import logits, take_step
-from trainers.config import TrialConfig
 from trainers.methods.base import Batch
 from trainers.methods.l2_sp import L2SP
-from trainers.models.zero_shot import ZeroShotModel
 
 SHAPES = {"head": (3, 4), "visual.proj": (2, 4), "visual.scale": ()}
 
 
-def test_loss_and_its_gradients_equal_the_sum_of_squares(zero_shot: ZeroShotModel) -> None:
+def test_loss_and_its_gradients_equal_the_sum_of_squares(zero_shot):
     rng = np.random.default_rng(0)
     now = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
     before = {name: rng.standard_normal(shape) for name, shape in SHAPES.items()}
@@ -45,7 +41,7 @@ def test_loss_and_its_gradients_equal_the_sum_of_squares(zero_shot: ZeroShotMode
         np.testing.assert_allclose(parameter.grad.numpy(), by_hand, rtol=1e-12)
 
 
-def test_a_run_penalises_all_parameters_from_zero_shot(trial: TrialConfig) -> None:
+def test_a_run_penalises_all_parameters_from_zero_shot(trial):
     taken = take_step(trial, {"name": "l2_sp", "reg_weight": 0.3})
     zero_shot = taken.run.zero_shot
     initial = {"head": zero_shot.head}

@@ -1,13 +1,8 @@
 """The loss of Lipsum-FT against the formula, written out in float64 with explicit sums."""
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Sequence
 from itertools import combinations
 from math import cos, pi
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +12,11 @@ from torch.nn import functional
 from tests.trainers.methods.by_hand import at, cross_entropy, scored, unit_rows
 from trainers.errors import ConfigError
 from trainers.methods import lipsum_ft
-from trainers.methods.base import Batch, Loss, check_method_fits
+from trainers.methods.base import Batch, check_method_fits
 from trainers.methods.ft import FineTuning
 from trainers.methods.lipsum_ft import LipsumFineTuning, energy_gap
 from trainers.models.config import ModelConfig
 from trainers.models.tokenizers import Vocabulary
-from trainers.models.zero_shot import ZeroShotModel
 from trainers.texts.random_texts import (
     digest,
     effective_rank,
@@ -37,12 +31,12 @@ CLIP_WORDS = Vocabulary(49406, 49407, range(49406))
 
 
 @pytest.fixture
-def features() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def features():
     rng = np.random.default_rng(0)
     return rng.standard_normal((B, D)), unit_rows(rng, B, D), unit_rows(rng, M, D)
 
 
-def reference(raw: np.ndarray, f0: np.ndarray, texts: np.ndarray) -> tuple[float, np.ndarray]:
+def reference(raw, f0, texts):
     """The regulariser and its gradient in the unnormalised features, by loops over the formula."""
     total, gradient = 0.0, np.zeros_like(raw)
     for b in range(B):
@@ -56,9 +50,7 @@ def reference(raw: np.ndarray, f0: np.ndarray, texts: np.ndarray) -> tuple[float
     return total, gradient
 
 
-def test_loss_and_gradient_equal_the_formula(
-    features: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> None:
+def test_loss_and_gradient_equal_the_formula(features):
     raw, f0, texts = features
     expected, expected_gradient = reference(raw, f0, texts)
     x = torch.tensor(raw, requires_grad=True)
@@ -69,7 +61,7 @@ def test_loss_and_gradient_equal_the_formula(
     np.testing.assert_allclose(x.grad.numpy(), expected_gradient, rtol=1e-10, atol=1e-10)
 
 
-def test_random_texts_have_ordinary_tokens_between_start_and_end() -> None:
+def test_random_texts_have_ordinary_tokens_between_start_and_end():
     tokens = random_texts(WORDS, 80, 8, seed=3, step=11)
     assert tokens.shape == (80, 10)
     assert (tokens[:, 0] == 2046).all()
@@ -78,15 +70,15 @@ def test_random_texts_have_ordinary_tokens_between_start_and_end() -> None:
     assert len(tokens[:, 1:-1].unique()) > 500  # of 640 draws: spread over the vocabulary
 
 
-def test_random_texts_are_a_function_of_seed_and_step() -> None:
+def test_random_texts_are_a_function_of_seed_and_step():
     first = random_texts(WORDS, 4, 8, seed=3, step=11)
     assert torch.equal(first, random_texts(WORDS, 4, 8, seed=3, step=11))
     assert not torch.equal(first, random_texts(WORDS, 4, 8, seed=3, step=12))
     assert not torch.equal(first, random_texts(WORDS, 4, 8, seed=4, step=11))
 
 
-def test_effective_rank_counts_the_directions() -> None:
-    def rank(text_features: torch.Tensor) -> float:
+def test_effective_rank_counts_the_directions():
+    def rank(text_features):
         return effective_rank(second_moment(text_features))
 
     assert rank(torch.ones(9, 5) / 5**0.5) == pytest.approx(1)
@@ -95,7 +87,7 @@ def test_effective_rank_counts_the_directions() -> None:
     assert rank(two_of_three) == pytest.approx(2)
 
 
-def test_a_text_that_the_context_cannot_hold_is_refused() -> None:
+def test_a_text_that_the_context_cannot_hold_is_refused():
     check_method_fits(LipsumFineTuning(text_length=30), ModelConfig())
     with pytest.raises(ConfigError, match=r"text_length = 31.*at most 30"):
         check_method_fits(LipsumFineTuning(text_length=31), ModelConfig())
@@ -105,7 +97,7 @@ def test_a_text_that_the_context_cannot_hold_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32", "ViT-L-14-CLIPA"])
-def test_a_model_without_clips_tokens_is_refused(name: str) -> None:
+def test_a_model_without_clips_tokens_is_refused(name):
     model = ModelConfig(name=name, pretrained="random")
     with pytest.raises(ConfigError) as error:
         check_method_fits(LipsumFineTuning(), model)
@@ -120,7 +112,7 @@ LABELS = [0, 2, 1, 2]
 class Moved:
     """Images whose features are no longer those of the zero-shot model."""
 
-    def __init__(self, zero_shot: ZeroShotModel) -> None:
+    def __init__(self, zero_shot):
         rng, width = np.random.default_rng(5), zero_shot.head.shape[1]
         self.zero_shot, self.logits = zero_shot, rng.standard_normal((4, 3))
         f0, f = unit_rows(rng, 4, width), unit_rows(rng, 4, width)
@@ -128,22 +120,22 @@ class Moved:
         self.now = torch.tensor(f, dtype=torch.float32, requires_grad=True)
         self.change = (self.now.detach().double() - self.before.double()).numpy()
 
-    def loss(self, method: LipsumFineTuning, number: int, steps: int = 10) -> Loss:
+    def loss(self, method, number, steps=10):
         student = scored(torch.tensor(self.logits), self.now)
         teacher = scored(torch.zeros(4, 3), self.before)
         batch = Batch(torch.tensor(LABELS), student, zero_shot=teacher)
         return method.loss(batch, at(self.zero_shot, number, steps=steps))
 
-    def reg(self, method: LipsumFineTuning, number: int) -> float:
+    def reg(self, method, number):
         return self.loss(method, number).reg.item()
 
-    def gradient(self, method: LipsumFineTuning) -> np.ndarray:
+    def gradient(self, method):
         self.now.grad = None
         self.loss(method, 0).reg.backward()
         assert self.now.grad is not None
         return self.now.grad.numpy()
 
-    def by_hand(self, texts: np.ndarray) -> tuple[float, np.ndarray]:
+    def by_hand(self, texts):
         """The regulariser on texts (M, D), and its gradient in the features."""
         s, total, gradient = self.zero_shot.logit_scale, 0.0, np.zeros_like(self.change)
         for b, change in enumerate(self.change):
@@ -155,22 +147,22 @@ class Moved:
 
 
 @pytest.fixture
-def moved(zero_shot: ZeroShotModel) -> Moved:
+def moved(zero_shot):
     return Moved(zero_shot)
 
 
-def encoded(zero_shot: ZeroShotModel, tokens: torch.Tensor) -> np.ndarray:
+def encoded(zero_shot, tokens):
     """(M, D) in float64, by open_clip's own pass over whole contexts."""
     padded = functional.pad(tokens, (0, 24 - tokens.shape[1]))
-    features = zero_shot.clip.encode_text(padded, normalize=True)  # type: ignore[operator]
+    features = zero_shot.clip.encode_text(padded, normalize=True)
     return features.double().numpy()
 
 
-def random_features(zero_shot: ZeroShotModel, count: int, step: int) -> np.ndarray:
+def random_features(zero_shot, count, step):
     return encoded(zero_shot, random_texts(CLIP_WORDS, count, 8, seed=0, step=step))
 
 
-def test_random_texts_change_each_step_and_fixed_ones_do_not(moved: Moved) -> None:
+def test_random_texts_change_each_step_and_fixed_ones_do_not(moved):
     first, fifth = (random_features(moved.zero_shot, 6, step) for step in (0, 5))
     (at_first, gradient), (at_fifth, _) = moved.by_hand(first), moved.by_hand(fifth)
     assert abs(at_first - at_fifth) > 0.01 * at_first
@@ -182,9 +174,7 @@ def test_random_texts_change_each_step_and_fixed_ones_do_not(moved: Moved) -> No
         np.testing.assert_allclose(moved.gradient(method), gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_a_second_moment_gives_the_energy_gap_of_its_texts(
-    moved: Moved, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_moment_gives_the_energy_gap_of_its_texts(moved, monkeypatch):
     monkeypatch.setattr(lipsum_ft, "TEXTS_OF_MOMENT", 2048)
     texts = np.concatenate([random_features(moved.zero_shot, 1024, part) for part in (0, 1)])
     expected, gradient = moved.by_hand(texts)
@@ -193,7 +183,7 @@ def test_a_second_moment_gives_the_energy_gap_of_its_texts(
     np.testing.assert_allclose(moved.gradient(method), gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_isotropic_texts_are_the_distillation_of_features(moved: Moved) -> None:
+def test_isotropic_texts_are_the_distillation_of_features(moved):
     method, s = LipsumFineTuning(text_source="isotropic"), moved.zero_shot.logit_scale
     width = moved.change.shape[1]
     distances = [sum(v * v for v in change) for change in moved.change]
@@ -206,7 +196,7 @@ def test_isotropic_texts_are_the_distillation_of_features(moved: Moved) -> None:
 LINES = ("cat", "a dog", "two fish", "rain", "an old tree by the sea", "red", "7 x 7")
 
 
-def drawn(moved: Moved, method: LipsumFineTuning, step: int, count: int) -> Sequence[int]:
+def drawn(moved, method, step, count):
     """The lines, all different, whose sums alone are this step's regulariser."""
     texts = encoded(moved.zero_shot, moved.zero_shot.tokenize(LINES))
     found, reg = [], moved.reg(method, step)
@@ -217,7 +207,7 @@ def drawn(moved: Moved, method: LipsumFineTuning, step: int, count: int) -> Sequ
     return lines
 
 
-def test_each_step_draws_different_lines_of_a_file(moved: Moved, tmp_path: Path) -> None:
+def test_each_step_draws_different_lines_of_a_file(moved, tmp_path):
     file = tmp_path / "texts.txt"
     file.write_text("\n\n".join(LINES) + "\n", encoding="utf-8")
     method = LipsumFineTuning(text_source="file", texts_file=str(file), text_count=3)
@@ -238,7 +228,7 @@ def test_each_step_draws_different_lines_of_a_file(moved: Moved, tmp_path: Path)
         ("cosine", [0.8, 0.4, 0.4 * (1 + cos(0.9 * pi))]),
     ],
 )
-def test_the_weight_follows_its_schedule(schedule: Any, weights: list[float], moved: Moved) -> None:
+def test_the_weight_follows_its_schedule(schedule, weights, moved):
     method = LipsumFineTuning(reg_weight=0.8, reg_schedule=schedule, text_source="isotropic")
     task = cross_entropy(moved.logits, LABELS)
     for number, weight in zip((0, 5, 9), weights, strict=True):
@@ -248,7 +238,7 @@ def test_the_weight_follows_its_schedule(schedule: Any, weights: list[float], mo
         assert loss.total.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_blank_lines_and_white_space_are_no_texts(tmp_path: Path) -> None:
+def test_blank_lines_and_white_space_are_no_texts(tmp_path):
     plain, spaced, other = (tmp_path / name for name in ("plain", "spaced", "other"))
     plain.write_text("a cat\nein Bär", encoding="utf-8")
     spaced.write_text("\n  a cat \r\n\n\t\nein Bär\n\n", encoding="utf-8")
@@ -259,7 +249,7 @@ def test_blank_lines_and_white_space_are_no_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b" \n\n", b"\xff\xfe", None])
-def test_a_file_without_texts_is_refused_by_name(content: bytes | None, tmp_path: Path) -> None:
+def test_a_file_without_texts_is_refused_by_name(content, tmp_path):
     file = tmp_path / "texts.txt"
     if content is not None:
         file.write_bytes(content)

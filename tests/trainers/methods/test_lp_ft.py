@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from math import cos, pi
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.trainers.curves import changed, short
-from trainers.config import TrialConfig
-from trainers.fine_tune import Report, fine_tune
+from trainers.fine_tune import fine_tune
 from trainers.loop.state import start
 from trainers.methods.lp_ft import LinearProbeFineTuning
 
@@ -33,7 +30,7 @@ class At:
     """AdamW's state of each weight; none where it has not moved."""
 
 
-def at(report: Report) -> At:
+def at(report):
     run, trained = report.run, report.run.student.trained
     moments = {n: run.optimizer.state[p] for n, p in trained.items() if p in run.optimizer.state}
     weights = {name: p.detach().clone() for name, p in trained.items()}
@@ -41,18 +38,16 @@ def at(report: Report) -> At:
 
 
 @pytest.fixture
-def config(trial: TrialConfig) -> TrialConfig:
+def config(trial):
     """Four steps of the head and four of everything, with a report after each."""
-    changes: dict[str, Any] = {"steps": 8, "eval__every": 1, "optim__lr": LR}
+    changes = {"steps": 8, "eval__every": 1, "optim__lr": LR}
     return short(trial, PROBE, **changes, optim__warmup_fraction=0.5, optim__weight_decay=0.1)
 
 
 @pytest.mark.parametrize(
     ("fraction", "steps", "probing"), [(0, 7, 0), (0.34, 8, 3), (0.2, 5000, 1000), (0.999, 10, 10)]
 )
-def test_the_head_alone_trains_for_that_share_of_the_steps(
-    fraction: float, steps: int, probing: int
-) -> None:
+def test_the_head_alone_trains_for_that_share_of_the_steps(fraction, steps, probing):
     method = LinearProbeFineTuning(probe_fraction=fraction, probe_lr=0.3)
     stages = [method.stage(step, steps) for step in range(steps)]
     assert [stage.head_alone for stage in stages] == [step < probing for step in range(steps)]
@@ -62,7 +57,7 @@ def test_the_head_alone_trains_for_that_share_of_the_steps(
         assert stage.lr == (0.3 if step < probing else None)
 
 
-def test_the_probe_has_no_factor_of_the_heads_rate(config: TrialConfig) -> None:
+def test_the_probe_has_no_factor_of_the_heads_rate(config):
     """The second stage has: in its first step, Adam moves each weight by its learning rate."""
     plain = [at(report) for report, _ in zip(fine_tune(config), range(4), strict=False)]
     quarter = changed(config, optim__head_lr_factor=0.25)
@@ -75,9 +70,7 @@ def test_the_probe_has_no_factor_of_the_heads_rate(config: TrialConfig) -> None:
     assert moved == pytest.approx(0.25 * first.lr, rel=0.01)
 
 
-def test_each_stage_has_its_own_optimiser_even_after_a_resume(
-    config: TrialConfig, tmp_path: Path
-) -> None:
+def test_each_stage_has_its_own_optimiser_even_after_a_resume(config, tmp_path):
     before = {n: p.detach().clone() for n, p in start(config).student.trained.items()}
     run = []
     for report in fine_tune(config):

@@ -1,7 +1,5 @@
 """A method from a file outside of the package: trained and resumed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ from safetensors.torch import load_file
 
 from tests.trainers.curves import curve, short
 from trainers.checkpoints.format import WEIGHTS
-from trainers.config import TrialConfig
 from trainers.fine_tune import fine_tune
 from trainers.models.loading import load_clip
 
@@ -18,12 +15,12 @@ PLUGIN = str(Path(__file__).with_name("lora.py"))
 
 
 @pytest.fixture
-def lora(trial: TrialConfig) -> TrialConfig:
+def lora(trial):
     """Three steps of LoRA, and a checkpoint after the second."""
     return short(trial, {"name": "lora", "rank": 3}, plugins=[PLUGIN], optim__lr=1e-2)
 
 
-def test_a_plugin_trains_what_it_inserts_and_nothing_else(lora: TrialConfig) -> None:
+def test_a_plugin_trains_what_it_inserts_and_nothing_else(lora):
     (report,) = fine_tune(lora)
     student = report.run.student
     assert len(student.trained) == 1 + 2 * 2 * 5  # the head, U and V of two layers of five blocks
@@ -40,7 +37,7 @@ def test_a_plugin_trains_what_it_inserts_and_nothing_else(lora: TrialConfig) -> 
         assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3, name
 
 
-def test_a_plugins_checkpoint_resumes_to_the_last_bit(lora: TrialConfig, tmp_path: Path) -> None:
+def test_a_plugins_checkpoint_resumes_to_the_last_bit(lora, tmp_path):
     saves = iter([False, True, False])
     for report in fine_tune(lora, save_now=saves.__next__):
         report.save(tmp_path / str(report.step))

@@ -1,14 +1,11 @@
 """R-Adapter's loss against sums over pairs, and what of the adapters is kept."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.trainers.methods.by_hand import (
     assert_gradient,
@@ -18,20 +15,16 @@ from tests.trainers.methods.by_hand import (
 )
 from tests.trainers.tiny_models import random_model, student_of
 from trainers.errors import ConfigError
-from trainers.methods.base import Trained, Weights, check_method_fits
+from trainers.methods.base import Trained, check_method_fits
 from trainers.methods.r_adapter import ResidualAdapter
 from trainers.models.config import RANDOM, ModelConfig
-from trainers.models.student import Student
-from trainers.models.zero_shot import ZeroShotModel
 from trainers.weights.averaging import swapped_in
 
 CLASSES = (0, 1, 0, 2, 1, 0)
 METHOD = ResidualAdapter()
 
 
-def multi_positive(
-    f: np.ndarray, t: np.ndarray, s: float, classes: tuple[int, ...], margin: float, eps: float
-) -> float:
+def multi_positive(f, t, s, classes, margin, eps):
     """MPM-NCE image by image, text by text; the margin is one of cosines."""
     n, total = len(classes), 0.0
     scores = np.zeros((n, n))
@@ -49,12 +42,12 @@ def multi_positive(
     return total / n
 
 
-def test_loss_and_its_gradients_equal_the_sum_over_pairs(zero_shot: ZeroShotModel) -> None:
+def test_loss_and_its_gradients_equal_the_sum_over_pairs(zero_shot):
     batch = random_batch(classes=CLASSES)
     f = batch.student.features.detach().numpy()
     t = batch.student.text_features[0].detach().numpy()
 
-    def of(features: np.ndarray, texts: np.ndarray) -> float:
+    def of(features, texts):
         return multi_positive(features, texts, 7.0, CLASSES, margin=0.05, eps=0.02)
 
     loss = METHOD.loss(batch, at(zero_shot, 0))
@@ -64,7 +57,7 @@ def test_loss_and_its_gradients_equal_the_sum_over_pairs(zero_shot: ZeroShotMode
     assert_gradient(batch.student.text_features, lambda x: of(f, x), t)
 
 
-def test_a_batch_of_one_class_has_only_positives(zero_shot: ZeroShotModel) -> None:
+def test_a_batch_of_one_class_has_only_positives(zero_shot):
     batch = random_batch(classes=(1, 1, 1))
     loss = METHOD.loss(batch, at(zero_shot, 0)).total
     loss.backward()
@@ -75,23 +68,23 @@ def test_a_batch_of_one_class_has_only_positives(zero_shot: ZeroShotModel) -> No
     assert bool(batch.student.features.grad.isfinite().all())
 
 
-def somewhere(student: Student, seed: int) -> dict[str, Tensor]:
+def somewhere(student, seed):
     """Random adapters."""
     rng = torch.Generator().manual_seed(seed)
     return {n: 0.3 * torch.randn(p.shape, generator=rng) for n, p in student.trained.items()}
 
 
-def eval_weights(method: ResidualAdapter, student: Student, weights: Weights) -> Weights:
+def eval_weights(method, student, weights):
     """What is kept of these weights as the average; the last weights are others."""
     last = somewhere(student, seed=2)
 
-    def no_loss(weights: Weights) -> Tensor:
+    def no_loss(weights):
         raise AssertionError("it looks at no images")
 
     return method.eval_weights(Trained(last, {}, average=weights, id_loss=no_loss))
 
 
-def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot: ZeroShotModel) -> None:
+def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot):
     student = student_of(zero_shot, METHOD)
     assert METHOD.average_decay(17, 100) == 0.999
     average = somewhere(student, seed=1)
@@ -115,7 +108,7 @@ def test_what_is_kept_is_alpha_of_the_averaged_adapters(zero_shot: ZeroShotModel
                 np.testing.assert_allclose(found, by_hand, rtol=1e-4, atol=1e-6)
 
 
-def test_alpha_0_is_the_zero_shot_model_and_alpha_1_the_average(zero_shot: ZeroShotModel) -> None:
+def test_alpha_0_is_the_zero_shot_model_and_alpha_1_the_average(zero_shot):
     student = student_of(zero_shot, METHOD)
     average = somewhere(student, seed=1)
     images = torch.randn(3, 3, 32, 32)
@@ -127,11 +120,11 @@ def test_alpha_0_is_the_zero_shot_model_and_alpha_1_the_average(zero_shot: ZeroS
 
 
 @pytest.mark.parametrize("kind", ["resnet", "timm"])
-def test_an_encoder_without_transformer_blocks_is_refused(kind: str, tmp_path: Path) -> None:
+def test_an_encoder_without_transformer_blocks_is_refused(kind, tmp_path):
     with pytest.raises(ConfigError, match=r"method.name = 'r_adapter': .*name a model with two"):
         check_method_fits(METHOD, random_model(tmp_path, kind))
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "coca_ViT-B-32", "EVA02-B-16"])
-def test_models_of_two_transformers_are_not(name: str) -> None:
+def test_models_of_two_transformers_are_not(name):
     check_method_fits(METHOD, ModelConfig(name=name, pretrained=RANDOM))

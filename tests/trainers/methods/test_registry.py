@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from textwrap import dedent
 from typing import Literal
 
@@ -17,7 +16,7 @@ SPACE = {"parameters": {"method.strength": {"type": "float", "low": 0, "high": 1
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+def plugin(tmp_path, request):
     """A module outside of the package that registers the method `mine`."""
     path = tmp_path / f"plugin_of_{request.node.name}.py"
     path.write_text(
@@ -36,7 +35,7 @@ def plugin(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def test_a_plugin_file_adds_a_method(plugin: Path) -> None:
+def test_a_plugin_file_adds_a_method(plugin):
     values = {"plugins": [str(plugin)], "method": {"name": "mine", "strength": 0.25}}
     trial = validate(TrialConfig, values, "trial")
     assert trial.model_dump(mode="json")["method"] == {"name": "mine", "strength": 0.25}
@@ -44,22 +43,18 @@ def test_a_plugin_file_adds_a_method(plugin: Path) -> None:
     assert with_overrides(trial, {"method.strength": 1.0}, "test").method != trial.method
 
 
-def test_a_plugin_module_is_found_by_its_name(
-    plugin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plugin_module_is_found_by_its_name(plugin, monkeypatch):
     monkeypatch.syspath_prepend(plugin.parent)
     trial = TrialConfig.model_validate({"plugins": [plugin.stem], "method": {"name": "mine"}})
     assert type(trial.method).__module__ == plugin.stem
 
 
-def test_the_file_of_a_plugin_has_an_absolute_path(
-    plugin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_of_a_plugin_has_an_absolute_path(plugin, monkeypatch):
     monkeypatch.chdir(plugin.parent)
     assert TrialConfig(plugins=(plugin.name,)).plugins == (str(plugin),)
 
 
-def test_a_misspelt_key_of_a_plugins_method_is_corrected(plugin: Path) -> None:
+def test_a_misspelt_key_of_a_plugins_method_is_corrected(plugin):
     with pytest.raises(ConfigError) as error:
         validate(
             TrialConfig,
@@ -70,7 +65,7 @@ def test_a_misspelt_key_of_a_plugins_method_is_corrected(plugin: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["raise RuntimeError('broken')", None])
-def test_a_plugin_that_cannot_be_imported_is_named(text: str | None, tmp_path: Path) -> None:
+def test_a_plugin_that_cannot_be_imported_is_named(text, tmp_path):
     path = tmp_path / "plugin.py"
     if text is not None:
         path.write_text(text)
@@ -80,7 +75,7 @@ def test_a_plugin_that_cannot_be_imported_is_named(text: str | None, tmp_path: P
     assert (error.value.hint is None) == path.exists()
 
 
-def test_a_plugin_that_fails_registers_nothing(plugin: Path) -> None:
+def test_a_plugin_that_fails_registers_nothing(plugin):
     text = plugin.read_text()
     plugin.write_text(f"{text}\nraise RuntimeError('broken')\n")
     with pytest.raises(ConfigError, match="broken"):
@@ -92,7 +87,7 @@ def test_a_plugin_that_fails_registers_nothing(plugin: Path) -> None:
     assert "mine" in METHODS
 
 
-def test_files_of_the_same_name_are_plugins_of_their_own(plugin: Path) -> None:
+def test_files_of_the_same_name_are_plugins_of_their_own(plugin):
     other = plugin.parent / "other" / plugin.name
     other.parent.mkdir()
     other.write_text(plugin.read_text())
@@ -105,9 +100,7 @@ def test_files_of_the_same_name_are_plugins_of_their_own(plugin: Path) -> None:
     assert not is_available("mine", [str(other)])
 
 
-def test_a_package_that_fails_is_imported_again(
-    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_that_fails_is_imported_again(plugin, tmp_path, monkeypatch):
     package = tmp_path / "halfway"
     package.mkdir()
     (package / "method.py").write_text(plugin.read_text())
@@ -122,7 +115,7 @@ def test_a_package_that_fails_is_imported_again(
     assert is_available("mine", ["halfway"])
 
 
-def test_two_classes_cannot_share_a_name() -> None:
+def test_two_classes_cannot_share_a_name():
     with pytest.raises(ValueError, match="already registered"):
 
         @register_method("ft")
@@ -130,6 +123,6 @@ def test_two_classes_cannot_share_a_name() -> None:
             name: Literal["ft"] = "ft"
 
 
-def test_the_name_field_must_agree_with_the_registered_name() -> None:
+def test_the_name_field_must_agree_with_the_registered_name():
     with pytest.raises(ValueError, match="Literal"):
         register_method("other")(FineTuning)

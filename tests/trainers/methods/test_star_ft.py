@@ -1,7 +1,5 @@
 """StarFT's divergence on spurious texts against sums over pairs, and the texts themselves."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -17,19 +15,16 @@ from tests.trainers.methods.by_hand import (
 from tests.trainers.tiny_models import student_of
 from trainers.methods.base import Batch, StepRandom
 from trainers.methods.star_ft import (
-    Attributes,
     StarFineTuning,
     spurious_divergence,
     spurious_templates,
 )
-from trainers.models.student import Outputs
-from trainers.models.zero_shot import ZeroShotModel
 
 CLASSES = (0, 1, 0, 2, 1)
 STAR_FT = StarFineTuning()
 
 
-def divergence(before: np.ndarray, after: np.ndarray, classes: tuple[int, ...]) -> float:
+def divergence(before, after, classes):
     """The mean KL divergence over the texts of other classes, written out."""
     total = 0.0
     for i in range(len(classes)):
@@ -39,13 +34,13 @@ def divergence(before: np.ndarray, after: np.ndarray, classes: tuple[int, ...]) 
     return total / len(classes)
 
 
-def arrays(outputs: Outputs) -> tuple[np.ndarray, np.ndarray, float]:
+def arrays(outputs):
     """Features, features of the spurious texts, scale."""
     f, t = outputs.features.detach().numpy(), outputs.text_features.detach().numpy()
     return f, t[-1], outputs.logit_scale.item()
 
 
-def test_loss_is_the_contrastive_one_and_the_weighted_divergence(zero_shot: ZeroShotModel) -> None:
+def test_loss_is_the_contrastive_one_and_the_weighted_divergence(zero_shot):
     batch = random_batch(classes=CLASSES, kinds=2)
     assert batch.zero_shot is not None
     f, u, s = arrays(batch.student)
@@ -59,14 +54,14 @@ def test_loss_is_the_contrastive_one_and_the_weighted_divergence(zero_shot: Zero
     assert loss.total.item() == pytest.approx(loss.task.item() + 0.5 * 0.6 * by_hand, rel=1e-10)
 
 
-def test_gradients_of_the_divergence_equal_its_differences() -> None:
+def test_gradients_of_the_divergence_equal_its_differences():
     batch = random_batch(classes=CLASSES, kinds=2)
     assert batch.zero_shot is not None
     f, u, _ = arrays(batch.student)
     f0, u0, s0 = arrays(batch.zero_shot)
     spurious_divergence(batch).backward()
 
-    def of(features: np.ndarray, texts: np.ndarray) -> float:
+    def of(features, texts):
         return divergence(s0 * f0 @ u0.T, s0 * features @ texts.T, CLASSES)
 
     features, texts = batch.student.features.grad, batch.student.text_features.grad
@@ -78,7 +73,7 @@ def test_gradients_of_the_divergence_equal_its_differences() -> None:
     assert batch.student.logit_scale.grad is None
 
 
-def test_a_batch_of_one_class_has_nothing_to_compare() -> None:
+def test_a_batch_of_one_class_has_nothing_to_compare():
     batch = random_batch(classes=(1, 1, 1), kinds=2)
     reg = spurious_divergence(batch)
     reg.backward()
@@ -87,7 +82,7 @@ def test_a_batch_of_one_class_has_nothing_to_compare() -> None:
     assert not batch.student.features.grad.any()
 
 
-def test_a_spurious_text_is_the_caption_in_a_template(zero_shot: ZeroShotModel) -> None:
+def test_a_spurious_text_is_the_caption_in_a_template(zero_shot):
     labels, draw = [0, 2, 1], StepRandom(0, 9, batch_size=3)
     captions, spurious = STAR_FT.texts(labels, zero_shot.prompts, draw)
     assert captions == ["a photo of a cat.", "a photo of a fish.", "a photo of a dog."]
@@ -101,9 +96,7 @@ def test_a_spurious_text_is_the_caption_in_a_template(zero_shot: ZeroShotModel) 
 @pytest.mark.parametrize(
     ("attributes", "number"), [("background", 60), ("texture", 50), ("resolution", 20)]
 )
-def test_templates_are_sentences_with_one_place_for_the_caption(
-    attributes: Attributes, number: int
-) -> None:
+def test_templates_are_sentences_with_one_place_for_the_caption(attributes, number):
     templates = spurious_templates(attributes)
     assert len(set(templates)) == len(templates) == number
     for template in templates:
@@ -112,7 +105,7 @@ def test_templates_are_sentences_with_one_place_for_the_caption(
         assert template.count(".") == 1
 
 
-def test_with_cross_entropy_the_text_encoder_stays_frozen(zero_shot: ZeroShotModel) -> None:
+def test_with_cross_entropy_the_text_encoder_stays_frozen(zero_shot):
     method = StarFineTuning(task="cross_entropy", reg_schedule="constant")
     assert not method.per_image
     student = student_of(zero_shot, method)
@@ -139,7 +132,7 @@ def test_with_cross_entropy_the_text_encoder_stays_frozen(zero_shot: ZeroShotMod
     assert loss.reg.item() == pytest.approx(by_hand, rel=1e-3)
 
 
-def test_plain_cross_entropy_may_be_taken_in_parts() -> None:
+def test_plain_cross_entropy_may_be_taken_in_parts():
     assert StarFineTuning(task="cross_entropy", reg_weight=0).per_image
     without = StarFineTuning(reg_weight=0)
     assert not without.per_image

@@ -1,22 +1,17 @@
 """TPGM's shares against optima in closed form, and against Adam on gradients by differences."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from tests.trainers.methods.by_hand import differences
-from trainers.methods.base import Trained, Weights
+from trainers.methods.base import Trained
 from trainers.methods.tpgm import ProjectedFineTuning, project
 
 SHAPES = {"head": (3, 4), "visual.proj": (2, 4), "visual.scale": (), "visual.bias": (5,)}
 
 
-def somewhere(seed: int) -> dict[str, Tensor]:
+def somewhere(seed):
     rng = np.random.default_rng(seed)
     return {name: torch.tensor(rng.standard_normal(shape)) for name, shape in SHAPES.items()}
 
@@ -25,7 +20,7 @@ INITIAL, WEIGHTS = somewhere(0), somewhere(1)
 CHANGE = {name: value - INITIAL[name] for name, value in WEIGHTS.items()}
 
 
-def shares_of(weights: Weights) -> np.ndarray:
+def shares_of(weights):
     """What share of its way each tensor has gone, all of whose entries must agree."""
     found = []
     for name, change in CHANGE.items():
@@ -35,13 +30,13 @@ def shares_of(weights: Weights) -> np.ndarray:
     return np.array(found)
 
 
-def squared_distance_to(target: Weights) -> Callable[[Weights], Tensor]:
-    return lambda weights: sum(  # type: ignore[return-value]
+def squared_distance_to(target):
+    return lambda weights: sum(
         (value - target[name]).square().sum() / 2 for name, value in weights.items()
     )
 
 
-def test_shares_converge_to_the_optimum_within_0_and_1() -> None:
+def test_shares_converge_to_the_optimum_within_0_and_1():
     """The nearest point to a target on the way is where the target's projection onto it is."""
     rng, wanted = np.random.default_rng(2), {}
     for (name, change), share in zip(CHANGE.items(), (0.3, 0.8, 1.7, -0.4), strict=True):
@@ -54,10 +49,10 @@ def test_shares_converge_to_the_optimum_within_0_and_1() -> None:
     assert torch.equal(found["visual.bias"], INITIAL["visual.bias"])
 
 
-def test_shares_begin_at_a_half_and_never_leave_0_and_1() -> None:
+def test_shares_begin_at_a_half_and_never_leave_0_and_1():
     seen = []
 
-    def id_loss(weights: Weights) -> Tensor:
+    def id_loss(weights):
         seen.append(shares_of(weights))
         sign = -1 if len(seen) % 4 < 2 else 1
         return sign * squared_distance_to(somewhere(3))(weights)
@@ -70,16 +65,16 @@ def test_shares_begin_at_a_half_and_never_leave_0_and_1() -> None:
     assert every.max() == 1
 
 
-def curved(weights: Weights) -> Tensor:
+def curved(weights):
     """In which every tensor's gradient depends on all the others."""
     total = torch.stack([(value.sin() * (1 + i)).sum() for i, value in enumerate(weights.values())])
     return total.sum().sin() + 0.1 * total.square().sum()
 
 
-def adam_by_differences(steps: int, lr: float) -> np.ndarray:
+def adam_by_differences(steps, lr):
     """The shares after so many steps of Kingma and Ba's algorithm, written out."""
 
-    def loss(shares: np.ndarray) -> float:
+    def loss(shares):
         pairs = zip(CHANGE.items(), shares, strict=True)
         return curved({n: INITIAL[n] + float(r) * change for (n, change), r in pairs}).item()
 
@@ -93,20 +88,20 @@ def adam_by_differences(steps: int, lr: float) -> np.ndarray:
     return shares
 
 
-def test_every_step_is_adams_on_the_gradient_in_the_shares() -> None:
+def test_every_step_is_adams_on_the_gradient_in_the_shares():
     for steps in (1, 2, 7):
         found = shares_of(project(WEIGHTS, INITIAL, curved, steps=steps, lr=0.03))
         assert found == pytest.approx(adam_by_differences(steps, lr=0.03), abs=1e-5)
 
 
-def test_a_weight_that_has_not_moved_stays_where_it_is() -> None:
+def test_a_weight_that_has_not_moved_stays_where_it_is():
     still = WEIGHTS | {"head": INITIAL["head"].clone()}
     found = project(still, INITIAL, squared_distance_to(somewhere(3)), steps=5, lr=0.1)
     assert torch.equal(found["head"], INITIAL["head"])
     assert all(bool(value.isfinite().all()) for value in found.values())
 
 
-def test_the_projected_weights_are_evaluated() -> None:
+def test_the_projected_weights_are_evaluated():
     before = {name: value.clone() for name, value in WEIGHTS.items()}
     method = ProjectedFineTuning(projection_steps=3, projection_lr=0.03)
     found = method.eval_weights(Trained(WEIGHTS, INITIAL, average=None, id_loss=curved))

@@ -1,45 +1,31 @@
 """WiSE-FT's point and its whole line against weights that are interpolated in float64."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tests.trainers.curves import short
 from tests.trainers.methods import by_open_clip
 from tests.trainers.methods.by_hand import cross_entropy
 from trainers.checkpoints.format import WEIGHTS
-from trainers.config import TrialConfig
-from trainers.fine_tune import Report, fine_tune
+from trainers.fine_tune import fine_tune
 from trainers.loop.state import start
 
 FAR = {"optim__lr": 3e-3, "precision": "fp32"}
 
 
-def on_the_line(
-    first: Mapping[str, Tensor], last: Mapping[str, Tensor], alpha: float
-) -> dict[str, Tensor]:
+def on_the_line(first, last, alpha):
     return {n: (1 - alpha) * first[n].double() + alpha * v.double() for n, v in last.items()}
 
 
-def trained(
-    trial: TrialConfig, method: dict[str, Any], **changes: Any
-) -> tuple[TrialConfig, Report]:
+def trained(trial, method, **changes):
     config = short(trial, method, **FAR, **changes)
     *_, report = fine_tune(config)
     return config, report
 
 
-def test_the_interpolated_weights_are_kept_and_evaluated(
-    trial: TrialConfig, tmp_path: Path
-) -> None:
+def test_the_interpolated_weights_are_kept_and_evaluated(trial, tmp_path):
     config, report = trained(trial, {"name": "wise_ft", "alpha": 0.3})
     _, plain = trained(trial, {"name": "ft"})
     report.save(tmp_path)
@@ -66,7 +52,7 @@ def test_the_interpolated_weights_are_kept_and_evaluated(
     assert abs(nll - plain.metrics["id_val/nll"]) > 1e-2
 
 
-def test_the_line_is_between_both_models(trial: TrialConfig) -> None:
+def test_the_line_is_between_both_models(trial):
     alphas = [0, 0.4, 1]
     config, report = trained(trial, {"name": "ft"}, eval__line=[0.4])
     zero_shot, last = start(config).student.plain_state(), report.run.student.plain_state()

@@ -1,16 +1,11 @@
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.trainers.curves import curve, short
 from trainers.checks import check_trials
-from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.models.activations import blocks, keep_no_activations
 from trainers.models.config import ModelConfig
@@ -21,21 +16,19 @@ KINDS = ("clip", "custom-text", "bidirectional", "coca", "timm")
 TOKENS = torch.tensor([[49406, 320, 1929, 49407, 0], [49406, 320, 2368, 1929, 49407]])
 
 
-def image_tower(clip: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
-    visual: Any = clip.visual
+def image_tower(clip):
+    visual = clip.visual
     images = torch.rand(4, 3, *visual.preprocess_cfg["size"])
     return copy.deepcopy(visual), lambda tower: pooled_features(tower, images)
 
 
-def text_tower(clip: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+def text_tower(clip):
     return TextTower(clip), lambda tower: tower(TOKENS)
 
 
 @pytest.mark.parametrize("side", [image_tower, text_tower])
 @pytest.mark.parametrize("kind", KINDS)
-def test_checkpointed_gradients_are_bit_equal_with_less_memory(
-    tiny: Callable[[str], nn.Module], kind: str, side: Callable[[nn.Module], Any]
-) -> None:
+def test_checkpointed_gradients_are_bit_equal_with_less_memory(tiny, kind, side):
     tower, features = side(tiny(kind))
     plain = _gradients(tower.requires_grad_(), features)
     keep_no_activations(tower)
@@ -45,15 +38,13 @@ def test_checkpointed_gradients_are_bit_equal_with_less_memory(
     assert all(torch.equal(plain[1][name], value) for name, value in checkpointed[1].items())
 
 
-def _gradients(
-    tower: nn.Module, features: Callable[[nn.Module], Tensor]
-) -> tuple[int, dict[str, Tensor]]:
+def _gradients(tower, features):
     """Bytes that the forward pass keeps beside the parameters, and the parameters' gradients."""
     tower.zero_grad(set_to_none=True)
     own = {parameter.untyped_storage().data_ptr() for parameter in tower.parameters()}
-    kept: dict[int, int] = {}
+    kept = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
@@ -68,13 +59,11 @@ def _gradients(
 
 
 @pytest.mark.parametrize("method", ["lipsum_ft", "r_adapter"])
-def test_a_run_with_it_is_equal_to_one_without_to_the_last_bit(
-    trial: TrialConfig, method: str
-) -> None:
+def test_a_run_with_it_is_equal_to_one_without_to_the_last_bit(trial, method):
     assert curve(short(trial, method, activation_checkpointing=True)) == curve(short(trial, method))
 
 
-def test_blocks_are_those_of_the_innermost_lists() -> None:
+def test_blocks_are_those_of_the_innermost_lists():
     stages = nn.Module()
     stages.layers = nn.ModuleList(nn.Module() for _ in range(2))
     for stage in stages.layers:
@@ -84,7 +73,7 @@ def test_blocks_are_those_of_the_innermost_lists() -> None:
     assert blocks(stages) == inner
 
 
-def test_a_resnet_is_refused_before_a_worker_starts(trial: TrialConfig) -> None:
+def test_a_resnet_is_refused_before_a_worker_starts(trial):
     resnet = ModelConfig(name="RN50", pretrained="random")
     config = trial.model_copy(update={"model": resnet})
     check_trials([config])
@@ -93,6 +82,6 @@ def test_a_resnet_is_refused_before_a_worker_starts(trial: TrialConfig) -> None:
     assert error.value.key == "activation_checkpointing"
 
 
-def test_an_encoder_of_no_known_blocks_is_refused() -> None:
+def test_an_encoder_of_no_known_blocks_is_refused():
     with pytest.raises(ConfigError, match="no blocks are known of Linear"):
         keep_no_activations(nn.Linear(1, 1))

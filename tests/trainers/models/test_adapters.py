@@ -1,28 +1,24 @@
 """Merged adapters against adapters that stand in the network, as forward hooks."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.trainers.tiny_models import random_model
-from trainers.models.adapters import GAIN, Adapters
+from trainers.models.adapters import GAIN
 from trainers.models.image import pooled_features
 from trainers.models.student import Student
-from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
 
 PROMPTS = Prompts(("cat", "dog"), ("a {}.",))
 TIMM_VIT = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}
 
 
-def student_of(kind: str, folder: Path) -> Student:
+def student_of(kind, folder):
     """With random adapters in it."""
     changes = {"vision_cfg": TIMM_VIT} if kind == "timm" else {}
     model = random_model(folder, kind, **changes)
@@ -34,7 +30,7 @@ def student_of(kind: str, folder: Path) -> Student:
     return student
 
 
-def prepared(zero_shot: ZeroShotModel) -> Student:
+def prepared(zero_shot):
     """As R-Adapter prepares it."""
     student = Student(zero_shot)
     student.train_adapters()
@@ -42,7 +38,7 @@ def prepared(zero_shot: ZeroShotModel) -> Student:
 
 
 @contextmanager
-def hooked(encoder: nn.Module, adapters: Adapters) -> Iterator[None]:
+def hooked(encoder, adapters):
     """Within the block, ``x + scale g A x`` stands after every attention and every MLP."""
     assert adapters.scale is not None
     with ExitStack() as stack:
@@ -50,7 +46,7 @@ def hooked(encoder: nn.Module, adapters: Adapters) -> Iterator[None]:
             change = adapters.scale[index] * adapters.gains[index] * adapters.maps[index]
             module = encoder.get_submodule(site.rpartition(".")[0])
 
-            def adapt(_: nn.Module, __: Any, output: Any, change: Tensor = change) -> Any:
+            def adapt(_, __, output, change=change):
                 branch = output[0] if isinstance(output, tuple) else output
                 adapted = branch + branch @ change.T
                 return (adapted, *output[1:]) if isinstance(output, tuple) else adapted
@@ -60,7 +56,7 @@ def hooked(encoder: nn.Module, adapters: Adapters) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["clip", "custom-text", "quick-gelu", "coca", "timm"])
-def test_merged_adapters_say_what_adapters_in_the_network_say(kind: str, tmp_path: Path) -> None:
+def test_merged_adapters_say_what_adapters_in_the_network_say(kind, tmp_path):
     student = student_of(kind, tmp_path)
     size = 160 if kind == "timm" else 32
     images = torch.randn(3, 3, size, size)
@@ -85,7 +81,7 @@ def test_merged_adapters_say_what_adapters_in_the_network_say(kind: str, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["clip", "coca"])
-def test_every_block_of_both_encoders_has_two_adapters(kind: str, tmp_path: Path) -> None:
+def test_every_block_of_both_encoders_has_two_adapters(kind, tmp_path):
     student = student_of(kind, tmp_path)
     assert student.visual_adapters is not None
     assert student.text_adapters is not None
@@ -101,7 +97,7 @@ def test_every_block_of_both_encoders_has_two_adapters(kind: str, tmp_path: Path
     }
 
 
-def test_new_adapters_change_nothing_and_can_learn(tmp_path: Path) -> None:
+def test_new_adapters_change_nothing_and_can_learn(tmp_path):
     student = prepared(load_zero_shot(random_model(tmp_path, "clip"), PROMPTS))
     assert student.visual_adapters is not None
     assert student.visual_adapters.gains.tolist() == pytest.approx([GAIN] * 4)

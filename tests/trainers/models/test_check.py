@@ -1,12 +1,8 @@
 """Mistakes in naming a model: each is one line, found without loading weights if possible."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
-from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import open_clip
@@ -21,13 +17,13 @@ from trainers.models.loading import check_model, load_clip
 
 
 @pytest.fixture(autouse=True)
-def _no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_hub(monkeypatch, tmp_path):
     """An address where nothing listens, and an empty cache: tests do not use the network."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def refused(name: str | Path, pretrained: str | Path | None = None, *, load: bool = False) -> str:
+def refused(name, pretrained=None, *, load=False):
     model = ModelConfig(name=str(name), pretrained=None if pretrained is None else str(pretrained))
     if load:
         check_model(model)
@@ -53,20 +49,18 @@ def refused(name: str | Path, pretrained: str | Path | None = None, *, load: boo
         ("ViT-B-32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K is not on this"),
     ],
 )
-def test_a_name_or_tag_that_does_not_exist_is_corrected(
-    name: str, pretrained: str | None, part: str
-) -> None:
+def test_a_name_or_tag_that_does_not_exist_is_corrected(name, pretrained, part):
     assert part in refused(name, pretrained)
 
 
-def test_random_weights_are_used_only_on_request() -> None:
+def test_random_weights_are_used_only_on_request():
     message = refused("ViT-B-16")
     assert "no weights for 'ViT-B-16'" in message
     assert all(tag in message for tag in open_clip.list_pretrained_tags_by_model("ViT-B-16"))
     check_model(ModelConfig(name="ViT-B-16", pretrained="random"))
 
 
-def test_quickgelu_weights_are_refused_in_a_gelu_model() -> None:
+def test_quickgelu_weights_are_refused_in_a_gelu_model():
     """For every such tag of open_clip."""
     refusals = 0
     for name, tag in open_clip.list_pretrained():
@@ -80,27 +74,27 @@ def test_quickgelu_weights_are_refused_in_a_gelu_model() -> None:
     assert refusals >= 20
 
 
-def test_a_missing_package_is_named_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_first(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name, tag in (("ViT-B-16-SigLIP", "webli"), ("roberta-ViT-B-32", "laion2b_s12b_b32k")):
         assert "pip install 'lipsum-tune[huggingface]'" in refused(name, tag)
 
 
-def test_a_tokenizer_that_is_not_available_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_is_not_available_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert "bert-base-uncased is not on this machine" in refused("ViT-L-14-CLIPA", "random")
 
 
-def test_a_users_configuration_never_replaces_a_built_in_model(tmp_path: Path) -> None:
+def test_a_users_configuration_never_replaces_a_built_in_model(tmp_path):
     path = tmp_path / "ViT-B-32.json"
     path.write_text(json.dumps(KINDS["clip"]), encoding="utf-8")
     built_in = open_clip.get_model_config("ViT-B-32")
     clip = load_clip(ModelConfig(name=str(path), pretrained="random"))
-    assert clip.visual.conv1.out_channels == 32  # type: ignore[union-attr]
+    assert clip.visual.conv1.out_channels == 32
     assert open_clip.get_model_config("ViT-B-32") == built_in
     path.write_text(json.dumps(KINDS["clip"] | {"embed_dim": 8}), encoding="utf-8")
     changed = load_clip(ModelConfig(name=str(path), pretrained="random"))
-    assert changed.visual.proj.shape == (32, 8)  # type: ignore[union-attr]
+    assert changed.visual.proj.shape == (32, 8)
 
 
 @pytest.mark.parametrize(
@@ -115,21 +109,19 @@ def test_a_users_configuration_never_replaces_a_built_in_model(tmp_path: Path) -
         (KINDS["clip"] | {"vision_cfg": {"image_size": [32, 64]}}, "must be square"),
     ],
 )
-def test_a_file_that_is_no_model_configuration_is_refused(
-    contents: Any, part: str, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_model_configuration_is_refused(contents, part, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(contents if isinstance(contents, str) else json.dumps(contents))
     assert part in refused(path, "random")
 
 
-def test_a_configuration_of_ones_own_has_no_tags(tmp_path: Path) -> None:
+def test_a_configuration_of_ones_own_has_no_tags(tmp_path):
     path = write_config(tmp_path, "clip")
     assert "a tag" not in refused(path).partition("write")[2]
     assert "no such file" in refused(tmp_path / "absent.json", "random")
 
 
-def test_a_folder_without_weights_or_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_weights_or_configuration_is_refused(tmp_path):
     name, config = f"local-dir:{tmp_path}", tmp_path / "open_clip_config.json"
     assert "no such file" in refused(name)
     config.write_text("{}")
@@ -142,16 +134,16 @@ def test_a_folder_without_weights_or_configuration_is_refused(tmp_path: Path) ->
 class Malicious:
     """Unpickling it makes a file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self):
         return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize("ending", [".pt", ".pth", ".bin"])
 @pytest.mark.parametrize("protocol", ["torch", "pickle"])
-def test_code_in_a_checkpoint_is_not_run(ending: str, protocol: str, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_run(ending, protocol, tmp_path):
     path, trap = tmp_path / f"weights{ending}", tmp_path / "trap"
     contents = {"state_dict": {"a": torch.zeros(1)}, "more": Malicious(trap)}
     if protocol == "torch":
@@ -163,7 +155,7 @@ def test_code_in_a_checkpoint_is_not_run(ending: str, protocol: str, tmp_path: P
     assert not trap.exists()
 
 
-def test_a_folder_with_code_instead_of_weights_is_not_run(tmp_path: Path) -> None:
+def test_a_folder_with_code_instead_of_weights_is_not_run(tmp_path):
     trap = tmp_path / "trap"
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": KINDS["clip"]}))
     torch.save({"more": Malicious(trap)}, tmp_path / "open_clip_pytorch_model.bin")
@@ -171,7 +163,7 @@ def test_a_folder_with_code_instead_of_weights_is_not_run(tmp_path: Path) -> Non
     assert not trap.exists()
 
 
-def test_whole_modules_and_torchscript_archives_are_refused(tmp_path: Path) -> None:
+def test_whole_modules_and_torchscript_archives_are_refused(tmp_path):
     clip = load_clip(random_model(tmp_path, "clip"))
     name, path = write_config(tmp_path, "clip"), tmp_path / "clip.pt"
     torch.save(clip, path)
@@ -181,9 +173,7 @@ def test_whole_modules_and_torchscript_archives_are_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("ending", [".pt", ".safetensors"])
-def test_files_that_are_cut_short_or_hold_no_tensors_are_refused(
-    ending: str, tmp_path: Path
-) -> None:
+def test_files_that_are_cut_short_or_hold_no_tensors_are_refused(ending, tmp_path):
     name, cut = write_config(tmp_path, "clip"), tmp_path / f"cut{ending}"
     state = load_clip(random_model(tmp_path, "clip")).state_dict()
     save = torch.save if ending == ".pt" else save_file

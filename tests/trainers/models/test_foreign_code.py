@@ -4,14 +4,11 @@ It is installed into a folder of its own: in the environment of all tests, every
 import it with open_clip, which takes seconds.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -47,7 +44,7 @@ for step in (check_model, load_tokenizer, create_clip):
 
 
 @pytest.fixture(scope="module")
-def transformers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def transformers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformers")
     options = ["--quiet", "--no-deps", "--target", str(folder)]
     packages = ["transformers>=5", "tokenizers>=0.21"]
@@ -56,7 +53,7 @@ def transformers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evil(tmp_path: Path) -> Path:
+def evil(tmp_path):
     """A folder whose every auto class is code that writes a file."""
     folder = tmp_path / "evil"
     folder.mkdir()
@@ -71,9 +68,7 @@ def evil(tmp_path: Path) -> Path:
     return folder
 
 
-def python(
-    transformers: Path, cache: Path, code: str, argument: str
-) -> subprocess.CompletedProcess[str]:
+def python(transformers, cache, code, argument):
     """Run the code in a process that has transformers, and answer `y` to every question."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(transformers)]),
@@ -87,13 +82,13 @@ def python(
     )
 
 
-def loaded(transformers: Path, cache: Path, model: dict[str, Any]) -> str:
+def loaded(transformers, cache, model):
     """What a process prints that loads the model."""
     done = python(transformers, cache, LOAD, json.dumps(model))
     return done.stdout + done.stderr
 
 
-def folder_model(folder: Path, **text: Any) -> dict[str, Any]:
+def folder_model(folder, **text):
     config = KINDS["clip"] | {"text_cfg": KINDS["clip"]["text_cfg"] | text}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     (folder / "open_clip_model.safetensors").write_bytes(b"")
@@ -101,16 +96,14 @@ def folder_model(folder: Path, **text: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("keywords", [{}, {"trust_remote_code": True}])
-def test_a_tokenizer_of_a_folder_runs_no_code(
-    keywords: dict[str, Any], transformers: Path, evil: Path, tmp_path: Path
-) -> None:
+def test_a_tokenizer_of_a_folder_runs_no_code(keywords, transformers, evil, tmp_path):
     model = folder_model(evil, hf_tokenizer_name="evil", tokenizer_kwargs=keywords)
     printed = loaded(transformers, tmp_path, model)
     assert not (tmp_path / "marker").exists(), printed
     assert "trust_remote_code" in printed
 
 
-def test_a_tokenizer_by_name_runs_no_code(transformers: Path, evil: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_by_name_runs_no_code(transformers, evil, tmp_path):
     text = KINDS["clip"]["text_cfg"] | {"hf_tokenizer_name": str(evil)}
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(KINDS["clip"] | {"text_cfg": text}))
@@ -126,9 +119,7 @@ def test_a_tokenizer_by_name_runs_no_code(transformers: Path, evil: Path, tmp_pa
         ("encoder-decoder", "is not one of"),  # transformers has no model for its AutoModel
     ],
 )
-def test_a_text_tower_runs_no_code(
-    kind: str, problem: str, transformers: Path, evil: Path, tmp_path: Path
-) -> None:
+def test_a_text_tower_runs_no_code(kind, problem, transformers, evil, tmp_path):
     config = json.loads((evil / "config.json").read_text()) | {"model_type": kind}
     (evil / "config.json").write_text(json.dumps(config))
     text = {"context_length": 24, "hf_model_name": str(evil), "hf_pooler_type": "mean_pooler"}
@@ -140,9 +131,7 @@ def test_a_text_tower_runs_no_code(
     assert problem in printed
 
 
-def test_a_user_can_allow_the_code_of_a_tokenizer(
-    transformers: Path, evil: Path, tmp_path: Path
-) -> None:
+def test_a_user_can_allow_the_code_of_a_tokenizer(transformers, evil, tmp_path):
     model = folder_model(evil, hf_tokenizer_name="evil") | {"trust_remote_code": True}
     printed = loaded(transformers, tmp_path, model)
     assert (tmp_path / "marker").exists(), printed
@@ -166,8 +155,6 @@ print(found.tolist() == expected.tolist())
 """
 
 
-def test_a_tokenizer_file_gives_the_tokens_of_transformers(
-    transformers: Path, tmp_path: Path
-) -> None:
+def test_a_tokenizer_file_gives_the_tokens_of_transformers(transformers, tmp_path):
     done = python(transformers, tmp_path, TOKENS, str(tmp_path))
     assert done.stdout == "True\n", done.stderr

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
 import huggingface_hub
@@ -29,16 +27,16 @@ class Hub(BaseHTTPRequestHandler):
 
     files: dict[str, bytes]
 
-    def do_HEAD(self) -> None:
+    def do_HEAD(self):
         self._answer(body=False)
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self._answer(body=True)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         """Nothing."""
 
-    def _answer(self, *, body: bool) -> None:
+    def _answer(self, *, body):
         contents = self.files.get(self.path.removeprefix(f"/{REPOSITORY}/resolve/main/"))
         if self.path.startswith(f"/api/models/{REPOSITORY}"):
             contents = json.dumps(
@@ -57,7 +55,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+def hub(monkeypatch, tmp_path):
     torch.manual_seed(7)
     weights = open_clip.CLIP(**KINDS["clip"]).state_dict()
     config = {"model_cfg": KINDS["clip"], "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}
@@ -79,7 +77,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ThreadingHT
     _from_hub.cache_clear()
 
 
-def test_a_model_of_the_hub_is_checked_fetched_and_loaded(hub: ThreadingHTTPServer) -> None:
+def test_a_model_of_the_hub_is_checked_fetched_and_loaded(hub):
     model = ModelConfig(name=f"hf-hub:{REPOSITORY}")
     check_model(model)
     assert architecture(model).config == KINDS["clip"]
@@ -89,16 +87,16 @@ def test_a_model_of_the_hub_is_checked_fetched_and_loaded(hub: ThreadingHTTPServ
     torch.manual_seed(7)
     expected = open_clip.CLIP(**KINDS["clip"]).state_dict()
     assert all(torch.equal(clip.state_dict()[key], value) for key, value in expected.items())
-    assert clip.visual.preprocess_cfg["mean"] == [0.5, 0.5, 0.5]  # type: ignore[union-attr, index]
+    assert clip.visual.preprocess_cfg["mean"] == [0.5, 0.5, 0.5]
 
 
-def test_a_repository_without_weights_is_refused(hub: ThreadingHTTPServer) -> None:
+def test_a_repository_without_weights_is_refused(hub):
     Hub.files.pop("open_clip_model.safetensors")
     with pytest.raises(ConfigError, match=r"org/tiny has none of open_clip_model\.safetensors"):
         check_model(ModelConfig(name=f"hf-hub:{REPOSITORY}"))
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_repository_that_does_not_exist_is_refused() -> None:
+def test_a_repository_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="org/other is not on this machine"):
         check_model(ModelConfig(name="hf-hub:org/other"))

@@ -1,18 +1,13 @@
 """Weights from every kind of file, and what the image side says of itself."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from tests.trainers.tiny_models import KINDS, random_model, write_config
 from trainers.errors import ConfigError
@@ -24,22 +19,20 @@ from trainers.models.loading import check_model, load_clip, skeleton
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, Tensor]:
+def weights():
     """Of the kind `clip`, unlike those that `random` gives."""
     torch.manual_seed(5)
     return open_clip.CLIP(**KINDS["clip"]).state_dict()
 
 
-def same(clip: nn.Module, weights: dict[str, Tensor]) -> bool:
+def same(clip, weights):
     loaded = clip.state_dict()
     return set(loaded) == set(weights) and all(
         torch.equal(loaded[k], v) for k, v in weights.items()
     )
 
 
-def test_weights_are_read_from_every_kind_of_file(
-    weights: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_weights_are_read_from_every_kind_of_file(weights, tmp_path):
     name = str(write_config(tmp_path, "clip"))
     save_file(weights, tmp_path / "a.safetensors")
     torch.save(weights, tmp_path / "b.pt")
@@ -52,9 +45,7 @@ def test_weights_are_read_from_every_kind_of_file(
         assert same(load_clip(model), weights), file
 
 
-def test_weights_are_read_from_a_folder_of_open_clips_layout(
-    weights: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_weights_are_read_from_a_folder_of_open_clips_layout(weights, tmp_path):
     preprocess = {"mean": [0.1, 0.2, 0.3], "resize_mode": "longest", "interpolation": "bilinear"}
     config = {"model_cfg": KINDS["clip"], "preprocess_cfg": preprocess}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
@@ -66,9 +57,7 @@ def test_weights_are_read_from_a_folder_of_open_clips_layout(
     assert (asked.resize_mode, asked.interpolation) == ("longest", "bilinear")
 
 
-def test_weights_that_do_not_fit_are_told_by_file_and_first_keys(
-    weights: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_told_by_file_and_first_keys(weights, tmp_path):
     name, path = str(write_config(tmp_path, "clip")), tmp_path / "a.safetensors"
     wrong = {key: value for key, value in weights.items() if "resblocks.1" not in key}
     wrong["ln_final.weight"] = torch.zeros(7)
@@ -84,13 +73,13 @@ def test_weights_that_do_not_fit_are_told_by_file_and_first_keys(
     assert "ln_final.weight is [7] instead of [32]" in message
 
 
-def test_a_model_that_open_clip_cannot_build_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_model_that_open_clip_cannot_build_is_told_in_one_line(tmp_path):
     text = KINDS["clip"]["text_cfg"] | {"width": 33}
     with pytest.raises(ConfigError, match="it cannot be built: embed_dim must be divisible"):
         load_clip(random_model(tmp_path, "clip", text_cfg=text))
 
 
-def test_random_weights_are_reproducible_and_use_no_global_rng(tmp_path: Path) -> None:
+def test_random_weights_are_reproducible_and_use_no_global_rng(tmp_path):
     model = random_model(tmp_path, "timm")
     torch.manual_seed(1)
     first, drawn = load_clip(model), torch.rand(3)
@@ -101,9 +90,7 @@ def test_random_weights_are_reproducible_and_use_no_global_rng(tmp_path: Path) -
     assert not any(parameter.requires_grad for parameter in second.parameters())
 
 
-def test_paths_mean_the_same_in_every_folder(
-    weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_mean_the_same_in_every_folder(weights, tmp_path, monkeypatch):
     write_config(tmp_path, "clip")
     save_file(weights, tmp_path / "a.safetensors")
     shutil.copytree(tiny_clip.FOLDER, tmp_path / "folder", ignore=shutil.ignore_patterns("*.py"))
@@ -116,7 +103,7 @@ def test_paths_mean_the_same_in_every_folder(
     assert ModelConfig.model_validate(model.model_dump(mode="json")) == model
 
 
-def test_preprocessing_is_the_models_own(tmp_path: Path) -> None:
+def test_preprocessing_is_the_models_own(tmp_path):
     default = image_input(load_clip(random_model(tmp_path, "clip")))
     expected = PreprocessCfg()
     assert (default.size, default.mean, default.std) == (32, expected.mean, expected.std)
@@ -127,7 +114,7 @@ def test_preprocessing_is_the_models_own(tmp_path: Path) -> None:
     assert image_input(load_clip(squash)).resize_mode == "squash"
 
 
-def test_weights_from_a_file_are_preprocessed_as_the_tags(tmp_path: Path) -> None:
+def test_weights_from_a_file_are_preprocessed_as_the_tags(tmp_path):
     model = ModelConfig(name="ViT-B-16-SigLIP", pretrained=str(tmp_path / "mine.safetensors"))
     preprocessing = architecture(model).preprocessing
     assert preprocessing["resize_mode"] == "squash"
@@ -142,18 +129,14 @@ def test_weights_from_a_file_are_preprocessed_as_the_tags(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_skeleton_has_every_parameter_and_no_memory(
-    kind: str, tiny: Callable[[str], nn.Module], tmp_path: Path
-) -> None:
+def test_a_skeleton_has_every_parameter_and_no_memory(kind, tiny, tmp_path):
     parameters = dict(skeleton(random_model(tmp_path, kind)).named_parameters())
     assert all(parameter.is_meta for parameter in parameters.values())
     shapes = {name: p.shape for name, p in tiny(kind).named_parameters()}
     assert {name: p.shape for name, p in parameters.items()} == shapes
 
 
-def test_a_skeleton_says_nothing_of_weights_that_are_not_there(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_skeleton_says_nothing_of_weights_that_are_not_there(tmp_path, caplog):
     skeleton(random_model(tmp_path, "clip"))
     assert not caplog.records
     load_clip(random_model(tmp_path, "clip"))  # which has random ones

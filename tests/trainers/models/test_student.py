@@ -1,24 +1,22 @@
 """The student of every kind of image tower, and both methods on each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.trainers.methods.by_hand import at
 from tests.trainers.tiny_models import KINDS, random_model, student_of
-from trainers.methods.base import Batch, Method
+from trainers.methods.base import Batch
 from trainers.methods.ft import FineTuning
 from trainers.methods.lipsum_ft import LipsumFineTuning
-from trainers.models.student import Outputs, Student
-from trainers.models.zero_shot import ZeroShotModel, load_zero_shot
+from trainers.models.student import Outputs
+from trainers.models.zero_shot import load_zero_shot
 from trainers.texts.prompts import Prompts
 
 PROMPTS = Prompts(("cat", "dog", "fish"), ("a photo of a {}.",))
-METHODS: tuple[Method, ...] = (FineTuning(), LipsumFineTuning(text_count=5))
+METHODS = (FineTuning(), LipsumFineTuning(text_count=5))
 TEXT_KINDS = {
     "custom-text", "projection-with-bias", "no-projection", "bidirectional", "bidirectional-clip",
     "last-token", "causal-last-token",
@@ -27,16 +25,16 @@ TEXT_KINDS = {
 
 
 @pytest.fixture(scope="module", params=[kind for kind in KINDS if kind not in TEXT_KINDS])
-def zero_shot(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> object:
+def zero_shot(request, tmp_path_factory):
     return load_zero_shot(random_model(tmp_path_factory.mktemp("model"), request.param), PROMPTS)
 
 
-def images(zero_shot: ZeroShotModel, count: int = 4) -> Tensor:
+def images(zero_shot, count=4):
     size = zero_shot.image_input.size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def step(student: Student, zero_shot: ZeroShotModel, method: Method) -> Tensor:
+def step(student, zero_shot, method):
     pixels, labels = images(zero_shot), torch.tensor([0, 1, 2, 0])
     before = zero_shot.image_features(pixels)
     nothing = before.new_zeros(0, *before.shape)
@@ -48,20 +46,18 @@ def step(student: Student, zero_shot: ZeroShotModel, method: Method) -> Tensor:
     return loss.reg.detach()
 
 
-def test_it_starts_as_the_zero_shot_model(zero_shot: ZeroShotModel) -> None:
+def test_it_starts_as_the_zero_shot_model(zero_shot):
     student, pixels = student_of(zero_shot), images(zero_shot)
     features, logits, _, _ = student(pixels)
-    encoded = zero_shot.clip.encode_image(pixels, normalize=True)  # type: ignore[operator]
+    encoded = zero_shot.clip.encode_image(pixels, normalize=True)
     torch.testing.assert_close(features, encoded, rtol=0, atol=1e-5)
     torch.testing.assert_close(zero_shot.image_features(pixels), encoded, rtol=0, atol=1e-5)
-    scale = zero_shot.clip.logit_scale.exp()  # type: ignore[union-attr, operator]
+    scale = zero_shot.clip.logit_scale.exp()
     torch.testing.assert_close(logits, scale * encoded @ zero_shot.head.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_a_step_reaches_every_trained_parameter_and_no_other(
-    zero_shot: ZeroShotModel, method: Method
-) -> None:
+def test_a_step_reaches_every_trained_parameter_and_no_other(zero_shot, method):
     student = student_of(zero_shot)
     method.check(zero_shot.text)
     has_fixed_positions = Path(zero_shot.text.model).stem == "fixed-positions"
@@ -69,12 +65,12 @@ def test_a_step_reaches_every_trained_parameter_and_no_other(
     for name, parameter in student.named_parameters():
         fixed = has_fixed_positions and name == "visual.positional_embedding"
         assert parameter.requires_grad == (parameter.grad is not None) == (not fixed), name
-        assert fixed or bool(parameter.grad.isfinite().all())  # type: ignore[union-attr]
+        assert fixed or bool(parameter.grad.isfinite().all())
     assert all(p.grad is None and not p.requires_grad for p in zero_shot.clip.parameters())
 
 
 @pytest.mark.parametrize("kind", ["resnet", "timm"])
-def test_training_leaves_running_statistics_as_they_were(kind: str, tmp_path: Path) -> None:
+def test_training_leaves_running_statistics_as_they_were(kind, tmp_path):
     zero_shot = load_zero_shot(random_model(tmp_path, kind), PROMPTS)
     student = student_of(zero_shot).eval().train()
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
@@ -88,7 +84,7 @@ def test_training_leaves_running_statistics_as_they_were(kind: str, tmp_path: Pa
     assert any(bool(gradient.any()) for gradient in trained)
 
 
-def test_training_draws_no_random_numbers_of_its_own(tmp_path: Path) -> None:
+def test_training_draws_no_random_numbers_of_its_own(tmp_path):
     zero_shot = load_zero_shot(random_model(tmp_path, "patch-dropout"), PROMPTS)
     student = student_of(zero_shot).train()
     state = torch.get_rng_state()

@@ -1,11 +1,7 @@
 """Tokenizers of a model's own: from a file of merges, and from a Hugging Face tokenizer file."""
 
-from __future__ import annotations
-
 import gzip
 import json
-from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
@@ -26,14 +22,14 @@ from trainers.texts.random_texts import random_texts
 TEXTS = ["a photo of a cat.", "Two dogs & a bird's nest, 1984!", "x" * 200, ""]
 
 
-def own(folder: Path, tokenizer: Path, vocab_size: int, **text: Any) -> ModelConfig:
+def own(folder, tokenizer, vocab_size, **text):
     """A random CLIP with a tokenizer of its own."""
     config = KINDS["clip"]["text_cfg"] | {"vocab_size": vocab_size} | text
     model = random_model(folder, "clip", text_cfg=config)
     return model.model_copy(update={"tokenizer": str(tokenizer)})
 
 
-def clip_json(path: Path, merges: int = 1000) -> Path:
+def clip_json(path, merges=1000):
     """CLIP's tokenizer with its first merges, as a `tokenizer.json` of Hugging Face."""
     simple = byte_pair_tokenizer(clip_merges(merges), 77)
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
@@ -59,7 +55,7 @@ def clip_json(path: Path, merges: int = 1000) -> Path:
     return path
 
 
-def small_json(path: Path) -> Path:
+def small_json(path):
     """A vocabulary of letters whose special tokens come first, as a tokenizer of one's own has."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefgh"]
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -74,7 +70,7 @@ def small_json(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["bpe.txt.gz", "merges.txt"])
-def test_a_file_of_merges_gives_open_clips_tokens(name: str, tmp_path: Path) -> None:
+def test_a_file_of_merges_gives_open_clips_tokens(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(packed(clip_merges(1000)) if name.endswith("gz") else b"")
     if name.endswith("txt"):
@@ -90,16 +86,16 @@ def test_a_file_of_merges_gives_open_clips_tokens(name: str, tmp_path: Path) -> 
     check_model(model)
 
 
-def test_a_tokenizer_file_gives_the_tokens_of_the_same_merges(tmp_path: Path) -> None:
+def test_a_tokenizer_file_gives_the_tokens_of_the_same_merges(tmp_path):
     merges = tmp_path / "bpe.txt.gz"
     merges.write_bytes(packed(clip_merges(1000)))
     expected = load_tokenizer(own(tmp_path, merges, vocab_size=1514))(TEXTS)
     model = own(tmp_path, clip_json(tmp_path / "tokenizer.json"), vocab_size=1514)
     assert torch.equal(load_tokenizer(model)(TEXTS), expected)
-    assert list(text_facts(model).vocabulary.ordinary) == list(range(1512))  # type: ignore[union-attr]
+    assert list(text_facts(model).vocabulary.ordinary) == list(range(1512))
 
 
-def test_random_texts_use_the_start_and_end_that_the_file_adds(tmp_path: Path) -> None:
+def test_random_texts_use_the_start_and_end_that_the_file_adds(tmp_path):
     path = small_json(tmp_path / "tokenizer.json")
     model = own(tmp_path, path, vocab_size=12, pool_type="eos", eos_id=2)
     words = text_facts(model).vocabulary
@@ -112,7 +108,7 @@ def test_random_texts_use_the_start_and_end_that_the_file_adds(tmp_path: Path) -
     assert spelled[:6].tolist() == [1, 4, 5, 11, 2, 0]
 
 
-def test_features_of_random_texts_equal_open_clips(tmp_path: Path) -> None:
+def test_features_of_random_texts_equal_open_clips(tmp_path):
     """With padding of its own and features read at the end token, wherever it stands."""
     path = small_json(tmp_path / "tokenizer.json")
     model = own(tmp_path, path, vocab_size=12, pool_type="eos", eos_id=2)
@@ -120,12 +116,12 @@ def test_features_of_random_texts_equal_open_clips(tmp_path: Path) -> None:
     texts = ["abc", "hgfedcba", "a"]
     for text in texts:
         short = tokenize([text])[:, : len(text) + 2]
-        expected = clip.encode_text(tokenize([text]), normalize=True)  # type: ignore[operator]
+        expected = clip.encode_text(tokenize([text]), normalize=True)
         found = encode_tokens(clip, short, text_facts(model).pad_token)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_ids_above_the_end_token_are_left_out_if_the_largest_is_read(tmp_path: Path) -> None:
+def test_ids_above_the_end_token_are_left_out_if_the_largest_is_read(tmp_path):
     model = own(tmp_path, small_json(tmp_path / "tokenizer.json"), vocab_size=12)
     words = text_facts(model).vocabulary
     assert words is not None
@@ -147,8 +143,8 @@ def test_ids_above_the_end_token_are_left_out_if_the_largest_is_read(tmp_path: P
     ids=["absent", "no-gzip", "one-symbol", "twice", "too-few", "too-many", "no-json"],
 )
 def test_a_file_that_is_no_tokenizer_of_the_model_is_refused(
-    contents: bytes | None, name: str, vocab_size: int, problem: str, tmp_path: Path
-) -> None:
+    contents, name, vocab_size, problem, tmp_path
+):
     path = tmp_path / name
     if contents is not None:
         path.write_bytes(contents)
@@ -170,9 +166,7 @@ def test_a_file_that_is_no_tokenizer_of_the_model_is_refused(
         ("vision_cfg", "timm_model_name", "local-dir:/evil"),
     ],
 )
-def test_a_folder_cannot_name_code_or_files(
-    section: str, key: str, value: Any, tmp_path: Path
-) -> None:
+def test_a_folder_cannot_name_code_or_files(section, key, value, tmp_path):
     config = KINDS["clip"] | {section: KINDS["clip"][section] | {key: value}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
@@ -182,7 +176,7 @@ def test_a_folder_cannot_name_code_or_files(
     assert f"{section}.{key}" in error.value.problem
 
 
-def test_every_model_of_open_clip_uses_known_keywords_only() -> None:
+def test_every_model_of_open_clip_uses_known_keywords_only():
     for name in open_clip.list_models():
         keywords = open_clip.get_model_config(name)["text_cfg"].get("tokenizer_kwargs", {})
         assert set(keywords) <= set(TOKENIZER_KEYWORDS)

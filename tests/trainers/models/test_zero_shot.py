@@ -1,16 +1,13 @@
 """Heads against open_clip's own classifier, and when a kept head is still the right one."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
-from pathlib import Path
 
 import open_clip
 import platformdirs
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.trainers.installed import install
 from tests.trainers.tiny_models import random_model
@@ -31,7 +28,7 @@ PROMPTS = Prompts(
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def cache(monkeypatch, tmp_path):
     """A folder for heads of this test alone."""
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
     return tmp_path / "cache/lipsum-tune/heads"
@@ -39,9 +36,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["clip", "bidirectional", "last-token", "coca", "sigmoid"])
 @pytest.mark.parametrize("texts_a_batch", [4, 1024])
-def test_the_head_is_open_clips_zero_shot_classifier(
-    kind: str, texts_a_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_head_is_open_clips_zero_shot_classifier(kind, texts_a_batch, tmp_path, monkeypatch):
     model = random_model(tmp_path, kind)
     clip, tokenizer = load_clip(model), load_tokenizer(model)
     monkeypatch.setattr(text_head, "TEXTS_A_BATCH", texts_a_batch)
@@ -56,15 +51,15 @@ def test_the_head_is_open_clips_zero_shot_classifier(
 class BagOfTokens(nn.Module):
     """A text tower that is none of open_clip's transformers, as Hugging Face's are."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(49408, 16)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens):
         return self.embedding(tokens).mean(dim=1)
 
 
-def test_foreign_text_towers_are_used_through_encode_text(tmp_path: Path) -> None:
+def test_foreign_text_towers_are_used_through_encode_text(tmp_path):
     model = random_model(tmp_path, "custom-text")
     clip, tokenizer = load_clip(model), load_tokenizer(model)
     clip.text = BagOfTokens()
@@ -74,19 +69,17 @@ def test_foreign_text_towers_are_used_through_encode_text(tmp_path: Path) -> Non
     torch.testing.assert_close(zero_shot_heads(clip, tokenizer, PROMPTS).classes, expected)
 
 
-def test_tiny_clips_head_is_the_mean_over_openais_templates() -> None:
+def test_tiny_clips_head_is_the_mean_over_openais_templates():
     clip, tokenizer = load_clip(ModelConfig()), tiny_clip.tokenizer()
     head = zero_shot_heads(clip, tokenizer, Prompts(("cat", "teddy bear"))).classes
     texts = [template("teddy bear") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
-    rows = clip.encode_text(tokenizer(texts), normalize=True)  # type: ignore[operator]
+    rows = clip.encode_text(tokenizer(texts), normalize=True)
     expected = rows.mean(dim=0) / rows.mean(dim=0).norm()
     assert len(texts) == 80
     torch.testing.assert_close(head[1], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_head_is_computed_once_and_read_back(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_head_is_computed_once_and_read_back(cache, tmp_path, monkeypatch):
     model = random_model(tmp_path, "clip")
     first = load_zero_shot(model, PROMPTS)
     assert len(list(cache.glob("*.safetensors"))) == 1
@@ -98,7 +91,7 @@ def test_a_head_is_computed_once_and_read_back(
     assert torch.equal(second.head, fresh)
 
 
-def test_half_a_file_is_made_again(cache: Path, tmp_path: Path) -> None:
+def test_half_a_file_is_made_again(cache, tmp_path):
     model = random_model(tmp_path, "clip")
     first = load_zero_shot(model, PROMPTS).head
     (kept,) = cache.glob("*.safetensors")
@@ -107,7 +100,7 @@ def test_half_a_file_is_made_again(cache: Path, tmp_path: Path) -> None:
     assert torch.equal(load_zero_shot(model, PROMPTS).head, first)
 
 
-def test_a_head_that_cannot_be_kept_is_made_all_the_same(cache: Path, tmp_path: Path) -> None:
+def test_a_head_that_cannot_be_kept_is_made_all_the_same(cache, tmp_path):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where the folder should be")
     model = random_model(tmp_path, "clip")
@@ -117,9 +110,7 @@ def test_a_head_that_cannot_be_kept_is_made_all_the_same(cache: Path, tmp_path: 
     )
 
 
-def test_whatever_goes_into_a_head_changes_its_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_goes_into_a_head_changes_its_key(tmp_path, monkeypatch):
     model = random_model(tmp_path, "clip")
     clip, tokenizer, built = load_clip(model), load_tokenizer(model), architecture(model)
     key = head_digest(clip, tokenizer, PROMPTS, built)
@@ -137,7 +128,7 @@ def test_whatever_goes_into_a_head_changes_its_key(
     quick = dataclasses.replace(built, config={**built.config, "quick_gelu": True})
     others.append(head_digest(clip, tokenizer, PROMPTS, quick))
     trained = copy.deepcopy(clip)
-    trained.ln_final.bias.data[3] += 1e-6  # type: ignore[union-attr, operator]
+    trained.ln_final.bias.data[3] += 1e-6
     others.append(head_digest(trained, tokenizer, PROMPTS, built))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "1.0")
@@ -148,12 +139,12 @@ def test_whatever_goes_into_a_head_changes_its_key(
     assert len({key, *others}) == 8
 
     image_side = copy.deepcopy(clip)
-    image_side.visual.proj.data += 1  # type: ignore[union-attr, operator]
-    image_side.logit_scale.data += 1  # type: ignore[union-attr, operator]
+    image_side.visual.proj.data += 1
+    image_side.logit_scale.data += 1
     assert head_digest(image_side, tokenizer, PROMPTS, built) == key
 
 
-def test_random_texts_span_several_directions_of_tiny_clip() -> None:
+def test_random_texts_span_several_directions_of_tiny_clip():
     zero_shot = load_zero_shot(ModelConfig(), PROMPTS)
     assert zero_shot.text.has_random_texts
     assert effective_rank(random_text_moment(zero_shot, 8)) > 2

@@ -1,25 +1,18 @@
 """Real fine-tunings of every kind of model, exported, and read by open_clip alone."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping
-from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tests.trainers.curves import changed
 from tests.trainers.exported import open_clip_logits
 from tests.trainers.methods.contract import configured
 from tests.trainers.tiny_models import random_model
 from trainers.checkpoints.format import load_weights
-from trainers.config import TrialConfig
 from trainers.fine_tune import fine_tune
-from trainers.loop.state import TrainState
 from trainers.models import tiny_clip
 from trainers.models.byte_pair import merges_of, packed
 from trainers.models.config import ModelConfig
@@ -42,9 +35,7 @@ KINDS_AND_METHODS = [
 
 
 @pytest.fixture(scope="module", params=KINDS_AND_METHODS, ids=lambda both: "-".join(both))
-def trained(
-    request: pytest.FixtureRequest, trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[TrainState, Path]:
+def trained(request, trial, tmp_path_factory):
     """A run after its last step, and its checkpoint."""
     kind, method = request.param
     folder = tmp_path_factory.mktemp(kind)
@@ -55,14 +46,12 @@ def trained(
     return last.run, folder / "checkpoint"
 
 
-def pixels(run: TrainState) -> Tensor:
+def pixels(run):
     size = run.zero_shot.image_input.size
     return torch.randn(5, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def exported_logits(
-    run: TrainState, checkpoint: Path, to: Path, alpha: float | None = None
-) -> Tensor:
+def exported_logits(run, checkpoint, to, alpha=None):
     model = run.config.model
     weights, class_names = load_weights(checkpoint)
     assert class_names == run.class_names
@@ -71,27 +60,23 @@ def exported_logits(
     return open_clip_logits(to, pixels(run))
 
 
-def run_logits(run: TrainState, weights: Mapping[str, Tensor]) -> Tensor:
+def run_logits(run, weights):
     with run.holding(weights):
         return run.classify(pixels(run))[1]
 
 
-def evaluated(run: TrainState) -> Mapping[str, Tensor]:
+def evaluated(run):
     return run.weights if run.eval_weights is None else run.eval_weights
 
 
-def test_open_clip_loads_the_export_and_says_what_the_run_said(
-    trained: tuple[TrainState, Path], tmp_path: Path
-) -> None:
+def test_open_clip_loads_the_export_and_says_what_the_run_said(trained, tmp_path):
     run, checkpoint = trained
     logits = exported_logits(run, checkpoint, tmp_path)
     torch.testing.assert_close(logits, run_logits(run, evaluated(run)), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(logits, run_logits(run, run.initial), atol=1e-3)
 
 
-def test_alpha_0_exports_zero_shot_and_alpha_1_fine_tuned(
-    trained: tuple[TrainState, Path], tmp_path: Path
-) -> None:
+def test_alpha_0_exports_zero_shot_and_alpha_1_fine_tuned(trained, tmp_path):
     run, checkpoint = trained
     for alpha, weights in ((0.0, run.initial), (1.0, evaluated(run))):
         logits = exported_logits(run, checkpoint, tmp_path / str(alpha), alpha)
@@ -99,17 +84,13 @@ def test_alpha_0_exports_zero_shot_and_alpha_1_fine_tuned(
 
 
 @pytest.fixture(scope="module")
-def quarter(
-    trained: tuple[TrainState, Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Tensor, Path]:
+def quarter(trained, tmp_path_factory):
     """Logits and folder of the export with alpha = 0.25."""
     folder = tmp_path_factory.mktemp("quarter")
     return exported_logits(*trained, folder, alpha=0.25), folder
 
 
-def test_wise_ft_in_between_is_the_mean_of_every_weight(
-    trained: tuple[TrainState, Path], quarter: tuple[Tensor, Path]
-) -> None:
+def test_wise_ft_in_between_is_the_mean_of_every_weight(trained, quarter):
     (run, checkpoint), (logits, folder) = trained, quarter
     with swapped_in(run.student.trained, run.initial):
         before = {n: v.clone() for n, v in run.student.plain_state().items()}
@@ -134,7 +115,7 @@ def test_wise_ft_in_between_is_the_mean_of_every_weight(
     assert not torch.allclose(logits, run_logits(run, evaluated(run)), atol=1e-3)
 
 
-def test_preprocessing_and_weights_are_the_models_own(tmp_path: Path) -> None:
+def test_preprocessing_and_weights_are_the_models_own(tmp_path):
     model = ModelConfig()
     own = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip.FOLDER}")
     write_open_clip(tmp_path, model, Classifier(load_clip(model), torch.zeros(2, 128)))
@@ -144,7 +125,7 @@ def test_preprocessing_and_weights_are_the_models_own(tmp_path: Path) -> None:
         assert torch.equal(again[0].state_dict()[name], value)
 
 
-def test_an_exported_vocabulary_is_loaded_again(tmp_path: Path) -> None:
+def test_an_exported_vocabulary_is_loaded_again(tmp_path):
     clip = load_clip(ModelConfig())
     code = write_open_clip(tmp_path, ModelConfig(), Classifier(clip, torch.zeros(2, 128)))
     texts = ["a photo of a cat.", "a sketch of an airplane"]
@@ -157,7 +138,7 @@ def test_an_exported_vocabulary_is_loaded_again(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], value) for name, value in clip.state_dict().items())
 
 
-def test_an_exported_vocabulary_cleans_texts_as_the_models_own(tmp_path: Path) -> None:
+def test_an_exported_vocabulary_cleans_texts_as_the_models_own(tmp_path):
     config = tiny_clip.model_config()
     config["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
     (tmp_path / "model.json").write_text(json.dumps(config))

@@ -1,12 +1,9 @@
 """Soups of real fine-tunings: their arithmetic, their figures, and what they look at."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,11 +23,11 @@ Train = Callable[..., tuple[TrialConfig, Path, dict[str, float]]]
 
 
 @pytest.fixture(scope="module")
-def train(trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Train:
+def train(trial, tmp_path_factory):
     """Trains a method with a seed, once: configuration, checkpoint and last report."""
 
     @cache
-    def run(method: str, seed: int = 0) -> tuple[TrialConfig, Path, dict[str, float]]:
+    def run(method, seed=0):
         lr = 3e-2 if method == "r_adapter" else 5e-4
         changes = {"optim__lr": lr, "data__ood_domains": ["sketch", "clipart"], "steps": 2}
         config = changed(configured(trial, method), **changes, seed=seed)
@@ -42,11 +39,11 @@ def train(trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Train
     return run
 
 
-def measures(metrics: Any) -> dict[str, float]:
+def measures(metrics):
     return {n: v for n, v in metrics.items() if n.startswith(("id_val/", "ood_val/", "val/"))}
 
 
-def test_the_mean_is_of_every_tensor(train: Train) -> None:
+def test_the_mean_is_of_every_tensor(train):
     folders = [train("ft", seed)[1] for seed in range(3)]
     found = average(folders)
     files = [load_file(folder / WEIGHTS) for folder in folders]
@@ -59,9 +56,7 @@ def test_the_mean_is_of_every_tensor(train: Train) -> None:
 
 
 @pytest.mark.parametrize("method", ["ft", "wise_ft", "flyp", "r_adapter"])
-def test_a_soup_of_one_trial_twice_has_the_trials_metrics(
-    method: str, train: Train, tmp_path: Path
-) -> None:
+def test_a_soup_of_one_trial_twice_has_the_trials_metrics(method, train, tmp_path):
     config, folder, metrics = train(method)
     soup = build_soup(config, [folder, folder], "uniform", tmp_path / "soup")
     assert soup.used == (0, 1)
@@ -76,7 +71,7 @@ def test_a_soup_of_one_trial_twice_has_the_trials_metrics(
         torch.testing.assert_close(written[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_the_head_of_a_trained_text_encoder_is_made_anew(train: Train, tmp_path: Path) -> None:
+def test_the_head_of_a_trained_text_encoder_is_made_anew(train, tmp_path):
     (config, first, _), (_, second, _) = train("flyp"), train("flyp", 1)
     build_soup(config, [first, second], "uniform", tmp_path / "soup")
     head = load_weights(tmp_path / "soup")[0]["head"]
@@ -86,7 +81,7 @@ def test_the_head_of_a_trained_text_encoder_is_made_anew(train: Train, tmp_path:
     torch.testing.assert_close(head, mean, rtol=0, atol=0.05)
 
 
-def test_greedy_takes_what_does_not_lower_the_accuracy() -> None:
+def test_greedy_takes_what_does_not_lower_the_accuracy():
     accuracies = {
         (0,): 80.0,
         (0, 1): 80.0,  # as good: in
@@ -94,9 +89,9 @@ def test_greedy_takes_what_does_not_lower_the_accuracy() -> None:
         (0, 1, 3): 82.0,
         (0, 1, 3, 4): 81.9,
     }
-    asked: list[tuple[int, ...]] = []
+    asked = []
 
-    def id_acc(some: Sequence[int]) -> float:
+    def id_acc(some):
         asked.append(tuple(some))
         return accuracies[tuple(some)]
 
@@ -106,7 +101,7 @@ def test_greedy_takes_what_does_not_lower_the_accuracy() -> None:
     assert asked == list(accuracies)
 
 
-def test_a_greedy_soup_leaves_out_what_lowers_its_accuracy(train: Train, tmp_path: Path) -> None:
+def test_a_greedy_soup_leaves_out_what_lowers_its_accuracy(train, tmp_path):
     config, folder, metrics = train("ft")
     ruined, names = load_weights(folder)
     save_weights(
@@ -124,19 +119,17 @@ def test_a_greedy_soup_leaves_out_what_lowers_its_accuracy(train: Train, tmp_pat
     assert soup.metrics["id_val/acc"] == soup.steps[2].id_acc
 
 
-def test_greedy_reads_only_id_validation_images(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_greedy_reads_only_id_validation_images(train, tmp_path, monkeypatch):
     config, folder, _ = train("ft")
-    opened: set[str] = set()
-    looked_at: list[str] = []
+    opened = set()
+    looked_at = []
     open_them, batches = ImageDataset.__init__, ImageDataset.eval_batches
 
-    def spy(self: ImageDataset, root: Any, domain: str, split: str, **arguments: Any) -> None:
+    def spy(self, root, domain, split, **arguments):
         opened.add(split)
         open_them(self, root, domain, split, **arguments)
 
-    def look(self: ImageDataset, *arguments: Any, **more: Any) -> Any:
+    def look(self, *arguments, **more):
         looked_at.append(self.name)
         return batches(self, *arguments, **more)
 
@@ -151,7 +144,7 @@ def test_greedy_reads_only_id_validation_images(
     assert set(looked_at[of_id:]) == {"sketch/val", "clipart/val"}
 
 
-def test_what_cannot_be_averaged_is_told_in_one_line(train: Train, tmp_path: Path) -> None:
+def test_what_cannot_be_averaged_is_told_in_one_line(train, tmp_path):
     ft, flyp = (open_store(train(method)[1]) for method in ("ft", "flyp"))
     weights, names = load_weights(ft.local_path())
     with pytest.raises(ConfigError, match=r"'text\..*' is not in both, or has another shape"):
@@ -165,7 +158,7 @@ def test_what_cannot_be_averaged_is_told_in_one_line(train: Train, tmp_path: Pat
         check_ingredients([ft, ft, open_store(tmp_path / "fewer")])
 
 
-def test_other_classes_than_the_data_have_now_are_told(train: Train, tmp_path: Path) -> None:
+def test_other_classes_than_the_data_have_now_are_told(train, tmp_path):
     config, folder, _ = train("ft")
     weights, names = load_weights(folder)
     other = [tmp_path / name for name in ("a", "b")]
@@ -176,7 +169,7 @@ def test_other_classes_than_the_data_have_now_are_told(train: Train, tmp_path: P
     assert not (tmp_path / "soup").exists()
 
 
-def test_a_configuration_for_many_workers_is_evaluated_by_one(train: Train, tmp_path: Path) -> None:
+def test_a_configuration_for_many_workers_is_evaluated_by_one(train, tmp_path):
     config, folder, metrics = train("ft")
     sharded = with_overrides(config, {"parallel": "fsdp", "activation_checkpointing": True}, "test")
     shutil.copytree(folder, tmp_path / "copy")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,47 +8,40 @@ from tuning.algorithms.budget import Budget
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.config.schema import BudgetConfig
 from tuning.runs.journal import History
-from tuning.runs.records import TrialRecord
 
 
 class Clock:
-    def __init__(self) -> None:
+    def __init__(self):
         self.now = 10_000.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.now
 
 
-def budget(
-    clock: Clock,
-    records: tuple[TrialRecord, ...] = (),
-    seconds: float = 0.0,
-    search: dict[str, object] | None = None,
-    **limits: float,
-) -> Budget:
+def budget(clock, records=(), seconds=0.0, search=None, **limits):
     config = BudgetConfig.model_validate({"trials": 10, **limits})
     record = fakes.search_record(Path("unused"), **(search or {}))
     return Budget(config, record, History(records, {}, seconds), clock)
 
 
-def scored(number: int, accuracy: float, **changes: object) -> TrialRecord:
+def scored(number, accuracy, **changes):
     return fakes.trial(
         number, accuracy, accuracy, started_at=0.0, ended_at=60.0, gpus=2.0, **changes
     )
 
 
-def end(spent: Budget, record: TrialRecord) -> None:
+def end(spent, record):
     spent.trial_started(replace(record, outcome="running", ended_at=None))
     spent.trial_ended(record)
 
 
-def test_trials_are_counted_by_their_numbers() -> None:
+def test_trials_are_counted_by_their_numbers():
     spent = budget(Clock(), trials=3)
     assert [spent.allows(number) for number in range(5)] == [True, True, True, False, False]
     assert spent.over() is None  # what runs may finish
 
 
-def test_failures_in_a_row_break_a_session_and_not_the_next_one() -> None:
+def test_failures_in_a_row_break_a_session_and_not_the_next_one():
     failed = [fakes.trial(number, outcome="failed", gpus=0.0) for number in range(3)]
     spent = budget(Clock(), failures=2)
     for record in (failed[0], scored(9, 60.0), failed[1]):
@@ -62,7 +53,7 @@ def test_failures_in_a_row_break_a_session_and_not_the_next_one() -> None:
     assert not budget(Clock(), tuple(failed), failures=2).is_broken
 
 
-def test_a_trial_whose_driver_is_lost_counts_once() -> None:
+def test_a_trial_whose_driver_is_lost_counts_once():
     clock = Clock()
     spent = budget(clock, gpu_hours=1.0)
     started = fakes.trial(0, outcome="running", started_at=10_000.0, ended_at=None, gpus=2.0)
@@ -72,7 +63,7 @@ def test_a_trial_whose_driver_is_lost_counts_once() -> None:
     assert spent.gpu_seconds == 2 * 40
 
 
-def test_wall_clock_counts_earlier_sessions() -> None:
+def test_wall_clock_counts_earlier_sessions():
     clock = Clock()
     spent = budget(clock, seconds=1000.0, hours=1.0)
     clock.now += 2599
@@ -82,7 +73,7 @@ def test_wall_clock_counts_earlier_sessions() -> None:
     assert not spent.allows(0)
 
 
-def test_gpu_hours_count_partial_failed_and_repeated_trials_and_references() -> None:
+def test_gpu_hours_count_partial_failed_and_repeated_trials_and_references():
     clock = Clock()
     earlier = (
         fakes.reference(started_at=0.0, ended_at=100.0, gpus=1.0),
@@ -113,7 +104,7 @@ def test_gpu_hours_count_partial_failed_and_repeated_trials_and_references() -> 
     assert spent.gpu_seconds == before + 45 + 50
 
 
-def test_an_end_that_is_told_again_after_a_resume_is_counted_once() -> None:
+def test_an_end_that_is_told_again_after_a_resume_is_counted_once():
     earlier = tuple(scored(number, 60.0 + number) for number in range(3))
     spent = budget(Clock(), earlier, patience=2, gpu_hours=1.0)
     for record in earlier:  # as the recorder tells its callbacks at the start
@@ -122,7 +113,7 @@ def test_an_end_that_is_told_again_after_a_resume_is_counted_once() -> None:
     assert spent.allows(3)
 
 
-def test_a_target_ends_the_search_at_once_and_only_a_finished_trial_reaches_it() -> None:
+def test_a_target_ends_the_search_at_once_and_only_a_finished_trial_reaches_it():
     spent = budget(Clock(), target=70.0)
     end(spent, scored(0, 71.0, outcome="pruned"))
     end(spent, scored(1, 69.9))
@@ -131,7 +122,7 @@ def test_a_target_ends_the_search_at_once_and_only_a_finished_trial_reaches_it()
     assert "target" in str(spent.over())
 
 
-def test_patience_counts_ended_trials_without_improvement_through_a_resume() -> None:
+def test_patience_counts_ended_trials_without_improvement_through_a_resume():
     earlier = (scored(0, 60.0), scored(1, 65.0), scored(2, 64.0, outcome="pruned"))
     spent = budget(Clock(), earlier, patience=3)
     end(spent, scored(3, 65.0))  # no better than the best
@@ -142,7 +133,7 @@ def test_patience_counts_ended_trials_without_improvement_through_a_resume() -> 
     assert "patience" in str(spent.reason())
 
 
-def test_an_improvement_starts_patience_anew_and_a_stopped_trial_does_not_count() -> None:
+def test_an_improvement_starts_patience_anew_and_a_stopped_trial_does_not_count():
     spent = budget(Clock(), (scored(0, 60.0), scored(1, 50.0)), patience=2)
     end(spent, scored(2, 61.0))
     end(spent, scored(3, 10.0, outcome="stopped"))
@@ -151,7 +142,7 @@ def test_an_improvement_starts_patience_anew_and_a_stopped_trial_does_not_count(
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_of_several_methods_each_improves_on_its_own_best(resumed: bool) -> None:
+def test_of_several_methods_each_improves_on_its_own_best(resumed):
     ends = [("ft", 70.0), ("kd", 50.0), ("ft", 69.0), ("kd", 51.0), ("ft", 68.0), ("kd", 51.0)]
     records = [
         scored(number, accuracy, params={"method.name": method})
@@ -166,7 +157,7 @@ def test_of_several_methods_each_improves_on_its_own_best(resumed: bool) -> None
     assert "patience" in str(spent.reason())
 
 
-def test_with_several_objectives_a_new_point_of_the_front_is_an_improvement() -> None:
+def test_with_several_objectives_a_new_point_of_the_front_is_an_improvement():
     both = (Objective("id_val/acc"), Objective("ood_val/mean_acc"))
     spent = budget(Clock(), search={"objectives": both}, patience=1)
     for id_acc, ood_acc, improves in ((80, 60, True), (70, 65, True), (79, 60, False)):
@@ -175,14 +166,14 @@ def test_with_several_objectives_a_new_point_of_the_front_is_an_improvement() ->
 
 
 @pytest.mark.parametrize(("id_acc", "improves"), [(85.0, True), (82.0, False)])
-def test_a_trial_that_misses_a_constraint_is_no_improvement(id_acc: float, improves: bool) -> None:
+def test_a_trial_that_misses_a_constraint_is_no_improvement(id_acc, improves):
     constraint = parse_constraint("id_val/acc >= zero_shot.id_val/acc", ["id_val/acc"])
     spent = budget(Clock(), search={"constraints": (constraint,)}, patience=1)
     end(spent, fakes.trial(0, id_acc, 70.0))
     assert spent.allows(1) is improves
 
 
-def test_a_better_best_rules_earlier_trials_out() -> None:
+def test_a_better_best_rules_earlier_trials_out():
     """Each trial with more ID accuracy leaves another one that can be chosen."""
     constraint = parse_constraint("id_val/acc >= best - 0.5", ["id_val/acc"])
     search = {"objectives": (Objective("ood_val/mean_acc"),), "constraints": (constraint,)}

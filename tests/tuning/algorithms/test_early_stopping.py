@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -13,7 +12,6 @@ from tuning.algorithms.early_stopping import (
     Asha,
     Hyperband,
     MedianRule,
-    StoppingRule,
     Values,
     non_dominated,
     rung_ladder,
@@ -25,14 +23,14 @@ Report: TypeAlias = tuple[int, int, Values | None]
 RUNGS = (10, 20, 40)
 
 
-def reports(seed: int, trials: int, objectives: int = 1, missing: float = 0.0) -> list[Report]:
+def reports(seed, trials, objectives=1, missing=0.0):
     """Trials of random curves that report every 10 to 30 steps up to 60, in a random order.
 
     Values are whole numbers from a short range, so that there are ties.
     """
     rng = random.Random(seed)
     waiting = dict.fromkeys(range(trials), 0)
-    found: list[Report] = []
+    found = []
     while waiting:
         number = rng.choice(list(waiting))
         waiting[number] = min(60, waiting[number] + rng.choice((10, 10, 20, 30)))
@@ -43,10 +41,10 @@ def reports(seed: int, trials: int, objectives: int = 1, missing: float = 0.0) -
     return found
 
 
-def obeyed(rule: StoppingRule, told: Iterable[Report]) -> list[tuple[Report, bool]]:
+def obeyed(rule, told):
     """What the rule says to those reports, of trials that stop when they are told to."""
-    answers: list[tuple[Report, bool]] = []
-    stopped: set[int] = set()
+    answers = []
+    stopped = set()
     for number, step, values in told:
         if number not in stopped:
             keeps = rule.should_continue(number, step, values)
@@ -56,7 +54,7 @@ def obeyed(rule: StoppingRule, told: Iterable[Report]) -> list[tuple[Report, boo
     return answers
 
 
-def layers(points: list[Values]) -> list[list[Values]]:
+def layers(points):
     """Peels off one front after another, point by point."""
     found = []
     while points:
@@ -74,9 +72,9 @@ def layers(points: list[Values]) -> list[list[Values]]:
     return found
 
 
-def better_than(values: Values, points: list[Values]) -> int:
+def better_than(values, points):
     """How many rank before it, by brute force: the layer, then the scaled distance within it."""
-    rank: dict[Values, tuple[int, float]] = {}
+    rank = {}
     for index, layer in enumerate(layers(points)):
         array = np.array(layer)
         spread = np.ptp(array, axis=0)
@@ -86,11 +84,11 @@ def better_than(values: Values, points: list[Values]) -> int:
     return sum(rank[p] < rank[values] for p in points)
 
 
-def asha_by_brute_force(told: Iterable[Report], rungs: Iterable[int], factor: float) -> list[bool]:
+def asha_by_brute_force(told, rungs, factor):
     """Looks at all reports before each, and at which trials have gone past each rung."""
-    answers: list[bool] = []
-    heard: list[Report] = []
-    stopped: set[int] = set()
+    answers = []
+    heard = []
+    stopped = set()
     for number, step, values in told:
         if number in stopped:
             continue
@@ -99,7 +97,7 @@ def asha_by_brute_force(told: Iterable[Report], rungs: Iterable[int], factor: fl
         passed = [rung for rung in rungs if before < rung <= step]
         keeps = True
         if passed:
-            arrivals: dict[int, Values | None] = {}
+            arrivals = {}
             for n, s, v in heard:  # the first report at or after the rung counts
                 if s >= passed[-1]:
                     arrivals.setdefault(n, v)
@@ -124,9 +122,7 @@ def asha_by_brute_force(told: Iterable[Report], rungs: Iterable[int], factor: fl
         (1, 1.01, 4, [1, 2, 3]),
     ],
 )
-def test_rungs_rise_by_the_factor_and_end_below_the_last_step(
-    grace: int, factor: float, total: int, rungs: list[int]
-) -> None:
+def test_rungs_rise_by_the_factor_and_end_below_the_last_step(grace, factor, total, rungs):
     assert rung_ladder(grace, factor, total) == rungs
 
 
@@ -134,14 +130,14 @@ def test_rungs_rise_by_the_factor_and_end_below_the_last_step(
 @pytest.mark.parametrize(
     ("objectives", "factor"), [(1, 1.5), (1, 2), (1, 3), (1, 4), (2, 2), (3, 2)]
 )
-def test_asha_decides_as_brute_force_does(seed: int, objectives: int, factor: float) -> None:
+def test_asha_decides_as_brute_force_does(seed, objectives, factor):
     told = reports(seed, trials=30, objectives=objectives, missing=0.1)
     answers = [keeps for _, keeps in obeyed(Asha(RUNGS, factor), told)]
     assert answers == asha_by_brute_force(told, RUNGS, factor)
     assert answers.count(False) > 5
 
 
-def test_a_trial_is_compared_at_a_rung_once() -> None:
+def test_a_trial_is_compared_at_a_rung_once():
     rule = Asha([10], 2)
     assert rule.should_continue(0, 10, (9.0,))
     assert not rule.should_continue(1, 10, (1.0,))
@@ -162,8 +158,8 @@ def test_a_trial_is_compared_at_a_rung_once() -> None:
     ids=["asha", "hyperband", "median"],
 )
 def test_hearing_the_recorded_curves_again_brings_a_rule_to_the_same_decisions(
-    create: Callable[[], StoppingRule], objectives: int, seed: int
-) -> None:
+    create, objectives, seed
+):
     told = reports(seed, trials=40, objectives=objectives, missing=0.02)
     whole = obeyed(create(), told)
     half = len(whole) // 2
@@ -178,7 +174,7 @@ def test_hearing_the_recorded_curves_again_brings_a_rule_to_the_same_decisions(
     ]
 
 
-def test_brackets_start_a_rung_later_each_and_get_e_times_fewer_trials() -> None:
+def test_brackets_start_a_rung_later_each_and_get_e_times_fewer_trials():
     rule = Hyperband(RUNGS, 2, brackets=3)
     for number in range(4000):
         rule.should_continue(number, 60, (0.0,))
@@ -188,7 +184,7 @@ def test_brackets_start_a_rung_later_each_and_get_e_times_fewer_trials() -> None
         assert larger / smaller == pytest.approx(math.e, rel=0.15)
 
 
-def test_each_bracket_decides_by_its_own_trials_alone() -> None:
+def test_each_bracket_decides_by_its_own_trials_alone():
     told = reports(1, trials=60)
     rule = Hyperband(RUNGS, 2, brackets=3)
     answers = obeyed(rule, told)
@@ -203,15 +199,13 @@ def test_each_bracket_decides_by_its_own_trials_alone() -> None:
 
 
 @pytest.mark.parametrize(("rungs", "brackets"), [((), 3), ((10,), 3), (RUNGS, 1)])
-def test_there_are_no_more_brackets_than_rungs_but_one(
-    rungs: tuple[int, ...], brackets: int
-) -> None:
+def test_there_are_no_more_brackets_than_rungs_but_one(rungs, brackets):
     rule = Hyperband(rungs, 2, brackets)
     assert len(rule._brackets) == 1
     assert rule.should_continue(0, 60, (1.0,))
 
 
-def test_a_trial_stops_where_its_best_is_below_the_median_of_the_others_running_means() -> None:
+def test_a_trial_stops_where_its_best_is_below_the_median_of_the_others_running_means():
     rule = MedianRule(grace_steps=20, min_trials=3)
     for number, (early, late) in enumerate([(2.0, 4.0), (4.0, 6.0), (6.0, 8.0)]):
         assert rule.should_continue(number, 10, (early,))
@@ -223,7 +217,7 @@ def test_a_trial_stops_where_its_best_is_below_the_median_of_the_others_running_
     assert rule.should_continue(4, 20, (0.0,))  # its best is what counts
 
 
-def test_the_median_rule_hears_only_of_trials_that_came_as_far_and_of_steps_up_to_there() -> None:
+def test_the_median_rule_hears_only_of_trials_that_came_as_far_and_of_steps_up_to_there():
     rule = MedianRule(grace_steps=10, min_trials=2)
     rule.should_continue(0, 10, (1.0,))
     rule.should_continue(0, 20, (99.0,))  # later than the step that is looked at
@@ -237,7 +231,7 @@ def test_the_median_rule_hears_only_of_trials_that_came_as_far_and_of_steps_up_t
     assert not rule.should_continue(5, 10, (1.5,))  # again from an earlier checkpoint
 
 
-def test_a_trial_goes_on_where_one_of_several_objectives_is_as_good_as_the_median() -> None:
+def test_a_trial_goes_on_where_one_of_several_objectives_is_as_good_as_the_median():
     rule = MedianRule(grace_steps=10, min_trials=2)
     rule.should_continue(0, 10, (1.0, 5.0))
     rule.should_continue(1, 10, (3.0, 7.0))
@@ -245,16 +239,16 @@ def test_a_trial_goes_on_where_one_of_several_objectives_is_as_good_as_the_media
     assert not rule.should_continue(3, 10, (1.9, 4.9))  # the medians of three are 2 and 5
 
 
-def test_no_value_ends_a_trial_after_the_grace_of_the_median_rule() -> None:
+def test_no_value_ends_a_trial_after_the_grace_of_the_median_rule():
     rule = MedianRule(grace_steps=20, min_trials=1)
     assert rule.should_continue(0, 10, None)
     assert not rule.should_continue(0, 20, None)
     assert rule.should_continue(1, 20, (1.0,))  # nobody to compare with
 
 
-def test_the_front_is_what_nothing_dominates_duplicates_included() -> None:
+def test_the_front_is_what_nothing_dominates_duplicates_included():
     rng = random.Random(0)
-    points: list[Values] = [(rng.randint(0, 9) / 2, rng.randint(0, 9) / 2) for _ in range(60)]
+    points = [(rng.randint(0, 9) / 2, rng.randint(0, 9) / 2) for _ in range(60)]
     front = layers(points)[0]
     assert [points[i] for i in non_dominated(points)] == front
     assert len(front) < 30

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from trainers.process_state import restored_state
 from tuning.algorithms.gaussian_process import GaussianProcesses, GuidedProcesses, one_thread
 
 
-def test_expectation_and_draws_are_those_of_the_weighted_processes() -> None:
+def test_expectation_and_draws_are_those_of_the_weighted_processes():
     rng = np.random.default_rng(1)
     points, elsewhere = rng.uniform(size=(7, 2)), rng.uniform(size=(250, 2))
     scores = 50 + 4 * points[:, 0] + rng.standard_normal(7)
@@ -33,7 +31,7 @@ def test_expectation_and_draws_are_those_of_the_weighted_processes() -> None:
     likelihoods = np.array([process.log_marginal_likelihood_value_ for process in processes])
     weights = np.exp(likelihoods) / np.exp(likelihoods).sum()
 
-    def expected(at: np.ndarray) -> np.ndarray:
+    def expected(at):
         return scores.mean() + scores.std() * weights @ [p.predict(at) for p in processes]
 
     assert found.mean(elsewhere) == pytest.approx(expected(elsewhere))
@@ -46,13 +44,13 @@ def test_expectation_and_draws_are_those_of_the_weighted_processes() -> None:
     assert np.cov(drawn.T) == pytest.approx(covariance, abs=0.05)
 
 
-def measured(points: np.ndarray, noise: float, seed: int = 0) -> np.ndarray:
+def measured(points, noise, seed=0):
     """Scores with the best one at 0.6."""
     deviations = np.random.default_rng(seed).standard_normal(len(points))
     return -4 * (points[:, 0] - 0.6) ** 2 + noise * deviations
 
 
-def test_a_guide_finds_the_best_of_noisy_scores() -> None:
+def test_a_guide_finds_the_best_of_noisy_scores():
     points = np.linspace(0, 1, 12)[:, None]
     guide = 3 - (points[:, 0] - 0.6) ** 2
     misses = {"guided": [], "alone": []}
@@ -65,7 +63,7 @@ def test_a_guide_finds_the_best_of_noisy_scores() -> None:
     assert np.mean(misses["guided"]) < 0.75 * np.mean(misses["alone"])
 
 
-def test_scores_correct_a_guide_whose_best_is_elsewhere() -> None:
+def test_scores_correct_a_guide_whose_best_is_elsewhere():
     points = np.linspace(0, 1, 25)[:, None]
     guide = -((points[:, 0] - 0.45) ** 2)
     found = GuidedProcesses(points, measured(points, 0.1), guide, np.random.default_rng(0))
@@ -77,7 +75,7 @@ def test_scores_correct_a_guide_whose_best_is_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0])
-def test_a_guide_that_is_flat_or_ranks_in_reverse_is_not_used(factor: float) -> None:
+def test_a_guide_that_is_flat_or_ranks_in_reverse_is_not_used(factor):
     points = np.linspace(0, 1, 8)[:, None]
     scores = points[:, 0] ** 2
     guide = 0.1 + factor * scores
@@ -86,8 +84,8 @@ def test_a_guide_that_is_flat_or_ranks_in_reverse_is_not_used(factor: float) -> 
     assert found.mean(points) == pytest.approx(scores, abs=0.1)
 
 
-def test_one_thread_computes_and_the_others_come_back() -> None:
-    def threads() -> list[int]:
+def test_one_thread_computes_and_the_others_come_back():
+    def threads():
         blas = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
         return [torch.get_num_threads(), *blas]
 

@@ -1,13 +1,9 @@
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -28,12 +24,12 @@ from tuning.algorithms.gp_sampler import (
 UNIT = {"x": FloatDistribution(0, 1)}
 
 
-def ended(x: float, value: float, **more: Any) -> optuna.trial.FrozenTrial:
+def ended(x, value, **more):
     return optuna.create_trial(params={"x": x}, distributions=UNIT, value=value, **more)
 
 
 @pytest.mark.parametrize("sampler", [GPSampler, RobustGPSampler])
-def test_a_pruned_point_is_not_proposed_again(sampler: type[GPSampler]) -> None:
+def test_a_pruned_point_is_not_proposed_again(sampler):
     study = optuna.create_study(sampler=sampler(seed=0, n_startup_trials=4))
     study.add_trials([ended(x, (x - 0.45) ** 2) for x in (0.05, 0.3, 0.6, 0.95)])
     proposed = []
@@ -47,7 +43,7 @@ def test_a_pruned_point_is_not_proposed_again(sampler: type[GPSampler]) -> None:
     assert (abs(second - first) < 0.01) == (sampler is GPSampler)
 
 
-def test_pruned_trials_of_a_constrained_search_are_no_obstacle() -> None:
+def test_pruned_trials_of_a_constrained_search_are_no_obstacle():
     study = optuna.create_study(sampler=RobustGPSampler(seed=0, n_startup_trials=2))
     for x in (0.1, 0.5, 0.9):
         trial = study.ask({"x": FloatDistribution(x, x)})
@@ -63,10 +59,8 @@ def test_pruned_trials_of_a_constrained_search_are_no_obstacle() -> None:
         ([3.0, 2.5, 2.0, 1.5, 1.0], 2.0),  # ranked in reverse: the median
     ],
 )
-def test_a_pruned_trial_is_expected_where_its_last_report_points(
-    finals: list[float], expected: float
-) -> None:
-    def trial(state: TrialState, reports: dict[int, float], value: float | None = None):
+def test_a_pruned_trial_is_expected_where_its_last_report_points(finals, expected):
+    def trial(state, reports, value=None):
         return optuna.create_trial(state=state, value=value, intermediate_values=reports)
 
     complete = [
@@ -86,7 +80,7 @@ def test_a_pruned_trial_is_expected_where_its_last_report_points(
     assert found == pytest.approx([expected, beyond, median, median, median])
 
 
-def test_pruned_trials_with_several_objectives_count_with_the_medians() -> None:
+def test_pruned_trials_with_several_objectives_count_with_the_medians():
     complete = [
         optuna.create_trial(values=values) for values in ([1.0, 5.0], [2.0, 3.0], [9.0, 4.0])
     ]
@@ -94,7 +88,7 @@ def test_pruned_trials_with_several_objectives_count_with_the_medians() -> None:
     assert final_values(pruned, complete).tolist() == [[2.0, 4.0]]
 
 
-def test_bad_scores_are_compressed_and_keep_their_order() -> None:
+def test_bad_scores_are_compressed_and_keep_their_order():
     scores = np.array([[4.0, 1.0], [3.0, 1.0], [2.0, 1.0], [1.0, 0.0], [-1000.0, 0.0]])
     found = compress_worse(scores)
     assert found[:3] == pytest.approx(scores[:3])  # median and better
@@ -104,10 +98,10 @@ def test_bad_scores_are_compressed_and_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(("known", "best"), [(None, 0.4), (13, 0.6), (12, 0.6), (2, 0.4)])
-def test_values_are_corrected_by_the_objectives(known: int | None, best: float) -> None:
+def test_values_are_corrected_by_the_objectives(known, best):
     """The value, lower is better, has its best at 0.4, and the objective at 0.6."""
 
-    def objective(trial: optuna.trial.FrozenTrial) -> float:
+    def objective(trial):
         return -((trial.params["x"] - 0.6) ** 2) if trial.number < known else math.nan
 
     sampler = RobustGPSampler(seed=0, n_startup_trials=2, objective=objective if known else None)
@@ -124,8 +118,8 @@ def test_values_are_corrected_by_the_objectives(known: int | None, best: float) 
 
 
 @pytest.mark.parametrize("sampler", [GPSampler, RobustGPSampler])
-def test_a_collapsed_training_does_not_hide_the_best_region(sampler: type[GPSampler]) -> None:
-    def told() -> float:
+def test_a_collapsed_training_does_not_hide_the_best_region(sampler):
+    def told():
         trial = study.ask(UNIT)
         x = float(trial.params["x"])
         study.tell(trial, 1.7 + (x - 0.45) ** 2 if x < 0.8 else 9e4)
@@ -139,14 +133,14 @@ def test_a_collapsed_training_does_not_hide_the_best_region(sampler: type[GPSamp
     assert (min(abs(x - 0.45) for x in proposed) < 0.01) == (sampler is RobustGPSampler)
 
 
-def test_large_violations_are_clipped() -> None:
+def test_large_violations_are_clipped():
     violations = np.array([[-0.5, 0.0], [0.0, 0.0], [1.0, 0.0], [2.5, 4.0], [-60.0, 0.0]])
     expected = [[-0.5, 0.0], [0.0, 0.0], [1.0, 0.0], [2.0, 2.0], [-2.0, 0.0]]  # medians 1 and 0
     assert clip_violations(violations).tolist() == expected
 
 
 @pytest.mark.parametrize("sampler", [GPSampler, RobustGPSampler])
-def test_a_collapsed_training_does_not_hide_a_constraint(sampler: type[GPSampler]) -> None:
+def test_a_collapsed_training_does_not_hide_a_constraint(sampler):
     rng = np.random.default_rng(0)
     study = optuna.create_study(direction="maximize", sampler=sampler(seed=0, n_startup_trials=4))
     distributions = UNIT | {"y": FloatDistribution(0, 1)}
@@ -167,13 +161,13 @@ def test_a_collapsed_training_does_not_hide_a_constraint(sampler: type[GPSampler
     assert (study.ask(distributions).params["x"] < 0.6) == (sampler is RobustGPSampler)
 
 
-def test_equal_objectives_correct_nothing() -> None:
+def test_equal_objectives_correct_nothing():
     values = np.array([3.0, 1.0, 2.0, 5.0])
     points = np.array([[0.1], [0.4], [0.6], [0.9]])
     assert corrected_by(np.full(4, 50.0), values, points) is values
 
 
-def test_the_best_objectives_correct_all_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_objectives_correct_all_values(monkeypatch):
     monkeypatch.setattr("tuning.algorithms.gp_sampler.MAX_CORRECTING", 8)
     points = np.linspace(0, 1, 12)[:, None]
     values = -((points[:, 0] - 0.4) ** 2)
@@ -203,9 +197,7 @@ def test_the_best_objectives_correct_all_values(monkeypatch: pytest.MonkeyPatch)
         (CategoricalDistribution(["a", "b"]), "a", CategoricalDistribution(["a", "b"])),
     ],
 )
-def test_a_region_reaches_a_quarter_of_each_range_to_both_sides(
-    whole: BaseDistribution, center: Any, part: BaseDistribution
-) -> None:
+def test_a_region_reaches_a_quarter_of_each_range_to_both_sides(whole, center, part):
     found = region_around({"x": center}, {"x": whole}, 0.25)["x"]
     assert type(found) is type(part)
     if isinstance(part, CategoricalDistribution):
@@ -217,9 +209,7 @@ def test_a_region_reaches_a_quarter_of_each_range_to_both_sides(
 
 
 @pytest.mark.parametrize("reach", [0.2, 1.0])
-def test_three_of_four_proposals_are_near_the_best_trial_that_meets_the_constraints(
-    reach: float,
-) -> None:
+def test_three_of_four_proposals_are_near_the_best_trial_that_meets_the_constraints(reach):
     """All trials are at an end of the range; that at 0.1 is better, but violates the constraint."""
     study = optuna.create_study(sampler=RobustGPSampler(seed=0, n_startup_trials=2, reach=reach))
     for x, value in ((0.06, 1.0), (0.08, 1.1), (0.1, 0.0), (0.04, 1.2)):
@@ -234,17 +224,17 @@ def test_three_of_four_proposals_are_near_the_best_trial_that_meets_the_constrai
     assert set(far) == {3, 7} if reach < 1 else 0 in far
 
 
-def test_without_a_trial_that_meets_the_constraints_proposals_are_anywhere() -> None:
+def test_without_a_trial_that_meets_the_constraints_proposals_are_anywhere():
     study = optuna.create_study(sampler=RobustGPSampler(seed=0, n_startup_trials=2, reach=0.2))
     for x in (0.0, 0.02, 0.04, 0.06):
         study.add_trial(ended(x, x, constraints={"x >= 0.5": 0.5 - x}))
     assert study.ask(UNIT).params["x"] > 0.06 + 0.2
 
 
-def test_a_pruned_trial_may_be_the_best_one_outside_of_the_region() -> None:
+def test_a_pruned_trial_may_be_the_best_one_outside_of_the_region():
     space = {"count": IntDistribution(8, 256, log=True), **UNIT}
 
-    def add(count: int, early: float, violation: float | None = None) -> None:
+    def add(count, early, violation=None):
         is_pruned = violation is None
         trial = optuna.create_trial(
             state=TrialState.PRUNED if is_pruned else TrialState.COMPLETE,

@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import math
 
 import pytest
 
 from tuning.algorithms.objectives import (
-    Constraint,
     Objective,
     check_constraints,
     check_meaning,
@@ -21,7 +18,7 @@ KNOWN = (
 ZERO_SHOT = {"id_val/acc": 53.0, "id_val/nll": 1.5, "ood_val/street view/acc": 40.0}
 
 
-def parse(*lines: str) -> list[Constraint]:
+def parse(*lines):
     return [parse_constraint(line, KNOWN) for line in lines]
 
 
@@ -37,9 +34,7 @@ def parse(*lines: str) -> list[Constraint]:
         ("ood_val/street view/acc >= zero_shot.ood_val/street view/acc - 1", None, 39.0),
     ],
 )
-def test_a_bound_is_a_number_or_rests_on_the_zero_shot_model_or_the_best(
-    line: str, best: float | None, bound: float | None
-) -> None:
+def test_a_bound_is_a_number_or_rests_on_the_zero_shot_model_or_the_best(line, best, bound):
     (constraint,) = parse(line)
     assert constraint.bound(ZERO_SHOT, best) == (None if bound is None else pytest.approx(bound))
 
@@ -60,17 +55,17 @@ def test_a_bound_is_a_number_or_rests_on_the_zero_shot_model_or_the_best(
     ],
 )
 def test_the_sampler_optimises_the_nll_of_an_accuracy_or_what_is_asked_for(
-    metric: str, objective: Objective, expected: Objective
-) -> None:
+    metric, objective, expected
+):
     assert sampler_objectives(metric, [objective]) == (expected,)
 
 
-def test_of_several_objectives_the_sampler_optimises_all() -> None:
+def test_of_several_objectives_the_sampler_optimises_all():
     both = (Objective("id_val/acc"), Objective("ood_val/mean_acc"))
     assert sampler_objectives("auto", both) == sampler_objectives("objective", both) == both
 
 
-def test_a_violation_is_how_much_is_missing() -> None:
+def test_a_violation_is_how_much_is_missing():
     least, most = parse("id_val/acc >= 60", "id_val/nll <= 2")
     assert least.violation(58.0, 60.0) == 2.0
     assert least.violation(61.0, 60.0) == -1.0
@@ -84,7 +79,7 @@ def test_a_violation_is_how_much_is_missing() -> None:
     ("line", "value", "best"),
     [("id_val/acc >= best - 0.3", 70.1, 70.4), ("id_val/nll <= best + 0.2", 0.3, 0.1)],
 )
-def test_a_value_exactly_at_its_bound_meets_it(line: str, value: float, best: float) -> None:
+def test_a_value_exactly_at_its_bound_meets_it(line, value, best):
     (constraint,) = parse(line)
     assert constraint.violation(value, constraint.bound({}, best)) == 0.0
     worse = value - 1e-3 if constraint.relation == ">=" else value + 1e-3
@@ -103,7 +98,7 @@ def test_a_value_exactly_at_its_bound_meets_it(line: str, value: float, best: fl
         ("id_val/acc >= zero_shot.id_val/akk", "no trial reports 'id_val/akk'"),
     ],
 )
-def test_a_line_that_cannot_be_read_is_named(line: str, said: str) -> None:
+def test_a_line_that_cannot_be_read_is_named(line, said):
     with pytest.raises(ValueError, match=said) as error:
         parse(line)
     assert line in str(error.value)
@@ -124,7 +119,7 @@ def test_a_line_that_cannot_be_read_is_named(line: str, said: str) -> None:
         (("id_val/acc >= zero_shot.id_val/acc", "id_val/acc <= 50"), "exclude each other"),
     ],
 )
-def test_what_no_trial_can_meet_is_refused(lines: tuple[str, ...], said: str) -> None:
+def test_what_no_trial_can_meet_is_refused(lines, said):
     with pytest.raises(ValueError, match=said):
         check_constraints(parse(*lines), ZERO_SHOT)
 
@@ -137,14 +132,14 @@ def test_what_no_trial_can_meet_is_refused(lines: tuple[str, ...], said: str) ->
         ("ood_val/mean_acc <= best + 1", "is the highest; write >= best - 1"),
     ],
 )
-def test_what_is_probably_not_meant_is_refused_in_a_new_search(line: str, said: str) -> None:
+def test_what_is_probably_not_meant_is_refused_in_a_new_search(line, said):
     check_constraints(parse(line))  # a run that has it can still be read
     with pytest.raises(ValueError, match=said):
         check_meaning(parse(line))
     check_meaning(parse("id_val/acc >= 1", "id_val/nll <= 0.5", "id_val/acc >= best - 1"))
 
 
-def test_what_can_be_met_is_not_refused() -> None:
+def test_what_can_be_met_is_not_refused():
     check_constraints(parse("ood_val/sketch/energy_gap >= 101"), ZERO_SHOT)
     check_constraints(parse("id_val/nll >= 101", "id_val/acc >= 60", "id_val/acc <= 60"), ZERO_SHOT)
     check_constraints(parse("id_val/acc >= zero_shot.id_val/acc + 50"))  # not known yet

@@ -1,11 +1,6 @@
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
-from pathlib import Path
-from typing import Any
 
 import pytest
 from scipy.stats import spearmanr
@@ -14,14 +9,13 @@ from tests.tuning import fakes
 from tuning.algorithms.early_stopping import Asha
 from tuning.algorithms.rung_check import (
     CheckedRule,
-    RungCheck,
     create_rule,
     describe_checks,
     interval,
     search_rule,
 )
 from tuning.config.schema import AshaConfig, MedianConfig
-from tuning.runs.records import STEP, SearchRecord, TrialRecord
+from tuning.runs.records import STEP
 
 RUNG, LAST = 30, 90
 METRIC = "val/mean_acc"
@@ -30,7 +24,7 @@ AGREES = [(1.0, 11.0), (2.0, 12.0), (3.0, 13.0), (4.0, 14.0)]
 TURNED = [(4.0, 11.0), (3.0, 12.0), (2.0, 13.0), (1.0, 14.0)]
 
 
-def checked(curves: Sequence[tuple[float, float]], trials: int = 4) -> CheckedRule:
+def checked(curves, trials=4):
     """A rule that has seen those trials, one after the other."""
     rule = CheckedRule(Asha((RUNG,), 2), LAST, trials, min_correlation=0.4)
     for number, (early, final) in enumerate(curves):
@@ -39,23 +33,19 @@ def checked(curves: Sequence[tuple[float, float]], trials: int = 4) -> CheckedRu
     return rule
 
 
-def end(rule: CheckedRule, number: int, final: float) -> None:
+def end(rule, number, final):
     rule.should_continue(number, LAST, (final,))
     rule.finish(number, (final,))
 
 
-def rung_checks(
-    search: SearchRecord, records: Sequence[TrialRecord]
-) -> dict[str | None, list[RungCheck]]:
+def rung_checks(search, records):
     rule = search_rule(search)
     rule.replay(records)
     return rule.checks()
 
 
 @pytest.mark.parametrize(("curves", "stops"), [(AGREES, True), (TURNED, False)])
-def test_a_rung_stops_trials_only_if_it_ranks_as_the_end_does(
-    curves: list[tuple[float, float]], stops: bool
-) -> None:
+def test_a_rung_stops_trials_only_if_it_ranks_as_the_end_does(curves, stops):
     rule = checked(curves)
     assert rule.is_decided
     assert rule.should_continue(10, RUNG, (0.5,)) != stops
@@ -65,7 +55,7 @@ def test_a_rung_stops_trials_only_if_it_ranks_as_the_end_does(
     assert check.correlation == pytest.approx(1.0 if stops else -1.0)
 
 
-def test_no_trial_is_stopped_before_enough_have_ended() -> None:
+def test_no_trial_is_stopped_before_enough_have_ended():
     rule = checked(AGREES[:3])
     running = range(10, 20)  # side by side with the fourth
     assert all(rule.should_continue(number, RUNG, (-float(number),)) for number in running)
@@ -75,16 +65,14 @@ def test_no_trial_is_stopped_before_enough_have_ended() -> None:
     assert not rule.should_continue(20, RUNG, (-99.0,))
 
 
-def test_a_value_that_is_not_finite_stops_a_trial_before_the_check() -> None:
+def test_a_value_that_is_not_finite_stops_a_trial_before_the_check():
     rule = checked(AGREES[:1])
     assert not rule.should_continue(5, RUNG, None)
     assert not rule.is_decided
 
 
 @pytest.mark.parametrize("one_for_all", [False, True])
-def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest(
-    one_for_all: bool,
-) -> None:
+def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest(one_for_all):
     early, final = [3.0, 1.0, 4.0, 1.5, 5.0], [2.0, 7.0, 1.0, 8.0, 2.5]
     other = [1.0, 2.0, 3.0, 4.0, 5.0]
     rule = CheckedRule(Asha((RUNG,), 2), LAST, 5, 0.4)
@@ -96,13 +84,13 @@ def test_the_correlation_is_spearmans_and_of_several_objectives_the_lowest(
 
 
 @pytest.mark.parametrize(("trials", "percent"), [(3, 50), (4, 21), (6, 21)])
-def test_a_rung_that_knows_nothing_passes_as_often_as_documented(trials: int, percent: int) -> None:
+def test_a_rung_that_knows_nothing_passes_as_often_as_documented(trials, percent):
     orders = [[(float(n), 10.0 + m) for m, n in enumerate(o)] for o in permutations(range(trials))]
     passed = [checked(order, trials).check(RUNG).stops for order in orders]
     assert round(100 * sum(passed) / len(orders)) == percent
 
 
-def test_equal_values_predict_nothing() -> None:
+def test_equal_values_predict_nothing():
     rule = checked([(1.0, float(final)) for final in range(4)])
     assert math.isnan(rule.check(RUNG).correlation)
     said = f"step {RUNG}: undefined (all values were equal) in 4 trials; stops no trial"
@@ -110,7 +98,7 @@ def test_equal_values_predict_nothing() -> None:
     assert rule.should_continue(9, RUNG, (0.0,))
 
 
-def test_the_interval_has_the_stated_standard_error() -> None:
+def test_the_interval_has_the_stated_standard_error():
     low, high = interval(0.5, 28)
     error = math.sqrt((1 + 0.5**2 / 2) / 25)
     assert math.atanh(high) - math.atanh(low) == pytest.approx(2 * 1.96 * error)
@@ -130,9 +118,7 @@ def test_the_interval_has_the_stated_standard_error() -> None:
         (6, None, Asha, 0),
     ],
 )
-def test_half_of_the_budget_at_most_runs_to_its_end(
-    check_trials: int, trials: int | None, kind: type, needed: int
-) -> None:
+def test_half_of_the_budget_at_most_runs_to_its_end(check_trials, trials, kind, needed):
     rule = create_rule(AshaConfig(grace_steps=RUNG, check_trials=check_trials), LAST, trials)
     assert type(rule) is kind
     if isinstance(rule, CheckedRule):
@@ -154,14 +140,12 @@ def test_half_of_the_budget_at_most_runs_to_its_end(
         (1, 1, 1),
     ],
 )
-def test_the_first_step_is_two_thirds_down_to_an_evaluation(
-    steps: int, every: int, first: int
-) -> None:
+def test_the_first_step_is_two_thirds_down_to_an_evaluation(steps, every, first):
     assert AshaConfig().first_step(steps, every) == first
 
 
 @pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
-def test_by_default_a_search_stops_trials_from_two_thirds_on(tmp_path: Path, name: str) -> None:
+def test_by_default_a_search_stops_trials_from_two_thirds_on(tmp_path, name):
     scheduler = {"name": name, "check_trials": 0}
     config = {"trial": {"eval": {"every": 40}}, "search": {"scheduler": scheduler}}
     rule = search_rule(fakes.search_record(tmp_path, config=config, total_steps=120))
@@ -171,18 +155,18 @@ def test_by_default_a_search_stops_trials_from_two_thirds_on(tmp_path: Path, nam
         assert all(go_on) == (step < 80)
 
 
-def record(number: int, *values: float, **changes: Any) -> TrialRecord:
+def record(number, *values, **changes):
     curve = tuple({STEP: RUNG * (i + 1), METRIC: value} for i, value in enumerate(values))
     return fakes.trial(number, curve=curve, **changes)
 
 
 @pytest.fixture
-def search(tmp_path: Path) -> SearchRecord:
+def search(tmp_path):
     config = {"search": {"scheduler": {"name": "asha", "grace_steps": RUNG}}}
     return fakes.search_record(tmp_path, config=config, total_steps=LAST)  # a budget of 16
 
 
-def test_the_checks_of_a_search_follow_from_its_records(search: SearchRecord) -> None:
+def test_the_checks_of_a_search_follow_from_its_records(search):
     finals = [5.0, 6.0, 1.0, 2.0, 4.0, 3.0]
     records = [record(n, value, -value, value) for n, value in enumerate(finals)]
     assert rung_checks(search, records[:5]) == {}
@@ -195,7 +179,7 @@ def test_the_checks_of_a_search_follow_from_its_records(search: SearchRecord) ->
     assert line.endswith("in 6 trials; may stop: above 0.4")
 
 
-def test_the_metric_of_the_sampler_is_checked_against_the_objective(search: SearchRecord) -> None:
+def test_the_metric_of_the_sampler_is_checked_against_the_objective(search):
     search = replace(search, sampler_metric="auto")
     records = [record(n, -n, 0.0, float(n)) for n in range(6)]
     nlls = [2.0, 3.0, 4.0, 1.5, 1.0, 0.5]  # at the rung; less is better
@@ -212,7 +196,7 @@ def test_the_metric_of_the_sampler_is_checked_against_the_objective(search: Sear
     rule = search_rule(search)
     rule.replay(records)
 
-    def goes_on(number: int, accuracy: float, nll: float) -> bool:
+    def goes_on(number, accuracy, nll):
         return rule.should_continue(number, {}, {STEP: 30, METRIC: accuracy, "val/mean_nll": nll})
 
     assert goes_on(6, 0.0, 0.4)
@@ -220,7 +204,7 @@ def test_the_metric_of_the_sampler_is_checked_against_the_objective(search: Sear
     assert not goes_on(8, math.nan, 0.1)
 
 
-def test_a_trial_without_a_finite_nll_decides_no_check(search: SearchRecord) -> None:
+def test_a_trial_without_a_finite_nll_decides_no_check(search):
     search = replace(search, sampler_metric="auto")
     records = [
         replace(r, curve=tuple({**point, "val/mean_nll": -point[METRIC]} for point in r.curve))
@@ -231,13 +215,13 @@ def test_a_trial_without_a_finite_nll_decides_no_check(search: SearchRecord) -> 
     assert rung_checks(search, [*records, diverged]) == {}  # the budget asks for 6 trials
 
 
-def test_a_check_that_proves_little_says_so() -> None:
+def test_a_check_that_proves_little_says_so():
     few = str(checked([(e, 11.0 + n) for n, e in enumerate([1.0, 3.0, 2.0, 4.0])]).check(RUNG))
     assert few.startswith(f"step {RUNG}: 0.80 [-0.82, 1.00] in 4 trials; may stop: above 0.4, ")
     assert few.endswith("though lower values are not ruled out")
 
 
-def test_a_larger_budget_leaves_the_check_as_it_was(search: SearchRecord) -> None:
+def test_a_larger_budget_leaves_the_check_as_it_was(search):
     agree = [record(n, float(n), 0.0, float(n)) for n in range(4)]
     weak = replace(record(4, -1.0), outcome="pruned")
     survivors = [record(n, float(n), 0.0, float(-n)) for n in range(5, 9)]
@@ -253,14 +237,14 @@ def test_a_larger_budget_leaves_the_check_as_it_was(search: SearchRecord) -> Non
     assert later.trials == 6
 
 
-def test_trials_without_a_method_are_of_the_configured_one(search: SearchRecord) -> None:
+def test_trials_without_a_method_are_of_the_configured_one(search):
     search = replace(search, config={**search.config, "trial": {"method": {"name": "kd"}}})
     named = {"params": {"method.name": "kd", "optim.lr": 1e-5}}
     records = [record(n, float(n), 0.0, float(n), **(named if n % 2 else {})) for n in range(6)]
     assert [(m, c.trials) for m, (c,) in rung_checks(search, records).items()] == [("kd", 6)]
 
 
-def test_each_method_has_a_check_of_its_own(search: SearchRecord) -> None:
+def test_each_method_has_a_check_of_its_own(search):
     settings = {
         "scheduler": MedianConfig(grace_steps=60).model_dump(),
         "space": {"methods": ["ft", "kd"]},
@@ -277,7 +261,7 @@ def test_each_method_has_a_check_of_its_own(search: SearchRecord) -> None:
     assert {m: checks[0].stops for m, checks in found.items()} == {"ft": True, "kd": False}
 
 
-def test_without_a_scheduler_there_is_nothing_to_check(search: SearchRecord) -> None:
+def test_without_a_scheduler_there_is_nothing_to_check(search):
     records = [record(number, 1.0, 2.0, 3.0) for number in range(9)]
     for settings in ({}, {"search": {"scheduler": {"name": "none"}}}):
         assert rung_checks(replace(search, config=settings), records) == {}

@@ -1,10 +1,6 @@
-from __future__ import annotations
-
-from typing import Any
-
 import optuna
 import pytest
-from optuna.samplers import BaseSampler, CmaEsSampler, GridSampler, RandomSampler
+from optuna.samplers import CmaEsSampler, GridSampler, RandomSampler
 
 from search_spaces import Categorical, Float, Int, SearchSpace
 from trainers.errors import ConfigError
@@ -34,13 +30,13 @@ CHOICE = SearchSpace(
     ],
 )
 def test_auto_is_gp_for_small_searches_over_numbers(
-    space: SearchSpace, trials: int, objectives: int, name: str, startup_trials: int
-) -> None:
+    space, trials, objectives, name, startup_trials
+):
     found = resolve_sampler(SamplerConfig(), space, trials, objectives)
     assert (found.name, found.startup_trials) == (name, startup_trials)
 
 
-def test_a_chosen_sampler_is_kept() -> None:
+def test_a_chosen_sampler_is_kept():
     config = SamplerConfig(name="tpe", startup_trials=9)
     assert resolve_sampler(config, NUMERIC, 20) == config
 
@@ -48,16 +44,14 @@ def test_a_chosen_sampler_is_kept() -> None:
 @pytest.mark.parametrize(
     ("sampler", "objectives"), [(GridSampler({"lr": [1e-4]}), 1), (CmaEsSampler(), 2)]
 )
-def test_a_sampler_that_cannot_search_the_space_is_refused(
-    sampler: BaseSampler, objectives: int
-) -> None:
+def test_a_sampler_that_cannot_search_the_space_is_refused(sampler, objectives):
     with pytest.raises(ConfigError, match=type(sampler).__name__) as caught:
         check_sampler(sampler, NUMERIC, objectives)
     assert caught.value.key == "sampler"
 
 
-def test_the_check_of_a_sampler_leaves_its_random_numbers() -> None:
-    def first(sampler: BaseSampler) -> dict[str, Any]:
+def test_the_check_of_a_sampler_leaves_its_random_numbers():
+    def first(sampler):
         return optuna.create_study(sampler=sampler).ask(NUMERIC.distributions()).params
 
     checked = RandomSampler(seed=3)

@@ -1,9 +1,5 @@
-from __future__ import annotations
-
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -16,7 +12,6 @@ from trainers.errors import ConfigError
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.algorithms.studies import TRIAL_ID
 from tuning.runs.journal import read_history
-from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import best_trial
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
@@ -31,17 +26,17 @@ METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc")
 
 
 @pytest.fixture
-def search(tmp_path: Path) -> SearchRecord:
+def search(tmp_path):
     return fakes.search_record(tmp_path)
 
 
-def states(session: Session) -> dict[str, str]:
+def states(session):
     """State of each Optuna trial by the name of ours; waiting points have none."""
     trials = session.study.trials
     return {t.user_attrs[TRIAL_ID]: t.state.name for t in trials if TRIAL_ID in t.user_attrs}
 
 
-def test_references_come_first_then_initial_points_then_the_sampler(search: SearchRecord) -> None:
+def test_references_come_first_then_initial_points_then_the_sampler(search):
     session = Session(search, SPACE, trials=2, references=("ft",))
     reference = session.run(50.0)
     assert (reference.trial_id, reference.params) == ("ft", {})
@@ -55,8 +50,8 @@ def test_references_come_first_then_initial_points_then_the_sampler(search: Sear
     assert session.proposer.is_exhausted
 
 
-def test_a_proposal_that_does_not_validate_is_a_failed_trial(search: SearchRecord) -> None:
-    def config_of(record: TrialRecord) -> TrialConfig:
+def test_a_proposal_that_does_not_validate_is_a_failed_trial(search):
+    def config_of(record):
         if record.number == 0:
             raise ConfigError("too long", key="method.text_length")
         return TrialConfig()
@@ -80,13 +75,7 @@ def test_a_proposal_that_does_not_validate_is_a_failed_trial(search: SearchRecor
         ({}, True, TrialState.FAIL, None),
     ],
 )
-def test_the_end_of_a_trial_is_a_state_of_optuna(
-    reports: dict[int, float],
-    error: bool,
-    state: TrialState,
-    value: float | None,
-    search: SearchRecord,
-) -> None:
+def test_the_end_of_a_trial_is_a_state_of_optuna(reports, error, state, value, search):
     session = Session(search, SPACE)
     session.start()
     for step, objective in reports.items():
@@ -99,7 +88,7 @@ def test_the_end_of_a_trial_is_a_state_of_optuna(
     assert error == (record.outcome == "failed")
 
 
-def test_constraints_are_passed_on_as_violations(search: SearchRecord) -> None:
+def test_constraints_are_passed_on_as_violations(search):
     lines = ("id_val/acc >= zero_shot.id_val/acc", "id_val/acc >= best - 0.5")
     search = replace(search, constraints=tuple(parse_constraint(c, METRICS) for c in lines))
     session = Session(search, SPACE)
@@ -110,7 +99,7 @@ def test_constraints_are_passed_on_as_violations(search: SearchRecord) -> None:
     assert violations == [pytest.approx(row) for row in expected]
 
 
-def test_several_objectives_and_pruning(search: SearchRecord) -> None:
+def test_several_objectives_and_pruning(search):
     search = replace(search, objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc")))
     session = Session(search, SPACE)
     for step in (240, 60):
@@ -121,9 +110,7 @@ def test_several_objectives_and_pruning(search: SearchRecord) -> None:
     assert [trial.number for trial in session.study.best_trials] == [0]
 
 
-def test_the_study_has_the_samplers_metric_and_the_objective_beside_it(
-    search: SearchRecord,
-) -> None:
+def test_the_study_has_the_samplers_metric_and_the_objective_beside_it(search):
     search = replace(search, sampler_metric="auto")
     for _ in range(2):  # a new session makes the same study from the journal
         with Session(search, SPACE) as session:
@@ -145,10 +132,8 @@ SAMPLERS = ["tpe", "gp", "cma_es", "nsga2", "qmc", "random"]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_stays_inside_and_goes_on_after_a_kill(
-    search: SearchRecord, name: str
-) -> None:
-    points: list[list[Any]] = []
+def test_every_sampler_stays_inside_and_goes_on_after_a_kill(search, name):
+    points = []
     for _ in range(3):
         points.append([])
         with Session(search, SPACE, name=name, startup_trials=3) as session:
@@ -165,10 +150,8 @@ def test_every_sampler_stays_inside_and_goes_on_after_a_kill(
 
 
 @pytest.mark.parametrize(("name", "key"), [("cma_es", "cma:"), ("nsga2", "NSGAII")])
-def test_samplers_that_count_generations_continue_them_after_a_kill(
-    search: SearchRecord, name: str, key: str
-) -> None:
-    def state(session: Session) -> list[dict[str, Any]]:
+def test_samplers_that_count_generations_continue_them_after_a_kill(search, name, key):
+    def state(session):
         return [
             {k: v for k, v in trial.system_attrs.items() if key in k}
             for trial in session.study.trials
@@ -183,7 +166,7 @@ def test_samplers_that_count_generations_continue_them_after_a_kill(
         assert state(session) == before
 
 
-def test_a_quasi_random_sequence_continues_after_a_kill(search: SearchRecord) -> None:
+def test_a_quasi_random_sequence_continues_after_a_kill(search):
     numeric = SearchSpace(parameters={"optim.lr": Float(low=0.0, high=1.0)})
     lrs = []
     for _ in range(2):
@@ -193,7 +176,7 @@ def test_a_quasi_random_sequence_continues_after_a_kill(search: SearchRecord) ->
     assert len({int(16 * float(lr)) for lr in lrs}) >= 13
 
 
-def test_a_grid_is_every_combination_once_and_ends_the_search(search: SearchRecord) -> None:
+def test_a_grid_is_every_combination_once_and_ends_the_search(search):
     run = []
     for number in (5, 100):  # the second session goes on with the remaining points
         with Session(search, SPACE, trials=number, name="grid", grid_points=3) as session:
@@ -204,7 +187,7 @@ def test_a_grid_is_every_combination_once_and_ends_the_search(search: SearchReco
     assert len(run) == len({tuple(p.values()) for p in run}) == 9
 
 
-def test_unfinished_trials_go_on_under_their_names_after_a_kill(search: SearchRecord) -> None:
+def test_unfinished_trials_go_on_under_their_names_after_a_kill(search):
     with Session(search, SPACE, trials=4) as session:
         session.run(50.0)
         running = session.start()
@@ -232,7 +215,7 @@ def test_unfinished_trials_go_on_under_their_names_after_a_kill(search: SearchRe
     assert [point["val/mean_acc"] for point in resumed.curve] == [49.5, 51.0]
 
 
-def test_a_kill_while_processes_start_takes_no_trial_of_the_budget(search: SearchRecord) -> None:
+def test_a_kill_while_processes_start_takes_no_trial_of_the_budget(search):
     with Session(search, SPACE, trials=4) as session:
         session.propose()  # its process starts later than that of the next
         session.start()
@@ -244,7 +227,7 @@ def test_a_kill_while_processes_start_takes_no_trial_of_the_budget(search: Searc
     assert len(read_history(search.run_folder).records) == 4
 
 
-def test_a_narrowed_space_hides_outsiders_from_the_sampler(search: SearchRecord) -> None:
+def test_a_narrowed_space_hides_outsiders_from_the_sampler(search):
     with Session(search, SPACE) as session:
         session.run(50.0)
         session.start()
@@ -264,7 +247,7 @@ def test_a_narrowed_space_hides_outsiders_from_the_sampler(search: SearchRecord)
 
 
 @pytest.mark.parametrize("damage", [b'{"op_code": 4, "worker', b"garbage\n[]\n", b"{}\n"])
-def test_a_damaged_file_of_optuna_is_made_anew(search: SearchRecord, damage: bytes) -> None:
+def test_a_damaged_file_of_optuna_is_made_anew(search, damage):
     with Session(search, SPACE) as session:
         session.run(50.0)
         expected = [trial.params for trial in session.study.trials]
@@ -277,9 +260,7 @@ def test_a_damaged_file_of_optuna_is_made_anew(search: SearchRecord, damage: byt
         assert len(session.study.trials) == 2
 
 
-def test_a_database_keeps_two_searches_of_one_name_apart(
-    search: SearchRecord, tmp_path: Path
-) -> None:
+def test_a_database_keeps_two_searches_of_one_name_apart(search, tmp_path):
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     other = replace(search, run_folder=tmp_path / "elsewhere")
     other.run_folder.mkdir()
@@ -293,10 +274,8 @@ def test_a_database_keeps_two_searches_of_one_name_apart(
 
 
 @pytest.mark.parametrize("call", ["symlink", "rename"])  # acquire and release
-def test_an_interruption_of_optunas_lock_is_no_failure_of_the_disk(
-    call: str, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
+def test_an_interruption_of_optunas_lock_is_no_failure_of_the_disk(call, search, monkeypatch):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     with Session(search, SPACE) as session:

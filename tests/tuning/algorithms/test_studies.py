@@ -1,19 +1,14 @@
 """Several methods in one search: trials in turn, and a study for each that holds its own alone."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import BaseSampler, BruteForceSampler, GridSampler
+from optuna.samplers import BruteForceSampler, GridSampler
 from optuna.storages import InMemoryStorage
 
 from search_spaces import Categorical, Float, SearchSpace
@@ -24,14 +19,14 @@ from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.samplers import create_sampler
 from tuning.algorithms.studies import TRIAL_ID, create_studies
 from tuning.config.schema import SamplerConfig
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY
 
 LR = Float(low=1e-6, high=1e-2, log=True)
 WEIGHT = Float(low=0.01, high=100, log=True)
 FIRST = {"optim.lr": 1e-5}
 
 
-def space(*methods: str) -> SearchSpace:
+def space(*methods):
     """Plain fine-tuning has a learning rate only; the others are equal but for their names."""
     own = {"optim.lr": LR, "method.reg_weight": WEIGHT}
     weighted = SearchSpace(
@@ -45,21 +40,21 @@ THREE = space("ft", "kd", "l2_sp")
 
 
 @pytest.fixture
-def search(tmp_path: Path) -> SearchRecord:
+def search(tmp_path):
     config = {"trial": {"method": {"name": "lipsum_ft"}}}
     return fakes.search_record(tmp_path, config=config)
 
 
-def run(session: Session, number: int, value: float = 50.0) -> list[TrialRecord]:
+def run(session, number, value=50.0):
     """So many finished trials."""
     return [record for _ in range(number) if (record := session.run(value)) is not None]
 
 
-def methods(records: Sequence[TrialRecord]) -> list[object]:
+def methods(records):
     return [record.params.get(METHOD_KEY) for record in records]
 
 
-def states(session: Session) -> dict[str | None, dict[str, str]]:
+def states(session):
     return {
         part.method: {
             t.user_attrs[TRIAL_ID]: t.state.name
@@ -70,7 +65,7 @@ def states(session: Session) -> dict[str | None, dict[str, str]]:
     }
 
 
-def test_methods_take_turns_and_begin_at_their_initial_points(search: SearchRecord) -> None:
+def test_methods_take_turns_and_begin_at_their_initial_points(search):
     records = run(Session(search, THREE), 7)
     assert methods(records) == ["ft", "kd", "l2_sp", "ft", "kd", "l2_sp", "ft"]
     assert records[0].params == {METHOD_KEY: "ft", **FIRST}
@@ -78,7 +73,7 @@ def test_methods_take_turns_and_begin_at_their_initial_points(search: SearchReco
     assert "method.reg_weight" not in records[3].params
 
 
-def test_after_a_kill_each_study_has_the_trials_of_its_method(search: SearchRecord) -> None:
+def test_after_a_kill_each_study_has_the_trials_of_its_method(search):
     with Session(search, THREE) as session:
         session.run(73.5)
         session.start()
@@ -104,7 +99,7 @@ def test_after_a_kill_each_study_has_the_trials_of_its_method(search: SearchReco
         assert states(session)["kd"]["trial-004"] == "COMPLETE"
 
 
-def test_an_added_method_catches_up_first(search: SearchRecord) -> None:
+def test_an_added_method_catches_up_first(search):
     with Session(search, THREE) as session:
         run(session, 6)
     with Session(search, space("ft", "kd", "l2_sp", "car_ft")) as session:
@@ -115,7 +110,7 @@ def test_an_added_method_catches_up_first(search: SearchRecord) -> None:
         assert methods(run(session, 2)) == ["l2_sp", "ft"]
 
 
-def test_a_search_of_one_method_extends_to_several_and_back(search: SearchRecord) -> None:
+def test_a_search_of_one_method_extends_to_several_and_back(search):
     alone = space("kd").branches["kd"]
     search = replace(search, config={"trial": {"method": {"name": "kd"}}})
     with Session(search, alone) as session:
@@ -131,9 +126,7 @@ def test_a_search_of_one_method_extends_to_several_and_back(search: SearchRecord
 
 
 @pytest.mark.parametrize("kept_in", ["file", "database"])
-def test_studies_of_a_storage_are_made_anew_and_not_added(
-    kept_in: str, search: SearchRecord, tmp_path: Path
-) -> None:
+def test_studies_of_a_storage_are_made_anew_and_not_added(kept_in, search, tmp_path):
     url = None if kept_in == "file" else f"sqlite:///{tmp_path / 'optuna.db'}"
     for methods_ in (("kd", "l2_sp"), ("kd",), ("kd", "l2_sp")):
         with Session(search, space(*methods_), storage=url) as session:
@@ -143,8 +136,8 @@ def test_studies_of_a_storage_are_made_anew_and_not_added(
     assert sum(len(found) for found in states(session).values()) == 6
 
 
-def test_a_trial_with_a_choice_that_is_gone_stays_outside(search: SearchRecord) -> None:
-    def space(*choices: str) -> SearchSpace:
+def test_a_trial_with_a_choice_that_is_gone_stays_outside(search):
+    def space(*choices):
         return SearchSpace(parameters={"precision": Categorical(choices=choices)})
 
     with Session(search, space("fp32", "bf16"), name="grid") as session:
@@ -155,7 +148,7 @@ def test_a_trial_with_a_choice_that_is_gone_stays_outside(search: SearchRecord) 
         assert session.start().params == {"precision": "fp16"}
 
 
-def quality(params: Mapping[str, Any]) -> float:
+def quality(params):
     """One point is lost for each order of magnitude of the learning rate; kd is worse overall."""
     best = 1e-3 if params[METHOD_KEY] == "ft" else 1e-5
     start = 60.0 if params[METHOD_KEY] == "ft" else 50.0
@@ -163,11 +156,11 @@ def quality(params: Mapping[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_method_is_tuned_as_if_it_were_searched_alone(search: SearchRecord, sampler: str) -> None:
+def test_a_method_is_tuned_as_if_it_were_searched_alone(search, sampler):
     lrs = SearchSpace(parameters={"optim.lr": LR}, initial_points=[FIRST])
     both = SearchSpace(branches={"ft": lrs, "kd": lrs})
     session = Session(search, both, name=sampler, storage=InMemoryStorage())
-    proposed: dict[object, list[float]] = {"ft": [], "kd": []}
+    proposed = {"ft": [], "kd": []}
     for _ in range(60):
         record = session.start()
         proposed[record.params[METHOD_KEY]].append(float(record.params["optim.lr"]))
@@ -193,11 +186,11 @@ def test_a_method_is_tuned_as_if_it_were_searched_alone(search: SearchRecord, sa
             assert statistics.median(distances) < 0.7  # at random it is 1
 
 
-def test_the_best_of_a_constraint_is_the_best_of_the_method(search: SearchRecord) -> None:
+def test_the_best_of_a_constraint_is_the_best_of_the_method(search):
     line = "id_val/acc >= best - 0.5"
     search = replace(search, constraints=(parse_constraint(line, ("id_val/acc",)),))
 
-    def violations(session: Session) -> dict[str | None, list[float]]:
+    def violations(session):
         return {
             part.method: [t.constraints[line] for t in part.study.trials if t.constraints]
             for part in session.studies.studies
@@ -223,9 +216,7 @@ def test_the_best_of_a_constraint_is_the_best_of_the_method(search: SearchRecord
         ("objective", 1e-3, "gp, optimises val/mean_acc"),
     ],
 )
-def test_the_default_is_the_nll_corrected_by_the_objective(
-    metric: str, best: float, said: str, search: SearchRecord
-) -> None:
+def test_the_default_is_the_nll_corrected_by_the_objective(metric, best, said, search):
     """The NLL has its best at the learning rate 1e-5, the accuracy at 1e-3."""
     points = [{"optim.lr": 10**exponent} for exponent in (-6.0, -5.5, -4.5, -3.5, -2.5, -2.0)]
     lrs = SearchSpace(parameters={"optim.lr": LR}, initial_points=points)
@@ -243,7 +234,7 @@ def test_the_default_is_the_nll_corrected_by_the_objective(
     assert statistics.median(distances[len(points) :]) < 0.4
 
 
-def test_violations_follow_a_best_that_moves(search: SearchRecord) -> None:
+def test_violations_follow_a_best_that_moves(search):
     line = "id_val/acc >= best - 0.5"
     search = replace(search, constraints=(parse_constraint(line, ("id_val/acc",)),))
     with Session(search, SearchSpace(parameters={"optim.lr": LR}), name="gp") as session:
@@ -256,7 +247,7 @@ def test_violations_follow_a_best_that_moves(search: SearchRecord) -> None:
         assert own.study.sampler._violations == own.violations
 
 
-def test_a_failed_point_is_not_proposed_again(search: SearchRecord) -> None:
+def test_a_failed_point_is_not_proposed_again(search):
     one = SearchSpace(parameters={"optim.lr": LR, "method.reg_weight": WEIGHT})
     points, failures = [], 0
     for _ in range(2):  # the second session is a resume, which reads the failures in the journal
@@ -275,7 +266,7 @@ def test_a_failed_point_is_not_proposed_again(search: SearchRecord) -> None:
     assert min(math.dist(a, b) for a, b in itertools.combinations(points, 2)) > 1e-3
 
 
-def test_each_method_has_a_grid_that_goes_on_after_a_kill(search: SearchRecord) -> None:
+def test_each_method_has_a_grid_that_goes_on_after_a_kill(search):
     records = []
     for trials in (3, 100):
         with Session(search, space("ft", "kd"), trials=trials, name="grid", grid_points=2) as s:
@@ -293,9 +284,9 @@ def test_each_method_has_a_grid_that_goes_on_after_a_kill(search: SearchRecord) 
     assert [list(point) for point in found] == [pytest.approx(end) for end in ends]
 
 
-def test_a_sampler_of_the_user_proposes_in_every_study(search: SearchRecord) -> None:
+def test_a_sampler_of_the_user_proposes_in_every_study(search):
     class Constant(optuna.samplers.RandomSampler):
-        def sample_independent(self, *_: Any) -> float:
+        def sample_independent(self, *_):
             return 3e-4
 
     created = create_studies(search, space("ft", "kd"), Constant(), InMemoryStorage(), "id")
@@ -303,7 +294,7 @@ def test_a_sampler_of_the_user_proposes_in_every_study(search: SearchRecord) -> 
     assert [p.params["optim.lr"] for p in proposed if p is not None] == [3e-4, 3e-4]
 
 
-def test_first_points_are_told_from_proposals(search: SearchRecord) -> None:
+def test_first_points_are_told_from_proposals(search):
     sampler = SamplerConfig(name="random")
     created = create_studies(search, space("ft", "kd"), sampler, InMemoryStorage(), "id")
     created.enqueue_initial_points()
@@ -317,9 +308,7 @@ def test_first_points_are_told_from_proposals(search: SearchRecord) -> None:
 @pytest.mark.parametrize(
     "make", [lambda: GridSampler({"seed": [1, 2]}), BruteForceSampler], ids=["grid", "brute_force"]
 )
-def test_a_sampler_that_has_tried_all_points_ends_its_study(
-    search: SearchRecord, make: Callable[[], BaseSampler]
-) -> None:
+def test_a_sampler_that_has_tried_all_points_ends_its_study(search, make):
     two = SearchSpace(parameters={"seed": Categorical(choices=(1, 2))})
     created = create_studies(search, two, make(), InMemoryStorage(), "id")
     tried = []
@@ -332,10 +321,10 @@ def test_a_sampler_that_has_tried_all_points_ends_its_study(
         optuna.create_study().stop()
 
 
-def test_each_method_has_its_part_of_a_grid_of_the_user_once(search: SearchRecord) -> None:
+def test_each_method_has_its_part_of_a_grid_of_the_user_once(search):
     """Before the second session, a trial has failed and the others are running."""
     grid = {"optim.lr": [1e-5, 1e-4], "method.reg_weight": [1.0, 10.0]}
-    records: list[TrialRecord] = []
+    records = []
     for proposals in (4, 9):
         created = create_studies(
             search, space("ft", "kd"), GridSampler(grid), InMemoryStorage(), "id", records
@@ -350,7 +339,7 @@ def test_each_method_has_its_part_of_a_grid_of_the_user_once(search: SearchRecor
     assert (methods.count("ft"), methods.count("kd")) == (2, 4)
 
 
-def test_a_sampler_of_a_grid_gets_no_initial_points(search: SearchRecord) -> None:
+def test_a_sampler_of_a_grid_gets_no_initial_points(search):
     given = SearchSpace(parameters={"optim.lr": LR}, initial_points=[FIRST])
     sampler = GridSampler({"optim.lr": [1e-3]})
     created = create_studies(search, given, sampler, InMemoryStorage(), "id")

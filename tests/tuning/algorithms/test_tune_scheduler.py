@@ -1,9 +1,5 @@
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from ray.tune.experiment import Trial
@@ -19,36 +15,36 @@ from tuning.config.schema import (
     HyperbandConfig,
     MedianConfig,
     NoSchedulerConfig,
-    SchedulerConfig,
 )
-from tuning.runs.records import METHOD_KEY, STEP, TrialRecord
+from tuning.runs.records import METHOD_KEY, STEP
 
 METRIC = "val/mean_acc"
+OBJECTIVES = (Objective(METRIC),)
 TOTAL_STEPS = 90
 ASHA = AshaConfig(grace_steps=30, reduction_factor=2)
-CONTROLLER: Any = None
+CONTROLLER = None
 """Which this scheduler does not ask for anything."""
 
 
 def scheduler(
-    config: SchedulerConfig = ASHA,
-    objectives: Sequence[Objective] = (Objective(METRIC),),
-    earlier: Iterable[TrialRecord] = (),
-    method: str | None = None,
-    trials: int | None = None,
-    announce: Callable[[str], None] = lambda line: None,
-) -> StepScheduler:
+    config=ASHA,
+    objectives=OBJECTIVES,
+    earlier=(),
+    method=None,
+    trials=None,
+    announce=lambda line: None,
+):
     rule = SearchRule(config, objectives, TOTAL_STEPS, trials, method)
     return StepScheduler(rule, TOTAL_STEPS, earlier, announce)
 
 
-def tune_trial(number: int, method: str | None = None) -> Trial:
+def tune_trial(number, method=None):
     params = {METHOD_KEY: method} if method else {}
     config = {"trial_id": f"trial-{number:03d}", "params": params}
     return Trial("none", config=config, trial_id=f"{number + 7:08x}", stub=True)
 
 
-def goes_on(scheduler: StepScheduler, trial: Trial, step: int, *values: float) -> bool:
+def goes_on(scheduler, trial, step, *values):
     """Whether it does after that report; values of the metric, then of `id_val/acc`."""
     metrics = dict(zip((METRIC, "id_val/acc"), values, strict=False))
     result = {STEP: step, "training_iteration": 1, **metrics}
@@ -57,7 +53,7 @@ def goes_on(scheduler: StepScheduler, trial: Trial, step: int, *values: float) -
     return decision == TrialScheduler.CONTINUE
 
 
-def test_rungs_count_steps_and_not_reports() -> None:
+def test_rungs_count_steps_and_not_reports():
     s = scheduler()
     assert goes_on(s, tune_trial(0), 30, 50.0)
     late = tune_trial(1)
@@ -67,7 +63,7 @@ def test_rungs_count_steps_and_not_reports() -> None:
 
 
 @pytest.mark.parametrize("step", [30, 90, 120])
-def test_a_reference_is_never_stopped_and_moves_no_rung(step: int) -> None:
+def test_a_reference_is_never_stopped_and_moves_no_rung(step):
     s = scheduler()
     reference = Trial("none", config={"trial_id": "ft", "params": {}}, stub=True)
     assert goes_on(s, reference, step, 99.0)
@@ -79,9 +75,7 @@ def test_a_reference_is_never_stopped_and_moves_no_rung(step: int) -> None:
 
 @pytest.mark.parametrize("value", [10.0, math.nan])
 @pytest.mark.parametrize("config", [ASHA, MedianConfig(grace_steps=30, min_trials=1)])
-def test_a_trial_at_its_last_step_is_left_to_end_by_itself(
-    config: SchedulerConfig, value: float
-) -> None:
+def test_a_trial_at_its_last_step_is_left_to_end_by_itself(config, value):
     s = scheduler(config)
     for step in (30, 60, 90):
         assert goes_on(s, tune_trial(0), step, 50.0)
@@ -90,30 +84,30 @@ def test_a_trial_at_its_last_step_is_left_to_end_by_itself(
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_stops_a_trial_at_its_rung(value: float) -> None:
+def test_a_value_that_is_not_finite_stops_a_trial_at_its_rung(value):
     s = scheduler()
     assert goes_on(s, tune_trial(0), 20, value)
     assert not goes_on(s, tune_trial(0), 30, value)
     assert goes_on(s, tune_trial(1), 30, 1.0)
 
 
-def test_a_missing_objective_is_as_bad_as_one_that_is_not_finite() -> None:
+def test_a_missing_objective_is_as_bad_as_one_that_is_not_finite():
     s = scheduler(objectives=[Objective(METRIC), Objective("id_val/acc")])
     assert not goes_on(s, tune_trial(0), 30, 99.0)
     assert goes_on(s, tune_trial(1), 30, 1.0, 1.0)
 
 
-def test_a_result_without_a_step_is_let_be() -> None:
+def test_a_result_without_a_step_is_let_be():
     s = scheduler()
     assert s.on_trial_result(CONTROLLER, tune_trial(0), {METRIC: 1.0}) == TrialScheduler.CONTINUE
 
 
-def record(number: int, *values: float) -> TrialRecord:
+def record(number, *values):
     curve = tuple({STEP: 30 * (i + 1), METRIC: value} for i, value in enumerate(values))
     return trial_record(number, curve=curve)
 
 
-def test_the_rungs_of_earlier_sessions_are_known_after_a_resume() -> None:
+def test_the_rungs_of_earlier_sessions_are_known_after_a_resume():
     before, curves = scheduler(), {0: (50.0, 55.0), 1: (60.0, 52.0), 2: (40.0,), 3: (45.0,)}
     for number, values in curves.items():
         for index, value in enumerate(values):
@@ -131,7 +125,7 @@ def test_the_rungs_of_earlier_sessions_are_known_after_a_resume() -> None:
 
 
 @pytest.mark.parametrize("value", [1.0, 70.0])
-def test_a_stopped_trial_is_compared_when_it_repeats_its_last_report(value: float) -> None:
+def test_a_stopped_trial_is_compared_when_it_repeats_its_last_report(value):
     """A killed driver has not seen that report; it was found in a checkpoint."""
     others = [record(number, 50.0 + number, 60.0, 70.0) for number in range(4)]
     uninterrupted = scheduler(earlier=others)
@@ -141,7 +135,7 @@ def test_a_stopped_trial_is_compared_when_it_repeats_its_last_report(value: floa
         assert goes_on(s, tune_trial(5), 30, 51.5) == (value == 1.0)  # third or fourth of six
 
 
-def test_after_a_resume_each_method_hears_of_its_own_curves() -> None:
+def test_after_a_resume_each_method_hears_of_its_own_curves():
     unnamed = [replace(record(0, 50.0), params={"optim.lr": 1e-4})]
     named = [
         replace(record(n, value), params={METHOD_KEY: "kd"}) for n, value in ((1, 5.0), (2, 6.0))
@@ -153,13 +147,13 @@ def test_after_a_resume_each_method_hears_of_its_own_curves() -> None:
     assert not goes_on(s, tune_trial(6), 30, 49.0)
 
 
-def test_without_a_rule_every_trial_runs_to_its_end() -> None:
+def test_without_a_rule_every_trial_runs_to_its_end():
     s = scheduler(NoSchedulerConfig())
     assert all(goes_on(s, tune_trial(i), 30, float(-i)) for i in range(5))
     assert goes_on(s, tune_trial(5), 30, math.nan)
 
 
-def test_a_configuration_makes_its_rule() -> None:
+def test_a_configuration_makes_its_rule():
     asha = create_rule(AshaConfig(grace_steps=10, reduction_factor=3), TOTAL_STEPS)
     hyperband = create_rule(HyperbandConfig(grace_steps=10, brackets=9), TOTAL_STEPS)
     median = create_rule(MedianConfig(grace_steps=10, min_trials=2), TOTAL_STEPS)
@@ -171,8 +165,8 @@ def test_a_configuration_makes_its_rule() -> None:
     assert create_rule(NoSchedulerConfig(), TOTAL_STEPS) is None
 
 
-def test_a_check_is_announced_once_and_holds_after_a_resume() -> None:
-    lines: list[str] = []
+def test_a_check_is_announced_once_and_holds_after_a_resume():
+    lines = []
     first = scheduler(trials=8, announce=lines.append)  # four run to their end
     curves = {number: (50.0 - number, 60.0, 50.0 + number) for number in range(4)}
     for number, (early, later, final) in curves.items():

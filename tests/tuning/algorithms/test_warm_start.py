@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import optuna
 import pytest
@@ -18,11 +18,10 @@ from optuna.trial import TrialState
 from tests.tuning import fakes
 from tests.tuning.run_folders import LR, WEIGHT, ZERO_SHOT, search_file, trial, write_run
 from trainers.errors import ConfigError
-from tuning.algorithms.studies import TRIAL_ID, MethodStudy, create_studies
+from tuning.algorithms.studies import TRIAL_ID, create_studies
 from tuning.algorithms.warm_start import load_earlier, warm_start
-from tuning.config.schema import SearchFile
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
+from tuning.runs.records import METHOD_KEY
 from tuning.runs.run_folder import search_record
 
 BOTH = [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]
@@ -36,17 +35,15 @@ Learn: TypeAlias = Callable[..., tuple[optuna.Study, list[str]]]
 
 
 @pytest.fixture
-def earlier(tmp_path: Path) -> Path:
+def earlier(tmp_path):
     return tmp_path / "earlier"
 
 
 @pytest.fixture
-def learn(images_root: Path, earlier: Path) -> Learn:
+def learn(images_root, earlier):
     """Write the earlier run, over the same data by default, and start one that learns from it."""
 
-    def learned(
-        records: Sequence[TrialRecord], there: SearchFile | None = None, **changes: Any
-    ) -> tuple[optuna.Study, list[str]]:
+    def learned(records, there=None, **changes):
         write_run(earlier, there or search_file(images_root), records)
         return warm(images_root, earlier, **changes)
 
@@ -54,7 +51,7 @@ def learn(images_root: Path, earlier: Path) -> Learn:
 
 
 @pytest.fixture
-def other_root(images_root: Path, tmp_path: Path) -> Path:
+def other_root(images_root, tmp_path):
     """The same images, but for one file that has another name."""
     root = tmp_path / "other"
     shutil.copytree(images_root, root)
@@ -63,9 +60,7 @@ def other_root(images_root: Path, tmp_path: Path) -> Path:
     return root
 
 
-def warm(
-    root: Path, *runs: Path, zero_shot: dict[str, float] = ZERO_SHOT, **changes: Any
-) -> tuple[optuna.Study, list[str]]:
+def warm(root, *runs, zero_shot=ZERO_SHOT, **changes):
     """A new study of a search over `root` that learns from those runs, and what it was told."""
     file = search_file(root, search__warm_start__runs=[str(run) for run in runs], **changes)
     folder = runs[0].parent / "new"
@@ -75,30 +70,28 @@ def warm(
     return only.study, warm_start([only], file, search, load_earlier(file))
 
 
-def new_studies(file: SearchFile, search: SearchRecord) -> Sequence[MethodStudy]:
+def new_studies(file, search):
     storage = InMemoryStorage()
     sampler = file.search.sampler
     return create_studies(search, file.search_space(), sampler, storage, "id").studies
 
 
-def waiting(study: optuna.Study) -> list[tuple[float, float]]:
+def waiting(study):
     """Learning rate and weight of the points that are tried first, in their order."""
     trials = study.get_trials(states=[TrialState.WAITING])
     points = [t.system_attrs["fixed_params"] for t in trials]
     return [(point[LR], point[WEIGHT]) for point in points]
 
 
-def learning_rates(study: optuna.Study) -> list[float]:
+def learning_rates(study):
     return [lr for lr, _ in waiting(study)]
 
 
-def sources(study: optuna.Study) -> list[str]:
+def sources(study):
     return [trial.user_attrs["warm_start"] for trial in study.trials]
 
 
-def test_over_the_same_data_what_was_measured_is_known_from_the_start(
-    learn: Learn, earlier: Path
-) -> None:
+def test_over_the_same_data_what_was_measured_is_known_from_the_start(learn, earlier):
     line = "id_val/acc >= best - 0.5"
     best_id = trial(2, 86.0, 60.0, lr=2e-4)
     records = [fakes.reference(), trial(0, 85.0, 62.0), PRUNED, best_id, FAILED]
@@ -119,9 +112,7 @@ def test_over_the_same_data_what_was_measured_is_known_from_the_start(
     assert not any(TRIAL_ID in t.user_attrs for t in study.trials)  # none is of this search
 
 
-def test_data_that_were_moved_are_the_same_data(
-    images_root: Path, tmp_path: Path, earlier: Path
-) -> None:
+def test_data_that_were_moved_are_the_same_data(images_root, tmp_path, earlier):
     write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0)])
     moved = tmp_path / "moved"
     shutil.copytree(images_root, moved)
@@ -130,8 +121,8 @@ def test_data_that_were_moved_are_the_same_data(
 
 
 def test_an_earlier_run_can_be_learned_from_when_its_data_are_gone(
-    images_root: Path, other_root: Path, earlier: Path
-) -> None:
+    images_root, other_root, earlier
+):
     write_run(earlier, search_file(other_root), [trial(0, 85.0, 62.0)])
     shutil.rmtree(other_root)
     study, _ = warm(images_root, earlier)
@@ -140,8 +131,8 @@ def test_an_earlier_run_can_be_learned_from_when_its_data_are_gone(
 
 @pytest.mark.parametrize("differs", ["data", "trial", "unknown"])
 def test_where_figures_do_not_compare_the_best_points_are_tried_first_in_order(
-    differs: str, images_root: Path, other_root: Path, earlier: Path
-) -> None:
+    differs, images_root, other_root, earlier
+):
     root = other_root if differs == "data" else images_root
     records = [
         trial(0, 84.0, 61.0, lr=1e-4),
@@ -160,7 +151,7 @@ def test_where_figures_do_not_compare_the_best_points_are_tried_first_in_order(
     assert study.ask(distributions).params[LR] == 2e-4
 
 
-def test_of_several_objectives_the_front_comes_first(images_root: Path, learn: Learn) -> None:
+def test_of_several_objectives_the_front_comes_first(images_root, learn):
     records = [
         trial(0, 87.0, 59.0, lr=1e-4),  # below trial 1 in both
         trial(1, 88.0, 60.0, lr=2e-4),  # an end of the front
@@ -175,16 +166,14 @@ def test_of_several_objectives_the_front_comes_first(images_root: Path, learn: L
     assert dominated in (1e-4, 3e-4)
 
 
-def test_points_that_meet_the_constraints_are_tried_before_better_ones_that_do_not(
-    learn: Learn,
-) -> None:
+def test_points_that_meet_the_constraints_are_tried_before_better_ones_that_do_not(learn):
     records = [trial(0, 85.0, 65.0, lr=1e-4), trial(1, 87.0, 60.0, lr=2e-4)]
     lines = ["id_val/acc >= 86"]
     study, _ = learn(records, search__constraints=lines, search__warm_start__use="points")
     assert learning_rates(study) == [2e-4, 1e-4]
 
 
-def test_a_grid_goes_on_after_the_best_points(images_root: Path, earlier: Path) -> None:
+def test_a_grid_goes_on_after_the_best_points(images_root, earlier):
     axes = {"type": "categorical", "choices": [1e-4, 1e-3]}
     space = {"name": None, "parameters": {LR: axes, WEIGHT: {**axes, "choices": [1.0, 2.0]}}}
     records = [trial(0, 85.0, 62.0, lr=1e-3), trial(1, 84.0, 61.0)]
@@ -213,8 +202,8 @@ def test_a_grid_goes_on_after_the_best_points(images_root: Path, earlier: Path) 
 
 
 def test_measurements_over_other_data_are_shifted_by_what_the_zero_shot_model_differs(
-    other_root: Path, learn: Learn
-) -> None:
+    other_root, learn
+):
     line = "id_val/acc >= zero_shot.id_val/acc"
     study, _ = learn(
         [trial(0, 85.0, 62.0), PRUNED],
@@ -229,9 +218,7 @@ def test_measurements_over_other_data_are_shifted_by_what_the_zero_shot_model_di
     assert pruned.intermediate_values[40] == pytest.approx(PRUNED.curve[0]["val/mean_acc"] - 6.7)
 
 
-def test_observations_of_several_objectives_have_a_value_for_each(
-    images_root: Path, learn: Learn
-) -> None:
+def test_observations_of_several_objectives_have_a_value_for_each(images_root, learn):
     study, _ = learn([trial(0, 85.0, 62.0), PRUNED], search__objective=BOTH)
     assert study.trials[0].values == [85.0, 62.0]
     assert study.trials[1].state == TrialState.PRUNED
@@ -239,9 +226,7 @@ def test_observations_of_several_objectives_have_a_value_for_each(
 
 
 @pytest.mark.parametrize("use", ["observations", "points"])
-def test_what_lies_outside_of_a_narrower_space_is_left_out(
-    use: str, images_root: Path, earlier: Path, learn: Learn
-) -> None:
+def test_what_lies_outside_of_a_narrower_space_is_left_out(use, images_root, earlier, learn):
     records = [trial(0, 86.0, 62.0, lr=1e-3), trial(1, 85.0, 61.0, lr=1e-4)]
     space = search_file(images_root).search_space().model_dump()["parameters"]
     narrow = {**space, LR: {**space[LR], "high": 5e-4}}
@@ -254,7 +239,7 @@ def test_what_lies_outside_of_a_narrower_space_is_left_out(
         warm(images_root, earlier, **changes)
 
 
-def test_the_best_points_of_a_run_without_nll_are_tried_first(learn: Learn) -> None:
+def test_the_best_points_of_a_run_without_nll_are_tried_first(learn):
     records = [trial(0, 85.0, 62.0), trial(1, 86.0, 63.0, lr=2e-4)]
     study, _ = learn(records, search__sampler__metric="auto")
     assert learning_rates(study) == [2e-4, 1e-4]
@@ -272,9 +257,7 @@ def test_the_best_points_of_a_run_without_nll_are_tried_first(learn: Learn) -> N
     ],
     ids=["objective", "constraint"],
 )
-def test_trials_without_all_metrics_are_no_observations(
-    changes: dict[str, Any], use: str, earlier: Path, learn: Learn
-) -> None:
+def test_trials_without_all_metrics_are_no_observations(changes, use, earlier, learn):
     known, other = trial(0, 85.0, 62.0), trial(1, 86.0, 63.0, lr=2e-4)
     curve = [{k: v for k, v in p.items() if k != "ood_val/sketch/acc"} for p in other.curve]
     other = replace(other, curve=tuple(curve))
@@ -291,16 +274,14 @@ def test_trials_without_all_metrics_are_no_observations(
         assert waiting(learn([other], **changes)[0]) == [(2e-4, 1.0)]
 
 
-def test_a_diverged_trial_is_an_observation_of_a_failure(learn: Learn) -> None:
+def test_a_diverged_trial_is_an_observation_of_a_failure(learn):
     diverged = trial(1, 85.0, 62.0)
     diverged = replace(diverged, curve=({**diverged.curve[-1], "val/mean_acc": math.nan},))
     study, _ = learn([trial(0, 85.0, 62.0), diverged])
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.FAIL]
 
 
-def test_several_runs_are_all_learned_from(
-    images_root: Path, other_root: Path, tmp_path: Path
-) -> None:
+def test_several_runs_are_all_learned_from(images_root, other_root, tmp_path):
     same = write_run(tmp_path / "same", search_file(images_root), [trial(0, 85.0, 62.0)])
     other = write_run(tmp_path / "away", search_file(other_root), [trial(0, 85.0, 62.0, lr=2e-4)])
     study, told = warm(images_root, same, other)
@@ -308,7 +289,7 @@ def test_several_runs_are_all_learned_from(
     assert len(told) == 2
 
 
-def test_what_cannot_be_learned_from_is_refused(images_root: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_learned_from_is_refused(images_root, tmp_path):
     file = search_file(images_root)
     old = write_run(tmp_path / "old", file, [trial(0, 85.0, 62.0)])
     (old / JOURNAL_FILE).write_text('{"event": "created", "format": 0, "time": 1}\n')
@@ -329,14 +310,14 @@ def test_what_cannot_be_learned_from_is_refused(images_root: Path, tmp_path: Pat
         assert str(run) in str(caught.value)
 
 
-def of_method(method: str, number: int, id_acc: float, lr: float, **more: Any) -> TrialRecord:
+def of_method(method, number, id_acc, lr, **more):
     """A finished trial of a search of several methods."""
     weight = {} if method == "ft" else {WEIGHT: 1.0}
     params = {METHOD_KEY: method, LR: lr, **weight}
     return fakes.trial(number, id_acc, 62.0, **{"params": params, **more})
 
 
-def methods_file(root: Path, *runs: Path, **changes: Any) -> SearchFile:
+def methods_file(root, *runs, **changes):
     """A search over ft and kd, with the parameters that the searches of `run_folders` have."""
     of_all = {
         "methods": ["ft", "kd"],
@@ -352,9 +333,7 @@ def methods_file(root: Path, *runs: Path, **changes: Any) -> SearchFile:
     )
 
 
-def warm_methods(
-    root: Path, *runs: Path, **changes: Any
-) -> tuple[dict[str | None, optuna.Study], list[str]]:
+def warm_methods(root, *runs, **changes):
     """The new studies of such a search, and what they were told."""
     file = methods_file(root, *runs, **changes)
     folder = Path(tempfile.mkdtemp(dir=runs[0].parent))
@@ -364,7 +343,7 @@ def warm_methods(
     return {study.method: study.study for study in studies}, told
 
 
-def test_each_method_learns_from_the_trials_of_its_own(images_root: Path, earlier: Path) -> None:
+def test_each_method_learns_from_the_trials_of_its_own(images_root, earlier):
     line = "id_val/acc >= best - 0.5"
     records = [
         of_method("ft", 0, 88.0, 1e-4),
@@ -386,9 +365,7 @@ def test_each_method_learns_from_the_trials_of_its_own(images_root: Path, earlie
 
 
 @pytest.mark.parametrize("searched", ["kd", "lipsum_ft"])
-def test_a_method_learns_from_a_search_of_it_alone(
-    searched: str, images_root: Path, earlier: Path
-) -> None:
+def test_a_method_learns_from_a_search_of_it_alone(searched, images_root, earlier):
     alone = search_file(images_root, trial__method={"name": searched})
     write_run(earlier, alone, [trial(0, 85.0, 62.0)])
     if searched == "lipsum_ft":  # with parameters of the same names
@@ -401,9 +378,7 @@ def test_a_method_learns_from_a_search_of_it_alone(
     assert [len(study.trials) for study in studies.values()] == [0, 1]
 
 
-def test_a_search_of_one_method_learns_from_one_of_several(
-    images_root: Path, earlier: Path, learn: Learn
-) -> None:
+def test_a_search_of_one_method_learns_from_one_of_several(images_root, earlier, learn):
     records = [
         of_method("l2_sp", 0, 88.0, 1e-4),
         of_method("kd", 1, 85.0, 2e-4),
@@ -415,8 +390,8 @@ def test_a_search_of_one_method_learns_from_one_of_several(
 
 
 def test_over_other_data_the_best_points_of_each_method_are_tried_first(
-    images_root: Path, other_root: Path, earlier: Path
-) -> None:
+    images_root, other_root, earlier
+):
     records = [
         of_method("ft", 0, 88.0, 1e-4),
         of_method("ft", 1, 87.0, 2e-4, outcome="pruned"),
@@ -434,3 +409,16 @@ def test_over_other_data_the_best_points_of_each_method_are_tried_first(
     other = write_run(earlier.parent / "other-run", methods_file(other_root), kept)
     studies, told = warm_methods(images_root, other)
     assert told == [f"{other}: kd: its best 1 points are tried first {SAW_OOD}"]
+
+
+@pytest.mark.parametrize(
+    ("constraints", "said"),
+    [([], "1 trials as observations"), (["id_val/acc >= best - 0.5"], "points are tried first")],
+)
+def test_observations_are_points_of_lines_that_were_chosen_alike(
+    constraints, said, learn, images_root
+):
+    on_line = {"trial__eval__line": "auto"}
+    there = search_file(images_root, **on_line)
+    _, (told,) = learn([trial(0, 85.0, 62.0)], there, search__constraints=constraints, **on_line)
+    assert said in told

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -37,12 +35,12 @@ OLD, NEW = "checkpoint_2030-01-01_10-00-00.000000", "checkpoint_2030-01-01_11-00
 
 
 @pytest.fixture
-def train(anywhere: Store) -> Store:
+def train(anywhere):
     """An empty folder of all trials."""
     return anywhere
 
 
-def two_checkpoints(train: Store, local: Path) -> int:
+def two_checkpoints(train, local):
     """Both checkpoints that a trial has while it removes the older one; returns their bytes."""
     folder, num_bytes = train.at(trial_path(TRIAL)), 0
     for name, step in ((OLD, 40), (NEW, 80)):
@@ -56,14 +54,12 @@ def two_checkpoints(train: Store, local: Path) -> int:
     return num_bytes
 
 
-def files(train: Store) -> set[str]:
+def files(train):
     listed = train.list(recursive=True)
     return {train.relative(info) for info in listed if info.type == fs.FileType.File}
 
 
-def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(
-    train: Store, tmp_path: Path
-) -> None:
+def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(train, tmp_path):
     assert list_trials(train) == []
     num_bytes = two_checkpoints(train, tmp_path / "local")
     (trial,) = list_trials(train)
@@ -84,28 +80,28 @@ def test_a_trial_is_listed_reduced_to_its_newest_weights_and_removed(
     assert kept_checkpoint(train, TRIAL) is None
 
 
-class DyingDisk(LocalFileSystem):  # type: ignore[misc]
+class DyingDisk(LocalFileSystem):
     """A disk whose user is killed after so many removals."""
 
     cachable = False
     left: float = float("inf")
 
-    def rm_file(self, path: str) -> None:
+    def rm_file(self, path):
         self._count()
         super().rm_file(path)
 
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
+    def rm(self, path, recursive=False, maxdepth=None):
         self._count()
         super().rm(path, recursive, maxdepth)
 
-    def _count(self) -> None:
+    def _count(self):
         if not self.left:
             raise KeyboardInterrupt
         self.left -= 1
 
 
 @pytest.mark.parametrize("action", [remove, keep_weights])
-def test_a_killed_removal_leaves_the_newest_weights_or_none(tmp_path: Path, action: Any) -> None:
+def test_a_killed_removal_leaves_the_newest_weights_or_none(tmp_path, action):
     for removals in itertools.count():
         disk = DyingDisk()
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(disk))
@@ -126,7 +122,7 @@ def test_a_killed_removal_leaves_the_newest_weights_or_none(tmp_path: Path, acti
     assert left in (set(), {WEIGHTS, PREDICTIONS})
 
 
-def test_a_run_has_its_own_folder_in_the_storage(tmp_path: Path) -> None:
+def test_a_run_has_its_own_folder_in_the_storage(tmp_path):
     assert checkpoint_home(tmp_path / "moved", None, "mine", "ab12") == str(tmp_path / "moved")
     assert checkpoint_home(tmp_path / "moved", "s3://b/x/", "mine", "ab12") == "s3://b/x/mine-ab12"
     queried = checkpoint_home(tmp_path, "s3://b/x?region=eu", "mine", "ab12")

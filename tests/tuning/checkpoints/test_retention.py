@@ -1,24 +1,20 @@
 """Files of a search that never ran: which of them exist after each event."""
 
-from __future__ import annotations
-
 import logging
 import random
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
 from trainers.checkpoints.format import STATE, WEIGHTS, Checkpoint, Progress, save_checkpoint
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import open_store
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.checkpoints import retention
-from tuning.checkpoints.files import TRAIN_FOLDER, TrialFiles, list_trials, trial_path
+from tuning.checkpoints.files import TRAIN_FOLDER, list_trials, trial_path
 from tuning.checkpoints.retention import CheckpointCallback, kept_trials
-from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.runs.records import TrialRecord
 from tuning.selection.ranking import best_trial, pareto_front
 from tuning.selection.rules import best_by_method, choices
 
@@ -33,11 +29,11 @@ RELATIVE_LINES = [
 """Constraints with bounds that tighten whenever a trial has a better value."""
 
 
-def trial_folder(run_folder: Path, trial_id: str) -> Path:
+def trial_folder(run_folder, trial_id):
     return run_folder / TRAIN_FOLDER / trial_path(trial_id)
 
 
-def write_checkpoint(run_folder: Path, trial_id: str, step: int = 240) -> Path:
+def write_checkpoint(run_folder, trial_id, step=240):
     """A checkpoint of a trial, with weights of 1 kB."""
     checkpoint = trial_folder(run_folder, trial_id) / f"checkpoint_{step:03d}"
     weights, training = {"head": torch.zeros(250)}, {"step": torch.zeros(500)}
@@ -45,32 +41,27 @@ def write_checkpoint(run_folder: Path, trial_id: str, step: int = 240) -> Path:
     return checkpoint
 
 
-def on_disk(run_folder: Path) -> set[str]:
+def on_disk(run_folder):
     return {path.name.removeprefix("train-") for path in (run_folder / "train").iterdir()}
 
 
-def with_state(run_folder: Path) -> set[str]:
+def with_state(run_folder):
     states = (run_folder / "train").glob(f"*/*/{STATE}")
     return {path.parent.parent.name.removeprefix("train-") for path in states}
 
 
-def num_bytes(run_folder: Path) -> int:
+def num_bytes(run_folder):
     return sum(p.stat().st_size for p in (run_folder / "train").rglob("*") if p.is_file())
 
 
-def started(
-    search: SearchRecord,
-    disk_bytes: int | None = None,
-    earlier: Iterable[TrialRecord] = (),
-    keep_top: int = 0,
-) -> CheckpointCallback:
+def started(search, disk_bytes=None, earlier=(), keep_top=0):
     train = open_store(search.run_folder / TRAIN_FOLDER)
     callback = CheckpointCallback(train, disk_bytes, earlier, keep_top)
     callback.search_started(search)
     return callback
 
 
-def run(callback: CheckpointCallback, search: SearchRecord, record: TrialRecord) -> None:
+def run(callback, search, record):
     """A whole trial: it starts, reports, and ends as the record says."""
     running = replace(record, outcome="running", ended_at=None)
     callback.trial_started(running)
@@ -80,18 +71,18 @@ def run(callback: CheckpointCallback, search: SearchRecord, record: TrialRecord)
     callback.trial_ended(record)
 
 
-def constrained(run_folder: Path, *lines: str) -> SearchRecord:
+def constrained(run_folder, *lines):
     known = report(0, 0, 0)
     constraints = tuple(parse_constraint(line, known) for line in lines)
     objectives = (Objective("ood_val/mean_acc"),)
     return search_record(run_folder, objectives=objectives, constraints=constraints)
 
 
-def measured(number: int, id_acc: float, ood_acc: float, **extra: float) -> TrialRecord:
+def measured(number, id_acc, ood_acc, **extra):
     return trial(number, curve=(report(240, id_acc, ood_acc, **extra),))
 
 
-def random_trials(number: int, seed: int) -> list[TrialRecord]:
+def random_trials(number, seed):
     """Finished trials of three methods, with a trade-off between both accuracies and many ties."""
     rng = random.Random(seed)
     found = []
@@ -106,22 +97,22 @@ def random_trials(number: int, seed: int) -> list[TrialRecord]:
     return found
 
 
-def chosen_by_any(search: SearchRecord, records: Sequence[TrialRecord]) -> set[str]:
+def chosen_by_any(search, records):
     return {r.trial_id for choice in choices(search, records) for r in choice.trials}
 
 
-def ranked_by_hand(search: SearchRecord, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def ranked_by_hand(search, records):
     """Best first: by how much they miss the constraints, then by the objective."""
     bests = search.bests(records)
 
-    def key(record: TrialRecord) -> tuple[float, float, int]:
+    def key(record):
         missed = sum(max(0, v) for v in search.violations(record.last, bests).values())
         return missed, -record.metrics["ood_val/mean_acc"], record.number
 
     return sorted(records, key=key)
 
 
-def test_the_outcome_decides_what_stays(tmp_path: Path) -> None:
+def test_the_outcome_decides_what_stays(tmp_path):
     search = search_record(tmp_path)
     callback = started(search)
     run(callback, search, reference())
@@ -140,9 +131,7 @@ def test_the_outcome_decides_what_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep_top", [0, 4])
 @pytest.mark.parametrize("lines", LINES)
-def test_choices_and_the_best_have_their_weights(
-    tmp_path: Path, lines: Sequence[str], keep_top: int
-) -> None:
+def test_choices_and_the_best_have_their_weights(tmp_path, lines, keep_top):
     search = constrained(tmp_path, *lines)
     callback = started(search, keep_top=keep_top)
     trials, kept = random_trials(40, seed=0), tuple[TrialRecord, ...]()
@@ -157,9 +146,7 @@ def test_choices_and_the_best_have_their_weights(
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("lines", RELATIVE_LINES)
-def test_a_tightening_bound_chooses_among_the_weights_that_exist(
-    tmp_path: Path, lines: Sequence[str], seed: int
-) -> None:
+def test_a_tightening_bound_chooses_among_the_weights_that_exist(tmp_path, lines, seed):
     search = constrained(tmp_path, *lines)
     callback, trials, candidates = started(search), random_trials(60, seed), set[str]()
     for number, record in enumerate(trials, 1):
@@ -177,7 +164,7 @@ def test_a_tightening_bound_chooses_among_the_weights_that_exist(
     assert len(candidates) <= 20
 
 
-def test_the_best_of_each_method_has_its_weights(tmp_path: Path) -> None:
+def test_the_best_of_each_method_has_its_weights(tmp_path):
     """A bound within a method moves with the method's own best, far below that of the other."""
     search = constrained(tmp_path, "id_val/acc >= best - 0.5")
     rng, ends = random.Random(0), [("a", 90.0, 50.0), ("b", 80.0, 50.0), ("b", 79.6, 55.0)]
@@ -192,7 +179,7 @@ def test_the_best_of_each_method_has_its_weights(tmp_path: Path) -> None:
         assert chosen <= on_disk(tmp_path)
 
 
-def test_the_best_are_more_important_than_other_choices(tmp_path: Path) -> None:
+def test_the_best_are_more_important_than_other_choices(tmp_path):
     trials = [
         reference(),
         measured(0, 86.0, 66.0),  # by the objective
@@ -203,7 +190,7 @@ def test_the_best_are_more_important_than_other_choices(tmp_path: Path) -> None:
     assert order == ["trial-000", "ft", "trial-001", "trial-002"]
 
 
-def test_a_resume_does_not_touch_what_may_run_again(tmp_path: Path) -> None:
+def test_a_resume_does_not_touch_what_may_run_again(tmp_path):
     search = search_record(tmp_path)
     outcomes = {2: "pruned", 3: "failed", 4: "stopped", 5: "failed"}
     ended = [trial(number, outcome=outcome) for number, outcome in outcomes.items()]
@@ -226,11 +213,11 @@ def test_a_resume_does_not_touch_what_may_run_again(tmp_path: Path) -> None:
     assert with_state(tmp_path) == {"trial-004", "trial-005"}
 
 
-def test_a_resume_lists_the_storage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_lists_the_storage_once(tmp_path, monkeypatch):
     """The recorder repeats the end of every trial, and a bucket answers a listing slowly."""
-    listings: list[Store] = []
+    listings = []
 
-    def counted(train: Store) -> list[TrialFiles]:
+    def counted(train):
         listings.append(train)
         return list_trials(train)
 
@@ -242,7 +229,7 @@ def test_a_resume_lists_the_storage_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(listings) == 1
 
 
-def test_a_folder_written_again_is_removed_again(tmp_path: Path) -> None:
+def test_a_folder_written_again_is_removed_again(tmp_path):
     search = search_record(tmp_path)
     callback = started(search)  # there is no folder of trials yet
     run(callback, search, trial(0, outcome="pruned"))
@@ -258,9 +245,7 @@ def test_a_folder_written_again_is_removed_again(tmp_path: Path) -> None:
         assert not folder.exists()
 
 
-def test_a_folder_that_cannot_be_removed_is_named_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_removed_is_named_once(tmp_path, caplog):
     records = [trial(number, outcome="pruned") for number in range(3)]
     for record in records:
         checkpoint = write_checkpoint(tmp_path, record.trial_id)
@@ -274,9 +259,7 @@ def test_a_folder_that_cannot_be_removed_is_named_once(
     assert "train-trial-000: cannot be removed yet" in message
 
 
-def test_the_budget_removes_the_least_important_first(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_budget_removes_the_least_important_first(tmp_path, caplog):
     search = constrained(tmp_path, "train/loss <= best + 0.1")
     finished = [
         reference(),
@@ -303,9 +286,7 @@ def test_the_budget_removes_the_least_important_first(
         assert named == order[max(0, num_removed - 1) : num_removed]
 
 
-def test_running_trials_beyond_the_budget_are_kept_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_running_trials_beyond_the_budget_are_kept_with_a_warning(tmp_path, caplog):
     for number in range(3):
         state = write_checkpoint(tmp_path, f"trial-{number:03d}") / STATE
         with state.open("ab") as file:
@@ -320,11 +301,11 @@ def test_running_trials_beyond_the_budget_are_kept_with_a_warning(
     assert "disk_gb = 0.2: set it to at least 1 (two checkpoints" in warning.getMessage()
 
 
-def test_the_front_of_several_objectives_keeps_its_weights(tmp_path: Path) -> None:
+def test_the_front_of_several_objectives_keeps_its_weights(tmp_path):
     objectives = (Objective("id_val/acc"), Objective("train/loss", "min"))
     search = replace(constrained(tmp_path), objectives=objectives)
     trials = random_trials(30, 0)
-    kept: tuple[TrialRecord, ...] = ()
+    kept = ()
     for number, record in enumerate(trials, 1):
         kept = kept_trials(search, (*kept, record))
         assert {r.trial_id for r in pareto_front(search, trials[:number])} <= {

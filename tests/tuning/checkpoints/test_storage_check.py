@@ -3,16 +3,12 @@
 Slow: starts Ray. The second node has file systems of its own (`unshare --mount`, as root).
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -26,8 +22,7 @@ from tests.tuning.execution.real_searches import configuration, outcomes
 from trainers.errors import ConfigError
 from trainers.overrides import nest
 from trainers.ray_trainer import WORKER_ENVIRONMENT
-from tuning.checkpoints.storage_check import NodeStorage, alive_nodes, check_nodes, storage_on_nodes
-from tuning.config.schema import SearchFile
+from tuning.checkpoints.storage_check import alive_nodes, check_nodes, storage_on_nodes
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import LOCALHOST, free_port
 from tuning.execution.run_search import run_search
@@ -39,13 +34,13 @@ BLIND = "127.0.0.2"
 
 
 @pytest.fixture(scope="module")
-def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hidden(tmp_path_factory):
     """A folder that is another, empty one on the second node."""
     return tmp_path_factory.mktemp("hidden")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(hidden: Path) -> Iterator[None]:
+def cluster(hidden):
     """A head without CPUs, so that trials run on the second node."""
     port = free_port()
     address = f"{LOCALHOST}:{port}"
@@ -84,12 +79,12 @@ def cluster(hidden: Path) -> Iterator[None]:
             ray.shutdown()
 
 
-def by_node(found: list[NodeStorage]) -> dict[str, NodeStorage]:
+def by_node(found):
     assert len(found) == 2
     return {node.node: node for node in found}
 
 
-def search_file(root: Path, runs: Path, **changes: Any) -> SearchFile:
+def search_file(root, runs, **changes):
     settings = {key.replace("__", "."): value for key, value in changes.items()}
     values = nest(settings, configuration(root, runs))
     path = runs.parent / f"{runs.name}.yaml"
@@ -97,7 +92,7 @@ def search_file(root: Path, runs: Path, **changes: Any) -> SearchFile:
     return load_config(path)
 
 
-def test_a_local_folder_is_seen_by_one_node_only(hidden: Path, tmp_path: Path) -> None:
+def test_a_local_folder_is_seen_by_one_node_only(hidden, tmp_path):
     shared = by_node(storage_on_nodes(str(tmp_path / "runs")))
     assert all(node.fault is None for node in shared.values())
     alone = by_node(storage_on_nodes(str(hidden)))
@@ -107,14 +102,12 @@ def test_a_local_folder_is_seen_by_one_node_only(hidden: Path, tmp_path: Path) -
     assert not [*tmp_path.rglob("*probe*"), *hidden.rglob("*")]
 
 
-def test_a_node_that_does_not_answer_in_time_is_named(tmp_path: Path) -> None:
+def test_a_node_that_does_not_answer_in_time_is_named(tmp_path):
     found = by_node(storage_on_nodes(str(tmp_path), deadline_s=0))
     assert found[BLIND].fault == "does not answer within 0 s"
 
 
-def test_a_local_run_folder_is_refused_and_leaves_nothing(
-    images_root: Path, hidden: Path, tmp_path: Path
-) -> None:
+def test_a_local_run_folder_is_refused_and_leaves_nothing(images_root, hidden, tmp_path):
     runs = hidden / "runs"
     with pytest.raises(ConfigError) as error:
         run_search(search_file(images_root, runs), console=Console(quiet=True))
@@ -127,9 +120,7 @@ def test_a_local_run_folder_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("storage", "problem"), [("", f"node {BLIND} does not see"), ("s3://missing/x", "not found")]
 )
-def test_a_storage_of_checkpoints_is_refused(
-    images_root: Path, hidden: Path, tmp_path: Path, storage: str, problem: str
-) -> None:
+def test_a_storage_of_checkpoints_is_refused(images_root, hidden, tmp_path, storage, problem):
     storage = storage or str(hidden)
     file = search_file(images_root, tmp_path / "runs", search__checkpoints__storage=storage)
     with pytest.raises(ConfigError) as error:
@@ -138,9 +129,7 @@ def test_a_storage_of_checkpoints_is_refused(
     assert problem in error.value.problem
 
 
-def test_local_images_are_refused_if_a_node_does_not_see_them(
-    images_root: Path, hidden: Path, tmp_path: Path
-) -> None:
+def test_local_images_are_refused_if_a_node_does_not_see_them(images_root, hidden, tmp_path):
     root = hidden / "images"
     root.symlink_to(images_root)
     check_nodes(search_file(images_root, tmp_path / "runs"), str(tmp_path))
@@ -150,9 +139,7 @@ def test_local_images_are_refused_if_a_node_does_not_see_them(
     assert f"node {BLIND} does not see" in error.value.problem
 
 
-def test_a_run_folder_may_be_local_if_checkpoints_are_in_a_bucket(
-    images_root: Path, hidden: Path
-) -> None:
+def test_a_run_folder_may_be_local_if_checkpoints_are_in_a_bucket(images_root, hidden):
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="mine")
     settings = {"search__references": [], "search__budget__trials": 1, "trial__steps": 3}
@@ -166,7 +153,7 @@ def test_a_run_folder_may_be_local_if_checkpoints_are_in_a_bucket(
     assert not [entry["Key"] for entry in listed if "probe" in entry["Key"]]
 
 
-def test_a_node_that_announced_its_end_is_not_asked(images_root: Path, hidden: Path) -> None:
+def test_a_node_that_announced_its_end_is_not_asked(images_root, hidden):
     """The last test here, as the node takes no more tasks."""
     (leaving,) = [name for name, address in alive_nodes().items() if address == BLIND]
     drain(ray.get_runtime_context().gcs_address, leaving, seconds=600)

@@ -16,7 +16,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pyarrow.parquet as pq
@@ -24,7 +23,7 @@ import pytest
 import torch
 import yaml
 from typer.main import get_command
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from cluster.cli import app as whole
 from tests.disks import make_read_only, small_disk
@@ -35,7 +34,6 @@ from trainers.checkpoints.format import saved_step
 from trainers.errors import ConfigError, StorageFailed
 from tuning.cli import app, main, run_command
 from tuning.config.loading import find_config, ready_configs
-from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import _check_test_splits
 from tuning.execution import run_search
@@ -43,22 +41,21 @@ from tuning.execution.run_search import SearchResult
 from tuning.reporting.callback import write_results
 from tuning.runs import resume
 from tuning.runs.journal import Journal
-from tuning.runs.records import SearchOutcome, SearchRecord
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 
 
-def lipsum_tune(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def lipsum_tune(*arguments, cwd):
     return subprocess.run(
         [sys.executable, "-m", "tuning", *arguments],
         cwd=cwd, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 
-def invoke(*words: object) -> Result:
+def invoke(*words):
     return CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "120"})
 
 
-def searched(root: Path, folder: Path, **changes: Any) -> Result:
+def searched(root, folder, **changes):
     """`search` with the file `mine.yaml`."""
     file = search_file(root, search__storage=str(folder / "runs"), **changes)
     (folder / "mine.yaml").write_text(yaml.safe_dump(file.model_dump(mode="json")))
@@ -66,7 +63,7 @@ def searched(root: Path, folder: Path, **changes: Any) -> Result:
 
 
 @pytest.fixture
-def run(images_root: Path, tmp_path: Path) -> Path:
+def run(images_root, tmp_path):
     """A finished search: a reference, three trials that ended in three ways."""
     pruned = trial(1, 84.0, 61.0, lr=2e-4)
     records = [
@@ -78,19 +75,19 @@ def run(images_root: Path, tmp_path: Path) -> Path:
     return write_run(tmp_path / "runs" / "mine", search_file(images_root), records)
 
 
-def test_every_help_states_what_and_has_an_example() -> None:
-    for name, command in get_command(whole).commands.items():  # type: ignore[attr-defined]
+def test_every_help_states_what_and_has_an_example():
+    for name, command in get_command(whole).commands.items():
         first, *rest = str(command.help).splitlines()
         assert first.endswith("."), name
         assert any(line.startswith(f"Example: lipsum-tune {name}") for line in rest), name
 
 
-def test_version_is_that_of_the_package() -> None:
+def test_version_is_that_of_the_package():
     shown = invoke("--version")
     assert (shown.exit_code, shown.output) == (0, f"lipsum-tune {version('lipsum-tune')}\n")
 
 
-def test_schema_accepts_the_ready_configurations() -> None:
+def test_schema_accepts_the_ready_configurations():
     schema = json.loads(invoke("schema").output)
     optim = schema["$defs"]["OptimConfig"]["properties"]
     assert optim["lr"]["description"] == "Peak learning rate."
@@ -104,14 +101,14 @@ def test_schema_accepts_the_ready_configurations() -> None:
         jsonschema.validate({"trial": {"stepz": 5}}, schema)
 
 
-def test_config_prints_what_load_config_reads(tmp_path: Path) -> None:
+def test_config_prints_what_load_config_reads(tmp_path):
     done = invoke("config", "quickstart", "--set", "trial.steps=7")
     (tmp_path / "printed.yaml").write_text(done.output)
     expected = load_config("quickstart", ["trial.steps=7"], check=False)
     assert load_config(tmp_path / "printed.yaml", check=False) == expected
 
 
-def test_status_as_json_has_null_where_a_trial_diverged(images_root: Path, tmp_path: Path) -> None:
+def test_status_as_json_has_null_where_a_trial_diverged(images_root, tmp_path):
     bad = fakes.trial(0, outcome="pruned", curve=(fakes.report(40, 80.0, math.nan),))
     run = write_run(tmp_path / "mine", search_file(images_root), [bad])
     shown = invoke("status", run, "--json").output
@@ -123,7 +120,7 @@ def test_status_as_json_has_null_where_a_trial_diverged(images_root: Path, tmp_p
     assert (metrics["id_val/acc"], metrics["val/mean_acc"]) == (80.0, None)
 
 
-def test_list_shows_runs_and_ready_configurations(run: Path, images_root: Path) -> None:
+def test_list_shows_runs_and_ready_configurations(run, images_root):
     write_run(run.with_name("other"), search_file(images_root), outcome=None)
     (run.with_name("damaged")).mkdir()
     (run.with_name("damaged") / CONFIG_FILE).write_text("search: 3")
@@ -138,7 +135,7 @@ def test_list_shows_runs_and_ready_configurations(run: Path, images_root: Path) 
     assert {"quickstart", "imagenet_vit_b16"} <= rows.keys()
 
 
-def test_a_run_is_found_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_found_by_its_name(run, monkeypatch):
     monkeypatch.chdir(run.parent.parent)
     assert "trial-000" in invoke("status", "mine").output
     assert load_run("mine").folder == run
@@ -151,7 +148,7 @@ def test_a_run_is_found_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert error.hint == f"there are no runs in {run}/runs"
 
 
-def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ui_refuses_a_port_in_use(run, monkeypatch):
     (run.parent / "mlflow.db").touch()
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -161,7 +158,7 @@ def test_ui_refuses_a_port_in_use(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (done.exception.key, done.exception.value) == ("--port", port)
 
 
-def test_ui_refuses_a_port_that_does_not_exist(run: Path) -> None:
+def test_ui_refuses_a_port_that_does_not_exist(run):
     for port in (-1, 99999):
         done = invoke("ui", run, "--port", port)
         assert (done.exit_code, "equal to" in done.stderr) == (2, True)
@@ -170,12 +167,8 @@ def test_ui_refuses_a_port_that_does_not_exist(run: Path) -> None:
 @pytest.mark.parametrize("of_all", [False, True])
 @pytest.mark.parametrize("configured", [False, True])
 def test_ui_without_a_database_names_the_server(
-    configured: bool,
-    of_all: bool,
-    images_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    configured, of_all, images_root, tmp_path, monkeypatch
+):
     uri = "http://ann:pa55@host:5000"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere" if configured else uri)
     named = uri.replace("pa55", "${PASSWORD}")
@@ -186,8 +179,8 @@ def test_ui_without_a_database_names_the_server(
     assert error.hint == "searches are recorded at http://***@host:5000"
 
 
-def test_ui_says_first_what_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(command: list[str], **_: Any) -> None:
+def test_ui_says_first_what_it_starts(tmp_path, monkeypatch):
+    def start(command, **_):
         options = dict(pairwise(command))
         assert options["--registry-store-uri"] == options["--backend-store-uri"]
         print("MLflow's own lines")
@@ -202,22 +195,20 @@ def test_ui_says_first_what_it_starts(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("went_on")
-def test_brackets_in_a_path_are_printed(images_root: Path, tmp_path: Path) -> None:
+def test_brackets_in_a_path_are_printed(images_root, tmp_path):
     run = write_run(tmp_path / "runs" / "[bold]x[/red]", search_file(images_root))
     done = invoke("resume", run)
     assert f"Run folder  {run}\n" in done.output
 
 
-def test_debug_shows_the_traceback_before_the_line(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback_before_the_line(tmp_path):
     done = lipsum_tune("--debug", "status", "nowhere", cwd=tmp_path)
     first, *_, last = done.stderr.splitlines()
     assert (done.returncode, first) == (2, "Traceback (most recent call last):")
     assert last.startswith("lipsum-tune: nowhere: not a run folder")
 
 
-def test_train_runs_one_trial_without_ray(
-    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_runs_one_trial_without_ray(images_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "one.yaml"
     trial = {"data": {"root": str(images_root)}, "optim": {"batch_size": 8}, "steps": 2}
@@ -234,15 +225,13 @@ def test_train_runs_one_trial_without_ray(
     assert f"{tmp_path}/out: exists already: choose another --output" in str(again.exception)
 
 
-def test_a_training_on_a_full_disk_keeps_its_last_checkpoint(
-    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_on_a_full_disk_keeps_its_last_checkpoint(images_root, tmp_path, monkeypatch):
     saved = iter([torch.save])
 
-    def save(*args: Any) -> None:
+    def save(*args):
         next(saved, full)(*args)
 
-    def full(*_: Any) -> None:
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", save)
@@ -258,17 +247,15 @@ def test_a_training_on_a_full_disk_keeps_its_last_checkpoint(
 
 
 @pytest.mark.usefixtures("went_on")
-def test_a_search_says_first_what_confirm_will_lack(images_root: Path, tmp_path: Path) -> None:
+def test_a_search_says_first_what_confirm_will_lack(images_root, tmp_path):
     data = shutil.copytree(images_root, tmp_path / "images")
     shutil.rmtree(data / "sketch" / "test")
     said = searched(data, tmp_path).stderr
     assert "no test split, which `confirm` needs: sketch (" in said
 
 
-def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(
-    run: Path, images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object) -> None:
+def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(run, images_root, tmp_path, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     for module in (run_search, resume):
@@ -294,9 +281,7 @@ def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(
         {"objective": [{"metric": "id_val/acc"}, {"metric": "ood_val/mean_acc"}]},
     ],
 )
-def test_a_search_says_first_where_it_uses_ood_data(
-    used: dict[str, Any], images_root: Path, tmp_path: Path
-) -> None:
+def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path):
     changes = {"objective": {"metric": "id_val/acc"}} | used
     said = searched(
         images_root, tmp_path, **{f"search__{key}": value for key, value in changes.items()}
@@ -360,7 +345,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert sorted(run.parent.rglob("*")) == before
 
 
-def make_huge(path: Path) -> Path:
+def make_huge(path):
     path.touch()
     os.truncate(path, (64 << 20) + 1)
     return path
@@ -377,9 +362,7 @@ TEXTS = ("--set", "trial.method.text_source=file", "--set", "trial.method.texts_
         (("zero-shot", "quickstart", "--expect", "{}"), "--expect = '{}': "),
     ],
 )
-def test_a_text_file_without_end_is_refused(
-    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_file_without_end_is_refused(arguments, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "cat").mkdir(parents=True)
     (tmp_path / "in" / "cat" / "1.png").touch()
@@ -391,7 +374,7 @@ def test_a_text_file_without_end_is_refused(
         assert len(str(error).splitlines()) == 1
 
 
-def test_a_configuration_without_end_is_refused(tmp_path: Path) -> None:
+def test_a_configuration_without_end_is_refused(tmp_path):
     file, above = make_huge(tmp_path / "huge.yaml"), tmp_path / "above.yaml"
     above.write_text("extends: huge.yaml")
     for path in (file, above):
@@ -410,9 +393,7 @@ LONG = "a very long name of a class " * 6
         (("R&B", "R&amp;B"), "'R&B' and 'R&amp;B'"),
     ],
 )
-def test_classes_that_a_tokenizer_cannot_tell_apart_are_refused(
-    names: tuple[str, str], shown: str, tmp_path: Path
-) -> None:
+def test_classes_that_a_tokenizer_cannot_tell_apart_are_refused(names, shown, tmp_path):
     for domain, name in zip(("studio", "street"), names, strict=True):
         for folder in (tmp_path / "one" / name, tmp_path / "two" / domain / name):
             folder.mkdir(parents=True)
@@ -434,7 +415,7 @@ def test_classes_that_a_tokenizer_cannot_tell_apart_are_refused(
         assert len(str(error).splitlines()) == 1
 
 
-def test_classes_with_the_same_tokens_are_refused(tmp_path: Path) -> None:
+def test_classes_with_the_same_tokens_are_refused(tmp_path):
     root = write_photo_and_sketch(tmp_path / "data", [f"{LONG}one", f"{LONG}two"])
     data = {"root": str(root), "id_domain": "photo", "ood_domains": ["sketch"]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"trial": {"data": data}}))
@@ -453,7 +434,7 @@ def test_a_plugin_that_ends_the_process_is_a_mistake(command: str, tmp_path: Pat
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_installed_plugin_that_ends_the_process_is_a_mistake(tmp_path: Path) -> None:
+def test_an_installed_plugin_that_ends_the_process_is_a_mistake(tmp_path):
     (tmp_path / "script.py").write_text("import sys\nsys.exit('no \\n GPU')\n")
     installed = tmp_path / "script-1.0.dist-info"
     installed.mkdir()
@@ -465,7 +446,7 @@ def test_an_installed_plugin_that_ends_the_process_is_a_mistake(tmp_path: Path) 
     assert "(SystemExit: no )" in done.stderr
 
 
-def test_ctrl_c_in_a_plugin_is_no_mistake(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_plugin_is_no_mistake(tmp_path):
     (tmp_path / "script.py").write_text("raise KeyboardInterrupt\n")
     done = lipsum_tune("config", "quickstart", "--set", "plugins=[script.py]", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (130, "")
@@ -492,15 +473,7 @@ UNFORESEEN = " (--debug shows the traceback)"
         ("prepare domainnet mine ../out", "lists", 2, "is not a path and a label"),
     ],
 )
-def test_odd_input_is_one_line(
-    arguments: str,
-    file: str,
-    status: int,
-    said: str,
-    run: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_odd_input_is_one_line(arguments, file, status, said, run, monkeypatch, capsys):
     monkeypatch.chdir(run.parent)
     if file == "journal.jsonl":
         with (run / file).open("a") as journal:
@@ -524,9 +497,7 @@ def test_odd_input_is_one_line(
 
 
 @pytest.mark.parametrize("content", ["", "junk", "[]", "null"])
-def test_a_damaged_record_of_the_test_splits_is_one_line(
-    content: str, images_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_record_of_the_test_splits_is_one_line(content, images_root, tmp_path, capsys):
     (tmp_path / "confirm").mkdir()
     (tmp_path / "confirm" / "test_splits.json").write_text(content)
     data = search_file(images_root).trial.data
@@ -536,15 +507,13 @@ def test_a_damaged_record_of_the_test_splits_is_one_line(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_report_without_the_number_of_images_is_written(run: Path) -> None:
+def test_a_report_without_the_number_of_images_is_written(run):
     (run / "environment.json").write_text('{"val_images": 5}')
     assert invoke("report", run).exit_code == 0
 
 
-def test_an_unforeseen_error_is_short_and_holds_no_secret(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def fail() -> None:
+def test_an_unforeseen_error_is_short_and_holds_no_secret(capsys):
+    def fail():
         raise RuntimeError(f"https://me:hunter2@host {'x' * 10_000}\nmore")
 
     with pytest.raises(SystemExit) as caught:
@@ -554,8 +523,8 @@ def test_an_unforeseen_error_is_short_and_holds_no_secret(
     assert caught.value.code == 70
 
 
-def test_ctrl_c_is_status_130_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt() -> None:
+def test_ctrl_c_is_status_130_and_prints_nothing(capsys):
+    def interrupt():
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as caught:
@@ -563,7 +532,7 @@ def test_ctrl_c_is_status_130_and_prints_nothing(capsys: pytest.CaptureFixture[s
     assert (caught.value.code, capsys.readouterr().err) == (130, "")
 
 
-def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_quietly(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "tuning", "config", "quickstart"]
@@ -572,7 +541,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     assert done.stderr == b""
 
 
-def test_status_shows_the_leaderboard_and_writes_nothing(run: Path) -> None:
+def test_status_shows_the_leaderboard_and_writes_nothing(run):
     before = sorted(run.rglob("*"))
     shown = invoke("status", run)
     assert shown.exit_code == 0, shown.output
@@ -585,9 +554,7 @@ def test_status_shows_the_leaderboard_and_writes_nothing(run: Path) -> None:
 @pytest.mark.parametrize(
     ("outcome", "state"), [("stopped", "stopped"), (None, "killed; resume it")]
 )
-def test_status_says_how_a_search_was_left(
-    outcome: SearchOutcome | None, state: str, images_root: Path, tmp_path: Path
-) -> None:
+def test_status_says_how_a_search_was_left(outcome, state, images_root, tmp_path):
     run = write_run(tmp_path / "run", search_file(images_root), outcome=outcome)
     driver = Journal(run)
     assert "State       running" in invoke("status", run).output
@@ -595,7 +562,7 @@ def test_status_says_how_a_search_was_left(
     assert f"State       {state}" in invoke("status", run).output
 
 
-def test_status_before_the_zero_shot_model_is_evaluated(images_root: Path, tmp_path: Path) -> None:
+def test_status_before_the_zero_shot_model_is_evaluated(images_root, tmp_path):
     run = write_run(tmp_path / "mine", search_file(images_root), zero_shot=None, outcome=None)
     with closing(Journal(run)):
         shown, as_json = invoke("status", run), invoke("status", run, "--json")
@@ -603,20 +570,18 @@ def test_status_before_the_zero_shot_model_is_evaluated(images_root: Path, tmp_p
     assert shown.output == "State       running, evaluating the zero-shot model\n"
     found = json.loads(as_json.output)
     assert (found["name"], found["state"], found["zero_shot"]) == ("mine", "running", {})
-    assert invoke("status", run).exception.hint == "resume it"  # type: ignore[union-attr]
+    assert invoke("status", run).exception.hint == "resume it"
 
 
 @pytest.mark.parametrize("is_closed", [True, False])  # a driver still writes to MLflow
-def test_report_at_the_end_of_a_search_shows_its_end(
-    is_closed: bool, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_report_at_the_end_of_a_search_shows_its_end(is_closed, run, monkeypatch):
     last = trial(3, 86.0, 63.0)
     driver = Journal(run)
     driver.session_started({})
     driver.trial_started(last)
-    states: list[str] = []
+    states = []
 
-    def write_later(folder: Path, search: SearchRecord, records: Any, *more: Any) -> None:
+    def write_later(folder, search, records, *more):
         if not states:  # the search ends after its state was read
             driver.trial_ended(replace(last, outcome="failed"))
             driver.session_ended("finished")
@@ -636,11 +601,11 @@ def test_report_at_the_end_of_a_search_shows_its_end(
 
 
 @pytest.fixture
-def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
+def went_on(monkeypatch):
     """The configurations with which a search goes on; it ends at once, as with no budget left."""
-    files: list[SearchFile] = []
+    files = []
 
-    def end_at_once(folder: Path, file: SearchFile, *_: object) -> SearchResult:
+    def end_at_once(folder, file, *_):
         files.append(file)
         write_config(folder, file)
         return SearchResult(folder, file, load_run(folder).history, "finished", "uri")
@@ -663,12 +628,8 @@ def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
     ],
 )  # fmt: skip
 def test_a_search_with_fewer_steps_than_its_file_begins(
-    settings: list[str],
-    warning: str,
-    tmp_path: Path,
-    went_on: list[SearchFile],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    settings, warning, tmp_path, went_on, caplog
+):
     overrides = [word for setting in settings for word in ("--set", setting)]
     done = invoke(
         "search", "quickstart", "--set", f"search.storage={tmp_path}", "--set",
@@ -679,8 +640,8 @@ def test_a_search_with_fewer_steps_than_its_file_begins(
 
 
 def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
-    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    images_root, tmp_path, monkeypatch
+):
     """The time was used up when only plain fine-tuning had finished."""
     records = [fakes.reference(), trial(0, 85.0, 62.0, outcome="stopped")]
     folder = write_run(tmp_path / "run", search_file(images_root), records)
@@ -694,7 +655,7 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     assert "Next" not in done.output
 
 
-def test_extend_adds_trials(run: Path, went_on: list[SearchFile]) -> None:
+def test_extend_adds_trials(run, went_on):
     there = load_run(run).file.search.budget.trials
     ended = invoke("extend", run, "--trials", "4")
     assert [file.search.budget.trials for file in went_on] == [there + 4]
@@ -706,7 +667,7 @@ def test_extend_adds_trials(run: Path, went_on: list[SearchFile]) -> None:
     assert went_on[1].model_dump()["search"]["space"]["parameters"]["optim.lr"]["high"] == 1e-3
 
 
-def test_a_search_with_nothing_left_ends_in_order(run: Path, went_on: list[SearchFile]) -> None:
+def test_a_search_with_nothing_left_ends_in_order(run, went_on):
     done = invoke("resume", run, "--set", "search.budget.trials=2")
     assert [file.search.budget.trials for file in went_on] == [2]
     assert done.output.startswith("Resume      search: 2 trials of 240 steps, ")

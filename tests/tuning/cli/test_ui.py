@@ -3,23 +3,19 @@
 No page may log an error in its console. Screenshots are kept in `build/screenshots`.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from PIL import Image, ImageStat
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tests.tuning import fakes
 from tests.tuning.execution.instant import instant_file, write_instant
@@ -33,7 +29,6 @@ from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.html_report import REPORT_FILE, write_report
 from tuning.runs.journal import read_history
-from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
 pytestmark = pytest.mark.nightly
@@ -56,7 +51,7 @@ expect.set_options(timeout=TIMEOUT_MS)
 
 
 @pytest.fixture(scope="module")
-def records() -> list[TrialRecord]:
+def records():
     records = fakes.finished_search()
     steps = range(10, fakes.TOTAL_STEPS + 1, 10)
     curve = {"step": [*steps], "train/loss": [fakes.report(s, 0, 0)["train/loss"] for s in steps]}
@@ -64,9 +59,7 @@ def records() -> list[TrialRecord]:
 
 
 @pytest.fixture(scope="module")
-def run(
-    images_root: Path, records: list[TrialRecord], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def run(images_root, records, tmp_path_factory):
     folder = write_run(tmp_path_factory.mktemp("runs") / "mine", search_file(images_root), records)
     search = load_run(folder).search
     write_report(search, records, folder / "report")
@@ -80,7 +73,7 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def address(run: Path) -> Iterator[str]:
+def address(run):
     """The address that `ui` prints; the server ends with the command."""
     command = [sys.executable, "-m", "tuning", "ui", str(run.parent), "--port", str(free_port())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -92,17 +85,17 @@ def address(run: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path="/usr/bin/chromium")
 
 
 @pytest.fixture
-def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
+def page(browser, request):
     """A page of its own for each test; the screenshot is taken at the end, also of a failure."""
-    errors: list[str] = []
+    errors = []
 
-    def note(message: ConsoleMessage) -> None:
+    def note(message):
         # MLflow 3.17 asks who the user is, which a server without passwords does not know (404).
         # Chromium reports that elements were resized while they were drawn; they are drawn again.
         # MLflow 3.17 draws parallel coordinates 300 ms after the last change of their container's
@@ -123,37 +116,35 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     assert errors == []
 
 
-def open_search(page: Page, address: str) -> None:
+def open_search(page, address):
     page.goto(address)
     page.get_by_role("link", name="trial-000").wait_for()
 
 
-def open_best(page: Page, address: str) -> None:
+def open_best(page, address):
     open_search(page, address)
     page.get_by_role("link", name="trial-006").click()
 
 
-def open_parent(page: Page, address: str) -> None:
+def open_parent(page, address):
     open_best(page, address)
     page.get_by_role("link", name="mine", exact=True).click()
 
 
-def column(page: Page, name: str) -> list[str]:
+def column(page, name):
     """The visible cells of a column of MLflow's table, from top to bottom."""
     cells = page.locator(f'[role=row] [role=gridcell][col-id="{name}"]')
     expect(cells).to_have_count(NUM_RUNS)
     for cell in cells.all():
         expect(cell).to_be_in_viewport()
-    texts: dict[str, str] = cells.evaluate_all(
+    texts = cells.evaluate_all(
         "cells => Object.fromEntries(cells.map(cell =>"
         " [cell.closest('[role=row]').getAttribute('row-index'), cell.innerText.trim()]))"
     )
     return [texts[row] for row in sorted(texts, key=int)]
 
 
-def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(
-    records: list[TrialRecord], address: str, page: Page
-) -> None:
+def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(records, address, page):
     open_search(page, address)
     rows = [(r.trial_id, r.metrics) for r in records] + [("zero-shot", fakes.report(0, 82.4, 61.0))]
     rows.sort(key=lambda row: -row[1]["val/mean_acc"])
@@ -167,7 +158,7 @@ def test_the_first_page_has_id_and_ood_accuracy_of_all_trials_best_first(
         assert shown == pytest.approx([metrics[metric] for _, metrics in rows], abs=1e-3)
 
 
-def test_a_trial_has_its_accuracies_and_training_curve(address: str, page: Page) -> None:
+def test_a_trial_has_its_accuracies_and_training_curve(address, page):
     open_best(page, address)
     for metric in ("id_val/acc", "ood_val/mean_acc"):
         expect(page.get_by_role("link", name=metric)).to_be_visible()
@@ -177,7 +168,7 @@ def test_a_trial_has_its_accuracies_and_training_curve(address: str, page: Page)
     expect(points).to_have_count(24)  # one in ten steps
 
 
-def test_the_search_has_a_description_with_table_and_figure(address: str, page: Page) -> None:
+def test_the_search_has_a_description_with_table_and_figure(address, page):
     open_parent(page, address)
     best = page.get_by_text("Best: trial-006")
     best.scroll_into_view_if_needed()
@@ -188,7 +179,7 @@ def test_the_search_has_a_description_with_table_and_figure(address: str, page: 
     expect(page.locator('img[src^="get-artifact"]')).to_have_count(1)
 
 
-def test_all_trials_can_be_compared(address: str, page: Page) -> None:
+def test_all_trials_can_be_compared(address, page):
     open_search(page, address)
     page.get_by_label("Select all runs").check()
     page.get_by_role("button", name="Compare").click()
@@ -196,7 +187,7 @@ def test_all_trials_can_be_compared(address: str, page: Page) -> None:
     expect(page.locator(".js-plotly-plot .parcoords")).to_be_visible()
 
 
-def test_the_charts_begin_with_ood_against_id_accuracy(address: str, page: Page) -> None:
+def test_the_charts_begin_with_ood_against_id_accuracy(address, page):
     page.goto(f"{address}&compareRunsMode=CHART")
     charts = page.locator(".js-plotly-plot")
     expect(charts.first.locator(".scatterlayer .point")).to_have_count(NUM_RUNS)
@@ -205,7 +196,7 @@ def test_the_charts_begin_with_ood_against_id_accuracy(address: str, page: Page)
     assert text.index("id_val/acc vs. ood_val/mean_acc") < text.index("Parallel Coordinates")
 
 
-def test_the_report_draws_its_figures(run: Path, page: Page) -> None:
+def test_the_report_draws_its_figures(run, page):
     page.goto((run / "report" / REPORT_FILE).as_uri())
     expect(page.get_by_role("heading", name="Curves")).to_be_visible()
     images = page.locator("img")
@@ -214,25 +205,21 @@ def test_the_report_draws_its_figures(run: Path, page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_report_shows_whole_figures_at_any_width(run: Path, page: Page, width: int) -> None:
+def test_the_report_shows_whole_figures_at_any_width(run, page, width):
     page.set_viewport_size({"width": width, "height": 900})
     page.goto((run / "report" / REPORT_FILE).as_uri())
     assert page.locator("figure").evaluate_all(CUT_OFF) == 0
 
 
 @pytest.mark.parametrize(("scheme", "low", "high"), [("light", 250, 255), ("dark", 0, 40)])
-def test_the_ground_of_figures_is_that_of_the_page(
-    run: Path, page: Page, scheme: Literal["light", "dark"], low: int, high: int
-) -> None:
+def test_the_ground_of_figures_is_that_of_the_page(run, page, scheme, low, high):
     page.emulate_media(color_scheme=scheme)
     page.goto((run / "report" / REPORT_FILE).as_uri())
     drawn = Image.open(io.BytesIO(page.locator("figure").first.screenshot())).convert("L")
     assert low <= ImageStat.Stat(drawn).median[0] <= high
 
 
-def test_a_long_table_of_the_report_scrolls_below_its_header(
-    run: Path, tmp_path: Path, page: Page
-) -> None:
+def test_a_long_table_of_the_report_scrolls_below_its_header(run, tmp_path, page):
     page.set_viewport_size({"width": 1280, "height": 1000})
     search = load_run(run).search
     write_report(search, [fakes.trial(number) for number in range(100)], tmp_path)
@@ -246,7 +233,7 @@ def test_a_long_table_of_the_report_scrolls_below_its_header(
     expect(table.locator("th").first).to_be_in_viewport()
 
 
-def test_the_report_highlights_a_trial_in_figures_and_table(run: Path, page: Page) -> None:
+def test_the_report_highlights_a_trial_in_figures_and_table(run, page):
     page.goto((run / "report" / REPORT_FILE).as_uri())
     row = page.get_by_role("row", name="trial-002")
     in_figures = page.locator("svg [data-trial='trial-002']")
@@ -274,7 +261,7 @@ def test_the_report_highlights_a_trial_in_figures_and_table(run: Path, page: Pag
     expect(page.locator(".pinned")).to_have_count(3)
 
 
-def test_the_report_is_among_the_artifacts(address: str, page: Page) -> None:
+def test_the_report_is_among_the_artifacts(address, page):
     open_parent(page, address)
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text(REPORT_FILE).click()
@@ -286,14 +273,14 @@ def test_the_report_is_among_the_artifacts(address: str, page: Page) -> None:
 
 
 @pytest.fixture
-def dashboard(images_root: Path, local_ray: str, tmp_path: Path) -> Iterator[str]:
+def dashboard(images_root, local_ray, tmp_path):
     """The address of `optuna-dashboard` on the study of a search that runs."""
     folder, port = tmp_path / "small", free_port()
     path = write_instant(
         tmp_path / "config", instant_file(images_root, tmp_path, search__budget__trials=1000)
     )
 
-    def num_finished() -> int:
+    def num_finished():
         try:
             records = read_history(folder, live=True).records
         except ConfigError:  # the driver is creating it
@@ -316,12 +303,12 @@ def dashboard(images_root: Path, local_ray: str, tmp_path: Path) -> Iterator[str
     assert driver.returncode == 130
 
 
-def _listens(port: int) -> bool:
+def _listens(port):
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_optuna_dashboard_shows_a_running_search(dashboard: str, page: Page) -> None:
+def test_optuna_dashboard_shows_a_running_search(dashboard, page):
     page.goto(dashboard)
     page.get_by_role("link", name="small-").click()
     expect(page.get_by_text("(running)")).to_be_visible()

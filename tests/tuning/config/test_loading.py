@@ -1,10 +1,7 @@
 """How `extends:`, the file, a variant and `--set` are merged."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,23 +9,22 @@ import yaml
 from search_spaces import Categorical, Float
 from trainers.data.suite import Suite, load_suite
 from trainers.errors import ConfigError
-from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.runs.run_folder import search_record, write_config
 
 
-def write(folder: Path, name: str, /, **values: Any) -> Path:
+def write(folder, name, /, **values):
     path = folder / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(values))
     return path
 
 
-def loaded(path: Path | str) -> SearchFile:
+def loaded(path):
     return load_config(path, check=False)
 
 
-def test_a_file_overrides_what_it_extends(tmp_path: Path) -> None:
+def test_a_file_overrides_what_it_extends(tmp_path):
     write(tmp_path, "base", trial={"steps": 7, "optim": {"lr": 1e-3}, "eval": {"every": 2}})
     child = write(tmp_path, "deep/child", extends="../base.yaml", trial={"optim": {"eps": 1e-6}})
     grandchild = write(tmp_path, "grandchild", extends="deep/child.yaml", trial={"steps": 9})
@@ -40,7 +36,7 @@ def test_a_file_overrides_what_it_extends(tmp_path: Path) -> None:
     assert loaded(own).trial == loaded("domainnet_vit_b16").trial
 
 
-def test_the_same_name_keeps_a_section(tmp_path: Path) -> None:
+def test_the_same_name_keeps_a_section(tmp_path):
     write(tmp_path, "base", trial={"method": {"reg_weight": 0.3}})  # lipsum_ft, by default
     child = write(tmp_path, "child", extends="base.yaml", trial={"method": {"name": "lipsum_ft"}})
     assert loaded(child).trial.method.model_dump()["reg_weight"] == 0.3
@@ -49,7 +45,7 @@ def test_the_same_name_keeps_a_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [{"type": "categorical"}, {}], ids=["typed", "choices alone"])
-def test_another_type_replaces_a_parameter(given: dict[str, Any], tmp_path: Path) -> None:
+def test_another_type_replaces_a_parameter(given, tmp_path):
     write(
         tmp_path, "base",
         search={"space": {"parameters": {
@@ -68,8 +64,8 @@ def test_another_type_replaces_a_parameter(given: dict[str, Any], tmp_path: Path
     )
 
 
-def test_a_search_is_named_after_its_own_file(tmp_path: Path) -> None:
-    def name(path: Path | str) -> str:
+def test_a_search_is_named_after_its_own_file(tmp_path):
+    def name(path):
         return loaded(path).search.name
 
     assert name(write(tmp_path, "own", extends="domainnet_vit_b16")) == "own"
@@ -87,8 +83,8 @@ def test_a_search_is_named_after_its_own_file(tmp_path: Path) -> None:
         loaded(wrong)
 
 
-def test_another_name_in_overrides_and_variants(tmp_path: Path) -> None:
-    def over(*keys: str) -> SearchFile:
+def test_another_name_in_overrides_and_variants(tmp_path):
+    def over(*keys):
         return load_config("domainnet_vit_b16", keys, check=False)
 
     assert over("search.scheduler.name=none").search.scheduler.name == "none"
@@ -112,8 +108,8 @@ def test_another_name_in_overrides_and_variants(tmp_path: Path) -> None:
     assert loaded(f"{numbered}:32").trial.steps == 5
 
 
-def test_keys_of_a_suite_override_a_named_suite(tmp_path: Path) -> None:
-    def suite(source: Path | str, *keys: str) -> Suite:
+def test_keys_of_a_suite_override_a_named_suite(tmp_path):
+    def suite(source, *keys):
         found = load_config(source, keys, check=False).trial.data.suite
         assert isinstance(found, Suite)
         return found
@@ -142,9 +138,9 @@ def test_keys_of_a_suite_override_a_named_suite(tmp_path: Path) -> None:
         load_config(wrong, [templates], check=False)
 
 
-def test_suite_paths_in_variants_are_relative_to_the_file(tmp_path: Path) -> None:
+def test_suite_paths_in_variants_are_relative_to_the_file(tmp_path):
     write(tmp_path, "deep/mine", id_domain="photo")
-    forms: dict[str, Any] = {
+    forms = {
         "key": {"trial.data.suite": "mine.yaml"},
         "section": {"trial.data": {"suite": "mine.yaml"}},
         "whole": {"trial": {"data": {"suite": "mine.yaml"}}},
@@ -164,9 +160,7 @@ def test_suite_paths_in_variants_are_relative_to_the_file(tmp_path: Path) -> Non
         {"variants": {"x": {"trial.plugins": ["mine.py"]}}},
     ],
 )
-def test_paths_of_plugins_are_relative_to_the_file(
-    form: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_of_plugins_are_relative_to_the_file(form, tmp_path, monkeypatch):
     base = write(tmp_path, "deep/base", **form)
     (base.parent / "mine.py").write_text("")
     (tmp_path / "other.py").write_text("")
@@ -178,7 +172,7 @@ def test_paths_of_plugins_are_relative_to_the_file(
     assert file.trial.plugins[-1] == str(tmp_path / "other.py")
 
 
-def test_circular_or_wrong_extends_is_an_error(tmp_path: Path) -> None:
+def test_circular_or_wrong_extends_is_an_error(tmp_path):
     write(tmp_path, "two", extends="one.yaml")
     secret = tmp_path / "shadow"
     secret.write_text("root: hunter2")
@@ -197,7 +191,7 @@ def test_circular_or_wrong_extends_is_an_error(tmp_path: Path) -> None:
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_variant_wins_over_the_file_and_set_over_both(tmp_path: Path) -> None:
+def test_a_variant_wins_over_the_file_and_set_over_both(tmp_path):
     path = write(
         tmp_path,
         "mine",
@@ -221,7 +215,7 @@ def test_a_variant_wins_over_the_file_and_set_over_both(tmp_path: Path) -> None:
     assert loaded(f"{inherits}:short").trial.steps == 10
 
 
-def test_a_variant_may_have_whole_sections_that_are_merged(tmp_path: Path) -> None:
+def test_a_variant_may_have_whole_sections_that_are_merged(tmp_path):
     trial = {"data": {"root": "here", "ood_domains": ["sketch"]}, "steps": 100}
     nested = {"trial": {"steps": 10, "eval": {"every": 5}}, "search.budget.trials": 3}
     search = {"name": "mine", "budget": {"trials": 9, "hours": 2}}
@@ -242,22 +236,20 @@ def test_a_variant_may_have_whole_sections_that_are_merged(tmp_path: Path) -> No
         ("quickstar:runlocal", r"quickstar: no such file .*did you mean 'quickstart'"),
     ],
 )
-def test_an_unknown_variant_is_an_error(source: str, said: str) -> None:
+def test_an_unknown_variant_is_an_error(source, said):
     with pytest.raises(ConfigError, match=said) as caught:
         loaded(source)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("word", ["mine", "main.yaml", "mine.yml", "mine:short"])
-def test_a_file_of_a_similar_name_is_suggested(
-    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_a_similar_name_is_suggested(word, tmp_path, monkeypatch):
     monkeypatch.chdir(write(tmp_path, "mine").parent)
     with pytest.raises(ConfigError, match=r"no such file .*\(did you mean 'mine.yaml'\?\)"):
         loaded(word)
 
 
-def test_names_of_folders_do_not_make_files_similar(tmp_path: Path) -> None:
+def test_names_of_folders_do_not_make_files_similar(tmp_path):
     folder = tmp_path / "a long path to a folder of configurations"
     write(folder, "zebra")
     with pytest.raises(ConfigError) as error:
@@ -265,7 +257,7 @@ def test_names_of_folders_do_not_make_files_similar(tmp_path: Path) -> None:
     assert error.value.hint == "did you mean 'quickstart'?"
 
 
-def test_a_mistake_in_a_variant_has_its_name(tmp_path: Path) -> None:
+def test_a_mistake_in_a_variant_has_its_name(tmp_path):
     path = write(tmp_path, "mine", variants={"bad": {"trial.optim.lrr": 1}, "worse": 3})
     with pytest.raises(ConfigError, match=r"mine\.yaml:bad: trial\.optim\.lrr = 1"):
         loaded(f"{path}:bad")
@@ -276,7 +268,7 @@ def test_a_mistake_in_a_variant_has_its_name(tmp_path: Path) -> None:
         loaded(f"{write(tmp_path, 'list', variants=['bad'])}:bad")
 
 
-def test_the_recorded_configuration_needs_no_other_file(tmp_path: Path) -> None:
+def test_the_recorded_configuration_needs_no_other_file(tmp_path):
     suite = {"name": "mine", "id_domain": "photo", "class_names": {"a": "an a"}}
     write(tmp_path, "suites/mine", **suite)
     path = write(
@@ -295,7 +287,7 @@ def test_the_recorded_configuration_needs_no_other_file(tmp_path: Path) -> None:
     assert file.trial.data.domains == ("photo",)
 
 
-def test_the_record_has_name_and_digest_of_a_suite(tmp_path: Path) -> None:
+def test_the_record_has_name_and_digest_of_a_suite(tmp_path):
     suite = {
         "name": "mine",
         "id_domain": "photo",
@@ -306,13 +298,13 @@ def test_the_record_has_name_and_digest_of_a_suite(tmp_path: Path) -> None:
         search={"objective": {"metric": "id_val/acc"}},
     )  # fmt: skip
     file = loaded(path)
-    config: Any = search_record(file, tmp_path, {"id_val/acc": 1.0}).config
+    config = search_record(file, tmp_path, {"id_val/acc": 1.0}).config
     assert re.fullmatch(r"mine \([0-9a-f]{12}\)", config["trial"]["data"]["suite"])
-    named: Any = search_record(loaded("domainnet_vit_b16"), tmp_path, {"id_val/acc": 1.0}).config
+    named = search_record(loaded("domainnet_vit_b16"), tmp_path, {"id_val/acc": 1.0}).config
     assert named["trial"]["data"]["suite"] == "domainnet"
 
 
-def test_a_mistake_in_a_suite_has_file_and_key(tmp_path: Path) -> None:
+def test_a_mistake_in_a_suite_has_file_and_key(tmp_path):
     path = write(tmp_path, "own", trial={"data": {"suite": {"id_domain": "a", "template": "x"}}})
     with pytest.raises(ConfigError, match=r"own\.yaml: trial\.data\.suite: template = 'x'"):
         loaded(path)
@@ -321,7 +313,7 @@ def test_a_mistake_in_a_suite_has_file_and_key(tmp_path: Path) -> None:
         loaded(path)
 
 
-def test_overrides_are_applied_and_checked(tmp_path: Path) -> None:
+def test_overrides_are_applied_and_checked(tmp_path):
     path = write(tmp_path, "mine", search={"objective": [{"metric": "id_val/acc"}]})
     file = load_config(path, ["trial.optim.lr=2e-4", "search.budget.trials=3"], check=False)
     assert (file.trial.optim.lr, file.search.budget.trials) == (2e-4, 3)
@@ -348,16 +340,14 @@ PARAMETERS = "search.space.parameters"
         ({"search": {"space": {"parameters": {"optim.lr": 3}}}}, f"{PARAMETERS}.optim.lr"),
     ],
 )
-def test_an_override_does_not_hide_a_mistake(
-    section: dict[str, Any], key: str, tmp_path: Path
-) -> None:
+def test_an_override_does_not_hide_a_mistake(section, key, tmp_path):
     path = write(tmp_path, "mine", **section)
     with pytest.raises(ConfigError) as caught:
         load_config(path, [f"{PARAMETERS}.optim.lr.low=1e-6"], check=False)
     assert caught.value.key == key
 
 
-def test_plugins_move_to_the_trial(tmp_path: Path) -> None:
+def test_plugins_move_to_the_trial(tmp_path):
     path = write(tmp_path, "mine", plugins=["json"], trial={"plugins": ["math"]})
     assert loaded(path).trial.plugins == ("json", "math")
     assert "plugins" not in loaded(path).model_dump()
@@ -388,7 +378,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
     ids=["broken", "python", "list", "twice", "date", "digits", "deep", "flow", "cycle", "bomb"],
 )
-def test_bad_yaml_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+def test_bad_yaml_is_one_line(text, words, tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words) as caught:

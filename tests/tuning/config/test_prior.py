@@ -1,11 +1,8 @@
 """Where a search begins."""
 
-from __future__ import annotations
-
 import math
 import random
 import statistics
-from typing import Any
 
 import pytest
 
@@ -18,13 +15,13 @@ from tuning.config.validation import load_config
 LR, WEIGHT, LENGTH = "optim.lr", "method.reg_weight", "method.text_length"
 
 
-def points(**changes: Any) -> list[dict[str, Any]]:
+def points(**changes):
     """The first points of a search over Lipsum-FT's space, with dotted keys, `__` for dots."""
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return SearchFile.model_validate(nest(dotted, {})).search_space().initial_points
 
 
-def test_a_search_begins_at_the_trials_own_values() -> None:
+def test_a_search_begins_at_the_trials_own_values():
     method = {"name": "lipsum_ft", "reg_weight": 0.3}
     center, *around = points(trial__optim__lr=2e-4, trial__method=method)
     assert center == {WEIGHT: 0.3, LENGTH: 8, LR: 2e-4}
@@ -32,7 +29,7 @@ def test_a_search_begins_at_the_trials_own_values() -> None:
     assert len({point[LR] for point in around}) == 3
 
 
-def test_points_are_normal_around_the_centre_on_the_scale_of_the_range() -> None:
+def test_points_are_normal_around_the_centre_on_the_scale_of_the_range():
     center, *around = points(
         search__prior__points=2000,
         search__prior__center={LR: 10**-4.5},  # the middle of 1e-6 to 1e-3
@@ -47,7 +44,7 @@ def test_points_are_normal_around_the_centre_on_the_scale_of_the_range() -> None
 
 @pytest.mark.parametrize("center", [1e-5, 1.9e-3, 2e-3])
 @pytest.mark.parametrize("width", [0.2, 1.0])
-def test_points_do_not_pile_up_on_a_bound(center: float, width: float) -> None:
+def test_points_do_not_pile_up_on_a_bound(center, width):
     bounds = {LR: {"low": 1e-5, "high": 2e-3}}
     _, *around = points(
         search__space__parameters=bounds,
@@ -60,8 +57,8 @@ def test_points_do_not_pile_up_on_a_bound(center: float, width: float) -> None:
         assert near / 500 == pytest.approx(0.68, abs=0.06)
 
 
-def test_a_point_outside_does_not_change_the_others() -> None:
-    def drawn(width: float) -> list[float]:
+def test_a_point_outside_does_not_change_the_others():
+    def drawn(width):
         parameter, rng = Float(low=0, high=1), random.Random(0)
         return [parameter.near(0.5, share, rng) for share in (0.1, width, 0.1)]
 
@@ -69,20 +66,20 @@ def test_a_point_outside_does_not_change_the_others() -> None:
     assert inside[::2] == outside[::2]
 
 
-def test_points_depend_on_the_seed_alone() -> None:
+def test_points_depend_on_the_seed_alone():
     assert points() == points()
     first, second = points(), points(search__sampler__seed=1)
     assert first[0] == second[0]
     assert first[1:] != second[1:]
 
 
-def test_the_centre_of_a_narrowed_range_is_the_nearest_value() -> None:
+def test_the_centre_of_a_narrowed_range_is_the_nearest_value():
     center, *around = points(search__space__parameters={LR: {"low": 2e-5}})  # the trial has 1e-5
     assert center[LR] == 2e-5
     assert all(point[LR] >= 2e-5 for point in around)
 
 
-def test_a_choice_of_the_trial_is_the_centre_of_a_choice() -> None:
+def test_a_choice_of_the_trial_is_the_centre_of_a_choice():
     parameters = {"precision": Categorical(choices=("fp32", "bf16", "auto"))}
     space = SearchSpace(parameters=parameters)
     center, *around = points(search__space=space, search__prior__points=300)
@@ -91,7 +88,7 @@ def test_a_choice_of_the_trial_is_the_centre_of_a_choice() -> None:
     assert others / 300 == pytest.approx(0.2 * 2 / 3, abs=0.05)
 
 
-def test_choices_in_scientific_notation_are_numbers() -> None:
+def test_choices_in_scientific_notation_are_numbers():
     # YAML 1.1 reads 1e-5, which has no point, as text. The trial's rate is 1e-5.
     written = {LR: {"type": "categorical", "choices": ["1e-6", "1e-5", "3E-5", 1e-4]}}
     center, *_ = points(search__space__parameters=written)
@@ -104,7 +101,7 @@ def test_choices_in_scientific_notation_are_numbers() -> None:
         Categorical(choices=(1e-5, "1e-5"))
 
 
-def test_given_points_replace_the_prior() -> None:
+def test_given_points_replace_the_prior():
     mine = {WEIGHT: 2.0, LENGTH: 4, LR: 1e-4}
     assert points(search__space__initial_points=[mine]) == [mine]
     assert points(search__space__initial_points=[]) == []
@@ -125,14 +122,14 @@ def test_given_points_replace_the_prior() -> None:
         ("by_method.ft.center.optim.lr=1e-4", "by_method", "only with search.space.methods"),
     ],
 )
-def test_a_mistake_in_the_prior_has_its_key(override: str, key: str, words: str) -> None:
+def test_a_mistake_in_the_prior_has_its_key(override, key, words):
     with pytest.raises(ConfigError, match=words) as caught:
         load_config("quickstart", [f"search.prior.{override}"], check=False).search_space()
     assert caught.value.key == f"search.prior.{key}"
 
 
-def test_each_method_has_a_centre() -> None:
-    def centers(*keys: str) -> list[dict[str, Any]]:
+def test_each_method_has_a_centre():
+    def centers(*keys):
         overrides = ["search.space.methods=[ft, kd]", *(f"search.prior.{key}" for key in keys)]
         space = load_config("quickstart", overrides, check=False).search_space()
         return [branch.initial_points[0] for branch in space.branches.values()]
@@ -153,9 +150,7 @@ def test_each_method_has_a_centre() -> None:
         (Int(low=0, high=8, step=4), [0, 4, 8]),
     ],
 )
-def test_positions_and_values_of_a_range_are_inverse(
-    parameter: Float | Int, values: list[float]
-) -> None:
+def test_positions_and_values_of_a_range_are_inverse(parameter, values):
     assert [parameter.at(unit) for unit in (0, 0.5, 1)] == pytest.approx(values)
     assert [parameter.unit(value) for value in values] == pytest.approx([0, 0.5, 1])
     assert parameter.unit(values[0] - 1) == 0 == parameter.unit(-5)

@@ -1,10 +1,5 @@
 """The search space of a configuration that compares several methods."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -34,25 +29,25 @@ class Mine(PlainFineTuning):
 """
 
 
-def space(changes: dict[str, Any] | None = None, **keys: Any) -> SearchSpace:
+def space(changes=None, **keys):
     """That of a search over both methods, with keys of `search.space`, and others, dotted."""
     values = {"trial": {}, "search": {"space": {"methods": BOTH, **keys}}}
     return SearchFile.model_validate(nest(changes or {}, values)).search_space()
 
 
-def canonical(*methods: str) -> str:
+def canonical(*methods):
     """The parameters of the ready spaces of those methods."""
     return SearchSpace(branches={method: SPACES[method] for method in methods}).canonical()
 
 
-def test_all_becomes_the_list_of_methods() -> None:
+def test_all_becomes_the_list_of_methods():
     file = SearchFile.model_validate({"search": {"space": {"methods": "all"}}})
     assert file.search.space.methods == tuple(METHODS)
     assert file.search.space.name is None
     assert SearchFile.model_validate(file.model_dump(mode="json")) == file
 
 
-def test_parameters_apply_to_methods_that_have_them() -> None:
+def test_parameters_apply_to_methods_that_have_them():
     found = space(parameters={"optim.lr": TINY_LR, "method.text_length": {"high": 12}})
     for method in BOTH:
         assert found.branches[method].parameters["optim.lr"] == Float.model_validate(TINY_LR)
@@ -62,7 +57,7 @@ def test_parameters_apply_to_methods_that_have_them() -> None:
     assert found.branches["ft"].parameters.keys() == {"optim.lr"}
 
 
-def test_a_ready_space_ends_at_what_the_models_context_holds(tmp_path: Path) -> None:
+def test_a_ready_space_ends_at_what_the_models_context_holds(tmp_path):
     text = KINDS["clip"]["text_cfg"] | {"context_length": 16}
     model = {"name": str(write_config(tmp_path, "clip", text_cfg=text)), "pretrained": "random"}
     found = space({"trial.model": model}).branches["lipsum_ft"].parameters["method.text_length"]
@@ -72,7 +67,7 @@ def test_a_ready_space_ends_at_what_the_models_context_holds(tmp_path: Path) -> 
     assert kept.parameters["method.text_length"] == Int(low=2, high=20, log=True)
 
 
-def test_a_new_parameter_is_added_to_all_methods() -> None:
+def test_a_new_parameter_is_added_to_all_methods():
     decay = {"type": "float", "low": 0, "high": 0.1}
     found = space({"trial.optim.weight_decay": 0.05}, parameters={"optim.weight_decay": decay})
     for method in BOTH:
@@ -81,7 +76,7 @@ def test_a_new_parameter_is_added_to_all_methods() -> None:
         assert branch.initial_points[0]["optim.weight_decay"] == 0.05
 
 
-def test_by_method_wins_over_parameters_for_all() -> None:
+def test_by_method_wins_over_parameters_for_all():
     count = {"type": "int", "low": 8, "high": 256}
     found = space(
         {"trial.method": {"name": "ft"}},
@@ -97,7 +92,7 @@ def test_by_method_wins_over_parameters_for_all() -> None:
     assert of_lipsum.initial_points[0]["method.text_count"] == 80
 
 
-def test_a_method_may_have_another_space_and_points() -> None:
+def test_a_method_may_have_another_space_and_points():
     point = {"optim.lr": 3e-5}
     found = space(
         by_method={
@@ -110,14 +105,14 @@ def test_a_method_may_have_another_space_and_points() -> None:
     assert found.branches["ft"].initial_points == [point]
 
 
-def test_no_first_points_for_all_and_some_for_one() -> None:
+def test_no_first_points_for_all_and_some_for_one():
     own = {"ft": {"initial_points": [{"optim.lr": 3e-5}]}}
     found = space(initial_points=[], by_method=own)
     assert [len(branch.initial_points) for branch in found.branches.values()] == [1, 0]
 
 
 @pytest.fixture
-def path(images_root: Path, tmp_path: Path) -> Path:
+def path(images_root, tmp_path):
     path = tmp_path / "methods.yaml"
     values = {
         "trial": {"data": {"root": str(images_root)}, "steps": 6, "eval": {"every": 3}},
@@ -153,9 +148,7 @@ def path(images_root: Path, tmp_path: Path) -> Path:
          "by_method.lipsum_ft.parameters.method.reg_wight", r"did you mean 'method.reg_weight'"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_the_space_has_its_key(
-    override: str, key: str, words: str, path: Path
-) -> None:
+def test_a_mistake_in_the_space_has_its_key(override, key, words, path):
     # `name` goes into the file, since with --set it replaces the methods.
     values = yaml.safe_load(path.read_text())
     if override == "name=ft":
@@ -171,7 +164,7 @@ def test_a_mistake_in_the_space_has_its_key(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_methods_search_space_may_be_wrong_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_methods_search_space_may_be_wrong_or_missing(monkeypatch):
     monkeypatch.setitem(KNOWN_METHODS, "mine", PlainFineTuning)
     with pytest.raises(ValidationError, match="'mine' was registered without a search space"):
         SpaceConfig(methods=("mine",))
@@ -183,12 +176,12 @@ def test_a_methods_search_space_may_be_wrong_or_missing(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("use", ["name=mine", "methods=[ft, mine]"])
-def test_a_plugin_with_a_wrong_space_can_be_corrected(use: str, tmp_path: Path) -> None:
+def test_a_plugin_with_a_wrong_space_can_be_corrected(use, tmp_path):
     plugin = tmp_path / "wrong_space.py"
     plugin.write_text(PLUGIN)
     overrides = [f"plugins=[{plugin}]", "trial.method.name=mine", f"search.space.{use}"]
 
-    def lowest() -> float:
+    def lowest():
         space = load_config("quickstart", overrides, check=False).search_space()
         parameter = next(reversed(space.parts().values())).parameters["optim.lr"]
         assert isinstance(parameter, Float)
@@ -202,12 +195,12 @@ def test_a_plugin_with_a_wrong_space_can_be_corrected(use: str, tmp_path: Path) 
     assert lowest() == 1e-5
 
 
-def test_the_other_methods_of_a_plugin_with_a_wrong_space_are_unknown_too(tmp_path: Path) -> None:
+def test_the_other_methods_of_a_plugin_with_a_wrong_space_are_unknown_too(tmp_path):
     plugin = tmp_path / "half_wrong.py"
     right = PLUGIN.replace("lowest", "low").replace('"mine"', '"right"').replace("Mine", "Right")
     plugin.write_text(PLUGIN + right)
 
-    def methods(*overrides: str) -> tuple[str, ...]:
+    def methods(*overrides):
         return load_config("quickstart", overrides, check=False).search.space.methods
 
     every = methods("search.space.methods=all")
@@ -216,8 +209,8 @@ def test_the_other_methods_of_a_plugin_with_a_wrong_space_are_unknown_too(tmp_pa
     assert methods("search.space.methods=all") == every
 
 
-def test_methods_of_other_configurations_are_unknown(tmp_path: Path) -> None:
-    def methods(*overrides: str) -> tuple[str, ...]:
+def test_methods_of_other_configurations_are_unknown(tmp_path):
+    def methods(*overrides):
         file = load_config("quickstart", overrides, check=False)
         file.search_space()
         return file.search.space.methods
@@ -233,13 +226,13 @@ def test_methods_of_other_configurations_are_unknown(tmp_path: Path) -> None:
             methods(override)
 
 
-def test_by_method_needs_methods(path: Path) -> None:
+def test_by_method_needs_methods(path):
     with pytest.raises(ConfigError) as caught:
         load_config("quickstart", ["search.space.by_method.ft.name=ft"])
     assert caught.value.key == "search.space.by_method"
 
 
-def test_entries_of_methods_not_compared_have_no_effect(path: Path) -> None:
+def test_entries_of_methods_not_compared_have_no_effect(path):
     values = nest({"search.space.by_method": {
         "lipsum_ft": {"parameters": {"optim.lr": {"low": 1e-5}}}, "ft": {"initial_points": []},
     }}, yaml.safe_load(path.read_text()))  # fmt: skip
@@ -253,7 +246,7 @@ def test_entries_of_methods_not_compared_have_no_effect(path: Path) -> None:
     assert load_config(child).search_space() == only
 
 
-def test_a_space_of_another_method_is_an_error(path: Path) -> None:
+def test_a_space_of_another_method_is_an_error(path):
     with pytest.raises(ConfigError) as caught:
         load_config(path, ["search.space.name=lipsum_ft", "trial.method.name=r_adapter"])
     assert caught.value.key == "search.space.parameters.method.reg_weight"
@@ -265,7 +258,7 @@ def test_a_space_of_another_method_is_an_error(path: Path) -> None:
 
 
 @pytest.mark.parametrize("several", [True, False])
-def test_settings_without_effect_are_not_searched(several: bool, path: Path) -> None:
+def test_settings_without_effect_are_not_searched(several, path):
     section = "search.space.by_method.lipsum_ft" if several else "search.space"
     length = f"{section}.parameters.method.text_length"
     keys = [
@@ -282,7 +275,7 @@ def test_settings_without_effect_are_not_searched(several: bool, path: Path) -> 
     load_config(path, [*keys, f"{source}={{type: categorical, choices: [random, isotropic]}}"])
 
 
-def test_a_method_that_does_not_fit_the_model_is_named(path: Path, tmp_path: Path) -> None:
+def test_a_method_that_does_not_fit_the_model_is_named(path, tmp_path):
     name = write_config(tmp_path, "resnet")
     model = [f"trial.model={{name: {name}, pretrained: random}}", "search.budget.trials=3"]
     with pytest.raises(ConfigError, match="'r_adapter'") as caught:
@@ -294,7 +287,7 @@ def test_a_method_that_does_not_fit_the_model_is_named(path: Path, tmp_path: Pat
     assert caught.value.key != "search.space.methods"
 
 
-def test_every_method_gets_a_trial(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_method_gets_a_trial(path, caplog):
     with pytest.raises(ConfigError, match="fewer than the 2 of") as caught:
         load_config(path, ["search.budget.trials=1"])
     assert caught.value.key == "search.budget.trials"
@@ -306,12 +299,12 @@ def test_every_method_gets_a_trial(path: Path, caplog: pytest.LogCaptureFixture)
     assert "search.budget.trials = 5: not a multiple of the 2" in caplog.text
 
 
-def test_cma_es_needs_two_numbers_for_every_method(path: Path) -> None:
+def test_cma_es_needs_two_numbers_for_every_method(path):
     with pytest.raises(ConfigError, match=r"'cma_es'.* for 'ft'"):
         load_config(path, ["search.sampler.name=cma_es"])
 
 
-def test_methods_replace_a_ready_space_and_back(path: Path) -> None:
+def test_methods_replace_a_ready_space_and_back(path):
     lr = "search.space.parameters.optim.lr.low=1e-5"
     methods = "search.space.methods=[ft, lipsum_ft]"
     over = load_config("quickstart", [methods], check=False)
@@ -328,7 +321,7 @@ def test_methods_replace_a_ready_space_and_back(path: Path) -> None:
     assert alone.search_space().canonical() == SPACES["lipsum_ft"].canonical()
 
 
-def test_parameters_of_one_method_can_be_overridden(path: Path) -> None:
+def test_parameters_of_one_method_can_be_overridden(path):
     key = "search.space.by_method.lipsum_ft.parameters.method.reg_weight"
     whole = load_config(path, [f"{key}={{type: float, low: 0, high: 2}}", f"{key}.high=3.0"])
     of_weight = whole.search_space().branches["lipsum_ft"].parameters["method.reg_weight"]
@@ -344,7 +337,7 @@ def test_parameters_of_one_method_can_be_overridden(path: Path) -> None:
     assert of_lipsum.canonical() == SPACES["ft"].canonical()  # nothing of the one before
 
 
-def test_a_space_object_stands_in_place_of_a_named_space() -> None:
+def test_a_space_object_stands_in_place_of_a_named_space():
     space = SearchSpace(
         parameters={"optim.lr": Float(low=1e-6, high=1e-3, log=True)},
         initial_points=[{"optim.lr": 1e-5}],
@@ -356,7 +349,7 @@ def test_a_space_object_stands_in_place_of_a_named_space() -> None:
 
 
 @pytest.mark.parametrize("points", [{}, {"initial_points": []}])
-def test_an_empty_list_of_a_space_object_means_no_points(points: dict[str, Any]) -> None:
+def test_an_empty_list_of_a_space_object_means_no_points(points):
     space = SearchSpace(parameters={"optim.lr": Float(low=1e-6, high=1e-3, log=True)}, **points)
     file = SearchFile.model_validate({"search": {"space": space}})
     assert bool(file.search_space().initial_points) == (points == {})  # else those of the prior

@@ -1,11 +1,6 @@
 """Mistakes in a configuration: each one line with file, key and value, before anything starts."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -32,12 +27,12 @@ ONE_NUMBER = {
 PARAMETERS = "search.space.parameters"
 
 
-def batch_sizes(**distribution: Any) -> dict[str, Any]:
+def batch_sizes(**distribution):
     return {"name": None, "parameters": {"optim.lr": LR, "optim.batch_size": distribution}}
 
 
 @pytest.fixture
-def good(images_root: Path) -> dict[str, Any]:
+def good(images_root):
     return {
         "trial": {"data": {"root": str(images_root)}, "steps": 6, "eval": {"every": 3}},
         "search": {"scheduler": {"name": "asha", "grace_steps": 3}},
@@ -45,17 +40,17 @@ def good(images_root: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def path(good: dict[str, Any], tmp_path: Path) -> Path:
+def path(good, tmp_path):
     path = tmp_path / "good.yaml"
     path.write_text(yaml.safe_dump(good))
     return path
 
 
-def lipsum(**settings: Any) -> dict[str, Any]:
+def lipsum(**settings):
     return {"name": "lipsum_ft", **settings}
 
 
-def numbers(schema: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def numbers(schema, key=""):
     """The keys of a JSON Schema whose values are numbers, and their schemas."""
     if isinstance(schema, list):
         for part in schema:
@@ -69,7 +64,7 @@ def numbers(schema: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
                 yield from numbers(one, own)
 
 
-def test_every_number_has_limits() -> None:
+def test_every_number_has_limits():
     found = list(numbers(SearchFile.model_json_schema()))
     checked_otherwise = {"crop_area", "width", "target", "low", "high", "step", "choices"}
     checked_otherwise |= {"bounds"}  # of constraints, which are checked where they are written
@@ -188,9 +183,7 @@ def test_every_number_has_limits() -> None:
         ("serch", {}, "", "did you mean 'search'"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_with_its_key(
-    good: dict[str, Any], tmp_path: Path, given: str, value: Any, key: str | None, words: str
-) -> None:
+def test_a_mistake_is_one_line_with_its_key(good, tmp_path, given, value, key, words):
     """`key` is empty if it is the key that was given, and None if the error does not name one."""
     values = nest({given: value}, good)
     if given == "trial.method":  # the default space is that of lipsum_ft with random texts
@@ -218,16 +211,14 @@ def test_a_mistake_is_one_line_with_its_key(
          "{path} with --set search.resources.workers"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_an_override_is_not_the_files(
-    path: Path, override: str, key: str, source: str
-) -> None:
+def test_a_mistake_in_an_override_is_not_the_files(path, override, key, source):
     with pytest.raises(ConfigError) as caught:
         load_config(path, [override])
     assert (caught.value.key, caught.value.source) == (key, source.format(path=path))
     assert str(caught.value).startswith(f"{caught.value.source}: {key} = ")
 
 
-def test_several_mistakes_have_one_line_each(good: dict[str, Any], tmp_path: Path) -> None:
+def test_several_mistakes_have_one_line_each(good, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump(nest({"trial.steps": 0, "trial.seed": -1}, good)))
     with pytest.raises(ConfigError) as caught:
@@ -240,13 +231,13 @@ def test_several_mistakes_have_one_line_each(good: dict[str, Any], tmp_path: Pat
     ]
 
 
-def test_a_reference_has_the_other_settings_of_the_base_trial(path: Path) -> None:
+def test_a_reference_has_the_other_settings_of_the_base_trial(path):
     file = load_config(path)
     assert file.reference_config("ft").method.name == "ft"
     assert file.reference_config("ft").optim == file.trial.optim
 
 
-def test_an_objective_or_a_list_of_them(path: Path) -> None:
+def test_an_objective_or_a_list_of_them(path):
     one = load_config(path, ["search.objective={metric: id_val/nll, mode: min}"])
     assert one.objectives == (Objective("id_val/nll", "min"),)
     both = load_config(path, ["search.objective=[{metric: id_val/acc}, {metric: val/mean_acc}]"])
@@ -255,13 +246,13 @@ def test_an_objective_or_a_list_of_them(path: Path) -> None:
     assert load_config(path, keys).objectives == (Objective("id_val/energy_gap", "min"),)
 
 
-def test_the_mode_is_by_default_the_direction_of_the_metric(path: Path) -> None:
+def test_the_mode_is_by_default_the_direction_of_the_metric(path):
     for metric, mode in (("id_val/nll", "min"), ("id_val/class_acc", "max")):
         file = load_config(path, [f"search.objective.metric={metric}"])
         assert file.objectives == (Objective(metric, mode),)
 
 
-def test_one_constraint_or_earlier_run_needs_no_list(path: Path) -> None:
+def test_one_constraint_or_earlier_run_needs_no_list(path):
     file = load_config(
         path, ["search.constraints=id_val/acc >= 50", "search.warm_start.runs=runs/earlier"]
     )
@@ -269,7 +260,7 @@ def test_one_constraint_or_earlier_run_needs_no_list(path: Path) -> None:
     assert file.search.warm_start.runs == ("runs/earlier",)
 
 
-def test_a_changed_field_keeps_the_rest_of_a_parameter(path: Path) -> None:
+def test_a_changed_field_keeps_the_rest_of_a_parameter(path):
     ready = load_config(path).search_space()
     file = load_config(
         path, [f"{PARAMETERS}.optim.lr.low=1e-5", f"{PARAMETERS}.optim.lr.high=1e-4"]
@@ -283,7 +274,7 @@ def test_a_changed_field_keeps_the_rest_of_a_parameter(path: Path) -> None:
     assert SearchFile.model_validate(recorded) == file
 
 
-def test_the_space_is_resolved_once_and_again_for_a_copy(path: Path) -> None:
+def test_the_space_is_resolved_once_and_again_for_a_copy(path):
     file = load_config(path, check=False)
     assert file.search_space() is file.search_space()
     other = file.search.model_copy(update={"space": file.search.space.model_copy(
@@ -301,7 +292,7 @@ def test_the_space_is_resolved_once_and_again_for_a_copy(path: Path) -> None:
         "postgresql://me:hunter2${PASSWORD}@host/name",
     ],
 )
-def test_a_plain_password_is_refused_and_not_shown(url: str, path: Path) -> None:
+def test_a_plain_password_is_refused_and_not_shown(url, path):
     with pytest.raises(ConfigError) as caught:
         load_config(path, [f"search.study_storage={url}"])
     assert caught.value.key == "search.study_storage"
@@ -326,9 +317,7 @@ SECRETS = {
 
 @pytest.mark.parametrize("is_in_file", [True, False])
 @pytest.mark.parametrize("key", SECRETS)
-def test_a_literal_secret_is_refused_in_any_value(
-    key: str, is_in_file: bool, good: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_literal_secret_is_refused_in_any_value(key, is_in_file, good, tmp_path):
     path, value = tmp_path / "mine.yaml", SECRETS[key]
     path.write_text(yaml.safe_dump(nest({key: value}, good) if is_in_file else good))
     with pytest.raises(ConfigError) as caught:
@@ -340,7 +329,7 @@ def test_a_literal_secret_is_refused_in_any_value(
     assert "hunter2" not in str(caught.value)
 
 
-def test_names_of_classes_are_no_secrets(good: dict[str, Any], tmp_path: Path) -> None:
+def test_names_of_classes_are_no_secrets(good, tmp_path):
     names = {"token": "game token", "password": "a secret = {}"}
     suite = {"name": "mine", "id_domain": "real", "class_names": names, "templates": ["pass={}"]}
     method = {"name": "lipsum_ft", "text_key": "caption"}
@@ -351,7 +340,7 @@ def test_names_of_classes_are_no_secrets(good: dict[str, Any], tmp_path: Path) -
     assert (caught.value.key, caught.value.problem) == ("trial.method.text_key", "unknown key")
 
 
-def test_a_secret_of_a_configuration_made_in_python_is_refused(path: Path) -> None:
+def test_a_secret_of_a_configuration_made_in_python_is_refused(path):
     file = load_config(path)
     search = file.search.model_copy(update={"storage": "https://hunter2@host/x"})
     with pytest.raises(ConfigError, match="a secret does not belong") as caught:
@@ -362,13 +351,13 @@ def test_a_secret_of_a_configuration_made_in_python_is_refused(path: Path) -> No
 @pytest.mark.parametrize(
     "override", ["https://me:hunter2@host", "search.name=[https://a:hunter2@b"]
 )
-def test_a_secret_in_a_broken_override_is_not_shown(override: str, path: Path) -> None:
+def test_a_secret_in_a_broken_override_is_not_shown(override, path):
     with pytest.raises(ConfigError, match=r"^--set ") as caught:
         load_config(path, [override])
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_long_value_is_shortened(path: Path) -> None:
+def test_a_long_value_is_shortened(path):
     with pytest.raises(ConfigError, match=r"trial.steps = 'xxx.*xxx\.\.\.: ") as caught:
         load_config(path, [f"trial.steps={'x' * 100_000}"])
     assert len(str(caught.value)) < 1000
@@ -383,16 +372,16 @@ def test_a_long_value_is_shortened(path: Path) -> None:
         "postgresql://host/name?user=me&password=${PASSWORD}",
     ],
 )
-def test_a_url_without_a_plain_password_is_accepted(url: str, path: Path) -> None:
+def test_a_url_without_a_plain_password_is_accepted(url, path):
     assert load_config(path, [f"search.study_storage={url}"]).search.study_storage == url
 
 
-def test_a_configuration_can_be_read_without_its_data(path: Path) -> None:
+def test_a_configuration_can_be_read_without_its_data(path):
     elsewhere = ["trial.data.root=/no/such/folder"]
     assert load_config(path, elsewhere, check=False).trial.data.root == "/no/such/folder"
 
 
-def test_load_trial_ignores_the_search(path: Path) -> None:
+def test_load_trial_ignores_the_search(path):
     keys = ["trial.method.name=r_adapter", "trial.steps=2"]  # neither space nor scheduler fits
     assert load_trial(path, [*keys, "search.foo=1"]).method.name == "r_adapter"
     with pytest.raises(ConfigError, match=r"good\.yaml with --set \S+: .*no domain 'skech'"):
@@ -403,7 +392,7 @@ def test_load_trial_ignores_the_search(path: Path) -> None:
         assert caught.value.key == key
 
 
-def test_the_line_can_be_off_in_yaml(path: Path) -> None:
+def test_the_line_can_be_off_in_yaml(path):
     assert load_trial(path, ["trial.eval.line=auto"]).eval.line == "auto"
     assert load_trial(path, ["trial.eval.line=off"]).eval.line == "off"
     own = path.with_name("own.yaml")
@@ -411,8 +400,8 @@ def test_the_line_can_be_off_in_yaml(path: Path) -> None:
     assert load_trial(own).eval.line == "off"
 
 
-def test_a_trial_chooses_its_point_by_objective_and_constraints(images_root: Path) -> None:
-    changes: dict[str, Any] = {
+def test_a_trial_chooses_its_point_by_objective_and_constraints(images_root):
+    changes = {
         "trial__eval__line": "auto",
         "search__objective": {"metric": "ood_val/mean_acc"},
         "search__constraints": [

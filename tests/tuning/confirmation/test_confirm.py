@@ -1,13 +1,10 @@
 """Confirmations: who is chosen, what is stored, and one on a real local Ray, small."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,14 +12,13 @@ import ray
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from tests.ray_head import Head
+from tests.trainers.curves import changed
 from tests.tuning import fakes
 from tests.tuning.databases import with_database
 from tests.tuning.result_tables import notes
 from tests.tuning.run_folders import LR, WEIGHT, search_file, swap_classes, write_run
 from tests.tuning.run_folders import trial as searched
 from tests.tuning.selection.test_beliefs import lucky_trials
-from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
@@ -36,7 +32,6 @@ from tuning.confirmation.results import (
     COSTS,
     FT,
     Configuration,
-    Confirmation,
     ResultsFile,
     TestResult,
     read_results,
@@ -47,20 +42,19 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
-from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
 STEPS = 3
 
 
-def result(trial_id: str, seed: int, acc: float) -> TestResult:
+def result(trial_id, seed, acc):
     metrics = {"id_test/acc": acc, "ood_test/mean_acc": acc - 20}
     metrics |= {f"ood_test/{domain}/acc": acc - 20 for domain in fakes.DOMAINS}
     kind = "reference" if trial_id == "ft" else "trial"
     return TestResult(trial_id, kind, seed, {"optim.lr": 1e-5}, ("objective #1",), metrics)
 
 
-def test_each_chosen_trial_is_confirmed_once(tmp_path: Path) -> None:
+def test_each_chosen_trial_is_confirmed_once(tmp_path):
     search = fakes.search_record(tmp_path, objectives=(Objective("id_val/acc"),))
     records = [
         fakes.reference(),
@@ -78,7 +72,7 @@ def test_each_chosen_trial_is_confirmed_once(tmp_path: Path) -> None:
     assert found["trial-001"].looks_at_ood
 
 
-def test_the_expected_best_is_confirmed(tmp_path: Path) -> None:
+def test_the_expected_best_is_confirmed(tmp_path):
     search = fakes.search_record(tmp_path)
     labels = [label for one in chosen(search, lucky_trials(), top=3) for label in one.labels]
     assert labels.count("expected") == 1
@@ -86,7 +80,7 @@ def test_the_expected_best_is_confirmed(tmp_path: Path) -> None:
     assert (only.labels, only.looks_at_ood) == (("expected",), True)
 
 
-def test_the_announced_reference_is_labelled_as_not_tuned(tmp_path: Path) -> None:
+def test_the_announced_reference_is_labelled_as_not_tuned(tmp_path):
     search = fakes.search_record(tmp_path)
     best = Configuration("trial-007", {}, ("objective #1", "id_val"))
     text = _models(search, [Configuration(FT, {}, method=FT), best])
@@ -94,7 +88,7 @@ def test_the_announced_reference_is_labelled_as_not_tuned(tmp_path: Path) -> Non
     assert text == f"zero-shot, {label}, trial-007 (objective #1, id_val)"
 
 
-def test_trials_that_miss_the_constraints_are_marked(tmp_path: Path) -> None:
+def test_trials_that_miss_the_constraints_are_marked(tmp_path):
     constraint = parse_constraint("id_val/acc >= 82", ["id_val/acc"])
     search = fakes.search_record(tmp_path, constraints=(constraint,))
     one_meets = [fakes.trial(0, 85.0, 62.0), fakes.trial(1, 80.0, 70.0)]
@@ -105,7 +99,7 @@ def test_trials_that_miss_the_constraints_are_marked(tmp_path: Path) -> None:
     ]
 
 
-def test_the_pareto_front_is_confirmed_on_request_only(tmp_path: Path) -> None:
+def test_the_pareto_front_is_confirmed_on_request_only(tmp_path):
     search = fakes.search_record(tmp_path)
     records = [fakes.trial(i, 80.0 + i, 66.0 - i) for i in range(4)]
     assert len(chosen(search, records)) < 4
@@ -114,7 +108,7 @@ def test_the_pareto_front_is_confirmed_on_request_only(tmp_path: Path) -> None:
     assert (only.trial_id, only.labels) == ("trial-003", ("id_val",))
 
 
-def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path: Path) -> None:
+def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path):
     search, records = fakes.search_record(tmp_path), fakes.compared_methods()
     found = {one.trial_id: one for one in chosen(search, records)}
     assert list(found)[:4] == ["trial-007", "trial-006", "trial-005", "trial-004"]
@@ -144,15 +138,13 @@ def test_the_best_of_each_method_is_confirmed_under_its_name(tmp_path: Path) -> 
         ([fakes.trial(0)], {"top": 5, "rules": ["id_val"]}, "--top"),
     ],
 )
-def test_a_choice_that_is_not_possible_is_refused(
-    records: list[TrialRecord], arguments: dict[str, Any], key: str | None, tmp_path: Path
-) -> None:
+def test_a_choice_that_is_not_possible_is_refused(records, arguments, key, tmp_path):
     with pytest.raises(ConfigError) as error:
         chosen(fakes.search_record(tmp_path), records, **arguments)
     assert error.value.key == key
 
 
-def test_each_rule_without_a_trial_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_each_rule_without_a_trial_is_named_with_its_reason(tmp_path):
     search = fakes.search_record(tmp_path, ood_domains=())
     with pytest.raises(ConfigError) as error:
         chosen(search, [fakes.trial(0)], rules=["expected", "by_method", "ood_val"])
@@ -164,19 +156,19 @@ def test_each_rule_without_a_trial_is_named_with_its_reason(tmp_path: Path) -> N
     assert ood_val == "ood_val: the search has no OOD domain"
 
 
-def test_one_seed_is_refused(tmp_path: Path) -> None:
+def test_one_seed_is_refused(tmp_path):
     with pytest.raises(ConfigError) as error:
         confirm(tmp_path, seeds=1)
     assert error.value.key == "--seeds"
 
 
-def test_fresh_seeds_are_none_that_a_trial_used() -> None:
+def test_fresh_seeds_are_none_that_a_trial_used():
     used = fakes.trial(0, params={"seed": 1001})
     assert fresh_seeds(0, [fakes.trial(1), used], 3) == (1000, 1002, 1003)
     assert fresh_seeds(7, [], 2) == (1007, 1008)
 
 
-def test_results_are_kept_and_an_incomplete_line_is_cut_off(tmp_path: Path) -> None:
+def test_results_are_kept_and_an_incomplete_line_is_cut_off(tmp_path):
     first, second = result("ft", 1000, 70.0), result("trial-000", 1000, 72.0)
     with closing(ResultsFile(tmp_path)) as file:
         file.append(first)
@@ -194,7 +186,7 @@ def test_results_are_kept_and_an_incomplete_line_is_cut_off(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("change", [{"metrics": None}, {"params": 3}, {"seed": "x"}, {"labels": 1}])
-def test_a_result_of_another_type_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_result_of_another_type_is_damage(tmp_path, change):
     ResultsFile(tmp_path).append(result("trial-000", 1000, 70.0))
     path = results_path(tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change) + "\n")
@@ -202,7 +194,7 @@ def test_a_result_of_another_type_is_damage(tmp_path: Path, change: dict[str, An
         read_results(tmp_path)
 
 
-def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path: Path) -> None:
+def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path):
     search, records = fakes.search_record(tmp_path), fakes.compared_methods()
     assert read_confirmation(search, records) is None
     wanted = chosen(search, records, rules=["id_val", "ood_val"])
@@ -229,7 +221,7 @@ def test_a_confirmation_is_read_back_with_all_seeds_and_labels(tmp_path: Path) -
     assert found.values("trial-007", "id_test/acc") == {1000: 70.0, 1001: 70.0, 1002: 70.0}
 
 
-def test_parameters_of_mixed_types_share_a_column(tmp_path: Path) -> None:
+def test_parameters_of_mixed_types_share_a_column(tmp_path):
     ResultsFile(tmp_path).close()
     results = [
         replace(result("trial-000", 1000, 70.0), params={"choice": 1}),
@@ -240,7 +232,7 @@ def test_parameters_of_mixed_types_share_a_column(tmp_path: Path) -> None:
     assert [row["choice"] for row in rows] == ["1", "one", None]
 
 
-def run_folder(root: Path, folder: Path) -> Path:
+def run_folder(root, folder):
     """A finished search of two trials, one of which diverges if it is trained again."""
     file = search_file(
         root,
@@ -259,7 +251,7 @@ def run_folder(root: Path, folder: Path) -> Path:
     return write_run(folder, file, records, zero_shot=fakes.report(0, 60.0, 40.0))
 
 
-def test_changed_or_incomplete_data_are_refused_at_once(whole_root: Path, tmp_path: Path) -> None:
+def test_changed_or_incomplete_data_are_refused_at_once(whole_root, tmp_path):
     root = Path(shutil.copytree(whole_root, tmp_path / "copy"))
     folder = write_run(tmp_path / "run", search_file(root), [searched(0, 85.0, 62.0)])
     swap_classes(root, "real", "train")
@@ -272,7 +264,7 @@ def test_changed_or_incomplete_data_are_refused_at_once(whole_root: Path, tmp_pa
     assert not ray.is_initialized()
 
 
-def test_results_of_two_test_splits_are_not_mixed(whole_root: Path, tmp_path: Path) -> None:
+def test_results_of_two_test_splits_are_not_mixed(whole_root, tmp_path):
     data = search_file(Path(shutil.copytree(whole_root, tmp_path / "copy"))).trial.data
     (tmp_path / "confirm").mkdir()
     _check_test_splits(tmp_path, data, has_results=False)
@@ -285,9 +277,7 @@ def test_results_of_two_test_splits_are_not_mixed(whole_root: Path, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def confirmed(
-    whole_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Confirmation]:
+def confirmed(whole_root, ray_head, tmp_path_factory):
     folder = run_folder(whole_root, with_database(tmp_path_factory.mktemp("runs")) / "small")
     callback = MlflowCallback(default_tracking_uri(folder.parent), "lipsum-tune")
     callback.search_started(load_run(folder).search)
@@ -297,9 +287,7 @@ def confirmed(
 
 
 @pytest.mark.ray
-def test_all_are_trained_with_the_same_seeds_and_tested(
-    confirmed: tuple[Path, Confirmation],
-) -> None:
+def test_all_are_trained_with_the_same_seeds_and_tested(confirmed):
     folder, found = confirmed
     assert found.seeds == (1003, 1004)
     assert found.results.keys() == {
@@ -333,7 +321,7 @@ def test_all_are_trained_with_the_same_seeds_and_tested(
 
 
 @pytest.mark.ray
-def test_a_failed_job_is_named_and_the_others_go_on(confirmed: tuple[Path, Confirmation]) -> None:
+def test_a_failed_job_is_named_and_the_others_go_on(confirmed):
     _, found = confirmed
     assert [c.trial_id for c in found.configurations] == ["ft", "trial-000", "trial-001"]
     assert found.failed.keys() == {("trial-001", 1003), ("trial-001", 1004)}
@@ -343,7 +331,7 @@ def test_a_failed_job_is_named_and_the_others_go_on(confirmed: tuple[Path, Confi
 
 
 @pytest.mark.ray
-def test_results_are_not_measured_again(confirmed: tuple[Path, Confirmation]) -> None:
+def test_results_are_not_measured_again(confirmed):
     folder, found = confirmed
     before = results_path(folder).read_bytes()
     assert not ray.is_initialized()
@@ -360,9 +348,7 @@ def test_results_are_not_measured_again(confirmed: tuple[Path, Confirmation]) ->
 
 
 @pytest.mark.ray
-def test_mlflow_has_one_run_per_configuration(
-    confirmed: tuple[Path, Confirmation], tmp_path: Path
-) -> None:
+def test_mlflow_has_one_run_per_configuration(confirmed, tmp_path):
     folder, found = confirmed
     client = MlflowClient(default_tracking_uri(folder.parent))
     (experiment,) = [e for e in client.search_experiments() if e.name == "lipsum-tune"]
@@ -386,12 +372,10 @@ def test_mlflow_has_one_run_per_configuration(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_two_workers_and_a_resumed_job_read_the_test_splits(
-    trial: TrialConfig, tmp_path: Path
-) -> None:
-    config = trial.model_copy(update={"steps": STEPS})
+def test_two_workers_and_a_resumed_job_read_the_test_splits(trial, whole_root, tmp_path):
+    config = changed(trial, data__root=str(whole_root), steps=STEPS)
 
-    def twice(values: dict[str, Any]) -> list[dict[str, float]]:
+    def twice(values):
         return [train_loop(values) for _ in range(2)]
 
     with ray_session():

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,7 +12,7 @@ from tuning.confirmation.results import TestResult
 from tuning.execution.ray_session import ray_session
 
 
-def test_metrics_of_test_splits_costs_and_two_validation_accuracies_are_kept() -> None:
+def test_metrics_of_test_splits_costs_and_two_validation_accuracies_are_kept():
     tested = {"id_test/acc": 70.0, "ood_test/mean_acc": 50.0, "test/mean_acc": 60.0}
     costs = {"cost/seconds": 9.0, "cost/gpu_seconds": 0.0, "cost/cpu_seconds": 8.0}
     more = {"cost/eval_seconds": 1.0, "train/lr": 0.1}
@@ -26,13 +23,13 @@ def test_metrics_of_test_splits_costs_and_two_validation_accuracies_are_kept() -
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("local_ray")
-def test_a_hanging_training_fails(trial: TrialConfig, tmp_path: Path) -> None:
+def test_a_hanging_training_fails(trial, tmp_path):
     """Its fifth step takes for ever."""
     plugin = str(Path(__file__).parents[1] / "execution" / "hangs.py")
     method = {"plugins": [plugin], "method": {"name": "hangs", "waits": True}}
     config = TrialConfig.model_validate(trial.model_dump(mode="json") | method)
     result = TestResult("trial-000", "trial", 1000, {}, (), {})
-    results: Any = SimpleNamespace()
+    results = SimpleNamespace()
     resources = ResourcesConfig(hang_after_s=0.5)
     console = Console(quiet=True)
     with ray_session():

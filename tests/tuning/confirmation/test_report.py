@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +9,6 @@ from tests.tuning.result_tables import cells, notes, printed
 from tuning.confirmation.configurations import chosen
 from tuning.confirmation.report import confirmation_table, methods_table, report
 from tuning.confirmation.results import Configuration, Confirmation, TestResult
-from tuning.reporting.result_table import ResultTable
 
 SEEDS = (1000, 1001)
 # ID accuracy on both seeds; the OOD mean is 20 less, the ECEs 5 and 10.
@@ -26,7 +22,7 @@ ACCS = {
 UNTUNED = "FT, not tuned (lr = 1e-05)"
 
 
-def confirmation(rules: tuple[str, ...] = ("by_method",), without: str = "") -> Confirmation:
+def confirmation(rules=("by_method",), without=""):
     search = fakes.search_record(Path("run"))
     picks = chosen(search, fakes.compared_methods(), rules=rules)
     configurations = (Configuration("ft", {}, method="ft"), *picks)
@@ -42,23 +38,23 @@ def confirmation(rules: tuple[str, ...] = ("by_method",), without: str = "") -> 
     return Confirmation(search, SEEDS, configurations, {one.key: one for one in results}, {})
 
 
-def metrics(acc: float, **more: float) -> Mapping[str, float]:
+def metrics(acc, **more):
     domains = {f"ood_test/{domain}/acc": acc - 20 for domain in fakes.DOMAINS}
     errors = {"id_test/ece": 5.0, "ood_test/mean_ece": 10.0}
     return {"id_test/acc": acc, "ood_test/mean_acc": acc - 20, **domains, **errors, **more}
 
 
-def methods(found: Confirmation) -> ResultTable:
+def methods(found):
     table = methods_table(found)
     assert table is not None
     return table
 
 
-def by_name(table: ResultTable) -> dict[str, list[str]]:
+def by_name(table):
     return {row[0]: row[1:] for row in cells(table)}
 
 
-def test_the_use_of_ood_data_and_missed_constraints_are_said() -> None:
+def test_the_use_of_ood_data_and_missed_constraints_are_said():
     found = confirmation(rules=("id_val",))  # a rule without OOD data, in a search with
     assert not any(one.looks_at_ood for one in found.configurations)
     assert "used OOD validation data to propose trials" in notes(confirmation_table(found))
@@ -68,7 +64,7 @@ def test_the_use_of_ood_data_and_missed_constraints_are_said() -> None:
     assert "constraints of the search are missed by ft" in notes(confirmation_table(short))
 
 
-def test_methods_are_compared_with_fine_tuning_as_tuned() -> None:
+def test_methods_are_compared_with_fine_tuning_as_tuned():
     table = methods(confirmation())
     found = by_name(table)
     assert list(found) == ["zero-shot", UNTUNED, "carot", "lipsum_ft", "kd", "ft"]
@@ -84,7 +80,7 @@ def test_methods_are_compared_with_fine_tuning_as_tuned() -> None:
     assert "which looks at OOD validation data" in notes(table)
 
 
-def test_methods_are_compared_with_untuned_fine_tuning_if_there_is_no_other() -> None:
+def test_methods_are_compared_with_untuned_fine_tuning_if_there_is_no_other():
     table = methods(confirmation(without="trial-004"))
     found = by_name(table)
     assert list(found) == ["zero-shot", UNTUNED, "carot", "lipsum_ft", "kd"]
@@ -93,7 +89,7 @@ def test_methods_are_compared_with_untuned_fine_tuning_if_there_is_no_other() ->
     assert f"Differences are to {UNTUNED}" in notes(table)
 
 
-def test_methods_without_a_metric_have_a_dash() -> None:
+def test_methods_without_a_metric_have_a_dash():
     found = confirmation()
     old = {
         key: replace(one, metrics={n: v for n, v in one.metrics.items() if n.endswith("acc")})
@@ -102,7 +98,7 @@ def test_methods_without_a_metric_have_a_dash() -> None:
     assert by_name(methods(replace(found, results=old)))["kd"][3:6] == ["-", "-", "-"]
 
 
-def test_a_value_that_is_not_finite_is_left_out() -> None:
+def test_a_value_that_is_not_finite_is_left_out():
     found = confirmation()
     broken = {"id_test/ece": math.nan, "id_test/acc": math.inf}
     key = ("trial-005", 1001)
@@ -118,7 +114,7 @@ def test_a_value_that_is_not_finite_is_left_out() -> None:
     assert found.against_zero_shot("trial-005", "id_test/acc") is None
 
 
-def test_all_configurations_have_means_and_paired_differences() -> None:
+def test_all_configurations_have_means_and_paired_differences():
     found = replace(
         confirmation(rules=("id_val",)),
         failed={("trial-004", 1002): "OutOfMemoryError: full"},
@@ -144,7 +140,7 @@ def test_all_configurations_have_means_and_paired_differences() -> None:
 
 
 @pytest.mark.parametrize("width", [160, 80, 55])
-def test_the_report_fits_the_terminal(width: int) -> None:
+def test_the_report_fits_the_terminal(width):
     text = printed(report(confirmation(), width), width)
     assert text.index("methods on the test splits") < text.index("test accuracy in percent")
     assert ("[-3.9, +8.9]" in text) == (width >= 80)
@@ -154,7 +150,7 @@ def test_the_report_fits_the_terminal(width: int) -> None:
     assert "methods on the test splits" not in by_others
 
 
-def test_a_metric_that_zero_shot_lacks_has_no_difference() -> None:
+def test_a_metric_that_zero_shot_lacks_has_no_difference():
     found = confirmation()
     assert found.against_zero_shot("trial-005", "cost/seconds") is None
     gap = found.against_zero_shot("trial-005", "id_test/acc")

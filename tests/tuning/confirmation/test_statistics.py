@@ -1,7 +1,5 @@
 """Means and intervals, compared with those of scipy's tests."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -12,7 +10,7 @@ from tuning.confirmation.statistics import CONFIDENCE, estimate, paired_differen
 
 
 @pytest.mark.parametrize("number", [2, 5, 30])
-def test_intervals_agree_with_scipys_tests(number: int) -> None:
+def test_intervals_agree_with_scipys_tests(number):
     rng = np.random.default_rng(number)
     ours, its = rng.normal(60, 2, number), rng.normal(59, 2, number)
     found = estimate(ours.tolist())
@@ -26,7 +24,7 @@ def test_intervals_agree_with_scipys_tests(number: int) -> None:
     assert (paired.low, paired.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_only_seeds_that_both_have_are_paired() -> None:
+def test_only_seeds_that_both_have_are_paired():
     found = paired_difference({1: 10.0, 2: 20.0, 3: 99.0}, {2: 18.0, 1: 9.0, 4: 0.0})
     assert found.mean == pytest.approx(1.5)
     assert found.sd == pytest.approx(0.5**0.5)  # of two differences, 1 and 2
@@ -34,7 +32,7 @@ def test_only_seeds_that_both_have_are_paired() -> None:
         paired_difference({1: 1.0}, {2: 1.0})
 
 
-def test_one_seed_has_a_mean_and_no_interval() -> None:
+def test_one_seed_has_a_mean_and_no_interval():
     found = estimate([61.0])
     assert found.mean == 61.0
     assert all(map(math.isnan, (found.sd, found.low, found.high)))

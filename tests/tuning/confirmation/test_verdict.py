@@ -1,16 +1,12 @@
 """Which model is recommended and exported, before and after `confirm`."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,20 +14,17 @@ from tests.tuning import fakes
 from tuning.algorithms.objectives import parse_constraint
 from tuning.confirmation.results import ResultsFile, TestResult
 from tuning.confirmation.verdict import verdict
-from tuning.runs.records import SearchRecord, TrialRecord
 
 SEEDS = (1000, 1001)
 
 
-def searched(folder: Path, *trials: tuple[float, float]) -> tuple[SearchRecord, list[TrialRecord]]:
+def searched(folder, *trials):
     """A search whose trials end at these ID and OOD accuracies, beside a reference at 88 / 57."""
     ft = fakes.reference(curve=(fakes.report(fakes.TOTAL_STEPS, 88.0, 57.0),))
     return fakes.search_record(folder), [ft, *(fakes.trial(i, *at) for i, at in enumerate(trials))]
 
 
-def confirmed(
-    folder: Path, seeds: Sequence[int] = SEEDS, off: float = 0.0, **accs: tuple[float, float]
-) -> None:
+def confirmed(folder, seeds=SEEDS, off=0.0, **accs):
     """Write results of `confirm`: mean validation accuracy over two seeds, and on the test splits.
 
     The seeds are two points apart.
@@ -54,7 +47,7 @@ def confirmed(
                 results.append(TestResult(trial_id, kind, seed, {}, labels, metrics))
 
 
-def test_the_best_trial_is_confirmed_and_exported(tmp_path: Path) -> None:
+def test_the_best_trial_is_confirmed_and_exported(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (86.0, 64.0))
     found = verdict(search, records)
     assert found is not None
@@ -65,7 +58,7 @@ def test_the_best_trial_is_confirmed_and_exported(tmp_path: Path) -> None:
     assert "trial-001" in export
 
 
-def test_a_reference_that_beats_all_trials_is_what_is_exported(tmp_path: Path) -> None:
+def test_a_reference_that_beats_all_trials_is_what_is_exported(tmp_path):
     search, records = searched(tmp_path, (85.0, 58.0), (86.0, 57.0))
     found = verdict(search, records)
     assert found is not None
@@ -76,7 +69,7 @@ def test_a_reference_that_beats_all_trials_is_what_is_exported(tmp_path: Path) -
     assert "# FT, not tuned (lr = 1e-05)" in export
 
 
-def test_zero_shot_may_win(tmp_path: Path) -> None:
+def test_zero_shot_may_win(tmp_path):
     search, records = searched(tmp_path, (80.0, 58.0))
     records[0] = fakes.reference(curve=(fakes.report(fakes.TOTAL_STEPS, 80.0, 57.0),))
     found = verdict(search, records)
@@ -85,7 +78,7 @@ def test_zero_shot_may_win(tmp_path: Path) -> None:
     assert [command.split()[1] for command in found.commands("mine")] == ["extend", "export"]
 
 
-def test_fresh_seeds_decide_and_test_splits_do_not(tmp_path: Path) -> None:
+def test_fresh_seeds_decide_and_test_splits_do_not(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (84.0, 62.0))  # 73.5 and 73.0; FT 72.5
     confirmed(tmp_path, trial_000=(71.0, 95.0), trial_001=(71.5, 99.0), ft=(72.0, 60.0))
     found = verdict(search, records)
@@ -99,7 +92,7 @@ def test_fresh_seeds_decide_and_test_splits_do_not(tmp_path: Path) -> None:
     assert [command.split()[1] for command in found.commands("mine")] == ["export"]
 
 
-def test_a_trial_wins_over_fresh_seeds(tmp_path: Path) -> None:
+def test_a_trial_wins_over_fresh_seeds(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (84.0, 62.0))
     confirmed(tmp_path, trial_000=(71.0, 95.0), trial_001=(73.0, 50.0), ft=(72.0, 60.0))
     found = verdict(search, records)
@@ -108,7 +101,7 @@ def test_a_trial_wins_over_fresh_seeds(tmp_path: Path) -> None:
     assert [command.split()[1] for command in found.commands("mine")] == ["export"]
 
 
-def test_only_equal_seeds_are_compared(tmp_path: Path) -> None:
+def test_only_equal_seeds_are_compared(tmp_path):
     """The other trial diverged with the second seed, and was better with the first."""
     search, records = searched(tmp_path, (85.0, 62.0), (84.0, 62.0))
     confirmed(tmp_path, trial_000=(73.0, 50.0), ft=(70.0, 50.0))
@@ -119,7 +112,7 @@ def test_only_equal_seeds_are_compared(tmp_path: Path) -> None:
     assert (found.trial_id, found.seeds) == ("trial-000", 2)
 
 
-def test_a_reference_that_only_confirm_has_trained_may_win(tmp_path: Path) -> None:
+def test_a_reference_that_only_confirm_has_trained_may_win(tmp_path):
     search, (_, *records) = searched(tmp_path, (85.0, 62.0))
     confirmed(tmp_path, trial_000=(71.0, 50.0), ft=(74.0, 60.0))
     found = verdict(search, records)
@@ -127,7 +120,7 @@ def test_a_reference_that_only_confirm_has_trained_may_win(tmp_path: Path) -> No
     assert (found.trial_id, found.record.kind) == ("ft", "reference")
 
 
-def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path: Path) -> None:
+def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path):
     """The bound is 84.5, of the best ID accuracy that the search has seen."""
     search, records = searched(tmp_path, (85.0, 62.0), (84.9, 61.0))
     bound = parse_constraint("id_val/acc >= best - 0.5", ["id_val/acc"])
@@ -139,7 +132,7 @@ def test_what_misses_the_bound_of_the_search_does_not_win(tmp_path: Path) -> Non
     assert found.trial_id == "trial-001"
 
 
-def test_a_trial_that_has_not_finished_is_not_confirmed(tmp_path: Path) -> None:
+def test_a_trial_that_has_not_finished_is_not_confirmed(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0))
     records[1] = replace(records[1], outcome="stopped")
     found = verdict(search, records)
@@ -147,7 +140,7 @@ def test_a_trial_that_has_not_finished_is_not_confirmed(tmp_path: Path) -> None:
     assert [command.split()[1] for command in found.commands("mine")] == ["export"]
 
 
-def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path: Path) -> None:
+def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0), (89.0, 64.0))
     confirmed(tmp_path, trial_000=(71.0, 50.0), ft=(72.0, 60.0))
     found = verdict(search, records)
@@ -156,7 +149,7 @@ def test_a_new_best_trial_is_not_judged_by_the_seeds_of_others(tmp_path: Path) -
     assert [command.split()[1] for command in found.commands("mine")] == ["confirm", "export"]
 
 
-def test_results_without_the_objective_choose_nothing(tmp_path: Path) -> None:
+def test_results_without_the_objective_choose_nothing(tmp_path):
     search, records = searched(tmp_path, (85.0, 62.0))
     with closing(ResultsFile(tmp_path)) as results:
         tested = {"id_test/acc": 50.0, "id_val/acc": 50.0}
@@ -177,8 +170,8 @@ def test_results_without_the_objective_choose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_a_search_that_loses_to_its_reference_exports_the_reference(
-    whole_root: Path, tmp_path: Path, local_ray: str
-) -> None:
+    whole_root, tmp_path, local_ray
+):
     """FT moves the features; the trials, whose learning rates are tiny, hardly do."""
     lr = "{optim.lr: {type: float, low: 1.0e-8, high: 1.0e-7, log: true}}"
     settings = {
@@ -190,7 +183,7 @@ def test_a_search_that_loses_to_its_reference_exports_the_reference(
     }  # fmt: skip
     overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
 
-    def lipsum_tune(*words: str) -> str:
+    def lipsum_tune(*words):
         command = [sys.executable, "-m", "tuning", *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
         assert done.returncode == 0, done.stdout + done.stderr

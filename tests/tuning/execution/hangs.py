@@ -10,7 +10,6 @@ from typing import Literal
 
 from trainers.loop.distributed import world
 from trainers.methods import register_method
-from trainers.methods.base import Batch, Loss, Step
 from trainers.methods.ft import PlainFineTuning
 
 
@@ -21,7 +20,7 @@ class Hangs(PlainFineTuning):
     name: Literal["hangs"] = "hangs"
     waits: bool = False
 
-    def loss(self, batch: Batch, step: Step) -> Loss:
+    def loss(self, batch, step):
         """Cross-entropy."""
         rank, workers = world()
         if self.waits and step.number == 4 and rank == workers - 1:

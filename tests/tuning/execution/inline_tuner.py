@@ -23,6 +23,8 @@ from tuning.runs.journal import append_synced
 
 CONTROLLER = None
 """Schedulers that stop trials, and searchers, do not ask Tune's controller for anything."""
+REPORTED = {}
+"""The step that each trial has reported last, whoever learned of it."""
 
 
 class _Trial(Trial):
@@ -91,6 +93,7 @@ class InlineTuner:
             self._fail(trial, error)
             return
         trial.reports += 1
+        REPORTED[trial.config.get("trial_id")] = result.get("step")
         result |= {"training_iteration": trial.reports, "trial_id": trial.trial_id}
         result.setdefault("done", False)
         flat = flatten_dict(result)
@@ -143,8 +146,8 @@ class InlineTuner:
 
 
 @contextmanager
-def without_ray():
-    """Within the block, searches have instant trials, no Ray, no MLflow and no figures."""
+def without_ray(mlflow=True):
+    """Within the block, searches have instant trials, no Ray and no figures."""
     watch = SimpleNamespace(check=lambda: None, lost=None, record_end=None)
     run_search = {
         "ray_session": lambda *_, **__: nullcontext(True),
@@ -152,9 +155,10 @@ def without_ray():
         "check_nodes": lambda *_: None,
         "concurrent_trials": lambda resources: resources.max_concurrent or 1,
         "zero_shot_metrics": zero_shot,
-        "MlflowCallback": lambda *_: Callback(),
         "restored_process": nullcontext,
     }
+    if not mlflow:
+        run_search["MlflowCallback"] = lambda *_: Callback()
     with ExitStack() as patches:
         for name, stand_in in run_search.items():
             patches.enter_context(patch(f"tuning.execution.run_search.{name}", stand_in))

@@ -4,12 +4,9 @@ As a program, it runs or resumes such a search as a driver of its own:
 `python -m tests.tuning.execution.instant CONFIG_OR_RUN_FOLDER`.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 from ray import tune
@@ -19,16 +16,15 @@ from tests.tuning.databases import with_database
 from tests.tuning.execution.slot import EVERY, METRICS, STEPS, InstantSlot
 from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
-from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER_MEMORY
-from tuning.execution.run_search import SearchOptions, SearchResult, start_search
+from tuning.execution.run_search import SearchOptions, start_search
 from tuning.runs.journal import read_history
 from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
 
 
-def instant_file(root: Path, storage: Path, **changes: Any) -> SearchFile:
+def instant_file(root, storage, **changes):
     """Three trials of three reports; dotted keys, `__` for dots. The storage has a database."""
     settings = {
         "trial__steps": STEPS,
@@ -42,10 +38,10 @@ def instant_file(root: Path, storage: Path, **changes: Any) -> SearchFile:
     return search_file(root, **settings | changes)
 
 
-def instant_options(file: SearchFile, **options: Any) -> SearchOptions:
+def instant_options(file, **options):
     """Options of a search with instant trials."""
 
-    def trainable(checkpoints: str, resources: Any) -> Any:
+    def trainable(checkpoints, resources):
         common = {"folder": Path(checkpoints), "runs": Path(file.search.storage)}
         slot = type("InstantSlot", (InstantSlot,), common)
         return tune.with_resources(slot, {"memory": DRIVER_MEMORY})
@@ -54,41 +50,39 @@ def instant_options(file: SearchFile, **options: Any) -> SearchOptions:
     return SearchOptions(trainable=trainable, **options)
 
 
-def zero_shot(*_: Any, **__: Any) -> dict[str, float]:
+def zero_shot(*_, **__):
     """In place of the evaluation of a model."""
     return dict.fromkeys(METRICS[:3], 40.0)
 
 
-def run_instantly(file: SearchFile, **options: Any) -> SearchResult:
+def run_instantly(file, **options):
     """Run a new search."""
     with patch("tuning.execution.run_search.zero_shot_metrics", zero_shot):
         return start_search(file, instant_options(file, **options))
 
 
-def resume_instantly(
-    folder: Path, *overrides: str, extend: bool = False, **options: Any
-) -> SearchResult:
+def resume_instantly(folder, *overrides, extend=False, **options):
     """Resume or extend a search."""
     file = load_config(folder / "search.yaml", check=False)
     changed = load_config(folder / "search.yaml", overrides)
     return continue_from(folder, changed, instant_options(file, **options), extend=extend)
 
 
-def write_instant(folder: Path, file: SearchFile) -> Path:
+def write_instant(folder, file):
     """The configuration as a file for the program."""
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, file)
     return folder / "search.yaml"
 
 
-def start(path: Path, log: Path, **options: Any) -> subprocess.Popen[bytes]:
+def start(path, log, **options):
     """This program as a process, with its messages in a file."""
     command = [sys.executable, "-m", "tests.tuning.execution.instant", str(path)]
     with log.open("wb") as file:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file, **options)
 
 
-def num_reports(folder: Path) -> int:
+def num_reports(folder):
     """Number of reports in a run folder; 0 while a driver creates it."""
     try:
         return sum(len(record.curve) for record in read_history(folder, live=True).records)
@@ -96,12 +90,12 @@ def num_reports(folder: Path) -> int:
         return 0
 
 
-def main(path: Path) -> None:
+def main(path):
     """Run or resume, and exit as the command line does."""
     from tuning.cli import run_command
     from tuning.cli.search import _show
 
-    def run() -> None:
+    def run():
         console = Console(stderr=True)
         if path.is_dir():
             _show(resume_instantly(path, console=console))

@@ -1,24 +1,19 @@
 """Several Ray nodes on this machine, and drivers of searches as processes of their own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ray.cluster_utils import Cluster
 
 from tuning.execution.ray_session import free_port, retry_slow_start
-from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 
 
 @contextmanager
-def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
+def cluster(head_cpus, nodes):
     """A head with these CPUs, without a dashboard, and nodes of one CPU."""
     found = retry_slow_start(
         lambda: Cluster(
@@ -39,12 +34,12 @@ def cluster(head_cpus: int, nodes: int) -> Iterator[Cluster]:
         found.shutdown()
 
 
-def add_node(to: Cluster) -> Any:
+def add_node(to):
     """A node of one CPU."""
     return retry_slow_start(lambda: to.add_node(num_cpus=1))
 
 
-def drain(address: str, node_id: str, seconds: int) -> None:
+def drain(address, node_id, seconds):
     """Announce the end of a node, as an autoscaler does for a spot node."""
     subprocess.run(
         [
@@ -57,7 +52,7 @@ def drain(address: str, node_id: str, seconds: int) -> None:
 
 
 @contextmanager
-def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+def driver(address, *arguments):
     """Within the block, `python -m tuning` with these arguments on a cluster.
 
     What it has printed is shown if the test fails.
@@ -77,7 +72,7 @@ def driver(address: str, *arguments: str | Path) -> Iterator[subprocess.Popen[by
         print(printed.read_text(errors="replace"))
 
 
-def processes(root: int) -> dict[int, str]:
+def processes(root):
     """A process and all that it has started, directly or not, with their names."""
     running = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -92,7 +87,7 @@ def processes(root: int) -> dict[int, str]:
     return {process: running[process][0] for process in found}
 
 
-def records(folder: Path) -> dict[str, TrialRecord]:
+def records(folder):
     """The trials of a run; none while it is being created."""
     try:
         return {record.trial_id: record for record in load_run(folder).history.records}

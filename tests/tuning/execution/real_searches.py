@@ -1,18 +1,10 @@
 """Small searches that train for real."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import yaml
 
 from tests.tuning.databases import with_database
 from trainers.overrides import nest
-from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.runs.run_folder import LoadedRun
 
 STEPS = 9
 PLAIN = {
@@ -31,13 +23,13 @@ EQUAL_TRIALS = {
 """Changes to a search whose trials have the same figures."""
 
 
-def configuration(root: Path, storage: Path) -> dict[str, Any]:
+def configuration(root, storage):
     return {
         "trial": {
             "data": {"root": str(root)},
             "method": {"name": "lipsum_ft", "text_count": 16},
             "optim": {"lr": 1e-3, "batch_size": 8},
-            "eval": {"every": 3},
+            "eval": {"every": 3, "line": "off"},
             "steps": STEPS,
         },
         "search": {
@@ -55,7 +47,7 @@ def configuration(root: Path, storage: Path) -> dict[str, Any]:
     }
 
 
-def real_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
+def real_file(root, folder, **changes):
     """A search of trials one after the other, below `folder`; dotted keys, `__` for dots."""
     settings = {
         **PLAIN,
@@ -69,11 +61,11 @@ def real_file(root: Path, folder: Path, **changes: Any) -> SearchFile:
     return load_config(path)
 
 
-def untimed(report: Mapping[str, float]) -> dict[str, float]:
+def untimed(report):
     """A report without the values that depend on time."""
     clocks = ("cost/", "train/images_per_s")
     return {name: value for name, value in report.items() if not name.startswith(clocks)}
 
 
-def outcomes(run: LoadedRun) -> dict[str, str]:
+def outcomes(run):
     return {record.trial_id: record.outcome for record in run.history.records}

@@ -9,7 +9,6 @@ import ray
 import torch
 
 from trainers.methods import register_method
-from trainers.methods.base import Batch, Loss, Step
 from trainers.methods.ft import PlainFineTuning
 
 
@@ -21,7 +20,7 @@ class SickGpu(PlainFineTuning):
     log: str = ""
     """File of one line for each failure: the node, which is the first one that trains."""
 
-    def loss(self, batch: Batch, step: Step) -> Loss:
+    def loss(self, batch, step):
         """Cross-entropy."""
         log, here = Path(self.log), ray.get_runtime_context().get_node_id()
         if not log.exists() or log.read_text().startswith(here):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 from ray import tune
 
@@ -19,7 +18,7 @@ STEPS, EVERY = 6, 2
 METRICS = ("id_val/acc", "ood_val/mean_acc", "val/mean_acc", "train/loss", "cost/seconds")
 
 
-def values(config: dict[str, Any], step: int) -> dict[str, float]:
+def values(config, step):
     """The report of a trial: a function of its learning rate and the step."""
     lr = config["optim"]["lr"]
     return {"step": step, "id_val/ece": 1000 * lr, **dict.fromkeys(METRICS, 50.0 + step - 100 * lr)}
@@ -33,11 +32,11 @@ class InstantSlot(tune.Trainable):
     runs: Path
     """Folder of the files `HOLD` and `BREAK`."""
 
-    def setup(self, config: dict[str, Any]) -> None:
+    def setup(self, config):
         """Start the first trial."""
         self.reset_config(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config):
         """Go on to another trial."""
         self.trial = json.loads(new_config["trial"])
         self.progress = self.folder / f"train-{new_config['trial_id']}" / "progress"
@@ -45,7 +44,7 @@ class InstantSlot(tune.Trainable):
         self.next = int(self.progress.read_text()) if self.progress.exists() else EVERY
         return True
 
-    def step(self) -> dict[str, Any]:
+    def step(self):
         """The next report."""
         while self.next > EVERY and (self.runs / HOLD).exists():
             time.sleep(0.05)

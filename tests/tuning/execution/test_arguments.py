@@ -1,10 +1,5 @@
 """Arguments of `run_search` in place of sections of its configuration."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from search_spaces import Float, SearchSpace
@@ -26,9 +21,7 @@ LRS = {LR: Float(low=1e-6, high=1e-3, log=True)}
         ({"space": SearchSpace(branches={"ft": SearchSpace(parameters=LRS)})}, "space"),
     ],
 )  # fmt: skip
-def test_a_wrong_argument_has_its_key(
-    argument: dict[str, Any], key: str, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_wrong_argument_has_its_key(argument, key, images_root, tmp_path):
     with pytest.raises(ConfigError) as caught:
         run_search(search_file(images_root, search__storage=str(tmp_path)), **argument)
     assert (caught.value.key, caught.value.source) == (key, "arguments")

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -12,7 +10,7 @@ from tuning.execution.cluster_resources import check_fits, fitting_trials
 Nodes = Sequence[dict[str, float]]
 
 
-def cpus(*numbers: float) -> Nodes:
+def cpus(*numbers):
     return [{"CPU": number, "memory": 1e9} if number else {"memory": 1e9} for number in numbers]
 
 
@@ -33,7 +31,7 @@ def cpus(*numbers: float) -> Nodes:
         (cpus(1), {"workers": 4, "min_workers": 2}, 0),
     ],
 )
-def test_workers_must_fit_onto_nodes(nodes: Nodes, resources: dict[str, object], fits: int) -> None:
+def test_workers_must_fit_onto_nodes(nodes, resources, fits):
     assert fitting_trials(nodes, ResourcesConfig.model_validate(resources)) == fits
 
 
@@ -41,10 +39,8 @@ def test_workers_must_fit_onto_nodes(nodes: Nodes, resources: dict[str, object],
 @pytest.mark.parametrize(
     "slots", [(1, 1, 1), (3, 1, 2), (4, 1, 1), (2, 2, 2), (3, 3, 1), (5, 0, 2)]
 )
-def test_strictly_spread_trials_are_as_many_as_possible(
-    slots: tuple[int, ...], workers: int
-) -> None:
-    def most(left: tuple[int, ...]) -> int:
+def test_strictly_spread_trials_are_as_many_as_possible(slots, workers):
+    def most(left):
         """Try every choice of nodes for every trial."""
         return max(
             (
@@ -79,9 +75,7 @@ def test_strictly_spread_trials_are_as_many_as_possible(
         (cpus(3, 2), {"workers": 4, "placement_strategy": "STRICT_PACK"}, "'STRICT_PACK'"),
     ],
 )
-def test_an_error_names_what_is_missing_for_a_trial(
-    nodes: Nodes, resources: dict[str, object], problem: str
-) -> None:
+def test_an_error_names_what_is_missing_for_a_trial(nodes, resources, problem):
     with pytest.raises(ConfigError) as error:
         check_fits(nodes, ResourcesConfig.model_validate(resources))
     assert error.value.key == "search.resources"

@@ -1,11 +1,7 @@
 """What the driver writes, on a real disk that is full (mounted for the test, as root)."""
 
-from __future__ import annotations
-
 import re
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import optuna
 import pytest
@@ -19,7 +15,6 @@ from search_spaces.distributions import Float
 from tests.disks import fill, make_room, small_disk
 from tests.tuning import fakes
 from trainers.checkpoints.format import Checkpoint, Progress, save_checkpoint, saved_step
-from trainers.config import TrialConfig
 from trainers.errors import StorageFailed
 from trainers.fine_tune import fine_tune
 from trainers.ray_trainer import SAVED, saved_locally
@@ -28,26 +23,23 @@ from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.execution.ray_errors import resumable, storage_failure
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
-from tuning.runs.records import TrialRecord
 
 FULL = "No space left on device"
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path):
     with small_disk(tmp_path / "disk", 128) as folder:
         yield folder
 
 
-def large(number: int) -> TrialRecord:
+def large(number):
     """A trial whose line is longer than what is left of any block of the disk."""
     return fakes.trial(number, params={f"key.{n}": "x" * 100 for n in range(60)})
 
 
 @pytest.mark.nightly
-def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_session(
-    disk: Path,
-) -> None:
+def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_session(disk):
     journal = Journal(disk)
     journal.session_started({})
     journal.trial_started(large(0))
@@ -72,13 +64,11 @@ def test_a_line_that_finds_no_room_leaves_nothing_and_ends_the_journal_of_the_se
 
 
 @pytest.mark.nightly
-def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(
-    disk: Path,
-) -> None:
+def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(disk):
     search = fakes.search_record(disk)
     space = SearchSpace(parameters={"optim.lr": Float(low=0.1, high=1.0)})
 
-    def created() -> optuna.Study:
+    def created():
         storage = open_storage(disk, None)
         (only,) = create_studies(search, space, SamplerConfig(), storage, "id").studies
         return only.study
@@ -96,13 +86,13 @@ def test_optunas_journal_has_no_half_line_either_and_goes_on_once_there_is_room(
     assert created().trials == []  # all lines are whole
 
 
-def checkpoint(step: int) -> Checkpoint:
+def checkpoint(step):
     tensors = {"visual.w": torch.full((20_000,), float(step))}
     return Checkpoint(tensors, {"optimizer": dict(tensors)}, Progress(step=step), ())
 
 
 @pytest.mark.parametrize("room", [0, 1, 90_000, 130_000])
-def test_a_checkpoint_without_room_is_incomplete(tmp_path: Path, room: int) -> None:
+def test_a_checkpoint_without_room_is_incomplete(tmp_path, room):
     # Full when the state is written, in its midst, when the weights are, and in their midst.
     with small_disk(tmp_path / "small", 360) as disk:
         (disk / "placeholder").write_bytes(bytes(room))
@@ -116,9 +106,7 @@ def test_a_checkpoint_without_room_is_incomplete(tmp_path: Path, room: int) -> N
         assert saved_step(disk / "new") is None
 
 
-def test_a_full_folder_for_temporary_files_is_named_with_its_node(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_folder_for_temporary_files_is_named_with_its_node(trial, tmp_path, monkeypatch):
     report = next(fine_tune(trial))
     with small_disk(tmp_path / "temporary", 1000) as disk:
         monkeypatch.setattr(tempfile, "tempdir", str(disk))
@@ -129,7 +117,7 @@ def test_a_full_folder_for_temporary_files_is_named_with_its_node(
     assert re.match(said, str(caught.value))
 
 
-def test_a_failure_of_storage_is_found_behind_all_that_ray_makes_of_it() -> None:
+def test_a_failure_of_storage_is_found_behind_all_that_ray_makes_of_it():
     failure = StorageFailed("s3://mine: refused")
     lost = ConnectionError("rank 0 is gone")
     of_workers = WorkerGroupError("a page", {0: lost, 1: failure})
@@ -149,7 +137,7 @@ def test_a_failure_of_storage_is_found_behind_all_that_ray_makes_of_it() -> None
         raise ZeroDivisionError
 
 
-def as_tune_does(error: Exception) -> None:
+def as_tune_does(error):
     try:
         raise error
     except StorageFailed:

@@ -1,16 +1,11 @@
 """A search that loses its driver and its nodes. Slow: real processes on several nodes of Ray."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray.train.collective
 import torch
-from ray.cluster_utils import Cluster
 
 from tests.tuning.execution.nodes import (
     add_node,
@@ -36,24 +31,24 @@ HOUR_S = 3600.0
 
 
 @pytest.fixture(scope="module")
-def three_nodes() -> Iterator[Cluster]:
+def three_nodes():
     """A trial of two workers fills the head, another one the other two nodes."""
     with cluster(head_cpus=2, nodes=2) as found:
         yield found
 
 
-def num_reports(run_folder: Path) -> list[int]:
+def num_reports(run_folder):
     return [len(record.curve) for record in records(run_folder).values()]
 
 
-def checkpoints(run_folder: Path) -> dict[str, Path]:
+def checkpoints(run_folder):
     """The newest checkpoint of each trial that has one."""
     train = load_run(run_folder).checkpoints
     kept = {trial_id: kept_checkpoint(train, trial_id) for trial_id in records(run_folder)}
     return {name: found.local_path() for name, found in kept.items() if found is not None}
 
 
-def set_clock(checkpoint: Path, hours: float) -> None:
+def set_clock(checkpoint, hours):
     """Let training until this checkpoint have taken hours; who continues from it reports that."""
     class_names = load_weights(checkpoint)[1]
     found = load_checkpoint(checkpoint, class_names)
@@ -62,9 +57,7 @@ def set_clock(checkpoint: Path, hours: float) -> None:
 
 
 @pytest.mark.cluster
-def test_a_search_survives_its_driver_and_its_nodes(
-    three_nodes: Cluster, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_search_survives_its_driver_and_its_nodes(three_nodes, images_root, tmp_path):
     """Two equal trials: both lose their driver, then one loses a node with and one without notice.
 
     Each loss costs the steps since the newest checkpoint, and costs the other trial nothing. Only
@@ -120,9 +113,7 @@ def test_a_search_survives_its_driver_and_its_nodes(
 
 
 @pytest.mark.nightly
-def test_a_search_avoids_a_node_whose_gpu_fails(
-    three_nodes: Cluster, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_search_avoids_a_node_whose_gpu_fails(three_nodes, images_root, tmp_path):
     """The first trial is repeated there once, then elsewhere; the second one starts elsewhere."""
     failures = tmp_path / "failures"
     real_file(
@@ -145,13 +136,11 @@ def test_a_search_avoids_a_node_whose_gpu_fails(
 
 
 @pytest.mark.nightly
-def test_an_elastic_training_goes_on_without_a_node_whose_gpu_fails(
-    three_nodes: Cluster, tmp_path: Path
-) -> None:
+def test_an_elastic_training_goes_on_without_a_node_whose_gpu_fails(three_nodes, tmp_path):
     """It has as many workers as the other nodes hold."""
     sick = tmp_path / "sick"
 
-    def loop(values: Any) -> int:
+    def loop(values):
         here, context = ray.get_runtime_context().get_node_id(), ray.train.get_context()
         if context.get_world_rank() == 0 and not sick.exists():
             sick.write_text(here)

@@ -1,13 +1,10 @@
 """A method from a file outside of the package, searched on a real local Ray and exported."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from tests.ray_head import Head
 from tests.trainers.exported import open_clip_logits
 from tests.tuning.execution.real_searches import outcomes, real_file
 from trainers.data.transforms import normalise
@@ -23,9 +20,7 @@ pytestmark = pytest.mark.ray
 PLUGIN = Path(__file__).parents[2] / "trainers" / "methods" / "lora.py"
 
 
-def test_a_plugins_method_is_searched_and_exported(
-    images_root: Path, ray_head: Head, tmp_path: Path
-) -> None:
+def test_a_plugins_method_is_searched_and_exported(images_root, ray_head, tmp_path):
     """Its rank and learning rate, in the space that it brings; workers import it by themselves."""
     file = real_file(
         images_root,

@@ -1,13 +1,8 @@
 """The studies of a search that begins or resumes: earlier results, the prior, its own trials."""
 
-from __future__ import annotations
-
 import io
 import shutil
-from pathlib import Path
-from typing import Any
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 from rich.console import Console
@@ -15,34 +10,30 @@ from rich.console import Console
 from tests.tuning.algorithms.test_warm_start import FAILED, PRUNED, learning_rates, waiting
 from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
 from tuning.algorithms.warm_start import load_earlier
-from tuning.config.schema import SearchFile
 from tuning.execution.run_search import SearchOptions, prepare_studies
 from tuning.runs.journal import History
-from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import search_record
 
 
 @pytest.fixture
-def earlier(tmp_path: Path) -> Path:
+def earlier(tmp_path):
     return tmp_path / "earlier"
 
 
-def prepared(file: SearchFile, folder: Path, *records: TrialRecord) -> tuple[optuna.Study, str]:
+def prepared(file, folder, *records):
     """The study of a search that begins or resumes in a folder, and what is printed."""
     folder.mkdir(exist_ok=True)
     console = Console(file=io.StringIO(), width=200)
     search, history = search_record(file, folder, ZERO_SHOT, "id"), History(records)
     studies = prepare_studies(search, file, history, SearchOptions(), console, load_earlier(file))
-    return studies.studies[0].study, console.file.getvalue()  # type: ignore[attr-defined]
+    return studies.studies[0].study, console.file.getvalue()
 
 
-def test_a_resume_is_warmed_again_and_says_nothing(
-    images_root: Path, tmp_path: Path, earlier: Path
-) -> None:
+def test_a_resume_is_warmed_again_and_says_nothing(images_root, tmp_path, earlier):
     write_run(earlier, search_file(images_root), [trial(0, 85.0, 62.0)])
     file = search_file(images_root, search__warm_start__runs=[str(earlier)])
 
-    def start(*records: TrialRecord) -> tuple[int, str]:
+    def start(*records):
         study, printed = prepared(file, tmp_path / "new", *records)
         lines = [li for li in printed.splitlines() if not li.startswith(("Sampler", "Points"))]
         return len(study.get_trials(states=(TrialState.COMPLETE,))), "".join(lines)
@@ -55,19 +46,19 @@ def test_a_resume_is_warmed_again_and_says_nothing(
     assert str(earlier) in text
 
 
-def several(number: int) -> list[TrialRecord]:
+def several(number):
     """Finished trials with learning rates of 1e-4, 2e-4, ..., the best first."""
     return [trial(n, 85.0 - n, 62.0, lr=(n + 1) / 10_000) for n in range(number)]
 
 
 @pytest.mark.parametrize("use", ["points", "observations"])
 def test_earlier_results_replace_the_prior_but_not_given_points(
-    use: str, images_root: Path, tmp_path: Path, earlier: Path
-) -> None:
+    use, images_root, tmp_path, earlier
+):
     given = search_file(images_root, search__warm_start__use=use)
     write_run(earlier, given, several(6))
 
-    def start(file: SearchFile) -> list[float]:
+    def start(file):
         return learning_rates(prepared(file, tmp_path / "new")[0])
 
     best = [1e-4, 2e-4, 3e-4, 4e-4] if use == "points" else []
@@ -90,11 +81,11 @@ def test_earlier_results_replace_the_prior_but_not_given_points(
     ],
 )
 def test_few_earlier_results_come_with_the_prior(
-    records: list[TrialRecord], use: str, first: int, replaced: bool, images_root: Path,
-    tmp_path: Path, earlier: Path,
-) -> None:  # fmt: skip
+    records, use, first, replaced, images_root,
+    tmp_path, earlier
+):  # fmt: skip
     write_run(earlier, search_file(images_root), records)
-    changes: dict[str, Any] = {
+    changes = {
         "search__space__initial_points": None,
         "search__sampler__startup_trials": 3,
     }
@@ -108,11 +99,9 @@ def test_few_earlier_results_come_with_the_prior(
     assert waiting(prepared(file, tmp_path / "new", *tried)[0]) == found[-1:]  # resumed
 
 
-def test_a_prior_is_tried_at_the_beginning_only(
-    images_root: Path, tmp_path: Path, earlier: Path
-) -> None:
+def test_a_prior_is_tried_at_the_beginning_only(images_root, tmp_path, earlier):
 
-    def start(*records: TrialRecord, **changes: Any) -> list[dict[str, Any]]:
+    def start(*records, **changes):
         file = search_file(images_root, **{"search__space__initial_points": None, **changes})
         study, _ = prepared(file, tmp_path / "new", *records)
         points = study.get_trials(states=[TrialState.WAITING])

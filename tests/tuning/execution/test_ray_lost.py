@@ -1,7 +1,5 @@
 """A search whose Ray is killed: real processes, and Ray waits before it gives up."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -25,9 +23,7 @@ from tuning.execution.ray_watch import HEAD, RayLost, RayWatch, watched_ray
 from tuning.runs.run_folder import load_run
 
 
-def test_the_loss_of_ray_in_the_preparation_is_no_interruption(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_loss_of_ray_in_the_preparation_is_no_interruption(monkeypatch):
     monkeypatch.setattr(ray_watch, "_servers", lambda: {"raylet": ("127.0.0.1", 1)})
     monkeypatch.setattr(ray_watch, "CHECK_S", 0.01)
     lost = r"Ray's raylet at 127.0.0.1:1 is gone \(.*refused\)"
@@ -35,9 +31,7 @@ def test_the_loss_of_ray_in_the_preparation_is_no_interruption(
         time.sleep(60)
 
 
-def test_the_loss_of_the_head_in_the_preparation_ends_the_process(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_loss_of_the_head_in_the_preparation_ends_the_process(monkeypatch, capsys):
     monkeypatch.setattr(ray_watch, "CHECK_S", 0.01)
     monkeypatch.setattr("os._exit", sys.exit)
     with pytest.raises(SystemExit) as ended:
@@ -53,9 +47,7 @@ def test_the_loss_of_the_head_in_the_preparation_ends_the_process(
         pytest.param("gcs_server", marks=pytest.mark.nightly),
     ],
 )
-def test_a_search_without_ray_ends_and_can_be_resumed(
-    name: str, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_search_without_ray_ends_and_can_be_resumed(name, images_root, tmp_path):
     file = instant_file(images_root, tmp_path, search__resources__max_failures=0)
     folder, hold = tmp_path / "small", tmp_path / HOLD
     hold.touch()
@@ -74,9 +66,7 @@ def test_a_search_without_ray_ends_and_can_be_resumed(
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_confirmation_without_ray_ends_and_says_how_to_go_on(
-    name: str, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_confirmation_without_ray_ends_and_says_how_to_go_on(name, images_root, tmp_path):
     folder, log = run_folder(images_root, with_database(tmp_path) / "small"), tmp_path / "log.txt"
     lipsum_tune = Path(sys.executable).with_name("lipsum-tune")
     with log.open("wb") as file:
@@ -92,7 +82,7 @@ def test_a_confirmation_without_ray_ends_and_says_how_to_go_on(
     assert len(read_results(folder)) >= 2
 
 
-def kill(driver: subprocess.Popen[bytes], name: str) -> None:
+def kill(driver, name):
     """Kill the child process of that name."""
     process = next(pid for pid, found in processes(driver.pid).items() if found == name)
     os.kill(process, signal.SIGKILL)

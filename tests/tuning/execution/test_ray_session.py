@@ -1,7 +1,5 @@
 """A Ray of one's own: slow to start, closed to the network, and gone without a trace."""
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil
@@ -10,7 +8,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -31,13 +28,13 @@ LOOPBACK = ("0100007F:", "0000000000000000FFFF00000100007F:")
 SLOW = "The current node timed out during startup. This could happen because of many things."
 
 
-def test_a_slow_start_is_retried(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_slow_start_is_retried(caplog):
     start = Mock(side_effect=[Exception(SLOW), "started"])
     assert retry_slow_start(start) == "started"
     assert "did not start in time" in caplog.text
 
 
-def test_another_failure_is_not_retried() -> None:
+def test_another_failure_is_not_retried():
     start = Mock(side_effect=[Exception("no such file"), "started"])
     with pytest.raises(Exception, match="no such file"):
         retry_slow_start(start)
@@ -69,9 +66,7 @@ main()
 
 
 @pytest.mark.ray
-def test_a_ray_that_never_starts_is_one_line_and_no_run_folder(
-    images_root: Path, tmp_path: Path
-) -> None:
+def test_a_ray_that_never_starts_is_one_line_and_no_run_folder(images_root, tmp_path):
     path = write_instant(tmp_path, instant_file(images_root, tmp_path / "runs"))
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     command = [sys.executable, "-c", TOO_SLOW, str(path)]
@@ -85,7 +80,7 @@ def test_a_ray_that_never_starts_is_one_line_and_no_run_folder(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mlflow.db"]
 
 
-def listening(of: Mapping[int, str]) -> dict[str, str]:
+def listening(of):
     """Addresses, in hexadecimal, at which processes listen, and their names."""
     names = {}
     for process, name in of.items():
@@ -108,7 +103,7 @@ def listening(of: Mapping[int, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def of_own_ray() -> Iterator[dict[int, str]]:
+def of_own_ray():
     """The processes of a Ray that is started here, with their names."""
     before = processes(os.getpid())
     with ray_session() as is_own:
@@ -117,7 +112,7 @@ def of_own_ray() -> Iterator[dict[int, str]]:
 
 
 @pytest.mark.ray
-def test_a_local_ray_is_closed_to_the_network(of_own_ray: dict[int, str]) -> None:
+def test_a_local_ray_is_closed_to_the_network(of_own_ray):
     found = listening(of_own_ray)
     assert {"gcs_server", "raylet"} <= set(found.values())
     assert [name for address, name in found.items() if not address.startswith(LOOPBACK)] == []
@@ -126,7 +121,7 @@ def test_a_local_ray_is_closed_to_the_network(of_own_ray: dict[int, str]) -> Non
     assert token.parent.stat().st_mode & 0o077 == 0  # also before the token was there
 
 
-def train_and_report(values: dict[str, str]) -> None:
+def train_and_report(values):
     """The process of a worker, and whether PyTorch's functions for several workers see one."""
     from trainers.loop.distributed import world
 
@@ -135,12 +130,12 @@ def train_and_report(values: dict[str, str]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
-def test_a_training_is_closed_to_the_network(tmp_path: Path) -> None:
+def test_a_training_is_closed_to_the_network(tmp_path):
     hold = tmp_path / "hold"
     hold.touch()
     report = tmp_path / "report"
 
-    def loop(values: dict[str, str]) -> None:
+    def loop(values):
         train_and_report(values)
         wait_until(lambda: not hold.exists())
 
@@ -158,7 +153,7 @@ def test_a_training_is_closed_to_the_network(tmp_path: Path) -> None:
         training.join()
 
 
-def own_folder(path: str) -> Path:
+def own_folder(path):
     """The folder that is made for a local Ray, from the path of something in it."""
     return next(parent for parent in Path(path).parents if parent.name.startswith(PREFIX))
 
@@ -187,7 +182,7 @@ for name, attempt in attempts.items():
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
-def test_a_local_ray_is_closed_to_other_users() -> None:
+def test_a_local_ray_is_closed_to_other_users():
     raylet = ray.nodes()[0]["RayletSocketName"]
     if os.getuid() == 0:  # only root can become another user
         command = [sys.executable, "-c", ATTACK, raylet]
@@ -198,7 +193,7 @@ def test_a_local_ray_is_closed_to_other_users() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
-def test_the_longest_parent_leaves_room_for_sockets() -> None:
+def test_the_longest_parent_leaves_room_for_sockets():
     socket = ray.nodes()[0]["ObjectStoreSocketName"]
     below = len(socket) - len(str(own_folder(socket).parent)) - len(str(os.getpid()))
     assert LONGEST_PARENT + below + len("99999") <= 103  # macOS
@@ -207,26 +202,26 @@ def test_the_longest_parent_leaves_room_for_sockets() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("of_own_ray")
-def test_processes_of_a_local_ray_collect_garbage_less_often() -> None:
+def test_processes_of_a_local_ray_collect_garbage_less_often():
     threshold, *_ = ray.get(ray.remote(lambda: gc.get_threshold()).remote())
     assert threshold == GC_THRESHOLD
 
 
 @pytest.fixture
-def temporary() -> Iterator[Path]:
+def temporary():
     """A folder for temporary files that is short enough for the sockets in it."""
     folder = Path(tempfile.mkdtemp(prefix="t-"))
     yield folder
     shutil.rmtree(folder)
 
 
-def environment(temporary: Path, **more: str) -> dict[str, str]:
+def environment(temporary, **more):
     known = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return known | {"TMPDIR": str(temporary), **more}
 
 
 @pytest.mark.ray
-def test_files_of_a_failed_ray_are_kept_until_the_next_start(temporary: Path) -> None:
+def test_files_of_a_failed_ray_are_kept_until_the_next_start(temporary):
     variables = environment(temporary, RAY_OVERRIDE_RESOURCES="this is no JSON")
     program = "from tuning.execution.ray_session import ray_session\nwith ray_session(): pass"
     kept = []
@@ -242,7 +237,7 @@ def test_files_of_a_failed_ray_are_kept_until_the_next_start(temporary: Path) ->
 
 
 @pytest.mark.ray
-def test_files_that_release_0_2_kept_are_removed(temporary: Path) -> None:
+def test_files_that_release_0_2_kept_are_removed(temporary):
     """They are writable for all users. A folder of another Ray, which may be running, stays."""
     for name, link in {"ray-kept": f"{PREFIX}kept", "ray-other": "ray-other"}.items():
         (temporary / name / "session_1").mkdir(parents=True)
@@ -257,8 +252,8 @@ def test_files_that_release_0_2_kept_are_removed(temporary: Path) -> None:
 
 @pytest.mark.nightly
 def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
-    images_root: Path, tmp_path: Path, temporary: Path
-) -> None:
+    images_root, tmp_path, temporary
+):
     """The next search also removes its own files, and keeps those of a search that is running."""
     path = write_instant(tmp_path / "config", instant_file(images_root, tmp_path / "runs"))
     hold = tmp_path / "runs" / HOLD
@@ -267,7 +262,7 @@ def test_a_killed_local_search_leaves_files_that_the_next_one_removes(
     other.mkdir()
     journal = tmp_path / "runs" / "small" / "journal.jsonl"
 
-    def started(path: Path, reports: int) -> subprocess.Popen[bytes]:
+    def started(path, reports):
         driver = start(path, tmp_path / "log.txt", env=environment(temporary))
         wait_until(
             lambda: journal.exists() and journal.read_text().count('"event": "report"') >= reports,

@@ -1,16 +1,11 @@
 """Each workaround is still needed and works; a test that fails asks to look at it again."""
 
-from __future__ import annotations
-
 import inspect
 import logging
 import os
 import time
-from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray
@@ -26,7 +21,6 @@ from ray.tune.execution.class_cache import _ActorClassCache
 from ray.util.placement_group import placement_group, placement_group_table
 from ray.util.state import list_actors
 
-from tests.ray_head import Head
 from trainers.ray_trainer import torch_trainer
 from tuning.execution import ray_workarounds
 from tuning.execution.ray_session import ray_session
@@ -43,7 +37,7 @@ from tuning.execution.tasks import run_tasks
 
 
 @pytest.fixture
-def connected(ray_head: Head) -> Iterator[None]:
+def connected(ray_head):
     """A connection to Ray, which Tune's manager of actors would start by itself."""
     with ray_session(ray_head.address):
         yield
@@ -52,32 +46,30 @@ def connected(ray_head: Head) -> Iterator[None]:
 class LostActor:
     """An actor of Tune and a task on it; both record the errors that they get."""
 
-    def __init__(self) -> None:
-        self.errors: list[Exception] = []
+    def __init__(self):
+        self.errors = []
         self.actor_id = "abc"
         self._tracked_actor = self
 
-    def _on_error(self, tracked: LostActor, exception: Exception) -> None:
+    def _on_error(self, tracked, exception):
         self.errors.append(exception)
 
 
 HANDLERS = {"_actor_task_failed": "tracked_actor_task", "_actor_start_failed": "tracked_actor"}
 
 
-def fail(handler: str, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+def fail(handler, monkeypatch):
     """What Tune's callbacks get when a driver of a trial was killed for lack of memory."""
     manager, lost = RayActorManager(FixedResourceManager({"CPU": 1})), LostActor()
     monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
-    error: Any = OutOfMemoryError("the node ran low on memory")
+    error = OutOfMemoryError("the node ran low on memory")
     getattr(manager, handler)(**{HANDLERS[handler]: lost, "exception": error})  # as Ray calls them
     return lost.errors
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.usefixtures("connected")
-def test_tune_gets_an_actor_error_for_a_killed_driver(
-    handler: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tune_gets_an_actor_error_for_a_killed_driver(handler, monkeypatch):
     with tune_workarounds():
         errors = fail(handler, monkeypatch)
     assert errors
@@ -87,12 +79,12 @@ def test_tune_gets_an_actor_error_for_a_killed_driver(
 
 
 @pytest.mark.usefixtures("connected")
-def test_tune_itself_still_crashes_on_such_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tune_itself_still_crashes_on_such_an_error(monkeypatch):
     with pytest.raises(RuntimeError, match="unexpected exception"):
         fail("_actor_task_failed", monkeypatch)
 
 
-def test_ray_itself_still_replaces_the_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_itself_still_replaces_the_loopback_address(monkeypatch):
     monkeypatch.setattr("ray._private.worker._global_node", None)  # of a Ray that others started
     monkeypatch.setattr(services, "node_ip_address_from_perspective", lambda _: "10.0.0.5")
     before = dict(os.environ)
@@ -104,12 +96,12 @@ def test_ray_itself_still_replaces_the_loopback_address(monkeypatch: pytest.Monk
     assert dict(os.environ) == before
 
 
-def test_the_drivers_processes_are_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_drivers_processes_are_no_warning(capsys):
     needed = inspect.getsource(ray_worker.listen_error_messages)
     assert "print_to_stdstream" in needed  # and not by the logger that `log_to_driver` silences
     many = "WARNING: 8 PYTHON worker processes have been started on node: 41d2 with address: ..."
 
-    def publish(line: str) -> str:
+    def publish(line):
         data = {"lines": [line], "pid": "raylet", "is_err": False, "job": None}
         ray_worker.print_to_stdstream(data, ignore_prefix=False)
         shown = capsys.readouterr()
@@ -121,21 +113,21 @@ def test_the_drivers_processes_are_no_warning(capsys: pytest.CaptureFixture[str]
     assert "8 PYTHON worker" in publish(many)
 
 
-def environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def environment_of_trials(monkeypatch):
     """The variables that Tune gives to the actors of its trials."""
-    given: dict[str, Any] = {}
+    given = {}
 
-    def remote(**options: Any) -> Any:
+    def remote(**options):
         given.update(options)
         return lambda actor_class: actor_class
 
     monkeypatch.setattr("ray.remote", remote)
     _ActorClassCache().get(LostActor)
-    environment: dict[str, str] = given["runtime_env"]["env_vars"]
+    environment = given["runtime_env"]["env_vars"]
     return environment
 
 
-def test_aws_keys_are_not_copied_to_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aws_keys_are_not_copied_to_trials(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-tests")
     monkeypatch.setenv("RAY_TRAIN_V2_ENABLED", "1")
     assert "AWS_SECRET_ACCESS_KEY" in environment_of_trials(monkeypatch)  # Tune still copies them
@@ -145,12 +137,12 @@ def test_aws_keys_are_not_copied_to_trials(monkeypatch: pytest.MonkeyPatch) -> N
     assert not any(name.startswith("AWS_") for name in environment)
 
 
-def test_nothing_of_tune_stays_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_tune_stays_changed(monkeypatch):
     for name in TUNE_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "1")
 
-    def state() -> tuple[object, ...]:
+    def state():
         handlers = [getattr(RayActorManager, name) for name in HANDLERS]
         names = ray_workarounds.class_cache.ENV_VARS_TO_PROPAGATE
         return dict(os.environ), handlers, names, logging.getLogger("ray.tune").level
@@ -163,11 +155,11 @@ def test_nothing_of_tune_stays_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state() == before
 
 
-def holder() -> Any:
+def holder():
     """An actor with a placement group; a local class, so that its process imports nothing else."""
 
     class Holder:
-        def hold(self, cpus: float = 0.01) -> str:
+        def hold(self, cpus=0.01):
             self.group = placement_group([{"CPU": cpus}])
             ray.get(self.group.ready())
             return str(self.group.id.hex())
@@ -175,13 +167,13 @@ def holder() -> Any:
     return ray.remote(num_cpus=0)(Holder).remote()
 
 
-def groups() -> dict[str, str]:
+def groups():
     """State of each placement group."""
     return {name: group["state"] for name, group in placement_group_table().items()}
 
 
 @pytest.mark.ray
-def test_the_placement_group_of_a_killed_actor_is_removed(ray_head: Head) -> None:
+def test_the_placement_group_of_a_killed_actor_is_removed(ray_head):
     with ray_session(ray_head.address):
         killed, alive = holder(), holder()
         lost, kept = ray.get([killed.hold.remote(), alive.hold.remote()])
@@ -200,24 +192,22 @@ def test_the_placement_group_of_a_killed_actor_is_removed(ray_head: Head) -> Non
 
 
 @pytest.mark.ray
-def test_tasks_get_the_cpus_that_a_killed_actor_held(
-    ray_head: Head, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tasks_get_the_cpus_that_a_killed_actor_held(ray_head, monkeypatch):
     monkeypatch.setattr("tuning.execution.tasks.CHECK_S", 0.1)
     with ray_session(ray_head.address):
         killed = holder()
         ray.get(killed.hold.remote(2))
         ray.kill(killed)
-        task: Any = ray.remote(num_cpus=1)(lambda item: item + 1)
-        found: list[int] = []
+        task = ray.remote(num_cpus=1)(lambda item: item + 1)
+        found = []
         run_tasks([1, 2], task.remote, lambda _, ended: found.append(ray.get(ended)), at_once=1)
     assert found == [2, 3]
 
 
-def test_helpers_of_ray_train_are_left_out(tmp_path: Path) -> None:
-    trainer: Any = torch_trainer(print, {}, name="any", scratch=tmp_path)
+def test_helpers_of_ray_train_are_left_out(tmp_path):
+    trainer = torch_trainer(print, {}, name="any", scratch=tmp_path)
 
-    def callbacks() -> list[str]:
+    def callbacks():
         return [type(one).__name__ for one in trainer._create_default_callbacks()]
 
     before, left_out = callbacks(), ("DatasetsCallback", "PlacementGroupCleanerCallback")
@@ -229,19 +219,19 @@ def test_helpers_of_ray_train_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_an_actor_controls_its_own_workers(ray_head: Head, tmp_path: Path) -> None:
-    def actors(_: Any) -> list[str]:
+def test_an_actor_controls_its_own_workers(ray_head, tmp_path):
+    def actors(_):
         here = ray.get_runtime_context()
         filters = [("job_id", "=", here.get_job_id()), ("state", "=", "ALIVE")]
-        return [actor.class_name for actor in list_actors(here.gcs_address, filters)]  # type: ignore[arg-type]
+        return [actor.class_name for actor in list_actors(here.gcs_address, filters)]
 
     class Slot:
-        def fit(self) -> list[str]:
+        def fit(self):
             trainer = torch_trainer(actors, {}, name="any", scratch=tmp_path)
             return without_helpers(trainer).fit().return_value
 
     with ray_session(ray_head.address):
-        slot: Any = ray.remote(Slot).remote()
+        slot = ray.remote(Slot).remote()
         found = ray.get(slot.fit.remote())
     assert "RayTrainWorker" in found
     assert "TrainController" not in found
@@ -252,22 +242,20 @@ def test_an_actor_controls_its_own_workers(ray_head: Head, tmp_path: Path) -> No
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("fails", ["on_start", "on_shutdown"])
-def test_workers_whose_start_or_end_fails_leave_their_places(
-    fails: str, ray_head: Head, tmp_path: Path
-) -> None:
+def test_workers_whose_start_or_end_fails_leave_their_places(fails, ray_head, tmp_path):
     """Ray Train itself leaves them to the end of the process; it does not catch this error."""
 
-    def fail(*_: Any) -> None:
+    def fail(*_):
         raise OutOfMemoryError("killed")
 
     class Slot:
-        def fit(self) -> None:
+        def fit(self):
             setattr(import_module("trainers.ray_trainer")._NoProcessGroup, fails, fail)
             without_helpers(torch_trainer(print, {}, name="any", scratch=tmp_path)).fit()
 
     with ray_session(ray_head.address):
         before = set(placement_group_table())
-        slot: Any = ray.remote(Slot).remote()
+        slot = ray.remote(Slot).remote()
         with pytest.raises(RayTaskError, match="killed"):
             ray.get(slot.fit.remote())
         (state,) = (g["state"] for k, g in placement_group_table().items() if k not in before)
@@ -276,9 +264,7 @@ def test_workers_whose_start_or_end_fails_leave_their_places(
 
 @pytest.mark.parametrize(("kind", "autoscales"), [("node_abc", False), ("gpu-workers", True)])
 @pytest.mark.parametrize("version", [1, 2])
-def test_an_autoscaler_names_its_node_types(
-    kind: str, autoscales: bool, version: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_autoscaler_names_its_node_types(kind, autoscales, version, monkeypatch):
     status = SimpleNamespace(active_nodes=[SimpleNamespace(ray_node_type_name=kind)], idle_nodes=[])
     context = SimpleNamespace(gcs_address="127.0.0.1:1")
     report = f'{{"autoscaler_report": {{"node_type_mapping": {{"127.0.0.1": "{kind}"}}}}}}'

@@ -1,10 +1,5 @@
 """Which failures are those of a machine. Errors are as Ray raised them for killed processes."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import ray
 import torch
@@ -17,7 +12,6 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from tests.ray_head import Head
 from trainers.errors import ConfigError, StorageFailed, TrainingDiverged
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import retries
@@ -33,18 +27,18 @@ NCCL = dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3690, remote p
 DIVERGED = TrainingDiverged("the training loss is not a finite number at step 10")
 
 
-def accelerator(message: str, code: int) -> Any:
+def accelerator(message, code):
     """An error of CUDA as PyTorch raises it."""
-    error: Any = torch.AcceleratorError(message)
+    error = torch.AcceleratorError(message)
     error.error_code = code
     return error
 
 
-def of_workers(*failures: Exception) -> WorkerGroupError:
+def of_workers(*failures):
     return WorkerGroupError("page", dict(enumerate(failures)))
 
 
-def in_task(cause: Exception) -> RayTaskError:
+def in_task(cause):
     """As a driver raises what its task raised."""
     return RayTaskError("f", "traceback", cause).as_instanceof_cause()
 
@@ -64,7 +58,7 @@ def in_task(cause: Exception) -> RayTaskError:
         ActorDiedError(),
     ],
 )
-def test_a_failure_of_a_machine_is_retried(error: Exception) -> None:
+def test_a_failure_of_a_machine_is_retried(error):
     assert machine_failure(error) is not None
     assert machine_failure(cloudpickle.loads(cloudpickle.dumps(error))) is not None
 
@@ -89,11 +83,11 @@ def test_a_failure_of_a_machine_is_retried(error: Exception) -> None:
         of_workers(dist.DistBackendError("NCCL error: ncclInvalidUsage: This usually reflects")),
     ],
 )
-def test_what_the_training_raises_is_not_retried(error: Exception) -> None:
+def test_what_the_training_raises_is_not_retried(error):
     assert machine_failure(error) is None
 
 
-def test_a_failed_gpu_is_retried() -> None:
+def test_a_failed_gpu_is_retried():
     for message, code in (("uncorrectable ECC error", 214), ("unspecified launch failure", 719)):
         error = accelerator(f"CUDA error: {message}", code)
         assert machine_failure(of_workers(error, DIVERGED)) is error
@@ -101,7 +95,7 @@ def test_a_failed_gpu_is_retried() -> None:
         assert machine_failure(of_workers(accelerator(message, code))) is None
 
 
-def test_the_reason_is_the_lost_worker_not_its_peers() -> None:
+def test_the_reason_is_the_lost_worker_not_its_peers():
     assert isinstance(machine_failure(of_workers(MISSED, DEAD)), RayActorError)
     assert machine_failure(of_workers(MISSED)) is MISSED
     hangs = WorkerHealthCheckTimeoutError("hanging")
@@ -109,7 +103,7 @@ def test_the_reason_is_the_lost_worker_not_its_peers() -> None:
 
 
 @pytest.mark.ray
-def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_head: Head) -> None:
+def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_head):
     with ray_session(ray_head.address):
         (here,) = (node["NodeID"] for node in ray.nodes())
         nodes = FaultyNodes(ResourcesConfig())
@@ -131,8 +125,8 @@ def test_a_node_with_failing_gpus_is_avoided_if_another_one_holds_a_trial(ray_he
 
 
 @pytest.mark.ray
-def test_a_trial_that_fails_on_two_nodes_is_at_fault_itself(ray_head: Head) -> None:
-    def fail(trial: str, node: str) -> str:
+def test_a_trial_that_fails_on_two_nodes_is_at_fault_itself(ray_head):
+    def fail(trial, node):
         error = accelerator("CUDA error: an illegal memory access was encountered", 700)
         error.node = node
         return nodes.failed(trial, of_workers(error))
@@ -154,26 +148,21 @@ class Trainer:
 
     return_value = "last report"
 
-    def __init__(self, *errors: Exception) -> None:
+    def __init__(self, *errors):
         self.errors = list(errors)
-        self.made: list[dict[str, Any]] = []
+        self.made = []
 
-    def __call__(self, loop: Any, values: dict[str, Any], **arguments: Any) -> Trainer:
+    def __call__(self, loop, values, **arguments):
         self.made.append(values | arguments)
         return self
 
-    def fit(self) -> Trainer:
+    def fit(self):
         if self.errors:
             raise self.errors.pop(0)
         return self
 
 
-def run(
-    trainer: Trainer,
-    monkeypatch: pytest.MonkeyPatch,
-    storage: Path,
-    draining: dict[str, int] | None = None,
-) -> Any:
+def run(trainer, monkeypatch, storage, draining=None):
     monkeypatch.setattr(retries, "torch_trainer", trainer)
     monkeypatch.setattr(retries, "without_helpers", lambda made: made)
     monkeypatch.setattr(retries, "draining_nodes", lambda: draining or {})
@@ -181,9 +170,7 @@ def run(
     return fit("{}", name="train-7", storage_path=str(storage), resources=resources)
 
 
-def test_each_attempt_has_a_new_name_and_the_same_checkpoints(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_each_attempt_has_a_new_name_and_the_same_checkpoints(monkeypatch, tmp_path):
     trainer = Trainer(of_workers(DEAD), of_workers(MISSED))
     assert run(trainer, monkeypatch, tmp_path) == "last report"
     assert len({made["name"] for made in trainer.made}) == 3
@@ -194,9 +181,7 @@ def test_each_attempt_has_a_new_name_and_the_same_checkpoints(
         assert (made["trial"], made["workers"]) == ("{}", 2)
 
 
-def test_what_a_killed_driver_has_left_is_removed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_a_killed_driver_has_left_is_removed(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = tmp_path / "lipsum-tune-train-left"
     left.mkdir()
@@ -204,9 +189,7 @@ def test_what_a_killed_driver_has_left_is_removed(
     assert not left.exists()
 
 
-def test_too_many_failures_end_the_training(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_too_many_failures_end_the_training(monkeypatch, tmp_path):
     with pytest.raises(MachinesLost) as caught:
         run(Trainer(*[of_workers(DEAD)] * 3), monkeypatch, tmp_path)
     message = str(cloudpickle.loads(cloudpickle.dumps(caught.value)))
@@ -218,20 +201,16 @@ def test_too_many_failures_end_the_training(
     assert len(trainer.made) == 1
 
 
-def test_a_node_that_announced_its_end_does_not_count_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_node_that_announced_its_end_does_not_count_once(monkeypatch, tmp_path):
     lost = [of_workers(DEAD)] * 3
     assert run(Trainer(*lost), monkeypatch, tmp_path, {"a": 1}) == "last report"
     with pytest.raises(MachinesLost, match="lost 3 time"):
         run(Trainer(*lost, of_workers(DEAD)), monkeypatch, tmp_path, {"a": 1})
 
 
-def test_workers_remember_the_announcement_of_a_node_that_ray_has_forgotten(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_workers_remember_the_announcement_of_a_node_that_ray_has_forgotten(monkeypatch, tmp_path):
     told = RuntimeError(*MISSED.args)
-    told.leaving = {"a"}  # type: ignore[attr-defined]
+    told.leaving = {"a"}
     told = cloudpickle.loads(cloudpickle.dumps(told))
     lost = [of_workers(MISSED)] * 2
     assert run(Trainer(of_workers(told), *lost), monkeypatch, tmp_path) == "last report"
@@ -239,7 +218,7 @@ def test_workers_remember_the_announcement_of_a_node_that_ray_has_forgotten(
         run(Trainer(of_workers(told), of_workers(told), *lost), monkeypatch, tmp_path)
 
 
-def test_no_attempt_starts_without_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_attempt_starts_without_storage(monkeypatch, tmp_path):
     (tmp_path / "train-7").write_text("a file in the place of the trial's folder")
     trainer = Trainer()
     with pytest.raises(StorageFailed, match="train-7"):

@@ -1,12 +1,8 @@
 """Real searches on a real local Ray, small. Slow: a trial takes ten seconds to start."""
 
-from __future__ import annotations
-
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -17,7 +13,6 @@ from ray.util import placement_group_table
 from rich.console import Console
 
 from tests.conftest import CLASSES
-from tests.ray_head import Head
 from tests.tuning.agreement import disagreements
 from tests.tuning.databases import with_database
 from tests.tuning.execution.real_searches import configuration, outcomes
@@ -27,7 +22,7 @@ from trainers.errors import ConfigError
 from tuning.config.schema import ResourcesConfig
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import concurrent_trials, ray_session
-from tuning.execution.run_search import SearchResult, run_search
+from tuning.execution.run_search import run_search
 from tuning.execution.zero_shot import CACHE_VARIABLE, zero_shot_metrics
 
 SURFACE = Path(__file__).parents[2] / "public_surface.yaml"
@@ -35,7 +30,7 @@ SURFACE = Path(__file__).parents[2] / "public_surface.yaml"
 pytestmark = pytest.mark.ray
 
 
-def broken_copy(root: Path, copy: Path) -> Path:
+def broken_copy(root, copy):
     """The same data, but its training images are no images."""
     shutil.copytree(root, copy)
     rows = [LabelledImage(b"no image", "broken.jpg", label=i % len(CLASSES)) for i in range(48)]
@@ -44,7 +39,7 @@ def broken_copy(root: Path, copy: Path) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _connected(ray_head: Head) -> Iterator[None]:
+def _connected(ray_head):
     """A connection to the Ray in RAY_ADDRESS, whose workers the tests share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", ray_head.address)
@@ -54,9 +49,7 @@ def _connected(ray_head: Head) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def search(
-    images_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[SearchResult, list[Any], float]:
+def search(images_root, tmp_path_factory):
     """One search that has it all: a finished trial, a pruned one, one that raises, one with NaN.
 
     The objective is the learning rate itself, so each first point is a trial whose end is known:
@@ -82,7 +75,7 @@ def search(
     }
     values = configuration(images_root, with_database(folder / "runs"))
     values["search"] |= {"space": space, "resources": {"max_concurrent": 1}}
-    values["trial"] |= {"steps": 24, "eval": {"every": 12}}
+    values["trial"] |= {"steps": 24, "eval": {"every": 12, "line": "off"}}
     values["search"]["scheduler"]["grace_steps"] = 12
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -91,11 +84,11 @@ def search(
 
 
 @pytest.fixture
-def result(search: tuple[SearchResult, list[Any], float]) -> SearchResult:
+def result(search):
     return search[0]
 
 
-def left_behind(seconds: float = 30) -> tuple[list[Any], float]:
+def left_behind(seconds=30):
     """Placement groups alive and CPUs in use, once they have had time to go."""
     deadline = time.monotonic() + seconds
     while True:
@@ -106,7 +99,7 @@ def left_behind(seconds: float = 30) -> tuple[list[Any], float]:
         time.sleep(0.5)
 
 
-def test_trials_finish_are_pruned_and_fail_each_by_itself(result: SearchResult) -> None:
+def test_trials_finish_are_pruned_and_fail_each_by_itself(result):
     assert outcomes(result) == {
         "ft": "finished",
         "trial-000": "finished",
@@ -118,7 +111,7 @@ def test_trials_finish_are_pruned_and_fail_each_by_itself(result: SearchResult) 
     assert result.outcome == "finished"
 
 
-def test_a_failed_trial_says_why(result: SearchResult) -> None:
+def test_a_failed_trial_says_why(result):
     errors = {record.trial_id: record.error for record in result.failed}
     assert "TrainingDiverged" in str(errors["trial-001"])
     assert "not a finite number" in str(errors["trial-001"])
@@ -126,20 +119,18 @@ def test_a_failed_trial_says_why(result: SearchResult) -> None:
     assert "(broken.jpg): not an image" in str(errors["trial-003"])
 
 
-def test_study_mlflow_and_tables_agree_with_the_journal(result: SearchResult) -> None:
+def test_study_mlflow_and_tables_agree_with_the_journal(result):
     assert disagreements(result.folder) == []
 
 
-def test_a_run_folder_has_the_files_that_are_promised(result: SearchResult) -> None:
+def test_a_run_folder_has_the_files_that_are_promised(result):
     surface = yaml.safe_load(SURFACE.read_text("utf-8"))
     assert sorted(path.name for path in result.folder.iterdir()) == surface["run_folder"]
     with Image.open(result.folder / "report" / "id_vs_ood.png") as image:
         assert image.width > 600
 
 
-def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(
-    search: tuple[SearchResult, list[Any], float],
-) -> None:
+def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(search):
     found, alive, used = search
     assert "pruned" in outcomes(found).values()
     assert alive == []
@@ -147,9 +138,7 @@ def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(
 
 
 @pytest.mark.parametrize("here", [False, True])
-def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(
-    here: bool, tmp_path: Path
-) -> None:
+def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(here, tmp_path):
     trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
     with pytest.raises(ConfigError) as caught:
         zero_shot_metrics(trial, ResourcesConfig(), here=here)
@@ -158,10 +147,8 @@ def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(
     assert "\n" not in str(caught.value)
 
 
-def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: list[dict[str, float]] = []
+def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(trial, tmp_path, monkeypatch):
+    found = []
     threads = torch.get_num_threads()
     for here in (False, True):
         monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / str(here)))
@@ -170,7 +157,7 @@ def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(
     assert torch.get_num_threads() == threads
 
 
-def test_a_trial_that_can_never_fit_is_refused_before_it_starts() -> None:
+def test_a_trial_that_can_never_fit_is_refused_before_it_starts():
     cpus = int(ray.cluster_resources()["CPU"])
     assert concurrent_trials(ResourcesConfig()) == cpus
     assert concurrent_trials(ResourcesConfig(workers=cpus)) == 1

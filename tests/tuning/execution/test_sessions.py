@@ -1,14 +1,11 @@
 """Searches that are interrupted, resumed, extended and moved, with instant trials on a real Ray."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pyarrow.parquet as pq
@@ -18,8 +15,8 @@ from ray.air.execution._internal import RayActorManager
 from ray.tune.execution import class_cache
 from rich.console import Console
 
-from tests.ray_head import Head
 from tests.tuning.agreement import disagreements
+from tests.tuning.execution.inline_tuner import without_ray
 from tests.tuning.execution.instant import (
     instant_file,
     resume_instantly,
@@ -33,30 +30,32 @@ from tests.tuning.run_folders import LR, WEIGHT, trial, write_run
 from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
-from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
-from tuning.execution.run_search import SearchResult
 from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+@pytest.fixture
+def inline():
+    """Searches without Ray."""
+    with without_ray():
+        yield
 
 
 class Ended(Callback):
-    def __init__(self) -> None:
-        self.trials: list[str] = []
+    def __init__(self):
+        self.trials = []
 
-    def trial_ended(self, record: TrialRecord) -> None:
+    def trial_ended(self, record):
         self.trials.append(record.trial_id)
 
 
-def test_a_search_leaves_records_and_no_change_of_the_process(
-    images_root: Path, tmp_path: Path
-) -> None:
-    def state() -> list[Any]:
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_search_leaves_records_and_no_change_of_the_process(images_root, tmp_path):
+    def state():
         names = ("", "ray", "ray.tune", "ray.train", "optuna", "mlflow", "lipsum")
         tune = [RayActorManager._actor_task_failed, class_cache.ENV_VARS_TO_PROPAGATE]
         levels = [logging.getLogger(name).level for name in names]
@@ -86,11 +85,10 @@ def test_a_search_leaves_records_and_no_change_of_the_process(
     assert run.best.metrics == best.metrics
 
 
-def test_a_callback_that_fails_at_the_start_ends_the_search(
-    images_root: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("inline")
+def test_a_callback_that_fails_at_the_start_ends_the_search(images_root, tmp_path):
     class Failing(Callback):
-        def search_started(self, search: SearchRecord) -> None:
+        def search_started(self, search):
             raise RuntimeError("no dashboard")
 
     with pytest.raises(RuntimeError, match="no dashboard"):
@@ -104,13 +102,15 @@ def test_a_callback_that_fails_at_the_start_ends_the_search(
     assert "RUNNING" not in statuses
 
 
-def test_an_interrupted_search_continues_where_it_was(images_root: Path, tmp_path: Path) -> None:
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_an_interrupted_search_continues_where_it_was(images_root, tmp_path):
     """Each of several drivers reports once and is interrupted in another way."""
     folder, hold, log = tmp_path / "small", tmp_path / HOLD, tmp_path / "log.txt"
     hold.touch()
 
-    def interrupt(path: Path, number: signal.Signals, times: int, reports: int) -> None:
-        def has_reported() -> bool:
+    def interrupt(path, number, times, reports):
+        def has_reported():
             journal = folder / JOURNAL_FILE
             return journal.exists() and journal.read_text().count('"event": "report"') == reports
 
@@ -135,9 +135,10 @@ def test_an_interrupted_search_continues_where_it_was(images_root: Path, tmp_pat
     assert disagreements(folder) == []
 
 
+@pytest.mark.usefixtures("inline")
 def test_the_best_trial_of_a_constrained_search_is_the_best_of_those_that_meet_it(
-    images_root: Path, tmp_path: Path
-) -> None:
+    images_root, tmp_path
+):
     """The objective is highest at the lowest learning rate, which the constraint forbids."""
     changes = {
         "search__budget__trials": 8,
@@ -156,9 +157,8 @@ def test_the_best_trial_of_a_constrained_search_is_the_best_of_those_that_meet_i
     assert disagreements(found.folder) == []
 
 
-def test_failures_in_a_row_stop_a_search_that_then_goes_on(
-    images_root: Path, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("inline")
+def test_failures_in_a_row_stop_a_search_that_then_goes_on(images_root, tmp_path):
     limits = {"search__budget__trials": 4, "search__budget__failures": 2}
     (tmp_path / BREAK).write_text("AcceleratorError: unspecified launch failure")
     found = run_instantly(instant_file(images_root, tmp_path, **limits))
@@ -173,9 +173,11 @@ def test_failures_in_a_row_stop_a_search_that_then_goes_on(
     assert disagreements(found.folder) == []
 
 
-def test_a_signal_between_two_trials_stops_the_search(images_root: Path, tmp_path: Path) -> None:
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_signal_between_two_trials_stops_the_search(images_root, tmp_path):
     class Interrupt(Callback):
-        def trial_ended(self, record: TrialRecord) -> None:
+        def trial_ended(self, record):
             if record.trial_id == "trial-000":
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -189,9 +191,7 @@ def test_a_signal_between_two_trials_stops_the_search(images_root: Path, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def two_sessions(
-    images_root: Path, ray_head: Head, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[SearchResult, SearchResult]:
+def two_sessions(images_root, tmp_path_factory):
     """A search, and its extension after its folder was moved.
 
     Methods take turns, and one is added. The first sampler uses OOD data, the second one does not.
@@ -203,19 +203,18 @@ def two_sessions(
         "search__objective": {"metric": "id_val/acc"},
         "search__sampler": {"metric": "val/mean_acc"},
     }
-    first = run_instantly(instant_file(images_root, runs, **settings), address=ray_head.address)
     changes = (
         "search.space.methods=[ft, lipsum_ft, kd]",
         "search.budget.trials=4",
         "search.sampler.metric=objective",
     )
-    moved = first.folder.rename(runs / "moved")
-    return first, resume_instantly(moved, *changes, extend=True, address=ray_head.address)
+    with without_ray():
+        first = run_instantly(instant_file(images_root, runs, **settings))
+        moved = first.folder.rename(runs / "moved")
+        return first, resume_instantly(moved, *changes, extend=True)
 
 
-def test_a_moved_run_folder_is_the_same_run(
-    two_sessions: tuple[SearchResult, SearchResult],
-) -> None:
+def test_a_moved_run_folder_is_the_same_run(two_sessions):
     """Its methods take turns, and one that is added later catches up."""
     first, extended = two_sessions
     moved, expected = extended.folder, ["ft", "lipsum_ft", "kd", "ft"]
@@ -226,9 +225,7 @@ def test_a_moved_run_folder_is_the_same_run(
     assert disagreements(moved) == []  # among others, MLflow has one parent run
 
 
-def test_ood_data_of_an_earlier_session_are_disclosed(
-    two_sessions: tuple[SearchResult, SearchResult],
-) -> None:
+def test_ood_data_of_an_earlier_session_are_disclosed(two_sessions):
     first, extended = two_sessions
     assert "proposed by val/mean_acc" in first.search.selection
     assert extended.search.sees_ood
@@ -236,14 +233,15 @@ def test_ood_data_of_an_earlier_session_are_disclosed(
     assert "earlier session used OOD validation data" in selection
 
 
-def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("inline")
+def test_ood_data_of_a_warm_start_are_disclosed(images_root, tmp_path):
     blind = {"search__objective": {"metric": "id_val/acc"}}
 
-    def warm(run: Path) -> SearchFile:
+    def warm(run):
         settings = blind | {"search__warm_start": {"runs": str(run)}}
         return instant_file(images_root, tmp_path / "warm", **settings)
 
-    def uses_ood(file: SearchFile) -> bool:
+    def uses_ood(file):
         return warm_start_uses_ood(file, load_earlier(file))
 
     sighted = instant_file(images_root, tmp_path / "runs")
@@ -268,7 +266,8 @@ def test_ood_data_of_a_warm_start_are_disclosed(images_root: Path, tmp_path: Pat
     assert uses_ood(warm(now_ood))
 
 
-def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("inline")
+def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root, tmp_path):
     root = Path(shutil.copytree(images_root, tmp_path / "images"))
     found = run_instantly(instant_file(root, tmp_path / "runs", search__budget__hours=1e-9))
     assert found.outcome == "finished"
@@ -281,7 +280,9 @@ def test_a_budget_ends_the_search_and_more_of_it_resumes(images_root: Path, tmp_
     assert disagreements(found.folder) == []
 
 
-def test_a_refused_change_leaves_a_run_that_resumes(images_root: Path, tmp_path: Path) -> None:
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_refused_change_leaves_a_run_that_resumes(images_root, tmp_path):
     run = run_instantly(instant_file(images_root, tmp_path)).folder
     before = (run / CONFIG_FILE).read_text()
     changes = ["search.budget.trials=9", f"search.space.parameters.{LR}.low=1e-5"]
@@ -296,7 +297,8 @@ def test_a_refused_change_leaves_a_run_that_resumes(images_root: Path, tmp_path:
     assert len(extended.history.records) == 5
 
 
-def test_a_rung_stops_trials_once_it_is_checked(images_root: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("inline")
+def test_a_rung_stops_trials_once_it_is_checked(images_root, tmp_path):
     scheduler = {"name": "asha", "grace_steps": 2, "reduction_factor": 2, "check_trials": 3}
     settings = {"search__scheduler": scheduler, "search__budget__trials": 8}
     console = Console(file=io.StringIO(), width=200)
@@ -304,7 +306,7 @@ def test_a_rung_stops_trials_once_it_is_checked(images_root: Path, tmp_path: Pat
     outcomes = [record.outcome for record in found.history.records]
     assert outcomes[:3] == ["finished"] * 3
     assert "pruned" in outcomes[3:]
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = console.file.getvalue().splitlines()
     checked = [line for line in lines if line.startswith("Rank correlation")]
     assert len(checked) == 2  # steps 2 and 4
     assert all("1.00 [-1.00, 1.00] in 3 trials; may stop: above" in line for line in checked)

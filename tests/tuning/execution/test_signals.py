@@ -1,16 +1,12 @@
 """What a search must leave as it was in the process that runs it."""
 
-from __future__ import annotations
-
 import logging
 import signal
-
-import pytest
 
 from tuning.execution.signals import restored_process
 
 
-def test_log_handlers_and_signals_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_handlers_and_signals_are_restored(monkeypatch):
     monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
     before = signal.getsignal(signal.SIGUSR1)
     with restored_process():

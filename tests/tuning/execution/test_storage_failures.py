@@ -3,22 +3,15 @@
 Slow: real searches on a real Ray, on a real disk of a few megabytes and a real server of S3.
 """
 
-from __future__ import annotations
-
 import json
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from rich.console import Console
 
 from tests.disks import fill, make_room, small_disk
-from tests.ray_head import Head
 from tests.s3 import SECRET, s3_server
 from tests.tuning.agreement import disagreements
 from tests.tuning.execution.instant import (
@@ -31,11 +24,9 @@ from tests.tuning.execution.real_searches import outcomes, real_file
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.errors import ConfigError, StorageFailed
 from trainers.fine_tune import fine_tune
-from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import ray_session
 from tuning.execution.run_search import run_search
 from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.records import TrialRecord
 from tuning.runs.resume import resume_search
 from tuning.runs.run_folder import load_run
 from tuning.weights.export import export_weights
@@ -47,18 +38,18 @@ ONE_TRIAL = "search.budget.trials=1"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(ray_head: Head) -> Iterator[ThreadedMotoServer]:
+def server(ray_head):
     """The S3 server, and a connection to Ray for this module."""
     with s3_server() as server, ray_session(ray_head.address):
         yield server
 
 
 @contextmanager
-def from_then_on(condition: Callable[[], bool], action: Callable[[], object]) -> Iterator[None]:
+def from_then_on(condition, action):
     """Within the block, repeat an action from the time on at which a condition holds first."""
     ended = threading.Event()
 
-    def watch() -> None:
+    def watch():
         while not ended.is_set() and not condition():
             ended.wait(0.02)
         while not ended.wait(0.02):
@@ -73,7 +64,7 @@ def from_then_on(condition: Callable[[], bool], action: Callable[[], object]) ->
         thread.join()
 
 
-def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
+def check_as_undisturbed(file, records):
     """The trials measured the same as plain fine-tunings without an interruption."""
     for record in records:
         *_, last = fine_tune(file.trial_config(record.params))
@@ -82,12 +73,7 @@ def check_as_undisturbed(file: SearchFile, records: list[TrialRecord]) -> None:
 
 
 @pytest.mark.cluster
-def test_a_search_on_a_full_disk_can_be_resumed(
-    images_root: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_a_search_on_a_full_disk_can_be_resumed(images_root, tmp_path, caplog, capfd):
     with small_disk(tmp_path / "disk", 100_000) as disk:
         file = real_file(images_root, disk, search__budget__trials=2)
         folder = disk / "runs" / "small"
@@ -115,9 +101,7 @@ def test_a_search_on_a_full_disk_can_be_resumed(
 
 
 @pytest.mark.nightly
-def test_a_driver_without_room_for_its_files_blames_no_trial(
-    images_root: Path, tmp_path: Path
-) -> None:
+def test_a_driver_without_room_for_its_files_blames_no_trial(images_root, tmp_path):
     with small_disk(tmp_path / "disk", 100_000) as disk:
         # Enough reports for the disk to be full before the last, some tenths of a second later.
         settings = {
@@ -140,9 +124,7 @@ def test_a_driver_without_room_for_its_files_blames_no_trial(
         assert [point["step"] for point in found.history.records[0].curve] == list(range(2, 801, 2))
 
 
-def test_a_trial_whose_end_optuna_cannot_keep_has_ended(
-    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_whose_end_optuna_cannot_keep_has_ended(images_root, tmp_path, monkeypatch):
     file = instant_file(images_root, tmp_path / "runs", search__budget__trials=1)
     folder = tmp_path / "runs" / "small"
     with monkeypatch.context() as patch:
@@ -154,21 +136,19 @@ def test_a_trial_whose_end_optuna_cannot_keep_has_ended(
     assert disagreements(folder) == []
 
 
-def raise_full(*_: Any) -> None:
+def raise_full(*_):
     raise StorageFailed("tell: full")
 
 
 @pytest.mark.nightly
-def test_a_search_with_a_refusing_bucket_can_be_resumed(
-    server: ThreadedMotoServer, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_search_with_a_refusing_bucket_can_be_resumed(server, images_root, tmp_path):
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket="mine")
     settings = {"search__budget__trials": 2, "search__checkpoints__storage": "s3://mine/searches"}
     file = real_file(images_root, tmp_path, **settings)
     folder = tmp_path / "runs" / "small"
 
-    def refuse(files: str) -> None:
+    def refuse(files):
         denied = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject"}
         statement = {**denied, "Resource": f"arn:aws:s3:::mine/*{files}"}
         policy = {"Version": "2012-10-17", "Statement": [statement]}
@@ -207,7 +187,7 @@ def test_a_search_with_a_refusing_bucket_can_be_resumed(
     assert SECRET.encode() not in text
 
 
-def check_kept(s3: Any, home: str, trial_ids: set[str]) -> None:
+def check_kept(s3, home, trial_ids):
     """Of ended trials, weights alone lie in the bucket, at most one checkpoint a trial."""
     prefix = home.removeprefix("s3://mine/")
     listed = s3.list_objects_v2(Bucket="mine", Prefix=prefix)["Contents"]

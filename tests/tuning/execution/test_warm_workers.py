@@ -1,16 +1,12 @@
 """Trials that share workers, each as in a process of its own. Slow: real workers on a real Ray."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray.train
@@ -22,21 +18,18 @@ from ray.util.state import list_actors
 from rich.console import Console
 from safetensors.torch import load_file
 
-from tests.ray_head import Head
 from tests.tuning.execution.real_searches import EQUAL_TRIALS, real_file, untimed
 from tests.waiting import wait_until
 from trainers.checkpoints.format import WEIGHTS
 from trainers.checkpoints.storage import prepare_folder
-from trainers.config import TrialConfig
 from trainers.data.storage import open_store
-from trainers.exchange import Answer, Exchange, Request
+from trainers.exchange import Exchange, Request
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
 from tuning.execution.run_search import run_search
 from tuning.execution.warm_workers import ReportOverdue, WarmWorkers, end_if_overdue
 from tuning.runs.callbacks import Callback
-from tuning.runs.records import TrialRecord
 
 pytestmark = pytest.mark.ray
 
@@ -44,16 +37,16 @@ HOUR_S = 3600.0
 
 
 @pytest.fixture(autouse=True)
-def _connected(ray_head: Head) -> Iterator[None]:
+def _connected(ray_head):
     with ray_session(ray_head.address):
         yield
 
 
-def run(workers: WarmWorkers, config: TrialConfig, folder: Path, reports: int) -> list[Answer]:
+def run(workers, config, folder, reports):
     """The first reports of a trial."""
     prepare_folder(open_store(folder))
     request = Request(str(folder), config.model_dump_json())
-    answers: list[Answer] = []
+    answers = []
     while len(answers) < reports:
         answer = workers.ask(request, HOUR_S)
         if answer.metrics or answer.diverged:
@@ -61,15 +54,13 @@ def run(workers: WarmWorkers, config: TrialConfig, folder: Path, reports: int) -
     return answers
 
 
-def weights(folder: Path) -> dict[str, Any]:
+def weights(folder):
     (file,) = folder.glob(f"checkpoint_*/{WEIGHTS}")
     return {name: tensor.tolist() for name, tensor in load_file(file).items()}
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_trial_equals_the_same_one_in_a_fresh_process(
-    num_workers: int, trial: TrialConfig, tmp_path: Path
-) -> None:
+def test_a_trial_equals_the_same_one_in_a_fresh_process(num_workers, trial, tmp_path):
     """Before it, one trial ends, one is stopped and one diverges in the same workers.
 
     The fresh one stores the zero-shot model's features, which the others read.
@@ -94,39 +85,37 @@ def test_a_trial_equals_the_same_one_in_a_fresh_process(
     assert weights(tmp_path / "warm") == weights(tmp_path / "fresh")
 
 
-def test_a_trial_is_timed_once_every_node_has_its_images(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_is_timed_once_every_node_has_its_images(trial, tmp_path, monkeypatch):
     """The second worker fills its cache until the first one waits, or has started the clock."""
     events = tmp_path / "events"
     events.touch()
 
-    def note(event: str) -> None:
+    def note(event):
         with events.open("a") as file:
             file.write(f"{event}\n")
 
     class Noted:
         """The exchange; notes the start of the clock."""
 
-        def __init__(self, exchange: Any) -> None:
+        def __init__(self, exchange):
             self._exchange = exchange
 
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name):
             if name == "training":
                 note("clock")
             return getattr(self._exchange, name)
 
-    def serve(values: dict[str, Any]) -> None:
-        ray_trainer: Any = import_module("trainers.ray_trainer")
+    def serve(values):
+        ray_trainer = import_module("trainers.ray_trainer")
         fill_cache, barrier = ray_trainer.fill_cache, ray_trainer.barrier
 
-        def fill_last(config: TrialConfig) -> None:
+        def fill_last(config):
             fill_cache(config)
             while not events.read_text():
                 time.sleep(0.05)
             note("filled")
 
-        def noted_barrier() -> None:
+        def noted_barrier():
             note("waits")
             barrier()
 
@@ -145,7 +134,7 @@ def test_a_trial_is_timed_once_every_node_has_its_images(
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_a_lost_worker_does_not_count_as_hanging(is_lost: bool) -> None:
+def test_a_lost_worker_does_not_count_as_hanging(is_lost):
     exchange, worker = (actor.options(num_cpus=0).remote() for actor in [ray.remote(Exchange)] * 2)
     ray.get(exchange.training.remote(cloudpickle.dumps(worker)))
     if is_lost:
@@ -157,7 +146,7 @@ def test_a_lost_worker_does_not_count_as_hanging(is_lost: bool) -> None:
     wait_until(lambda: is_dead(worker))
 
 
-def is_dead(actor: Any) -> bool:
+def is_dead(actor):
     try:
         ray.get(actor.waits.remote())
     except RayActorError:
@@ -165,9 +154,7 @@ def is_dead(actor: Any) -> bool:
     return False
 
 
-def test_a_slot_knows_how_far_its_trial_is_and_may_end_it_there(
-    trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slot_knows_how_far_its_trial_is_and_may_end_it_there(trial, tmp_path, monkeypatch):
     monkeypatch.setattr("tuning.execution.warm_workers.POLL_S", 0.01)
     trial = trial.model_validate(trial.model_dump() | {"steps": 2000, "eval": {"every": 20}})
     prepare_folder(open_store(tmp_path))
@@ -179,7 +166,7 @@ def test_a_slot_knows_how_far_its_trial_is_and_may_end_it_there(
     (step,) = answer.train_curve["step"]
     assert step % 20 == 10
     own = [("job_id", "=", ray.get_runtime_context().get_job_id()), ("state", "=", "ALIVE")]
-    actors = list_actors(ray.get_runtime_context().gcs_address, own)  # type: ignore[arg-type]
+    actors = list_actors(ray.get_runtime_context().gcs_address, own)
     assert {actor.class_name for actor in actors} == {
         "Exchange",
         "PreemptionWatcher",
@@ -196,22 +183,22 @@ def test_a_slot_knows_how_far_its_trial_is_and_may_end_it_there(
 class Kills(Callback):
     """Kills the processes of a class of Ray's actors at the first report of a trial."""
 
-    def __init__(self, victims: Mapping[str, str]) -> None:
+    def __init__(self, victims):
         self.waiting = dict(victims)
 
-    def trial_reported(self, record: TrialRecord) -> None:
+    def trial_reported(self, record):
         victim = self.waiting.pop(record.trial_id, None)
         if victim is None:
             return
         filters = [("state", "=", "ALIVE"), ("class_name", "=", victim)]
-        alive = list_actors(ray.get_runtime_context().gcs_address, filters)  # type: ignore[arg-type]
+        alive = list_actors(ray.get_runtime_context().gcs_address, filters)
         assert alive
         for actor in alive:
             os.kill(actor.pid, signal.SIGKILL)
 
 
 @pytest.mark.cluster
-def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path) -> None:
+def test_every_process_of_a_slot_may_be_killed(images_root, tmp_path):
     """Each of them is a lost machine of the trial, which goes on from its checkpoint."""
     victims = ("RayTrainWorker", "ResourceTrainable", "Exchange")
     kills = Kills({f"trial-{number:03d}": victim for number, victim in enumerate(victims)})
@@ -231,7 +218,7 @@ def test_every_process_of_a_slot_may_be_killed(images_root: Path, tmp_path: Path
 
 
 @pytest.mark.nightly
-def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_path: Path) -> None:
+def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root, tmp_path):
     """One worker hangs, the other one in the collective operation that waits for it."""
     parameters = {
         "method.waits": {"type": "categorical", "choices": [False, True]},
@@ -259,13 +246,11 @@ def test_a_hanging_trial_fails_and_the_next_one_does_not(images_root: Path, tmp_
 
 
 @pytest.mark.nightly
-def test_a_collective_operation_that_hangs_is_repeated_with_new_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_collective_operation_that_hangs_is_repeated_with_new_workers(tmp_path, monkeypatch):
     monkeypatch.setattr("trainers.ray_trainer.COLLECTIVE_TIMEOUT_S", 5)
     hung = tmp_path / "hung"
 
-    def loop(values: Any) -> float:
+    def loop(values):
         if ray.train.get_context().get_world_rank() == 1 and not hung.exists():
             hung.touch()
             threading.Event().wait()

@@ -1,7 +1,5 @@
 """The zero-shot metrics of a search are evaluated once for each model and data."""
 
-from __future__ import annotations
-
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.tuning.run_folders import swap_classes
-from trainers.config import TrialConfig
 from tuning.config.schema import ResourcesConfig
 from tuning.execution import zero_shot
 from tuning.execution.zero_shot import CACHE_VARIABLE, zero_shot_metrics
@@ -18,11 +15,11 @@ METRICS = {"id_val/acc": 100 / 3, "id_val/nll": float("inf")}
 
 
 @pytest.fixture
-def evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrialConfig]:
+def evaluated(monkeypatch, tmp_path):
     """The configurations that were evaluated, with an empty cache."""
-    calls: list[TrialConfig] = []
+    calls = []
 
-    def evaluate(trial: TrialConfig, resources: ResourcesConfig) -> dict[str, float]:
+    def evaluate(trial, resources):
         calls.append(trial)
         return METRICS
 
@@ -32,17 +29,13 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[TrialConf
     return calls
 
 
-def test_what_the_metrics_do_not_depend_on_is_not_evaluated_again(
-    trial: TrialConfig, evaluated: list[TrialConfig]
-) -> None:
+def test_what_the_metrics_do_not_depend_on_is_not_evaluated_again(trial, evaluated):
     other = trial.model_copy(update={"steps": 99, "seed": 5})
     assert [zero_shot_metrics(t, ResourcesConfig()) for t in (trial, trial, other)] == [METRICS] * 3
     assert evaluated == [trial]
 
 
-def test_other_data_and_hardware_are_evaluated(
-    trial: TrialConfig, evaluated: list[TrialConfig], images_root: Path, tmp_path: Path
-) -> None:
+def test_other_data_and_hardware_are_evaluated(trial, evaluated, images_root, tmp_path):
     zero_shot_metrics(trial, ResourcesConfig())
     zero_shot_metrics(trial, ResourcesConfig(gpus_per_worker=1))
     assert len(evaluated) == 2
@@ -56,9 +49,7 @@ def test_other_data_and_hardware_are_evaluated(
     assert len(evaluated) == 4
 
 
-def test_a_model_of_the_hub_and_plugins_are_never_cached(
-    trial: TrialConfig, evaluated: list[TrialConfig]
-) -> None:
+def test_a_model_of_the_hub_and_plugins_are_never_cached(trial, evaluated):
     hub = trial.model_copy(update={"model": trial.model.model_copy(update={"name": "hf-hub:a/b"})})
     for config in (hub, trial.model_copy(update={"plugins": ("mine",)})):
         zero_shot_metrics(config, ResourcesConfig())
@@ -66,10 +57,8 @@ def test_a_model_of_the_hub_and_plugins_are_never_cached(
     assert len(evaluated) == 4
 
 
-def test_a_damaged_cache_is_replaced_and_many_may_write(
-    trial: TrialConfig, evaluated: list[TrialConfig], tmp_path: Path
-) -> None:
-    def measure(_: int) -> dict[str, float]:
+def test_a_damaged_cache_is_replaced_and_many_may_write(trial, evaluated, tmp_path):
+    def measure(_):
         return zero_shot_metrics(trial, ResourcesConfig())
 
     with ThreadPoolExecutor(8) as pool:

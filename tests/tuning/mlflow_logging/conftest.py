@@ -1,15 +1,11 @@
 """A folder of runs with an MLflow database."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from tests.tuning.databases import with_database
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
+def runs(tmp_path):
     """A folder of runs, with its database."""
     return with_database(tmp_path)

@@ -1,7 +1,5 @@
 """`lipsum-tune report`: what MLflow lacks of a search is written from the journal."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import closing
@@ -9,7 +7,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import pytest
 from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
@@ -24,13 +21,13 @@ from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run
 
 
-def callback_of(run: Path) -> MlflowCallback:
+def callback_of(run):
     callback = MlflowCallback(default_tracking_uri(run.parent), "lipsum-tune")
     callback.search_started(load_run(run).search)
     return callback
 
 
-def in_mlflow(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ...]]]:
+def in_mlflow(run):
     """Status, outcome and the curve of one metric of each run in MLflow."""
     client = MlflowClient(default_tracking_uri(run.parent))
     experiment = client.get_experiment_by_name("lipsum-tune")
@@ -50,7 +47,7 @@ def in_mlflow(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], .
     }
 
 
-def expected(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ...]]]:
+def expected(run):
     """The same, from the journal."""
     history = load_run(run).history
     status = {"finished": "FINISHED", "pruned": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -65,7 +62,7 @@ def expected(run: Path) -> dict[str, tuple[str, str, tuple[tuple[int, float], ..
     }
 
 
-def test_what_mlflow_lacks_is_written_once(images_root: Path, runs: Path) -> None:
+def test_what_mlflow_lacks_is_written_once(images_root, runs):
     """One trial is complete in MLflow, one was cut short there, the others are missing."""
     records = fakes.finished_search()[:8]
     run = write_run(runs / "search", search_file(images_root), records)
@@ -84,9 +81,7 @@ def test_what_mlflow_lacks_is_written_once(images_root: Path, runs: Path) -> Non
         assert in_mlflow(run) == expected(run)
 
 
-def test_a_trial_that_went_on_while_mlflow_was_away_is_completed(
-    images_root: Path, runs: Path
-) -> None:
+def test_a_trial_that_went_on_while_mlflow_was_away_is_completed(images_root, runs):
     """It was stopped in a session that MLflow has, and three reports later in one it has not."""
     trial = fakes.trial(0, outcome="stopped")
     early = replace(trial, curve=trial.curve[:2])
@@ -109,7 +104,7 @@ def test_a_trial_that_went_on_while_mlflow_was_away_is_completed(
     assert len(in_mlflow(run)["trial-000"][2]) == 5
 
 
-def test_runs_of_a_driver_that_was_killed_are_closed(images_root: Path, runs: Path) -> None:
+def test_runs_of_a_driver_that_was_killed_are_closed(images_root, runs):
     running = fakes.trial(0, outcome="running", ended_at=None)
     run = write_run(runs / "search", search_file(images_root), [], outcome=None)
     journal = Journal(run)
@@ -123,7 +118,7 @@ def test_runs_of_a_driver_that_was_killed_are_closed(images_root: Path, runs: Pa
     assert in_mlflow(run) == expected(run)
 
 
-def test_a_moved_run_folder_has_the_same_runs_in_mlflow(images_root: Path, runs: Path) -> None:
+def test_a_moved_run_folder_has_the_same_runs_in_mlflow(images_root, runs):
     records = fakes.finished_search()[:3]
     run = write_run(runs / "search", search_file(images_root), records)
     backfill(load_run(run))
@@ -145,7 +140,7 @@ def test_a_moved_run_folder_has_the_same_runs_in_mlflow(images_root: Path, runs:
     assert in_mlflow(moved) == expected(moved)
 
 
-def test_a_report_of_a_copy_leaves_the_original_in_mlflow(images_root: Path, runs: Path) -> None:
+def test_a_report_of_a_copy_leaves_the_original_in_mlflow(images_root, runs):
     run = write_run(runs / "search", search_file(images_root), fakes.finished_search()[:3])
     backfill(load_run(run))
     copy = Path(shutil.copytree(run, runs / "copy"))
@@ -159,7 +154,7 @@ def test_a_report_of_a_copy_leaves_the_original_in_mlflow(images_root: Path, run
     assert in_mlflow(run) == expected(run)
 
 
-def test_the_parent_names_data_source_and_configuration(images_root: Path, runs: Path) -> None:
+def test_the_parent_names_data_source_and_configuration(images_root, runs):
     file = search_file(
         images_root, search__study_storage="postgresql://ann:${PASSWORD}@host/studies"
     )
@@ -193,7 +188,7 @@ def test_the_parent_names_data_source_and_configuration(images_root: Path, runs:
     assert logged[1] == (run / CONFIG_FILE).read_text().replace("ann:${PASSWORD}@", "***@")
 
 
-def test_what_mlflow_refuses_is_counted(images_root: Path, runs: Path) -> None:
+def test_what_mlflow_refuses_is_counted(images_root, runs):
     records = [fakes.trial(0), fakes.trial(1)]
     run = write_run(runs / "search", search_file(images_root), records)
     driver = callback_of(run)  # params of a run in MLflow cannot change
@@ -202,15 +197,13 @@ def test_what_mlflow_refuses_is_counted(images_root: Path, runs: Path) -> None:
     assert "mlflow.db refused 1 part(s) of it" in backfill(load_run(run))
 
 
-def test_a_run_folder_without_its_database_gets_none(images_root: Path, tmp_path: Path) -> None:
+def test_a_run_folder_without_its_database_gets_none(images_root, tmp_path):
     run = write_run(tmp_path / "search", search_file(images_root), [fakes.trial(0)])
     assert backfill(load_run(run)).endswith("mlflow.db is not here")
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_server_that_is_away_is_a_warning_beside_the_report(
-    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_is_away_is_a_warning_beside_the_report(images_root, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET", "pa55word")
     uri = "http://ann:${SECRET}@127.0.0.1:9"
     file = search_file(images_root, search__tracking__uri=uri)

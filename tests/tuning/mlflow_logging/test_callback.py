@@ -1,18 +1,12 @@
 """A search as MLflow shows it while it runs, when it ends, and after a resume."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.tracking import MlflowClient
@@ -23,17 +17,16 @@ from tuning.mlflow_logging import client as mlf
 from tuning.mlflow_logging.callback import MlflowCallback
 from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.reporting.callback import write_results
-from tuning.runs.records import SearchRecord, TrialRecord
 
 EXPERIMENT = "lipsum-tune"
 
 
 @pytest.fixture
-def search(runs: Path) -> SearchRecord:
+def search(runs):
     return fakes.search_record(runs / "mine", name="mine")
 
 
-def started(search: SearchRecord, **options: Any) -> MlflowCallback:
+def started(search, **options):
     """A callback at the start of a session of the search."""
     made = MlflowCallback(default_tracking_uri(search.run_folder.parent), EXPERIMENT, **options)
     made.search_started(search)
@@ -41,7 +34,7 @@ def started(search: SearchRecord, **options: Any) -> MlflowCallback:
 
 
 @pytest.fixture
-def callback(search: SearchRecord) -> Iterator[MlflowCallback]:
+def callback(search):
     made = started(search, interval_seconds=0.05)
     yield made
     made._closed = True  # for a search that the test does not end
@@ -50,11 +43,11 @@ def callback(search: SearchRecord) -> Iterator[MlflowCallback]:
 
 
 @pytest.fixture
-def client(runs: Path) -> MlflowClient:
+def client(runs):
     return MlflowClient(default_tracking_uri(runs))
 
 
-def play(callback: MlflowCallback, record: TrialRecord) -> None:
+def play(callback, record):
     """The events of a trial, from its start to where it stands."""
     callback.trial_started(replace(record, outcome="running", curve=(), ended_at=None, error=None))
     for number in range(1, len(record.curve) + 1):
@@ -65,7 +58,7 @@ def play(callback: MlflowCallback, record: TrialRecord) -> None:
         callback.trial_ended(record)
 
 
-def children(client: MlflowClient, callback: MlflowCallback) -> dict[str, Run]:
+def children(client, callback):
     assert callback.wait()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     below = f"tags.`mlflow.parentRunId` = '{callback.parent_run_id}' and tags.kind != 'zero_shot'"
@@ -75,20 +68,18 @@ def children(client: MlflowClient, callback: MlflowCallback) -> dict[str, Run]:
     return by_trial
 
 
-def curve(client: MlflowClient, run: Run, metric: str) -> list[tuple[int, float]]:
+def curve(client, run, metric):
     return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, metric)]
 
 
-def fails(error: Exception) -> Callable[..., Any]:
-    def fail(*args: object, **kwargs: object) -> None:
+def fails(error):
+    def fail(*args, **kwargs):
         raise error
 
     return fail
 
 
-def test_a_trial_is_a_child_run_with_params_curve_and_status(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
-) -> None:
+def test_a_trial_is_a_child_run_with_params_curve_and_status(callback, client, search):
     trial = fakes.trial(3)
     play(callback, trial)
     (child,) = children(client, callback).values()
@@ -110,9 +101,7 @@ def test_a_trial_is_a_child_run_with_params_curve_and_status(
     assert "step" not in child.data.metrics
 
 
-def test_the_parent_has_the_configuration_and_the_zero_shot_model(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
-) -> None:
+def test_the_parent_has_the_configuration_and_the_zero_shot_model(callback, client, search):
     parent = client.get_run(callback.parent_run_id)
     assert parent.info.run_name == search.name
     assert parent.info.status == "RUNNING"
@@ -122,8 +111,8 @@ def test_the_parent_has_the_configuration_and_the_zero_shot_model(
 
 
 def test_the_zero_shot_model_and_plain_fine_tuning_stand_beside_the_trials(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
-) -> None:
+    callback, client, search
+):
     play(callback, fakes.reference())
     reference = children(client, callback)["ft"]
     assert reference.info.run_name == "FT, not tuned (lr = 1e-05)"
@@ -136,9 +125,7 @@ def test_the_zero_shot_model_and_plain_fine_tuning_stand_beside_the_trials(
 
 
 @pytest.mark.parametrize("all_metrics", [False, True])
-def test_what_is_not_looked_at_first_is_logged_on_request(
-    client: MlflowClient, search: SearchRecord, all_metrics: bool
-) -> None:
+def test_what_is_not_looked_at_first_is_logged_on_request(client, search, all_metrics):
     report = fakes.report(40, 80.0, 60.0) | {"id_val/ece": 3.0, "cost/cpu_seconds": 9.0}
     callback = started(search, all_metrics=all_metrics)
     play(callback, fakes.trial(1, curve=(report,)))
@@ -149,9 +136,7 @@ def test_what_is_not_looked_at_first_is_logged_on_request(
     callback.search_ended([], "stopped")
 
 
-def test_a_pruned_trial_has_its_last_step_and_what_that_evaluated(
-    callback: MlflowCallback, client: MlflowClient
-) -> None:
+def test_a_pruned_trial_has_its_last_step_and_what_that_evaluated(callback, client):
     evaluated = {"eval/averaged": 1.0, "eval/images": 1000.0}
     point = fakes.report(40, 80.0, 60.0) | evaluated
     play(callback, fakes.trial(1, outcome="pruned", curve=(point,)))
@@ -162,7 +147,7 @@ def test_a_pruned_trial_has_its_last_step_and_what_that_evaluated(
     assert not evaluated.keys() & child.data.metrics.keys()
 
 
-def test_every_child_has_its_method_as_a_tag(client: MlflowClient, search: SearchRecord) -> None:
+def test_every_child_has_its_method_as_a_tag(client, search):
     config = {"trial": {"method": {"name": "lipsum_ft"}}}
     records = fakes.compared_methods(1)
     callback = started(replace(search, config=config))
@@ -183,9 +168,7 @@ def test_every_child_has_its_method_as_a_tag(client: MlflowClient, search: Searc
     assert parent.data.tags["best/method.name"] == "carot"
 
 
-def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(
-    callback: MlflowCallback, client: MlflowClient
-) -> None:
+def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(callback, client):
     error = "OSError: no route to https://ann:pa55@host/x?token=abc\n" + "x" * 20_000
     play(callback, fakes.trial(1, outcome="failed", error=error))
     (child,) = children(client, callback).values()
@@ -194,15 +177,13 @@ def test_an_error_is_a_tag_that_is_cut_and_holds_no_password(
     assert len(tag) == mlf.MAX_TAG_CHARS
 
 
-def test_only_new_reports_are_sent_in_one_request(
-    callback: MlflowCallback, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_new_reports_are_sent_in_one_request(callback, monkeypatch):
     trial = fakes.trial(1, outcome="running")
     play(callback, replace(trial, curve=trial.curve[:-2]))
     assert callback.wait()
-    sent: list[set[int]] = []
+    sent = []
 
-    def log_batch(self: MlflowClient, run_id: str, metrics: list[Any], *_: object) -> None:
+    def log_batch(self, run_id, metrics, *_):
         sent.append({metric.step for metric in metrics})
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
@@ -215,9 +196,7 @@ def test_only_new_reports_are_sent_in_one_request(
     assert sent == [{170, 180}, {int(point["step"]) for point in trial.curve[-2:]}]
 
 
-def test_values_that_are_not_finite_become_a_tag(
-    callback: MlflowCallback, client: MlflowClient
-) -> None:
+def test_values_that_are_not_finite_become_a_tag(callback, client):
     bad = fakes.report(40, 80.0, math.nan) | {"train/loss": math.inf}
     play(callback, fakes.trial(1, curve=(bad,)))
     (child,) = children(client, callback).values()
@@ -226,9 +205,7 @@ def test_values_that_are_not_finite_become_a_tag(
     assert "train/loss=inf" in child.data.tags["nonfinite"]
 
 
-def test_the_end_adds_the_best_trial_a_figure_and_tables(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
-) -> None:
+def test_the_end_adds_the_best_trial_a_figure_and_tables(callback, client, search):
     records = [fakes.reference(), fakes.trial(1, 84.0, 60.0), fakes.trial(2, 87.0, 63.0)]
     for record in records:
         play(callback, record)
@@ -247,12 +224,10 @@ def test_the_end_adds_the_best_trial_a_figure_and_tables(
     assert children(client, callback)["ft"].data.tags["kind"] == "reference"
 
 
-def test_accuracies_come_first_in_a_trial_and_in_the_best(
-    client: MlflowClient, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[list[str]] = []
+def test_accuracies_come_first_in_a_trial_and_in_the_best(client, search, monkeypatch):
+    sent = []
 
-    def log_batch(self: MlflowClient, run_id: str, metrics: list[Any], *_: object) -> None:
+    def log_batch(self, run_id, metrics, *_):
         sent.append([metric.key for metric in metrics[:2]])
 
     callback = started(search)
@@ -265,20 +240,16 @@ def test_accuracies_come_first_in_a_trial_and_in_the_best(
 
 
 @pytest.mark.parametrize(("outcome", "status"), [("stopped", "KILLED"), ("failed", "FAILED")])
-def test_a_search_that_is_cut_short_leaves_no_run_running(
-    callback: MlflowCallback, client: MlflowClient, outcome: str, status: str
-) -> None:
+def test_a_search_that_is_cut_short_leaves_no_run_running(callback, client, outcome, status):
     trial = fakes.trial(1, outcome="running")
     play(callback, trial)
-    callback.search_ended([trial], outcome)  # type: ignore[arg-type]
+    callback.search_ended([trial], outcome)
     assert client.get_run(callback.parent_run_id).info.status == status
     (child,) = children(client, callback).values()
     assert (child.info.status, child.data.tags["outcome"]) == ("KILLED", "stopped")
 
 
-def test_a_repeated_step_with_another_value_is_logged_again_and_wins(
-    callback: MlflowCallback, client: MlflowClient, search: SearchRecord
-) -> None:
+def test_a_repeated_step_with_another_value_is_logged_again_and_wins(callback, client, search):
     first = replace(fakes.trial(1, outcome="running"), curve=fakes.trial(1).curve[:2])
     play(callback, first)
     assert callback.wait()
@@ -298,19 +269,12 @@ def test_a_repeated_step_with_another_value_is_logged_again_and_wins(
         assert len(curve(client, child, "ood_val/mean_acc")) == 3
 
 
-def test_another_run_id_is_another_search_whatever_its_name(
-    callback: MlflowCallback, search: SearchRecord
-) -> None:
+def test_another_run_id_is_another_search_whatever_its_name(callback, search):
     other = started(replace(search, run_id="another"))
     assert other.parent_run_id != callback.parent_run_id
 
 
-def test_nothing_is_lost_while_the_server_is_away(
-    callback: MlflowCallback,
-    client: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_nothing_is_lost_while_the_server_is_away(callback, client, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_run", fails(ConnectionError("connection refused")))
         play(callback, fakes.trial(1))
@@ -325,12 +289,10 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert warnings == ["does not answer", "answers again"]
 
 
-def test_events_do_not_wait_for_a_server_that_hangs(
-    callback: MlflowCallback, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_events_do_not_wait_for_a_server_that_hangs(callback, monkeypatch):
     asked, answers = threading.Event(), threading.Event()
 
-    def hang(*args: object, **kwargs: object) -> None:
+    def hang(*args, **kwargs):
         asked.set()
         answers.wait(60)
         raise ConnectionError("too late")
@@ -344,19 +306,17 @@ def test_events_do_not_wait_for_a_server_that_hangs(
     answers.set()
 
 
-def test_a_request_whose_answer_was_lost_is_not_carried_out_twice(
-    callback: MlflowCallback, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_whose_answer_was_lost_is_not_carried_out_twice(callback, client, monkeypatch):
     create, log, lost = MlflowClient.create_run, MlflowClient.log_batch, {"run", "metrics"}
 
-    def create_run(*args: Any, **kwargs: Any) -> Run:
+    def create_run(*args, **kwargs):
         run = create(*args, **kwargs)
         if "run" in lost:
             lost.remove("run")
             raise ConnectionError("reset by peer")
         return run
 
-    def log_batch(self: MlflowClient, run_id: str, metrics: list[Any], *others: Any) -> None:
+    def log_batch(self, run_id, metrics, *others):
         log(self, run_id, metrics, *others)
         if metrics and "metrics" in lost:
             lost.remove("metrics")
@@ -370,9 +330,7 @@ def test_a_request_whose_answer_was_lost_is_not_carried_out_twice(
     assert lost == set()
 
 
-def test_a_run_that_a_hung_server_created_twice_is_deleted_at_the_end(
-    callback: MlflowCallback, client: MlflowClient
-) -> None:
+def test_a_run_that_a_hung_server_created_twice_is_deleted_at_the_end(callback, client):
     play(callback, fakes.trial(1))
     (child,) = children(client, callback).values()
     tags = child.data.tags | {"outcome": "running"}
@@ -384,11 +342,8 @@ def test_a_run_that_a_hung_server_created_twice_is_deleted_at_the_end(
 
 
 def test_the_end_without_a_server_names_the_command_that_adds_what_is_missing(
-    callback: MlflowCallback,
-    search: SearchRecord,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    callback, search, monkeypatch, caplog
+):
     monkeypatch.setattr(MlflowClient, "log_batch", fails(ConnectionError("connection refused")))
     monkeypatch.setattr(mlflow_callback, "_PATIENCE_STOPPED_S", 0.2)
     stopped = fakes.trial(1, outcome="stopped")
@@ -401,12 +356,8 @@ def test_the_end_without_a_server_names_the_command_that_adds_what_is_missing(
 
 
 def test_a_refused_write_is_dropped_and_named_once_without_secrets(
-    runs: Path,
-    client: MlflowClient,
-    search: SearchRecord,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    runs, client, search, monkeypatch, caplog
+):
     monkeypatch.setenv("RUNS", str(runs))
     uri = default_tracking_uri(runs).replace(str(runs), "${RUNS}")
     callback = MlflowCallback(uri, EXPERIMENT, interval_seconds=0.05)
@@ -426,9 +377,7 @@ def test_a_refused_write_is_dropped_and_named_once_without_secrets(
     assert len(children(client, callback)) == 3
 
 
-def test_limits_of_requests_are_in_the_environment_during_the_search_only(
-    search: SearchRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limits_of_requests_are_in_the_environment_during_the_search_only(search, monkeypatch):
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     monkeypatch.delenv(name, raising=False)
     callback = started(search)

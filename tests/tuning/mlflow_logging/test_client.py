@@ -1,13 +1,9 @@
 """The connection to MLflow: what is refused, hidden, split and locked."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import sqlite3
 import time
-from multiprocessing.synchronize import Barrier
-from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -26,7 +22,7 @@ from tuning.mlflow_logging.client import (
 
 
 @pytest.mark.parametrize("name", ["c#", "100%25", "100%", "a?b", "x y"])
-def test_a_runs_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+def test_a_runs_folder_may_have_any_name(name, tmp_path):
     folder = with_database(tmp_path / name / "runs")
     uri = default_tracking_uri(folder)
     assert sqlite_path(uri) == folder / "mlflow.db"
@@ -39,13 +35,13 @@ def test_a_runs_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
     assert [file.parents[3] for file in tmp_path.rglob("a.txt")] == [folder]
 
 
-def connect_at_once(uri: str, start: Barrier) -> None:
+def connect_at_once(uri, start):
     start.wait()
     client, experiment_id = connect(uri, "lipsum-tune")
     client.create_run(experiment_id)
 
 
-def test_processes_that_connect_at_once_create_one_whole_database(tmp_path: Path) -> None:
+def test_processes_that_connect_at_once_create_one_whole_database(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     start, uri = context.Barrier(2), default_tracking_uri(tmp_path / "new" / "runs")
@@ -67,7 +63,7 @@ def test_processes_that_connect_at_once_create_one_whole_database(tmp_path: Path
         "sqlite:////proc/nowhere/mlflow.db",
     ],
 )
-def test_an_unreachable_server_is_named_at_once_without_its_password(uri: str) -> None:
+def test_an_unreachable_server_is_named_at_once_without_its_password(uri):
     began = time.monotonic()
     with pytest.raises(TrackingError) as raised:
         connect(uri, "lipsum-tune")
@@ -76,13 +72,13 @@ def test_an_unreachable_server_is_named_at_once_without_its_password(uri: str) -
     assert mlf.redact(uri) in str(raised.value)
 
 
-def test_a_file_that_is_no_database_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused_at_once(tmp_path):
     (tmp_path / "mlflow.db").write_text("this is no database, but long enough to be looked at" * 20)
     with pytest.raises(TrackingError, match="file is not a database"):
         connect(default_tracking_uri(tmp_path), "lipsum-tune")
 
 
-def test_secrets_of_the_configuration_do_not_reach_the_params() -> None:
+def test_secrets_of_the_configuration_do_not_reach_the_params():
     config = {
         "tracking": {"uri": "https://ann:p@ss@host:5000/a", "api_key": "k", "Password": "p"},
         "env": {"HF_TOKEN": "t", "AWS_SECRET_ACCESS_KEY": "s"},
@@ -96,22 +92,22 @@ def test_secrets_of_the_configuration_do_not_reach_the_params() -> None:
     assert len(params["method.long"]) == mlf.MAX_PARAM_CHARS
 
 
-def test_a_batch_beyond_the_limits_is_split() -> None:
-    sizes: list[tuple[int, ...]] = []
+def test_a_batch_beyond_the_limits_is_split():
+    sizes = []
 
     class Client:
-        def log_batch(self, run_id: str, *entities: list[object]) -> None:
+        def log_batch(self, run_id, *entities):
             sizes.append(tuple(map(len, entities)))
 
     metrics = mlf.metrics_of({f"m{i}": 1.0 for i in range(1500)}, 1, 0)
     params = mlf.params_of({f"p{i}": i for i in range(150)})
-    mlf.log(Client(), "run", metrics, params)  # type: ignore[arg-type]
+    mlf.log(Client(), "run", metrics, params)
     assert sum(m for m, _, _ in sizes) == 1500
     assert sum(p for _, p, _ in sizes) == 150
     assert all(sum(size) <= 1000 and size[1] <= 100 for size in sizes)
 
 
-def _raised(error: Exception, cause: Exception | None = None) -> Exception:
+def _raised(error, cause=None):
     try:
         raise error from cause
     except Exception as caught:
@@ -144,5 +140,5 @@ def _raised(error: Exception, cause: Exception | None = None) -> Exception:
         ),
     ],
 )
-def test_an_error_that_may_pass_is_no_refusal(error: Exception, refusal: bool) -> None:
+def test_an_error_that_may_pass_is_no_refusal(error, refusal):
     assert is_refusal(error) is refusal

@@ -1,9 +1,6 @@
 """What a confirmation writes to MLflow."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,12 +9,11 @@ from tuning.confirmation.results import FT, Configuration, Confirmation, TestRes
 from tuning.mlflow_logging.client import connect, default_tracking_uri
 from tuning.mlflow_logging.results import log_confirmation
 from tuning.mlflow_logging.runs import SearchRuns
-from tuning.runs.records import SearchRecord
 
 SEEDS = (1000, 1001)
 
 
-def confirmation(search: SearchRecord, **accuracies: list[float]) -> Confirmation:
+def confirmation(search, **accuracies):
     """Accuracies of `ft` and `trial` by seed."""
     results = [
         TestResult(name, "trial", seed, {}, (), {"id_test/acc": accuracy})
@@ -28,7 +24,7 @@ def confirmation(search: SearchRecord, **accuracies: list[float]) -> Confirmatio
     return Confirmation(search, SEEDS, configurations, {r.key: r for r in results}, {})
 
 
-def test_differences_follow_a_baseline_that_was_tried_again(runs: Path) -> None:
+def test_differences_follow_a_baseline_that_was_tried_again(runs):
     search, uri = fakes.search_record(runs / "mine"), default_tracking_uri(runs)
     client, experiment_id = connect(uri, "lipsum-tune")
     SearchRuns(client, experiment_id, search).open_parent()
@@ -41,7 +37,7 @@ def test_differences_follow_a_baseline_that_was_tried_again(runs: Path) -> None:
     assert len(client.get_metric_history(run.info.run_id, "vs_ft/id_test/acc")) == 2
 
 
-def test_a_later_call_with_fewer_seeds_leaves_the_means_over_all(runs: Path) -> None:
+def test_a_later_call_with_fewer_seeds_leaves_the_means_over_all(runs):
     search, uri = fakes.search_record(runs / "mine"), default_tracking_uri(runs)
     client, experiment_id = connect(uri, "lipsum-tune")
     SearchRuns(client, experiment_id, search).open_parent()

@@ -1,23 +1,18 @@
-from __future__ import annotations
-
 import base64
 import json
 import zlib
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from tests.tuning import fakes
 from tuning.algorithms.objectives import Objective
 from tuning.mlflow_logging.client import connect, default_tracking_uri
 from tuning.mlflow_logging.runs import SearchRuns
 from tuning.mlflow_logging.view import share_view, view_path
-from tuning.runs.records import SearchRecord
 
 PARAMS = ["method.reg_weight", "optim.lr"]
 
 
-def shared(runs: Path, search: SearchRecord) -> dict[str, Any]:
+def shared(runs, search):
     """The view as a page finds it: through the key in the address, in the experiment's tags."""
     client, experiment_id = connect(default_tracking_uri(runs), "lipsum-tune")
     share_view(client, experiment_id, search, PARAMS)
@@ -26,11 +21,11 @@ def shared(runs: Path, search: SearchRecord) -> dict[str, Any]:
     key = address.partition("viewStateShareKey=")[2]
     tag = client.get_experiment(experiment_id).tags[f"mlflow.sharedViewState.{key}"]
     packed = base64.b64decode(tag.removeprefix("deflate;"))
-    view: dict[str, Any] = json.loads(zlib.decompress(packed))
+    view = json.loads(zlib.decompress(packed))
     return view
 
 
-def test_the_view_has_the_trials_of_one_search_best_first(runs: Path) -> None:
+def test_the_view_has_the_trials_of_one_search_best_first(runs):
     view = shared(runs, fakes.search_record(runs / "mine"))
     assert view["searchFilter"] == "tags.search_id = 'mine' and tags.kind != 'search'"
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`val/mean_acc`", False)
@@ -43,14 +38,14 @@ def test_the_view_has_the_trials_of_one_search_best_first(runs: Path) -> None:
     assert charts["PARALLEL"]["selectedParams"] == PARAMS
 
 
-def test_less_of_an_objective_may_be_better(runs: Path) -> None:
+def test_less_of_an_objective_may_be_better(runs):
     search = fakes.search_record(runs / "mine")
     view = shared(runs, replace(search, objectives=(Objective("id_val/nll", "min"),)))
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`id_val/nll`", True)
     assert "metrics.`id_val/nll`" in view["selectedColumns"]
 
 
-def test_domains_with_punctuation_have_columns_of_their_own(runs: Path) -> None:
+def test_domains_with_punctuation_have_columns_of_their_own(runs):
     domains = ("photo (raw)", "photo [raw]", "photo _raw_", "p'op")
     metric = "ood_val/photo (raw)/acc"
     search = fakes.search_record(
@@ -72,7 +67,7 @@ def test_domains_with_punctuation_have_columns_of_their_own(runs: Path) -> None:
     assert found["ood_val/p_op/acc"] == 3.0
 
 
-def test_two_searches_of_an_experiment_have_views_of_their_own(runs: Path) -> None:
+def test_two_searches_of_an_experiment_have_views_of_their_own(runs):
     mine = shared(runs, fakes.search_record(runs / "mine"))
     yours = shared(runs, fakes.search_record(runs / "yours"))
     assert mine["searchFilter"] != yours["searchFilter"]

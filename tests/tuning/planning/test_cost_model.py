@@ -1,7 +1,5 @@
 """The cost of a search, against sums done by hand and an independent simulation."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from statistics import median
@@ -12,18 +10,18 @@ import pytest
 from tuning.algorithms.early_stopping import Asha
 from tuning.algorithms.rung_check import create_rule
 from tuning.config.schema import AshaConfig, HyperbandConfig, MedianConfig
-from tuning.planning.cost_model import Estimate, SearchShape, TrialCost, estimate, replay
+from tuning.planning.cost_model import SearchShape, TrialCost, estimate, replay
 
 EXACT = TrialCost(startup_s=10, step_s=0.5, eval_s=4)
 
 
-def test_a_trial_reports_at_intervals_and_at_its_last_step() -> None:
+def test_a_trial_reports_at_intervals_and_at_its_last_step():
     assert SearchShape(1, total_steps=100, eval_every=40).report_steps == (40, 80, 100)
     assert SearchShape(1, total_steps=80, eval_every=40).report_steps == (40, 80)
     assert SearchShape(1, total_steps=30, eval_every=40).report_steps == (30,)
 
 
-def test_without_a_rule_the_cost_is_exact() -> None:
+def test_without_a_rule_the_cost_is_exact():
     shape = SearchShape(trials=5, total_steps=100, eval_every=40, concurrent=1, setup_s=7)
     one = 10 + 100 * 0.5 + 3 * 4
     found = estimate(shape, EXACT, lambda: None)
@@ -37,13 +35,13 @@ def test_without_a_rule_the_cost_is_exact() -> None:
     assert found.reached == (5, 5, 5)
 
 
-def test_start_and_end_vary_as_the_trials_do() -> None:
+def test_start_and_end_vary_as_the_trials_do():
     shape = SearchShape(trials=1, total_steps=100, eval_every=40, setup_s=1e9)
     hours = estimate(shape, replace(EXACT, spread=0.1), lambda: None, replays=1000).hours
     assert math.log(hours.high / hours.low) == pytest.approx(2 * 1.645 * 0.1, rel=0.1)
 
 
-def test_trials_fill_the_slots_and_references_come_on_top() -> None:
+def test_trials_fill_the_slots_and_references_come_on_top():
     shape = SearchShape(trials=4, total_steps=100, eval_every=40, concurrent=2, references=1)
     found = estimate(shape, EXACT, lambda: None)
     assert found.hours.median == pytest.approx(3 * 72 / 3600)  # five trials in two slots
@@ -52,9 +50,7 @@ def test_trials_fill_the_slots_and_references_come_on_top() -> None:
     assert found.full_trials.median == 4
 
 
-def by_the_second(
-    qualities: list[float], slots: int, startup: int, rungs: tuple[int, ...], total: int
-) -> tuple[int, int]:
+def by_the_second(qualities, slots, startup, rungs, total):
     """Seconds and steps of an ASHA of factor 2 at one step a second, simulated second by second."""
     waiting, running, reached = list(range(len(qualities))), {}, {rung: [] for rung in rungs}
     second = steps = 0
@@ -77,7 +73,7 @@ def by_the_second(
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 7, 64])
-def test_asha_costs_the_same_when_simulated_by_the_second(slots: int) -> None:
+def test_asha_costs_the_same_when_simulated_by_the_second(slots):
     qualities = np.random.default_rng(5).permutation(12).astype(float).tolist()
     shape = SearchShape(trials=12, total_steps=80, eval_every=10, concurrent=slots)
     played = replay(
@@ -92,7 +88,7 @@ def test_asha_costs_the_same_when_simulated_by_the_second(slots: int) -> None:
     assert played.trial_seconds == 12 * 7 + steps
 
 
-def test_each_of_several_methods_has_its_own_rule() -> None:
+def test_each_of_several_methods_has_its_own_rule():
     values = (50.0, 10.0, 30.0, 49.0, 11.0, 29.0)
     shape = SearchShape(trials=6, total_steps=20, eval_every=10)
     curves = [[(value,)] * 2 for value in values]
@@ -101,7 +97,7 @@ def test_each_of_several_methods_has_its_own_rule() -> None:
     assert played.reports == (2, 2, 2, 1, 2, 1)
 
 
-def test_the_spread_widens_the_band_as_a_lognormal() -> None:
+def test_the_spread_widens_the_band_as_a_lognormal():
     shape = SearchShape(trials=1, total_steps=100, eval_every=100)
     cost = TrialCost(startup_s=0, step_s=36, eval_s=0, spread=0.2)
     hours = estimate(shape, cost, lambda: None, replays=4000).hours
@@ -110,7 +106,7 @@ def test_the_spread_widens_the_band_as_a_lognormal() -> None:
     assert [hours.low, hours.median, hours.high] == pytest.approx(expected, rel=0.02)
 
 
-def test_nine_in_ten_independent_searches_lie_in_the_band() -> None:
+def test_nine_in_ten_independent_searches_lie_in_the_band():
     shape = SearchShape(trials=12, total_steps=90, eval_every=30)
     cost = TrialCost(startup_s=20, step_s=1, eval_s=0, spread=0.1)
     rng = np.random.default_rng(123)
@@ -121,7 +117,7 @@ def test_nine_in_ten_independent_searches_lie_in_the_band() -> None:
     assert band.median == pytest.approx(median(truths), rel=0.05)
 
 
-def one_slot_asha(rng: np.random.Generator) -> float:
+def one_slot_asha(rng):
     """Seconds of twelve trials one after the other, rung 30 of 90 steps, factor 3, start 20 s."""
     common = math.exp(0.1 * rng.normal())
     seconds, seen = 0.0, []
@@ -142,12 +138,10 @@ def one_slot_asha(rng: np.random.Generator) -> float:
     ],
 )
 @pytest.mark.parametrize("objectives", [1, 2])
-def test_stopping_is_cheaper_and_repeatable_by_seed(
-    scheduler: AshaConfig | HyperbandConfig | MedianConfig, objectives: int
-) -> None:
+def test_stopping_is_cheaper_and_repeatable_by_seed(scheduler, objectives):
     shape = SearchShape(20, 100, 10, concurrent=4, references=1, objectives=objectives)
 
-    def stopped(seed: int) -> Estimate:
+    def stopped(seed):
         return estimate(shape, EXACT, lambda: create_rule(scheduler, 100), replays=20, seed=seed)
 
     full = estimate(shape, EXACT, lambda: None, replays=1)
@@ -161,7 +155,7 @@ def test_stopping_is_cheaper_and_repeatable_by_seed(
     assert reached[-1] > 0
 
 
-def test_a_rung_between_two_reports_is_seen_at_the_second() -> None:
+def test_a_rung_between_two_reports_is_seen_at_the_second():
     shape = SearchShape(trials=20, total_steps=100, eval_every=40)
     found = estimate(shape, EXACT, lambda: create_rule(AshaConfig(grace_steps=50), 100), replays=20)
     assert found.trials_at(40) == found.trials_at(50) == found.trials_at(80) == 20

@@ -1,18 +1,14 @@
 """What a plan shows, refuses and warns of; and a real one, on a local Ray."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 from rich.console import Console
 
 from tests.tuning.result_tables import text_of
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from tuning.algorithms.rung_check import create_rule
 from tuning.algorithms.samplers import number_of_trials
@@ -50,15 +46,13 @@ PROBE = Probe(
 )
 
 
-def search_file(evaluation: dict[str, Any] | None = None, **search: Any) -> SearchFile:
+def search_file(evaluation=None, **search):
     scheduler = {"name": "asha", "grace_steps": 100, "check_trials": 0}
-    trial = {"steps": 900, "eval": {"every": 100, **(evaluation or {})}}
+    trial = {"steps": 900, "eval": {"every": 100, "line": "off", **(evaluation or {})}}
     return SearchFile.model_validate({"trial": trial, "search": {"scheduler": scheduler, **search}})
 
 
-def make_plan(
-    file: SearchFile, probe: Probe = PROBE, memory: int = 10**11, head_memory: int = 10**11
-) -> Plan:
+def make_plan(file, probe=PROBE, memory=10**11, head_memory=10**11):
     """The plan of a search whose probe is known; four trials at once."""
     shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
     cost = trial_cost(probe, file.trial.eval)
@@ -66,11 +60,11 @@ def make_plan(
     return Plan(file, probe, shape, expected, memory, head_memory)
 
 
-def printed(plan: Plan, width: int = 100) -> str:
+def printed(plan, width=100):
     return text_of(render(plan, width), width)
 
 
-def test_a_search_beyond_its_budget_is_refused() -> None:
+def test_a_search_beyond_its_budget_is_refused():
     plan = make_plan(search_file(budget={"hours": 0.4}))
     hours = plan.estimate.hours
     expected = (
@@ -82,7 +76,7 @@ def test_a_search_beyond_its_budget_is_refused() -> None:
     assert str(refused.value) == expected
 
 
-def test_a_budget_of_less_than_one_trial_says_so() -> None:
+def test_a_budget_of_less_than_one_trial_says_so():
     # Before the last step, 2000 + 1000 of 5000 images are evaluated.
     full = (60 + 900 + 8 * (0.6 * 9 + 1) + 9 + 1) / 3600
     plan = make_plan(search_file(budget={"hours": full * 0.9}))
@@ -90,14 +84,14 @@ def test_a_budget_of_less_than_one_trial_says_so() -> None:
         check_budget(plan)
 
 
-def test_points_of_the_line_cost_evaluations_of_the_sample() -> None:
+def test_points_of_the_line_cost_evaluations_of_the_sample():
     without, on_line = (make_plan(search_file({"line": line})) for line in ("off", "auto"))
     more = 3600 * (on_line.full_trial_hours - without.full_trial_hours)
     assert more == pytest.approx(4 * 0.6 * PROBE.eval_s)  # three points and the end
     assert with_overrides(on_line.file.trial, OVERRIDES, "trial").eval.line_points == ()
 
 
-def test_a_plan_tells_first_points_from_proposals() -> None:
+def test_a_plan_tells_first_points_from_proposals():
     lines = {
         trials: printed(make_plan(search_file(budget={"trials": trials}))) for trials in (4, 9)
     }
@@ -105,7 +99,7 @@ def test_a_plan_tells_first_points_from_proposals() -> None:
     assert "4 of 9 trials are first points, 5 the sampler proposes" in lines[9]
 
 
-def test_gpu_hours_are_gpus_times_hours() -> None:
+def test_gpu_hours_are_gpus_times_hours():
     resources = {"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 4}
     file = search_file(budget={"gpu_hours": 1}, resources=resources)
     plan = make_plan(file)
@@ -115,12 +109,12 @@ def test_gpu_hours_are_gpus_times_hours() -> None:
         check_budget(plan)
 
 
-def test_cpu_hours_stand_in_where_trials_take_no_gpu() -> None:
+def test_cpu_hours_stand_in_where_trials_take_no_gpu():
     plan = make_plan(search_file(resources={"workers": 2, "cpus_per_worker": 4}))
     assert (plan.device, plan.device_hours) == ("CPU", plan.estimate.trial_hours * 8)
 
 
-def test_between_the_low_end_and_the_median_it_warns_and_goes_on() -> None:
+def test_between_the_low_end_and_the_median_it_warns_and_goes_on():
     hours = make_plan(search_file()).estimate.hours
     plan = make_plan(search_file(budget={"hours": (hours.low + hours.median) / 2}))
     check_budget(plan)
@@ -131,12 +125,12 @@ def test_between_the_low_end_and_the_median_it_warns_and_goes_on() -> None:
     assert enough.warnings == []
 
 
-def test_it_warns_of_raw_weights_at_rungs_before_three_quarters() -> None:
+def test_it_warns_of_raw_weights_at_rungs_before_three_quarters():
     assert "grace_steps = 100 is early" in make_plan(search_file()).warnings[-1]
     assert make_plan(search_file({"rung_weights": "averaged"})).warnings == []
 
 
-def test_it_warns_of_too_little_memory_disk_or_gpu_memory() -> None:
+def test_it_warns_of_too_little_memory_disk_or_gpu_memory():
     file = search_file(
         checkpoints={"disk_gb": 10}, resources={"gpus_per_worker": 0.5}, budget={"trials": 4}
     )
@@ -163,9 +157,7 @@ def test_it_warns_of_too_little_memory_disk_or_gpu_memory() -> None:
         pytest.param((9000,), 1, 8000, 0, id="larger-than-is-kept"),
     ],
 )
-def test_decoded_samples_take_memory(
-    val_images: tuple[int, ...], workers: int, rung_images: int, kept: int
-) -> None:
+def test_decoded_samples_take_memory(val_images, workers, rung_images, kept):
     file = search_file({"rung_images": rung_images}, resources={"workers": workers})
     probe = replace(PROBE, val_images=val_images, view_bytes=3 * 224**2)
     plan = make_plan(file, probe, memory=8 * 10**9 + 4 * kept)
@@ -176,14 +168,14 @@ def test_decoded_samples_take_memory(
 
 
 @pytest.mark.parametrize(("keep_top", "more"), [(0, 0), (3, 3), (50, 4)])
-def test_kept_weights_take_disk_but_of_no_more_than_all_trials(keep_top: int, more: int) -> None:
+def test_kept_weights_take_disk_but_of_no_more_than_all_trials(keep_top, more):
     budget = {"trials": 4}
     plan = make_plan(search_file(budget=budget, checkpoints={"keep_top": keep_top}))
     usual = make_plan(search_file(budget=budget)).peak_checkpoint_bytes
     assert plan.peak_checkpoint_bytes - usual == more * PROBE.weights_bytes
 
 
-def test_the_marks_are_the_rungs() -> None:
+def test_the_marks_are_the_rungs():
     assert make_plan(search_file()).marks == [100, 300]
     assert make_plan(search_file(scheduler={"name": "none"})).marks == []
     median = make_plan(search_file(scheduler={"name": "median", "grace_steps": 250})).marks
@@ -192,7 +184,7 @@ def test_the_marks_are_the_rungs() -> None:
     assert make_plan(search_file(scheduler={"name": "median"})).marks == [600, 700, 800]
 
 
-def test_a_small_grid_ends_the_search_before_its_budget() -> None:
+def test_a_small_grid_ends_the_search_before_its_budget():
     space = {"name": None, "parameters": {"seed": {"type": "categorical", "choices": [1, 2, 3]}}}
     file = search_file(space=space, sampler={"name": "grid"}, budget={"trials": 20})
     assert number_of_trials(file) == 3
@@ -205,13 +197,13 @@ def test_a_small_grid_ends_the_search_before_its_budget() -> None:
 METHODS = {"methods": ["ft", "kd", "l2_sp"]}
 
 
-def test_several_methods_are_priced_like_one() -> None:
+def test_several_methods_are_priced_like_one():
     text = printed(make_plan(search_file(space=METHODS)), width=200)
     assert "3 methods are priced like one, trial.method.name = 'lipsum_ft'" in text
     assert "priced like" not in printed(make_plan(search_file()), width=200)
 
 
-def timing(step_s: float, seconds: float, load_s: float, cache_s: float = 0.0) -> dict[str, Any]:
+def timing(step_s, seconds, load_s, cache_s=0.0):
     """One probe of intervals of 10 steps, whose evaluations take 3 s and checkpoints 0.5 s."""
     assert OVERRIDES["eval.every"] == 10
     later = INTERVALS - 1
@@ -236,7 +228,7 @@ def timing(step_s: float, seconds: float, load_s: float, cache_s: float = 0.0) -
     }
 
 
-def test_start_up_is_the_rest_of_a_probe() -> None:
+def test_start_up_is_the_rest_of_a_probe():
     probe = summarise([timing(1.0, 60.0, 4.0), timing(1.0, 62.0, 6.0)], workers=3)
     assert (probe.step_s, probe.eval_s, probe.save_s) == (1.0, 3.0, 0.5)
     assert probe.startup_s == 61 - INTERVALS * (10 * 1 + 3 + 0.5)
@@ -245,7 +237,7 @@ def test_start_up_is_the_rest_of_a_probe() -> None:
     assert (probe.memory_bytes, probe.head_bytes) == (3 * 1000, 100)
 
 
-def test_filling_a_cold_cache_is_shown_and_in_no_cost() -> None:
+def test_filling_a_cold_cache_is_shown_and_in_no_cost():
     warm = summarise([timing(1.0, 60.0, 4.0), timing(1.0, 62.0, 6.0)], workers=3)
     cold = [timing(1.0, 1860.0, 4.0, 1800.0), timing(1.0, 1861.0, 6.0, 1799.0)]
     assert summarise(cold, workers=3) == replace(warm, cache_s=1800.0)
@@ -254,14 +246,14 @@ def test_filling_a_cold_cache_is_shown_and_in_no_cost() -> None:
     assert "30m 00s  once per machine" in printed(plans[1], 80)
 
 
-def test_the_spread_is_that_of_all_measured_intervals() -> None:
+def test_the_spread_is_that_of_all_measured_intervals():
     probe = summarise([timing(1.0, 60.0, 4.0), timing(3.0, 190.0, 4.0)], workers=1)
     assert probe.step_s == 2
     assert probe.step_spread == pytest.approx((6 / 5) ** 0.5 / 2)
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
-def test_what_is_printed_fits_the_terminal_and_is_complete(width: int) -> None:
+def test_what_is_printed_fits_the_terminal_and_is_complete(width):
     file = search_file(budget={"hours": 1000, "patience": 9})
     text = printed(make_plan(file), width)
     assert max(map(len, text.splitlines())) <= width
@@ -282,7 +274,7 @@ def test_what_is_printed_fits_the_terminal_and_is_complete(width: int) -> None:
 
 @pytest.mark.parametrize("budget", [{}, {"hours": 1}])
 @pytest.mark.parametrize("width", [80, 120])
-def test_no_cell_of_the_tables_wraps(width: int, budget: dict[str, Any]) -> None:
+def test_no_cell_of_the_tables_wraps(width, budget):
     lines = printed(make_plan(search_file(budget=budget)), width).splitlines()
     assert any("2,000 images" in line for line in lines)
     indented = [line.split() for line in lines if line.startswith(4 * " ") and line.strip()]
@@ -291,7 +283,7 @@ def test_no_cell_of_the_tables_wraps(width: int, budget: dict[str, Any]) -> None
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_a_real_plan_measures_and_leaves_nothing_behind(trial: TrialConfig, tmp_path: Path) -> None:
+def test_a_real_plan_measures_and_leaves_nothing_behind(trial, tmp_path):
     file = SearchFile.model_validate(
         {
             "trial": with_overrides(trial, {"data.workers": 1}, "test").model_dump(mode="json"),
@@ -327,7 +319,7 @@ def test_a_real_plan_measures_and_leaves_nothing_behind(trial: TrialConfig, tmp_
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_a_trial_that_fails_is_one_clear_sentence(trial: TrialConfig, tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_one_clear_sentence(trial, tmp_path):
     values = trial.model_dump(mode="json")
     values["optim"]["lr"] = 1e3
     search = {"storage": str(tmp_path), "resources": {"max_concurrent": 1}}

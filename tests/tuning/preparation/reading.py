@@ -1,22 +1,19 @@
 """Prepared data read back by other means than the project's own reader."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections import Counter
-from pathlib import Path
 
 import pyarrow.parquet as pq
 from PIL import Image
 
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import open_store
 
 Row = tuple[str, str, tuple[int, int, int]]
 """Path, class name, and the colour in the middle of the image."""
 
 
-def rows(root: Path | str, split: str) -> list[Row]:
+def rows(root, split):
     """All rows of `<domain>/<split>`, in the order of the files."""
     store = open_store(root)
     found = []
@@ -34,13 +31,13 @@ def rows(root: Path | str, split: str) -> list[Row]:
     return found
 
 
-def names_in(store: Store, path: str) -> list[str]:
+def names_in(store, path):
     """The class names in a file's metadata."""
     with store.open(path) as file:
         metadata = pq.read_schema(file).metadata
     return json.loads(metadata[b"class_names"])
 
 
-def counts(root: Path | str, split: str) -> dict[str, int]:
+def counts(root, split):
     """How many images of each class."""
     return dict(Counter(name for _, name, _ in rows(root, split)))

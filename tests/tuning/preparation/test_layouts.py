@@ -1,9 +1,6 @@
 """Every layout, from a miniature tree to Parquet and back, without Ray."""
 
-from __future__ import annotations
-
 import io
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,12 +16,10 @@ from trainers.data.storage import open_store
 from tuning.preparation.plan import PrepareOptions, plan_preparation
 
 
-def prepare_here(
-    layout: str, source: Path, destination: Path, options: PrepareOptions
-) -> dict[str, int]:
+def prepare_here(layout, source, destination, options):
     """Prepare in this process, and count the findings by kind."""
     plan = plan_preparation(layout, str(source), str(destination), options)
-    kinds: dict[str, int] = {}
+    kinds = {}
     for domain in plan.domains:
         found = [found.finding for found in domain.findings]
         for shard in domain.shards:
@@ -35,7 +30,7 @@ def prepare_here(
 
 
 @pytest.mark.parametrize("layout", TREES)
-def test_a_tree_becomes_parquet_with_every_image_in_its_class(layout: str, tmp_path: Path) -> None:
+def test_a_tree_becomes_parquet_with_every_image_in_its_class(layout, tmp_path):
     make, layout_options, count = TREES[layout]
     source = make(tmp_path / "source")
     options = PrepareOptions(layout_options, val_fraction=0, test_fraction=0, shard_size=3)
@@ -51,7 +46,7 @@ def test_a_tree_becomes_parquet_with_every_image_in_its_class(layout: str, tmp_p
         ]
 
 
-def test_every_image_keeps_its_own_pixels(tmp_path: Path) -> None:
+def test_every_image_keeps_its_own_pixels(tmp_path):
     source = trees.make_domainnet(tmp_path / "source")
     prepare_here("domainnet", source, tmp_path / "data", PrepareOptions(shard_size=5))
     found = rows(tmp_path / "data", "real/train") + rows(tmp_path / "data", "real/val")
@@ -62,7 +57,7 @@ def test_every_image_keeps_its_own_pixels(tmp_path: Path) -> None:
             assert original.getpixel((8, 6)) == colour
 
 
-def test_the_red_frame_of_objectnet_is_gone(tmp_path: Path) -> None:
+def test_the_red_frame_of_objectnet_is_gone(tmp_path):
     source = trees.make_objectnet(tmp_path / "source")
     options = PrepareOptions(val_fraction=0)
     assert "border" not in prepare_here("objectnet", source, tmp_path / "data", options)
@@ -73,7 +68,7 @@ def test_the_red_frame_of_objectnet_is_gone(tmp_path: Path) -> None:
             assert (255, 0, 0) not in [colour for _, colour in image.getcolors() or []]
 
 
-def test_smaller_images_and_a_validation_split(tmp_path: Path) -> None:
+def test_smaller_images_and_a_validation_split(tmp_path):
     source = trees.make_imagenet_v2(tmp_path / "source")
     options = PrepareOptions(encode=EncodeOptions(resize=6), val_fraction=0.5, seed=3)
     kinds = prepare_here("imagenet-v2", source, tmp_path / "data", options)

@@ -1,7 +1,5 @@
 """Plans: what is refused before anything is written, and what may go on."""
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import replace
@@ -14,24 +12,22 @@ from trainers.data.encoding import EncodeOptions
 from trainers.data.formats.index import LayoutOptions
 from trainers.data.shards import make_shard
 from trainers.errors import ConfigError
-from tuning.preparation.manifest import Status, other_parts, write_record
-from tuning.preparation.plan import Plan, PrepareOptions, may_skip, plan_preparation
+from tuning.preparation.manifest import other_parts, write_record
+from tuning.preparation.plan import PrepareOptions, may_skip, plan_preparation
 
 OPTIONS = PrepareOptions()
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path):
     return make_domainnet(tmp_path / "source")
 
 
-def planned(
-    tree: Path | str, destination: Path | str, options: PrepareOptions = OPTIONS, layout: str = ""
-) -> Plan:
+def planned(tree, destination, options=OPTIONS, layout=""):
     return plan_preparation(layout or "domainnet", str(tree), str(destination), options)
 
 
-def prepare_here(tree: Path, destination: Path, options: PrepareOptions = OPTIONS) -> Plan:
+def prepare_here(tree, destination, options=OPTIONS):
     """A whole preparation in this process, its records included, as an earlier run leaves it."""
     plan = planned(tree, destination, options)
     for domain in plan.domains:
@@ -42,16 +38,14 @@ def prepare_here(tree: Path, destination: Path, options: PrepareOptions = OPTION
     return plan
 
 
-def refusal(tree: Path | str, destination: Path | str, options: PrepareOptions = OPTIONS) -> str:
+def refusal(tree, destination, options=OPTIONS):
     with pytest.raises(ConfigError) as caught:
         planned(tree, destination, options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_plan_has_the_splits_of_all_domains_and_writes_nothing(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_a_plan_has_the_splits_of_all_domains_and_writes_nothing(tree, tmp_path):
     for file in tree.rglob("*.jpg"):
         file.write_bytes(b"")  # no image is opened
     plan = planned(tree, tmp_path / "data")
@@ -83,9 +77,7 @@ def test_a_plan_has_the_splits_of_all_domains_and_writes_nothing(
         ("100%", 5, 5, True),
     ],
 )
-def test_bad_images_up_to_the_limit_are_left_out(
-    limit: str, bad: int, images: int, allowed: bool
-) -> None:
+def test_bad_images_up_to_the_limit_are_left_out(limit, bad, images, allowed):
     assert may_skip(limit, bad, images) is allowed
 
 
@@ -106,21 +98,19 @@ def test_bad_images_up_to_the_limit_are_left_out(
         (PrepareOptions(LayoutOptions(domain="a/b")), "--domain"),
     ],
 )
-def test_an_option_out_of_range_is_refused(
-    options: PrepareOptions, key: str, tree: Path, tmp_path: Path
-) -> None:
+def test_an_option_out_of_range_is_refused(options, key, tree, tmp_path):
     with pytest.raises(ConfigError) as caught:
         planned(tree / "real", tmp_path / "data", options, "folders")
     assert caught.value.key == key
 
 
-def test_folders_get_the_splits_that_a_search_and_confirm_read(tmp_path: Path) -> None:
+def test_folders_get_the_splits_that_a_search_and_confirm_read(tmp_path):
     for domain in ("studio", "street"):
         for number in range(10):
             draw(tmp_path / "source" / domain / "cup" / f"{number}.jpg")
     roles = LayoutOptions(id="studio")
 
-    def splits(options: PrepareOptions) -> dict[str, int]:
+    def splits(options):
         plan = planned(tmp_path / "source", tmp_path / "x", options, "folders")
         shards = [shard for domain in plan.domains for shard in domain.shards]
         return {f"{shard.domain}/{shard.split}": len(shard.examples) for shard in shards}
@@ -132,13 +122,13 @@ def test_folders_get_the_splits_that_a_search_and_confirm_read(tmp_path: Path) -
     assert "studio/test" not in splits(PrepareOptions(roles, test_fraction=0))
 
 
-def test_an_unknown_layout_is_refused_with_a_suggestion(tree: Path, tmp_path: Path) -> None:
+def test_an_unknown_layout_is_refused_with_a_suggestion(tree, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'imagenet-v2'") as caught:
         planned(tree, tmp_path / "data", layout="imagenet-v3")
     assert (caught.value.key, caught.value.value) == ("layout", "imagenet-v3")
 
 
-def test_a_place_that_cannot_be_read_or_written_is_named(tree: Path, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_read_or_written_is_named(tree, tmp_path):
     data = tmp_path / "data"
     assert refusal(tmp_path / "nowhere", data).endswith("nowhere: no such folder")
     assert "a file, where a folder" in refusal(tree / "real_train.txt", data)
@@ -150,20 +140,20 @@ def test_a_place_that_cannot_be_read_or_written_is_named(tree: Path, tmp_path: P
     assert not data.exists()
 
 
-def test_the_destination_may_not_lie_in_the_source(tree: Path, tmp_path: Path) -> None:
+def test_the_destination_may_not_lie_in_the_source(tree, tmp_path):
     (tmp_path / "link").symlink_to(tree)
     for inside in (tree, tree / "prepared", tree / ".." / "source" / "x", tmp_path / "link" / "x"):
         assert "apart" in refusal(tree, inside)
 
 
-def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path):
     draw(tmp_path / "source" / "cat" / "a.png")
     (Path(os.fsdecode(os.fsencode(tmp_path) + b"/source/cat/caf\xe9.png"))).write_bytes(b"")
     with pytest.raises(ConfigError, match=r"caf\\xe9.png.* not UTF-8"):
         planned(tmp_path / "source", tmp_path / "data", layout="folders")
 
 
-def test_a_source_in_a_folder_that_is_written_is_refused(tmp_path: Path) -> None:
+def test_a_source_in_a_folder_that_is_written_is_refused(tmp_path):
     source = make_domainnet(tmp_path / "data" / "real" / "raw")
     assert "keep the source" in refusal(source, tmp_path / "data")
     painting = PrepareOptions(LayoutOptions(domains=("painting",)))
@@ -171,7 +161,7 @@ def test_a_source_in_a_folder_that_is_written_is_refused(tmp_path: Path) -> None
     assert [domain.domain for domain in plan.domains] == ["painting"]
 
 
-def test_the_same_again_may_go_on_and_other_settings_may_not(tree: Path, tmp_path: Path) -> None:
+def test_the_same_again_may_go_on_and_other_settings_may_not(tree, tmp_path):
     data = tmp_path / "data"
     assert not any(d.is_done for d in prepare_here(tree, data).domains)
     again = planned(tree, data)
@@ -189,7 +179,7 @@ def test_the_same_again_may_go_on_and_other_settings_may_not(tree: Path, tmp_pat
     assert all(domain.overwrite and not domain.is_done for domain in plan.domains)
 
 
-def test_other_images_or_class_names_are_other_data(tree: Path, tmp_path: Path) -> None:
+def test_other_images_or_class_names_are_other_data(tree, tmp_path):
     data = tmp_path / "data"
     prepare_here(tree, data)
     lists = [tree / f"{domain}_test.txt" for domain in ("painting", "real")]
@@ -203,7 +193,7 @@ def test_other_images_or_class_names_are_other_data(tree: Path, tmp_path: Path) 
     assert [d.is_done for d in planned(tree, data, real).domains] == [True]
 
 
-def test_files_that_prepare_did_not_make_are_not_replaced(tree: Path, tmp_path: Path) -> None:
+def test_files_that_prepare_did_not_make_are_not_replaced(tree, tmp_path):
     own = tmp_path / "data" / "real" / "train" / "mine.parquet"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"images of my own")
@@ -213,9 +203,7 @@ def test_files_that_prepare_did_not_make_are_not_replaced(tree: Path, tmp_path: 
     assert other_parts(real.store, real.shards) == ["train/mine.parquet"]
 
 
-def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(tree, tmp_path):
     data = tmp_path / "data"
     plan = prepare_here(tree, data)
     extra = data / "real" / "train" / "part-00007.parquet"
@@ -232,9 +220,7 @@ def test_files_beyond_the_plan_are_replaced_only_where_that_was_said(
 
 
 @pytest.mark.parametrize("status", ["unfinished", "refused"])
-def test_what_is_not_done_may_go_on_with_fewer_images(
-    tree: Path, tmp_path: Path, status: Status
-) -> None:
+def test_what_is_not_done_may_go_on_with_fewer_images(tree, tmp_path, status):
     data, options = tmp_path / "data", PrepareOptions(shard_size=2)
     plan = prepare_here(tree, data, options)
     listed = (tree / "real_test.txt").read_text().splitlines(keepends=True)
@@ -255,7 +241,7 @@ def test_what_is_not_done_may_go_on_with_fewer_images(
     assert "real: mine.parquet is not part" in refusal(tree, data, options)
 
 
-def test_digests_do_not_depend_on_where_the_source_lies(tree: Path, tmp_path: Path) -> None:
+def test_digests_do_not_depend_on_where_the_source_lies(tree, tmp_path):
     prepare_here(tree, tmp_path / "data")
     moved = tree.rename(tmp_path / "moved")
     assert all(domain.is_done for domain in planned(moved, tmp_path / "data").domains)

@@ -1,15 +1,11 @@
 """Preparations through a real Ray: parallel, reported, refused, killed, on S3, on a full disk."""
 
-from __future__ import annotations
-
 import csv
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import boto3
 import numpy as np
@@ -18,14 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.disks import small_disk
-from tests.ray_head import Head
 from tests.trainers.data.formats.trees import DOMAINNET_CLASSES, draw, make_domainnet
 from tests.tuning.preparation.reading import counts, rows
 from tests.tuning.result_tables import text_of
 from trainers.data.data_root import read_record
 from trainers.data.encoding import EncodeOptions
 from trainers.data.formats.index import LayoutOptions
-from trainers.data.shards import Shard, ShardReport
 from trainers.data.storage import open_store
 from trainers.errors import ConfigError
 from tuning.cli import app
@@ -39,22 +33,22 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster(ray_head: Head) -> Iterator[str]:
+def cluster(ray_head):
     """Keep one connection to Ray for this module; its address."""
     with ray_session(ray_head.address):
         yield ray_head.address
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path):
     return make_domainnet(tmp_path / "source")
 
 
-def record(destination: Path | str, domain: str) -> dict[str, object]:
+def record(destination, domain):
     return read_record(open_store(destination).at(domain)) or {}
 
 
-def parts(root: Path) -> dict[str, tuple[int, int]]:
+def parts(root):
     """Inode and time of modification of each file of Parquet."""
     return {
         str(path.relative_to(root)): (path.stat().st_ino, path.stat().st_mtime_ns)
@@ -62,7 +56,7 @@ def parts(root: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_domainnet_is_prepared_recorded_and_read_back(tree: Path, tmp_path: Path) -> None:
+def test_domainnet_is_prepared_recorded_and_read_back(tree, tmp_path):
     data = tmp_path / "data"
     report = prepare(
         "domainnet", str(tree), str(data), PrepareOptions(shard_size=4), progress=False
@@ -77,7 +71,7 @@ def test_domainnet_is_prepared_recorded_and_read_back(tree: Path, tmp_path: Path
     assert [name for _, name, _ in rows(data, "real/test")] == list(DOMAINNET_CLASSES)
     painting = record(data, "painting")
     assert (painting["status"], painting["layout"]) == ("done", "domainnet")
-    assert painting["settings"]["--shard-size"] == 4  # type: ignore[index]
+    assert painting["settings"]["--shard-size"] == 4
     splits = painting["splits"]
     assert isinstance(splits, dict)
     assert {split: made["images"] for split, made in splits.items()} == {
@@ -98,7 +92,7 @@ def test_domainnet_is_prepared_recorded_and_read_back(tree: Path, tmp_path: Path
     assert (again.made, parts(data)) == (0, before)
 
 
-def test_bad_images_are_listed_refused_and_left_out_on_request(tree: Path, tmp_path: Path) -> None:
+def test_bad_images_are_listed_refused_and_left_out_on_request(tree, tmp_path):
     data = tmp_path / "data"
     names = {"empty": "real_000_000001.jpg", "truncated": "real_001_000003.jpg"}
     (tree / "real" / "teddy-bear" / names["empty"]).write_bytes(b"")
@@ -135,7 +129,7 @@ def test_bad_images_are_listed_refused_and_left_out_on_request(tree: Path, tmp_p
     assert "tent" not in counts(data, "real/test")
 
 
-def test_overwrite_replaces_a_domain_and_no_other(tree: Path, tmp_path: Path) -> None:
+def test_overwrite_replaces_a_domain_and_no_other(tree, tmp_path):
     data = tmp_path / "data"
     real = LayoutOptions(domains=("real",))
     prepare("domainnet", str(tree), str(data), PrepareOptions(real, shard_size=2), progress=False)
@@ -152,7 +146,7 @@ def test_overwrite_replaces_a_domain_and_no_other(tree: Path, tmp_path: Path) ->
     assert own.read_bytes() == b"another domain is left alone"
 
 
-def test_images_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> None:
+def test_images_go_from_a_bucket_to_a_bucket(tmp_path, bucket):
     tree = make_domainnet(tmp_path / "source", ["real"])
     client = boto3.client("s3")
     for file in tree.rglob("*.*"):
@@ -174,7 +168,7 @@ def test_images_go_from_a_bucket_to_a_bucket(tmp_path: Path, bucket: str) -> Non
         plan_preparation("folders", f"{bucket}//raw", f"{bucket}/x", PrepareOptions())
 
 
-def test_the_same_command_goes_on_once_bad_images_are_removed(tree: Path, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_once_bad_images_are_removed(tree, tmp_path):
     bad, data = tree / "real" / "teddy-bear" / "0.png", tmp_path / "data"
     bad.write_bytes(b"")
     options = PrepareOptions(shard_size=4, test_fraction=0)
@@ -186,18 +180,16 @@ def test_the_same_command_goes_on_once_bad_images_are_removed(tree: Path, tmp_pa
     assert len(rows(data, "real/train")) + len(rows(data, "real/val")) == 21
 
 
-def test_changed_images_are_prepared_anew(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_images_are_prepared_anew(tree, tmp_path, monkeypatch):
     data = tmp_path / "data"
     options = PrepareOptions(LayoutOptions(domains=("real",)), shard_size=4)
     prepare("domainnet", str(tree), str(data), options, progress=False)
     before, run = parts(data), record(data, "real")["run"]
     draw(tree / "real" / "tent" / "real_001_000003.jpg", size=(20, 20))
-    seen: list[object] = []
+    seen = []
     shown = Display.shard_ended
 
-    def watched(display: Display, shard: Shard, report: ShardReport) -> None:
+    def watched(display, shard, report):
         seen.append((report.reused, record(data, "real")["status"]))
         shown(display, shard, report)
 
@@ -211,7 +203,7 @@ def test_changed_images_are_prepared_anew(
     assert record(data, "real")["run"] != run
 
 
-def test_sigterm_ends_a_preparation_as_ctrl_c_does(tmp_path: Path, cluster: str) -> None:
+def test_sigterm_ends_a_preparation_as_ctrl_c_does(tmp_path, cluster):
     driver, command = slow_preparation(tmp_path, cluster)
     second = CliRunner().invoke(app, command)
     assert type(second.exception).__name__ == "ConfigError"
@@ -224,7 +216,7 @@ def test_sigterm_ends_a_preparation_as_ctrl_c_does(tmp_path: Path, cluster: str)
     assert record(tmp_path / "data", "pets")["status"] == "unfinished"
 
 
-def slow_preparation(tmp_path: Path, cluster: str) -> tuple[subprocess.Popen[bytes], list[str]]:
+def slow_preparation(tmp_path, cluster):
     """One of 60 images that has made a few of its 30 shards, and how it was begun."""
     source, data = tmp_path / "source", tmp_path / "data"
     rng = np.random.default_rng(0)
@@ -248,7 +240,7 @@ def slow_preparation(tmp_path: Path, cluster: str) -> tuple[subprocess.Popen[byt
     return driver, command
 
 
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str) -> None:
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path, cluster):
     data = tmp_path / "data"
     driver, command = slow_preparation(tmp_path, cluster)
     driver.send_signal(signal.SIGKILL)
@@ -270,7 +262,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, cluster: str)
 
 
 @pytest.mark.nightly
-def test_a_full_disk_leaves_finished_shards(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_finished_shards(tmp_path):
     source = tmp_path / "source"
     rng = np.random.default_rng(0)
     for number in range(24):

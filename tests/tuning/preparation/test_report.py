@@ -1,14 +1,12 @@
 """The summary of a preparation, and the help of its command."""
 
-from __future__ import annotations
-
 from typer.testing import CliRunner
 
 from tests.tuning.result_tables import text_of
 from trainers.data.formats import LAYOUTS
 from trainers.data.formats.index import Finding
 from tuning.cli import app
-from tuning.preparation.manifest import Found, Status
+from tuning.preparation.manifest import Found
 from tuning.preparation.report import (
     DomainReport,
     PreparationReport,
@@ -18,12 +16,12 @@ from tuning.preparation.report import (
 )
 
 
-def domain(name: str, status: Status = "done", findings: tuple[Found, ...] = ()) -> DomainReport:
+def domain(name, status="done", findings=()):
     splits = {"train": SplitReport(1200, 34_500_000), "test": SplitReport(300, 500_000)}
     return DomainReport(name, f"s3://bucket/data/{name}", status, splits, findings, 1502)
 
 
-def shown(report: PreparationReport) -> list[str]:
+def shown(report):
     return [line.rstrip() for line in text_of(render(report), 120).splitlines()]
 
 
@@ -38,7 +36,7 @@ ODD = (
 )
 
 
-def test_the_summary_counts_images_findings_and_bytes() -> None:
+def test_the_summary_counts_images_findings_and_bytes():
     report = PreparationReport(
         "s3://bucket/data", (domain("real"), domain("sketch", findings=BAD + ODD)), 3000, 60.0
     )
@@ -55,7 +53,7 @@ def test_the_summary_counts_images_findings_and_bytes() -> None:
     assert "Config trial.data.root: s3://bucket/data" in lines
 
 
-def test_missing_splits_are_named_with_what_makes_them() -> None:
+def test_missing_splits_are_named_with_what_makes_them():
     studio = DomainReport(
         "studio",
         "data/studio",
@@ -72,14 +70,14 @@ def test_missing_splits_are_named_with_what_makes_them() -> None:
     assert "! 2 domains have a train split, and a search reads that of one" in text
 
 
-def test_the_roles_of_domains_become_a_suite() -> None:
+def test_the_roles_of_domains_become_a_suite():
     report = PreparationReport("data", (domain("real"), domain("straße")), 9, 1, "real")
     lines = [" ".join(line.split()) for line in shown(report)]
     assert "trial.data.suite: {id_domain: real, ood_domains: [straße]}" in lines
     assert not any("have a train split" in line for line in lines)
 
 
-def test_a_refusal_names_the_option_that_leaves_them_out() -> None:
+def test_a_refusal_names_the_option_that_leaves_them_out():
     report = PreparationReport("s3://bucket/data", (domain("real", "refused", BAD),), 0, 1.0)
     assert refusal(report) == (
         "s3://bucket/data/real: 2 of 1,502 images cannot be used (truncated 1, empty 1), listed "
@@ -89,7 +87,7 @@ def test_a_refusal_names_the_option_that_leaves_them_out() -> None:
     assert not any("trial.data.root" in line for line in shown(report))
 
 
-def test_the_help_lists_every_layout() -> None:
+def test_the_help_lists_every_layout():
     text = CliRunner().invoke(app, ["prepare", "--help"], env={"COLUMNS": "150"}).output
     for name, layout in LAYOUTS.items():
         assert f"{name}: " in text

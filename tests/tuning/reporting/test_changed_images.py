@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -21,11 +19,10 @@ from trainers.data.schema import part_path
 from trainers.data.storage import open_store
 from tuning.reporting.changed_images import MAX_SHOWN, NUM_SHOWN, changed_images, most_confident
 from tuning.reporting.predictions_report import DomainPredictions, ModelPredictions
-from tuning.runs.records import SearchRecord
 
 
 @pytest.fixture
-def root(images_root: Path, tmp_path: Path) -> Path:
+def root(images_root, tmp_path):
     """Images whose validation split of sketch has two files."""
     copied = Path(shutil.copytree(images_root, tmp_path / "images"))
     whole = pq.read_table(part_path(copied, "sketch", "val"))
@@ -35,27 +32,27 @@ def root(images_root: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def search(root: Path, tmp_path: Path) -> SearchRecord:
+def search(root, tmp_path):
     seen = {"sketch/val": split_fingerprint(open_store(root), "sketch", "val")}
     (tmp_path / "environment.json").write_text(json.dumps({"data": seen}))
     return fakes.search_record(tmp_path, config={"trial": {"data": {"root": str(root)}}})
 
 
-def predictions(images: ImageDataset) -> DomainPredictions:
+def predictions(images):
     """Even rows became right and odd ones wrong; the later the row, the less confident."""
     rows = np.arange(len(images))
     labels = images.labels.astype("int32")
     wrong = (labels + 1) % len(images.class_names)
     confidence = np.linspace(0.9, 0.1, len(rows), dtype=np.float32)
 
-    def model(right: np.ndarray) -> ModelPredictions:
+    def model(right):
         return ModelPredictions(np.where(right, labels, wrong), confidence, right)
 
     best, zero_shot = model(rows % 2 == 0), model(rows % 2 == 1)
     return DomainPredictions("sketch", images.class_names, labels, best, zero_shot, rows)
 
 
-def test_the_most_confident_images_are_first(root: Path) -> None:
+def test_the_most_confident_images_are_first(root):
     found = predictions(ImageDataset(root, "sketch", "val"))
     assert most_confident(found, gained=True)[:3].tolist() == [0, 2, 4]
     best = replace(found.best, confidence=found.best.confidence[::-1])
@@ -63,7 +60,7 @@ def test_the_most_confident_images_are_first(root: Path) -> None:
     assert odd.tolist() == list(range(len(found.rows) - 1, 0, -2))
 
 
-def test_thumbnails_are_those_of_the_predicted_images(root: Path, search: SearchRecord) -> None:
+def test_thumbnails_are_those_of_the_predicted_images(root, search):
     images = ImageDataset(root, "sketch", "val")
     found = predictions(images)
     html = changed_images(search, [found])
@@ -85,7 +82,7 @@ def test_thumbnails_are_those_of_the_predicted_images(root: Path, search: Search
     assert f"<b>{name}</b><br>{wrong} → {name}</span>" in html
 
 
-def test_a_page_of_many_domains_has_few_images(root: Path, search: SearchRecord) -> None:
+def test_a_page_of_many_domains_has_few_images(root, search):
     found = predictions(ImageDataset(root, "sketch", "val"))
     html = changed_images(search, [found] * (MAX_SHOWN // 4))
     assert html is not None
@@ -95,7 +92,7 @@ def test_a_page_of_many_domains_has_few_images(root: Path, search: SearchRecord)
     assert html.count("<img") == MAX_SHOWN
 
 
-def test_names_of_classes_are_no_markup(root: Path, search: SearchRecord) -> None:
+def test_names_of_classes_are_no_markup(root, search):
     found = predictions(ImageDataset(root, "sketch", "val"))
     html = changed_images(search, [replace(found, classes=["<i>"] * len(found.classes))])
     assert html is not None
@@ -103,7 +100,7 @@ def test_names_of_classes_are_no_markup(root: Path, search: SearchRecord) -> Non
     assert "&lt;i&gt;" in html
 
 
-def test_images_that_are_gone_or_others_are_left_out(root: Path, search: SearchRecord) -> None:
+def test_images_that_are_gone_or_others_are_left_out(root, search):
     found = predictions(ImageDataset(root, "sketch", "val"))
     swap_classes(root, "sketch", "val")
     assert changed_images(search, [found]) is None
@@ -111,9 +108,7 @@ def test_images_that_are_gone_or_others_are_left_out(root: Path, search: SearchR
     assert changed_images(search, [found]) is None
 
 
-def test_the_embedded_benchmark_is_not_built_for_thumbnails(
-    root: Path, search: SearchRecord, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_embedded_benchmark_is_not_built_for_thumbnails(root, search, monkeypatch):
     found = predictions(ImageDataset(root, "sketch", "val"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(root / "empty"))
     embedded = replace(search, config={"trial": {"data": {"root": "openmoji"}}})

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -9,22 +7,20 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
-from tuning.algorithms.objectives import Mode
 from tuning.reporting.cost import MIN_TRIALS, cost_sentences, gain_of_doubling
-from tuning.runs.records import TrialRecord
 
 SEARCH = fakes.search_record(Path("run"))
 (OBJECTIVE,) = SEARCH.objectives
 
 
-def trials(number: int) -> list[TrialRecord]:
+def trials(number):
     draws = np.random.default_rng(0).normal(60, 1, number)
     return [fakes.trial(index, 85, draw) for index, draw in enumerate(draws)]
 
 
 @pytest.mark.parametrize("number", [MIN_TRIALS, MIN_TRIALS + 1])
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
-def test_the_gain_is_the_mean_over_all_halves(mode: Mode, sign: int, number: int) -> None:
+def test_the_gain_is_the_mean_over_all_halves(mode, sign, number):
     search = replace(SEARCH, objectives=(replace(OBJECTIVE, mode=mode),))
     records = trials(number)
     values = [sign * record.metrics[OBJECTIVE.metric] for record in records]
@@ -34,14 +30,14 @@ def test_the_gain_is_the_mean_over_all_halves(mode: Mode, sign: int, number: int
     assert gain_of_doubling(search, [*records, unfinished]) == pytest.approx(expected)
 
 
-def test_few_trials_or_several_objectives_have_no_estimate() -> None:
+def test_few_trials_or_several_objectives_have_no_estimate():
     assert gain_of_doubling(SEARCH, trials(MIN_TRIALS - 1)) is None
     several = replace(SEARCH, objectives=(OBJECTIVE, OBJECTIVE))
     assert gain_of_doubling(several, trials(MIN_TRIALS)) is None
     assert len(cost_sentences(several, trials(MIN_TRIALS))) == 1
 
 
-def test_the_cost_is_shared_between_training_evaluation_and_the_rest() -> None:
+def test_the_cost_is_shared_between_training_evaluation_and_the_rest():
     costs = {"cost/seconds": 270.0, "cost/eval_seconds": 90.0}
     curve = (fakes.report(240, 85, 61) | costs,)
     record = fakes.trial(0, curve=curve, gpus=2.0)  # of 360 s

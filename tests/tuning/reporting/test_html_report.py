@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import base64
 import re
 from contextlib import closing
@@ -23,23 +21,22 @@ from tuning.reporting.figures.details import (
 )
 from tuning.reporting.figures.id_vs_ood import draw
 from tuning.reporting.html_report import REPORT_FILE, write_report
-from tuning.runs.records import TrialRecord
 
 SEARCH = fakes.search_record(Path("runs/<mine>"), name="<mine>")
 
 
-def page_of(records: list[TrialRecord], folder: Path) -> str:
+def page_of(records, folder):
     write_report(SEARCH, records, folder)
     return (folder / REPORT_FILE).read_text("utf-8")
 
 
-def figures_of(page: str) -> list[bytes]:
+def figures_of(page):
     images = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page)
     elements = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     return [base64.b64decode(image) for image in images] + [e.encode() for e in elements]
 
 
-def scattered(number: int) -> list[TrialRecord]:
+def scattered(number):
     """Trials whose ID accuracy follows the learning rate alone, and OOD accuracy the weight."""
     rng = np.random.default_rng(0)
     trials = []
@@ -51,12 +48,12 @@ def scattered(number: int) -> list[TrialRecord]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+def page(tmp_path_factory):
     """The page of a reference and few trials."""
     return page_of([fakes.reference(), *scattered(MIN_TRIALS)], tmp_path_factory.mktemp("report"))
 
 
-def test_the_page_has_every_trial_and_whole_figures(page: str) -> None:
+def test_the_page_has_every_trial_and_whole_figures(page):
     assert all(record.trial_id in page for record in scattered(MIN_TRIALS))
     figures = figures_of(page)
     assert len(figures) == 6
@@ -66,7 +63,7 @@ def test_the_page_has_every_trial_and_whole_figures(page: str) -> None:
     }
 
 
-def test_the_page_of_many_trials_has_few_vectors(tmp_path: Path) -> None:
+def test_the_page_of_many_trials_has_few_vectors(tmp_path):
     records = scattered(301)  # above 300 they are drawn as pixels
     points_of_curves = sum(len(record.curve) for record in records)
     page = page_of(records, tmp_path)
@@ -75,13 +72,13 @@ def test_the_page_of_many_trials_has_few_vectors(tmp_path: Path) -> None:
     assert sum(figure.count(b"<use") for figure in figures_of(page)) < points_of_curves
 
 
-def test_no_label_is_the_source_of_a_formula(page: str) -> None:
+def test_no_label_is_the_source_of_a_formula(page):
     labels = b"".join(re.findall(rb"<!--(.*?)-->", b"".join(figures_of(page))))
     assert b"1e-05" in labels  # of a logarithmic axis
     assert b"mathdefault" not in labels
 
 
-def test_a_dollar_sign_starts_no_formula_and_no_domain_is_needed(tmp_path: Path) -> None:
+def test_a_dollar_sign_starts_no_formula_and_no_domain_is_needed(tmp_path):
     odd = replace(SEARCH, id_domain="us$5_$x", ood_domains=())
     write_report(odd, [fakes.trial(0)], tmp_path)
     page = (tmp_path / REPORT_FILE).read_text("utf-8")
@@ -89,7 +86,7 @@ def test_a_dollar_sign_starts_no_formula_and_no_domain_is_needed(tmp_path: Path)
     assert "under shift</h2>" not in page
 
 
-def test_a_character_that_xml_does_not_allow_leaves_figures_unlinked(tmp_path: Path) -> None:
+def test_a_character_that_xml_does_not_allow_leaves_figures_unlinked(tmp_path):
     write_report(replace(SEARCH, id_domain="re\x1bal"), [fakes.trial(0)], tmp_path)
     page = (tmp_path / REPORT_FILE).read_text("utf-8")
     assert "data:image/svg+xml" in page
@@ -97,16 +94,14 @@ def test_a_character_that_xml_does_not_allow_leaves_figures_unlinked(tmp_path: P
 
 
 @pytest.mark.parametrize("records", [[], [fakes.reference()], [fakes.trial(0, outcome="running")]])
-def test_a_search_that_has_just_begun_has_a_page(
-    records: list[TrialRecord], tmp_path: Path
-) -> None:
+def test_a_search_that_has_just_begun_has_a_page(records, tmp_path):
     assert "zero-shot" in page_of(records, tmp_path)
 
 
-def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path: Path) -> None:
+def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path):
     search = replace(SEARCH, run_folder=tmp_path)
 
-    def page() -> str:
+    def page():
         write_report(search, [fakes.reference(), *scattered(1), fakes.trial(1, 99.0)], tmp_path)
         return (tmp_path / REPORT_FILE).read_text("utf-8")
 
@@ -133,7 +128,7 @@ def test_the_page_has_what_confirm_left_in_the_run_folder(tmp_path: Path) -> Non
     assert "line 1 cannot be read" in damaged
 
 
-def test_contours_have_a_panel_for_each_pair_that_varies_independently() -> None:
+def test_contours_have_a_panel_for_each_pair_that_varies_independently():
     trials = scattered(MIN_TRIALS)
     figure = contours_figure(SEARCH, trials)
     assert figure is not None
@@ -143,7 +138,7 @@ def test_contours_have_a_panel_for_each_pair_that_varies_independently() -> None
     (points,) = [c for c in axes.collections if len(c.get_offsets()) == MIN_TRIALS]
     assert points.get_offsets()[:, 0].tolist() == [t.params["method.reg_weight"] for t in trials]
 
-    def with_params(**params: object) -> list[TrialRecord]:
+    def with_params(**params):
         return [replace(t, params={**t.params, **params}) for t in trials]
 
     assert contours_figure(SEARCH, with_params(**{"optim.lr": 1e-4})) is None
@@ -153,19 +148,19 @@ def test_contours_have_a_panel_for_each_pair_that_varies_independently() -> None
     assert contours_figure(SEARCH, trials[1:]) is None
 
 
-def test_curves_have_the_unit_and_the_label_of_untuned_fine_tuning() -> None:
+def test_curves_have_the_unit_and_the_label_of_untuned_fine_tuning():
     (axes,) = curves_figure(SEARCH, [fakes.reference(), fakes.trial(0)]).axes
     assert axes.get_ylabel() == f"{SEARCH.objectives[0].metric}, %"
     assert any(text.get_text().startswith(" FT, not tuned") for text in axes.texts)
 
 
-def test_the_page_of_few_trials_says_what_it_lacks(tmp_path: Path) -> None:
+def test_the_page_of_few_trials_says_what_it_lacks(tmp_path):
     page = page_of(scattered(MIN_TRIALS - 1), tmp_path)
     assert "hyperparameters needs 6 finished trials (5 so far)" in page
     assert "estimated from 8 finished trials on" in page
 
 
-def test_importance_tells_which_parameter_moves_which_accuracy() -> None:
+def test_importance_tells_which_parameter_moves_which_accuracy():
     assert importance_figure(scattered(MIN_TRIALS - 1)) is None
     figure = importance_figure(scattered(40))
     assert figure is not None
@@ -176,7 +171,7 @@ def test_importance_tells_which_parameter_moves_which_accuracy() -> None:
     assert of_ood[weight] > 0.8 > 0.2 > of_ood[lr]
 
 
-def test_without_ood_domains_the_id_accuracy_alone_is_drawn() -> None:
+def test_without_ood_domains_the_id_accuracy_alone_is_drawn():
     trials = [
         replace(t, curve=tuple({"step": p["step"], "id_val/acc": p["id_val/acc"]} for p in t.curve))
         for t in scattered(40)
@@ -190,7 +185,7 @@ def test_without_ood_domains_the_id_accuracy_alone_is_drawn() -> None:
     assert "no OOD domain" in draw(search, trials)[1]
 
 
-def test_ood_accuracy_is_drawn_over_both_distances() -> None:
+def test_ood_accuracy_is_drawn_over_both_distances():
     distances = [(0.5, 0.01), (2.0, 0.02), (8.0, 0.4)]
     trials = [
         fakes.trial(

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 import sys
 from dataclasses import replace
@@ -14,18 +12,17 @@ from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.reporting.figures.frame import save_figure
 from tuning.reporting.figures.id_vs_ood import draw, line_of
 from tuning.reporting.leaderboard import leaderboard, report
-from tuning.runs.records import SearchRecord, TrialRecord
 
 SEARCH = fakes.search_record(Path("run"))
 
 
-def constrained(*lines: str) -> SearchRecord:
+def constrained(*lines):
     return replace(
         SEARCH, constraints=tuple(parse_constraint(line, SEARCH.zero_shot) for line in lines)
     )
 
 
-def test_finished_trials_are_ranked_and_the_others_follow() -> None:
+def test_finished_trials_are_ranked_and_the_others_follow():
     records = [
         fakes.trial(1, 80, 60),
         fakes.trial(2, 99, 99, outcome="failed", error="RuntimeError: boom"),
@@ -48,7 +45,7 @@ def test_finished_trials_are_ranked_and_the_others_follow() -> None:
     assert [row.style for row in table.rows] == ["dim", "bold green", "", "", ""]
 
 
-def test_plain_fine_tuning_is_labelled_as_not_tuned() -> None:
+def test_plain_fine_tuning_is_labelled_as_not_tuned():
     table = leaderboard(SEARCH, [fakes.trial(1), fakes.reference()])
     assert column(table, "trial") == ["zero-shot", "FT, not tuned (lr = 1e-05)", "trial-001"]
     assert [row.ends_section for row in table.rows] == [False, True, False]
@@ -57,7 +54,7 @@ def test_plain_fine_tuning_is_labelled_as_not_tuned() -> None:
     assert column(table, "trial")[-1] == "FT, not tuned (lr = 6e-04)"
 
 
-def test_the_notes_state_the_split_that_chose() -> None:
+def test_the_notes_state_the_split_that_chose():
     text = notes(leaderboard(SEARCH, [fakes.trial(1)]))
     assert "val/mean_acc at the last step, which looks at OOD validation data." in text
     blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
@@ -66,14 +63,14 @@ def test_the_notes_state_the_split_that_chose() -> None:
     assert "proposed by val/mean_nll, which looks at OOD validation data." in text
 
 
-def test_the_point_of_the_line_has_a_column() -> None:
+def test_the_point_of_the_line_has_a_column():
     on_line = fakes.report(fakes.TOTAL_STEPS, 88.0, 62.0, **{"line/a": 0.6})
     table = leaderboard(SEARCH, [fakes.reference(), fakes.trial(1, curve=(on_line,))])
     assert column(table, "a") == ["-", "-", "0.6"]
     assert "a" not in [c.header for c in leaderboard(SEARCH, [fakes.trial(1)]).columns]
 
 
-def test_the_figure_draws_the_lines_of_trials() -> None:
+def test_the_figure_draws_the_lines_of_trials():
     points = {0.0: (82.4, 61.0), 0.5: (86.0, 63.0), 1.0: (88.0, 58.0)}
     metrics = {
         f"line/{a:g}/{name}": value
@@ -84,12 +81,12 @@ def test_the_figure_draws_the_lines_of_trials() -> None:
     trial = fakes.trial(1, curve=(last,))
     assert line_of(trial) == [(a, *both) for a, both in points.items()]
     figure, note = draw(SEARCH, [trial, fakes.trial(2)])
-    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]  # type: ignore[arg-type]
-    assert [tuple(line.get_xdata()) for line in drawn] == [(82.4, 86.0, 88.0)]  # type: ignore[arg-type]
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
+    assert [tuple(line.get_xdata()) for line in drawn] == [(82.4, 86.0, 88.0)]
     assert "Thin: from zero-shot to the end of each training" in note
 
 
-def test_first_points_are_told_from_proposals() -> None:
+def test_first_points_are_told_from_proposals():
     lipsum = {"trial": {"method": {"name": "lipsum_ft"}, "optim": {"lr": 1e-5}}}  # as in fakes
     search = replace(SEARCH, config=lipsum)
     first = fakes.trial(0, 88.0, 62.0, is_first_point=True)  # the authors' weight and length
@@ -112,13 +109,13 @@ def test_first_points_are_told_from_proposals() -> None:
     assert "first point" not in notes(leaderboard(search, [worse]))
 
 
-def test_failed_trials_are_named_with_their_errors() -> None:
+def test_failed_trials_are_named_with_their_errors():
     traceback = "Traceback (most recent call last):\n  File x\nValueError: [bad] shape\n"
     table = leaderboard(SEARCH, [fakes.trial(7, outcome="failed", error=traceback)])
     assert "trial-007: ValueError: [bad] shape" in notes(table)
 
 
-def test_the_front_of_several_objectives_is_marked() -> None:
+def test_the_front_of_several_objectives_is_marked():
     two = replace(SEARCH, objectives=(Objective("id_val/acc"), Objective("ood_val/mean_acc")))
     records = [fakes.trial(1, 80, 64), fakes.trial(2, 90, 60), fakes.trial(3, 79, 63)]
     table = leaderboard(two, records)
@@ -127,7 +124,7 @@ def test_the_front_of_several_objectives_is_marked() -> None:
     assert column(leaderboard(SEARCH, records), "#") == ["-", "1", "2", "3"]
 
 
-def test_a_trial_that_misses_a_constraint_ranks_lower() -> None:
+def test_a_trial_that_misses_a_constraint_ranks_lower():
     records = [
         fakes.trial(1, 84.5, 90),
         fakes.trial(2, 86, 60),
@@ -139,7 +136,7 @@ def test_a_trial_that_misses_a_constraint_ranks_lower() -> None:
     assert "No finished trial" not in notes(table)
 
 
-def test_the_worst_of_several_violations_is_shown_and_named() -> None:
+def test_the_worst_of_several_violations_is_shown_and_named():
     search = constrained("id_val/acc >= 85", "ood_val/mean_acc >= 62")
     table = leaderboard(search, [fakes.trial(1, 84, 60), fakes.trial(2, 82, math.nan)])
     assert column(table, "misses by")[1:] == ["2 b", "inf b"]
@@ -147,7 +144,7 @@ def test_the_worst_of_several_violations_is_shown_and_named() -> None:
     assert "No finished trial meets the constraints" in notes(table)
 
 
-def test_methods_share_columns_of_common_parameters() -> None:
+def test_methods_share_columns_of_common_parameters():
     table = leaderboard(SEARCH, fakes.compared_methods(1))
     headers = [column.header for column in table.columns][:7]
     assert headers == ["#", "trial", "method", "lr", "parameters", "real\n(ID)", "OOD\nmean"]
@@ -160,7 +157,7 @@ def test_methods_share_columns_of_common_parameters() -> None:
 
 
 @pytest.mark.parametrize("width", [200, 120, 80, 60])
-def test_the_report_fits_the_terminal(width: int) -> None:
+def test_the_report_fits_the_terminal(width):
     search = constrained("id_val/acc >= best - 1.5", "ood_val/mean_acc >= 61.5")
     text = printed(report(search, fakes.finished_search(), width), width)
     assert text.index("trial-012") < text.index("What each rule chooses")
@@ -173,7 +170,7 @@ def test_the_report_fits_the_terminal(width: int) -> None:
     assert ("distillation_weight=1.5" in text) == (width >= 120)
 
 
-def test_rules_without_a_trial_to_choose_are_left_out() -> None:
+def test_rules_without_a_trial_to_choose_are_left_out():
     stopped = fakes.trial(1, outcome="stopped", curve=())
     assert "What each rule chooses" not in printed(report(SEARCH, [stopped]), 200)
     assert "What each rule chooses" in printed(report(SEARCH, [stopped, fakes.trial(2)]), 200)
@@ -181,13 +178,13 @@ def test_rules_without_a_trial_to_choose_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("records", [[fakes.trial(1)], fakes.compared_methods()[1:]])
-def test_the_figure_labels_plain_fine_tuning_as_not_tuned(records: list[TrialRecord]) -> None:
+def test_the_figure_labels_plain_fine_tuning_as_not_tuned(records):
     drawn, _ = draw(SEARCH, [*records, fakes.reference()])
     labels = [text.get_text() for text in drawn.axes[0].texts]
     assert "FT, not tuned (lr = 1e-05)" in labels
 
 
-def test_the_figure_is_an_image_in_a_folder_made_for_it(tmp_path: Path) -> None:
+def test_the_figure_is_an_image_in_a_folder_made_for_it(tmp_path):
     drawn, note = draw(SEARCH, fakes.finished_search())
     path = save_figure(drawn, note, tmp_path / "report" / "accuracy.png")
     height, width, _ = image.imread(path).shape
@@ -208,14 +205,12 @@ def test_the_figure_is_an_image_in_a_folder_made_for_it(tmp_path: Path) -> None:
         [replace(record, outcome="running", curve=()) for record in fakes.compared_methods()],
     ],
 )
-def test_the_figure_can_be_drawn_whatever_the_trials_lack(
-    records: list[TrialRecord], tmp_path: Path
-) -> None:
+def test_the_figure_can_be_drawn_whatever_the_trials_lack(records, tmp_path):
     path = save_figure(*draw(SEARCH, records), tmp_path / "accuracy.png")
     assert path.stat().st_size > 10_000
 
 
-def test_the_interval_of_an_accuracy_is_that_of_the_id_and_of_the_smallest_ood_domain() -> None:
+def test_the_interval_of_an_accuracy_is_that_of_the_id_and_of_the_smallest_ood_domain():
     images = {"real": 800, "painting": 800, "clipart": 400, "infograph": 200, "sketch": 200}
     text = (
         "95 % interval of an accuracy, in points at most: ± 3.5 on 800 images (real, painting), "
@@ -225,8 +220,8 @@ def test_the_interval_of_an_accuracy_is_that_of_the_id_and_of_the_smallest_ood_d
     assert not any("interval" in note for note in leaderboard(SEARCH, []).notes)
 
 
-def test_table_and_figure_label_averaged_weights_and_samples_of_the_images() -> None:
-    def notes(images: float, averaged: float) -> list[str]:
+def test_table_and_figure_label_averaged_weights_and_samples_of_the_images():
+    def notes(images, averaged):
         early = fakes.report(40, 80.0, 60.0) | {"eval/images": images, "eval/averaged": averaged}
         ended = fakes.report(240, 85.0, 62.0) | {"eval/images": 500.0}
         pruned = fakes.trial(1, outcome="pruned", curve=(early,))
@@ -240,7 +235,7 @@ def test_table_and_figure_label_averaged_weights_and_samples_of_the_images() -> 
 
 
 @pytest.mark.parametrize(("limit", "noted"), [(200, True), (0, False)])
-def test_a_sample_is_labelled_before_any_trial_reaches_the_end(limit: int, noted: bool) -> None:
+def test_a_sample_is_labelled_before_any_trial_reaches_the_end(limit, noted):
     point = fakes.report(40, 80.0, 60.0) | {"eval/images": 1000.0}
     running = fakes.trial(1, outcome="running", curve=(point,))
     search = replace(SEARCH, config={"trial": {"eval": {"rung_images": limit}}})
@@ -254,7 +249,7 @@ NONE_BETTER = (
 )
 
 
-def test_the_title_and_the_figure_say_that_no_trial_beats_a_reference() -> None:
+def test_the_title_and_the_figure_say_that_no_trial_beats_a_reference():
     weak, strong = [PLAIN, fakes.trial(1, 80.0, 60.0)], [PLAIN, fakes.trial(1, 95.0, 66.0)]
     assert leaderboard(SEARCH, weak).title == f"{SEARCH.name}\n{NONE_BETTER}"
     assert leaderboard(SEARCH, strong).title == SEARCH.name
@@ -269,8 +264,8 @@ def test_the_title_and_the_figure_say_that_no_trial_beats_a_reference() -> None:
     assert strict.endswith(f"{met}val/mean_acc = 77 against 80.5 of the best.")
 
 
-def test_a_long_note_has_its_place_below_the_figure(tmp_path: Path) -> None:
-    def height(note: str) -> int:
+def test_a_long_note_has_its_place_below_the_figure(tmp_path):
+    def height(note):
         drawn, _ = draw(SEARCH, [PLAIN])
         return len(image.imread(save_figure(drawn, note, tmp_path / "figure.png")))
 

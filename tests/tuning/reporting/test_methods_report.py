@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +5,6 @@ from tests.tuning import fakes
 from tests.tuning.result_tables import cells, column, notes
 from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.reporting.methods_report import methods_table
-from tuning.reporting.result_table import ResultTable
-from tuning.runs.records import SearchRecord, TrialRecord
 
 SEARCH = fakes.search_record(
     Path("run"),
@@ -17,23 +12,21 @@ SEARCH = fakes.search_record(
 )
 
 
-def table_of(records: Sequence[TrialRecord], search: SearchRecord = SEARCH) -> ResultTable:
+def table_of(records, search=SEARCH):
     table = methods_table(search, records)
     assert table is not None
     return table
 
 
-def changed(
-    which: Callable[[TrialRecord], bool], records: list[TrialRecord], **changes: object
-) -> list[TrialRecord]:
-    return [replace(r, **changes) if which(r) else r for r in records]  # type: ignore[arg-type]
+def changed(which, records, **changes):
+    return [replace(r, **changes) if which(r) else r for r in records]
 
 
-def of(method: str) -> Callable[[TrialRecord], bool]:
+def of(method):
     return lambda record: record.params.get("method.name") == method
 
 
-def test_each_method_has_a_row_with_its_best_trial() -> None:
+def test_each_method_has_a_row_with_its_best_trial():
     table = table_of(fakes.compared_methods())
     # A trial's own clock says 360 s at its last step; from start to end it took as much.
     time = ["6m 00s", "12m 00s"]
@@ -55,13 +48,13 @@ def test_each_method_has_a_row_with_its_best_trial() -> None:
     assert "Equal numbers of trials, 2 per method: finished/pruned/failed." in notes(table)
 
 
-def test_there_is_no_table_for_a_single_method() -> None:
+def test_there_is_no_table_for_a_single_method():
     assert methods_table(SEARCH, fakes.finished_search()) is None
     assert methods_table(SEARCH, []) is None
     assert methods_table(SEARCH, [r for r in fakes.compared_methods() if of("kd")(r)]) is None
 
 
-def test_training_on_validation_labels_is_noted() -> None:
+def test_training_on_validation_labels_is_noted():
     note = "tpgm also trains on ID validation labels"
     records = fakes.compared_methods()
     assert note not in notes(table_of(records))
@@ -69,7 +62,7 @@ def test_training_on_validation_labels_is_noted() -> None:
     assert note in notes(table_of(changed(of("kd"), records, params=params)))
 
 
-def test_the_objective_decides_the_order() -> None:
+def test_the_objective_decides_the_order():
     calibrated = replace(SEARCH, objectives=(Objective("id_val/ece", "min"),))
     records = fakes.compared_methods()
     order = ["ft", "kd", "lipsum_ft", "carot"]
@@ -80,7 +73,7 @@ def test_the_objective_decides_the_order() -> None:
     assert "The objective shown is the first one." in notes(table_of(records, both))
 
 
-def test_unequal_numbers_of_trials_are_noted() -> None:
+def test_unequal_numbers_of_trials_are_noted():
     records = changed(lambda r: r.number == 3, fakes.compared_methods(), outcome="running")
     text = notes(table_of(records[:-2]))  # the second trials of carot and lipsum_ft are missing
     assert "Unequal numbers of trials, 2 per method but " in text
@@ -89,7 +82,7 @@ def test_unequal_numbers_of_trials_are_noted() -> None:
     assert "of which 1 have not ended" in text
 
 
-def test_the_outcomes_of_the_trials_are_counted() -> None:
+def test_the_outcomes_of_the_trials_are_counted():
     records = fakes.compared_methods(3)
     records = changed(lambda r: r.number == 1, records, outcome="pruned")
     records = changed(lambda r: r.number in (2, 5), records, outcome="failed")
@@ -97,7 +90,7 @@ def test_the_outcomes_of_the_trials_are_counted() -> None:
     assert counts == {"ft": "3/0/0", "kd": "1/1/1", "lipsum_ft": "2/0/1", "carot": "3/0/0"}
 
 
-def test_a_method_without_a_finished_trial_is_last_and_marked() -> None:
+def test_a_method_without_a_finished_trial_is_last_and_marked():
     records = fakes.compared_methods()
     short = records[-1].curve[:1]
     records = changed(of("carot"), records, outcome="pruned", curve=short)
@@ -108,12 +101,12 @@ def test_a_method_without_a_finished_trial_is_last_and_marked() -> None:
     assert "* No trial of the method finished" in notes(table)
 
 
-def test_a_method_whose_trials_all_failed_has_counts_alone() -> None:
+def test_a_method_whose_trials_all_failed_has_counts_alone():
     table = table_of(changed(of("carot"), fakes.compared_methods(), outcome="failed"))
     assert cells(table)[-1] == ["carot", "0/0/2", *["-"] * 8, "12m 00s"]
 
 
-def test_methods_that_miss_the_constraints_are_last_and_named() -> None:
+def test_methods_that_miss_the_constraints_are_last_and_named():
     limit = parse_constraint("id_val/acc >= 86.6", SEARCH.zero_shot)
     table = table_of(fakes.compared_methods(), replace(SEARCH, constraints=(limit,)))
     assert column(table, "method")[2:] == ["kd", "ft", "lipsum_ft", "carot"]

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -24,7 +20,7 @@ from tuning.runs.run_folder import load_run
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2])
 
 
-def model(predicted: list[int], confidence: float) -> ModelPredictions:
+def model(predicted, confidence):
     found = np.array(predicted)
     return ModelPredictions(found, np.full(len(found), confidence, np.float32), found == LABELS)
 
@@ -39,12 +35,12 @@ ANIMALS = DomainPredictions(
 )
 
 
-def test_changes_count_images_and_the_calibration_error() -> None:
+def test_changes_count_images_and_the_calibration_error():
     row = ["sketch", "8", "2", "2", "1", "3", "12.5", "32.5"]
     assert cells(changes_table([ANIMALS], "trial-000")) == [row]
 
 
-def test_confusions_are_the_most_frequent_first() -> None:
+def test_confusions_are_the_most_frequent_first():
     assert cells(confusions_table(ANIMALS, "trial-000")) == [
         ["ant", "bee", "2", "3", "4"],
         ["ant", "cat", "1", "0", "4"],
@@ -53,7 +49,7 @@ def test_confusions_are_the_most_frequent_first() -> None:
     ]
 
 
-def test_bins_hold_all_images_at_either_end_of_confidence() -> None:
+def test_bins_hold_all_images_at_either_end_of_confidence():
     confidence = np.array([0, 0.05, 0.5, 0.52, 0.99, 1], np.float32)
     correct = np.array([False, True, True, False, True, True])
     number, accuracy, mean = ModelPredictions(correct, confidence, correct).bins()
@@ -62,7 +58,7 @@ def test_bins_hold_all_images_at_either_end_of_confidence() -> None:
     assert mean.tolist() == pytest.approx([0.025, 0.51, 0.995])
 
 
-def test_the_page_shows_predictions_while_they_are_kept(images_root: Path, tmp_path: Path) -> None:
+def test_the_page_shows_predictions_while_they_are_kept(images_root, tmp_path):
     folder, (record,) = real_run(tmp_path / "mine", real_file(images_root), [{"seed": 1}])
     run = load_run(folder)
     checkpoints = url_of(run.home, TRAIN_FOLDER)

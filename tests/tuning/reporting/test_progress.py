@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import re
 from contextlib import closing
@@ -13,32 +11,31 @@ from rich.console import Console
 from tests.tuning import fakes
 from tests.tuning.result_tables import text_of
 from tuning.reporting.progress import ProgressCallback, pace, seconds_left, sparkline
-from tuning.runs.records import TrialRecord
 
 SEARCH = fakes.search_record(Path("run"))
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 
 
-def plain() -> Console:
+def plain():
     return Console(file=io.StringIO(), width=80, force_terminal=False)
 
 
-def terminal(height: int = 24) -> Console:
+def terminal(height=24):
     return Console(
         file=io.StringIO(), width=100, height=height, force_terminal=True, force_interactive=True
     )
 
 
-def text(console: Console) -> str:
-    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+def text(console):
+    return console.file.getvalue()
 
 
-def running(number: int, reports: int = 3) -> TrialRecord:
+def running(number, reports=3):
     trial = fakes.trial(number)
     return replace(trial, outcome="running", curve=trial.curve[:reports], ended_at=None)
 
 
-def test_a_log_gets_one_plain_line_an_event() -> None:
+def test_a_log_gets_one_plain_line_an_event():
     console = plain()
     report = fakes.report(120, 71.2, 44.0) | {"train/loss": 1.23}
     trial = fakes.trial(3, outcome="running", curve=(report,), ended_at=None)
@@ -69,7 +66,7 @@ def test_a_log_gets_one_plain_line_an_event() -> None:
     ]
 
 
-def test_a_terminal_shows_running_trials_and_gets_its_cursor_back() -> None:
+def test_a_terminal_shows_running_trials_and_gets_its_cursor_back():
     console = terminal()
     callback = ProgressCallback(console)
     callback.search_started(SEARCH)
@@ -81,7 +78,7 @@ def test_a_terminal_shows_running_trials_and_gets_its_cursor_back() -> None:
     assert text(console).rindex(SHOW_CURSOR) > text(console).rindex(HIDE_CURSOR)
 
 
-def display(records: list[TrialRecord], height: int = 24, now: float = 75.0) -> list[str]:
+def display(records, height=24, now=75.0):
     """The lines of the display after these events of a search that began at 0."""
     console, clock = terminal(height), 0.0
     with closing(ProgressCallback(console, clock=lambda: clock)) as callback:
@@ -94,7 +91,7 @@ def display(records: list[TrialRecord], height: int = 24, now: float = 75.0) -> 
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
-def training(number: int, step: int) -> TrialRecord:
+def training(number, step):
     losses = [1.0, 0.8, 0.6, 0.4]
     steps = [step - 30.0, step - 20.0, step - 10.0, float(step)]
     progress = {"step": steps, "train/loss": losses, "train/images_per_s": [500.0] * 4}
@@ -103,7 +100,7 @@ def training(number: int, step: int) -> TrialRecord:
 
 @pytest.mark.parametrize("height", [8, 12, 24, 50])
 @pytest.mark.parametrize("num_running", [0, 2, 30])
-def test_the_display_is_never_longer_than_the_terminal(height: int, num_running: int) -> None:
+def test_the_display_is_never_longer_than_the_terminal(height, num_running):
     records = [training(number, 160) for number in range(num_running)]
     lines = display([*records, *(fakes.trial(100 + number) for number in range(20))], height)
     assert len(lines) < height
@@ -114,14 +111,14 @@ def test_the_display_is_never_longer_than_the_terminal(height: int, num_running:
         assert "more running" in shown
 
 
-def test_a_bar_moves_between_reports() -> None:
+def test_a_bar_moves_between_reports():
     (row,) = (line for line in display([training(3, 163), training(4, 170)]) if "trial-003" in line)
     assert "163/240" in row
     assert "█▆▃▁" in row
     assert "1,000 images/s" in display([training(3, 163), training(4, 170)])[1]
 
 
-def test_no_time_left_is_shown_once_the_search_is_interrupted_or_over() -> None:
+def test_no_time_left_is_shown_once_the_search_is_interrupted_or_over():
     console, clock = terminal(), 0.0
     with closing(ProgressCallback(console, clock=lambda: clock)) as callback:
         callback.search_started(SEARCH)
@@ -135,7 +132,7 @@ def test_no_time_left_is_shown_once_the_search_is_interrupted_or_over() -> None:
         assert " left" not in text_of(callback.render(SEARCH))
 
 
-def test_the_best_trials_and_those_that_ended_last_are_shown() -> None:
+def test_the_best_trials_and_those_that_ended_last_are_shown():
     ended = [fakes.trial(number, 85, 60 + number % 5) for number in range(10)]
     ended[4] = replace(ended[4], outcome="failed", error="it broke")
     lines = display([*ended[5:], *ended[:5]])  # a resume brings them in another order
@@ -163,11 +160,11 @@ def test_the_best_trials_and_those_that_ended_last_are_shown() -> None:
         ([float(value // 3) for value in range(24)], "▁▁▂▃▃▄▅▅▆▇▇█"),
     ],
 )
-def test_a_curve_in_one_line(values: list[float], expected: str) -> None:
+def test_a_curve_in_one_line(values, expected):
     assert sparkline(values) == expected
 
 
-def test_the_time_left_is_that_of_mean_trials_side_by_side() -> None:
+def test_the_time_left_is_that_of_mean_trials_side_by_side():
     began = ((0, 300), (0, 310), (300, 390), (310, 420), (390, 490))
     ended = [
         fakes.trial(number, started_at=float(start), ended_at=float(end))
@@ -175,7 +172,7 @@ def test_the_time_left_is_that_of_mean_trials_side_by_side() -> None:
     ]
     late = [replace(running(number), started_at=490.0) for number in (5, 6)]
 
-    def left(records: list[TrialRecord], budget_trials: int = 11) -> float:
+    def left(records, budget_trials=11):
         search = replace(SEARCH, budget_trials=budget_trials)
         band = seconds_left(search, records, 520.0, 2)
         assert band is not None
@@ -190,7 +187,7 @@ def test_the_time_left_is_that_of_mean_trials_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(("at_once", "to_begin"), [(1, 20), (1, 1), (4, 20), (4, 1), (8, 8)])
-def test_the_time_left_is_mostly_in_its_interval(at_once: int, to_begin: int) -> None:
+def test_the_time_left_is_mostly_in_its_interval(at_once, to_begin):
     random, inside = Random(0), 0
     search = replace(SEARCH, budget_trials=10 + to_begin)
     for _ in range(300):
@@ -209,7 +206,7 @@ def test_the_time_left_is_mostly_in_its_interval(at_once: int, to_begin: int) ->
     assert 0.6 < inside / 300 < 0.87
 
 
-def test_two_trials_are_too_few_for_an_interval() -> None:
+def test_two_trials_are_too_few_for_an_interval():
     two = [fakes.trial(n, started_at=0.0, ended_at=90.0 + n) for n in range(2)]
     assert seconds_left(replace(SEARCH, budget_trials=3), two, 0.0, 1) == (90.5, 90.5)
     three = [*two, fakes.trial(2, started_at=0.0, ended_at=110.0)]
@@ -217,7 +214,7 @@ def test_two_trials_are_too_few_for_an_interval() -> None:
     assert re.fullmatch(r"about \d+m \d\ds to \d+m \d\ds left", texts[1])
 
 
-def test_before_a_trial_has_ended_the_time_left_is_that_at_the_pace_of_its_steps() -> None:
+def test_before_a_trial_has_ended_the_time_left_is_that_at_the_pace_of_its_steps():
     trial = replace(training(0, 60), started_at=0.0)
     search = replace(SEARCH, budget_trials=5)
     # 60 of 240 steps took 30 s, so this trial still takes 90 s, and the other four 120 s each.
@@ -228,7 +225,7 @@ def test_before_a_trial_has_ended_the_time_left_is_that_at_the_pace_of_its_steps
     assert seconds_left(replace(search, budget_trials=1), [resumed], 115.0, 1) == (45.0, 45.0)
 
 
-def test_a_resumed_log_continues_the_count_of_trials_and_hours() -> None:
+def test_a_resumed_log_continues_the_count_of_trials_and_hours():
     console, now = plain(), 0.0
     budget = {"search": {"budget": {"hours": 2.0}}}
     two = [replace(running(number), started_at=3600.0) for number in (1, 2)]
@@ -245,7 +242,7 @@ def test_a_resumed_log_continues_the_count_of_trials_and_hours() -> None:
     assert paces == ["2 of 7 trials done  about 1h 00m left  1 of 2 hours"]
 
 
-def test_what_is_used_of_a_budget_is_shown() -> None:
+def test_what_is_used_of_a_budget_is_shown():
     budget = {"search": {"budget": {"hours": 2.0, "gpu_hours": 8.0}}}
     trial = fakes.trial(1, gpus=4, started_at=0.0, ended_at=1800.0)
     texts = pace(replace(SEARCH, config=budget), [trial], 0.0, 3600.0, 1)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -36,7 +34,7 @@ TABLE = ResultTable(
         (18, "the b, text"),
     ],
 )
-def test_the_least_important_columns_are_left_out(width: int, left_out: str | None) -> None:
+def test_the_least_important_columns_are_left_out(width, left_out):
     text = text_of(fit_table(TABLE, width), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -48,20 +46,20 @@ def test_the_least_important_columns_are_left_out(width: int, left_out: str | No
         assert (header in text.split("A note.")[0]) == (name not in (left_out or ""))
 
 
-def test_a_text_column_takes_several_lines_in_the_room_that_is_left() -> None:
+def test_a_text_column_takes_several_lines_in_the_room_that_is_left():
     text = text_of(fit_table(TABLE, 36), 36)
     assert "twenty" in text
     assert "twenty characters ok" not in text
     assert "twenty characters ok" in text_of(fit_table(TABLE, 80), 80)
 
 
-def test_cells_are_never_read_as_markup() -> None:
+def test_cells_are_never_read_as_markup():
     text = text_of(fit_table(TABLE, 80), 80)
     assert "[x]" in text
     assert "a [title]" in text
 
 
-def test_markdown_has_all_columns_on_one_line_per_row() -> None:
+def test_markdown_has_all_columns_on_one_line_per_row():
     pipe = replace(TABLE, rows=[*TABLE.rows, Row({"name": "a|b\nc"})])
     assert markdown(pipe) == [
         "| name | first column | bb | cc | text |",

@@ -1,9 +1,6 @@
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +8,6 @@ from tests.tuning import fakes
 from tests.tuning.result_tables import cells, notes
 from tests.tuning.selection.test_beliefs import lucky_trials
 from tuning.algorithms.objectives import Objective, parse_constraint
-from tuning.reporting.result_table import ResultTable
 from tuning.reporting.selection_report import selection_table
 
 SEARCH = fakes.search_record(Path("run"), ood_domains=("a", "b", "c"))
@@ -23,12 +19,12 @@ TRIALS = [
 ]
 
 
-def rows(table: ResultTable) -> dict[str, list[str]]:
+def rows(table):
     """Rule -> cells but the description."""
     return {row[0]: row[1:-1] for row in cells(table)}
 
 
-def test_each_rule_has_a_row_with_its_choice() -> None:
+def test_each_rule_has_a_row_with_its_choice():
     assert rows(selection_table(SEARCH, TRIALS)) == {
         "objective": ["001", "88.0", "55.0", "40.0", "-1.0", "-2.0", "yes"],
         "id_val": ["000", "90.0", "50.0", "40.0", "-6.0", "0.0", "no"],
@@ -39,7 +35,7 @@ def test_each_rule_has_a_row_with_its_choice() -> None:
     }
 
 
-def test_the_notes_list_the_trials_by_domain_and_the_front() -> None:
+def test_the_notes_list_the_trials_by_domain_and_the_front():
     text = notes(selection_table(SEARCH, TRIALS))
     assert "leave_one_domain_out, chosen by the other domains: 002 for a, c; 001 for b." in text
     assert "pareto (ID, OOD mean): 000 (90.0, 50.0), 001 (88.0, 55.0), 002 (85.0, 56.0)." in text
@@ -61,15 +57,15 @@ def test_the_notes_list_the_trials_by_domain_and_the_front() -> None:
         ({}, "stopped", "No trial finished"),
     ],
 )
-def test_what_limits_the_choice_is_noted(changes: Any, outcome: str, note: str) -> None:
-    trials = [replace(trial, outcome=outcome) for trial in TRIALS]  # type: ignore[arg-type]
+def test_what_limits_the_choice_is_noted(changes, outcome, note):
+    trials = [replace(trial, outcome=outcome) for trial in TRIALS]
     table = selection_table(replace(SEARCH, **changes), trials)
     assert note in notes(table)
     assert note not in notes(selection_table(SEARCH, TRIALS))
     assert (rows(table)["leave_one_domain_out"][0] == "-") == ("ood_domains" in changes)
 
 
-def test_a_search_that_used_ood_data_is_noted() -> None:
+def test_a_search_that_used_ood_data_is_noted():
     note = "The search used OOD validation data"
     assert note in notes(selection_table(SEARCH, TRIALS))
     blind = replace(SEARCH, objectives=(Objective("id_val/acc"),))
@@ -77,7 +73,7 @@ def test_a_search_that_used_ood_data_is_noted() -> None:
     assert selection_table(SEARCH, []) is None
 
 
-def test_the_expected_best_has_its_value_and_how_sure_it_is() -> None:
+def test_the_expected_best_has_its_value_and_how_sure_it_is():
     table = selection_table(fakes.search_record(Path("run")), lucky_trials())
     number = rows(table)["expected"][0]
     found = re.search(
@@ -89,14 +85,14 @@ def test_the_expected_best_has_its_value_and_how_sure_it_is() -> None:
     assert "expected" not in rows(selection_table(SEARCH, TRIALS))
 
 
-def test_a_long_front_is_cut_short() -> None:
+def test_a_long_front_is_cut_short():
     records = [fakes.measured(n, 60 + n, dict.fromkeys("abc", 60 - n)) for n in range(30)]
     text = notes(selection_table(SEARCH, records))
     assert "029 (89.0, 31.0), 028 (88.0, 32.0)" in text
     assert "018 (78.0, 42.0) and 18 more." in text
 
 
-def test_the_best_of_each_method_is_one_row() -> None:
+def test_the_best_of_each_method_is_one_row():
     search = fakes.search_record(Path("run"))
     table = selection_table(search, fakes.compared_methods())
     assert rows(table)["by_method"] == ["4 trials", "85-88", "58-64", "44-50", "-", "-", "yes"]

@@ -1,24 +1,20 @@
-from __future__ import annotations
-
 import dataclasses
 import errno
 import fcntl
 import json
 import os
-from pathlib import Path
 
 import pytest
 
 from tests.tuning import fakes
 from trainers.errors import ConfigError
 from tuning.runs.journal import JOURNAL_FILE, Journal, is_running, read_history
-from tuning.runs.records import TrialRecord
 
 STARTED = fakes.trial(0, is_first_point=True, outcome="running", ended_at=None, curve=())
 ENDED = fakes.trial(0, is_first_point=True)
 
 
-def write_trial(journal: Journal, record: TrialRecord, reports: int | None = None) -> None:
+def write_trial(journal, record, reports=None):
     """Start a trial and let it report as often as asked; by default let it end, too."""
     journal.trial_started(record)
     for number in range(len(record.curve) if reports is None else reports):
@@ -28,7 +24,7 @@ def write_trial(journal: Journal, record: TrialRecord, reports: int | None = Non
         journal.trial_ended(record)
 
 
-def edit_times(folder: Path, times: list[float]) -> None:
+def edit_times(folder, times):
     """Give the lines of a journal other times."""
     path = folder / JOURNAL_FILE
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -37,7 +33,7 @@ def edit_times(folder: Path, times: list[float]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+def test_what_was_written_is_read_back(tmp_path):
     failed = fakes.trial(1, outcome="failed", error="OutOfMemoryError: too big", curve=())
     journal = Journal(tmp_path)
     journal.session_started({"trial": "abc"})
@@ -53,7 +49,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert history.unfinished == ()
 
 
-def test_a_trial_cut_off_by_a_kill_is_stopped_and_its_attempts_add_up(tmp_path: Path) -> None:
+def test_a_trial_cut_off_by_a_kill_is_stopped_and_its_attempts_add_up(tmp_path):
     journal = Journal(tmp_path)
     journal.session_started({})
     write_trial(journal, ENDED, reports=2)
@@ -78,7 +74,7 @@ def test_a_trial_cut_off_by_a_kill_is_stopped_and_its_attempts_add_up(tmp_path: 
     assert record.seconds == 20 + 30
 
 
-def test_an_ended_trial_stays_ended(tmp_path: Path) -> None:
+def test_an_ended_trial_stays_ended(tmp_path):
     journal = Journal(tmp_path)
     journal.session_started({})
     journal.trial_started(STARTED)
@@ -90,7 +86,7 @@ def test_an_ended_trial_stays_ended(tmp_path: Path) -> None:
     assert read_history(tmp_path).records == (pruned,)
 
 
-def test_wall_clock_is_that_of_the_sessions_not_of_the_time_between(tmp_path: Path) -> None:
+def test_wall_clock_is_that_of_the_sessions_not_of_the_time_between(tmp_path):
     journal = Journal(tmp_path)
     journal.session_started({})
     journal.zero_shot({})
@@ -100,7 +96,7 @@ def test_wall_clock_is_that_of_the_sessions_not_of_the_time_between(tmp_path: Pa
     assert read_history(tmp_path).seconds == 15 + 7
 
 
-def test_a_clock_that_was_ahead_in_one_session_costs_the_next_nothing(tmp_path: Path) -> None:
+def test_a_clock_that_was_ahead_in_one_session_costs_the_next_nothing(tmp_path):
     ahead = 40 * 86400.0
     first = [ahead, ahead, ahead, ahead, ahead + 10]
     journal = Journal(tmp_path)
@@ -120,7 +116,7 @@ def test_a_clock_that_was_ahead_in_one_session_costs_the_next_nothing(tmp_path: 
     assert [record.seconds for record in history.records] == [10 + 5, 10]
 
 
-def test_an_attempt_that_a_clock_puts_before_its_start_takes_no_time(tmp_path: Path) -> None:
+def test_an_attempt_that_a_clock_puts_before_its_start_takes_no_time(tmp_path):
     journal = Journal(tmp_path)
     journal.session_started({})
     started = dataclasses.replace(STARTED, gpus=2.0)
@@ -132,7 +128,7 @@ def test_an_attempt_that_a_clock_puts_before_its_start_takes_no_time(tmp_path: P
     assert (record.seconds, record.gpu_seconds(430)) == (30, 60)
 
 
-def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next_driver(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next_driver(tmp_path):
     journal = Journal(tmp_path)
     journal.session_started({})
     write_trial(journal, ENDED)
@@ -147,10 +143,8 @@ def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next_driver(tmp_path: P
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_not_taken_for_another_driver(
-    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(*_: object) -> None:
+def test_a_file_system_without_locks_is_not_taken_for_another_driver(error, tmp_path, monkeypatch):
+    def refused(*_):
         raise OSError(error, os.strerror(error))
 
     Journal(tmp_path).close()
@@ -163,7 +157,7 @@ def test_a_file_system_without_locks_is_not_taken_for_another_driver(
         assert "another process" not in str(caught.value)
 
 
-def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
+def test_a_journal_is_locked_while_it_is_open(tmp_path):
     assert not is_running(tmp_path)
     driver = Journal(tmp_path)
     assert is_running(tmp_path)
@@ -173,9 +167,7 @@ def test_a_journal_is_locked_while_it_is_open(tmp_path: Path) -> None:
     assert not is_running(tmp_path)
 
 
-def test_a_reader_that_looks_for_a_driver_does_not_stop_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_looks_for_a_driver_does_not_stop_one(tmp_path, monkeypatch):
     Journal(tmp_path).close()
     with (tmp_path / JOURNAL_FILE).open("rb") as reader:  # `is_running` of another process
         fcntl.flock(reader, fcntl.LOCK_SH)
@@ -186,7 +178,7 @@ def test_a_reader_that_looks_for_a_driver_does_not_stop_one(
     driver.close()
 
 
-def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path):
     path = tmp_path / JOURNAL_FILE
     path.write_text('{"event": "created", "format": 99, "time": 1}\n')
     with pytest.raises(ConfigError, match="format 99"):
@@ -210,9 +202,7 @@ def test_a_journal_of_another_version_or_a_damaged_one_is_refused(tmp_path: Path
         {"event": "zero_shot", "metrics": {"id_val/acc": None}},
     ],
 )
-def test_a_line_with_a_value_of_another_type_is_damaged(
-    event: dict[str, object], tmp_path: Path
-) -> None:
+def test_a_line_with_a_value_of_another_type_is_damaged(event, tmp_path):
     journal = Journal(tmp_path)
     write_trial(journal, STARTED)
     journal.close()

@@ -1,11 +1,5 @@
 """Reports that a killed driver did not write are found in checkpoints."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -27,22 +21,22 @@ STOPPED = TrialRecord(
 
 
 @pytest.fixture
-def folder(tmp_path: Path, images_root: Path) -> Path:
+def folder(tmp_path, images_root):
     """The run folder of a killed driver, whose trial had reported at steps 40 and 80."""
     return write_run(tmp_path / "run", search_file(images_root), [STOPPED], outcome=None)
 
 
-def save(folder: Path, step: int, reports: Sequence[Mapping[str, float]]) -> None:
+def save(folder, step, reports):
     """A checkpoint of the trial, as its workers write it."""
     name = f"checkpoint_2030-01-01_10-00-00.{step:06d}"
     target = folder / "train" / trial_path("trial-000") / name
-    training: dict[str, Any] = {"since_report": {"step": step}}
+    training = {"since_report": {"step": step}}
     weights = {"head": torch.zeros(9)}
     curves = [{"step": [r["step"] - 20, r["step"]], "train/loss": [1.0, 2.0]} for r in reports]
     save_checkpoint(target, Checkpoint(weights, training, Progress(step), reports, curves), ["ant"])
 
 
-def recovered(folder: Path) -> TrialRecord:
+def recovered(folder):
     """The trial as a new session sees it, which is then killed."""
     file = load_run(folder).file
     search = search_record(file, folder, ZERO_SHOT)
@@ -54,7 +48,7 @@ def recovered(folder: Path) -> TrialRecord:
 
 
 @pytest.mark.parametrize("step", [80, 100, 120, 199, 200])
-def test_reports_of_the_checkpoint_are_added_once(folder: Path, step: int) -> None:
+def test_reports_of_the_checkpoint_are_added_once(folder, step):
     known = [report for report in CURVE if report["step"] <= step]
     save(folder, step, known)
     for _ in range(2):
@@ -67,12 +61,12 @@ def test_reports_of_the_checkpoint_are_added_once(folder: Path, step: int) -> No
         assert record.outcome == "stopped"
 
 
-def test_a_checkpoint_behind_the_journal_takes_nothing_away(folder: Path) -> None:
+def test_a_checkpoint_behind_the_journal_takes_nothing_away(folder):
     save(folder, 40, CURVE[:1])
     assert list(recovered(folder).curve) == CURVE[:2]
 
 
-def test_reports_of_an_incomplete_checkpoint_come_again(folder: Path) -> None:
+def test_reports_of_an_incomplete_checkpoint_come_again(folder):
     save(folder, 120, CURVE[:3])
     save(folder, 160, CURVE[:4])
     *_, torn = sorted(folder.rglob("student.safetensors"))
@@ -80,14 +74,14 @@ def test_reports_of_an_incomplete_checkpoint_come_again(folder: Path) -> None:
     assert list(recovered(folder).curve) == CURVE[:3]
 
 
-def test_a_trial_whose_last_report_is_found_is_finished(folder: Path) -> None:
+def test_a_trial_whose_last_report_is_found_is_finished(folder):
     save(folder, 240, CURVE)
     record = recovered(folder)
     assert (record.outcome, list(record.curve)) == ("finished", CURVE)
     assert record.ended_at == load_run(folder).history.records[0].ended_at
 
 
-def test_unreadable_checkpoints_end_the_session_before_it_trains(folder: Path) -> None:
+def test_unreadable_checkpoints_end_the_session_before_it_trains(folder):
     save(folder, 200, CURVE[:5])
     weights = next(folder.rglob("student.safetensors"))
     weights.unlink()

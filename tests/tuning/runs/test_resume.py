@@ -1,11 +1,8 @@
 """Which changes a resume and an extension accept."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +12,7 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
 from trainers.overrides import nest
-from tuning.config.schema import SamplerConfig, SearchFile
+from tuning.config.schema import SamplerConfig
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
 from tuning.execution import run_search
@@ -30,33 +27,31 @@ NARROWER = f"search.space.parameters.{LR}.low=1e-5"
 
 
 @pytest.fixture
-def run(images_root: Path, tmp_path: Path) -> Path:
+def run(images_root, tmp_path):
     records = [fakes.reference(), *(trial(n, 85.0 - n, 62.0) for n in range(3))]
     return write_run(tmp_path / "run", search_file(images_root), records)
 
 
 @pytest.fixture
-def went_on(monkeypatch: pytest.MonkeyPatch) -> list[SearchFile]:
+def went_on(monkeypatch):
     """The configurations with which searches would continue, which takes Ray."""
-    files: list[SearchFile] = []
+    files = []
     monkeypatch.setattr(resume, "continue_search", lambda folder, file, options: files.append(file))
     return files
 
 
-def go_on(run: Path, overrides: list[str], extend: bool) -> None:
+def go_on(run, overrides, extend):
     (extend_search if extend else resume_search)(run, overrides)
 
 
-def edit(run: Path, **changes: Any) -> None:
+def edit(run, **changes):
     """Change search.yaml by hand."""
     values = yaml.safe_load((run / CONFIG_FILE).read_text())
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     (run / CONFIG_FILE).write_text(yaml.safe_dump(nest(dotted, values), sort_keys=False))
 
 
-def test_a_copy_does_not_go_on_while_the_original_exists(
-    run: Path, went_on: list[SearchFile]
-) -> None:
+def test_a_copy_does_not_go_on_while_the_original_exists(run, went_on):
     copy = Path(shutil.copytree(run, run.with_name("copy")))
     for go_on in (resume_search, extend_search, confirm, make_soup):
         with pytest.raises(ConfigError, match=f"a copy of {run}"):
@@ -83,8 +78,8 @@ def test_a_copy_does_not_go_on_while_the_original_exists(
     ],
 )
 def test_budgets_resources_tracking_and_reading_may_change_and_are_kept(
-    override: str, extend: bool, run: Path, went_on: list[SearchFile]
-) -> None:
+    override, extend, run, went_on
+):
     expected = load_config(run / CONFIG_FILE, [override])
     assert expected != load_run(run).file
     go_on(run, [override], extend)
@@ -101,9 +96,7 @@ def test_budgets_resources_tracking_and_reading_may_change_and_are_kept(
         "search.scheduler={name: asha, grace_steps: 40}",
     ],
 )
-def test_space_sampler_and_scheduler_may_change_when_a_search_is_extended(
-    override: str, run: Path, went_on: list[SearchFile]
-) -> None:
+def test_space_sampler_and_scheduler_may_change_when_a_search_is_extended(override, run, went_on):
     with pytest.raises(ConfigError) as caught:
         resume_search(run, [override])
     assert "lipsum-tune extend" in str(caught.value.hint)
@@ -112,21 +105,19 @@ def test_space_sampler_and_scheduler_may_change_when_a_search_is_extended(
     assert went_on == [load_config(run / CONFIG_FILE, [override])]
 
 
-def test_a_sampler_from_python_is_checked(run: Path, went_on: list[SearchFile]) -> None:
+def test_a_sampler_from_python_is_checked(run, went_on):
     with pytest.raises(ConfigError, match="is never reported") as caught:
         extend_search(run, sampler=SamplerConfig(metric="val/accuracy"))
     assert (caught.value.key, caught.value.value) == ("search.sampler.metric", "val/accuracy")
     assert went_on == []
 
 
-def test_an_extension_adds_to_the_trials_that_there_are(
-    run: Path, went_on: list[SearchFile]
-) -> None:
+def test_an_extension_adds_to_the_trials_that_there_are(run, went_on):
     extend_search(run, ["search.budget.trials=3"], trials=5)
     assert went_on[0].search.budget.trials == 25  # twenty were configured
 
 
-def test_checkpoints_are_not_looked_for_elsewhere(run: Path, went_on: list[SearchFile]) -> None:
+def test_checkpoints_are_not_looked_for_elsewhere(run, went_on):
     with pytest.raises(ConfigError) as caught:
         resume_search(run, ["search.checkpoints.storage=s3://mine"])
     assert caught.value.hint == "its checkpoints would not be found"
@@ -148,8 +139,8 @@ def test_checkpoints_are_not_looked_for_elsewhere(run: Path, went_on: list[Searc
     ],
 )
 def test_what_trials_measure_never_changes_and_the_error_says_what_to_do(
-    override: str, was: str, extend: bool, run: Path, went_on: list[SearchFile]
-) -> None:
+    override, was, extend, run, went_on
+):
     before = (run / CONFIG_FILE).read_text()
     with pytest.raises(ConfigError) as caught:
         go_on(run, [override], extend)
@@ -161,15 +152,13 @@ def test_what_trials_measure_never_changes_and_the_error_says_what_to_do(
 
 
 @pytest.fixture
-def copy(images_root: Path, tmp_path: Path) -> Path:
+def copy(images_root, tmp_path):
     """Data that a test may change."""
     return Path(shutil.copytree(images_root, tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("extend", [False, True])
-def test_data_that_were_moved_are_read_where_they_are_now(
-    extend: bool, copy: Path, tmp_path: Path, went_on: list[SearchFile]
-) -> None:
+def test_data_that_were_moved_are_read_where_they_are_now(extend, copy, tmp_path, went_on):
     run = write_run(tmp_path / "run", search_file(copy), [trial(0, 85.0, 62.0)])
     moved = copy.rename(tmp_path / "moved")
     with pytest.raises(ConfigError, match=r"copy"):
@@ -184,8 +173,8 @@ def test_data_that_were_moved_are_read_where_they_are_now(
 @pytest.mark.parametrize("extend", [False, True])
 @pytest.mark.parametrize("moved", [False, True])
 def test_data_that_have_changed_are_refused_with_the_domain_and_split(
-    extend: bool, moved: bool, copy: Path, run: Path, went_on: list[SearchFile]
-) -> None:
+    extend, moved, copy, run, went_on
+):
     elsewhere = [f"trial.data.root={copy}"]
     if not moved:
         write_config(run, load_config(run / CONFIG_FILE, elsewhere))
@@ -199,9 +188,7 @@ def test_data_that_have_changed_are_refused_with_the_domain_and_split(
     assert (run / CONFIG_FILE).read_text() == before
 
 
-def test_a_model_that_has_changed_is_refused_with_its_file(
-    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
-) -> None:
+def test_a_model_that_has_changed_is_refused_with_its_file(images_root, tmp_path, went_on):
     model = tiny_models.write_config(tmp_path, "clip")
     file = search_file(images_root, trial__model={"name": str(model), "pretrained": "random"})
     run = write_run(tmp_path / "run", file, [trial(0, 85.0, 62.0)])
@@ -224,13 +211,8 @@ def test_a_model_that_has_changed_is_refused_with_its_file(
     ],
 )
 def test_a_plugin_that_has_changed_is_refused_with_its_file(
-    file_name: str,
-    plugin: str,
-    changed: str,
-    images_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    file_name, plugin, changed, images_root, tmp_path, monkeypatch
+):
     path = tmp_path / file_name
     path.parent.mkdir(exist_ok=True)
     (path.parent / "__init__.py").touch()
@@ -246,9 +228,7 @@ def test_a_plugin_that_has_changed_is_refused_with_its_file(
     assert caught.value.key == "trial.plugins"
 
 
-def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(
-    run: Path, went_on: list[SearchFile], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(run, went_on, caplog):
     resume_search(run)
     assert caplog.messages == []
     for left in ("{}", None):
@@ -276,9 +256,7 @@ def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(
         ("search.constraints", "search.constraints", ["id_val/acc>=9"], []),
     ],
 )
-def test_a_search_yaml_that_was_edited_is_refused(
-    section: str, key: str, edited: Any, original: Any, run: Path, went_on: list[SearchFile]
-) -> None:
+def test_a_search_yaml_that_was_edited_is_refused(section, key, edited, original, run, went_on):
     edit(run, **{key: edited})
     for extend in (False, True):
         with pytest.raises(ConfigError, match=rf"search\.yaml: {section} differs"):
@@ -288,7 +266,7 @@ def test_a_search_yaml_that_was_edited_is_refused(
     assert len(went_on) == 1
 
 
-def test_an_edited_space_is_for_extend(run: Path, went_on: list[SearchFile]) -> None:
+def test_an_edited_space_is_for_extend(run, went_on):
     parameters = yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["space"]["parameters"]
     edit(run, search__space__parameters={**parameters, LR: {**parameters[LR], "high": 1e-3}})
     with pytest.raises(ConfigError, match=r"search\.space differs.*`lipsum-tune extend`"):
@@ -297,7 +275,7 @@ def test_an_edited_space_is_for_extend(run: Path, went_on: list[SearchFile]) -> 
     assert len(went_on) == 1
 
 
-def test_the_loser_of_two_resumes_at_once_writes_nothing(run: Path) -> None:
+def test_the_loser_of_two_resumes_at_once_writes_nothing(run):
     winner = Journal(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"another process is running this search"):
@@ -308,12 +286,12 @@ def test_the_loser_of_two_resumes_at_once_writes_nothing(run: Path) -> None:
 
 @pytest.mark.parametrize("is_taken", [False, True])
 def test_a_new_run_folder_that_another_process_runs_is_not_removed(
-    is_taken: bool, images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    is_taken, images_root, tmp_path, monkeypatch
+):
     """Another process finds the folder before the one that has created it runs the search."""
-    others: list[Journal] = []
+    others = []
 
-    def create(file: SearchFile, storage: Path) -> Path:
+    def create(file, storage):
         folder = create_run_folder(file, storage)
         assert earlier_run(file, storage) == folder
         if is_taken:
@@ -321,7 +299,7 @@ def test_a_new_run_folder_that_another_process_runs_is_not_removed(
             others[0].session_started(file.fingerprints())
         return folder
 
-    def refuse(_: object) -> None:
+    def refuse(_):
         raise ConfigError("no driver")
 
     monkeypatch.setattr(run_search, "create_run_folder", create)
@@ -336,13 +314,13 @@ def test_a_new_run_folder_that_another_process_runs_is_not_removed(
         assert read_history(tmp_path / "mine").fingerprints
 
 
-def named(root: Path, storage: Path, **changes: Any) -> SearchFile:
+def named(root, storage, **changes):
     return search_file(root, search__name="mine", search__storage=str(storage), **changes)
 
 
 def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
-    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
-) -> None:
+    images_root, tmp_path, went_on
+):
     first = named(images_root, tmp_path)
     other = named(images_root, tmp_path, trial__optim__weight_decay=0.3)
     assert earlier_run(first, tmp_path) is None
@@ -360,18 +338,14 @@ def test_the_same_command_again_finds_the_run_of_its_name_and_configuration(
     assert [file.search.budget.trials for file in went_on] == [77]
 
 
-def test_a_run_that_was_killed_before_it_began_begins(
-    images_root: Path, tmp_path: Path, went_on: list[SearchFile]
-) -> None:
+def test_a_run_that_was_killed_before_it_began_begins(images_root, tmp_path, went_on):
     file = named(images_root, tmp_path)
     write_run(tmp_path / "mine", file, []).joinpath(JOURNAL_FILE).unlink()
     search_or_resume(file)
     assert went_on == [file]
 
 
-def test_earlier_runs_are_found_from_another_folder(
-    images_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_earlier_runs_are_found_from_another_folder(images_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = named(images_root, tmp_path, search__warm_start__runs=["before"])
     write_run(tmp_path / "runs" / "before", named(images_root, tmp_path), [trial(0, 85.0, 62.0)])

@@ -1,11 +1,8 @@
 """Run folders: made whole or not at all, and read back."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +10,6 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
 from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
-from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.run_search import SearchResult
 from tuning.runs.journal import Journal
@@ -29,17 +25,15 @@ from tuning.runs.run_folder import (
 
 
 @pytest.fixture
-def file(images_root: Path, tmp_path: Path) -> SearchFile:
+def file(images_root, tmp_path):
     return stored(images_root, tmp_path / "runs")
 
 
-def stored(root: Path, storage: Path, **changes: Any) -> SearchFile:
+def stored(root, storage, **changes):
     return search_file(root, search__storage=str(storage), search__name="mine", **changes)
 
 
-def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with(
-    file: SearchFile, tmp_path: Path
-) -> None:
+def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with(file, tmp_path):
     folder = create_run_folder(file, Path(file.search.storage))
     assert folder == tmp_path / "runs" / "mine"
     assert load_config(folder / CONFIG_FILE) == file
@@ -51,9 +45,7 @@ def test_a_run_folder_holds_the_resolved_configuration_and_what_it_was_made_with
     assert (folder / "report").is_dir()
 
 
-def test_runs_of_a_name_are_found_in_their_order_past_those_that_were_removed(
-    file: SearchFile,
-) -> None:
+def test_runs_of_a_name_are_found_in_their_order_past_those_that_were_removed(file):
     made = [create_run_folder(file, Path(file.search.storage)) for _ in range(11)]
     assert [folder.name for folder in made[:3]] == ["mine", "mine-2", "mine-3"]
     (other := made[0].parent / f"{file.search.name}-x").mkdir()
@@ -62,9 +54,7 @@ def test_runs_of_a_name_are_found_in_their_order_past_those_that_were_removed(
     assert runs_named(Path(file.search.storage), file.search.name) == made
 
 
-def test_a_search_that_cannot_start_leaves_no_folder_behind(
-    images_root: Path, tmp_path: Path
-) -> None:
+def test_a_search_that_cannot_start_leaves_no_folder_behind(images_root, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(images_root, damaged)
     shutil.rmtree(damaged / "real" / "train")
@@ -73,15 +63,13 @@ def test_a_search_that_cannot_start_leaves_no_folder_behind(
     assert not (tmp_path / "runs").exists()
 
 
-def test_storage_that_is_no_folder_is_refused(images_root: Path, tmp_path: Path) -> None:
+def test_storage_that_is_no_folder_is_refused(images_root, tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(ConfigError, match=r"search\.storage = '.*runs'"):
         create_run_folder(stored(images_root, tmp_path / "runs"), tmp_path / "runs")
 
 
-def test_half_a_configuration_left_by_a_crash_is_never_read(
-    file: SearchFile, images_root: Path, tmp_path: Path
-) -> None:
+def test_half_a_configuration_left_by_a_crash_is_never_read(file, images_root, tmp_path):
     folder = create_run_folder(file, Path(file.search.storage))
     half = folder / f".{CONFIG_FILE}.tmp"
     half.write_text("trial: {da")  # as a kill in the middle of `write_config` leaves it
@@ -92,7 +80,7 @@ def test_half_a_configuration_left_by_a_crash_is_never_read(
     assert not half.exists()
 
 
-def test_what_a_search_wrote_is_loaded(file: SearchFile, tmp_path: Path) -> None:
+def test_what_a_search_wrote_is_loaded(file, tmp_path):
     records = (fakes.reference(), trial(0, 85.0, 62.0))
     run = load_run(write_run(tmp_path / "run", file, records))
     assert (run.folder, run.file, run.history.records) == (tmp_path / "run", file, records)
@@ -103,9 +91,7 @@ def test_what_a_search_wrote_is_loaded(file: SearchFile, tmp_path: Path) -> None
     assert run.search.config == file.model_dump(mode="json")
 
 
-def test_runs_of_jobs_are_found_by_name(
-    file: SearchFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_jobs_are_found_by_name(file, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     of_job = write_run(tmp_path / "home" / "lipsum-tune" / "runs" / "mine", file)
@@ -117,10 +103,8 @@ def test_runs_of_jobs_are_found_by_name(
     assert find_run("trained") == Path("trained")
 
 
-def test_a_user_without_a_home_has_runs(
-    file: SearchFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_home() -> Path:
+def test_a_user_without_a_home_has_runs(file, tmp_path, monkeypatch):
+    def no_home():
         raise RuntimeError("Could not determine home directory.")
 
     run = write_run(tmp_path / "run", file)
@@ -130,7 +114,7 @@ def test_a_user_without_a_home_has_runs(
         load_run("nowhere")
 
 
-def test_what_a_live_driver_runs_is_running(file: SearchFile, tmp_path: Path) -> None:
+def test_what_a_live_driver_runs_is_running(file, tmp_path):
     folder = write_run(tmp_path / "run", file, outcome=None)
     journal = Journal(folder)
     journal.trial_started(fakes.trial(0, outcome="running", ended_at=None, curve=()))
@@ -139,9 +123,7 @@ def test_what_a_live_driver_runs_is_running(file: SearchFile, tmp_path: Path) ->
     assert [r.outcome for r in load_run(folder).history.records] == ["stopped"]
 
 
-def test_a_trial_that_a_resumed_search_continues_is_running(
-    file: SearchFile, tmp_path: Path
-) -> None:
+def test_a_trial_that_a_resumed_search_continues_is_running(file, tmp_path):
     stopped = fakes.trial(0, outcome="stopped")
     folder = write_run(tmp_path / "run", file, [stopped], outcome="stopped")
     journal = Journal(folder)
@@ -163,16 +145,14 @@ def test_a_trial_that_a_resumed_search_continues_is_running(
         ({"warm_start__runs": ["a"], "warm_start__use": "observations"}, 9),
     ],
 )
-def test_a_grid_smaller_than_the_budget_is_counted(
-    images_root: Path, tmp_path: Path, changes: dict[str, Any], most: int
-) -> None:
+def test_a_grid_smaller_than_the_budget_is_counted(images_root, tmp_path, changes, most):
     settings = {"budget__trials": 50, "sampler__name": "grid", "sampler__grid_points": 3} | changes
     file = search_file(images_root, **{f"search__{key}": v for key, v in settings.items()})
     run = load_run(write_run(tmp_path / "run", file))
     assert run.search.budget_trials == run.search.trials_per_method == most
 
 
-def test_a_result_is_one_line_and_a_table_in_a_notebook(images_root: Path, tmp_path: Path) -> None:
+def test_a_result_is_one_line_and_a_table_in_a_notebook(images_root, tmp_path):
     failed = trial(2, 80.0, 50.0, outcome="failed", error="OutOfMemoryError: too big", curve=())
     records = [
         fakes.reference(),

@@ -1,12 +1,7 @@
-from __future__ import annotations
-
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -20,8 +15,6 @@ from tuning.runs.records import (
     ERROR,
     NOTICE,
     TRAIN_CURVE,
-    SearchOutcome,
-    SearchRecord,
     TrialRecord,
 )
 from tuning.runs.tune_callback import Recorder
@@ -30,21 +23,19 @@ NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
 
 
 class FailingAtStart(Callback):
-    def search_started(self, search: SearchRecord) -> None:
+    def search_started(self, search):
         raise OSError("no disk for the callback")
 
 
 class Failing(Callback):
-    def trial_reported(self, record: TrialRecord) -> None:
+    def trial_reported(self, record):
         raise OSError("the disk of the callback is full")
 
-    def search_ended(self, records: Sequence[TrialRecord], outcome: SearchOutcome) -> None:
+    def search_ended(self, records, outcome):
         raise StorageFailed("no space left")
 
 
-def recorder(
-    folder: Path, *callbacks: Callback, earlier: Sequence[TrialRecord] = (), **more: Any
-) -> Recorder:
+def recorder(folder, *callbacks, earlier=(), **more):
     """With a proposal, `NEW`."""
     journal = Journal(folder)
     journal.session_started({})
@@ -55,7 +46,7 @@ def recorder(
     return created
 
 
-def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path) -> None:
+def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
     notes = Notes()
     r = recorder(tmp_path, notes)
     r.proposed(TrialRecord("ft", -1, "reference", {}))
@@ -91,9 +82,7 @@ def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path: Path)
     assert (failed.params, failed.error) == ({"optim.lr": 1}, "the trial ended without a report")
 
 
-def test_setting_the_clock_during_a_session_changes_no_duration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_setting_the_clock_during_a_session_changes_no_duration(tmp_path, monkeypatch):
     r, day = recorder(tmp_path), 86400
     r.on_trial_start(0, [], tune_trial())
     monkeypatch.setattr("time.time", lambda: 0.0)
@@ -105,7 +94,7 @@ def test_setting_the_clock_during_a_session_changes_no_duration(
     assert day <= record.gpu_seconds(0.0) / 2 <= history.seconds < 2 * day
 
 
-def test_a_slot_reports_why_its_trial_has_failed(tmp_path: Path) -> None:
+def test_a_slot_reports_why_its_trial_has_failed(tmp_path):
     r, trial = recorder(tmp_path), tune_trial()
     r.on_trial_start(0, [], trial)
     report(r, trial, 40)
@@ -117,10 +106,10 @@ def test_a_slot_reports_why_its_trial_has_failed(tmp_path: Path) -> None:
     assert (record.outcome, record.step, record.error) == ("failed", 40, "ReportOverdue: it hangs")
 
 
-def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path: Path) -> None:
+def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
     watch = RayWatch({"raylet": ("127.0.0.1", 1)}, "resume it")
     r = recorder(tmp_path, check_ray=watch.check)
-    trial: Any = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
+    trial = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
     r.on_trial_start(0, [], trial)
     with pytest.raises(RayLost, match="raylet"):
         r.on_trial_error(0, [], trial)
@@ -128,7 +117,7 @@ def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path: Path) -> None:
     assert [record.outcome for record in read_history(tmp_path).records] == ["stopped"]
 
 
-def test_a_trial_that_the_scheduler_stops_ends_with_its_report(tmp_path: Path) -> None:
+def test_a_trial_that_the_scheduler_stops_ends_with_its_report(tmp_path):
     notes = Notes()
     r = recorder(tmp_path, notes)
     r.on_trial_start(0, [], tune_trial())
@@ -141,14 +130,12 @@ def test_a_trial_that_the_scheduler_stops_ends_with_its_report(tmp_path: Path) -
     assert read_history(tmp_path).records[0].outcome == "pruned"
 
 
-def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_path, monkeypatch):
     r = recorder(tmp_path)
     r.on_trial_start(0, [], tune_trial())
     write = Journal.trial_reported
 
-    def interrupted(journal: Journal, record: TrialRecord) -> None:
+    def interrupted(journal, record):
         write(journal, record)
         raise KeyboardInterrupt
 
@@ -162,7 +149,7 @@ def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(
     )
 
 
-def test_a_trial_that_ends_early_by_itself_is_pruned(tmp_path: Path) -> None:
+def test_a_trial_that_ends_early_by_itself_is_pruned(tmp_path):
     r = recorder(tmp_path)
     r.on_trial_start(0, [], tune_trial())
     report(r, tune_trial(), 40)
@@ -170,9 +157,9 @@ def test_a_trial_that_ends_early_by_itself_is_pruned(tmp_path: Path) -> None:
     assert read_history(tmp_path).records[0].outcome == "pruned"
 
 
-def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
+def test_a_trial_whose_process_cannot_start_has_failed(tmp_path):
     r = recorder(tmp_path)
-    trial: Any = SimpleNamespace(
+    trial = SimpleNamespace(
         config={"trial_id": "trial-000"}, pickled_error_file=None,
         metric_analysis={}, metric_n_steps={}, last_result={},
     )  # fmt: skip
@@ -181,9 +168,7 @@ def test_a_trial_whose_process_cannot_start_has_failed(tmp_path: Path) -> None:
     assert record.outcome == "failed"
 
 
-def test_a_callback_that_raises_is_logged_and_others_go_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_callback_that_raises_is_logged_and_others_go_on(tmp_path, caplog):
     notes = Notes()
     r = recorder(tmp_path, Failing(), notes)
     r.on_trial_start(0, [], tune_trial())
@@ -193,9 +178,7 @@ def test_a_callback_that_raises_is_logged_and_others_go_on(
     assert notes.events[-1] == ("reported", "trial-000", "40")
 
 
-def test_the_end_is_told_though_the_journal_cannot_be_written(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_end_is_told_though_the_journal_cannot_be_written(tmp_path, caplog):
     notes, journal = Notes(), Journal(tmp_path)
     journal.session_started({})
     r = Recorder(fakes.search_record(tmp_path), journal, [Failing(), notes])
@@ -212,7 +195,7 @@ def test_the_end_is_told_though_the_journal_cannot_be_written(
     assert "Traceback" not in caplog.text
 
 
-def test_after_a_failed_start_only_started_callbacks_end(tmp_path: Path) -> None:
+def test_after_a_failed_start_only_started_callbacks_end(tmp_path):
     started, later, failing = Notes(), Notes(), FailingAtStart()
     r = recorder(tmp_path, started, failing, later)
     with pytest.raises(OSError, match="no disk"):
@@ -223,7 +206,7 @@ def test_after_a_failed_start_only_started_callbacks_end(tmp_path: Path) -> None
     assert read_history(tmp_path).outcome == "failed"
 
 
-def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path: Path) -> None:
+def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path):
     whole = fakes.trial(0)
     cut_off = replace(whole, outcome="stopped", curve=whole.curve[:2], started_at=0.0)
     cut_off = replace(cut_off, ended_at=50.0, gpus=1.0)
@@ -240,7 +223,7 @@ def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path: Path) -> None:
     assert [point["step"] for point in r.records["trial-000"].curve] == [40, 80, 120]
 
 
-def test_an_attempt_whose_driver_was_lost_lasted_until_the_next() -> None:
+def test_an_attempt_whose_driver_was_lost_lasted_until_the_next():
     record = fakes.trial(0, outcome="running", curve=(), started_at=None, ended_at=None)
     record = record.with_attempt(0.0, 1.0).with_end("stopped", 1000.0)  # and resumed later
     record = record.with_attempt(2000.0, 1.0).with_report(fakes.report(40, 80.0, 60.0))
@@ -249,9 +232,7 @@ def test_an_attempt_whose_driver_was_lost_lasted_until_the_next() -> None:
 
 
 @pytest.mark.parametrize("earlier", [[], [fakes.trial(0, outcome="stopped")]])
-def test_a_trial_whose_process_never_started_has_not_ended(
-    tmp_path: Path, earlier: Sequence[TrialRecord]
-) -> None:
+def test_a_trial_whose_process_never_started_has_not_ended(tmp_path, earlier):
     r = recorder(tmp_path, earlier=earlier)
     r.proposed(r.records["trial-000"])
     assert not r.is_complete
@@ -262,7 +243,7 @@ def test_a_trial_whose_process_never_started_has_not_ended(
     assert r.is_complete
 
 
-def test_memory_of_an_ended_trial_is_freed(tmp_path: Path) -> None:
+def test_memory_of_an_ended_trial_is_freed(tmp_path):
     r = recorder(tmp_path)
     trial = tune_trial()
     trial.update_last_result({"training_iteration": 1, "val/mean_acc": 50.0})

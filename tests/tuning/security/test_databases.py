@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import importlib.util
-from pathlib import Path
 
 import pytest
 import ray
@@ -13,9 +10,7 @@ from tuning.mlflow_logging.client import _warn_of_plain_text, connect
 from tuning.security.databases import check_driver
 
 
-def test_a_missing_driver_is_named_with_its_package(
-    tmp_path: Path,
-) -> None:
+def test_a_missing_driver_is_named_with_its_package(tmp_path):
     assert importlib.util.find_spec("psycopg2") is None  # or this would need another driver
     url = "postgresql+psycopg2://ann:${PG_SECRET}@127.0.0.1:9/a"
     with pytest.raises(ConfigError, match="'psycopg2' is not installed") as caught:
@@ -35,16 +30,14 @@ def test_a_missing_driver_is_named_with_its_package(
         ("postgresql+psycopg://ann:pa:ss@host:a/b", "not a URL of a database"),
     ],
 )
-def test_a_wrong_url_is_one_line_without_its_password(url: str, why: str) -> None:
+def test_a_wrong_url_is_one_line_without_its_password(url, why):
     with pytest.raises(ConfigError, match=f"^key = .*: {why}") as caught:
         check_driver("key", url)
     assert "pa:ss" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["study_storage", "tracking.uri"])
-def test_a_missing_driver_ends_a_search_before_it_starts(
-    key: str, images_root: Path, tmp_path: Path
-) -> None:
+def test_a_missing_driver_ends_a_search_before_it_starts(key, images_root, tmp_path):
     from tuning.execution.run_search import run_search
 
     changes = {
@@ -58,9 +51,7 @@ def test_a_missing_driver_ends_a_search_before_it_starts(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_warning_of_plain_http_has_no_password(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_warning_of_plain_http_has_no_password(caplog):
     for _ in range(2):
         _warn_of_plain_text("http://ann:pa55@8.8.4.4:5000")
         _warn_of_plain_text("http://ann:pa55@127.0.0.1:5000")

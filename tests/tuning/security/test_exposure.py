@@ -1,18 +1,16 @@
-from __future__ import annotations
-
 import pytest
 
 from trainers.errors import ConfigError
 from tuning.security.exposure import check_sends, goes_unencrypted, is_loopback
 
 
-def test_loopback_hosts_are_known() -> None:
+def test_loopback_hosts_are_known():
     assert all(map(is_loopback, ["127.0.0.1", "127.8.9.10", "localhost", "::1", "[::1]"]))
     others = ["0.0.0.0", "::", "10.0.0.5", "203.0.113.9", "head.example.org"]
     assert not any(map(is_loopback, others))
 
 
-def test_plain_http_over_a_network_needs_permission() -> None:
+def test_plain_http_over_a_network_needs_permission():
     assert check_sends("http://127.0.0.1:8265", "the token", allow_remote=False) is None
     assert check_sends("https://head.example.org", "the token", allow_remote=False) is None
     with pytest.raises(ConfigError, match=r"the token would be sent to 10.0.0.5 unencrypted"):
@@ -21,12 +19,12 @@ def test_plain_http_over_a_network_needs_permission() -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:6379", "ray://127.0.0.1:10001", "auto", "http://"])
-def test_other_addresses_of_ray_are_refused(url: str) -> None:
+def test_other_addresses_of_ray_are_refused(url):
     with pytest.raises(ConfigError, match="not of the form http://HOST:PORT"):
         check_sends(url, "the token", allow_remote=True)
 
 
-def test_a_password_in_an_address_is_not_repeated() -> None:
+def test_a_password_in_an_address_is_not_repeated():
     with pytest.raises(ConfigError, match="must not contain a password") as caught:
         check_sends("https://me:hunter2@head.example.org", "the token", allow_remote=True)
     assert "hunter2" not in str(caught.value)
@@ -47,5 +45,5 @@ def test_a_password_in_an_address_is_not_repeated() -> None:
         ("sqlite:////tmp/mlflow.db", False),
     ],
 )
-def test_plain_http_to_a_public_address_is_unencrypted(url: str, unencrypted: bool) -> None:
+def test_plain_http_to_a_public_address_is_unencrypted(url, unencrypted):
     assert goes_unencrypted(url) is unencrypted

@@ -1,12 +1,7 @@
 """No secret of the environment is in anything that a search writes."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
-from tests.ray_head import Head
 from tests.tuning.execution.instant import instant_file, start, write_instant
 from tuning.runs.run_folder import load_run
 
@@ -19,9 +14,7 @@ CANARIES = {
 }
 
 
-def test_a_search_writes_no_secret(
-    images_root: Path, tmp_path: Path, ray_head: Head, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_writes_no_secret(images_root, tmp_path, ray_head, monkeypatch):
     """Nor does Ray, of the driver's environment."""
     for name, value in {**CANARIES, "RAY_ADDRESS": ray_head.address}.items():
         monkeypatch.setenv(name, value)

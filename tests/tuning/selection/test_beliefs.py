@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +6,8 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
-from tuning.algorithms.objectives import Mode, parse_constraint
+from tuning.algorithms.objectives import parse_constraint
 from tuning.reporting.html_report import belief_sentence
-from tuning.runs.records import TrialRecord
 from tuning.selection.beliefs import MIN_TRIALS, beliefs
 from tuning.selection.ranking import ranked
 
@@ -18,7 +15,7 @@ SEARCH = fakes.search_record(Path("run"))
 (OBJECTIVE,) = SEARCH.objectives
 
 
-def trials(noise: float, number: int = 24, sign: float = 1.0) -> list[TrialRecord]:
+def trials(noise, number=24, sign=1.0):
     """Accuracy is the highest at the learning rate 1e-4, 4 points above that of the ends."""
     rng = np.random.default_rng(0)
     found = []
@@ -30,7 +27,7 @@ def trials(noise: float, number: int = 24, sign: float = 1.0) -> list[TrialRecor
 
 
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
-def test_without_noise_the_best_trial_is_nearly_sure(mode: Mode, sign: int) -> None:
+def test_without_noise_the_best_trial_is_nearly_sure(mode, sign):
     search = replace(SEARCH, objectives=(replace(OBJECTIVE, mode=mode),))
     best, *others = beliefs(search, trials(noise=0.0, number=9, sign=sign))
     assert best.trial.trial_id == "trial-004"
@@ -39,14 +36,14 @@ def test_without_noise_the_best_trial_is_nearly_sure(mode: Mode, sign: int) -> N
     assert best.chance + sum(belief.chance for belief in others) == pytest.approx(1)
 
 
-def lucky_trials() -> list[TrialRecord]:
+def lucky_trials():
     """Near an end of the range, where 57.8 is true, a lucky training is measured as the best."""
     records = trials(noise=1.0)
     records[3] = fakes.trial(3, 61.5, 61.5, params=records[3].params)
     return records
 
 
-def test_noise_is_not_taken_for_a_better_configuration() -> None:
+def test_noise_is_not_taken_for_a_better_configuration():
     records = lucky_trials()
     assert max(records, key=lambda r: r.metrics[OBJECTIVE.metric]) is records[3]
     found = {belief.trial.trial_id: belief for belief in beliefs(SEARCH, records)}
@@ -55,7 +52,7 @@ def test_noise_is_not_taken_for_a_better_configuration() -> None:
     assert sum(found[f"trial-{number:03d}"].chance for number in range(4, 20)) > 0.7
 
 
-def test_the_best_expectation_is_first_not_the_best_chance() -> None:
+def test_the_best_expectation_is_first_not_the_best_chance():
     found = beliefs(SEARCH, lucky_trials())
     assert [b.mean for b in found] == sorted((b.mean for b in found), reverse=True)
     assert 6 <= found[0].trial.number <= 17  # within 1 of the best, which is in the middle
@@ -71,17 +68,17 @@ def test_the_best_expectation_is_first_not_the_best_chance() -> None:
         [replace(r, curve=trials(0.0)[0].curve) for r in trials(0.0)],  # all equally good
     ],
 )
-def test_no_belief_without_enough_trials_and_numbers(records: list[TrialRecord]) -> None:
+def test_no_belief_without_enough_trials_and_numbers(records):
     assert beliefs(SEARCH, records) == ()
     assert belief_sentence(SEARCH, records) is None
 
 
-def test_several_objectives_have_no_best_trial() -> None:
+def test_several_objectives_have_no_best_trial():
     several = replace(SEARCH, objectives=(OBJECTIVE, replace(OBJECTIVE, metric="id_val/acc")))
     assert beliefs(several, trials(0.0)) == ()
 
 
-def test_the_sentence_names_the_expected_and_the_measured_best() -> None:
+def test_the_sentence_names_the_expected_and_the_measured_best():
     text, expected = belief_sentence(SEARCH, lucky_trials()), beliefs(SEARCH, lucky_trials())[0]
     assert text is not None
     assert re.findall(r"trial-\d+", text) == [expected.trial.trial_id, "trial-003"]
@@ -93,7 +90,7 @@ def test_the_sentence_names_the_expected_and_the_measured_best() -> None:
     assert "the trial was measured as the best. With few trials" in sure
 
 
-def test_the_sentence_names_the_best_trial_within_the_constraints() -> None:
+def test_the_sentence_names_the_best_trial_within_the_constraints():
     records = trials(noise=0.5)
     best = ranked(SEARCH, records)[0]
     # The best by the objective alone misses the constraint.
@@ -107,7 +104,7 @@ def test_the_sentence_names_the_best_trial_within_the_constraints() -> None:
     assert best.trial_id in text
 
 
-def test_few_noisy_trials_leave_doubt() -> None:
+def test_few_noisy_trials_leave_doubt():
     rng, stated = np.random.default_rng(5), []
     for _ in range(30):
         points, centre = rng.uniform(size=(12, 2)), rng.uniform(0.2, 0.8, size=2)

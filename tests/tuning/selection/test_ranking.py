@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +6,6 @@ import pytest
 
 from tests.tuning import fakes
 from tuning.algorithms.objectives import Objective, parse_constraint
-from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.ranking import (
     best_trial,
     misses,
@@ -20,12 +17,12 @@ from tuning.selection.ranking import (
 SEARCH = fakes.search_record(Path("run"))
 
 
-def constrained(*lines: str) -> SearchRecord:
+def constrained(*lines):
     parsed = tuple(parse_constraint(line, SEARCH.zero_shot) for line in lines)
     return replace(SEARCH, constraints=parsed)
 
 
-def test_the_best_trial_is_best_at_its_last_step() -> None:
+def test_the_best_trial_is_best_at_its_last_step():
     peak = fakes.trial(1, curve=(fakes.report(120, 95, 95), fakes.report(240, 80, 60)))
     steady = fakes.trial(2, curve=(fakes.report(120, 80, 60), fakes.report(240, 82, 62)))
     assert best_trial(SEARCH, [peak, steady]) == steady
@@ -33,20 +30,20 @@ def test_the_best_trial_is_best_at_its_last_step() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_an_objective_that_is_not_finite_never_wins(bad: float) -> None:
+def test_an_objective_that_is_not_finite_never_wins(bad):
     broken = fakes.trial(1, curve=(fakes.report(240, 99, 99) | {"val/mean_acc": bad},))
     assert best_trial(SEARCH, [broken, fakes.trial(2)]) == fakes.trial(2)
     assert best_trial(SEARCH, [broken]) is None
 
 
-def test_a_trial_within_the_constraints_wins() -> None:
+def test_a_trial_within_the_constraints_wins():
     search = constrained("id_val/acc >= 85")
     better, allowed = fakes.trial(1, 84.9, 90), fakes.trial(2, 85, 60)
     assert best_trial(search, [better, allowed]) == allowed
     assert ranked(search, [better, allowed]) == [allowed, better]
 
 
-def test_the_smallest_sum_of_violations_wins() -> None:
+def test_the_smallest_sum_of_violations_wins():
     search = constrained("id_val/acc >= 90", "ood_val/mean_acc >= 70")
     records = [fakes.trial(1, 90, 60), fakes.trial(2, 86, 66), fakes.trial(3, 80, 79)]
     # By 0 + 10, by 4 + 4, and by 10 + 0, whose objective is the best.
@@ -54,7 +51,7 @@ def test_the_smallest_sum_of_violations_wins() -> None:
     assert ranked(search, records)[0] == records[1]
 
 
-def test_the_best_of_a_constraint_needs_no_objective() -> None:
+def test_the_best_of_a_constraint_needs_no_objective():
     search = constrained("id_val/acc >= best - 1")
     diverged = fakes.trial(1, 90, math.nan)
     assert misses(search, [diverged, fakes.trial(2, 88, 60)]) == {
@@ -63,11 +60,11 @@ def test_the_best_of_a_constraint_needs_no_objective() -> None:
     }
 
 
-def test_the_front_has_only_trials_that_can_be_chosen() -> None:
+def test_the_front_has_only_trials_that_can_be_chosen():
     both = (Objective("id_val/acc"), Objective("cost/seconds", "min"))
     search = replace(constrained("ood_val/mean_acc >= 60"), objectives=both)
 
-    def trial(number: int, id_acc: float, seconds: float, ood: float = 65) -> fakes.TrialRecord:
+    def trial(number, id_acc, seconds, ood=65):
         report = fakes.report(240, id_acc, ood) | {"cost/seconds": seconds}
         return fakes.trial(number, curve=(report,))
 
@@ -78,7 +75,7 @@ def test_the_front_has_only_trials_that_can_be_chosen() -> None:
     assert pareto_front(search, records) == [quick, good]
 
 
-def by_acc_and_nll(*values: tuple[float, float]) -> tuple[SearchRecord, list[TrialRecord]]:
+def by_acc_and_nll(*values):
     """A search for high accuracy (percent) and low NLL, and trials with these values."""
     objectives = (Objective("id_val/acc"), Objective("id_val/nll", "min"))
     trials = [
@@ -88,7 +85,7 @@ def by_acc_and_nll(*values: tuple[float, float]) -> tuple[SearchRecord, list[Tri
     return replace(SEARCH, objectives=objectives), trials
 
 
-def test_accuracy_in_percent_does_not_outweigh_nll() -> None:
+def test_accuracy_in_percent_does_not_outweigh_nll():
     # Trial 1 loses a tenth of the range of the accuracies and gains nine tenths of the NLLs'.
     search, trials = by_acc_and_nll((90, 0.60), (89, 0.33), (80, 0.30), (79, 0.50))
     assert best_trial(search, trials) is trials[1]
@@ -102,25 +99,25 @@ def test_accuracy_in_percent_does_not_outweigh_nll() -> None:
     assert order == [record.trial_id for record in ranked(search, trials)]
 
 
-def test_dominated_trials_do_not_change_the_best() -> None:
+def test_dominated_trials_do_not_change_the_best():
     search, trials = by_acc_and_nll((90, 0.60), (89, 0.33), (80, 0.30))
     _, worse = by_acc_and_nll((90, 0.60), (89, 0.33), (80, 0.30), (10, 0.6), (40, 9.0), (80, 0.3))
     assert best_trial(search, worse) == trials[1]
     assert len(pareto_front(search, worse)) == 4  # equal trials do not dominate each other
 
 
-def test_a_trial_without_one_of_the_objectives_is_last() -> None:
+def test_a_trial_without_one_of_the_objectives_is_last():
     search, trials = by_acc_and_nll((99, math.nan), (80, 0.5))
     assert ranked(search, trials) == trials[::-1]
     assert best_trial(search, trials) is trials[1]
     assert best_trial(search, trials[:1]) is None
 
 
-def test_a_reference_or_the_zero_shot_model_may_beat_every_trial() -> None:
+def test_a_reference_or_the_zero_shot_model_may_beat_every_trial():
     weak, strong = fakes.trial(1, 80.0, 55.0), fakes.trial(2, 90.0, 65.0)
     plain = fakes.reference(curve=(fakes.report(240, 88.0, 58.0),))  # mean 73
 
-    def name(trial: TrialRecord, search: SearchRecord = SEARCH) -> str | None:
+    def name(trial, search=SEARCH):
         found = stronger_reference(search, [plain, trial])
         return None if found is None else found.trial_id
 

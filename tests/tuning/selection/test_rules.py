@@ -1,9 +1,6 @@
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +8,8 @@ import pytest
 from tests.tuning import fakes
 from tests.tuning.selection.test_beliefs import lucky_trials
 from tuning.algorithms.objectives import Objective, parse_constraint
-from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.beliefs import beliefs
-from tuning.selection.rules import RULES, Choice, choices
+from tuning.selection.rules import RULES, choices
 
 SEARCH = fakes.search_record(Path("run"), ood_domains=("a", "b", "c"))
 # ID accuracy, then a, b, c. The means of a, b, c are 50, 55, 56 and 53.
@@ -25,11 +21,11 @@ TABLE = [
 ]
 
 
-def chosen(search: SearchRecord, records: list[TrialRecord]) -> dict[str, Choice]:
+def chosen(search, records):
     return {choice.rule: choice for choice in choices(search, records)}
 
 
-def with_methods(*names: str) -> list[TrialRecord]:
+def with_methods(*names):
     """The trials of the table, with these methods in turn."""
     return [
         replace(record, params={"method.name": names[record.number % len(names)]})
@@ -37,16 +33,16 @@ def with_methods(*names: str) -> list[TrialRecord]:
     ]
 
 
-def numbers(choice: Choice) -> list[int]:
+def numbers(choice):
     return [trial.number for trial in choice.trials]
 
 
-def figures(choice: Choice) -> tuple[float | None, ...]:
+def figures(choice):
     return choice.id_acc, choice.ood_acc, choice.worst_acc, choice.gap, choice.id_gap
 
 
-def test_every_rule_is_there_in_a_fixed_order() -> None:
-    def rules(records: list[TrialRecord], **options: bool) -> list[str]:
+def test_every_rule_is_there_in_a_fixed_order():
+    def rules(records, **options):
         return [choice.rule for choice in choices(SEARCH, records, **options)]
 
     few = [rule for rule in RULES if rule not in ("expected", "by_method")]
@@ -56,7 +52,7 @@ def test_every_rule_is_there_in_a_fixed_order() -> None:
     assert rules(lucky_trials(), with_expected=False) == few
 
 
-def test_the_expected_best_is_labelled_like_the_objective() -> None:
+def test_the_expected_best_is_labelled_like_the_objective():
     found = chosen(SEARCH, lucky_trials())
     assert numbers(found["objective"]) == [3]
     (pick,) = found["expected"].picks
@@ -67,7 +63,7 @@ def test_the_expected_best_is_labelled_like_the_objective() -> None:
     assert not chosen(blind, lucky_trials())["expected"].looks_at_ood
 
 
-def test_the_pareto_front_has_all_its_members_and_no_single_figure() -> None:
+def test_the_pareto_front_has_all_its_members_and_no_single_figure():
     choice = chosen(SEARCH, TABLE)["pareto"]  # trial 1 beats trial 3 in both
     assert [(p.trial.number, p.id_acc, p.ood_acc) for p in choice.picks] == [
         (0, 90, 50),
@@ -79,7 +75,7 @@ def test_the_pareto_front_has_all_its_members_and_no_single_figure() -> None:
     assert figures(alone) == (90, 50, 40, 0, 0)
 
 
-def test_by_method_chooses_by_the_objective_best_method_first() -> None:
+def test_by_method_chooses_by_the_objective_best_method_first():
     found = chosen(SEARCH, with_methods("ft", "kd"))["by_method"]  # 70, 71.5, 70.5, 66.5
     assert [(p.method, p.trial.number, p.id_acc, p.ood_acc) for p in found.picks] == [
         ("kd", 1, 88, 55),
@@ -95,14 +91,14 @@ def test_by_method_chooses_by_the_objective_best_method_first() -> None:
     assert not found.looks_at_ood
 
 
-def test_every_pick_has_the_method_of_its_trial() -> None:
+def test_every_pick_has_the_method_of_its_trial():
     found = chosen(SEARCH, with_methods("ft", "kd"))
     assert [pick.method for pick in found["id_val"].picks] == ["ft"]
     assert [pick.method for pick in found["leave_one_domain_out"].picks] == ["ft", "kd", "ft"]
     assert not found["id_val"].by_method
 
 
-def test_the_configured_method_stands_for_trials_without_one() -> None:
+def test_the_configured_method_stands_for_trials_without_one():
     search = replace(SEARCH, config={"trial": {"method": {"name": "lipsum_ft"}}})
     assert [c.rule for c in choices(search, TABLE)].count("by_method") == 0
     records = [*TABLE[:2], replace(TABLE[2], params={"method.name": "kd"})]
@@ -113,7 +109,7 @@ def test_the_configured_method_stands_for_trials_without_one() -> None:
     }
 
 
-def test_a_method_without_a_finished_trial_has_no_choice() -> None:
+def test_a_method_without_a_finished_trial_has_no_choice():
     records = with_methods("ft", "kd", "l2_sp", "ema")
     records[0] = replace(records[0], outcome="pruned")
     records[1] = replace(records[1], outcome="failed")
@@ -123,7 +119,7 @@ def test_a_method_without_a_finished_trial_has_no_choice() -> None:
     assert list(chosen(SEARCH, unfinished)["by_method"].by_method) == ["kd", "ft"]
 
 
-def test_a_best_within_a_method_is_that_of_the_method() -> None:
+def test_a_best_within_a_method_is_that_of_the_method():
     """The ID accuracies of kd are all below the bound of ft, and its best one is not its choice."""
     limit = parse_constraint("id_val/acc >= best - 1", TABLE[0].metrics)
     search = replace(SEARCH, constraints=(limit,))
@@ -137,13 +133,13 @@ def test_a_best_within_a_method_is_that_of_the_method() -> None:
     assert {name: trial.number for name, trial in found.by_method.items()} == {"ft": 0, "kd": 2}
 
 
-def test_a_method_that_misses_constraints_has_its_closest_trial() -> None:
+def test_a_method_that_misses_constraints_has_its_closest_trial():
     limit = parse_constraint("id_val/acc <= 75", TABLE[0].metrics)
     found = chosen(replace(SEARCH, constraints=(limit,)), with_methods("ft", "kd"))["by_method"]
     assert {name: trial.number for name, trial in found.by_method.items()} == {"ft": 2, "kd": 3}
 
 
-def test_all_rules_agree_with_numpy_on_random_trials() -> None:
+def test_all_rules_agree_with_numpy_on_random_trials():
     rng = np.random.default_rng(0)
     for _ in range(20):
         accs = rng.uniform(20, 90, (12, 4))  # ID, a, b, c
@@ -166,7 +162,7 @@ def test_all_rules_agree_with_numpy_on_random_trials() -> None:
         assert all(choice.gap <= 1e-9 for choice in found.values() if choice.gap is not None)
 
 
-def test_of_equal_trials_the_earlier_wins_by_every_rule() -> None:
+def test_of_equal_trials_the_earlier_wins_by_every_rule():
     twins = [replace(TABLE[2], trial_id=f"trial-{n:03d}", number=n) for n in (7, 5)]
     found = chosen(SEARCH, twins)
     pareto = found.pop("pareto")
@@ -174,14 +170,14 @@ def test_of_equal_trials_the_earlier_wins_by_every_rule() -> None:
     assert numbers(pareto) == [5, 7]  # neither beats the other
 
 
-def test_means_that_differ_by_rounding_are_equal() -> None:
+def test_means_that_differ_by_rounding_are_equal():
     accs = ({"a": 80.1, "b": 60.3, "c": 50}, {"a": 80.2, "b": 60.2, "c": 50})
     records = [fakes.measured(number, 90, of) for number, of in enumerate(accs)]
     assert np.mean([80.1, 60.3]) < np.mean([80.2, 60.2])
     assert chosen(SEARCH, records)["leave_one_domain_out"].by_domain["c"].number == 0
 
 
-def test_only_finished_trials_within_constraints_are_chosen() -> None:
+def test_only_finished_trials_within_constraints_are_chosen():
     known = TABLE[0].metrics
     limit = parse_constraint("id_val/acc <= 87", known)
     search = replace(SEARCH, constraints=(limit,))
@@ -196,14 +192,14 @@ def test_only_finished_trials_within_constraints_are_chosen() -> None:
     assert numbers(chosen(search, TABLE)["id_val"]) == [2]
 
 
-def test_if_no_trial_finished_the_furthest_is_chosen() -> None:
+def test_if_no_trial_finished_the_furthest_is_chosen():
     early = fakes.trial(1, 99, 99, outcome="pruned", curve=(fakes.report(40, 99, 99),))
     late = fakes.trial(2, 80, 60, outcome="stopped", curve=(fakes.report(120, 80, 60),))
     search = fakes.search_record(Path("run"))
     assert all(numbers(choice) == [2] for choice in choices(search, [early, late]))
 
 
-def test_a_rule_ignores_trials_without_its_metrics() -> None:
+def test_a_rule_ignores_trials_without_its_metrics():
     diverged = fakes.measured(4, 95, {"a": 99, "b": 99, "c": math.nan})
     found = chosen(SEARCH, [*TABLE, diverged])
     assert numbers(found["ood_val"]) == [2]
@@ -217,7 +213,7 @@ def test_a_rule_ignores_trials_without_its_metrics() -> None:
     assert figures(left_out) == pytest.approx((268 / 3, None, None, None, 268 / 3 - 95))
 
 
-def test_with_one_ood_domain_none_can_be_left_out() -> None:
+def test_with_one_ood_domain_none_can_be_left_out():
     search = replace(SEARCH, ood_domains=("a",))
     found = chosen(search, [fakes.measured(0, 90, {"a": 60}), fakes.measured(1, 80, {"a": 70})])
     absent = found["leave_one_domain_out"]
@@ -226,7 +222,7 @@ def test_with_one_ood_domain_none_can_be_left_out() -> None:
     assert figures(found["id_val"]) == (90, 60, 60, -10, 0)
 
 
-def test_without_ood_domains_only_id_rules_choose() -> None:
+def test_without_ood_domains_only_id_rules_choose():
     search = replace(SEARCH, ood_domains=(), objectives=(Objective("id_val/nll", "min"),))
     record = fakes.trial(1, curve=({"step": 240, "id_val/acc": 90.0, "id_val/nll": 0.3},))
     found = chosen(search, [record])
@@ -235,7 +231,7 @@ def test_without_ood_domains_only_id_rules_choose() -> None:
     assert figures(found["id_val"]) == (90, None, None, None, 0)
 
 
-def test_without_trials_no_rule_chooses() -> None:
+def test_without_trials_no_rule_chooses():
     for choice in choices(SEARCH, [fakes.trial(1, outcome="failed"), fakes.reference()]):
         assert (choice.trials, choice.reason) == ((), "no trial has the metrics that it needs")
         assert figures(choice) == (None,) * 5
@@ -252,8 +248,8 @@ def test_without_trials_no_rule_chooses() -> None:
     ],
 )
 def test_rules_constraints_and_sampler_decide_whether_ood_data_is_used(
-    objective: str, constraint: str | None, sampler_metric: str, blind: set[str]
-) -> None:
+    objective, constraint, sampler_metric, blind
+):
     known = TABLE[0].metrics
     search = replace(
         SEARCH,
@@ -276,9 +272,7 @@ def test_rules_constraints_and_sampler_decide_whether_ood_data_is_used(
         ("auto", "id_val/acc", {"id_val", "objective"}),
     ],
 )
-def test_a_line_that_is_chosen_on_ood_data_leaves_no_rule_blind(
-    line: Any, objective: str, blind: set[str]
-) -> None:
+def test_a_line_that_is_chosen_on_ood_data_leaves_no_rule_blind(line, objective, blind):
     config = {"trial": {"eval": {"line": line}}}
     search = replace(SEARCH, objectives=(Objective(objective),), config=config)
     found = chosen(search, TABLE)

@@ -1,19 +1,12 @@
 """One real run for the tests of this folder, which only read it."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from tests.tuning.weights.real_runs import real_file, real_run
-from tuning.runs.records import TrialRecord
 
 
 @pytest.fixture(scope="session")
-def real(
-    images_root: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[TrialRecord]]:
+def real(images_root, tmp_path_factory):
     """Three trials of plain fine-tuning, one of FLYP, and one whose weights are not kept."""
     ft = [{"seed": seed, "optim.lr": 5e-4} for seed in range(3)]
     flyp = {"seed": 3, "method.name": "flyp", "optim.lr": 1e-4}

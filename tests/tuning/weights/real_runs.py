@@ -1,23 +1,16 @@
 """Run folders of searches that never ran, with real trials in them."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 from tests.tuning.run_folders import search_file, write_run
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split, start
 from tuning.checkpoints.files import TRAIN_FOLDER, kept_checkpoint, trial_path
-from tuning.config.schema import SearchFile
 from tuning.runs.records import TrialRecord, trial_name
 from tuning.runs.run_folder import load_run
 
 DOMAINS = ("sketch", "clipart")
 
 
-def real_file(root: Path, **changes: Any) -> SearchFile:
+def real_file(root, **changes):
     """A search over methods, learning rates and seeds with trials of two steps on tiny-clip."""
     space = {
         "parameters": {
@@ -37,9 +30,7 @@ def real_file(root: Path, **changes: Any) -> SearchFile:
     return search_file(root, **{**settings, **changes})
 
 
-def real_run(
-    folder: Path, file: SearchFile, trials: Sequence[Mapping[str, Any]]
-) -> tuple[Path, list[TrialRecord]]:
+def real_run(folder, file, trials):
     """Train each proposal in this process, and leave what a search would leave."""
     records = []
     for number, params in enumerate(trials):
@@ -58,7 +49,7 @@ def real_run(
     return folder, records
 
 
-def kept_weights(run_folder: Path, trial_id: str) -> Path | None:
+def kept_weights(run_folder, trial_id):
     """The folder of a trial's weights, which are on this disk."""
     found = kept_checkpoint(load_run(run_folder).checkpoints, trial_id)
     return None if found is None else found.local_path()

@@ -1,12 +1,9 @@
 """Models in MLflow's registry, as somebody loads them who has MLflow and open_clip alone."""
 
-from __future__ import annotations
-
 import io
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +41,7 @@ assert not {"trainers", "tuning", "search_spaces"} & {name.split(".")[0] for nam
 """
 
 
-def pictures() -> Iterator[bytes]:
+def pictures():
     """Files of the modes and orientations that preparation changes."""
     ramp = np.linspace(0, 65535, 64).reshape(8, 8)
     grey = Image.fromarray(ramp.astype(np.uint16))
@@ -69,13 +66,13 @@ def pictures() -> Iterator[bytes]:
     yield file_of(opaque, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
 
 
-def test_a_served_model_sees_images_as_they_are_prepared() -> None:
+def test_a_served_model_sees_images_as_they_are_prepared():
     for data in pictures():
         assert np.array_equal(prepared(Image.open(io.BytesIO(data))), decode(data))
 
 
 @pytest.mark.ray
-def test_a_registered_model_predicts_as_the_exported_one(real: Real, tmp_path: Path) -> None:
+def test_a_registered_model_predicts_as_the_exported_one(real, tmp_path):
     run = load_run(real[0])
     uri = default_tracking_uri(with_database(run.folder.parent))
     with pytest.raises(ConfigError, match="must not be empty"):

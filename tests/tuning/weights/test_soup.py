@@ -1,7 +1,5 @@
 """The ingredients of a soup, its report, and what it leaves in the run folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from contextlib import closing
@@ -30,16 +28,16 @@ from tuning.runs.journal import Journal
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
 from tuning.weights.report import soup_report
-from tuning.weights.soup import FinishedSoup, Ingredient, ingredients, make_soup
+from tuning.weights.soup import FinishedSoup, ingredients, make_soup
 
 Real = tuple[Path, list[TrialRecord]]
 
 
-def names(found: tuple[Ingredient, ...]) -> list[str]:
+def names(found):
     return [ingredient.record.trial_id for ingredient in found]
 
 
-def own_copy(real: Real, folder: Path) -> Path:
+def own_copy(real, folder):
     """The same trials in another run folder, as a search of its own."""
     shutil.copytree(real[0], folder)
     with closing(Journal(folder)) as journal:
@@ -48,7 +46,7 @@ def own_copy(real: Real, folder: Path) -> Path:
     return folder
 
 
-def test_ingredients_are_the_best_kept_trials_by_id_accuracy(real: Real) -> None:
+def test_ingredients_are_the_best_kept_trials_by_id_accuracy(real):
     run, records = real
     found = ingredients(load_run(run), top=5, method="ft")
     order = sorted(records[:3], key=lambda r: (-r.metrics["id_val/acc"], r.number))
@@ -58,7 +56,7 @@ def test_ingredients_are_the_best_kept_trials_by_id_accuracy(real: Real) -> None
     assert all(i.checkpoint.local_path() == kept_weights(run, i.record.trial_id) for i in found)
 
 
-def test_trials_that_miss_the_constraints_are_left_out(real: Real) -> None:
+def test_trials_that_miss_the_constraints_are_left_out(real):
     loaded, records = load_run(real[0]), real[1][:3]
     bar = sorted(record.metrics["val/mean_acc"] for record in records)[1]
     limit = f"val/mean_acc >= {bar}"
@@ -71,7 +69,7 @@ def test_trials_that_miss_the_constraints_are_left_out(real: Real) -> None:
         ingredients(replace(run, history=history), 3, "ft")
 
 
-def test_a_method_is_measured_by_its_own_best(real: Real) -> None:
+def test_a_method_is_measured_by_its_own_best(real):
     loaded, records = load_run(real[0]), real[1]
     values = [record.metrics["id_val/acc"] for record in records[:3]]
     margin = max(values) - min(values) + 1
@@ -96,16 +94,14 @@ def test_a_method_is_measured_by_its_own_best(real: Real) -> None:
         (1, "ft", "--top", "two trials"),
     ],
 )
-def test_trials_that_cannot_be_averaged_are_refused(
-    top: int, method: str | None, key: str | None, text: str, real: Real
-) -> None:
+def test_trials_that_cannot_be_averaged_are_refused(top, method, key, text, real):
     with pytest.raises(ConfigError) as caught:
         ingredients(load_run(real[0]), top, method)
     assert caught.value.key == key
     assert text in str(caught.value)
 
 
-def test_trials_of_different_models_make_no_soup(real: Real, tmp_path: Path) -> None:
+def test_trials_of_different_models_make_no_soup(real, tmp_path):
     shutil.copytree(real[0], tmp_path / "run")
     loaded = load_run(tmp_path / "run")
     other = {"model.name": "ViT-B-32", "model.pretrained": "random"}
@@ -116,7 +112,7 @@ def test_trials_of_different_models_make_no_soup(real: Real, tmp_path: Path) -> 
         ingredients(replace(loaded, history=history), 3, "ft")
 
 
-def test_the_report_has_every_ingredient_and_the_gain(real: Real) -> None:
+def test_the_report_has_every_ingredient_and_the_gain(real):
     run = load_run(real[0])
     found = ingredients(run, 3, "ft")
     metrics = {**found[0].record.metrics, "id_val/acc": 12.3, "ood_val/mean_acc": 45.6}
@@ -138,7 +134,7 @@ def test_the_report_has_every_ingredient_and_the_gain(real: Real) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_a_soup_is_kept_logged_and_exported(real: Real, tmp_path: Path) -> None:
+def test_a_soup_is_kept_logged_and_exported(real, tmp_path):
     """Slow: starts Ray."""
     run = own_copy(real, with_database(tmp_path / "runs") / "mine")
     loaded = load_run(run)
@@ -181,7 +177,7 @@ def test_a_soup_is_kept_logged_and_exported(real: Real, tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_a_soup_that_cannot_be_kept_is_not_made(real: Real, tmp_path: Path) -> None:
+def test_a_soup_that_cannot_be_kept_is_not_made(real, tmp_path):
     with small_disk(tmp_path / "disk", 256 << 10) as disk:
         run = own_copy(real, disk / "mine")
         make_read_only(disk)

@@ -1,12 +1,8 @@
 """Zero-shot accuracies compared with open_clip's own classifier, also on other classes."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -33,13 +29,11 @@ MAPPED = {"pet": ("cat", "fish"), "thing": ("clock", "umbrella")}
 """Classes that stand for several, whose images are those of their first."""
 
 
-def rows_of(root: Path, domain: str, split: str) -> list[dict[str, Any]]:
+def rows_of(root, domain, split):
     return pq.read_table(part_path(root, domain, split)).to_pylist()
 
 
-def relabel(
-    source: Path, target: Path, domain: str, split: str, classes: dict[str, str], **metadata: str
-) -> None:
+def relabel(source, target, domain, split, classes, **metadata):
     """Write the images of some classes under the names of others, in that order."""
     names = list(classes)
     images = [
@@ -52,7 +46,7 @@ def relabel(
 
 
 @pytest.fixture(scope="module")
-def root(whole_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(whole_root, tmp_path_factory):
     """Splits val and test: real and painting whole, sketch masked, clipart mapped; no train."""
     root = tmp_path_factory.mktemp("shifted")
     mapping = json.dumps(MAPPED)
@@ -67,7 +61,7 @@ def root(whole_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(root: Path) -> TrialConfig:
+def config(root):
     suite = {
         "name": "shifted",
         "id_domain": "real",
@@ -79,7 +73,7 @@ def config(root: Path) -> TrialConfig:
 
 
 @pytest.fixture(scope="module")
-def by_hand(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def by_hand(root):
     """Logits of the 8 classes and labels of the test images, by open_clip's own functions."""
     clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip.FOLDER}")
     clip.eval()
@@ -98,9 +92,7 @@ def by_hand(root: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def test_every_domain_is_scored_in_its_own_classes(
-    config: TrialConfig, by_hand: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> None:
+def test_every_domain_is_scored_in_its_own_classes(config, by_hand):
     rows = {row.domain: row for row in measure(config, "test")}
     assert list(rows) == ["real", "painting", "sketch", "clipart"]
     assert {d: (r.images, r.classes) for d, r in rows.items()} == {
@@ -120,13 +112,11 @@ def test_every_domain_is_scored_in_its_own_classes(
         log_p = own - np.log(np.exp(own).sum(axis=1, keepdims=True))
         assert rows[domain].acc == pytest.approx(100 * (own.argmax(axis=1) == labels).mean())
         nll = -log_p[np.arange(len(labels)), labels].mean()
-        assert rows[domain].nll == pytest.approx(nll, rel=1e-3)
+        assert rows[domain].nll == pytest.approx(nll, rel=1e-3, abs=1e-5)
 
 
-def test_only_the_requested_domains_are_evaluated_in_order(
-    config: TrialConfig,
-) -> None:
-    began: list[str] = []
+def test_only_the_requested_domains_are_evaluated_in_order(config):
+    began = []
     rows = measure(config, "val", ["clipart", "painting"], began=began.append)
     assert [row.domain for row in rows] == began == ["painting", "clipart"]
     with pytest.raises(ConfigError, match="did you mean 'sketch'") as error:
@@ -136,8 +126,8 @@ def test_only_the_requested_domains_are_evaluated_in_order(
         check_zero_shot(config, "train")
 
 
-def test_images_of_unknown_classes_are_refused_or_skipped(root: Path) -> None:
-    def measured(unknown_classes: str) -> Row:
+def test_images_of_unknown_classes_are_refused_or_skipped(root):
+    def measured(unknown_classes):
         rules = {"infograph": {"unknown_classes": unknown_classes}}
         suite = {"id_domain": "real", "ood_domains": ["infograph"], "domains": rules}
         config = TrialConfig.model_validate({"data": {"root": str(root), "suite": suite}})
@@ -161,16 +151,14 @@ def test_images_of_unknown_classes_are_refused_or_skipped(root: Path) -> None:
         (50.0, None, None),
     ],
 )
-def test_an_accuracy_agrees_within_sampling_and_rounding(
-    acc: float, expected: float | None, agrees: bool | None
-) -> None:
+def test_an_accuracy_agrees_within_sampling_and_rounding(acc, expected, agrees):
     row = Row("real", 52_041, 345, acc, 0.7, 1.0, expected)
     assert row.agrees is agrees
     assert (causes([row]) is not None) == (agrees is False)
 
 
-def test_the_ood_mean_is_compared_over_all_domains_or_none() -> None:
-    def shown(*expected: float | None) -> list[str]:
+def test_the_ood_mean_is_compared_over_all_domains_or_none():
+    def shown(*expected):
         rows = [
             Row(name, 1000, 10, acc, 1.0, 2.0, known)
             for name, acc, known in zip(
@@ -185,7 +173,7 @@ def test_the_ood_mean_is_compared_over_all_domains_or_none() -> None:
     assert shown(None, None, None) == ["mean", "OOD", "45.00"]
 
 
-def test_no_cell_is_cut_at_80_columns() -> None:
+def test_no_cell_is_cut_at_80_columns():
     figures = {
         "imagenet": (50_000, 1000, 68.17), "imagenet-v2": (10_000, 1000, 0.12),
         "imagenet-sketch": (50_889, 1000, 46.66), "photographs_at_night": (4, 2, 50.0),
@@ -208,7 +196,7 @@ def test_no_cell_is_cut_at_80_columns() -> None:
         assert mean.startswith("mean OOD")
 
 
-def test_a_comparison_of_nothing_is_refused(config: TrialConfig) -> None:
+def test_a_comparison_of_nothing_is_refused(config):
     with pytest.raises(ConfigError) as error:
         check_zero_shot(config, "test", ["painting"], {"real": 90.0, "sketch": 1.0})
     assert error.value.key == "--expect"
@@ -217,9 +205,7 @@ def test_a_comparison_of_nothing_is_refused(config: TrialConfig) -> None:
     assert check_zero_shot(config, "test", ["real"], {"real": 90.0}) == ("real",)
 
 
-def test_expectations_come_from_the_suite_a_list_or_a_file(
-    config: TrialConfig, tmp_path: Path
-) -> None:
+def test_expectations_come_from_the_suite_a_list_or_a_file(config, tmp_path):
     assert expectations("published", config) == {"real": 90.0, "sketch": 1.0}
     assert expectations("real=50.5, sketch=60", config) == {"real": 50.5, "sketch": 60.0}
     file = tmp_path / "known.yaml"
@@ -236,23 +222,19 @@ def test_expectations_come_from_the_suite_a_list_or_a_file(
         ("nowhere.yaml", "--expect", "nowhere.yaml"),
     ],
 )
-def test_an_expectation_that_makes_no_sense_is_refused(
-    text: str, key: str, value: object, config: TrialConfig
-) -> None:
+def test_an_expectation_that_makes_no_sense_is_refused(text, key, value, config):
     with pytest.raises(ConfigError) as error:
         expectations(text, config)
     assert (error.value.key, error.value.value) == (key, value)
 
 
-def test_a_suite_without_this_model_names_its_models() -> None:
+def test_a_suite_without_this_model_names_its_models():
     config = TrialConfig.model_validate({"data": {"suite": "domainnet"}})
     with pytest.raises(ConfigError, match="ViT-B-16-quickgelu/openai"):
         expectations("published", config)
 
 
-def test_the_command_marks_differences_and_exits_with_1(
-    config: TrialConfig, tmp_path: Path
-) -> None:
+def test_the_command_marks_differences_and_exits_with_1(config, tmp_path):
     file = tmp_path / "mine.yaml"
     values = {"trial": config.model_dump(mode="json", include={"data": {"root", "suite"}})}
     file.write_text(yaml.safe_dump(values))

@@ -1,15 +1,11 @@
-from __future__ import annotations
-
 import errno
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import filelock
 import pyarrow as pa
@@ -28,12 +24,12 @@ GB = 10**9
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def rows(number: int, *, size: int = 10, first: int = 0) -> list[dict[str, object]]:
+def rows(number, *, size=10, first=0):
     """Rows whose bytes differ by their position."""
     return [
         {"label": i % 2, "path": f"{i}.jpg", "bytes": bytes([i % 256]) * (size + i % 3)}
@@ -41,7 +37,7 @@ def rows(number: int, *, size: int = 10, first: int = 0) -> list[dict[str, objec
     ]
 
 
-def write(store: Store, path: str, content: list[dict[str, object]], *, plain: bool = True) -> None:
+def write(store, path, content, *, plain=True):
     """A file as `prepare` writes it, or compressed and with a dictionary as other tools do."""
     schema = arrow_schema(["cat", "dog"], {"source": "here"})
     columns = {
@@ -54,9 +50,7 @@ def write(store: Store, path: str, content: list[dict[str, object]], *, plain: b
         pq.write_table(table, file, 4, compression=compression, use_dictionary=not plain)
 
 
-def data_set(
-    root: str | Path, *sizes: int, domain: str = "real"
-) -> tuple[Store, list[fs.FileInfo], list[dict[str, object]]]:
+def data_set(root, *sizes, domain="real"):
     """One file of each size in bytes, 10 rows each, and all their rows."""
     store, written = open_store(root), []
     for part, size in enumerate(sizes):
@@ -66,25 +60,23 @@ def data_set(
     return store, domain_files(store, domain, "train"), written
 
 
-def mapped(store: Store, files: list[fs.FileInfo], limit_bytes: int = GB) -> list[pa.Table]:
+def mapped(store, files, limit_bytes=GB):
     return list(map_shards(store, files, limit_bytes=limit_bytes).values())
 
 
-def cached(store: Store, files: list[fs.FileInfo], limit_bytes: int = GB) -> list[Path]:
+def cached(store, files, limit_bytes=GB):
     return list(map_shards(store, files, limit_bytes=limit_bytes))
 
 
-def content(tables: list[pa.Table]) -> list[dict[str, object]]:
+def content(tables):
     return [row for table in tables for row in table.to_pylist()]
 
 
-def inodes(paths: list[Path]) -> list[int]:
+def inodes(paths):
     return [path.stat().st_ino for path in paths]
 
 
-def test_rows_of_several_files_and_batches_keep_their_order(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_several_files_and_batches_keep_their_order(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_cache, "_BATCH", 3)
     store, files, written = data_set(tmp_path / "data", 100, 200)
     tables = mapped(store, files)
@@ -93,7 +85,7 @@ def test_rows_of_several_files_and_batches_keep_their_order(
     assert tables[0].schema.metadata[b"class_names"] == b'["cat", "dog"]'
 
 
-def test_only_files_that_were_written_are_converted_again(cache: Path, tmp_path: Path) -> None:
+def test_only_files_that_were_written_are_converted_again(cache, tmp_path):
     store, files, _ = data_set(tmp_path / "data", 100, 100)
     before = cached(store, files)
     held, old = mapped(store, files), inodes(before)
@@ -124,7 +116,7 @@ arrow_cache.map_shards(store, domain_files(store, "real", "train"), limit_bytes=
 
 
 @contextmanager
-def converting(root: Path) -> Iterator[subprocess.Popen[str]]:
+def converting(root):
     """Another process, which has begun an Arrow file and goes on once it gets a line."""
     command = [sys.executable, "-c", HOLD_THE_LOCK, str(root)]
     with subprocess.Popen(
@@ -138,13 +130,7 @@ def converting(root: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("other", ["data", "other"])
-def test_one_process_fills_the_cache_and_others_wait(
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    other: str,
-) -> None:
+def test_one_process_fills_the_cache_and_others_wait(cache, tmp_path, monkeypatch, caplog, other):
     data_set(tmp_path / "other", 1000)
     store, files, written = data_set(tmp_path / "data", 1000)
     warning = shard_cache.logger.warning
@@ -161,7 +147,7 @@ def test_one_process_fills_the_cache_and_others_wait(
     assert caplog.messages == [f"{what}: waiting until another process has filled the cache"]
 
 
-def test_files_unused_for_longest_make_room(cache: Path, tmp_path: Path) -> None:
+def test_files_unused_for_longest_make_room(cache, tmp_path):
     sets = [data_set(tmp_path / name, 100_000) for name in ("a", "b", "c")]
     paths, tables = [], []
     for store, files, _ in sets[:2]:
@@ -176,7 +162,7 @@ def test_files_unused_for_longest_make_room(cache: Path, tmp_path: Path) -> None
     assert content(mapped(*sets[1][:2], 250_000)) == sets[1][2]
 
 
-def test_files_of_the_same_data_set_stay_and_count(cache: Path, tmp_path: Path) -> None:
+def test_files_of_the_same_data_set_stay_and_count(cache, tmp_path):
     (older,) = cached(*data_set(tmp_path / "older", 100_000)[:2])
     store, files, written = data_set(tmp_path / "data", 100_000, 100_000)
     (first,) = cached(store, files[:1])
@@ -186,7 +172,7 @@ def test_files_of_the_same_data_set_stay_and_count(cache: Path, tmp_path: Path) 
     assert (first.stat().st_ino, older.exists()) == (before, False)
 
 
-def test_images_that_exceed_the_limit_are_refused_first(cache: Path, tmp_path: Path) -> None:
+def test_images_that_exceed_the_limit_are_refused_first(cache, tmp_path):
     other = cached(*data_set(tmp_path / "other", 100_000)[:2])
     store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
     with pytest.raises(ConfigError) as caught:
@@ -199,7 +185,7 @@ def test_images_that_exceed_the_limit_are_refused_first(cache: Path, tmp_path: P
     check_limit(store, files, 2 * 10**6, limit_bytes=3 * 10**6)
 
 
-def test_images_count_with_their_uncompressed_size(cache: Path, tmp_path: Path) -> None:
+def test_images_count_with_their_uncompressed_size(cache, tmp_path):
     store = open_store(tmp_path)
     write(store, "real/train/0.parquet", rows(20, size=100_000), plain=False)
     files = domain_files(store, "real", "train")
@@ -208,9 +194,7 @@ def test_images_count_with_their_uncompressed_size(cache: Path, tmp_path: Path) 
         cached(store, files, limit_bytes=10**6)
 
 
-def test_equal_images_that_a_file_holds_once_are_whole_in_the_cache(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_equal_images_that_a_file_holds_once_are_whole_in_the_cache(cache, tmp_path):
     # Small images, so that what Arrow writes beside each batch exceeds a writer's buffer.
     store = open_store(tmp_path)
     same = [{"label": 0, "path": "x", "bytes": bytes(30)}] * 2000
@@ -218,7 +202,7 @@ def test_equal_images_that_a_file_holds_once_are_whole_in_the_cache(
     assert content(mapped(store, domain_files(store, "real", "train"))) == same
 
 
-def test_files_that_are_cached_already_count_too(cache: Path, tmp_path: Path) -> None:
+def test_files_that_are_cached_already_count_too(cache, tmp_path):
     store, files, _ = data_set(tmp_path / "data", 1_000_000, 1_000_000)
     cached(store, files[:1], limit_bytes=1_500_000)
     with pytest.raises(ConfigError, match=r"need 0\.002 GB"):
@@ -227,8 +211,8 @@ def test_files_that_are_cached_already_count_too(cache: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("free", "is_removed"), [(1500, False), (400_000, True)])
 def test_a_full_disk_is_reported_before_files_are_removed_in_vain(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, is_removed: bool
-) -> None:
+    cache, tmp_path, monkeypatch, free, is_removed
+):
     (old,) = cached(*data_set(tmp_path / "old", 700_000)[:2])
     usage = type("Usage", (), {"free": free})  # also after the removal: it may still be mapped
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
@@ -238,12 +222,7 @@ def test_a_full_disk_is_reported_before_files_are_removed_in_vain(
     assert old.exists() != is_removed
 
 
-def test_a_long_conversion_is_logged(
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_long_conversion_is_logged(cache, tmp_path, monkeypatch, caplog):
     store, files, _ = data_set(tmp_path / "small", 1000)
     cached(store, files)
     assert caplog.messages == []
@@ -260,10 +239,8 @@ def test_a_long_conversion_is_logged(
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_refused(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
-) -> None:
-    def refused(*_: object) -> None:
+def test_a_file_system_without_locks_is_refused(cache, tmp_path, monkeypatch, error):
+    def refused(*_):
         raise OSError(error, os.strerror(error))
 
     store, files, _ = data_set(tmp_path / "data", 1000)
@@ -276,9 +253,7 @@ def test_a_file_system_without_locks_is_refused(
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_torn_file_is_made_again_unless_another_process_has(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
-) -> None:
+def test_a_torn_file_is_made_again_unless_another_process_has(cache, tmp_path, monkeypatch, again):
     store, files, written = data_set(tmp_path / "data", 100_000)
     (path,) = cached(store, files)
     whole = path.read_bytes()
@@ -287,7 +262,7 @@ def test_a_torn_file_is_made_again_unless_another_process_has(
     class Meanwhile(filelock.FileLock):
         """A lock for which another process went first."""
 
-        def acquire(self, *args: Any, **kwargs: Any) -> Any:
+        def acquire(self, *args, **kwargs):
             path.write_bytes(whole)
             return super().acquire(*args, **kwargs)
 
@@ -297,10 +272,8 @@ def test_a_torn_file_is_made_again_unless_another_process_has(
     assert content(mapped(store, files)) == written
 
 
-def test_a_disk_that_fills_up_is_named_and_nothing_left(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
+def test_a_disk_that_fills_up_is_named_and_nothing_left(cache, tmp_path, monkeypatch):
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shard_cache, "_flat", full)
@@ -310,7 +283,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_left(
     assert [path.name for path in cache.glob("*.*")] == []
 
 
-def test_a_killed_conversion_is_cleaned_up(cache: Path, tmp_path: Path) -> None:
+def test_a_killed_conversion_is_cleaned_up(cache, tmp_path):
     store, files, written = data_set(tmp_path / "data", 500_000)
     with converting(tmp_path / "data") as killed:
         killed.kill()
@@ -320,7 +293,7 @@ def test_a_killed_conversion_is_cleaned_up(cache: Path, tmp_path: Path) -> None:
     assert [path.suffix for path in cache.glob("*.*")] == [".arrow"]
 
 
-def test_a_damaged_parquet_file_is_named_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_named_and_leaves_nothing(cache, tmp_path):
     store, _, _ = data_set(tmp_path / "data", 100_000)
     path = store.local_path("real/train/part-00000.parquet")
     whole = path.read_bytes()
@@ -333,9 +306,7 @@ def test_a_damaged_parquet_file_is_named_and_leaves_nothing(cache: Path, tmp_pat
     assert list(cache.glob("*.*")) == []
 
 
-def test_mapped_shards_hold_neither_file_descriptors_nor_memory(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_mapped_shards_hold_neither_file_descriptors_nor_memory(cache, tmp_path):
     store, files, written = data_set(tmp_path / "data", *[100_000] * 5)
     cached(store, files)
     descriptors, allocated = len(list(Path("/proc/self/fd").iterdir())), pa.total_allocated_bytes()
@@ -345,7 +316,7 @@ def test_mapped_shards_hold_neither_file_descriptors_nor_memory(
     assert content(tables) == written
 
 
-def test_a_file_system_of_fsspec_is_read_through_the_cache(cache: Path) -> None:
+def test_a_file_system_of_fsspec_is_read_through_the_cache(cache):
     store, files, written = data_set("memory://some/data", 100, 100)
     assert content(mapped(store, files)) == written
     write(store, "real/train/part-00000.parquet", rows(10, size=10, first=70))  # of equal size
@@ -353,9 +324,7 @@ def test_a_file_system_of_fsspec_is_read_through_the_cache(cache: Path) -> None:
     assert content(mapped(store, files))[:10] == rows(10, first=70)
 
 
-def test_buckets_of_one_name_on_two_servers_are_told_apart(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_buckets_of_one_name_on_two_servers_are_told_apart(monkeypatch):
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     file = fs.FileInfo("bucket/data/x.parquet", fs.FileType.File, mtime_ns=10**18, size=7)

@@ -1,11 +1,7 @@
-from __future__ import annotations
-
 import logging
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,44 +16,44 @@ LIMIT = 3 * RECORDS * RECORD_BYTES
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     _warn.cache_clear()
     return tmp_path / "features"
 
 
-def opened(*identity: object, records: int = RECORDS, **options: Any) -> FeatureFile:
-    shape: dict[str, Any] = {"rows": ROWS, "width": WIDTH, "dtype": torch.float16}
+def opened(*identity, records=RECORDS, **options):
+    shape = {"rows": ROWS, "width": WIDTH, "dtype": torch.float16}
     shape |= {"limit_bytes": LIMIT, **options}
     return FeatureFile(identity or ("one",), records=records, **shape)
 
 
-def features(seed: int, rows: int = ROWS) -> torch.Tensor:
+def features(seed, rows=ROWS):
     return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_record_is_what_was_written_rounded_once() -> None:
+def test_a_record_is_what_was_written_rounded_once():
     written = opened().write(2, features(0))
     np.testing.assert_array_equal(written.numpy(), features(0).numpy().astype(np.float16))
     again = opened()
-    assert torch.equal(again.read(2, ROWS), written)  # type: ignore[arg-type]
+    assert torch.equal(again.read(2, ROWS), written)
     assert [again.read(n, ROWS) is None for n in range(RECORDS)] == [n != 2 for n in range(RECORDS)]
     assert opened("another").read(2, ROWS) is None
     exact = opened(dtype=torch.float32, limit_bytes=10 * LIMIT).write(2, features(0))
     assert torch.equal(exact, features(0))
 
 
-def test_the_last_record_of_a_step_may_be_shorter() -> None:
+def test_the_last_record_of_a_step_may_be_shorter():
     file = opened()
     file.write(5, features(1, rows=3))
-    assert torch.equal(file.read(5, 3), features(1, rows=3).half().float())  # type: ignore[arg-type]
+    assert torch.equal(file.read(5, 3), features(1, rows=3).half().float())
     assert file.read(5, ROWS) is None
     assert file.write(0, features(1, rows=0)).shape == (0, WIDTH)
-    assert file.read(0, 0).shape == (0, WIDTH)  # type: ignore[union-attr]
+    assert file.read(0, 0).shape == (0, WIDTH)
 
 
 @pytest.mark.parametrize("kept", [0, 1, RECORD_BYTES // 2, RECORD_BYTES - 4, RECORD_BYTES - 1])
-def test_part_of_a_record_is_not_read(kept: int, folder: Path) -> None:
+def test_part_of_a_record_is_not_read(kept, folder):
     """What a kill or a crash may leave, in either order of the pages."""
     file = opened()
     file.write(1, features(0))
@@ -73,10 +69,10 @@ def test_part_of_a_record_is_not_read(kept: int, folder: Path) -> None:
     assert file.read(1, ROWS) is not None
 
 
-def test_readers_beside_writers_read_whole_records_only() -> None:
+def test_readers_beside_writers_read_whole_records_only():
     expected = [features(n).half().float() for n in range(RECORDS)]
 
-    def work(seed: int) -> int:
+    def work(seed):
         file, found = opened(), 0
         for _ in range(200):
             for record in np.random.default_rng(seed).permutation(RECORDS).tolist():
@@ -90,16 +86,16 @@ def test_readers_beside_writers_read_whole_records_only() -> None:
         assert sum(pool.map(work, range(4))) > 100
 
 
-def test_a_longer_run_keeps_the_records_of_a_shorter_one() -> None:
+def test_a_longer_run_keeps_the_records_of_a_shorter_one():
     short = opened(records=2)
     kept = short.write(1, features(0))
     longer = opened(records=RECORDS)
     longer.write(5, features(1))
     for file in (short, longer, opened(records=1)):
-        assert torch.equal(file.read(1, ROWS), kept)  # type: ignore[arg-type]
+        assert torch.equal(file.read(1, ROWS), kept)
 
 
-def test_the_files_unused_for_longest_are_removed(folder: Path) -> None:
+def test_the_files_unused_for_longest_are_removed(folder):
     for number, name in enumerate(("a", "b", "c")):
         opened(name).write(0, features(number))
     for age, path in enumerate(sorted(folder.glob("*.features"), key=os.path.getmtime)):
@@ -114,7 +110,7 @@ def test_the_files_unused_for_longest_are_removed(folder: Path) -> None:
     assert len(list(folder.glob("*.features"))) == 1
 
 
-def test_a_file_takes_no_more_than_half_of_the_free_disk(folder: Path) -> None:
+def test_a_file_takes_no_more_than_half_of_the_free_disk(folder):
     free = shutil.disk_usage(folder.parent).free
     for share, is_stored in ((0.6, False), (0.4, True)):  # takes no room until it is written
         file = opened(records=int(share * free / RECORD_BYTES), limit_bytes=free)
@@ -122,9 +118,7 @@ def test_a_file_takes_no_more_than_half_of_the_free_disk(folder: Path) -> None:
         assert (file.read(0, ROWS) is not None) == is_stored
 
 
-def test_what_cannot_be_stored_is_rounded_all_the_same(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_cannot_be_stored_is_rounded_all_the_same(folder, caplog):
     caplog.set_level(logging.WARNING)
     too_large = opened(limit_bytes=RECORD_BYTES)
     assert torch.equal(too_large.write(0, features(0)), features(0).half().float())

@@ -3,14 +3,10 @@
 Every image is real, in a colour of its own.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -31,19 +27,19 @@ ARRAY_LABELS = {
 """Labels of the arrays that `make_arrays` writes, in the order of their images."""
 
 
-def encoded(name: str, extension: str = "png", size: tuple[int, int] = (6, 4)) -> bytes:
+def encoded(name, extension="png", size=(6, 4)):
     """A small image in a colour made from its name."""
     red, green, blue = sha256(name.encode()).digest()[:3]
     image = Image.new("RGB", size, (red, green, blue))
     return file_of(image, Image.registered_extensions()[f".{extension}"])
 
 
-def pixels(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
+def pixels(count, size=8, seed=0):
     """(count, size, size, 3) uint8 images of noise."""
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def make_arrays(root: Path) -> Path:
+def make_arrays(root):
     """Four of the official release's folders with the labels of `ARRAY_LABELS`."""
     for seed, (name, labels) in enumerate(ARRAY_LABELS.items()):
         folder = root / name
@@ -53,7 +49,7 @@ def make_arrays(root: Path) -> Path:
     return root
 
 
-def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+def write_tar(path, members):
     """A tar of files in the order given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
@@ -64,7 +60,7 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
     return path
 
 
-def make_webdataset(root: Path) -> Path:
+def make_webdataset(root):
     """Two tars in `train` and one in `test`, of three classes; labels in the usual spellings."""
     (root / "train").mkdir(parents=True)
     (root / "classnames.txt").write_text("cat\ndog\nhot air balloon\n")
@@ -92,7 +88,7 @@ def make_webdataset(root: Path) -> Path:
     return root
 
 
-def make_folders(root: Path) -> Path:
+def make_folders(root):
     """`train` with three classes of two images, `valid` and `test` with one image each."""
     for split, count in (("train", 2), ("valid", 1), ("test", 1)):
         for name in ("Zebra", "cat", "t-shirt"):
@@ -101,7 +97,7 @@ def make_folders(root: Path) -> Path:
     return root
 
 
-def make_domain_folders(root: Path) -> Path:
+def make_domain_folders(root):
     """Domains `real` and `sketch`, without splits; `sketch` lacks the class `dog`."""
     for domain, names in (("real", ("cat", "dog")), ("sketch", ("cat", "emu"))):
         for name in names:
@@ -110,14 +106,7 @@ def make_domain_folders(root: Path) -> Path:
     return root
 
 
-def write_parquet(
-    path: Path,
-    images: Sequence[bytes | None],
-    labels: Sequence[int | str | None],
-    *,
-    class_names: Sequence[str] | None = ("cat", "dog"),
-    row_group_size: int = 2,
-) -> Path:
+def write_parquet(path, images, labels, *, class_names=("cat", "dog"), row_group_size=2):
     """A file as Hugging Face writes it, with class names unless they are None."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -138,7 +127,7 @@ def write_parquet(
     return path
 
 
-def make_parquet(root: Path) -> Path:
+def make_parquet(root):
     """`data/train-*` in two files and `data/validation-*` in one, of the classes cat and dog."""
     for name, names, labels in (
         ("train-00000-of-00002", "abc", [0, 1, 1]),
@@ -149,7 +138,7 @@ def make_parquet(root: Path) -> Path:
     return root
 
 
-TREES: dict[str, tuple[Callable[[Path], Path], LayoutOptions, int]] = {
+TREES = {
     "domainnet": (trees.make_domainnet, LayoutOptions(), 40),
     "imagenet": (trees.make_imagenet, LayoutOptions(), 20),
     "imagenet-v2": (trees.make_imagenet_v2, LayoutOptions(), 8),

@@ -1,7 +1,6 @@
 """NumPy arrays: the official release by its folder names, arrays of one's own, and broken files."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +10,14 @@ from tests.trainers.data.formats.more_trees import ARRAY_LABELS, make_arrays, pi
 from tests.trainers.data.formats.reading import images, read, read_one, refusal, table
 
 
-def save(folder: Path, images: np.ndarray, labels: np.ndarray, split: str = "test") -> Path:
+def save(folder, images, labels, split="test"):
     folder.mkdir(parents=True, exist_ok=True)
     np.save(folder / f"{split}_images.npy", images)
     np.save(folder / f"{split}_labels.npy", labels)
     return folder
 
 
-def test_the_official_folders_are_known_by_name(tmp_path: Path) -> None:
+def test_the_official_folders_are_known_by_name(tmp_path):
     found = read("arrays", make_arrays(tmp_path))
     named = {x.domain: [x.class_names[e.label] for e in x.examples] for x in found}
     assert named == {
@@ -34,16 +33,16 @@ def test_the_official_folders_are_known_by_name(tmp_path: Path) -> None:
     assert all(x.metadata == {"layout": "arrays", "crop_pct": "1.0"} for x in found)
 
 
-def test_images_come_back_as_they_are_in_the_array(tmp_path: Path) -> None:
+def test_images_come_back_as_they_are_in_the_array(tmp_path):
     folder = make_arrays(tmp_path) / "DomainNetReal_x224"
     index = read_one("arrays", folder)
     labels = ARRAY_LABELS["DomainNetReal_x224"]
     assert table(index) == [(f"test_images.npy#{i}", label) for i, label in enumerate(labels)]
-    decoded = [np.asarray(Image.open(io.BytesIO(data))) for data in images(folder, index)]  # type: ignore[arg-type]
+    decoded = [np.asarray(Image.open(io.BytesIO(data))) for data in images(folder, index)]
     assert np.array_equal(np.stack(decoded), np.load(folder / "test_images.npy"))
 
 
-def test_domains_are_restricted_and_named(tmp_path: Path) -> None:
+def test_domains_are_restricted_and_named(tmp_path):
     root = make_arrays(tmp_path)
     found = read("arrays", root, domains=("sketch", "imagenet"))
     assert {x.domain for x in found} == {"sketch", "imagenet"}
@@ -56,7 +55,7 @@ def test_domains_are_restricted_and_named(tmp_path: Path) -> None:
     assert "two folders are the domain 'real'" in refusal("arrays", root).problem
 
 
-def test_arrays_of_ones_own_have_splits_and_need_class_names(tmp_path: Path) -> None:
+def test_arrays_of_ones_own_have_splits_and_need_class_names(tmp_path):
     folder = save(tmp_path / "mine", pixels(2), np.array([1, 0], np.uint8), "train")
     save(folder, pixels(1), np.array([7], np.int16), "val")
     assert refusal("arrays", folder).key == "--class-names"
@@ -82,7 +81,7 @@ def test_arrays_of_ones_own_have_splits_and_need_class_names(tmp_path: Path) -> 
     ],
     ids=["float", "channels first", "no pixels", "flat", "Fortran", "objects"],
 )
-def test_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray) -> None:
+def test_arrays_of_another_kind_are_refused(tmp_path, array):
     folder = save(tmp_path / "ImageNetA_x224", array, np.array([0, 1]))
     assert refusal("arrays", folder).source == f"{folder}/test_images.npy"
 
@@ -98,7 +97,7 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray) -
     ],
     ids=["scores", "float", "objects", "too many", "missing"],
 )
-def test_labels_of_another_kind_are_refused(tmp_path: Path, labels: np.ndarray | None) -> None:
+def test_labels_of_another_kind_are_refused(tmp_path, labels):
     folder = save(tmp_path / "ImageNetA_x224", pixels(2), np.zeros(0) if labels is None else labels)
     if labels is None:
         (folder / "test_labels.npy").unlink()
@@ -106,7 +105,7 @@ def test_labels_of_another_kind_are_refused(tmp_path: Path, labels: np.ndarray |
 
 
 @pytest.mark.parametrize("name", ["test_images.npy", "test_labels.npy"])
-def test_files_cut_off_or_of_another_kind_are_refused(tmp_path: Path, name: str) -> None:
+def test_files_cut_off_or_of_another_kind_are_refused(tmp_path, name):
     file = save(tmp_path / "ImageNetA_x224", pixels(2), np.array([0, 1])) / name
     whole = file.read_bytes()
     headers = (b"", b"PK\x03\x04 and no NumPy at all", whole[:40], whole[:-1], whole + b"\0")

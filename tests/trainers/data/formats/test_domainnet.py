@@ -1,7 +1,6 @@
 """DomainNet's official lists: which images, which labels, and everything that can be wrong."""
 
 import hashlib
-from pathlib import Path
 
 import pytest
 
@@ -9,26 +8,26 @@ from tests.trainers.data.formats import reading
 from tests.trainers.data.formats.reading import kinds, refusal, table
 from tests.trainers.data.formats.trees import make_domainnet
 from trainers.data.formats.domainnet import domainnet_classes
-from trainers.data.formats.index import Finding, Index
+from trainers.data.formats.index import Finding
 
 CLASSES = ("teddy-bear", "tent", "The_Eiffel_Tower", "tiger", "trumpet", "t-shirt", "umbrella")
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path):
     return make_domainnet(tmp_path / "DomainNet")
 
 
-def read(root: Path, **options: object) -> dict[tuple[str, str], Index]:
+def read(root, **options):
     found = reading.read("domainnet", root, **options)
     return {(index.domain, index.split): index for index in found}
 
 
-def append(file: Path, *lines: str) -> None:
+def append(file, *lines):
     file.write_text(file.read_text() + "".join(f"{line}\n" for line in lines))
 
 
-def test_labels_and_class_order_are_those_of_the_lists(tree: Path) -> None:
+def test_labels_and_class_order_are_those_of_the_lists(tree):
     found = read(tree)
     assert list(found) == [
         ("painting", "train"),
@@ -44,7 +43,7 @@ def test_labels_and_class_order_are_those_of_the_lists(tree: Path) -> None:
     assert found["real", "train"].findings == ()
 
 
-def test_the_345_classes_are_in_the_order_of_the_official_lists() -> None:
+def test_the_345_classes_are_in_the_order_of_the_official_lists():
     names = domainnet_classes()
     assert len(set(names)) == 345
     by_label = {
@@ -62,7 +61,7 @@ def test_the_345_classes_are_in_the_order_of_the_official_lists() -> None:
     assert {label: names[label] for label in by_label} == by_label
 
 
-def test_a_class_that_a_list_lacks_keeps_its_label_and_is_reported(tree: Path) -> None:
+def test_a_class_that_a_list_lacks_keeps_its_label_and_is_reported(tree):
     index = read(tree)["painting", "train"]
     assert list(index.findings) == [
         Finding("painting/t-shirt", "missing class", "painting_train.txt has no image of it")
@@ -70,7 +69,7 @@ def test_a_class_that_a_list_lacks_keeps_its_label_and_is_reported(tree: Path) -
     assert {label for _, label in table(index)} == {0, 1, 2, 3, 4, 6}
 
 
-def test_class_names_do_not_depend_on_the_domains_asked_for(tree: Path) -> None:
+def test_class_names_do_not_depend_on_the_domains_asked_for(tree):
     test_list = tree / "painting_test.txt"  # without the last class, as painting may be
     test_list.write_text("".join(f"{line}\n" for line in test_list.read_text().split("\n")[:-2]))
     found = read(tree, domains=("painting",))
@@ -78,7 +77,7 @@ def test_class_names_do_not_depend_on_the_domains_asked_for(tree: Path) -> None:
     assert found["painting", "test"].class_names == CLASSES
 
 
-def test_a_folder_spelled_in_another_case_goes_by_its_label(tree: Path) -> None:
+def test_a_folder_spelled_in_another_case_goes_by_its_label(tree):
     (tree / "real/The_Eiffel_Tower").rename(tree / "real/the_eiffel_tower")
     for split in ("train", "test"):
         file = tree / f"real_{split}.txt"
@@ -89,7 +88,7 @@ def test_a_folder_spelled_in_another_case_goes_by_its_label(tree: Path) -> None:
     assert index.findings == ()
 
 
-def test_metadata_name_the_lists_that_were_read(tree: Path) -> None:
+def test_metadata_name_the_lists_that_were_read(tree):
     digests = [hashlib.sha256((tree / f"real_{s}.txt").read_bytes()) for s in ("train", "test")]
     assert read(tree)["real", "train"].metadata == {
         "layout": "domainnet",
@@ -99,7 +98,7 @@ def test_metadata_name_the_lists_that_were_read(tree: Path) -> None:
     }
 
 
-def test_lists_may_lie_in_a_folder_of_their_own(tree: Path) -> None:
+def test_lists_may_lie_in_a_folder_of_their_own(tree):
     expected = {split: table(index) for split, index in read(tree).items()}
     (tree / "splits").mkdir()
     for file in tree.glob("*.txt"):
@@ -107,7 +106,7 @@ def test_lists_may_lie_in_a_folder_of_their_own(tree: Path) -> None:
     assert {split: table(index) for split, index in read(tree).items()} == expected
 
 
-def test_images_that_are_gone_or_listed_again_are_found(tree: Path) -> None:
+def test_images_that_are_gone_or_listed_again_are_found(tree):
     gone, twice, both = (f"real/tiger/real_003_00000{number}.jpg" for number in (1, 2, 3))
     (tree / gone).unlink()
     append(tree / "real_train.txt", f"{twice} 3", f"{both} 3")
@@ -121,7 +120,7 @@ def test_images_that_are_gone_or_listed_again_are_found(tree: Path) -> None:
     assert (both, 3) in table(found["real", "test"])
 
 
-def test_duplicates_of_the_users_list_are_left_out_and_counted(tree: Path, tmp_path: Path) -> None:
+def test_duplicates_of_the_users_list_are_left_out_and_counted(tree, tmp_path):
     duplicates = tmp_path / "duplicates.txt"
     left_out = ["real/tiger/real_003_000001.jpg", "real/tent/real_001_000003.jpg"]
     (tree / left_out[0]).unlink()  # as a user may have done with them already
@@ -137,7 +136,7 @@ def test_duplicates_of_the_users_list_are_left_out_and_counted(tree: Path, tmp_p
     assert found["painting", "test"].metadata["deduplicated"] == "0"
 
 
-def test_paths_of_the_users_list_that_no_list_has_are_counted(tree: Path, tmp_path: Path) -> None:
+def test_paths_of_the_users_list_that_no_list_has_are_counted(tree, tmp_path):
     duplicates = tmp_path / "duplicates.txt"
     known = "real/tiger/real_003_000001.jpg"
     duplicates.write_text(f"{known}\n{known} 3\nreal\\tiger\\real_003_000002.jpg\n")
@@ -153,7 +152,7 @@ def test_paths_of_the_users_list_that_no_list_has_are_counted(tree: Path, tmp_pa
     assert found["real", "test"].findings == ()
 
 
-def test_a_domain_with_one_list_says_which_one_is_missing(tree: Path) -> None:
+def test_a_domain_with_one_list_says_which_one_is_missing(tree):
     (tree / "real_train.txt").unlink()
     found = read(tree)
     assert ("real", "train") not in found
@@ -173,7 +172,7 @@ def test_a_domain_with_one_list_says_which_one_is_missing(tree: Path) -> None:
         "real/../real_003_000009.jpg 3",
     ],
 )
-def test_a_line_of_another_form_is_named(tree: Path, line: str) -> None:
+def test_a_line_of_another_form_is_named(tree, line):
     append(tree / "real_train.txt", line)
     error = refusal("domainnet", tree)
     assert error.source == f"{tree}/real_train.txt"
@@ -188,33 +187,31 @@ def test_a_line_of_another_form_is_named(tree: Path, line: str) -> None:
         "real/Tiger/real_003_000009.jpg 7",  # a second label for a folder
     ],
 )
-def test_labels_that_do_not_match_their_folders_are_refused(tree: Path, line: str) -> None:
+def test_labels_that_do_not_match_their_folders_are_refused(tree, line):
     append(tree / "real_train.txt", line)
     error = refusal("domainnet", tree)
     assert str(error.source).endswith("real_train.txt")
     assert repr(line.split(" ")[0]) in error.problem
 
 
-def test_a_label_without_an_image_has_no_name(tree: Path) -> None:
+def test_a_label_without_an_image_has_no_name(tree):
     append(tree / "real_train.txt", "real/zebra/real_009_000001.jpg 9")
     assert "no list has an image of label 7" in refusal("domainnet", tree).problem
 
 
 @pytest.mark.parametrize("data", [b"\n", b"\xff\xfe\x00real"])
-def test_a_list_that_is_empty_or_not_text_is_refused(tree: Path, data: bytes) -> None:
+def test_a_list_that_is_empty_or_not_text_is_refused(tree, data):
     (tree / "real_test.txt").write_bytes(data)
     assert refusal("domainnet", tree).source == f"{tree}/real_test.txt"
 
 
-def test_a_domain_whose_folder_is_missing_is_refused(tree: Path) -> None:
+def test_a_domain_whose_folder_is_missing_is_refused(tree):
     (tree / "real").rename(tree / "real_old")
     assert "its folder real/ is missing or empty" in refusal("domainnet", tree).problem
 
 
 @pytest.mark.parametrize("text", ["tiger/real_003_000001.jpg\n", None])
-def test_duplicates_of_another_data_set_or_missing_are_refused(
-    tree: Path, tmp_path: Path, text: str | None
-) -> None:
+def test_duplicates_of_another_data_set_or_missing_are_refused(tree, tmp_path, text):
     duplicates = tmp_path / "duplicates.txt"
     if text is not None:
         duplicates.write_text(text)

@@ -1,7 +1,5 @@
 """Class folders of one's own: domains, splits, the order of classes, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.trainers.data.formats.more_trees import make_domain_folders, make_folders
@@ -10,7 +8,7 @@ from tests.trainers.data.formats.trees import draw
 from trainers.data.formats.index import Finding
 
 
-def test_classes_are_sorted_in_every_split(tmp_path: Path) -> None:
+def test_classes_are_sorted_in_every_split(tmp_path):
     root = make_folders(tmp_path / "mine")
     (root / "lists").mkdir()
     (root / "lists" / "train.txt").write_text("no folder of images")
@@ -30,7 +28,7 @@ def test_classes_are_sorted_in_every_split(tmp_path: Path) -> None:
         assert (index.findings, index.metadata) == ((), {"layout": "folders"})
 
 
-def test_without_split_folders_all_is_train_or_as_chosen(tmp_path: Path) -> None:
+def test_without_split_folders_all_is_train_or_as_chosen(tmp_path):
     root = make_folders(tmp_path) / "train"
     index = read_one("folders", root)
     assert (index.domain, index.split, len(index.examples)) == ("train", "train", 6)
@@ -38,7 +36,7 @@ def test_without_split_folders_all_is_train_or_as_chosen(tmp_path: Path) -> None
     assert (index.domain, index.split) == ("photo", "test")
 
 
-def test_domains_share_one_order_of_classes(tmp_path: Path) -> None:
+def test_domains_share_one_order_of_classes(tmp_path):
     real, sketch = read("folders", make_domain_folders(tmp_path), domains=("all",))
     assert (real.domain, real.split, sketch.domain) == ("real", "train", "sketch")
     assert real.class_names == sketch.class_names == ("cat", "dog", "emu")
@@ -48,7 +46,7 @@ def test_domains_share_one_order_of_classes(tmp_path: Path) -> None:
     assert kinds(sketch) == [("sketch/dog", "missing class", False)]
 
 
-def test_domains_are_chosen_by_name_and_may_have_splits(tmp_path: Path) -> None:
+def test_domains_are_chosen_by_name_and_may_have_splits(tmp_path):
     make_folders(tmp_path / "photo")
     make_domain_folders(tmp_path)
     found = read("folders", tmp_path, domains=("sketch", "photo"))
@@ -64,11 +62,11 @@ def test_domains_are_chosen_by_name_and_may_have_splits(tmp_path: Path) -> None:
     assert refusal("folders", tmp_path, domains=("all",), domain="x").key == "--domain"
 
 
-def test_roles_name_the_domains(tmp_path: Path) -> None:
+def test_roles_name_the_domains(tmp_path):
     for domain in ("real", "sketch", "street"):
         draw(tmp_path / domain / "cat" / "a.jpg")
 
-    def domains(**options: object) -> list[str]:
+    def domains(**options):
         return [index.domain for index in read("folders", tmp_path, **options)]
 
     assert domains(id="real") == ["real", "sketch", "street"]
@@ -87,7 +85,7 @@ def test_roles_name_the_domains(tmp_path: Path) -> None:
         assert hint in error.problem
 
 
-def test_class_names_of_the_user_give_the_order(tmp_path: Path) -> None:
+def test_class_names_of_the_user_give_the_order(tmp_path):
     root = make_folders(tmp_path / "mine")
     names = tmp_path / "names.txt"
     names.write_text("t-shirt\ncat\nbus\nZebra\n")
@@ -108,9 +106,7 @@ def test_class_names_of_the_user_give_the_order(tmp_path: Path) -> None:
         (("train/n1/images/0.png", "train/n2/images/1.png"), ("n1", "n2")),
     ],
 )
-def test_a_class_may_be_called_train_or_keep_its_images_deeper(
-    tmp_path: Path, files: tuple[str, ...], classes: tuple[str, ...]
-) -> None:
+def test_a_class_may_be_called_train_or_keep_its_images_deeper(tmp_path, files, classes):
     for file in files:
         draw(tmp_path / file)
     assert read_one("folders", tmp_path).class_names == classes
@@ -126,22 +122,20 @@ def test_a_class_may_be_called_train_or_keep_its_images_deeper(
         (("t-shirt/a.jpg", "t_shirt/a.jpg"), "'t-shirt' and 't_shirt'"),
     ],
 )
-def test_folders_that_are_no_distinct_classes_are_refused(
-    tmp_path: Path, files: tuple[str, ...], problem: str
-) -> None:
+def test_folders_that_are_no_distinct_classes_are_refused(tmp_path, files, problem):
     for file in files:
         draw(tmp_path / file)
     assert problem in refusal("folders", tmp_path).problem
 
 
-def test_images_of_an_unknown_kind_are_named_if_there_are_no_others(tmp_path: Path) -> None:
+def test_images_of_an_unknown_kind_are_named_if_there_are_no_others(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.HEIC").write_bytes(b"an image")
     problem = refusal("folders", tmp_path).problem
     assert problem.endswith("found cat; 1 of no known kind of image ignored, e.g. cat/a.HEIC")
 
 
-def test_domains_that_would_be_taken_for_classes_are_refused(tmp_path: Path) -> None:
+def test_domains_that_would_be_taken_for_classes_are_refused(tmp_path):
     for domain in ("real", "sketch"):
         for name in ("cat", "dog"):
             draw(tmp_path / domain / name / "a.jpg")
@@ -151,7 +145,7 @@ def test_domains_that_would_be_taken_for_classes_are_refused(tmp_path: Path) -> 
     assert len(read("folders", tmp_path, domains=("all",))) == 2
 
 
-def test_images_outside_a_class_and_empty_folders_are_reported(tmp_path: Path) -> None:
+def test_images_outside_a_class_and_empty_folders_are_reported(tmp_path):
     draw(tmp_path / "cat" / "a.jpg")
     draw(tmp_path / "overview.png")
     (tmp_path / "dog").mkdir()
@@ -160,7 +154,7 @@ def test_images_outside_a_class_and_empty_folders_are_reported(tmp_path: Path) -
     assert kinds(index) == [("overview.png", "no class", True), ("dog", "empty folder", False)]
 
 
-def test_a_class_that_the_id_domain_lacks_is_refused(tmp_path: Path) -> None:
+def test_a_class_that_the_id_domain_lacks_is_refused(tmp_path):
     for image in ("studio/cup", "studio/pen", "street/cup", "street/pen", "street/unsorted"):
         draw(tmp_path / image / "a.jpg")
     error = refusal("folders", tmp_path, id="studio")
@@ -169,7 +163,7 @@ def test_a_class_that_the_id_domain_lacks_is_refused(tmp_path: Path) -> None:
     assert len(read("folders", tmp_path, domains=("all",))) == 2  # each is trained on by itself
 
 
-def test_a_class_that_train_lacks_is_one_if_the_user_names_it(tmp_path: Path) -> None:
+def test_a_class_that_train_lacks_is_one_if_the_user_names_it(tmp_path):
     root = make_folders(tmp_path / "mine")
     draw(root / "test" / "bus" / "1.jpg")
     error = refusal("folders", root)

@@ -1,7 +1,5 @@
 """What counts as an image in a folder, and what is reported of other files."""
 
-from pathlib import Path
-
 import fsspec
 import pytest
 
@@ -11,7 +9,7 @@ from trainers.data.formats.index import Finding
 from trainers.data.storage import open_store
 
 
-def test_images_are_found_by_extension_at_any_depth(tmp_path: Path) -> None:
+def test_images_are_found_by_extension_at_any_depth(tmp_path):
     for name in ("b/2.JPEG", "b/1.Png", "b/deep/3.tif"):
         draw(tmp_path / "root" / name)
     (tmp_path / "root" / "a.webp").touch()  # that it is empty is found when it is read
@@ -24,7 +22,7 @@ def test_images_are_found_by_extension_at_any_depth(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path):
     """Classes cat and dog with an image each, amid files that are not known images."""
     for name in ("cat", "dog"):
         draw(tmp_path / name / "1.png")
@@ -39,7 +37,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_files_of_other_kinds_are_counted_in_one_finding(tree: Path) -> None:
+def test_files_of_other_kinds_are_counted_in_one_finding(tree):
     store = open_store(tree)
     images, findings = class_images(store, "", folders_in(store))
     assert images == {"cat": ["cat/1.png"], "dog": ["dog/1.png"]}
@@ -47,7 +45,7 @@ def test_files_of_other_kinds_are_counted_in_one_finding(tree: Path) -> None:
     assert findings == [Finding(".", "other files", detail)]
 
 
-def test_a_bucket_has_the_same_contents(tree: Path) -> None:
+def test_a_bucket_has_the_same_contents(tree):
     memory = fsspec.filesystem("memory")
     memory.put(f"{tree}/", "/bucket/folders", recursive=True)
     try:
@@ -57,7 +55,7 @@ def test_a_bucket_has_the_same_contents(tree: Path) -> None:
     assert there == contents(open_store(tree))
 
 
-def test_a_broken_link_is_a_missing_image(tree: Path) -> None:
+def test_a_broken_link_is_a_missing_image(tree):
     (tree / "cat" / "2.png").symlink_to(tree / "gone.png")
     (tree / "dog" / "2.png").symlink_to("../cat/1.png")
     (tree / "emu").symlink_to(tree / "unmounted" / "emu")
@@ -71,7 +69,7 @@ def test_a_broken_link_is_a_missing_image(tree: Path) -> None:
     ]
 
 
-def test_a_class_folder_may_be_a_link_but_links_in_it_are_not_followed(tmp_path: Path) -> None:
+def test_a_class_folder_may_be_a_link_but_links_in_it_are_not_followed(tmp_path):
     draw(tmp_path / "disk" / "tiger" / "1.png")
     draw(tmp_path / "root" / "cat" / "1.png")
     (tmp_path / "root" / "tiger").symlink_to(tmp_path / "disk" / "tiger")

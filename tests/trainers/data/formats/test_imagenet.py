@@ -1,8 +1,6 @@
 """ImageNet and its shifts: labels by WordNet id or by number, and folders that do not fit."""
 
-from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
 from timm.data import ImageNetInfo
@@ -31,7 +29,7 @@ from trainers.data.storage import open_store
 V2 = "imagenetv2-matched-frequency-format-val"
 
 
-def test_wordnet_ids_are_those_of_timm_in_their_order() -> None:
+def test_wordnet_ids_are_those_of_timm_in_their_order():
     ids = list(wordnet_ids())
     assert ids == ImageNetInfo("imagenet-1k").label_names() == sorted(ids)
     assert [ids[i] for i in (0, 1, 988, 999)] == [TENCH, GOLDFISH, ACORN, TOILET_TISSUE]
@@ -44,15 +42,15 @@ def test_wordnet_ids_are_those_of_timm_in_their_order() -> None:
         ("a", [6, 11, 13, 15, 17]),  # stingray, goldfinch, junco, American robin, jay
     ],
 )
-def test_masks_of_r_and_a_select_200_classes_in_order(shift: str, first: list[int]) -> None:
-    ids = wordnet_ids(f"imagenet_{shift}")  # type: ignore[arg-type]
+def test_masks_of_r_and_a_select_200_classes_in_order(shift, first):
+    ids = wordnet_ids(f"imagenet_{shift}")
     text = files("timm.data").joinpath("_info", f"imagenet_{shift}_indices.txt").read_text()
     indices = [wordnet_ids().index(name) for name in ids]
     assert indices == [int(index) for index in text.split()]
     assert (len(set(ids)), indices[:5], indices[-1]) == (200, first, 988)
 
 
-def test_imagenet_tests_on_the_official_validation_set(tmp_path: Path) -> None:
+def test_imagenet_tests_on_the_official_validation_set(tmp_path):
     train, test = read("imagenet", make_imagenet(tmp_path))
     assert (train.domain, train.split) == ("imagenet", "train")
     assert (test.domain, test.split) == ("imagenet", "test")
@@ -65,7 +63,7 @@ def test_imagenet_tests_on_the_official_validation_set(tmp_path: Path) -> None:
     assert train.findings == test.findings == ()
 
 
-def test_a_subset_has_the_classes_of_its_train_folder(tmp_path: Path) -> None:
+def test_a_subset_has_the_classes_of_its_train_folder(tmp_path):
     make_imagenet(tmp_path)
     draw(tmp_path / "val" / STINGRAY / "other.JPEG")  # the validation set is whole
     for image in (tmp_path / "val" / WHITE_SHARK).iterdir():
@@ -79,13 +77,13 @@ def test_a_subset_has_the_classes_of_its_train_folder(tmp_path: Path) -> None:
     )
 
 
-def test_the_validation_set_alone_is_enough(tmp_path: Path) -> None:
+def test_the_validation_set_alone_is_enough(tmp_path):
     make_imagenet(tmp_path)
     (tmp_path / "train").rename(tmp_path / "unsorted")
     assert read_one("imagenet", tmp_path).split == "test"
 
 
-def test_kaggles_archive_is_read_from_its_top(tmp_path: Path) -> None:
+def test_kaggles_archive_is_read_from_its_top(tmp_path):
     make_imagenet(tmp_path / "ILSVRC/Data/CLS-LOC")
     train, _ = read("imagenet", tmp_path)
     assert table(train)[0][0] == "train/n01440764/n01440764_10.JPEG"
@@ -93,7 +91,7 @@ def test_kaggles_archive_is_read_from_its_top(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_v2_is_labelled_by_the_number_of_the_folder(tmp_path: Path, inside: bool) -> None:
+def test_v2_is_labelled_by_the_number_of_the_folder(tmp_path, inside):
     root = make_imagenet_v2(tmp_path)
     index = read_one("imagenet-v2", root / V2 if inside else root)
     assert (index.domain, index.split) == ("imagenet-v2", "test")
@@ -107,7 +105,7 @@ def test_v2_is_labelled_by_the_number_of_the_folder(tmp_path: Path, inside: bool
     assert len(index.findings) == 996
 
 
-def test_v2_with_leading_zeros_is_the_same(tmp_path: Path) -> None:
+def test_v2_with_leading_zeros_is_the_same(tmp_path):
     (make_imagenet_v2(tmp_path) / V2 / "2").rename(tmp_path / V2 / "0002")
     index = read_one("imagenet-v2", tmp_path)
     assert table(index)[0] == ("0002/a2.jpeg", 2)
@@ -131,13 +129,7 @@ def test_v2_with_leading_zeros_is_the_same(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_shifts_are_labelled_in_the_order_of_wordnet_ids(
-    tmp_path: Path,
-    layout: str,
-    make: Callable[[Path], Path],
-    expected: list[tuple[str, int]],
-    wrapped: bool,
-) -> None:
+def test_shifts_are_labelled_in_the_order_of_wordnet_ids(tmp_path, layout, make, expected, wrapped):
     root = make(tmp_path)
     (archive,) = root.iterdir()
     index = read_one(layout, root if wrapped else archive)
@@ -150,13 +142,13 @@ def test_shifts_are_labelled_in_the_order_of_wordnet_ids(
     assert read_one(layout, root, domain="lines").domain == "lines"
 
 
-def test_an_image_beside_the_class_folders_is_bad(tmp_path: Path) -> None:
+def test_an_image_beside_the_class_folders_is_bad(tmp_path):
     draw(make_imagenet(tmp_path) / "val" / "ILSVRC2012_val_00000007.JPEG")
     _, test = read("imagenet", tmp_path)
     assert kinds(test) == [("val/ILSVRC2012_val_00000007.JPEG", "no class", True)]
 
 
-def test_an_unsorted_validation_folder_is_refused(tmp_path: Path) -> None:
+def test_an_unsorted_validation_folder_is_refused(tmp_path):
     make_imagenet(tmp_path)
     (tmp_path / "val").rename(tmp_path / "sorted")
     for number in (1, 2, 3):
@@ -179,20 +171,18 @@ def test_an_unsorted_validation_folder_is_refused(tmp_path: Path) -> None:
         ("imagenet-a", make_imagenet_a, "imagenet-a", TENCH),
     ],
 )
-def test_a_folder_that_is_not_a_class_is_refused(
-    tmp_path: Path, layout: str, make: Callable[[Path], Path], folder: str, name: str
-) -> None:
+def test_a_folder_that_is_not_a_class_is_refused(tmp_path, layout, make, folder, name):
     draw(make(tmp_path) / folder / name / "a.jpeg")
     error = refusal(layout, tmp_path)
     assert error.source == f"{tmp_path}/{folder}"
     assert repr(name) in error.problem
 
 
-def test_two_folders_of_one_number_are_refused(tmp_path: Path) -> None:
+def test_two_folders_of_one_number_are_refused(tmp_path):
     draw(make_imagenet_v2(tmp_path) / V2 / "002" / "a.jpeg")
     assert "two folders are the class 2" in refusal("imagenet-v2", tmp_path).problem
 
 
-def test_one_variant_of_v2_has_to_be_chosen(tmp_path: Path) -> None:
+def test_one_variant_of_v2_has_to_be_chosen(tmp_path):
     draw(make_imagenet_v2(tmp_path) / "imagenetv2-top-images-format-val" / "0" / "a.jpeg")
     assert "several variants" in refusal("imagenet-v2", tmp_path).problem

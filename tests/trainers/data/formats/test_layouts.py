@@ -3,8 +3,6 @@
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,14 +31,14 @@ OPTIONS = {  # that each layout takes
 SEVERAL = ("domains", "ood")
 
 
-def test_every_layout_has_a_description_options_and_a_tree() -> None:
+def test_every_layout_has_a_description_options_and_a_tree():
     assert list(LAYOUTS) == list(OPTIONS)
     assert LAYOUTS.keys() == TREES.keys()
     assert all(layout.description.count("\n") == 0 for layout in LAYOUTS.values())
 
 
 @pytest.mark.parametrize("layout", TREES)
-def test_a_tree_in_a_bucket_reads_the_same(layout: str, tmp_path: Path) -> None:
+def test_a_tree_in_a_bucket_reads_the_same(layout, tmp_path):
     make, options, count = TREES[layout]
     root = make(tmp_path / "source")
     found = read(layout, root, **vars(options))
@@ -49,7 +47,7 @@ def test_a_tree_in_a_bucket_reads_the_same(layout: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_source_of_another_layout_is_told_what_is_there(layout: str, tmp_path: Path) -> None:
+def test_a_source_of_another_layout_is_told_what_is_there(layout, tmp_path):
     (tmp_path / "pictures").mkdir()
     error = refusal(layout, tmp_path)
     assert error.source == str(tmp_path)
@@ -57,27 +55,27 @@ def test_a_source_of_another_layout_is_told_what_is_there(layout: str, tmp_path:
 
 
 @pytest.mark.parametrize("layout", OPTIONS)
-def test_options_that_a_layout_does_not_use_are_refused(layout: str, tmp_path: Path) -> None:
+def test_options_that_a_layout_does_not_use_are_refused(layout, tmp_path):
     for option in {field.name for field in fields(LayoutOptions)} - {*OPTIONS[layout]}:
-        value: Any = ("x", "y") if option in SEVERAL else "x"
+        value = ("x", "y") if option in SEVERAL else "x"
         error = refusal(layout, tmp_path, **{option: value})
         assert error.key == f"--{option.replace('_', '-')}"
         assert error.value == ("x,y" if option in SEVERAL else "x")
         assert str(error.hint).count("--") == len(OPTIONS[layout])
 
 
-def test_a_list_of_the_layouts_needs_no_torch() -> None:
+def test_a_list_of_the_layouts_needs_no_torch():
     code = "import sys, trainers.data.formats; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_long_list_is_cut_short_in_a_message() -> None:
+def test_a_long_list_is_cut_short_in_a_message():
     assert listed([]) == "nothing"
     assert listed(["a", "b"]) == "a, b"
     assert listed([str(i) for i in range(9)]) == "0, 1, 2, 3, 4 and 4 more"
 
 
-def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_a_text_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     for name in ("list.txt", "latin.txt"):
         with pytest.raises(ConfigError) as caught:
@@ -85,7 +83,7 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert caught.value.source == f"{tmp_path}/{name}"
 
 
-def test_class_names_are_lines_in_the_order_of_the_labels(tmp_path: Path) -> None:
+def test_class_names_are_lines_in_the_order_of_the_labels(tmp_path):
     file = tmp_path / "names.txt"
     file.write_bytes("\ufeffzebra\r\nÅngström  \r\n hot dog\r\n".encode())
     assert read_class_names_file(str(file)) == ("zebra", "Ångström", "hot dog")
@@ -101,9 +99,7 @@ def test_class_names_are_lines_in_the_order_of_the_labels(tmp_path: Path) -> Non
         (None, "No such file"),
     ],
 )
-def test_a_wrong_file_of_class_names_is_refused(
-    tmp_path: Path, text: bytes | None, problem: str
-) -> None:
+def test_a_wrong_file_of_class_names_is_refused(tmp_path, text, problem):
     if text is not None:
         (tmp_path / "names.txt").write_bytes(text)
     with pytest.raises(ConfigError) as caught:
@@ -112,7 +108,7 @@ def test_a_wrong_file_of_class_names_is_refused(
     assert str(tmp_path) in str(caught.value)
 
 
-def test_names_that_a_prompt_cannot_tell_apart_are_refused() -> None:
+def test_names_that_a_prompt_cannot_tell_apart_are_refused():
     check_distinct(["crane", "Crane"], "x")
     check_distinct_in_prompts(["paint_can", "paintbrush", "The_Mona_Lisa"], "x")
     for pair in (["cat", "Cat"], ["t-shirt", "t_shirt"], ["hot dog", "Hot_Dog"]):

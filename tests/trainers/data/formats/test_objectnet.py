@@ -1,7 +1,6 @@
 """ObjectNet: which folders are kept, and the chain of files that gives them ImageNet's classes."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -18,11 +17,11 @@ MAPPINGS = (
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Path:
+def archive(tmp_path):
     return make_objectnet(tmp_path) / "objectnet-1.0"
 
 
-def test_classes_that_imagenet_has_are_kept_sorted_by_folder(archive: Path) -> None:
+def test_classes_that_imagenet_has_are_kept_sorted_by_folder(archive):
     index = read_one("objectnet", archive)
     assert (index.domain, index.split, index.border) == ("objectnet", "test", 2)
     assert index.class_names == ("alarm_clock", "banana", "bicycle", "chair")
@@ -34,7 +33,7 @@ def test_classes_that_imagenet_has_are_kept_sorted_by_folder(archive: Path) -> N
     assert index.findings == (Finding("images/air_freshener", "no ImageNet class", "left out"),)
 
 
-def test_a_class_maps_to_all_of_its_imagenet_classes(archive: Path) -> None:
+def test_a_class_maps_to_all_of_its_imagenet_classes(archive):
     assert json.loads(read_one("objectnet", archive).metadata["class_map"]) == {
         "alarm_clock": ["n02708093", "n03196217"],  # analog and digital clock
         "banana": ["n07753592"],
@@ -43,7 +42,7 @@ def test_a_class_maps_to_all_of_its_imagenet_classes(archive: Path) -> None:
     }
 
 
-def test_a_mapped_class_without_a_folder_is_missing(archive: Path) -> None:
+def test_a_mapped_class_without_a_folder_is_missing(archive):
     (archive / "images/banana").rename(archive / "banana")
     index = read_one("objectnet", archive)
     assert index.findings[0] == Finding("images/banana", "missing class", "it has no image")
@@ -51,7 +50,7 @@ def test_a_mapped_class_without_a_folder_is_missing(archive: Path) -> None:
 
 
 @pytest.mark.parametrize("file", MAPPINGS)
-def test_a_missing_mapping_is_named(archive: Path, file: str) -> None:
+def test_a_missing_mapping_is_named(archive, file):
     (archive / "mappings" / file).unlink()
     error = refusal("objectnet", archive)
     assert error.source == f"{archive}/mappings/{file}"
@@ -70,6 +69,6 @@ def test_a_missing_mapping_is_named(archive: Path, file: str) -> None:
         ("pytorch_to_imagenet_2012_id.json", json.dumps({str(i): i + 1 for i in range(1000)})),
     ],
 )
-def test_mappings_that_do_not_fit_together_are_refused(archive: Path, file: str, text: str) -> None:
+def test_mappings_that_do_not_fit_together_are_refused(archive, file, text):
     (archive / "mappings" / file).write_text(text)
     assert str(refusal("objectnet", archive).source).startswith(f"{archive}/mappings")

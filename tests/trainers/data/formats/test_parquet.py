@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -13,13 +12,13 @@ from trainers.data.formats.index import Finding
 from trainers.data.schema import LabelledImage, part_path, write_images
 
 
-def write(path: Path, columns: dict[str, object]) -> Path:
+def write(path, columns):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
     return path
 
 
-def test_splits_come_from_names_and_rows_keep_their_order(tmp_path: Path) -> None:
+def test_splits_come_from_names_and_rows_keep_their_order(tmp_path):
     root = make_parquet(tmp_path / "pets")
     train, val = read("parquet", root)
     assert (train.domain, train.split, val.split) == ("pets", "train", "val")
@@ -37,7 +36,7 @@ def test_splits_come_from_names_and_rows_keep_their_order(tmp_path: Path) -> Non
     assert not train.findings
 
 
-def test_what_the_package_datasets_writes_is_read(tmp_path: Path) -> None:
+def test_what_the_package_datasets_writes_is_read(tmp_path):
     features = datasets.Features(
         {
             "img": datasets.Image(),
@@ -66,7 +65,7 @@ def test_what_the_package_datasets_writes_is_read(tmp_path: Path) -> None:
     assert coarse.class_names == ("animal",)
 
 
-def test_this_project_s_own_files_are_read_with_what_is_true_of_them(tmp_path: Path) -> None:
+def test_this_project_s_own_files_are_read_with_what_is_true_of_them(tmp_path):
     for split in ("train", "val"):
         write_images(
             part_path(tmp_path, "real", split),
@@ -92,19 +91,19 @@ def test_this_project_s_own_files_are_read_with_what_is_true_of_them(tmp_path: P
         ("latest/trainer.parquet", "train"),  # no word of it is a split's: --split, or train
     ],
 )
-def test_a_split_is_told_by_file_or_folder(tmp_path: Path, name: str, split: str) -> None:
+def test_a_split_is_told_by_file_or_folder(tmp_path, name, split):
     write_parquet(tmp_path / name, [encoded("a")], [0])
     assert [x.split for x in read("parquet", tmp_path)] == [split]
 
 
-def test_files_that_name_no_split_are_what_the_user_says(tmp_path: Path) -> None:
+def test_files_that_name_no_split_are_what_the_user_says(tmp_path):
     write_parquet(tmp_path / "0.parquet", [encoded("a")], [0])
     write_parquet(tmp_path / ".cache" / "train.parquet", [encoded("b")], [0])
     index = read_one("parquet", tmp_path, split="test")
     assert (index.split, len(index.examples)) == ("test", 1)
 
 
-def test_plain_binary_columns_and_names_of_one_s_own_are_read(tmp_path: Path) -> None:
+def test_plain_binary_columns_and_names_of_one_s_own_are_read(tmp_path):
     data = [encoded("a"), None, encoded("c")]
     write(tmp_path / "x.parquet", {"photo": data, "kind": pa.array([2, 0, 1], pa.int16())})
     names = tmp_path / "names.txt"
@@ -121,7 +120,7 @@ def test_plain_binary_columns_and_names_of_one_s_own_are_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
 )
-def test_labels_may_be_names(tmp_path: Path, kind: pa.DataType) -> None:
+def test_labels_may_be_names(tmp_path, kind):
     image = [encoded("a")] * 3
     write(tmp_path / "train.parquet", {"jpg": image, "cls": pa.array(["emu", "cow", None], kind)})
     write(tmp_path / "test.parquet", {"jpg": image, "cls": pa.array(["ant", "cow", "emu"], kind)})
@@ -139,7 +138,7 @@ def test_labels_may_be_names(tmp_path: Path, kind: pa.DataType) -> None:
     assert "'cow' is not a class (did you mean 'cows'?)" in error.problem
 
 
-def test_images_whose_names_repeat_go_by_file_and_row(tmp_path: Path) -> None:
+def test_images_whose_names_repeat_go_by_file_and_row(tmp_path):
     image = [{"bytes": encoded(n), "path": "image.png"} for n in "abc"]
     write(tmp_path / "x.parquet", {"image": image, "label": ["a", "b", "a"]})
     index = read_one("parquet", tmp_path)
@@ -148,7 +147,7 @@ def test_images_whose_names_repeat_go_by_file_and_row(tmp_path: Path) -> None:
     assert index.findings[0].detail.startswith("2 names")
 
 
-def test_missing_images_are_found_without_statistics_too(tmp_path: Path) -> None:
+def test_missing_images_are_found_without_statistics_too(tmp_path):
     rows = [encoded("a"), None, encoded("b"), None]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     image = pa.array([{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(rows)], kind)
@@ -159,7 +158,7 @@ def test_missing_images_are_found_without_statistics_too(tmp_path: Path) -> None
     assert [(f.path, f.bad) for f in index.findings] == [("1.png", True), ("3.png", True)]
 
 
-def test_a_split_whose_labels_are_secret_is_left_out(tmp_path: Path) -> None:
+def test_a_split_whose_labels_are_secret_is_left_out(tmp_path):
     root = make_parquet(tmp_path / "pets")
     for part, labels in enumerate(([-1, -1], [-1])):
         images = [encoded(str(label)) for label in labels]
@@ -171,7 +170,7 @@ def test_a_split_whose_labels_are_secret_is_left_out(tmp_path: Path) -> None:
     assert not val.findings
 
 
-def test_single_images_without_a_label_stay_in_the_index(tmp_path: Path) -> None:
+def test_single_images_without_a_label_stay_in_the_index(tmp_path):
     write_parquet(tmp_path / "test-0.parquet", [encoded("a"), encoded("b")], [-1, 1])
     index = read_one("parquet", tmp_path)
     assert [label for _, label in table(index)] == [-1, 1]  # its reader finds it out of range
@@ -190,9 +189,7 @@ def test_single_images_without_a_label_stay_in_the_index(tmp_path: Path) -> None
         ({"real/train/0": ([0], ("a",)), "sketch/train/0": ([0], ("a",))}, "several data sets"),
     ],
 )
-def test_files_that_do_not_make_one_data_set_are_refused(
-    tmp_path: Path, files: dict[str, tuple[list[int], tuple[str, ...] | None]], problem: str
-) -> None:
+def test_files_that_do_not_make_one_data_set_are_refused(tmp_path, files, problem):
     for name, (labels, classes) in files.items():
         write_parquet(tmp_path / f"{name}.parquet", [encoded("a")], labels, class_names=classes)
     error = refusal("parquet", tmp_path)
@@ -209,14 +206,12 @@ def test_files_that_do_not_make_one_data_set_are_refused(
         ({"image_column": "photo", "label_column": "size"}, "--label-column"),
     ],
 )
-def test_columns_that_are_missing_or_of_another_type_are_named(
-    tmp_path: Path, chosen: dict[str, str], key: str
-) -> None:
+def test_columns_that_are_missing_or_of_another_type_are_named(tmp_path, chosen, key):
     write(tmp_path / "x.parquet", {"photo": [b"x"], "label": ["a"], "size": [1.5]})
     assert refusal("parquet", tmp_path, **chosen).key == key
 
 
-def test_one_of_several_label_columns_has_to_be_chosen(tmp_path: Path) -> None:
+def test_one_of_several_label_columns_has_to_be_chosen(tmp_path):
     two = {name: {"_type": "ClassLabel", "names": ["a"]} for name in ("kind", "colour")}
     schema = pa.table({"image": [b"x"], "kind": [0], "colour": [0]})
     metadata = {"huggingface": json.dumps({"info": {"features": two}})}
@@ -226,7 +221,7 @@ def test_one_of_several_label_columns_has_to_be_chosen(tmp_path: Path) -> None:
     assert "kind, colour" in error.problem
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_columns_of_one_name_are_refused(tmp_path):
     data = pa.Table.from_arrays(
         [pa.array([b"x"]), pa.array([0]), pa.array([1])], ["image", "a", "a"]
     )
@@ -234,7 +229,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "several of its columns have one name" in refusal("parquet", tmp_path).problem
 
 
-def test_files_that_are_not_parquet_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_parquet_are_refused(tmp_path):
     file = write_parquet(tmp_path / "x.parquet", [encoded("a")], [0])
     whole = file.read_bytes()
     for data in (b"", b"nothing of the kind", whole[:-10]):

@@ -1,6 +1,5 @@
 import io
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,37 +14,36 @@ from trainers.data.formats.readers import (
     FileSource,
     ParquetSource,
     RangeSource,
-    Source,
     TooLarge,
     read_sources,
 )
-from trainers.data.storage import Store, open_store
+from trainers.data.storage import open_store
 
 
 @pytest.fixture(params=["local", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request, tmp_path):
     """The same folder on this machine's disk, and on a file system of fsspec's."""
     return open_store(tmp_path if request.param == "local" else f"memory://{tmp_path.name}")
 
 
-def put(store: Store, path: str, data: bytes) -> None:
+def put(store, path, data):
     with store.write(path) as file:
         file.write(data)
 
 
-def npy(array: np.ndarray) -> bytes:
+def npy(array):
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
 
 
-def parquet(images: list[bytes | None], row_group_size: int) -> bytes:
+def parquet(images, row_group_size):
     file = io.BytesIO()
     pq.write_table(pa.table({"jpg": images}), file, row_group_size=row_group_size)
     return file.getvalue()
 
 
-def test_files_tars_arrays_and_parquet_are_read_in_the_order_asked_for(store: Store) -> None:
+def test_files_tars_arrays_and_parquet_are_read_in_the_order_asked_for(store):
     array = pixels(5)
     put(store, "a/one.jpg", b"one")
     put(store, "x.tar", b"....two..three....")
@@ -75,7 +73,7 @@ def test_files_tars_arrays_and_parquet_are_read_in_the_order_asked_for(store: St
         assert np.array_equal(np.asarray(image), array[index])
 
 
-def test_what_cannot_be_read_is_an_error_among_its_neighbours(store: Store) -> None:
+def test_what_cannot_be_read_is_an_error_among_its_neighbours(store):
     put(store, "good.jpg", b"good")
     put(store, "short.tar", b"12345")
     put(store, "short.npy", npy(pixels(3))[:-1])
@@ -83,7 +81,7 @@ def test_what_cannot_be_read_is_an_error_among_its_neighbours(store: Store) -> N
     put(store, "no.npy", b"nothing of the kind")
     put(store, "no.parquet", b"nothing of the kind")
     put(store, "null.parquet", parquet([b"p0", None, b"p2"], 3))
-    sources: list[tuple[Source, bool]] = [
+    sources = [
         (FileSource("gone.jpg"), False),
         (FileSource("good.jpg"), True),
         (RangeSource("short.tar", 3, 4), False),
@@ -106,7 +104,7 @@ def test_what_cannot_be_read_is_an_error_among_its_neighbours(store: Store) -> N
     assert all(isinstance(data, bytes | OSError) for data in found)
 
 
-def test_many_files_keep_their_order_and_what_is_gone_its_place(store: Store) -> None:
+def test_many_files_keep_their_order_and_what_is_gone_its_place(store):
     for number in range(40):
         if number % 7 != 3:
             put(store, f"{number}.jpg", f"image {number}".encode())
@@ -117,12 +115,12 @@ def test_many_files_keep_their_order_and_what_is_gone_its_place(store: Store) ->
     assert {type(data) for data in found} == {bytes, FileNotFoundError}
 
 
-def test_neighbours_in_one_file_share_one_opening_of_it(tmp_path: Path) -> None:
+def test_neighbours_in_one_file_share_one_opening_of_it(tmp_path):
     write_tar(tmp_path / "x.tar", {"a": b"a" * 700})
     np.save(tmp_path / "y.npy", pixels(4))
     write_parquet(tmp_path / "z.parquet", [encoded(n) for n in "abcd"], [0, 1, 0, 1])
     store = troubled(tmp_path)
-    sources: list[Source] = [
+    sources = [
         *(RangeSource("x.tar", 512 + i, 1) for i in range(5)),
         *(ArraySource("y.npy", i) for i in range(4)),
         *(ParquetSource("z.parquet", i, "image") for i in range(4)),
@@ -132,17 +130,17 @@ def test_neighbours_in_one_file_share_one_opening_of_it(tmp_path: Path) -> None:
     assert store.asked == {"x.tar": 1, "y.npy": 2, "z.parquet": 1}
 
 
-def test_rows_of_parquet_come_right_across_row_groups_and_batches(tmp_path: Path) -> None:
-    images: list[bytes | None] = [encoded(str(row)) for row in range(300)]
+def test_rows_of_parquet_come_right_across_row_groups_and_batches(tmp_path):
+    images = [encoded(str(row)) for row in range(300)]
     write_parquet(tmp_path / "z.parquet", images, [0] * 300, row_group_size=130)
     rows = [0, 63, 64, 129, 130, 131, 299, 5, 4, 259, 260, 128]
     sources = [ParquetSource("z.parquet", row, "image") for row in rows]
     assert list(read_sources(open_store(tmp_path), sources)) == [images[row] for row in rows]
 
 
-def test_a_broken_page_of_parquet_costs_its_row_group_alone(tmp_path: Path) -> None:
+def test_a_broken_page_of_parquet_costs_its_row_group_alone(tmp_path):
     noise = np.random.default_rng(0)
-    images: list[bytes | None] = [noise.bytes(2000) for _ in range(6)]
+    images = [noise.bytes(2000) for _ in range(6)]
     file = tmp_path / "z.parquet"
     table = pa.table({"jpg": images})
     pq.write_table(table, file, row_group_size=2, use_dictionary=False, write_page_checksum=True)
@@ -158,7 +156,7 @@ def test_a_broken_page_of_parquet_costs_its_row_group_alone(tmp_path: Path) -> N
     assert isinstance(found[3], OSError)
 
 
-def test_an_image_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
+def test_an_image_of_too_many_bytes_is_not_read(tmp_path):
     with (tmp_path / "sparse.jpg").open("wb") as file:
         file.truncate(30_000_000_000)
     sources = [FileSource("sparse.jpg"), RangeSource("sparse.jpg", 512, 20_000_000_000)]

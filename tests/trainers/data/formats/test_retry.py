@@ -1,10 +1,7 @@
 """What is a file's own fault, and what is its source's."""
 
-from __future__ import annotations
-
 import errno
 import os
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.trainers.data.formats.more_trees import pixels
-from tests.trainers.data.formats.troubled import Troubled, troubled
+from tests.trainers.data.formats.troubled import troubled
 from trainers.data.formats import retry
 from trainers.data.formats.readers import (
     ArraySource,
     FileSource,
     ParquetSource,
     RangeSource,
-    Source,
     read_sources,
 )
 from trainers.data.formats.retry import SourceLost, require_source
@@ -27,7 +23,7 @@ from trainers.data.storage import open_store
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Troubled:
+def store(tmp_path, monkeypatch):
     monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0, 0.0))
     (tmp_path / "one.jpg").write_bytes(b"one")
     (tmp_path / "x.tar").write_bytes(b"....two")
@@ -36,13 +32,13 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Troubled:
     return troubled(tmp_path)
 
 
-SOURCES: list[Source] = [
+SOURCES = [
     FileSource("one.jpg"),
     RangeSource("x.tar", 4, 3),
     ArraySource("y.npy", 1),
     ParquetSource("z.parquet", 1, "jpg"),
 ]
-OUTAGES: list[Exception] = [
+OUTAGES = [
     OSError(errno.EIO, "Input/output error"),
     TimeoutError("timed out"),
     ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
@@ -51,7 +47,7 @@ OUTAGES: list[Exception] = [
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.path)
-def test_an_outage_that_passes_is_waited_for(store: Troubled, source: Source) -> None:
+def test_an_outage_that_passes_is_waited_for(store, source):
     (expected,) = read_sources(store, [source])
     assert isinstance(expected, bytes)
     store.failures.extend(OUTAGES[:3])
@@ -60,16 +56,14 @@ def test_an_outage_that_passes_is_waited_for(store: Troubled, source: Source) ->
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.path)
-def test_an_outage_that_lasts_is_no_fault_of_an_image(store: Troubled, source: Source) -> None:
+def test_an_outage_that_lasts_is_no_fault_of_an_image(store, source):
     store.failures.extend(OUTAGES * 3)
     with pytest.raises(SourceLost, match=rf"{source.path}: the source does not answer: ") as lost:
         list(read_sources(store, [source]))
     assert "\n" not in str(lost.value)
 
 
-def test_a_file_that_is_gone_closed_to_us_or_broken_is_not_asked_for_again(
-    store: Troubled,
-) -> None:
+def test_a_file_that_is_gone_closed_to_us_or_broken_is_not_asked_for_again(store):
     store.local_path("folder.jpg").mkdir()
     store.local_path("loop.jpg").symlink_to("loop.jpg")
     store.local_path("broken.parquet").write_bytes(b"PAR1 nothing of the kind PAR1")
@@ -85,9 +79,7 @@ def test_a_file_that_is_gone_closed_to_us_or_broken_is_not_asked_for_again(
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EINVAL])
-def test_what_stays_unreadable_on_a_disk_that_answers_is_one_files(
-    store: Troubled, error: int
-) -> None:
+def test_what_stays_unreadable_on_a_disk_that_answers_is_one_files(store, error):
     store.local_path("two.jpg").write_bytes(b"two")
     store.failures.extend(OSError(error, os.strerror(error)) for _ in range(4))
     bad, good = read_sources(store, [FileSource("one.jpg"), FileSource("two.jpg")])
@@ -96,22 +88,20 @@ def test_what_stays_unreadable_on_a_disk_that_answers_is_one_files(
     assert store.asked == {"one.jpg": 4, "two.jpg": 1}
 
 
-def test_a_disk_that_went_with_its_files_is_lost(store: Troubled, tmp_path: Path) -> None:
+def test_a_disk_that_went_with_its_files_is_lost(store, tmp_path):
     gone = troubled(tmp_path / "away")
     gone.failures.extend(OSError(errno.EIO, "Input/output error") for _ in range(4))
     with pytest.raises(SourceLost, match=r"away/one.jpg: the source does not answer: .*Input"):
         list(read_sources(gone, [FileSource("one.jpg")]))
 
 
-def test_too_many_open_files_are_not_blamed_on_the_source(store: Troubled) -> None:
+def test_too_many_open_files_are_not_blamed_on_the_source(store):
     store.failures.extend(OSError(errno.EMFILE, "Too many open files") for _ in range(4))
     with pytest.raises(SourceLost, match=r"one.jpg: too many open files .*`ulimit -n`"):
         list(read_sources(store, [FileSource("one.jpg")]))
 
 
-def test_a_bucket_that_refuses_the_keys_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bucket_that_refuses_the_keys_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(retry, "PAUSES_S", (0.0,))
     bucket = troubled(f"memory://{tmp_path.name}")
     with bucket.write("one.jpg") as file:
@@ -121,7 +111,7 @@ def test_a_bucket_that_refuses_the_keys_is_lost(
         list(read_sources(bucket, [FileSource("one.jpg")]))
 
 
-def test_a_source_that_is_not_there_or_not_mounted_is_lost(tmp_path: Path) -> None:
+def test_a_source_that_is_not_there_or_not_mounted_is_lost(tmp_path):
     with pytest.raises(
         SourceLost, match=rf"nowhere: not found on the machine {os.uname().nodename}: "
     ):

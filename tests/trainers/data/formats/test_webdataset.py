@@ -1,6 +1,5 @@
 import gzip
 import tarfile
-from pathlib import Path
 
 from tests.trainers.data.formats.more_trees import encoded, make_webdataset, write_tar
 from tests.trainers.data.formats.reading import images, kinds, read, read_one, refusal, table
@@ -8,13 +7,13 @@ from trainers.data.formats.index import Finding
 from trainers.data.splits import carve_splits
 
 
-def tars(root: Path, members: dict[str, bytes], name: str = "0.tar") -> Path:
+def tars(root, members, name="0.tar"):
     write_tar(root / name, members)
     (root / "classnames.txt").write_text("cat\ndog\n")
     return root
 
 
-def test_samples_are_listed_with_their_labels(tmp_path: Path) -> None:
+def test_samples_are_listed_with_their_labels(tmp_path):
     found = read("webdataset", make_webdataset(tmp_path / "birds"))
     assert [(x.domain, x.split) for x in found] == [("birds", "train"), ("birds", "test")]
     assert {x.class_names for x in found} == {("cat", "dog", "hot air balloon")}
@@ -29,7 +28,7 @@ def test_samples_are_listed_with_their_labels(tmp_path: Path) -> None:
     assert found[0].metadata == {"layout": "webdataset"}
 
 
-def test_names_longer_than_a_header_and_files_of_other_kinds_do_no_harm(tmp_path: Path) -> None:
+def test_names_longer_than_a_header_and_files_of_other_kinds_do_no_harm(tmp_path):
     deep = "/".join(["folder" * 20] * 3)
     root = tars(
         tmp_path,
@@ -49,9 +48,7 @@ def test_names_longer_than_a_header_and_files_of_other_kinds_do_no_harm(tmp_path
     assert not index.findings
 
 
-def test_samples_without_a_image_or_a_label_are_bad_and_their_neighbours_stay(
-    tmp_path: Path,
-) -> None:
+def test_samples_without_a_image_or_a_label_are_bad_and_their_neighbours_stay(tmp_path):
     root = tars(
         tmp_path,
         {
@@ -84,7 +81,7 @@ def test_samples_without_a_image_or_a_label_are_bad_and_their_neighbours_stay(
     )
 
 
-def test_a_key_that_comes_twice_in_a_tar_is_used_once(tmp_path: Path) -> None:
+def test_a_key_that_comes_twice_in_a_tar_is_used_once(tmp_path):
     root = tars(tmp_path, {"a.jpg": b"1", "a.cls": b"1", "b.jpg": b"2", "b.cls": b"0"})
     with tarfile.open(root / "0.tar", "a") as tar:
         tar.add(root / "classnames.txt", "a.cls")
@@ -97,21 +94,21 @@ def test_a_key_that_comes_twice_in_a_tar_is_used_once(tmp_path: Path) -> None:
     ]
 
 
-def test_the_same_key_in_two_tars_is_two_samples(tmp_path: Path) -> None:
+def test_the_same_key_in_two_tars_is_two_samples(tmp_path):
     tars(tmp_path, {"a.jpg": b"1", "a.cls": b"1"})
     tars(tmp_path, {"a.jpg": b"2", "a.cls": b"0"}, "1.tar")
     index = read_one("webdataset", tmp_path)
     assert [e.path for e in index.examples] == ["0.tar/a.jpg", "1.tar/a.jpg"]
 
 
-def test_tars_outside_a_split_s_folder_are_train_or_what_the_user_says(tmp_path: Path) -> None:
+def test_tars_outside_a_split_s_folder_are_train_or_what_the_user_says(tmp_path):
     root = tars(tmp_path / "x", {"a.jpg": b"1", "a.cls": b"1"})
     assert [(x.domain, x.split) for x in read("webdataset", root)] == [("x", "train")]
     found = read("webdataset", root, split="test", domain="flickr")
     assert [(x.domain, x.split) for x in found] == [("flickr", "test")]
 
 
-def test_tars_of_several_splits_side_by_side_go_by_their_names(tmp_path: Path) -> None:
+def test_tars_of_several_splits_side_by_side_go_by_their_names(tmp_path):
     sample = {"a.jpg": b"1", "a.cls": b"1"}
     for name in ("in1k-train-00", "in1k-train-01", "in1k-validation-00", "in1k_test", "more"):
         tars(tmp_path, sample, f"{name}.tar")
@@ -125,13 +122,13 @@ def test_tars_of_several_splits_side_by_side_go_by_their_names(tmp_path: Path) -
     assert found == [("train", 2), ("val", 2), ("test", 1)]
 
 
-def test_a_tar_named_as_another_split_than_its_folder_is_refused(tmp_path: Path) -> None:
+def test_a_tar_named_as_another_split_than_its_folder_is_refused(tmp_path):
     root = make_webdataset(tmp_path)
     (root / "train" / "1.tar").rename(root / "train" / "cats-val-1.tar")
     assert "train/cats-val-1.tar is named as the split 'val'" in refusal("webdataset", root).problem
 
 
-def test_keys_may_have_dots(tmp_path: Path) -> None:
+def test_keys_may_have_dots(tmp_path):
     members = {}
     for key in ("p1", "shot.2021.01", "shot.2021.02", "some.folder/p.2"):
         members |= {f"{key}.jpg": key.encode(), f"{key}.cls.txt": b"%d" % (len(members) // 2)}
@@ -145,7 +142,7 @@ def test_keys_may_have_dots(tmp_path: Path) -> None:
     assert not index.findings
 
 
-def test_names_in_another_encoding_are_made_printable(tmp_path: Path) -> None:
+def test_names_in_another_encoding_are_made_printable(tmp_path):
     names = (b"caf\xe9", b"caf\xe8", b"th\xe9")
     members = {}
     for name in names:
@@ -161,7 +158,7 @@ def test_names_in_another_encoding_are_made_printable(tmp_path: Path) -> None:
     assert [f.path for f in train.findings] == [r"0.tar/th\xe9.jpg"]
 
 
-def test_class_names_are_beside_the_tars_above_them_or_of_the_user(tmp_path: Path) -> None:
+def test_class_names_are_beside_the_tars_above_them_or_of_the_user(tmp_path):
     root = tmp_path / "sets" / "x"
     write_tar(root / "0.tar", {"a.jpg": b"1", "a.cls": b"1"})
     assert refusal("webdataset", root).key == "--class-names"
@@ -176,13 +173,13 @@ def test_class_names_are_beside_the_tars_above_them_or_of_the_user(tmp_path: Pat
         assert refusal("webdataset", root).source == f"{root}/classnames.txt"
 
 
-def test_splits_with_different_class_names_are_refused(tmp_path: Path) -> None:
+def test_splits_with_different_class_names_are_refused(tmp_path):
     root = make_webdataset(tmp_path)
     (root / "test" / "classnames.txt").write_text("cat\ndog\n")
     assert "test/classnames.txt have different" in refusal("webdataset", root).problem
 
 
-def test_compressed_and_broken_tars_are_refused(tmp_path: Path) -> None:
+def test_compressed_and_broken_tars_are_refused(tmp_path):
     members = {"a.jpg": encoded("a", "jpg"), "a.cls": b"1", "b.jpg": encoded("b", "jpg")}
     root = tars(tmp_path, members)
     file = root / "0.tar"

@@ -4,12 +4,8 @@ Every image is a real JPEG or PNG, in a colour of its own. Nothing in a tree is 
 its function says so.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 
 from PIL import Image
 
@@ -55,7 +51,7 @@ OBJECTNET_INDICES = {  # in ImageNet, in the order of WordNet ids
 }
 
 
-def draw(file: Path, size: tuple[int, int] = (16, 12), frame: str | None = None) -> Path:
+def draw(file, size=(16, 12), frame=None):
     """An image of `size` (width, height) in a colour made from the file's name, perhaps framed.
 
     The format is the name's; `.JPEG` is a JPEG. The frame is two pixels wide.
@@ -69,7 +65,7 @@ def draw(file: Path, size: tuple[int, int] = (16, 12), frame: str | None = None)
     return file
 
 
-def make_domainnet(root: Path, domains: Sequence[str] = ("painting", "real")) -> Path:
+def make_domainnet(root, domains=("painting", "real")):
     """Two images a class in train and one in test; painting's train list lacks the t-shirts.
 
     The real train list of painting lacks them, too.
@@ -88,7 +84,7 @@ def make_domainnet(root: Path, domains: Sequence[str] = ("painting", "real")) ->
     return root
 
 
-def make_imagenet(root: Path) -> Path:
+def make_imagenet(root):
     """Four classes, three images each in train and two in val."""
     for name in IMAGENET_TRAIN:
         for number in (10, 9, 100):
@@ -98,7 +94,7 @@ def make_imagenet(root: Path) -> Path:
     return root
 
 
-def make_imagenet_v2(root: Path) -> Path:
+def make_imagenet_v2(root):
     """Classes 2, 10, 100 and 999 in the archive's folder, two images each."""
     archive = root / "imagenetv2-matched-frequency-format-val"
     for index in (2, 10, 100, 999):
@@ -107,24 +103,24 @@ def make_imagenet_v2(root: Path) -> Path:
     return root
 
 
-def make_imagenet_r(root: Path) -> Path:
+def make_imagenet_r(root):
     """Five of the 200 classes, two images each, and the archive's README."""
     return _shift(
         root, "imagenet-r", (GOLDFISH, WHITE_SHARK, HAMMERHEAD, STINGRAY, ACORN), "art_{}.jpg"
     )
 
 
-def make_imagenet_a(root: Path) -> Path:
+def make_imagenet_a(root):
     """Three of the 200 classes, two images each, and the archive's README."""
     return _shift(root, "imagenet-a", (STINGRAY, GOLDFINCH, ACORN), "0.00{} _ bird _ 0.9.jpg")
 
 
-def make_imagenet_sketch(root: Path) -> Path:
+def make_imagenet_sketch(root):
     """Three of the 1000 classes, two images each."""
     return _shift(root, "sketch", (TENCH, GOLDFISH, TOILET_TISSUE), "sketch_{}.JPEG")
 
 
-def make_objectnet(root: Path) -> Path:
+def make_objectnet(root):
     """Four classes that ImageNet has and one that it has not, two PNGs each with a red frame."""
     archive = root / "objectnet-1.0"
     for folder in OBJECTNET_LABELS:
@@ -134,7 +130,7 @@ def make_objectnet(root: Path) -> Path:
     return root
 
 
-def write_objectnet_mappings(folder: Path) -> None:
+def write_objectnet_mappings(folder):
     """The four files; classes that no table here names are called `class 0`, `class 1` and so on.
 
     The class of index i is on line 7 i + 3 (modulo 1000) of the list of 2012.
@@ -154,7 +150,7 @@ def write_objectnet_mappings(folder: Path) -> None:
         (folder / file).write_text(json.dumps(values, indent=2))
 
 
-def _shift(root: Path, archive: str, classes: Sequence[str], file: str) -> Path:
+def _shift(root, archive, classes, file):
     for name in classes:
         for number in (1, 2):
             draw(root / archive / name / file.format(number))

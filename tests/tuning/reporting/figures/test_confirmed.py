@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +7,7 @@ from tests.tuning.confirmation.test_report import confirmation
 from tuning.reporting.figures.confirmed import confirmed_figure
 
 
-def test_every_seed_and_the_interval_of_each_mean_are_drawn() -> None:
+def test_every_seed_and_the_interval_of_each_mean_are_drawn():
     drawn = confirmed_figure(confirmation(rules=("id_val",)))
     assert drawn is not None
     axes = drawn[0].axes[0]
@@ -30,7 +28,7 @@ def test_every_seed_and_the_interval_of_each_mean_are_drawn() -> None:
     assert names == ["FT, not tuned\n(lr = 1e-05)", "trial-004 (ft)"]
 
 
-def test_results_without_ood_accuracy_have_no_figure() -> None:
+def test_results_without_ood_accuracy_have_no_figure():
     found = confirmation()
     id_only = {
         key: replace(one, metrics={"id_test/acc": 80.0}) for key, one in found.results.items()

@@ -1,10 +1,7 @@
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +17,7 @@ from tuning.selection.ranking import best_trial
 SEARCH = fakes.search_record(Path("run"))
 
 
-def test_the_trials_table_has_a_row_per_trial_and_zero_shot() -> None:
+def test_the_trials_table_has_a_row_per_trial_and_zero_shot():
     records = fakes.finished_search()
     table = trials_table(SEARCH, records)
     rows = table.to_pylist()
@@ -29,13 +26,13 @@ def test_the_trials_table_has_a_row_per_trial_and_zero_shot() -> None:
     assert rows[0]["id_val/acc"] == 82.4
     assert rows[0]["method.reg_weight"] is None
     chosen = [row["trial_id"] for row in rows if row["is_best"]]
-    assert chosen == [best_trial(SEARCH, records).trial_id]  # type: ignore[union-attr]
+    assert chosen == [best_trial(SEARCH, records).trial_id]
     failed = next(row for row in rows if row["outcome"] == "failed")
     assert failed["error"].startswith("OutOfMemoryError")
     assert failed["seconds"] == 360.0
 
 
-def test_column_types_do_not_depend_on_the_results() -> None:
+def test_column_types_do_not_depend_on_the_results():
     fixed = len(results._TRIAL_FIELDS)
     empty, full = trials_table(SEARCH, []), trials_table(SEARCH, fakes.finished_search())
     assert list(empty.schema)[:fixed] == list(full.schema)[:fixed]
@@ -49,14 +46,12 @@ def test_column_types_do_not_depend_on_the_results() -> None:
     ("values", "expected"),
     [([1, 2.5], [1.0, 2.5]), ([True, False], [True, False]), ([1, "a"], ["1", "a"])],
 )
-def test_a_parameter_of_mixed_types_has_one_column(
-    values: list[object], expected: list[object]
-) -> None:
+def test_a_parameter_of_mixed_types_has_one_column(values, expected):
     records = [fakes.trial(i, params={"x.y": value}) for i, value in enumerate(values)]
     assert trials_table(SEARCH, records)["x.y"].to_pylist()[1:] == expected
 
 
-def test_the_curves_table_has_a_row_per_report() -> None:
+def test_the_curves_table_has_a_row_per_report():
     gap = {"energy_gap/sketch": 0.5}
     curve = (fakes.report(40, 80, 60), fakes.report(80, 81, math.nan, **gap))
     trial = fakes.trial(1, curve=curve)
@@ -71,13 +66,11 @@ def test_the_curves_table_has_a_row_per_report() -> None:
     assert [row["energy_gap/sketch"] for row in rows] == [None, None, 0.5]
 
 
-def test_a_failed_write_keeps_the_old_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_table(tmp_path, monkeypatch):
     trials, *_ = write_tables(tmp_path, SEARCH, [fakes.trial(1)])
     before = trials.read_bytes()
 
-    def full_disk(table: object, file: BinaryIO) -> None:
+    def full_disk(table, file):
         file.write(b"half a ta")
         raise OSError("no space left on device")
 
@@ -92,12 +85,12 @@ def test_a_failed_write_keeps_the_old_table(
     }
 
 
-def outcomes(folder: Path) -> dict[str, str]:
+def outcomes(folder):
     rows = pq.read_table(folder / "trials.parquet").to_pylist()
     return {row["trial_id"]: row["outcome"] for row in rows[1:]}
 
 
-def test_the_tables_have_all_trials_when_one_ends(tmp_path: Path) -> None:
+def test_the_tables_have_all_trials_when_one_ends(tmp_path):
     earlier, one = fakes.trial(0, outcome="stopped"), fakes.trial(1)
     two = fakes.trial(2, outcome="running", ended_at=None)
     callback = ResultsCallback(tmp_path, [earlier], lambda: 0.0)
@@ -114,12 +107,10 @@ def test_the_tables_have_all_trials_when_one_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0.0, 10.0), (0.1, 10.0), (0.5, 25.0), (4.0, 200.0)])
-def test_writes_are_ten_seconds_and_fifty_write_times_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, took: float, pause: float
-) -> None:
+def test_writes_are_ten_seconds_and_fifty_write_times_apart(tmp_path, monkeypatch, took, pause):
     now = 0.0
 
-    def slow_write(*arguments: Any) -> None:
+    def slow_write(*arguments):
         nonlocal now
         now += took
         write_tables(*arguments)
@@ -136,7 +127,7 @@ def test_writes_are_ten_seconds_and_fifty_write_times_apart(
     assert len(outcomes(tmp_path)) == 3
 
 
-def test_at_the_end_the_tables_have_the_records_given(tmp_path: Path) -> None:
+def test_at_the_end_the_tables_have_the_records_given(tmp_path):
     callback = ResultsCallback(tmp_path, clock=lambda: 0.0)
     callback.search_started(SEARCH)
     callback.trial_ended(fakes.trial(1))
@@ -144,7 +135,7 @@ def test_at_the_end_the_tables_have_the_records_given(tmp_path: Path) -> None:
     assert outcomes(tmp_path) == {"trial-001": "finished", "trial-002": "stopped"}
 
 
-def test_the_selection_table_has_a_row_per_chosen_trial() -> None:
+def test_the_selection_table_has_a_row_per_chosen_trial():
     search = replace(SEARCH, ood_domains=("a", "b"))
     records = [
         fakes.measured(0, 90, {"a": 60, "b": 40}),
@@ -165,7 +156,7 @@ def test_the_selection_table_has_a_row_per_chosen_trial() -> None:
     assert [row["looks_at_ood"] for row in rows] == [True, False] + 6 * [True]
 
 
-def test_a_rule_without_a_choice_has_a_row_with_a_reason() -> None:
+def test_a_rule_without_a_choice_has_a_row_with_a_reason():
     search = replace(SEARCH, ood_domains=("a",))
     rows = selection_table(search, [fakes.measured(0, 90, {"a": 60})]).to_pylist()
     (absent,) = [row for row in rows if row["trial_id"] is None]
@@ -174,7 +165,7 @@ def test_a_rule_without_a_choice_has_a_row_with_a_reason() -> None:
     assert len(selection_table(search, [])) == 6
 
 
-def test_the_selection_table_has_the_methods_of_trials() -> None:
+def test_the_selection_table_has_the_methods_of_trials():
     rows = selection_table(SEARCH, fakes.compared_methods()).to_pylist()
     assert [(row["method"], row["number"]) for row in rows if row["rule"] == "by_method"] == [
         ("carot", 7),
