@@ -18,6 +18,7 @@ def small(trial, method, folder, **vision):
     return config.model_copy(update={"model": model})
 
 
+@pytest.mark.nightly
 def test_a_traced_run_has_the_curve_of_an_eager_one(trial, tmp_path, monkeypatch):
     """Of both encoders, with merged weights, and blocks whose second pass is traced as well."""
     config = changed(small(trial, "r_adapter", tmp_path), activation_checkpointing=True)
