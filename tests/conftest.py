@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config, items):
 
 def touched(files):
     """The folders of tests that mirror the folders of changed files."""
-    parents = [Path(file).parent for file in files if Path(file).parent != Path()]
+    parents = {Path(file).parent for file in files} - {Path(), Path("tests")}
     return tuple(f"{p if p.parts[0] == 'tests' else Path('tests') / p}/" for p in parents)
 
 

@@ -49,8 +49,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shop(images_root, ray_head, folder):
-    images = write_shop(images_root, folder / "shop")
+def shop(whole_root, ray_head, folder):
+    images = write_shop(whole_root, folder / "shop")
     write_files(PAGE, folder)
     printed = {}
     environment = {"RAY_ADDRESS": ray_head.address, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
@@ -77,11 +77,11 @@ def _in_the_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-def write_shop(images_root, shop):
+def write_shop(whole_root, shop):
     """Write `<domain>/<class>/*.jpg`, without splits; returns the number of images by domain."""
     for domain, drawn in DOMAINS.items():
         for split in ("train", "val", "test"):
-            images = ImageDataset(images_root, drawn, split)
+            images = ImageDataset(whole_root, drawn, split)
             for index in range(len(images)):
                 name = images.class_names[int(images.labels[index])]
                 file = shop / domain / name.replace("clock", "wall_clock") / f"{split}{index}.jpg"

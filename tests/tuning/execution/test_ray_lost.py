@@ -66,8 +66,8 @@ def test_a_search_without_ray_ends_and_can_be_resumed(name, images_root, tmp_pat
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_confirmation_without_ray_ends_and_says_how_to_go_on(name, images_root, tmp_path):
-    folder, log = run_folder(images_root, with_database(tmp_path) / "small"), tmp_path / "log.txt"
+def test_a_confirmation_without_ray_ends_and_says_how_to_go_on(name, whole_root, tmp_path):
+    folder, log = run_folder(whole_root, with_database(tmp_path) / "small"), tmp_path / "log.txt"
     lipsum_tune = Path(sys.executable).with_name("lipsum-tune")
     with log.open("wb") as file:
         command = [lipsum_tune, "confirm", folder, "--seeds", "100"]
