@@ -1,7 +1,7 @@
 # make quickstart     set up, then search Lipsum-FT's hyperparameters on the embedded benchmark
-# make test           tests that need Python and a package index only; 5 minutes on 2 cores
-# make test-ray       searches on a real Ray of this machine; 3 minutes
-# make test-cluster   killed nodes, processes and jobs, full disks; 5 minutes, needs root
+# make test           tests that need Python and a package index only; 10 minutes on 2 cores
+# make test-ray       searches on a real Ray of this machine
+# make test-cluster   killed nodes, processes and jobs, full disks; needs root
 # make nightly        all other tests, the next two targets and what needs PostgreSQL, Slurm, Chromium or C++
 # make test-lowest    fast tests with the lowest versions that pyproject.toml allows
 # make docs           the documentation as a site in site/, without warnings
