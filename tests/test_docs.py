@@ -30,8 +30,8 @@ from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.confirmation.results import Confirmation
-from tuning.execution.run_search import SearchResult
 from tuning.runs.run_folder import load_run
+from tuning.search import SearchResult
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

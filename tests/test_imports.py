@@ -53,7 +53,7 @@ def test_in_trainers_only_the_ray_trainer_knows_ray():
 
 def test_the_import_of_mlflow_leaves_no_environment_variables():
     code = (
-        "import os; before = dict(os.environ); import tuning.mlflow_logging.callback;"
+        "import os; before = dict(os.environ); import tuning.views.mlflow.callback;"
         "print(sorted(k for k in os.environ.keys() - before.keys() if k.startswith('MLFLOW')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

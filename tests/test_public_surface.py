@@ -19,7 +19,7 @@ from trainers.config import TrialConfig
 from trainers.evaluation.metrics import metric_names
 from trainers.fine_tune import REPORTED
 from tuning.config.schema import SearchFile
-from tuning.reporting.tables.trials import write_tables
+from tuning.views.tables.trials import write_tables
 
 EXPECTED = yaml.safe_load((Path(__file__).parent / "public_surface.yaml").read_text("utf-8"))
 
@@ -90,5 +90,5 @@ def test_every_name_of_the_python_api_can_be_imported():
 
 
 if __name__ == "__main__":
-    # `run_folder` is compared in tests/tuning/execution/test_run_search.py.
+    # `run_folder` is compared in tests/tuning/test_search.py.
     print(yaml.safe_dump({part: found() for part, found in SURFACE.items()}, width=100))

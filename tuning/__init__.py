@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from tuning.config.schema import SearchFile as SearchFile
     from tuning.config.validation import load_config as load_config
     from tuning.confirmation.confirm import confirm as confirm
-    from tuning.execution.run_search import SearchResult as SearchResult
-    from tuning.execution.run_search import run_search as run_search
     from tuning.planning.plan import plan_search as plan_search
     from tuning.runs.callbacks import Callback as Callback
     from tuning.runs.resume import extend_search as extend_search
     from tuning.runs.resume import resume_search as resume_search
     from tuning.runs.run_folder import load_run as load_run
+    from tuning.search import SearchResult as SearchResult
+    from tuning.search import run_search as run_search
     from tuning.weights.export import export_weights as export_weights
 
 _MODULES = {
     "Callback": "tuning.runs.callbacks",
     "SearchFile": "tuning.config.schema",
-    "SearchResult": "tuning.execution.run_search",
+    "SearchResult": "tuning.search",
     "SearchSpace": "search_spaces",
     "confirm": "tuning.confirmation.confirm",
     "export_weights": "tuning.weights.export",
@@ -37,7 +37,7 @@ _MODULES = {
     "load_run": "tuning.runs.run_folder",
     "plan_search": "tuning.planning.plan",
     "resume_search": "tuning.runs.resume",
-    "run_search": "tuning.execution.run_search",
+    "run_search": "tuning.search",
 }
 
 __all__ = [*_MODULES]

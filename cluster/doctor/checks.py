@@ -309,7 +309,7 @@ def check_mlflow(cluster: ClusterFacts) -> Iterator[Finding]:
     """The driver can record in MLflow."""
     if cluster.file is None:
         return
-    from tuning.mlflow_logging.client import connect, sqlite_path, tracking_uri
+    from tuning.views.mlflow.client import connect, sqlite_path, tracking_uri
 
     tracking = cluster.file.search.tracking
     uri = tracking_uri(tracking.uri, job_runs(cluster.file.search.storage))

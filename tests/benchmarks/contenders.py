@@ -17,10 +17,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 from search_spaces import SearchSpace
 from tuning.algorithms.early_stopping import rung_ladder
-from tuning.algorithms.objectives import Objective
 from tuning.algorithms.rung_check import search_rule
 from tuning.algorithms.studies import create_studies
 from tuning.algorithms.tune_scheduler import StepScheduler
+from tuning.config.objectives import Objective
 from tuning.config.schema import SamplerConfig
 from tuning.runs.records import ParamValue, SearchRecord, TrialRecord, outcome_of, trial_name
 from tuning.selection.beliefs import beliefs

@@ -48,7 +48,7 @@ from tests.benchmarks.curve_table import Costs, read_table
 from tests.benchmarks.simulator import simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces, prior_center
 from trainers.config import TrialConfig
-from tuning.algorithms.objectives import Objective, sampler_objectives
+from tuning.config.objectives import Objective, sampler_objectives
 from tuning.config.prior import PriorConfig, prior_points
 from tuning.config.validation import load_config
 

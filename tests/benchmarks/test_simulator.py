@@ -32,7 +32,7 @@ from tests.benchmarks.curve_table import Costs, CurveTable, curve_table, median_
 from tests.benchmarks.simulate import Setting, recorded_setting, regrets, start_points, summary
 from tests.benchmarks.simulator import Ended, simulate
 from tests.benchmarks.surface import SimulatedTrainings, Surfaces
-from tuning.algorithms.objectives import Objective
+from tuning.config.objectives import Objective
 from tuning.execution.ray_session import ray_session
 
 SPACE = SearchSpace(

@@ -28,9 +28,9 @@ from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
-from tuning.execution.run_search import SearchOptions, start_search
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.search import SearchOptions, start_search
 
 TRIALS = 6
 SETTINGS = (

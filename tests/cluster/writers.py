@@ -12,9 +12,9 @@ from tests.tuning import fakes
 from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
-from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.reporting.callback import write_results
 from tuning.runs.records import trial_name
+from tuning.views.callback import write_results
+from tuning.views.mlflow.callback import MlflowCallback
 
 TRIALS = 5
 SHARED = "shared"

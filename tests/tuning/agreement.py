@@ -9,10 +9,10 @@ from mlflow.tracking import MlflowClient
 
 from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.studies import STATES, TRIAL_ID
-from tuning.mlflow_logging.client import default_tracking_uri
-from tuning.mlflow_logging.view import main_metrics
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import load_run
+from tuning.views.mlflow.client import default_tracking_uri
+from tuning.views.mlflow.view import main_metrics
 
 STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from mlflow.tracking import MlflowClient
 
-from tuning.mlflow_logging.client import brief_requests, default_tracking_uri
+from tuning.views.mlflow.client import brief_requests, default_tracking_uri
 
 
 @cache

@@ -4,7 +4,7 @@ import math
 import random
 from dataclasses import replace
 
-from tuning.algorithms.objectives import Objective
+from tuning.config.objectives import Objective
 from tuning.runs.records import SearchRecord, TrialRecord
 
 DOMAINS = ("painting", "clipart", "infograph", "sketch")

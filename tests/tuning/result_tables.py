@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from tuning.reporting.result_table import markdown
+from tuning.views.result_table import markdown
 
 
 def cells(table):

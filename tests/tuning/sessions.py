@@ -12,7 +12,7 @@ from tuning.algorithms.searcher import TrialProposer
 from tuning.algorithms.studies import create_studies
 from tuning.config.schema import SamplerConfig
 from tuning.runs.journal import Journal, read_history
-from tuning.runs.tune_callback import Recorder
+from tuning.runs.recorder import Recorder
 
 
 class Session:

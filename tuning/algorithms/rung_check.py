@@ -29,7 +29,7 @@ from tuning.algorithms.early_stopping import (
     Values,
     rung_ladder,
 )
-from tuning.algorithms.objectives import Objective
+from tuning.config.objectives import Objective
 from tuning.config.schema import (
     CheckedConfig,
     HyperbandConfig,

@@ -12,8 +12,8 @@ from ray.tune.search import Searcher
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from tuning.algorithms.studies import Studies
+from tuning.runs.recorder import Recorder
 from tuning.runs.records import TrialRecord, trial_name
-from tuning.runs.tune_callback import Recorder
 
 
 class TrialProposer(Searcher):

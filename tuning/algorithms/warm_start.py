@@ -21,9 +21,9 @@ from trainers.errors import ConfigError
 from tuning.algorithms.studies import MethodStudy, is_inside, point_of
 from tuning.config.schema import ELSEWHERE, SearchFile
 from tuning.runs.environment import seen_at_start
+from tuning.runs.ranking import pareto_front, ranked
 from tuning.runs.records import METHOD_KEY, SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, load_run
-from tuning.selection.ranking import pareto_front, ranked
 
 WARM_START = "warm_start"
 """User attribute of an Optuna trial that an earlier search ran: `<run>/<trial>`."""

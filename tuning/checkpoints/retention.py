@@ -23,8 +23,8 @@ from trainers.errors import system_words
 from tuning.algorithms.early_stopping import non_dominated
 from tuning.checkpoints.files import TrialFiles, keep_weights, list_trials, remove
 from tuning.runs.callbacks import Callback
+from tuning.runs.ranking import misses, pareto_front, ranked
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.selection.ranking import misses, pareto_front, ranked
 from tuning.selection.rules import choices
 
 logger = logging.getLogger(__name__)

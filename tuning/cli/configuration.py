@@ -26,9 +26,9 @@ def list_(
 
     Example: lipsum-tune list
     """
-    from tuning.reporting.overview import configs_table, runs_table
-    from tuning.reporting.result_table import fit_table
     from tuning.runs.run_folder import places_of_runs
+    from tuning.views.overview import configs_table, runs_table
+    from tuning.views.result_table import fit_table
 
     console = Console()
     for table in (*map(runs_table, [runs] if runs else places_of_runs()), configs_table()):

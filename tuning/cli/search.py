@@ -21,7 +21,7 @@ from tuning.cli.options import Address, Config, Run, Set, check_run, show, warn
 if TYPE_CHECKING:
     from tuning.config.schema import SearchFile
     from tuning.confirmation.verdict import Verdict
-    from tuning.execution.run_search import SearchResult
+    from tuning.search import SearchResult
 
 app = typer.Typer()
 
@@ -51,7 +51,7 @@ def search(
     Example: lipsum-tune search quickstart --set search.budget.trials=20
     """
     from trainers.evaluation.metrics import MetricKey
-    from tuning.algorithms.objectives import sampler_objectives
+    from tuning.config.objectives import sampler_objectives
     from tuning.config.validation import load_config
 
     overrides = [*(set_ or ()), *([f"search.name={json.dumps(name)}"] if name else ())]
@@ -70,8 +70,8 @@ def search(
             show(what, f"{metric} uses OOD validation data{hint}")
     _say_what_lacks_test(file)
     # Imported after the check, since Ray and MLflow take seconds to import.
-    from tuning.execution.run_search import run_search
     from tuning.runs.resume import search_or_resume
+    from tuning.search import run_search
 
     with _stopped():
         result = (search_or_resume if resume else run_search)(file, address=address)
@@ -145,9 +145,9 @@ def status(
 
     Example: lipsum-tune status quickstart
     """
-    from tuning.reporting.leaderboard import report as full_report
     from tuning.runs.journal import is_running
     from tuning.runs.run_folder import load_run
+    from tuning.views.leaderboard import report as full_report
 
     loaded = load_run(run)
     records = loaded.history.records
@@ -189,11 +189,11 @@ def report(
     from trainers.data.storage import url_of
     from trainers.errors import ConfigError
     from tuning.checkpoints.files import TRAIN_FOLDER
-    from tuning.mlflow_logging.callback import backfill
-    from tuning.reporting.callback import write_results
-    from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.runs.journal import is_running
     from tuning.runs.run_folder import check_is_no_copy, load_run
+    from tuning.views.callback import write_results
+    from tuning.views.html_report import REPORT_FILE, REPORT_FOLDER
+    from tuning.views.mlflow.callback import backfill
 
     def is_over() -> bool:
         return load_run(run).history.outcome is not None or not is_running(run)
@@ -307,9 +307,9 @@ def _show(result: SearchResult, allow_failed_trials: bool = False) -> None:
     from trainers.redact import redact
     from tuning.checkpoints.files import kept_checkpoint
     from tuning.confirmation.verdict import verdict
-    from tuning.mlflow_logging.client import default_tracking_uri
-    from tuning.reporting.html_report import REPORT_FILE, REPORT_FOLDER
-    from tuning.reporting.leaderboard import report as full_report
+    from tuning.views.html_report import REPORT_FILE, REPORT_FOLDER
+    from tuning.views.leaderboard import report as full_report
+    from tuning.views.mlflow.client import default_tracking_uri
 
     console, records = Console(), result.history.records
     console.print(full_report(result.search, records, width=console.width))

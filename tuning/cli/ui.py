@@ -61,8 +61,8 @@ def ui(
     except OSError as error:
         raise ConfigError(system_words(error), key="--port", value=port) from None
 
-    from tuning.mlflow_logging.client import connect, default_tracking_uri
-    from tuning.mlflow_logging.view import view_path
+    from tuning.views.mlflow.client import connect, default_tracking_uri
+    from tuning.views.mlflow.view import view_path
 
     uri, page = default_tracking_uri(runs), ""
     for folder in [run] if is_run else runs_in(runs):

@@ -23,7 +23,7 @@ from trainers.errors import ConfigError, validate
 from trainers.evaluation.line import LineGoal
 from trainers.evaluation.metrics import direction, metric_names
 from trainers.methods.registry import SEARCH_SPACES, is_available, load_plugins
-from tuning.algorithms.objectives import Constraint, Objective, check_constraints, parse_constraint
+from tuning.config.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
 from tuning.config.search_space import ALL, Lines, SpaceConfig, one_or_several, resolve_space
 from tuning.runs.records import METHOD_KEY
@@ -296,7 +296,7 @@ class SearchConfig(Frozen):
     """One metric, or a list of several."""
     constraints: Lines = ()
     """One line or several, such as `id_val/acc >= zero_shot.id_val/acc`; see
-    `tuning.algorithms.objectives`."""
+    `tuning.config.objectives`."""
     warm_start: WarmStartConfig = WarmStartConfig()
     budget: BudgetConfig = BudgetConfig()
     checkpoints: CheckpointsConfig = CheckpointsConfig()

@@ -15,8 +15,8 @@ from search_spaces import Categorical, SearchSpace
 from trainers.config import TrialConfig, with_overrides
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, direction, metric_names
-from tuning.algorithms.objectives import check_meaning
 from tuning.config.loading import read_layers, refuse_secrets
+from tuning.config.objectives import check_meaning
 from tuning.config.schema import NoSchedulerConfig, SearchFile
 from tuning.config.search_space import SpaceConfig
 from tuning.runs.records import METHOD_KEY

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from trainers.errors import ConfigError, did_you_mean
 from tuning.confirmation.results import FT, Configuration, Confirmation, read_results
+from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.selection.beliefs import MIN_TRIALS
-from tuning.selection.ranking import misses, ranked
 from tuning.selection.rules import BY_METHOD, EXPECTED, OBJECTIVE, PARETO, RULES, choices
 
 

@@ -40,13 +40,13 @@ from tuning.confirmation.results import (
 from tuning.execution.ray_errors import resumable
 from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_watch import watched_ray
-from tuning.mlflow_logging.client import tracking_uri
-from tuning.mlflow_logging.results import log_confirmation
-from tuning.reporting.formatting import show_phase, untuned_label
-from tuning.reporting.html_report import REPORT_FOLDER, write_report
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import check_is_no_copy, load_run
+from tuning.views.formatting import show_phase, untuned_label
+from tuning.views.html_report import REPORT_FOLDER, write_report
+from tuning.views.mlflow.client import tracking_uri
+from tuning.views.mlflow.results import log_confirmation
 
 TEST_SPLITS_FILE = "test_splits.json"
 """Fingerprints of the test splits, by domain."""

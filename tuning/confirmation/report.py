@@ -12,7 +12,9 @@ from rich.text import Text
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.confirmation.results import END, FT, SPLIT, Configuration, Confirmation
 from tuning.confirmation.statistics import Estimate
-from tuning.reporting.formatting import (
+from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT
+from tuning.selection.rules import PROPOSED_WITH_OOD
+from tuning.views.formatting import (
     format_difference,
     format_mean,
     format_params,
@@ -20,9 +22,7 @@ from tuning.reporting.formatting import (
     format_seconds,
     untuned_label,
 )
-from tuning.reporting.result_table import Cell, Column, ResultTable, Row, fit_table
-from tuning.runs.records import METHOD_KEY, SECONDS, ZERO_SHOT
-from tuning.selection.rules import PROPOSED_WITH_OOD
+from tuning.views.result_table import Cell, Column, ResultTable, Row, fit_table
 
 _ID_ACC: Final = str(MetricKey(SPLIT, ID, "acc"))
 _OOD_MEAN_ACC: Final = str(MetricKey(SPLIT, MEAN_OOD, "acc"))

@@ -19,9 +19,9 @@ from pydantic import TypeAdapter
 
 from trainers.errors import ConfigError, storage_failures
 from tuning.confirmation.statistics import Estimate, estimate, paired_difference
-from tuning.reporting.tables.arrow import metric_fields, param_fields, plain_table, write_atomically
 from tuning.runs.journal import append_synced, open_locked
 from tuning.runs.records import ZERO_SHOT, ParamValue, SearchRecord
+from tuning.views.tables.arrow import metric_fields, param_fields, plain_table, write_atomically
 
 CONFIRM_FOLDER = "confirm"
 RESULTS_FILE = "results.jsonl"

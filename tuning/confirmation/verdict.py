@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import FT
-from tuning.reporting.formatting import trial_label
-from tuning.reporting.leaderboard import warning_of_reference
+from tuning.runs.ranking import best_trial, choice_of, stronger_reference
 from tuning.runs.records import STEP, SearchRecord, TrialRecord
-from tuning.selection.ranking import best_trial, choice_of, stronger_reference
+from tuning.views.formatting import trial_label
+from tuning.views.leaderboard import warning_of_reference
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from tuning.execution.cluster_resources import (
 )
 from tuning.execution.ray_workarounds import has_autoscaler, loopback_only, quiet_raylet
 from tuning.execution.signals import GC_THRESHOLD, environment_variables
-from tuning.reporting.formatting import show_phase
 from tuning.runs.run_folder import job_runs
+from tuning.views.formatting import show_phase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -19,9 +19,9 @@ from tuning.algorithms.tune_scheduler import StepScheduler
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_workarounds import tune_workarounds
 from tuning.runs.journal import History
+from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome
 from tuning.runs.run_folder import config_of
-from tuning.runs.tune_callback import Recorder
 
 
 def run_trials(

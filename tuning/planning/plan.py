@@ -32,7 +32,7 @@ from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import watched_ray
 from tuning.planning.cost_model import Band, Estimate, SearchShape, TrialCost, estimate
 from tuning.planning.probe import MAX_PROBES, OVERRIDES, Probe, probe_trials
-from tuning.reporting.formatting import show_phase
+from tuning.views.formatting import show_phase
 
 KEPT_CHECKPOINTS = 6
 """Of ended trials, weights alone: about one for each rule of selection. References come on top."""

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from tuning.planning.cost_model import Band
 from tuning.planning.plan import Plan, gigabytes
-from tuning.reporting.formatting import format_hours, format_seconds, points_line
-from tuning.reporting.result_table import borderless_table
+from tuning.views.formatting import format_hours, format_seconds, points_line
+from tuning.views.result_table import borderless_table
 
 
 def render(plan: Plan, width: int | None = None) -> RenderableType:

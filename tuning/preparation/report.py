@@ -21,8 +21,8 @@ from trainers.data.encoding import CHANGES
 from trainers.data.formats.index import SPLITS, Split
 from trainers.data.shards import Shard, ShardReport
 from tuning.preparation.manifest import FINDINGS, Found, Status
-from tuning.reporting.formatting import accuracy_margin, format_seconds
-from tuning.reporting.result_table import borderless_table
+from tuning.views.formatting import accuracy_margin, format_seconds
+from tuning.views.result_table import borderless_table
 
 _FEW_IMAGES = 100
 """Fewer validation images than this are said to be few: ± 10 points."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from trainers.evaluation.metrics import MetricKey
-from tuning.algorithms.objectives import Constraint, Mode, Objective, sampler_objectives
+from tuning.config.objectives import Constraint, Mode, Objective, sampler_objectives
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
 Kind: TypeAlias = Literal["trial", "reference"]

@@ -21,17 +21,17 @@ from trainers.overrides import flat
 from tuning.config.schema import ELSEWHERE, SamplerConfig, SearchFile
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import runs_folder
-from tuning.execution.run_search import (
+from tuning.runs.callbacks import Callback
+from tuning.runs.environment import check_same_inputs
+from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.run_folder import CONFIG_FILE, check_is_no_copy, load_run, runs_named
+from tuning.search import (
     SearchOptions,
     SearchResult,
     continue_search,
     start_search,
     with_options,
 )
-from tuning.runs.callbacks import Callback
-from tuning.runs.environment import check_same_inputs
-from tuning.runs.journal import JOURNAL_FILE
-from tuning.runs.run_folder import CONFIG_FILE, check_is_no_copy, load_run, runs_named
 
 RESUMABLE = (
     "search.budget",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
-    from tuning.reporting.notebook import Plots
+    from tuning.views.notebook import Plots
 
 RUNS = Path("runs")
 """The default of `search.storage`."""
@@ -114,7 +114,7 @@ class LoadedRun:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row for each trial, with the columns of `trials.parquet`."""
-        from tuning.reporting.tables.trials import trials_table
+        from tuning.views.tables.trials import trials_table
 
         zero_shot_rows = 1
         return trials_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
@@ -122,7 +122,7 @@ class LoadedRun:
     @cached_property
     def curves(self) -> pd.DataFrame:
         """One row for each report of each trial, with the columns of `curves.parquet`."""
-        from tuning.reporting.tables.trials import curves_table
+        from tuning.views.tables.trials import curves_table
 
         zero_shot_rows = 1
         return curves_table(self.search, self.history.records).slice(zero_shot_rows).to_pandas()
@@ -164,7 +164,7 @@ class LoadedRun:
     @property
     def plot(self) -> Plots:
         """Figures of the run: `.id_vs_ood()` and `.importance()`."""
-        from tuning.reporting.notebook import Plots
+        from tuning.views.notebook import Plots
 
         return Plots(self.search, self.history.records)
 
@@ -179,7 +179,7 @@ class LoadedRun:
     @property
     def best(self) -> BestTrial | None:
         """The trial that the objective chooses; None if no trial has a value."""
-        from tuning.selection.ranking import best_trial
+        from tuning.runs.ranking import best_trial
 
         record = best_trial(self.search, self.history.records)
         return None if record is None else BestTrial(record, self.folder)

@@ -16,8 +16,8 @@ import numpy as np
 
 from tuning.algorithms.gaussian_process import GaussianProcesses, GuidedProcesses, one_thread
 from tuning.algorithms.gp_sampler import compress_worse
+from tuning.runs.ranking import contenders
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.ranking import contenders
 
 MIN_TRIALS: Final = 8
 """Finished trials from which on the noise can be told from the hyperparameters."""

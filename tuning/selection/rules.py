@@ -33,9 +33,7 @@ from typing import Final
 
 from trainers.evaluation.metrics import ID_ACC, OOD_MEAN_ACC, val_acc
 from tuning.algorithms.early_stopping import non_dominated
-from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.selection.beliefs import Belief, beliefs
-from tuning.selection.ranking import (
+from tuning.runs.ranking import (
     Measure,
     best_trial,
     comparable,
@@ -43,6 +41,8 @@ from tuning.selection.ranking import (
     highest,
     ranked,
 )
+from tuning.runs.records import SearchRecord, TrialRecord
+from tuning.selection.beliefs import Belief, beliefs
 
 OBJECTIVE: Final = "objective"
 EXPECTED: Final = "expected"

@@ -7,7 +7,7 @@ from typing import Any
 
 from trainers.evaluation.metrics import ID, MEAN_OOD, MetricKey
 from tuning.confirmation.results import SPLIT as TEST
-from tuning.reporting.formatting import format_value
+from tuning.views.formatting import format_value
 from tuning.weights.sources import SPLIT
 
 _CARD = """\

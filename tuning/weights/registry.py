@@ -14,9 +14,9 @@ from PIL import Image
 
 from trainers.errors import ConfigError
 from trainers.redact import redact
-from tuning.mlflow_logging import client as mlf
-from tuning.mlflow_logging.client import TrackingError
 from tuning.runs.run_folder import load_run
+from tuning.views.mlflow import client as mlf
+from tuning.views.mlflow.client import TrackingError
 from tuning.weights import served_model
 from tuning.weights.export import ABOUT, export_weights
 from tuning.weights.model_card import summary

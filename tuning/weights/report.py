@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.table import Table
 
 from trainers.evaluation.metrics import ID, ID_ACC, OOD_MEAN_ACC, MetricKey, val_acc
-from tuning.reporting.formatting import format_gap, format_percent
-from tuning.reporting.result_table import Column, ResultTable, Row, fit_table
 from tuning.runs.records import ZERO_SHOT
+from tuning.views.formatting import format_gap, format_percent
+from tuning.views.result_table import Column, ResultTable, Row, fit_table
 from tuning.weights.soup import FinishedSoup
 
 

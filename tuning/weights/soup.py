@@ -33,12 +33,12 @@ from tuning.checkpoints.storage_check import check_nodes
 from tuning.execution.ray_errors import root_cause
 from tuning.execution.ray_session import concurrent_trials, ray_session
 from tuning.execution.ray_watch import watched_ray
-from tuning.mlflow_logging.client import tracking_uri
-from tuning.mlflow_logging.results import log_soup
 from tuning.runs.environment import check_same_inputs
+from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
 from tuning.runs.run_folder import LoadedRun, check_is_no_copy, config_of, load_run
-from tuning.selection.ranking import misses, ranked
+from tuning.views.mlflow.client import tracking_uri
+from tuning.views.mlflow.results import log_soup
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
 
 

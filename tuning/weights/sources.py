@@ -24,10 +24,10 @@ from tuning.confirmation.configurations import read_confirmation
 from tuning.confirmation.results import FT, Confirmation
 from tuning.confirmation.results import SPLIT as TEST
 from tuning.confirmation.verdict import verdict
-from tuning.reporting.formatting import trial_label, untuned_label
+from tuning.runs.ranking import best_trial, choice_of
 from tuning.runs.records import ZERO_SHOT
 from tuning.runs.run_folder import CONFIG_FILE, LoadedRun, config_of, load_run
-from tuning.selection.ranking import best_trial, choice_of
+from tuning.views.formatting import trial_label, untuned_label
 
 TRIAL_FILE = "trial.yaml"
 """Configuration, beside the checkpoint of `lipsum-tune train`."""

@@ -24,7 +24,7 @@ from trainers.loop.state import id_classes, open_images
 from trainers.models.loading import check_model
 from trainers.models.zero_shot import load_zero_shot
 from trainers.yaml_text import read_yaml
-from tuning.reporting.formatting import accuracy_margin
+from tuning.views.formatting import accuracy_margin
 
 PUBLISHED = "published"
 ROUNDING = 0.05

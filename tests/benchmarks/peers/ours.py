@@ -10,9 +10,9 @@ from rich.console import Console
 
 from tests.benchmarks.peers.fine_tune import append
 from tuning.config.validation import load_config
-from tuning.execution.run_search import SearchOptions, start_search
 from tuning.runs.callbacks import Callback
 from tuning.runs.records import TrialRecord
+from tuning.search import SearchOptions, start_search
 
 
 class Results(Callback):

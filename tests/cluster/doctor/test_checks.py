@@ -11,7 +11,7 @@ from tests.cluster.doctor.made_up import PACKAGES, SOFTWARE, cluster, facts, gpu
 from tests.tuning.databases import with_database
 from tuning.checkpoints.storage_check import NodeStorage
 from tuning.config.schema import SearchFile
-from tuning.mlflow_logging.client import default_tracking_uri
+from tuning.views.mlflow.client import default_tracking_uri
 
 GIB, GB = 2**30, 10**9
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.tuning import fakes
 from tuning.algorithms.budget import Budget
-from tuning.algorithms.objectives import Objective, parse_constraint
+from tuning.config.objectives import Objective, parse_constraint
 from tuning.config.schema import BudgetConfig
 from tuning.runs.journal import History
 

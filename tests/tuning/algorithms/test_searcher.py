@@ -9,10 +9,10 @@ from tests.tuning import fakes
 from tests.tuning.sessions import Session
 from trainers.config import TrialConfig
 from trainers.errors import ConfigError
-from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.algorithms.studies import TRIAL_ID
+from tuning.config.objectives import Objective, parse_constraint
 from tuning.runs.journal import read_history
-from tuning.selection.ranking import best_trial
+from tuning.runs.ranking import best_trial
 
 FIRST = {"optim.lr": 1e-4, "method.text_length": 8}
 SPACE = SearchSpace(

@@ -14,10 +14,10 @@ from optuna.storages import InMemoryStorage
 from search_spaces import Categorical, Float, SearchSpace
 from tests.tuning import fakes
 from tests.tuning.sessions import Session
-from tuning.algorithms.objectives import parse_constraint
 from tuning.algorithms.optuna_storage import open_storage
 from tuning.algorithms.samplers import create_sampler
 from tuning.algorithms.studies import TRIAL_ID, create_studies
+from tuning.config.objectives import parse_constraint
 from tuning.config.schema import SamplerConfig
 from tuning.runs.records import METHOD_KEY
 

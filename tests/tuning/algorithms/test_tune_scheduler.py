@@ -7,9 +7,9 @@ from ray.tune.schedulers import TrialScheduler
 
 from tests.tuning.fakes import trial as trial_record
 from tuning.algorithms.early_stopping import Asha, Hyperband, MedianRule
-from tuning.algorithms.objectives import Objective
 from tuning.algorithms.rung_check import SearchRule, create_rule
 from tuning.algorithms.tune_scheduler import StepScheduler
+from tuning.config.objectives import Objective
 from tuning.config.schema import (
     AshaConfig,
     HyperbandConfig,

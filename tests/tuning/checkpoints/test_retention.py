@@ -10,12 +10,12 @@ import torch
 from tests.tuning.fakes import DOMAINS, reference, report, search_record, trial
 from trainers.checkpoints.format import STATE, WEIGHTS, Checkpoint, Progress, save_checkpoint
 from trainers.data.storage import open_store
-from tuning.algorithms.objectives import Objective, parse_constraint
 from tuning.checkpoints import retention
 from tuning.checkpoints.files import TRAIN_FOLDER, list_trials, trial_path
 from tuning.checkpoints.retention import CheckpointCallback, kept_trials
+from tuning.config.objectives import Objective, parse_constraint
+from tuning.runs.ranking import best_trial, pareto_front
 from tuning.runs.records import TrialRecord
-from tuning.selection.ranking import best_trial, pareto_front
 from tuning.selection.rules import best_by_method, choices
 
 RUNNING = trial(9, outcome="running")

@@ -25,7 +25,7 @@ from trainers.ray_trainer import WORKER_ENVIRONMENT
 from tuning.checkpoints.storage_check import alive_nodes, check_nodes, storage_on_nodes
 from tuning.config.validation import load_config
 from tuning.execution.ray_session import LOCALHOST, free_port
-from tuning.execution.run_search import run_search
+from tuning.search import run_search
 
 pytestmark = pytest.mark.nightly
 

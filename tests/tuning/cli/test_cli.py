@@ -32,16 +32,16 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
 from trainers.errors import ConfigError, StorageFailed
+from tuning import search as run_search
 from tuning.cli import app, main, run_command
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import _check_test_splits
-from tuning.execution import run_search
-from tuning.execution.run_search import SearchResult
-from tuning.reporting.callback import write_results
 from tuning.runs import resume
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
+from tuning.search import SearchResult
+from tuning.views.callback import write_results
 
 
 def lipsum_tune(*arguments, cwd):
@@ -590,7 +590,7 @@ def test_report_at_the_end_of_a_search_shows_its_end(is_closed, run, monkeypatch
         states.append(records[-1].outcome)
         write_results(folder, search, records, *more)
 
-    monkeypatch.setattr("tuning.reporting.callback.write_results", write_later)
+    monkeypatch.setattr("tuning.views.callback.write_results", write_later)
     shown = invoke("report", run)
     driver.close()
     assert shown.exit_code == 0, shown.output

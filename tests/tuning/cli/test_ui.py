@@ -25,11 +25,11 @@ from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.algorithms.optuna_storage import OPTUNA_FILE
 from tuning.execution.ray_session import free_port
-from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.mlflow_logging.client import default_tracking_uri
-from tuning.reporting.html_report import REPORT_FILE, write_report
 from tuning.runs.journal import read_history
 from tuning.runs.run_folder import load_run
+from tuning.views.html_report import REPORT_FILE, write_report
+from tuning.views.mlflow.callback import MlflowCallback
+from tuning.views.mlflow.client import default_tracking_uri
 
 pytestmark = pytest.mark.nightly
 

@@ -11,7 +11,7 @@ from trainers.config import TrialConfig
 from trainers.errors import ConfigError
 from trainers.evaluation.line import LineGoal
 from trainers.overrides import nest
-from tuning.algorithms.objectives import Objective
+from tuning.config.objectives import Objective
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_search, check_settings, load_config, load_trial
 

@@ -23,7 +23,7 @@ from trainers.errors import ConfigError
 from trainers.fine_tune import fine_tune
 from trainers.loop.state import load_split
 from trainers.ray_trainer import train_loop
-from tuning.algorithms.objectives import Objective, parse_constraint
+from tuning.config.objectives import Objective, parse_constraint
 from tuning.config.schema import ResourcesConfig
 from tuning.confirmation.configurations import chosen, read_confirmation
 from tuning.confirmation.confirm import _check_test_splits, _models, confirm, fresh_seeds
@@ -40,9 +40,9 @@ from tuning.confirmation.results import (
 )
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
-from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.run_folder import load_run
+from tuning.views.mlflow.callback import MlflowCallback
+from tuning.views.mlflow.client import default_tracking_uri
 
 STEPS = 3
 

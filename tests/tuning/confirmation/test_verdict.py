@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from tests.tuning import fakes
-from tuning.algorithms.objectives import parse_constraint
+from tuning.config.objectives import parse_constraint
 from tuning.confirmation.results import ResultsFile, TestResult
 from tuning.confirmation.verdict import verdict
 

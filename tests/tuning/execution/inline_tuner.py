@@ -161,8 +161,8 @@ def without_ray(mlflow=True):
         run_search["MlflowCallback"] = lambda *_: Callback()
     with ExitStack() as patches:
         for name, stand_in in run_search.items():
-            patches.enter_context(patch(f"tuning.execution.run_search.{name}", stand_in))
-        patches.enter_context(patch("tuning.reporting.callback.write_report"))
+            patches.enter_context(patch(f"tuning.search.{name}", stand_in))
+        patches.enter_context(patch("tuning.views.callback.write_report"))
         patches.enter_context(patch("ray.tune.Tuner", InlineTuner))
         yield
 

@@ -18,10 +18,10 @@ from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER_MEMORY
-from tuning.execution.run_search import SearchOptions, start_search
 from tuning.runs.journal import read_history
 from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
+from tuning.search import SearchOptions, start_search
 
 
 def instant_file(root, storage, **changes):
@@ -57,7 +57,7 @@ def zero_shot(*_, **__):
 
 def run_instantly(file, **options):
     """Run a new search."""
-    with patch("tuning.execution.run_search.zero_shot_metrics", zero_shot):
+    with patch("tuning.search.zero_shot_metrics", zero_shot):
         return start_search(file, instant_options(file, **options))
 
 

@@ -5,7 +5,7 @@ import pytest
 from search_spaces import Float, SearchSpace
 from tests.tuning.run_folders import LR, search_file
 from trainers.errors import ConfigError
-from tuning.execution.run_search import run_search
+from tuning.search import run_search
 
 LRS = {LR: Float(low=1e-6, high=1e-3, log=True)}
 

@@ -12,7 +12,7 @@ from trainers.loop.state import load_split
 from trainers.models.image import image_input
 from trainers.models.loading import load_clip
 from tuning.execution.ray_session import ray_session
-from tuning.execution.run_search import run_search
+from tuning.search import run_search
 from tuning.weights.export import export_weights
 
 pytestmark = pytest.mark.ray

@@ -10,9 +10,9 @@ from rich.console import Console
 from tests.tuning.algorithms.test_warm_start import FAILED, PRUNED, learning_rates, waiting
 from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
 from tuning.algorithms.warm_start import load_earlier
-from tuning.execution.run_search import SearchOptions, prepare_studies
 from tuning.runs.journal import History
 from tuning.runs.run_folder import search_record
+from tuning.search import SearchOptions, prepare_studies
 
 
 @pytest.fixture

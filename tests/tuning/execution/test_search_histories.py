@@ -14,9 +14,9 @@ from tests.tuning.execution.inline_tuner import REPORTED, InlineTuner, killed_at
 from tests.tuning.execution.instant import instant_file, resume_instantly, run_instantly
 from tests.tuning.execution.slot import BREAK, EVERY
 from trainers.errors import ConfigError
-from tuning.mlflow_logging.callback import backfill
 from tuning.runs.journal import read_history
 from tuning.runs.run_folder import load_run
+from tuning.views.mlflow.callback import backfill
 
 ASHA = {"name": "asha", "grace_steps": EVERY, "reduction_factor": 2, "check_trials": 0}
 SETTINGS = {

@@ -31,10 +31,10 @@ from tests.waiting import wait_until
 from trainers.errors import ConfigError
 from tuning.algorithms.warm_start import load_earlier, warm_start_uses_ood
 from tuning.config.validation import load_config
-from tuning.mlflow_logging.client import TrackingError, tracking_uri
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import JOURNAL_FILE
 from tuning.runs.run_folder import CONFIG_FILE, load_run
+from tuning.views.mlflow.client import TrackingError, tracking_uri
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from trainers.exchange import Exchange, Request
 from tuning.config.schema import ResourcesConfig
 from tuning.execution.ray_session import ray_session
 from tuning.execution.retries import fit
-from tuning.execution.run_search import run_search
 from tuning.execution.warm_workers import ReportOverdue, WarmWorkers, end_if_overdue
 from tuning.runs.callbacks import Callback
+from tuning.search import run_search
 
 pytestmark = pytest.mark.ray
 

@@ -12,10 +12,10 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
 from trainers.overrides import nest
+from tuning import search as run_search
 from tuning.config.schema import SamplerConfig
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
-from tuning.execution import run_search
 from tuning.runs import resume
 from tuning.runs.environment import check_same_inputs, environment
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history

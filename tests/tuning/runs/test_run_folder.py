@@ -11,7 +11,6 @@ from tests.tuning.run_folders import ZERO_SHOT, search_file, trial, write_run
 from trainers.data.fingerprint import data_fingerprint
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
-from tuning.execution.run_search import SearchResult
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import (
     CONFIG_FILE,
@@ -22,6 +21,7 @@ from tuning.runs.run_folder import (
     search_record,
     write_config,
 )
+from tuning.search import SearchResult
 
 
 @pytest.fixture

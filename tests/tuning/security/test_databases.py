@@ -6,8 +6,8 @@ import ray
 from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.algorithms.optuna_storage import open_storage
-from tuning.mlflow_logging.client import _warn_of_plain_text, connect
 from tuning.security.databases import check_driver
+from tuning.views.mlflow.client import _warn_of_plain_text, connect
 
 
 def test_a_missing_driver_is_named_with_its_package(tmp_path):
@@ -38,7 +38,7 @@ def test_a_wrong_url_is_one_line_without_its_password(url, why):
 
 @pytest.mark.parametrize("key", ["study_storage", "tracking.uri"])
 def test_a_missing_driver_ends_a_search_before_it_starts(key, images_root, tmp_path):
-    from tuning.execution.run_search import run_search
+    from tuning.search import run_search
 
     changes = {
         f"search.{key}": "postgresql+psycopg2://127.0.0.1:9/a",

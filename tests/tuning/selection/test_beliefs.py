@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.tuning import fakes
-from tuning.algorithms.objectives import parse_constraint
-from tuning.reporting.html_report import belief_sentence
+from tuning.config.objectives import parse_constraint
+from tuning.runs.ranking import ranked
 from tuning.selection.beliefs import MIN_TRIALS, beliefs
-from tuning.selection.ranking import ranked
+from tuning.views.html_report import belief_sentence
 
 SEARCH = fakes.search_record(Path("run"))
 (OBJECTIVE,) = SEARCH.objectives

@@ -7,7 +7,7 @@ import pytest
 
 from tests.tuning import fakes
 from tests.tuning.selection.test_beliefs import lucky_trials
-from tuning.algorithms.objectives import Objective, parse_constraint
+from tuning.config.objectives import Objective, parse_constraint
 from tuning.selection.beliefs import beliefs
 from tuning.selection.rules import RULES, choices
 

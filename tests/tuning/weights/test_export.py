@@ -27,9 +27,9 @@ from trainers.loop.state import load_split
 from trainers.models.zero_shot import load_zero_shot
 from tuning.cli import run_command
 from tuning.runs.journal import JOURNAL_FILE
+from tuning.runs.ranking import best_trial
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
-from tuning.selection.ranking import best_trial
 from tuning.weights.export import export_weights as export
 from tuning.weights.sources import evaluation_crops, measured, write_trial
 

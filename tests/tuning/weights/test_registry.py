@@ -22,10 +22,10 @@ from trainers.errors import ConfigError
 from trainers.loop.state import load_split
 from trainers.models.image import image_input
 from trainers.models.loading import load_clip
-from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
+from tuning.views.mlflow.callback import MlflowCallback
+from tuning.views.mlflow.client import default_tracking_uri
 from tuning.weights.registry import register_weights
 from tuning.weights.served_model import prepared
 

@@ -21,12 +21,12 @@ from trainers.errors import ConfigError
 from trainers.weights.soups import GreedyStep, Soup, average
 from tuning.cli import app
 from tuning.execution.ray_session import ray_session
-from tuning.mlflow_logging import client as mlf
-from tuning.mlflow_logging.callback import MlflowCallback
-from tuning.mlflow_logging.client import default_tracking_uri
 from tuning.runs.journal import Journal
 from tuning.runs.records import TrialRecord
 from tuning.runs.run_folder import load_run
+from tuning.views.mlflow import client as mlf
+from tuning.views.mlflow.callback import MlflowCallback
+from tuning.views.mlflow.client import default_tracking_uri
 from tuning.weights.report import soup_report
 from tuning.weights.soup import FinishedSoup, ingredients, make_soup
 

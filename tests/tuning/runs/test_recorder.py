@@ -1,0 +1,256 @@
+import logging
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from tests.tuning import fakes
+from tests.tuning.recorders import Notes, report, tune_trial
+from trainers.errors import StorageFailed
+from tuning.execution.ray_watch import RayLost, RayWatch
+from tuning.runs.callbacks import Callback
+from tuning.runs.journal import Journal, read_history
+from tuning.runs.recorder import Recorder
+from tuning.runs.records import (
+    ERROR,
+    NOTICE,
+    TRAIN_CURVE,
+    TrialRecord,
+)
+
+NEW = TrialRecord("trial-000", 0, "trial", {"optim.lr": 1.0})
+
+
+class FailingAtStart(Callback):
+    def search_started(self, search):
+        raise OSError("no disk for the callback")
+
+
+class Failing(Callback):
+    def trial_reported(self, record):
+        raise OSError("the disk of the callback is full")
+
+    def search_ended(self, records, outcome):
+        raise StorageFailed("no space left")
+
+
+def recorder(folder, *callbacks, earlier=(), **more):
+    """With a proposal, `NEW`."""
+    journal = Journal(folder)
+    journal.session_started({})
+    search = fakes.search_record(folder)
+    created = Recorder(search, journal, callbacks, earlier, gpus_per_trial=2.0, **more)
+    if not earlier:
+        created.proposed(NEW)
+    return created
+
+
+def test_every_event_is_in_the_journal_and_reaches_all_callbacks(tmp_path):
+    notes = Notes()
+    r = recorder(tmp_path, notes)
+    r.proposed(TrialRecord("ft", -1, "reference", {}))
+    r.start()
+    ft, trial = tune_trial("ft"), tune_trial()
+    for each in (ft, trial):
+        r.on_trial_start(0, [], each)
+    report(r, ft, 120)
+    train_curve = {"step": [130.0, 140.0], "train/loss": [0.5, 0.4]}
+    r.on_trial_result(0, [], ft, {TRAIN_CURVE: train_curve})
+    r.on_trial_result(0, [], ft, {NOTICE: "its machine was lost"})
+    r.on_trial_result(0, [], ft, {TRAIN_CURVE: {}})  # its workers have only started
+    report(r, ft, 240)
+    r.on_trial_complete(0, [], ft)
+    r.on_trial_complete(0, [], trial)
+    r.finish("finished")
+    assert notes.events == [
+        ("search_started", "domainnet-vit-b32", ""),
+        ("started", "ft", "running"),
+        ("started", "trial-000", "running"),
+        ("reported", "ft", "120"),
+        ("progressed", "ft", "140"),
+        ("progressed", "ft", "120"),
+        ("reported", "ft", "240"),
+        ("ended", "ft", "finished"),
+        ("ended", "trial-000", "failed"),
+        ("search_ended", "2", "finished"),
+    ]
+    reference, failed = read_history(tmp_path).records
+    assert [point["step"] for point in reference.curve] == [120, 240]
+    assert "pid" not in reference.metrics
+    assert (reference.kind, reference.params, reference.gpus) == ("reference", {}, 2.0)
+    assert (failed.params, failed.error) == ({"optim.lr": 1}, "the trial ended without a report")
+
+
+def test_setting_the_clock_during_a_session_changes_no_duration(tmp_path, monkeypatch):
+    r, day = recorder(tmp_path), 86400
+    r.on_trial_start(0, [], tune_trial())
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    report(r, tune_trial(), 40)
+    later = time.monotonic() + day
+    monkeypatch.setattr("time.monotonic", lambda: later)
+    history = r.finish("stopped")
+    (record,) = history.records
+    assert day <= record.gpu_seconds(0.0) / 2 <= history.seconds < 2 * day
+
+
+def test_a_slot_reports_why_its_trial_has_failed(tmp_path):
+    r, trial = recorder(tmp_path), tune_trial()
+    r.on_trial_start(0, [], trial)
+    report(r, trial, 40)
+    last = {"done": True, ERROR: "ReportOverdue: it hangs"}
+    r.on_trial_result(0, [], trial, last)
+    trial.update_last_result(last)
+    r.on_trial_complete(0, [], trial)
+    (record,) = read_history(tmp_path).records
+    assert (record.outcome, record.step, record.error) == ("failed", 40, "ReportOverdue: it hangs")
+
+
+def test_a_trial_is_not_blamed_for_the_loss_of_ray(tmp_path):
+    watch = RayWatch({"raylet": ("127.0.0.1", 1)}, "resume it")
+    r = recorder(tmp_path, check_ray=watch.check)
+    trial = SimpleNamespace(config={"trial_id": "trial-000"}, pickled_error_file=None)
+    r.on_trial_start(0, [], trial)
+    with pytest.raises(RayLost, match="raylet"):
+        r.on_trial_error(0, [], trial)
+    r.finish("stopped")
+    assert [record.outcome for record in read_history(tmp_path).records] == ["stopped"]
+
+
+def test_a_trial_that_the_scheduler_stops_ends_with_its_report(tmp_path):
+    notes = Notes()
+    r = recorder(tmp_path, notes)
+    r.on_trial_start(0, [], tune_trial())
+    report(r, tune_trial(), 40, done=True)
+    # The driver may be killed here, before Tune calls on_trial_complete.
+    (record,) = read_history(tmp_path).records
+    assert (record.outcome, record.step) == ("pruned", 40)
+    r.on_trial_complete(0, [], tune_trial())
+    assert notes.events[-1] == ("ended", "trial-000", "pruned")
+    assert read_history(tmp_path).records[0].outcome == "pruned"
+
+
+def test_a_signal_while_a_pruned_trial_is_written_does_not_make_it_stopped(tmp_path, monkeypatch):
+    r = recorder(tmp_path)
+    r.on_trial_start(0, [], tune_trial())
+    write = Journal.trial_reported
+
+    def interrupted(journal, record):
+        write(journal, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "trial_reported", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report(r, tune_trial(), 40, done=True)
+    (record,) = r.finish("stopped").records
+    assert record.outcome == "pruned"
+    assert '"stopped"' not in (tmp_path / "journal.jsonl").read_text().replace(
+        '"outcome": "stopped"}\n', "", 1
+    )
+
+
+def test_a_trial_that_ends_early_by_itself_is_pruned(tmp_path):
+    r = recorder(tmp_path)
+    r.on_trial_start(0, [], tune_trial())
+    report(r, tune_trial(), 40)
+    r.on_trial_complete(0, [], tune_trial())
+    assert read_history(tmp_path).records[0].outcome == "pruned"
+
+
+def test_a_trial_whose_process_cannot_start_has_failed(tmp_path):
+    r = recorder(tmp_path)
+    trial = SimpleNamespace(
+        config={"trial_id": "trial-000"}, pickled_error_file=None,
+        metric_analysis={}, metric_n_steps={}, last_result={},
+    )  # fmt: skip
+    r.on_trial_error(0, [], trial)  # Tune does not call on_trial_start
+    (record,) = read_history(tmp_path).records
+    assert record.outcome == "failed"
+
+
+def test_a_callback_that_raises_is_logged_and_others_go_on(tmp_path, caplog):
+    notes = Notes()
+    r = recorder(tmp_path, Failing(), notes)
+    r.on_trial_start(0, [], tune_trial())
+    with caplog.at_level(logging.ERROR):
+        report(r, tune_trial(), 40)
+    assert "Failing failed at trial_reported" in caplog.text
+    assert notes.events[-1] == ("reported", "trial-000", "40")
+
+
+def test_the_end_is_told_though_the_journal_cannot_be_written(tmp_path, caplog):
+    notes, journal = Notes(), Journal(tmp_path)
+    journal.session_started({})
+    r = Recorder(fakes.search_record(tmp_path), journal, [Failing(), notes])
+    r.proposed(NEW)
+    r.on_trial_start(0, [], tune_trial())
+    journal.failure = StorageFailed("no space left")
+    with pytest.raises(StorageFailed, match="no space left"):
+        report(r, tune_trial(), 40)
+    with caplog.at_level(logging.ERROR):
+        (record,) = r.finish("stopped").records
+    assert record.outcome == "stopped"
+    assert notes.events[-1] == ("search_ended", "1", "stopped")
+    assert "Failing failed at search_ended: no space left" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_after_a_failed_start_only_started_callbacks_end(tmp_path):
+    started, later, failing = Notes(), Notes(), FailingAtStart()
+    r = recorder(tmp_path, started, failing, later)
+    with pytest.raises(OSError, match="no disk"):
+        r.start()
+    assert r.finish("failed").records == ()
+    assert [event for event, *_ in started.events] == ["search_started", "search_ended"]
+    assert later.events == []
+    assert read_history(tmp_path).outcome == "failed"
+
+
+def test_a_resumed_trial_keeps_its_curve_and_its_cost(tmp_path):
+    whole = fakes.trial(0)
+    cut_off = replace(whole, outcome="stopped", curve=whole.curve[:2], started_at=0.0)
+    cut_off = replace(cut_off, ended_at=50.0, gpus=1.0)
+    notes = Notes()
+    r = recorder(tmp_path, notes, earlier=[cut_off, fakes.trial(1)])
+    r.start()
+    assert ("ended", "trial-001", "finished") in notes.events
+    assert ("ended", "trial-000", "stopped") not in notes.events
+    r.on_trial_start(0, [], tune_trial())
+    again = r.records["trial-000"]
+    assert (again.earlier_seconds, again.earlier_gpu_seconds, again.gpus) == (50.0, 50.0, 2.0)
+    report(r, tune_trial(), 80)  # the second report again, then the third
+    report(r, tune_trial(), 120)
+    assert [point["step"] for point in r.records["trial-000"].curve] == [40, 80, 120]
+
+
+def test_an_attempt_whose_driver_was_lost_lasted_until_the_next():
+    record = fakes.trial(0, outcome="running", curve=(), started_at=None, ended_at=None)
+    record = record.with_attempt(0.0, 1.0).with_end("stopped", 1000.0)  # and resumed later
+    record = record.with_attempt(2000.0, 1.0).with_report(fakes.report(40, 80.0, 60.0))
+    record = record.with_attempt(2500.0, 1.0).with_end("finished", 3000.0)
+    assert record.seconds == record.gpu_seconds(9999.0) == 1000 + 500 + 500
+
+
+@pytest.mark.parametrize("earlier", [[], [fakes.trial(0, outcome="stopped")]])
+def test_a_trial_whose_process_never_started_has_not_ended(tmp_path, earlier):
+    r = recorder(tmp_path, earlier=earlier)
+    r.proposed(r.records["trial-000"])
+    assert not r.is_complete
+    r.on_trial_start(0, [], tune_trial())
+    assert not r.is_complete
+    report(r, tune_trial(), fakes.TOTAL_STEPS)
+    r.on_trial_complete(0, [], tune_trial())
+    assert r.is_complete
+
+
+def test_memory_of_an_ended_trial_is_freed(tmp_path):
+    r = recorder(tmp_path)
+    trial = tune_trial()
+    trial.update_last_result({"training_iteration": 1, "val/mean_acc": 50.0})
+    assert trial.metric_analysis
+    r.on_trial_start(0, [], trial)
+    report(r, trial, 120)
+    report(r, trial, 240)
+    r.on_trial_complete(0, [], trial)
+    assert not trial.metric_analysis
+    assert len(r.records["trial-000"].curve) == 1

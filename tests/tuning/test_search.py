@@ -1,0 +1,167 @@
+"""Real searches on a real local Ray, small. Slow: a trial takes ten seconds to start."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+import yaml
+from PIL import Image
+from ray.util import placement_group_table
+from rich.console import Console
+
+from tests.conftest import CLASSES
+from tests.tuning.agreement import disagreements
+from tests.tuning.databases import with_database
+from tests.tuning.execution.real_searches import configuration, outcomes
+from trainers.config import TrialConfig
+from trainers.data.schema import LabelledImage, part_path, write_images
+from trainers.errors import ConfigError
+from tuning.config.schema import ResourcesConfig
+from tuning.config.validation import load_config
+from tuning.execution.ray_session import concurrent_trials, ray_session
+from tuning.execution.zero_shot import CACHE_VARIABLE, zero_shot_metrics
+from tuning.search import run_search
+
+SURFACE = Path(__file__).parents[2] / "public_surface.yaml"
+
+pytestmark = pytest.mark.ray
+
+
+def broken_copy(root, copy):
+    """The same data, but its training images are no images."""
+    shutil.copytree(root, copy)
+    rows = [LabelledImage(b"no image", "broken.jpg", label=i % len(CLASSES)) for i in range(48)]
+    write_images(part_path(copy, "real", "train"), rows, CLASSES, {})
+    return copy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _connected(ray_head):
+    """A connection to the Ray in RAY_ADDRESS, whose workers the tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray_head.address)
+        with ray_session() as is_own:
+            assert not is_own
+            yield
+
+
+@pytest.fixture(scope="module")
+def search(images_root, tmp_path_factory):
+    """One search that has it all: a finished trial, a pruned one, one that raises, one with NaN.
+
+    The objective is the learning rate itself, so each first point is a trial whose end is known:
+    the second diverges, the third is the worse half of its rung, the fourth has no images.
+    """
+    folder = tmp_path_factory.mktemp("search")
+    broken = broken_copy(images_root, folder / "broken")
+    good = str(images_root)
+    points = [
+        {"optim.lr": 1e-3, "data.root": good},
+        {"optim.lr": 1e3, "data.root": good},
+        {"optim.lr": 1e-8, "data.root": good},
+        {"optim.lr": 1e-3, "data.root": str(broken)},
+        {"optim.lr": 2e-3, "data.root": good},
+    ]
+    space = {
+        "name": None,
+        "parameters": {
+            "optim.lr": {"type": "float", "low": 1e-8, "high": 1e3, "log": True},
+            "data.root": {"type": "categorical", "choices": [good, str(broken)]},
+        },
+        "initial_points": points,
+    }
+    values = configuration(images_root, with_database(folder / "runs"))
+    values["search"] |= {"space": space, "resources": {"max_concurrent": 1}}
+    values["trial"] |= {"steps": 24, "eval": {"every": 12, "line": "off"}}
+    values["search"]["scheduler"]["grace_steps"] = 12
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    found = run_search(load_config(path), console=Console(quiet=True))
+    return found, *left_behind()
+
+
+@pytest.fixture
+def result(search):
+    return search[0]
+
+
+def left_behind(seconds=30):
+    """Placement groups alive and CPUs in use, once they have had time to go."""
+    deadline = time.monotonic() + seconds
+    while True:
+        alive = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+        used = ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0)
+        if (not alive and used < 1e-6) or time.monotonic() > deadline:
+            return alive, used
+        time.sleep(0.5)
+
+
+def test_trials_finish_are_pruned_and_fail_each_by_itself(result):
+    assert outcomes(result) == {
+        "ft": "finished",
+        "trial-000": "finished",
+        "trial-001": "failed",
+        "trial-002": "pruned",
+        "trial-003": "failed",
+        "trial-004": "finished",
+    }
+    assert result.outcome == "finished"
+
+
+def test_a_failed_trial_says_why(result):
+    errors = {record.trial_id: record.error for record in result.failed}
+    assert "TrainingDiverged" in str(errors["trial-001"])
+    assert "not a finite number" in str(errors["trial-001"])
+    assert "broken/real/train: row" in str(errors["trial-003"])
+    assert "(broken.jpg): not an image" in str(errors["trial-003"])
+
+
+def test_study_mlflow_and_tables_agree_with_the_journal(result):
+    assert disagreements(result.folder) == []
+
+
+def test_a_run_folder_has_the_files_that_are_promised(result):
+    surface = yaml.safe_load(SURFACE.read_text("utf-8"))
+    assert sorted(path.name for path in result.folder.iterdir()) == surface["run_folder"]
+    with Image.open(result.folder / "report" / "id_vs_ood.png") as image:
+        assert image.width > 600
+
+
+def test_stopped_trials_leave_no_placement_group_and_no_cpu_behind(search):
+    found, alive, used = search
+    assert "pruned" in outcomes(found).values()
+    assert alive == []
+    assert used == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_a_mistake_that_an_evaluation_is_the_first_to_find_is_one_line_too(here, tmp_path):
+    trial = TrialConfig.model_validate({"data": {"root": str(tmp_path)}})
+    with pytest.raises(ConfigError) as caught:
+        zero_shot_metrics(trial, ResourcesConfig(), here=here)
+    assert type(caught.value) is ConfigError
+    assert str(caught.value).startswith(f"{tmp_path}: it has no domain 'real'")
+    assert "\n" not in str(caught.value)
+
+
+def test_this_process_evaluates_the_zero_shot_model_as_a_worker_does(trial, tmp_path, monkeypatch):
+    found = []
+    threads = torch.get_num_threads()
+    for here in (False, True):
+        monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / str(here)))
+        found.append(zero_shot_metrics(trial, ResourcesConfig(), here=here))
+    assert found[0] == found[1]
+    assert torch.get_num_threads() == threads
+
+
+def test_a_trial_that_can_never_fit_is_refused_before_it_starts():
+    cpus = int(ray.cluster_resources()["CPU"])
+    assert concurrent_trials(ResourcesConfig()) == cpus
+    assert concurrent_trials(ResourcesConfig(workers=cpus)) == 1
+    with pytest.raises(ConfigError, match=rf"one trial takes {cpus + 1} CPU"):
+        concurrent_trials(ResourcesConfig(workers=cpus + 1))
+    with pytest.raises(ConfigError, match="1 GPU; the cluster has"):
+        concurrent_trials(ResourcesConfig(gpus_per_worker=1))

@@ -1,0 +1,53 @@
+import math
+
+import pytest
+from scipy.stats import binomtest
+
+from tuning.views.formatting import (
+    accuracy_margin,
+    format_difference,
+    format_hours,
+    format_mean,
+    format_params,
+    format_seconds,
+    short_names,
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (math.nan, ""), (8.4, "8s"), (59.6, "1m 00s"), (3725, "1h 02m")],
+)
+def test_durations_read_well(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"),
+    [(0.0556, "0.056"), (9.31, "9.3"), (9.97, "10"), (123.4, "123"), (1e4, "10,000")],
+)
+def test_hours_have_no_exponent(hours, text):
+    assert format_hours(hours) == text
+
+
+def test_parameters_have_short_names_unless_these_collide():
+    keys = ["method.name", "optim.lr", "method.lr", "method.reg_weight"]
+    assert short_names(keys) == ["method", "optim.lr", "method.lr", "reg_weight"]
+    params = {"method.name": "kd", "optim.lr": 1.234567e-5, "seed": 3}
+    assert format_params(params) == "method=kd lr=1.23e-05 seed=3"
+    assert format_params(params, but=["seed", "method.name"]) == "lr=1.23e-05"
+
+
+def test_a_difference_is_bold_if_its_interval_excludes_zero():
+    text = format_difference(1.5, 0.4, 2.6)
+    assert (text.plain, text.style) == ("+1.5\n[+0.4, +2.6]", "bold")
+    assert format_difference(1.5, -0.4, 3.4).style == ""
+    assert format_difference(1.5, math.nan, math.nan).plain == "+1.5"
+    assert (format_mean(70.0, 1.25), format_mean(70.0, math.nan)) == ("70.0 ± 1.2", "70.0")
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 6), (3, 6), (24, 24), (700, 800)])
+def test_the_margin_of_an_accuracy_is_that_of_wilson(right, images):
+    low, high = binomtest(right, images).proportion_ci(method="wilson")
+    margin = accuracy_margin(100 * right / images, images)
+    assert margin == pytest.approx(100 * (high - low) / 2)
