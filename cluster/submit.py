@@ -23,14 +23,14 @@ import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from cluster.upload import check_paths, check_uploaded, config_within, excludes
+from cluster.upload import check_paths, config_within, excludes
 from trainers.errors import ConfigError, first_line
 from trainers.redact import has_password, is_secret_name
 from tuning.config.loading import read_layers
 from tuning.config.schema import SearchFile
 from tuning.config.validation import check_settings, load_config
 from tuning.execution.signals import environment_variables
-from tuning.runs.resume import identity
+from tuning.resume import identity
 from tuning.security.exposure import check_sends
 
 STOP_SECONDS = 20
@@ -111,9 +111,7 @@ def submit_search(
     left_out = excludes(working_dir, file)
     try:
         check_settings(file)
-        origin, values = read_layers(config, overrides)
-        check_paths(values)
-        check_uploaded(origin.files, working_dir, left_out)
+        check_paths(read_layers(config, overrides)[1])
     except ConfigError as error:
         raise ConfigError(
             error.problem, key=error.key, value=error.value, hint=error.hint, source=config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,57 +73,15 @@ def config_within(working_dir: Path, config: str) -> str:
     Raises:
         ConfigError: the file is not in the working directory.
     """
-    path, colon, variant = config.partition(":")
-    if not Path(path).is_file():
-        find_config(path)  # raises if it is not a ready one
+    if not Path(config).is_file():
+        find_config(config)  # raises if it is not a ready one
         return config
-    file = Path(path).resolve()
+    file = Path(config).resolve()
     if not file.is_relative_to(working_dir):
-        raise _outside(working_dir, source=path)
-    return f"{file.relative_to(working_dir).as_posix()}{colon}{variant}"
-
-
-def _outside(working_dir: Path, **where: Any) -> ConfigError:
-    problem = f"it is not in the job's working directory {working_dir}"
-    hint = "copy it there, or choose another directory with --working-dir"
-    return ConfigError(problem, hint=hint, **where)
-
-
-def check_uploaded(
-    files: Iterable[tuple[str, Path]], working_dir: Path, patterns: Iterable[str]
-) -> None:
-    """Check that a job gets the files of its configuration.
-
-    Args:
-        files: see `Origin.files`.
-        patterns: of `excludes`.
-
-    Raises:
-        ConfigError: a file is not in the working directory, or in a folder that is not uploaded; or
-            it is a plug-in, whose path in the job's copy would be part of the search.
-    """
-    anchored = [pattern for pattern in patterns if pattern.startswith("/")]
-    for key, file in files:
-        if key == "plugins":
-            raise ConfigError(_TEMPORARY, key=key, value=str(file), hint=_PLUGIN_HINT)
-        path = file.resolve()
-        if not path.is_relative_to(working_dir):
-            raise _outside(working_dir, key=key or None, value=str(file))
-        if key == "trial.data.suite" and path != (working_dir / file).resolve():
-            raise ConfigError(
-                f"the job would not find it: it reads the path relative to {working_dir}",
-                key=key,
-                value=str(file),
-                hint="call `submit` in that directory, or name the file in the configuration",
-            )
-        name = f"/{path.relative_to(working_dir).as_posix()}"
-        if folder := next((pattern for pattern in anchored if name.startswith(pattern)), None):
-            raise ConfigError(
-                f"the folder {folder} of the working directory is not uploaded with a job",
-                key=key or None,
-                value=str(file),
-                hint="move it to another folder",
-            )
+        problem = f"it is not in the job's working directory {working_dir}"
+        hint = "copy it there, or choose another directory with --working-dir"
+        raise ConfigError(problem, hint=hint, source=config)
+    return file.relative_to(working_dir).as_posix()
 
 
 def check_paths(values: Mapping[str, Any]) -> None:
@@ -192,8 +150,8 @@ def _named_files(values: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]
         for where, searched in spaces.items():
             for choice in searched.get("parameters", {}).get(name, {}).get("choices", ()):
                 yield f"{where}.parameters.{name}.choices", name, choice
-            for point in searched.get("initial_points") or ():
-                yield f"{where}.initial_points", name, point.get(name)
+        for point in space.get("initial_points") or ():
+            yield "search.space.initial_points", name, point.get(name)
 
 
 def _path(name: str, value: object) -> str | None:

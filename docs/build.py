@@ -21,7 +21,7 @@ CONFIGURATION = """\
 
 All keys of a configuration file with their defaults, section by section. `[ft]` marks the keys of
 a section with `name: ft`, and `<key>` a key of your own choice. Limits of a million and more are
-left out. `lipsum-tune schema` prints the same keys as a JSON Schema. Files, variants and
+left out. `lipsum-tune schema` prints the same keys as a JSON Schema. Files and
 overrides: [Configuration](../configuration.md).
 """
 COMMANDS = """\
@@ -55,6 +55,8 @@ def commands() -> str:
 
     parts = [NOTICE + COMMANDS]
     for name, command in get_command(app).commands.items():
+        if command.hidden:
+            continue
         about, _, example = inspect.cleandoc(command.help).partition("Example: ")
         parts += [f"\n## {name}\n", about, f"```sh\n{example.strip()}\n```\n"]
         types = get_type_hints(command.callback, include_extras=True)

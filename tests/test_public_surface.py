@@ -28,6 +28,8 @@ def commands():
     """Each command with its arguments in capitals and its options."""
 
     def walk(command, path):
+        if command.hidden:
+            return
         if hasattr(command, "commands"):
             for name, below in command.commands.items():
                 yield from walk(below, (*path, name))

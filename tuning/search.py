@@ -39,16 +39,12 @@ from tuning.execution.signals import restored_process
 from tuning.execution.trainable import trainable
 from tuning.execution.tune_runner import run_trials
 from tuning.execution.zero_shot import zero_shot_metrics
+from tuning.run import Run
 from tuning.runs.callbacks import Callback
 from tuning.runs.journal import History, Journal, add_missed_reports, is_running, read_history
 from tuning.runs.recorder import Recorder
 from tuning.runs.records import SearchOutcome, SearchRecord, TrialRecord
-from tuning.runs.run_folder import (
-    LoadedRun,
-    create_run_folder,
-    search_record,
-    write_config,
-)
+from tuning.runs.run_folder import create_run_folder, search_record, write_config
 from tuning.security.databases import check_drivers
 from tuning.views.callback import ResultsCallback
 from tuning.views.formatting import points_line, show_phase
@@ -61,7 +57,7 @@ _ARGUMENTS = "arguments"
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult(LoadedRun):
+class SearchResult(Run):
     """The run folder of a search that has ended, and how it ended."""
 
     outcome: SearchOutcome
@@ -178,7 +174,7 @@ def _has_begun(run_folder: Path) -> bool:
 
 
 def continue_search(run_folder: Path, file: SearchFile, options: SearchOptions) -> SearchResult:
-    """Run the rest of a search in its run folder. `tuning.runs.resume` checks what has changed.
+    """Run the rest of a search in its run folder. `tuning.resume` checks what has changed.
 
     Raises:
         ConfigError: before anything runs; among others, another process is running this search.

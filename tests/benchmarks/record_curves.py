@@ -89,7 +89,7 @@ def main() -> None:
         "trial.eval.line=auto",
         f"trial.data.id_domain={arguments.id_domain}",
         f"trial.data.ood_domains=[{', '.join(ood)}]",
-        "search.space.parameters.method.text_length={type: categorical, choices: [8]}",
+        "search.space.parameters={method.text_length: {type: categorical, choices: [8]}}",
     ]
     file = load_config("quickstart", overrides)
     resolve_root(file.trial.data.root, progress=True)

@@ -77,12 +77,6 @@ def test_mistakes_are_found_before_anything_is_sent(tmp_path):
     with pytest.raises(ConfigError) as caught:
         submit_search("quickstart", (), tmp_path / "none", NOWHERE)
     assert caught.value.key == "--working-dir"
-    (tmp_path / "work").mkdir()
-    (tmp_path / "base.yaml").write_text("{}")
-    (tmp_path / "work" / "mine.yaml").write_text("extends: ../base.yaml")
-    with pytest.raises(ConfigError) as caught:
-        submit_search(str(tmp_path / "work" / "mine.yaml"), (), tmp_path / "work", NOWHERE)
-    assert caught.value.key == "extends"
 
 
 def test_a_password_is_refused_before_it_is_in_the_jobs_command(tmp_path):

@@ -207,11 +207,6 @@ class Method(Frozen, ABC):
         """Raise a `ConfigError` if a file that the method reads is missing or has changed."""
         return None
 
-    @property
-    def idle(self) -> frozenset[str]:
-        """Fields without effect, given the values of the others; they are not searched."""
-        return frozenset()
-
     def stage(self, step: int, steps: int) -> Stage:
         """The stage that a step belongs to; by default the run has one stage."""
         return Stage(0, steps)

@@ -130,16 +130,6 @@ class LipsumFineTuning(Method):
                 value=self.texts_file,
             )
 
-    @property
-    def idle(self) -> frozenset[str]:
-        """The length and number of texts, if the source does not use them."""
-        without = {
-            "second_moment": {"text_count"},
-            "isotropic": {"text_length", "text_count"},
-            "file": {"text_length"},
-        }
-        return frozenset(without.get(self.text_source, ()))
-
     def loss(self, batch: Batch, step: Step) -> Loss:
         """Cross-entropy plus the energy gap to the zero-shot model on the texts of this step."""
         task = cross_entropy(batch)

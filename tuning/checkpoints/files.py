@@ -21,24 +21,11 @@ from pyarrow import fs
 from trainers.checkpoints import storage
 from trainers.checkpoints.format import STATE, WEIGHTS
 from trainers.checkpoints.storage import CHECKPOINT, fetch_checkpoint, newest_checkpoint
-from trainers.data.storage import Store, open_store, url_of
+from trainers.data.storage import Store, open_store
+from tuning.runs.places import TRAIN_FOLDER as TRAIN_FOLDER
+from tuning.runs.places import checkpoint_home as checkpoint_home
 
-TRAIN_FOLDER: Final = "train"
-"""Folder of all trials, below a home."""
 _TRIAL: Final = "train-"
-
-
-def checkpoint_home(run_folder: Path, storage: str | None, name: str, run_id: str) -> str:
-    """Folder or URL of all checkpoints of a run.
-
-    Args:
-        storage: `search.checkpoints.storage`.
-        name: of the search. The run folder may be moved, and then has another name.
-        run_id: from the journal; distinguishes runs of the same name.
-    """
-    if storage is None:
-        return str(run_folder)
-    return url_of(storage, f"{name}-{run_id}")
 
 
 def trial_path(trial_id: str) -> str:

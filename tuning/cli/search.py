@@ -70,7 +70,7 @@ def search(
             show(what, f"{metric} uses OOD validation data{hint}")
     _say_what_lacks_test(file)
     # Imported after the check, since Ray and MLflow take seconds to import.
-    from tuning.runs.resume import search_or_resume
+    from tuning.resume import search_or_resume
     from tuning.search import run_search
 
     with _stopped():
@@ -79,41 +79,37 @@ def search(
 
 
 @app.command("resume")
-def resume_run(run: Run, set_: Set = None, address: Address = None) -> None:
-    """Continue an interrupted search; budgets, resources and data.root may change.
-
-    Example: lipsum-tune resume quickstart
-    """
-    _announce("Resume", check_run(run, set_ or ()))
-    from tuning.runs.resume import resume_search
-
-    with _stopped():
-        result = resume_search(run, set_ or (), address=address)
-    _show(result)
-
-
-@app.command()
-def extend(
+def resume_run(
     run: Run,
-    trials: Annotated[int | None, typer.Option(min=1, help="Number of trials to add.")] = None,
+    trials: Annotated[
+        str | None, typer.Option(help="Number of trials: `30`, or `+8` for eight more.")
+    ] = None,
     set_: Set = None,
     address: Address = None,
 ) -> None:
-    """Give a search more trials, or another space, sampler or scheduler.
+    """Continue a search that was interrupted, or with more trials, hours or another sampler.
 
-    Example: lipsum-tune extend quickstart --trials 8
+    Example: lipsum-tune resume quickstart --trials +8
     """
-    from trainers.errors import ConfigError
-
-    if trials is None and not set_:
-        problem = "nothing to extend by: give --trials N, or --set KEY=VALUE"
-        raise ConfigError(problem, hint="a stopped search goes on with `resume`")
-    _announce("Extend", check_run(run, set_ or ()), trials or 0)
-    from tuning.runs.resume import extend_search
+    keys, more = list(set_ or ()), (trials or "").startswith("+")
+    if trials and not more:
+        keys.append(f"search.budget.trials={trials}")
+    _announce("Resume", check_run(run, keys), trials if more else None)
+    from tuning.resume import resume_search
 
     with _stopped():
-        result = extend_search(run, set_ or (), trials=trials, address=address)
+        result = resume_search(run, set_ or (), trials=trials, address=address)
     _show(result)
+
+
+@app.command(
+    hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
+)
+def extend() -> None:
+    """Is `resume` now."""
+    from trainers.errors import ConfigError
+
+    raise ConfigError("`extend` is now `resume`, such as lipsum-tune resume quickstart --trials +8")
 
 
 @app.command()
@@ -190,7 +186,7 @@ def report(
     from trainers.errors import ConfigError
     from tuning.checkpoints.files import TRAIN_FOLDER
     from tuning.runs.journal import is_running
-    from tuning.runs.run_folder import check_is_no_copy, load_run
+    from tuning.runs.run_folder import load_run
     from tuning.views.callback import write_results
     from tuning.views.html_report import REPORT_FILE, REPORT_FOLDER
     from tuning.views.mlflow.callback import backfill
@@ -212,7 +208,6 @@ def report(
         webbrowser.open(page.resolve().as_uri())
     if was_over and not is_running(run):  # a running search writes to MLflow itself
         try:
-            check_is_no_copy(loaded)
             show("MLflow", backfill(loaded))
         except ConfigError as error:
             warn(error)
@@ -278,10 +273,10 @@ def _stopped(how_to_go_on: str = _LIST_AND_RESUME) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _announce(label: str, file: SearchFile, more: int = 0) -> None:
+def _announce(label: str, file: SearchFile, more: str | None = None) -> None:
     """Print a first line at once, before the checks import torch and Ray."""
     trial, search = file.trial, file.search
-    trials = f"{search.budget.trials} trials" + (f" and {more} more" if more else "")
+    trials = f"{search.budget.trials}{more or ''} trials"
     compared = len(search.space.methods)
     method = f"{compared} methods" if compared else trial.method.name
     what = f"{trials} of {trial.steps} steps, {method} of {trial.model.name} on {trial.data.root}"

@@ -13,20 +13,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from search_spaces import METHODS, SearchSpace
+from search_spaces import SearchSpace
 from trainers.config import TrialConfig, with_overrides
 from trainers.config_model import Frozen
 from trainers.data.suite import Suite
 from trainers.errors import ConfigError, validate
 from trainers.evaluation.line import LineGoal
 from trainers.evaluation.metrics import direction, metric_names
-from trainers.methods.registry import SEARCH_SPACES, is_available, load_plugins
+from trainers.methods.registry import load_plugins
+from trainers.overrides import METHOD_KEY
 from tuning.config.objectives import Constraint, Objective, check_constraints, parse_constraint
 from tuning.config.prior import PriorConfig
-from tuning.config.search_space import ALL, Lines, SpaceConfig, one_or_several, resolve_space
-from tuning.runs.records import METHOD_KEY
+from tuning.config.search_space import Lines, SpaceConfig, one_or_several, resolve_space
 
 
 class SamplerConfig(Frozen):
@@ -341,18 +341,6 @@ class SearchFile(Frozen):
             return values
         others = {key: value for key, value in values.items() if key != "plugins"}
         return {**others, "trial": {**trial, "plugins": [*plugins, *trial.get("plugins", ())]}}
-
-    @field_validator("search", mode="before")
-    @classmethod
-    def _all_methods_are_of_this_file(cls, search: Any, info: ValidationInfo) -> Any:
-        """Expand `methods: all` without methods that were registered for other configurations."""
-        space: Any = search.get("space") if isinstance(search, Mapping) else None
-        is_all = isinstance(space, Mapping) and space.get("methods") in (ALL, [ALL], (ALL,))
-        if not is_all or "trial" not in info.data:
-            return search
-        plugins = info.data["trial"].plugins
-        methods = [name for name in {**METHODS, **SEARCH_SPACES} if is_available(name, plugins)]
-        return {**search, "space": {**space, "methods": methods}}
 
     def model_copy(self, **options: Any) -> Any:
         """A copy whose search space is resolved again; pydantic copies cached values too."""

@@ -42,7 +42,7 @@ from tuning.execution.ray_session import ray_session
 from tuning.execution.ray_watch import watched_ray
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import check_is_no_copy, load_run
+from tuning.runs.run_folder import load_run
 from tuning.views.formatting import show_phase, untuned_label
 from tuning.views.html_report import REPORT_FOLDER, write_report
 from tuning.views.mlflow.client import tracking_uri
@@ -86,7 +86,6 @@ def confirm(
         problem = f"must be at least 2, for an interval, and at most {MAX_SEEDS}"
         raise ConfigError(problem, key="--seeds", value=seeds)
     run = load_run(folder)
-    check_is_no_copy(run)
     search, file, records = run.search, run.file, run.history.records
     configurations = (Configuration(FT, {}, method=FT), *chosen(search, records, top, rules))
     if run.history.outcome is None:

@@ -39,7 +39,7 @@ class Verdict:
         """
         export = f"lipsum-tune export {run} --output model   # {self.label}, for open_clip"
         confirm = f"lipsum-tune confirm {run}   # fresh seeds, then the test splits, once"
-        extend = f"lipsum-tune extend {run} --trials 8   # no trial is better yet"
+        extend = f"lipsum-tune resume {run} --trials +8   # no trial is better yet"
         if self.seeds or self.record.outcome != "finished":
             return [export]
         return [confirm if self.record.kind == "trial" else extend, export]

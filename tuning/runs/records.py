@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from trainers.evaluation.metrics import MetricKey
+from trainers.overrides import METHOD_KEY as METHOD_KEY
 from tuning.config.objectives import Constraint, Mode, Objective, sampler_objectives
 
 Outcome: TypeAlias = Literal["running", "finished", "pruned", "failed", "stopped"]
@@ -28,8 +29,6 @@ ParamValue: TypeAlias = bool | int | float | str
 
 FINAL: Final = frozenset({"finished", "pruned", "failed"})
 """Outcomes after which a trial never runs again."""
-METHOD_KEY: Final = "method.name"
-"""Parameter that holds the method, in a search that compares several."""
 ZERO_SHOT: Final = "zero-shot"
 """Name of the model before any step, in tables and displays."""
 STEP: Final = "step"

@@ -36,7 +36,7 @@ from tuning.execution.ray_watch import watched_ray
 from tuning.runs.environment import check_same_inputs
 from tuning.runs.ranking import misses, ranked
 from tuning.runs.records import SearchRecord, TrialRecord
-from tuning.runs.run_folder import LoadedRun, check_is_no_copy, config_of, load_run
+from tuning.runs.run_folder import LoadedRun, config_of, load_run
 from tuning.views.mlflow.client import tracking_uri
 from tuning.views.mlflow.results import log_soup
 from tuning.weights.sources import SOUP_FILE, SOUPS_FOLDER, measured
@@ -93,7 +93,6 @@ def make_soup(
             changed since the search, or a copy of a run folder that still exists.
     """
     run = load_run(folder)
-    check_is_no_copy(run)
     found = ingredients(run, top, method)
     data, resources = run.file.trial.data, run.file.search.resources
     resolve_root(data.root, progress=True)

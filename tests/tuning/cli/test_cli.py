@@ -32,12 +32,12 @@ from tests.tuning import fakes
 from tests.tuning.run_folders import search_file, trial, write_run
 from trainers.checkpoints.format import saved_step
 from trainers.errors import ConfigError, StorageFailed
+from tuning import resume
 from tuning import search as run_search
 from tuning.cli import app, main, run_command
 from tuning.config.loading import find_config, ready_configs
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import _check_test_splits
-from tuning.runs import resume
 from tuning.runs.journal import Journal
 from tuning.runs.run_folder import CONFIG_FILE, load_run, write_config
 from tuning.search import SearchResult
@@ -92,7 +92,7 @@ def test_schema_accepts_the_ready_configurations():
     optim = schema["$defs"]["OptimConfig"]["properties"]
     assert optim["lr"]["description"] == "Peak learning rate."
     keys = schema["properties"].keys()
-    assert keys == {"extends", "variants", "plugins", "trial", "search"}
+    assert keys == {"extends", "plugins", "trial", "search"}
     for name in ready_configs():
         jsonschema.validate(yaml.safe_load(find_config(name).read_text()), schema)
     few = {"objective": {"metric": "val/mean_acc"}, "constraints": "id_val/acc >= best - 0.5"}
@@ -263,7 +263,7 @@ def test_ctrl_c_outside_of_the_trials_says_how_to_go_on(run, images_root, tmp_pa
     for done in (
         searched(images_root, tmp_path),
         invoke("resume", run),
-        invoke("extend", run, "--trials", 1),
+        invoke("resume", run, "--trials", "+1"),
     ):
         assert done.exit_code == 130
         assert done.stderr.startswith("warning: stopped; ")
@@ -305,7 +305,7 @@ def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path)
             ((command, "nowhere", *more), "nowhere: not a run folder")
             for command, *more in (
                 ["resume"],
-                ["extend", "--trials", "3"],
+                ["resume", "--trials", "+3"],
                 ["status"],
                 ["confirm"],
                 ["soup"],
@@ -317,8 +317,9 @@ def test_a_search_says_first_where_it_uses_ood_data(used, images_root, tmp_path)
         (("soup", "RUN"), "set search.checkpoints.keep_top = 5"),
         (("plan", "no-such.yaml"), "no-such.yaml: no such file"),
         (("resume", "RUN", "--set", "trial.steps"), "write it as key=value"),
-        (("extend", "RUN", "--set", "trial.seed=9"), "start a new search"),
-        (("extend", "RUN"), "give --trials N"),
+        (("resume", "RUN", "--set", "trial.seed=9"), "start a new search"),
+        (("resume", "RUN", "--trials", "+x"), "write a number, or +8"),
+        (("extend", "RUN", "--trials", "8"), "`extend` is now `resume`"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -655,16 +656,15 @@ def test_a_search_in_which_no_trial_finished_has_nothing_to_confirm(
     assert "Next" not in done.output
 
 
-def test_extend_adds_trials(run, went_on):
+def test_resume_adds_trials(run, went_on):
     there = load_run(run).file.search.budget.trials
-    ended = invoke("extend", run, "--trials", "4")
+    ended = invoke("resume", run, "--trials", "+4")
     assert [file.search.budget.trials for file in went_on] == [there + 4]
     assert load_run(run).file == went_on[0]
     assert ended.exit_code == 1  # one of the trials that are there failed
-    narrower = "search.space.parameters.optim.lr.high=1e-3"
-    invoke("extend", run, "--trials", "4", "--set", narrower)
-    assert went_on[1].search.budget.trials == there + 8
-    assert went_on[1].model_dump()["search"]["space"]["parameters"]["optim.lr"]["high"] == 1e-3
+    invoke("resume", run, "--trials", "9", "--set", "search.sampler.name=random")
+    assert went_on[1].search.budget.trials == 9
+    assert went_on[1].search.sampler.name == "random"
 
 
 def test_a_search_with_nothing_left_ends_in_order(run, went_on):
@@ -678,7 +678,7 @@ def test_a_search_with_nothing_left_ends_in_order(run, went_on):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("command", [("report",), ("extend", "--trials", "3"), ("resume",)])
+@pytest.mark.parametrize("command", [("report",), ("resume", "--trials", "+3"), ("resume",)])
 def test_a_run_folder_that_cannot_be_written_is_one_line(
     command: tuple[str, ...], run: Path, tmp_path: Path
 ) -> None:

@@ -65,7 +65,7 @@ def test_a_reference_that_beats_all_trials_is_what_is_exported(tmp_path):
     assert (found.trial_id, found.record.kind) == ("ft", "reference")
     assert found.why.startswith("No trial is better than FT, not tuned (lr = 1e-05): val/mean_acc")
     extend, export = found.commands("mine")
-    assert extend.startswith("lipsum-tune extend mine --trials ")
+    assert extend.startswith("lipsum-tune resume mine --trials ")
     assert "# FT, not tuned (lr = 1e-05)" in export
 
 
@@ -75,7 +75,7 @@ def test_zero_shot_may_win(tmp_path):
     found = verdict(search, records)
     assert found is not None
     assert found.trial_id == "zero-shot"
-    assert [command.split()[1] for command in found.commands("mine")] == ["extend", "export"]
+    assert [command.split()[1] for command in found.commands("mine")] == ["resume", "export"]
 
 
 def test_fresh_seeds_decide_and_test_splits_do_not(tmp_path):
@@ -191,7 +191,7 @@ def test_a_search_that_loses_to_its_reference_exports_the_reference(
 
     said = lipsum_tune("search", "quickstart", *overrides)
     assert "lipsum-tune export mine --output model   # FT, not tuned (lr = 6e-04)" in said
-    assert "lipsum-tune extend mine" in said
+    assert "lipsum-tune resume mine" in said
     assert "lipsum-tune confirm" not in said
     page = (tmp_path / "runs" / "mine" / "report" / "index.html").read_text()
     assert "# FT, not tuned (lr = 6e-04)" in page

@@ -18,8 +18,8 @@ from tests.tuning.run_folders import search_file
 from trainers.errors import ConfigError
 from tuning.config.validation import load_config
 from tuning.execution.cluster_resources import DRIVER_MEMORY
+from tuning.resume import continue_from
 from tuning.runs.journal import read_history
-from tuning.runs.resume import continue_from
 from tuning.runs.run_folder import write_config
 from tuning.search import SearchOptions, start_search
 
@@ -61,11 +61,11 @@ def run_instantly(file, **options):
         return start_search(file, instant_options(file, **options))
 
 
-def resume_instantly(folder, *overrides, extend=False, **options):
-    """Resume or extend a search."""
+def resume_instantly(folder, *overrides, **options):
+    """Resume a search."""
     file = load_config(folder / "search.yaml", check=False)
     changed = load_config(folder / "search.yaml", overrides)
-    return continue_from(folder, changed, instant_options(file, **options), extend=extend)
+    return continue_from(folder, changed, instant_options(file, **options))
 
 
 def write_instant(folder, file):

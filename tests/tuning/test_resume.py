@@ -1,7 +1,9 @@
-"""Which changes a resume and an extension accept."""
+"""Which changes a resume accepts."""
 
 import json
 import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -11,19 +13,15 @@ from tests.trainers import tiny_models
 from tests.tuning import fakes
 from tests.tuning.run_folders import LR, search_file, swap_classes, trial, write_run
 from trainers.errors import ConfigError
-from trainers.overrides import nest
+from tuning import resume
 from tuning import search as run_search
 from tuning.config.schema import SamplerConfig
 from tuning.config.validation import load_config
 from tuning.confirmation.confirm import confirm
-from tuning.runs import resume
+from tuning.resume import earlier_run, extend_search, resume_search, search_or_resume
 from tuning.runs.environment import check_same_inputs, environment
 from tuning.runs.journal import JOURNAL_FILE, Journal, read_history
-from tuning.runs.resume import earlier_run, extend_search, resume_search, search_or_resume
 from tuning.runs.run_folder import CONFIG_FILE, create_run_folder, load_run, write_config
-from tuning.weights.soup import make_soup
-
-NARROWER = f"search.space.parameters.{LR}.low=1e-5"
 
 
 @pytest.fixture
@@ -40,91 +38,45 @@ def went_on(monkeypatch):
     return files
 
 
-def go_on(run, overrides, extend):
-    (extend_search if extend else resume_search)(run, overrides)
-
-
-def edit(run, **changes):
-    """Change search.yaml by hand."""
-    values = yaml.safe_load((run / CONFIG_FILE).read_text())
-    dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    (run / CONFIG_FILE).write_text(yaml.safe_dump(nest(dotted, values), sort_keys=False))
-
-
-def test_a_copy_does_not_go_on_while_the_original_exists(run, went_on):
-    copy = Path(shutil.copytree(run, run.with_name("copy")))
-    for go_on in (resume_search, extend_search, confirm, make_soup):
-        with pytest.raises(ConfigError, match=f"a copy of {run}"):
-            go_on(copy)
-    assert went_on == []
-    run.rename(run.with_name("original"))
-    resume_search(copy)
-    assert len(went_on) == 1
-
-
-@pytest.mark.parametrize("extend", [False, True])
 @pytest.mark.parametrize(
     "override",
     [
-        "search.budget.trials=30",
         "search.budget.trials=2",  # fewer than it has: it ends at once
         "search.budget.hours=1.5",
         "search.resources.workers=2",
-        "search.resources.max_concurrent=1",
         "search.tracking.experiment=other",
-        "search.checkpoints.disk_gb=5",
+        "search.checkpoints.keep_top=5",
+        "search.sampler={name: random, seed: 7}",
+        "search.scheduler={name: asha, grace_steps: 40}",
         "trial.data.cache_gb=7",
         "trial.data.workers=2",
     ],
 )
-def test_budgets_resources_tracking_and_reading_may_change_and_are_kept(
-    override, extend, run, went_on
-):
+def test_what_no_trial_measures_may_change(override, run, went_on):
     expected = load_config(run / CONFIG_FILE, [override])
     assert expected != load_run(run).file
-    go_on(run, [override], extend)
+    resume_search(run, [override])
     assert went_on == [expected]
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        NARROWER,
-        "search.space.initial_points=[]",
-        "search.sampler.name=random",
-        "search.sampler.seed=7",
-        "search.scheduler={name: asha, grace_steps: 40}",
-    ],
-)
-def test_space_sampler_and_scheduler_may_change_when_a_search_is_extended(override, run, went_on):
-    with pytest.raises(ConfigError) as caught:
-        resume_search(run, [override])
-    assert "lipsum-tune extend" in str(caught.value.hint)
-    assert went_on == []
-    extend_search(run, [override])
-    assert went_on == [load_config(run / CONFIG_FILE, [override])]
+@pytest.mark.parametrize(("trials", "number"), [("+5", 25), (30, 30), ("30", 30), ("5", 5)])
+def test_trials_are_a_number_or_in_addition_to_those_that_there_are(trials, number, run, went_on):
+    resume_search(run, ["search.budget.trials=3"], trials=trials)  # twenty were configured
+    assert went_on[0].search.budget.trials == number
+    extend_search(run, trials=5, sampler="random")
+    assert went_on[1].search.budget.trials == 25
+    assert went_on[1].search.sampler == SamplerConfig(name="random")
+    with pytest.raises(ConfigError, match="write a number, or"):
+        resume_search(run, trials="five")
 
 
 def test_a_sampler_from_python_is_checked(run, went_on):
     with pytest.raises(ConfigError, match="is never reported") as caught:
-        extend_search(run, sampler=SamplerConfig(metric="val/accuracy"))
+        resume_search(run, sampler=SamplerConfig(metric="val/accuracy"))
     assert (caught.value.key, caught.value.value) == ("search.sampler.metric", "val/accuracy")
     assert went_on == []
 
 
-def test_an_extension_adds_to_the_trials_that_there_are(run, went_on):
-    extend_search(run, ["search.budget.trials=3"], trials=5)
-    assert went_on[0].search.budget.trials == 25  # twenty were configured
-
-
-def test_checkpoints_are_not_looked_for_elsewhere(run, went_on):
-    with pytest.raises(ConfigError) as caught:
-        resume_search(run, ["search.checkpoints.storage=s3://mine"])
-    assert caught.value.hint == "its checkpoints would not be found"
-    assert went_on == []
-
-
-@pytest.mark.parametrize("extend", [False, True])
 @pytest.mark.parametrize(
     ("override", "was"),
     [
@@ -136,17 +88,22 @@ def test_checkpoints_are_not_looked_for_elsewhere(run, went_on):
         ("search.references=[]", "['ft']"),
         ("search.warm_start.top=9", "4"),
         ("search.study_storage=sqlite:///a", "None"),
+        (f"search.space.parameters={{{LR}: {{low: 1.0e-5}}}}", "1e-06"),
+        ("search.space.initial_points=[]", "[{'optim.lr': 1e-05, 'method.reg_weight': 1.0}]"),
+        ("search.prior.points=7", "3"),
+        ("search.checkpoints.storage=s3://mine", "None"),
     ],
 )
 def test_what_trials_measure_never_changes_and_the_error_says_what_to_do(
-    override, was, extend, run, went_on
+    override, was, run, went_on
 ):
     before = (run / CONFIG_FILE).read_text()
     with pytest.raises(ConfigError) as caught:
-        go_on(run, [override], extend)
-    assert caught.value.key == f"--set {override.partition('=')[0]}"
+        resume_search(run, [override])
+    assert str(caught.value.key).startswith(f"--set {override.partition('=')[0]}")
     assert f"it was {was} in this search" in caught.value.problem
-    assert "search.warm_start.runs" in str(caught.value.hint)
+    hint = "would not be found" if "checkpoints" in override else "search.warm_start.runs"
+    assert hint in str(caught.value.hint)
     assert went_on == []
     assert (run / CONFIG_FILE).read_text() == before
 
@@ -157,35 +114,26 @@ def copy(images_root, tmp_path):
     return Path(shutil.copytree(images_root, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("extend", [False, True])
-def test_data_that_were_moved_are_read_where_they_are_now(extend, copy, tmp_path, went_on):
+def test_data_that_were_moved_are_read_where_they_are_now(copy, tmp_path, went_on):
     run = write_run(tmp_path / "run", search_file(copy), [trial(0, 85.0, 62.0)])
     moved = copy.rename(tmp_path / "moved")
     with pytest.raises(ConfigError, match=r"copy"):
-        go_on(run, [], extend)
-    go_on(run, [f"trial.data.root={moved}"], extend)
-    (first,) = went_on
-    assert first == search_file(moved)
-    assert first.trial_config({LR: 1e-3}).data.root == str(moved)
-    assert first.reference_config("ft").data.root == str(moved)
+        resume_search(run)
+    resume_search(run, [f"trial.data.root={moved}"])
+    assert went_on == [search_file(moved)]
 
 
-@pytest.mark.parametrize("extend", [False, True])
 @pytest.mark.parametrize("moved", [False, True])
-def test_data_that_have_changed_are_refused_with_the_domain_and_split(
-    extend, moved, copy, run, went_on
-):
+def test_data_that_have_changed_are_refused_with_the_domain_and_split(moved, copy, run, went_on):
     elsewhere = [f"trial.data.root={copy}"]
     if not moved:
         write_config(run, load_config(run / CONFIG_FILE, elsewhere))
-    before = (run / CONFIG_FILE).read_text()
     swap_classes(copy, "sketch", "val")
     with pytest.raises(ConfigError) as caught:
-        go_on(run, elsewhere if moved else [], extend)
+        resume_search(run, elsewhere if moved else [])
     assert (caught.value.key, caught.value.value) == ("trial.data.root", str(copy))
     assert "'sketch/val' changed" in caught.value.problem
     assert went_on == []
-    assert (run / CONFIG_FILE).read_text() == before
 
 
 def test_a_model_that_has_changed_is_refused_with_its_file(images_root, tmp_path, went_on):
@@ -195,7 +143,7 @@ def test_a_model_that_has_changed_is_refused_with_its_file(images_root, tmp_path
     (run / "environment.json").write_text(json.dumps(environment(file.trial)))
     resume_search(run)
     model.write_text(model.read_text().replace('"layers": 2', '"layers": 3'))
-    for go_on in (resume_search, extend_search, confirm):
+    for go_on in (resume_search, confirm):
         with pytest.raises(ConfigError, match=f"'{model}' changed since") as caught:
             go_on(run)
         assert caught.value.key == "trial.model.name"
@@ -231,48 +179,30 @@ def test_a_plugin_that_has_changed_is_refused_with_its_file(
 def test_a_run_that_does_not_say_what_data_it_saw_goes_on_and_that_is_told(run, went_on, caplog):
     resume_search(run)
     assert caplog.messages == []
-    for left in ("{}", None):
-        if left is None:
-            (run / "environment.json").unlink()
-        else:
-            (run / "environment.json").write_text(left)
-        resume_search(run)
-        (told,) = caplog.messages
-        assert told.startswith(f"{run} does not record its data")
-        caplog.clear()
-    assert len(went_on) == 3
+    (run / "environment.json").unlink()
+    resume_search(run)
+    assert f"{run} does not record its data" in caplog.text
+    assert len(went_on) == 2
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "edited", "original"),
+    ("path", "edited"),
     [
-        ("trial", "trial.seed", 1, 0),
-        (
-            "search.objective",
-            "search.objective",
-            [{"metric": "id_val/acc"}],
-            [{"metric": "val/mean_acc"}],
-        ),
-        ("search.constraints", "search.constraints", ["id_val/acc>=9"], []),
+        (("trial", "seed"), 1),
+        (("search", "objective"), [{"metric": "id_val/acc"}]),
+        (("search", "constraints"), ["id_val/acc>=9"]),
+        (("search", "space", "parameters", LR, "high"), 1e-3),
     ],
 )
-def test_a_search_yaml_that_was_edited_is_refused(section, key, edited, original, run, went_on):
-    edit(run, **{key: edited})
-    for extend in (False, True):
-        with pytest.raises(ConfigError, match=rf"search\.yaml: {section} differs"):
-            go_on(run, [], extend)
-    edit(run, **{key: original})
-    resume_search(run)
-    assert len(went_on) == 1
-
-
-def test_an_edited_space_is_for_extend(run, went_on):
-    parameters = yaml.safe_load((run / CONFIG_FILE).read_text())["search"]["space"]["parameters"]
-    edit(run, search__space__parameters={**parameters, LR: {**parameters[LR], "high": 1e-3}})
-    with pytest.raises(ConfigError, match=r"search\.space differs.*`lipsum-tune extend`"):
+def test_a_search_yaml_that_was_edited_is_refused(path, edited, run, went_on):
+    *sections, last = path
+    values = yaml.safe_load((run / CONFIG_FILE).read_text())
+    reduce(getitem, sections, values)[last] = edited
+    (run / CONFIG_FILE).write_text(yaml.safe_dump(values, sort_keys=False))
+    changed = path[0] if path[0] == "trial" else ".".join(path[:2])
+    with pytest.raises(ConfigError, match=rf"search\.yaml: {changed} differs"):
         resume_search(run)
-    extend_search(run)
-    assert len(went_on) == 1
+    assert went_on == []
 
 
 def test_the_loser_of_two_resumes_at_once_writes_nothing(run):
