@@ -13,12 +13,13 @@ A search that compares methods has one branch for each method, and each branch i
 from __future__ import annotations
 
 import json
+import math
 import re
 
 from optuna.distributions import BaseDistribution
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from search_spaces.distributions import Distribution, Frozen, Value
+from search_spaces.distributions import Categorical, Distribution, Frozen, Value
 
 BRANCH_KEY = "method.name"
 """Configuration key whose values are the names of the branches."""
@@ -76,6 +77,15 @@ class SearchSpace(Frozen):
     def distributions(self) -> dict[str, BaseDistribution]:
         """The parameters as Optuna distributions, by dotted key."""
         return {key: parameter.to_optuna() for key, parameter in self.parameters.items()}
+
+    def grid_size(self, points: int) -> int:
+        """Number of points of a grid with so many values of each numeric parameter, all choices."""
+        return math.prod(
+            len(p.choices)
+            if isinstance(p, Categorical)
+            else len({p.at(n / (points - 1)) for n in range(points)})
+            for p in self.parameters.values()
+        )
 
     def canonical(self) -> str:
         """Parameters and branches as one line of JSON with sorted keys, for comparing spaces."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -23,7 +22,7 @@ from optuna.trial import FrozenTrial
 from search_spaces import Categorical, SearchSpace
 from trainers.errors import ConfigError, first_line
 from tuning.algorithms.gp_sampler import RobustGPSampler
-from tuning.config.schema import SamplerConfig, SearchFile
+from tuning.config.schema import SamplerConfig
 from tuning.runs.records import ParamValue
 
 GP_TRIALS: Final = 100
@@ -124,18 +123,3 @@ def grid_axes(space: SearchSpace, points: int) -> Mapping[str, Sequence[ParamVal
         else sorted({parameter.at(unit) for unit in np.linspace(0, 1, points)})
         for key, parameter in space.parameters.items()
     }
-
-
-def number_of_trials(file: SearchFile) -> int:
-    """Most trials that the sampler can propose: the budget, or a smaller grid.
-
-    A grid goes on after the points of a warm start, which are counted as if all were new.
-    """
-    search, trials = file.search, 0
-    if search.sampler.name != "grid":
-        return search.budget.trials
-    earlier = () if search.warm_start.use == "observations" else search.warm_start.runs
-    for part in file.search_space().parts().values():
-        axes = grid_axes(part, search.sampler.grid_points)
-        trials += math.prod(map(len, axes.values())) + len(earlier) * search.warm_start.top
-    return min(search.budget.trials, trials)

@@ -371,6 +371,16 @@ class SearchFile(Frozen):
         return resolve_space(search.space, search.prior, self.trial, search.sampler.seed)
 
     @property
+    def most_trials(self) -> int:
+        """Number of trials of the budget, or of a smaller grid after the points of a warm start."""
+        search, parts = self.search, self.search_space().parts().values()
+        if search.sampler.name != "grid":
+            return search.budget.trials
+        earlier = len(parts) * len(search.warm_start.runs) * search.warm_start.top
+        grid = sum(part.grid_size(search.sampler.grid_points) for part in parts)
+        return min(search.budget.trials, earlier + grid)
+
+    @property
     def objectives(self) -> tuple[Objective, ...]:
         """The metrics to optimise."""
         return tuple(Objective(o.metric, o.mode) for o in self.search.objective)

@@ -25,7 +25,6 @@ from trainers.data.dataset import KEEP_BYTES, KEPT_BYTES
 from trainers.errors import ConfigError
 from tuning.algorithms.early_stopping import rung_ladder
 from tuning.algorithms.rung_check import create_rule
-from tuning.algorithms.samplers import number_of_trials
 from tuning.config.schema import MedianConfig, RungConfig, SearchFile
 from tuning.execution.cluster_resources import HEAD
 from tuning.execution.ray_session import concurrent_trials, ray_session
@@ -163,7 +162,7 @@ def plan_search(
         _scratch(Path(search.storage).expanduser().resolve()) as folder,
     ):
         start_s = time.perf_counter() - began
-        trials = number_of_trials(file)
+        trials = file.most_trials
         concurrent = min(concurrent_trials(search.resources), trials + len(search.references))
         probes = min(concurrent, MAX_PROBES)
         base = with_overrides(file.trial, OVERRIDES, "trial")

@@ -155,15 +155,10 @@ def search_record(
     Raises:
         ConfigError: no trial can meet the constraints, given the zero-shot metrics.
     """
-    trials = file.search.budget.trials
-    if file.search.sampler.name == "grid":
-        from tuning.algorithms.samplers import number_of_trials  # imports Optuna
-
-        trials = number_of_trials(file)
     return SearchRecord(
         name=folder.name,
         total_steps=file.trial.steps,
-        budget_trials=trials,
+        budget_trials=file.most_trials,
         objectives=file.objectives,
         constraints=file.constraints(zero_shot),
         id_domain=file.trial.data.id_domain,

@@ -11,7 +11,6 @@ from tests.tuning.result_tables import text_of
 from trainers.config import with_overrides
 from trainers.errors import ConfigError
 from tuning.algorithms.rung_check import create_rule
-from tuning.algorithms.samplers import number_of_trials
 from tuning.config.schema import SearchFile
 from tuning.execution.ray_session import ray_session
 from tuning.planning.cost_model import SearchShape, estimate
@@ -54,7 +53,7 @@ def search_file(evaluation=None, **search):
 
 def make_plan(file, probe=PROBE, memory=10**11, head_memory=10**11):
     """The plan of a search whose probe is known; four trials at once."""
-    shape = SearchShape(number_of_trials(file), 900, 100, concurrent=4, references=1)
+    shape = SearchShape(file.most_trials, 900, 100, concurrent=4, references=1)
     cost = trial_cost(probe, file.trial.eval)
     expected = estimate(shape, cost, partial(create_rule, file.search.scheduler, 900))
     return Plan(file, probe, shape, expected, memory, head_memory)
@@ -187,11 +186,11 @@ def test_the_marks_are_the_rungs():
 def test_a_small_grid_ends_the_search_before_its_budget():
     space = {"name": None, "parameters": {"seed": {"type": "categorical", "choices": [1, 2, 3]}}}
     file = search_file(space=space, sampler={"name": "grid"}, budget={"trials": 20})
-    assert number_of_trials(file) == 3
+    assert file.most_trials == 3
     sampler = {"name": "grid", "grid_points": 3}
     of_methods = search_file(sampler=sampler, space=METHODS, budget={"trials": 100})
-    assert number_of_trials(of_methods) == 3 + 3 * 3 + 3 * 3
-    assert number_of_trials(search_file(budget={"trials": 20})) == 20
+    assert of_methods.most_trials == 3 + 3 * 3 + 3 * 3
+    assert search_file(budget={"trials": 20}).most_trials == 20
 
 
 METHODS = {"methods": ["ft", "kd", "l2_sp"]}
