@@ -56,7 +56,9 @@ class _Range(Frozen):
 
     def to_optuna(self) -> distributions.FloatDistribution | distributions.IntDistribution:
         """The same distribution for Optuna."""
-        raise NotImplementedError
+        is_int = isinstance(self, Int)
+        kind: Any = distributions.IntDistribution if is_int else distributions.FloatDistribution
+        return kind(self.low, self.high, log=self.log, step=self.step)
 
     def parse(self, value: Value) -> float:
         """The value as a number of this range; a string that spells a number is accepted.
@@ -72,17 +74,13 @@ class _Range(Frozen):
             raise ValueError("is not a finite number")
         if not self.low <= number <= self.high:
             raise ValueError(f"is outside {self.low:g} .. {self.high:g}")
-        if grid := self.to_optuna().step:  # of integers, at least 1
-            steps = (number - self.low) / grid
-            if not math.isclose(steps, round(steps), rel_tol=1e-9, abs_tol=1e-9):
-                raise ValueError(f"is not {self.low:g} plus a multiple of {grid:g}")
+        steps = (number - self.low) / (self.step or math.inf)
+        if not math.isclose(steps, round(steps), rel_tol=1e-9, abs_tol=1e-9):
+            raise ValueError(f"is not {self.low:g} plus a multiple of {self.step:g}")
         return number
 
     def unit(self, value: float) -> float:
-        """Where a value lies in the range on its scale, from 0 to 1; values outside are at a bound.
-
-        A log scale is linear in the logarithm.
-        """
+        """Where a value lies on the scale of the range, 0 to 1; values outside are at a bound."""
         value = min(max(value, self.low), self.high)
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
@@ -95,21 +93,19 @@ class _Range(Frozen):
             number = float(self.low * (self.high / self.low) ** unit)
         else:
             number = self.low + unit * (self.high - self.low)
-        if self.step is not None:
+        if self.step:
             number = self.low + round((number - self.low) / self.step) * self.step
         return min(max(number, self.low), self.high)
 
     def near(self, center: float, width: float, rng: random.Random) -> float:
-        """A random value around a centre, normally distributed on the scale of the range.
-
-        The distribution is truncated: what is drawn outside of the range is drawn again.
+        """A random value around a centre, normal on the scale of the range and truncated to it.
 
         Args:
             width: standard deviation as a share of the range, 0 to 1.
         """
         middle = self.unit(center)
         position = middle + width * rng.gauss(0, 1)
-        # From a generator of its own, so that values that are drawn later do not change. With a
+        # Drawn again by a generator of its own, so that later draws of `rng` do not change. With a
         # width of 1, one of three draws is inside.
         again = random.Random(position)
         for _ in range(100):
@@ -121,7 +117,11 @@ class _Range(Frozen):
     def __str__(self) -> str:
         """For people, such as `float 1e-06 .. 0.001, log scale`."""
         text = f"{type(self).__name__.lower()} {self.low:g} .. {self.high:g}"
-        return text + ", log scale" * self.log + (f", steps of {self.step:g}" if self.step else "")
+        return (
+            text
+            + ", log scale" * self.log
+            + (f", steps of {self.step:g}" if self.step not in (None, 1) else "")
+        )
 
 
 class Float(_Range):
@@ -132,10 +132,6 @@ class Float(_Range):
     high: FiniteFloat
     step: FiniteFloat | None = None
 
-    def to_optuna(self) -> distributions.FloatDistribution:
-        """The same distribution for Optuna."""
-        return distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
-
 
 class Int(_Range):
     """Integers from `low` to `high`, on a linear or log scale or on a grid of `step`."""
@@ -143,7 +139,8 @@ class Int(_Range):
     type: Literal["int"] = "int"
     low: int
     high: int
-    step: int | None = None
+    step: int = 1
+    """Distance of the grid points, counted from `low`."""
 
     def parse(self, value: Value) -> int:
         """As `Float.parse`, and whole; `3.0` is."""
@@ -152,11 +149,6 @@ class Int(_Range):
     def at(self, unit: float) -> int:
         """As `Float.at`, rounded."""
         return round(super().at(unit))
-
-    def to_optuna(self) -> distributions.IntDistribution:
-        """The same distribution for Optuna."""
-        step = 1 if self.step is None else self.step
-        return distributions.IntDistribution(self.low, self.high, log=self.log, step=step)
 
 
 class Categorical(Frozen):
@@ -168,18 +160,14 @@ class Categorical(Frozen):
 
     @field_validator("choices", mode="before")
     @classmethod
-    def _parse_numbers(cls, choices: Any) -> Any:
-        is_list = isinstance(choices, list | tuple)
-        return tuple(map(_number_of, choices)) if is_list else choices
-
-    @field_validator("choices")
-    @classmethod
-    def _check_choices(cls, choices: tuple[Value, ...]) -> tuple[Value, ...]:
+    def _are_numbers_and_differ(cls, choices: Any) -> Any:
+        if not isinstance(choices, list | tuple):
+            return choices
+        parsed = [_number_of(choice) for choice in choices]
         # Optuna compares choices with ==, so 1, 1.0 and true would be one choice.
-        for index, choice in enumerate(choices):
-            if choice in choices[:index]:
-                raise ValueError(f"choices has {choice!r} twice")
-        return choices
+        if twice := [choice for index, choice in enumerate(parsed) if choice in parsed[:index]]:
+            raise ValueError(f"choices has {twice[0]!r} twice")
+        return tuple(parsed)
 
     def parse(self, value: Value) -> Value:
         """The choice that equals the value; `true` and 1 are different.

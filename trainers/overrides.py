@@ -40,14 +40,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
     A mapping with a `name` or `type` that the one below does not have replaces it, since the other
     keys belong to that name. Other mappings are merged key by key, everything else is replaced.
-    `search` is always merged: its name is that of a run.
+    `search` and `sampler` are always merged: their other keys do not depend on the name.
     """
     merged = dict(base)
     for key, value in over.items():
         below = base.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             is_other = any(value.get(k, below.get(k)) != below.get(k) for k in ("name", "type"))
-            if key == "search" or not is_other:
+            if key in ("search", "sampler") or not is_other:
                 value = merge(below, value)
         merged[key] = value
     return merged

@@ -12,40 +12,34 @@ from tuning.config.loading import find_config, ready_configs
 from tuning.config.schema import SearchFile
 from tuning.config.validation import load_config
 
-PAPER = [
-    f"{data}_vit_{size}" for data in ("domainnet", "imagenet") for size in ("b16", "b32", "l14")
-]
-OWN = ["vit_b16", "vit_b32", "vit_l14"]
+SIZES = ("b16", "b32", "l14")
+PAPER = [f"{data}_vit_{size}" for data in ("domainnet", "imagenet") for size in SIZES]
+OWN = [f"vit_{size}" for size in SIZES]
 RUNLOCAL = "domainnet_vit_b16_runlocal"
 AUTHORS = {  # learning rate, weight decay and clipping on ImageNet with ViT-B/16
-    "wise_ft": (3e-5, 0.1, 1.0),
-    "flyp": (1e-5, 0.1, None),
-    "star_ft": (1e-5, 0.1, None),
-    "carot": (1e-5, 0.1, None),
-    "r_adapter": (5e-4, 0.0, 1.0),
-}
+    "wise_ft": (3e-5, 0.1, 1.0), "flyp": (1e-5, 0.1, None), "star_ft": (1e-5, 0.1, None),
+    "carot": (1e-5, 0.1, None), "r_adapter": (5e-4, 0.0, 1.0),
+}  # fmt: skip
 RECIPES = [f"imagenet_vit_b16_{method}" for method in AUTHORS]
 ALL = sorted([*PAPER, *RECIPES, *OWN, RUNLOCAL, "methods", "quickstart"])
 
 # The values of each method's authors, as far as their paper or code was read.
-LIPSUM = {"method.reg_weight": 1.0, "method.text_length": 8, "optim.lr": 1e-5}
+WEIGHT, LR = "method.reg_weight", "optim.lr"
+LIPSUM = {WEIGHT: 1.0, "method.text_length": 8, LR: 1e-5}
 CENTERS = {
-    "ft": {"optim.lr": 1e-5},
+    "ft": {LR: 1e-5},
     "wise_ft": {"method.alpha": 0.5},
     "tpgm": {"method.projection_lr": 1e-2},
-    "l2_sp": {"method.reg_weight": 0.01},
+    "l2_sp": {WEIGHT: 0.01},
     "lipsum_ft": LIPSUM,
     "lipsum_ft_text_count": {**LIPSUM, "method.text_count": 80},
-    "flyp": {"optim.lr": 1e-5},
-    "star_ft": {"method.reg_weight": 0.5, "optim.lr": 1e-5},
+    "flyp": {LR: 1e-5},
+    "star_ft": {WEIGHT: 0.5, LR: 1e-5},
     "carot": {"method.orthogonality_weight": 0.2, "method.distillation_weight": 1.5},
     "r_adapter": {
-        "method.drop_rate": 0.2,
-        "method.alpha": 0.5,
-        "optim.lr": 5e-4,
-        "method.ema_decay": 0.999,
+        "method.drop_rate": 0.2, "method.alpha": 0.5, LR: 5e-4, "method.ema_decay": 0.999,
     },
-}
+}  # fmt: skip
 
 
 def middle(parameter):
@@ -59,12 +53,12 @@ def middle(parameter):
 def test_a_search_begins_at_what_the_authors_use_in_a_wide_range(name):
     values = {"trial": {"method": {"name": name if name in METHODS else "lipsum_ft"}}}
     file = SearchFile.model_validate({**values, "search": {"space": {"name": name}}})
-    center, lr = file.search_space().initial_points[0], SPACES[name].parameters["optim.lr"]
+    center, lr = file.search_space().initial_points[0], SPACES[name].parameters[LR]
     assert CENTERS.get(name, {}).items() <= center.items()
     assert isinstance(lr, Float)
     assert lr.log
     assert math.log10(lr.high / lr.low) >= 3
-    assert 0.1 < lr.unit(float(center["optim.lr"])) < 0.9
+    assert 0.1 < lr.unit(float(center[LR])) < 0.9
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -106,8 +100,8 @@ def test_paper_configurations_have_the_papers_setting(name):
     assert (trial.data.crop_area, trial.data.crop_pct) == ((0.08, 1.0), 0.875)
     assert (trial.precision, trial.eval.rung_weights) == ("auto", "averaged")
     assert search.name == name
-    assert middle(file.search_space().parameters["optim.lr"]) == 1e-5
-    assert file.search_space().initial_points[0]["optim.lr"] == 1e-5
+    assert middle(file.search_space().parameters[LR]) == 1e-5
+    assert file.search_space().initial_points[0][LR] == 1e-5
     first_step = search.scheduler.first_step(trial.steps, trial.eval.every)
     assert first_step == {"domainnet": 3_000, "imagenet": 30_000}[data]
     assert search.resources.gpus_per_worker == 1
@@ -127,10 +121,10 @@ def test_recipes_have_the_authors_settings(method):
     assert (data.crop_area, data.flip, data.crop_pct) == ((0.9, 1.0), False, 1.0)
     assert (optim.batch_size, trial.steps) == (512, 10 * math.ceil(1_281_167 / 512))
     assert round(optim.warmup_fraction * trial.steps) == 500
-    lr = space.initial_points[0]["optim.lr"]
+    lr = space.initial_points[0][LR]
     assert (lr, optim.weight_decay, optim.clip_grad_norm) == AUTHORS[method]
     assert optim.head_lr_factor == (0.01 if method == "wise_ft" else 1)
-    assert middle(space.parameters["optim.lr"]) == lr
+    assert middle(space.parameters[LR]) == lr
     assert file.search.scheduler.first_step(trial.steps, trial.eval.every) == 15_018
 
 
@@ -157,10 +151,10 @@ def test_methods_get_equal_trials_and_small_model_ranges():
     assert file.search.references == ()
     assert file.trial.model_copy(update={"eval": quickstart.trial.eval}) == quickstart.trial
     for method, branch in branches.items():
-        center, lr = branch.initial_points[0], branch.parameters["optim.lr"]
+        center, lr = branch.initial_points[0], branch.parameters[LR]
         authors = file.trial_config({"method.name": method}).method.model_dump()
         for key, value in center.items():
-            assert key in ("optim.lr", "method.ema_decay") or value == authors[key[7:]]
+            assert key in (LR, "method.ema_decay") or value == authors[key[7:]]
         if method != "r_adapter":
-            assert lr == quickstart.search_space().parameters["optim.lr"]
-            assert center["optim.lr"] == quickstart.trial.optim.lr
+            assert lr == quickstart.search_space().parameters[LR]
+            assert center[LR] == quickstart.trial.optim.lr

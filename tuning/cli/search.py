@@ -106,7 +106,10 @@ def resume_run(
     hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
 )
 def extend() -> None:
-    """Is `resume` now."""
+    """Is `resume` now.
+
+    Example: lipsum-tune resume quickstart --trials +8
+    """
     from trainers.errors import ConfigError
 
     raise ConfigError("`extend` is now `resume`, such as lipsum-tune resume quickstart --trials +8")

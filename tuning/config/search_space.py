@@ -180,18 +180,15 @@ def resolve_space(
         problem = "search.space.methods uses the ready space of each method"
         hint = "leave one of them out, or write null"
         raise ConfigError(problem, key="search.space.name", value=space.name, hint=hint)
-    ready_spaces: dict[str | None, SearchSpace | None] = {
-        name: _ready_space(own.name or name, f"search.space.by_method.{name}.name")
-        for name in space.methods
-        for own in [space.by_method.get(name, MethodSpaceConfig())]
-    }
+    ready_spaces: dict[str | None, SearchSpace | None] = {}
+    for name in space.methods:
+        own = space.by_method.get(name, MethodSpaceConfig())
+        ready_spaces[name] = _ready_space(own.name or name, f"search.space.by_method.{name}.name")
     if not space.methods:
         ready_spaces[None] = _ready_space(space.name, "search.space.name") if space.name else None
     for point in space.initial_points or ():
         if point.get(METHOD_KEY) not in ready_spaces:
-            problem = f"names none of the compared methods as its {METHOD_KEY}"
-            if not space.methods:
-                problem = "names a method, of which this search has one only"
+            problem = f"its {METHOD_KEY} is none of search.space.methods"
             raise ConfigError(problem, key="search.space.initial_points", value=point)
     known = {key for ready in ready_spaces.values() if ready for key in ready.parameters}
     parts = {
@@ -200,9 +197,7 @@ def resolve_space(
     }
     searched = {key: p for part in parts.values() for key, p in part.parameters.items()}
     check_searched("search.prior.center", prior.center, searched)
-    if not space.methods:
-        return parts[None]
-    return SearchSpace(branches={str(method): part for method, part in parts.items()})
+    return parts.get(None) or SearchSpace(branches={str(m): part for m, part in parts.items()})
 
 
 def _part(
@@ -214,10 +209,9 @@ def _part(
     trial: TrialConfig,
     seed: int,
 ) -> SearchSpace:
-    """The space of one of several methods, or of the whole search.
+    """The space of one of several methods, or of the whole search, from its ready space.
 
     Args:
-        ready: to change; None is an empty space.
         known: keys of the ready spaces of all methods.
     """
     parameters: dict[str, Distribution] = dict(ready.parameters) if ready else {}
@@ -250,11 +244,7 @@ def _part(
 def _ready_space(name: str, key: str | None = None) -> SearchSpace:
     """The ready space of that name, or the one that a plug-in's method of that name brings.
 
-    A plug-in with a mistake in it is forgotten, so that it can be corrected and loaded again in
-    this process.
-
-    Args:
-        key: of the configuration that names it.
+    A plug-in with a mistake in it is forgotten, so that it can be corrected and loaded again.
     """
     if name not in SEARCH_SPACES:
         if name not in SPACES:
@@ -275,11 +265,7 @@ def _change(
     section: str,
     known: Collection[str],
 ) -> None:
-    """Change and add the parameters that a section gives.
-
-    Args:
-        known: keys to suggest for a misspelt one.
-    """
+    """Change and add the parameters that a section gives; `known` are suggested for others."""
     for key, parameter in given.items():
         if not isinstance(parameter, ParameterChange):
             parameters[key] = parameter

@@ -7,12 +7,12 @@ Command-line keys are the dotted paths of the file: ``--set trial.steps=500`` or
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from search_spaces import Categorical
-from trainers.config import TrialConfig, with_overrides
+from trainers.config import TrialConfig
 from trainers.errors import ConfigError, suggestion, validate
 from trainers.evaluation.metrics import DIRECTIONS, ID_ACC, direction, metric_names
 from trainers.overrides import METHOD_KEY
@@ -74,32 +74,36 @@ def load_trial(source: str | Path, overrides: Iterable[str] = ()) -> TrialConfig
 
 def check_search(file: SearchFile) -> None:
     """Raise a ConfigError for everything that is known to fail before a worker starts."""
+    check_settings(file)
     # Commands that show a configuration or a run start without torch.
     from trainers.checks import check_trials
 
-    check_settings(file)
+    _check_corners(file, check_trials)
+
+
+def _check_corners(file: SearchFile, check: Callable[[Iterator[TrialConfig]], object]) -> None:
+    """Check trials that together reach every bound and every choice, and the first points."""
     space = file.search_space()
     method: str | None = None
     point: dict[str, Any] = {}
 
-    def extreme_trials() -> Iterator[TrialConfig]:
+    def trials() -> Iterator[TrialConfig]:
         nonlocal method, point
         for method, part in space.parts().items():
-            # Points that together reach every bound and every choice, then the first points.
             values = {
                 key: list(p.choices) if isinstance(p, Categorical) else [p.low, p.high]
                 for key, p in part.parameters.items()
             }
-            extremes = [
+            corners = [
                 {key: of_key[min(index, len(of_key) - 1)] for key, of_key in values.items()}
                 for index in range(max(map(len, values.values()), default=0))
             ]
-            for point in (*extremes, *part.initial_points):
+            for point in (*corners, *part.initial_points):
                 own = {} if method is None else {METHOD_KEY: method}
                 yield file.trial_config({**own, **point})
 
     try:
-        check_trials(extreme_trials())
+        check(trials())
     except ConfigError as error:
         if method is not None and error.key == METHOD_KEY:
             hint = f"or remove {method!r}"
@@ -111,15 +115,20 @@ def check_search(file: SearchFile) -> None:
         field = "choices"
         if not isinstance(parameter, Categorical):
             field = "high" if point[error.key] == parameter.high else "low"
-        key = f"{_section_of(error.key, method, file)}.{error.key}.{field}"
+        is_own = method is not None and error.key not in file.search.space.parameters
+        section = f"search.space.by_method.{method}" if is_own else "search.space"
+        key = f"{section}.parameters.{error.key}.{field}"
         raise ConfigError(error.problem, key=key, value=error.value, hint=error.hint) from None
 
 
 def check_settings(file: SearchFile) -> None:
     """The part of `check_search` that needs neither data nor models, which may be elsewhere."""
     trial, search = file.trial, file.search
-    _check_keys(file)
+    searched = {key for part in file.search_space().parts().values() for key in part.parameters}
+    for key in searched.intersection(FIXED):
+        raise ConfigError("cannot be searched", key=f"search.space.parameters.{key}")
     _check_objective(file)
+    _check_corners(file, list)
     for name in search.references:
         file.reference_config(name)
     scheduler = search.scheduler
@@ -134,7 +143,7 @@ def check_settings(file: SearchFile) -> None:
     if trial.eval.every > trial.steps:
         logger.warning(
             "trial.eval.every = %d: more than trial.steps = %d, so nothing is reported before the "
-            "last step, and no trial is stopped early",
+            "last step",
             trial.eval.every,
             trial.steps,
         )
@@ -151,30 +160,6 @@ def check_settings(file: SearchFile) -> None:
     if budget.trials < methods:
         problem = f"fewer than the {methods} of search.space.methods, which get as many trials each"
         raise ConfigError(problem, key="search.budget.trials", value=budget.trials)
-
-
-def _check_keys(file: SearchFile) -> None:
-    """Raise a ConfigError if a searched setting of the method does not exist."""
-    space = file.search.space
-    for name, part in file.search_space().parts().items():
-        override = {} if name is None else {METHOD_KEY: name}
-        method = with_overrides(file.trial, override, "search.space.methods").method
-        for key in part.parameters:
-            where, setting = f"{_section_of(key, name, file)}.{key}", key.removeprefix("method.")
-            if key in FIXED:
-                raise ConfigError("cannot be searched", key=where)
-            if key != setting and setting not in type(method).model_fields:
-                hint = suggestion(setting, type(method).model_fields.keys() - {"name"})
-                if name is None and space.name and key not in space.parameters:
-                    hint = f"write search.space.name = {method.name!r}"
-                problem = f"{METHOD_KEY} = {method.name!r} has no {setting!r}"
-                raise ConfigError(problem, key=where, hint=hint)
-
-
-def _section_of(key: str, method: str | None, file: SearchFile) -> str:
-    """The section of the configuration in which a parameter of the space is, or can be, written."""
-    is_own = method is not None and key not in file.search.space.parameters
-    return f"search.space.by_method.{method}.parameters" if is_own else "search.space.parameters"
 
 
 def _check_objective(file: SearchFile) -> None:

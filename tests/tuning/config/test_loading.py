@@ -41,6 +41,8 @@ def loaded(path, *overrides):
         ({"a": {"b": 1}}, {"a": None}, {"a": None}),
         ({"search": {"name": "x", "a": 1}}, {"search": {"name": "y"}},
          {"search": {"name": "y", "a": 1}}),
+        ({"sampler": {"name": "x", "seed": 1}}, {"sampler": {"name": "y"}},
+         {"sampler": {"name": "y", "seed": 1}}),
     ],
 )  # fmt: skip
 def test_another_name_or_type_replaces_else_mappings_merge(base, over, merged):
