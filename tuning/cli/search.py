@@ -106,10 +106,7 @@ def resume_run(
     hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
 )
 def extend() -> None:
-    """Is `resume` now.
-
-    Example: lipsum-tune resume quickstart --trials +8
-    """
+    """Is `resume` now."""
     from trainers.errors import ConfigError
 
     raise ConfigError("`extend` is now `resume`, such as lipsum-tune resume quickstart --trials +8")

@@ -77,6 +77,8 @@ def run(images_root, tmp_path):
 
 def test_every_help_states_what_and_has_an_example():
     for name, command in get_command(whole).commands.items():
+        if command.hidden:
+            continue
         first, *rest = str(command.help).splitlines()
         assert first.endswith("."), name
         assert any(line.startswith(f"Example: lipsum-tune {name}") for line in rest), name
@@ -339,7 +341,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert caught.value.code == 2
     shown = capsys.readouterr()
     lines = shown.out.splitlines()  # printed before what takes seconds to import
-    assert all(line.startswith(("Search  ", "Extend  ", "Checking  ")) for line in lines)
+    assert all(line.startswith(("Search  ", "Resume  ", "Checking  ")) for line in lines)
     assert shown.err.startswith("lipsum-tune: ")
     assert said in shown.err
     assert len(shown.err.splitlines()) == 1
